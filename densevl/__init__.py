@@ -1,0 +1,62 @@
+"""densevl: open-vocabulary dense prediction. Name some labels; get the segmentation of a photo, without training.
+
+    import densevl
+    segment = densevl.Segmenter("auto")
+    result = segment("street.jpg", ["road", "car | truck", "sky"])
+    result.save("street.png")
+
+Importing densevl imports neither torch nor any model; names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from densevl.errors import DensevlError
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Segmenter": "densevl.pipelines.segmenter",
+    "SegmentationResult": "densevl.results",
+    "LabelSet": "densevl.vocabulary",
+    "Recipe": "densevl.recipes",
+    "load_backbone": "densevl.backbones",
+    "recipes": "densevl.recipes",
+    "images": "densevl.images",
+    "inference": "densevl.inference",
+    "backbones": "densevl.backbones",
+    "kernels": "densevl.kernels",
+    "vocabulary": "densevl.vocabulary",
+}
+
+__all__ = [
+    "DensevlError",
+    "LabelSet",
+    "Recipe",
+    "SegmentationResult",
+    "Segmenter",
+    "__version__",
+    "load_backbone",
+    "recipes",
+]
+
+if TYPE_CHECKING:
+    from densevl import recipes
+    from densevl.backbones import load_backbone
+    from densevl.pipelines.segmenter import Segmenter
+    from densevl.recipes import Recipe
+    from densevl.results import SegmentationResult
+    from densevl.vocabulary import LabelSet
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'densevl' has no attribute '{name}'")
+    module = import_module(_LAZY[name])
+    return module if _LAZY[name] == f"densevl.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

