@@ -1,0 +1,89 @@
+"""Decoding plans: upsampling windows, averaging their overlap and the final resize as one small matrix per axis.
+
+All three steps are linear and separable, and the overlap count of a grid of windows is an outer product, so along one
+axis the whole chain is  A = R . diag(1/count) . [U_1 ... U_k]  of shape (output pixels, windows * tokens), where U_i
+upsamples the tokens of window i to its pixels and R resizes the canvas. Rows are non-negative and sum to 1.
+Bilinear means align_corners=False, as torch and OpenCV have it. Built in float64, kept in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+@lru_cache(maxsize=64)
+def bilinear_matrix(size: int, source: int) -> np.ndarray:
+    """(size, source) float64: row i holds the bilinear weights of output i; no antialiasing when shrinking."""
+    at = np.clip((np.arange(size) + 0.5) * source / size - 0.5, 0, None)
+    low = np.minimum(np.floor(at).astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    matrix = np.zeros((size, source))
+    np.add.at(matrix, (np.arange(size), low), 1 - (at - low))
+    np.add.at(matrix, (np.arange(size), high), at - low)
+    return matrix
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some output pixels of an axis, the tokens they touch, and the weights between the two (pixels, tokens)."""
+
+    pixels: slice
+    touched: slice | torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class AxisPlan:
+    """One axis of a plan: `matrix` (output pixels, windows * tokens) float32."""
+
+    matrix: torch.Tensor
+
+    def blocks(self, step: int) -> Iterator[Block]:
+        """Runs of `step` output pixels, each with only the token columns it touches."""
+        for start in range(0, len(self.matrix), step):
+            pixels = slice(start, min(start + step, len(self.matrix)))
+            touched = self.matrix[pixels].any(dim=0).nonzero().flatten()
+            yield Block(pixels, touched, self.matrix[pixels][:, touched].contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class DecodePlan:
+    """Both axes: window scores (B, Y, X, T) to pixels, S[t, y, x] = sum rows[y, i] cols[x, j] scores[i, j, t].
+
+    Windows are laid as a block matrix: row block = window row, column block = window column.
+    """
+
+    rows: AxisPlan
+    cols: AxisPlan
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the output."""
+        return len(self.rows.matrix), len(self.cols.matrix)
+
+
+@lru_cache(maxsize=64)
+def axis_plan(
+    starts: tuple[int, ...], crop: int, before: int, after: int, tokens: int, length: int, size: int
+) -> AxisPlan:
+    """Plan one axis.
+
+    Args:
+        starts: first pixel of each window on the canvas; crop: pixels of a window that lie on the canvas.
+        before, after: pixels of padding a window carries outside the canvas; its tokens span all of it.
+        tokens: tokens per window; length: pixels of the canvas; size: pixels of the output.
+    """
+    upsample = bilinear_matrix(before + crop + after, tokens)[before : before + crop]
+    canvas = np.zeros((length, len(starts) * tokens))
+    count = np.zeros((length, 1))
+    for i, start in enumerate(starts):
+        canvas[start : start + crop, i * tokens : (i + 1) * tokens] = upsample
+        count[start : start + crop] += 1
+    canvas /= count
+    matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
+    return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))

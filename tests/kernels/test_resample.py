@@ -1,0 +1,100 @@
+"""Decoding plans against the chain they stand for: upsample, pad, add, divide, interpolate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from densevl.inference import WindowGrid
+from densevl.kernels.reference import dense_decode, dense_scores
+from densevl.kernels.resample import bilinear_matrix
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+
+@given(size=st.integers(1, 80), source=st.integers(1, 80))
+@settings(deadline=None, max_examples=60)
+def test_bilinear_matrix_is_torchs_bilinear(size, source) -> None:
+    matrix = torch.from_numpy(bilinear_matrix(size, source))
+    signal = torch.randn(1, 1, source, dtype=torch.float64)
+    want = F.interpolate(signal, size=size, mode="linear", align_corners=False)
+    torch.testing.assert_close((matrix @ signal[0, 0]), want[0, 0], atol=1e-12, rtol=0)
+    assert (matrix >= 0).all()
+    torch.testing.assert_close(matrix.sum(1), torch.ones(size, dtype=torch.float64))
+
+
+def papers_chain(
+    windows: WindowGrid, scores_by_window: torch.Tensor, patch: int, size: tuple[int, int]
+) -> torch.Tensor:
+    """What the papers' code does, in float64: (n, T, h, w) per-window scores to (T, H, W)."""
+    rows, cols = windows.rows, windows.cols
+    canvas = torch.zeros(scores_by_window.shape[1], rows.length, cols.length, dtype=torch.float64)
+    count = torch.zeros(rows.length, cols.length, dtype=torch.float64)
+    corners = [(top, left) for top in rows.starts for left in cols.starts]
+    for (top, left), part in zip(corners, scores_by_window.double(), strict=True):
+        full = F.interpolate(part[None], size=(rows.tokens * patch, cols.tokens * patch), mode="bilinear")[0]
+        full = full[:, rows.before : rows.before + rows.crop, cols.before : cols.before + cols.crop]
+        canvas[:, top : top + rows.crop, left : left + cols.crop] += full
+        count[top : top + rows.crop, left : left + cols.crop] += 1
+    return F.interpolate((canvas / count)[None], size=size, mode="bilinear")[0]
+
+
+cases = st.fixed_dictionaries(
+    {
+        "height": st.integers(1, 70),
+        "width": st.integers(1, 70),
+        "crop": st.one_of(st.none(), st.integers(1, 48)),
+        "stride": st.integers(1, 40),
+        "patch": st.sampled_from([1, 4, 8]),
+        "out": st.tuples(st.integers(1, 60), st.integers(1, 60)),
+        "queries": st.integers(1, 9),
+    }
+)
+
+
+@given(case=cases)
+@settings(deadline=None, max_examples=80)
+def test_plan_equals_upsample_add_divide_interpolate(case) -> None:
+    if case["crop"] is not None and case["stride"] > case["crop"]:
+        case["stride"] = case["crop"]  # the papers' windows overlap or touch; gaps are tested below
+    windows = WindowGrid.place(case["height"], case["width"], case["crop"], case["stride"], case["patch"])
+    h, w = windows.rows.tokens, windows.cols.tokens
+    by_window = torch.randn(len(windows), case["queries"], h, w)
+    laid = windows.assemble(by_window.permute(0, 2, 3, 1).contiguous(), 1)
+    plan = windows.plan(*case["out"])
+    want = papers_chain(windows, by_window, case["patch"], case["out"])
+    torch.testing.assert_close(dense_scores(laid, plan)[0].double(), want, atol=3e-6, rtol=0)
+
+    label, score, lse = dense_decode(laid, plan, 7.0)
+    best = want.max(0)
+    near_tie = (
+        (want.topk(2, dim=0).values.diff(dim=0).abs()[0] < 1e-5) if case["queries"] > 1 else torch.zeros_like(best[0])
+    )
+    assert ((label[0] == best.indices) | near_tie.bool()).all()
+    torch.testing.assert_close(score[0].double(), best.values, atol=3e-6, rtol=0)
+    torch.testing.assert_close(lse[0].double(), torch.logsumexp(7.0 * want, 0), atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("queries", [1, 33, 300])
+def test_decode_over_many_tiles_equals_the_volume(queries) -> None:
+    windows = WindowGrid.place(336, 500, 224, 112, 16)
+    scores = torch.randn(2, len(windows.rows.starts) * 14, len(windows.cols.starts) * 14, queries)
+    plan = windows.plan(131, 307)
+    volume = dense_scores(scores, plan)
+    label, score, lse = dense_decode(scores, plan, 40.0)
+    torch.testing.assert_close(score, volume.amax(1), atol=2e-6, rtol=0)
+    torch.testing.assert_close(volume.gather(1, label.long()[:, None])[:, 0], score, atol=2e-6, rtol=0)
+    torch.testing.assert_close(lse, torch.logsumexp(40.0 * volume, 1), atol=2e-4, rtol=0)
+
+
+def test_equal_scores_take_the_first_query() -> None:
+    windows = WindowGrid.place(32, 32, None, 1, 8)
+    label, _, _ = dense_decode(torch.ones(1, 4, 4, 5), windows.plan(32, 32))
+    assert (label == 0).all()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    windows = WindowGrid.place(16, 16, None, 1, 8)
+    _, _, lse = dense_decode(torch.full((1, 2, 2, 3), 1e4), windows.plan(16, 16), 100.0)
+    np.testing.assert_allclose(lse, 1e6 + np.log(3), rtol=1e-6)
