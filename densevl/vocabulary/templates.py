@@ -1,0 +1,52 @@
+"""Prompt templates: the sentences a label is put into before it is encoded.
+
+A template holds "{}" where the label goes; it is filled by plain replacement, so labels may hold braces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densevl.errors import LabelError, suggest
+
+_MARK = "\0"  # stands for the label while open_clip's own templates (functions) are turned into strings
+_OWN = {"name": ("{}",), "photo": ("a photo of a {}.",)}
+NAMES = ("openai", "simple", *_OWN)
+
+
+def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
+    """Return templates by name or as given.
+
+    Args:
+        spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "photo" (one), "name" (the bare label), one
+            template such as "a sketch of a {}", or a list of templates.
+
+    Raises:
+        LabelError: unknown name, an empty list, or a template without "{}".
+    """
+    if isinstance(spec, str):
+        if spec in _OWN:
+            return _OWN[spec]
+        if spec in ("openai", "simple"):
+            return _from_open_clip(spec)
+        if "{}" not in spec:
+            raise LabelError(f"no templates '{spec}'{suggest(spec, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
+        return (spec,)
+    if not spec:
+        raise LabelError("an empty list of templates; use 'name' for the bare label")
+    for template in spec:
+        if "{}" not in template:
+            raise LabelError(f"template '{template}' has no {{}} for the label")
+    return tuple(spec)
+
+
+def fill(template: str, label: str) -> str:
+    """Put a label into a template, by replacement: braces in the label mean nothing."""
+    return template.replace("{}", label)
+
+
+def _from_open_clip(name: str) -> tuple[str, ...]:
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    functions = OPENAI_IMAGENET_TEMPLATES if name == "openai" else SIMPLE_IMAGENET_TEMPLATES
+    return tuple(function(_MARK).replace(_MARK, "{}") for function in functions)

@@ -1,0 +1,75 @@
+"""A disk cache of text embeddings: one small SQLite file, safe for several processes, no pickles.
+
+A broken or unwritable cache costs time, never a result: it is reported once and passed by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from densevl.cache import cache_dir
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS embedding (key TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
+_BUSY_SECONDS = 10.0
+_CHUNK = 500  # SQLite's default limit of variables in a statement is 999
+
+
+class TextCache:
+    """Embeddings by (model fingerprint, templates, text); vectors are float32."""
+
+    def __init__(self, fingerprint: str, templates: Sequence[str], path: Path | None = None) -> None:
+        """Open lazily; `path` defaults to text.sqlite in the cache folder."""
+        self._scope = hashlib.sha256("\0".join([fingerprint, *templates]).encode()).hexdigest()
+        self._path = path
+        self._broken = False
+
+    def _key(self, text: str) -> str:
+        return hashlib.sha256(f"{self._scope}\0{text}".encode()).hexdigest()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path or cache_dir() / "text.sqlite", timeout=_BUSY_SECONDS)
+        connection.execute(_SCHEMA)
+        return connection
+
+    def get(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The vectors that are cached among those asked for, each (D,) float32."""
+        if self._broken or not texts:
+            return {}
+        keys = {self._key(text): text for text in texts}
+        found: dict[str, np.ndarray] = {}
+        try:
+            with closing(self._connect()) as connection:
+                asked = list(keys)
+                for start in range(0, len(asked), _CHUNK):
+                    part = asked[start : start + _CHUNK]
+                    marks = ",".join("?" * len(part))
+                    query = f"SELECT key, vector FROM embedding WHERE key IN ({marks})"  # noqa: S608 - only "?" marks
+                    rows = connection.execute(query, part)
+                    found.update({keys[key]: np.frombuffer(vector, dtype="<f4").copy() for key, vector in rows})
+        except (sqlite3.Error, OSError, ValueError) as error:
+            self._give_up(error)
+        return found
+
+    def put(self, vectors: Mapping[str, np.ndarray]) -> None:
+        """Store vectors (D,) by text, in one transaction."""
+        if self._broken or not vectors:
+            return
+        rows = [
+            (self._key(text), np.ascontiguousarray(vector, dtype="<f4").tobytes()) for text, vector in vectors.items()
+        ]
+        try:
+            with closing(self._connect()) as connection, connection:
+                connection.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?)", rows)
+        except (sqlite3.Error, OSError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        logging.getLogger(__name__).warning("text cache unusable (%s); texts are encoded anew", error)

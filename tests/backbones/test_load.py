@@ -1,0 +1,253 @@
+"""Finding models by name: every way in, every wrong turn with one clear line, and no network in any of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import huggingface_hub.constants
+import open_clip
+import pytest
+import torch
+from densevl.backbones import available, hub, load_backbone
+from densevl.backbones.load import best_at_hand
+from densevl.errors import DensevlError, ModelError, WeightsError
+from open_clip import pretrained
+from safetensors.torch import save_file
+
+from conftest import TINY, random_clip
+
+PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch, tmp_path) -> None:
+    """An empty hub cache, and an endpoint that nothing listens on."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def _state() -> dict[str, torch.Tensor]:
+    return {key: value.contiguous() for key, value in random_clip(seed=4).state_dict().items()}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A model folder as open_clip's local-dir has it."""
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3}}))
+    save_file(_state(), place / "open_clip_model.safetensors")
+    return place
+
+
+@pytest.fixture
+def arch(tmp_path, monkeypatch) -> str:
+    """A tiny architecture known to open_clip, with a tag on the hub."""
+    (tmp_path / "tiny-vit.json").write_text(json.dumps(TINY | {"quick_gelu": False}))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.add_model_config(tmp_path / "tiny-vit.json")
+    entry = {
+        "hub": {"hf_hub": "someone/tiny-vit.hub/", "quick_gelu": True, "mean": (0.1, 0.2, 0.3)},
+        "url": {"url": "x"},
+    }
+    monkeypatch.setitem(pretrained._PRETRAINED, "tiny-vit", entry)
+    return "tiny-vit"
+
+
+def _put_into_hub_cache(cache: Path, content: bytes) -> Path:
+    """Lay a file out as the hub's client does: blobs by SHA-256, snapshots as links, a ref."""
+    repo = cache / "models--someone--tiny-vit.hub"
+    blob = repo / "blobs" / hashlib.sha256(content).hexdigest()
+    snapshot = repo / "snapshots" / ("0" * 40)
+    for place in (blob.parent, snapshot, repo / "refs"):
+        place.mkdir(parents=True)
+    blob.write_bytes(content)
+    (snapshot / "open_clip_model.safetensors").symlink_to(blob)
+    (repo / "refs" / "main").write_text("0" * 40)
+    return snapshot / "open_clip_model.safetensors"
+
+
+def _expected() -> torch.Tensor:
+    return random_clip(seed=4).encode_image(PIXELS)
+
+
+@pytest.mark.parametrize("spell", ["{}", "local-dir:{}", "{}/"])
+def test_a_folder_loads_and_is_open_clips_own_model(folder, spell) -> None:
+    backbone = load_backbone(spell.format(folder), device="cpu")
+    torch.testing.assert_close(backbone.encode_image(PIXELS), _expected())
+    assert backbone.name == "model"
+    assert backbone.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("name", ["config", "folder"])
+def test_config_and_weights_file(folder, tmp_path, suffix, name) -> None:
+    weights = tmp_path / f"weights{suffix}"
+    if suffix == ".pt":
+        torch.save({"state_dict": {f"module.{key}": value for key, value in _state().items()}}, weights)
+    else:
+        save_file(_state(), weights)
+    backbone = load_backbone(
+        str(folder / "open_clip_config.json" if name == "config" else folder), weights, device="cpu"
+    )
+    torch.testing.assert_close(backbone.encode_image(PIXELS), _expected())
+
+
+def test_the_hub_cache_is_enough_and_the_tag_decides_quick_gelu(arch, tmp_path) -> None:
+    source = tmp_path / "w.safetensors"
+    save_file(_state(), source)
+    _put_into_hub_cache(tmp_path / "hub", source.read_bytes())
+    backbone = load_backbone(f"{arch}/hub", device="cpu")
+    torch.testing.assert_close(backbone.encode_image(PIXELS), _expected())  # random_clip uses QuickGELU
+    assert backbone.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_damaged_download_is_removed_and_named(tmp_path) -> None:
+    link = _put_into_hub_cache(tmp_path / "hub", b"good")
+    hub.verify(link)
+    link.resolve().write_bytes(b"bad")
+    with pytest.raises(WeightsError, match="SHA-256"):
+        hub.verify(link)
+    assert hub.cached_file("someone/tiny-vit.hub/") is None
+
+
+def test_available_lists_photo_and_clip_without_a_network() -> None:
+    names = [info.name for info in available()]
+    assert names[0] == "ViT-B-16/openai"
+    assert "photo" in names
+
+
+def test_auto_prefers_a_clip_on_disk(monkeypatch) -> None:
+    monkeypatch.setattr(hub, "cached_file", lambda hub_id: Path("x") if "laion2B" in hub_id else None)
+    assert best_at_hand() == "ViT-B-16/laion2b_s34b_b88k"
+
+
+def test_auto_without_any_model_says_how_to_get_one(monkeypatch) -> None:
+    monkeypatch.setattr("densevl.backbones.load.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"densevl\[photo\]"):
+        load_backbone("auto")
+
+
+def _pickle_bomb() -> bytes:
+    class Bomb:
+        def __reduce__(self):
+            return (exec, ("raise SystemExit('a weights file ran code')",))
+
+    buffer = io.BytesIO()
+    torch.save({"state_dict": Bomb()}, buffer)
+    return buffer.getvalue()
+
+
+def _zip_of_nothing() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x", "y")
+    return buffer.getvalue()
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("w.safetensors", lambda: b"", "is empty"),
+        ("w.safetensors", lambda: b"<!DOCTYPE html><html>", "is a web page"),
+        ("w.pt", lambda: b"\n <html>", "is a web page"),
+        ("w.safetensors", lambda: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"),
+        ("w.safetensors", lambda: b"\xff" * 100, "header is malformed"),
+        ("w.safetensors", lambda: (2**63).to_bytes(8, "little") + b"{}", "header is malformed"),
+        ("w.safetensors", lambda: (10**6).to_bytes(8, "little") + b'{"a"', "cut off"),
+        ("w.safetensors", lambda: _cut(_safetensors(_state())), "damaged"),
+        ("w.pt", lambda: b"hello world, I am not weights", "neither safetensors nor a torch checkpoint"),
+        ("w.pt", _pickle_bomb, "more than plain tensors"),
+        ("w.pt", _zip_of_nothing, "cannot be read|damaged"),
+        ("w.safetensors", lambda: _safetensors({"a": torch.zeros(2)}), r"does not fit .*missing .*1 unexpected \(a\)"),
+        (
+            "w.safetensors",
+            lambda: _safetensors({**_state(), "visual.proj": torch.zeros(3, 3)}),
+            r"1 of another shape \(visual.proj\)",
+        ),
+    ],
+)
+def test_wrong_weights_are_explained_in_one_line(folder, tmp_path, name, content, reason) -> None:
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(WeightsError, match=reason) as caught:
+        load_backbone(str(folder), tmp_path / name, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nonsense", "no model 'nonsense'"),
+        ("fotos", "closest: photo"),
+        ("ViT-B-61/openai", r"no architecture 'ViT-B-61' in open_clip \(closest: ViT-B-16"),
+        ("ViT-B-16/opnai", r"no weights tagged 'opnai' \(closest: openai"),
+        ("tiny-vit/hub", "not on this disk and the hub cannot be reached"),
+        ("tiny-vit/url", "not on the hub"),
+        ("local-dir:/no/such/folder", "has no open_clip_config.json"),
+    ],
+)
+def test_wrong_names_are_explained_in_one_line(arch, name, reason) -> None:
+    with pytest.raises(ModelError, match=reason) as caught:
+        load_backbone(name, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_mode_is_respected(arch, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids"):
+        load_backbone(f"{arch}/hub", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{not json", "cannot be read"),
+        ("[1]", "not an open_clip model config"),
+        ('{"model_cfg": {"embed_dim": 4}}', "not an open_clip model config"),
+        (json.dumps(TINY | {"nonsense": 1}), "cannot build it"),
+        (
+            json.dumps(TINY | {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}}),
+            "weights file|no dense",
+        ),
+    ],
+)
+def test_wrong_configs_are_explained_in_one_line(folder, config, reason) -> None:
+    (folder / "open_clip_config.json").write_text(config)
+    with pytest.raises(DensevlError, match=reason) as caught:
+        load_backbone(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("vision", "reason"),
+    [({"pool_type": "avg"}, "pools patches"), ({"final_ln_after_pool": True}, "normalises after pooling")],
+)
+def test_towers_without_dense_features_say_why(folder, vision, reason) -> None:
+    config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], **vision}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with pytest.raises(ModelError, match=reason):
+        load_backbone(str(folder), device="cpu")
+
+
+def test_a_missing_weights_file_and_an_empty_folder(folder, tmp_path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        load_backbone(str(folder), tmp_path / "none.safetensors")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        load_backbone(str(folder))

@@ -1,0 +1,64 @@
+"""Fixtures: a tiny random CLIP built by open_clip, and a cache folder of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from densevl.backbones.open_clip_vit import OpenClipViT
+from open_clip.transform import PreprocessCfg, image_transform_v2
+
+DATA = Path(__file__).parent / "data"
+PHOTOS = Path(__file__).parents[1] / "demo" / "images"
+
+TINY = {
+    "embed_dim": 24,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 7, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep tests out of the user's cache; one folder for the session, so derived tables are made once."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("DENSEVL_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def random_clip(seed: int = 0, config: dict | None = None) -> torch.nn.Module:
+    """A CLIP with random weights in which every part has an effect (norms and biases are not at their defaults)."""
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**(config or TINY)).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 and name != "logit_scale":
+            parameter += 0.2 * torch.randn_like(parameter)
+        elif "attn" in name or "embedding" in name:
+            parameter.copy_(torch.randn_like(parameter) * (1.2 / parameter.shape[-1] ** 0.5))
+    return model
+
+
+def wrap(model: torch.nn.Module, name: str = "tiny") -> OpenClipViT:
+    settings = PreprocessCfg(size=model.visual.image_size)
+    return OpenClipViT(
+        model,
+        open_clip.SimpleTokenizer(context_length=TINY["text_cfg"]["context_length"]),
+        image_transform_v2(settings, is_train=False),
+        name=name,
+        mean=settings.mean,
+        std=settings.std,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> OpenClipViT:
+    """Seven blocks of width 32, two heads of 16, patch 8, image 32."""
+    return wrap(random_clip())

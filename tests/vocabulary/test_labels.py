@@ -1,0 +1,114 @@
+"""Labels in every form people write them, and clear words for the forms they should not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from densevl.errors import LabelError
+from densevl.vocabulary import Background, LabelSet
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "synonyms"),
+    [
+        (["cat", "dog"], ("cat", "dog"), (("cat",), ("dog",))),
+        ("cat,dog", ("cat", "dog"), (("cat",), ("dog",))),
+        (" cat , dog|puppy ", ("cat", "dog"), (("cat",), ("dog", "puppy"))),
+        (["car | truck", "a  red\tbus"], ("car", "a red bus"), (("car", "truck"), ("a red bus",))),
+        ({"vehicle": ["car", "truck"], "cat": "cat"}, ("vehicle", "cat"), (("car", "truck"), ("cat",))),
+        ({"sky": []}, ("sky",), (("sky",),)),
+        (["{weird} label", "ünïcödé 猫"], ("{weird} label", "ünïcödé 猫"), (("{weird} label",), ("ünïcödé 猫",))),
+    ],
+)
+def test_forms_people_write(given, names, synonyms) -> None:
+    labels = LabelSet.parse(given)
+    assert (labels.names, labels.synonyms) == (names, synonyms)
+    assert LabelSet.parse(labels) is labels
+
+
+def test_queries_know_their_class() -> None:
+    labels = LabelSet.parse("car|truck,sky")
+    assert labels.queries == ["car", "truck", "sky"]
+    assert labels.query_classes == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.txt", "cat\n\ndog | puppy\n"),
+        ("l.json", '["cat", "dog | puppy"]'),
+        ("d.json", '{"cat": [], "dog": ["dog", "puppy"]}'),
+    ],
+)
+@pytest.mark.parametrize("form", [str, Path, lambda p: f"@{p}"], ids=["str", "path", "at"])
+def test_files(tmp_path, name, text, form) -> None:
+    (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+    labels = LabelSet.parse(form(tmp_path / name))
+    assert labels.synonyms == (("cat",), ("dog", "puppy"))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], "no labels"),
+        ("", "empty label"),
+        ("cat,,dog", "empty label"),
+        ("cat,dog,", "trailing comma"),
+        (["cat", "cat"], "'cat' is given twice"),
+        (["cat", "Cat"], "given twice"),
+        (["cat|dog", "dog"], "'dog' is given twice .in 'cat' and 'dog'"),
+        (["x" * 5000], "5000 characters; the limit is 300"),
+        (["cat | " + "x" * 5000], "5000 characters"),
+        (["cat", 3], "3 is a int"),
+        (["|"], "empty label"),
+        ("no/such/file.txt", "cannot be read"),
+        ({}, "no labels"),
+    ],
+)
+def test_unusable_labels_say_why_in_one_line(given, reason) -> None:
+    with pytest.raises(LabelError, match=reason) as caught:
+        LabelSet.parse(given)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["3", "{broken", '"cat"'])
+def test_unusable_files_say_why(tmp_path, text) -> None:
+    (tmp_path / "l.json").write_text(text)
+    with pytest.raises(LabelError, match=r"l\.json"):
+        LabelSet.parse(tmp_path / "l.json")
+
+
+def test_ten_thousand_labels() -> None:
+    assert len(LabelSet.parse([f"thing {i}" for i in range(10_000)])) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("spec", "want"),
+    [
+        (None, Background()),
+        ("none", Background()),
+        ("unknown", Background(unknown=True)),
+        (0.3, Background(threshold=0.3)),
+        ("0.3", Background(threshold=0.3)),
+        ("sky, wall", Background(words=("sky", "wall"))),
+        (["sky"], Background(words=("sky",))),
+        (Background(words=("a",), threshold=0.1), Background(words=("a",), threshold=0.1)),
+    ],
+)
+def test_background_policies(spec, want) -> None:
+    assert Background.parse(spec) == want
+
+
+@pytest.mark.parametrize("spec", [1.5, -0.1, "1.0", ["sky", 3], "sky,,wall"])
+def test_unusable_backgrounds(spec) -> None:
+    with pytest.raises(LabelError):
+        Background.parse(spec)
+
+
+def test_labels_survive_json() -> None:
+    labels = LabelSet.parse("car|truck,sky")
+    again = json.loads(json.dumps(dict(zip(labels.names, labels.synonyms, strict=True))))
+    assert LabelSet.parse(again) == labels

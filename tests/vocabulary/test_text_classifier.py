@@ -1,0 +1,113 @@
+"""Text is encoded once per model, templates and string, and the ensemble is CLIP's."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import open_clip
+import pytest
+import torch
+from densevl.errors import LabelError
+from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.templates import fill, templates
+from densevl.vocabulary.text_classifier import TextClassifier
+from torch.nn import functional as F
+
+from conftest import random_clip, wrap
+
+
+class Counting:
+    """Counts the prompts a backbone encodes."""
+
+    def __init__(self, backbone, monkeypatch) -> None:
+        self.prompts: list[str] = []
+        encode = backbone.encode_text
+
+        def counted(texts):
+            self.prompts += list(texts)
+            return encode(texts)
+
+        monkeypatch.setattr(backbone, "encode_text", counted)
+
+
+@pytest.fixture
+def backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path / "cache"))
+    return wrap(random_clip(seed=1))
+
+
+def test_the_ensemble_is_the_normalised_mean_of_normalised_prompts(backbone) -> None:
+    got = TextClassifier(backbone, "simple").encode(LabelSet.parse("cat,dog")).vectors
+    tokenizer = open_clip.SimpleTokenizer(context_length=20)
+    for row, word in zip(got, ("cat", "dog"), strict=True):
+        prompts = tokenizer([template(word) for template in open_clip.SIMPLE_IMAGENET_TEMPLATES])
+        unit = F.normalize(backbone._model.encode_text(prompts), dim=-1)
+        torch.testing.assert_close(row, F.normalize(unit.mean(0), dim=-1), atol=1e-6, rtol=0)
+
+
+def test_a_string_is_encoded_once_and_never_again(backbone, monkeypatch) -> None:
+    counting = Counting(backbone, monkeypatch)
+    first = TextClassifier(backbone, "photo").encode(LabelSet.parse("cat,dog"))
+    assert counting.prompts == ["a photo of a cat.", "a photo of a dog."]
+    again = TextClassifier(backbone, "photo").encode(LabelSet.parse("dog,bird,cat"))
+    assert counting.prompts[2:] == ["a photo of a bird."]
+    assert torch.equal(again.vectors[[2, 0]], first.vectors)
+
+
+def test_the_cache_tells_models_and_templates_apart(backbone, monkeypatch) -> None:
+    labels = LabelSet.parse("cat")
+    first = TextClassifier(backbone, "photo").encode(labels).vectors
+    other_model = wrap(random_clip(seed=2))
+    assert other_model.text_fingerprint != backbone.text_fingerprint
+    assert wrap(random_clip(seed=1)).text_fingerprint == backbone.text_fingerprint
+    assert not torch.allclose(TextClassifier(other_model, "photo").encode(labels).vectors, first)
+    assert not torch.allclose(TextClassifier(backbone, "name").encode(labels).vectors, first)
+
+
+def test_a_fine_tuned_text_tower_is_another_model() -> None:
+    model = random_clip(seed=1)
+    model.ln_final.bias[0] += 1e-3
+    assert wrap(model).text_fingerprint != wrap(random_clip(seed=1)).text_fingerprint
+
+
+@pytest.mark.parametrize("damage", ["garbage", "read-only folder", "2-byte vector", "8-byte vector"])
+def test_a_broken_cache_costs_time_not_the_result(backbone, tmp_path, monkeypatch, damage, caplog) -> None:
+    labels = LabelSet.parse("cat,dog")
+    want = TextClassifier(backbone, "photo", use_cache=False).encode(labels).vectors
+    path = tmp_path / "cache" / "text.sqlite"
+    if damage == "garbage":
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"this is not a database" * 100)
+    elif damage == "read-only folder":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path / "file" / "below"))
+    else:
+        TextClassifier(backbone, "photo").encode(labels)
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE embedding SET vector = zeroblob(?)", (int(damage[0]),))
+    got = TextClassifier(backbone, "photo").encode(labels).vectors
+    assert torch.equal(got, want)
+
+
+def test_background_words_and_unknown_are_classless(backbone, monkeypatch) -> None:
+    policy = Background(words=("sky", "cat"), unknown=True)
+    monkeypatch.setattr(backbone, "unknown", lambda text: text.mean(0))
+    got = TextClassifier(backbone, "photo").encode(LabelSet.parse("cat|kitten,dog"), policy)
+    assert got.queries == ("cat", "kitten", "dog", "sky", "unknown")
+    assert got.classes.tolist() == [0, 0, 1, -1, -1]
+
+
+@pytest.mark.parametrize(("name", "count"), [("openai", 80), ("simple", 7), ("photo", 1), ("name", 1)])
+def test_template_sets(name, count) -> None:
+    assert len(templates(name)) == count
+    assert all("{}" in template for template in templates(name))
+
+
+def test_braces_in_labels_mean_nothing() -> None:
+    assert fill("a photo of a {}.", "{0.__class__} {}") == "a photo of a {0.__class__} {}."
+
+
+@pytest.mark.parametrize("spec", ["opnai", [], ["no mark"]])
+def test_unusable_templates(spec) -> None:
+    with pytest.raises(LabelError):
+        templates(spec)
