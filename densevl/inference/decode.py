@@ -1,0 +1,75 @@
+"""From scores to a label map: synonyms, background, thresholds; never a volume of classes by pixels.
+
+The decision of the SCLIP family of papers: p = softmax over all query strings of scale * score; a class has the
+probability of its best string; a pixel takes the best class, and none where a background string wins or the
+probability is under the threshold. The best string decides the class, so synonyms cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from densevl.kernels.reference import dense_decode, dense_scores
+from densevl.kernels.resample import DecodePlan
+from densevl.vocabulary.labels import NOTHING
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """Attributes: labels (B, H, W) int16, -1 for nothing; confidence (B, H, W) float32 in 0..1."""
+
+    labels: torch.Tensor
+    confidence: torch.Tensor
+
+
+def decode(
+    scores: torch.Tensor,
+    plan: DecodePlan,
+    classes: torch.Tensor,
+    *,
+    scale: float,
+    threshold: float = 0.0,
+    min_share: float = 0.0,
+) -> LabelMap:
+    """Decide every pixel.
+
+    Args:
+        scores: (B, Y, X, T) window scores; plan: their map to pixels.
+        classes: (T,) class index of each query, -1 for background queries.
+        scale: multiplies scores before the softmax (CLIP papers use 40 to 65).
+        threshold: under this probability a pixel is labelled -1.
+        min_share: a class whose share of the labelled pixels is not above this gives them to the next best class
+            (the papers' area threshold); probabilities stay those over all queries.
+
+    Returns:
+        The label map; `confidence` is the probability of the winning string, background included.
+    """
+    query, score, lse = dense_decode(scores, plan, scale)
+    labels = classes[query.long()]
+    if min_share > 0:
+        for image in range(len(labels)):  # the share is a property of one image
+            dropped = _rare(labels[image], classes, min_share)
+            if dropped.any():
+                kept = (~dropped).nonzero().flatten()
+                again, best, _ = dense_decode(scores[image : image + 1, ..., kept], plan)
+                labels[image] = classes[kept][again[0].long()]
+                score[image] = best[0]
+    confidence = torch.exp(scale * score - lse).clamp_(max=1.0)  # rounding may reach past 1
+    labels = torch.where(confidence < threshold, NOTHING, labels)
+    return LabelMap(labels.to(torch.int16), confidence)
+
+
+def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torch.Tensor:
+    """Which queries (T,) belong to a class with too small a share of the labelled pixels; never all of them."""
+    counts = torch.bincount(labels[labels != NOTHING], minlength=int(classes.max().clamp(min=0)) + 1).float()
+    share = counts / counts.sum().clamp(min=1)
+    dropped = (classes != NOTHING) & (share[classes.clamp(min=0)] <= min_share)
+    return dropped if not dropped.all() else torch.zeros_like(dropped)
+
+
+def class_scores(scores: torch.Tensor, plan: DecodePlan, classes: torch.Tensor, count: int) -> torch.Tensor:
+    """The full volume, on demand: (B, count, H, W), each class its best string's score, background left out."""
+    volume = dense_scores(scores, plan)
+    return torch.stack([volume[:, classes == index].amax(dim=1) for index in range(count)], dim=1)

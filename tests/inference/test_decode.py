@@ -1,0 +1,57 @@
+"""The decision (synonyms, background, thresholds) against a plain numpy reading of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from densevl.inference import WindowGrid, class_scores, decode
+from densevl.kernels.reference import dense_scores
+
+
+def naive(volume: np.ndarray, classes: np.ndarray, scale: float, threshold: float, min_share: float):
+    """volume (T, H, W) to labels and confidence, written out."""
+    logits = scale * volume.astype(np.float64)
+    p = np.exp(logits - logits.max(0))
+    p /= p.sum(0)
+    kept = np.ones(len(classes), bool)
+    best = p.argmax(0)
+    labels = classes[best]
+    if min_share:
+        total = (labels >= 0).sum()
+        kept = np.array([c < 0 or (labels == c).sum() / max(total, 1) > min_share for c in classes])
+        if kept.any():
+            p = np.where(kept[:, None, None], p, 0)
+            labels = classes[p.argmax(0)]
+    confidence = p.max(0)
+    return np.where(confidence < threshold, -1, labels), confidence
+
+
+@pytest.mark.parametrize("scale", [1.0, 40.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.35])
+@pytest.mark.parametrize("min_share", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "classes", [[0, 1, 2], [0, 0, 1, 2, 2], [-1, 0, 1, -1, 0], [-1, -1]], ids=["plain", "synonyms", "bg", "all-bg"]
+)
+def test_decision_equals_the_formula(scale, threshold, min_share, classes) -> None:
+    windows = WindowGrid.place(40, 56, 32, 16, 8)
+    scores = torch.randn(2, len(windows.rows.starts) * 4, len(windows.cols.starts) * 4, len(classes)) * 0.1
+    plan = windows.plan(37, 45)
+    got = decode(scores, plan, torch.tensor(classes), scale=scale, threshold=threshold, min_share=min_share)
+    for image, volume in enumerate(dense_scores(scores, plan).numpy()):
+        labels, confidence = naive(volume, np.array(classes), scale, threshold, min_share)
+        two = np.sort(volume, 0)[-2:]
+        tie = (two[1] - two[0] < 1e-6) | (abs(confidence - threshold) < 1e-5)
+        np.testing.assert_allclose(got.confidence[image], confidence, atol=2e-5)
+        assert ((got.labels[image].numpy() == labels) | tie).all()
+
+
+def test_class_scores_take_the_best_string_and_leave_background_out() -> None:
+    windows = WindowGrid.place(16, 16, None, 1, 8)
+    scores = torch.randn(1, 2, 2, 4)
+    plan = windows.plan(16, 16)
+    volume = dense_scores(scores, plan)
+    got = class_scores(scores, plan, torch.tensor([1, 0, 1, -1]), 2)
+    assert got.shape == (1, 2, 16, 16)
+    torch.testing.assert_close(got[:, 0], volume[:, 1])
+    torch.testing.assert_close(got[:, 1], torch.maximum(volume[:, 0], volume[:, 2]))

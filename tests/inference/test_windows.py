@@ -1,0 +1,110 @@
+"""Windows cover every pixel, and a model that sees single pixels gives the same with windows as without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from densevl.backbones import Backbone, DenseFeatures
+from densevl.errors import DensevlError, ImageError, LabelError
+from densevl.inference import WindowGrid, slide
+from densevl.inference.windows import AxisWindows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+
+class Pointwise(Backbone):
+    """A model whose feature of a pixel is the pixel: windows must change nothing."""
+
+    name, summary, patch_size, embed_dim, logit_scale = "pointwise", "", 1, 3, 1.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    text_fingerprint, device = "pointwise", torch.device("cpu")
+    seen = 0
+
+    def encode_dense(self, pixels, recipe=None, *, position_rule=None):
+        self.seen += len(pixels)
+        return DenseFeatures(pixels)
+
+    def encode_image(self, pixels):
+        return pixels.mean((2, 3))
+
+    def encode_text(self, texts):
+        return torch.randn(len(texts), 3, generator=torch.Generator().manual_seed(0))
+
+
+@given(length=st.integers(1, 2000), crop=st.integers(1, 2000), overlap=st.floats(0, 1), patch=st.integers(1, 32))
+@settings(deadline=None, max_examples=200)
+def test_every_pixel_is_covered_and_no_window_leaves_the_image(length, crop, overlap, patch) -> None:
+    stride = max(1, round(crop * (1 - overlap)))
+    axis = AxisWindows.place(length, crop, stride, patch)
+    covered = np.zeros(length, bool)
+    for start in axis.starts:
+        assert start >= 0
+        assert start + axis.crop <= length
+        covered[start : start + axis.crop] = True
+    assert covered.all()
+    assert len(set(axis.starts)) == len(axis.starts)
+    assert axis.before + axis.crop + axis.after == axis.tokens * patch
+    assert abs(axis.before - axis.after) <= 1
+    assert axis.before + axis.after < patch
+
+
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    crop=st.integers(1, 40),
+    step=st.floats(0.2, 1),
+    batch=st.integers(1, 9),
+)
+@settings(deadline=None, max_examples=60)
+def test_windows_change_nothing_for_a_pointwise_model(height, width, crop, step, batch) -> None:
+    pixels = torch.rand(2, 3, height, width) + 0.1
+    text = torch.randn(4, 3)
+    got = slide(Pointwise(), pixels, text, crop=crop, stride=max(1, int(crop * step)), batch=batch)
+    want = torch.einsum("bdhw,td->bthw", F.normalize(pixels, dim=1), F.normalize(text, dim=1))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def test_a_gap_between_windows_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"stride 50 .* crop 20"):
+        slide(Pointwise(), torch.rand(1, 3, 90, 90), torch.randn(2, 3), crop=20, stride=50)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_batch_size_does_not_matter(tiny, batch) -> None:
+    pixels = torch.randn(2, 3, 53, 70)
+    text = torch.randn(3, tiny.embed_dim)
+    one = slide(tiny, pixels, text, crop=32, stride=16, batch=1)
+    torch.testing.assert_close(slide(tiny, pixels, text, crop=32, stride=16, batch=batch), one, atol=1e-5, rtol=0)
+
+
+def test_strings_and_embeddings_score_alike(tiny) -> None:
+    pixels = torch.randn(1, 3, 40, 40)
+    by_string = slide(tiny, pixels, ["a cat", "a dog"], crop=32, stride=16)
+    by_vector = slide(tiny, pixels, tiny.encode_text(["a cat", "a dog"]) * 3.0, crop=32, stride=16)
+    torch.testing.assert_close(by_string, by_vector, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), []), LabelError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), crop=0), ImageError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), stride=0), ImageError),
+        (lambda b: slide(b, torch.rand(3, 8, 8), torch.randn(2, 3)), ImageError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 5)), LabelError),
+    ],
+    ids=["no-text", "crop-0", "stride-0", "no-batch-axis", "text-of-another-model"],
+)
+def test_impossible_requests_say_so_in_one_line(call, error) -> None:
+    with pytest.raises(error) as caught:
+        call(Pointwise())
+    assert isinstance(caught.value, DensevlError)
+    assert "\n" not in str(caught.value)
+
+
+def test_window_count_follows_the_papers_formula() -> None:
+    assert len(WindowGrid.place(560, 1008, 224, 112, 16)) == 4 * 8
+    assert len(WindowGrid.place(336, 448, 224, 112, 16)) == 2 * 3
+    assert WindowGrid.place(301, 517, 224, 112, 16).rows.starts == (0, 77)
