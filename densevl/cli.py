@@ -1,0 +1,210 @@
+"""The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
+
+Exit codes: 0 all done; 2 one clear line said why not; 3 some images were done and some were not.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from densevl import __version__
+from densevl.errors import DensevlError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Open-vocabulary dense prediction."
+)
+recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
+app.add_typer(recipes_app, name="recipes")
+FAILED, PARTLY = 2, 3
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _out() -> Console:
+    return Console(highlight=False)
+
+
+def _err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _one_line_errors(command: _Command) -> _Command:
+    """Turn a DensevlError into one line on stderr and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except DensevlError as error:
+            _err().print(f"[red]error:[/] {escape(str(error))}")
+            raise typer.Exit(FAILED) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"densevl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Open-vocabulary dense prediction: name labels, get masks, without training."""
+
+
+@app.command()
+@_one_line_errors
+def segment(
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    labels: Annotated[str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file.')] = "",
+    model: Annotated[str, typer.Option(help="auto, photo, ViT-B-16/openai, local-dir:PATH.")] = "auto",
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="See `densevl recipes`; the model's default if left out.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
+    background: Annotated[str, typer.Option(help='auto, none, unknown, a probability, or words "sky,wall".')] = "auto",
+    templates: Annotated[str | None, typer.Option(help='openai, simple, photo, name, or a sentence with "{}".')] = None,
+    short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
+    crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
+) -> None:
+    """Segment images by words: a label PNG, an overlay and a JSON for each."""
+    from densevl.files import unique_stems
+    from densevl.images import list_images
+    from densevl.recipes import get
+    from densevl.vocabulary import LabelSet
+
+    label_set = LabelSet.parse(labels.split(",") if labels == "" else labels)
+    chosen = get(recipe) if recipe else None
+    paths = list_images(images)
+    changes: dict[str, Any] = {"short_side": short_side, "stride": stride}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if crop is not None:
+        changes["crop"] = crop or None
+
+    from densevl.pipelines.segmenter import Segmenter
+
+    segmenter = Segmenter(
+        model, chosen, weights=weights, templates=templates, background=background, protocol=changes, device=device
+    )
+    backbone = segmenter.backbone
+    if model == "auto":
+        _err().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary)}")
+    overlays, errors, warned = [], [], set()
+    for path, stem in zip(paths, unique_stems(paths), strict=True):
+        try:
+            result = segmenter(path, label_set)
+            result.save(out / f"{stem}.png")
+        except DensevlError as error:
+            if len(paths) == 1:
+                raise
+            errors.append({"image": str(path), "error": str(error)})
+            _err().print(f"[red]error:[/] {escape(str(error))}")
+            continue
+        for warning in result.warnings:
+            if warning not in warned:
+                _err().print(f"[yellow]warning:[/] {escape(warning)}")
+                warned.add(warning)
+        shares = sorted(result.fractions().items(), key=lambda item: -item[1])
+        found = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+        _out().print(f"{escape(path.name)}: {escape(found)}  [dim]({result.meta['seconds']:.1f} s)[/]")
+        if sheet:
+            overlays.append((path.name, result.overlay()))
+    _finish(out, overlays, errors, len(paths))
+
+
+def _finish(out: Path, overlays: list[tuple[str, Any]], errors: list[dict[str, str]], total: int) -> None:
+    from densevl.drawing import contact_sheet
+    from densevl.files import atomic_write
+    from densevl.images import encode_png
+
+    if overlays:
+        names, pictures = zip(*overlays, strict=True)
+        atomic_write(out / "contact_sheet.png", encode_png(contact_sheet(list(pictures), list(names))))
+    if errors:
+        if len(errors) < total:
+            atomic_write(out / "errors.jsonl", "".join(json.dumps(e) + "\n" for e in errors).encode())
+        raise typer.Exit(PARTLY if len(errors) < total else FAILED)
+    _out().print(f"results in {escape(str(out))}")
+
+
+@app.command()
+@_one_line_errors
+def models() -> None:
+    """List the models, best first, and which are on this machine."""
+    from densevl.backbones import available
+
+    table = Table("model", "on this machine", "what it is", box=None, pad_edge=False)
+    for info in available():
+        table.add_row(info.name, "[green]yes[/]" if info.ready else "no", escape(info.about))
+    _out().print(table)
+    _out().print(
+        "Any other open_clip ViT works by name (ARCH/TAG), from a folder (local-dir:PATH) or from a file (--weights)."
+    )
+
+
+@recipes_app.callback()
+@_one_line_errors
+def recipes(context: typer.Context) -> None:
+    """List the recipes: what each changes, and its published mIoU on VOC20."""
+    if context.invoked_subcommand:
+        return
+    from densevl.recipes import get, names
+
+    table = Table("recipe", "venue", "VOC20", "what it changes", box=None, pad_edge=False)
+    for name in names():
+        recipe = get(name)
+        source = recipe.source
+        voc = source.miou.get("voc20") if source else None
+        table.add_row(name, source.venue if source else "", f"{voc:g}" if voc else "-", escape(recipe.explain()))
+    _out().print(table)
+
+
+@recipes_app.command()
+@_one_line_errors
+def show(name: str) -> None:
+    """Explain one recipe in plain words."""
+    from densevl.recipes import get
+
+    recipe = get(name)
+    console = _out()
+    console.print(f"[bold]{recipe.name}[/]: {escape(recipe.explain())}")
+    if recipe.note:
+        console.print(escape(recipe.note))
+    if recipe.source:
+        source = recipe.source
+        console.print(f"{escape(source.paper)} ({source.venue}), {source.url}")
+        if source.miou:
+            figures = ", ".join(f"{key} {value:g}" for key, value in source.miou.items())
+            console.print(f"published mIoU, ViT-B/16: {figures} ({escape(source.protocol)})")
+    console.print(escape(repr(recipe)), style="dim")
+
+
+@app.command()
+@_one_line_errors
+def doctor() -> None:
+    """Check this installation: versions, models at hand, and known traps."""
+    from densevl.diagnosis import diagnose
+
+    table = Table("what", "", "found", box=None, pad_edge=False)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
+    rows = diagnose()
+    for row in rows:
+        table.add_row(row.what, marks[row.verdict], escape(row.found))
+    _out().print(table)
+    if any(row.verdict == "bad" for row in rows):
+        raise typer.Exit(1)

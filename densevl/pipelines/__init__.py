@@ -1,0 +1,1 @@
+"""One class a task: glue between images, words, a backbone and the decoder."""

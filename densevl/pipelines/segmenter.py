@@ -1,0 +1,156 @@
+"""`Segmenter`: a photo and some words to a label map."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl import __version__
+from densevl.backbones import Backbone, Protocol, load_backbone
+from densevl.errors import RecipeError
+from densevl.images import keep_ratio_size, read_image, resize
+from densevl.inference import WindowGrid, class_scores, decode, window_scores
+from densevl.recipes import Recipe, get
+from densevl.results import SegmentationResult
+from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
+
+Labels = LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]
+BackgroundSpec = str | float | Sequence[str] | Background | None
+
+KEPT_VOCABULARIES = 16
+
+
+class Segmenter:
+    """Open-vocabulary segmentation with one model and one recipe; call it with an image and labels.
+
+    >>> segment = Segmenter("auto")
+    >>> result = segment("cat.jpg", ["cat", "dog | puppy"])
+    >>> result.save("out/cat.png")
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = "auto",
+        recipe: str | Recipe | None = None,
+        *,
+        weights: str | Path | None = None,
+        templates: str | Sequence[str] | None = None,
+        background: BackgroundSpec = "auto",
+        protocol: Protocol | Mapping[str, Any] | None = None,
+        device: str | None = None,
+        use_cache: bool = True,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: a name as `load_backbone` takes it, or a loaded `Backbone`.
+            recipe: a name from `densevl.recipes.names()` or a `Recipe`; None takes the model's default.
+            weights: a checkpoint file, if `model` names an architecture or config.
+            templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
+            background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", a probability, or
+                words that compete.
+            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that.
+            device: "cpu", "cuda"; None chooses.
+            use_cache: keep text embeddings on disk.
+
+        Raises:
+            ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
+            RecipeError: unknown recipe, or a model to which recipes do not apply.
+            LabelError: unusable templates or background.
+        """
+        chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
+        self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        if chosen is not None and self.backbone.default_recipe is None:
+            raise RecipeError(
+                f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
+                "leave the recipe out, or use a CLIP model"
+            )
+        self.recipe = chosen or (get(self.backbone.default_recipe) if self.backbone.default_recipe else None)
+        self.protocol = self._protocol(protocol)
+        self.background = self._policy(background)
+        self._classifier = TextClassifier(self.backbone, templates, use_cache=use_cache)
+        self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
+
+    def __call__(self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto") -> SegmentationResult:
+        """Segment one image.
+
+        Args:
+            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W); see `densevl.images.read_image`.
+            labels: the classes; "car | truck" are two words for one class; see `LabelSet.parse`.
+            background: overrides the segmenter's policy for this call.
+
+        Returns:
+            labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`.
+
+        Raises:
+            LabelError: unusable labels. ImageError: unreadable image.
+        """
+        label_set = LabelSet.parse(labels)
+        policy = self.background if background == "auto" else self._policy(background)
+        rgb = read_image(image)
+        started = time.perf_counter()
+        text = self._embed(label_set, policy)
+        scores, plan = self._score(rgb, text)
+        scale = self.protocol.logit_scale
+        decided = decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold)
+        missing = self.backbone.uncovered(label_set.queries)
+        return SegmentationResult(
+            labels=decided.labels[0].cpu().numpy(),
+            names=label_set.names,
+            confidence=decided.confidence[0].cpu().numpy(),
+            image=rgb,
+            meta=self._meta(image, policy, time.perf_counter() - started),
+            warnings=tuple(f"word not covered by model '{self.backbone.name}': {word}" for word in missing),
+            scores_fn=lambda: class_scores(scores, plan, text.classes, len(label_set))[0].cpu().numpy(),
+        )
+
+    def _protocol(self, given: Protocol | Mapping[str, Any] | None) -> Protocol:
+        if isinstance(given, Protocol):
+            return given
+        unknown = set(given or {}) - {field.name for field in fields(Protocol)}
+        if unknown:
+            known = ", ".join(field.name for field in fields(Protocol))
+            raise RecipeError(f"a protocol has no field '{min(unknown)}'; its fields are {known}")
+        return replace(self.backbone.protocol, **(given or {}))
+
+    def _policy(self, background: BackgroundSpec) -> Background:
+        return Background.parse(self.backbone.background if background == "auto" else background)
+
+    def _embed(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        key = (labels, policy)
+        if key not in self._vocabularies:
+            if len(self._vocabularies) >= KEPT_VOCABULARIES:
+                self._vocabularies.pop(next(iter(self._vocabularies)))
+            self._vocabularies[key] = self._classifier.encode(labels, policy)
+        return self._vocabularies[key]
+
+    def _score(self, rgb: Any, text: TextEmbeddings) -> tuple[torch.Tensor, Any]:
+        height, width = rgb.shape[:2]
+        size = (height, width)
+        protocol, patch = self.protocol, self.backbone.patch_size
+        if protocol.short_side is not None:
+            size = keep_ratio_size(height, width, protocol.short_side, protocol.long_side)
+        if protocol.crop is None:  # one window: whole patches instead of padding
+            size = tuple(max(1, round(side / patch)) * patch for side in size)
+        pixels = self.backbone.normalize(resize(rgb, size))[None]
+        windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch)
+        scores = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe)
+        return scores, windows.plan(height, width)
+
+    def _meta(self, image: Any, policy: Background, seconds: float) -> dict[str, Any]:
+        return {
+            "densevl": __version__,
+            "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
+            "model": self.backbone.name,
+            "recipe": self.recipe.name if self.recipe else None,
+            "protocol": asdict(self.protocol),
+            "background": str(policy),
+            "seconds": round(seconds, 3),
+        }

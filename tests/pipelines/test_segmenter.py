@@ -1,0 +1,131 @@
+"""`Segmenter` end to end on a random CLIP: what it returns, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from densevl import Recipe, Segmenter
+from densevl.backbones import Protocol
+from densevl.errors import DensevlError, ImageError, LabelError, RecipeError
+from densevl.images import read_image, resize
+from densevl.inference import slide
+from PIL import Image
+
+from conftest import PHOTOS, random_clip, wrap
+
+SMALL = Protocol(short_side=48, crop=32, stride=16)
+LABELS = ["cat", "dog | puppy", "sky"]
+
+
+@pytest.fixture(scope="module")
+def segment():
+    return Segmenter(wrap(random_clip()), templates="photo", protocol=SMALL)
+
+
+def test_labels_are_the_argmax_of_the_papers_protocol(segment) -> None:
+    result = segment(PHOTOS / "cat.jpg", LABELS)
+    rgb = read_image(PHOTOS / "cat.jpg")
+    assert result.labels.shape == rgb.shape[:2]
+    assert result.labels.dtype == np.int16
+    pixels = segment.backbone.normalize(resize(rgb, (48, 72)))[None]
+    text = segment.backbone.encode_text([f"a photo of a {word}." for word in ("cat", "dog", "puppy", "sky")])
+    cosines = slide(segment.backbone, pixels, text, recipe="sclip", crop=32, stride=16, size=rgb.shape[:2])[0]
+    by_class = torch.stack([cosines[0], torch.maximum(cosines[1], cosines[2]), cosines[3]])
+    best = by_class.topk(2, dim=0)
+    tie = (best.values[0] - best.values[1] < 1e-6).numpy()
+    assert ((result.labels == best.indices[0].numpy()) | tie).all()
+    np.testing.assert_allclose(result.scores, by_class, atol=2e-6)
+    np.testing.assert_allclose(result.confidence, torch.softmax(40 * cosines, 0).amax(0), atol=2e-5)
+
+
+def test_scores_are_built_only_when_asked_for(segment, monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(
+        "densevl.pipelines.segmenter.class_scores", lambda *a: called.append(a) or torch.zeros(1, 3, 300, 451)
+    )
+    result = segment(PHOTOS / "cat.jpg", LABELS)
+    assert not called
+    assert result.scores.shape == (3, 300, 451)
+    assert result.scores is result.scores
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("kind", ["path", "str", "pil", "numpy", "torch"])
+def test_every_form_of_an_image_gives_the_same(segment, kind) -> None:
+    path = PHOTOS / "cat.jpg"
+    rgb = read_image(path)
+    given = {
+        "path": path,
+        "str": str(path),
+        "pil": Image.open(path),
+        "numpy": rgb,
+        "torch": torch.from_numpy(rgb).permute(2, 0, 1),
+    }[kind]
+    assert (segment(given, LABELS).labels == segment(path, LABELS).labels).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (17, 33), (48, 48), (500, 31)])
+@pytest.mark.parametrize("crop", [32, None])
+def test_any_size_of_image(size, crop) -> None:
+    segment = Segmenter(wrap(random_clip()), templates="name", protocol={"short_side": 48, "crop": crop, "stride": 16})
+    result = segment(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8), LABELS)
+    assert result.labels.shape == size
+    assert ((result.labels >= 0) & (result.labels < 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("background", "expect_nothing"), [("none", False), (0.99, True), (["wall", "floor"], None), ("unknown", False)]
+)
+def test_background_policies(segment, background, expect_nothing) -> None:
+    result = segment(PHOTOS / "cat.jpg", LABELS, background=background)
+    nothing = (result.labels == -1).any()
+    assert expect_nothing is None or nothing == expect_nothing
+    assert result.names == ("cat", "dog", "sky")
+
+
+def test_a_vocabulary_is_encoded_once(segment, monkeypatch) -> None:
+    calls = []
+    encode = segment.backbone.encode_text
+    monkeypatch.setattr(segment.backbone, "encode_text", lambda texts: calls.append(texts) or encode(texts))
+    for _ in range(3):
+        segment(PHOTOS / "cat.jpg", ["never seen before", "nor this"])
+    assert len(calls) == 1
+
+
+def test_meta_says_how_it_was_made(segment) -> None:
+    meta = segment(PHOTOS / "cat.jpg", LABELS).meta
+    assert meta["model"] == "tiny"
+    assert meta["recipe"] == "sclip"
+    assert meta["protocol"]["crop"] == 32
+    assert meta["image"].endswith("cat.jpg")
+
+
+def test_a_recipe_of_your_own(segment) -> None:
+    mine = Recipe("mine", ("vv",), residual=False, ffn=False)
+    result = Segmenter(segment.backbone, mine, templates="photo", protocol=SMALL)(PHOTOS / "cat.jpg", LABELS)
+    assert result.meta["recipe"] == "mine"
+
+
+def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
+    monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "sky"])
+    assert segment(PHOTOS / "cat.jpg", LABELS).warnings == ("word not covered by model 'tiny': sky",)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda s: s(PHOTOS / "cat.jpg", []), LabelError),
+        (lambda s: s(PHOTOS / "none.jpg", LABELS), ImageError),
+        (lambda s: s(PHOTOS / "README.md", LABELS), ImageError),
+        (lambda s: Segmenter(s.backbone, "sclop"), RecipeError),
+        (lambda s: Segmenter(s.backbone, background=3.0), LabelError),
+        (lambda s: Segmenter(s.backbone, templates="opnai"), LabelError),
+        (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64})(PHOTOS / "cat.jpg", LABELS), ImageError),
+        (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), DensevlError),
+    ],
+)
+def test_mistakes_are_one_line(segment, call, error) -> None:
+    with pytest.raises(error) as caught:
+        call(segment)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,145 @@
+"""The command through its runner: what it writes, what it says, and that a mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from densevl.cli import app
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from conftest import PHOTOS, TINY, random_clip
+
+runner = CliRunner()
+FAST = ["--templates", "name", "--short-side", "48", "--crop", "32", "--stride", "16"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    save_file({k: v.contiguous() for k, v in random_clip().state_dict().items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+def _segment(*arguments: str):
+    return runner.invoke(app, ["segment", *arguments, *FAST])
+
+
+def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
+    out = tmp_path / "out"
+    done = _segment(str(PHOTOS), "--labels", "cat,dog|puppy", "--model", model, "--out", str(out), "--sheet")
+    assert done.exit_code == 0, done.output
+    stems = sorted(path.stem for path in PHOTOS.glob("*.jpg"))
+    written = {f"{stem}{end}" for stem in stems for end in (".png", ".json", "_overlay.png")} | {"contact_sheet.png"}
+    assert {path.name for path in out.iterdir()} == written
+    key = json.loads((out / "cat.json").read_text())
+    assert key["names"] == ["cat", "dog"]
+    assert Image.open(out / "cat.png").size == Image.open(PHOTOS / "cat.jpg").size
+    assert "cat.jpg: " in done.output
+
+
+def test_the_same_name_in_two_folders_does_not_collide(model, tmp_path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(tmp_path / folder / "x.png")
+    out = tmp_path / "out"
+    images = [str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")]
+    assert _segment(*images, "--labels", "cat,dog", "--model", model, "--out", str(out)).exit_code == 0
+    assert len(list(out.glob("*.json"))) == 2
+
+
+def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
+    (tmp_path / "bad.jpg").write_text("not a picture")
+    Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(tmp_path / "good.png")
+    out = tmp_path / "out"
+    done = _segment(str(tmp_path), "--labels", "cat,dog", "--model", model, "--out", str(out))
+    assert done.exit_code == 3
+    assert (out / "good.png").exists()
+    rows = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["bad.jpg"]
+    assert not (out / "bad.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["{missing}.jpg", "--labels", "cat"], "does not exist"),
+        (["{text}", "--labels", "cat"], "t.jpg"),
+        (["{cat}"], "label"),
+        (["{cat}", "--labels", "cat,cat"], "given twice"),
+        (["{cat}", "--labels", "cat", "--recipe", "slcip"], "closest: sclip"),
+        (["{cat}", "--labels", "cat", "--model", "nonsense"], "no model 'nonsense'"),
+        (["{cat}", "--labels", "cat", "--weights", "{wrong}"], "does not fit"),
+        (["{cat}", "--labels", "cat", "--model", "ViT-B-32/openai"], "HF_HUB_OFFLINE|cannot be reached"),
+        (["{cat}", "--labels", "cat", "--background", "7"], "outside 0..1"),
+        (["{empty}", "--labels", "cat"], "image"),
+    ],
+    ids=lambda value: None if isinstance(value, list) else value.split("|")[0].replace(" ", "-"),
+)
+def test_a_mistake_is_one_line_and_exit_code_2(model, tmp_path, arguments, reason, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "t.jpg").write_text("text, not a picture")
+    (tmp_path / "empty").mkdir()
+    save_file({"a": random_clip().visual.proj}, tmp_path / "wrong.safetensors")
+    places = {
+        "missing": tmp_path / "missing",
+        "text": tmp_path / "t.jpg",
+        "cat": PHOTOS / "cat.jpg",
+        "wrong": tmp_path / "wrong.safetensors",
+        "empty": tmp_path / "empty",
+    }
+    out = tmp_path / "out"
+    filled = [argument.format(**places) for argument in arguments]
+    done = _segment(*filled, *([] if "--model" in filled else ["--model", model]), "--out", str(out))
+    assert done.exit_code == 2
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert re.search(reason, lines[0])
+    assert not out.exists()
+
+
+def test_recipes_are_listed_and_explained() -> None:
+    listed = runner.invoke(app, ["recipes"])
+    assert listed.exit_code == 0
+    assert "naclip" in listed.output
+    shown = runner.invoke(app, ["recipes", "show", "SCLIP"])
+    assert "queries look at queries" in shown.output
+    assert "80.4" in shown.output
+    assert runner.invoke(app, ["recipes", "show", "nope"]).exit_code == 2
+
+
+def test_models_and_doctor_answer(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert "ViT-B-16/openai" in runner.invoke(app, ["models"]).output
+    doctor = runner.invoke(app, ["doctor"])
+    assert doctor.exit_code in (0, 1)
+    assert "torch" in doctor.output
+
+
+def test_version() -> None:
+    import densevl
+
+    assert runner.invoke(app, ["--version"]).output.strip() == f"densevl {densevl.__version__}"
+
+
+@pytest.mark.parametrize(
+    "code", ["import densevl", "import densevl.cli", "from densevl import LabelSet, Recipe, recipes"]
+)
+def test_import_pulls_in_no_heavy_package(code) -> None:
+    heavy = "torch open_clip timm supervision matplotlib huggingface_hub cv2 triton"
+    check = f"{code}; import sys; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_python_dash_m_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "densevl", "--help"], capture_output=True, text=True, check=True)
+    assert "segment" in done.stdout
