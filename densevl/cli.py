@@ -29,7 +29,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _out() -> Console:
-    return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True)
 
 
 def _err() -> Console:
@@ -88,7 +88,7 @@ def segment(
     from densevl.recipes import get
     from densevl.vocabulary import LabelSet
 
-    label_set = LabelSet.parse(labels.split(",") if labels == "" else labels)
+    label_set = LabelSet.parse(labels)
     chosen = get(recipe) if recipe else None
     paths = list_images(images)
     changes: dict[str, Any] = {"short_side": short_side, "stride": stride}

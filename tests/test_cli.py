@@ -72,7 +72,7 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
     [
         (["{missing}.jpg", "--labels", "cat"], "does not exist"),
         (["{text}", "--labels", "cat"], "t.jpg"),
-        (["{cat}"], "label"),
+        (["{cat}"], "no labels; name at least one"),
         (["{cat}", "--labels", "cat,cat"], "given twice"),
         (["{cat}", "--labels", "cat", "--recipe", "slcip"], "closest: sclip"),
         (["{cat}", "--labels", "cat", "--model", "nonsense"], "no model 'nonsense'"),

@@ -114,6 +114,8 @@ class LabelSet:
         if isinstance(labels, Path):
             return cls.parse(_read(labels))
         if isinstance(labels, str):
+            if not labels.strip():
+                return cls.parse([])
             is_file = labels.endswith((".txt", ".json")) or labels.startswith("@")
             return cls.parse(_read(Path(labels.removeprefix("@"))) if is_file else labels.split(","))
         if isinstance(labels, Mapping):

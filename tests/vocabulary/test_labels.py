@@ -53,7 +53,7 @@ def test_files(tmp_path, name, text, form) -> None:
     ("given", "reason"),
     [
         ([], "no labels"),
-        ("", "empty label"),
+        (" ", "no labels"),
         ("cat,,dog", "empty label"),
         ("cat,dog,", "trailing comma"),
         (["cat", "cat"], "'cat' is given twice"),
