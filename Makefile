@@ -4,6 +4,8 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
+PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
+  densevl.vocabulary densevl.vocabulary.templates densevl.kernels.reference densevl.images densevl.errors
 
 .PHONY: demo test check bench docs clean help
 
@@ -31,7 +33,7 @@ bench: $(DEV)
 	$(VENV)/bin/python tools/bench.py
 
 docs: $(DEV)
-	$(VENV)/bin/pdoc -d google -o build/docs densevl '!densevl.cli'
+	$(VENV)/bin/pdoc -d google -o build/docs $(PUBLIC)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
