@@ -98,16 +98,18 @@ def segment(
 
     from densevl.pipelines.segmenter import Segmenter
 
-    segmenter = Segmenter(
-        model, chosen, weights=weights, templates=templates, background=background, protocol=changes, device=device
-    )
+    with _err().status("loading the model"):  # shown on a terminal only
+        segmenter = Segmenter(
+            model, chosen, weights=weights, templates=templates, background=background, protocol=changes, device=device
+        )
     backbone = segmenter.backbone
     if model == "auto":
         _err().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary)}")
     overlays, errors, warned = [], [], set()
     for path, stem in zip(paths, unique_stems(paths), strict=True):
         try:
-            result = segmenter(path, label_set)
+            with _err().status(f"{escape(path.name)} (new words take longer the first time)"):
+                result = segmenter(path, label_set)
             result.save(out / f"{stem}.png")
         except DensevlError as error:
             if len(paths) == 1:

@@ -104,9 +104,10 @@ def dense_decode(
     label = torch.empty(batch, height, width, dtype=torch.int32, device=scores.device)
     score = torch.empty(batch, height, width, device=scores.device)
     lse = torch.empty_like(score) if scale is not None else None
+    column_blocks = list(plan.cols.blocks(DECODE_COLUMNS))
     for rows in plan.rows.blocks(DECODE_ROWS):
         strip = torch.einsum("ry,byxt->brxt", rows.weights.to(scores), scores[:, rows.touched])
-        for cols in plan.cols.blocks(DECODE_COLUMNS):
+        for cols in column_blocks:
             tile = torch.matmul(cols.weights.to(scores), strip[:, :, cols.touched])  # (B, r, c, T)
             best, which = tile.max(dim=-1)
             label[:, rows.pixels, cols.pixels] = which.to(torch.int32)

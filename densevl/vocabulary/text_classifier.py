@@ -19,6 +19,8 @@ from densevl.vocabulary.text_cache import TextCache
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
+PROMPTS_AT_ONCE = 4096  # bounds the memory of a large vocabulary
+
 
 @dataclass(frozen=True, eq=False)
 class TextEmbeddings:
@@ -76,11 +78,16 @@ class TextClassifier:
         cached = self._cache.get(queries) if self._cache else {}
         known = {text: torch.from_numpy(v) for text, v in cached.items() if len(v) == self._backbone.embed_dim}
         missing = [text for text in dict.fromkeys(queries) if text not in known]
-        if missing:
-            prompts = [fill(template, text) for text in missing for template in self.templates]
-            unit_prompts = F.normalize(self._backbone.encode_text(prompts).float().cpu(), dim=-1)
-            fresh = F.normalize(unit_prompts.unflatten(0, (len(missing), -1)).mean(dim=1), dim=-1)
-            if self._cache:
-                self._cache.put({text: row.numpy() for text, row in zip(missing, fresh, strict=True)})
-            known.update(zip(missing, fresh, strict=True))
+        step = max(1, PROMPTS_AT_ONCE // len(self.templates))
+        for start in range(0, len(missing), step):
+            known.update(self._encode(missing[start : start + step]))
         return torch.stack([known[text] for text in queries]).to(self._backbone.device)
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Encode strings and cache them at once, so that an interrupted large vocabulary goes on where it stopped."""
+        prompts = [fill(template, text) for text in texts for template in self.templates]
+        unit_prompts = F.normalize(self._backbone.encode_text(prompts).float().cpu(), dim=-1)
+        rows = F.normalize(unit_prompts.unflatten(0, (len(texts), -1)).mean(dim=1), dim=-1)
+        if self._cache:
+            self._cache.put({text: row.numpy() for text, row in zip(texts, rows, strict=True)})
+        return dict(zip(texts, rows, strict=True))

@@ -54,6 +54,25 @@ def test_a_string_is_encoded_once_and_never_again(backbone, monkeypatch) -> None
     assert torch.equal(again.vectors[[2, 0]], first.vectors)
 
 
+def test_a_large_vocabulary_is_encoded_in_parts_and_kept_as_it_goes(backbone, monkeypatch) -> None:
+    labels = LabelSet.parse([f"thing {i}" for i in range(23)])
+    want = TextClassifier(backbone, "photo", use_cache=False).encode(labels).vectors
+    monkeypatch.setattr("densevl.vocabulary.text_classifier.PROMPTS_AT_ONCE", 5)
+    encode, calls = backbone.encode_text, []
+
+    def breaks_down(texts):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(texts)
+
+    monkeypatch.setattr(backbone, "encode_text", breaks_down)
+    with pytest.raises(KeyboardInterrupt):
+        TextClassifier(backbone, "photo").encode(labels)
+    torch.testing.assert_close(TextClassifier(backbone, "photo").encode(labels).vectors, want, atol=1e-6, rtol=0)
+    assert calls == [5, 5, 5, 5, 5, 3]  # the ten that were done are not done again
+
+
 def test_the_cache_tells_models_and_templates_apart(backbone, monkeypatch) -> None:
     labels = LabelSet.parse("cat")
     first = TextClassifier(backbone, "photo").encode(labels).vectors
