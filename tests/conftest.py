@@ -7,8 +7,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from densevl.backbones.open_clip_vit import OpenClipViT
 from open_clip.transform import PreprocessCfg, image_transform_v2
+
+from densevl.backbones.open_clip_vit import OpenClipViT
 
 DATA = Path(__file__).parent / "data"
 PHOTOS = Path(__file__).parents[1] / "demo" / "images"

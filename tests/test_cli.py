@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from densevl.cli import app
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from conftest import PHOTOS, TINY, random_clip
+from densevl.cli import app
 
 runner = CliRunner()
 FAST = ["--templates", "name", "--short-side", "48", "--crop", "32", "--stride", "16"]

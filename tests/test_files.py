@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from densevl.errors import OutputError
-from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, unique_stems
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from densevl.errors import OutputError
+from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, unique_stems
 
 
 def tree(folder: Path) -> dict[str, bytes]:

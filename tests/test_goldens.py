@@ -6,11 +6,11 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from densevl.inference import WindowGrid, decode, slide, window_scores
 from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import DATA, wrap
+from densevl.inference import WindowGrid, decode, slide, window_scores
 
 GOLDEN = DATA / "golden"
 PHOTO = {"224": "astronaut_224x224", "336x448": "coffee_336x448", "301x517": "chelsea_301x517"}

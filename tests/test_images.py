@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from densevl.errors import DensevlError, ImageError
-from densevl.images import encode_png, keep_ratio_size, list_images, read_image, read_labels, resize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
+
+from densevl.errors import DensevlError, ImageError
+from densevl.images import encode_png, keep_ratio_size, list_images, read_image, read_labels, resize
 
 FORMATS = {
     "JPEG": {"quality": 90},

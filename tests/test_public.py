@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import densevl
 import pytest
+
+import densevl
 
 PUBLIC = {
     "Segmenter",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 from typer.testing import CliRunner
-from conftest import TINY, random_clip
 
 import densevl
+from conftest import TINY, random_clip
 from densevl.cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from densevl.drawing import contact_sheet, palette
-from densevl.errors import DensevlError, MissingExtraError, OutputError
-from densevl.images import read_labels
-from densevl.results import SegmentationResult
-from densevl.rle import class_runs, coco_segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
+
+from densevl.drawing import contact_sheet, palette
+from densevl.errors import DensevlError, MissingExtraError, OutputError
+from densevl.images import read_labels
+from densevl.results import SegmentationResult
+from densevl.rle import class_runs, coco_segmentation
 
 NAMES = ("road", "car", "sky")
 

@@ -57,8 +57,9 @@ def resident_peak_mb() -> float:
 def random_clip(arch: str) -> Any:
     """An open_clip model with random weights as a densevl backbone: speed does not depend on what it knows."""
     import open_clip
-    from densevl.backbones.open_clip_vit import OpenClipViT
     from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from densevl.backbones.open_clip_vit import OpenClipViT
 
     torch.manual_seed(0)
     model = open_clip.create_model(arch, load_weights=False).eval().requires_grad_(False)

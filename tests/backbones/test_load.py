@@ -12,13 +12,13 @@ import huggingface_hub.constants
 import open_clip
 import pytest
 import torch
-from densevl.backbones import available, hub, load_backbone
-from densevl.backbones.load import best_at_hand
-from densevl.errors import DensevlError, ModelError, WeightsError
 from open_clip import pretrained
 from safetensors.torch import save_file
 
 from conftest import TINY, random_clip
+from densevl.backbones import available, hub, load_backbone
+from densevl.backbones.load import best_at_hand
+from densevl.errors import DensevlError, ModelError, WeightsError
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from densevl.backbones.positions import resize_positions
 from densevl.errors import RecipeError
 from densevl.recipes.recipe import POSITION_RULES
-from torch.nn import functional as F
 
 CALLS = {
     "size": {"size": (7, 5), "mode": "bicubic"},

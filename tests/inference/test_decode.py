@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from densevl.inference import WindowGrid, class_scores, decode
 from densevl.kernels.reference import dense_scores
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
 from densevl.backbones import Backbone, DenseFeatures
 from densevl.errors import DensevlError, ImageError, LabelError
 from densevl.inference import WindowGrid, slide
 from densevl.inference.windows import AxisWindows
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional as F
 
 
 class Pointwise(Backbone):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from densevl.kernels import reference
 from densevl.kernels.reference import gaussian_bias, grid_attention
 

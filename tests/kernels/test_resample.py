@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from densevl.inference import WindowGrid
-from densevl.kernels.reference import dense_decode, dense_scores
-from densevl.kernels.resample import bilinear_matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+
+from densevl.inference import WindowGrid
+from densevl.kernels.reference import dense_decode, dense_scores
+from densevl.kernels.resample import bilinear_matrix
 
 
 @given(size=st.integers(1, 80), source=st.integers(1, 80))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import Protocol
 from densevl.errors import DensevlError, ImageError, LabelError, RecipeError
 from densevl.images import read_image, resize
 from densevl.inference import slide
-from PIL import Image
-
-from conftest import PHOTOS, random_clip, wrap
 
 SMALL = Protocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]

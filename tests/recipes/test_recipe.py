@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from densevl.errors import RecipeError
 from densevl.recipes import Gaussian, Recipe, get, names
 

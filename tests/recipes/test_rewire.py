@@ -7,12 +7,12 @@ from dataclasses import replace
 import open_clip
 import pytest
 import torch
+
+from conftest import TINY, random_clip, wrap
 from densevl.backbones.positions import resize_positions
 from densevl.errors import RecipeError
 from densevl.recipes import Gaussian, Recipe, get, names
 from densevl.recipes.blocks import view
-
-from conftest import TINY, random_clip, wrap
 from oracle import Oracle
 
 VARIANTS = [

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, LabelSet
 

@@ -7,13 +7,13 @@ import sqlite3
 import open_clip
 import pytest
 import torch
+from torch.nn import functional as F
+
+from conftest import random_clip, wrap
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.templates import fill, templates
 from densevl.vocabulary.text_classifier import TextClassifier
-from torch.nn import functional as F
-
-from conftest import random_clip, wrap
 
 
 class Counting:
