@@ -18,7 +18,7 @@ help:
 
 demo: $(USE)
 	$(VENV)/bin/densevl segment demo/images \
-	  --labels "cat, dog, coffee cup | cup, table, space shuttle, rocket, person, sky" --out densevl-out/demo --sheet
+	  --labels "cat, dog, cup | coffee cup, rocket | space shuttle, person, sky" --out densevl-out/demo --sheet
 
 test: $(DEV)
 	$(VENV)/bin/python -m pytest

