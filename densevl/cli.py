@@ -79,6 +79,7 @@ def segment(
     short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
     crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
+    refine: Annotated[str | None, typer.Option(help="pamr: sharper outlines, slower.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
 ) -> None:
@@ -100,7 +101,14 @@ def segment(
 
     with _err().status("loading the model"):  # shown on a terminal only
         segmenter = Segmenter(
-            model, chosen, weights=weights, templates=templates, background=background, protocol=changes, device=device
+            model,
+            chosen,
+            weights=weights,
+            templates=templates,
+            background=background,
+            protocol=changes,
+            refine=refine,
+            device=device,
         )
     backbone = segmenter.backbone
     if model == "auto":

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from conftest import DATA, wrap
 from densevl.inference import WindowGrid, decode, slide, window_scores
+from densevl.refine import Pamr
 
 GOLDEN = DATA / "golden"
 PHOTO = {"224": "astronaut_224x224", "336x448": "coffee_336x448", "301x517": "chelsea_301x517"}
@@ -66,6 +67,16 @@ def test_sliding_windows_equal_the_authors_code(backbone, recipe, key, options) 
     want = golden[f"{recipe}_{key}_argmax"]
     near_tie = np.unpackbits(golden[f"{recipe}_{key}_near_tie"])[: want.size].reshape(want.shape).astype(bool)
     assert ((got.argmax(0) == want) | near_tie).all()
+
+
+def test_pamr_equals_the_authors_code(backbone) -> None:
+    golden = np.load(GOLDEN / "pamr.npz")
+    text = torch.from_numpy(np.load(GOLDEN / "features.npz")["text"])
+    pixels = _pixels("336x448")
+    got = Pamr(pixels)(slide(backbone, pixels, text, recipe="sclip"))[0].numpy()
+    np.testing.assert_allclose(got[:, ::24, ::24], golden["logits_s24"], atol=5e-6, rtol=0)
+    near_tie = np.unpackbits(golden["near_tie"])[: 336 * 448].reshape(336, 448).astype(bool)
+    assert ((got.argmax(0) == golden["argmax"]) | near_tie).all()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from densevl.errors import RecipeError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.recipes import Recipe, get
+from densevl.refine import Pamr
 from densevl.results import SegmentationResult
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
@@ -44,6 +45,7 @@ class Segmenter:
         templates: str | Sequence[str] | None = None,
         background: BackgroundSpec = "auto",
         protocol: Protocol | Mapping[str, Any] | None = None,
+        refine: str | None = None,
         device: str | None = None,
         use_cache: bool = True,
     ) -> None:
@@ -57,15 +59,19 @@ class Segmenter:
             background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", a probability, or
                 words that compete.
             protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that.
+            refine: "pamr" lets scores flow between pixels of like colour, which sharpens outlines; None does not.
             device: "cpu", "cuda"; None chooses.
             use_cache: keep text embeddings on disk.
 
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
-            RecipeError: unknown recipe, or a model to which recipes do not apply.
+            RecipeError: unknown recipe or refinement, or a model to which recipes do not apply.
             LabelError: unusable templates or background.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
+        if refine not in (None, "pamr"):
+            raise RecipeError(f"no refinement '{refine}'; it is 'pamr' or none")
+        self.refine = refine
         self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
@@ -99,7 +105,8 @@ class Segmenter:
         text = self._embed(label_set, policy)
         scores, plan = self._score(rgb, text)
         scale = self.protocol.logit_scale
-        decided = decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold)
+        refine = Pamr(self.backbone.normalize(rgb)[None]) if self.refine else None
+        decided = decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold, refine=refine)
         missing = self.backbone.uncovered(label_set.queries)
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
@@ -108,7 +115,7 @@ class Segmenter:
             image=rgb,
             meta=self._meta(image, policy, time.perf_counter() - started),
             warnings=tuple(f"word not covered by model '{self.backbone.name}': {word}" for word in missing),
-            scores_fn=lambda: class_scores(scores, plan, text.classes, len(label_set))[0].cpu().numpy(),
+            scores_fn=lambda: class_scores(scores, plan, text.classes, len(label_set), refine)[0].cpu().numpy(),
         )
 
     def _protocol(self, given: Protocol | Mapping[str, Any] | None) -> Protocol:
@@ -152,5 +159,6 @@ class Segmenter:
             "recipe": self.recipe.name if self.recipe else None,
             "protocol": asdict(self.protocol),
             "background": str(policy),
+            "refine": self.refine,
             "seconds": round(seconds, 3),
         }

@@ -8,6 +8,7 @@ import torch
 
 from densevl.inference import WindowGrid, class_scores, decode
 from densevl.kernels.reference import dense_scores
+from densevl.refine import Pamr
 
 
 def naive(volume: np.ndarray, classes: np.ndarray, scale: float, threshold: float, min_share: float):
@@ -45,6 +46,21 @@ def test_decision_equals_the_formula(scale, threshold, min_share, classes) -> No
         tie = (two[1] - two[0] < 1e-6) | (abs(confidence - threshold) < 1e-5)
         np.testing.assert_allclose(got.confidence[image], confidence, atol=2e-5)
         assert ((got.labels[image].numpy() == labels) | tie).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+@pytest.mark.parametrize("min_share", [0.0, 0.2])
+def test_refined_decision_in_parts_equals_the_refined_volume(at_once, min_share, monkeypatch) -> None:
+    monkeypatch.setattr("densevl.inference.decoding.REFINED_AT_ONCE", at_once)
+    windows = WindowGrid.place(40, 56, 32, 16, 8)
+    scores = torch.randn(1, len(windows.rows.starts) * 4, len(windows.cols.starts) * 4, 7) * 0.1
+    plan, classes = windows.plan(37, 45), torch.tensor([0, 0, 1, -1, 2, 3, 3])
+    refine = Pamr(torch.rand(1, 3, 37, 45), iterations=2, dilations=(1, 3))
+    got = decode(scores, plan, classes, scale=40.0, threshold=0.2, min_share=min_share, refine=refine)
+    volume = refine(dense_scores(scores, plan))[0].numpy()
+    labels, confidence = naive(volume, classes.numpy(), 40.0, 0.2, min_share)
+    np.testing.assert_allclose(got.confidence[0], confidence, atol=2e-5)
+    assert ((got.labels[0].numpy() == labels) | (abs(confidence - 0.2) < 1e-5)).all()
 
 
 def test_class_scores_take_the_best_string_and_leave_background_out() -> None:

@@ -107,6 +107,13 @@ def test_a_recipe_of_your_own(segment) -> None:
     assert result.meta["recipe"] == "mine"
 
 
+def test_refinement_changes_labels_and_scores_alike(segment) -> None:
+    refined = Segmenter(segment.backbone, templates="photo", protocol=SMALL, refine="pamr")(PHOTOS / "cat.jpg", LABELS)
+    assert (refined.labels == refined.scores.argmax(0)).mean() > 0.999  # all but exact ties
+    assert (refined.labels != segment(PHOTOS / "cat.jpg", LABELS).labels).any()
+    assert refined.meta["refine"] == "pamr"
+
+
 def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
     monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "sky"])
     assert segment(PHOTOS / "cat.jpg", LABELS).warnings == ("word not covered by model 'tiny': sky",)
@@ -120,6 +127,7 @@ def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
         (lambda s: s(PHOTOS / "README.md", LABELS), ImageError),
         (lambda s: Segmenter(s.backbone, "sclop"), RecipeError),
         (lambda s: Segmenter(s.backbone, background=3.0), LabelError),
+        (lambda s: Segmenter(s.backbone, refine="crf"), RecipeError),
         (lambda s: Segmenter(s.backbone, templates="opnai"), LabelError),
         (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64})(PHOTOS / "cat.jpg", LABELS), ImageError),
         (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), DensevlError),

@@ -7,13 +7,18 @@ probability is under the threshold. The best string decides the class, so synony
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from densevl.errors import LabelError
 from densevl.kernels.reference import dense_decode, dense_scores
 from densevl.kernels.resample import DecodePlan
 from densevl.vocabulary.labels import NOTHING
+
+Refine = Callable[[torch.Tensor], torch.Tensor]
+REFINED_AT_ONCE = 16  # queries whose full maps are held while they are refined
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,7 @@ def decode(
     scale: float,
     threshold: float = 0.0,
     min_share: float = 0.0,
+    refine: Refine | None = None,
 ) -> LabelMap:
     """Decide every pixel.
 
@@ -42,23 +48,46 @@ def decode(
         threshold: under this probability a pixel is labelled -1.
         min_share: a class whose share of the labelled pixels is not above this gives them to the next best class
             (the papers' area threshold); probabilities stay those over all queries.
+        refine: sharpens scores at pixels, (B, C, H, W) to the same, each channel for itself (`refine.Pamr`); a few
+            queries at a time are built for it, never all.
 
     Returns:
         The label map; `confidence` is the probability of the winning string, background included.
     """
-    query, score, lse = dense_decode(scores, plan, scale)
+    query, score, lse = _best_query(scores, plan, scale, refine)
     labels = classes[query.long()]
     if min_share > 0:
         for image in range(len(labels)):  # the share is a property of one image
             dropped = _rare(labels[image], classes, min_share)
             if dropped.any():
                 kept = (~dropped).nonzero().flatten()
-                again, best, _ = dense_decode(scores[image : image + 1, ..., kept], plan)
+                again, best, _ = _best_query(scores[image : image + 1, ..., kept], plan, scale, refine)
                 labels[image] = classes[kept][again[0].long()]
                 score[image] = best[0]
     confidence = torch.exp(scale * score - lse).clamp_(max=1.0)  # rounding may reach past 1
     labels = torch.where(confidence < threshold, NOTHING, labels)
     return LabelMap(labels.to(torch.int16), confidence)
+
+
+def _best_query(
+    scores: torch.Tensor, plan: DecodePlan, scale: float, refine: Refine | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `dense_decode`, with the scores refined in between: label, score and logsumexp, (B, H, W) each."""
+    if refine is None:
+        return dense_decode(scores, plan, scale)
+    label = score = lse = None
+    for first in range(0, scores.shape[-1], REFINED_AT_ONCE):
+        volume = refine(dense_scores(scores[..., first : first + REFINED_AT_ONCE], plan))
+        best, which = volume.max(dim=1)
+        total = torch.logsumexp(scale * volume, dim=1)
+        if label is None or score is None or lse is None:
+            label, score, lse = which, best, total
+        else:
+            label = torch.where(best > score, which + first, label)  # the first of equals stays
+            score, lse = torch.maximum(score, best), torch.logaddexp(lse, total)
+    if label is None or score is None or lse is None:
+        raise LabelError("no queries to decode")
+    return label, score, lse
 
 
 def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torch.Tensor:
@@ -69,7 +98,10 @@ def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torc
     return dropped if not dropped.all() else torch.zeros_like(dropped)
 
 
-def class_scores(scores: torch.Tensor, plan: DecodePlan, classes: torch.Tensor, count: int) -> torch.Tensor:
+def class_scores(
+    scores: torch.Tensor, plan: DecodePlan, classes: torch.Tensor, count: int, refine: Refine | None = None
+) -> torch.Tensor:
     """The full volume, on demand: (B, count, H, W), each class its best string's score, background left out."""
     volume = dense_scores(scores, plan)
+    volume = refine(volume) if refine else volume
     return torch.stack([volume[:, classes == index].amax(dim=1) for index in range(count)], dim=1)
