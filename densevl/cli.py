@@ -1,15 +1,16 @@
 """The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
 
-Exit codes: 0 all done; 2 one clear line said why not; 3 some images were done and some were not.
+Exit codes: 0 all done; 1 doctor found something bad; 2 one clear line said why not; 3 some images failed, some did not.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -18,6 +19,9 @@ from rich.table import Table
 
 from densevl import __version__
 from densevl.errors import DensevlError
+
+if TYPE_CHECKING:
+    from densevl.results import SegmentationResult
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Open-vocabulary dense prediction."
@@ -36,6 +40,15 @@ def _err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def _fail(error: DensevlError) -> None:
+    _err().print(f"[red]error:[/] {escape(' '.join(str(error).split()))}")
+
+
+def _name(path: Path) -> str:
+    """A file name that stays on one line, ready for rich."""
+    return escape(" ".join(path.name.split()))
+
+
 def _one_line_errors(command: _Command) -> _Command:
     """Turn a DensevlError into one line on stderr and exit code 2."""
 
@@ -44,7 +57,7 @@ def _one_line_errors(command: _Command) -> _Command:
         try:
             return command(*args, **kwargs)
         except DensevlError as error:
-            _err().print(f"[red]error:[/] {escape(str(error))}")
+            _fail(error)
             raise typer.Exit(FAILED) from error
 
     return wrapped  # type: ignore[return-value]
@@ -63,6 +76,9 @@ def _root(
     ] = False,
 ) -> None:
     """Open-vocabulary dense prediction: name labels, get masks, without training."""
+    for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @app.command()
@@ -79,12 +95,12 @@ def segment(
     short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
     crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
+    blend: Annotated[str | None, typer.Option(help="Average overlapping windows at pixel or patch.")] = None,
     refine: Annotated[str | None, typer.Option(help="pamr: sharper outlines, slower.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
 ) -> None:
     """Segment images by words: a label PNG, an overlay and a JSON for each."""
-    from densevl.files import unique_stems
     from densevl.images import list_images
     from densevl.recipes import get
     from densevl.vocabulary import LabelSet
@@ -92,13 +108,15 @@ def segment(
     label_set = LabelSet.parse(labels)
     chosen = get(recipe) if recipe else None
     paths = list_images(images)
-    changes: dict[str, Any] = {"short_side": short_side, "stride": stride}
-    changes = {key: value for key, value in changes.items() if value is not None}
+    given = {"short_side": short_side, "stride": stride, "blend": blend}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if crop is not None:
         changes["crop"] = crop or None
 
+    from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
     from densevl.pipelines.segmenter import Segmenter
 
+    jobs = plan_jobs(paths, out)
     with _err().status("loading the model"):  # shown on a terminal only
         segmenter = Segmenter(
             model,
@@ -111,46 +129,36 @@ def segment(
             device=device,
         )
     backbone = segmenter.backbone
+    warned: set[str] = set()
     if model == "auto":
         advice = f". Better: {backbone.upgrade}" if backbone.upgrade else ""
         _err().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary + advice)}")
-    overlays, errors, warned = [], [], set()
-    for path, stem in zip(paths, unique_stems(paths), strict=True):
-        try:
-            with _err().status(f"{escape(path.name)} (new words take longer the first time)"):
-                result = segmenter(path, label_set)
-            result.save(out / f"{stem}.png")
-        except DensevlError as error:
-            if len(paths) == 1:
-                raise
-            errors.append({"image": str(path), "error": str(error)})
-            _err().print(f"[red]error:[/] {escape(str(error))}")
-            continue
-        for warning in result.warnings:
-            if warning not in warned:
-                _err().print(f"[yellow]warning:[/] {escape(warning)}")
-                warned.add(warning)
+    progress = _err().status("")
+
+    def after(job: Job, result: SegmentationResult) -> None:
+        for warning in set(result.warnings) - warned:
+            _err().print(f"[yellow]warning:[/] {escape(warning)}")
+            warned.add(warning)
         shares = sorted(result.fractions().items(), key=lambda item: -item[1])
         found = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
-        _out().print(f"{escape(path.name)}: {escape(found)}  [dim]({result.meta['seconds']:.1f} s)[/]")
-        if sheet:
-            overlays.append((path.name, result.overlay()))
-    _finish(out, overlays, errors, len(paths))
+        _out().print(f"{_name(job.image)}: {escape(found)}  [dim]({result.meta['seconds']:.1f} s)[/]")
 
-
-def _finish(out: Path, overlays: list[tuple[str, Any]], errors: list[dict[str, str]], total: int) -> None:
-    from densevl.drawing import contact_sheet
-    from densevl.files import atomic_write
-    from densevl.images import encode_png
-
-    if overlays:
-        names, pictures = zip(*overlays, strict=True)
-        atomic_write(out / "contact_sheet.png", encode_png(contact_sheet(list(pictures), list(names))))
-    if errors:
-        if len(errors) < total:
-            atomic_write(out / "errors.jsonl", "".join(json.dumps(e) + "\n" for e in errors).encode())
-        raise typer.Exit(PARTLY if len(errors) < total else FAILED)
-    _out().print(f"results in {escape(str(out))}")
+    with progress:
+        report = segment_folder(
+            segmenter,
+            jobs,
+            label_set,
+            sheet=sheet,
+            before=lambda job: progress.update(f"{_name(job.image)} (new words take longer the first time)"),
+            after=after,
+            failed=lambda job, error: _fail(error),
+        )
+    if report.done:
+        _out().print(f"results in {escape(str(out))}")
+    if report.errors:
+        if report.done:
+            _err().print(f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(out / ERRORS))}")
+        raise typer.Exit(PARTLY if report.done else FAILED)
 
 
 @app.command()

@@ -25,6 +25,10 @@ class RecipeError(DensevlError):
     """A recipe is unknown, contradicts itself, or does not fit the backbone."""
 
 
+class ProtocolError(DensevlError):
+    """A resize or window setting is impossible, such as a stride that leaves gaps."""
+
+
 class ModelError(DensevlError):
     """A model name is unknown, its files are not at hand, or it lacks what is asked of it."""
 
@@ -42,6 +46,10 @@ class MissingExtraError(DensevlError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install \"densevl[{extra}]\"")
+        self._parts = (package, extra, purpose)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), self._parts  # else worker pools cannot send it back
 
 
 def suggest(given: str, allowed: Iterable[str]) -> str:

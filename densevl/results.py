@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import supervision
 
 #: The name of what carries no label, in `fractions` and `mask`.
-NOTHING = "nothing"
+UNLABELLED = "nothing"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,7 +35,7 @@ class SegmentationResult:
     Attributes:
         labels: int16 (H, W), index into `names`, -1 where nothing.
         names: the display name of each class, all different.
-        confidence: float32 (H, W), probability of the chosen label, 0-1.
+        confidence: float32 (H, W), probability of the chosen label, 0-1; where nothing, of what won instead.
         image: uint8 RGB (H, W, 3), the photo, upright.
         meta: what made it (model, recipe, protocol, background, path, versions, timing); ready for JSON.
         warnings: what the user should know about this result, a sentence each.
@@ -67,6 +67,9 @@ class SegmentationResult:
             )
         if not (self.confidence.min() >= 0 and self.confidence.max() <= 1 + 1e-5):  # "not" also catches NaN
             raise DensevlError("confidence must be a probability, 0 to 1, at every pixel")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "scores_fn": None}  # a closure over the model cannot go to another process
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -207,7 +210,7 @@ class SegmentationResult:
     def _index(self) -> dict[str, list[int]]:
         """The label values of each name; a class called "nothing" shares that name with the pixels without label."""
         index = {name: [number] for number, name in enumerate(self.names)}
-        index.setdefault(NOTHING, []).append(-1)
+        index.setdefault(UNLABELLED, []).append(-1)
         return index
 
     @cached_property

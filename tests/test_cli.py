@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from conftest import PHOTOS, TINY, random_clip
+from densevl.backbones.load import ModelInfo
+from densevl.backbones.open_clip_vit import OpenClipViT
 from densevl.cli import app
 
 runner = CliRunner()
@@ -29,7 +32,7 @@ def model(tmp_path_factory) -> str:
 
 
 def _segment(*arguments: str):
-    return runner.invoke(app, ["segment", *arguments, *FAST])
+    return runner.invoke(app, ["segment", *FAST, *arguments])
 
 
 def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
@@ -42,7 +45,67 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
     key = json.loads((out / "cat.json").read_text())
     assert key["names"] == ["cat", "dog"]
     assert Image.open(out / "cat.png").size == Image.open(PHOTOS / "cat.jpg").size
-    assert "cat.jpg: " in done.output
+    assert "cat.jpg: " in done.stdout
+    assert "results in" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "want"),
+    [
+        ("--recipe", "naclip", lambda meta: "'naclip'" in meta["recipe"]),
+        ("--templates", "a sketch of a {}", lambda meta: meta["templates"] == ["a sketch of a {}"]),
+        ("--background", "0.4", lambda meta: meta["background"] == "probability under 0.4"),
+        ("--short-side", "40", lambda meta: meta["protocol"]["short_side"] == 40),
+        ("--crop", "24", lambda meta: meta["protocol"]["crop"] == 24),
+        ("--crop", "0", lambda meta: meta["protocol"]["crop"] is None),
+        ("--stride", "8", lambda meta: meta["protocol"]["stride"] == 8),
+        ("--blend", "patch", lambda meta: meta["protocol"]["blend"] == "patch"),
+        ("--refine", "pamr", lambda meta: meta["refine"] == "pamr"),
+        ("--device", "cpu", lambda meta: meta["device"] == "cpu"),
+    ],
+)
+def test_every_option_reaches_the_result(model, tmp_path, option, value, want) -> None:
+    Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(tmp_path / "x.png")
+    fast = [part for pair in zip(FAST[::2], FAST[1::2], strict=True) if pair[0] != option for part in pair]
+    command = ["segment", str(tmp_path / "x.png"), "--labels", "cat,dog", "--model", model, *fast]
+    done = runner.invoke(app, [*command, option, value, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert want(json.loads((tmp_path / "out" / "x.json").read_text())["meta"])
+
+
+def test_auto_says_what_it_took_and_uncovered_words_are_named(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("densevl.backbones.load.best_at_hand", lambda: model)
+    monkeypatch.setattr(OpenClipViT, "uncovered", lambda self, texts: [t for t in texts if t == "sky"])
+    monkeypatch.setattr(OpenClipViT, "upgrade", "a larger one", raising=False)
+    done = _segment(str(PHOTOS), "--labels", "cat,sky", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    first, *rest = done.stderr.splitlines()
+    assert re.match(r"model \S+: CLIP: any words.*Better: a larger one$", first)
+    assert [line for line in rest if "sky" in line] == [line for line in rest if line.startswith("warning: ")]
+    assert len(rest) == 1  # named once, not for each image
+    assert "warning" not in done.stdout
+
+
+def test_a_name_the_terminal_cannot_show_does_not_end_the_run(model, tmp_path) -> None:
+    for name in (b"\xff\xfe.png", "猫.png".encode(), b"two\nlines.png"):
+        Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(os.path.join(os.fsencode(tmp_path), name), format="PNG")
+    command = [
+        sys.executable,
+        "-m",
+        "densevl",
+        "segment",
+        str(tmp_path),
+        "--labels",
+        "cat,dög",
+        "--model",
+        model,
+        *FAST,
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    assert len(done.stdout.splitlines()) == 4
 
 
 def test_the_same_name_in_two_folders_does_not_collide(model, tmp_path) -> None:
@@ -80,6 +143,10 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--model", "ViT-B-32/openai"], "HF_HUB_OFFLINE|cannot be reached"),
         (["{cat}", "--labels", "cat", "--background", "7"], "outside 0..1"),
         (["{empty}", "--labels", "cat"], "image"),
+        (["{cat}", "--labels", "cat", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["{cat}", "--labels", "cat", "--crop", "8"], "leaves gaps"),
+        (["{cat}", "--labels", "cat", "--blend", "feature"], "one of pixel, patch"),
+        (["{cat}", "--labels", "cat", "--refine", "crf"], "no refinement 'crf'"),
     ],
     ids=lambda value: None if isinstance(value, list) else value.split("|")[0].replace(" ", "-"),
 )
@@ -116,12 +183,20 @@ def test_recipes_are_listed_and_explained() -> None:
     assert runner.invoke(app, ["recipes", "show", "nope"]).exit_code == 2
 
 
-def test_models_and_doctor_answer(monkeypatch, tmp_path) -> None:
+def test_models_are_listed_without_a_network(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "ViT-B-16/openai" in runner.invoke(app, ["models"]).output
-    doctor = runner.invoke(app, ["doctor"])
-    assert doctor.exit_code in (0, 1)
-    assert "torch" in doctor.output
+
+
+@pytest.mark.parametrize(("at_hand", "code"), [(True, 0), (False, 1)])
+def test_doctor_tells_whether_anything_can_run(monkeypatch, at_hand, code) -> None:
+    info = ModelInfo("some-model", at_hand, "")
+    monkeypatch.setattr("densevl.backbones.available", lambda: [info])
+    monkeypatch.setattr("densevl.backbones.load.available", lambda: [info])
+    done = runner.invoke(app, ["doctor"])
+    assert done.exit_code == code, done.output
+    assert ("some-model" in done.output) == at_hand
+    assert "torch" in done.output
 
 
 def test_version() -> None:

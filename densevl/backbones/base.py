@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import ProtocolError
+from densevl.inference.windows import BLENDS
+
 if TYPE_CHECKING:
     from densevl.recipes import Recipe
 
@@ -44,11 +47,16 @@ class DenseFeatures:
 class Protocol:
     """How a photo is fed to the tower: resize, then windows.
 
+    Raises:
+        ProtocolError: an impossible value.
+
     Attributes:
         short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
         long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
         crop: side of the square windows in pixels; None means one window, the whole image.
         stride: step between windows in pixels; the last window is moved back inside the image.
+        blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
+            "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
         logit_scale: scores are multiplied by this before the softmax that makes probabilities.
     """
 
@@ -56,7 +64,23 @@ class Protocol:
     long_side: int = 2048
     crop: int | None = 224
     stride: int = 112
+    blend: str = "pixel"
     logit_scale: float = 40.0
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "crop", "stride"):
+            value = getattr(self, name)
+            optional = value is None and name in ("short_side", "crop")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ProtocolError(f"{name} is {value!r}; it is a number of pixels, at least 1")
+        if self.crop is not None and self.stride > self.crop:
+            raise ProtocolError(
+                f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
+            )
+        if self.blend not in BLENDS:
+            raise ProtocolError(f"blend is {self.blend!r}; it is one of {', '.join(BLENDS)}")
+        if not (isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0):
+            raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0")
 
 
 class Backbone(ABC):
@@ -72,7 +96,7 @@ class Backbone(ABC):
         default_recipe: the recipe used when the caller names none; None if recipes do not apply.
         templates: name of the prompt template set that suits the text side.
         protocol: how photos are fed when the caller does not say.
-        background: default background policy, a spec as `LabelSet` takes it ("none" or "unknown").
+        background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
     """
 
     name: str

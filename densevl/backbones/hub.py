@@ -49,8 +49,13 @@ def fetch(hub_id: str, model: str) -> Path:
     cached = cached_file(hub_id)
     if cached:
         return cached
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     repo, names = split_hub_id(hub_id)
     advice = (
@@ -71,8 +76,12 @@ def fetch(hub_id: str, model: str) -> Path:
                 raise
             except EntryNotFoundError:
                 continue  # this repository has the weights under another of the names
-            verify(path)
+            verify(path, get_hf_file_metadata(hf_hub_url(repo, name)).etag or "")
             return path
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"model '{model}': the hub has no repository {repo}, or wants a login for it (hf auth login)"
+        ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = type(error.__cause__ or error).__name__
         raise ModelError(
@@ -92,23 +101,27 @@ def _why_unreachable(endpoint: str) -> str | None:
         return str(getattr(error, "reason", None) or error)
 
 
-def verify(path: Path) -> None:
-    """Check a cached file against the SHA-256 that names its blob; remove a damaged blob and say so.
+def verify(path: Path, sha256: str) -> None:
+    """Check a downloaded file against the SHA-256 that the hub publishes; remove a damaged one and say so.
+
+    Args:
+        path: the file in the cache, usually a link to its blob.
+        sha256: 64 hexadecimal digits. Anything else is the mark of a small file, which the hub hashes otherwise.
 
     Raises:
         WeightsError: the digests differ.
     """
     blob = path.resolve()
-    if len(blob.name) != 64 or blob.name.strip("0123456789abcdef"):
-        return  # small files are named by another hash
+    if len(sha256) != 64 or sha256.strip("0123456789abcdef"):
+        return
     digest = hashlib.sha256()
     with blob.open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    if digest.hexdigest() != sha256:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise WeightsError(
-            f"{path.name}: SHA-256 {digest.hexdigest()[:12]} is not the hub's {blob.name[:12]}; "
+            f"{path.name}: SHA-256 {digest.hexdigest()[:12]} is not the hub's {sha256[:12]}; "
             "the damaged file was removed, run again to download it anew"
         )

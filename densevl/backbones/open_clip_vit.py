@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 from densevl.backbones.base import Backbone, DenseFeatures
 from densevl.backbones.positions import resize_positions
@@ -79,8 +80,9 @@ class OpenClipViT(Backbone):
         """
         chosen = get(recipe or self.default_recipe or "vanilla")
         visual = self._model.visual
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ImageError(f"pixels have shape {tuple(pixels.shape)}; encode_dense takes (B, 3, H, W)")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            given = f"{pixels.dtype} {tuple(pixels.shape)}".removeprefix("torch.")
+            raise ImageError(f"pixels are {given}; encode_dense takes normalised float (B, 3, H, W), see `normalize`")
         grid = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
         if (grid[0] * self.patch_size, grid[1] * self.patch_size) != tuple(pixels.shape[2:]) or 0 in grid:
             raise ImageError(
@@ -102,8 +104,15 @@ class OpenClipViT(Backbone):
 
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels (B, 3, S, S) at the trained size S into (B, D), open_clip's own `encode_image`."""
-        return self._model.encode_image(pixels)
+        """Encode pixels (B, 3, S, S) at the trained size S into (B, D), open_clip's own `encode_image`.
+
+        Raises:
+            ImageError: another size.
+        """
+        size = self._model.visual.image_size
+        if tuple(pixels.shape[1:]) != (3, *size):
+            raise ImageError(f"pixels are {tuple(pixels.shape)}; encode_image takes (B, 3, {size[0]}, {size[1]})")
+        return self._model.encode_image(pixels.to(self._model.visual.conv1.weight.dtype))
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
@@ -115,13 +124,25 @@ class OpenClipViT(Backbone):
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """SHA-256 of the text tower's weights and the tokenizer's type: keys the text cache."""
-        digest = hashlib.sha256(type(self._tokenizer).__name__.encode())
+        """SHA-256 of the text tower's weights, its make-up and the tokenizer's: keys the text cache.
+
+        The make-up counts because equal weights mean something else under another activation or number of heads.
+        """
+        tokenizer = self._tokenizer
+        facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
+        facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]
+        facts += [str(getattr(self._model, name, "")) for name in ("context_length", "text_pool_type")]
+        digest = hashlib.sha256("\n".join(facts).encode())
         for key, tensor in self._model.state_dict().items():
             if not key.startswith("visual."):
                 digest.update(key.encode())
                 digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _text_side(model: Any) -> nn.Module:
+    """The text tower's module; open_clip's plain CLIP has none, only its transformer."""
+    return model.text if hasattr(model, "text") else model.transformer
 
 
 def _require_native_vit(visual: Any, name: str) -> None:

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from densevl.errors import WeightsError
 
 SHOWN_KEYS = 3
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 POINTER = b"version https://git-lfs"
 
 
 def _looks_wrong(path: Path) -> str | None:
     """Why this file cannot be weights, judged by its first bytes, or None."""
+    if path.suffix.lower() not in SUFFIXES:
+        return f"is not of a known kind; its name must end in {', '.join(SUFFIXES)}"
     size = path.stat().st_size
     if size == 0:
         return "is empty"
@@ -37,6 +42,10 @@ def _looks_wrong(path: Path) -> str | None:
             return "is cut off: its header is incomplete"
     elif head[:2] != b"PK" and head[:2] != b"\x80\x02":
         return "is neither safetensors nor a torch checkpoint"
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                return "is a TorchScript program, not a list of tensors: save its state_dict as safetensors"
     return None
 
 
@@ -52,14 +61,15 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         WeightsError: missing, damaged or of another architecture; up to three keys are listed.
     """
     if not path.is_file():
-        raise WeightsError(f"weights file {path} does not exist; name a .safetensors, .pt or .bin file")
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"weights file {path} {found}; name a .safetensors, .pt or .bin file")
     wrong = _looks_wrong(path)
     if wrong:
         raise WeightsError(f"weights file {path} {wrong}")
     from open_clip.factory import load_checkpoint
-    from safetensors import SafetensorError
 
     try:
+        _require_same_positions(model, path, name)
         with torch.no_grad():
             load_checkpoint(model, str(path), strict=True, weights_only=True)
     except SafetensorError as error:
@@ -76,22 +86,33 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
         ) from error
 
 
+def _require_same_positions(model: nn.Module, path: Path, name: str) -> None:
+    """open_clip resizes positional tables that do not fit, which hides weights of another input size or context."""
+    if path.suffix.lower() == ".safetensors":
+        with safe_open(path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    else:
+        state = torch.load(path, map_location="meta", weights_only=True)
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        shapes = {key.removeprefix("module."): tuple(t.shape) for key, t in state.items() if hasattr(t, "shape")}
+    for key, tensor in model.state_dict().items():
+        if key.endswith("positional_embedding") and shapes.get(key, tuple(tensor.shape)) != tuple(tensor.shape):
+            raise WeightsError(
+                f"weights file {path} does not fit '{name}': {key} is {shapes[key]}, not {tuple(tensor.shape)}; "
+                "it was trained for another input size or text length: name that architecture"
+            )
+
+
 def _explain_mismatch(error: RuntimeError, path: Path, name: str) -> str:
     text = str(error)
     counts = []
-    for what, pattern in [
-        ("missing", r"Missing key\(s\)[^:]*: (.*)"),
-        ("unexpected", r"Unexpected key\(s\)[^:]*: (.*)"),
-    ]:
-        found = re.search(pattern, text)
+    for what in ("Missing", "Unexpected"):
+        found = re.search(what + r" key\(s\)[^:]*: (.*)", text)
         if found:
-            keys = re.findall(r'"([^"]+)"', found.group(1))
-            counts.append(f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{', ...' * (len(keys) > SHOWN_KEYS)})")
+            counts.append(_listed(re.findall(r'"([^"]+)"', found.group(1)), what.lower()))
     shapes = re.findall(r"size mismatch for ([\w.]+)", text)
     if shapes:
-        counts.append(
-            f"{len(shapes)} of another shape ({', '.join(shapes[:SHOWN_KEYS])}{', ...' * (len(shapes) > SHOWN_KEYS)})"
-        )
+        counts.append(_listed(shapes, "of another shape"))
     if not counts:
         return f"weights file {path} cannot be read: {_one_line(error)}"
     return f"weights file {path} does not fit '{name}': {'; '.join(counts)}; name the architecture it was trained with"

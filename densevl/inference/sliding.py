@@ -58,6 +58,7 @@ def slide(
     crop: int | None = 224,
     stride: int = 112,
     size: tuple[int, int] | None = None,
+    blend: str = "pixel",
     position_rule: str | None = None,
     batch: int | None = None,
 ) -> torch.Tensor:
@@ -74,6 +75,7 @@ def slide(
         recipe: name or `Recipe`; None takes the backbone's default.
         crop: window side in pixels, None for one window over the whole image; stride: step in pixels.
         size: (height, width) of the output, None for (H, W).
+        blend: where overlaps are averaged, "pixel" or "patch" (see `windows`).
         position_rule: see `Backbone.encode_dense`.
         batch: windows per pass, None for the device's own.
 
@@ -81,8 +83,11 @@ def slide(
         (B, T, H, W) float32: cosines for a CLIP backbone.
 
     Raises:
-        LabelError: no text. ImageError: impossible windows. RecipeError: unknown or unfitting recipe.
+        LabelError: no text, or text of another model. ImageError: pixels of another shape. ProtocolError: impossible
+        windows. RecipeError: unknown or unfitting recipe.
     """
+    if isinstance(text, str):
+        raise LabelError(f"text is one string, '{text[:40]}'; give a list of strings")
     if len(text) == 0:
         raise LabelError("no text to score; give at least one string or embedding")
     if pixels.ndim != 4:
@@ -95,6 +100,6 @@ def slide(
         )
     unit_TD = F.normalize(embeddings.float().to(backbone.device), dim=-1)
     height, width = pixels.shape[-2:]
-    windows = WindowGrid.place(height, width, crop, stride, backbone.patch_size)
+    windows = WindowGrid.place(height, width, crop, stride, backbone.patch_size, blend)
     scores = window_scores(backbone, pixels, unit_TD, windows, recipe=recipe, position_rule=position_rule, batch=batch)
     return dense_scores(scores, windows.plan(*(size or (height, width))))

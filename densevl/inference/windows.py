@@ -1,8 +1,12 @@
 """Sliding windows: where they lie, cutting them out in batches, and the plan that puts their scores together again.
 
 The papers' rule: n = max(L - crop + stride - 1, 0) // stride + 1 windows an axis, the last moved back flush with the
-border. A crop larger than the image is cut to the image; a window whose side is not a multiple of the patch is
-zero-padded evenly after normalisation (ClearCLIP's rule) and its padding is cut off again by the plan.
+border; a crop larger than the image is cut to it. Overlaps are averaged in one of two places:
+
+- "pixel" (SCLIP and most papers): each window is upsampled to its pixels, these are averaged. A window whose side is
+  not a multiple of the patch is zero-padded evenly after normalisation, its padding is cut off again (ClearCLIP).
+- "patch" (Trident): the image is padded to whole patches, windows start at whole patches, tokens are averaged on one
+  patch grid, and that grid is upsampled once.
 """
 
 from __future__ import annotations
@@ -13,30 +17,50 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ImageError
-from densevl.kernels.resample import DecodePlan, axis_plan
+from densevl.errors import ProtocolError
+from densevl.kernels.resample import DecodePlan, patch_axis_plan, pixel_axis_plan
+
+BLENDS = ("pixel", "patch")
+
+
+def _starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
+    count = max(length - crop + stride - 1, 0) // stride + 1
+    return tuple(min(i * stride, length - crop) for i in range(count))
 
 
 @dataclass(frozen=True)
 class AxisWindows:
-    """Windows along one axis: `starts` in pixels, `crop` pixels each, padded to `tokens` patches."""
+    """Windows along one axis.
+
+    Attributes:
+        length: pixels of the image.
+        starts: first pixel of each window, on the image with its margin.
+        crop: pixels of a window; tokens: its patches.
+        before, after: zero padding of each window, in pixels ("pixel" blend).
+        margin: zero padding (before, after) of the whole image, in pixels ("patch" blend).
+    """
 
     length: int
     starts: tuple[int, ...]
     crop: int
     tokens: int
-    before: int
-    after: int
+    before: int = 0
+    after: int = 0
+    margin: tuple[int, int] = (0, 0)
 
     @classmethod
-    def place(cls, length: int, crop: int | None, stride: int, patch: int) -> AxisWindows:
+    def place(cls, length: int, crop: int | None, stride: int, patch: int, blend: str = "pixel") -> AxisWindows:
         """Place windows on an axis of `length` pixels; crop None means one window over all of it."""
+        if blend == "patch":
+            total = -(-length // patch)
+            side = total if crop is None else min(max(1, crop // patch), total)
+            starts = tuple(start * patch for start in _starts(total, side, max(1, stride // patch)))
+            extra = total * patch - length
+            return cls(length, starts, side * patch, side, margin=(extra // 2, extra - extra // 2))
         side = length if crop is None else min(crop, length)
-        count = max(length - side + stride - 1, 0) // stride + 1
-        starts = tuple(min(i * stride, length - side) for i in range(count))
         tokens = -(-side // patch)
         padding = tokens * patch - side
-        return cls(length, starts, side, tokens, padding // 2, padding - padding // 2)
+        return cls(length, _starts(length, side, stride), side, tokens, padding // 2, padding - padding // 2)
 
 
 @dataclass(frozen=True)
@@ -45,9 +69,12 @@ class WindowGrid:
 
     rows: AxisWindows
     cols: AxisWindows
+    blend: str = "pixel"
 
     @classmethod
-    def place(cls, height: int, width: int, crop: int | None, stride: int, patch: int) -> WindowGrid:
+    def place(
+        cls, height: int, width: int, crop: int | None, stride: int, patch: int, blend: str = "pixel"
+    ) -> WindowGrid:
         """Lay windows over an image.
 
         Args:
@@ -55,17 +82,23 @@ class WindowGrid:
             crop: side of a window in pixels, None for the whole image in one window.
             stride: step in pixels.
             patch: pixels per patch of the backbone.
+            blend: where overlaps are averaged, "pixel" or "patch"; the latter rounds crop and stride down to patches.
 
         Raises:
-            ImageError: a crop, stride or side below 1, or a stride that leaves gaps.
+            ProtocolError: a crop, stride or side below 1, a stride that leaves gaps, or an unknown blend.
         """
-        if crop is not None and stride > crop and max(height, width) > crop:
-            raise ImageError(f"stride {stride} leaves gaps between windows of crop {crop}; take a stride up to {crop}")
         if min(height, width) < 1 or stride < 1 or (crop is not None and crop < 1):
-            raise ImageError(
-                f"cannot lay windows of {crop} every {stride} px on {height}x{width}; all must be at least 1"
+            raise ProtocolError(
+                f"no windows of {crop} px every {stride} px on {height}x{width}; all must be at least 1"
             )
-        return cls(AxisWindows.place(height, crop, stride, patch), AxisWindows.place(width, crop, stride, patch))
+        if crop is not None and stride > crop and max(height, width) > crop:
+            raise ProtocolError(
+                f"stride {stride} leaves gaps between windows of crop {crop}; take a stride up to {crop}"
+            )
+        if blend not in BLENDS:
+            raise ProtocolError(f"blend is {blend!r}; it is one of {', '.join(BLENDS)}")
+        rows, cols = (AxisWindows.place(side, crop, stride, patch, blend) for side in (height, width))
+        return cls(rows, cols, blend)
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.cols.starts)
@@ -75,6 +108,8 @@ class WindowGrid:
         corners = [(top, left) for top in self.rows.starts for left in self.cols.starts]
         step = max(1, size // len(pixels))
         padding = (self.cols.before, self.cols.after, self.rows.before, self.rows.after)
+        margin = (*self.cols.margin, *self.rows.margin)
+        pixels = F.pad(pixels, margin) if any(margin) else pixels
         for first in range(0, len(corners), step):
             cut = [
                 pixels[:, :, top : top + self.rows.crop, left : left + self.cols.crop]
@@ -91,8 +126,14 @@ class WindowGrid:
 
     def plan(self, height: int, width: int) -> DecodePlan:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels."""
-        axes = (
-            axis_plan(axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length, size)
-            for axis, size in ((self.rows, height), (self.cols, width))
-        )
+        axes = []
+        for axis, size in ((self.rows, height), (self.cols, width)):
+            if self.blend == "patch":
+                axes.append(
+                    patch_axis_plan(axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin, axis.length, size)
+                )
+            else:
+                axes.append(
+                    pixel_axis_plan(axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length, size)
+                )
         return DecodePlan(*axes)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 
-@lru_cache(maxsize=64)
 def bilinear_matrix(size: int, source: int) -> np.ndarray:
     """(size, source) float64: row i holds the bilinear weights of output i; no antialiasing when shrinking."""
     at = np.clip((np.arange(size) + 0.5) * source / size - 0.5, 0, None)
@@ -26,6 +25,9 @@ def bilinear_matrix(size: int, source: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size), low), 1 - (at - low))
     np.add.at(matrix, (np.arange(size), high), at - low)
     return matrix
+
+
+KEPT_PLANS = 8  # a plan of a 12-megapixel photo is a few MB an axis
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class DecodePlan:
         return len(self.rows.matrix), len(self.cols.matrix)
 
 
-@lru_cache(maxsize=64)
-def axis_plan(
+@lru_cache(maxsize=KEPT_PLANS)
+def pixel_axis_plan(
     starts: tuple[int, ...], crop: int, before: int, after: int, tokens: int, length: int, size: int
 ) -> AxisPlan:
-    """Plan one axis.
+    """Plan one axis whose windows are upsampled first and averaged at pixels.
 
     Args:
         starts: first pixel of each window on the canvas; crop: pixels of a window that lie on the canvas.
@@ -85,5 +87,26 @@ def axis_plan(
         canvas[start : start + crop, i * tokens : (i + 1) * tokens] = upsample
         count[start : start + crop] += 1
     canvas /= count
+    matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
+    return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))
+
+
+@lru_cache(maxsize=KEPT_PLANS)
+def patch_axis_plan(
+    starts: tuple[int, ...], patch: int, tokens: int, margin: tuple[int, int], length: int, size: int
+) -> AxisPlan:
+    """Plan one axis whose tokens are averaged on one patch grid, which is upsampled once.
+
+    Args:
+        starts: first pixel of each window, multiples of `patch`; tokens: per window; margin: pixels before and after
+            the image that make it whole patches; length: pixels of the image; size: pixels of the output.
+    """
+    total = (sum(margin) + length) // patch
+    grid = np.zeros((total, len(starts) * tokens))
+    for i, start in enumerate(starts):
+        rows = start // patch + np.arange(tokens)
+        grid[rows, i * tokens + np.arange(tokens)] = 1
+    grid /= grid.sum(axis=1, keepdims=True)
+    canvas = bilinear_matrix(total * patch, total)[margin[0] : margin[0] + length] @ grid
     matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
     return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))

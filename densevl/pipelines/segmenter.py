@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from densevl import __version__
 from densevl.backbones import Backbone, Protocol, load_backbone
-from densevl.errors import RecipeError
+from densevl.errors import ModelError, ProtocolError, RecipeError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.recipes import Recipe, get
@@ -26,6 +28,7 @@ Labels = LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]
 BackgroundSpec = str | float | Sequence[str] | Background | None
 
 KEPT_VOCABULARIES = 16
+REPORTED = ("torch", "open_clip_torch", "timm")
 
 
 class Segmenter:
@@ -66,12 +69,14 @@ class Segmenter:
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
             RecipeError: unknown recipe or refinement, or a model to which recipes do not apply.
-            LabelError: unusable templates or background.
+            LabelError: unusable templates or background. ProtocolError: impossible windows.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
         if refine not in (None, "pamr"):
             raise RecipeError(f"no refinement '{refine}'; it is 'pamr' or none")
         self.refine = refine
+        if isinstance(model, Backbone) and (weights is not None or device is not None):
+            raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
         self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
@@ -99,15 +104,17 @@ class Segmenter:
             LabelError: unusable labels. ImageError: unreadable image.
         """
         label_set = LabelSet.parse(labels)
-        policy = self.background if background == "auto" else self._policy(background)
+        same = isinstance(background, str) and background == "auto"
+        policy = self.background if same else self._policy(background)
         rgb = read_image(image)
         started = time.perf_counter()
         text = self._embed(label_set, policy)
         scores, plan = self._score(rgb, text)
         scale = self.protocol.logit_scale
-        refine = Pamr(self.backbone.normalize(rgb)[None]) if self.refine else None
+        refine = self._refinement(rgb)
         decided = decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold, refine=refine)
-        missing = self.backbone.uncovered(label_set.queries)
+        missing = self.backbone.uncovered([*label_set.queries, *policy.words])
+        del refine  # its weights are large; `scores` makes them again
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
             names=label_set.names,
@@ -115,8 +122,13 @@ class Segmenter:
             image=rgb,
             meta=self._meta(image, policy, time.perf_counter() - started),
             warnings=tuple(f"word not covered by model '{self.backbone.name}': {word}" for word in missing),
-            scores_fn=lambda: class_scores(scores, plan, text.classes, len(label_set), refine)[0].cpu().numpy(),
+            scores_fn=lambda: (
+                class_scores(scores, plan, text.classes, len(label_set), self._refinement(rgb))[0].cpu().numpy()
+            ),
         )
+
+    def _refinement(self, rgb: np.ndarray) -> Pamr | None:
+        return Pamr(self.backbone.normalize(rgb)[None]) if self.refine else None
 
     def _protocol(self, given: Protocol | Mapping[str, Any] | None) -> Protocol:
         if isinstance(given, Protocol):
@@ -124,11 +136,16 @@ class Segmenter:
         unknown = set(given or {}) - {field.name for field in fields(Protocol)}
         if unknown:
             known = ", ".join(field.name for field in fields(Protocol))
-            raise RecipeError(f"a protocol has no field '{min(unknown)}'; its fields are {known}")
+            raise ProtocolError(f"a protocol has no field '{min(unknown)}'; its fields are {known}")
         return replace(self.backbone.protocol, **(given or {}))
 
     def _policy(self, background: BackgroundSpec) -> Background:
-        return Background.parse(self.backbone.background if background == "auto" else background)
+        default = Background.parse(self.backbone.background)
+        if isinstance(background, str) and background == "auto":
+            return default
+        policy = Background.parse(background)
+        # Words compete beside the model's own "none of these", where it has one: it may not know the words.
+        return replace(policy, unknown=policy.unknown or default.unknown) if policy.words else policy
 
     def _embed(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         key = (labels, policy)
@@ -147,16 +164,19 @@ class Segmenter:
         if protocol.crop is None:  # one window: whole patches instead of padding
             size = tuple(max(1, round(side / patch)) * patch for side in size)
         pixels = self.backbone.normalize(resize(rgb, size))[None]
-        windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch)
+        windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
         scores = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe)
         return scores, windows.plan(height, width)
 
     def _meta(self, image: Any, policy: Background, seconds: float) -> dict[str, Any]:
         return {
-            "densevl": __version__,
+            "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
-            "recipe": self.recipe.name if self.recipe else None,
+            "recipe": repr(self.recipe) if self.recipe else None,
+            "templates": list(self._classifier.templates),
+            "text_fingerprint": self.backbone.text_fingerprint,
+            "device": str(self.backbone.device),
             "protocol": asdict(self.protocol),
             "background": str(policy),
             "refine": self.refine,

@@ -148,6 +148,8 @@ def get(recipe: str | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe, str):
+        raise RecipeError(f"recipe is a {type(recipe).__name__}; give a name or a Recipe")
     key = recipe.strip().lower().replace("-", "_").replace(" ", "_")
     if key not in _BY_NAME:
         raise RecipeError(f"no recipe '{recipe}'{suggest(key, _BY_NAME)}; known: {', '.join(_BY_NAME)}")

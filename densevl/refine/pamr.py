@@ -31,8 +31,7 @@ class Pamr:
         """
         self.iterations, self.dilations = iterations, dilations
         image = image.float()
-        total, squares = image.clone(), torch.zeros_like(image)
-        mean = torch.zeros_like(image)
+        total = image.clone()
         for neighbour in self._neighbours(image):
             total += neighbour
         # The papers' sample holds the centre once for each dilation.
@@ -42,8 +41,12 @@ class Pamr:
         for neighbour in self._neighbours(image):
             squares += (neighbour - mean) ** 2
         spread = _EPS + _SHARPNESS * (squares / (count - 1)).sqrt()
-        logits = [-((image - neighbour).abs() / spread).mean(dim=1) for neighbour in self._neighbours(image)]
-        self._weights_PBHW = torch.stack(logits).softmax(dim=0)
+        weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), len(image), *image.shape[-2:])
+        for weight_BHW, neighbour in zip(weights_PBHW, self._neighbours(image), strict=True):
+            torch.mean((neighbour - image).abs_().div_(spread), dim=1, out=weight_BHW)
+        # softmax of the negated logits, in place: the weights are the largest thing held
+        weights_PBHW.sub_(weights_PBHW.amin(dim=0)).neg_().exp_()
+        self._weights_PBHW = weights_PBHW.div_(weights_PBHW.sum(dim=0))
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """Refine (B, C, H, W) float scores; the result has the same shape."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 
 from densevl.errors import LabelError
@@ -12,6 +14,8 @@ from densevl.errors import LabelError
 NOTHING = -1  # the label of a pixel that belongs to no class
 MAX_LENGTH = 300  # characters of one string: several times what a CLIP text tower can read
 UNKNOWN = "unknown"
+RESERVED = "nothing"  # what results call the pixels without a label
+MAX_CLASSES = 32_767  # label maps are int16
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Background:
             return spec
         if spec is None or spec == "none":
             return cls()
-        if isinstance(spec, (int, float)):
+        if isinstance(spec, Real):
             return cls(threshold=float(spec))
         if isinstance(spec, str):
             if spec == UNKNOWN:
@@ -52,7 +56,8 @@ class Background:
                 return cls(threshold=float(spec))
             except ValueError:
                 spec = spec.split(",")
-        return cls(words=tuple(_clean(word, "background") for word in spec))
+        words = [part for word in _as_list(spec, "background") for part in _clean(word, "background").split("|")]
+        return cls(words=tuple(_clean(word, "background") for word in words))
 
     def __str__(self) -> str:
         parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown
@@ -73,8 +78,21 @@ class LabelSet:
     synonyms: tuple[tuple[str, ...], ...] = field(repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "synonyms", tuple(tuple(words) for words in self.synonyms))
         if not self.names:
             raise LabelError('no labels; name at least one, such as --labels "cat,dog"')
+        if len(self.names) > MAX_CLASSES:
+            raise LabelError(f"{len(self.names)} labels; a label map holds at most {MAX_CLASSES}")
+        if len(self.names) != len(self.synonyms) or not all(self.synonyms):
+            raise LabelError(
+                f"{len(self.names)} names for {len(self.synonyms)} lists of strings; each needs one, not empty"
+            )
+        doubled = next((name for name, times in Counter(self.names).items() if times > 1), None)
+        if doubled is not None:
+            raise LabelError(f"label '{_short(doubled)}' is given twice; names must differ")
+        if RESERVED in self.names:
+            raise LabelError(f"label '{RESERVED}' is what pixels without a label are called; choose another word")
         owner: dict[str, str] = {}
         for name, words in zip(self.names, self.synonyms, strict=True):
             for word in words:
@@ -104,7 +122,8 @@ class LabelSet:
 
         Args:
             labels: a list of strings, "car | truck" meaning two words for one class named "car"; a dict of name to
-                words; a string "cat,dog"; or a file: .txt with a class a line, .json with a list or a dict.
+                words; a string "cat,dog"; or a file: .json with a list or a dict, .txt with a class a line, synonyms
+                after commas or "|", lines that start with "#" left out.
 
         Raises:
             LabelError: empty, doubled, too long, not strings, or an unreadable file.
@@ -119,11 +138,12 @@ class LabelSet:
             is_file = labels.endswith((".txt", ".json")) or labels.startswith("@")
             return cls.parse(_read(Path(labels.removeprefix("@"))) if is_file else labels.split(","))
         if isinstance(labels, Mapping):
-            pairs = [
-                (name, [words] if isinstance(words, str) else list(words) or [name]) for name, words in labels.items()
-            ]
+            pairs = []
+            for name, words in labels.items():
+                listed = [words] if isinstance(words, str) else _as_list(words, f"label '{name}'")
+                pairs.append((name, listed or [name]))
         else:
-            texts = [_clean(entry, "label") for entry in labels]
+            texts = [_clean(entry, "label") for entry in _as_list(labels, "labels")]
             pairs = [(text.split("|")[0], text.split("|")) for text in texts]
         return cls(
             names=tuple(_clean(name, "label") for name, _ in pairs),
@@ -131,15 +151,29 @@ class LabelSet:
         )
 
 
+def _as_list(value: object, what: str) -> list[object]:
+    if isinstance(value, Iterable):
+        return list(value)
+    raise LabelError(f"{what} is a {type(value).__name__}; give a list of strings")
+
+
 def _clean(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise LabelError(f"{what} {text!r} is a {type(text).__name__}; labels are strings")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise LabelError(f"{what} {text!r} holds half a character (a lone surrogate); write it anew")
     tidy = " ".join(text.split())
     if not tidy.strip("| "):
         raise LabelError(f"an empty {what} in the list; remove it (a doubled or trailing comma?)")
     if len(tidy) > MAX_LENGTH and "|" not in tidy:
         raise LabelError(f"{what} '{_short(tidy)}' has {len(tidy)} characters; the limit is {MAX_LENGTH}")
     return tidy
+
+
+def _lines(text: str) -> list[str]:
+    """A class a line; within a line a comma means what "|" does, as in the class files of the papers."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line.replace(",", "|") for line in lines if line and not line.startswith("#")]
 
 
 def _short(text: str) -> str:
@@ -149,8 +183,8 @@ def _short(text: str) -> str:
 def _read(path: Path) -> list[str] | dict[str, list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(text) if path.suffix == ".json" else _lines(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"labels file {path} cannot be read: {error}") from error
     if not isinstance(content, (list, dict)):
         raise LabelError(f"labels file {path} holds a {type(content).__name__}; it needs a list of labels or a dict")

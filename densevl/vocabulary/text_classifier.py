@@ -63,7 +63,8 @@ class TextClassifier:
         Each string's embedding is the normalised mean of its normalised prompts (CLIP's prompt ensemble).
         """
         background = background or Background()
-        words = [word for word in background.words if word not in labels.queries]
+        taken = {word.casefold() for word in labels.queries}
+        words = [word for word in background.words if word.casefold() not in taken]
         queries = labels.queries + words
         vectors = self._vectors(queries)
         classes = labels.query_classes + [NOTHING] * len(words)

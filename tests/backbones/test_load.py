@@ -7,8 +7,10 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
-import huggingface_hub.constants
+import huggingface_hub
+import huggingface_hub.errors
 import open_clip
 import pytest
 import torch
@@ -109,10 +111,12 @@ def test_the_hub_cache_is_enough_and_the_tag_decides_quick_gelu(arch, tmp_path) 
 
 def test_a_damaged_download_is_removed_and_named(tmp_path) -> None:
     link = _put_into_hub_cache(tmp_path / "hub", b"good")
-    hub.verify(link)
+    digest = hashlib.sha256(b"good").hexdigest()
+    hub.verify(link, digest)
+    hub.verify(link, "a small file's other hash")
     link.resolve().write_bytes(b"bad")
     with pytest.raises(WeightsError, match="SHA-256"):
-        hub.verify(link)
+        hub.verify(link, digest)
     assert hub.cached_file("someone/tiny-vit.hub/") is None
 
 
@@ -140,6 +144,19 @@ def _pickle_bomb() -> bytes:
 
     buffer = io.BytesIO()
     torch.save({"state_dict": Bomb()}, buffer)
+    return buffer.getvalue()
+
+
+def _torch_file(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"state_dict": state}, buffer)
+    return buffer.getvalue()
+
+
+def _torchscript() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("model/constants.pkl", "x")
     return buffer.getvalue()
 
 
@@ -172,6 +189,18 @@ def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
         ("w.safetensors", lambda: (10**6).to_bytes(8, "little") + b'{"a"', "cut off"),
         ("w.safetensors", lambda: _cut(_safetensors(_state())), "damaged"),
         ("w.pt", lambda: b"hello world, I am not weights", "neither safetensors nor a torch checkpoint"),
+        ("w.npz", lambda: b"PK", "its name must end in"),
+        ("w.pt", _torchscript, "is a TorchScript program"),
+        (
+            "w.safetensors",
+            lambda: _safetensors({**_state(), "visual.positional_embedding": torch.zeros(1 + 64, 32)}),
+            r"positional_embedding is \(65, 32\), not \(17, 32\)",
+        ),
+        (
+            "w.pt",
+            lambda: _torch_file({**_state(), "positional_embedding": torch.zeros(77, 16)}),
+            r"positional_embedding is \(77, 16\), not \(20, 16\)",
+        ),
         ("w.pt", _pickle_bomb, "more than plain tensors"),
         ("w.pt", _zip_of_nothing, "cannot be read|damaged"),
         ("w.safetensors", lambda: _safetensors({"a": torch.zeros(2)}), r"does not fit .*missing .*1 unexpected \(a\)"),
@@ -200,6 +229,7 @@ def test_wrong_weights_are_explained_in_one_line(folder, tmp_path, name, content
         ("tiny-vit/hub", "not on this disk and the hub cannot be reached"),
         ("tiny-vit/url", "not on the hub"),
         ("local-dir:/no/such/folder", "has no open_clip_config.json"),
+        (".", "has no open_clip_config.json"),
     ],
 )
 def test_wrong_names_are_explained_in_one_line(arch, name, reason) -> None:
@@ -221,6 +251,12 @@ def test_offline_mode_is_respected(arch, monkeypatch) -> None:
         ("[1]", "not an open_clip model config"),
         ('{"model_cfg": {"embed_dim": 4}}', "not an open_clip model config"),
         (json.dumps(TINY | {"nonsense": 1}), "cannot build it"),
+        (json.dumps(TINY | {"text_cfg": 3}), "not an open_clip model config"),
+        (json.dumps(TINY | {"vision_cfg": {**TINY["vision_cfg"], "patch_size": 0}}), "cannot build it"),
+        (json.dumps(TINY | {"text_cfg": {**TINY["text_cfg"], "tokenizer_kwargs": {"x": 1}}}), "cannot build it"),
+        (json.dumps({"model_cfg": TINY, "preprocess_cfg": [1]}), "preprocess_cfg is a list"),
+        (json.dumps({"model_cfg": TINY, "preprocess_cfg": {"interpolation": "psychic"}}), "cannot build it"),
+        ("[" * 100_000, "cannot be read"),
         (
             json.dumps(TINY | {"vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}}),
             "weights file|no dense",
@@ -243,6 +279,53 @@ def test_towers_without_dense_features_say_why(folder, vision, reason) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with pytest.raises(ModelError, match=reason):
         load_backbone(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta device"])
+def test_a_device_that_is_not_there_is_one_line(folder, device) -> None:
+    with pytest.raises(ModelError, match=f"device '{device}' cannot be used here") as caught:
+        load_backbone(str(folder), device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_an_architecture_say_what_is_missing(folder) -> None:
+    with pytest.raises(ModelError, match="need the architecture"):
+        load_backbone(weights=folder / "open_clip_model.safetensors")
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_backbone(str(folder), folder)
+
+
+class Hub:
+    """Stands in for the hub's client: one file, its published digest, and how often it was asked."""
+
+    def __init__(self, monkeypatch, cache: Path, content: bytes, etag: str) -> None:
+        self.asked: list[str] = []
+
+        def download(repo: str, name: str) -> str:
+            self.asked.append(name)
+            if name != "open_clip_model.safetensors":
+                raise huggingface_hub.errors.EntryNotFoundError("no such file")
+            return str(_put_into_hub_cache(cache, content))
+
+        monkeypatch.setattr(hub, "_why_unreachable", lambda endpoint: None)
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: SimpleNamespace(etag=etag))
+
+
+def test_a_download_is_checked_and_loads(arch, tmp_path, monkeypatch) -> None:
+    content = _safetensors(_state())
+    client = Hub(monkeypatch, tmp_path / "hub", content, hashlib.sha256(content).hexdigest())
+    backbone = load_backbone(f"{arch}/hub", device="cpu")
+    torch.testing.assert_close(backbone.encode_image(PIXELS), _expected())
+    load_backbone(f"{arch}/hub", device="cpu")
+    assert client.asked == ["open_clip_model.safetensors"]  # the second time it is in the cache
+
+
+def test_a_download_with_another_digest_is_refused_and_removed(arch, tmp_path, monkeypatch) -> None:
+    Hub(monkeypatch, tmp_path / "hub", _safetensors(_state()), "0" * 64)
+    with pytest.raises(WeightsError, match="is not the hub's"):
+        load_backbone(f"{arch}/hub", device="cpu")
+    assert hub.cached_file("someone/tiny-vit.hub/") is None
 
 
 def test_a_missing_weights_file_and_an_empty_folder(folder, tmp_path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from densevl.backbones import Backbone, DenseFeatures
-from densevl.errors import DensevlError, ImageError, LabelError
+from densevl.errors import DensevlError, ImageError, LabelError, ProtocolError
 from densevl.inference import WindowGrid, slide
 from densevl.inference.windows import AxisWindows
 
@@ -57,18 +57,33 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_image(length, crop, ove
     crop=st.integers(1, 40),
     step=st.floats(0.2, 1),
     batch=st.integers(1, 9),
+    blend=st.sampled_from(["pixel", "patch"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_windows_change_nothing_for_a_pointwise_model(height, width, crop, step, batch) -> None:
+def test_windows_change_nothing_for_a_pointwise_model(height, width, crop, step, batch, blend) -> None:
     pixels = torch.rand(2, 3, height, width) + 0.1
     text = torch.randn(4, 3)
-    got = slide(Pointwise(), pixels, text, crop=crop, stride=max(1, int(crop * step)), batch=batch)
+    got = slide(Pointwise(), pixels, text, crop=crop, stride=max(1, int(crop * step)), batch=batch, blend=blend)
     want = torch.einsum("bdhw,td->bthw", F.normalize(pixels, dim=1), F.normalize(text, dim=1))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+def test_windows_are_cut_where_the_plan_thinks_they_are() -> None:
+    image = torch.arange(45 * 61, dtype=torch.float32).view(1, 1, 45, 61).expand(1, 3, -1, -1)
+    for blend in ("pixel", "patch"):
+        windows = WindowGrid.place(45, 61, 20, 11, 8, blend)
+        cut = torch.cat(list(windows.batches(image, 3)))
+        assert cut.shape == (len(windows), 3, windows.rows.tokens * 8, windows.cols.tokens * 8)
+        rows, cols = windows.rows, windows.cols
+        whole = F.pad(image, (*cols.margin, *rows.margin))
+        corners = [(top, left) for top in rows.starts for left in cols.starts]
+        for (top, left), part in zip(corners, cut, strict=True):
+            inner = part[:, rows.before :, cols.before :][:, : rows.crop, : cols.crop]
+            assert torch.equal(inner, whole[0, :, top : top + rows.crop, left : left + cols.crop])
+
+
 def test_a_gap_between_windows_is_refused() -> None:
-    with pytest.raises(ImageError, match=r"stride 50 .* crop 20"):
+    with pytest.raises(ProtocolError, match=r"stride 50 .* crop 20"):
         slide(Pointwise(), torch.rand(1, 3, 90, 90), torch.randn(2, 3), crop=20, stride=50)
 
 
@@ -91,12 +106,14 @@ def test_strings_and_embeddings_score_alike(tiny) -> None:
     ("call", "error"),
     [
         (lambda b: slide(b, torch.rand(1, 3, 8, 8), []), LabelError),
-        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), crop=0), ImageError),
-        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), stride=0), ImageError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), crop=0), ProtocolError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), stride=0), ProtocolError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 3), blend="feature"), ProtocolError),
+        (lambda b: slide(b, torch.rand(1, 3, 8, 8), "cat"), LabelError),
         (lambda b: slide(b, torch.rand(3, 8, 8), torch.randn(2, 3)), ImageError),
         (lambda b: slide(b, torch.rand(1, 3, 8, 8), torch.randn(2, 5)), LabelError),
     ],
-    ids=["no-text", "crop-0", "stride-0", "no-batch-axis", "text-of-another-model"],
+    ids=["no-text", "crop-0", "stride-0", "blend", "one-string", "no-batch-axis", "text-of-another-model"],
 )
 def test_impossible_requests_say_so_in_one_line(call, error) -> None:
     with pytest.raises(error) as caught:

@@ -77,6 +77,30 @@ def test_plan_equals_upsample_add_divide_interpolate(case) -> None:
     torch.testing.assert_close(lse[0].double(), torch.logsumexp(7.0 * want, 0), atol=3e-5, rtol=0)
 
 
+@given(case=cases)
+@settings(deadline=None, max_examples=60)
+def test_patch_blend_equals_averaging_tokens_on_one_grid(case) -> None:
+    if case["crop"] is not None and case["stride"] > case["crop"]:
+        case["stride"] = case["crop"]
+    patch = case["patch"]
+    windows = WindowGrid.place(case["height"], case["width"], case["crop"], case["stride"], patch, "patch")
+    rows, cols = windows.rows, windows.cols
+    by_window = torch.randn(len(windows), case["queries"], rows.tokens, cols.tokens, dtype=torch.float64)
+    grid = torch.zeros(case["queries"], -(-case["height"] // patch), -(-case["width"] // patch), dtype=torch.float64)
+    count = torch.zeros_like(grid[0])
+    corners = [(top // patch, left // patch) for top in rows.starts for left in cols.starts]
+    for (top, left), part in zip(corners, by_window, strict=True):
+        grid[:, top : top + rows.tokens, left : left + cols.tokens] += part
+        count[top : top + rows.tokens, left : left + cols.tokens] += 1
+    assert (count > 0).all()
+    full = F.interpolate((grid / count)[None], scale_factor=patch, mode="bilinear")[0]
+    top, left = rows.margin[0], cols.margin[0]
+    full = full[:, top : top + case["height"], left : left + case["width"]]
+    want = F.interpolate(full[None], size=case["out"], mode="bilinear")
+    laid = windows.assemble(by_window.float().permute(0, 2, 3, 1).contiguous(), 1)
+    torch.testing.assert_close(dense_scores(laid, windows.plan(*case["out"])).double(), want, atol=3e-6, rtol=0)
+
+
 @pytest.mark.parametrize("queries", [1, 33, 300])
 def test_decode_over_many_tiles_equals_the_volume(queries) -> None:
     windows = WindowGrid.place(336, 500, 224, 112, 16)

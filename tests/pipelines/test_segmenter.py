@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,18 @@ from PIL import Image
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import Protocol
-from densevl.errors import DensevlError, ImageError, LabelError, RecipeError
+from densevl.errors import (
+    DensevlError,
+    ImageError,
+    LabelError,
+    MissingExtraError,
+    ModelError,
+    ProtocolError,
+    RecipeError,
+)
 from densevl.images import read_image, resize
 from densevl.inference import slide
+from densevl.vocabulary import Background
 
 SMALL = Protocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
@@ -84,6 +95,29 @@ def test_background_policies(segment, background, expect_nothing) -> None:
     assert result.names == ("cat", "dog", "sky")
 
 
+def test_background_words_compete_beside_the_models_own_unknown(segment, monkeypatch) -> None:
+    monkeypatch.setattr(type(segment.backbone), "background", "unknown")
+    mine = Segmenter(segment.backbone, templates="photo", protocol=SMALL, background=["wall"])
+    assert mine.background == Background(words=("wall",), unknown=True)
+    assert Segmenter(segment.backbone, background=0.2).background == Background(threshold=0.2)
+
+
+def test_uncovered_background_words_are_named_too(segment, monkeypatch) -> None:
+    monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "wall"])
+    result = segment(PHOTOS / "cat.jpg", LABELS, background=["wall"])
+    assert result.warnings == ("word not covered by model 'tiny': wall",)
+
+
+def test_a_result_goes_to_another_process(segment) -> None:
+    result = segment(PHOTOS / "cat.jpg", LABELS)
+    again = pickle.loads(pickle.dumps(result))
+    assert (again.labels == result.labels).all()
+    with pytest.raises(DensevlError, match="no scores"):
+        _ = again.scores
+    error = pickle.loads(pickle.dumps(MissingExtraError("supervision", "viz", "to_supervision()")))
+    assert "densevl[viz]" in str(error)
+
+
 def test_a_vocabulary_is_encoded_once(segment, monkeypatch) -> None:
     calls = []
     encode = segment.backbone.encode_text
@@ -96,7 +130,9 @@ def test_a_vocabulary_is_encoded_once(segment, monkeypatch) -> None:
 def test_meta_says_how_it_was_made(segment) -> None:
     meta = segment(PHOTOS / "cat.jpg", LABELS).meta
     assert meta["model"] == "tiny"
-    assert meta["recipe"] == "sclip"
+    assert meta["recipe"].startswith("Recipe(name='sclip', terms=('qq', 'kk')")
+    assert meta["templates"] == ["a photo of a {}."]
+    assert meta["text_fingerprint"] == segment.backbone.text_fingerprint
     assert meta["protocol"]["crop"] == 32
     assert meta["image"].endswith("cat.jpg")
 
@@ -104,7 +140,7 @@ def test_meta_says_how_it_was_made(segment) -> None:
 def test_a_recipe_of_your_own(segment) -> None:
     mine = Recipe("mine", ("vv",), residual=False, ffn=False)
     result = Segmenter(segment.backbone, mine, templates="photo", protocol=SMALL)(PHOTOS / "cat.jpg", LABELS)
-    assert result.meta["recipe"] == "mine"
+    assert result.meta["recipe"] == repr(mine)
 
 
 def test_refinement_changes_labels_and_scores_alike(segment) -> None:
@@ -129,8 +165,16 @@ def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
         (lambda s: Segmenter(s.backbone, background=3.0), LabelError),
         (lambda s: Segmenter(s.backbone, refine="crf"), RecipeError),
         (lambda s: Segmenter(s.backbone, templates="opnai"), LabelError),
-        (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64})(PHOTOS / "cat.jpg", LABELS), ImageError),
-        (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), DensevlError),
+        (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, protocol={"crop": "32"}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, protocol={"crop": 0}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, protocol={"blend": "feature"}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, protocol={"logit_scale": -1}), ProtocolError),
+        (lambda s: Segmenter(s.backbone, 3), RecipeError),
+        (lambda s: Segmenter(s.backbone, device="cpu"), ModelError),
+        (lambda s: Segmenter("auto", device="gpu"), ModelError),
+        (lambda s: s(PHOTOS / "cat.jpg", None), LabelError),
     ],
 )
 def test_mistakes_are_one_line(segment, call, error) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from densevl.errors import LabelError
@@ -40,6 +41,7 @@ def test_queries_know_their_class() -> None:
     [
         ("l.txt", "cat\n\ndog | puppy\n"),
         ("l.json", '["cat", "dog | puppy"]'),
+        ("c.txt", "# animals\ncat\ndog, puppy\n"),
         ("d.json", '{"cat": [], "dog": ["dog", "puppy"]}'),
     ],
 )
@@ -66,6 +68,13 @@ def test_files(tmp_path, name, text, form) -> None:
         (["|"], "empty label"),
         ("no/such/file.txt", "cannot be read"),
         ({}, "no labels"),
+        (None, "is a NoneType; give a list"),
+        (3, "is a int"),
+        ({"cat": 3}, "label 'cat' is a int"),
+        ({"cat": ["a"], "cat ": ["b"]}, "'cat' is given twice"),
+        (["cat", "nothing"], "what pixels without a label are called"),
+        (["half \ud800"], "lone surrogate"),
+        ([f"thing {i}" for i in range(40_000)], "holds at most 32767"),
     ],
 )
 def test_unusable_labels_say_why_in_one_line(given, reason) -> None:
@@ -75,7 +84,7 @@ def test_unusable_labels_say_why_in_one_line(given, reason) -> None:
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("text", ["3", "{broken", '"cat"'])
+@pytest.mark.parametrize("text", ["3", "{broken", '"cat"', "[" * 100_000])
 def test_unusable_files_say_why(tmp_path, text) -> None:
     (tmp_path / "l.json").write_text(text)
     with pytest.raises(LabelError, match=r"l\.json"):
@@ -95,6 +104,8 @@ def test_ten_thousand_labels() -> None:
         (0.3, Background(threshold=0.3)),
         ("0.3", Background(threshold=0.3)),
         ("sky, wall", Background(words=("sky", "wall"))),
+        ("sky|cloud, wall", Background(words=("sky", "cloud", "wall"))),
+        (np.float32(0.5), Background(threshold=0.5)),
         (["sky"], Background(words=("sky",))),
         (Background(words=("a",), threshold=0.1), Background(words=("a",), threshold=0.1)),
     ],
@@ -103,7 +114,14 @@ def test_background_policies(spec, want) -> None:
     assert Background.parse(spec) == want
 
 
-@pytest.mark.parametrize("spec", [1.5, -0.1, "1.0", ["sky", 3], "sky,,wall"])
+def test_a_label_set_made_by_hand_is_checked_like_any_other() -> None:
+    assert hash(LabelSet(["a"], [["a"]])) == hash(LabelSet(("a",), (("a",),)))
+    for names, synonyms in [(("a",), ((),)), (("a", "b"), (("a",),))]:
+        with pytest.raises(LabelError):
+            LabelSet(names, synonyms)
+
+
+@pytest.mark.parametrize("spec", [1.5, -0.1, "1.0", ["sky", 3], "sky,,wall", object()])
 def test_unusable_backgrounds(spec) -> None:
     with pytest.raises(LabelError):
         Background.parse(spec)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import TINY, random_clip, wrap
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.templates import fill, templates
@@ -87,6 +87,14 @@ def test_a_fine_tuned_text_tower_is_another_model() -> None:
     model = random_clip(seed=1)
     model.ln_final.bias[0] += 1e-3
     assert wrap(model).text_fingerprint != wrap(random_clip(seed=1)).text_fingerprint
+
+
+@pytest.mark.parametrize("change", [{"quick_gelu": False}, {"text_cfg": {**TINY["text_cfg"], "heads": 1}}])
+def test_equal_weights_under_another_activation_or_heads_are_another_model(change) -> None:
+    weights = random_clip(seed=1)
+    other = random_clip(seed=1, config={**TINY, **change})
+    other.load_state_dict(weights.state_dict())
+    assert wrap(other).text_fingerprint != wrap(weights).text_fingerprint
 
 
 @pytest.mark.parametrize("damage", ["garbage", "read-only folder", "2-byte vector", "8-byte vector"])

