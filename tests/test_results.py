@@ -288,7 +288,7 @@ def test_150_classes_on_6_megapixels_become_coco_in_under_a_second() -> None:
 
 
 def test_supervision_gets_one_mask_a_class() -> None:
-    pytest.importorskip("supervision")
+    pytest.importorskip("supervision", exc_type=ImportError)
     detections = result().to_supervision()
     assert detections.data["class_name"].tolist() == list(NAMES)
     assert detections.class_id.tolist() == [0, 1, 2]
