@@ -19,6 +19,8 @@ help:
 demo: $(USE)
 	$(VENV)/bin/densevl segment demo/images \
 	  --labels "cat, dog, cup | coffee cup, rocket | space shuttle, person, sky" --out densevl-out/demo --sheet
+	$(VENV)/bin/densevl segment demo/scenes --model mini --out densevl-out/scenes --sheet \
+	  --labels "dog, elephant, penguin, fish, car, bicycle, aeroplane, sailboat, house, pizza, sunflower, cactus, mushroom, football"
 
 test: $(DEV)
 	$(VENV)/bin/python -m pytest
@@ -48,7 +50,7 @@ $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): setup.py requirements/tested.txt | $(USE)
-	$(PIP) -e ".[photo,photo-affinity,viz,render,dev]"
+	$(PIP) -e ".[photo,photo-affinity,sam,viz,render,dev]"
 	@touch $@
 
 clean:

@@ -53,7 +53,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["densevl", "densevl.*"]),
-    package_data={"densevl": ["py.typed", "backbones/photo/*.json"]},
+    package_data={"densevl": ["py.typed", "backbones/photo/*.json", "weights/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["densevl = densevl.cli:app"]},

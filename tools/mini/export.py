@@ -1,0 +1,63 @@
+"""Write the shipped file from a checkpoint: python -m tools.mini.export --run DIR --to densevl/weights.
+
+mini.safetensors holds the averaged weights in float16 with the compact token table and the int32 ids of its rows;
+its header holds open_clip's model config. mini.json is the same config for people. The SHA-256 is printed: it goes into
+`densevl/backbones/mini.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from tools.mini.model import MiniConfig
+from tools.mini.run import CHECKPOINT
+from tools.mini.tokens import VOCAB_SIZE
+
+PREFIX = "clip."
+
+
+def compact_state(checkpoint: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the header of the shipped file, from what `Run.state` holds."""
+    ema = checkpoint["ema"]
+    state = {k.removeprefix(PREFIX): v.half().contiguous() for k, v in ema.items() if k.startswith(PREFIX)}
+    state["token_ids"] = checkpoint["token_ids"].int()
+    model_cfg = MiniConfig(**checkpoint["config"]).open_clip(VOCAB_SIZE)
+    header = {"model_cfg": json.dumps(model_cfg), "patch_scale": f"{float(ema['patch_scale'].exp()):.2f}"}
+    return state, header
+
+
+def export(run: Path, folder: Path) -> str:
+    """Write mini.safetensors and mini.json into `folder`; returns the SHA-256 of the first."""
+    checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
+    state, header = compact_state(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save(state, header)
+    about = {"model_cfg": json.loads(header["model_cfg"]), "sha256": hashlib.sha256(content).hexdigest()}
+    for name, data in (("mini.safetensors", content), ("mini.json", json.dumps(about, indent=1).encode() + b"\n")):
+        part = folder / f"{name}.part"
+        part.write_bytes(data)
+        os.replace(part, folder / name)
+    return about["sha256"]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the two files")
+    given = parser.parse_args()
+    digest = export(given.run, given.to)
+    size = (given.to / "mini.safetensors").stat().st_size
+    print(f"{given.to / 'mini.safetensors'}: {size / 1e6:.2f} MB, sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
