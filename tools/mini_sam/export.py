@@ -1,0 +1,47 @@
+"""Write the shipped file from a checkpoint: python -m tools.mini_sam.export --run DIR --to densevl/weights.
+
+mini_sam.safetensors holds the averaged weights in float16, named as the package's `Sam` names them; its header holds
+the sizes of the network. The SHA-256 is printed: it goes into `densevl/proposals/mini_sam.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from densevl.proposals.mini_sam import SamConfig
+from tools.mini.run import CHECKPOINT
+
+NAME = "mini_sam.safetensors"
+
+
+def export(run: Path, folder: Path) -> str:
+    """Write mini_sam.safetensors into `folder`; returns its SHA-256."""
+    checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
+    state = {key: value.half().contiguous() for key, value in checkpoint["ema"].items()}
+    content = save(state, {"sam_config": SamConfig(**checkpoint["config"]).to_json()})
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{NAME}.part"
+    part.write_bytes(content)
+    os.replace(part, folder / NAME)
+    return hashlib.sha256(content).hexdigest()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the file")
+    given = parser.parse_args()
+    digest = export(given.run, given.to)
+    size = (given.to / NAME).stat().st_size
+    print(f"{given.to / NAME}: {size / 1e6:.2f} MB, sha256 {digest}")
+
+
+if __name__ == "__main__":
+    main()
