@@ -16,7 +16,7 @@ import torch
 from densevl.backbones.base import Protocol
 from densevl.backbones.open_clip_vit import OpenClipViT
 from densevl.errors import WeightsError
-from densevl.shipped import shipped_file
+from densevl.shipped import read_tensors, shipped_file
 
 WEIGHTS = "weights/mini.safetensors"
 SHA256 = "4b050c9b296091b5e7f4e2f2a3235e72fe2d4f28dd7a37c42d23af6f61e8de92"
@@ -109,14 +109,10 @@ def read_compact(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         WeightsError: missing, damaged, or not a file of this kind.
     """
-    from safetensors import SafetensorError, safe_open
-
+    state, header = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         meta = {key: json.loads(header[key]) for key in ("model_cfg", "patch_scale")}
-    except (OSError, SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error}") from error
     except KeyError as error:
         raise WeightsError(f"weights file {path} is not a mini model: its header lacks {error}") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from densevl.errors import MissingExtraError, WeightsError
-from densevl.shipped import shipped_file
+from densevl.shipped import read_tensors, shipped_file
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -138,14 +138,10 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], SamConfig]:
     Raises:
         WeightsError: missing, damaged, or not a file of this kind.
     """
-    from safetensors import SafetensorError, safe_open
-
+    state, header = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return state, SamConfig.from_json(header["sam_config"])
-    except (OSError, SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise WeightsError(f"weights file {path} cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise WeightsError(f"weights file {path} is not a mini-sam: its header holds no sam_config") from error
