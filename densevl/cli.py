@@ -90,8 +90,12 @@ def segment(
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
     recipe: Annotated[str | None, typer.Option(help="See `densevl recipes`; the model's default if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
-    background: Annotated[str, typer.Option(help='auto, none, unknown, a probability, or words "sky,wall".')] = "auto",
-    templates: Annotated[str | None, typer.Option(help='openai, simple, photo, name, or a sentence with "{}".')] = None,
+    background: Annotated[
+        str, typer.Option(help='auto, none, unknown, 1-max, voc, a probability, or words "sky,wall".')
+    ] = "auto",
+    templates: Annotated[str | None, typer.Option(help='openai, dense, drawing, ..., or a sentence with "{}".')] = None,
+    descriptors: Annotated[Path | None, typer.Option(help="JSON of label to texts on its looks.")] = None,
+    presence: Annotated[float | None, typer.Option(help="Drop labels that reach this probability nowhere.")] = None,
     short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
     crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
@@ -103,9 +107,10 @@ def segment(
     """Segment images by words: a label PNG, an overlay and a JSON for each."""
     from densevl.images import list_images
     from densevl.recipes import get
-    from densevl.vocabulary import LabelSet
+    from densevl.vocabulary import Descriptors, LabelSet, TextOptions
 
     label_set = LabelSet.parse(labels)
+    text = TextOptions(descriptors=Descriptors.parse(descriptors)) if descriptors else None
     chosen = get(recipe) if recipe else None
     paths = list_images(images)
     given = {"short_side": short_side, "stride": stride, "blend": blend}
@@ -123,7 +128,9 @@ def segment(
             chosen,
             weights=weights,
             templates=templates,
+            text=text,
             background=background,
+            presence=presence,
             protocol=changes,
             refine=refine,
             device=device,
@@ -141,6 +148,10 @@ def segment(
             warned.add(warning)
         shares = sorted(result.fractions().items(), key=lambda item: -item[1])
         found = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+        absent = result.meta["absent"]
+        if absent:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            found += f"; not in it: {', '.join(absent[:5])}{more}"
         _out().print(f"{_name(job.image)}: {escape(found)}  [dim]({result.meta['seconds']:.1f} s)[/]")
 
     with progress:

@@ -8,8 +8,9 @@ import open_clip
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from safetensors.torch import load_file
 
-from densevl.backbones.open_clip_vit import OpenClipViT
+from densevl.backbones.open_clip_model import OpenClipBackbone
 
 DATA = Path(__file__).parent / "data"
 PHOTOS = Path(__file__).parents[1] / "demo" / "images"
@@ -47,9 +48,9 @@ def random_clip(seed: int = 0, config: dict | None = None) -> torch.nn.Module:
     return model
 
 
-def wrap(model: torch.nn.Module, name: str = "tiny") -> OpenClipViT:
+def wrap(model: torch.nn.Module, name: str = "tiny") -> OpenClipBackbone:
     settings = PreprocessCfg(size=model.visual.image_size)
-    return OpenClipViT(
+    return OpenClipBackbone(
         model,
         open_clip.SimpleTokenizer(context_length=TINY["text_cfg"]["context_length"]),
         image_transform_v2(settings, is_train=False),
@@ -60,6 +61,20 @@ def wrap(model: torch.nn.Module, name: str = "tiny") -> OpenClipViT:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> OpenClipViT:
+def golden_clip() -> OpenClipBackbone:
+    """The CLIP of the golden arrays: twelve blocks of width 128, two heads of 64, patch 16, image 224, random."""
+    config = {
+        "embed_dim": 64,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 12, "width": 128, "head_width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},  # not used
+    }
+    model = open_clip.CLIP(**config).eval().requires_grad_(False)
+    model.visual.load_state_dict(load_file(DATA / "golden" / "vision.safetensors"))
+    return wrap(model)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> OpenClipBackbone:
     """Seven blocks of width 32, two heads of 16, patch 8, image 32."""
     return wrap(random_clip())

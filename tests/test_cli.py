@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from conftest import PHOTOS, TINY, random_clip
 from densevl.backbones.load import ModelInfo
-from densevl.backbones.open_clip_vit import OpenClipViT
+from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.cli import app
 
 runner = CliRunner()
@@ -55,6 +55,9 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
         ("--recipe", "naclip", lambda meta: "'naclip'" in meta["recipe"]),
         ("--templates", "a sketch of a {}", lambda meta: meta["templates"] == ["a sketch of a {}"]),
         ("--background", "0.4", lambda meta: meta["background"] == "probability under 0.4"),
+        ("--background", "voc,0.2", lambda meta: meta["background"].endswith("rail, fence; probability under 0.2")),
+        ("--presence", "0.5", lambda meta: meta["presence"] == 0.5 and isinstance(meta["absent"], list)),
+        ("--templates", "simple+scene", lambda meta: len(meta["templates"]) == 12),
         ("--short-side", "40", lambda meta: meta["protocol"]["short_side"] == 40),
         ("--crop", "24", lambda meta: meta["protocol"]["crop"] == 24),
         ("--crop", "0", lambda meta: meta["protocol"]["crop"] is None),
@@ -73,10 +76,23 @@ def test_every_option_reaches_the_result(model, tmp_path, option, value, want) -
     assert want(json.loads((tmp_path / "out" / "x.json").read_text())["meta"])
 
 
+def test_descriptors_come_from_a_file_and_absent_labels_are_named(model, tmp_path) -> None:
+    (tmp_path / "looks.json").write_text('{"cat": ["whiskers"]}')
+    options = ["--descriptors", str(tmp_path / "looks.json"), "--presence", "0.999"]
+    cat = str(PHOTOS / "cat.jpg")
+    done = _segment(cat, "--labels", "cat,dog", "--model", model, "--out", str(tmp_path / "out"), *options)
+    assert done.exit_code == 0, done.output
+    assert "warning: no descriptors for dog: embedded by the templates alone" in done.stderr
+    assert "not in it: cat, dog" in done.stdout
+    meta = json.loads((tmp_path / "out" / "cat.json").read_text())["meta"]
+    assert meta["text"]["descriptors"] == {"labels": 1, "weight": 1.0, "unit": True}
+    assert meta["absent"] == ["cat", "dog"]
+
+
 def test_auto_says_what_it_took_and_uncovered_words_are_named(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("densevl.backbones.load.best_at_hand", lambda: model)
-    monkeypatch.setattr(OpenClipViT, "uncovered", lambda self, texts: [t for t in texts if t == "sky"])
-    monkeypatch.setattr(OpenClipViT, "upgrade", "a larger one", raising=False)
+    monkeypatch.setattr(OpenClipBackbone, "uncovered", lambda self, texts: [t for t in texts if t == "sky"])
+    monkeypatch.setattr(OpenClipBackbone, "upgrade", "a larger one", raising=False)
     done = _segment(str(PHOTOS), "--labels", "cat,sky", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     first, *rest = done.stderr.splitlines()
@@ -142,6 +158,8 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--weights", "{wrong}"], "does not fit"),
         (["{cat}", "--labels", "cat", "--model", "ViT-B-32/openai"], "HF_HUB_OFFLINE|cannot be reached"),
         (["{cat}", "--labels", "cat", "--background", "7"], "outside 0..1"),
+        (["{cat}", "--labels", "cat", "--presence", "1"], "presence 1.0 is outside 0..1"),
+        (["{cat}", "--labels", "cat", "--descriptors", "{text}"], "descriptors file .* cannot be read"),
         (["{empty}", "--labels", "cat"], "image"),
         (["{cat}", "--labels", "cat", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["{cat}", "--labels", "cat", "--crop", "8"], "leaves gaps"),

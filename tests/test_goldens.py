@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from conftest import DATA, wrap
+from conftest import DATA
 from densevl.inference import WindowGrid, decode, slide, window_scores
 from densevl.refine import Pamr
 
 GOLDEN = DATA / "golden"
 PHOTO = {"224": "astronaut_224x224", "336x448": "coffee_336x448", "301x517": "chelsea_301x517"}
-CONFIG = {
-    "embed_dim": 64,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 224, "layers": 12, "width": 128, "head_width": 64, "patch_size": 16},
-    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},  # not used
-}
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    model = open_clip.CLIP(**CONFIG).eval().requires_grad_(False)
-    model.visual.load_state_dict(load_file(GOLDEN / "vision.safetensors"))
-    return wrap(model)
+def backbone(golden_clip):
+    return golden_clip
 
 
 def _pixels(size: str) -> torch.Tensor:
@@ -91,7 +81,9 @@ def test_decision_equals_the_authors_code(backbone, key, options) -> None:
     golden = np.load(GOLDEN / "decide.npz")
     index = torch.from_numpy(golden["syn_index"])
     windows = WindowGrid.place(336, 448, 224, 112, 16)
-    scores = window_scores(backbone, _pixels("336x448"), torch.from_numpy(golden["syn_text"]), windows, recipe="sclip")
+    scores, _ = window_scores(
+        backbone, _pixels("336x448"), torch.from_numpy(golden["syn_text"]), windows, recipe="sclip"
+    )
     decided = decode(scores, windows.plan(336, 448), index - 1, **options)  # class 0 is background: -1 here
     assert (decided.labels[0].numpy() + 1 == golden[f"{key}_pred"]).all()
     np.testing.assert_allclose(decided.confidence[0, ::8, ::8], golden[f"{key}_prob_s8"], atol=5e-5, rtol=0)

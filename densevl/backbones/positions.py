@@ -2,7 +2,8 @@
 
 Rules: "size" is bicubic to the grid's size; "size_antialias" the same with antialiasing (open_clip, timm);
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
-segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size. Align-corners is off in all of them.
+segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
+rounded to half precision whatever the grid, as CLIPer's code does. Align-corners is off in all of them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def resize_positions(
         raise RecipeError(
             f"no position rule '{rule}'{suggest(rule, POSITION_RULES)}; known: {', '.join(POSITION_RULES)}"
         )
+    if rule == "bilinear_half":
+        return resize_positions(table_ND, source, grid, "bilinear", prefix).half().to(table_ND.dtype)
     if tuple(source) == tuple(grid):
         return table_ND
     # float32 throughout: bicubic is not defined for half precision on every device

@@ -15,7 +15,7 @@ import torch
 from densevl.errors import LabelError
 from densevl.kernels.reference import dense_decode, dense_scores
 from densevl.kernels.resample import DecodePlan
-from densevl.vocabulary.labels import NOTHING
+from densevl.vocabulary.background import NOTHING
 
 Refine = Callable[[torch.Tensor], torch.Tensor]
 REFINED_AT_ONCE = 16  # queries whose full maps are held while they are refined
@@ -36,6 +36,7 @@ def decode(
     *,
     scale: float,
     threshold: float = 0.0,
+    rest: bool = False,
     min_share: float = 0.0,
     refine: Refine | None = None,
 ) -> LabelMap:
@@ -46,13 +47,14 @@ def decode(
         classes: (T,) class index of each query, -1 for background queries.
         scale: multiplies scores before the softmax (CLIP papers use 40 to 65).
         threshold: under this probability a pixel is labelled -1.
+        rest: a pixel is labelled -1 where what the best string leaves, 1 - p, is more than p (the 1-max background).
         min_share: a class whose share of the labelled pixels is not above this gives them to the next best class
             (the papers' area threshold); probabilities stay those over all queries.
         refine: sharpens scores at pixels, (B, C, H, W) to the same, each channel for itself (`refine.Pamr`); a few
             queries at a time are built for it, never all.
 
     Returns:
-        The label map; `confidence` is the probability of the winning string, background included.
+        The label map; `confidence` is the probability of the winning string, background and the rest included.
     """
     query, score, lse = _best_query(scores, plan, scale, refine)
     labels = classes[query.long()]
@@ -66,6 +68,9 @@ def decode(
                 score[image] = best[0]
     confidence = torch.exp(scale * score - lse).clamp_(max=1.0)  # rounding may reach past 1
     labels = torch.where(confidence < threshold, NOTHING, labels)
+    if rest:
+        labels = torch.where(confidence < 0.5, NOTHING, labels)
+        confidence = torch.maximum(confidence, 1 - confidence)
     return LabelMap(labels.to(torch.int16), confidence)
 
 
@@ -98,10 +103,34 @@ def _rare(labels: torch.Tensor, classes: torch.Tensor, min_share: float) -> torc
     return dropped if not dropped.all() else torch.zeros_like(dropped)
 
 
+def present(scores: torch.Tensor, classes: torch.Tensor, count: int, *, scale: float, threshold: float) -> torch.Tensor:
+    """Which classes each image holds: (B, count) bool, before anything goes to pixels.
+
+    A class is present if somewhere on the patch grid one of its strings has a probability of at least `threshold` among
+    all strings: MaskCLIP's prompt denoising, with 0.5 and CLIP's own scale.
+
+    Args:
+        scores: (B, Y, X, T) window scores; classes: (T,) class index of each string, -1 for classless ones.
+        count: number of classes; scale: multiplies scores before the softmax.
+    """
+    best_BT = torch.full((len(scores), scores.shape[-1]), -torch.inf, device=scores.device)
+    for row_BXT in scores.unbind(dim=1):  # one row at a time: no second tensor as large as the scores
+        best_BT = torch.maximum(best_BT, torch.softmax(scale * row_BXT, dim=-1).amax(dim=1))
+    owned = classes != NOTHING
+    best_BC = torch.full((len(scores), count), -torch.inf, device=scores.device)
+    index_BT = classes[owned].expand(len(scores), -1)
+    return best_BC.scatter_reduce(1, index_BT, best_BT[:, owned], "amax") >= threshold
+
+
 def class_scores(
     scores: torch.Tensor, plan: DecodePlan, classes: torch.Tensor, count: int, refine: Refine | None = None
 ) -> torch.Tensor:
-    """The full volume, on demand: (B, count, H, W), each class its best string's score, background left out."""
-    volume = dense_scores(scores, plan)
-    volume = refine(volume) if refine else volume
-    return torch.stack([volume[:, classes == index].amax(dim=1) for index in range(count)], dim=1)
+    """The full volume, on demand: (B, count, H, W), each class its best string's score, background left out.
+
+    Class by class, so that of the strings only those of one class are ever held at full size.
+    """
+    volume = torch.empty(len(scores), count, *plan.size, device=scores.device)
+    for index in range(count):
+        strings = dense_scores(scores[..., classes == index], plan)
+        volume[:, index] = (refine(strings) if refine else strings).amax(dim=1)
+    return volume

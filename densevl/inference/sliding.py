@@ -6,12 +6,14 @@ Shape letters: B batch, T text queries, H/W pixels, Y/X window tokens per axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
 from densevl.errors import ImageError, LabelError
+from densevl.inference.cutting import cut, cut_regions
+from densevl.inference.spreading import spread_scores
 from densevl.inference.windows import WindowGrid
 from densevl.kernels.reference import dense_scores
 
@@ -31,22 +33,47 @@ def window_scores(
     windows: WindowGrid,
     *,
     recipe: str | Recipe | None = None,
-    position_rule: str | None = None,
     batch: int | None = None,
-) -> torch.Tensor:
-    """Score T texts at every token of every window: (B, Y, X, T) float32, windows laid as a block matrix.
+    proxy: Any = None,
+    proxy_scope: str = "image",
+    regions: torch.Tensor | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, WindowGrid]:
+    """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows they lie on.
 
     Args:
         backbone: the model; pixels: (B, 3, H, W) normalised; text_TD: (T, D) unit rows; windows: the grid on H x W.
-        recipe, position_rule: as `Backbone.encode_dense` takes them.
+        recipe, proxy, regions: as `Backbone.encode_dense` takes them, for the whole image.
         batch: windows per pass of the tower, None for the device's own; the result does not depend on it.
+        proxy_scope: "image" looks at the whole image once with the proxy, "window" at each window, as the papers do.
+        options: further keywords of `encode_dense`.
+
+    Returns:
+        Scores, windows laid as a block matrix, and their grid: `windows` itself, or with the tokens of a proxy's finer
+        grid, or one window over the whole image where the recipe stitches.
     """
     batch = batch or WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])
-    parts = [
-        backbone.score(backbone.encode_dense(part, recipe, position_rule=position_rule), text_TD)
-        for part in windows.batches(pixels, batch)
-    ]
-    return windows.assemble(torch.cat(parts), len(pixels))
+    chosen = backbone.resolve(recipe)
+    if proxy is not None and chosen is not None and proxy_scope == "image":
+        proxy = backbone.proxy_features(pixels, chosen, proxy)
+    if chosen is not None and chosen.stitch != "none":
+        options.update(text=text_TD, proxy=proxy, regions=regions)
+        dense = backbone.encode_stitched(pixels, windows, chosen, batch=batch, **options)
+        return backbone.score(dense, text_TD), windows.whole().with_tokens(*dense.grid)
+    parts, first = [], 0
+    for part in windows.batches(pixels, batch):
+        corners = windows.corners[first : first + len(part) // len(pixels)]
+        first += len(corners)
+        hints: dict[str, Any] = {"text": text_TD}
+        if proxy is not None:
+            hints["proxy"] = cut(proxy, windows, corners) if isinstance(proxy, torch.Tensor) else proxy
+        if regions is not None:
+            hints["regions"] = cut_regions(regions, windows, corners)
+        parts.append(backbone.score(backbone.encode_dense(part, chosen, **hints, **options), text_TD))
+    grid = windows.with_tokens(*parts[0].shape[1:3])
+    if chosen is not None and chosen.spread is not None:
+        parts = [spread_scores(torch.cat(parts), chosen.spread, backbone.proxy_features(pixels, chosen, proxy), grid)]
+    return grid.assemble(torch.cat(parts), len(pixels)), grid
 
 
 def slide(
@@ -59,8 +86,9 @@ def slide(
     stride: int = 112,
     size: tuple[int, int] | None = None,
     blend: str = "pixel",
-    position_rule: str | None = None,
     batch: int | None = None,
+    proxy_scope: str = "window",
+    **options: Any,
 ) -> torch.Tensor:
     """The papers' sliding-window protocol: full score maps.
 
@@ -75,9 +103,10 @@ def slide(
         recipe: name or `Recipe`; None takes the backbone's default.
         crop: window side in pixels, None for one window over the whole image; stride: step in pixels.
         size: (height, width) of the output, None for (H, W).
-        blend: where overlaps are averaged, "pixel" or "patch" (see `windows`).
-        position_rule: see `Backbone.encode_dense`.
+        blend: where overlaps are averaged, "pixel" or "patch" (see `windows`); recipes that stitch take "patch".
         batch: windows per pass, None for the device's own.
+        proxy_scope: "window" looks at each window with the proxy, as the papers do; "image" at the whole image once.
+        options: keywords of `Backbone.encode_dense` for the whole image: position_rule, proxy, regions, compat.
 
     Returns:
         (B, T, H, W) float32: cosines for a CLIP backbone.
@@ -100,6 +129,11 @@ def slide(
         )
     unit_TD = F.normalize(embeddings.float().to(backbone.device), dim=-1)
     height, width = pixels.shape[-2:]
+    chosen = backbone.resolve(recipe)
+    if chosen is not None and chosen.stitch != "none":
+        blend, proxy_scope = "patch", "image"
     windows = WindowGrid.place(height, width, crop, stride, backbone.patch_size, blend)
-    scores = window_scores(backbone, pixels, unit_TD, windows, recipe=recipe, position_rule=position_rule, batch=batch)
-    return dense_scores(scores, windows.plan(*(size or (height, width))))
+    scores, grid = window_scores(
+        backbone, pixels, unit_TD, windows, recipe=chosen, batch=batch, proxy_scope=proxy_scope, **options
+    )
+    return dense_scores(scores, grid.plan(*(size or (height, width))))

@@ -12,7 +12,7 @@ border; a crop larger than the image is cut to it. Overlaps are averaged in one 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -103,9 +103,38 @@ class WindowGrid:
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.cols.starts)
 
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """Top and left pixel of each window, on the image with its margin, in the order of `batches`."""
+        return [(top, left) for top in self.rows.starts for left in self.cols.starts]
+
+    def with_tokens(self, h: int, w: int) -> WindowGrid:
+        """The same windows, each giving h x w tokens: a proxy's grid may be finer than the backbone's.
+
+        Raises:
+            ProtocolError: on one patch grid ("patch" blend), tokens that do not divide the windows evenly.
+        """
+        if (h, w) == (self.rows.tokens, self.cols.tokens):
+            return self
+        if self.blend == "patch" and (self.rows.crop % h or self.cols.crop % w):
+            raise ProtocolError(
+                f"windows of {self.rows.crop}x{self.cols.crop} px give {h}x{w} tokens, which do not lie on one patch "
+                "grid; take blend 'pixel', or a crop that is a multiple of the proxy's patch"
+            )
+        return WindowGrid(replace(self.rows, tokens=h), replace(self.cols, tokens=w), self.blend)
+
+    def whole(self) -> WindowGrid:
+        """One window over the patch grid of the whole image, for features that were stitched ("patch" blend)."""
+
+        def joined(axis: AxisWindows) -> AxisWindows:
+            patch, total = axis.crop // axis.tokens, axis.length + sum(axis.margin)
+            return replace(axis, starts=(0,), crop=total, tokens=total // patch)
+
+        return WindowGrid(joined(self.rows), joined(self.cols), self.blend)
+
     def batches(self, pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         """Cut windows from (B, 3, H, W), at most `size` at a time: (n, 3, h*patch, w*patch), window-major, then B."""
-        corners = [(top, left) for top in self.rows.starts for left in self.cols.starts]
+        corners = self.corners
         step = max(1, size // len(pixels))
         padding = (self.cols.before, self.cols.after, self.rows.before, self.rows.after)
         margin = (*self.cols.margin, *self.rows.margin)
@@ -123,6 +152,22 @@ class WindowGrid:
         ky, kx, h, w = len(self.rows.starts), len(self.cols.starts), self.rows.tokens, self.cols.tokens
         blocks = scores.view(ky, kx, batch, h, w, -1)
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
+
+    def stitch(self, tokens: torch.Tensor, batch: int) -> torch.Tensor:
+        """Window tokens (n*B, h*w, C) in the order of `batches`, averaged where windows overlap: (B, Y*X, C).
+
+        Only for "patch" blend, where windows lie on one patch grid of Y x X.
+        """
+        h, w = self.rows.tokens, self.cols.tokens
+        whole = self.whole()
+        total = tokens.new_zeros(batch, whole.rows.tokens, whole.cols.tokens, tokens.shape[-1])
+        count = tokens.new_zeros(whole.rows.tokens, whole.cols.tokens, 1)
+        step_y, step_x = self.rows.crop // h, self.cols.crop // w
+        for (top, left), part in zip(self.corners, tokens.unflatten(1, (h, w)).split(batch), strict=True):
+            rows, columns = slice(top // step_y, top // step_y + h), slice(left // step_x, left // step_x + w)
+            total[:, rows, columns] += part
+            count[rows, columns] += 1
+        return (total / count).flatten(1, 2)
 
     def plan(self, height: int, width: int) -> DecodePlan:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels."""

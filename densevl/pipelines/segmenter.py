@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from densevl import __version__
 from densevl.backbones import Backbone, Protocol, load_backbone
-from densevl.errors import ModelError, ProtocolError, RecipeError
+from densevl.errors import LabelError, ModelError, ProtocolError, RecipeError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
+from densevl.inference.decoding import present
 from densevl.recipes import Recipe, get
 from densevl.refine import Pamr
 from densevl.results import SegmentationResult
-from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
+from densevl.vocabulary.parsing import short
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 
 Labels = LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]
@@ -46,7 +49,9 @@ class Segmenter:
         *,
         weights: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
+        text: TextOptions | None = None,
         background: BackgroundSpec = "auto",
+        presence: float | None = None,
         protocol: Protocol | Mapping[str, Any] | None = None,
         refine: str | None = None,
         device: str | None = None,
@@ -59,8 +64,12 @@ class Segmenter:
             recipe: a name from `densevl.recipes.names()` or a `Recipe`; None takes the model's default.
             weights: a checkpoint file, if `model` names an architecture or config.
             templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
-            background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", a probability, or
-                words that compete.
+            text: descriptors, template weights by image, hierarchies; None is none of them.
+            background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", "1-max", a
+                probability, words that compete, or a list such as "voc"; see `Background.parse`.
+            presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
+                judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
+                scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
             protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that.
             refine: "pamr" lets scores flow between pixels of like colour, which sharpens outlines; None does not.
             device: "cpu", "cuda"; None chooses.
@@ -69,12 +78,14 @@ class Segmenter:
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
             RecipeError: unknown recipe or refinement, or a model to which recipes do not apply.
-            LabelError: unusable templates or background. ProtocolError: impossible windows.
+            LabelError: unusable templates, text options, background or presence. ProtocolError: impossible windows.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
         if refine not in (None, "pamr"):
             raise RecipeError(f"no refinement '{refine}'; it is 'pamr' or none")
-        self.refine = refine
+        if presence is not None and not 0.0 < presence < 1.0:
+            raise LabelError(f"presence {presence} is outside 0..1; it is a probability, or None to keep every label")
+        self.refine, self.presence = refine, presence
         if isinstance(model, Backbone) and (weights is not None or device is not None):
             raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
         self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
@@ -86,7 +97,7 @@ class Segmenter:
         self.recipe = chosen or (get(self.backbone.default_recipe) if self.backbone.default_recipe else None)
         self.protocol = self._protocol(protocol)
         self.background = self._policy(background)
-        self._classifier = TextClassifier(self.backbone, templates, use_cache=use_cache)
+        self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
     def __call__(self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto") -> SegmentationResult:
@@ -109,19 +120,33 @@ class Segmenter:
         rgb = read_image(image)
         started = time.perf_counter()
         text = self._embed(label_set, policy)
+        if self._classifier.options.needs_image:
+            text = self._classifier.for_image(text, self._image_feature(rgb))
         scores, plan = self._score(rgb, text)
+        part, absent = self._present(scores, text, label_set)
+        # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
+        classes = text.classes[part] if part.any() else torch.full_like(text.classes, NOTHING)
         scale = self.protocol.logit_scale
+        if text.bias is not None:
+            scores = scores + text.bias / scale
         refine = self._refinement(rgb)
-        decided = decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold, refine=refine)
-        missing = self.backbone.uncovered([*label_set.queries, *policy.words])
+        decided = decode(
+            scores[..., part] if len(classes) < len(part) else scores,
+            plan,
+            classes,
+            scale=scale,
+            threshold=policy.threshold,
+            rest=policy.rest,
+            refine=refine,
+        )
         del refine  # its weights are large; `scores` makes them again
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
             names=label_set.names,
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
-            meta=self._meta(image, policy, time.perf_counter() - started),
-            warnings=tuple(f"word not covered by model '{self.backbone.name}': {word}" for word in missing),
+            meta=self._meta(image, policy, absent, time.perf_counter() - started),
+            warnings=self._warnings(label_set, policy),
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(label_set), self._refinement(rgb))[0].cpu().numpy()
             ),
@@ -155,6 +180,32 @@ class Segmenter:
             self._vocabularies[key] = self._classifier.encode(labels, policy)
         return self._vocabularies[key]
 
+    def _image_feature(self, rgb: np.ndarray) -> torch.Tensor:
+        """(D,) of the whole image, by the model's own preprocessing."""
+        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
+        return self.backbone.encode_image(pixels)[0].float()
+
+    def _present(
+        self, scores: torch.Tensor, text: TextEmbeddings, labels: LabelSet
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Which queries (T,) take part, and the names of the classes that do not."""
+        kept = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        if self.presence is None:
+            return kept, ()
+        scale = self.backbone.logit_scale
+        found = present(scores, text.classes, len(labels), scale=scale, threshold=self.presence)[0]
+        kept = (text.classes == NOTHING) | found[text.classes.clamp(min=0)]
+        return kept, tuple(name for name, here in zip(labels.names, found.tolist(), strict=True) if not here)
+
+    def _warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
+        words = self.backbone.uncovered([*labels.queries, *labels.negatives, *policy.words])
+        found = [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
+        bare = self._classifier.undescribed(labels)
+        if bare:
+            listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
+            found.append(f"no descriptors for {listed}: embedded by the templates alone")
+        return tuple(found)
+
     def _score(self, rgb: Any, text: TextEmbeddings) -> tuple[torch.Tensor, Any]:
         height, width = rgb.shape[:2]
         size = (height, width)
@@ -165,20 +216,23 @@ class Segmenter:
             size = tuple(max(1, round(side / patch)) * patch for side in size)
         pixels = self.backbone.normalize(resize(rgb, size))[None]
         windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
-        scores = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe)
+        scores, windows = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe)
         return scores, windows.plan(height, width)
 
-    def _meta(self, image: Any, policy: Background, seconds: float) -> dict[str, Any]:
+    def _meta(self, image: Any, policy: Background, absent: Sequence[str], seconds: float) -> dict[str, Any]:
         return {
             "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
             "recipe": repr(self.recipe) if self.recipe else None,
             "templates": list(self._classifier.templates),
+            "text": self._classifier.options.facts(),
             "text_fingerprint": self.backbone.text_fingerprint,
             "device": str(self.backbone.device),
             "protocol": asdict(self.protocol),
             "background": str(policy),
+            "presence": self.presence,
+            "absent": list(absent),
             "refine": self.refine,
             "seconds": round(seconds, 3),
         }

@@ -1,7 +1,8 @@
 """Views of transformer blocks: the same five parts whatever library built the block.
 
 A view holds no weights. Supported: open_clip's residual attention blocks, with torch's MultiheadAttention or with
-open_clip's own `Attention`. A block of another kind is refused by name.
+open_clip's own `Attention`; timm's pre-norm `Block` and `EvaBlock`, with rotary positions or without. A block of
+another kind is refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ class Block(Protocol):
         """Layer norm before the attention."""
 
     def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
-        """The projections named in `which` (a subset of "qkv"), split into heads; the others are not computed."""
+        """The projections named in `which` (a subset of "qkv"), split into heads; the others are not computed.
+
+        They are what the block's own attention multiplies: q and k after their norms and rotary positions, if any.
+        """
 
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         """Heads joined, output projection, layer scale: the attention branch (B, N, D)."""
@@ -43,18 +47,9 @@ class OpenClipBlock:
         return self._block.ln_1(x_BND)
 
     def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
-        weight, bias = self._attn.in_proj_weight, self._attn.in_proj_bias
-        width = weight.shape[0] // 3
-        result = {}
-        for run in _runs(which):  # neighbours share one matrix product
-            rows = slice("qkv".index(run[0]) * width, ("qkv".index(run[-1]) + 1) * width)
-            joint = F.linear(u_BND, weight[rows], None if bias is None else bias[rows])
-            for name, part in zip(run, joint.split(width, dim=-1), strict=True):
-                result[name] = part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        for name, norm in (("q", "ln_q"), ("k", "ln_k")):
-            if name in result and hasattr(self._attn, norm):
-                result[name] = getattr(self._attn, norm)(result[name])
-        return result
+        joint = _joint_projection(u_BND, self._attn.in_proj_weight, self._attn.in_proj_bias, which)
+        result = {name: part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for name, part in joint.items()}
+        return _with_norms(result, getattr(self._attn, "ln_q", None), getattr(self._attn, "ln_k", None))
 
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         head_scale = getattr(self._attn, "head_scale", None)
@@ -68,22 +63,104 @@ class OpenClipBlock:
         return self._block.ls_2(self._block.mlp(self._block.ln_2(x_BND)))
 
 
-def _runs(which: str) -> list[str]:
-    return {"qkv": ["qkv"], "qk": ["qk"], "kv": ["kv"], "qv": ["q", "v"]}.get(which, list(which))
+class TimmBlock:
+    """View of timm's `Block` or `EvaBlock`; `rope` is what the block would get, (h*w, 2d) or (A, h*w, 2d)."""
+
+    def __init__(self, block: Any, rope: torch.Tensor | None = None, prefix: int = 0) -> None:
+        self._block = block
+        self._attn = block.attn
+        self._rope = rope
+        self._prefix = prefix
+        self.heads: int = self._attn.num_heads
+
+    def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
+        return self._block.norm1(x_BND)
+
+    def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
+        attn, result = self._attn, {}
+        if attn.qkv is not None:
+            result = _joint_projection(u_BND, attn.qkv.weight, self._joint_bias(), which)
+        else:
+            result = {name: getattr(attn, f"{name}_proj")(u_BND) for name in which}
+        width = attn.head_dim
+        result = {name: part.unflatten(-1, (-1, width)).transpose(1, 2) for name, part in result.items()}
+        result = _with_norms(result, attn.q_norm, attn.k_norm)
+        if self._rope is not None:
+            result |= {name: self._rotate(result[name], self._rope) for name in "qk" if name in result}
+        for name, part in result.items():  # grouped queries: several heads of q share one of k and v
+            if part.shape[1] != self.heads:
+                result[name] = part.repeat_interleave(self.heads // part.shape[1], dim=1)
+        return result
+
+    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+        y_BND = heads_BANd.transpose(1, 2).flatten(2)
+        y_BND = self._attn.proj(getattr(self._attn, "norm", nn.Identity())(y_BND))
+        return self._scaled(y_BND, "1")
+
+    def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
+        return self._scaled(self._block.mlp(self._block.norm2(x_BND)), "2")
+
+    def _joint_bias(self) -> torch.Tensor | None:
+        attn = self._attn
+        if getattr(attn, "q_bias", None) is not None:
+            return torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        return attn.qkv.bias
+
+    def _rotate(self, heads_BANd: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+        from timm.layers import apply_rot_embed_cat
+
+        half = {"half": True} if getattr(self._attn, "rotate_half", False) else {}  # older timm has no such layout
+        leading, patches = heads_BANd[:, :, : self._prefix], heads_BANd[:, :, self._prefix :]
+        return torch.cat([leading, apply_rot_embed_cat(patches, rope, **half).to(leading.dtype)], dim=2)
+
+    def _scaled(self, y_BND: torch.Tensor, branch: str) -> torch.Tensor:
+        gamma = getattr(self._block, f"gamma_{branch}", None)
+        if gamma is not None:
+            return gamma * y_BND
+        return getattr(self._block, f"ls{branch}", nn.Identity())(y_BND)
 
 
-def view(block: nn.Module) -> Block:
+def _joint_projection(
+    u_BND: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, which: str
+) -> dict[str, torch.Tensor]:
+    """The wanted thirds of a joint q, k, v projection; neighbours share one matrix product."""
+    width = weight.shape[0] // 3
+    result: dict[str, torch.Tensor] = {}
+    for run in {"qkv": ["qkv"], "qk": ["qk"], "kv": ["kv"], "qv": ["q", "v"]}.get(which, list(which)):
+        rows = slice("qkv".index(run[0]) * width, ("qkv".index(run[-1]) + 1) * width)
+        joint = F.linear(u_BND, weight[rows], None if bias is None else bias[rows])
+        result.update(zip(run, joint.split(width, dim=-1), strict=True))
+    return result
+
+
+def _with_norms(
+    heads: dict[str, torch.Tensor], q_norm: nn.Module | None, k_norm: nn.Module | None
+) -> dict[str, torch.Tensor]:
+    """Normalise q and k per head where the block does."""
+    norms = {"q": q_norm, "k": k_norm}
+    return {name: part if norms.get(name) is None else norms[name](part) for name, part in heads.items()}  # type: ignore[misc]
+
+
+def view(block: nn.Module, rope: torch.Tensor | None = None, prefix: int = 0) -> Block:
     """Return the view of a block.
+
+    Args:
+        block: a block of open_clip or timm.
+        rope: rotary positions of the patches as timm's blocks take them, or None.
+        prefix: leading tokens that are not rotated.
 
     Raises:
         RecipeError: the block is of a kind densevl cannot take apart.
     """
     attn = getattr(block, "attn", None)
-    known = (
-        hasattr(attn, "in_proj_weight") and getattr(attn, "in_proj_weight", None) is not None and hasattr(block, "ln_1")
-    )
-    if not known or getattr(attn, "logit_scale", None) is not None:
-        raise RecipeError(
-            f"a block of type {type(block).__name__} has no plain q, k, v to rewire; use recipe 'vanilla'"
-        )
-    return OpenClipBlock(block)
+    kind, attention = type(block).__name__, type(attn).__name__
+    if getattr(attn, "in_proj_weight", None) is not None and hasattr(block, "ln_1"):
+        if getattr(attn, "logit_scale", None) is None:
+            return OpenClipBlock(block)
+    elif (
+        kind in ("Block", "EvaBlock")
+        and attention in ("Attention", "AttentionRope", "EvaAttention")
+        and getattr(attn, "gate", None) is None
+    ):
+        return TimmBlock(block, rope, prefix)
+    raise RecipeError(f"a block of type {kind} with {attention} has no plain q, k, v to rewire; use recipe 'vanilla'")

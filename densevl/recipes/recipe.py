@@ -1,35 +1,54 @@
 """`Recipe`: one dense-prediction method as data.
 
-A recipe says how the last block of a CLIP tower is rewired so that patch tokens keep their own meaning:
+A recipe says how the last block of a tower is rewired so that patch tokens keep their own meaning:
 
-    A = gain * combine_t softmax(temperature * metric(a_t, b_t) + bias)        t over `terms`
-    y = residual * x + O(A v) ;  y = y + FFN(y) if ffn ;  features = projection(layer norm(y))
+    A = gain * combine_t weight_t * softmax(temperature * metric(a_t, b_t) + bias)        t over `terms`
+    y = residual * x + O(A v) + cls_mix * x_CLS ;  y = y + FFN(y) if ffn ;  features = projection(layer norm(y))
 
 Legend of terms: "qk" is CLIP's own attention; "qq", "kk", "vv" correlate a projection with itself; "id" is the
-identity, each token reading its own value. A sum of logits gets the bias once. With `dual_layers` = n the rewired
-attention of the last n blocks is summed in a second stream beside the untouched one (CLIP Surgery, GEM).
+identity, each token reading its own value. `parts.Term` weighs them, takes them from other blocks, or compares tapped
+or borrowed features instead. A sum of logits gets the bias once. With `dual_layers` = n the rewired attention of the
+last n blocks is summed in a second stream beside the untouched one (CLIP Surgery, GEM).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
-from densevl.errors import RecipeError, suggest
+from densevl.errors import RecipeError
+from densevl.recipes.explain import explain
+from densevl.recipes.parts import (
+    AFFINITIES,
+    PROJECTIONS,
+    Feedback,
+    Foveal,
+    Gaussian,
+    Mix,
+    Pairing,
+    ProxyUse,
+    Purify,
+    RegionScope,
+    Sinkhorn,
+    Smooth,
+    Spread,
+    Term,
+    Values,
+    check,
+)
+from densevl.recipes.validate import contradictions
 
-TERMS = ("qk", "qq", "kk", "vv", "id")
 COMBINES = ("prob-sum", "prob-mean", "logit-sum")
 METRICS = ("dot", "cosine")
-POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear")
+POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half")
+SCORINGS = ("cosine", "surgery", "contrast", "dot", "layers", "layers-zeroed", "cls-mix")
+READOUTS = ("tokens", "contributions", "regions")
+FUSIONS = ("tokens", "features")
+STITCHES = ("none", "qkv", "features")
 ADAPTIVE = "adaptive"
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Neighbourhood bias exp(-dist^2 / (2 std^2)) added to the logits; `std` in patches, 0 for CLS (NACLIP)."""
-
-    std: float
 
 
 @dataclass(frozen=True)
@@ -55,115 +74,145 @@ class Recipe:
 
     Attributes:
         name: lower-case identifier.
-        terms: one or more of "qk", "qq", "kk", "vv", "id".
+        terms: one or more of "qk", "qq", "kk", "vv", "id", or `Term`s.
         combine: "prob-sum" adds the softmaxes (rows sum to the number of terms), "prob-mean" averages them,
             "logit-sum" adds the logits before one softmax.
         gain: multiplies the attention output; matters only beside a residual.
         temperature: multiplies the logits; "adaptive" is GEM's: mean token norm over sqrt(head width), per image.
         metric: "dot" is a.b / sqrt(d); "cosine" normalises both first and does not divide.
         iterations: with "cosine" and self terms, how often a projection is replaced by its own attention average.
-        bias: None or a `Gaussian`.
+        bias: None, a `Gaussian`, or a `Foveal` (which needs boxes).
         residual, ffn: whether the block's skip connection and its MLP are kept.
         cls_key: whether CLS is among the keys.
-        dual_layers: 0 for a single rewired block; n for a second stream over the last n blocks.
+        cls_mix: this much of the CLS token that enters the last block is added to every patch after attention.
+        blocks: how many blocks, the last ones, are rewired one after the other.
+        dual_layers: 0 for a single stream; n for a second stream over the last n blocks.
+        purify: how outlier patches are replaced before the last block.
+        before, after: smoothing of patches over like patches before the last block, and of what its attention gives.
+        values: further sources that go through the last block as well; their outputs are added.
+        fuse: whether they are added as "tokens", before the last norm, or as "features", after it.
+        scope: how the segment map is used, for terms that stay within regions.
+        feedback: a second pass steered by the first one's scores; needs text.
+        pairing: heads of the block paired with heads of the proxy, logits mixed (CASS).
+        proxy: which other model the affinity is borrowed from, for terms and smoothing by "proxy".
+        readout: "tokens" after the last block; "contributions", each patch's direct share in CLS, over all blocks; or
+            "regions", values of the last block pooled over masks and read as one token each, painted back.
+        scoring: how words are compared with features; see `recipes.scoring`.
+        stitch: "none", each window for itself; "qkv", projections of the last block, or "features", its outputs, are
+            averaged onto one grid for the whole image before the rest is done once.
+        spread: propagation of all windows' scores over a graph of alike patches.
+        whole: mixing over the whole image after stitching; needs SAM's attention.
+        joint: smoothing of the features in the joint space.
+        quirks: changes to these fields under `compat=True`: what the authors' code does without meaning to.
         position_rule: how the positional grid is resized for other input sizes (see `backbones.positions`).
         source: the paper, or None for a variant of your own.
         note: one line a user should know.
     """
 
     name: str
-    terms: tuple[str, ...] = ("qk",)
+    terms: tuple[str | Term, ...] = ("qk",)
     combine: str = "prob-sum"
     gain: float = 1.0
     temperature: float | str = 1.0
     metric: str = "dot"
     iterations: int = 0
-    bias: Gaussian | None = None
+    bias: Gaussian | Foveal | None = None
     residual: bool = True
     ffn: bool = True
     cls_key: bool = True
+    cls_mix: float = 0.0
+    blocks: int = 1
     dual_layers: int = 0
+    purify: Purify | None = None
+    before: Smooth | None = None
+    after: Smooth | None = None
+    values: tuple[Values, ...] = ()
+    fuse: str = "tokens"
+    scope: RegionScope | None = None
+    feedback: Feedback | None = None
+    pairing: Pairing | None = None
+    proxy: ProxyUse | None = None
+    readout: str = "tokens"
+    scoring: str = "cosine"
+    stitch: str = "none"
+    spread: Spread | None = None
+    whole: Mix | None = None
+    joint: Smooth | None = None
     position_rule: str = "scale_factor"
+    quirks: tuple[tuple[str, Any], ...] = ()
     source: Source | None = field(default=None, repr=False, compare=False)
     note: str = field(default="", repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "terms", tuple(self.terms))
-        for value, allowed, what in [
-            *((term, TERMS, "term") for term in self.terms),
-            (self.combine, COMBINES, "combine"),
-            (self.metric, METRICS, "metric"),
-            (self.position_rule, POSITION_RULES, "position_rule"),
-        ]:
-            if value not in allowed:
-                known = ", ".join(allowed) + suggest(value, allowed)
-                raise RecipeError(f"recipe '{self.name}': {what} {value!r} is not one of {known}")
-        for broken, reason in self._contradictions():
-            if broken:
-                raise RecipeError(f"recipe '{self.name}': {reason}")
+        object.__setattr__(self, "values", tuple(self.values))
+        try:
+            for value, allowed, what in [
+                (self.combine, COMBINES, "combine"),
+                (self.metric, METRICS, "metric"),
+                (self.readout, READOUTS, "readout"),
+                (self.scoring, SCORINGS, "scoring"),
+                (self.stitch, STITCHES, "stitch"),
+                (self.fuse, FUSIONS, "fuse"),
+                (self.position_rule, POSITION_RULES, "position_rule"),
+            ]:
+                check(value, allowed, what)
+            broken = [reason for is_broken, reason in contradictions(self) if is_broken]
+        except RecipeError as error:
+            raise RecipeError(f"recipe '{self.name}': {error}") from None
+        if broken:
+            raise RecipeError(f"recipe '{self.name}': {broken[0]}")
 
-    def _contradictions(self) -> list[tuple[bool, str]]:
-        numeric = isinstance(self.temperature, (int, float))
-        only_identity = set(self.terms) == {"id"}
-        return [
-            (not self.terms, "it has no terms; give at least one of " + ", ".join(TERMS)),
-            (len(set(self.terms)) < len(self.terms), "a term is named twice; use gain to weigh it"),
-            (
-                "id" in self.terms and self.combine == "logit-sum",
-                "'id' has no logits to sum; use prob-sum or prob-mean",
-            ),
-            (not numeric and self.temperature != ADAPTIVE, f"temperature is a number above 0 or {ADAPTIVE!r}"),
-            (numeric and not self.temperature > 0, "temperature must be above 0"),  # type: ignore[operator]
-            (not self.gain > 0, "gain must be above 0"),
-            (self.temperature == ADAPTIVE and self.metric != "cosine", "an adaptive temperature needs metric='cosine'"),
-            (self.iterations < 0, "iterations cannot be negative"),
-            (
-                self.iterations > 0 and (self.metric != "cosine" or "qk" in self.terms or only_identity),
-                "iterations need metric='cosine' and self terms (qq, kk, vv) only",
-            ),
-            (self.bias is not None and not self.bias.std > 0, "the Gaussian's std must be above 0 patches"),
-            (self.bias is not None and only_identity, "a bias has no effect on 'id'; leave it out"),
-            (self.dual_layers < 0, "dual_layers cannot be negative"),
-            (
-                self.dual_layers > 0 and (self.ffn or not self.residual),
-                "a dual stream is a running sum without FFN; set residual=True, ffn=False",
-            ),
-        ]
+    @cached_property
+    def parts(self) -> tuple[Term, ...]:
+        """The terms, each a `Term`."""
+        return tuple(term if isinstance(term, Term) else Term(term) for term in self.terms)
 
     @property
     def needs(self) -> str:
         """The projections the rewired block must compute, a subset of "qkv" in that order."""
-        letters = set("".join(term for term in self.terms if term != "id")) | {"v"}
+        own = {term.kind for term in self.parts if term.kind in PROJECTIONS and not term.layers}
+        letters = set("".join(own)) | {"v"}
         return "".join(letter for letter in "qkv" if letter in letters)
 
     @property
     def is_native(self) -> bool:
         """True when nothing is rewired: the tower's own last block runs as it is."""
-        return self == Recipe(self.name, position_rule=self.position_rule)
+        return self.readout == "tokens" and self.is_native_block
+
+    @property
+    def is_native_block(self) -> bool:
+        """True when the attention blocks are run as trained, whatever is read from them."""
+        free = ("name", "readout", "scoring", "position_rule", "source", "note")
+        return all(getattr(self, entry.name) == entry.default for entry in fields(self) if entry.name not in free)
+
+    @property
+    def rewired(self) -> int:
+        """How many blocks, the last ones, do not run as trained."""
+        return 0 if self.is_native else self.dual_layers or self.blocks
+
+    @property
+    def patches_only(self) -> bool:
+        """True when the last block works on patches without CLS: cosines of tapped or borrowed features have none."""
+        spreads = self.purify or self.before or self.after or self.pairing or self.cls_mix
+        return bool(spreads) or any(term.kind in AFFINITIES for term in self.parts)
+
+    @property
+    def sinkhorn(self) -> bool:
+        """True when the attention is a normalised sum of other blocks' maps."""
+        return isinstance(self.parts[0].rule, Sinkhorn)
+
+    @property
+    def reads_proxy(self) -> bool:
+        """True when features of another model are needed."""
+        smooths = (self.before, self.after, self.joint)
+        borrowed = [term.kind for term in self.parts] + [smooth.by for smooth in smooths if smooth is not None]
+        return self.pairing is not None or self.spread is not None or "proxy" in borrowed
+
+    def as_published(self) -> Recipe:
+        """The recipe with its authors' quirks."""
+        return replace(self, **dict(self.quirks)) if self.quirks else self
 
     def explain(self) -> str:
         """The recipe in plain words, one sentence a part."""
-        if self.is_native:
-            return "The tower as it was trained: nothing is rewired."
-        where = f"the last {self.dual_layers} blocks, as a second stream" if self.dual_layers else "the last block"
-        reads = {
-            "qk": "queries look at keys, as trained",
-            "qq": "queries look at queries",
-            "kk": "keys look at keys",
-            "vv": "values look at values",
-            "id": "each patch reads only its own value",
-        }
-        how = {"prob-sum": "added", "prob-mean": "averaged", "logit-sum": "added before one softmax"}
-        parts = [f"In {where}: " + "; ".join(reads[t] for t in self.terms)]
-        if len(self.terms) > 1:
-            parts[0] += f" ({how[self.combine]})"
-        if self.bias:
-            parts.append(f"nearby patches count more (Gaussian, {self.bias.std:g} patches)")
-        if self.metric == "cosine":
-            parts.append("similarity is the cosine" + (", sharpened per image" if self.temperature == ADAPTIVE else ""))
-        if not self.dual_layers:
-            kept = {True: "kept", False: "dropped"}
-            parts.append(f"skip connection {kept[self.residual]}, MLP {kept[self.ffn]}")
-        if not self.cls_key:
-            parts.append("patches do not look at CLS")
-        return "; ".join(parts) + "."
+        return explain(self)

@@ -1,5 +1,19 @@
-"""Scores made sharper with the help of the photo."""
+"""Scores and label maps made sharper with the help of the photo, of another model's features, or of given regions."""
 
+from densevl.refine.clusters import dbscan, segment_by_affinity
+from densevl.refine.morphology import grey_closing, majority_filter
 from densevl.refine.pamr import Pamr
+from densevl.refine.propagation import PatchGraph, PixelPropagation, propagate_patches
+from densevl.refine.vote import majority_vote
 
-__all__ = ["Pamr"]
+__all__ = [
+    "Pamr",
+    "PixelPropagation",
+    "PatchGraph",
+    "propagate_patches",
+    "majority_vote",
+    "segment_by_affinity",
+    "dbscan",
+    "majority_filter",
+    "grey_closing",
+]

@@ -1,5 +1,8 @@
 """Words: label sets, prompt templates, and their embeddings. Importing this loads no torch."""
 
-from densevl.vocabulary.labels import NOTHING, Background, LabelSet
+from densevl.vocabulary.background import NOTHING, Background
+from densevl.vocabulary.descriptors import Descriptors
+from densevl.vocabulary.labels import LabelSet
+from densevl.vocabulary.options import TextOptions
 
-__all__ = ["NOTHING", "Background", "LabelSet"]
+__all__ = ["NOTHING", "Background", "Descriptors", "LabelSet", "TextOptions"]

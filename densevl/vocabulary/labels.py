@@ -1,68 +1,18 @@
-"""`LabelSet`: what the user asked for: classes, their synonyms, and what counts as background."""
+"""`LabelSet`: what the user asked for: classes, the strings that mean them, and strings that do not."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 
 from densevl.errors import LabelError
+from densevl.vocabulary.parsing import as_list, clean, read, short
 
-NOTHING = -1  # the label of a pixel that belongs to no class
-MAX_LENGTH = 300  # characters of one string: several times what a CLIP text tower can read
-UNKNOWN = "unknown"
 RESERVED = "nothing"  # what results call the pixels without a label
 MAX_CLASSES = 32_767  # label maps are int16
-
-
-@dataclass(frozen=True)
-class Background:
-    """When a pixel gets no label.
-
-    Attributes:
-        words: strings that compete with the classes; a pixel they win is labelled nothing.
-        threshold: a pixel whose best probability is under this (0..1) is labelled nothing.
-        unknown: let the model's own "none of these" compete, if it has one.
-    """
-
-    words: tuple[str, ...] = ()
-    threshold: float = 0.0
-    unknown: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold < 1.0:
-            raise LabelError(f"background threshold {self.threshold} is outside 0..1; it is a probability")
-
-    @classmethod
-    def parse(cls, spec: str | float | Sequence[str] | Background | None) -> Background:
-        """Read a policy: None or "none"; "unknown"; a probability (0.3 or "0.3"); words as a list or "sky,wall".
-
-        Raises:
-            LabelError: a threshold outside 0..1, or words that are not strings.
-        """
-        if isinstance(spec, Background):
-            return spec
-        if spec is None or spec == "none":
-            return cls()
-        if isinstance(spec, Real):
-            return cls(threshold=float(spec))
-        if isinstance(spec, str):
-            if spec == UNKNOWN:
-                return cls(unknown=True)
-            try:
-                return cls(threshold=float(spec))
-            except ValueError:
-                spec = spec.split(",")
-        words = [part for word in _as_list(spec, "background") for part in _clean(word, "background").split("|")]
-        return cls(words=tuple(_clean(word, "background") for word in words))
-
-    def __str__(self) -> str:
-        parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown
-        parts += [f"probability under {self.threshold:g}"] * (self.threshold > 0)
-        return "; ".join(parts) or "none"
+NOT = "not:"  # before a string that a class is not
 
 
 @dataclass(frozen=True)
@@ -71,11 +21,14 @@ class LabelSet:
 
     Attributes:
         names: display name of each class, unique.
-        synonyms: for each class, the strings scored for it; a pixel's class is that of its best string.
+        synonyms: for each class, the strings scored for it; a pixel's class is that of its best string. They may be
+            narrower words than the name, {"animal": ["cat", "dog"]}: a hierarchy, see `TextOptions.parents`.
+        negatives: strings that look like a class and are none; they compete, and a pixel they win is labelled nothing.
     """
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...] = field(repr=False)
+    negatives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -90,7 +43,7 @@ class LabelSet:
             )
         doubled = next((name for name, times in Counter(self.names).items() if times > 1), None)
         if doubled is not None:
-            raise LabelError(f"label '{_short(doubled)}' is given twice; names must differ")
+            raise LabelError(f"label '{short(doubled)}' is given twice; names must differ")
         if RESERVED in self.names:
             raise LabelError(f"label '{RESERVED}' is what pixels without a label are called; choose another word")
         owner: dict[str, str] = {}
@@ -98,17 +51,20 @@ class LabelSet:
             for word in words:
                 if word.casefold() in owner:
                     raise LabelError(
-                        f"label '{_short(word)}' is given twice (in '{_short(owner[word.casefold()])}' and "
-                        f"'{_short(name)}'); each string belongs to one class"
+                        f"label '{short(word)}' is given twice (in '{short(owner[word.casefold()])}' and "
+                        f"'{short(name)}'); each string belongs to one class"
                     )
                 owner[word.casefold()] = name
+        # A negative that is another class's string competes already.
+        fresh = {word.casefold(): word for word in self.negatives if word.casefold() not in owner}
+        object.__setattr__(self, "negatives", tuple(fresh.values()))
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def queries(self) -> list[str]:
-        """All strings, class by class."""
+        """All strings that mean a class, class by class."""
         return [word for words in self.synonyms for word in words]
 
     @property
@@ -121,12 +77,12 @@ class LabelSet:
         """Read labels in any form people write them.
 
         Args:
-            labels: a list of strings, "car | truck" meaning two words for one class named "car"; a dict of name to
-                words; a string "cat,dog"; or a file: .json with a list or a dict, .txt with a class a line, synonyms
-                after commas or "|", lines that start with "#" left out.
+            labels: a list of strings, "car | truck" meaning two words for one class named "car", "dog | not: toy dog"
+                a negative; a dict of name to words; a string "cat,dog"; or a file: .json with a list or a dict, .txt
+                with a class a line, synonyms after commas or "|", lines that start with "#" left out.
 
         Raises:
-            LabelError: empty, doubled, too long, not strings, or an unreadable file.
+            LabelError: empty, doubled, too long, not strings, a class that is not itself, or an unreadable file.
         """
         if isinstance(labels, LabelSet):
             return labels
@@ -137,37 +93,34 @@ class LabelSet:
                 return cls.parse([])
             is_file = labels.endswith((".txt", ".json")) or labels.startswith("@")
             return cls.parse(_read(Path(labels.removeprefix("@"))) if is_file else labels.split(","))
+        pairs: list[tuple[str, Sequence[object]]] = []
         if isinstance(labels, Mapping):
-            pairs = []
             for name, words in labels.items():
-                listed = [words] if isinstance(words, str) else _as_list(words, f"label '{name}'")
-                pairs.append((name, listed or [name]))
+                listed = [words] if isinstance(words, str) else as_list(words, f"label '{name}'")
+                pairs.append((clean(name, "label"), listed or [name]))
         else:
-            texts = [_clean(entry, "label") for entry in _as_list(labels, "labels")]
-            pairs = [(text.split("|")[0], text.split("|")) for text in texts]
-        return cls(
-            names=tuple(_clean(name, "label") for name, _ in pairs),
-            synonyms=tuple(tuple(_clean(word, "label") for word in words) for _, words in pairs),
-        )
+            for entry in as_list(labels, "labels"):
+                parts = clean(entry, "label").split("|")
+                pairs.append((clean(parts[0], "label"), parts))
+        names, synonyms, negatives = [], [], []
+        for name, given in pairs:
+            means, is_not = _positive_and_negative(name, [clean(word, "label") for word in given])
+            names.append(name)
+            synonyms.append(means)
+            negatives += is_not
+        return cls(tuple(names), tuple(synonyms), tuple(negatives))
 
 
-def _as_list(value: object, what: str) -> list[object]:
-    if isinstance(value, Iterable):
-        return list(value)
-    raise LabelError(f"{what} is a {type(value).__name__}; give a list of strings")
-
-
-def _clean(text: object, what: str) -> str:
-    if not isinstance(text, str):
-        raise LabelError(f"{what} {text!r} is a {type(text).__name__}; labels are strings")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise LabelError(f"{what} {text!r} holds half a character (a lone surrogate); write it anew")
-    tidy = " ".join(text.split())
-    if not tidy.strip("| "):
-        raise LabelError(f"an empty {what} in the list; remove it (a doubled or trailing comma?)")
-    if len(tidy) > MAX_LENGTH and "|" not in tidy:
-        raise LabelError(f"{what} '{_short(tidy)}' has {len(tidy)} characters; the limit is {MAX_LENGTH}")
-    return tidy
+def _positive_and_negative(name: str, words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    if name.startswith(NOT):
+        raise LabelError(f"label '{short(name)}' says only what it is not; put it after a class: \"dog | {name}\"")
+    means = tuple(word for word in words if not word.startswith(NOT)) or (name,)
+    is_not = [clean(word.removeprefix(NOT), "negative") for word in words if word.startswith(NOT)]
+    meant = {word.casefold() for word in means}
+    for word in is_not:
+        if word.casefold() in meant:
+            raise LabelError(f"label '{short(name)}' is '{short(word)}' and not '{short(word)}'; remove one of them")
+    return means, is_not
 
 
 def _lines(text: str) -> list[str]:
@@ -176,16 +129,8 @@ def _lines(text: str) -> list[str]:
     return [line.replace(",", "|") for line in lines if line and not line.startswith("#")]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
 def _read(path: Path) -> list[str] | dict[str, list[str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else _lines(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LabelError(f"labels file {path} cannot be read: {error}") from error
+    content = read(path, "labels file", _lines)
     if not isinstance(content, (list, dict)):
         raise LabelError(f"labels file {path} holds a {type(content).__name__}; it needs a list of labels or a dict")
     return content

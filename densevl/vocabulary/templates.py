@@ -8,30 +8,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densevl.errors import LabelError, suggest
+from densevl.vocabulary.template_sets import SETS
 
 _MARK = "\0"  # stands for the label while open_clip's own templates (functions) are turned into strings
-_OWN = {"name": ("{}",), "photo": ("a photo of a {}.",)}
-NAMES = ("openai", "simple", *_OWN)
+_FROM_OPEN_CLIP = ("openai", "simple")
+NAMES = (*_FROM_OPEN_CLIP, *SETS)
 
 
 def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     """Return templates by name or as given.
 
     Args:
-        spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "photo" (one), "name" (the bare label), one
-            template such as "a sketch of a {}", or a list of templates.
+        spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "name" (the bare label), "photo" (one), a set
+            of `template_sets` ("broad", "short", "dense", "scene", "drawing", "satellite", "street", "medical"),
+            several with "+" between ("openai+scene": MaskCLIP's 85 in our words), one template such as "a sketch of a
+            {}", or a list of templates.
 
     Raises:
         LabelError: unknown name, an empty list, or a template without "{}".
     """
     if isinstance(spec, str):
-        if spec in _OWN:
-            return _OWN[spec]
-        if spec in ("openai", "simple"):
-            return _from_open_clip(spec)
-        if "{}" not in spec:
-            raise LabelError(f"no templates '{spec}'{suggest(spec, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
-        return (spec,)
+        if "{}" in spec:
+            return (spec,)
+        return tuple(template for name in spec.split("+") for template in _by_name(name.strip()))
     if not spec:
         raise LabelError("an empty list of templates; use 'name' for the bare label")
     for template in spec:
@@ -45,7 +44,11 @@ def fill(template: str, label: str) -> str:
     return template.replace("{}", label)
 
 
-def _from_open_clip(name: str) -> tuple[str, ...]:
+def _by_name(name: str) -> tuple[str, ...]:
+    if name in SETS:
+        return SETS[name]
+    if name not in _FROM_OPEN_CLIP:
+        raise LabelError(f"no templates '{name}'{suggest(name, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
     from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
     functions = OPENAI_IMAGENET_TEMPLATES if name == "openai" else SIMPLE_IMAGENET_TEMPLATES

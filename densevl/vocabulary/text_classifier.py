@@ -1,18 +1,24 @@
 """`TextClassifier`: labels to unit embeddings, encoded once per model, templates and string, then cached on disk.
 
-Shape letters: T query strings, D joint-space width.
+Shape letters: T query strings, C classes, M templates, D joint-space width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
 
-from densevl.vocabulary.labels import NOTHING, UNKNOWN, Background, LabelSet
+from densevl.errors import LabelError
+from densevl.vocabulary.background import NOTHING, UNKNOWN, Background
+from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
+from densevl.vocabulary.labels import LabelSet
+from densevl.vocabulary.long_text import CONTEXT, budget, windows
+from densevl.vocabulary.options import TextOptions
+from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.templates import fill, templates
 from densevl.vocabulary.text_cache import TextCache
 
@@ -20,6 +26,9 @@ if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
 PROMPTS_AT_ONCE = 4096  # bounds the memory of a large vocabulary
+PROMPTS_KEPT = 2**28  # numbers (1 GiB) held when each template of each string keeps its own embedding
+AS_IT_IS = ("{}",)
+_CUT = "\x1f"  # between the windows of a long text in its cache key; never part of a label
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,68 +36,183 @@ class TextEmbeddings:
     """The vocabulary as the decoder needs it.
 
     Attributes:
-        vectors: (T, D) float32, unit rows.
-        classes: (T,) int64, class index of each row, `NOTHING` (-1) for background rows.
+        vectors: (T, D) float32, unit rows unless `TextOptions` says otherwise.
+        classes: (T,) int64, class index of each row, `NOTHING` (-1) for negatives and background.
         queries: the T strings.
+        bias: (T,) float32 to add to scale * score, or None.
+        prompts: (M, T, D) unit rows, one per template, or None where templates weigh the same for every image.
+        parents: (C, D) unit rows of the class names, or None where they have no say.
     """
 
     vectors: torch.Tensor
     classes: torch.Tensor
     queries: tuple[str, ...]
+    bias: torch.Tensor | None = None
+    prompts: torch.Tensor | None = None
+    parents: torch.Tensor | None = None
 
 
 class TextClassifier:
     """Turns label sets into embeddings for one backbone and one set of templates."""
 
     def __init__(
-        self, backbone: Backbone, template_spec: str | Sequence[str] | None = None, *, use_cache: bool = True
+        self,
+        backbone: Backbone,
+        template_spec: str | Sequence[str] | None = None,
+        options: TextOptions | None = None,
+        *,
+        use_cache: bool = True,
     ) -> None:
         """Prepare; nothing is encoded yet.
 
         Args:
             backbone: whose text tower encodes.
             template_spec: see `templates`; None takes the backbone's own set.
+            options: descriptors, template weights, hierarchy.
             use_cache: keep embeddings on disk.
 
         Raises:
             LabelError: unusable templates.
         """
         self._backbone = backbone
-        self.templates = templates(template_spec or backbone.templates)
-        self._cache = TextCache(backbone.text_fingerprint, self.templates) if use_cache else None
+        self.templates = templates(backbone.templates if template_spec is None else template_spec)
+        self.options = options or TextOptions()
+        self._use_cache = use_cache
+        self._caches: dict[tuple[str, ...], TextCache] = {}
 
     def encode(self, labels: LabelSet, background: Background | None = None) -> TextEmbeddings:
-        """Embed a label set, its background words and the model's "unknown" after it.
+        """Embed a label set, then its negatives, the background words and the model's "unknown".
 
-        Each string's embedding is the normalised mean of its normalised prompts (CLIP's prompt ensemble).
+        Each string's embedding is the normalised mean of its normalised prompts (CLIP's prompt ensemble); a text longer
+        than the tower reads has those of all its windows.
+
+        Raises:
+            LabelError: options that do not go together with the background, or ask for too much memory.
         """
         background = background or Background()
-        taken = {word.casefold() for word in labels.queries}
-        words = [word for word in background.words if word.casefold() not in taken]
-        queries = labels.queries + words
-        vectors = self._vectors(queries)
-        classes = labels.query_classes + [NOTHING] * len(words)
-        if background.unknown:
-            none_of_these = self._backbone.unknown(vectors)
-            if none_of_these is not None:
-                vectors = torch.cat([vectors, none_of_these[None].to(vectors)])
-                queries, classes = [*queries, UNKNOWN], [*classes, NOTHING]
-        return TextEmbeddings(vectors, torch.tensor(classes, device=vectors.device), tuple(queries))
+        taken = {word.casefold() for word in [*labels.queries, *labels.negatives]}
+        words = [word for word in dict.fromkeys(background.words) if word.casefold() not in taken]
+        classless = [*labels.negatives, *words]
+        queries = labels.queries + classless
+        prompts = self._prompts(queries) if self.options.template_weights == "image" else None
+        vectors = self._vectors(queries, self.templates) if prompts is None else F.normalize(prompts.mean(0), dim=-1)
+        vectors = self._described(vectors, labels)
+        device = vectors.device
+        text = TextEmbeddings(
+            vectors,
+            torch.tensor(labels.query_classes + [NOTHING] * len(classless), device=device),
+            tuple(queries),
+            prompts=prompts,
+            parents=self._vectors(labels.names, self.templates) if self.options.parents != "none" else None,
+        )
+        if self.options.parents == "pixel" and prompts is None:
+            text = _with_parents(text)
+        return self._with_unknown(text) if background.unknown else text
 
-    def _vectors(self, queries: Sequence[str]) -> torch.Tensor:
-        cached = self._cache.get(queries) if self._cache else {}
-        known = {text: torch.from_numpy(v) for text, v in cached.items() if len(v) == self._backbone.embed_dim}
-        missing = [text for text in dict.fromkeys(queries) if text not in known]
-        step = max(1, PROMPTS_AT_ONCE // len(self.templates))
+    def for_image(self, text: TextEmbeddings, image_D: torch.Tensor) -> TextEmbeddings:
+        """The embeddings that suit one image, where `options.needs_image`.
+
+        Args:
+            text: from `encode`.
+            image_D: (D,) its `encode_image`, any length.
+        """
+        if text.prompts is not None:
+            text = replace(text, vectors=image_classifier(text.prompts, image_D))
+            text = _with_parents(text) if self.options.parents == "pixel" else text
+        if self.options.parents == "image" and text.parents is not None:
+            scale = self._backbone.logit_scale
+            bias = image_log_prior(image_D, text.vectors, text.parents, text.classes, scale)
+            text = replace(text, bias=bias)
+        return text
+
+    def undescribed(self, labels: LabelSet) -> list[str]:
+        """The classes of which a string has no descriptors, though there are some for others."""
+        texts = self.options.descriptors
+        if texts is None:
+            return []
+        pairs = zip(labels.names, labels.synonyms, strict=True)
+        return [name for name, words in pairs if not all(texts.covers(word, name) for word in words)]
+
+    def _with_unknown(self, text: TextEmbeddings) -> TextEmbeddings:
+        none_of_these = self._backbone.unknown(text.vectors)
+        if none_of_these is None:
+            return text
+        if self.options.needs_image:
+            raise LabelError(
+                f"background '{UNKNOWN}' is the model's own and has no words for template_weights='image' or "
+                "parents='image' to weigh; take background 'none' or words"
+            )
+        return replace(
+            text,
+            vectors=torch.cat([text.vectors, none_of_these[None].to(text.vectors)]),
+            classes=torch.cat([text.classes, text.classes.new_tensor([NOTHING])]),
+            queries=(*text.queries, UNKNOWN),
+        )
+
+    def _described(self, vectors: torch.Tensor, labels: LabelSet) -> torch.Tensor:
+        """Mix in the descriptors of the strings that have some; background and negatives are left as they are."""
+        texts = self.options.descriptors
+        if texts is None:
+            return vectors
+        names = [labels.names[index] for index in labels.query_classes]
+        owned = [texts.sentences(query, name) for query, name in zip(labels.queries, names, strict=True)]
+        unique = list(dict.fromkeys(sentence for sentences in owned for sentence in sentences))
+        if not unique:
+            return vectors
+        rows = dict(zip(unique, self._vectors(unique, AS_IT_IS), strict=True))
+        mixed = vectors.clone()
+        for index, sentences in enumerate(owned):
+            if sentences:
+                described = F.normalize(torch.stack([rows[sentence] for sentence in sentences]).mean(0), dim=0)
+                row = (1 - texts.weight) * vectors[index] + texts.weight * described
+                mixed[index] = F.normalize(row, dim=0) if texts.unit else row
+        return mixed
+
+    def _prompts(self, queries: Sequence[str]) -> torch.Tensor:
+        """(M, T, D) unit rows: the prompts of each template for itself."""
+        numbers = len(self.templates) * len(queries) * self._backbone.embed_dim
+        if numbers > PROMPTS_KEPT:
+            raise LabelError(
+                f"template_weights='image' keeps {len(self.templates)} embeddings for each of {len(queries)} strings: "
+                f"{numbers / 2**28:.1f} GiB, the limit is {PROMPTS_KEPT / 2**28:g}; take fewer templates or labels"
+            )
+        return torch.stack([self._vectors(queries, (template,)) for template in self.templates])
+
+    def _vectors(self, texts: Sequence[str], own_templates: tuple[str, ...]) -> torch.Tensor:
+        """Unit rows (T, D): the cached ones, and the others encoded."""
+        room = budget(getattr(self._backbone, "context_length", CONTEXT), own_templates)
+        cut = {text: windows(text, room) for text in dict.fromkeys(texts)}
+        keys = {text: _CUT.join(parts) for text, parts in cut.items()}
+        cache = self._cache(own_templates)
+        cached = cache.get(list(keys.values())) if cache else {}
+        known = {key: torch.from_numpy(v) for key, v in cached.items() if len(v) == self._backbone.embed_dim}
+        missing = [text for text, key in keys.items() if key not in known]
+        step = max(1, PROMPTS_AT_ONCE // len(own_templates))
         for start in range(0, len(missing), step):
-            known.update(self._encode(missing[start : start + step]))
-        return torch.stack([known[text] for text in queries]).to(self._backbone.device)
+            part = {keys[text]: cut[text] for text in missing[start : start + step]}
+            rows = self._encode(list(part.values()), own_templates)
+            # Cached at once, so that an interrupted large vocabulary goes on where it stopped.
+            if cache:
+                cache.put({key: row.numpy() for key, row in zip(part, rows, strict=True)})
+            known.update(zip(part, rows, strict=True))
+        return torch.stack([known[keys[text]] for text in texts]).to(self._backbone.device)
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Encode strings and cache them at once, so that an interrupted large vocabulary goes on where it stopped."""
-        prompts = [fill(template, text) for text in texts for template in self.templates]
+    def _encode(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> list[torch.Tensor]:
+        """A unit row (D,) on the CPU for each text, given as its windows."""
+        prompts = [fill(template, part) for parts in texts for template in own_templates for part in parts]
         unit_prompts = F.normalize(self._backbone.encode_text(prompts).float().cpu(), dim=-1)
-        rows = F.normalize(unit_prompts.unflatten(0, (len(texts), -1)).mean(dim=1), dim=-1)
-        if self._cache:
-            self._cache.put({text: row.numpy() for text, row in zip(texts, rows, strict=True)})
-        return dict(zip(texts, rows, strict=True))
+        each = unit_prompts.split([len(parts) * len(own_templates) for parts in texts])
+        return [F.normalize(rows.mean(dim=0), dim=-1) for rows in each]
+
+    def _cache(self, own_templates: tuple[str, ...]) -> TextCache | None:
+        if not self._use_cache:
+            return None
+        if own_templates not in self._caches:
+            self._caches[own_templates] = TextCache(self._backbone.text_fingerprint, own_templates)
+        return self._caches[own_templates]
+
+
+def _with_parents(text: TextEmbeddings) -> TextEmbeddings:
+    if text.parents is None:
+        return text
+    return replace(text, vectors=pixel_rows(text.vectors, text.parents, text.classes))

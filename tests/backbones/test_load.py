@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from conftest import TINY, random_clip
 from densevl.backbones import available, hub, load_backbone
 from densevl.backbones.load import best_at_hand
-from densevl.errors import DensevlError, ModelError, WeightsError
+from densevl.errors import DensevlError, MissingExtraError, ModelError, WeightsError
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -279,15 +280,87 @@ def test_wrong_configs_are_explained_in_one_line(folder, config, reason) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("vision", "reason"),
-    [({"pool_type": "avg"}, "pools patches"), ({"final_ln_after_pool": True}, "normalises after pooling")],
-)
-def test_towers_without_dense_features_say_why(folder, vision, reason) -> None:
-    config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], **vision}}
+def test_towers_without_dense_features_say_why(folder) -> None:
+    config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], "pool_type": "none"}}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
-    with pytest.raises(ModelError, match=reason):
+    with pytest.raises(ModelError, match="gives all tokens"):
         load_backbone(str(folder), device="cpu")
+
+
+TIMM_TOWERS = {  # real architectures, the smallest of their kind
+    "vit": {"image_size": 384, "timm_model_name": "vit_pe_core_tiny_patch16_384", "timm_pool": "map"},
+    "fastvit": {"image_size": 256, "timm_model_name": "fastvit_t8", "timm_pool": "avg"},
+}
+COCA = {"width": 16, "heads": 2, "layers": 1, "context_length": 20, "vocab_size": 49408, "attn_pooler_heads": 2}
+
+
+def _other_config(kind: str) -> dict:
+    if kind == "coca":
+        text = {**TINY["text_cfg"], "embed_cls": True, "output_tokens": True}
+        vision = {**TINY["vision_cfg"], "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+        return {**TINY, "custom_text": True, "text_cfg": text, "vision_cfg": vision, "multimodal_cfg": COCA}
+    vision = TIMM_TOWERS[kind] | {"timm_proj": None, "timm_model_pretrained": True}  # what a config says is not fetched
+    return {**TINY, "custom_text": True, "vision_cfg": vision}
+
+
+@pytest.mark.parametrize("kind", ["coca", *TIMM_TOWERS])
+def test_other_towers_load_strictly(tmp_path, kind) -> None:
+    config = _other_config(kind)
+    plain = {key: value for key, value in config.items() if key != "custom_text"}
+    plain["vision_cfg"] = plain["vision_cfg"] | ({} if kind == "coca" else {"timm_model_pretrained": False})
+    model = (open_clip.CoCa if kind == "coca" else open_clip.CustomTextCLIP)(**plain).eval()
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    backbone = load_backbone(str(tmp_path), device="cpu")
+    pixels = torch.randn(1, 3, *backbone._tower.image_size)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode_image(pixels), model.encode_image(pixels, normalize=False))
+    lost = next(key for key in state if key.startswith("visual."))
+    save_file({key: value for key, value in state.items() if key != lost}, tmp_path / "cut.safetensors")
+    with pytest.raises(WeightsError, match=f"1 missing .{lost}"):
+        load_backbone(str(tmp_path), tmp_path / "cut.safetensors", device="cpu")
+
+
+def test_a_bare_weights_file_is_fed_as_all_published_weights_of_its_architecture(arch, tmp_path) -> None:
+    save_file(_state(), tmp_path / "w.safetensors")
+    assert load_backbone(arch, tmp_path / "w.safetensors", device="cpu").mean != (0.1, 0.2, 0.3)  # "url" says nothing
+    del pretrained._PRETRAINED[arch]["url"]
+    assert load_backbone(arch, tmp_path / "w.safetensors", device="cpu").mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("key", ["hf_model_name", "hf_tokenizer_name"])
+def test_a_text_side_of_hugging_face_names_its_package(folder, monkeypatch, key) -> None:
+    config = {**TINY, "text_cfg": {**TINY["text_cfg"], key: "roberta-base"}}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    monkeypatch.setattr("densevl.backbones.build.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"the text side of 'model' needs .*pip install \"densevl\[hf\]"):
+        load_backbone(str(folder), device="cpu")
+
+
+@pytest.mark.skipif(not find_spec("transformers"), reason="transformers is not installed")
+def test_a_text_tower_of_hugging_face_reads_words(folder, tmp_path) -> None:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<pad>": 1, "<unk>": 3, "a": 4, "cat": 5, "dog": 6}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(folder)  # beside the weights, where a model folder has it
+    sizes = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.RobertaConfig(**sizes, intermediate_size=16, max_position_embeddings=40).save_pretrained(tmp_path)
+    text = {"hf_model_name": str(tmp_path), "hf_tokenizer_name": "nowhere", "context_length": 8}
+    config = {**TINY, "text_cfg": text, "quick_gelu": True}
+    offline = {**config, "text_cfg": {**text, "hf_model_pretrained": False}}
+    model = open_clip.CustomTextCLIP(**offline).eval()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    backbone = load_backbone(str(folder), device="cpu")
+    rows = backbone.encode_text(["a cat", "a dog"])
+    assert rows.shape == (2, TINY["embed_dim"])
+    assert not torch.allclose(rows[0], rows[1], atol=1e-4)
+    assert backbone.encode_dense(PIXELS).features.shape == (1, TINY["embed_dim"], 4, 4)
+    assert len(backbone.text_fingerprint) == 64
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta device"])

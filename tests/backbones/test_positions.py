@@ -18,7 +18,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("rule", POSITION_RULES)
+@pytest.mark.parametrize("rule", CALLS)
 def test_rule_is_the_call_it_names(rule) -> None:
     table = torch.randn(1 + 24, 8)
     cells = table[1:].view(1, 4, 6, 8).permute(0, 3, 1, 2)
@@ -27,7 +27,16 @@ def test_rule_is_the_call_it_names(rule) -> None:
     torch.testing.assert_close(got, torch.cat([table[:1], want]))
 
 
-@pytest.mark.parametrize("rule", POSITION_RULES)
+def test_half_positions_are_rounded_on_any_grid() -> None:
+    """CLIPer's code rounds even where nothing is resized."""
+    table = torch.randn(25, 8)
+    assert {*CALLS, "bilinear_half"} == set(POSITION_RULES)
+    assert torch.equal(resize_positions(table, (4, 6), (4, 6), "bilinear_half"), table.half().float())
+    rounded = resize_positions(table, (4, 6), (7, 5), "bilinear").half().float()
+    assert torch.equal(resize_positions(table, (4, 6), (7, 5), "bilinear_half"), rounded)
+
+
+@pytest.mark.parametrize("rule", CALLS)
 def test_the_trained_grid_is_untouched(rule) -> None:
     table = torch.randn(25, 8)
     assert resize_positions(table, (4, 6), (4, 6), rule) is table

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densevl.inference import WindowGrid, class_scores, decode
+from densevl.inference.decoding import present
 from densevl.kernels.reference import dense_scores
 from densevl.refine import Pamr
 
@@ -72,3 +74,63 @@ def test_class_scores_take_the_best_string_and_leave_background_out() -> None:
     assert got.shape == (1, 2, 16, 16)
     torch.testing.assert_close(got[:, 0], volume[:, 1])
     torch.testing.assert_close(got[:, 1], torch.maximum(volume[:, 0], volume[:, 2]))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.7])
+def test_the_rest_is_background_where_it_is_more_than_the_best(threshold) -> None:
+    windows = WindowGrid.place(40, 56, 32, 16, 8)
+    scores = torch.randn(1, len(windows.rows.starts) * 4, len(windows.cols.starts) * 4, 3) * 0.1
+    plan, classes = windows.plan(37, 45), torch.tensor([0, 1, -1])
+    plain = decode(scores, plan, classes, scale=20.0)
+    got = decode(scores, plan, classes, scale=20.0, threshold=threshold, rest=True)
+    p = plain.confidence
+    assert 0 < (p < 0.5).float().mean() < 1
+    assert ((got.labels == -1) == ((1 - p > p) | (p < threshold) | (plain.labels == -1))).all()
+    assert (got.labels[got.labels >= 0] == plain.labels[got.labels >= 0]).all()
+    torch.testing.assert_close(got.confidence, torch.maximum(p, 1 - p))
+
+
+def test_a_class_is_present_where_one_of_its_strings_is_likely_somewhere() -> None:
+    classes = torch.tensor([0, 2, 0, -1, 1])
+    scores = torch.randn(2, 3, 4, 5)
+    best = torch.softmax(3.0 * scores, dim=-1).flatten(1, 2).amax(1)
+    for threshold in (0.3, 0.6, 0.9):
+        got = present(scores, classes, 4, scale=3.0, threshold=threshold)
+        for image in range(2):
+            want = [max(best[image, 0], best[image, 2]), best[image, 4], best[image, 1], -1.0]  # class 3 has no string
+            assert got[image].tolist() == [bool(p >= threshold) for p in want]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most numbers any tensor held."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            self.numbers = max(self.numbers, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("strings", "refine", "most"),
+    [(10_000, None, 10_000 * 16 * 128), (200, lambda volume: volume, 16 * 120 * 160)],
+    ids=["plain", "refined"],
+)
+def test_many_strings_are_decided_without_a_volume(strings, refine, most) -> None:
+    scores = torch.randn(1, 3, 3, strings) * 0.1
+    classes, plan = torch.arange(strings) // 2, WindowGrid.place(24, 24, None, 1, 8).plan(120, 160)
+    with Largest() as largest:
+        got = decode(scores, plan, classes, scale=40.0, refine=refine)
+        present(scores, classes, strings // 2, scale=40.0, threshold=0.5)
+    assert largest.numbers <= most
+    assert got.labels[0, 0, 0] == classes[scores[0, 0, 0].argmax()]  # a corner pixel is its corner patch
+
+
+def test_class_scores_hold_the_strings_of_one_class_at_a_time() -> None:
+    windows = WindowGrid.place(24, 24, None, 1, 8)
+    scores = torch.randn(1, 3, 3, 60)
+    with Largest() as largest:
+        class_scores(scores, windows.plan(100, 100), torch.arange(60) // 20, 3)
+    assert largest.numbers <= 20 * 100 * 100

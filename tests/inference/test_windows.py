@@ -23,7 +23,7 @@ class Pointwise(Backbone):
     text_fingerprint, device = "pointwise", torch.device("cpu")
     seen = 0
 
-    def encode_dense(self, pixels, recipe=None, *, position_rule=None):
+    def encode_dense(self, pixels, recipe=None, **hints):
         self.seen += len(pixels)
         return DenseFeatures(pixels)
 

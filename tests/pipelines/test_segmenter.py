@@ -23,7 +23,7 @@ from densevl.errors import (
 )
 from densevl.images import read_image, resize
 from densevl.inference import slide
-from densevl.vocabulary import Background
+from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 
 SMALL = Protocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
@@ -86,7 +86,8 @@ def test_any_size_of_image(size, crop) -> None:
 
 
 @pytest.mark.parametrize(
-    ("background", "expect_nothing"), [("none", False), (0.99, True), (["wall", "floor"], None), ("unknown", False)]
+    ("background", "expect_nothing"),
+    [("none", False), (0.99, True), (["wall", "floor"], None), ("unknown", False), ("voc", None), ("1-max", True)],
 )
 def test_background_policies(segment, background, expect_nothing) -> None:
     result = segment(PHOTOS / "cat.jpg", LABELS, background=background)
@@ -106,6 +107,118 @@ def test_uncovered_background_words_are_named_too(segment, monkeypatch) -> None:
     monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "wall"])
     result = segment(PHOTOS / "cat.jpg", LABELS, background=["wall"])
     assert result.warnings == ("word not covered by model 'tiny': wall",)
+
+
+def _variant(segment, **options) -> Segmenter:
+    return Segmenter(segment.backbone, templates="simple", protocol=SMALL, **options)
+
+
+def test_a_negative_takes_pixels_from_its_class_and_gives_them_to_nothing(segment) -> None:
+    free = segment(PHOTOS / "cat.jpg", ["cat", "dog", "toy"])
+    got = segment(PHOTOS / "cat.jpg", ["cat | not: toy", "dog"])
+    assert got.names == ("cat", "dog")
+    assert (got.labels == np.where(free.labels == 2, -1, free.labels)).all()
+    np.testing.assert_allclose(got.confidence, free.confidence, atol=1e-6)
+
+
+def test_absent_labels_are_dropped_named_and_keep_their_scores(segment) -> None:
+    plain = _variant(segment)(PHOTOS / "cat.jpg", LABELS)
+    assert plain.meta["absent"] == []
+    patches, threshold = [], None
+    for part in np.linspace(0.2, 0.99, 30):  # the random model decides which labels are likely anywhere
+        result = _variant(segment, presence=float(part))(PHOTOS / "cat.jpg", LABELS)
+        patches.append(len(result.meta["absent"]))
+        if len(result.meta["absent"]) == 1:
+            threshold = float(part)
+            break
+    assert threshold is not None, patches
+    (absent,) = result.meta["absent"]
+    kept = [label for label in LABELS if not label.startswith(absent)]
+    alone = _variant(segment)(PHOTOS / "cat.jpg", kept)
+    assert result.names == plain.names
+    np.testing.assert_array_equal(result.labels, np.array([plain.names.index(n) for n in alone.names])[alone.labels])
+    np.testing.assert_allclose(result.scores, plain.scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("background", ["none", "sky,wall"])
+def test_an_image_without_any_of_the_labels_is_nothing(segment, background) -> None:
+    result = _variant(segment, presence=0.9999)(PHOTOS / "cat.jpg", ["cat", "dog"], background=background)
+    assert result.meta["absent"] == ["cat", "dog"]
+    assert (result.labels == -1).all()
+    assert (result.confidence > 0).all()
+
+
+NESTED = {"animal": ["cat", "dog"], "sky": []}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TextOptions(template_weights="image"),
+        TextOptions(parents="pixel"),
+        TextOptions(parents="image"),
+        TextOptions(template_weights="image", parents="pixel"),
+        TextOptions(template_weights="image", parents="image"),
+        TextOptions(parents="image", descriptors=Descriptors.parse({"animal": "four legs", "sky": "clouds"})),
+    ],
+    ids=str,
+)
+def test_text_options_reach_the_labels(segment, options) -> None:
+    plain = _variant(segment)(PHOTOS / "cat.jpg", NESTED)
+    varied = _variant(segment, text=options)
+    result = varied(PHOTOS / "cat.jpg", NESTED, background="wall")
+    assert result.names == ("animal", "sky")
+    assert result.meta["text"] == options.facts()
+    assert np.abs(result.scores - plain.scores).max() > 1e-4
+    best = result.scores.argmax(0)
+    labelled = result.labels >= 0
+    assert (best == result.labels)[labelled].mean() > 0.999
+    again = varied(PHOTOS / "cat.jpg", NESTED, background="wall")
+    assert (again.labels == result.labels).all()
+
+
+def test_the_image_feature_is_the_models_own(segment) -> None:
+    varied = _variant(segment, text=TextOptions(parents="image"))
+    plain = _variant(segment)(PHOTOS / "cat.jpg", NESTED)
+    got = varied(PHOTOS / "cat.jpg", NESTED)
+    pixels = segment.backbone.preprocess(Image.open(PHOTOS / "cat.jpg").convert("RGB"))[None]
+    image = segment.backbone.encode_image(pixels)[0]
+    rows = varied._classifier.encode(LabelSet.parse(["animal", "sky"])).vectors
+    prior = torch.log_softmax(segment.backbone.logit_scale * rows @ (image / image.norm()), 0) / 40
+    np.testing.assert_allclose(got.scores - plain.scores, prior[:, None, None].expand(got.scores.shape), atol=1e-5)
+
+
+def test_labels_without_descriptors_are_warned_about(segment) -> None:
+    options = TextOptions(descriptors=Descriptors.parse({"dog": "a wet nose"}))
+    result = _variant(segment, text=options)(PHOTOS / "cat.jpg", LABELS)
+    assert result.warnings == ("no descriptors for cat, sky: embedded by the templates alone",)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"thing {i}" for i in range(10_000)],
+        ["a long story " * 400, "cat"],
+        ["x" * 5000, "cat"],
+        ["{} {0.__class__} {", "cat"],
+        ["\u732b", "ünïcödé \U0001f408"],
+    ],
+    ids=["10,000 labels", "5,000 characters", "one word of 5,000 letters", "braces", "other scripts"],
+)
+def test_unusual_vocabularies_give_a_right_answer(segment, labels, tmp_path, monkeypatch) -> None:
+    if len(labels) > 100:  # the tokenizer alone would take seconds
+        monkeypatch.setattr(
+            segment.backbone, "encode_text", lambda texts: torch.randn(len(texts), segment.backbone.embed_dim)
+        )
+    small = np.asarray(Image.open(PHOTOS / "cat.jpg").convert("RGB").resize((60, 40)))
+    result = segment(small, labels, background="none")
+    assert len(result.names) == len(labels)
+    assert result.labels.min() >= 0
+    assert (result.confidence > 0).all()
+    written = result.save(tmp_path / "x.png")
+    assert all(path.stat().st_size for path in written)
+    if len(labels) < 100:
+        assert (result.scores.argmax(0) == result.labels).mean() > 0.999
 
 
 def test_a_result_goes_to_another_process(segment) -> None:
@@ -165,6 +278,9 @@ def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
         (lambda s: Segmenter(s.backbone, background=3.0), LabelError),
         (lambda s: Segmenter(s.backbone, refine="crf"), RecipeError),
         (lambda s: Segmenter(s.backbone, templates="opnai"), LabelError),
+        (lambda s: Segmenter(s.backbone, presence=1.0), LabelError),
+        (lambda s: s(PHOTOS / "cat.jpg", ["cat", "cat"]), LabelError),
+        (lambda s: s(PHOTOS / "cat.jpg", ["x" * 50_000]), LabelError),
         (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64}), ProtocolError),
         (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), ProtocolError),
         (lambda s: Segmenter(s.backbone, protocol={"crop": "32"}), ProtocolError),

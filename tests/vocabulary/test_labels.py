@@ -10,6 +10,7 @@ import pytest
 
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.background import NEWEST, WORD_LISTS
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,11 @@ def test_files(tmp_path, name, text, form) -> None:
         (["cat", "cat"], "'cat' is given twice"),
         (["cat", "Cat"], "given twice"),
         (["cat|dog", "dog"], "'dog' is given twice .in 'cat' and 'dog'"),
-        (["x" * 5000], "5000 characters; the limit is 300"),
-        (["cat | " + "x" * 5000], "5000 characters"),
+        (["x" * 50_000], "50000 characters; the limit is 20000"),
+        (["cat | " + "x" * 50_000], "50000 characters"),
+        (["not: cat"], "says only what it is not"),
+        (["cat | not: Cat"], "'cat' is 'Cat' and not 'Cat'"),
+        (["cat | not: "], "empty negative"),
         (["cat", 3], "3 is a int"),
         (["|"], "empty label"),
         ("no/such/file.txt", "cannot be read"),
@@ -91,8 +95,29 @@ def test_unusable_files_say_why(tmp_path, text) -> None:
         LabelSet.parse(tmp_path / "l.json")
 
 
-def test_ten_thousand_labels() -> None:
-    assert len(LabelSet.parse([f"thing {i}" for i in range(10_000)])) == 10_000
+@pytest.mark.parametrize(
+    ("given", "synonyms", "negatives"),
+    [
+        (["dog | puppy | not: toy dog"], (("dog", "puppy"),), ("toy dog",)),
+        ("dog|not:toy dog,cat", (("dog",), ("cat",)), ("toy dog",)),
+        ({"dog": ["not: toy dog", "not: hot dog"]}, (("dog",),), ("toy dog", "hot dog")),
+        (["dog | not: cat", "cat"], (("dog",), ("cat",)), ()),  # competes already
+        (["dog | not: toy", "cat | not: Toy"], (("dog",), ("cat",)), ("Toy",)),
+    ],
+)
+def test_negatives_stand_beside_the_classes(given, synonyms, negatives) -> None:
+    labels = LabelSet.parse(given)
+    assert (labels.synonyms, labels.negatives) == (synonyms, negatives)
+    assert len(labels.queries) == len(labels.query_classes) == sum(len(words) for words in synonyms)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [([f"thing {i}" for i in range(10_000)], 10_000), (["x" * 5000], 1), (["{} {0.__class__} {"], 1)],
+    ids=["10,000 labels", "5,000 characters", "braces"],
+)
+def test_unusual_labels_are_taken(given, count) -> None:
+    assert len(LabelSet.parse(given)) == count
 
 
 @pytest.mark.parametrize(
@@ -107,6 +132,11 @@ def test_ten_thousand_labels() -> None:
         ("sky|cloud, wall", Background(words=("sky", "cloud", "wall"))),
         (np.float32(0.5), Background(threshold=0.5)),
         (["sky"], Background(words=("sky",))),
+        (["voc"], Background(words=("voc",))),  # a list is words, a string may name a list of them
+        ("context", Background(words=("background",))),
+        ("context@1, lamp,0.15", Background(words=("background", "lamp"), threshold=0.15)),
+        ("1-max", Background(rest=True)),
+        ("sky,unknown", Background(words=("sky",), unknown=True)),
         (Background(words=("a",), threshold=0.1), Background(words=("a",), threshold=0.1)),
     ],
 )
@@ -121,7 +151,13 @@ def test_a_label_set_made_by_hand_is_checked_like_any_other() -> None:
             LabelSet(names, synonyms)
 
 
-@pytest.mark.parametrize("spec", [1.5, -0.1, "1.0", ["sky", 3], "sky,,wall", object()])
+@pytest.mark.parametrize(("name", "count"), [("voc", 26), ("coco-object", 17), ("context", 1)])
+def test_background_lists_have_the_length_of_the_papers(name, count) -> None:
+    assert len(set(WORD_LISTS[NEWEST[name]])) == count == len(Background.parse(name).words)
+    assert set(WORD_LISTS["coco-object@1"]) < set(WORD_LISTS["voc@1"])
+
+
+@pytest.mark.parametrize("spec", ["voc@9", "nan", 1.5, -0.1, "1.0", ["sky", 3], "sky,,wall", object()])
 def test_unusable_backgrounds(spec) -> None:
     with pytest.raises(LabelError):
         Background.parse(spec)

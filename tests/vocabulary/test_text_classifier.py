@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from conftest import TINY, random_clip, wrap
 from densevl.errors import LabelError
-from densevl.vocabulary import Background, LabelSet
-from densevl.vocabulary.templates import fill, templates
+from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
+from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.text_classifier import TextClassifier
 
 
@@ -124,17 +124,65 @@ def test_background_words_and_unknown_are_classless(backbone, monkeypatch) -> No
     assert got.classes.tolist() == [0, 0, 1, -1, -1]
 
 
-@pytest.mark.parametrize(("name", "count"), [("openai", 80), ("simple", 7), ("photo", 1), ("name", 1)])
-def test_template_sets(name, count) -> None:
-    assert len(templates(name)) == count
-    assert all("{}" in template for template in templates(name))
+def test_negatives_are_classless_and_named_once(backbone) -> None:
+    policy = Background(words=("toy dog", "sky", "sky"))
+    got = TextClassifier(backbone, "photo").encode(LabelSet.parse("dog|not:toy dog"), policy)
+    assert got.queries == ("dog", "toy dog", "sky")
+    assert got.classes.tolist() == [0, -1, -1]
 
 
-def test_braces_in_labels_mean_nothing() -> None:
-    assert fill("a photo of a {}.", "{0.__class__} {}") == "a photo of a {0.__class__} {}."
+def test_a_text_longer_than_the_context_has_the_mean_of_its_windows(backbone, monkeypatch) -> None:
+    text = " ".join(f"word{chr(97 + i)} number" for i in range(20))
+    monkeypatch.setattr(backbone, "context_length", TINY["text_cfg"]["context_length"], raising=False)
+    counting = Counting(backbone, monkeypatch)
+    got = TextClassifier(backbone, "photo").encode(LabelSet.parse([text, "cat"])).vectors
+    prompts = counting.prompts[:-1]
+    assert len(prompts) > 5
+    assert counting.prompts[-1] == "a photo of a cat."
+    assert max(len(open_clip.SimpleTokenizer().encode(prompt)) for prompt in prompts) <= 18
+    unit = F.normalize(backbone.encode_text(prompts), dim=-1)
+    torch.testing.assert_close(got[0], F.normalize(unit.mean(0), dim=-1), atol=1e-6, rtol=0)
+    calls = len(counting.prompts)
+    assert torch.equal(TextClassifier(backbone, "photo").encode(LabelSet.parse([text])).vectors[0], got[0])
+    assert len(counting.prompts) == calls  # cached like any other
 
 
-@pytest.mark.parametrize("spec", ["opnai", [], ["no mark"]])
-def test_unusable_templates(spec) -> None:
-    with pytest.raises(LabelError):
-        templates(spec)
+def test_equal_template_weights_are_the_ensemble(backbone) -> None:
+    labels = LabelSet.parse("cat,dog|puppy")
+    plain = TextClassifier(backbone, "simple").encode(labels)
+    kept = TextClassifier(backbone, "simple", TextOptions(template_weights="image")).encode(labels)
+    assert kept.prompts is not None
+    assert kept.prompts.shape == (7, 3, backbone.embed_dim)
+    torch.testing.assert_close(kept.vectors, plain.vectors, atol=1e-6, rtol=0)
+    got = image_classifier(kept.prompts, torch.randn(backbone.embed_dim), entropy=1.0)
+    torch.testing.assert_close(got, plain.vectors, atol=1e-6, rtol=0)
+
+
+def test_too_many_prompts_to_keep_are_refused(backbone, monkeypatch) -> None:
+    monkeypatch.setattr("densevl.vocabulary.text_classifier.PROMPTS_KEPT", 100)
+    with pytest.raises(LabelError, match="take fewer templates or labels"):
+        TextClassifier(backbone, "simple", TextOptions(template_weights="image")).encode(LabelSet.parse("cat"))
+
+
+@pytest.mark.parametrize("options", [{"template_weights": "image"}, {"parents": "image"}], ids=str)
+def test_what_depends_on_the_image_refuses_a_row_without_words(backbone, monkeypatch, options) -> None:
+    monkeypatch.setattr(backbone, "unknown", lambda text: text.mean(0))
+    with pytest.raises(LabelError, match="no words"):
+        TextClassifier(backbone, "photo", TextOptions(**options)).encode(
+            LabelSet.parse("cat"), Background(unknown=True)
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"template_weights": "imgae"},
+        {"parents": "pixels"},
+        {"template_weights": "image", "descriptors": Descriptors.parse({"cat": "fur"})},
+    ],
+    ids=str,
+)
+def test_impossible_options_say_why(options) -> None:
+    with pytest.raises(LabelError) as caught:
+        TextOptions(**options)
+    assert "\n" not in str(caught.value)

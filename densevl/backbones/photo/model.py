@@ -73,15 +73,13 @@ class Photo(Backbone):
         self._vit = PatchAffinity(device or "cpu") if grouping == "vit" else None
 
     @torch.no_grad()
-    def encode_dense(
-        self, pixels: torch.Tensor, recipe: str | Recipe | None = None, *, position_rule: str | None = None
-    ) -> DenseFeatures:
+    def encode_dense(self, pixels: torch.Tensor, recipe: str | Recipe | None = None, **unused: Any) -> DenseFeatures:
         """Classify every place.
 
         Args:
             pixels: (B, 3, H, W) normalised float, H and W multiples of 16.
             recipe: must be None; there is no attention to rewire.
-            position_rule: ignored; a convolution has no positions.
+            unused: position rule and hints of recipes, which a convolution has no use for.
 
         Returns:
             features: (B, 1000, H/16, W/16) class probabilities, 0..1, sum 1 at each place; cls: (B, 1000) likewise.

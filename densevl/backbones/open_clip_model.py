@@ -1,0 +1,187 @@
+"""open_clip's models as a `Backbone`, run on the installed open_clip's own weights.
+
+The model is never copied or edited: its image tower is wrapped (see `towers`), and a recipe rewires its last blocks
+from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from densevl.backbones.base import Backbone, DenseFeatures
+from densevl.backbones.towers import tower_of
+from densevl.errors import ImageError, RecipeError
+from densevl.inference.windows import WindowGrid
+from densevl.recipes import Recipe
+from densevl.recipes.catalogue import get
+from densevl.recipes.engine import encode
+from densevl.recipes.features import Hints
+from densevl.recipes.stitching import encode_stitched
+from densevl.recipes.tower import Tower
+
+TEXT_BATCH = 256  # prompts per pass of the text tower
+
+
+class OpenClipBackbone(Backbone):
+    """A CLIP-style model of open_clip."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Callable[[list[str]], torch.Tensor],
+        preprocess: Callable[..., torch.Tensor],
+        *,
+        name: str,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> None:
+        """Wrap a built model; it is switched to eval mode and its parameters need no gradient here.
+
+        Raises:
+            ModelError: patches of the image tower cannot be brought into the joint space.
+        """
+        self._model = model.eval()
+        self._tower = tower_of(model.visual, name)
+        self._tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.name = name
+        self.mean, self.std = mean, std
+        self.patch_size = self._tower.patch_size
+        self.embed_dim = self._tower.embed_dim
+        self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)
+        self.logit_scale = float(self._model.logit_scale.exp())
+        self.default_recipe = "sclip" if _rewires(self._tower) else "vanilla"
+        self.summary = "CLIP: any words, photos and drawings"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self._model.visual.parameters()).device
+
+    @torch.no_grad()
+    def encode_dense(
+        self,
+        pixels: torch.Tensor,
+        recipe: str | Recipe | None = None,
+        *,
+        position_rule: str | None = None,
+        text: torch.Tensor | None = None,
+        proxy: Any = None,
+        regions: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        sam: Any = None,
+        compat: bool = False,
+    ) -> DenseFeatures:
+        """Encode pixels into patch features in the joint space; see `Backbone.encode_dense`."""
+        chosen = get(recipe or self.default_recipe or "vanilla")
+        self._check(pixels)
+        if chosen.stitch != "none":
+            windows = WindowGrid.place(pixels.shape[2], pixels.shape[3], None, 1, self.patch_size, "patch")
+            options = {"position_rule": position_rule, "text": text, "proxy": proxy, "regions": regions, "sam": sam}
+            return self.encode_stitched(pixels, windows, chosen, batch=1, compat=compat, **options)
+        hints = self._hints(pixels, chosen, text, proxy, regions, boxes, sam, compat)
+        return encode(self._tower, pixels, chosen, position_rule or chosen.position_rule, hints)
+
+    @torch.no_grad()
+    def encode_stitched(
+        self,
+        pixels: torch.Tensor,
+        windows: WindowGrid,
+        recipe: Recipe,
+        *,
+        batch: int,
+        position_rule: str | None = None,
+        text: torch.Tensor | None = None,
+        proxy: Any = None,
+        regions: torch.Tensor | None = None,
+        sam: Any = None,
+        compat: bool = False,
+    ) -> DenseFeatures:
+        """Encode a whole image window by window, stitched; see `Backbone.encode_stitched`."""
+        hints = self._hints(pixels, recipe, text, proxy, regions, None, sam, compat)
+        rule = position_rule or recipe.position_rule
+        return encode_stitched(self._tower, pixels, windows, recipe, rule, hints, batch)
+
+    def _hints(
+        self,
+        pixels: torch.Tensor,
+        recipe: Recipe,
+        text: torch.Tensor | None,
+        proxy: Any,
+        regions: torch.Tensor | None,
+        boxes: torch.Tensor | None,
+        sam: Any,
+        compat: bool,
+    ) -> Hints:
+        if proxy is not None:
+            proxy = self.proxy_features(pixels, recipe, proxy) if recipe.reads_proxy else None
+        if sam is not None and hasattr(sam, "last_attention"):
+            sam = sam.last_attention(sam.prepare(pixels, self.mean, self.std))
+        return Hints(text, proxy, regions, boxes, pixels, sam, compat)
+
+    def _check(self, pixels: torch.Tensor) -> None:
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            given = f"{pixels.dtype} {tuple(pixels.shape)}".removeprefix("torch.")
+            raise ImageError(f"pixels are {given}; encode_dense takes normalised float (B, 3, H, W), see `normalize`")
+        height, width = pixels.shape[2:]
+        if height % self.patch_size or width % self.patch_size or 0 in (height, width):
+            raise ImageError(
+                f"pixels are {height}x{width}; both sides must be multiples of {self.patch_size}: "
+                "resize or pad them, or use Segmenter or inference.slide, which do"
+            )
+
+    @torch.no_grad()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode pixels (B, 3, S, S) at the trained size S into (B, D) by open_clip's own tower, not normalised.
+
+        Raises:
+            ImageError: another size.
+        """
+        size = self._tower.image_size
+        if tuple(pixels.shape[1:]) != (3, *size):
+            raise ImageError(f"pixels are {tuple(pixels.shape)}; encode_image takes (B, 3, {size[0]}, {size[1]})")
+        return self._model.encode_image(pixels.to(next(self._model.visual.parameters()).dtype), normalize=False)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Encode T strings into (T, D) float32 by open_clip's own text tower, in batches, not normalised."""
+        if not texts:
+            return torch.zeros(0, self.embed_dim)
+        tokens = self._tokenizer(list(texts)).to(self.device)
+        return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """SHA-256 of the text tower's weights, its make-up and the tokenizer's: keys the text cache.
+
+        The make-up counts because equal weights mean something else under another activation or number of heads.
+        """
+        tokenizer = self._tokenizer
+        facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
+        facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]
+        facts += [str(getattr(self._model, name, "")) for name in ("context_length", "text_pool_type")]
+        digest = hashlib.sha256("\n".join(facts).encode())
+        for key, tensor in self._model.state_dict().items():
+            if not key.startswith("visual."):
+                digest.update(key.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def _rewires(tower: Tower) -> bool:
+    """Whether recipes other than "vanilla" apply to this tower."""
+    try:
+        return tower.depth > 0 and tower.view(tower.depth - 1, (1, 1)) is not None
+    except RecipeError:
+        return False
+
+
+def _text_side(model: Any) -> nn.Module:
+    """The text tower's module; open_clip's plain CLIP has none, only its transformer."""
+    return model.text if hasattr(model, "text") else model.transformer

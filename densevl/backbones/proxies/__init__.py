@@ -1,0 +1,9 @@
+"""Vision models whose patch features say which places belong together; they know no words.
+
+Recipes read a proxy's features to steer how a CLIP tower mixes its patches (ProxyCLIP, CorrCLIP, LPOSS, Trident).
+"""
+
+from densevl.backbones.proxies.base import KINDS, Proxy
+from densevl.backbones.proxies.load import known_proxies, load_proxy
+
+__all__ = ["KINDS", "Proxy", "known_proxies", "load_proxy"]

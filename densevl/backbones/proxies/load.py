@@ -1,0 +1,184 @@
+"""From a name to a `Proxy`.
+
+Names: those of DINO's and SAM's own repositories ("dino_vitb8", "dinov2_vitb14_reg", "dinov3_vitb16", "sam_vit_b"),
+"radio_b" to "radio_g", "mini-sam" (in the package), any name timm knows, or a path to a weights file, whose sizes are
+read off its tensors. SAM's weights are not on timm's hub, so its names need `weights=`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from densevl.backbones import hub
+from densevl.backbones.proxies.base import Proxy
+from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
+from densevl.backbones.proxies.sam import SamProxy
+from densevl.backbones.proxies.state import load_timm, read_state
+from densevl.backbones.proxies.timm_vit import TimmProxy
+from densevl.backbones.weights import SUFFIXES
+from densevl.errors import ModelError, WeightsError, suggest
+from densevl.proposals.mini_sam import load_mini_sam
+from densevl.shipped import read_tensors
+
+MINI = "mini-sam"
+DINO_RULE = "scale_factor"
+_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+# The rule is the one the authors' code runs: DINO, and DINOv2 without registers, shift the sampling points.
+DINO = {
+    f"dino_vit{size}{patch}": (f"vit_{_SIZES[size]}_patch{patch}_224.dino", DINO_RULE)
+    for size in "sb"
+    for patch in (16, 8)
+}
+DINOV2 = {f"dinov2_vit{size}14": (f"vit_{_SIZES[size]}_patch14_dinov2.lvd142m", DINO_RULE) for size in "sblg"}
+DINOV2_REG = {f"dinov2_vit{size}14_reg": (f"vit_{_SIZES[size]}_patch14_reg4_dinov2.lvd142m", None) for size in "sblg"}
+DINOV3 = {f"dinov3_vit{size}16": (f"vit_{_SIZES[size]}_patch16_dinov3.lvd1689m", None) for size in "sbl"}
+RADIO = {f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", None) for size in "blg"}
+TIMM_NAMES: dict[str, tuple[str, str | None]] = {**DINO, **DINOV2, **DINOV2_REG, **DINOV3, **RADIO}
+"""Our name to timm's and to the position rule, None for timm's own."""
+SAM_NAMES = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
+"""The name to the width of the blocks, by which a file of another size is told."""
+
+
+def known_proxies() -> tuple[str, ...]:
+    """The short names `load_proxy` takes, besides timm's and paths."""
+    return (*TIMM_NAMES, *SAM_NAMES, MINI)
+
+
+def load_proxy(
+    name: str | Path,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    *,
+    heads: int | None = None,
+    position_rule: str | None = None,
+) -> Proxy:
+    """Load a proxy by name.
+
+    Args:
+        name: see the module text.
+        weights: a .safetensors file or torch checkpoint for the architecture `name`; None downloads timm's, or takes
+            the shipped file of "mini-sam".
+        device: "cpu", "cuda", ...; None takes CUDA when there is one.
+        heads: of a bare DINO-named weights file; None takes heads of width 64 if that divides the width, else 32.
+        position_rule: overrides the default: "scale_factor" for DINO, DINOv2 without registers and weights files in
+            DINO's naming, "size_antialias" for other models of timm. SAM has none.
+
+    Raises:
+        ModelError: unknown name or device, no weights at hand, or a model that gives no proxy features, with the
+            reason.
+        RecipeError: unknown position rule.
+        WeightsError: damaged weights, or weights of another architecture.
+        MissingExtraError: SAM without `segment-anything`.
+    """
+    name = str(name)
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
+    is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
+    if heads is not None and not is_file:
+        raise ModelError(f"heads={heads} is for a path to a bare weights file; '{name}' has its own number of heads")
+    if is_file:
+        proxy = _from_file(Path(name), heads, position_rule)
+    elif name in SAM_NAMES or name == MINI:
+        proxy = _mini(weights) if name == MINI else _sam(name, weights)
+    else:
+        proxy = _timm(name, weights, position_rule)
+    if isinstance(proxy, SamProxy) and (position_rule is not None or heads is not None):
+        raise ModelError(f"'{name}' is a SAM encoder, with neither a position rule nor heads to choose; leave them out")
+    (proxy.model if isinstance(proxy, TimmProxy) else proxy.encoder).to(where)
+    return proxy
+
+
+def _timm(name: str, weights: str | Path | None, position_rule: str | None) -> TimmProxy:
+    timm_name, own_rule = TIMM_NAMES.get(name, (name, DINO_RULE if name.endswith(".dino") else None))
+    rule = position_rule or own_rule
+    if weights is not None:
+        proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
+        load_timm(proxy.model, read_state(Path(weights)), Path(weights), name)
+        return proxy
+    with torch.device("meta"):  # before any download: a model of an unsupported kind is refused here
+        proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
+    _require_reachable(proxy.model, name)
+    return TimmProxy(_create(timm_name, name, pretrained=True), name=name, position_rule=rule)
+
+
+def _create(timm_name: str, name: str, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    base = timm_name.split(".")[0]
+    if not timm.is_model(base):
+        known = [*known_proxies(), *timm.list_models("vit_*")]
+        raise ModelError(
+            f"no proxy '{name}'{suggest(name, known)}; name one of dino_vitb8, dinov2_vitb14_reg, sam_vit_b, {MINI}, "
+            "a model of timm, or a weights file"
+        )
+    logging.getLogger(__name__).info("building proxy %s%s", timm_name, ", pretrained" if pretrained else "")
+    try:
+        return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
+    except TypeError:
+        # a kind that knows no dynamic size; built anyway, so that the reason can be given
+        return timm.create_model(base, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ModelError(
+            f"proxy '{name}' cannot be loaded ({reason}); download its file and use weights=FILE"
+        ) from error
+
+
+def _require_reachable(model: nn.Module, name: str) -> None:
+    """timm asks an unreachable hub again for most of a minute; this asks once."""
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    hub_id = settings.get("hf_hub_id")
+    if not hub_id and not settings.get("url"):
+        raise ModelError(f"timm has no weights for '{name}'; use weights=FILE, or a name with a tag such as NAME.dino")
+    if hub_id and not any(hub.cached_file(f"{hub_id}/{file}") for file in ("model.safetensors", "pytorch_model.bin")):
+        from huggingface_hub import constants
+
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else hub._why_unreachable(constants.ENDPOINT)
+        if reason:
+            raise ModelError(
+                f"proxy '{name}' is not on this disk and the hub cannot be reached ({reason}); download {hub_id} on a "
+                "machine with a network and use weights=FILE"
+            )
+
+
+def _from_file(path: Path, heads: int | None, position_rule: str | None) -> TimmProxy | SamProxy:
+    state = read_state(path)
+    if any(key.startswith(SAM_PREFIX) for key in state):
+        return _sam_file(path, path.name)
+    return TimmProxy(build_vit(state, path, heads), name=path.name, position_rule=position_rule or DINO_RULE)
+
+
+def _sam(name: str, weights: str | Path | None) -> SamProxy:
+    if weights is None:
+        raise ModelError(
+            f"'{name}' is not on timm's hub; download SAM's checkpoint and use weights=FILE, or take '{MINI}'"
+        )
+    proxy = _sam_file(Path(weights), name)
+    width = proxy.encoder.blocks[0].attn.qkv.in_features
+    if width != SAM_NAMES[name]:
+        raise WeightsError(
+            f"weights file {weights} does not fit '{name}': its blocks are {width} wide, not {SAM_NAMES[name]}"
+        )
+    return proxy
+
+
+def _sam_file(path: Path, name: str) -> SamProxy:
+    """A SAM checkpoint, or a file of mini-sam's kind, which says its sizes in its header."""
+    state = read_state(path)
+    if path.suffix.lower() == ".safetensors" and "sam_config" in read_tensors(path)[1]:
+        return _mini(path, name)
+    return SamProxy(build_sam_encoder(state, path), name=name)
+
+
+def _mini(path: str | Path | None, name: str = MINI) -> SamProxy:
+    sam = load_mini_sam(Path(path) if path is not None else None)
+    mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
+    return SamProxy(sam.image_encoder, name=name, mean=tuple(mean), std=tuple(std))

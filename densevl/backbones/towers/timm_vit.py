@@ -1,0 +1,134 @@
+"""timm's ViTs inside open_clip: SigLIP, PE, EVA, EVA02, ViTamin, MobileCLIP-B and their like.
+
+Positions may be a table, rotary, both, or biases of the attention; the head may be a CLS token, an average or an
+attention pool. The patch embedding may hold a convolutional stem.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from densevl.backbones.positions import resize_positions
+from densevl.errors import ImageError, ModelError
+from densevl.recipes.blocks import Block, view
+from densevl.recipes.tower import Grid
+
+
+class TimmViT:
+    """open_clip's `TimmModel` around a `VisionTransformer`, an `Eva` or a `VisionTransformerRelPos` of timm."""
+
+    TRUNKS = ("VisionTransformer", "Eva", "VisionTransformerRelPos")
+
+    def __init__(self, visual: Any, name: str) -> None:
+        """Look at a built tower; nothing is copied.
+
+        Raises:
+            ModelError: its pooling does not give one embedding that a patch could be read into.
+        """
+        trunk = visual.trunk
+        self._visual, self._trunk, self._blocks = visual, trunk, trunk.blocks
+        self._attn_pool = getattr(trunk, "attn_pool", None)
+        self._fixed = type(trunk).__name__ == "VisionTransformerRelPos"  # its bias tables are made for one grid
+        self._rope_cache: tuple[Grid, torch.device, torch.Tensor] | None = None
+        reason = None
+        if self._attn_pool is not None:
+            if type(self._attn_pool).__name__ != "AttentionPoolLatent" or self._attn_pool.pos_embed is not None:
+                reason = f"its {type(self._attn_pool).__name__} cannot read a patch alone"
+        elif not trunk.global_pool:
+            reason = "it gives all tokens instead of one embedding"
+        elif getattr(trunk, "shared_rel_pos", None) is not None:
+            reason = "its blocks share a table of relative positions"
+        if reason:
+            raise ModelError(f"model '{name}' gives no dense features: {reason}; use a native ViT, ViT-B-16/openai")
+        self.kind = "a ViT with relative positions" if self._fixed else "a ViT"
+        self.prefix = trunk.num_prefix_tokens
+        self.reads_cls = trunk.global_pool == "token" and self._attn_pool is None
+        self.depth = len(trunk.blocks)
+        self.patch_size = trunk.feature_info[-1]["reduction"]
+        self.embed_dim = embed_dim(visual)
+        self.image_size = tuple(trunk.patch_embed.img_size)  # open_clip's own figure is wrong for ViTamin-XL-384
+
+    def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
+        trunk = self._trunk
+        source = tuple(trunk.patch_embed.grid_size)
+        patches_BND, grid = self._patches(pixels)
+        if self._fixed and grid != source:
+            raise wrong_size(pixels, self.image_size, "a ViT with relative positions")
+        table = getattr(trunk, "pos_embed", None)
+        lead = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
+        lead_BPD = [token.expand(len(pixels), -1, -1).to(patches_BND.dtype) for token in lead if token is not None]
+        if table is None:
+            x_BND = torch.cat([*lead_BPD, patches_BND], dim=1)
+        elif trunk.no_embed_class:
+            positions = resize_positions(table[0], source, grid, rule, prefix=0)
+            x_BND = torch.cat([*lead_BPD, patches_BND + positions.to(patches_BND.dtype)], dim=1)
+        else:
+            positions = resize_positions(table[0], source, grid, rule, prefix=self.prefix)
+            x_BND = torch.cat([*lead_BPD, patches_BND], dim=1) + positions.to(patches_BND.dtype)
+        return getattr(trunk, "norm_pre", nn.Identity())(x_BND)
+
+    def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
+        rope = self._rope(index, grid)
+        return self._blocks[index](x_BND) if rope is None else self._blocks[index](x_BND, rope=rope)
+
+    def view(self, index: int, grid: Grid) -> Block:
+        return view(self._blocks[index], self._rope(index, grid), self.prefix)
+
+    def read(self, y_BND: torch.Tensor) -> torch.Tensor:
+        trunk = self._trunk
+        y_BND = trunk.norm(y_BND)
+        if self._attn_pool is not None:
+            y_BND = self._attn_pool(y_BND.flatten(0, 1)[:, None]).unflatten(0, y_BND.shape[:2])
+        return self._visual.head(trunk.head(trunk.fc_norm(y_BND)))
+
+    def pool(self, x_BND: torch.Tensor) -> torch.Tensor:
+        return self._visual.head(self._trunk.forward_head(self._trunk.norm(x_BND)))
+
+    def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        """The patch embedding layer by layer, because as a whole it insists on the trained size."""
+        embed = self._trunk.patch_embed
+        x = pixels.to(next(self._trunk.parameters()).dtype)
+        if hasattr(embed, "backbone"):
+            x = embed.backbone(x)
+            x = x[-1] if isinstance(x, (list, tuple)) else x
+        x = embed.proj(x)
+        tokens_BND = getattr(embed, "norm", nn.Identity())(x.flatten(2).transpose(1, 2))
+        return tokens_BND, (x.shape[-2], x.shape[-1])
+
+    def _rope(self, index: int, grid: Grid) -> torch.Tensor | None:
+        """Rotary positions of a grid, by timm's own module; those of the last grid are kept."""
+        rope = getattr(self._trunk, "rope", None)
+        if rope is None:
+            return None
+        device = next(self._trunk.parameters()).device
+        if self._rope_cache is None or self._rope_cache[:2] != (grid, device):
+            if getattr(rope, "feat_shape", None) is None:
+                made = rope.get_embed(shape=grid)
+            else:  # the module is made for one grid: ask a copy, so that the tower's own stays as it is
+                resized = copy.deepcopy(rope)
+                resized.update_feat_shape(list(grid))
+                made = resized.get_embed()
+            self._rope_cache = (grid, device, made)
+        made = self._rope_cache[2]
+        return made[index] if getattr(self._trunk, "rope_mixed", False) else made
+
+
+def embed_dim(visual: Any) -> int:
+    """Width of the joint space of open_clip's `TimmModel`, from the last layer on the way there."""
+    linears = [layer for layer in visual.head.modules() if isinstance(layer, nn.Linear)]
+    classifier = visual.trunk.get_classifier()
+    if linears or isinstance(classifier, nn.Linear):
+        return linears[-1].out_features if linears else classifier.out_features
+    return visual.trunk.num_features
+
+
+def wrong_size(pixels: torch.Tensor, size: tuple[int, int], kind: str) -> ImageError:
+    """The error for a tower that takes one size only."""
+    return ImageError(
+        f"pixels are {pixels.shape[2]}x{pixels.shape[3]}; the tower is {kind}, which takes {size[0]}x{size[1]} only: "
+        f"use windows of that size, crop={size[0]} in Segmenter's protocol or inference.slide"
+    )

@@ -1,0 +1,125 @@
+"""One pass for the whole image: windows run through the trunk, their tokens meet on one patch grid, the rest once.
+
+"qkv" stitches the projections of the last block (OV-Stitcher); "features" stitches what the last block gives in each
+window, for an aggregation over the whole image (Trident). Shape letters: B batch, N tokens, D width, E joint space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ProtocolError, RecipeError
+from densevl.inference.cutting import cut, cut_regions
+from densevl.inference.windows import WindowGrid
+from densevl.kernels.reference import affinity_mix
+from densevl.recipes.engine import finish, require
+from densevl.recipes.features import DenseFeatures, Hints
+from densevl.recipes.parts import Mix
+from densevl.recipes.recipe import Recipe
+from densevl.recipes.rewire import Rewirer
+from densevl.recipes.tower import Tower
+from densevl.recipes.trunk import Trunk, run_trunk
+
+
+def encode_stitched(
+    tower: Tower, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, rule: str, hints: Hints, batch: int
+) -> DenseFeatures:
+    """Encode an image (B, 3, H, W) of any size by a recipe that stitches: features on the grid of the whole image.
+
+    Args:
+        tower, recipe, rule, hints: as `engine.encode` takes them; hints are for the whole image.
+        windows: laid with blend "patch". batch: windows per pass.
+
+    Raises:
+        ProtocolError: windows that do not lie on one patch grid. RecipeError: as `engine.encode`.
+    """
+    if windows.blend != "patch":
+        raise ProtocolError(f"recipe '{recipe.name}' stitches windows on one patch grid; set blend='patch'")
+    if hints.compat:
+        recipe = recipe.as_published()
+    require(tower, recipe, hints)
+    if recipe.stitch == "qkv":
+        trunks = [run_trunk(tower, part, recipe, rule) for part in windows.batches(pixels, batch)]
+        trunk = _join(trunks, windows, len(pixels), tower.prefix)
+        padded = F.pad(pixels, (*windows.cols.margin, *windows.rows.margin))
+        return finish(tower, trunk, recipe, replace(hints, pixels=padded))
+    return _by_features(tower, pixels, windows, recipe, rule, hints, batch)
+
+
+def _join(trunks: list[Trunk], windows: WindowGrid, batch: int, prefix: int) -> Trunk:
+    """The trunks of all windows as one: patches averaged on the whole image's grid, leading tokens over windows."""
+    grid = windows.whole().rows.tokens, windows.whole().cols.tokens
+
+    def stitched(parts: list[torch.Tensor]) -> torch.Tensor:
+        tokens = torch.cat(parts)
+        leading = tokens[:, :prefix].unflatten(0, (-1, batch)).mean(dim=0)
+        return torch.cat([leading, windows.stitch(tokens[:, prefix:], batch)], dim=1)
+
+    first = trunks[0]
+    outputs = {layer: stitched([trunk.outputs[layer] for trunk in trunks]) for layer in first.outputs}
+    qkv = {}
+    for key, heads in first.qkv.items():
+        joined = stitched([trunk.qkv[key].transpose(1, 2).flatten(2) for trunk in trunks])
+        qkv[key] = joined.unflatten(2, (heads.shape[1], -1)).transpose(1, 2)
+    return Trunk(stitched([trunk.x for trunk in trunks]), outputs, grid, qkv)
+
+
+def _by_features(
+    tower: Tower, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, rule: str, hints: Hints, batch: int
+) -> DenseFeatures:
+    """Outputs of the last block, averaged on the image's grid, mixed over the whole image, then read."""
+    parts, first, grid = [], 0, (0, 0)
+    for part in windows.batches(pixels, batch):
+        corners = windows.corners[first : first + len(part) // len(pixels)]
+        first += len(corners)
+        own = replace(hints, pixels=part)
+        if hints.proxy is not None:
+            own = replace(own, proxy=cut(hints.proxy, windows, corners))
+        if hints.regions is not None:
+            own = replace(own, regions=cut_regions(hints.regions, windows, corners))
+        rewirer = Rewirer(tower, run_trunk(tower, part, recipe, rule), recipe, own)
+        grid = _even(rewirer.grid, windows)
+        tokens_BDhw = rewirer.chain()[:, rewirer.prefix :].mT.unflatten(2, rewirer.grid)
+        if grid != rewirer.grid:
+            tokens_BDhw = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False)
+        parts.append(tokens_BDhw.flatten(2).mT)
+    finer = windows.with_tokens(*grid)
+    whole = finer.whole()
+    y_BND = finer.stitch(torch.cat(parts), len(pixels))
+    size = whole.rows.tokens, whole.cols.tokens
+    if recipe.whole is not None:
+        y_BND, size = _mix(y_BND.mT.unflatten(2, size), recipe.whole, recipe, hints)
+    y_BNE = tower.read(y_BND)
+    return DenseFeatures(features=y_BNE.mT.unflatten(2, size), scoring=recipe.scoring)
+
+
+def _even(grid: tuple[int, int], windows: WindowGrid) -> tuple[int, int]:
+    """The multiple of the windows' own tokens nearest to a grid, so that parts lie on one grid."""
+    ratio = max(1, round(grid[1] / windows.cols.tokens))
+    return windows.rows.tokens * ratio, windows.cols.tokens * ratio
+
+
+def _mix(y_BDhw: torch.Tensor, spec: Mix, recipe: Recipe, hints: Hints) -> tuple[torch.Tensor, tuple[int, int]]:
+    sam: Any = hints.sam
+    if sam is None:
+        raise RecipeError(
+            f"recipe '{recipe.name}' spreads the image by SAM's attention; give sam=load_proxy('sam_vit_b')"
+        )
+    y_BDhw = F.interpolate(y_BDhw, size=sam.covered, mode="bilinear", align_corners=False)
+    mixed = affinity_mix(
+        sam.q,
+        sam.k,
+        sam.v,
+        y_BDhw.flatten(2).mT,
+        grid=sam.grid,
+        covered=sam.covered,
+        rel=sam.rel,
+        factor=spec.factor,
+        cap=spec.cap,
+        negative=spec.negative,
+    )
+    return mixed, sam.covered

@@ -1,0 +1,113 @@
+"""Segments without words, from the affinity of patches (CLIPtrase, Shao et al., ECCV 2024).
+
+Patches with like rows of the affinity matrix are clustered by density; each cluster's mean row is a map of where it
+is; the maps are smoothed and enlarged, and every pixel goes to the cluster that is strongest there. `majority_vote`
+then gives each segment one label.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import RecipeError
+
+NOISE = -1
+ENLARGED = 4
+MEDIAN = 7
+
+
+def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
+    """DBSCAN (Ester et al., KDD 1996) in the Euclidean metric.
+
+    A point is core if at least `min_samples` points, itself among them, are within `eps`. Clusters are the connected
+    components of core points, numbered by their first point; another point within `eps` of a core point joins that
+    cluster, the lowest number of several.
+
+    Args:
+        points_ND: (N, D) float. eps: above 0; min_samples: at least 1.
+
+    Returns:
+        (N,) int64 cluster of each point, -1 for noise.
+
+    Raises:
+        RecipeError: points of another shape, or a setting out of range.
+    """
+    if points_ND.ndim != 2:
+        raise RecipeError(f"points to cluster are (N, D), not {tuple(points_ND.shape)}")
+    if not eps > 0 or min_samples < 1:
+        raise RecipeError(f"eps {eps} and min_samples {min_samples}: eps is above 0 and min_samples at least 1")
+    count = len(points_ND)
+    exact = points_ND.double()  # the shortcut through a matrix product loses too many digits in float32
+    near = torch.cdist(exact, exact, compute_mode="use_mm_for_euclid_dist") <= eps
+    core = near.sum(dim=1) >= min_samples
+    links = near & core[None, :]
+    # every core point takes the smallest index within reach, and that point's own, until nothing changes
+    root = torch.arange(count, device=points_ND.device)
+    while True:
+        reached = torch.where(links, root[None, :], count).amin(dim=1) if count else root
+        following = torch.where(core, torch.minimum(root, reached), root)
+        following = torch.where(core, following[following], following)
+        if torch.equal(following, root):
+            break
+        root = following
+    first = root[core].unique()  # sorted: components in the order of their first core point
+    number = torch.full((count + 1,), count, device=root.device)
+    number[first] = torch.arange(len(first), device=root.device)
+    cluster = torch.where(links, number[root][None, :], count).amin(dim=1) if count else root
+    return torch.where(cluster < count, cluster, NOISE)
+
+
+def segment_by_affinity(
+    affinity_NN: torch.Tensor,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    eps: float = 0.7,
+    min_samples: int = 3,
+) -> torch.Tensor:
+    """Segments of one image from the affinity of its patches.
+
+    Args:
+        affinity_NN: (N, N) float, N = h*w, row i how strongly patch i goes with each patch; CLIPtrase takes the mean
+            self-correlation of a late block less that of CLS, negatives cut to 0.
+        grid: (h, w) of the patches. size: (H, W) of the result in pixels.
+        eps, min_samples: of `dbscan` on the rows; the paper has 0.7 and 3 at 224 pixels, 1.1 and 7 at 336.
+
+    Returns:
+        (H, W) int64, clusters 0, 1, ...; all -1 if every patch is noise.
+
+    Raises:
+        RecipeError: a matrix that does not fit the grid, or a setting out of range.
+    """
+    count = grid[0] * grid[1]
+    if affinity_NN.shape != (count, count):
+        raise RecipeError(
+            f"the affinity {tuple(affinity_NN.shape)} does not fit a grid of {grid[0]} x {grid[1]} patches: (N, N)"
+        )
+    affinity_NN = affinity_NN.float()
+    cluster = dbscan(affinity_NN, eps, min_samples)
+    total = int(cluster.max()) + 1
+    if not total:
+        return torch.full(size, NOISE, device=affinity_NN.device)
+    members = F.one_hot(cluster.clamp(min=0), total).float() * (cluster >= 0)[:, None]
+    maps = (members.T @ affinity_NN / members.sum(dim=0)[:, None]).unflatten(1, grid)
+    strongest = torch.full(size, -torch.inf, device=affinity_NN.device)
+    segment = torch.zeros(size, dtype=torch.int64, device=affinity_NN.device)
+    for index, map_hw in enumerate(maps):  # one full-size map at a time
+        large = F.interpolate(map_hw[None, None], scale_factor=ENLARGED, mode="bilinear", align_corners=False)
+        smooth = F.interpolate(median_filter(large, MEDIAN), size=size, mode="bilinear", align_corners=False)[0, 0]
+        better = smooth > strongest
+        segment = torch.where(better, index, segment)
+        strongest = torch.where(better, smooth, strongest)
+    return segment
+
+
+def median_filter(x_BCHW: torch.Tensor, side: int) -> torch.Tensor:
+    """Median over a square of odd `side`; beyond the border the image is mirrored, its edge repeated."""
+    reach = side // 2
+    for dim in (-2, -1):
+        length = x_BCHW.shape[dim]
+        index = torch.arange(-reach, length + reach, device=x_BCHW.device) % (2 * length)
+        x_BCHW = x_BCHW.index_select(dim, torch.where(index < length, index, 2 * length - 1 - index))
+    return x_BCHW.unfold(-2, side, 1).unfold(-2, side, 1).flatten(-2).median(dim=-1).values

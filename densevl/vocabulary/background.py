@@ -1,0 +1,104 @@
+"""`Background`: when a pixel gets no label, and the word lists that benchmarks use for it.
+
+The lists are data with a version, because mIoU moves by points with them: a change makes a new version and keeps the
+old one. They compete with the classes; a word that is also a class, synonym or negative is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+
+from densevl.errors import LabelError, suggest
+from densevl.vocabulary.parsing import as_list, clean
+
+NOTHING = -1  # the label of a pixel that belongs to no class
+UNKNOWN = "unknown"
+REST = "1-max"
+
+_OUTDOORS = ("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands")
+_BUILT = ("desk", "bed", "building", "cloud")
+_ROOM = ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair")
+WORD_LISTS: dict[str, tuple[str, ...]] = {
+    # VOC21, as SCLIP and the papers after it have it: 26 strings.
+    "voc@1": (*_OUTDOORS, *_BUILT, *_ROOM, "floor", "hill", "rail", "fence"),
+    # COCO-Object, as ProxyCLIP, Trident and CorrCLIP have it: 17 of them.
+    "coco-object@1": (*_OUTDOORS, *_BUILT, "floor", "hill", "rail"),
+    # Context60: the word itself.
+    "context@1": ("background",),
+}
+NEWEST = {name.split("@")[0]: name for name in WORD_LISTS}
+
+
+@dataclass(frozen=True)
+class Background:
+    """When a pixel gets no label. The rules add up: a pixel that any of them takes is labelled nothing.
+
+    Attributes:
+        words: strings that compete with the classes; a pixel they win is labelled nothing.
+        threshold: a pixel whose best probability is under this (0..1) is labelled nothing.
+        unknown: let the model's own "none of these" compete, if it has one.
+        rest: background has the probability that the best string leaves, 1 - max p (the rule of FreeCP, there on
+            refined maps): where that is more than max p, so where max p < 0.5, a pixel is labelled nothing, with
+            1 - max p as its confidence.
+    """
+
+    words: tuple[str, ...] = ()
+    threshold: float = 0.0
+    unknown: bool = False
+    rest: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold < 1.0:
+            raise LabelError(f"background threshold {self.threshold} is outside 0..1; it is a probability")
+
+    @classmethod
+    def parse(cls, spec: str | float | Sequence[str] | Background | None) -> Background:
+        """Read a policy.
+
+        Args:
+            spec: None or "none"; a probability; words as a list; or a string of parts with commas between, each a word,
+                a probability, "unknown", "1-max", or a list of `WORD_LISTS` ("voc", or "voc@1" for that version):
+                "voc, 0.1" is 26 words and a threshold.
+
+        Raises:
+            LabelError: a threshold outside 0..1, an unknown version, or words that are not strings.
+        """
+        if isinstance(spec, Background):
+            return spec
+        if spec is None or spec == "none":
+            return cls()
+        if isinstance(spec, Real):
+            return cls(threshold=float(spec))
+        policy = cls()
+        if isinstance(spec, str):
+            for part in spec.split(","):
+                policy = policy._with(clean(part, "background"))
+            return policy
+        for word in as_list(spec, "background"):
+            policy = policy._with_words(clean(word, "background"))
+        return policy
+
+    def _with(self, part: str) -> Background:
+        name = NEWEST.get(part, part)
+        if part == UNKNOWN:
+            return replace(self, unknown=True)
+        if part == REST:
+            return replace(self, rest=True)
+        if name in WORD_LISTS:
+            return replace(self, words=(*self.words, *WORD_LISTS[name]))
+        if part.split("@")[0] in NEWEST:
+            raise LabelError(f"no background list '{part}'{suggest(part, WORD_LISTS)}; it is {', '.join(WORD_LISTS)}")
+        try:
+            return replace(self, threshold=float(part))
+        except ValueError:
+            return self._with_words(part)
+
+    def _with_words(self, text: str) -> Background:
+        return replace(self, words=(*self.words, *(clean(word, "background") for word in text.split("|"))))
+
+    def __str__(self) -> str:
+        parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown + [REST] * self.rest
+        parts += [f"probability under {self.threshold:g}"] * (self.threshold > 0)
+        return "; ".join(parts) or "none"

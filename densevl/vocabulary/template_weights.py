@@ -1,0 +1,88 @@
+"""Weights of templates that fit an image, a region or a pixel (Metzen et al., AutoCLIP).
+
+A template that brings the image near to the labels says more than one that does not. With e_mt the cosine of a
+feature and prompt (m, t), w = softmax(rho) and s_t = sum_m w_m e_mt, one step of gradient ascent on logsumexp_t(s_t)
+from rho = 0 gives rho = alpha * g with g_m = 1/M sum_t softmax(s)_t (e_mt - s_t). The step alpha is such that w has
+the entropy `entropy` * log M.
+Shape letters: N features (images, regions or pixels), M templates, T query strings, D joint-space width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+ENTROPY = 0.85  # of the largest possible, as in the paper
+STEPS = 40  # of bisection: alpha to 12 digits
+COSINES_AT_ONCE = 2**22  # bounds N x M x T
+
+
+def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0) -> torch.Tensor:
+    """Weights (N, M), rows sum to 1.
+
+    Args:
+        cosines_NMT: (N, M, T) of each feature with each prompt.
+        entropy: of the weights, as a share of the entropy of equal ones, above 0 and up to 1 (equal weights).
+        temperature: divides cosines before the logsumexp. The paper has 1, where all strings count nearly alike; CLIP's
+            own 0.01 lets the likely ones count.
+    """
+    count = cosines_NMT.shape[1]
+    if count == 1 or entropy >= 1:
+        return cosines_NMT.new_full(cosines_NMT.shape[:2], 1 / count)
+    likely_NT = torch.softmax(cosines_NMT.mean(dim=1) / temperature, dim=-1)
+    gain_NM = torch.einsum("nmt,nt->nm", cosines_NMT, likely_NT).double()
+    gain_NM -= gain_NM.amax(dim=1, keepdim=True)  # softmax does not see a shift
+    return torch.softmax(_step(gain_NM, entropy * math.log(count)) * gain_NM, dim=1).to(cosines_NMT)
+
+
+def _step(gain_NM: torch.Tensor, target: float) -> torch.Tensor:
+    """(N, 1) alpha with entropy(softmax(alpha * gain)) = target: bisection of log alpha, in which entropy falls."""
+    spread = (gain_NM.amax(dim=1, keepdim=True) - gain_NM.amin(dim=1, keepdim=True)).clamp(min=1e-12)
+    low, high = torch.log(1e-3 / spread), torch.log(1e6 / spread)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        weights = torch.softmax(middle.exp() * gain_NM, dim=1)
+        too_even = torch.special.entr(weights).sum(dim=1, keepdim=True) > target
+        low, high = torch.where(too_even, middle, low), torch.where(too_even, high, middle)
+    return low.exp()
+
+
+def image_classifier(
+    prompts_MTD: torch.Tensor, image_D: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0
+) -> torch.Tensor:
+    """Unit rows (T, D) for one image: the prompts under the weights of its feature.
+
+    Args:
+        prompts_MTD: unit prompt embeddings; image_D: its feature, any length.
+        entropy, temperature: see `template_weights`.
+
+    Rows are made unit vectors, which the paper does not: so equal weights are CLIP's ensemble, and the rows go where
+    any other rows go.
+    """
+    cosines_MT = prompts_MTD @ F.normalize(image_D.float(), dim=-1)
+    weights_M = template_weights(cosines_MT[None], entropy=entropy, temperature=temperature)[0]
+    return F.normalize(torch.einsum("m,mtd->td", weights_M, prompts_MTD), dim=-1)
+
+
+def weighted_scores(
+    features_ND: torch.Tensor, prompts_MTD: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0
+) -> torch.Tensor:
+    """Scores (N, T) of features, each under weights of its own: sum_m w_m cos(feature, prompt), the paper's s.
+
+    Args:
+        features_ND: of regions, patches or pixels, any length.
+        prompts_MTD: unit prompt embeddings.
+        entropy, temperature: see `template_weights`.
+
+    A few features at a time, so N x M x T is never held.
+    """
+    templates, strings = prompts_MTD.shape[:2]
+    step = max(1, COSINES_AT_ONCE // (templates * strings))
+    parts = []
+    for part_ND in F.normalize(features_ND.float(), dim=-1).split(step):
+        cosines_NMT = torch.einsum("nd,mtd->nmt", part_ND, prompts_MTD)
+        weights_NM = template_weights(cosines_NMT, entropy=entropy, temperature=temperature)
+        parts.append(torch.einsum("nm,nmt->nt", weights_NM, cosines_NMT))
+    return torch.cat(parts) if parts else features_ND.new_zeros(0, strings, dtype=torch.float32)
