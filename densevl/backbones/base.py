@@ -154,6 +154,10 @@ class Backbone(ABC):
         """
         if isinstance(proxy, torch.Tensor):
             return proxy
+        if hasattr(proxy, "from_tower"):
+            raise RecipeError(
+                f"this proxy reads CLIP's own tokens, which model '{self.name}' has not; use another proxy"
+            )
         kind = recipe.proxy.features if recipe.proxy is not None else "tokens"
         return proxy.from_clip(pixels, self.mean, self.std, kind).to(self.device)
 

@@ -64,7 +64,7 @@ def fetch(hub_id: str, model: str) -> Path:
     )
     if constants.HF_HUB_OFFLINE:
         raise ModelError(f"model '{model}' is not cached ({repo}) and HF_HUB_OFFLINE forbids the network: {advice}")
-    unreachable = _why_unreachable(constants.ENDPOINT)
+    unreachable = why_unreachable(constants.ENDPOINT)
     if unreachable:
         raise ModelError(f"model '{model}' is not on this disk and the hub cannot be reached ({unreachable}): {advice}")
     logging.getLogger(__name__).info("downloading %s for model %s", repo, model)
@@ -90,7 +90,7 @@ def fetch(hub_id: str, model: str) -> Path:
     raise ModelError(f"model '{model}': repository {repo} has none of {', '.join(names)}; {advice}")
 
 
-def _why_unreachable(endpoint: str) -> str | None:
+def why_unreachable(endpoint: str) -> str | None:
     """One quick question, through the proxies of the environment, before the hub client retries for half a minute."""
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):  # noqa: S310

@@ -108,6 +108,12 @@ class OpenClipBackbone(Backbone):
         rule = position_rule or recipe.position_rule
         return encode_stitched(self._tower, pixels, windows, recipe, rule, hints, batch)
 
+    def proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
+        """Features of a proxy, or of trained heads on this tower's own tokens; see `Backbone.proxy_features`."""
+        if hasattr(proxy, "from_tower"):
+            return proxy.from_tower(self._tower, pixels, recipe.position_rule)
+        return super().proxy_features(pixels, recipe, proxy)
+
     def _hints(
         self,
         pixels: torch.Tensor,

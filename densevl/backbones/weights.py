@@ -21,7 +21,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 POINTER = b"version https://git-lfs"
 
 
-def _looks_wrong(path: Path) -> str | None:
+def looks_wrong(path: Path) -> str | None:
     """Why this file cannot be weights, judged by its first bytes, or None."""
     if path.suffix.lower() not in SUFFIXES:
         return f"is not of a known kind; its name must end in {', '.join(SUFFIXES)}"
@@ -63,7 +63,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"weights file {path} {found}; name a .safetensors, .pt or .bin file")
-    wrong = _looks_wrong(path)
+    wrong = looks_wrong(path)
     if wrong:
         raise WeightsError(f"weights file {path} {wrong}")
     from open_clip.factory import load_checkpoint
@@ -79,7 +79,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
             f"weights file {path} holds more than plain tensors and is refused: convert it to safetensors"
         ) from error
     except RuntimeError as error:
-        raise WeightsError(_explain_mismatch(error, path, name)) from error
+        raise WeightsError(explain_mismatch(error, path, name)) from error
     except (EOFError, OSError, KeyError, ValueError, AttributeError, StopIteration) as error:
         raise WeightsError(
             f"weights file {path} is damaged or not a checkpoint of '{name}': {_one_line(error)}"
@@ -103,7 +103,7 @@ def _require_same_positions(model: nn.Module, path: Path, name: str) -> None:
             )
 
 
-def _explain_mismatch(error: RuntimeError, path: Path, name: str) -> str:
+def explain_mismatch(error: RuntimeError, path: Path, name: str) -> str:
     text = str(error)
     counts = []
     for what in ("Missing", "Unexpected"):

@@ -80,7 +80,7 @@ def finish(tower: Tower, trunk: Trunk, recipe: Recipe, hints: Hints) -> DenseFea
     own_cls = rewirer.region_cls()
     if own_cls is not None and recipe.scope is not None:
         features = features + recipe.scope.cls * _read(tower, own_cls, rewirer).features
-    return replace(dense, features=features, scoring=recipe.scoring)
+    return replace(dense, features=features, affinity=rewirer.likeness(), scoring=recipe.scoring)
 
 
 def _read(tower: Tower, x_BND: torch.Tensor, rewirer: Rewirer) -> DenseFeatures:

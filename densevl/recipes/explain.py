@@ -125,6 +125,8 @@ def _around(recipe: Recipe) -> list[str]:
         parts.append("the whole image is spread by the attention of SAM's encoder")
     if recipe.scope is not None and recipe.scope.cls:
         parts.append(f"{recipe.scope.cls:g} of each region's own image embedding is added")
+    if recipe.likeness:
+        parts.append(f"how alike patches are in block {recipe.likeness} comes out too, for clustering")
     if recipe.scoring in _SCORING:
         parts.append(_SCORING[recipe.scoring])
     return parts

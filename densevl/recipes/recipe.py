@@ -91,6 +91,7 @@ class Recipe:
         before, after: smoothing of patches over like patches before the last block, and of what its attention gives.
         values: further sources that go through the last block as well; their outputs are added.
         fuse: whether they are added as "tokens", before the last norm, or as "features", after it.
+        likeness: a block whose patches' likeness is given as `affinity`, for clustering (CLIPtrase); 0 for none.
         scope: how the segment map is used, for terms that stay within regions.
         feedback: a second pass steered by the first one's scores; needs text.
         pairing: heads of the block paired with heads of the proxy, logits mixed (CASS).
@@ -129,6 +130,7 @@ class Recipe:
     values: tuple[Values, ...] = ()
     fuse: str = "tokens"
     scope: RegionScope | None = None
+    likeness: int = 0
     feedback: Feedback | None = None
     pairing: Pairing | None = None
     proxy: ProxyUse | None = None

@@ -201,6 +201,20 @@ class Rewirer:
         """The maps a Sinkhorn method made, averaged over heads, between patches: (B, h*w, h*w); or None."""
         return None if self._maps is None else self._maps.mean(dim=1)[:, self.prefix :, self.prefix :]
 
+    def likeness(self) -> torch.Tensor | None:
+        """How much alike patches are in the recipe's block, beyond what CLS shares with them: (B, h*w, h*w), or None.
+
+        Mean over heads of the cosines of queries, keys and values, less those of CLS, not under 0 (CLIPtrase).
+        """
+        if not self._recipe.likeness:
+            return None
+        (number,) = scaled((self._recipe.likeness,), self._tower.depth)
+        block = self._tower.view(number - 1, self._source_grid)
+        parts = block.project(block.norm(self._full.outputs[number - 1]), "qkv").values()
+        total = sum((unit @ unit.mT for unit in (F.normalize(part, dim=-1) for part in parts)), start=torch.zeros(()))
+        alike, prefix = total.mean(dim=1) / 3, self._tower.prefix
+        return (alike[:, prefix:, prefix:] - alike[:, :1, prefix:] * bool(prefix)).clamp(min=0)
+
     def joint(self, y_BNE: torch.Tensor) -> torch.Tensor:
         """Smoothing in the joint space."""
         return self._smooth(self._recipe.joint, y_BNE)

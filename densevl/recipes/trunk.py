@@ -73,6 +73,8 @@ def tapped(recipe: Recipe, depth: int) -> set[int]:
         found.update(layer - value.normed for layer in scaled(value.layers, depth))
     if recipe.purify is not None and recipe.purify.by == "attention":
         found.add(depth - 2)
+    if recipe.likeness:
+        found.update(layer - 1 for layer in scaled((recipe.likeness,), depth))
     if recipe.scope is not None and recipe.scope.cls:
         found.update(range(depth))
     return found

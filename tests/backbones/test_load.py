@@ -389,7 +389,7 @@ class Hub:
                 raise huggingface_hub.errors.EntryNotFoundError("no such file")
             return str(_put_into_hub_cache(cache, content))
 
-        monkeypatch.setattr(hub, "_why_unreachable", lambda endpoint: None)
+        monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
         monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: SimpleNamespace(etag=etag))
 

@@ -235,7 +235,7 @@ def test_heads_are_64_wide_where_that_divides_the_width_else_32_else_asked_for(t
 
 
 def _offline(monkeypatch) -> None:
-    monkeypatch.setattr(hub, "_why_unreachable", lambda _: "no route")
+    monkeypatch.setattr(hub, "why_unreachable", lambda _: "no route")
     monkeypatch.setattr(hub, "cached_file", lambda _: None)
 
 

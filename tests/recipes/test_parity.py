@@ -11,12 +11,15 @@ import oracle_clip_scores
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import oracle_graph
 import oracle_proxy
 import oracle_regions
 from conftest import DATA
+from densevl.backbones.proxies import DinoiserHeads
+from densevl.errors import ModelError, WeightsError
 from densevl.inference import WindowGrid, slide
 from densevl.recipes import get, names
 from densevl.recipes.scoring import score
@@ -259,3 +262,41 @@ def test_sliding_windows_take_text_and_proxy(golden_clip) -> None:
     assert Filters.calls == 6 + 1
     assert maps[0].shape == (1, len(TEXT), 336, 448)
     torch.testing.assert_close(*maps, atol=5e-3, rtol=0)
+
+
+def test_likeness_for_clustering(golden_clip, state) -> None:
+    pixels = pixels_of("224")
+    dense = golden_clip.encode_dense(pixels[None], "cliptrase")
+    _, affinity = oracle_clip.cliptrase(oracle_clip.Trunk(state), pixels)
+    want = (affinity[1:, 1:] - affinity[:1, 1:]).clamp(min=0)
+    torch.testing.assert_close(dense.affinity[0].double(), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("size", PHOTO)
+def test_trained_convolutions_stand_in_for_the_proxy(golden_clip, state, tmp_path, size, suffix) -> None:
+    generator = torch.Generator().manual_seed(6)
+    shapes = {"obj_proj.weight": (32, 128, 3, 3), "obj_proj.bias": (32,)}
+    shapes |= {"bkg_decoder.weight": (1, 128, 1, 1), "bkg_decoder.bias": (1,)}
+    weights = {name: 0.1 * torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    path = tmp_path / f"last{suffix}"
+    if suffix == ".pt":
+        torch.save({"epoch": 5, "model_state_dict": weights}, path)
+    else:
+        save_file(weights, path)
+    heads, pixels = DinoiserHeads.load(path), pixels_of(size)
+    features, front = oracle_graph.clip_dinoiser(state, pixels, weights)
+    dense = golden_clip.encode_dense(pixels[None], "dinoiser", proxy=heads)
+    torch.testing.assert_close(dense.features[0].flatten(1).T.double(), features, atol=2e-5, rtol=0)
+    got = heads.foreground(golden_clip._tower, pixels[None])[0].flatten().double()
+    torch.testing.assert_close(got, front.sigmoid(), atol=1e-5, rtol=0)
+
+
+def test_heads_of_another_tower_are_refused(golden_clip) -> None:
+    names = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.bias")
+    shapes = ((32, 768, 3, 3), (32,), (1, 768, 1, 1), (1,))
+    heads = DinoiserHeads({name: torch.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
+    with pytest.raises(ModelError, match="towers of width 768, this one has 128"):
+        golden_clip.encode_dense(pixels_of("224")[None], "dinoiser", proxy=heads)
+    with pytest.raises(WeightsError, match="lack bkg_decoder"):
+        DinoiserHeads({name: torch.zeros(1) for name in names[:2]})

@@ -4,6 +4,7 @@ Recipes read a proxy's features to steer how a CLIP tower mixes its patches (Pro
 """
 
 from densevl.backbones.proxies.base import KINDS, Proxy
+from densevl.backbones.proxies.dinoiser import DinoiserHeads
 from densevl.backbones.proxies.load import known_proxies, load_proxy
 
-__all__ = ["KINDS", "Proxy", "known_proxies", "load_proxy"]
+__all__ = ["KINDS", "DinoiserHeads", "Proxy", "known_proxies", "load_proxy"]

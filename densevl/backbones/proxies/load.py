@@ -141,7 +141,7 @@ def _require_reachable(model: nn.Module, name: str) -> None:
     if hub_id and not any(hub.cached_file(f"{hub_id}/{file}") for file in ("model.safetensors", "pytorch_model.bin")):
         from huggingface_hub import constants
 
-        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else hub._why_unreachable(constants.ENDPOINT)
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else hub.why_unreachable(constants.ENDPOINT)
         if reason:
             raise ModelError(
                 f"proxy '{name}' is not on this disk and the hub cannot be reached ({reason}); download {hub_id} on a "

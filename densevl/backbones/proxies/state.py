@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from densevl.backbones.weights import _explain_mismatch, _looks_wrong
+from densevl.backbones.weights import explain_mismatch, looks_wrong
 from densevl.errors import WeightsError
 from densevl.shipped import read_tensors
 
 State = dict[str, torch.Tensor]
 
-CONTAINERS = ("teacher", "state_dict", "model")
+CONTAINERS = ("teacher", "state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "backbone.")
 PATCHES = "patch_embed.proj.weight"
 
@@ -35,7 +35,7 @@ def read_state(path: Path) -> State:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"weights file {path} {found}; name a .safetensors, .pt or .pth file")
-    wrong = _looks_wrong(path)
+    wrong = looks_wrong(path)
     if wrong:
         raise WeightsError(f"weights file {path} {wrong}")
     content: Mapping[str, Any] = (
@@ -102,4 +102,4 @@ def load_strictly(model: nn.Module, state: State, path: Path, name: str) -> None
     try:
         model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True)
     except RuntimeError as error:
-        raise WeightsError(_explain_mismatch(error, path, name)) from error
+        raise WeightsError(explain_mismatch(error, path, name)) from error

@@ -22,6 +22,7 @@ ENTRIES = (
     Recipe(
         "cliptrase",
         terms=("qq", "kk", "vv"),
+        likeness=11,
         source=Source(
             "Explore the Potential of CLIP for Training-Free Open Vocabulary Semantic Segmentation",
             "ECCV 2024",
@@ -29,7 +30,8 @@ ENTRIES = (
             miou(50.9, 29.9, 43.6, 81.0, 33.8, 22.8, None, 16.4),
             "centre crop 224 of image and ground truth, with its clusters voting: not comparable with the others",
         ),
-        note="The attention; its clusters are `refine.clusters`, fed by `recipes.self_similarity`.",
+        note="The attention. Its clusters: `refine.segment_by_affinity` on the `affinity` that comes out, then "
+        "`refine.majority_vote`.",
     ),
     Recipe(
         "itaclip",

@@ -1,0 +1,75 @@
+"""CLIP-DINOiser's two trained convolutions (ECCV 2024): DINO's affinity and a foreground, read from CLIP's own tokens.
+
+Both look at the normalised tokens before the MLP of the third block from the end: a 3 x 3 convolution gives features
+whose cosines stand in for DINO's, a 1 x 1 convolution tells foreground from background.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones.proxies.state import read_state
+from densevl.errors import ModelError, WeightsError
+from densevl.recipes.tower import Tower
+
+TAP = 3  # blocks from the end
+NAMES = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.bias")
+
+
+class DinoiserHeads:
+    """The convolutions as a proxy: `encode_dense(pixels, "dinoiser", proxy=DinoiserHeads.load("last.pt"))`.
+
+    Their input is CLIP's, so they fit only the width they were trained on.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        """`weights`: obj_proj.weight (P, D, k, k) and .bias (P,), bkg_decoder.weight (1, D, 1, 1) and .bias (1,).
+
+        Raises:
+            WeightsError: a tensor is missing.
+        """
+        missing = [name for name in NAMES if name not in weights]
+        if missing:
+            raise WeightsError(f"CLIP-DINOiser heads lack {', '.join(missing)}; give the checkpoint of its authors")
+        self._weights = {name: weights[name].float() for name in NAMES}
+
+    @classmethod
+    def load(cls, path: str | Path) -> DinoiserHeads:
+        """Read a checkpoint: the authors' own (a dict with "model_state_dict"), or safetensors with the four tensors.
+
+        Raises:
+            WeightsError: unreadable, or something else.
+        """
+        return cls(read_state(Path(path)))
+
+    def from_tower(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
+        """Features (B, P, h, w) whose cosines are the learned affinity, for normalised pixels (B, 3, H, W)."""
+        weight = self._weights["obj_proj.weight"].to(pixels.device)
+        border = weight.shape[-1] // 2
+        padded = F.pad(self._tapped(tower, pixels, rule), (border,) * 4, mode="replicate")
+        return F.conv2d(padded, weight, self._weights["obj_proj.bias"].to(pixels.device))
+
+    def foreground(self, tower: Tower, pixels: torch.Tensor, rule: str = "size") -> torch.Tensor:
+        """Probability (B, h, w) that a patch shows an object rather than background."""
+        unit = F.normalize(self._tapped(tower, pixels, rule), dim=1)
+        weight, bias = (self._weights[f"bkg_decoder.{part}"].to(pixels.device) for part in ("weight", "bias"))
+        return F.conv2d(unit, weight, bias)[:, 0].sigmoid()
+
+    def _tapped(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
+        width = self._weights["obj_proj.weight"].shape[1]
+        grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
+        if tower.depth < TAP:
+            raise ModelError(f"CLIP-DINOiser heads read the third block from the end; the tower has {tower.depth}")
+        x_BND = tower.embed(pixels, rule)
+        if x_BND.shape[-1] != width:
+            raise ModelError(f"CLIP-DINOiser heads are for towers of width {width}, this one has {x_BND.shape[-1]}")
+        for index in range(tower.depth - TAP):
+            x_BND = tower.run(index, x_BND, grid)
+        block = tower.view(tower.depth - TAP, grid)
+        qkv = block.project(block.norm(x_BND), "qkv")
+        attended = F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])
+        inner = block.norm_ffn(x_BND + block.merge(attended))
+        return inner[:, tower.prefix :].mT.unflatten(2, grid).float()
