@@ -72,7 +72,9 @@ def window_scores(
         parts.append(backbone.score(backbone.encode_dense(part, chosen, **hints, **options), text_TD))
     grid = windows.with_tokens(*parts[0].shape[1:3])
     if chosen is not None and chosen.spread is not None:
-        parts = [spread_scores(torch.cat(parts), chosen.spread, backbone.proxy_features(pixels, chosen, proxy), grid)]
+        features = backbone.proxy_features(pixels, chosen, proxy)
+        compat = options.get("compat", False)
+        parts = [spread_scores(torch.cat(parts), chosen.spread, features, grid, compat)]
     return grid.assemble(torch.cat(parts), len(pixels)), grid
 
 

@@ -124,13 +124,15 @@ class WindowGrid:
         return WindowGrid(replace(self.rows, tokens=h), replace(self.cols, tokens=w), self.blend)
 
     def whole(self) -> WindowGrid:
-        """One window over the patch grid of the whole image, for features that were stitched ("patch" blend)."""
+        """One window over the whole image and its margin, for features that were stitched ("patch" blend)."""
 
         def joined(axis: AxisWindows) -> AxisWindows:
-            patch, total = axis.crop // axis.tokens, axis.length + sum(axis.margin)
-            return replace(axis, starts=(0,), crop=total, tokens=total // patch)
+            before, after = axis.margin
+            tokens = (before + axis.length + after) // (axis.crop // axis.tokens)
+            return AxisWindows(axis.length, (0,), axis.length, tokens, before, after)
 
-        return WindowGrid(joined(self.rows), joined(self.cols), self.blend)
+        # A single window has nothing to average, so the grid it is laid on may be any, such as another model's.
+        return WindowGrid(joined(self.rows), joined(self.cols), "pixel")
 
     def batches(self, pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         """Cut windows from (B, 3, H, W), at most `size` at a time: (n, 3, h*patch, w*patch), window-major, then B."""

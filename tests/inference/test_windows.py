@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from densevl.backbones import Backbone, DenseFeatures
 from densevl.errors import DensevlError, ImageError, LabelError, ProtocolError
 from densevl.inference import WindowGrid, slide
+from densevl.inference.cutting import cut, cut_regions
 from densevl.inference.windows import AxisWindows
+from densevl.kernels.reference import dense_scores
 
 
 class Pointwise(Backbone):
@@ -126,3 +128,37 @@ def test_window_count_follows_the_papers_formula() -> None:
     assert len(WindowGrid.place(560, 1008, 224, 112, 16)) == 4 * 8
     assert len(WindowGrid.place(336, 448, 224, 112, 16)) == 2 * 3
     assert WindowGrid.place(301, 517, 224, 112, 16).rows.starts == (0, 77)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 56), (37, 50)])
+def test_stitched_tokens_decode_like_their_windows(height, width) -> None:
+    """Averaging window tokens on one patch grid first, then decoding that, is what "patch" blend does at once."""
+    windows = WindowGrid.place(height, width, 24, 8, 8, "patch")
+    h, w = windows.rows.tokens, windows.cols.tokens
+    scores = torch.randn(2 * len(windows), h, w, 3)
+    stitched = windows.stitch(scores.flatten(1, 2), 2)
+    whole = windows.whole()
+    got = dense_scores(stitched.unflatten(1, (whole.rows.tokens, whole.cols.tokens)), whole.plan(height, width))
+    want = dense_scores(windows.assemble(scores, 2), windows.plan(height, width))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("blend", ["pixel", "patch"])
+@pytest.mark.parametrize("size", [(37, 50), (40, 56), (20, 61)])
+def test_a_part_of_a_map_is_what_the_window_shows(blend, size) -> None:
+    """A map that is linear in the place is cut exactly; integer maps keep their values."""
+    y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
+    places = torch.stack([y, x])[None]
+    windows = WindowGrid.place(*size, 24, 8, 8, blend)
+    h, w = windows.rows.tokens, windows.cols.tokens
+    parts = cut(places, windows, windows.corners, (h, w))
+    for (top, left), part in zip(windows.corners, parts, strict=True):
+        for axis, start, tokens, values in (
+            (windows.rows, top, h, part[0, :, 0]),
+            (windows.cols, left, w, part[1, 0]),
+        ):
+            span = axis.before + axis.crop + axis.after
+            centres = start - axis.margin[0] - axis.before + (torch.arange(tokens) + 0.5) * span / tokens
+            torch.testing.assert_close(values, centres.clamp(0.5, axis.length - 0.5), atol=1e-3, rtol=0)
+    ids = (torch.arange(size[1]) // 10).expand(1, *size)
+    assert set(cut_regions(ids, windows, windows.corners).unique().tolist()) <= set(ids.unique().tolist())
