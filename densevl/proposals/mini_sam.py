@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 WEIGHTS = "weights/mini_sam.safetensors"
-SHA256 = "ab53db5998348aa35ae62823377e9b385405f02f6721d87aea04bf99e0c49f8b"
+SHA256 = "a712dbfb7665efed04954e00e401757fae60cfd79782ef7c369e1df844a980f4"
 """Of the shipped file."""
-AUTOMATIC = {"pred_iou_thresh": 0.45, "stability_score_thresh": 0.25}
+AUTOMATIC = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.25}
 """Thresholds of `SamAutomaticMaskGenerator` for this model, set on training styles; its own are for ViT-H."""
 
 

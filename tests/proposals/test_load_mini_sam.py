@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from densevl.backbones.load import ModelInfo, available, best_at_hand
 from densevl.errors import MissingExtraError, ModelError, WeightsError
 from densevl.proposals import mini_sam
 from densevl.proposals.mini_sam import AUTOMATIC, WEIGHTS, SamConfig, build_sam, load_mini_sam
@@ -65,6 +66,15 @@ def test_another_file_in_its_place_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(mini_sam, "SHA256", "0" * 64)
     with pytest.raises(WeightsError, match="is not the one densevl ships"):
         load_mini_sam()
+
+
+@shipped
+def test_it_is_listed_but_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next(info for info in available() if info.name == "mini-sam")
+    assert row.ready
+    assert not row.backbone
+    monkeypatch.setattr("densevl.backbones.load.available", lambda: [row, ModelInfo("last", True, "")])
+    assert best_at_hand() == "last"
 
 
 def test_missing_weights_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from densevl.backbones import mini
 from densevl.backbones.mini import Mini, full_state, read_compact
 from densevl.errors import ModelError, WeightsError
 from densevl.recipes import get
+from tools.mini.anomaly import memory_map, window_map
 from tools.mini.data import Stream, to_sample
 from tools.mini.evaluate import SETS
 from tools.mini.export import export
@@ -25,10 +26,12 @@ from tools.mini.loss import patch_loss
 from tools.mini.metrics import auroc, confusion, mean_iou
 from tools.mini.model import Learner, MiniConfig
 from tools.mini.muon import orthogonalize
+from tools.mini.pairs import KINDS, Content, compare, draw, kind_of, twins
 from tools.mini.prompts import Bank
 from tools.mini.run import CHECKPOINT, Plan, Run, Stage
 from tools.mini.tokens import CompactTokenizer
 from tools.mini.train import train
+from tools.render.nouns import HASHES, HELD_OUT
 from tools.render.scenes import Scene
 
 CONFIG = MiniConfig(image=16, width=64, layers=2, embed=32, text_width=64, text_layers=1)
@@ -193,8 +196,64 @@ def test_muon_updates_have_singular_values_near_one(shape: tuple[int, int, int])
     assert values.min() > 0.5
 
 
+@torch.no_grad()
+def test_anomaly_maps_run_on_the_model_and_find_nothing_new_in_the_reference(weights: Path) -> None:
+    model, pixels = Mini(weights), torch.randn(2, 3, 64, 64)
+    damage = window_map(model, pixels, torch.zeros(CONFIG.embed))
+    assert torch.equal(damage, torch.full((2, 8, 8), 0.5)), "a margin of nothing says nothing"
+    distance = memory_map(model, pixels, pixels[:1])
+    assert distance[0].abs().max() < 1e-5 < distance[1].mean()
+
+
 def test_metrics_by_hand() -> None:
     counts = confusion(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]), 4)
     assert mean_iou(counts) == pytest.approx(100 * (1 + 0.5 + 0.5) / 3)
     assert auroc(np.array([0.1, 0.2, 0.2, 0.9]), np.array([False, False, True, True])) == pytest.approx(0.875)
     assert {"twemoji", "openmoji", "held-out pairs"} <= set(SETS)
+
+
+@pytest.mark.parametrize("value", [HELD_OUT, 4])
+def test_twins_show_the_same_nouns_and_textures_and_no_held_out_pair(value: int) -> None:
+    rng = np.random.default_rng(1)
+    scenes = draw(80, value, rng)
+    others = twins(scenes, {HELD_OUT, value}, rng)
+    assert [len(one.nouns) for one in scenes] == [len(one.nouns) for one in others]
+    assert not any(one.shows({HELD_OUT, value}) for one in others)
+    for kind in range(len(KINDS)):
+        rows = [i for i in range(80) if kind_of(i) == kind]
+        for i in rows:
+            shown = [value in hashes for hashes in scenes[i].hashes()]
+            assert shown == [kind == 0, kind == 1], "one kind of pair only"
+            assert scenes[i].members(value)
+        for of in (lambda one: one.nouns, lambda one: (one.texture,)):
+            counts = [sorted(x for i in rows for x in of(some[i])) for some in (scenes, others)]
+            assert counts[0] == counts[1]
+
+
+def test_a_comparison_of_pairs_counts_objects_of_the_pair_apart() -> None:
+    class Knows:
+        """Answers with the truth, but misses the pair's nouns in scenes that show the pair."""
+
+        seed, count = 5, 60
+
+        def maker(self, part: object, offset: int) -> object:
+            return Draws()
+
+        def read(self, scenes: list[Scene], recipe: str, whole: bool) -> tuple[np.ndarray, ...]:
+            truth = np.stack([scene.objects for scene in scenes]).ravel() + 1
+            noun = np.maximum(truth, 1)
+            for i, scene in enumerate(scenes):
+                lost = Content(scene.nouns, scene.texture).members(HELD_OUT)
+                part = slice(i * truth.size // len(scenes), (i + 1) * truth.size // len(scenes))
+                noun[part][np.isin(truth[part] - 1, list(lost))] = 0
+            return truth, noun, (truth > 0).astype(float)
+
+    class Draws:
+        def of(self, nouns: tuple[int, ...], texture: int) -> Scene:
+            objects = np.full((2, 4), -1, np.int16)
+            objects[0, : len(nouns)] = nouns
+            return Scene(np.zeros((2, 4, 3), np.uint8), objects, objects, nouns, texture, "")
+
+    held, other = (compare(Knows(), "any", 0.0, value)["all"] for value in (HELD_OUT, HASHES - 1))
+    assert (held["objects of the pair"], held["same nouns in twins"], held["objects beside"]) == (0, 100, 100)
+    assert held["gap"] > 0 == other["gap"]

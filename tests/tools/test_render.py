@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 cv2 = pytest.importorskip("cv2", reason="OpenCV cannot be imported (apt-get install libgl1)", exc_type=ImportError)
 
@@ -307,22 +308,29 @@ def test_the_checksum_is_that_of_the_seed(book: SpriteBook, written: Path, tmp_p
 
 @pytest.mark.parametrize(("folder", "side"), [("scenes", 32), ("scenes2x", 64)])
 def test_labels_instances_and_panoptic_tell_the_same(written: Path, folder: str, side: int) -> None:
-    panoptic = json.loads((written / folder / "panoptic.json").read_text())
-    instances = json.loads((written / folder / "instances.json").read_text())
-    assert len(panoptic["images"]) == TINY.scenes
+    panoptic, instances = (json.loads((written / folder / f"{n}.json").read_text()) for n in ("panoptic", "instances"))
+    things = {c["id"] for c in panoptic["categories"] if c["isthing"]}
+    assert things == {c["id"] for c in instances["categories"]} == set(range(1, BENCHMARK_NOUNS + 1))
+    assert len(panoptic["annotations"]) == len(panoptic["images"]) == TINY.scenes
     for entry in panoptic["annotations"]:
         labels = np.asarray(Image.open(written / folder / "labels" / entry["file_name"]))
-        ids = np.asarray(Image.open(written / folder / "panoptic" / entry["file_name"])).astype(int)
-        ids = ids @ (1, 256, 65536)
+        ids = np.asarray(Image.open(written / folder / "panoptic" / entry["file_name"])) @ np.array((1, 256, 65536))
         assert labels.shape == ids.shape == (side, side)
-        assert np.array_equal(labels > 0, ids > 0)
-        assert {s["id"] for s in entry["segments_info"]} == set(np.unique(ids)) - {0}
+        assert {s["id"] for s in entry["segments_info"]} == set(np.unique(ids)) <= {*range(1, 256)}  # none is void
         for segment in entry["segments_info"]:
-            assert np.count_nonzero(ids == segment["id"]) == segment["area"]
-            assert set(labels[ids == segment["id"]]) == {segment["category_id"]}
-    areas = sorted(s["area"] for e in panoptic["annotations"] for s in e["segments_info"])
-    assert areas == sorted(a["area"] for a in instances["annotations"])
-    assert len({a["id"] for a in instances["annotations"]}) == len(areas)
+            assert labels[ids == segment["id"]].tolist() == [segment["category_id"]] * segment["area"]
+            y, x = np.nonzero(ids == segment["id"])
+            assert segment["bbox"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+        painted = np.zeros((side, side), int)
+        segments = [s for s in entry["segments_info"] if s["category_id"] in things]
+        found = [a for a in instances["annotations"] if a["image_id"] == entry["image_id"]]
+        for instance, segment in zip(found, segments, strict=True):
+            assert all(instance[key] == segment[key] for key in ("category_id", "area", "bbox", "iscrowd"))
+            mask = coco_mask.decode(instance["segmentation"])
+            assert np.array_equal(mask, ids == segment["id"])
+            painted += mask * instance["category_id"]
+        assert np.array_equal(painted, labels), "the masks of the instances add up to the labels"
+    assert len({a["id"] for a in instances["annotations"]}) == len(instances["annotations"])
 
 
 def test_seen_and_held_out_scenes_have_the_same_numbers_of_objects(written: Path) -> None:

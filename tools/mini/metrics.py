@@ -16,11 +16,16 @@ def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(joint, minlength=classes * classes).reshape(classes, classes)
 
 
-def mean_iou(counts: np.ndarray) -> float:
-    """Mean IoU in per cent over the classes that occur in the truth or were found."""
+def iou_of_classes(counts: np.ndarray) -> np.ndarray:
+    """IoU of every class in per cent, float (classes,); NaN where it neither occurs in the truth nor was found."""
     both = np.diag(counts)
     union = counts.sum(0) + counts.sum(1) - both
-    return float(100 * (both[union > 0] / union[union > 0]).mean())
+    return np.where(union > 0, 100 * both / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Mean IoU in per cent over the classes that occur in the truth or were found."""
+    return float(np.nanmean(iou_of_classes(counts)))
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

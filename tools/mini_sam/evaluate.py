@@ -73,23 +73,49 @@ def _by_point(predictor: SamPredictor, point: tuple[int, int]) -> np.ndarray:
     return masks[np.argsort(-quality)]
 
 
+Records = list[list[dict[str, Any]]]
+"""Of each image, the records that `SamAutomaticMaskGenerator` returns."""
+
+
 def automatic(sam: Any, scenes: list[Scene], thresholds: dict[str, float]) -> dict[str, float]:
     """Recall of objects at IoU 0.5 and 0.75, masks an image and seconds an image of automatic masks."""
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=POINTS_PER_SIDE, **thresholds)
-    best, masks, begun = [], 0, time.perf_counter()
-    found = [[record["segmentation"] for record in generator.generate(scene.image)] for scene in scenes]
-    seconds = (time.perf_counter() - begun) / len(scenes)
-    for scene, proposals in zip(scenes, found, strict=True):
-        masks += len(proposals)
+    return score(scenes, *propose(sam, scenes, thresholds))
+
+
+def propose(sam: Any, scenes: list[Scene], thresholds: dict[str, float]) -> tuple[Records, float]:
+    """The automatic masks of every scene, and seconds an image."""
+    generator, begun = (
+        SamAutomaticMaskGenerator(sam, points_per_side=POINTS_PER_SIDE, **thresholds),
+        time.perf_counter(),
+    )
+    records = [generator.generate(scene.image) for scene in scenes]
+    return records, (time.perf_counter() - begun) / len(scenes)
+
+
+def score(scenes: list[Scene], records: Records, seconds: float) -> dict[str, float]:
+    """What `automatic` returns, from its masks."""
+    best = []
+    for scene, found in zip(scenes, records, strict=True):
+        proposals = [record["segmentation"] for record in found]
         best += [max((iou(p, mask) for p in proposals), default=0.0) for mask in objects_of(scene)]
     recall = {f"recall at {bar}": 100 * float(np.mean(np.array(best) >= bar)) for bar in (0.5, 0.75)}
-    return {**recall, "mean best IoU": 100 * float(np.mean(best)), "masks": masks / len(scenes), "seconds": seconds}
+    masks = sum(map(len, records)) / len(scenes)
+    return {**recall, "mean best IoU": 100 * float(np.mean(best)), "masks": masks, "seconds": seconds}
 
 
 def choose(sam: Any, scenes: list[Scene]) -> dict[str, dict[str, float]]:
-    """Automatic masks of scenes in training styles for every pair of thresholds in `QUALITIES` and `STABILITIES`."""
-    pairs = [(q, s) for q in QUALITIES for s in STABILITIES]
-    return {f"{q} {s}": automatic(sam, scenes, {"pred_iou_thresh": q, "stability_score_thresh": s}) for q, s in pairs}
+    """Automatic masks of scenes in training styles for every pair of thresholds in `QUALITIES` and `STABILITIES`.
+
+    The generator keeps the best by predicted IoU of masks that overlap, so a higher bar on it may be applied after.
+    """
+    rows = {}
+    for stability in STABILITIES:
+        thresholds = {"pred_iou_thresh": QUALITIES[0], "stability_score_thresh": stability}
+        records, seconds = propose(sam, scenes, thresholds)
+        for quality in QUALITIES:
+            kept = [[record for record in found if record["predicted_iou"] > quality] for found in records]
+            rows[f"{quality} {stability}"] = score(scenes, kept, seconds)
+    return rows
 
 
 def evaluate(weights: Path | None, *, scenes: int = 200, images: int = 50, seed: int = SEED) -> dict[str, Any]:
@@ -109,7 +135,7 @@ def evaluate(weights: Path | None, *, scenes: int = 200, images: int = 50, seed:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as two tables."""
-    lines = [f"Seed {result['seed']}, {result['threads']} threads; scenes a set: {result['scenes']} for prompts, "]
+    lines = [f"Seed {result['seed']}, {result['threads']} thread(s); scenes a set: {result['scenes']} for prompts, "]
     lines[0] += f"{result['images']} for automatic masks."
     return "\n".join(
         [*lines, *table("IoU by prompt", result["prompts"]), *table("automatic masks", result["automatic"]), ""]

@@ -26,6 +26,8 @@ from .textures import all_textures
 
 SEED = 202_611
 """Seeds from here on belong to the benchmark; train with smaller ones."""
+GROUND = 255
+"""Id of the background in panoptic maps. It is a segment and not void, where wrong segments would go unpunished."""
 SHIPPED = "shipped"
 """The style choice that takes all training-licence art."""
 
@@ -84,19 +86,21 @@ class _Writer:
 
 
 def _annotate(number: int, scene: Scene) -> tuple[list[dict[str, Any]], list[dict[str, Any]], np.ndarray]:
-    """Return COCO instances, panoptic segments and the panoptic id map of a scene; id 0 is background."""
+    """Return COCO instances, panoptic segments and the panoptic id map of a scene."""
     instances, segments = [], []
     side = len(scene.image)
-    for index, runs in class_runs(scene.instances).items():
-        box, category = list(runs.box), scene.nouns[index] + 1
-        common = {"category_id": category, "area": runs.area, "bbox": box, "iscrowd": 0}
-        instances.append(
-            common
-            | {"id": number * 100 + index + 1, "image_id": number}
-            | {"segmentation": coco_segmentation(runs.counts, side, side, compressed=True)}
-        )
-        segments.append(common | {"id": index + 1})
-    return instances, segments, (scene.instances + 1).astype(np.uint8)
+    ids = np.where(scene.instances < 0, GROUND, scene.instances + 1).astype(np.uint8)
+    for index, runs in class_runs(ids).items():
+        category = 0 if index == GROUND else scene.nouns[index - 1] + 1
+        common = {"category_id": category, "area": runs.area, "bbox": list(runs.box), "iscrowd": 0}
+        segments.append(common | {"id": index})
+        if index != GROUND:
+            instances.append(
+                common
+                | {"id": number * 100 + index, "image_id": number}
+                | {"segmentation": coco_segmentation(runs.counts, side, side, compressed=True)}
+            )
+    return instances, segments, ids
 
 
 def _scenes(out: _Writer, folder: str, scenes: Sequence[tuple[Scene, str]]) -> None:
@@ -117,10 +121,10 @@ def _scenes(out: _Writer, folder: str, scenes: Sequence[tuple[Scene, str]]) -> N
         )
         instances += found
         panoptic.append({"image_id": number, "file_name": name, "segments_info": segments})
-    categories = [{"id": i + 1, "name": n.name, "isthing": 1} for i, n in enumerate(all_nouns()[:BENCHMARK_NOUNS])]
-    shared = {"images": images, "categories": categories}
-    out.json(f"{folder}/instances.json", shared | {"annotations": instances})
-    out.json(f"{folder}/panoptic.json", shared | {"annotations": panoptic})
+    things = [{"id": i + 1, "name": n.name, "isthing": 1} for i, n in enumerate(all_nouns()[:BENCHMARK_NOUNS])]
+    stuff = [{"id": 0, "name": "background", "isthing": 0}]
+    out.json(f"{folder}/instances.json", {"images": images, "categories": things, "annotations": instances})
+    out.json(f"{folder}/panoptic.json", {"images": images, "categories": stuff + things, "annotations": panoptic})
 
 
 def _surfaces(out: _Writer, plan: Plan) -> None:
