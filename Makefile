@@ -14,7 +14,7 @@ help:
 	@echo "make test   run the tests"
 	@echo "make check  lint, format, types, spelling"
 	@echo "make bench  time the segmentation protocol against bare forward passes"
-	@echo "make docs   build the API pages into build/docs"
+	@echo "make docs   write docs/recipes.md from the catalogue, build the API pages into build/docs"
 
 demo: $(USE)
 	$(VENV)/bin/densevl segment demo/images \
@@ -35,6 +35,7 @@ bench: $(DEV)
 	$(VENV)/bin/python tools/bench.py
 
 docs: $(DEV)
+	$(VENV)/bin/python -m tools.recipes.page
 	$(VENV)/bin/pdoc -d google -o build/docs $(PUBLIC)
 
 $(VENV)/bin/python:

@@ -18,9 +18,13 @@ from densevl.errors import DensevlError
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Ensemble": "densevl.pipelines.ensemble",
     "Segmenter": "densevl.pipelines.segmenter",
     "SegmentationResult": "densevl.results",
     "LabelSet": "densevl.vocabulary",
+    "TextOptions": "densevl.vocabulary",
+    "Descriptors": "densevl.vocabulary",
+    "load_proxy": "densevl.backbones.proxies",
     "Recipe": "densevl.recipes",
     "load_backbone": "densevl.backbones",
     "recipes": "densevl.recipes",
@@ -33,22 +37,28 @@ _LAZY = {
 
 __all__ = [
     "DensevlError",
+    "Descriptors",
+    "Ensemble",
     "LabelSet",
     "Recipe",
     "SegmentationResult",
     "Segmenter",
+    "TextOptions",
     "__version__",
     "load_backbone",
+    "load_proxy",
     "recipes",
 ]
 
 if TYPE_CHECKING:
     from densevl import recipes
     from densevl.backbones import load_backbone
+    from densevl.backbones.proxies import load_proxy
+    from densevl.pipelines.ensemble import Ensemble
     from densevl.pipelines.segmenter import Segmenter
     from densevl.recipes import Recipe
     from densevl.results import SegmentationResult
-    from densevl.vocabulary import LabelSet
+    from densevl.vocabulary import Descriptors, LabelSet, TextOptions
 
 
 def __getattr__(name: str) -> Any:

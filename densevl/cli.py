@@ -29,6 +29,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
 app.add_typer(recipes_app, name="recipes")
 FAILED, PARTLY = 2, 3
+PIPED_WIDTH = 140
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -100,7 +101,11 @@ def segment(
     crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
     blend: Annotated[str | None, typer.Option(help="Average overlapping windows at pixel or patch.")] = None,
-    refine: Annotated[str | None, typer.Option(help="pamr: sharper outlines, slower.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="Model a recipe borrows from: mini-sam, a name, a file.")] = None,
+    sam: Annotated[str | None, typer.Option(help="SAM encoder for the recipe trident: mini-sam, or a file.")] = None,
+    regions: Annotated[str | None, typer.Option(help="Who proposes segments: mini-sam, for drawings.")] = None,
+    views: Annotated[str | None, typer.Option(help="Look several times: flip, flip+scale, itaclip.")] = None,
+    refine: Annotated[str | None, typer.Option(help="pamr, lposs+, vote, or several: pamr,vote. Slower.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
 ) -> None:
@@ -132,6 +137,10 @@ def segment(
             background=background,
             presence=presence,
             protocol=changes,
+            proxy=proxy,
+            sam=sam,
+            regions=regions,
+            views=views,
             refine=refine,
             device=device,
         )
@@ -177,6 +186,7 @@ def segment(
 def models() -> None:
     """List the models, best first, and which are on this machine."""
     from densevl.backbones import available
+    from densevl.backbones.proxies import known_proxies
 
     table = Table("model", "on this machine", "what it is", box=None, pad_edge=False)
     for info in available():
@@ -185,29 +195,42 @@ def models() -> None:
     _out().print(
         "Any other open_clip ViT works by name (ARCH/TAG), from a folder (local-dir:PATH) or from a file (--weights)."
     )
+    _out().print(f"Recipes that borrow take --proxy: {', '.join(known_proxies())}, a ViT of timm, or a file.")
 
 
 @recipes_app.callback()
 @_one_line_errors
 def recipes(context: typer.Context) -> None:
-    """List the recipes: what each changes, and its published mIoU on VOC20."""
+    """List the recipes: what each changes, its published mIoU on VOC20, and what it needs."""
     if context.invoked_subcommand:
         return
+    from densevl.pipelines.recipe_cards import short, short_needs, short_venue
     from densevl.recipes import get, names
 
-    table = Table("recipe", "venue", "VOC20", "what it changes", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("recipe", "venue", "VOC20", "what it changes", "needs"):
+        table.add_column(column, no_wrap=column in ("recipe", "venue"))
     for name in names():
         recipe = get(name)
         source = recipe.source
         voc = source.miou.get("voc20") if source else None
-        table.add_row(name, source.venue if source else "", f"{voc:g}" if voc else "-", escape(recipe.explain()))
-    _out().print(table)
+        row = (short_venue(recipe), f"{voc:g}" if voc else "-", short(recipe), short_needs(recipe))
+        table.add_row(name, *map(escape, row))
+    console = _out()
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)  # one line a recipe, for grep
+    console.print(table)
+    console.print(
+        "qq, kk, vv: queries, keys, values look at themselves; bare: without skip connection and MLP. VOC20: published "
+        "mIoU.\nAll of one: densevl recipes show NAME"
+    )
 
 
 @recipes_app.command()
 @_one_line_errors
 def show(name: str) -> None:
     """Explain one recipe in plain words."""
+    from densevl.pipelines.recipe_cards import as_code, needs
     from densevl.recipes import get
 
     recipe = get(name)
@@ -221,7 +244,9 @@ def show(name: str) -> None:
         if source.miou:
             figures = ", ".join(f"{key} {value:g}" for key, value in source.miou.items())
             console.print(f"published mIoU, ViT-B/16: {figures} ({escape(source.protocol)})")
-    console.print(escape(repr(recipe)), style="dim")
+    for need in needs(recipe):
+        console.print(f"{'can use' if need.optional else 'needs'} {need.name}: {escape(need.how)}")
+    console.print(escape(as_code(recipe)), style="dim")
 
 
 @app.command()

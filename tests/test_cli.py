@@ -18,6 +18,7 @@ from conftest import PHOTOS, TINY, random_clip
 from densevl.backbones.load import ModelInfo
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.cli import app
+from densevl.recipes import names
 
 runner = CliRunner()
 FAST = ["--templates", "name", "--short-side", "48", "--crop", "32", "--stride", "16"]
@@ -64,6 +65,8 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
         ("--stride", "8", lambda meta: meta["protocol"]["stride"] == 8),
         ("--blend", "patch", lambda meta: meta["protocol"]["blend"] == "patch"),
         ("--refine", "pamr", lambda meta: meta["refine"] == "pamr"),
+        ("--refine", "pamr, lposs+", lambda meta: meta["refine"] == "pamr,lposs+"),
+        ("--views", "flip+scale", lambda meta: meta["views"]["scales"] == [1.0, 0.75, 1.25]),
         ("--device", "cpu", lambda meta: meta["device"] == "cpu"),
     ],
 )
@@ -74,6 +77,30 @@ def test_every_option_reaches_the_result(model, tmp_path, option, value, want) -
     done = runner.invoke(app, [*command, option, value, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert want(json.loads((tmp_path / "out" / "x.json").read_text())["meta"])
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        (["--recipe", "proxyclip", "--proxy", "mini-sam"], {"proxy": "mini-sam", "sam": None, "regions": None}),
+        (["--recipe", "trident", "--proxy", "mini-sam", "--sam", "mini-sam"], {"proxy": "mini-sam", "sam": "mini-sam"}),
+        (["--recipe", "textregion", "--regions", "mini-sam"], {"proxy": None, "regions": 1}),
+        (["--refine", "vote", "--regions", "mini-sam"], {"refine": "vote", "regions": 1}),
+    ],
+    ids=["proxy", "sam", "regions", "vote"],
+)
+def test_other_models_are_borrowed_from_by_name(model, tmp_path, options, want) -> None:
+    pytest.importorskip("segment_anything")
+    square = Image.new("RGB", (60, 40), "white")
+    square.paste("red", (10, 10, 30, 30))
+    square.save(tmp_path / "x.png")
+    done = _segment(
+        str(tmp_path / "x.png"), "--labels", "cat,dog", "--model", model, "--out", str(tmp_path / "out"), *options
+    )
+    assert done.exit_code == 0, done.output
+    meta = json.loads((tmp_path / "out" / "x.json").read_text())["meta"]
+    for key, value in want.items():
+        assert meta[key] >= value if key == "regions" and value else meta[key] == value
 
 
 def test_descriptors_come_from_a_file_and_absent_labels_are_named(model, tmp_path) -> None:
@@ -165,6 +192,12 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--crop", "8"], "leaves gaps"),
         (["{cat}", "--labels", "cat", "--blend", "feature"], "one of pixel, patch"),
         (["{cat}", "--labels", "cat", "--refine", "crf"], "no refinement 'crf'"),
+        (["{cat}", "--labels", "cat", "--refine", "vote"], "give each call regions="),
+        (["{cat}", "--labels", "cat", "--regions", "sam"], "no mask proposer 'sam'"),
+        (["{cat}", "--labels", "cat", "--views", "flop"], "no views 'flop'"),
+        (["{cat}", "--labels", "cat", "--recipe", "proxyclip"], "--proxy mini-sam"),
+        (["{cat}", "--labels", "cat", "--recipe", "sclip", "--proxy", "mini-sam"], "borrows nothing"),
+        (["{cat}", "--labels", "cat", "--sam", "mini-sam"], "borrows nothing from sam='mini-sam'"),
     ],
     ids=lambda value: None if isinstance(value, list) else value.split("|")[0].replace(" ", "-"),
 )
@@ -195,15 +228,24 @@ def test_recipes_are_listed_and_explained() -> None:
     listed = runner.invoke(app, ["recipes"])
     assert listed.exit_code == 0
     assert "naclip" in listed.output
+    rows = listed.output.splitlines()
+    assert [row.split()[0] for row in rows[1 : 1 + len(names())]] == names()  # one line a recipe
+    assert re.search(r"^trident .*ICCV 2025 .*proxy, sam *$", listed.output, re.MULTILINE)
     shown = runner.invoke(app, ["recipes", "show", "SCLIP"])
     assert "queries look at queries" in shown.output
     assert "80.4" in shown.output
+    assert "Recipe(name='sclip', terms=('qq', 'kk'))" in shown.output
+    borrowing = runner.invoke(app, ["recipes", "show", "corrclip"]).output
+    assert "needs proxy: --proxy" in borrowing
+    assert "needs regions: " in borrowing
     assert runner.invoke(app, ["recipes", "show", "nope"]).exit_code == 2
 
 
 def test_models_are_listed_without_a_network(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "ViT-B-16/openai" in runner.invoke(app, ["models"]).output
+    listed = runner.invoke(app, ["models"]).output
+    assert "ViT-B-16/openai" in listed
+    assert re.search("--proxy: dino_vits16, .*, mini-sam", listed)
 
 
 @pytest.mark.parametrize(("at_hand", "code"), [(True, 0), (False, 1)])

@@ -14,6 +14,10 @@ PUBLIC = {
     "load_backbone",
     "recipes",
     "DensevlError",
+    "Descriptors",
+    "Ensemble",
+    "TextOptions",
+    "load_proxy",
     "__version__",
 }
 

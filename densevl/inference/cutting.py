@@ -37,6 +37,17 @@ def cut(
     return cut_out if maps.is_floating_point() else cut_out.round().to(maps.dtype)
 
 
+def without_margin(maps: torch.Tensor, whole: WindowGrid, tokens: tuple[int, int]) -> torch.Tensor:
+    """Maps (B, C, h, w) of an image with its margin, read over the image alone at (h', w') places."""
+    axes = []
+    for axis, count in ((whole.rows, tokens[0]), (whole.cols, tokens[1])):
+        centres = axis.before + (torch.arange(count) + 0.5) * axis.length / count
+        axes.append(2 * centres / _span(axis) - 1)
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).to(maps)
+    grid = grid.expand(len(maps), *grid.shape)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
 def cut_regions(regions: torch.Tensor, windows: WindowGrid, corners: list[tuple[int, int]]) -> torch.Tensor:
     """A segment map (B, H, W) or masks (B, R, H, W) at the tokens of some windows; see `cut`."""
     tokens = windows.rows.tokens, windows.cols.tokens

@@ -42,5 +42,7 @@ def spread_scores(
             falloff=spec.falloff,
         )
         own = scores.unflatten(0, (-1, batch))[:, image]
-        spread[:, image] = graph.propagate(own.flatten(0, 2), alpha=spec.alpha, compat=compat).view_as(own)
+        found = graph.propagate(own.flatten(0, 2), alpha=spec.alpha, compat=compat).view_as(own)
+        # A constant comes out 1 / (1 - alpha) times as large; undone, scores stay on the scale of cosines.
+        spread[:, image] = found if compat else (1 - spec.alpha) * found
     return spread.flatten(0, 1)

@@ -13,6 +13,7 @@ from densevl.drawing import contact_sheet
 from densevl.errors import ImageError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, unique_stems
 from densevl.images import encode_png, read_image, resize
+from densevl.pipelines.ensemble import Ensemble
 from densevl.pipelines.segmenter import Labels, Segmenter
 from densevl.results import SegmentationResult
 
@@ -62,7 +63,7 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
 
 
 def segment_folder(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Ensemble,
     jobs: Sequence[Job],
     labels: Labels,
     *,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from PIL import Image
 
 from densevl import __version__
 from densevl.backbones import Backbone, Protocol, load_backbone
-from densevl.errors import LabelError, ModelError, ProtocolError, RecipeError
-from densevl.images import keep_ratio_size, read_image, resize
+from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.images import read_image
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
-from densevl.inference.decoding import present
+from densevl.inference.decoding import Refine, present
+from densevl.inference.views import Views, view_scores
+from densevl.pipelines import refinement
+from densevl.pipelines.borrowing import Borrowed, borrow
+from densevl.pipelines.feeding import fed_size, feed, settle
+from densevl.pipelines.segments import Proposer, Segments, proposer
 from densevl.recipes import Recipe, get
-from densevl.refine import Pamr
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
@@ -32,6 +37,19 @@ BackgroundSpec = str | float | Sequence[str] | Background | None
 
 KEPT_VOCABULARIES = 16
 REPORTED = ("torch", "open_clip_torch", "timm")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a model says of a photo before anything is decided.
+
+    Attributes:
+        scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings they are for.
+    """
+
+    scores: torch.Tensor
+    windows: WindowGrid
+    text: TextEmbeddings
 
 
 class Segmenter:
@@ -53,7 +71,11 @@ class Segmenter:
         background: BackgroundSpec = "auto",
         presence: float | None = None,
         protocol: Protocol | Mapping[str, Any] | None = None,
-        refine: str | None = None,
+        proxy: Borrowed = None,
+        sam: Borrowed = None,
+        regions: str | Proposer | None = None,
+        views: str | Views | None = None,
+        refine: str | Sequence[str] | None = None,
         device: str | None = None,
         use_cache: bool = True,
     ) -> None:
@@ -70,22 +92,31 @@ class Segmenter:
             presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
                 judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
                 scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
-            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that.
-            refine: "pamr" lets scores flow between pixels of like colour, which sharpens outlines; None does not.
+            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that. A
+                recipe that stitches windows blends at patches whatever it says.
+            proxy: the model whose affinity the recipe borrows: a name or path for `load_proxy`, or a `Proxy`; None
+                loads the one the recipe was published with. "mini-sam" is in the package.
+            sam: likewise, the encoder of SAM, for recipes that spread the whole image by it.
+            regions: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
+                (H, W, 3) that returns what a call's `regions` may be.
+            views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
+            refine: one or more of "pamr", scores flow between pixels of like colour; "lposs+", they are propagated over
+                them; and, last, "vote", each segment takes its most frequent label ("pamr,vote"). None is none.
             device: "cpu", "cuda"; None chooses.
             use_cache: keep text embeddings on disk.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
-            RecipeError: unknown recipe or refinement, or a model to which recipes do not apply.
-            LabelError: unusable templates, text options, background or presence. ProtocolError: impossible windows.
+            ModelError, WeightsError, MissingExtraError: the model, or one it borrows from, cannot be loaded.
+            RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
+                use for `proxy` or `sam`.
+            LabelError: unusable templates, text options, background, presence or proposer. ProtocolError: impossible
+                windows or views.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
-        if refine not in (None, "pamr"):
-            raise RecipeError(f"no refinement '{refine}'; it is 'pamr' or none")
+        self.refine, self.views = refinement.parse(refine), Views.parse(views)
         if presence is not None and not 0.0 < presence < 1.0:
             raise LabelError(f"presence {presence} is outside 0..1; it is a probability, or None to keep every label")
-        self.refine, self.presence = refine, presence
+        self.presence = presence
         if isinstance(model, Backbone) and (weights is not None or device is not None):
             raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
         self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
@@ -95,41 +126,107 @@ class Segmenter:
                 "leave the recipe out, or use a CLIP model"
             )
         self.recipe = chosen or (get(self.backbone.default_recipe) if self.backbone.default_recipe else None)
-        self.protocol = self._protocol(protocol)
+        self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
+        self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
+        self._proposer = proposer(regions)
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
-    def __call__(self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto") -> SegmentationResult:
+    def __call__(
+        self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
+    ) -> SegmentationResult:
         """Segment one image.
 
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W); see `densevl.images.read_image`.
             labels: the classes; "car | truck" are two words for one class; see `LabelSet.parse`.
             background: overrides the segmenter's policy for this call.
+            regions: segments of the photo, for recipes and refinements that read them: an (H, W) integer map, 0 where
+                no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap.
 
         Returns:
-            labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`.
+            labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
+            refined as the labels are, except by a vote.
 
         Raises:
-            LabelError: unusable labels. ImageError: unreadable image.
+            LabelError: unusable labels or regions. ImageError: unreadable image. RecipeError: regions are needed.
         """
-        label_set = LabelSet.parse(labels)
-        same = isinstance(background, str) and background == "auto"
-        policy = self.background if same else self._policy(background)
-        rgb = read_image(image)
+        label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
         started = time.perf_counter()
-        text = self._embed(label_set, policy)
+        segments = self.segments(rgb, regions)
+        evidence = self.look(rgb, label_set, policy, segments)
+        return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+
+    def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
+        """The segments of a photo: those given, else proposed, else None.
+
+        Raises:
+            LabelError: unusable regions. RecipeError: there are none, and the recipe or a vote needs some.
+        """
+        if given is not None:
+            return Segments.parse(given, rgb.shape[:2])
+        recipe = self.recipe
+        needs_some = recipe is not None and (recipe.scope is not None or recipe.readout == "regions")
+        if not needs_some and refinement.VOTE not in self.refine:
+            return None
+        if self._proposer is None:
+            who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
+            raise RecipeError(
+                f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
+                "masks, or let regions='mini-sam' (--regions mini-sam) propose them, which is for drawings"
+            )
+        return Segments.parse(self._proposer(rgb), rgb.shape[:2])
+
+    def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
+        """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
+        text = self._embed(labels, policy)
         if self._classifier.options.needs_image:
             text = self._classifier.for_image(text, self._image_feature(rgb))
-        scores, plan = self._score(rgb, text)
-        part, absent = self._present(scores, text, label_set)
+        borrowed: dict[str, Any] = {} if self.proxy is None else {"proxy": self.proxy}
+        if self.sam is not None:
+            borrowed["sam"] = self.sam
+
+        def score(
+            pixels: torch.Tensor, windows: WindowGrid, regions: torch.Tensor | None
+        ) -> tuple[torch.Tensor, WindowGrid]:
+            hints = borrowed if regions is None else {**borrowed, "regions": regions}
+            return window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe, **hints)
+
+        regions = self._regions(segments, rgb)
+        if self.views is None:
+            scores, windows = score(*feed(rgb, self.backbone, self.protocol), regions)
+        else:
+            lay = partial(feed, rgb, self.backbone, self.protocol)
+            scores, windows = view_scores(score, lay, self.views, regions)
+        return Evidence(scores, windows, text)
+
+    def decide(
+        self,
+        evidence: Evidence,
+        rgb: np.ndarray,
+        labels: LabelSet,
+        policy: Background,
+        segments: Segments | None = None,
+        *,
+        image: Any = None,
+        started: float | None = None,
+    ) -> SegmentationResult:
+        """Labels and all else from the evidence; scores are taken to be at this segmenter's own logit scale.
+
+        Args:
+            image: where the photo came from. started: `time.perf_counter()` when the work began.
+        """
+        started = time.perf_counter() if started is None else started
+        scores, text = evidence.scores, evidence.text
+        plan = evidence.windows.plan(rgb.shape[0], rgb.shape[1])
+        part, absent = self._present(scores, text, labels)
         # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
         classes = text.classes[part] if part.any() else torch.full_like(text.classes, NOTHING)
         scale = self.protocol.logit_scale
         if text.bias is not None:
             scores = scores + text.bias / scale
-        refine = self._refinement(rgb)
+        refine = self._refiner(rgb)
         decided = decode(
             scores[..., part] if len(classes) < len(part) else scores,
             plan,
@@ -140,29 +237,39 @@ class Segmenter:
             refine=refine,
         )
         del refine  # its weights are large; `scores` makes them again
+        if refinement.VOTE in self.refine and segments is not None:
+            decided = refinement.vote(decided, segments)
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
-            names=label_set.names,
+            names=labels.names,
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
-            meta=self._meta(image, policy, absent, time.perf_counter() - started),
-            warnings=self._warnings(label_set, policy),
+            meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
+            warnings=self.warnings(labels, policy),
             scores_fn=lambda: (
-                class_scores(scores, plan, text.classes, len(label_set), self._refinement(rgb))[0].cpu().numpy()
+                class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
         )
 
-    def _refinement(self, rgb: np.ndarray) -> Pamr | None:
-        return Pamr(self.backbone.normalize(rgb)[None]) if self.refine else None
+    def policy(self, background: BackgroundSpec = "auto") -> Background:
+        """The background policy of a call: the segmenter's own for "auto".
 
-    def _protocol(self, given: Protocol | Mapping[str, Any] | None) -> Protocol:
-        if isinstance(given, Protocol):
-            return given
-        unknown = set(given or {}) - {field.name for field in fields(Protocol)}
-        if unknown:
-            known = ", ".join(field.name for field in fields(Protocol))
-            raise ProtocolError(f"a protocol has no field '{min(unknown)}'; its fields are {known}")
-        return replace(self.backbone.protocol, **(given or {}))
+        Raises:
+            LabelError: unusable.
+        """
+        same = isinstance(background, str) and background == "auto"
+        return self.background if same else self._policy(background)
+
+    def _refiner(self, rgb: np.ndarray) -> Refine | None:
+        return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb)) if self.refine else None
+
+    def _regions(self, segments: Segments | None, rgb: np.ndarray) -> torch.Tensor | None:
+        """The segments as the recipe reads them, at the size the photo is fed, or None."""
+        recipe = self.recipe
+        if segments is None or recipe is None or not (recipe.scope is not None or recipe.readout == "regions"):
+            return None
+        size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)
+        return segments.at(size, as_masks=recipe.readout == "regions").to(self.backbone.device)
 
     def _policy(self, background: BackgroundSpec) -> Background:
         default = Background.parse(self.backbone.background)
@@ -197,7 +304,8 @@ class Segmenter:
         kept = (text.classes == NOTHING) | found[text.classes.clamp(min=0)]
         return kept, tuple(name for name, here in zip(labels.names, found.tolist(), strict=True) if not here)
 
-    def _warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
+    def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
+        """What the user should know about these words, a sentence each."""
         words = self.backbone.uncovered([*labels.queries, *labels.negatives, *policy.words])
         found = [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
         bare = self._classifier.undescribed(labels)
@@ -206,25 +314,16 @@ class Segmenter:
             found.append(f"no descriptors for {listed}: embedded by the templates alone")
         return tuple(found)
 
-    def _score(self, rgb: Any, text: TextEmbeddings) -> tuple[torch.Tensor, Any]:
-        height, width = rgb.shape[:2]
-        size = (height, width)
-        protocol, patch = self.protocol, self.backbone.patch_size
-        if protocol.short_side is not None:
-            size = keep_ratio_size(height, width, protocol.short_side, protocol.long_side)
-        if protocol.crop is None:  # one window: whole patches instead of padding
-            size = tuple(max(1, round(side / patch)) * patch for side in size)
-        pixels = self.backbone.normalize(resize(rgb, size))[None]
-        windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
-        scores, windows = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe)
-        return scores, windows.plan(height, width)
-
-    def _meta(self, image: Any, policy: Background, absent: Sequence[str], seconds: float) -> dict[str, Any]:
+    def _meta(
+        self, image: Any, policy: Background, absent: Sequence[str], segments: Segments | None, seconds: float
+    ) -> dict[str, Any]:
         return {
             "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
             "recipe": repr(self.recipe) if self.recipe else None,
+            "proxy": self.proxy.name if self.proxy is not None else None,
+            "sam": self.sam.name if self.sam is not None else None,
             "templates": list(self._classifier.templates),
             "text": self._classifier.options.facts(),
             "text_fingerprint": self.backbone.text_fingerprint,
@@ -233,6 +332,8 @@ class Segmenter:
             "background": str(policy),
             "presence": self.presence,
             "absent": list(absent),
-            "refine": self.refine,
+            "regions": len(segments) if segments is not None else None,
+            "views": asdict(self.views) if self.views is not None else None,
+            "refine": ",".join(self.refine) or None,
             "seconds": round(seconds, 3),
         }

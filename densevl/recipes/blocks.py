@@ -70,13 +70,15 @@ class OpenClipBlock:
 
 
 class TimmBlock:
-    """View of timm's `Block` or `EvaBlock`; `rope` is what the block would get, (h*w, 2d) or (A, h*w, 2d)."""
+    """View of timm's `Block` or `EvaBlock`; `rope` is what the block would get, (h*w, 2d) or (A, h*w, 2d).
 
-    def __init__(self, block: Any, rope: torch.Tensor | None = None, prefix: int = 0) -> None:
+    The last h*w tokens it is given are the patches; any number may stand before them.
+    """
+
+    def __init__(self, block: Any, rope: torch.Tensor | None = None) -> None:
         self._block = block
         self._attn = block.attn
         self._rope = rope
-        self._prefix = prefix
         self.heads: int = self._attn.num_heads
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
@@ -119,7 +121,8 @@ class TimmBlock:
         from timm.layers import apply_rot_embed_cat
 
         half = {"half": True} if getattr(self._attn, "rotate_half", False) else {}  # older timm has no such layout
-        leading, patches = heads_BANd[:, :, : self._prefix], heads_BANd[:, :, self._prefix :]
+        count = heads_BANd.shape[2] - rope.shape[-2]  # whatever stands before the patches has no place to be rotated by
+        leading, patches = heads_BANd[:, :, :count], heads_BANd[:, :, count:]
         return torch.cat([leading, apply_rot_embed_cat(patches, rope, **half).to(leading.dtype)], dim=2)
 
     def _scaled(self, y_BND: torch.Tensor, branch: str) -> torch.Tensor:
@@ -150,13 +153,12 @@ def _with_norms(
     return {name: part if norms.get(name) is None else norms[name](part) for name, part in heads.items()}  # type: ignore[misc]
 
 
-def view(block: nn.Module, rope: torch.Tensor | None = None, prefix: int = 0) -> Block:
+def view(block: nn.Module, rope: torch.Tensor | None = None) -> Block:
     """Return the view of a block.
 
     Args:
         block: a block of open_clip or timm.
         rope: rotary positions of the patches as timm's blocks take them, or None.
-        prefix: leading tokens that are not rotated.
 
     Raises:
         RecipeError: the block is of a kind densevl cannot take apart.
@@ -171,5 +173,5 @@ def view(block: nn.Module, rope: torch.Tensor | None = None, prefix: int = 0) ->
         and attention in ("Attention", "AttentionRope", "EvaAttention")
         and getattr(attn, "gate", None) is None
     ):
-        return TimmBlock(block, rope, prefix)
+        return TimmBlock(block, rope)
     raise RecipeError(f"a block of type {kind} with {attention} has no plain q, k, v to rewire; use recipe 'vanilla'")

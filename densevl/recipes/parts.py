@@ -303,7 +303,7 @@ def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
         return layers
     found = []
     for layer in layers:
-        number = depth if layer >= 12 else min(max(round(layer * depth / 12), min(layer, 1)), depth - 1)
+        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
         if number not in found:
             found.append(number)
     return tuple(found)

@@ -64,8 +64,12 @@ class Rewirer:
     def further(self) -> list[torch.Tensor]:
         """The recipe's further sources of values through the last block, each (B, N, D)."""
         last, recipe = self._tower.depth - 1, self._recipe
-        found = []
+        found, seen = [], set()
         for value in recipe.values:
+            blocks = scaled(value.layers, self._tower.depth)
+            if blocks in seen:  # a small tower has fewer blocks than the paper's
+                continue
+            seen.add(blocks)
             kept = tuple(replace(term, weight=1.0) for term in recipe.parts if term.kind == value.only)
             found.append(self._block(last, *self._source(value), replace(recipe, terms=kept) if kept else recipe))
         return found
@@ -121,7 +125,8 @@ class Rewirer:
     def _next_maps(self) -> torch.Tensor:
         """CLIPer's maps. The authors balance the shared sum in place, so each further source has it balanced again."""
         if self._sums is None:
-            self._sums = summed_maps(self._recipe.parts[0].layers, self._others)
+            by_block = {scaled((layer,), self._tower.depth): layer for layer in self._recipe.parts[0].layers}
+            self._sums = summed_maps(list(by_block.values()), self._others)
         if self._maps is None or self._hints.compat:
             balanced = balance(self._sums)
             self._sums = balanced if self._hints.compat else self._sums

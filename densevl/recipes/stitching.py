@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import ProtocolError, RecipeError
-from densevl.inference.cutting import cut, cut_regions
+from densevl.inference.cutting import cut, cut_regions, without_margin
 from densevl.inference.windows import WindowGrid
 from densevl.kernels.reference import affinity_mix
 from densevl.recipes.engine import finish, require
@@ -46,8 +46,19 @@ def encode_stitched(
         trunks = [run_trunk(tower, part, recipe, rule) for part in windows.batches(pixels, batch)]
         trunk = _join(trunks, windows, len(pixels), tower.prefix)
         padded = F.pad(pixels, (*windows.cols.margin, *windows.rows.margin))
-        return finish(tower, trunk, recipe, replace(hints, pixels=padded))
+        return finish(tower, trunk, recipe, replace(_with_margin(hints, windows), pixels=padded))
     return _by_features(tower, pixels, windows, recipe, rule, hints, batch)
+
+
+def _with_margin(hints: Hints, windows: WindowGrid) -> Hints:
+    """Hints of the image laid on the grid of the image with its margin."""
+    whole = windows.whole()
+    tokens = whole.rows.tokens, whole.cols.tokens
+    if hints.proxy is not None:
+        hints = replace(hints, proxy=cut(hints.proxy, whole, whole.corners, tokens))
+    if hints.regions is not None:
+        hints = replace(hints, regions=cut_regions(hints.regions, whole, whole.corners))
+    return hints
 
 
 def _join(trunks: list[Trunk], windows: WindowGrid, batch: int, prefix: int) -> Trunk:
@@ -92,24 +103,29 @@ def _by_features(
     y_BND = finer.stitch(torch.cat(parts), len(pixels))
     size = whole.rows.tokens, whole.cols.tokens
     if recipe.whole is not None:
-        y_BND, size = _mix(y_BND.mT.unflatten(2, size), recipe.whole, recipe, hints)
+        y_BND, size = _mix(y_BND.mT.unflatten(2, size), recipe.whole, recipe, hints, whole)
     y_BNE = tower.read(y_BND)
     return DenseFeatures(features=y_BNE.mT.unflatten(2, size), scoring=recipe.scoring)
 
 
 def _even(grid: tuple[int, int], windows: WindowGrid) -> tuple[int, int]:
-    """The multiple of the windows' own tokens nearest to a grid, so that parts lie on one grid."""
-    ratio = max(1, round(grid[1] / windows.cols.tokens))
+    """The multiple of the windows' own tokens nearest to a grid that divides patches evenly: parts lie on one grid."""
+    patch = windows.cols.crop // windows.cols.tokens
+    ratios = [n for n in range(1, patch + 1) if patch % n == 0]
+    ratio = min(ratios, key=lambda n: abs(n - grid[1] / windows.cols.tokens))
     return windows.rows.tokens * ratio, windows.cols.tokens * ratio
 
 
-def _mix(y_BDhw: torch.Tensor, spec: Mix, recipe: Recipe, hints: Hints) -> tuple[torch.Tensor, tuple[int, int]]:
+def _mix(
+    y_BDhw: torch.Tensor, spec: Mix, recipe: Recipe, hints: Hints, whole: WindowGrid
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Tokens on the image's grid spread by SAM's attention; they come back on SAM's grid, margin and all."""
     sam: Any = hints.sam
     if sam is None:
         raise RecipeError(
             f"recipe '{recipe.name}' spreads the image by SAM's attention; give sam=load_proxy('sam_vit_b')"
         )
-    y_BDhw = F.interpolate(y_BDhw, size=sam.covered, mode="bilinear", align_corners=False)
+    y_BDhw = without_margin(y_BDhw, whole, sam.covered)
     mixed = affinity_mix(
         sam.q,
         sam.k,
@@ -122,4 +138,9 @@ def _mix(y_BDhw: torch.Tensor, spec: Mix, recipe: Recipe, hints: Hints) -> tuple
         cap=spec.cap,
         negative=spec.negative,
     )
-    return mixed, sam.covered
+    if not any((whole.rows.before, whole.rows.after, whole.cols.before, whole.cols.after)):
+        return mixed, sam.covered
+    laid = cut(
+        mixed.mT.unflatten(2, sam.covered), whole, whole.corners, sam.covered
+    )  # the decoder counts on the margin
+    return laid.flatten(2).mT, sam.covered

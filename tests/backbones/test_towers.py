@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from functools import partial
 from unittest import mock
 
@@ -22,6 +23,7 @@ from densevl.backbones.towers import NativeViT, PooledResNet, TimmViT, WholeTowe
 from densevl.errors import ImageError, ModelError, RecipeError
 from densevl.recipes import Recipe
 from densevl.recipes.catalogue import names
+from recipe_hints import hints
 
 TEXT = TINY["text_cfg"]
 NATIVE = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8}
@@ -333,3 +335,21 @@ def test_no_architecture_of_open_clip_names_a_tower_that_is_not_tried_here() -> 
     )  # fmt: skip
     used = {get_model_config(arch)["vision_cfg"].get("timm_model_name") for arch in open_clip.list_models()}
     assert {name for name in used if name and not name.startswith(known)} == set()
+
+
+@pytest.mark.parametrize("recipe", names())
+@pytest.mark.parametrize("name", ["SigLIP", "PE", "EVA02", "CLIPA", "CoCa", "registers"])
+def test_any_recipe_runs_or_says_why(backbones, name, recipe) -> None:
+    """Rotary positions, towers without CLS and pooled read-outs: no recipe may assume OpenAI's tower."""
+    backbone = backbones[name]
+    pixels = _pixels(backbone, (3, 4))
+    given = hints(recipe, pixels, backbone.embed_dim, backbone.patch_size)
+    refused = "blocks, the tower has|split the CLS token|pairs heads"
+    try:
+        dense = backbone.encode_dense(pixels, recipe, **given)
+    except RecipeError as error:
+        if not re.search(refused, str(error)):
+            raise
+        return
+    assert dense.features.shape[:2] == (len(pixels), backbone.embed_dim)
+    assert torch.isfinite(dense.features).all()

@@ -76,7 +76,7 @@ class TimmViT:
         return self._blocks[index](x_BND) if rope is None else self._blocks[index](x_BND, rope=rope)
 
     def view(self, index: int, grid: Grid) -> Block:
-        return view(self._blocks[index], self._rope(index, grid), self.prefix)
+        return view(self._blocks[index], self._rope(index, grid))
 
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
         trunk = self._trunk

@@ -1,0 +1,227 @@
+"""Test-time ensembles without training: one image seen several ways, and several models, on one grid of scores.
+
+Flips. The windows of a mirrored image are the mirrored windows of the image, so that its scores come back by turning
+the whole block matrix round: no resampling, and a window sees the very pixels it saw before.
+
+Scales and models. Their grids differ. The first grid is kept, and every other is read at its tokens: at the centre of a
+token, the value that the other grid's own decoding has there (windows averaged, bilinear in between). That is one small
+matrix an axis; no score is taken to full resolution, and decoding is done once, by the first grid's plan.
+
+What is averaged are scores: cosines of a CLIP. As scores are linear in unit features, that is also the cosine with the
+average of the views' unit features (ITACLIP). Shape letters: B batch, T texts, H/W pixels, Y/X window tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ProtocolError, suggest
+from densevl.inference.windows import AxisWindows, WindowGrid
+
+Look = Callable[[torch.Tensor, WindowGrid, torch.Tensor | None], tuple[torch.Tensor, WindowGrid]]
+"""Pixels (B, 3, H, W), their windows, and segments or None, to what `window_scores` returns."""
+Lay = Callable[[float], tuple[torch.Tensor, WindowGrid]]
+"""A scale to the image at that scale, (B, 3, H, W), and its windows."""
+
+DIMENSIONS = {"h": -1, "v": -2}
+SCALES = (0.25, 4.0)
+GREY = (0.2989, 0.587, 0.114)  # of red, green and blue in luminance (ITU-R BT.601)
+BLUR_REACH, BLUR_STD = 5, 5.0  # 11 x 11 pixels
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views of an image are scored and averaged.
+
+    Attributes:
+        flips: mirrored views, "h" left for right, "v" upside down.
+        scales: sizes of the image relative to the protocol's; the first gives the grid. All weigh the same.
+        grey, blur: a greyscale view, and one under an 11 x 11 Gaussian of std 5, both of the normalised pixels.
+        flip_share: weight of all mirrored views together, 0..1; None lets every view count the same.
+
+    Raises:
+        ProtocolError: a view that does not exist, a scale outside 0.25..4, or a share outside 0..1.
+    """
+
+    flips: tuple[str, ...] = ("h",)
+    scales: tuple[float, ...] = (1.0,)
+    grey: bool = False
+    blur: bool = False
+    flip_share: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flips", tuple(self.flips))
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if not set(self.flips) <= set(DIMENSIONS) or len(set(self.flips)) < len(self.flips):
+            raise ProtocolError(f"flips are {self.flips}; take 'h', 'v' or both, each once")
+        if not self.scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
+            raise ProtocolError(
+                f"scales are {self.scales}; give at least one, each within {SCALES[0]:g}..{SCALES[1]:g}"
+            )
+        if self.flip_share is not None and not 0 <= self.flip_share <= 1:
+            raise ProtocolError(f"flip_share is {self.flip_share}; it is within 0..1, or None for equal weights")
+
+    def __len__(self) -> int:
+        """How many times the model looks at the image."""
+        return len(self.scales) * (1 + self.grey + self.blur + len(self.flips))
+
+    @classmethod
+    def parse(cls, spec: str | Views | None) -> Views | None:
+        """Views by name ("flip", "flip+scale", "itaclip"), as they are, or None for the image alone.
+
+        Raises:
+            ProtocolError: no such name.
+        """
+        if spec is None or isinstance(spec, Views):
+            return spec
+        if spec not in NAMED:
+            raise ProtocolError(f"no views {spec!r}{suggest(str(spec), NAMED)}; known: {', '.join(NAMED)}")
+        return NAMED[spec]
+
+
+NAMED = MappingProxyType(
+    {
+        "flip": Views(),
+        "flip+scale": Views(scales=(1.0, 0.75, 1.25)),
+        # Aydın et al., CVPR Workshops 2025: image, grey and blurred view 0.75 together, both mirrored views 0.25
+        "itaclip": Views(("v", "h"), grey=True, blur=True, flip_share=0.25),
+    }
+)
+
+
+@torch.no_grad()
+def view_scores(
+    look: Look, lay: Lay, views: Views, regions: torch.Tensor | None = None
+) -> tuple[torch.Tensor, WindowGrid]:
+    """Score an image by several views and average: (B, Y, X, T) float32, and the grid of the first view.
+
+    The blurred view is blurred as a whole, before it is cut into windows; ITACLIP blurs each window, which differs
+    within five pixels of a window's border.
+
+    Args:
+        look: scores pixels; called `len(views)` times. lay: makes the pixels and windows of a scale.
+        regions: (B, H, W) or (B, R, H, W) segments of the image for recipes that read them; they are mirrored too.
+    """
+    total: torch.Tensor | None = None
+    grid: WindowGrid | None = None
+    for scale in views.scales:
+        scores, own = _one_scale(look, *lay(scale), views, regions)
+        if total is None or grid is None:
+            total, grid = scores, own
+        else:
+            total += regrid(scores, own, grid)
+    if total is None or grid is None:
+        raise ProtocolError("views without a scale")
+    return total.div_(len(views.scales)), grid
+
+
+def _one_scale(
+    look: Look, pixels: torch.Tensor, windows: WindowGrid, views: Views, regions: torch.Tensor | None
+) -> tuple[torch.Tensor, WindowGrid]:
+    upright = 1 + views.grey + views.blur
+    mirrored = len(views.flips)
+    share = mirrored / (upright + mirrored) if views.flip_share is None else views.flip_share
+    share = share if mirrored else 0.0
+    total, grid = look(pixels, windows, regions)
+    total *= (1 - share) / upright
+    if views.grey:
+        total.add_(look(greyscale(pixels), windows, regions)[0], alpha=(1 - share) / upright)
+    if views.blur:
+        total.add_(look(blurred(pixels), windows, regions)[0], alpha=(1 - share) / upright)
+    for flip in views.flips:
+        turned = None if regions is None else regions.flip(DIMENSIONS[flip])
+        scores, _ = look(pixels.flip(DIMENSIONS[flip]), mirror(windows, flip), turned)
+        total.add_(
+            scores.flip(DIMENSIONS[flip] - 1), alpha=share / mirrored
+        )  # (B, Y, X, T): the axes stand one further
+    return total, grid
+
+
+def greyscale(pixels: torch.Tensor) -> torch.Tensor:
+    """The weighted mean of the three channels in each of them: (B, 3, H, W) to the same."""
+    weights = torch.tensor(GREY, device=pixels.device, dtype=pixels.dtype).view(3, 1, 1)
+    return (pixels * weights).sum(dim=1, keepdim=True).expand_as(pixels).contiguous()
+
+
+def blurred(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) under a Gaussian of 11 x 11 pixels and std 5, mirrored beyond the border."""
+    steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1, device=pixels.device, dtype=pixels.dtype)
+    line = torch.exp(-0.5 * (steps / BLUR_STD) ** 2)
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+    mirrors = min(pixels.shape[-2:]) > BLUR_REACH  # a smaller image has too few pixels to mirror
+    padded = F.pad(pixels, (BLUR_REACH,) * 4, mode="reflect" if mirrors else "replicate")
+    return F.conv2d(F.conv2d(padded, line, groups=3), line.mT, groups=3)
+
+
+def mirror(windows: WindowGrid, flip: str) -> WindowGrid:
+    """The windows that cut out of a mirrored image the mirrored windows of the image, in the opposite order.
+
+    Args:
+        flip: "h" or "v".
+    """
+    axis = windows.cols if flip == "h" else windows.rows
+    total = axis.length + sum(axis.margin)
+    starts = tuple(total - axis.crop - start for start in reversed(axis.starts))
+    turned = replace(axis, starts=starts, before=axis.after, after=axis.before, margin=axis.margin[::-1])
+    return replace(windows, cols=turned) if flip == "h" else replace(windows, rows=turned)
+
+
+def regrid(scores: torch.Tensor, source: WindowGrid, target: WindowGrid) -> torch.Tensor:
+    """Scores (B, Y, X, T) of one grid at the tokens of another over the same image: (B, Y', X', T).
+
+    A token outside the image, in its padding, reads the image's border. Of a finer grid the values at the token's
+    centre are taken, without antialiasing.
+    """
+    weights = []
+    for own, other in ((source.rows, target.rows), (source.cols, target.cols)):
+        places = _centres(other) / other.length * own.length
+        matrix = _on_patches(own, places) if source.blend == "patch" else _in_windows(own, places)
+        weights.append(torch.from_numpy(matrix).to(scores))
+    return torch.einsum("xj,byjt->byxt", weights[1], torch.einsum("yi,bijt->byjt", weights[0], scores))
+
+
+def _centres(axis: AxisWindows) -> np.ndarray:
+    """Centres of all tokens in pixels of the image, window by window."""
+    span = axis.before + axis.crop + axis.after
+    inside = (np.arange(axis.tokens) + 0.5) * span / axis.tokens - axis.before - axis.margin[0]
+    return (np.array(axis.starts)[:, None] + inside).reshape(-1)
+
+
+def _between(at: np.ndarray, count: int) -> np.ndarray:
+    """Bilinear weights (P, count) of places on a line of `count` tokens, the first at 0; ends are repeated."""
+    at = np.clip(at, 0, count - 1)
+    low = np.floor(at).astype(int)
+    weights = np.zeros((len(at), count))
+    np.add.at(weights, (np.arange(len(at)), low), 1 - (at - low))
+    np.add.at(weights, (np.arange(len(at)), np.minimum(low + 1, count - 1)), at - low)
+    return weights
+
+
+def _in_windows(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
+    """Weights (P, windows * tokens): the mean of the windows that hold a place, each interpolated for itself."""
+    places = np.clip(places, 0, axis.length * (1 - 1e-9))
+    span = axis.before + axis.crop + axis.after
+    parts = []
+    for start in axis.starts:
+        inside = (places >= start) & (places < start + axis.crop)
+        local = (places - start + axis.before) * axis.tokens / span - 0.5
+        parts.append(_between(local, axis.tokens) * inside[:, None])
+    matrix = np.concatenate(parts, axis=1)
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _on_patches(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
+    """Weights (P, windows * tokens): tokens averaged on the one patch grid, interpolated there."""
+    patch = axis.crop // axis.tokens
+    total = (axis.length + sum(axis.margin)) // patch
+    grid = np.zeros((total, len(axis.starts) * axis.tokens))
+    for index, start in enumerate(axis.starts):
+        rows = start // patch + np.arange(axis.tokens)
+        grid[rows, index * axis.tokens + np.arange(axis.tokens)] = 1
+    return _between((places + axis.margin[0]) / patch - 0.5, total) @ (grid / grid.sum(axis=1, keepdims=True))

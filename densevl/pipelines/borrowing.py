@@ -1,0 +1,67 @@
+"""The other models a recipe borrows from: its proxy, and the encoder of SAM; given, named, or the recipe's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from densevl.backbones.proxies import Proxy, load_proxy
+from densevl.errors import ModelError, RecipeError
+from densevl.recipes import Recipe, get, names
+
+SAM = "sam_vit_b"
+SHIPPED = "mini-sam"
+
+Borrowed = str | Path | Proxy | None
+
+
+def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -> tuple[Proxy | None, Proxy | None]:
+    """The proxy and the SAM encoder that a recipe reads, None where it reads none.
+
+    Args:
+        recipe: None for a model without recipes.
+        proxy, sam: a name or path for `load_proxy`, a loaded `Proxy`, or None for the recipe's own.
+        device: where they are loaded to.
+
+    Raises:
+        RecipeError: one is given and the recipe has no use for it.
+        ModelError: one cannot be loaded; the message says which option gives another. WeightsError: a damaged file.
+        MissingExtraError: SAM without `segment-anything`.
+    """
+    reads_proxy = recipe is not None and recipe.reads_proxy
+    reads_sam = recipe is not None and recipe.whole is not None
+    for given, reads, option in ((proxy, reads_proxy, "proxy"), (sam, reads_sam, "sam")):
+        if given is not None and not reads:
+            able = ", ".join(name for name in names() if _reads(get(name), option))
+            whose = f"recipe '{recipe.name}'" if recipe is not None else "this model"
+            raise RecipeError(f"{whose} borrows nothing from {option}={_name(given)!r}; leave it out, or take {able}")
+    own = recipe.proxy.model if recipe is not None and recipe.proxy is not None else SHIPPED
+    loaded_proxy = _load(recipe, proxy, own, "proxy", device) if reads_proxy else None
+    loaded_sam = _load(recipe, sam, SAM, "sam", device) if reads_sam else None
+    if loaded_sam is not None and not hasattr(loaded_sam, "last_attention"):
+        raise ModelError(
+            f"sam={loaded_sam.name!r} is not an encoder of SAM; take one of its checkpoints or '{SHIPPED}'"
+        )
+    return loaded_proxy, loaded_sam
+
+
+def _reads(recipe: Recipe, option: str) -> bool:
+    return recipe.reads_proxy if option == "proxy" else recipe.whole is not None
+
+
+def _name(given: Borrowed) -> str:
+    return given.name if isinstance(given, Proxy) else str(given)
+
+
+def _load(recipe: Recipe | None, given: Borrowed, own: str, option: str, device: str) -> Proxy:
+    if isinstance(given, Proxy):
+        return given
+    if given is not None:
+        return load_proxy(given, device=device)
+    try:
+        return load_proxy(own, device=device)
+    except ModelError as error:
+        name = recipe.name if recipe is not None else ""
+        raise ModelError(
+            f"recipe '{name}' borrows from '{own}', which is not at hand: give another with {option}='{SHIPPED}' "
+            f"(--{option} {SHIPPED}), which is in the package, or a weights file with {option}=FILE; {error}"
+        ) from error

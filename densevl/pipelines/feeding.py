@@ -1,0 +1,53 @@
+"""How a photo is fed to a model: the protocol that applies, the size it is resized to, and its windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl.backbones import Backbone, Protocol
+from densevl.errors import ProtocolError
+from densevl.images import keep_ratio_size, resize
+from densevl.inference import WindowGrid
+from densevl.recipes import Recipe
+
+
+def settle(given: Protocol | Mapping[str, Any] | None, own: Protocol, recipe: Recipe | None) -> Protocol:
+    """The protocol given, or changes to the model's own; windows of a recipe that stitches lie on one patch grid.
+
+    Raises:
+        ProtocolError: a field that does not exist, or an impossible value.
+    """
+    known = [field.name for field in fields(Protocol)]
+    if not isinstance(given, Protocol):
+        unknown = set(given or {}) - set(known)
+        if unknown:
+            raise ProtocolError(f"a protocol has no field '{min(unknown)}'; its fields are {', '.join(known)}")
+        given = replace(own, **(given or {}))
+    return replace(given, blend="patch") if recipe is not None and recipe.stitch != "none" else given
+
+
+def fed_size(size: tuple[int, int], protocol: Protocol, patch: int, scale: float = 1.0) -> tuple[int, int]:
+    """(H, W) a photo is resized to, times `scale`; whole patches where it is one window, which spares it padding."""
+    height, width = size
+    if protocol.short_side is not None:
+        height, width = keep_ratio_size(height, width, protocol.short_side, protocol.long_side)
+    if scale != 1.0:
+        height, width = (max(1, round(scale * side)) for side in (height, width))
+    if protocol.crop is None:
+        height, width = (max(1, round(side / patch)) * patch for side in (height, width))
+    return height, width
+
+
+def feed(
+    rgb: np.ndarray, backbone: Backbone, protocol: Protocol, scale: float = 1.0
+) -> tuple[torch.Tensor, WindowGrid]:
+    """A uint8 RGB photo as normalised pixels (1, 3, H, W) and the windows over them."""
+    patch = backbone.patch_size
+    size = fed_size((rgb.shape[0], rgb.shape[1]), protocol, patch, scale)
+    windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
+    return backbone.normalize(resize(rgb, size))[None], windows

@@ -1,0 +1,127 @@
+"""Segments of a photo, given or proposed: for recipes that stay within them or pool over them, and for votes inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl.errors import LabelError, suggest
+from densevl.images import keep_ratio_size, resize
+
+MINI = "mini-sam"
+PROPOSED_SIDE = 256  # long side at which masks are proposed: four times finer than the model draws them
+POINTS_PER_SIDE = 16
+
+Proposer = Callable[[np.ndarray], Any]
+"""uint8 RGB (H, W, 3) to anything `Segments.parse` takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Segments of one photo.
+
+    Attributes:
+        ids: (H, W) int64 segment map, 0 where no segment is; where masks overlap, the smaller has the pixel.
+        masks: (M, H, W) bool if they were given as masks, else None.
+    """
+
+    ids: torch.Tensor
+    masks: torch.Tensor | None = None
+
+    @classmethod
+    def parse(cls, given: Any, size: tuple[int, int]) -> Segments:
+        """Read an (H, W) integer map, 0 or less where no segment is, or (M, H, W) bool masks, which may overlap.
+
+        Args:
+            given: a tensor, an array, or a list of masks. size: (H, W) of the photo.
+
+        Raises:
+            LabelError: another shape or type, no masks, or the size of another photo.
+        """
+        try:
+            array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+        except ValueError as error:
+            raise LabelError(f"regions cannot be read: {error}") from error
+        is_map = array.ndim == 2 and array.dtype.kind in "iu"
+        is_masks = array.ndim == 3 and array.dtype.kind == "b" and len(array) > 0
+        if not (is_map or is_masks) or array.shape[-2:] != tuple(size):
+            raise LabelError(
+                f"regions are {array.dtype} {array.shape}; for this photo give an integer segment map {tuple(size)}, 0 "
+                f"where no segment is, or bool masks (M, {size[0]}, {size[1]})"
+            )
+        if is_map:
+            return cls(torch.from_numpy(array.astype(np.int64)).clamp_(min=0))
+        masks = torch.from_numpy(array)
+        return cls(_painted(masks), masks)
+
+    def __len__(self) -> int:
+        """How many segments there are."""
+        return len(self.masks) if self.masks is not None else int((self.ids.unique() > 0).sum())
+
+    @property
+    def electorates(self) -> torch.Tensor:
+        """As `majority_vote` takes them: masks, or the map with -1 where no segment is."""
+        return self.masks if self.masks is not None else torch.where(self.ids > 0, self.ids, -1)
+
+    def at(self, size: tuple[int, int], *, as_masks: bool) -> torch.Tensor:
+        """A batch of one at another size, read at the nearest pixel: (1, H, W) int64, or masks (1, M, H, W) bool."""
+        rows, cols = (
+            torch.from_numpy(((np.arange(new) + 0.5) * old / new).astype(int))
+            for new, old in zip(size, self.ids.shape, strict=True)
+        )
+        if not as_masks:
+            return self.ids[rows[:, None], cols][None]
+        if self.masks is not None:
+            return self.masks[:, rows[:, None], cols][None]
+        small, names = self.ids[rows[:, None], cols], self.ids.unique()
+        return (small == names[names > 0][:, None, None])[None]
+
+
+def _painted(masks_MHW: torch.Tensor) -> torch.Tensor:
+    """Masks to a map of their numbers from 1, smaller ones over larger ones, of equals the first on top."""
+    ids = torch.zeros(masks_MHW.shape[1:], dtype=torch.int64)
+    areas = masks_MHW.flatten(1).sum(dim=1).tolist()
+    for index in sorted(range(len(areas)), key=lambda i: (-areas[i], -i)):
+        ids[masks_MHW[index]] = index + 1
+    return ids
+
+
+def proposer(spec: str | Proposer | None) -> Proposer | None:
+    """A way to segment any photo: "mini-sam" (in the package, for drawings), a callable as it is, or None.
+
+    Raises:
+        LabelError: no such proposer. ModelError, MissingExtraError: mini-sam cannot be loaded.
+    """
+    if spec is None or callable(spec):
+        return spec
+    if spec != MINI:
+        raise LabelError(
+            f"no mask proposer {spec!r}{suggest(str(spec), [MINI])}; name '{MINI}', give a function of the photo, or "
+            "regions with each call"
+        )
+    return _mini_sam()
+
+
+def _mini_sam() -> Proposer:
+    from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
+
+    sam = load_mini_sam()
+    from segment_anything import SamAutomaticMaskGenerator
+
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=POINTS_PER_SIDE, **AUTOMATIC)
+
+    def propose(rgb: np.ndarray) -> np.ndarray:
+        height, width = rgb.shape[:2]
+        small = max(height, width) <= PROPOSED_SIDE
+        size = (height, width) if small else keep_ratio_size(height, width, PROPOSED_SIDE, PROPOSED_SIDE)
+        found = generator.generate(resize(rgb, size))
+        if not found:
+            return np.zeros((height, width), dtype=np.int64)
+        ids = _painted(torch.from_numpy(np.stack([mask["segmentation"] for mask in found])))
+        return Segments(ids).at((height, width), as_masks=False)[0].numpy()
+
+    return propose

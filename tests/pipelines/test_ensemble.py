@@ -1,0 +1,142 @@
+"""Ensembles of views and of models: one that stands alone changes nothing, weights mix logits, grids may differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import PHOTOS, random_clip, wrap
+from densevl import Segmenter
+from densevl.backbones import Protocol
+from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
+from densevl.inference.views import Views
+from densevl.pipelines.ensemble import Ensemble
+from densevl.pipelines.folder import plan_jobs, segment_folder
+from densevl.vocabulary import TextOptions
+
+SMALL = Protocol(short_side=48, crop=32, stride=16)
+LABELS = ["cat", "dog | puppy", "sky"]
+CAT = PHOTOS / "cat.jpg"
+
+
+@pytest.fixture(scope="module")
+def first():
+    return Segmenter(wrap(random_clip(), "one"), templates="photo", protocol=SMALL)
+
+
+@pytest.fixture(scope="module")
+def second():
+    protocol = Protocol(short_side=64, crop=None, logit_scale=20.0)
+    return Segmenter(wrap(random_clip(1), "two"), "maskclip", templates="photo", protocol=protocol)
+
+
+@pytest.mark.parametrize("weights", [(1, 0), (0.3, 0.0), (0, 2)])
+@pytest.mark.parametrize("background", ["none", "wall,0.2"])
+def test_a_model_that_stands_alone_keeps_its_labels_and_confidence(first, second, weights, background) -> None:
+    alone = first if weights[0] else second
+    want = alone(CAT, LABELS, background=background)
+    got = Ensemble([(first, weights[0]), (second, weights[1])])(CAT, LABELS, background=background)
+    assert (got.labels == want.labels).all()
+    np.testing.assert_allclose(got.confidence, want.confidence, atol=1e-6)
+    np.testing.assert_allclose(got.scores, want.scores, atol=1e-6)
+    assert got.meta["model"] == want.meta["model"]
+
+
+def test_the_same_model_twice_is_that_model(first) -> None:
+    want, got = first(CAT, LABELS), Ensemble([(first, 1), (first, 3)])(CAT, LABELS)
+    # read at its own tokens, a grid of overlapping windows gives the windows' average there: nearly the same
+    assert (got.labels == want.labels).mean() > 0.97
+
+
+def test_logits_are_mixed_in_the_leaders_scale(first) -> None:
+    """Without overlaps reading a grid at its own tokens changes nothing, so the mix can be computed by hand."""
+    whole = Protocol(short_side=48, crop=None)
+    one = Segmenter(first.backbone, templates="photo", protocol=whole)
+    other = Segmenter(wrap(random_clip(1)), templates="photo", protocol=Protocol(48, crop=None, logit_scale=10.0))
+    got = Ensemble([(one, 1), (other, 3)])(CAT, LABELS)
+    want = 0.25 * one(CAT, LABELS).scores + 0.75 * 10 / 40 * other(CAT, LABELS).scores
+    assert (got.labels == got.scores.argmax(0)).mean() > 0.999
+    # the best of two words is taken after mixing
+    np.testing.assert_allclose(got.scores[[0, 2]], want[[0, 2]], atol=2e-6)
+
+
+def test_models_of_other_grids_and_recipes_are_mixed(first, second) -> None:
+    both = Ensemble([(first, 1), (second, 1)])(CAT, LABELS)
+    apart = [segment(CAT, LABELS) for segment in (first, second)]
+    assert all((both.labels != one.labels).any() for one in apart)
+    by_hand = (40 * apart[0].scores + 20 * apart[1].scores).argmax(0)  # but for its best words and its grid
+    assert (both.labels == by_hand).mean() > 0.8
+    assert [row["weight"] for row in both.meta["ensemble"]] == [0.5, 0.5]
+    assert [row["model"] for row in both.meta["ensemble"]] == ["one", "two"]
+
+
+def test_an_ensemble_does_folders_as_a_segmenter_does(first, second, tmp_path) -> None:
+    report = segment_folder(Ensemble([(first, 1), (second, 1)]), plan_jobs([CAT], tmp_path / "out"), LABELS)
+    assert not report.errors
+    assert (tmp_path / "out" / "cat.png").is_file()
+
+
+def test_image_priors_of_the_text_are_mixed_too(first, second) -> None:
+    options = TextOptions(parents="image")
+    nested = {"animal": ["cat", "dog"], "sky": []}
+    with_prior = Segmenter(first.backbone, templates="photo", protocol=SMALL, text=options)
+    want = with_prior(CAT, nested)
+    got = Ensemble([(with_prior, 1), (second, 0)])(CAT, nested)
+    np.testing.assert_allclose(got.scores, want.scores, atol=1e-6)
+    mixed = Ensemble([(with_prior, 1), (second, 1)])(CAT, nested)
+    plain = Ensemble([(first, 1), (second, 1)])(CAT, nested)
+    prior = (want.scores - first(CAT, nested).scores).mean((1, 2))
+    np.testing.assert_allclose((mixed.scores - plain.scores).mean((1, 2)), prior / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("members", "error"),
+    [([], ModelError), ([0], ModelError), ([-1, 2], ModelError), ([float("nan")], ModelError)],
+    ids=["none", "zero", "negative", "nan"],
+)
+def test_mistaken_weights_are_one_line(first, members, error) -> None:
+    with pytest.raises(error, match="at least 0") as caught:
+        Ensemble([(first, weight) for weight in members])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_background_that_only_some_models_know_is_refused(first, second, monkeypatch) -> None:
+    monkeypatch.setattr(second.backbone, "unknown", lambda text: torch.zeros(text.shape[1]))
+    with pytest.raises(LabelError, match=r"one, two do not share a background.*background='none'"):
+        Ensemble([(first, 1), (second, 1)])(CAT, LABELS, background="unknown")
+    assert Ensemble([(first, 1), (second, 1)], background="none")(CAT, LABELS).labels.min() >= 0
+
+
+@pytest.mark.parametrize("recipe", ["sclip", "resclip", "clip_feature_surgery"])
+@pytest.mark.parametrize(
+    ("views", "count"),
+    [("flip", 2), ("flip+scale", 6), ("itaclip", 5), (Views(("v",), grey=True), 3), (Views(()), 1)],
+    ids=["flip", "flip+scale", "itaclip", "own", "the image alone"],
+)
+def test_views_reach_labels_and_scores_alike(first, recipe, views, count) -> None:
+    plain = Segmenter(first.backbone, recipe, templates="photo", protocol=SMALL)(CAT, LABELS)
+    segment = Segmenter(first.backbone, recipe, templates="photo", protocol=SMALL, views=views)
+    result = segment(CAT, LABELS)
+    assert len(segment.views) == count
+    assert (result.labels == result.scores.argmax(0)).mean() > 0.999
+    assert ((result.labels == plain.labels).all() and np.allclose(result.scores, plain.scores)) == (count == 1)
+    assert result.meta["views"]["flips"] == segment.views.flips
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 90), (48, 48)])
+@pytest.mark.parametrize(
+    "protocol", [SMALL, Protocol(48, crop=None), Protocol(None, crop=32, stride=16, blend="patch")]
+)
+def test_views_of_any_size_of_image(first, size, protocol) -> None:
+    segment = Segmenter(
+        first.backbone, templates="photo", protocol=protocol, views=Views(("h", "v"), (1.0, 0.5), True, True)
+    )
+    rgb = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    assert segment(rgb, LABELS).labels.shape == size
+
+
+def test_mistaken_views_fail_before_the_model_loads() -> None:
+    with pytest.raises(ProtocolError, match=r"no views 'flop'.*closest: flip") as caught:
+        Segmenter("nonsense", views="flop")
+    assert isinstance(caught.value, DensevlError)

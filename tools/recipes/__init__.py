@@ -1,0 +1,1 @@
+"""The catalogue as a page, and its recipes measured on the shipped model."""

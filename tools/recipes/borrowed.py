@@ -1,0 +1,97 @@
+"""What recipes read besides the image: from mini-sam, or from the truth, which tells a recipe from its proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones.proxies import load_proxy
+from densevl.backbones.proxies.sam import LastAttention
+from densevl.pipelines.segments import Segments, proposer
+from densevl.recipes import Recipe
+from tools.render.scenes import Scene
+
+MINI = "mini-sam"
+CELL = 6
+"""Pixels per cell of the true features: mini-sam has as many for a window of 96 px."""
+WIDTH, HEAT = 128, 20.0
+"""Of the true features; their logits as attention."""
+
+
+def borrows(recipe: Recipe) -> bool:
+    """Whether a recipe reads another model's features or regions."""
+    return recipe.reads_proxy or recipe.whole is not None or recipe.scope is not None or recipe.readout == "regions"
+
+
+class Lender(Protocol):
+    """Gives recipes what they read."""
+
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
+        """Keywords of `inference.slide`: proxy, sam, regions, as far as the recipe reads them."""
+
+
+class MiniSam:
+    """mini-sam as proxy, as SAM's attention and as proposer of regions."""
+
+    def __init__(self, proxy: Any = None, propose: Callable[[np.ndarray], Any] | None = None) -> None:
+        """Args: proxy: another `Proxy` that has SAM's attention. propose: another proposer of segments."""
+        self._given, self._propose = proxy, propose
+        self._segments: dict[int, Segments] = {}
+
+    @cached_property
+    def proxy(self) -> Any:
+        """The proxy."""
+        return self._given or load_proxy(MINI, device="cpu")
+
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
+        """See `Lender`. Segments of a scene are proposed once."""
+        given: dict[str, Any] = {"proxy": self.proxy} if recipe.reads_proxy else {}
+        if recipe.whole is not None:
+            given["sam"] = self.proxy
+        if recipe.scope is not None or recipe.readout == "regions":
+            given["regions"] = regions(recipe, [self._of(scene) for scene in scenes])
+        return given
+
+    def _of(self, scene: Scene) -> Segments:
+        if id(scene) not in self._segments:
+            self._propose = self._propose or proposer(MINI)
+            found = self._propose(scene.image) if self._propose else None
+            self._segments[id(scene)] = Segments.parse(found, scene.image.shape[:2])
+        return self._segments[id(scene)]
+
+
+class Truth:
+    """A model that knows exactly which object each place belongs to, and nothing else."""
+
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
+        """See `Lender`."""
+        features = torch.stack([true_features(scene) for scene in scenes])
+        given: dict[str, Any] = {"proxy": features} if recipe.reads_proxy else {}
+        if recipe.whole is not None:
+            grid = (features.shape[2], features.shape[3])
+            unit = F.normalize(features.flatten(2).mT[:, None], dim=-1)
+            hot = unit * (HEAT * WIDTH**0.5) ** 0.5
+            given["sam"] = LastAttention(q=hot, k=hot, v=unit, grid=grid, covered=grid, rel=None)
+        if recipe.scope is not None or recipe.readout == "regions":
+            given["regions"] = regions(recipe, [Segments(torch.from_numpy(s.instances).long() + 2) for s in scenes])
+        return given
+
+
+def regions(recipe: Recipe, segments: list[Segments]) -> torch.Tensor:
+    """Segments as a recipe reads them: maps (B, H, W), or masks (B, R, H, W), some of them empty."""
+    masks = recipe.readout == "regions"
+    each = [one.at((one.ids.shape[0], one.ids.shape[1]), as_masks=masks)[0] for one in segments]
+    return torch.nn.utils.rnn.pad_sequence(each, batch_first=True).float() if masks else torch.stack(each)
+
+
+def true_features(scene: Scene) -> torch.Tensor:
+    """A direction of its own for every object and for the background, mixed by area: float (WIDTH, h, w)."""
+    ids = torch.from_numpy(scene.instances).long() + 1
+    one_hot = F.avg_pool2d(F.one_hot(ids).permute(2, 0, 1).float(), CELL)
+    directions = torch.randn(len(one_hot), WIDTH, generator=torch.Generator().manual_seed(0))
+    return torch.einsum("khw,kp->phw", one_hot, directions)
