@@ -29,6 +29,7 @@ EXTRAS = {
     # Text towers and tokenizers that open_clip takes from Hugging Face: SigLIP, multilingual models.
     "hf": ["transformers>=4.40"],
     "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
+    "superpixels": ["scikit-image>=0.24"],
     "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
     "viz": ["supervision>=0.27"],
     # For tools/ in a clone: the renderer, and the training of the models that ship.

@@ -25,6 +25,8 @@ _LAZY = {
     "TextOptions": "densevl.vocabulary",
     "Descriptors": "densevl.vocabulary",
     "load_proxy": "densevl.backbones.proxies",
+    "load_proposer": "densevl.proposals",
+    "Proposals": "densevl.proposals",
     "Recipe": "densevl.recipes",
     "load_backbone": "densevl.backbones",
     "recipes": "densevl.recipes",
@@ -41,11 +43,13 @@ __all__ = [
     "Ensemble",
     "LabelSet",
     "Recipe",
+    "Proposals",
     "SegmentationResult",
     "Segmenter",
     "TextOptions",
     "__version__",
     "load_backbone",
+    "load_proposer",
     "load_proxy",
     "recipes",
 ]
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from densevl.backbones.proxies import load_proxy
     from densevl.pipelines.ensemble import Ensemble
     from densevl.pipelines.segmenter import Segmenter
+    from densevl.proposals import Proposals, load_proposer
     from densevl.recipes import Recipe
     from densevl.results import SegmentationResult
     from densevl.vocabulary import Descriptors, LabelSet, TextOptions

@@ -37,6 +37,10 @@ class WeightsError(ModelError):
     """A weights file is damaged, is something else, or belongs to another architecture."""
 
 
+class ProposalError(DensevlError):
+    """Masks, boxes, points or RLE that do not fit their image, or a setting of a proposer out of range."""
+
+
 class OutputError(DensevlError):
     """A result cannot be written."""
 

@@ -75,7 +75,7 @@ def _runs_of_one(starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], heigh
     edges[0] = 0
     edges[1::2] = starts
     edges[2::2] = ends
-    counts = np.diff(edges, append=[pixels] if ends[-1] < pixels else [])
+    counts = np.diff(edges, append=np.array([pixels] if ends[-1] < pixels else [], np.int64))
 
     left, right = starts[0] // height, (ends[-1] - 1) // height
     one_column = starts // height == (ends - 1) // height

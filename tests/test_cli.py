@@ -193,7 +193,7 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--blend", "feature"], "one of pixel, patch"),
         (["{cat}", "--labels", "cat", "--refine", "crf"], "no refinement 'crf'"),
         (["{cat}", "--labels", "cat", "--refine", "vote"], "give each call regions="),
-        (["{cat}", "--labels", "cat", "--regions", "sam"], "no mask proposer 'sam'"),
+        (["{cat}", "--labels", "cat", "--regions", "slic"], "no proposer 'slic'"),
         (["{cat}", "--labels", "cat", "--views", "flop"], "no views 'flop'"),
         (["{cat}", "--labels", "cat", "--recipe", "proxyclip"], "--proxy mini-sam"),
         (["{cat}", "--labels", "cat", "--recipe", "sclip", "--proxy", "mini-sam"], "borrows nothing"),

@@ -18,6 +18,8 @@ PUBLIC = {
     "Ensemble",
     "TextOptions",
     "load_proxy",
+    "load_proposer",
+    "Proposals",
     "__version__",
 }
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import LabelError
 from densevl.images import keep_ratio_size, resize
 
 MINI = "mini-sam"
 PROPOSED_SIDE = 256  # long side at which masks are proposed: four times finer than the model draws them
-POINTS_PER_SIDE = 16
 
 Proposer = Callable[[np.ndarray], Any]
 """uint8 RGB (H, W, 3) to anything `Segments.parse` takes."""
@@ -91,37 +90,24 @@ def _painted(masks_MHW: torch.Tensor) -> torch.Tensor:
 
 
 def proposer(spec: str | Proposer | None) -> Proposer | None:
-    """A way to segment any photo: "mini-sam" (in the package, for drawings), a callable as it is, or None.
+    """A way to segment any photo: one of `proposals.NAMES` that needs nothing else, a callable as it is, or None.
 
     Raises:
-        LabelError: no such proposer. ModelError, MissingExtraError: mini-sam cannot be loaded.
+        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
     """
     if spec is None or callable(spec):
         return spec
-    if spec != MINI:
-        raise LabelError(
-            f"no mask proposer {spec!r}{suggest(str(spec), [MINI])}; name '{MINI}', give a function of the photo, or "
-            "regions with each call"
-        )
-    return _mini_sam()
+    from densevl.proposals import load_proposer
 
-
-def _mini_sam() -> Proposer:
-    from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
-
-    sam = load_mini_sam()
-    from segment_anything import SamAutomaticMaskGenerator
-
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=POINTS_PER_SIDE, **AUTOMATIC)
+    # Box overlap, as in the generator that SAM comes with, leaves fewer masks that split an object.
+    settings = {"duplicates": "box"} if spec == MINI else {}
+    find = load_proposer(spec, **settings)
 
     def propose(rgb: np.ndarray) -> np.ndarray:
         height, width = rgb.shape[:2]
         small = max(height, width) <= PROPOSED_SIDE
         size = (height, width) if small else keep_ratio_size(height, width, PROPOSED_SIDE, PROPOSED_SIDE)
-        found = generator.generate(resize(rgb, size))
-        if not found:
-            return np.zeros((height, width), dtype=np.int64)
-        ids = _painted(torch.from_numpy(np.stack([mask["segmentation"] for mask in found])))
+        ids = torch.from_numpy(find(resize(rgb, size)).segment_map().astype(np.int64))
         return Segments(ids).at((height, width), as_masks=False)[0].numpy()
 
     return propose

@@ -1,1 +1,7 @@
 """Class-agnostic masks of an image: what regions can be made of. Importing this loads neither torch nor SAM."""
+
+from densevl.errors import ProposalError
+from densevl.proposals.base import Proposals, Proposer
+from densevl.proposals.load import NAMES, given, load_proposer
+
+__all__ = ["load_proposer", "given", "Proposals", "Proposer", "ProposalError", "NAMES"]

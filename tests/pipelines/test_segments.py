@@ -9,7 +9,7 @@ import torch
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import Protocol
-from densevl.errors import LabelError, RecipeError
+from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import LabelMap
 from densevl.pipelines import refinement
 from densevl.pipelines.segments import Segments, proposer
@@ -178,5 +178,5 @@ def test_mini_sam_proposes_and_another_name_is_refused() -> None:
     ids = proposer("mini-sam")(rgb)
     assert ids.shape == (60, 90)
     assert ids[30, 45] > 0
-    with pytest.raises(LabelError, match=r"no mask proposer 'sam'.*mini-sam"):
-        proposer("sam")
+    with pytest.raises(ModelError, match=r"no proposer 'slic'.*mini-sam"):
+        proposer("slic")

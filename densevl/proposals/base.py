@@ -1,0 +1,253 @@
+"""The contract of mask proposers: an image goes in, `Proposals` come out, its masks packed eight pixels a byte."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import ProposalError
+from densevl.proposals import packing
+from densevl.proposals.checks import checked_boxes, checked_mask, checked_quality
+from densevl.rle import class_runs, coco_segmentation
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Class-agnostic masks of one image; they may overlap, nest, be empty, and leave pixels uncovered.
+
+    M masks of H x W pixels take M * H * W / 8 bytes: 5,000 masks of 768 x 1024 are 491 MB, and 3.9 GB as bool.
+
+    Attributes:
+        packed: uint8 (M, ceil(H*W / 8)), `np.packbits` of each mask flattened row by row; bits behind H*W are 0.
+        size: (H, W) of the image in pixels.
+        quality: float32 (M,), 0-1, how good the proposer thinks each mask is; 1 where it has no opinion.
+        boxes: float32 (M, 4), x0 y0 x1 y1 in pixels from the top left corner, x1 and y1 exclusive: the width is
+            x1 - x0. Tight around the mask, or as the caller gave them, cut to the image. 0 0 0 0 for an empty mask.
+    """
+
+    packed: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    quality: FloatArray
+    boxes: FloatArray
+
+    def __post_init__(self) -> None:
+        count, width = len(self.packed), packing.row_bytes(self.size)
+        if self.packed.dtype != np.uint8 or self.packed.shape != (count, width):
+            raise ProposalError(
+                f"packed masks {self.packed.dtype} {self.packed.shape} do not fit an image of "
+                f"{self.size[0]}x{self.size[1]}: uint8 (M, {width}), as Proposals.from_masks makes them"
+            )
+        if self.quality.shape != (count,) or self.boxes.shape != (count, 4):
+            raise ProposalError(
+                f"{count} masks with quality {self.quality.shape} and boxes {self.boxes.shape}: ({count},) and "
+                f"({count}, 4)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @property
+    def areas(self) -> npt.NDArray[np.int64]:
+        """Pixels of each mask, int64 (M,)."""
+        return packing.popcount(self.packed)
+
+    def mask(self, index: int) -> BoolArray:
+        """One mask, bool (H, W)."""
+        return packing.unpack(self.packed[index], self.size)
+
+    def masks(self) -> BoolArray:
+        """All masks, bool (M, H, W): M * H * W bytes, eight times what they take packed; `select` a part first."""
+        return packing.unpack(self.packed, self.size)
+
+    def select(self, index: Any) -> Proposals:
+        """Take a part, or another order: a slice, a bool (M,), or integers."""
+        index = index if isinstance(index, slice) else np.asarray(index)
+        if not isinstance(index, slice) and index.dtype != np.bool_:
+            index = index.astype(np.int64).reshape(-1)  # an empty list is float
+        return Proposals(self.packed[index], self.size, self.quality[index], self.boxes[index])
+
+    def segment_map(self) -> npt.NDArray[np.int32]:
+        """Lay the masks over each other, smaller ones on top; of equal ones the first is on top.
+
+        Returns:
+            int32 (H, W): i + 1 where mask i is seen, 0 where there is none.
+        """
+        painted = np.zeros(self.size, np.int32)
+        areas = self.areas
+        for index in np.lexsort((-np.arange(len(self)), -areas)):
+            if areas[index]:
+                top, rows = packing.unpack_rows(self.packed[index], self.size)
+                painted[top : top + len(rows)][rows] = index + 1
+        return painted
+
+    def to_rle(self, *, compressed: bool = True) -> list[dict[str, Any]]:
+        """Return the masks as COCO "segmentation" entries, ready for JSON.
+
+        Returns:
+            M times {"size": [H, W], "counts": COCO's short string, or the list of run lengths if not `compressed`}.
+        """
+        height, width = self.size
+        entries = []
+        for index in range(len(self)):
+            runs = class_runs(self.mask(index).view(np.int8) - np.int8(1)).get(0)  # 0 inside, -1 outside
+            counts = np.array([height * width]) if runs is None else runs.counts.astype(np.int64)
+            entries.append(coco_segmentation(counts, height, width, compressed=compressed))
+        return entries
+
+    @classmethod
+    def empty(cls, size: tuple[int, int]) -> Proposals:
+        """No masks of an image of (H, W)."""
+        return cls.from_packed(np.zeros((0, packing.row_bytes(size)), np.uint8), size)
+
+    @classmethod
+    def from_packed(cls, packed: npt.NDArray[np.uint8], size: tuple[int, int], quality: Any = None) -> Proposals:
+        """Make proposals of masks that are packed already; boxes are made tight.
+
+        Args:
+            packed: uint8 (M, ceil(H*W / 8)). size: (H, W). quality: (M,) floats 0-1; None is 1 everywhere.
+
+        Raises:
+            ProposalError: shapes that do not fit each other, or a quality outside 0-1.
+        """
+        return cls(packed, size, checked_quality(quality, len(packed)), packing.tight_boxes(packed, size))
+
+    @classmethod
+    def from_masks(cls, masks: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
+        """Make proposals of masks.
+
+        Args:
+            masks: (M, H, W) or one (H, W), a sequence of (H, W), arrays or tensors: bool, or integers 0 and 1 (or 255).
+            size: (H, W) of the image; needed when there are no masks, checked otherwise.
+            quality: (M,) floats 0-1; None is 1 everywhere.
+
+        Raises:
+            ProposalError: masks of another size, values that are no mask, or no masks and no size.
+        """
+        if hasattr(masks, "ndim") and masks.ndim == 2:
+            masks = masks[None]
+        if not len(masks):
+            shape = tuple(getattr(masks, "shape", ()))
+            size = size or (shape[1:] if len(shape) == 3 else None)
+            if size is None:
+                raise ProposalError("no masks and no image size: pass size=(height, width)")
+            return cls.empty(size)
+        rows, size = [], size or tuple(masks[0].shape)
+        for index, mask in enumerate(masks):  # one at a time: packed before the next is looked at
+            rows.append(packing.pack(checked_mask(mask, size, index)))
+        return cls.from_packed(np.stack(rows), size, quality)
+
+    @classmethod
+    def from_boxes(cls, boxes: Any, size: tuple[int, int], *, quality: Any = None) -> Proposals:
+        """Make rectangular masks of boxes, of a detector for instance.
+
+        A pixel belongs to a box that holds its centre; a box too thin to hold one takes the pixel its own centre is
+        in. Parts outside the image are cut off; a box all outside, or of no area, has an empty mask.
+
+        Args:
+            boxes: (M, 4) x0 y0 x1 y1 in pixels, integers or floats. size: (H, W) of the image.
+            quality: (M,) floats 0-1; None is 1 everywhere.
+
+        Raises:
+            ProposalError: another shape, NaN or infinity, or a box with x1 < x0 or y1 < y0.
+        """
+        given = checked_boxes(boxes)
+        height, width = size
+        cut = np.clip(given, 0, [width, height, width, height])
+        has_area = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+        cut[~has_area] = 0
+        edges = np.ceil(cut - 0.5).astype(np.int64)
+        middle = ((cut[:, :2] + cut[:, 2:]) / 2).astype(np.int64)
+        for low, high in ((0, 2), (1, 3)):
+            thin = has_area & (edges[:, high] <= edges[:, low])
+            edges[thin, low], edges[thin, high] = middle[thin, low], middle[thin, low] + 1
+        packed = np.zeros((len(cut), packing.row_bytes(size)), np.uint8)
+        for index in np.flatnonzero(has_area):
+            left, top, right, bottom = edges[index]
+            mask = np.zeros(size, np.bool_)
+            mask[top:bottom, left:right] = True
+            packed[index] = packing.pack(mask)
+        return cls(packed, size, checked_quality(quality, len(cut)), cut.astype(np.float32))
+
+    @classmethod
+    def from_segments(cls, segments: npt.NDArray[np.integer[Any]], *, quality: Any = None) -> Proposals:
+        """Make proposals of a map of segments, which do not overlap.
+
+        Args:
+            segments: integer (H, W): each number above 0 is a mask, 0 and below is none; as `segment_map` returns.
+            quality: (M,) floats 0-1, by ascending number; None is 1 everywhere.
+
+        Raises:
+            ProposalError: no such map.
+        """
+        array = np.asarray(segments)
+        if array.ndim != 2 or array.dtype.kind not in "iu":
+            raise ProposalError(f"segments {array.dtype} {array.shape}: an integer map (H, W)")
+        numbers = np.unique(array[array > 0])
+        return cls.from_masks([array == number for number in numbers], array.shape, quality=quality)
+
+    @classmethod
+    def from_rle(
+        cls, entries: Sequence[Mapping[str, Any]], size: tuple[int, int] | None = None, *, quality: Any = None
+    ) -> Proposals:
+        """Make proposals of COCO "segmentation" entries.
+
+        Args:
+            entries: M times {"size": [H, W], "counts": list of run lengths, or COCO's short string}.
+            size: (H, W) of the image; needed when there are no entries, checked otherwise.
+            quality: (M,) floats 0-1; None is 1 everywhere.
+
+        Raises:
+            ProposalError: an entry of another size, or whose runs do not add up to its size.
+        """
+        if not len(entries) and size is None:
+            raise ProposalError("no RLE and no image size: pass size=(height, width)")
+        rows = []
+        for index, entry in enumerate(entries):
+            try:
+                own = (int(entry["size"][0]), int(entry["size"][1]))
+                counts = packing.rle_counts(entry["counts"])
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                raise ProposalError(f'RLE {index} is not {{"size": [H, W], "counts": ...}}: {error!r}') from error
+            size = size or own
+            if own != tuple(size):
+                raise ProposalError(f"RLE {index} is of {own[0]}x{own[1]} pixels, the image of {size[0]}x{size[1]}")
+            if counts.sum() != own[0] * own[1] or (counts < 0).any():
+                raise ProposalError(
+                    f"RLE {index}: its runs add up to {counts.sum():,} pixels, its size {own[0]}x{own[1]} to "
+                    f"{own[0] * own[1]:,}"
+                )
+            column_order = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+            rows.append(packing.pack(column_order.reshape(own[1], own[0]).T))
+        return cls.from_packed(np.stack(rows), size, quality) if rows and size else cls.empty(size or (0, 0))
+
+
+class Proposer(ABC):
+    """Anything that finds regions in an image without knowing words.
+
+    Attributes:
+        name: what `load_proposer` was asked for.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, image: Any) -> Proposals:
+        """Propose masks of one image.
+
+        Args:
+            image: as `densevl.images.read_image` takes it: a path, a PIL image, an array or a tensor.
+
+        Returns:
+            Masks at the size of the image, best first.
+
+        Raises:
+            ImageError: no image.
+        """

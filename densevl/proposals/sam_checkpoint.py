@@ -1,0 +1,159 @@
+"""Segment Anything from its checkpoints: a file of one's own, or the official one, downloaded once and checked.
+
+Kirillov et al., "Segment Anything" (ICCV 2023). The modules are the package `segment-anything`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from densevl.cache import cache_dir
+from densevl.errors import MissingExtraError, ModelError, WeightsError, suggest
+from densevl.proposals.mini_sam import load_mini_sam
+from densevl.shipped import read_tensors
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+CHUNK = 1 << 20
+TIMEOUT = 10
+"""Seconds without a byte after which a download is given up."""
+
+
+class Official(NamedTuple):
+    """A checkpoint of the authors: its file name, its SHA-256, its size in MB, and the width of its encoder."""
+
+    file: str
+    sha256: str
+    megabytes: int
+    width: int
+
+
+OFFICIAL = {
+    "vit_b": Official(
+        "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375, 768
+    ),
+    "vit_l": Official(
+        "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1250, 1024
+    ),
+    "vit_h": Official(
+        "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 2565, 1280
+    ),
+}
+
+
+def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
+    """Load SAM; which of its sizes a file holds is read from its tensors.
+
+    Args:
+        checkpoint: a .pth or .safetensors file of SAM, a file that `tools.mini_sam.export` wrote, or one of
+            `OFFICIAL`, which is downloaded into the cache folder unless it is there.
+        device: where to put it.
+
+    Returns:
+        The package's `Sam` in eval mode, float32, without gradients.
+
+    Raises:
+        MissingExtraError: `segment-anything` is not installed.
+        ModelError: unknown name, missing file, or a download that failed.
+        WeightsError: a damaged file, or weights of something else.
+    """
+    try:
+        from segment_anything import sam_model_registry
+    except ImportError as error:
+        raise MissingExtraError("segment-anything", "sam", "SAM") from error
+    path = Path(checkpoint)
+    if str(checkpoint) in OFFICIAL:
+        path = download(str(checkpoint))
+    elif not path.is_file():
+        raise ModelError(
+            f"no SAM checkpoint '{checkpoint}'{suggest(str(checkpoint), OFFICIAL)}: a file, or one of "
+            f"{', '.join(OFFICIAL)}"
+        )
+    state, is_mini = _read(path)
+    if is_mini:
+        return load_mini_sam(path, device=device)
+    key = "image_encoder.patch_embed.proj.weight"
+    if key not in state:
+        raise WeightsError(f"weights file {path} is no SAM: it holds no {key}")
+    width = state[key].shape[0]
+    kind = next((name for name, official in OFFICIAL.items() if official.width == width), None)
+    if kind is None:
+        widths = ", ".join(f"{official.width} ({name})" for name, official in OFFICIAL.items())
+        raise WeightsError(f"weights file {path} holds an encoder of width {width}: SAM has {widths}")
+    sam = sam_model_registry[kind]()
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"weights file {path} does not fit SAM {kind}: {reason}") from error
+    return sam.float().eval().requires_grad_(False).to(device)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], bool]:
+    """The tensors of a file, and whether it is a mini-sam."""
+    if path.suffix == ".safetensors":
+        state, header = read_tensors(path)
+        return dict(state), "sam_config" in header
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpicklers raise many types on damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"weights file {path} cannot be read: {reason}") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"weights file {path} is no SAM: it holds a {type(state).__name__}, no dict of tensors")
+    return state, False
+
+
+def download(name: str) -> Path:
+    """The official checkpoint: from the cache folder, else from its authors' server, with its SHA-256 checked.
+
+    Args:
+        name: one of `OFFICIAL`.
+
+    Raises:
+        ModelError: the server cannot be reached, or the file cannot be written.
+        WeightsError: what came has another SHA-256; nothing is kept of it.
+    """
+    official = OFFICIAL[name]
+    path = cache_dir() / official.file
+    if path.is_file():
+        return path  # moved here only once its SHA-256 was right
+    url = BASE_URL + official.file
+    log = logging.getLogger(__name__)
+    log.info("downloading SAM %s, %d MB, from %s", name, official.megabytes, url)
+    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
+    digest, got = hashlib.sha256(), 0
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("xb") as file:  # noqa: S310  a constant
+            while data := answer.read(CHUNK):
+                digest.update(data)
+                file.write(data)
+                if got // (100 * CHUNK) != (got + len(data)) // (100 * CHUNK):
+                    log.info("%d of %d MB", (got + len(data)) // 1_000_000, official.megabytes)
+                got += len(data)
+        if digest.hexdigest() != official.sha256:
+            raise WeightsError(
+                f"{url}: SHA-256 {digest.hexdigest()[:12]} is not the published {official.sha256[:12]}; "
+                "nothing was kept"
+            )
+        os.replace(part, path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ModelError(
+            f"SAM {name} cannot be downloaded ({reason}): get {url} elsewhere and name the file as checkpoint, "
+            "or take the proposer 'mini-sam'"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path

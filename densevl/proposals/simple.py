@@ -1,0 +1,67 @@
+"""Proposers that need no model: superpixels by colour, and a plain grid."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from densevl.errors import MissingExtraError, ProposalError
+from densevl.images import read_image
+from densevl.proposals.base import Proposals, Proposer
+
+
+class SuperpixelProposer(Proposer):
+    """SLIC (Achanta et al., PAMI 2012) of the package scikit-image: compact patches of like colour, no overlap.
+
+    Args:
+        segments: about how many; at least 1.
+        compactness: how much nearness counts against colour; above 0.
+
+    Raises:
+        MissingExtraError: scikit-image is not installed. ProposalError: a setting out of range.
+    """
+
+    def __init__(self, *, segments: int = 100, compactness: float = 10.0) -> None:
+        try:
+            from skimage.segmentation import slic
+        except ImportError as error:
+            raise MissingExtraError("scikit-image", "superpixels", "superpixels") from error
+        if segments < 1 or not compactness > 0:
+            raise ProposalError(f"segments {segments}, compactness {compactness}: at least 1, and above 0")
+        self.name = "superpixels"
+        self.segments, self.compactness = segments, compactness
+        self._slic = slic
+
+    def __call__(self, image: Any) -> Proposals:
+        """See `Proposer.__call__`; row by row from the top, quality 1."""
+        labels = self._slic(read_image(image), n_segments=self.segments, compactness=self.compactness, start_label=1)
+        return Proposals.from_segments(labels)
+
+
+class GridProposer(Proposer):
+    """Rectangles that tile the image.
+
+    Args:
+        cells: (rows, columns), or one number for both; an image of fewer pixels gets a cell a pixel.
+
+    Raises:
+        ProposalError: fewer than one row or column.
+    """
+
+    def __init__(self, *, cells: int | tuple[int, int] = 8) -> None:
+        self.name = "grid"
+        self.cells = (cells, cells) if isinstance(cells, int) else tuple(cells)
+        if len(self.cells) != 2 or min(self.cells) < 1:
+            raise ProposalError(f"cells {cells}: a number, or (rows, columns), at least 1")
+
+    def __call__(self, image: Any) -> Proposals:
+        """See `Proposer.__call__`; row by row from the top, quality 1."""
+        size = read_image(image).shape[:2]
+        down, across = (
+            np.rint(np.linspace(0, length, min(count, length) + 1))
+            for length, count in zip(size, self.cells, strict=True)
+        )
+        boxes = [(left, top, right, bottom) for top, bottom in pairwise(down) for left, right in pairwise(across)]
+        return Proposals.from_boxes(np.array(boxes), size)
