@@ -31,6 +31,8 @@ EXTRAS = {
     "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
     "superpixels": ["scikit-image>=0.24"],
     "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
+    # Labelling on several machines: `densevl label --ray`.
+    "ray": ["ray[data]>=2.40"],
     "viz": ["supervision>=0.27"],
     # For tools/ in a clone: the renderer, and the training of the models that ship.
     "render": ["resvg-py>=0.3", "opencv-python>=4.10"],
@@ -56,7 +58,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["densevl", "densevl.*"]),
-    package_data={"densevl": ["py.typed", "backbones/photo/*.json", "weights/*"]},
+    package_data={"densevl": ["py.typed", "backbones/photo/*.json", "evaluation/classes/*.json", "weights/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["densevl = densevl.cli:app"]},

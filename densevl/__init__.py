@@ -20,6 +20,10 @@ __version__ = "0.1.0"
 _LAZY = {
     "Ensemble": "densevl.pipelines.ensemble",
     "Segmenter": "densevl.pipelines.segmenter",
+    "AnomalyDetector": "densevl.pipelines.anomaly",
+    "AnomalyResult": "densevl.anomaly.result",
+    "Inspector": "densevl.pipelines.inspection",
+    "train_adapters": "densevl.pipelines.adaptation",
     "SegmentationResult": "densevl.results",
     "LabelSet": "densevl.vocabulary",
     "TextOptions": "densevl.vocabulary",
@@ -34,10 +38,12 @@ _LAZY = {
     "inference": "densevl.inference",
     "backbones": "densevl.backbones",
     "kernels": "densevl.kernels",
+    "evaluation": "densevl.evaluation",
     "vocabulary": "densevl.vocabulary",
 }
 
 __all__ = [
+    "AnomalyDetector",
     "DensevlError",
     "Descriptors",
     "Ensemble",
@@ -58,6 +64,7 @@ if TYPE_CHECKING:
     from densevl import recipes
     from densevl.backbones import load_backbone
     from densevl.backbones.proxies import load_proxy
+    from densevl.pipelines.anomaly import AnomalyDetector
     from densevl.pipelines.ensemble import Ensemble
     from densevl.pipelines.segmenter import Segmenter
     from densevl.proposals import Proposals, load_proposer

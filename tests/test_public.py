@@ -18,6 +18,7 @@ PUBLIC = {
     "Ensemble",
     "TextOptions",
     "load_proxy",
+    "AnomalyDetector",
     "load_proposer",
     "Proposals",
     "__version__",

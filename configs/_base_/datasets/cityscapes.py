@@ -1,0 +1,2 @@
+dataset = "cityscapes"
+root = None  # looked for in $DENSEVL_DATA and ./data, as cityscapes

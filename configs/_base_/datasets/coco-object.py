@@ -1,0 +1,2 @@
+dataset = "coco-object"
+root = None  # looked for in $DENSEVL_DATA and ./data, as coco_stuff164k

@@ -1,0 +1,2 @@
+dataset = "coco-stuff"
+root = None  # looked for in $DENSEVL_DATA and ./data, as coco_stuff164k

@@ -1,0 +1,2 @@
+dataset = "rendered"
+root = None  # python -m tools.render benchmark --out data/benchmark

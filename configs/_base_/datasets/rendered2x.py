@@ -1,0 +1,2 @@
+dataset = "rendered2x"  # scenes of twice the side
+root = None

@@ -1,0 +1,1 @@
+model = "ViT-B-16/openai"

@@ -1,0 +1,2 @@
+recipe = "clearclip"
+paper = True  # protocol, strings and thresholds: densevl/evaluation/papers.py

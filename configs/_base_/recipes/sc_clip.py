@@ -1,0 +1,2 @@
+recipe = "sc_clip"
+paper = True  # protocol, strings and thresholds: densevl/evaluation/papers.py

@@ -1,0 +1,3 @@
+measures = ("iou", "calibration")
+limit = None
+seed = 0

@@ -1,0 +1,76 @@
+"""How adapters are trained: losses on maps and images, and prompts whose words are learned.
+
+Shape letters: B images, H/W pixels of the target, h/w grid, n learned words, W text width, E joint space.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ModelError
+
+if TYPE_CHECKING:
+    from densevl.backbones import Backbone
+
+FOCUS = 2.0  # exponent of the focal loss (Lin et al., ICCV 2017)
+PLACEHOLDER = "x"  # one token each in CLIP's vocabulary
+
+
+def map_loss(logits_Bhw: torch.Tensor, masks_BHW: torch.Tensor) -> torch.Tensor:
+    """Focal loss plus Dice loss of both classes, at the size of the masks; a scalar."""
+    logits = F.interpolate(logits_Bhw[:, None], size=masks_BHW.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    target = masks_BHW.to(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal = ((1 - torch.exp(-entropy)) ** FOCUS * entropy).mean()
+    p = logits.sigmoid()
+    return focal + _dice(p, target) + _dice(1 - p, 1 - target)
+
+
+def _dice(p: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    both, either = (p * target).sum(dim=(1, 2)), (p + target).sum(dim=(1, 2))
+    return (1 - (2 * both + 1) / (either + 1)).mean()
+
+
+class LearnedPrompts(torch.nn.Module):
+    """Two prompts of n learned words before a noun, run through the frozen text tower (CoOp, IJCV 2022)."""
+
+    def __init__(self, backbone: Backbone, item: str, words: int, seed: int = 0) -> None:
+        """Start from small random words.
+
+        Raises:
+            ModelError: the backbone's text side has no token table, or the text would be too long.
+        """
+        super().__init__()
+        model: Any = getattr(backbone, "_model", None)
+        table = getattr(model, "token_embedding", None)
+        if table is None:
+            table = getattr(getattr(model, "text", None), "token_embedding", None)
+        if table is None:
+            raise ModelError(f"model '{backbone.name}' has no token table to learn words for; train without prompts")
+        if words + 3 > backbone.context_length:
+            raise ModelError(
+                f"{words} learned words and a noun exceed the {backbone.context_length} tokens that '{backbone.name}' "
+                f"reads; take at most {backbone.context_length - 3}"
+            )
+        self._model, self._table = [model], [table]  # in lists: they are not parts of this module
+        tokens = backbone._tokenizer([" ".join([PLACEHOLDER] * words + [item])] * 2)  # type: ignore[attr-defined]
+        self._tokens = tokens.to(backbone.device)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = 0.02 * torch.randn(2, words, table.weight.shape[1], generator=generator)
+        self.words = torch.nn.Parameter(drawn.to(backbone.device))
+
+    def forward(self) -> torch.Tensor:
+        """The two unit rows (2, E), normal and anomalous; gradients reach `words` only."""
+        count = self.words.shape[1]
+
+        def replace(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
+            return torch.cat([found[:, :1], self.words.to(found.dtype), found[:, 1 + count :]], dim=1)
+
+        hook = self._table[0].register_forward_hook(replace)
+        try:
+            return F.normalize(self._model[0].encode_text(self._tokens, normalize=False).float(), dim=-1)
+        finally:
+            hook.remove()

@@ -1,0 +1,140 @@
+"""What anomaly detection gives back: a raw map, a raw score, and what a threshold from normal images makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densevl.anomaly.maps import to_pixels
+from densevl.errors import DensevlError, OutputError
+from densevl.files import atomic_write_all
+from densevl.images import encode_png
+
+# Dark blue to yellow to red, by position 0..1.
+_STOPS = np.array([0.0, 0.35, 0.6, 0.8, 1.0])
+_COLOURS = np.array([(20, 24, 82), (30, 120, 180), (250, 215, 60), (240, 110, 20), (180, 10, 30)], np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """Scores that normal images rarely exceed.
+
+    Attributes:
+        image, pixel: the limits, raw. fpr: the share of normal images (pixels) that was to exceed them. images: how
+            many normal images they were taken from; with fewer than 1 / fpr the image limit is their largest score.
+    """
+
+    image: float
+    pixel: float
+    fpr: float
+    images: int
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyResult:
+    """The anomaly of one image. Scores are raw: larger is more anomalous, comparable among images of one detector.
+
+    Attributes:
+        score: of the image.
+        grid: float32 (h, w), the map on the patch grid.
+        parts: the maps it was made of, float32 (h, w) each: "text" probabilities 0..1, "memory" distances.
+        image: uint8 RGB (H, W, 3). thresholds: from `calibrate`, or None. meta: JSON-able facts.
+    """
+
+    score: float
+    grid: npt.NDArray[np.float32]
+    parts: dict[str, npt.NDArray[np.float32]]
+    image: npt.NDArray[np.uint8]
+    thresholds: Thresholds | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def map(self) -> npt.NDArray[np.float32]:
+        """The raw map at the image's size: float32 (H, W), bilinear between patches."""
+        return to_pixels(torch.from_numpy(self.grid), self.image.shape[:2]).numpy()
+
+    @property
+    def is_anomalous(self) -> bool | None:
+        """Whether the score exceeds the threshold; None without one."""
+        return None if self.thresholds is None else self.score > self.thresholds.image
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_] | None:
+        """Where the map exceeds the pixel threshold: bool (H, W); None without one."""
+        return None if self.thresholds is None else self.map > self.thresholds.pixel
+
+    def heat(self, span: tuple[float, float] | None = None, *, alpha: float = 0.55) -> npt.NDArray[np.uint8]:
+        """The image under its map in colours, for looking at only: uint8 RGB (H, W, 3).
+
+        Args:
+            span: the scores drawn as dark blue and as red; None takes half and one and a half times the pixel
+                threshold where there is one, else the map's own least and largest, and then pictures do not compare.
+            alpha: strength of the colours, 0..1.
+
+        Raises:
+            DensevlError: an alpha or a span that cannot be.
+        """
+        if not 0 <= alpha <= 1:
+            raise DensevlError(f"alpha is {alpha}: it must be 0 (plain photo) to 1 (plain colours)")
+        low, high = self._span() if span is None else span
+        if not (np.isfinite([low, high]).all() and low <= high):
+            raise DensevlError(f"span is {low}..{high}: give two finite numbers, the lower first")
+        place = np.clip((self.map - low) / max(high - low, 1e-12), 0, 1)
+        colour = np.stack([np.interp(place, _STOPS, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+        mixed = self.image * (1 - alpha) + colour * alpha
+        return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+    def _span(self) -> tuple[float, float]:
+        if self.thresholds is not None and self.thresholds.pixel > 0:
+            return 0.5 * self.thresholds.pixel, 1.5 * self.thresholds.pixel
+        return float(self.grid.min()), float(self.grid.max())
+
+    def facts(self) -> dict[str, Any]:
+        """The numbers of the result as JSON types."""
+        height, width = self.image.shape[:2]
+        row, column = np.unravel_index(int(self.grid.argmax()), self.grid.shape)
+        scale = height / self.grid.shape[0], width / self.grid.shape[1]
+        facts: dict[str, Any] = {
+            "score": self.score,
+            "is_anomalous": self.is_anomalous,
+            "map": {"min": float(self.grid.min()), "mean": float(self.grid.mean()), "max": float(self.grid.max())},
+            "peak": {"x": round((column + 0.5) * scale[1], 1), "y": round((row + 0.5) * scale[0], 1)},
+            "size": {"height": height, "width": width},
+            "meta": self.meta,
+        }
+        if self.thresholds is not None and self.mask is not None:
+            facts |= {"thresholds": vars(self.thresholds), "anomalous_share": float(self.mask.mean())}
+        return facts
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the heat map as `path` (PNG), its numbers as .json and the raw map on the patch grid as .npy beside it.
+
+        Raises:
+            OutputError: another ending than .png, or the disk refuses.
+        """
+        target = Path(path)
+        if target.suffix.lower() != ".png":
+            raise OutputError(f"cannot save to {target}: give a name that ends in .png")
+        return atomic_write_all(
+            {
+                target: encode_png(self.heat()),
+                target.with_suffix(".json"): json.dumps(self.facts(), indent=1).encode(),
+                target.with_suffix(".npy"): _npy(self.grid),
+            }
+        )
+
+
+def _npy(array: npt.NDArray[np.float32]) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,145 @@
+"""`Scorer`: pixels to evidence, and evidence to maps and image scores, by one `Scoring`; knows no files.
+
+Shape letters: B images, h/w patch grid, y/x windows, D width, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from densevl.anomaly.adapters import Adapters
+from densevl.anomaly.evidence import (
+    all_windows,
+    combine_levels,
+    distances,
+    on_grid,
+    patch_levels,
+    text_margins,
+    tower_levels,
+)
+from densevl.anomaly.fusing import Spread, fuse, image_score
+from densevl.anomaly.harmonic import mix_probabilities
+from densevl.anomaly.maps import smooth
+from densevl.anomaly.memory import NearestMemory
+from densevl.anomaly.scoring import Scoring
+from densevl.anomaly.tokens import run
+from densevl.recipes.recipe import Recipe
+from densevl.recipes.tower import Tower
+
+if TYPE_CHECKING:
+    from densevl.backbones import Backbone
+    from densevl.backbones.proxies import Proxy
+
+Memories = Mapping[str, NearestMemory]
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Evidence of a batch: text logits (B, h, w) and (B,), or None; features (B, y, x, D) by level."""
+
+    text: torch.Tensor | None
+    image: torch.Tensor | None
+    levels: dict[str, torch.Tensor]
+    grid: tuple[int, int]
+
+    def one(self, index: int) -> Looked:
+        """The evidence of one image of the batch, its features not held by the others' memory."""
+        part = slice(index, index + 1)
+        text, image = (None if values is None else values[part].clone() for values in (self.text, self.image))
+        return Looked(text, image, {k: v[part].clone() for k, v in self.levels.items()}, self.grid)
+
+
+@dataclass(eq=False)
+class Scorer:
+    """One way of scoring with one backbone.
+
+    Attributes:
+        tower: the backbone's, or None if it is no CLIP. proxy: whose features are remembered instead, or None.
+        size: the short side images are fed at. prototypes: gives the (2, E) unit rows of the words when first needed.
+        recipe: of dense features; None reads V-V streams.
+        spread: of normal scores, for fuse "standard". adapters: trained, for text "adapters".
+    """
+
+    backbone: Backbone
+    tower: Tower | None
+    proxy: Proxy | None
+    scoring: Scoring
+    size: int
+    prototypes: Callable[[], torch.Tensor]
+    recipe: Recipe | None = None
+    spread: Spread | None = None
+    adapters: Adapters | None = None
+
+    @torch.no_grad()
+    def look(self, pixels: torch.Tensor, with_memory: bool) -> Looked:
+        """One pass of the tower, and one of the proxy if features are to be remembered."""
+        text = image = None
+        levels: dict[str, torch.Tensor] = {}
+        grid = (1, 1)
+        if self.tower is not None and (self.scoring.is_textual or self.proxy is None):
+            seen = run(self.tower, pixels)
+            grid = seen.grid
+            windows = all_windows(seen, self.scoring, self.recipe, with_memory)
+            if self.scoring.text == "adapters" and self.adapters is not None:
+                recipe = self.recipe
+                dense = (
+                    seen.patches(len(seen.outputs) - 1, "joint") if recipe is None else seen.rewired(recipe).features
+                )
+                text, image = self.adapters.text(seen.image(), dense.float().permute(0, 2, 3, 1))
+            elif self.scoring.is_textual:
+                text, image = text_margins(seen, windows, self.prototypes(), self.scoring, self.recipe)
+            if with_memory:
+                levels = tower_levels(seen, windows, self.scoring, patches=self.proxy is None)
+        if with_memory and "patch" in self.scoring.memory:
+            other: torch.Tensor | None = None
+            if self.proxy is not None:
+                other = self.proxy.from_clip(pixels, self.backbone.mean, self.backbone.std)
+            elif self.tower is None:
+                other = self.backbone.encode_dense(pixels).features
+            if other is not None:
+                levels |= patch_levels({"proxy": other.float()}, self.scoring)
+        return Looked(text, image, levels, grid)
+
+    def distance(self, looked: Looked, memories: Memories) -> torch.Tensor:
+        """Distance of each place to its nearest normal one, over all levels: (B, h, w)."""
+        return combine_levels(distances(looked.levels, memories, self.scoring, looked.grid))
+
+    @torch.no_grad()
+    def judge(
+        self, looked: Looked, memories: Memories, distance: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Score what was seen, with memories or none ({}).
+
+        Args:
+            distance: of `distance`, if it is known.
+
+        Returns:
+            The raw maps (B, h, w), image scores (B,), and the parts by name: "memory" distances, "text" probabilities
+            and "text_logit", (B, h, w) each.
+
+        Raises:
+            ModelError: neither words nor memories, or fuse "standard" without the spread.
+        """
+        scoring, text, image = self.scoring, looked.text, looked.image
+        memory = self.distance(looked, memories) if distance is None and memories else distance
+        parts = {}
+        if memory is not None:
+            parts["memory"] = memory
+            if self.adapters is not None and text is not None and image is not None:
+                places, whole = self.adapters.compare(looked.levels, memories)
+                text, image = mix_probabilities([text, places]), mix_probabilities([image, whole])
+            text = on_grid(text, (memory.shape[1], memory.shape[2])) if text is not None else None
+        if text is not None:
+            parts |= {"text": text.sigmoid(), "text_logit": text}
+        raw = fuse(text, memory, scoring, self.spread)
+        scores = image_score(image, raw, memory, scoring)
+        if scoring.reweigh and len(memories) == 1:
+            level, own = next(iter(memories.items()))
+            rows = looked.levels[level].flatten(1, 2)
+            scores = scores * torch.stack([own.weight(image, scoring.reweigh) for image in rows]).to(scores)
+        cells = self.size / min(raw.shape[1:])  # pixels, as fed, per cell of the map
+        return smooth(raw, scoring.smooth / cells), scores, parts

@@ -1,0 +1,136 @@
+"""One pass of an image tower with every block's tokens kept, and what anomaly scores read from them.
+
+Shape letters: B images, N tokens (leading ones first), D width, E joint space, h/w patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import RecipeError
+from densevl.recipes.engine import finish, require
+from densevl.recipes.features import DenseFeatures, Hints
+from densevl.recipes.recipe import Recipe
+from densevl.recipes.tower import Grid, Tower
+from densevl.recipes.trunk import Trunk
+
+STAGES = ("auto", "block", "norm", "joint")
+QUARTERS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one run of the trained tower leaves.
+
+    Attributes:
+        outputs: depth + 1 tensors (B, N, D), tokens after block l, 0 before the first. grid: (h, w).
+    """
+
+    tower: Tower
+    outputs: tuple[torch.Tensor, ...]
+    grid: Grid
+
+    @torch.no_grad()
+    def image(self) -> torch.Tensor:
+        """The image embeddings (B, E), not normalised."""
+        return self.tower.pool(self.outputs[-1]).float()
+
+    @torch.no_grad()
+    def patches(self, layer: int, stage: str = "block") -> torch.Tensor:
+        """Patch tokens (B, D, h, w) after a block (1-based).
+
+        Args:
+            stage: "block", as they are; "norm", after the last norm; "joint", in the joint space; "auto", after the
+                norm where the tower has that apart from its read-out, else in the joint space.
+
+        Raises:
+            RecipeError: the tower has no such stage.
+        """
+        tokens = self.outputs[layer]
+        readout = getattr(self.tower, "cls_readout", None)
+        if stage == "auto":
+            stage = "joint" if readout is None else "norm"
+        if stage == "norm":
+            if readout is None:
+                raise RecipeError(
+                    f"stage 'norm' needs a tower that reads CLS alone; this is {self.tower.kind}: 'joint'"
+                )
+            tokens = readout[0](tokens)
+        elif stage == "joint":
+            tokens = self.tower.read(tokens)
+        return tokens[:, self.tower.prefix :].float().mT.unflatten(2, self.grid)
+
+    @torch.no_grad()
+    def rewired(self, recipe: Recipe) -> DenseFeatures:
+        """Dense features by a recipe, from the blocks that ran anyway.
+
+        Raises:
+            RecipeError: the recipe needs more than this pass holds.
+        """
+        hints = Hints(None, None, None, None, None, None, False)
+        if recipe.stitch != "none" or recipe.readout != "tokens" or recipe.spread or recipe.whole:
+            raise RecipeError(
+                f"recipe '{recipe.name}' works on windows or regions; anomaly maps take one of the others"
+            )
+        require(self.tower, recipe, hints)
+        taps = dict(enumerate(self.outputs))
+        return finish(self.tower, Trunk(taps[len(taps) - 1 - recipe.rewired], taps, self.grid), recipe, hints)
+
+    @torch.no_grad()
+    def value_streams(self, blocks: int, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Patch features (B, E, h, w) of the V-V stream after several blocks.
+
+        Beside the trained stream runs a second one over the last `blocks` blocks, which only adds attention of values
+        to values, without the MLP (CLIP Surgery; AnomalyCLIP, ICLR 2024; the layers are APRIL-GAN's idea).
+
+        Raises:
+            RecipeError: the tower has fewer blocks, or a layer lies before the stream begins.
+        """
+        depth, tower = len(self.outputs) - 1, self.tower
+        if not 1 <= blocks <= depth or not layers or not depth - blocks < min(layers) <= max(layers) <= depth:
+            raise RecipeError(
+                f"a value stream over {blocks} blocks read after {list(layers)} does not fit a tower of {depth}; "
+                f"layers lie within the last blocks, counted from 1"
+            )
+        total, found = self.outputs[depth - blocks], {}
+        for index in range(depth - blocks, depth):
+            block = tower.view(index, self.grid)
+            v = block.project(block.norm(self.outputs[index]), "v")["v"]
+            total = total + block.merge(F.scaled_dot_product_attention(v, v, v))
+            if index + 1 in layers:
+                patches = tower.read(total)[:, tower.prefix :]
+                found[index + 1] = patches.float().mT.unflatten(2, self.grid)
+        return [found[layer] for layer in layers]
+
+
+@torch.no_grad()
+def run(tower: Tower, pixels: torch.Tensor, rule: str = "size") -> Pass:
+    """Run normalised pixels (B, 3, H, W), sides multiples of the patch, through a tower once."""
+    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
+    outputs = [tower.embed(pixels, rule)]
+    for index in range(tower.depth):
+        outputs.append(tower.run(index, outputs[-1], grid))
+    return Pass(tower, tuple(outputs), grid)
+
+
+def layers_at(shares: Sequence[float | int], depth: int) -> tuple[int, ...]:
+    """Block numbers (1-based): whole numbers as they are, shares of the depth (0..1] rounded to the nearest block.
+
+    Raises:
+        RecipeError: a block the tower has not.
+    """
+    found = []
+    if not depth:
+        return (0,)  # a tower that runs as a whole
+    for share in shares:
+        layer = share if isinstance(share, int) else max(1, round(share * depth))
+        if not 1 <= layer <= depth:
+            raise RecipeError(
+                f"layer {share} is outside the tower's {depth} blocks; give 1 to {depth}, or a share 0..1"
+            )
+        found.append(layer)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,48 @@
+"""The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
+
+Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated
+
+import typer
+
+from densevl import __version__
+from densevl.cli.anomaly import anomaly_app
+from densevl.cli.evaluation import eval_app, label
+from densevl.cli.listing import doctor, models, recipes_app
+from densevl.cli.segmentation import segment
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Open-vocabulary dense prediction."
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"densevl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Open-vocabulary dense prediction: name labels, get masks, without training."""
+    for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+for command in (segment, models, doctor, label):
+    app.command()(command)
+for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("eval", eval_app)):
+    app.add_typer(group, name=name)

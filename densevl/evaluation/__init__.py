@@ -1,0 +1,23 @@
+"""Benchmarks: datasets as they lie on disk, measures from integer counts, a runner that resumes, and reports."""
+
+from densevl.evaluation.datasets import Check, Dataset, Sample, check, names, open_dataset
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.faults import DatasetError, EvaluationError
+from densevl.evaluation.predicting import Prediction, Predictor
+from densevl.evaluation.runner import Outcome, run
+
+__all__ = [
+    "Check",
+    "Dataset",
+    "DatasetError",
+    "EvaluationError",
+    "Experiment",
+    "Outcome",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "check",
+    "names",
+    "open_dataset",
+    "run",
+]

@@ -1,0 +1,47 @@
+"""One benchmark, many recipes: a table by one command, each row resumable by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from densevl.evaluation import processes
+from densevl.evaluation.evaluate import evaluate
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.runner import Outcome
+from densevl.files import atomic_write
+
+COLUMNS = ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "ECE")
+
+
+def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path) -> tuple[dict[str, Outcome], Path]:
+    """Evaluate recipes one after the other and write table.md.
+
+    Args:
+        experiment: all but the recipe; recipes: names; work_dir: gets a folder a recipe, and the table.
+
+    Raises:
+        DensevlError: as `evaluate`.
+    """
+    outcomes = {
+        name: evaluate(replace(experiment, recipe=name), Path(work_dir) / name)[0] for name in dict.fromkeys(recipes)
+    }
+    path = Path(work_dir) / "table.md"
+    if processes.rank() == 0:
+        atomic_write(path, table(outcomes).encode())
+    return outcomes, path
+
+
+def table(outcomes: dict[str, Outcome]) -> str:
+    """Markdown, per cent, the best mIoU first."""
+    first = next(iter(outcomes.values()))
+    columns = [name for name in COLUMNS if name in first.summary]
+    ranked = sorted(outcomes.items(), key=lambda pair: -pair[1].summary["mIoU"])
+    lines = [f"{first.used.get('model')} on {first.dataset.name}, {len(first.dataset)} images, per cent.", ""]
+    lines += [f"| recipe | {' | '.join(columns)} | paper |", "|---" * (len(columns) + 2) + "|"]
+    for name, outcome in ranked:
+        cells = (f"{100 * outcome.summary[column]:.1f}" for column in columns)
+        paper = outcome.experiment.published
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {'-' if paper is None else f'{paper:.1f}'} |")
+    return "\n".join(lines) + "\n"

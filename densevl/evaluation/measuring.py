@@ -1,0 +1,55 @@
+"""Which integers are counted for an image, and what they come to at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.evaluation.boundary import boundary_counts, boundary_iou
+from densevl.evaluation.calibration import BINS, calibration, calibration_counts
+from densevl.evaluation.confusion import confusion, measures, per_class
+from densevl.evaluation.datasets import Sample
+from densevl.evaluation.predicting import Prediction
+
+AllCounts = dict[str, npt.NDArray[np.int64]]
+
+
+def zeros(names: tuple[str, ...], classes: int) -> AllCounts:
+    """Counts of no image."""
+    shapes = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
+    return {name: np.zeros(shapes[name], np.int64) for name in names}
+
+
+def count(names: tuple[str, ...], classes: int, sample: Sample, found: Prediction, ratio: float) -> AllCounts:
+    """Counts of one image."""
+    counts = {"iou": confusion(sample.truth, found.labels, classes)}
+    if "boundary" in names:
+        counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, ratio)
+    if "calibration" in names:
+        counts["calibration"] = calibration_counts(sample.truth, found.labels, found.confidence)
+    return counts
+
+
+def summary(counts: AllCounts) -> dict[str, float]:
+    """The headline numbers: measures of `confusion.measures`, mean boundary IoU, ECE and MCE; 0..1 or NaN."""
+    table = measures(counts["iou"])
+    if "boundary" in counts:
+        outline = boundary_iou(counts["boundary"])
+        table["boundary mIoU"] = float(np.nanmean(outline)) if not np.isnan(outline).all() else float("nan")
+    if "calibration" in counts:
+        errors = calibration(counts["calibration"])
+        table |= {name: errors[name] for name in ("ECE", "MCE")}
+    return table
+
+
+def class_rows(counts: AllCounts, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row a class: name, IoU, accuracy, precision, share of the truth, and boundary IoU where counted."""
+    columns = per_class(counts["iou"])
+    if "boundary" in counts:
+        columns["boundary IoU"] = boundary_iou(counts["boundary"])
+    return [
+        {"class": name, **{key: float(values[index]) for key, values in columns.items()}}
+        for index, name in enumerate(names)
+    ]

@@ -1,0 +1,145 @@
+"""Analyses on a predictor whose behaviour is known, corruptions, anomaly tables and the table of recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densevl.evaluation import EvaluationError, open_dataset
+from densevl.evaluation.analyses import background_reliance, corruption_robustness, vocabulary_expansion
+from densevl.evaluation.analysis_report import write
+from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from densevl.evaluation.predicting import Prediction
+from densevl.vocabulary import LabelSet
+
+NAMES = ("background", "red", "green")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Red and green squares on black, each labelled."""
+    root = tmp_path / "data"
+    for kind in ("images", "labels"):
+        (root / kind).mkdir(parents=True)
+    for number in range(4):
+        picture, labels = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8)
+        picture[2:9, 2:9, 0], labels[2:9, 2:9] = 255, 1
+        picture[11:18, 10 + number // 2 : 18, 1], labels[11:18, 10 + number // 2 : 18] = 255, 2
+        Image.fromarray(picture).save(root / f"images/{number}.png")
+        Image.fromarray(labels).save(root / f"labels/{number}.png")
+    (root / "names.txt").write_text("\n".join(NAMES))
+    return open_dataset("folder", root)
+
+
+class Painter:
+    """Sees pure colours; a third label, if there is one, takes the right half of what is green."""
+
+    def __init__(self, labels: LabelSet) -> None:
+        self.labels = labels
+
+    def with_labels(self, labels: LabelSet) -> Painter:
+        return Painter(labels)
+
+    def __call__(self, rgb: np.ndarray) -> Prediction:
+        red, green = (rgb[..., 0] > 190) & (rgb[..., 1] < 90), (rgb[..., 1] > 190) & (rgb[..., 0] < 90)
+        found = np.where(red, 1, np.where(green, 2, 0)).astype(np.int16)
+        if len(self.labels) > 2:
+            found[:, 14:][found[:, 14:] == 2] = 3
+        return Prediction(found, np.ones(found.shape, np.float32))
+
+
+@pytest.fixture
+def painter(dataset) -> Painter:
+    return Painter(dataset.classes.labels())
+
+
+def test_distractors_cost_what_they_take(dataset, painter) -> None:
+    found = vocabulary_expansion(painter, dataset, ["lime", "red", "moss"], steps=(0, 1, 9))
+    points = found.series["folder"]
+    assert [x for x, _ in points] == [0, 1, 2]  # "red" is a label already, and there are no nine
+    assert points[0][1] == 1.0
+    assert points[1][1] < 0.9
+    with pytest.raises(EvaluationError, match="every distractor"):
+        vocabulary_expansion(painter, dataset, ["Red"])
+
+
+def test_who_sees_objects_only_does_not_rely_on_the_background(dataset, painter) -> None:
+    rows = background_reliance(painter, dataset).rows
+    assert rows[0] == {"class": "mean", "as it is": 1.0, "background grey": 1.0, "object grey": 0.0}
+    assert [row["class"] for row in rows] == ["mean", "red", "green"]
+
+
+def test_robustness_starts_at_the_clean_score_and_a_dark_photo_is_lost(dataset, painter) -> None:
+    found = corruption_robustness(painter, dataset, ("dark", "noise"), (5,))
+    assert found.series["dark"][0] == (0.0, 1.0)
+    assert found.series["dark"][1][1] < 0.5
+    with pytest.raises(EvaluationError, match="severity 9"):
+        corruption_robustness(painter, dataset, severities=(9,))
+
+
+def test_an_analysis_becomes_a_page_that_needs_no_network(dataset, painter, tmp_path) -> None:
+    found = [vocabulary_expansion(painter, dataset, ["lime"], (0, 1)), background_reliance(painter, dataset)]
+    files = write(found, tmp_path / "out", "Analyses")
+    assert [path.name for path in files][:2] == ["analyses.html", "analyses.json"]
+    assert "http" not in files[0].read_text()
+    assert json.loads(files[1].read_text())[0]["name"] == "Vocabulary expansion"
+    assert (tmp_path / "out/background_reliance.csv").read_text().startswith("class,as it is")
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_keeps_the_shape_repeats_and_grows(name) -> None:
+    photo = np.array(Image.open(next((Path(__file__).parents[2] / "demo/images").glob("*.jpg"))).resize((70, 50)))
+    changes = []
+    for severity in SEVERITIES:
+        one, two = corrupt(photo, name, severity, seed=1), corrupt(photo, name, severity, seed=1)
+        assert one.shape == photo.shape
+        assert one.dtype == np.uint8
+        np.testing.assert_array_equal(one, two)
+        changes.append(np.abs(one.astype(int) - photo).mean())
+    assert changes == sorted(changes)
+    with pytest.raises(EvaluationError, match="no corruption"):
+        corrupt(photo, name + "x", 1)
+
+
+def test_anomaly_rows_and_their_mean(tmp_path) -> None:
+    pytest.importorskip("densevl.anomaly.metrics")
+    from densevl.evaluation.anomaly_run import detectors, evaluate_anomaly, markdown
+    from densevl.evaluation.anomaly_run import write as write_anomaly
+    from densevl.evaluation.anomaly_sets import open_anomaly
+
+    rng = np.random.default_rng(0)
+    for category in ("cup", "nut"):
+        for place, damaged in (("train/good", False), ("test/good", False), ("test/dent", True)):
+            for number in range(2):
+                path = tmp_path / category / place / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture = rng.integers(0, 60, (16, 16, 3)).astype(np.uint8)
+                mask = np.zeros((16, 16), np.uint8)
+                if damaged:
+                    picture[4:8, 4:8], mask[4:8, 4:8] = 255, 255
+                    truth = tmp_path / category / "ground_truth/dent" / f"{number:03d}_mask.png"
+                    truth.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(truth)
+                Image.fromarray(picture).save(path)
+    seen = {}
+
+    def teach(category, references):
+        seen[category] = [item.image.name for item in references]
+        return lambda rgb: (rgb.max(axis=2).astype(float), float(rgb.max()))
+
+    rows = evaluate_anomaly(open_anomaly("mvtec", tmp_path), teach, shots=1)
+    assert seen == {"cup": ["000.png"], "nut": ["000.png"]}
+    assert [row["category"] for row in rows] == ["cup", "nut", "mean"]
+    assert rows[-1]["image_auroc"] == rows[-1]["pixel_auroc"] == 1.0
+    assert markdown(rows).splitlines()[-1].startswith("| mean | 100.0")
+    assert {path.suffix for path in write_anomaly(rows, tmp_path / "out", {"shots": 1})} == {".json", ".csv", ".md"}
+    with pytest.raises(EvaluationError, match="5 shots asked for"):
+        evaluate_anomaly(open_anomaly("mvtec", tmp_path), teach, shots=5)
+    with pytest.raises(EvaluationError, match="the map of"):
+        evaluate_anomaly(open_anomaly("mvtec", tmp_path), lambda *_: lambda rgb: (np.zeros((2, 2)), 0.0))
+    real = evaluate_anomaly(open_anomaly("mvtec", tmp_path), detectors("mini"), shots=1)
+    assert all(0 <= row["pixel_auroc"] <= 1 for row in real)

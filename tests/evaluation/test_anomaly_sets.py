@@ -1,0 +1,99 @@
+"""Miniatures of the anomaly benchmarks in their real layouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densevl.evaluation.anomaly_sets import AnomalySet, names, open_anomaly
+from densevl.evaluation.faults import DatasetError
+
+SHAPE = (5, 7)
+
+
+def _picture(path: Path, value: int = 80, spot: int | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.full(SHAPE, value, np.uint8)
+    if spot is not None:
+        array[:] = 0
+        array[1:3, 2:4] = spot
+    Image.fromarray(array).save(path)
+
+
+def _make(name: str, root: Path) -> None:
+    if name == "mvtec":
+        for number in range(2):
+            _picture(root / f"bottle/train/good/{number:03d}.png")
+        _picture(root / "bottle/test/good/000.png")
+        _picture(root / "bottle/test/crack/000.png")
+        _picture(root / "bottle/ground_truth/crack/000_mask.png", spot=255)
+    elif name == "visa":
+        rows = ["object,split,label,image,mask"]
+        for number, (split, label) in enumerate([("train", "normal"), ("test", "normal"), ("test", "anomaly")]):
+            image = f"candle/Data/Images/{label}/{number:04d}.JPG"
+            mask = f"candle/Data/Masks/Anomaly/{number:04d}.png" if label == "anomaly" else ""
+            _picture(root / image)
+            if mask:
+                _picture(root / mask, spot=3)  # looks black
+            rows.append(f"candle,{split},{label},{image},{mask}")
+        (root / "split_csv").mkdir()
+        (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    elif name == "mtd":
+        for number in range(5):
+            _picture(root / f"MT_Free/Imgs/{number}.jpg")
+            _picture(root / f"MT_Free/Imgs/{number}.png", 0)
+        _picture(root / "MT_Crack/Imgs/9.jpg")
+        _picture(root / "MT_Crack/Imgs/9.png", spot=140)
+    else:
+        for split in ("train", "test"):
+            for number, spot in ((10000, None), (10001, 255)):
+                _picture(root / f"{split}/{number}.png")
+                _picture(root / f"{split}/{number}_GT.png", 0, spot)
+
+
+EXPECTED = {"mvtec": (2, 2), "visa": (1, 2), "mtd": (4, 2), "ksdd2": (1, 2)}  # training and test images
+
+
+def test_every_reader_has_a_miniature() -> None:
+    assert set(EXPECTED) == set(names())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_miniature_in_the_real_layout(name, tmp_path) -> None:
+    _make(name, tmp_path)
+    found = open_anomaly(name, tmp_path)
+    assert isinstance(found, AnomalySet)
+    assert (len(found.train), len(found.test)) == EXPECTED[name]
+    assert not any(item.damaged for item in found.train)
+    assert sorted(item.damaged for item in found.test) == [False, True]
+    areas = {item.damaged: int(item.read_mask(SHAPE).sum()) for item in found.test}
+    assert areas == {False: 0, True: 4}
+    assert len(found.categories) == 1
+    assert found.of(found.categories[0]).test == found.test
+
+
+def test_grey_edges_of_tile_masks_are_cut_at_half(tmp_path) -> None:
+    _make("mtd", tmp_path)
+    _picture(tmp_path / "MT_Crack/Imgs/9.png", spot=100)
+    assert sum(item.read_mask(SHAPE).sum() for item in open_anomaly("mtd", tmp_path).test) == 0
+
+
+def test_faults_are_named(tmp_path) -> None:
+    with pytest.raises(DatasetError, match="closest: mvtec"):
+        open_anomaly("mvtek", tmp_path)
+    with pytest.raises(DatasetError, match=r"no test images of 'mvtec'; expected there: CATEGORY/train/good"):
+        open_anomaly("mvtec", tmp_path)
+    with pytest.raises(DatasetError, match=r"was not found; looked in '.*nowhere'"):
+        open_anomaly("visa", tmp_path / "nowhere")
+    _make("mvtec", tmp_path)
+    found = open_anomaly("mvtec", tmp_path)
+    with pytest.raises(DatasetError, match="masks are never resized"):
+        next(item for item in found.test if item.damaged).read_mask((9, 9))
+    (tmp_path / "bottle/ground_truth/crack/000_mask.png").unlink()
+    with pytest.raises(DatasetError, match=r"the mask of .* is missing"):
+        next(item for item in found.test if item.damaged).read_mask(SHAPE)
+    with pytest.raises(DatasetError, match="no category 'botle'"):
+        found.of("botle")

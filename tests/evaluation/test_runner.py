@@ -1,0 +1,194 @@
+"""The runner: the same integers alone, by two processes, and after ten kills; reports that repeat byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import distributed
+
+from densevl.evaluation import EvaluationError, Experiment, processes, report, run
+from densevl.evaluation.predicting import Clock, Prediction
+from densevl.evaluation.state import State
+
+IMAGES = 13
+CLASSES = ("background", "dog", "car")
+EXPERIMENT = {"dataset": "folder", "measures": ("iou", "boundary", "calibration")}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind / "sub").mkdir(parents=True)
+    for number in range(IMAGES):
+        name = f"{'sub/' if number % 2 else ''}{number:02d}.png"
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).save(folder / "images" / name)
+        Image.fromarray(rng.integers(0, 3, (3, 4), np.uint8).repeat(4, 0).repeat(4, 1)).save(folder / "labels" / name)
+    (folder / "names.txt").write_text("\n".join(CLASSES))
+    return folder
+
+
+class Dummy:
+    """Predicts from the pixels alone; may act before the n-th image."""
+
+    def __init__(self, before: Callable[[int], None] = lambda count: None) -> None:
+        self.clock, self.before, self.count = Clock(), before, 0
+
+    def facts(self) -> dict[str, str]:
+        return {"model": "dummy", "recipe": "none"}
+
+    def __call__(self, rgb: np.ndarray) -> Prediction:
+        self.before(self.count)
+        self.count += 1
+        return Prediction((rgb[..., 0] % 4).astype(np.int16) - 1, rgb[..., 1].astype(np.float32) / 255)
+
+
+def _experiment(root: Path) -> Experiment:
+    return Experiment(root=str(root), **EXPERIMENT)
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """Do it in a process of its own; returns how that ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+def _same(one, other) -> None:
+    assert one.counts.keys() == other.counts.keys()
+    for name in one.counts:
+        np.testing.assert_array_equal(one.counts[name], other.counts[name], err_msg=name)
+    np.testing.assert_array_equal(one.ranking, other.ranking)
+
+
+def test_ten_kills_change_no_count(root, tmp_path) -> None:
+    alone = run(_experiment(root), predictor=Dummy())
+
+    def die(count: int) -> None:
+        if count == 1:
+            os.kill(os.getpid(), signal.SIGKILL)  # no time to save anything
+
+    work = tmp_path / "work"
+    for done in range(1, 11):
+        ended = _forked(lambda: run(_experiment(root), work, predictor=Dummy(die), save_every=0))
+        assert os.WIFSIGNALED(ended)
+        assert len(list((work / "state").iterdir())) == done
+    resumed = run(_experiment(root), work, predictor=Dummy())
+    assert (resumed.resumed, resumed.images) == (10, 3)
+    _same(alone, resumed)
+    again = run(_experiment(root), work, predictor=Dummy())
+    assert (again.resumed, again.images) == (13, 0)
+    _same(alone, again)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_processes_count_what_one_does(world, root, tmp_path) -> None:
+    alone = run(_experiment(root), predictor=Dummy())
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=world)
+        outcome = run(_experiment(root), tmp_path / "work", predictor=Dummy())
+        if rank == 0:
+            State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
+        processes.barrier()
+        processes.leave()
+
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(rank)
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+    _same(alone, State.load(tmp_path / "sum.npz"))
+    assert len(list((tmp_path / "work/state").iterdir())) == world
+    _same(alone, run(_experiment(root), tmp_path / "work", predictor=Dummy()))  # goes on with another number of them
+
+
+def test_an_error_keeps_what_was_counted(root, tmp_path) -> None:
+    (root / "labels/08.png").unlink()
+    with pytest.raises(EvaluationError.__base__, match=r"08.png' are missing"):
+        run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    state = State.load(next((tmp_path / "work/state").iterdir()))
+    assert 0 < state.done.sum() < IMAGES
+
+
+def test_another_experiment_is_refused(root, tmp_path) -> None:
+    run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    other = Experiment(root=str(root), **{**EXPERIMENT, "min_share": 0.1})
+    with pytest.raises(EvaluationError, match="counts of another experiment"):
+        run(other, tmp_path / "work", predictor=Dummy())
+    moved = root.rename(root.with_name("moved"))  # the place of the files is no part of an experiment
+    assert run(_experiment(moved), tmp_path / "work", predictor=Dummy()).resumed == IMAGES
+
+
+def test_a_damaged_state_is_named(root, tmp_path) -> None:
+    (tmp_path / "work/state").mkdir(parents=True)
+    (tmp_path / "work/state/0001-0000.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(EvaluationError, match="is no saved state"):
+        run(_experiment(root), tmp_path / "work", predictor=Dummy())
+
+
+def test_progress_counts_up_and_predictions_mirror_the_tree(root, tmp_path) -> None:
+    seen = []
+    outcome = run(
+        _experiment(root), predictor=Dummy(), dump=tmp_path / "dump", show=lambda *values: seen.append(values)
+    )
+    assert [done for done, _, _ in seen] == list(range(1, IMAGES + 1))
+    assert seen[-1][2] == pytest.approx(outcome.summary["mIoU"])
+    files = sorted(path.relative_to(tmp_path / "dump").as_posix() for path in (tmp_path / "dump").rglob("*.png"))
+    assert files == sorted(f"{item.key}.png" for item in outcome.dataset.items)
+    stored = np.asarray(Image.open(tmp_path / "dump/sub/01.png")).astype(np.int64)
+    expected = np.asarray(Image.open(root / "images/sub/01.png"))[..., 0] % 4
+    np.testing.assert_array_equal(np.where(stored == 65535, -1, stored), expected.astype(int) - 1)
+
+
+def test_reports_repeat_byte_for_byte_but_for_the_run(root, tmp_path) -> None:
+    one = run(_experiment(root), tmp_path / "one", predictor=Dummy())
+    with pytest.raises(ZeroDivisionError):
+        run(_experiment(root), tmp_path / "two", predictor=Dummy(lambda count: count < 5 or 1 / 0))
+    two = run(_experiment(root), tmp_path / "two", predictor=Dummy())
+    texts = {}
+    for name, outcome in (("one", one), ("two", two)):
+        files = report.write(outcome, tmp_path / name, Dummy())
+        assert [path.name for path in files] == ["report.html", "results.json", "classes.csv", "confusion.csv"]
+        facts = json.loads(files[1].read_text())
+        facts.pop("run")
+        html = files[0].read_text()
+        start, end = html.index("<h2>Time"), html.index("<h2>Protocol")
+        texts[name] = (json.dumps(facts), html[:start] + html[end:], files[2].read_text(), files[3].read_text())
+    assert texts["one"] == texts["two"]
+    assert "http" not in texts["one"][1]  # needs no network
+    assert texts["one"][1].count("data:image/jpeg;base64,") == 4 * 2 * 3
+    rows = texts["one"][2].splitlines()
+    assert rows[0].startswith("class,IoU,accuracy")
+    assert len(rows) == 1 + len(CLASSES)
+
+
+def test_a_class_that_never_occurs_is_empty_in_json_and_absent_on_the_page(root, tmp_path) -> None:
+    (root / "names.txt").write_text("\n".join([*CLASSES, "<unicorn>"]))
+    outcome = run(_experiment(root), predictor=Dummy())
+    files = report.write(outcome, tmp_path / "out")
+    facts = json.loads(files[1].read_text())
+    assert facts["classes"][3]["IoU"] is None
+    assert facts["measures"]["absent"] == 1
+    assert "&lt;unicorn&gt;" in files[0].read_text()
