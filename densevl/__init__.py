@@ -20,6 +20,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "Ensemble": "densevl.pipelines.ensemble",
     "Segmenter": "densevl.pipelines.segmenter",
+    "RegionClassifier": "densevl.pipelines.regions",
+    "RegionSearch": "densevl.pipelines.search",
+    "RegionResult": "densevl.regions.result",
     "AnomalyDetector": "densevl.pipelines.anomaly",
     "AnomalyResult": "densevl.anomaly.result",
     "Inspector": "densevl.pipelines.inspection",
@@ -39,6 +42,7 @@ _LAZY = {
     "backbones": "densevl.backbones",
     "kernels": "densevl.kernels",
     "evaluation": "densevl.evaluation",
+    "regions": "densevl.regions",
     "vocabulary": "densevl.vocabulary",
 }
 
@@ -50,6 +54,7 @@ __all__ = [
     "LabelSet",
     "Recipe",
     "Proposals",
+    "RegionClassifier",
     "SegmentationResult",
     "Segmenter",
     "TextOptions",
@@ -66,6 +71,7 @@ if TYPE_CHECKING:
     from densevl.backbones.proxies import load_proxy
     from densevl.pipelines.anomaly import AnomalyDetector
     from densevl.pipelines.ensemble import Ensemble
+    from densevl.pipelines.regions import RegionClassifier
     from densevl.pipelines.segmenter import Segmenter
     from densevl.proposals import Proposals, load_proposer
     from densevl.recipes import Recipe

@@ -19,6 +19,7 @@ PUBLIC = {
     "TextOptions",
     "load_proxy",
     "AnomalyDetector",
+    "RegionClassifier",
     "load_proposer",
     "Proposals",
     "__version__",

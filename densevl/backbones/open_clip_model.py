@@ -47,16 +47,16 @@ class OpenClipBackbone(Backbone):
             ModelError: patches of the image tower cannot be brought into the joint space.
         """
         self._model = model.eval()
-        self._tower = tower_of(model.visual, name)
+        self.tower = tower_of(model.visual, name)
         self._tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
         self.mean, self.std = mean, std
-        self.patch_size = self._tower.patch_size
-        self.embed_dim = self._tower.embed_dim
+        self.patch_size = self.tower.patch_size
+        self.embed_dim = self.tower.embed_dim
         self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)
         self.logit_scale = float(self._model.logit_scale.exp())
-        self.default_recipe = "sclip" if _rewires(self._tower) else "vanilla"
+        self.default_recipe = "sclip" if _rewires(self.tower) else "vanilla"
         self.summary = "CLIP: any words, photos and drawings"
 
     @property
@@ -86,7 +86,7 @@ class OpenClipBackbone(Backbone):
             options = {"position_rule": position_rule, "text": text, "proxy": proxy, "regions": regions, "sam": sam}
             return self.encode_stitched(pixels, windows, chosen, batch=1, compat=compat, **options)
         hints = self._hints(pixels, chosen, text, proxy, regions, boxes, sam, compat)
-        return encode(self._tower, pixels, chosen, position_rule or chosen.position_rule, hints)
+        return encode(self.tower, pixels, chosen, position_rule or chosen.position_rule, hints)
 
     @torch.no_grad()
     def encode_stitched(
@@ -106,12 +106,12 @@ class OpenClipBackbone(Backbone):
         """Encode a whole image window by window, stitched; see `Backbone.encode_stitched`."""
         hints = self._hints(pixels, recipe, text, proxy, regions, None, sam, compat)
         rule = position_rule or recipe.position_rule
-        return encode_stitched(self._tower, pixels, windows, recipe, rule, hints, batch)
+        return encode_stitched(self.tower, pixels, windows, recipe, rule, hints, batch)
 
     def proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
         """Features of a proxy, or of trained heads on this tower's own tokens; see `Backbone.proxy_features`."""
         if hasattr(proxy, "from_tower"):
-            return proxy.from_tower(self._tower, pixels, recipe.position_rule)
+            return proxy.from_tower(self.tower, pixels, recipe.position_rule)
         return super().proxy_features(pixels, recipe, proxy)
 
     def _hints(
@@ -149,7 +149,7 @@ class OpenClipBackbone(Backbone):
         Raises:
             ImageError: another size.
         """
-        size = self._tower.image_size
+        size = self.tower.image_size
         if tuple(pixels.shape[1:]) != (3, *size):
             raise ImageError(f"pixels are {tuple(pixels.shape)}; encode_image takes (B, 3, {size[0]}, {size[1]})")
         return self._model.encode_image(pixels.to(next(self._model.visual.parameters()).dtype), normalize=False)

@@ -59,7 +59,7 @@ def train_adapters(
     Raises:
         ModelError: no CLIP, no samples, none damaged or none sound. ImageError: a mask of another size than its image.
     """
-    tower = getattr(backbone, "_tower", None)
+    tower = getattr(backbone, "tower", None)
     if tower is None:
         raise ModelError(f"model '{backbone.name}' is no CLIP; adapters need words and patches in one space")
     numbers = layers_at(layers, tower.depth)

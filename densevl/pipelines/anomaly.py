@@ -84,7 +84,7 @@ class AnomalyDetector:
             raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
         self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
         self.proxy = as_proxy(proxy, str(self.backbone.device))
-        tower: Tower | None = getattr(self.backbone, "_tower", None)
+        tower: Tower | None = getattr(self.backbone, "tower", None)
         if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
             raise ModelError(
                 f"model '{self.backbone.name}' is no CLIP, so words and windows tell nothing; take a CLIP model "

@@ -119,7 +119,7 @@ class Inspector:
 
     def _embed(self, pictures: Sequence[np.ndarray], batch: int = 32) -> torch.Tensor:
         """(N, E); pictures are resized to the trained size without a crop, so that nothing at the rim is lost."""
-        tower = getattr(self.backbone, "_tower", None)
+        tower = getattr(self.backbone, "tower", None)
         size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
         pixels = [self.backbone.normalize(shrink(picture, size)) for picture in pictures]
         parts = [

@@ -184,7 +184,7 @@ def test_window_index_is_row_by_row() -> None:
 
 
 def test_a_window_over_the_whole_grid_is_the_image(tiny) -> None:
-    seen = run(tiny._tower, torch.randn(2, 3, 32, 32))
+    seen = run(tiny.tower, torch.randn(2, 3, 32, 32))
     whole = F.normalize(seen.image(), dim=-1)
     for way in ("exact", "shared"):
         window = F.normalize(window_embeddings(seen, 4, way), dim=-1)
@@ -196,13 +196,13 @@ def test_exact_windows_see_nothing_outside_and_do_not_depend_on_chunks(tiny, mon
     pixels = torch.randn(1, 3, 32, 48)
     other = pixels.clone()
     other[:, :, :, 24:] = torch.randn(1, 3, 32, 24)  # beyond the first three columns of patches
-    first, second = (window_embeddings(run(tiny._tower, p), 3) for p in (pixels, other))
+    first, second = (window_embeddings(run(tiny.tower, p), 3) for p in (pixels, other))
     assert first.shape == (1, 2, 4, 24)
     assert torch.allclose(first[:, :, 0], second[:, :, 0], atol=1e-6)
     assert not torch.allclose(first[:, :, 1], second[:, :, 1], atol=1e-3)
     monkeypatch.setattr("densevl.anomaly.windows.TOKENS", 1)
     monkeypatch.setattr("densevl.anomaly.windows.PAIRS", 1)
-    seen = run(tiny._tower, pixels)
+    seen = run(tiny.tower, pixels)
     assert torch.allclose(window_embeddings(seen, 3), first, atol=1e-5)
     assert window_embeddings(seen, 3, "shared").shape == first.shape
     with pytest.raises(RecipeError, match="closest: exact"):
@@ -211,7 +211,7 @@ def test_exact_windows_see_nothing_outside_and_do_not_depend_on_chunks(tiny, mon
 
 def test_a_pass_equals_the_tower_and_gives_streams_and_recipes(tiny) -> None:
     pixels = torch.randn(2, 3, 32, 32)
-    seen = run(tiny._tower, pixels)
+    seen = run(tiny.tower, pixels)
     assert torch.allclose(seen.image(), tiny.encode_image(pixels), atol=1e-5)
     from densevl.recipes import Recipe, get
 
@@ -321,7 +321,7 @@ def test_winclip_equals_a_window_by_window_reference(tiny) -> None:
         tokens.append(F.normalize(model.visual.ln_post(model.visual.transformer(x[None]))[0, 1:], dim=-1))
     m_levels.append((1 - (tokens[0] @ tokens[1].T).amax(1)).numpy().reshape(4, 4) / 2)
 
-    scorer = Scorer(tiny, tiny._tower, None, get_scoring("winclip"), 32, lambda: words)
+    scorer = Scorer(tiny, tiny.tower, None, get_scoring("winclip"), 32, lambda: words)
     seen = scorer.look(torch.stack([query, normal]), with_memory=True)
     memories = {level: NearestMemory.of([rows[1].flatten(0, 1)]) for level, rows in seen.levels.items()}
     zero, image, _ = scorer.judge(seen, {})

@@ -313,7 +313,7 @@ def test_other_towers_load_strictly(tmp_path, kind) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     save_file(state, tmp_path / "open_clip_model.safetensors")
     backbone = load_backbone(str(tmp_path), device="cpu")
-    pixels = torch.randn(1, 3, *backbone._tower.image_size)
+    pixels = torch.randn(1, 3, *backbone.tower.image_size)
     with torch.no_grad():
         torch.testing.assert_close(backbone.encode_image(pixels), model.encode_image(pixels, normalize=False))
     lost = next(key for key in state if key.startswith("visual."))

@@ -135,7 +135,7 @@ def backbones() -> dict[str, OpenClipBackbone]:
 
 def _pixels(backbone: OpenClipBackbone, grid: tuple[int, int] | None = None, batch: int = 2) -> torch.Tensor:
     patch = backbone.patch_size
-    size = tuple(n * patch for n in grid) if grid else backbone._tower.image_size
+    size = tuple(n * patch for n in grid) if grid else backbone.tower.image_size
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -165,7 +165,7 @@ def test_a_block_spelled_out_is_the_block(backbones, name, grid) -> None:
 
 @pytest.mark.parametrize("name", TAKEN_APART)
 def test_every_projection_is_the_same_alone_and_together(backbones, name) -> None:
-    tower = backbones[name]._tower
+    tower = backbones[name].tower
     x_BND = tower.embed(_pixels(backbones[name], (3, 2)), "size")
     block = tower.view(tower.depth - 1, (3, 2))
     together = block.project(block.norm(x_BND), "qkv")
@@ -203,7 +203,7 @@ def test_a_tower_of_one_size_says_so(backbones, name) -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_a_patch_is_read_as_if_it_were_the_only_one(backbones, name) -> None:
-    tower = backbones[name]._tower
+    tower = backbones[name].tower
     with torch.no_grad():
         x_BND = tower.embed(_pixels(backbones[name]), "size")
         read_BNE = tower.read(x_BND)
@@ -213,11 +213,11 @@ def test_a_patch_is_read_as_if_it_were_the_only_one(backbones, name) -> None:
 
 def test_the_readout_of_cls_is_all_that_reads_it(backbones) -> None:
     for name in ("native", "native, custom blocks", "CoCa without pooler"):
-        tower = backbones[name]._tower
+        tower = backbones[name].tower
         x_BND = torch.randn(2, 5, 32)
         norm, matrix_DE = tower.cls_readout
         _close(norm(x_BND[:, 0]) @ matrix_DE, tower.pool(x_BND))
-    assert all(getattr(backbones[name]._tower, "cls_readout", None) is None for name in ("CoCa", "CLIPA", "SigLIP"))
+    assert all(getattr(backbones[name].tower, "cls_readout", None) is None for name in ("CoCa", "CLIPA", "SigLIP"))
 
 
 @pytest.mark.parametrize("name", ["average after norm", "average of timm"])

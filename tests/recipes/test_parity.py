@@ -289,7 +289,7 @@ def test_trained_convolutions_stand_in_for_the_proxy(golden_clip, state, tmp_pat
     features, front = oracle_graph.clip_dinoiser(state, pixels, weights)
     dense = golden_clip.encode_dense(pixels[None], "dinoiser", proxy=heads)
     torch.testing.assert_close(dense.features[0].flatten(1).T.double(), features, atol=2e-5, rtol=0)
-    got = heads.foreground(golden_clip._tower, pixels[None])[0].flatten().double()
+    got = heads.foreground(golden_clip.tower, pixels[None])[0].flatten().double()
     torch.testing.assert_close(got, front.sigmoid(), atol=1e-5, rtol=0)
 
 

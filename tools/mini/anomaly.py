@@ -77,7 +77,7 @@ def window_map(model: Mini, pixels: torch.Tensor, margin_E: torch.Tensor) -> tor
     """Probability of damage (B, h, h): harmonic mean over the windows that cover a patch and over `WINDOWS`."""
     visual: Any = model._model.visual
     grid = pixels.shape[-1] // model.patch_size
-    x_BND = model._tower.embed(pixels, "size")
+    x_BND = model.tower.embed(pixels, "size")
     inverse = torch.zeros(len(pixels), grid, grid)
     for side in WINDOWS:
         index_Wn = torch.stack(list(_windows(grid, side)))
@@ -98,7 +98,7 @@ def memory_map(model: Mini, pixels: torch.Tensor, reference: torch.Tensor) -> to
     """Cosine distance (B, h, h) of every patch to the nearest patch of the reference, after block `MEMORY_LAYER`."""
     visual: Any = model._model.visual
     grid = pixels.shape[-1] // model.patch_size
-    x_BND = model._tower.embed(torch.cat([reference, pixels]), "size")
+    x_BND = model.tower.embed(torch.cat([reference, pixels]), "size")
     for block in visual.transformer.resblocks[:MEMORY_LAYER]:
         x_BND = block(x_BND)
     unit = F.normalize(x_BND[:, 1:], dim=-1)

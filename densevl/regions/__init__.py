@@ -1,0 +1,1 @@
+"""Regions of a photo, embedded and named. Importing this loads no model."""

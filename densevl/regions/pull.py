@@ -1,0 +1,94 @@
+"""Masks brought to the tokens of a tower, exactly: pulled through one small matrix an axis, never thresholded.
+
+Two questions have two pairs of matrices. "Which tokens make up the mean of the upsampled features over this mask?" is
+answered by the decoding plan, transposed (`DecodePlan`): its rows sum to 1, so a mask of one pixel has a weight of one.
+"How much of this token does the mask cover?" is answered by the area that a pixel and a token share (`token_plan`).
+Shape letters: R masks, H/W pixels of the photo, Y/X tokens of all windows, n windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from densevl.inference.windows import AxisWindows, WindowGrid
+from densevl.proposals.base import Proposals
+from densevl.proposals.packing import unpack_rows
+
+TOGETHER = 2**20  # pixels of masks that are unpacked at once
+
+
+def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torch.Tensor:
+    """sum over pixels of mask[y, x] rows[y, i] cols[x, j]: (R, Y, X) float32.
+
+    Masks of a small photo go together, those of a large one by one and only where they lie.
+
+    Args:
+        masks: R masks of an (H, W) photo. rows_HY, cols_WX: float32, a row a pixel of the photo, a column a token.
+    """
+    pulled = torch.zeros(len(masks), rows_HY.shape[1], cols_WX.shape[1])
+    rows_HY, cols_WX = rows_HY.cpu(), cols_WX.cpu()
+    step = TOGETHER // max(1, masks.size[0] * masks.size[1])
+    if step > 1:
+        for start in range(0, len(masks), step):
+            part = slice(start, start + step)
+            inside = torch.from_numpy(masks.select(part).masks()).to(torch.float32)
+            pulled[part] = rows_HY.mT @ (inside @ cols_WX)
+        return pulled
+    for index, (x0, _, x1, _) in enumerate(pixel_boxes(masks)):
+        top, lines = unpack_rows(masks.packed[index], masks.size)
+        if len(lines):
+            inside = torch.from_numpy(lines[:, x0:x1]).float()
+            pulled[index] = rows_HY[top : top + len(lines)].mT @ (inside @ cols_WX[x0:x1])
+    return pulled
+
+
+def pixel_boxes(masks: Proposals) -> list[tuple[int, int, int, int]]:
+    """x0, y0, x1, y1 of each mask in whole pixels, the last two exclusive; empty masks have empty boxes."""
+    height, width = masks.size
+    boxes = np.asarray(masks.boxes, dtype=float).reshape(-1, 4)
+    low = np.floor(boxes[:, :2]).clip(0, (width, height)).astype(int)
+    high = np.ceil(boxes[:, 2:]).clip(0, (width, height)).astype(int)
+    return [(int(x0), int(y0), int(x1), int(y1)) for (x0, y0), (x1, y1) in zip(low, high, strict=True)]
+
+
+def token_plan(windows: WindowGrid, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices (H, Y) and (W, X) that turn masks of an (H, W) photo into the covered share (0..1) of each token."""
+    height, width = size
+    return _axis(windows.rows, height), _axis(windows.cols, width)
+
+
+@lru_cache(maxsize=16)
+def _axis(axis: AxisWindows, size: int) -> torch.Tensor:
+    """(size, windows * tokens) float32: the part of each token that each pixel makes up."""
+    scale = size / axis.length
+    token = (axis.before + axis.crop + axis.after) / axis.tokens * scale
+    first = (np.array(axis.starts) - axis.before - axis.margin[0]) * scale
+    start = (first[:, None] + np.arange(axis.tokens) * token).ravel()
+    pixel = np.arange(size)[:, None]
+    shared = np.minimum(pixel + 1, start + token) - np.maximum(pixel, start)
+    return torch.from_numpy((shared.clip(min=0) / token).astype(np.float32))
+
+
+def window_areas(masks: Proposals, windows: WindowGrid) -> torch.Tensor:
+    """How much of each mask each window sees, in tokens: (n, R) float32."""
+    rows_HY, cols_WX = token_plan(windows, masks.size)
+    rows = rows_HY.unflatten(1, (-1, windows.rows.tokens)).sum(dim=2)
+    cols = cols_WX.unflatten(1, (-1, windows.cols.tokens)).sum(dim=2)
+    return pull(masks, rows, cols).flatten(1).mT.contiguous()
+
+
+def window_cover(masks: Proposals, windows: WindowGrid, which: int, chosen: Sequence[int]) -> torch.Tensor:
+    """The covered share of each token of one window, for some of the masks: (len(chosen), h * w) float32.
+
+    Args:
+        which: the window, in the order of `windows.corners`. chosen: indices of masks.
+    """
+    h, w = windows.rows.tokens, windows.cols.tokens
+    row, col = divmod(which, len(windows.cols.starts))
+    rows_HY, cols_WX = token_plan(windows, masks.size)
+    few = masks.select(list(chosen))
+    return pull(few, rows_HY[:, row * h : (row + 1) * h], cols_WX[:, col * w : (col + 1) * w]).flatten(1)

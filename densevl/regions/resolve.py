@@ -1,0 +1,218 @@
+"""From named masks that overlap, nest and leave holes to a label map, to instances, or to a panoptic map.
+
+Masks are read from their packed bits, some rows of the image at a time: neither masks nor classes are ever held at full
+size. Shape letters: R regions, C classes, P pixels of some rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import LabelError, suggest
+from densevl.proposals.base import Proposals
+from densevl.regions.overlap import nms, suppress_parts
+
+Floats = npt.NDArray[np.float32]
+SEMANTIC = ("sum", "mean", "max", "paint")
+AT_ONCE = 2**23  # numbers held in one step
+NOTHING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """Regions kept as objects, best first.
+
+    Attributes: index (N,) int64 into the regions; labels (N,) int64; scores (N,) float32.
+    """
+
+    index: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    scores: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Panoptic:
+    """A panoptic map.
+
+    Attributes:
+        ids: int32 (H, W), 0 where no segment is.
+        segments: one dict a segment: id, label, score, area in pixels, regions (indices it is made of).
+    """
+
+    ids: npt.NDArray[np.int32]
+    segments: tuple[dict[str, Any], ...]
+
+
+def semantic(
+    masks: Proposals, probs: Any, *, mode: str = "paint", nothing: Any = None, threshold: float = 0.0
+) -> tuple[npt.NDArray[np.int16], Floats]:
+    """One label a pixel from the class probabilities of the masks over it.
+
+    Args:
+        masks: R masks of an (H, W) photo. probs: (R, C).
+        mode: how masks that overlap add up, class by class. "sum" (MaskFormer) favours stacks of nested masks; "mean"
+            divides by how many there are, which changes no winner but what `threshold` sees; "max" takes the strongest;
+            "paint" lets the smallest mask have the pixel.
+        nothing: (R,) probability that the region is none of the classes; it competes.
+        threshold: a pixel whose best class has less than this is labelled nothing.
+
+    Returns:
+        int16 labels (H, W), -1 where nothing and where no mask is, and float32 confidence (H, W), 0..1: of the best
+        class, 0 where no mask is.
+
+    Raises:
+        LabelError: an unknown mode, or probabilities of another number of masks.
+    """
+    if mode not in SEMANTIC:
+        raise LabelError(f"mode is {mode!r}{suggest(str(mode), SEMANTIC)}; it is one of {', '.join(SEMANTIC)}")
+    table = _table(masks, probs, nothing)
+    if mode == "paint":
+        top = masks.segment_map()
+        scores = np.concatenate([np.zeros((1, table.shape[1]), np.float32), table])
+        best = scores.argmax(axis=1)
+        labels, confidence = best[top], scores.max(axis=1)[top]
+        covered = top > 0
+    else:
+        height, width = masks.size
+        labels, confidence = np.zeros(height * width, np.int64), np.zeros(height * width, np.float32)
+        covered = np.zeros(height * width, bool)
+        for pixels, met, over_RP in _strips(masks, table.shape[1]):
+            few = table[met]
+            scores_PC = _strongest(over_RP, few) if mode == "max" else over_RP.T.astype(np.float32) @ few
+            count = over_RP.sum(axis=0)
+            if mode == "mean":
+                scores_PC /= np.maximum(count, 1)[:, None]
+            labels[pixels], confidence[pixels] = scores_PC.argmax(axis=1), scores_PC.max(axis=1)
+            covered[pixels] = count > 0
+        labels, confidence, covered = (a.reshape(height, width) for a in (labels, confidence, covered))
+    wins = covered & (labels < table.shape[1] - 1) & (confidence >= threshold)
+    found = np.where(wins, labels, NOTHING).astype(np.int16)
+    return found, np.where(covered, np.minimum(confidence, 1), 0).astype(np.float32)
+
+
+def fill_holes(labels: npt.NDArray[np.int16], masks: Proposals, dense: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """The label map with pixels under no mask taken from a dense map of the same classes, (H, W) int16."""
+    return np.where(masks.segment_map() > 0, labels, dense).astype(np.int16)
+
+
+def instances(
+    masks: Proposals,
+    probs: Any,
+    *,
+    nothing: Any = None,
+    quality: Any = None,
+    top: int = 100,
+    many: bool = False,
+    threshold: float = 0.0,
+    iou: float = 0.5,
+    metric: str = "iou",
+    parts: float | None = None,
+) -> Instances:
+    """Objects: the best named masks, of which those that repeat a better one of the same class are left out.
+
+    Args:
+        masks, probs, nothing: as `semantic`. quality: (R,) multiplies the probability to the score; None is 1.
+        top: at most so many. many: let a mask appear under several labels, as MaskFormer does; else only its best.
+        threshold: lowest score. iou, metric: of the NMS within a class, see `overlap.nms`.
+        parts: also drop regions of which more than this share lies within a larger one of the same class.
+
+    Raises:
+        LabelError: probabilities of another number of masks, or an unknown metric.
+    """
+    table = _table(masks, probs, nothing)
+    weight = np.ones(len(masks), np.float32) if quality is None else np.asarray(quality, np.float32)
+    classes = table.shape[1] - 1
+    if many:
+        index, labels = (part.ravel() for part in np.indices((len(masks), classes)))
+    else:
+        index, labels = np.arange(len(masks)), table.argmax(axis=1) if len(table) else np.zeros(0, np.int64)
+    scores = table[index, labels] * weight[index]
+    kept = (labels < classes) & (scores >= threshold) & (masks.areas[index] > 0)
+    index, labels, scores = index[kept], labels[kept], scores[kept]
+    first = np.lexsort((index, labels, -scores.astype(np.float64)))[: 10 * top]  # NMS leaves fewer than it gets
+    index, labels, scores = index[first], labels[first], scores[first]
+    found = nms(masks.select(index), scores, labels, threshold=iou, metric=metric)
+    if parts is not None:
+        few = masks.select(index[found])
+        found = found[suppress_parts(few, labels[found], scores[found], threshold=parts)]
+    found = found[:top]
+    return Instances(index[found].astype(np.int64), labels[found].astype(np.int64), scores[found])
+
+
+def panoptic(
+    masks: Proposals,
+    probs: Any,
+    *,
+    nothing: Any = None,
+    quality: Any = None,
+    stuff: Collection[int] = (),
+    threshold: float = 0.0,
+    visible: float = 0.8,
+) -> Panoptic:
+    """One segment a pixel: the most confident mask has it; masks of which too little is left are dropped.
+
+    Args:
+        masks, probs, nothing, quality: as `instances`.
+        stuff: classes whose masks are one segment together.
+        threshold: lowest confidence (Mask2Former's configs have 0.8, OVSeg 0).
+        visible: a mask goes if less than this share of it can be seen.
+    """
+    table = _table(masks, probs, nothing)
+    best = table.argmax(axis=1) if len(table) else np.zeros(0, np.int64)
+    weight = np.ones(len(masks), np.float32) if quality is None else np.asarray(quality, np.float32)
+    confidence = table[np.arange(len(masks)), best] * weight
+    areas = masks.areas
+    kept = np.flatnonzero((best < table.shape[1] - 1) & (confidence >= threshold) & (areas > 0))
+    # The last one painted has the pixel: the most confident, of equals the smaller, of those the first.
+    order = kept[np.lexsort((-kept, -areas[kept], confidence[kept].astype(np.float64)))]
+    owner = np.full(masks.size, -1, np.int32)
+    for index in order:
+        owner[masks.mask(index)] = index
+    seen = np.bincount(owner[owner >= 0], minlength=len(masks))
+    groups: dict[int, list[int]] = {}
+    for index in order[::-1]:
+        if seen[index] >= visible * areas[index]:
+            label = int(best[index])
+            groups.setdefault(-1 - label if label in stuff else int(index), []).append(int(index))
+    number = np.zeros(len(masks) + 1, np.int32)  # its last entry is for pixels without a mask
+    segments = []
+    for name, members in enumerate(groups.values(), start=1):
+        number[members] = name
+        score = float(confidence[members].max())
+        area = int(seen[members].sum())
+        segments.append({"id": name, "label": int(best[members[0]]), "score": score, "area": area, "regions": members})
+    return Panoptic(number[owner], tuple(segments))
+
+
+def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
+    """(R, C + 1) float32: the classes, then what is none of them."""
+    array = np.asarray(probs, np.float32)
+    if array.ndim != 2 or len(array) != len(masks) or array.shape[1] == 0:
+        raise LabelError(f"probabilities are {array.shape} for {len(masks)} masks; give ({len(masks)}, classes)")
+    rest = np.zeros(len(masks), np.float32) if nothing is None else np.asarray(nothing, np.float32)
+    return np.concatenate([array, rest[:, None]], axis=1)
+
+
+def _strips(masks: Proposals, columns: int) -> Iterator[tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
+    """Pixels in row order, some whole bytes at a time, the masks whose boxes reach there, and over which pixels each
+    lies: bool (len(met), P)."""
+    width, total = masks.size[1], masks.size[0] * masks.size[1]
+    step = max(8, AT_ONCE // (len(masks) + columns) // 8 * 8)
+    for start in range(0, total, step):
+        stop = min(start + step, total)
+        met = np.flatnonzero((masks.boxes[:, 1] < -(-stop // width)) & (masks.boxes[:, 3] > start // width))
+        packed = masks.packed[met, start // 8 : -(-stop // 8)]
+        yield slice(start, stop), met, np.unpackbits(packed, axis=1, count=stop - start).view(np.bool_)
+
+
+def _strongest(over_RP: npt.NDArray[np.bool_], table: Floats) -> Floats:
+    scores = np.zeros((over_RP.shape[1], table.shape[1]), np.float32)
+    for row, over in zip(table, over_RP, strict=True):
+        if over.any():
+            scores[over] = np.maximum(scores[over], row)
+    return scores

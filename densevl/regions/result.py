@@ -1,0 +1,290 @@
+"""What naming regions gives back: a name and a score for each mask, and the ways out (picture, files, COCO, maps)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.drawing import draw_overlay
+from densevl.errors import DensevlError, MissingExtraError, OutputError
+from densevl.files import OVERLAY_MARK, atomic_write_all
+from densevl.images import encode_png
+from densevl.proposals.base import Proposals
+from densevl.regions import resolve
+from densevl.results import UNLABELLED, SegmentationResult
+
+if TYPE_CHECKING:
+    import supervision
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RegionResult:
+    """A name for each region of a photo; regions may overlap, nest and leave pixels uncovered.
+
+    Attributes:
+        regions: the R masks, packed; see `Proposals`.
+        vocabulary: the C class names, all different.
+        probs: float32 (R, C), probability of each class, that of its best word; rows need not sum to 1.
+        nothing: float32 (R,), probability of the best word that is no class; 0 where there are none.
+        labels: int64 (R,), index into `vocabulary`, -1 where the region is none of the classes.
+        scores: float32 (R,), probability of the label, or, for -1, of what won instead.
+        image: uint8 RGB (H, W, 3), the photo, upright.
+        embeddings: unit vectors (R, E) of the regions by operator; see `reclassify`.
+        meta: what made it; ready for JSON. warnings: what the user should know, a sentence each.
+        rename_fn: names the same regions by other labels.
+        dense_fn: labels of every pixel from the model's dense features, int16 (H, W), called at most when asked.
+
+    Raises:
+        DensevlError: shapes contradict this list.
+    """
+
+    regions: Proposals
+    vocabulary: tuple[str, ...]
+    probs: Floats
+    nothing: Floats
+    labels: npt.NDArray[np.int64]
+    scores: Floats
+    image: npt.NDArray[np.uint8]
+    embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    rename_fn: Callable[..., RegionResult] | None = None
+    dense_fn: Callable[[], npt.NDArray[np.int16]] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.regions)
+        shapes = (self.probs.shape, self.nothing.shape, self.labels.shape, self.scores.shape, self.image.shape)
+        wanted = ((count, len(self.vocabulary)), (count,), (count,), (count,), (*self.regions.size, 3))
+        if shapes != wanted:
+            raise DensevlError(f"probs, nothing, labels, scores and image are {shapes}; {count} regions need {wanted}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "rename_fn": None, "dense_fn": None}  # closures over the model stay here
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def __repr__(self) -> str:
+        height, width = self.regions.size
+        found = Counter(self.names).most_common()
+        listed = ", ".join(f"{count} {name}" for name, count in found[:5])
+        return f"RegionResult({height}x{width}, {len(self)} regions: {listed}{', ...' * (len(found) > 5)})"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each region, "nothing" where it is none of the classes."""
+        return tuple(self.vocabulary[label] if label >= 0 else UNLABELLED for label in self.labels.tolist())
+
+    @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """All masks, bool (R, H, W): eight times what `regions` takes."""
+        return self.regions.masks()
+
+    @property
+    def boxes(self) -> Floats:
+        """float32 (R, 4), x0 y0 x1 y1 in pixels, the last two exclusive."""
+        return self.regions.boxes
+
+    def select(self, index: Any) -> RegionResult:
+        """Take some of the regions, or another order: a slice, a bool (R,), or integers."""
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            index = index if index.dtype == np.bool_ else index.astype(np.int64).reshape(-1)
+        rename = self.rename_fn
+        return replace(
+            self,
+            regions=self.regions.select(index),
+            probs=self.probs[index],
+            nothing=self.nothing[index],
+            labels=self.labels[index],
+            scores=self.scores[index],
+            embeddings={name: rows[index] for name, rows in self.embeddings.items()},
+            rename_fn=None if rename is None else lambda *given, **named: rename(*given, **named).select(index),
+        )
+
+    def reclassify(self, labels: Any, **options: Any) -> RegionResult:
+        """Name the same regions by other labels: a matrix product, the photo is not looked at again.
+
+        Args:
+            labels: as `RegionClassifier.classify` takes them. options: its background.
+
+        Raises:
+            DensevlError: the result came out of a file or another process. LabelError: unusable labels.
+        """
+        if self.rename_fn is None:
+            raise DensevlError("this result has left its model: name regions anew with RegionClassifier.classify")
+        return self.rename_fn(labels, **options)
+
+    def instances(
+        self,
+        *,
+        top: int = 100,
+        threshold: float = 0.0,
+        iou: float = 0.5,
+        metric: str = "iou",
+        parts: float | None = None,
+    ) -> RegionResult:
+        """The regions that are objects of a class, best first, none repeating another; see `resolve.instances`.
+
+        The score of a region is its probability times the quality of its mask.
+        """
+        found = resolve.instances(
+            self.regions,
+            self._decided(),
+            nothing=self._rest(),
+            quality=self.regions.quality,
+            top=top,
+            threshold=threshold,
+            iou=iou,
+            metric=metric,
+            parts=parts,
+        )
+        return replace(self.select(found.index), scores=found.scores)
+
+    def semantic(self, mode: str = "paint", *, fill: bool = False, threshold: float = 0.0) -> SegmentationResult:
+        """One label a pixel; see `resolve.semantic`. A region that is nothing competes as such, and may hide others.
+
+        Args:
+            mode: "sum", "mean", "max" or "paint".
+            fill: take pixels that no mask covers from the model's dense features.
+            threshold: pixels with less than this are labelled nothing.
+
+        Raises:
+            LabelError: an unknown mode. DensevlError: `fill` without a model.
+        """
+        labels, confidence = resolve.semantic(
+            self.regions, self._decided(), mode=mode, nothing=self._rest(), threshold=threshold
+        )
+        if fill:
+            if self.dense_fn is None:
+                raise DensevlError("this result has left its model, which fills holes; use fill=False")
+            labels = resolve.fill_holes(labels, self.regions, self.dense_fn())
+        return SegmentationResult(labels, self.vocabulary, confidence, self.image, self.meta, self.warnings)
+
+    def panoptic(
+        self, *, stuff: Collection[str] = (), threshold: float = 0.0, visible: float = 0.8
+    ) -> resolve.Panoptic:
+        """One segment a pixel; see `resolve.panoptic`.
+
+        Args:
+            stuff: names whose regions are one segment together.
+
+        Raises:
+            DensevlError: a name of `stuff` that is no class.
+        """
+        unknown = set(stuff) - set(self.vocabulary)
+        if unknown:
+            raise DensevlError(f"no class {min(unknown)!r} in this result; its classes are in vocabulary")
+        return resolve.panoptic(
+            self.regions,
+            self._decided(),
+            nothing=self._rest(),
+            quality=self.regions.quality,
+            stuff={self.vocabulary.index(name) for name in stuff},
+            threshold=threshold,
+            visible=visible,
+        )
+
+    def overlay(self, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
+        """Draw the named regions over the photo, small ones on top, with a legend below: uint8 RGB."""
+        labels = np.concatenate([[resolve.NOTHING], self.labels]).astype(np.int16)[self.regions.segment_map()]
+        return draw_overlay(self.image, labels, self.vocabulary, alpha=alpha)
+
+    def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
+        """Return one COCO annotation for each named region, ready for JSON.
+
+        Returns:
+            Dicts with image_id, category_id (class index + 1), category_name, segmentation (RLE), area in pixels, bbox
+            [x, y, width, height] in pixels, score, quality and iscrowd 0.
+        """
+        named = np.flatnonzero(self.labels >= 0)
+        few = self.regions.select(named)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(self.labels[index]) + 1,
+                "category_name": self.vocabulary[self.labels[index]],
+                "segmentation": rle,
+                "area": int(area),
+                "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                "score": float(self.scores[index]),
+                "quality": float(quality),
+                "iscrowd": 0,
+            }
+            for index, rle, area, (x0, y0, x1, y1), quality in zip(
+                named, few.to_rle(compressed=compressed), few.areas, few.boxes, few.quality, strict=True
+            )
+        ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return a `supervision.Detections` of the named regions.
+
+        Its columns: xyxy float32 (N, 4), mask bool (N, H, W), class_id int (N,), confidence float32 (N,),
+        data["class_name"] (N,).
+
+        Raises:
+            MissingExtraError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise MissingExtraError("supervision", "viz", "to_supervision()") from error
+        named = np.flatnonzero(self.labels >= 0)
+        if not len(named):
+            return supervision.Detections.empty()
+        few = self.regions.select(named)
+        return supervision.Detections(
+            xyxy=few.boxes,
+            mask=few.masks(),
+            class_id=self.labels[named].astype(int),
+            confidence=self.scores[named],
+            data={"class_name": np.array(self.names)[named]},
+        )
+
+    def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
+        """Write the regions and a picture of them: all, or none.
+
+        For "out/street.json": `street.json` holds size, vocabulary, regions (`to_coco`), meta and warnings;
+        `street_overlay.png` is `overlay()`.
+
+        Raises:
+            OutputError: the ending is not .json, the disk refuses, or meta is no JSON.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".json":
+            raise OutputError(f"cannot save {str(path)!r}: regions are JSON files, end the name in .json")
+        height, width = self.regions.size
+        content = {
+            "size": {"height": height, "width": width},
+            "vocabulary": self.vocabulary,
+            "regions": self.to_coco(),
+            "meta": self.meta,
+            "warnings": self.warnings,
+        }
+        try:
+            text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
+        contents = {path: text.encode(errors="backslashreplace")}
+        if overlay:
+            contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
+        return atomic_write_all(contents)
+
+    def _decided(self) -> Floats:
+        """`probs` with the rows of rejected regions at 0, so that no map shows what the labels deny."""
+        return np.where(self.labels[:, None] >= 0, self.probs, 0).astype(np.float32)
+
+    def _rest(self) -> Floats:
+        """`nothing`, with 1 where the region was rejected."""
+        return np.where(self.labels >= 0, self.nothing, 1).astype(np.float32)
