@@ -5,7 +5,9 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requir
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
 PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
-  densevl.vocabulary densevl.vocabulary.templates densevl.kernels.reference densevl.refine densevl.images densevl.errors
+  densevl.vocabulary densevl.vocabulary.templates densevl.kernels.ops densevl.kernels.dispatch densevl.kernels.reference \
+  densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
+  densevl.pipelines.regions densevl.pipelines.anomaly
 
 .PHONY: demo test check bench docs clean help
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from densevl.errors import LabelError
-from densevl.kernels.reference import dense_decode, dense_scores
+from densevl.kernels.ops import dense_decode
+from densevl.kernels.reference import dense_scores
 from densevl.kernels.resample import DecodePlan
 from densevl.vocabulary.background import NOTHING
 

@@ -5,17 +5,24 @@ Shape letters: B batch, A heads, N tokens, d head width, T text queries, H/W pix
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch.nn import functional as F
 
 from densevl.kernels.resample import DecodePlan
 
-AFFINITY_ROWS = 256  # rows of an N x N affinity held at once
+AFFINITY_ROWS = 384  # rows of an N x N affinity held at once
+COSINES_HELD = 2304**2  # entries of an N x N affinity that may be held whole
 BIAS_ROWS = 1024  # query rows whose shared bias is held at once
 BIAS_TOKENS = 2304  # up to this many tokens the whole (N, N) bias is held
+RELATIVE_ROWS = 256  # query rows of one head whose logits with relative positions are held
+RELATIVE_HELD = 2**22  # entries of the bias of all heads that may be held together
+MEMORY_ROWS, MEMORY_QUERIES = 4096, 1024  # similarities held at once
+LOG2E = math.log2(math.e)
 DECODE_ROWS, DECODE_COLUMNS = 16, 128  # pixels whose T scores are held at once
 
 
@@ -52,7 +59,10 @@ def grid_attention(
     std: float | None = None,
     scale: float | None = None,
     extra: torch.Tensor | None = None,
-) -> torch.Tensor:
+    *,
+    rel: torch.Tensor | None = None,
+    want_lse: bool = False,
+) -> Any:
     """softmax(scale * q k^T + bias) v with a bias that comes from grid coordinates: (B, A, N, d).
 
     Args:
@@ -61,9 +71,17 @@ def grid_attention(
         std: width of the Gaussian neighbourhood bias in patches, or None for no bias.
         scale: factor on q k^T; None means 1 / sqrt(d).
         extra: a further bias, broadcastable to (B, A, N, M), for methods that have one; None for none.
+        rel: (B*A, N, h+w) decomposed relative positions as SAM has them, the only bias then and with prefix 0: query i
+            and key (y, x) gain rel[i, y] + rel[i, h + x].
+        want_lse: also return log2 of the rows' sums of exp(logit), (B, A, N) float32; this holds logits a few rows at
+            a time.
 
-    No N x N scores are held; of the bias at most `BIAS_ROWS` query rows are.
+    No N x N scores of all heads are held; of a bias at most `BIAS_ROWS` query rows, or one head's map.
     """
+    if want_lse:
+        return _attention_and_lse(q, k, v, grid, prefix, std, scale, extra, rel)
+    if rel is not None:
+        return _relative_attention(q, k, v, grid, scale, rel)
     if std is None and extra is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     total = prefix + grid[0] * grid[1]
@@ -76,6 +94,69 @@ def grid_attention(
         bias = bias if extra is None else bias + extra[..., rows, :].to(q)
         parts.append(F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=bias, scale=scale))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def relative_bias(rel: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Relative position terms (..., h+w) of some queries to their bias against every key of the grid: (..., h*w)."""
+    h = grid[0]
+    return (rel[..., :h, None] + rel[..., None, h:]).flatten(-2)
+
+
+def _relative_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: tuple[int, int], scale: float | None, rel: torch.Tensor
+) -> torch.Tensor:
+    """Attention with decomposed relative positions, some rows of one head at a time, in one buffer used again."""
+    batch, heads, total, _ = q.shape
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v, rel))
+    # Many small maps, as SAM's windows are, go in one call: a head at a time would be all overhead.
+    if needs_grad or q.is_cuda or batch * heads * total**2 <= RELATIVE_HELD:
+        bias = relative_bias(rel, grid).unflatten(0, (batch, heads)).to(q)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    out = q.new_empty(batch, total, heads, v.shape[-1]).transpose(1, 2)  # the output projection's order
+    buffer = q.new_empty(min(RELATIVE_ROWS, total), *grid)
+    for pair in range(batch * heads):
+        at = pair // heads, pair % heads
+        keys, values = k[at].mT * factor, v[at]
+        for rows in torch.arange(total).split(RELATIVE_ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            own = rel[pair, part].to(q)
+            logits = buffer[: len(own)]
+            torch.add(own[:, : grid[0], None], own[:, None, grid[0] :], out=logits)
+            flat = logits.flatten(1)
+            torch.softmax(flat.addmm_(q[at][part], keys), dim=-1, out=flat)
+            out[at][part] = flat @ values
+    return out
+
+
+def _attention_and_lse(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grid: tuple[int, int],
+    prefix: int,
+    std: float | None,
+    scale: float | None,
+    extra: torch.Tensor | None,
+    rel: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `grid_attention`, with the logits of a few query rows written out for their logsumexp."""
+    total = q.shape[2]
+    first_key = total - k.shape[2]
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    outs, sums = [], []
+    for start in range(0, total, AFFINITY_ROWS):
+        rows = slice(start, min(start + AFFINITY_ROWS, total))
+        logits = q[:, :, rows] @ k.mT * factor
+        if std is not None:
+            logits = logits + gaussian_bias(grid, std, prefix, rows)[:, first_key:].to(q)
+        if rel is not None:
+            logits = logits + relative_bias(rel[:, rows], grid).unflatten(0, q.shape[:2]).to(q)
+        if extra is not None:
+            logits = logits + extra[..., rows, :].to(q)
+        outs.append(logits.softmax(dim=-1) @ v)
+        sums.append(logits.float().logsumexp(dim=-1) * LOG2E)
+    return torch.cat(outs, dim=2), torch.cat(sums, dim=2)
 
 
 def affinity_mean(x: torch.Tensor, floor: float | None = None) -> torch.Tensor:
@@ -122,29 +203,47 @@ def affinity_apply(
     if mean is None and (beta is not None or blank is not None):
         mean = affinity_mean(x, floor)
     parts = []
-    for start in range(0, x.shape[1], AFFINITY_ROWS):
-        rows = slice(start, min(start + AFFINITY_ROWS, x.shape[1]))
-        weights = x[:, rows] @ x.mT
-        out = torch.zeros_like(weights, dtype=torch.bool)
+    for rows, weights in _cosine_rows(x):
+        out = None
         if regions is not None:
             out = _elsewhere(weights, regions[:, rows, None], regions[:, None, :], blank, mean)
         if floor is not None:
             low = weights < floor
-            weights = weights.masked_fill(low, 0)
-            out = out | low if linear else out
+            weights.masked_fill_(low, 0)
+            if linear:
+                out = low if out is None else out | low
         if not linear and beta is not None and mean is not None:
-            weights = (weights - (beta * mean).view(-1, 1, 1)) * gamma
-            out = out | (weights < 0)
-        elif not linear:
-            weights = weights * gamma
-        out.diagonal(offset=start, dim1=1, dim2=2).fill_(False)
+            under = weights < (beta * mean).view(-1, 1, 1)
+            out = under if out is None else out | under
+        if out is not None:
+            out.diagonal(offset=rows.start, dim1=1, dim2=2).fill_(False)
         if linear:
-            weights = weights.masked_fill(out, 0)
+            weights = weights if out is None else weights.masked_fill_(out, 0)
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
         else:
-            weights = weights.masked_fill(out, -torch.inf).softmax(dim=-1)
+            weights = weights.mul_(gamma)
+            weights = (weights if out is None else weights.masked_fill_(out, -torch.inf)).softmax(dim=-1)
         parts.append(weights @ v)
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def _cosine_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """x x^T some rows at a time, each (B, R, N) free to be changed.
+
+    The product is symmetric: where it may be held, half of it is computed and the other half copied.
+    """
+    total = x.shape[1]
+    steps = [slice(start, min(start + AFFINITY_ROWS, total)) for start in range(0, total, AFFINITY_ROWS)]
+    if len(steps) == 1 or len(x) * total**2 > COSINES_HELD or (torch.is_grad_enabled() and x.requires_grad):
+        for rows in steps:
+            yield rows, x[:, rows] @ x.mT
+        return
+    cosines = x.new_empty(len(x), total, total)
+    for rows in steps:
+        part = x[:, rows] @ x[:, rows.start :].mT
+        cosines[:, rows, rows.start :] = part
+        cosines[:, rows.stop :, rows] = part[:, :, rows.stop - rows.start :].mT
+        yield rows, cosines[:, rows]
 
 
 def _elsewhere(
@@ -155,6 +254,14 @@ def _elsewhere(
         return own != other
     free = (own == blank) | (other == blank)
     return torch.where(free, cosines <= mean.view(-1, 1, 1), own != other)
+
+
+def mix_limit(unit: torch.Tensor, factor: float, cap: float, negative: float | None) -> torch.Tensor:
+    """The cosine each token must pass in `affinity_mix`, from unit values (B, A, n, d): (B, n)."""
+    limit = factor * torch.einsum("band,bad->ban", unit, unit.mean(dim=2)).mean(dim=1)
+    if negative is not None:
+        limit = torch.where(limit < 0, negative, limit)
+    return limit.clamp(max=cap)
 
 
 def affinity_mix(
@@ -183,13 +290,10 @@ def affinity_mix(
     Returns:
         (B, n, E); a token whose row is empty keeps its own value.
     """
-    h, w = grid
+    w = grid[1]
     corner = (torch.arange(covered[0])[:, None] * w + torch.arange(covered[1])).flatten().to(q.device)
     unit = F.normalize(v[:, :, corner], dim=-1)
-    limit = factor * torch.einsum("band,bad->ban", unit, unit.mean(dim=2)).mean(dim=1)  # (B, n)
-    if negative is not None:
-        limit = torch.where(limit < 0, negative, limit)
-    limit = limit.clamp(max=cap)
+    limit = mix_limit(unit, factor, cap, negative)
     parts = []
     for start in range(0, len(corner), AFFINITY_ROWS):
         rows = slice(start, start + AFFINITY_ROWS)
@@ -198,7 +302,7 @@ def affinity_mix(
             logits = q[:, head, corner[rows]] @ k[:, head].mT * q.shape[-1] ** -0.5
             if rel is not None:
                 own = rel.unflatten(0, (len(x), -1))[:, head, corner[rows]]
-                logits = logits + (own[..., :h, None] + own[..., None, h:]).flatten(2)
+                logits = logits + relative_bias(own, grid)
             kept = unit[:, head, rows] @ unit[:, head].mT > limit[:, rows, None]
             weights += logits.softmax(dim=-1)[..., corner].to(x) * kept
         total = weights.sum(dim=-1, keepdim=True)
@@ -255,3 +359,23 @@ def dense_scores(scores: torch.Tensor, plan: DecodePlan) -> torch.Tensor:
     """Window scores (B, Y, X, T) to pixel scores (B, T, H, W): the one call that builds the full volume."""
     rows = torch.einsum("hy,byxt->bhxt", plan.rows.matrix.to(scores), scores)
     return torch.einsum("wx,bhxt->bthw", plan.cols.matrix.to(scores), rows)
+
+
+def nearest(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most alike memory row of every row: similarity (P,) float32 and index (P,) int64.
+
+    Args:
+        x: (P, D); memory: (M, D). Alike by dot product, so for cosines give unit rows.
+
+    Of equals the smallest index is taken; with an empty memory similarities are -inf and indices -1. Never P x M.
+    """
+    similarity = torch.full((len(x),), -torch.inf, device=x.device)
+    index = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
+    for start in range(0, len(x), MEMORY_QUERIES):
+        rows = slice(start, start + MEMORY_QUERIES)
+        for first in range(0, len(memory), MEMORY_ROWS):
+            best, which = (x[rows] @ memory[first : first + MEMORY_ROWS].mT).max(dim=1)
+            better = best > similarity[rows]
+            similarity[rows] = torch.where(better, best.float(), similarity[rows])
+            index[rows] = torch.where(better, which + first, index[rows])
+    return similarity, index

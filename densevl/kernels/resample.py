@@ -110,3 +110,65 @@ def patch_axis_plan(
     canvas = bilinear_matrix(total * patch, total)[margin[0] : margin[0] + length] @ grid
     matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
     return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))
+
+
+@dataclass(frozen=True, eq=False)
+class AxisTiles:
+    """One axis of a plan in tiles of `step` output pixels, in the form a kernel reads without masks.
+
+    Attributes:
+        index: (tiles, taps) int32, the tokens a tile touches, padded with token 0.
+        weights: (tiles * step, taps) float32, a row per output pixel; 0 for padding and past the last pixel.
+    """
+
+    index: torch.Tensor
+    weights: torch.Tensor
+
+    @property
+    def taps(self) -> int:
+        """Tokens per tile, a power of two."""
+        return self.index.shape[1]
+
+
+@lru_cache(maxsize=4 * KEPT_PLANS)
+def axis_tiles(plan: AxisPlan, step: int, least: int = 1) -> AxisTiles:
+    """Cut an axis into tiles of `step` pixels with at least `least` taps each, the same number for all."""
+    blocks = list(plan.blocks(step))
+    widest = max(least, *(block.weights.shape[1] for block in blocks))
+    taps = 1 << (widest - 1).bit_length()
+    index = torch.zeros(len(blocks), taps, dtype=torch.int32)
+    weights = torch.zeros(len(blocks), step, taps)
+    for i, block in enumerate(blocks):
+        pixels, touched = block.weights.shape
+        index[i, :touched] = torch.as_tensor(block.touched, dtype=torch.int32)
+        weights[i, :pixels, :touched] = block.weights
+    return AxisTiles(index, weights.flatten(0, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """Both axes of a plan in tiles of `shape` = (rows, columns) pixels, 64 in all."""
+
+    shape: tuple[int, int]
+    rows: AxisTiles
+    cols: AxisTiles
+
+    @property
+    def taps(self) -> int:
+        """Tokens that a tile touches, padding included."""
+        return self.rows.taps * self.cols.taps
+
+
+TILE_SHAPES = ((4, 16), (8, 8))
+LEAST_TAPS = 16  # a tensor core's inner dimension
+
+
+@lru_cache(maxsize=4 * KEPT_PLANS)
+def decode_tiling(plan: DecodePlan) -> Tiling:
+    """The tiling of a plan that touches the fewest tokens per tile; the flat shape among equals."""
+    found = []
+    for shape in TILE_SHAPES:
+        rows = axis_tiles(plan.rows, shape[0])
+        cols = axis_tiles(plan.cols, shape[1], max(1, LEAST_TAPS // rows.taps))
+        found.append(Tiling(shape, rows, cols))
+    return min(found, key=lambda tiling: tiling.taps)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from densevl.kernels.reference import affinity_apply, affinity_mean, grid_attention
+from densevl.kernels.ops import Gaussian as Neighbourhood
+from densevl.kernels.ops import affinity_apply, grid_attention
+from densevl.kernels.reference import affinity_mean
 from densevl.recipes.parts import AFFINITIES, Floor, Gaussian, Relative, Softmax, Term
 from densevl.recipes.recipe import ADAPTIVE, Recipe
 from densevl.recipes.tower import Grid
@@ -91,7 +93,8 @@ def _attend(looks: Looks, recipe: Recipe, a: torch.Tensor, b: torch.Tensor, v: t
     scale = 1.0 if recipe.metric == "cosine" else width**-0.5
     std = recipe.bias.std if isinstance(recipe.bias, Gaussian) else None
     bias = None if looks.bias is None else looks.bias[..., keys]
-    return grid_attention(a * heat, b[:, :, keys], v[:, :, keys], looks.grid, prefix, std, scale, bias)
+    near = None if std is None else Neighbourhood(std)
+    return grid_attention(a * heat, b[:, :, keys], v[:, :, keys], looks.grid, prefix, near, scale, extra=bias)
 
 
 def _sides(looks: Looks, recipe: Recipe, of: Projections, term: Term) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from densevl.errors import ProtocolError, RecipeError
 from densevl.inference.cutting import cut, cut_regions, without_margin
 from densevl.inference.windows import WindowGrid
-from densevl.kernels.reference import affinity_mix
+from densevl.kernels.ops import affinity_mix
 from densevl.recipes.engine import finish, require
 from densevl.recipes.features import DenseFeatures, Hints
 from densevl.recipes.parts import Mix

@@ -1,0 +1,27 @@
+"""Starts the process in which Triton interprets the kernels; what runs there is in `fused/`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUSED = Path(__file__).parent / "fused"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", ["values", "mutants"])
+def test_kernels_hold_in_the_interpreter(what) -> None:
+    pytest.importorskip("triton", reason="this torch comes without triton")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FUSED / f"test_fused_{what}.py")],
+        cwd=FUSED.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

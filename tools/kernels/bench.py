@@ -1,0 +1,187 @@
+"""CPU time of the operators against the formulas that papers and packages use, ratios in one run on one thread.
+
+    python tools/kernels/bench.py                   # all three, a few minutes
+    python tools/kernels/bench.py --only decode     # decode, attention or affinity
+    python tools/kernels/bench.py --write           # also record the numbers in docs/kernels.json and docs/kernels.md
+
+Results are compared before anything is timed. CPU seconds of the process, the two sides in turn, medians; other work on
+the machine slows both sides but not always alike, so the load is printed beside the ratio. Nothing here is about GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from densevl.inference import WindowGrid  # noqa: E402
+from densevl.kernels import ops  # noqa: E402
+
+RECORD = ROOT / "docs" / "kernels.json"
+Run = Callable[[], Any]
+
+
+def decode() -> tuple[Run, Run, float]:
+    """15 windows, 448 x 672, 171 queries, labels: against upsampling, padding, adding, dividing, resizing, argmax."""
+    windows = WindowGrid.place(448, 672, 224, 112, 16)
+    parts = torch.randn(len(windows), 171, 14, 14) * 0.1
+    laid = windows.assemble(parts.permute(0, 2, 3, 1).contiguous(), 1)
+    plan = windows.plan(448, 672)
+    corners = windows.corners
+
+    def usual() -> torch.Tensor:
+        canvas, count = torch.zeros(171, 448, 672), torch.zeros(448, 672)
+        for (top, left), part in zip(corners, parts, strict=True):
+            full = F.interpolate(part[None], size=(224, 224), mode="bilinear")[0]
+            canvas += F.pad(full, (left, 672 - left - 224, top, 448 - top - 224))
+            count[top : top + 224, left : left + 224] += 1
+        resized = F.interpolate((canvas / count)[None], size=(448, 672), mode="bilinear")
+        return resized[0].argmax(dim=0)
+
+    def ours() -> torch.Tensor:
+        return ops.dense_decode(laid, plan)[0][0]
+
+    return usual, ours, (usual() != ours()).double().mean().item()
+
+
+def decode_with_probabilities() -> tuple[Run, Run, float]:
+    """The same with the softmax over all queries: label and probability."""
+    windows = WindowGrid.place(448, 672, 224, 112, 16)
+    parts = torch.randn(len(windows), 171, 14, 14) * 0.1
+    laid = windows.assemble(parts.permute(0, 2, 3, 1).contiguous(), 1)
+    plan = windows.plan(448, 672)
+
+    def usual() -> torch.Tensor:
+        canvas, count = torch.zeros(171, 448, 672), torch.zeros(448, 672)
+        for (top, left), part in zip(windows.corners, parts, strict=True):
+            full = F.interpolate(part[None], size=(224, 224), mode="bilinear")[0]
+            canvas += F.pad(full, (left, 672 - left - 224, top, 448 - top - 224))
+            count[top : top + 224, left : left + 224] += 1
+        resized = F.interpolate((canvas / count)[None], size=(448, 672), mode="bilinear")
+        return (40.0 * resized[0]).softmax(dim=0).max(dim=0)
+
+    def ours() -> tuple[torch.Tensor, torch.Tensor]:
+        label, score, lse = ops.dense_decode(laid, plan, 40.0)
+        return torch.exp(40.0 * score - lse)[0], label[0]
+
+    return usual, ours, (usual()[0] - ours()[0]).abs().max().item()
+
+
+def attention() -> tuple[Run, Run, float]:
+    """SAM's global block at 4,096 tokens, 12 heads, relative positions: against segment_anything's own formula."""
+    from segment_anything.modeling.image_encoder import add_decomposed_rel_pos, get_rel_pos
+
+    grid, heads, width = (64, 64), 12, 64
+    q, k, v = torch.randn(3, heads, 4096, width)
+    tables = torch.randn(2, 127, width) * 0.1
+
+    def usual() -> torch.Tensor:
+        logits = (q * width**-0.5) @ k.transpose(-2, -1)
+        return add_decomposed_rel_pos(logits, q, tables[0], tables[1], grid, grid).softmax(dim=-1) @ v
+
+    def ours() -> torch.Tensor:
+        # The terms are made inside the timing on both sides.
+        on_grid = q.unflatten(1, grid)
+        rows = torch.einsum("bhwc,hkc->bhwk", on_grid, get_rel_pos(64, 64, tables[0]))
+        columns = torch.einsum("bhwc,wkc->bhwk", on_grid, get_rel_pos(64, 64, tables[1]))
+        rel = torch.cat([rows, columns], dim=-1).flatten(1, 2)
+        return ops.grid_attention(q[None], k[None], v[None], grid, bias=ops.RelPos(rel))[0]
+
+    return usual, ours, (usual() - ours()).abs().max().item()
+
+
+def affinity() -> tuple[Run, Run, float]:
+    """Proxy affinity at 2,304 tokens, 12 heads, 768 wide: against one map copied for every head (ProxyCLIP's code)."""
+    tokens, heads = 2304, 12
+    x = F.normalize(torch.randn(1, tokens, 768) + 0.5, dim=-1)
+    v = torch.randn(1, tokens, heads * 64)
+
+    def usual() -> torch.Tensor:
+        cosines = torch.einsum("bmc,bnc->bmn", x, x)
+        logits = (cosines - cosines.mean() * 1.2) * 3.0
+        logits[logits < 0.0] = float("-inf")
+        weights = logits.unsqueeze(1).repeat(1, heads, 1, 1).reshape(heads, tokens, tokens).softmax(dim=-1)
+        parts = v.view(tokens, heads, 64).transpose(0, 1)
+        return torch.bmm(weights, parts).transpose(0, 1).reshape(1, tokens, heads * 64)
+
+    def ours() -> torch.Tensor:
+        return ops.affinity_apply(x, v, gamma=3.0, beta=1.2)
+
+    return usual, ours, (usual() - ours()).abs().max().item()
+
+
+CASES = {f.__name__: f for f in (decode, decode_with_probabilities, attention, affinity)}
+BARS = {"decode": 20.0, "decode_with_probabilities": 10.0, "attention": 3.0, "affinity": 3.0}
+
+
+def cpu_ms(run: Run) -> float:
+    """CPU milliseconds of one call."""
+    started = time.process_time()
+    run()
+    return (time.process_time() - started) * 1e3
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """One case: medians of both sides taken in turn, and their ratio."""
+    torch.manual_seed(0)
+    usual, ours, difference = CASES[name]()
+    before = os.getloadavg()[0]
+    pairs = [(cpu_ms(usual), cpu_ms(ours)) for _ in range(repeats)]
+    first, second = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {
+        "case": name,
+        "what": CASES[name].__doc__,
+        "usual_ms": round(first, 1),
+        "ours_ms": round(second, 1),
+        "ratio": round(first / second, 1),
+        "bar": BARS[name],
+        "difference": difference,
+        "load": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "repeats": repeats,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="record the numbers in docs/")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    with torch.inference_mode():
+        for name in CASES:
+            if options.only in name:
+                rows.append(measure(name, options.repeats))
+                print(json.dumps(rows[-1]), flush=True)
+    if options.write:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record["cpu"] = {"torch": torch.__version__, "processor": _processor(), "cores": os.cpu_count(), "rows": rows}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        from tools.kernels.page import write_page
+
+        write_page()
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Every launch the kernels can make, recorded from the launching functions themselves and not written down twice.
+
+A recorder stands in for each kernel while the launching function runs on small CPU tensors. So what gets compiled has
+the arguments, the alignment and the tile of the real launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+from densevl.inference import WindowGrid
+from densevl.kernels.triton import affinity, attention, configs, decode, memory, mix
+
+ARCHITECTURES = (80, 90)
+MODULES = {
+    "decode": (decode, "decode_kernel"),
+    "attention": (attention, "attention_kernel"),
+    "affinity": (affinity, "affinity_kernel"),
+    "mix": (mix, "mix_kernel"),
+    "memory": (memory, "nearest_kernel"),
+}
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+GRIDS = {" narrow": (8, 28), " wide": (8, 64)}
+# Tokens a tile of pixels touches: side of the image, crop, size of the output; windows step by 112.
+GEOMETRIES: dict[int, tuple[int, int | None, tuple[int, int]]] = {
+    16: (448, 224, (448, 448)),
+    32: (896, 224, (448, 448)),
+    64: (672, 336, (672, 672)),
+    128: (672, 336, (672, 448)),
+}
+POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One compilation.
+
+    Attributes:
+        name: kernel and variant, such as "attention gaussian wide d64 fp16"; arch: 80 or 90.
+        kernel: the jitted function; args: by name, as launched; options: warps and stages.
+        entries: results a program computes per step of its main loop, 0 where that says nothing.
+    """
+
+    name: str
+    arch: int
+    kernel: Any
+    args: dict[str, Any]
+    options: dict[str, int]
+    entries: int
+
+    def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+        """Types, constants and divisibility of the arguments, as Triton's own launcher derives them."""
+        types, constants, attributes = {}, {}, {}
+        for place, parameter in enumerate(self.kernel.params):
+            value, name = self.args[parameter.name], parameter.name
+            if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+                types[name], constants[name] = "constexpr", value
+                continue
+            if isinstance(value, torch.Tensor):
+                types[name], multiple = POINTERS[value.dtype], value.data_ptr() % 16 == 0
+            elif isinstance(value, int):
+                types[name], multiple = "i32", value % 16 == 0
+            else:
+                types[name], multiple = "fp32", False
+            if multiple:
+                attributes[place,] = [["tt.divisibility", 16]]
+        return types, constants, attributes
+
+
+class _Recorder:
+    def __init__(self, kernel: Any, seen: list[tuple[Any, dict[str, Any], dict[str, int]]]) -> None:
+        self._kernel, self._seen = kernel, seen
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **keywords: Any) -> None:
+            options = {key: keywords.pop(key) for key in ("num_warps", "num_stages")}
+            by_name = dict(zip(self._kernel.arg_names, args, strict=False)) | keywords
+            self._seen.append((self._kernel, by_name, options))
+
+        return launch
+
+
+def record(kernel: str, arch: int, run: Callable[[], Any]) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """The last launch of a kernel that `run` makes with the tiles of an architecture."""
+    seen: dict[str, list[Any]] = {name: [] for name in MODULES}
+    with ExitStack() as stack:
+        for name, (module, function) in MODULES.items():
+            stack.enter_context(mock.patch.object(module, function, _Recorder(getattr(module, function), seen[name])))
+        stack.enter_context(mock.patch.object(configs, "architecture", return_value=arch))
+        run()
+    return seen[kernel][-1]
+
+
+def _decode(image: int, crop: int | None, size: tuple[int, int], scale: float | None) -> Callable[[], Any]:
+    plan = WindowGrid.place(image, image, crop, 112, 16).plan(*size)
+    scores = torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64)
+    return lambda: decode.dense_decode(scores, plan, scale)
+
+
+def _attention(bias: str, grid: tuple[int, int], width: int, lse: bool, dtype: torch.dtype) -> Callable[[], Any]:
+    prefix = 0 if bias == "rel" else 5
+    total = prefix + grid[0] * grid[1]
+    q, k, v = torch.zeros(1, total, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    rel = torch.zeros(2, total, sum(grid), dtype=dtype) if bias == "rel" else None
+    std = 5.0 if bias == "gaussian" else None
+    return lambda: attention.grid_attention(q, k, v, grid, prefix, std, rel=rel, want_lse=lse)
+
+
+def _affinity(dtype: torch.dtype, width: int, **rule: Any) -> Callable[[], Any]:
+    x, v = torch.zeros(1, 160, width, dtype=dtype), torch.zeros(1, 160, 64, dtype=dtype)
+    return lambda: affinity.affinity_apply(x, v, **rule)
+
+
+def _mix(dtype: torch.dtype, width: int, relative: bool) -> Callable[[], Any]:
+    q, k, v = torch.zeros(1, 1024, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    rel = torch.zeros(2, 1024, 64, dtype=dtype) if relative else None
+    x = torch.zeros(1, 32 * 24, 32, dtype=dtype)
+    return lambda: mix.affinity_mix(q, k, v, x, grid=(32, 32), covered=(32, 24), rel=rel)
+
+
+def _nearest(dtype: torch.dtype, width: int) -> Callable[[], Any]:
+    x, bank = torch.zeros(160, width, dtype=dtype), torch.zeros(160, width, dtype=dtype)
+    return lambda: memory.nearest(x, bank)
+
+
+def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
+    """(kernel, variant, a function that launches it)."""
+    for taps, geometry in GEOMETRIES.items():
+        for what, scale in {"best": None, "lse": 50.0}.items():
+            yield "decode", f"{what} {taps} taps", _decode(*geometry, scale)
+    for label, dtype in TYPES.items():
+        for bias, shapes in {"plain": {"": (8, 28)}, "gaussian": GRIDS, "rel": GRIDS}.items():
+            for shape, grid in shapes.items():
+                for width in (16, 32, 64, 80) if bias == "rel" else (16, 32, 64, 80, 128):
+                    yield "attention", f"{bias}{shape} d{width} lse {label}", _attention(bias, grid, width, True, dtype)
+                yield "attention", f"{bias}{shape} d64 {label}", _attention(bias, grid, 64, False, dtype)
+        rules = {"cut": {"beta": 1.2, "gamma": 3.0}, "cut floor": {"beta": 1.2, "floor": 0.1}, "softmax": {}}
+        for rule, keywords in (rules | {"linear": {"linear": True, "floor": 0.1}}).items():
+            yield "affinity", f"{rule} {label}", _affinity(dtype, 768, **keywords)
+        for width in (16, 32, 64, 80):
+            yield "mix", f"rel d{width} {label}", _mix(dtype, width, True)
+        for width in (64, 128):
+            yield "mix", f"plain d{width} {label}", _mix(dtype, width, False)
+        yield "memory", f"D=768 {label}", _nearest(dtype, 768)
+
+
+def _entries(kernel: str, args: dict[str, Any]) -> int:
+    if kernel == "decode" and args["WANT_LSE"]:
+        return args["TY"] * args["TX"] * args["BLOCK"]
+    if kernel == "attention":
+        return args["QUERIES"] * args["ROWS"] * args["COLUMNS"]
+    return args["QUERIES"] * args["COLUMNS"] if kernel == "mix" else 0
+
+
+def launches(only: Callable[[str], bool] = lambda name: True) -> Iterator[Launch]:
+    """All launches whose name `only` accepts, for both architectures."""
+    for kernel, variant, run in _cases():
+        name = f"{kernel} {variant}"
+        for arch in ARCHITECTURES:
+            if only(name):
+                function, args, options = record(kernel, arch, run)
+                yield Launch(name, arch, function, args, options, _entries(kernel, args))

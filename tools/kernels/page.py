@@ -1,0 +1,101 @@
+# ruff: noqa: E501 - prose for a page
+"""Writes docs/kernels.md from docs/kernels.json; `aot.py --write` and `bench.py --write` call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+HEAD = """# Kernels
+
+<!-- Written by tools/kernels/page.py from kernels.json; do not edit. -->
+
+Five operators in `densevl.kernels.ops`, each a torch reference (the specification, and what runs on a CPU) and a Triton
+kernel. `DENSEVL_KERNELS` is `auto` (kernels on CUDA devices of compute capability 8.0 or more, torch elsewhere), `torch`,
+or `triton` (the kernel, or an error that says why not). `ops.explain` says what would run.
+
+| operator | what is never held | the kernel does not take |
+|---|---|---|
+| `dense_decode` | queries x height x width | more than 128 tokens under an 8 x 8 tile of pixels; a scale that is not positive |
+| `grid_attention` | tokens x tokens, bias included | a further dense bias; head widths other than 16, 32, 64, 80, 128; relative positions at 128 |
+| `affinity_apply` | tokens x tokens | regions |
+| `affinity_mix` | heads x tokens x tokens (one summed map is held) | head widths as above |
+| `nearest` | rows x memory | |
+
+Half precision only, but for `dense_decode`, which takes float32. No kernel has a backward pass: where gradients are asked
+for, torch runs.
+
+## What is known, and what is not
+
+**No kernel has run on a GPU.** Their values are checked in Triton's interpreter against float64 torch, with a check that
+every address lies inside an argument; broken copies of each kernel (a mask dropped, a scale or stride wrong) are shown to
+fail the same check. They are compiled for sm_80 and sm_90 and the machine code is read. How fast they are, whether they
+race, and how they behave on a device under `compute-sanitizer`: not measured.
+
+    TRITON_INTERPRET=1 python -m pytest tests/kernels/fused      # values and broken copies; on a CUDA machine without the variable
+"""
+
+AOT = """
+## Compiled ahead of time
+
+    python tools/kernels/aot.py --write
+
+Triton {triton}. Every launch is recorded from the launching function and compiled with its own tile, alignment and types.
+Bars: no stack and no spill, shared memory within 99 KB on sm_80 and 113 KB on sm_90 (two blocks a processor), tensor core
+instructions in the main loop and on sm_90 only those of warp groups, 16-byte loads, at most 1.25 exponentials per
+entry. Float16 below; bfloat16 is in [kernels.json](kernels.json). "Loop" counts instructions of the main loop.
+
+| launch | registers 80 / 90 | spills | shared KB 80 / 90 | loop 80 / 90 | tensor 80 / 90 |
+|---|---|---|---|---|---|
+"""
+
+CPU = """
+## On the CPU
+
+    python tools/kernels/bench.py --write
+
+One thread, CPU time, both sides in turn in one run, medians of {repeats}; {processor}, torch {torch}. Other work was running on
+the machine (load {load} on {cores} cores), which moves the ratios by some tenths. The usual way is the formula of the papers'
+code, or the package's own function.
+
+| case | usual ms | ours ms | ratio | largest difference |
+|---|---|---|---|---|
+"""
+
+
+def _pair(rows: list[dict[str, Any]], key: str, by: int = 1) -> str:
+    return " / ".join(str(row[key] // by) for row in rows)
+
+
+def write_page() -> None:
+    """Write the page from what is recorded."""
+    record = json.loads((DOCS / "kernels.json").read_text())
+    text = HEAD
+    if "cpu" in record:
+        cpu = record["cpu"]
+        loads = [load for row in cpu["rows"] for load in row["load"]]
+        text += CPU.format(
+            repeats=cpu["rows"][0]["repeats"],
+            processor=cpu["processor"],
+            torch=cpu["torch"],
+            cores=cpu["cores"],
+            load=f"{min(loads):.0f} to {max(loads):.0f}",
+        )
+        for row in cpu["rows"]:
+            text += (
+                f"| {row['what'].rstrip('.')} | {row['usual_ms']:.0f} | {row['ours_ms']:.0f} | {row['ratio']} "
+                f"| {row['difference']:.1g} |\n"
+            )
+    if "aot" in record:
+        text += AOT.format(triton=record["aot"]["triton"])
+        names = [row["name"] for row in record["aot"]["rows"] if "bf16" not in row["name"]]
+        for name in dict.fromkeys(names):
+            rows = sorted((r for r in record["aot"]["rows"] if r["name"] == name), key=lambda r: r["arch"])
+            text += (
+                f"| {name.removesuffix(' fp16')} | {_pair(rows, 'registers')} | {sum(r['spills'] for r in rows)} "
+                f"| {_pair(rows, 'shared', 1024)} | {_pair(rows, 'loop')} | {_pair(rows, 'tensor')} |\n"
+            )
+    (DOCS / "kernels.md").write_text(text, encoding="utf-8")
