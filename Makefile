@@ -53,7 +53,7 @@ $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 	@touch $@
 
 $(DEV): setup.py requirements/tested.txt | $(USE)
-	$(PIP) -e ".[photo,photo-affinity,sam,viz,render,dev]"
+	$(PIP) -e ".[photo,photo-affinity,sam,superpixels,eval,viz,render,dev]"
 	@touch $@
 
 clean:

@@ -14,6 +14,7 @@ CORE = [
     "open_clip_torch>=3.2,<4",
     "timm>=1.0.20,<2",
     "numpy>=1.26",
+    "scipy>=1.11",
     "pillow>=12.0",
     "safetensors>=0.5",
     "huggingface-hub>=0.30",

@@ -278,3 +278,21 @@ def test_import_pulls_in_no_heavy_package(code) -> None:
 def test_python_dash_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "densevl", "--help"], capture_output=True, text=True, check=True)
     assert "segment" in done.stdout
+
+
+def test_regions_are_named_in_files(model, tmp_path) -> None:
+    Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(tmp_path / "x.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    command = ["regions", str(tmp_path), "--labels", "cat,dog", "--model", model, "--proposals", "grid"]
+    done = runner.invoke(app, [*command, "--out", str(tmp_path / "out"), "--sheet"])
+    assert done.exit_code == 3, done.output  # one image is bad, the other done
+    assert "1 of 2 images failed" in done.output
+    content = json.loads((tmp_path / "out" / "x.json").read_text())
+    assert content["vocabulary"] == ["cat", "dog"]
+    assert len(content["regions"]) > 1
+    assert (tmp_path / "out" / "x_overlay.png").is_file()
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    refused = runner.invoke(app, [*command[:-1], "slic", "--out", str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert refused.output.count("error:") == 1
+    assert "no proposer 'slic'" in refused.output

@@ -15,6 +15,7 @@ from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
 from densevl.cli.evaluation import eval_app, label
 from densevl.cli.listing import doctor, models, recipes_app
+from densevl.cli.regions import regions
 from densevl.cli.segmentation import segment
 
 __all__ = ["app"]
@@ -42,7 +43,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, models, doctor, label):
+for command in (segment, regions, models, doctor, label):
     app.command()(command)
 for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("eval", eval_app)):
     app.add_typer(group, name=name)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from densevl.errors import ImageError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, unique_stems
 from densevl.images import encode_png, read_image, resize
 from densevl.pipelines.ensemble import Ensemble
+from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.segmenter import Labels, Segmenter
-from densevl.results import SegmentationResult
 
 SHEET, ERRORS = "contact_sheet", "errors.jsonl"
 THUMBNAIL = 800  # longest side of an overlay that is kept for the contact sheet
@@ -63,19 +64,20 @@ def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
 
 
 def segment_folder(
-    segmenter: Segmenter | Ensemble,
+    segmenter: Segmenter | Ensemble | RegionClassifier,
     jobs: Sequence[Job],
     labels: Labels,
     *,
     sheet: bool = False,
     before: Callable[[Job], None] = lambda job: None,
-    after: Callable[[Job, SegmentationResult], None] = lambda job, result: None,
+    after: Callable[[Job, Any], None] = lambda job, result: None,
     failed: Callable[[Job, ImageError], None] = lambda job, error: None,
 ) -> Report:
     """Segment every job's image and write its files.
 
     Args:
-        segmenter: the model; jobs: from `plan_jobs`; labels: as `Segmenter` takes them.
+        segmenter: the model; a `RegionClassifier` takes jobs whose targets are .json files.
+        jobs: from `plan_jobs`; labels: as `Segmenter` takes them.
         sheet: also write contact_sheet.png with all overlays.
         before, after, failed: called for each job, for progress.
 
