@@ -39,12 +39,14 @@ def regions(
 
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
     from densevl.pipelines.regions import RegionClassifier
-    from densevl.proposals import load_proposer
+    from densevl.proposals import NAMES, load_proposer
 
     jobs = [replace(job, target=job.target.with_suffix(".json")) for job in plan_jobs(paths, out)]
     finder: Any = proposals
     if sam_checkpoint is not None:
         finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device or "cpu")
+    elif proposals not in NAMES:
+        load_proposer(proposals)  # says which there are, before any model is loaded
     with stderr().status("loading the model"):
         classifier = RegionClassifier(model, finder, operator, weights=weights, background=background, device=device)
     progress = stderr().status("")
