@@ -43,10 +43,10 @@ def fuse(
     Raises:
         ModelError: "standard" without the spread of normal images, or nothing to fuse.
     """
-    if text is None and memory is None:
-        raise ModelError("neither words nor a memory: call fit(...) with normal images first")
     if memory is None:
-        return text.sigmoid()  # type: ignore[union-attr]
+        if text is None:
+            raise ModelError("neither words nor a memory: call fit(...) with normal images first")
+        return text.sigmoid()
     if text is None:
         return memory
     if scoring.fuse == "sum":

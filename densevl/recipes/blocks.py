@@ -31,6 +31,9 @@ class Block(Protocol):
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         """Heads joined, output projection, layer scale: the attention branch (B, N, D)."""
 
+    def unrotated(self) -> Block:
+        """The block for tokens without a place, such as copies of CLS: no rotary positions."""
+
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Layer norm before the MLP."""
 
@@ -61,6 +64,9 @@ class OpenClipBlock:
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
         y_BND = self._attn.out_proj(getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
         return self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(y_BND))
+
+    def unrotated(self) -> Block:
+        return self
 
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.ln_2(x_BND)
@@ -104,6 +110,9 @@ class TimmBlock:
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
         y_BND = self._attn.proj(getattr(self._attn, "norm", nn.Identity())(y_BND))
         return self._scaled(y_BND, "1")
+
+    def unrotated(self) -> Block:
+        return TimmBlock(self._block)
 
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.norm2(x_BND)

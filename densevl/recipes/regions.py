@@ -67,11 +67,9 @@ def region_cls(tower: Tower, trunk: Trunk, ids_Bhw: torch.Tensor) -> torch.Tenso
 
 
 def _look(block: Block, query: torch.Tensor, tokens: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    # One projection for both: what stands before the tokens is not a patch, which matters where patches are rotated.
-    count = query.shape[1]
-    qkv = block.project(block.norm(torch.cat([query, tokens], dim=1)), "qkv")
-    q, k, v = qkv["q"][:, :, :count], qkv["k"][:, :, count:], qkv["v"][:, :, count:]
-    return block.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed))
+    keys = block.project(block.norm(tokens), "kv")
+    q = block.unrotated().project(block.norm(query), "q")["q"]
+    return block.merge(F.scaled_dot_product_attention(q, keys["k"], keys["v"], attn_mask=allowed))
 
 
 def region_tokens(tower: Tower, trunk: Trunk, masks_BRHW: torch.Tensor) -> torch.Tensor:

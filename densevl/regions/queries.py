@@ -21,7 +21,7 @@ from densevl.proposals.base import Proposals
 from densevl.recipes.parts import Foveal
 from densevl.recipes.tower import Tower
 from densevl.regions.pull import window_areas, window_cover
-from densevl.regions.tower import cls_tower, unrotated
+from densevl.regions.tower import cls_tower
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -61,7 +61,7 @@ def look(
         last = index == tower.depth - 1  # no one reads the image stream after it
         normed = block.norm(torch.cat([x_BND, query_BRD], dim=1))
         own = block.project(normed[:, :count], "kv" if last else "qkv")
-        q = unrotated(block).project(normed[:, count:], "q")["q"]
+        q = block.unrotated().project(normed[:, count:], "q")["q"]
         seen = F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias)
         if last:
             query_BRD = query_BRD + block.merge(seen)

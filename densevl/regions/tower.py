@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from densevl.errors import ModelError, RecipeError
-from densevl.recipes.blocks import Block
 from densevl.recipes.tower import Tower
 
 if TYPE_CHECKING:
@@ -32,12 +30,3 @@ def cls_tower(backbone: Backbone, operator: str) -> Tower:
         f"operator '{operator}' looks with copies of CLS, but model '{backbone.name}' reads no image embedding from "
         f"such a token ({why}); use operator 'pool' or 'crop'"
     )
-
-
-def unrotated(block: Block) -> Block:
-    """The block for tokens without a place: copies of CLS get no rotary positions, as CLS itself gets none."""
-    if getattr(block, "_rope", None) is None:
-        return block
-    plain = copy.copy(block)
-    plain._rope = None  # type: ignore[attr-defined]
-    return plain
