@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from densevl.errors import ProtocolError, RecipeError
+from densevl.errors import ModelError, ProtocolError, RecipeError
 from densevl.inference.windows import BLENDS, WindowGrid
 from densevl.recipes.catalogue import get
 from densevl.recipes.features import DenseFeatures
@@ -36,7 +36,9 @@ class Protocol:
         short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
         long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
         crop: side of the square windows in pixels; None means one window, the whole image.
-        stride: step between windows in pixels; the last window is moved back inside the image.
+        stride: step between windows in pixels; the last window is moved back inside the image. None lays tiles: as
+            few windows of at most `crop` as cover the image, of even size, with a patch of overlap. The papers take a
+            stride of half the crop, which runs the tower about twice as often (docs/speed.md).
         blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
             "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
         logit_scale: scores are multiplied by this before the softmax that makes probabilities.
@@ -45,17 +47,17 @@ class Protocol:
     short_side: int | None = 336
     long_side: int = 2048
     crop: int | None = 224
-    stride: int = 112
+    stride: int | None = None
     blend: str = "pixel"
     logit_scale: float = 40.0
 
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side", "crop", "stride"):
             value = getattr(self, name)
-            optional = value is None and name in ("short_side", "crop")
+            optional = value is None and name in ("short_side", "crop", "stride")
             if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ProtocolError(f"{name} is {value!r}; it is a number of pixels, at least 1")
-        if self.crop is not None and self.stride > self.crop:
+        if self.crop is not None and self.stride is not None and self.stride > self.crop:
             raise ProtocolError(
                 f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
             )
@@ -80,6 +82,7 @@ class Backbone(ABC):
         templates: name of the prompt template set that suits the text side.
         protocol: how photos are fed when the caller does not say.
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
+        precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Backbone(ABC):
     templates: str = "openai"
     protocol: Protocol = Protocol()
     background: ClassVar[str] = "none"
+    precision: str = "float32"
     preprocess: Callable[..., torch.Tensor]
 
     @abstractmethod
@@ -136,6 +140,23 @@ class Backbone(ABC):
             ImageError: pixels of another shape, or a side that is not a multiple of the patch.
             RecipeError: the recipe does not fit this tower, or lacks the text, proxy, regions or boxes it needs.
         """
+
+    def at_precision(self, precision: str) -> Backbone:
+        """This model with the linear layers of its image tower at another precision, for dense features.
+
+        Args:
+            precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, about three times as fast); "bfloat16".
+
+        Returns:
+            A backbone that shares this one's weights; this one is left as it is. `encode_image` and the text side stay
+            float32.
+
+        Raises:
+            ModelError: no such precision, or not for this model or device.
+        """
+        if precision == self.precision:
+            return self
+        raise ModelError(f"model '{self.name}' runs in {self.precision} only; leave precision out")
 
     def resolve(self, recipe: str | Recipe | None) -> Recipe | None:
         """The recipe meant by a name, or by leaving it out; None for a model without recipes.

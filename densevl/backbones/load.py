@@ -46,20 +46,30 @@ class ModelInfo:
     backbone: bool = True
 
 
-def load_backbone(name: str = "auto", weights: str | Path | None = None, *, device: str | None = None) -> Backbone:
+def load_backbone(
+    name: str = "auto",
+    weights: str | Path | None = None,
+    *,
+    device: str | None = None,
+    precision: str = "float32",
+) -> Backbone:
     """Load a model by name.
 
     Args:
         name: see the module text.
         weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16") or a config JSON file.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
+        precision: "float32", "int8" (faster on a CPU) or "bfloat16", of the image tower's linear layers; see
+            `Backbone.at_precision`.
 
     Raises:
-        ModelError: unknown name, files not at hand, or a model that gives no dense features.
+        ModelError: unknown name, files not at hand, a model that gives no dense features, or a precision it cannot run.
         WeightsError: damaged weights, or weights of another architecture.
         MissingExtraError: "photo" without its packages, or a text side of Hugging Face without transformers.
     """
     import torch
+
+    from densevl.backbones.precision import check
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -67,6 +77,11 @@ def load_backbone(name: str = "auto", weights: str | Path | None = None, *, devi
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
+    check(precision, torch.device(where))
+    return _load(name, weights, where).at_precision(precision)
+
+
+def _load(name: str, weights: str | Path | None, where: str) -> Backbone:
     if weights is not None:
         if name == "auto":
             raise ModelError(f"weights {weights} need the architecture they were trained with; name it as the model")

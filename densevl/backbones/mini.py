@@ -81,7 +81,7 @@ class Mini(OpenClipBackbone):
         self.summary = "small CLIP in the package: trained on rendered flat art, not photographs"
         self.default_recipe = "maskclip_value"
         self.templates = "simple"
-        self.protocol = Protocol(short_side=None, crop=side, stride=side // 2, logit_scale=meta["patch_scale"])
+        self.protocol = Protocol(short_side=None, crop=side, logit_scale=meta["patch_scale"])
 
     def uncovered(self, texts: Sequence[str]) -> list[str]:
         """The texts that hold a token whose embedding was not trained: it is read as "something unknown"."""

@@ -6,6 +6,7 @@ from outside.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -15,8 +16,9 @@ import torch
 from torch import nn
 
 from densevl.backbones.base import Backbone, DenseFeatures
+from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.towers import tower_of
-from densevl.errors import ImageError, RecipeError
+from densevl.errors import ImageError, ModelError, RecipeError
 from densevl.inference.windows import WindowGrid
 from densevl.recipes import Recipe
 from densevl.recipes.catalogue import get
@@ -26,6 +28,7 @@ from densevl.recipes.stitching import encode_stitched
 from densevl.recipes.tower import Tower
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
+PLACEHOLDER = "x"  # one token in CLIP's vocabulary, where a learned word goes
 
 
 class OpenClipBackbone(Backbone):
@@ -47,7 +50,7 @@ class OpenClipBackbone(Backbone):
             ModelError: patches of the image tower cannot be brought into the joint space.
         """
         self._model = model.eval()
-        self.tower = tower_of(model.visual, name)
+        self.tower: Tower = tower_of(model.visual, name)
         self._tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
@@ -58,6 +61,17 @@ class OpenClipBackbone(Backbone):
         self.logit_scale = float(self._model.logit_scale.exp())
         self.default_recipe = "sclip" if _rewires(self.tower) else "vanilla"
         self.summary = "CLIP: any words, photos and drawings"
+
+    def at_precision(self, precision: str) -> OpenClipBackbone:
+        """This model with its tower's linear layers at another precision; see `Backbone.at_precision`."""
+        check(precision, self.device)
+        if precision == self.precision:
+            return self
+        other = copy.copy(self)
+        trained = self.tower.trained if isinstance(self.tower, LoweredTower) else self.tower
+        other.tower = trained if precision == "float32" else LoweredTower(trained, precision, self.name)
+        other.precision = precision
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +175,49 @@ class OpenClipBackbone(Backbone):
             return torch.zeros(0, self.embed_dim)
         tokens = self._tokenizer(list(texts)).to(self.device)
         return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
+
+    @property
+    def word_width(self) -> int:
+        """Width of the vectors that the text tower's words are, for `encode_learned`.
+
+        Raises:
+            ModelError: its text side has no table of words.
+        """
+        return int(self._words.weight.shape[1])
+
+    def encode_learned(self, words_TnW: torch.Tensor, noun: str) -> torch.Tensor:
+        """Encode T texts of n learned words each before a noun into (T, D) float32, not normalised (CoOp, IJCV 2022).
+
+        Args:
+            words_TnW: vectors in place of words; gradients reach them.
+
+        Raises:
+            ModelError: the text side has no table of words, or reads fewer tokens.
+        """
+        table, (count, length, _) = self._words, words_TnW.shape
+        if length + 3 > self.context_length:
+            raise ModelError(
+                f"{length} learned words and a noun exceed the {self.context_length} tokens that '{self.name}' reads; "
+                f"take at most {self.context_length - 3}"
+            )
+        tokens = self._tokenizer([" ".join([PLACEHOLDER] * length + [noun])] * count).to(self.device)
+
+        def learned(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
+            return torch.cat([found[:, :1], words_TnW.to(found), found[:, 1 + length :]], dim=1)
+
+        hook = table.register_forward_hook(learned)
+        try:
+            return self._model.encode_text(tokens, normalize=False).float()
+        finally:
+            hook.remove()
+
+    @property
+    def _words(self) -> nn.Embedding:
+        for side in (self._model, getattr(self._model, "text", None)):
+            table = getattr(side, "token_embedding", None)
+            if isinstance(table, nn.Embedding):
+                return table
+        raise ModelError(f"model '{self.name}' has no table of words to learn others beside; train without prompts")
 
     @cached_property
     def text_fingerprint(self) -> str:

@@ -31,6 +31,8 @@ def segment(
     short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
     crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
+    plan: Annotated[str | None, typer.Option(help="How windows lie: tiles, sliding (the papers'), whole.")] = None,
+    precision: Annotated[str, typer.Option(help="float32, int8 (faster on a CPU), bfloat16.")] = "float32",
     blend: Annotated[str | None, typer.Option(help="Average overlapping windows at pixel or patch.")] = None,
     proxy: Annotated[str | None, typer.Option(help="Model a recipe borrows from: mini-sam, a name, a file.")] = None,
     sam: Annotated[str | None, typer.Option(help="SAM encoder for the recipe trident: mini-sam, or a file.")] = None,
@@ -49,7 +51,7 @@ def segment(
     text = TextOptions(descriptors=Descriptors.parse(descriptors)) if descriptors else None
     chosen = get(recipe) if recipe else None
     paths = list_images(images)
-    given = {"short_side": short_side, "stride": stride, "blend": blend}
+    given = {"short_side": short_side, "stride": stride, "blend": blend, "plan": plan}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if crop is not None:
         changes["crop"] = crop or None
@@ -74,6 +76,7 @@ def segment(
             views=views,
             refine=refine,
             device=device,
+            precision=precision,
         )
     backbone = segmenter.backbone
     warned: set[str] = set()

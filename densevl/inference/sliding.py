@@ -85,7 +85,7 @@ def slide(
     *,
     recipe: str | Recipe | None = None,
     crop: int | None = 224,
-    stride: int = 112,
+    stride: int | None = 112,
     size: tuple[int, int] | None = None,
     blend: str = "pixel",
     batch: int | None = None,
@@ -103,7 +103,8 @@ def slide(
         pixels: (B, 3, H, W) normalised float, any H and W.
         text: (T, D) embeddings, normalised here, or T strings, encoded as they are.
         recipe: name or `Recipe`; None takes the backbone's default.
-        crop: window side in pixels, None for one window over the whole image; stride: step in pixels.
+        crop: window side in pixels, None for one window over the whole image; stride: step in pixels, None for
+            tiles (see `windows`).
         size: (height, width) of the output, None for (H, W).
         blend: where overlaps are averaged, "pixel" or "patch" (see `windows`); recipes that stitch take "patch".
         batch: windows per pass, None for the device's own.

@@ -1,7 +1,13 @@
 """Sliding windows: where they lie, cutting them out in batches, and the plan that puts their scores together again.
 
 The papers' rule: n = max(L - crop + stride - 1, 0) // stride + 1 windows an axis, the last moved back flush with the
-border; a crop larger than the image is cut to it. Overlaps are averaged in one of two places:
+border; a crop larger than the image is cut to it.
+
+Without a stride the windows are tiles: as few of at most `crop` as cover the image with a patch of overlap, all of one
+size in whole patches, spread evenly. A tower runs on most patches once, where the papers' half-overlapping windows have
+it run on them four times; the patch of overlap is there because scores at the very border of a window are the worst.
+
+Overlaps are averaged in one of two places:
 
 - "pixel" (SCLIP and most papers): each window is upsampled to its pixels, these are averaged. A window whose side is
   not a multiple of the patch is zero-padded evenly after normalisation, its padding is cut off again (ClearCLIP).
@@ -21,11 +27,26 @@ from densevl.errors import ProtocolError
 from densevl.kernels.resample import DecodePlan, patch_axis_plan, pixel_axis_plan
 
 BLENDS = ("pixel", "patch")
+TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
 
 def _starts(length: int, crop: int, stride: int) -> tuple[int, ...]:
     count = max(length - crop + stride - 1, 0) // stride + 1
     return tuple(min(i * stride, length - crop) for i in range(count))
+
+
+def _tiles(total: int, most: int) -> tuple[int, int]:
+    """How many tiles cover `total` patches, and the patches of each: at most `most`."""
+    if total <= most:
+        return 1, total
+    shared = min(TILE_OVERLAP, most - 1)
+    count = -(-(total - shared) // (most - shared))
+    return count, -(-(total + (count - 1) * shared) // count)
+
+
+def _spread(length: int, side: int, count: int) -> tuple[int, ...]:
+    """Starts of `count` windows of one side, spread evenly over a length."""
+    return tuple(round(i * (length - side) / max(count - 1, 1)) for i in range(count))
 
 
 @dataclass(frozen=True)
@@ -49,18 +70,27 @@ class AxisWindows:
     margin: tuple[int, int] = (0, 0)
 
     @classmethod
-    def place(cls, length: int, crop: int | None, stride: int, patch: int, blend: str = "pixel") -> AxisWindows:
-        """Place windows on an axis of `length` pixels; crop None means one window over all of it."""
+    def place(cls, length: int, crop: int | None, stride: int | None, patch: int, blend: str = "pixel") -> AxisWindows:
+        """Place windows on an axis of `length` pixels; crop None is one window over all of it, stride None is tiles."""
+        total = -(-length // patch)
+        most = total if crop is None else min(max(1, crop // patch), total)  # patches of a window, at most
+        count, even = _tiles(total, most)
         if blend == "patch":
-            total = -(-length // patch)
-            side = total if crop is None else min(max(1, crop // patch), total)
-            starts = tuple(start * patch for start in _starts(total, side, max(1, stride // patch)))
+            side = most if stride is not None else even
+            starts = _spread(total, side, count) if stride is None else _starts(total, side, max(1, stride // patch))
             extra = total * patch - length
-            return cls(length, starts, side * patch, side, margin=(extra // 2, extra - extra // 2))
-        side = length if crop is None else min(crop, length)
+            return cls(
+                length, tuple(s * patch for s in starts), side * patch, side, margin=(extra // 2, extra - extra // 2)
+            )
+        if stride is None:
+            side = min(even * patch, length)
+            starts = _spread(length, side, count)
+        else:
+            side = length if crop is None else min(crop, length)
+            starts = _starts(length, side, stride)
         tokens = -(-side // patch)
         padding = tokens * patch - side
-        return cls(length, _starts(length, side, stride), side, tokens, padding // 2, padding - padding // 2)
+        return cls(length, starts, side, tokens, padding // 2, padding - padding // 2)
 
 
 @dataclass(frozen=True)
@@ -73,25 +103,25 @@ class WindowGrid:
 
     @classmethod
     def place(
-        cls, height: int, width: int, crop: int | None, stride: int, patch: int, blend: str = "pixel"
+        cls, height: int, width: int, crop: int | None, stride: int | None, patch: int, blend: str = "pixel"
     ) -> WindowGrid:
         """Lay windows over an image.
 
         Args:
             height, width: pixels of the (resized) image.
             crop: side of a window in pixels, None for the whole image in one window.
-            stride: step in pixels.
+            stride: step in pixels; None for tiles, which share the image evenly.
             patch: pixels per patch of the backbone.
             blend: where overlaps are averaged, "pixel" or "patch"; the latter rounds crop and stride down to patches.
 
         Raises:
             ProtocolError: a crop, stride or side below 1, a stride that leaves gaps, or an unknown blend.
         """
-        if min(height, width) < 1 or stride < 1 or (crop is not None and crop < 1):
+        if min(height, width) < 1 or (stride is not None and stride < 1) or (crop is not None and crop < 1):
             raise ProtocolError(
                 f"no windows of {crop} px every {stride} px on {height}x{width}; all must be at least 1"
             )
-        if crop is not None and stride > crop and max(height, width) > crop:
+        if crop is not None and stride is not None and stride > crop and max(height, width) > crop:
             raise ProtocolError(
                 f"stride {stride} leaves gaps between windows of crop {crop}; take a stride up to {crop}"
             )

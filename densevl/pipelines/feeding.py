@@ -10,25 +10,47 @@ import numpy as np
 import torch
 
 from densevl.backbones import Backbone, Protocol
-from densevl.errors import ProtocolError
+from densevl.errors import ProtocolError, suggest
 from densevl.images import keep_ratio_size, resize
 from densevl.inference import WindowGrid
 from densevl.recipes import Recipe
 
+PLANS = ("tiles", "sliding", "whole")
+"""Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
 
-def settle(given: Protocol | Mapping[str, Any] | None, own: Protocol, recipe: Recipe | None) -> Protocol:
+
+def settle(given: Protocol | Mapping[str, Any] | str | None, own: Protocol, recipe: Recipe | None) -> Protocol:
     """The protocol given, or changes to the model's own; windows of a recipe that stitches lie on one patch grid.
 
+    Args:
+        given: a `Protocol`; or fields to change, beside which "plan" may name one of `PLANS`; or that name alone.
+        own: the model's. recipe: the recipe that will run.
+
     Raises:
-        ProtocolError: a field that does not exist, or an impossible value.
+        ProtocolError: a field or plan that does not exist, or an impossible value.
     """
     known = [field.name for field in fields(Protocol)]
     if not isinstance(given, Protocol):
-        unknown = set(given or {}) - set(known)
+        changes = dict({"plan": given} if isinstance(given, str) else given or {})
+        plan = changes.pop("plan", None)
+        unknown = set(changes) - set(known)
         if unknown:
-            raise ProtocolError(f"a protocol has no field '{min(unknown)}'; its fields are {', '.join(known)}")
-        given = replace(own, **(given or {}))
+            raise ProtocolError(
+                f"a protocol has no field '{min(unknown)}'; its fields are {', '.join(known)}, and plan"
+            )
+        given = replace(own, **{**_windows(plan, changes.get("crop", own.crop)), **changes})
     return replace(given, blend="patch") if recipe is not None and recipe.stitch != "none" else given
+
+
+def _windows(plan: str | None, crop: int | None) -> dict[str, Any]:
+    """The fields that a plan stands for."""
+    if plan is None:
+        return {}
+    if plan not in PLANS:
+        raise ProtocolError(f"no plan '{plan}'{suggest(str(plan), PLANS)}; the plans are {', '.join(PLANS)}")
+    if plan == "whole":
+        return {"crop": None}
+    return {"stride": None if plan == "tiles" or crop is None else max(1, crop // 2)}
 
 
 def fed_size(size: tuple[int, int], protocol: Protocol, patch: int, scale: float = 1.0) -> tuple[int, int]:

@@ -70,13 +70,14 @@ class Segmenter:
         text: TextOptions | None = None,
         background: BackgroundSpec = "auto",
         presence: float | None = None,
-        protocol: Protocol | Mapping[str, Any] | None = None,
+        protocol: Protocol | Mapping[str, Any] | str | None = None,
         proxy: Borrowed = None,
         sam: Borrowed = None,
         regions: str | Proposer | None = None,
         views: str | Views | None = None,
         refine: str | Sequence[str] | None = None,
         device: str | None = None,
+        precision: str | None = None,
         use_cache: bool = True,
     ) -> None:
         """Load the model.
@@ -92,8 +93,9 @@ class Segmenter:
             presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
                 judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
                 scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
-            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own; None takes that. A
-                recipe that stitches windows blends at patches whatever it says.
+            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own, or "tiles", "sliding"
+                (the papers' half-overlapping windows) or "whole"; None takes the model's own. A recipe that stitches
+                windows blends at patches whatever it says.
             proxy: the model whose affinity the recipe borrows: a name or path for `load_proxy`, or a `Proxy`; None
                 loads the one the recipe was published with. "mini-sam" is in the package.
             sam: likewise, the encoder of SAM, for recipes that spread the whole image by it.
@@ -103,6 +105,8 @@ class Segmenter:
             refine: one or more of "pamr", scores flow between pixels of like colour; "lposs+", they are propagated over
                 them; and, last, "vote", each segment takes its most frequent label ("pamr,vote"). None is none.
             device: "cpu", "cuda"; None chooses.
+            precision: "float32", "int8" or "bfloat16", of the image tower's linear layers (`backbones.precision`); None
+                keeps that of the backbone.
             use_cache: keep text embeddings on disk.
 
         Raises:
@@ -119,7 +123,8 @@ class Segmenter:
         self.presence = presence
         if isinstance(model, Backbone) and (weights is not None or device is not None):
             raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
-        self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        self.backbone = backbone if precision is None else backbone.at_precision(precision)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
@@ -328,6 +333,7 @@ class Segmenter:
             "text": self._classifier.options.facts(),
             "text_fingerprint": self.backbone.text_fingerprint,
             "device": str(self.backbone.device),
+            "precision": self.backbone.precision,
             "protocol": asdict(self.protocol),
             "background": str(policy),
             "presence": self.presence,

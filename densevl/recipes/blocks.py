@@ -7,7 +7,7 @@ another kind is refused by name.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -17,7 +17,20 @@ from densevl.errors import RecipeError
 
 
 class Block(Protocol):
-    """What a recipe needs of a block. x and u are (B, N, D); projections are (B, A, N, d)."""
+    """What a recipe needs of a block. x and u are (B, N, D); projections are (B, A, N, d).
+
+    Attributes:
+        module: the library's own block, or a copy whose linear layers were lowered (`backbones.precision`), which then
+            carries `lowered_joint`, the joint projection of q, k and v, where it has one.
+    """
+
+    module: Any
+
+    def over(self, module: Any) -> Block:
+        """The same view of another copy of the block."""
+
+    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight (3D, D) and bias of the joint projection of q, k and v; None where each has a layer of its own."""
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Layer norm before the attention."""
@@ -41,19 +54,32 @@ class Block(Protocol):
         """The MLP branch with its layer norm and layer scale, without the skip connection."""
 
 
+def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
+    """A block as it was trained, through its view: (B, N, D). On a CPU that is quicker than torch's MultiheadAttention."""
+    qkv = block.project(block.norm(x_BND), "qkv")
+    x_BND = block.merge(F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
+    return block.ffn(x_BND).add_(x_BND)
+
+
 class OpenClipBlock:
     """View of an open_clip residual attention block (batch first or not, plain or custom attention)."""
 
     def __init__(self, block: Any) -> None:
-        self._block = block
+        self.module = self._block = block
         self._attn = block.attn
         self.heads: int = self._attn.num_heads
+
+    def over(self, module: Any) -> Self:
+        return type(self)(module)
+
+    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self._attn.in_proj_weight, self._attn.in_proj_bias
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.ln_1(x_BND)
 
     def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
-        joint = _joint_projection(u_BND, self._attn.in_proj_weight, self._attn.in_proj_bias, which)
+        joint = _joint_projection(u_BND, self, which)
         result = {name: part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for name, part in joint.items()}
         return _with_norms(result, getattr(self._attn, "ln_q", None), getattr(self._attn, "ln_k", None))
 
@@ -82,10 +108,21 @@ class TimmBlock:
     """
 
     def __init__(self, block: Any, rope: torch.Tensor | None = None) -> None:
-        self._block = block
+        self.module = self._block = block
         self._attn = block.attn
         self._rope = rope
         self.heads: int = self._attn.num_heads
+
+    def over(self, module: Any) -> Self:
+        return type(self)(module, self._rope)
+
+    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        attn = self._attn
+        if attn.qkv is None:
+            return None
+        if getattr(attn, "q_bias", None) is not None:
+            return attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        return attn.qkv.weight, attn.qkv.bias
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.norm1(x_BND)
@@ -93,7 +130,7 @@ class TimmBlock:
     def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
         attn, result = self._attn, {}
         if attn.qkv is not None:
-            result = _joint_projection(u_BND, attn.qkv.weight, self._joint_bias(), which)
+            result = _joint_projection(u_BND, self, which)
         else:
             result = {name: getattr(attn, f"{name}_proj")(u_BND) for name in which}
         width = attn.head_dim
@@ -120,12 +157,6 @@ class TimmBlock:
     def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._scaled(self._block.mlp(self._block.norm2(x_BND)), "2")
 
-    def _joint_bias(self) -> torch.Tensor | None:
-        attn = self._attn
-        if getattr(attn, "q_bias", None) is not None:
-            return torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        return attn.qkv.bias
-
     def _rotate(self, heads_BANd: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
         from timm.layers import apply_rot_embed_cat
 
@@ -141,10 +172,12 @@ class TimmBlock:
         return getattr(self._block, f"ls{branch}", nn.Identity())(y_BND)
 
 
-def _joint_projection(
-    u_BND: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, which: str
-) -> dict[str, torch.Tensor]:
+def _joint_projection(u_BND: torch.Tensor, block: OpenClipBlock | TimmBlock, which: str) -> dict[str, torch.Tensor]:
     """The wanted thirds of a joint q, k, v projection; neighbours share one matrix product."""
+    lowered = getattr(block.module, "lowered_joint", None)
+    if lowered is not None:
+        return lowered(u_BND, which)
+    weight, bias = block.joint()  # type: ignore[misc]
     width = weight.shape[0] // 3
     result: dict[str, torch.Tensor] = {}
     for run in {"qkv": ["qkv"], "qk": ["qk"], "kv": ["kv"], "qv": ["q", "v"]}.get(which, list(which)):

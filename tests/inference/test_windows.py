@@ -36,10 +36,15 @@ class Pointwise(Backbone):
         return torch.randn(len(texts), 3, generator=torch.Generator().manual_seed(0))
 
 
-@given(length=st.integers(1, 2000), crop=st.integers(1, 2000), overlap=st.floats(0, 1), patch=st.integers(1, 32))
-@settings(deadline=None, max_examples=200)
+@given(
+    length=st.integers(1, 2000),
+    crop=st.integers(1, 2000),
+    overlap=st.none() | st.floats(0, 1),
+    patch=st.integers(1, 32),
+)
+@settings(deadline=None, max_examples=300)
 def test_every_pixel_is_covered_and_no_window_leaves_the_image(length, crop, overlap, patch) -> None:
-    stride = max(1, round(crop * (1 - overlap)))
+    stride = None if overlap is None else max(1, round(crop * (1 - overlap)))
     axis = AxisWindows.place(length, crop, stride, patch)
     covered = np.zeros(length, bool)
     for start in axis.starts:
@@ -53,11 +58,36 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_image(length, crop, ove
     assert axis.before + axis.after < patch
 
 
+@given(length=st.integers(1, 2000), most=st.integers(1, 40), patch=st.integers(1, 32))
+@settings(deadline=None, max_examples=300)
+@pytest.mark.parametrize("blend", ["pixel", "patch"])
+def test_tiles_are_few_even_and_overlap_by_a_patch(blend, length, most, patch) -> None:
+    tiles = AxisWindows.place(length, most * patch, None, patch, blend)
+    sliding = AxisWindows.place(length, most * patch, max(1, most * patch // 2), patch, blend)
+    total = -(-length // patch)
+    assert tiles.tokens <= most
+    assert len(tiles.starts) <= len(sliding.starts) or most < 4  # half a patch is the least a small window can step
+    steps = np.diff(tiles.starts)
+    assert max(steps, default=0) - min(steps, default=0) <= (1 if blend == "pixel" else patch)
+    if len(tiles.starts) > 1 and most > 1:
+        assert (steps < tiles.crop).all()
+        assert len(tiles.starts) * tiles.tokens < total + 2 * len(tiles.starts)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "tokens"),
+    [((336, 448), 6, 660), ((560, 1008), 15, 2730), ((224, 224), 1, 196), ((7, 500), 3, 36)],
+)
+def test_tiles_of_the_usual_sizes(size, count, tokens) -> None:
+    tiles = WindowGrid.place(*size, 224, None, 16)
+    assert (len(tiles), len(tiles) * tiles.rows.tokens * tiles.cols.tokens) == (count, tokens)
+
+
 @given(
     height=st.integers(1, 60),
     width=st.integers(1, 60),
     crop=st.integers(1, 40),
-    step=st.floats(0.2, 1),
+    step=st.none() | st.floats(0.2, 1),
     batch=st.integers(1, 9),
     blend=st.sampled_from(["pixel", "patch"]),
 )
@@ -65,7 +95,8 @@ def test_every_pixel_is_covered_and_no_window_leaves_the_image(length, crop, ove
 def test_windows_change_nothing_for_a_pointwise_model(height, width, crop, step, batch, blend) -> None:
     pixels = torch.rand(2, 3, height, width) + 0.1
     text = torch.randn(4, 3)
-    got = slide(Pointwise(), pixels, text, crop=crop, stride=max(1, int(crop * step)), batch=batch, blend=blend)
+    stride = None if step is None else max(1, int(crop * step))
+    got = slide(Pointwise(), pixels, text, crop=crop, stride=stride, batch=batch, blend=blend)
     want = torch.einsum("bdhw,td->bthw", F.normalize(pixels, dim=1), F.normalize(text, dim=1))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 

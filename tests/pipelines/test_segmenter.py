@@ -281,6 +281,7 @@ def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
         (lambda s: Segmenter(s.backbone, presence=1.0), LabelError),
         (lambda s: s(PHOTOS / "cat.jpg", ["cat", "cat"]), LabelError),
         (lambda s: s(PHOTOS / "cat.jpg", ["x" * 50_000]), LabelError),
+        (lambda s: Segmenter(s.backbone, protocol="slidng"), ProtocolError),
         (lambda s: Segmenter(s.backbone, protocol={"crop": 32, "stride": 64}), ProtocolError),
         (lambda s: Segmenter(s.backbone, protocol={"crp": 32}), ProtocolError),
         (lambda s: Segmenter(s.backbone, protocol={"crop": "32"}), ProtocolError),
@@ -297,3 +298,19 @@ def test_mistakes_are_one_line(segment, call, error) -> None:
     with pytest.raises(error) as caught:
         call(segment)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "crop", "stride"),
+    [
+        ("tiles", 224, None),
+        ("sliding", 224, 112),
+        ({"plan": "sliding", "crop": 64}, 64, 32),
+        ({"plan": "sliding", "stride": 56}, 224, 56),
+        ("whole", None, None),
+        (None, 224, None),
+    ],
+)
+def test_plans_stand_for_windows(given, crop, stride) -> None:
+    protocol = Segmenter(wrap(random_clip()), templates="name", protocol=given).protocol
+    assert (protocol.crop, protocol.stride) == (crop, stride)

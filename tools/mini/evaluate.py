@@ -106,7 +106,7 @@ class Judge:
 
     def read(self, scenes: list[Scene], recipe: str, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For every pixel: the truth (0 background), the best noun from 1, and its lead over the background, flat."""
-        crop = None if whole else self.model.protocol.crop
+        crop, stride = None if whole else self.size, self.size // 2
         truths, nouns, leads = [], [], []
         for part in _parts(scenes):
             scores = slide(
@@ -115,7 +115,7 @@ class Judge:
                 self.text.vectors,
                 recipe=recipe,
                 crop=crop,
-                stride=self.model.protocol.stride,
+                stride=stride,
             )
             best, noun = scores[:, self.text.classes >= 0].max(dim=1)
             lead = best - scores[:, self.text.classes < 0].amax(dim=1)

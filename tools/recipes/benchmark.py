@@ -91,7 +91,7 @@ class Bench:
 
     def _scores(self, recipe: Recipe, scenes: list[Scene], lender: Lender) -> torch.Tensor:
         pixels, protocol = normalized(np.stack([scene.image for scene in scenes])), self.model.protocol
-        options = {"crop": protocol.crop, "stride": protocol.stride, **lender.hints(recipe, scenes)}
+        options = {"crop": protocol.crop, "stride": (protocol.crop or 96) // 2, **lender.hints(recipe, scenes)}
         return slide(self.model, pixels, self.judge.text.vectors, recipe=recipe, **options)
 
 

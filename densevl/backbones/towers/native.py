@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones.positions import resize_positions
-from densevl.errors import ModelError
-from densevl.recipes.blocks import Block, view
+from densevl.errors import ModelError, RecipeError
+from densevl.recipes.blocks import Block, as_trained, view
 from densevl.recipes.tower import Grid
 
 
@@ -39,9 +39,15 @@ class NativeViT:
         self.reads_cls = visual.pool_type == "tok" and visual.attn_pool is None
         self.cls_readout = (visual.ln_post, visual.proj) if self.reads_cls else None
         self.depth = len(self._blocks)
+        self._odd = _cannot_be_taken_apart(self._blocks)
         self.patch_size = visual.patch_size[0]
         self.embed_dim = visual.proj.shape[1]
         self.image_size = tuple(visual.image_size)
+
+    @property
+    def module(self) -> Any:
+        """open_clip's own module, for those who need a copy of it with other weights."""
+        return self._visual
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         visual = self._visual
@@ -53,7 +59,7 @@ class NativeViT:
         return visual.ln_pre(torch.cat([cls_B1D, patches_BND], dim=1) + positions.to(patches_BND.dtype))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        return self._blocks[index](x_BND)
+        return self._blocks[index](x_BND) if self._odd else as_trained(self.view(index, grid), x_BND)
 
     def view(self, index: int, grid: Grid) -> Block:
         return view(self._blocks[index])
@@ -73,6 +79,15 @@ class NativeViT:
             x_BND = visual.ln_post(x_BND)
         pooled_BD = x_BND[:, 1:].mean(dim=1) if visual.pool_type == "avg" else x_BND[:, 0]
         return (visual.ln_post(pooled_BD) if norm_last else pooled_BD) @ visual.proj
+
+
+def _cannot_be_taken_apart(blocks: Any) -> bool:
+    try:
+        for block in blocks:
+            view(block)
+    except RecipeError:
+        return True
+    return False
 
 
 def _value_path(pooler: Any, x_BND: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,180 @@
+"""Linear layers of the image tower at lower precision: `precision="int8"` or `"bfloat16"`.
+
+The model is not touched: each attention block is copied without its weights, the linear layers of the copy are replaced
+by ones that hold lowered weights, and the copy runs through the same view as every recipe uses. Norms, softmax,
+residual stream, patch embedding and read-out stay float32, and so do `encode_image` and the text side.
+
+int8 is dynamic: a scale for each output channel of the weights, fixed, and one for each token, taken from the token
+itself; so the result does not depend on what else is in the batch. Rounding to 8 bits costs about 1 % of a layer's
+output (root mean square). Shape letters: M tokens, K inputs, N outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densevl.errors import ModelError, RecipeError, suggest
+from densevl.recipes.blocks import Block, as_trained
+from densevl.recipes.tower import Grid, Tower
+
+PRECISIONS = ("float32", "int8", "bfloat16")
+TINY = 1e-12
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in 8-bit integers on a CPU, by oneDNN's product of unsigned by signed bytes."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs."""
+        super().__init__()
+        weight = weight.detach().float()
+        # Without VNNI a pair of products is summed in 16 bits: seven bits of input keep that from saturating.
+        self._half = 128 if _has_vnni() else 64
+        self._bias = None if bias is None else bias.detach().float()
+        self._scale = weight.abs().amax(dim=1).clamp(min=TINY) / 127
+        rounded = (weight / self._scale[:, None]).round().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._unit, self._zero = torch.ones(1), torch.tensor([self._half], dtype=torch.int32)
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) to (..., N) float32."""
+        return self.multiply(*self.lower(x)).unflatten(0, x.shape[:-1])
+
+    def lower(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(..., K) as bytes (M, K) around the zero point, and the step of each token (M, 1)."""
+        x_MK = x.reshape(-1, x.shape[-1]).float()
+        # Not aminmax, nor a norm: along an axis these are twenty times slower than two reductions.
+        peak_M1 = torch.maximum(x_MK.amax(1, keepdim=True), x_MK.amin(1, keepdim=True).neg_()).clamp_(min=TINY)
+        top = self._half - 1
+        # Half a step more, and the cut of the cast to bytes rounds.
+        return torch.mul(x_MK, top / peak_M1).add_(self._half + 0.5).to(torch.uint8), peak_M1 / top
+
+    def multiply(self, bytes_MK: torch.Tensor, step_M1: torch.Tensor) -> torch.Tensor:
+        """The layer's output (M, N) float32 for what `lower` gave."""
+        y_MN = torch.ops.onednn.qlinear_pointwise.tensor(
+            *(bytes_MK, self._unit, self._zero, self._packed, self._scale, self._zeros, None),
+            *(1.0, 0, torch.float32, "none", [], ""),
+        )
+        return y_MN.mul_(step_M1) if self._bias is None else torch.addcmul(self._bias, y_MN, step_M1, out=y_MN)
+
+
+class BFloat16Linear(nn.Module):
+    """A linear layer in bfloat16, which a CPU with AVX-512 BF16 or AMX, or a GPU, multiplies faster than float32."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Round weights (N, K) and bias to bfloat16."""
+        super().__init__()
+        self._weight = weight.detach().bfloat16()
+        self._bias = None if bias is None else bias.detach().bfloat16()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., K) to (..., N) float32."""
+        return self.multiply(*self.lower(x)).unflatten(0, x.shape[:-1])
+
+    def lower(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        """(..., K) as (M, K) bfloat16."""
+        return (x.reshape(-1, x.shape[-1]).bfloat16(),)
+
+    def multiply(self, x_MK: torch.Tensor) -> torch.Tensor:
+        """The layer's output (M, N) float32 for what `lower` gave."""
+        return F.linear(x_MK, self._weight, self._bias).float()
+
+
+LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
+    "int8": Int8Linear,
+    "bfloat16": BFloat16Linear,
+}
+
+
+class LoweredTower:
+    """A tower whose blocks run with lowered linear layers; everything else is the tower's own."""
+
+    def __init__(self, tower: Tower, precision: str, name: str) -> None:
+        """Lower the blocks of a tower; it is left as it is.
+
+        Raises:
+            ModelError: it has no blocks that can be taken apart.
+        """
+        self.trained = tower
+        grid = tower.image_size[0] // tower.patch_size, tower.image_size[1] // tower.patch_size
+        try:
+            views = [tower.view(index, grid) for index in range(tower.depth)]
+        except RecipeError as error:
+            raise ModelError(f"model '{name}' runs in float32 only: {error}") from error
+        if not views:
+            raise ModelError(f"model '{name}' runs in float32 only: its tower is {tower.kind}, without linear blocks")
+        self._modules = [_lowered(view, LINEARS[precision]) for view in views]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trained, name)
+
+    def view(self, index: int, grid: Grid) -> Block:
+        """The parts of block `index`, lowered; see `Tower.view`."""
+        return self.trained.view(index, grid).over(self._modules[index])
+
+    def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Block `index` as it was trained, lowered; see `Tower.run`."""
+        return as_trained(self.view(index, grid), x_BND)
+
+
+def check(precision: str, device: torch.device) -> None:
+    """Refuse a precision that does not exist, or not on this device.
+
+    Raises:
+        ModelError: with the way out.
+    """
+    if precision not in PRECISIONS:
+        raise ModelError(
+            f"precision is '{precision}'{suggest(precision, PRECISIONS)}; it is one of {', '.join(PRECISIONS)}"
+        )
+    if precision != "int8":
+        return
+    if device.type != "cpu":
+        raise ModelError(f"precision 'int8' is for CPUs, the model is on '{device}'; take 'bfloat16' there")
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")):
+        raise ModelError("this PyTorch has no 8-bit linear layers (oneDNN); take precision 'bfloat16' or 'float32'")
+
+
+def _lowered(view: Block, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module]) -> nn.Module:
+    """A copy of the block that shares its tensors, with lowered linear layers in the place of its own."""
+    module = view.module
+    tensors = [*module.parameters(), *module.buffers()]
+    lowered = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    joint = view.joint()
+    if joint is not None:
+        lowered.lowered_joint = _Joint(*joint, make)
+    for parent in list(lowered.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]):
+                setattr(parent, name, make(child.weight, child.bias))
+    return lowered
+
+
+class _Joint(nn.Module):
+    """The projections of q, k and v, each a layer of its own, so that those not wanted are not computed."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module],
+    ) -> None:
+        super().__init__()
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        self.parts: Any = nn.ModuleDict(dict(zip("qkv", map(make, weight.chunk(3), biases), strict=True)))
+
+    def forward(self, u: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
+        lowered = self.parts["q"].lower(u)  # once for all three
+        return {name: self.parts[name].multiply(*lowered).unflatten(0, u.shape[:-1]) for name in which}
+
+
+def _has_vnni() -> bool:
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))

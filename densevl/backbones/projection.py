@@ -1,0 +1,57 @@
+"""The last visual projection of a CLIP: read it, and make a model with another one.
+
+The new model shares every other weight with the old one, which stays as it is. With the identity in its place, features
+come out as they are before the projection.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from densevl.backbones.base import Backbone
+from densevl.backbones.towers import NativeViT, tower_of
+from densevl.errors import ModelError
+
+
+def projection_of(backbone: Backbone) -> torch.Tensor:
+    """The matrix (D, E) that brings tokens and image features into the joint space, float32.
+
+    Raises:
+        ModelError: the model's tower has no such matrix.
+    """
+    return _visual(backbone).proj.detach().float().clone()
+
+
+def with_projection(backbone: Backbone, matrix_DE: torch.Tensor) -> Backbone:
+    """A model with another visual projection; its image embeddings are as wide as the matrix.
+
+    Words belong to the old joint space: they can be compared where the matrix leads there too.
+
+    Raises:
+        ModelError: the model's tower has no projection, or the matrix does not fit behind it.
+    """
+    old = _visual(backbone)
+    if matrix_DE.ndim != 2 or len(matrix_DE) != len(old.proj) or not torch.isfinite(matrix_DE).all():
+        raise ModelError(f"a projection of {tuple(matrix_DE.shape)} for features {len(old.proj)} wide: finite (D, E)")
+    model: Any = backbone._model  # type: ignore[attr-defined]
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.visual.proj = nn.Parameter(matrix_DE.to(old.proj).clone(), requires_grad=False)
+    made: Any = copy.copy(backbone)
+    made._model, made.tower = twin, tower_of(twin.visual, backbone.name)
+    made.embed_dim = matrix_DE.shape[1]
+    return made
+
+
+def _visual(backbone: Backbone) -> Any:
+    if not isinstance(getattr(backbone, "tower", None), NativeViT):
+        raise ModelError(
+            f"model '{backbone.name}' has no visual projection of its own to train; this works for open_clip's native "
+            "ViT, such as ViT-B-16/openai or mini"
+        )
+    return backbone._model.visual  # type: ignore[attr-defined]
