@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from densevl.benchmarking.clock import reset_peak, resident_mib
 from densevl.proposals import packing
-from tools.bench import memory_mb, reset_peak
 
 SCENE = Path(__file__).parents[1] / "demo" / "scenes" / "wood.png"
 SIDES = ("package", "densevl, box duplicates", "densevl")
@@ -88,11 +88,11 @@ def measure(side: str, model: str, size: tuple[int, int], points: int) -> Measur
         duplicates = "box" if "box" in side else "mask"
         run = SamProposer(sam, points_per_side=points, duplicates=duplicates, **thresholds)
         run.encode(image)
-    before = memory_mb("VmRSS")
+    before = resident_mib("VmRSS")
     reset_peak()
     started = time.process_time()
     found = run(image)
-    seconds, peak = time.process_time() - started, memory_mb("VmHWM")
+    seconds, peak = time.process_time() - started, resident_mib("VmHWM")
     if side == "package":
         rows = [packing.pack(record["segmentation"]) for record in found]
         packed = np.stack(rows) if rows else np.zeros((0, packing.row_bytes(size)), np.uint8)

@@ -55,7 +55,7 @@ class Block(Protocol):
 
 
 def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
-    """A block as it was trained, through its view: (B, N, D). On a CPU that is quicker than torch's MultiheadAttention."""
+    """A block as it was trained, through its view: (B, N, D); on a CPU quicker than torch's MultiheadAttention."""
     qkv = block.project(block.norm(x_BND), "qkv")
     x_BND = block.merge(F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
     return block.ffn(x_BND).add_(x_BND)

@@ -1,0 +1,104 @@
+"""`measure`: one method on one size of photo, from pixels to a label map, in seconds and as ratios."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones import Backbone
+from densevl.benchmarking.clock import medians, peak_mib
+from densevl.benchmarking.limits import bare_pass, products, trained_size
+from densevl.errors import ModelError, ProtocolError
+from densevl.inference import WindowGrid, decode, window_scores
+from densevl.inference.sliding import WINDOW_BATCH
+from densevl.pipelines.feeding import settle
+
+SCALE = 40.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        recipe: its name; None is the model's default. plan: how windows lie, see `feeding.PLANS`.
+        precision: of the image tower. height, width: of the photo after its resize, in pixels. labels: how many.
+    """
+
+    recipe: str | None = None
+    plan: str = "tiles"
+    precision: str = "float32"
+    height: int = 336
+    width: int = 448
+    labels: int = 21
+
+
+def parse_sizes(spec: str) -> list[tuple[int, int]]:
+    """ "336x448,560x1008" to heights and widths.
+
+    Raises:
+        ProtocolError: anything else.
+    """
+    found = []
+    for part in spec.split(","):
+        height, by, width = part.strip().lower().partition("x")
+        if not (by and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise ProtocolError(f"size '{part}' is not HEIGHTxWIDTH in pixels, such as 336x448")
+        found.append((int(height), int(width)))
+    return found
+
+
+def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
+    """Time a case; texts and pixels are random, for time does not depend on what is in them.
+
+    Returns:
+        The case, and
+        seconds: of one photo, from normalised pixels to labels and confidence.
+        windows, tokens: how many the tower saw.
+        of_bare: seconds over (windows of the papers' half-overlapping protocol) x (one bare pass of the library's own
+        tower): 1 is the least that the papers' way can take.
+        bare_of_products: one matrix-product-only run of a pass over that pass, the share of it that no code can save.
+        extra_mib: peak memory beyond what was held before, of the first call.
+
+    Raises:
+        ModelError, RecipeError, ProtocolError: the case does not fit the model.
+    """
+    model = backbone.at_precision(case.precision)
+    side = trained_size(backbone)[0]
+    windowed = replace(model.protocol, crop=side, stride=None)
+    protocol = settle(case.plan, windowed, model.resolve(case.recipe))
+    lay = (case.height, case.width, protocol.crop)
+    windows = WindowGrid.place(*lay, protocol.stride, model.patch_size, protocol.blend)
+    papers = WindowGrid.place(case.height, case.width, side, side // 2, model.patch_size)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, 3, case.height, case.width, generator=generator).to(model.device)
+    text = F.normalize(torch.randn(case.labels, model.embed_dim, generator=generator), dim=-1).to(model.device)
+    classes = torch.arange(case.labels, device=model.device)
+
+    def ours() -> None:
+        scores, grid = window_scores(model, pixels, text, windows, recipe=case.recipe)
+        decode(scores, grid.plan(case.height, case.width), classes, scale=SCALE)
+
+    batch = min(len(papers), WINDOW_BATCH.get(model.device.type, WINDOW_BATCH["cpu"]))
+    calls = {"ours": ours, "bare": bare_pass(backbone, batch)}
+    with suppress(ModelError):  # a convolutional tower has none
+        calls["products"] = products(backbone, batch)
+    calls["bare"]()
+    extra = peak_mib(ours, model.device)
+    taken = medians(calls, rounds, model.device)
+    bare = taken["bare"] / batch
+    return {
+        **asdict(case),
+        "recipe": (model.resolve(case.recipe) or model).name,
+        "windows": len(windows),
+        "tokens": len(windows) * windows.rows.tokens * windows.cols.tokens,
+        "seconds": taken["ours"],
+        "of_bare": taken["ours"] / (len(papers) * bare),
+        "bare_seconds": bare,
+        "bare_of_products": taken["products"] / taken["bare"] if "products" in taken else None,
+        "extra_mib": extra,
+    }

@@ -1,0 +1,88 @@
+"""Time and memory of a call, measured so that a busy machine disturbs little.
+
+On a CPU time is CPU seconds of the process, several calls are taken in turn, and the median of each is kept: what
+to trust is the ratio of two calls of one run. On a GPU it is seconds between synchronisations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.errors import DensevlError
+
+Call = Callable[[], Any]
+STATUS = Path("/proc/self/status")
+KIB = 1024.0
+
+
+def seconds(call: Call, device: torch.device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def medians(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call over rounds in which all are made in turn, after one that is not counted."""
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name].append(seconds(call, device))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak_mib(call: Call, device: torch.device) -> float | None:
+    """Memory that a call needs beyond what is held before it, in MiB; None where it cannot be told.
+
+    On a CPU it is the peak resident size of the process (Linux). Memory that an earlier call freed is given back to
+    the system first, for it would hide some.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - held) / KIB**2
+    try:
+        reset_peak()
+    except (OSError, AttributeError):  # not Linux, or not glibc
+        call()
+        return None
+    before = resident_mib("VmRSS")
+    call()
+    return resident_mib("VmHWM") - before
+
+
+def reset_peak() -> None:
+    """Give freed memory back and start the peak of this process anew (Linux, glibc).
+
+    Raises:
+        OSError, AttributeError: another system.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_mib(which: str = "VmRSS") -> float:
+    """Memory of this process in MiB (Linux): resident now ("VmRSS"), or its peak since `reset_peak` ("VmHWM")."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{which}:"):
+            return float(line.split()[1]) / KIB
+    raise DensevlError(f"{STATUS} has no {which}")

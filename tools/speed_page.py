@@ -1,0 +1,94 @@
+"""docs/speed.md from docs/speed.json, which tools/bench.py and tools/bench_plans.py write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+JSON, PAGE = DOCS / "speed.json", DOCS / "speed.md"
+
+HEAD = Path(__file__).with_name("speed_head.md").read_text(encoding="utf-8")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The page."""
+    lines = [HEAD]
+    if "model" in found:
+        lines += [
+            "## Measured",
+            "",
+            "    python tools/bench.py --write",
+            "",
+            f"`{found['model']}`, {found['device']}, torch {found['torch']}; one thread, CPU seconds, the calls of",
+            f"a row taken in turn, medians of {found['rounds']}. The machine is shared: trust the ratios.",
+            "**Of bare** is the time over (windows of the papers' protocol) x (one bare pass of open_clip's tower).",
+            "",
+        ]
+    if "bare" in found:
+        row = found["bare"]
+        lines += [
+            f"The bare pass, {row['batch']} windows: ours {row['ours']:.2f} s, open_clip's own",
+            f"{row['open_clip']:.2f} s (ratio {row['ours'] / row['open_clip']:.2f}); its matrix products alone",
+            f"{row['products']:.2f} s, {row['products'] / row['ours']:.2f} of ours.",
+            "",
+        ]
+    titles = {
+        "protocol": "The papers' protocol, exact: SCLIP, windows of 224 every 112",
+        "vocabulary": "The same with 1 to 1,000 labels",
+        "plans": "Windows and precision",
+        "recipes": "Every recipe that borrows nothing, tiles",
+    }
+    for part, title in titles.items():
+        if part in found:
+            lines += [f"### {title}", "", *_table(found[part]), ""]
+    if "quality" in found:
+        lines += _quality(found["quality"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| recipe | plan | precision | photo | labels | windows | tokens | seconds | of bare | extra MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        extra = "" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
+        size, ratio = f"{row['height']} x {row['width']}", f"{row['of_bare']:.2f}"
+        cells = (row["recipe"], row["plan"], row["precision"], size, row["labels"], row["windows"], row["tokens"])
+        lines.append("| " + " | ".join(map(str, (*cells, f"{row['seconds']:.2f}", ratio, extra))) + " |")
+    return lines
+
+
+def _quality(found: dict[str, Any]) -> list[str]:
+    """One row a recipe, size and plan; a column a precision."""
+    lines = [
+        "## What it costs in quality",
+        "",
+        "    python tools/bench_plans.py --write",
+        "",
+        f"`mini`, scenes in a style that training never saw ({found['images']} of one window, 0.3 as many of twice",
+        "the side and pieces of those), mIoU with background in per cent; tokens of a scene. Mini was trained on",
+        "pictures of 64 and 96 px, so that small windows suit it: plans were compared on mini alone, no real CLIP.",
+        "",
+        "| recipe | pixels | plan | tokens | float32 | int8 | bfloat16 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cells: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in found["rows"]:
+        key = (row["recipe"], *row["size"], row["plan"], row["tokens"])
+        cells.setdefault(key, {})[row["precision"]] = row["miou"]
+    for (recipe, height, width, plan, tokens), by in cells.items():
+        figures = " | ".join(f"{by[name]:.1f}" if name in by else "" for name in ("float32", "int8", "bfloat16"))
+        lines.append(f"| {recipe} | {height} x {width} | {plan} | {tokens} | {figures} |")
+    return lines
+
+
+def write_page() -> None:
+    """Write the page anew."""
+    PAGE.write_text(markdown(json.loads(JSON.read_text(encoding="utf-8"))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()
