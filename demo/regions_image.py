@@ -1,28 +1,36 @@
 """Name the regions of a picture: python demo/regions_image.py [IMAGE [LABEL ...]]
 
-Masks come from mini-sam, which is in the package and knows flat drawings; so does the model "mini". With a detector of
+Masks come from mini-sam, which is in the package and knows flat drawings; so does the model "mini". Its masks often
+join things that are apart, so they are cut into their parts. With a detector of
 your own, pass its boxes: classify(image, labels, boxes=[[x0, y0, x1, y1], ...]).
 """
 
 import sys
 from pathlib import Path
 
+from densevl.pipelines.prompting import prompted
 from densevl.pipelines.regions import RegionClassifier
+from densevl.proposals import load_proposer
+from densevl.proposals.pieces import PieceProposer
 
 image = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "scenes" / "water.png"
 labels = sys.argv[2:] or ["fish", "boat", "elephant", "pizza", "sunflower", "house"]
 
-classify = RegionClassifier("mini", proposals="mini-sam")
+classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam")))
 result = classify(image, labels)
-objects = result.instances()
+objects = result.instances(parts=0.8)  # without those that lie in another of their name
 for name, score, box in zip(objects.names, objects.scores, objects.boxes, strict=True):
     print(f"{name:>12}: {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}")
 
 again = result.reclassify(["animal", "building", "food"])  # other words: the picture is not looked at again
 print("in other words:", again)
 
-if len(sys.argv) == 1:
-    clicked = classify(image, labels, points=[[116, 108], [170, 80]])  # a click becomes a mask, and gets a name
-    print("clicked on:", *clicked.names)
 print("wrote", *objects.save("densevl-out/regions_image.json"))
+
+if len(sys.argv) == 1:  # a click or a box becomes a mask, and gets a name
+    places = prompted(image, points=[(116, 108), (58, 40)], boxes=[(12, 130, 60, 182), (145, 58, 188, 118)])
+    asked = classify(image, labels, proposals=places)
+    for how, name, score in zip(["click", "click", "box", "box"], asked.names, asked.scores, strict=True):
+        print(f"{how:>12}: {name} {score:.2f}")
+    print("wrote", *asked.save("densevl-out/regions_prompted.json"))
 print(*result.warnings, sep="\n")

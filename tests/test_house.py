@@ -14,10 +14,13 @@ FLOORS = {
     "__main__": 7,
     "diagnosis": 5,
     "evaluation": 5,
+    "benchmarking": 5,
+    "integrations": 5,
     "pipelines": 4,
     "backbones": 3,
     "recipes": 2,
     "anomaly": 2,
+    "fewshot": 2,
     "inference": 2,
     "regions": 2,
     "proposals": 1,
@@ -31,6 +34,7 @@ FLOORS = {
     "files": 1,
     "cache": 1,
     "shipped": 1,
+    "fitted": 1,
     "errors": 0,
     "__init__": 0,  # for its version; what it offers is loaded when asked for
 }

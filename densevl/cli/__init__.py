@@ -13,9 +13,11 @@ import typer
 
 from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
+from densevl.cli.bench import bench
 from densevl.cli.evaluation import eval_app, label
 from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
+from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 
 __all__ = ["app"]
@@ -43,7 +45,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, models, doctor, label):
+for command in (segment, regions, search, models, doctor, label, bench):
     app.command()(command)
 for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("eval", eval_app)):
     app.add_typer(group, name=name)

@@ -23,7 +23,12 @@ def anomaly_fit(
     item: Annotated[str, typer.Option(help='What is looked at, "metal nut".')] = "object",
     scoring: Annotated[str, typer.Option(help="winclip, dense, streams, dino, patchcore, adaptclip.")] = "winclip",
     windows: Annotated[str | None, typer.Option(help="exact, shared or pooled.")] = None,
+    whole: Annotated[bool, typer.Option(help="Let the score of the whole image lift its map; not for masks.")] = True,
     states: Annotated[Path | None, typer.Option(help="JSON of words for sound and damaged.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Short side that images are fed at; the model's own, if left out.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="Cut larger images into tiles of this side, in pixels.")] = None,
     adapters: Annotated[Path | None, typer.Option(help="Trained adapters, for adaptclip.")] = None,
     proxy: Annotated[str | None, typer.Option(help="Remember features of mini-sam, dinov2_vits14, ...")] = None,
     fpr: Annotated[float, typer.Option(help="Share of sound images that may be called anomalous.")] = 0.01,
@@ -35,9 +40,18 @@ def anomaly_fit(
     paths = list_images(normal)
     from densevl.pipelines.anomaly import AnomalyDetector
 
-    changes: dict[str, Any] = {"windows": windows} if windows else {}
+    changes: dict[str, Any] = {"whole": whole} | ({"windows": windows} if windows else {})
     detector = AnomalyDetector(
-        model, item, scoring=scoring, states=states, adapters=adapters, proxy=proxy, device=device, **changes
+        model,
+        item,
+        scoring=scoring,
+        states=states,
+        size=size,
+        tile=tile,
+        adapters=adapters,
+        proxy=proxy,
+        device=device,
+        **changes,
     )
     with stderr().status(f"{len(paths)} images"):
         detector.fit(paths).calibrate(fpr)

@@ -18,6 +18,9 @@ Recipe = Annotated[str | None, typer.Option(help="As `densevl recipes` lists the
 Out = Annotated[Path, typer.Option(help="Gets the report, and the state for going on after a kill.")]
 Limit = Annotated[int | None, typer.Option(help="So many images, spread over the dataset.")]
 Background = Annotated[str, typer.Option(help="When a pixel is background, such as 'voc, 0.1'.")]
+TaskName = Annotated[str | None, typer.Option(help="semantic, instance or panoptic.")]
+Proposed = Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, ...; truth: the true masks.")]
+Operator = Annotated[str | None, typer.Option(help="How regions are embedded, as in `densevl regions`.")]
 Measures = Annotated[str, typer.Option(help="Of iou, boundary, calibration; commas between.")]
 OUT = Path("densevl-out/eval")
 
@@ -25,20 +28,21 @@ OUT = Path("densevl-out/eval")
 @eval_app.command("list")
 @one_line_errors
 def list_datasets() -> None:
-    """List the benchmarks there are readers for."""
-    from densevl.evaluation.specs import SPECS
+    """List the benchmarks there are readers for, with their tasks and files."""
+    from densevl.evaluation.checking import files_of, known
 
-    for name, spec in SPECS.items():
-        stdout().print(f"{name}: {escape('; '.join(spec.layout.expected(Path(spec.folder))))}")
+    for name, tasks in known().items():
+        for task in tasks:
+            stdout().print(f"{name} ({task}): {escape('; '.join(files_of(name, task)))}")
 
 
 @eval_app.command()
 @one_line_errors
-def check(dataset: str, root: Root = None) -> None:
+def check(dataset: str, root: Root = None, task: TaskName = None) -> None:
     """Say what of a dataset is missing and where it was looked for; exit code 1 if it is not ready."""
     from densevl.evaluation import check as look
 
-    found = look(dataset, root)
+    found = look(dataset, root, task=task)
     stdout().print(escape(str(found)))
     if found.faults:
         raise typer.Exit(1)
@@ -58,6 +62,11 @@ def run(
     strings: Annotated[str, typer.Option(help="The strings of the class list: names, sclip@1, proxyclip@1.")] = "names",
     variant: Annotated[str, typer.Option(help="Another label rule: mmseg-default255, keep-ignore.")] = "",
     measures: Measures = "iou,calibration",
+    task: TaskName = "semantic",
+    proposals: Annotated[
+        str, typer.Option(help="What finds regions: mini-sam, sam, ...; truth: true masks.")
+    ] = "mini-sam",
+    operator: Annotated[str | None, typer.Option(help="How regions are embedded, as in `densevl regions`.")] = None,
     proxy: str | None = None,
     sam: str | None = None,
     regions: str | None = None,
@@ -69,11 +78,12 @@ def run(
     """Evaluate a model on a benchmark and write a report."""
     from densevl.evaluation.evaluate import evaluate
 
-    given = {"strings": strings, "background": background, "variant": variant, "paper": paper}
+    given: dict[str, Any] = {"strings": strings, "background": background, "variant": variant, "paper": paper}
+    given |= {"task": task or "semantic", "proposals": proposals, "operator": operator}
     parts = {"proxy": proxy, "sam": sam, "regions": regions, "views": views, "refine": refine}
     experiment = _experiment(dataset, root, model, recipe, limit, measures, **given, **parts)
     outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump)
-    stdout().print(f"mIoU {100 * outcome.summary['mIoU']:.2f}, report in {escape(str(files[0]))}")
+    stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")
 
 
 @eval_app.command()

@@ -19,6 +19,7 @@ from densevl.files import OVERLAY_MARK, atomic_write_all
 from densevl.images import encode_png
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
+from densevl.regions.exports import labelme_content, panoptic_annotation, panoptic_png
 from densevl.results import UNLABELLED, SegmentationResult
 
 if TYPE_CHECKING:
@@ -226,6 +227,32 @@ class RegionResult:
                 named, few.to_rle(compressed=compressed), few.areas, few.boxes, few.quality, strict=True
             )
         ]
+
+    def to_panoptic(
+        self, image_id: int = 0, file_name: str = "panoptic.png", **options: Any
+    ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+        """Return COCO's panoptic picture and annotation; a data set of many photos is `regions.exports`.
+
+        Args:
+            image_id, file_name: copied into the annotation. options: of `panoptic`.
+
+        Returns:
+            uint8 RGB (H, W, 3), id = R + 256 G + 65536 B, 0 where no segment is, to be saved as PNG; and a dict with
+            segments_info: id, category_id (class index + 1), area, bbox, iscrowd 0 and score of each segment.
+        """
+        found = self.panoptic(**options)
+        return panoptic_png(found.ids), panoptic_annotation(found, image_id, file_name)
+
+    def to_labelme(self, image_path: str = "", *, tolerance: float = 0.0, min_area: int = 1) -> dict[str, Any]:
+        """Return the named regions as LabelMe's JSON: polygons, of which holes are joined to the outline by cuts.
+
+        Args:
+            image_path: of the photo from the JSON's folder. tolerance, min_area: see `regions.polygons.polygons`.
+        """
+        named = np.flatnonzero(self.labels >= 0)
+        names = [self.vocabulary[label] for label in self.labels[named].tolist()]
+        few, scores = self.regions.select(named), self.scores[named]
+        return labelme_content(few, names, scores, image_path, tolerance=tolerance, min_area=min_area)
 
     def to_supervision(self) -> supervision.Detections:
         """Return a `supervision.Detections` of the named regions.

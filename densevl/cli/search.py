@@ -1,0 +1,102 @@
+"""`densevl search`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from densevl.cli.shared import FAILED, PARTLY, one_line_errors, stderr, stdout
+from densevl.errors import DensevlError
+
+if TYPE_CHECKING:
+    from densevl.pipelines.regions import RegionClassifier
+
+_BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
+
+
+@one_line_errors
+def search(
+    folder: Annotated[Path, typer.Argument(help="A folder of photos.")],
+    words: Annotated[str, typer.Option("--for", help='What to find: "dog", or "dog|puppy" for either.')] = "",
+    like: Annotated[str, typer.Option(help="An example instead: IMAGE, or IMAGE:x0,y0,x1,y1 for a part of it.")] = "",
+    against: Annotated[str, typer.Option(help='Words that a find should be less like: "cat,wolf".')] = "",
+    top: Annotated[int, typer.Option(min=1, help="How many finds.")] = 10,
+    each: Annotated[int, typer.Option(min=1, help="At most so many of one photo.")] = 1,
+    least: Annotated[float | None, typer.Option(help="Leave out lower scores; with --for, 0 if left out.")] = None,
+    model: Annotated[str, typer.Option(help="auto, mini, ViT-B-16/openai, local-dir:PATH.")] = "auto",
+    proposals: Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, superpixels, grid.")] = "mini-sam",
+    pieces: Annotated[bool, typer.Option(help="Cut proposed masks into their connected parts.")] = False,
+    operator: Annotated[str, typer.Option(help="One of pool, cls_mask, crop, ...")] = "",
+    index: Annotated[Path | None, typer.Option(help="The .npz file; else one in --out for the folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the index and the sheet.")] = Path("densevl-out"),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    sheet: Annotated[bool, typer.Option(help="Also write search.png, the finds marked in their photos.")] = False,
+) -> None:
+    """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
+    if bool(words) == bool(like):
+        raise DensevlError('say what to find: --for "a dog", or --like IMAGE, one of the two')
+    if like and against:
+        raise DensevlError("--against goes with words: use --for")
+    if not folder.is_dir():
+        raise DensevlError(f"{folder} is not a folder of photos")
+
+    from densevl.backbones import load_backbone
+    from densevl.files import atomic_write
+    from densevl.images import encode_png
+    from densevl.pipelines.region_scores import default_operators
+    from densevl.pipelines.regions import RegionClassifier
+    from densevl.pipelines.search import RegionSearch
+    from densevl.pipelines.search_sheet import hit_sheet
+    from densevl.proposals import NAMES, load_proposer
+    from densevl.proposals.pieces import PieceProposer
+
+    finder: Any = proposals
+    if proposals not in NAMES or pieces:  # what cannot be had is said before any model is loaded
+        finder = load_proposer(proposals, device=device or "cpu")
+    finder = PieceProposer(finder) if pieces else finder
+    with stderr().status("loading the model"):
+        backbone = load_backbone(model, device=device)
+        usual = default_operators(backbone)  # an index holds one vector a region
+        chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
+        classifier = RegionClassifier(backbone, finder, chosen, device=device)
+    name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
+    found = RegionSearch(classifier, index or out / name)
+    progress = stderr().status("")
+    with progress:
+        built = found.build(folder, forget=True, progress=lambda path: progress.update(escape(Path(path).name)))
+    for reason in built.failed.values():
+        stderr().print(f"[red]error:[/] {escape(' '.join(reason.split()))}", soft_wrap=True)
+    counts = f"{len(built.added)} new, {len(built.kept)} known, {len(built.removed)} gone"
+    stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
+    query: Any = _example(classifier, like) if like else words
+    others = [word.strip() for word in against.split(",") if word.strip()] or None
+    hits = found.find(query, top, each=each, **({} if like else {"against": others}))
+    floor = least if least is not None else -1.0 if like else 0.0  # by words, 0 is as like as the words against
+    hits = [hit for hit in hits if hit.score >= floor]
+    if not hits:
+        stdout().print("nothing found")
+    for hit in hits:
+        box = ",".join(f"{side:.0f}" for side in hit.box)
+        stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
+    if sheet and hits:
+        written = atomic_write(out / "search.png", encode_png(hit_sheet(hits, words or "like the example")))
+        stdout().print(f"sheet in {escape(str(written))}")
+    if built.failed:
+        raise typer.Exit(PARTLY if found.index.photos else FAILED)
+
+
+def _example(classifier: RegionClassifier, text: str) -> Any:
+    """An image, or the part of it that a box behind a colon names."""
+    from densevl.images import read_image
+
+    match = _BOX.match(text)
+    rgb = read_image(match[1] if match else text)
+    try:
+        corners = [float(side) for side in match.groups()[1:]] if match else [0, 0, rgb.shape[1], rgb.shape[0]]
+    except ValueError as error:
+        raise DensevlError(f"--like {text!r}: a box is x0,y0,x1,y1, numbers in pixels") from error
+    return classifier.embed(rgb, boxes=[corners])

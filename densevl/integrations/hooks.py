@@ -1,0 +1,81 @@
+"""A function for RoI heads that have background LAST, as those of mmdet and detectron2: boxes in, class scores out.
+
+Neither package is imported. Both end alike: boxes (N, 4) and scores (N, C + 1) go to a function that thresholds them
+and runs NMS in each class (`multiclass_nms`, `fast_rcnn_inference`). The hook makes those scores of the head's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from densevl.errors import ProposalError
+from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
+from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.vocabulary import LabelSet
+
+
+class RoiScores(NamedTuple):
+    """What a hook returns, tensors or arrays as its scores were.
+
+    Attributes:
+        labels: int64 (N,), index into the classes; C, one past the last, is background.
+        scores: float32 (N,), probability of the label. probs: float32 (N, C + 1), rows sum to 1, background last.
+    """
+
+    labels: Any
+    scores: Any
+    probs: Any
+
+
+def roi_hook(
+    classify: RegionClassifier,
+    labels: Labels,
+    *,
+    weight: float | Sequence[float] = WEIGHT,
+    background: BackgroundSpec = "auto",
+) -> Callable[[Any, Any, Any], RoiScores]:
+    """Make a hook that names the boxes of an RoI head.
+
+    Args:
+        classify: names regions; its proposer is not used. labels: the classes.
+        weight: CLIP's say beside the detector's, or one for each class; see `fused_probs`.
+        background: words that compete with the classes; a threshold in it has no effect here.
+
+    Returns:
+        hook(image, boxes, scores) -> RoiScores, without state of its own. image: RGB, of the size that boxes refer to,
+        as `read_image` takes it. boxes: (N, 4) x0, y0, x1, y1 in pixels, an array, a tensor, or something that holds
+        one as `.tensor` (detectron2's Boxes). scores: (N,) objectness, or (N, K + 1) probabilities with background
+        last, K being the head's own classes; one column besides background is enough.
+
+    Raises:
+        LabelError: unusable labels. By the hook, ProposalError: boxes or scores that do not fit.
+    """
+    label_set = LabelSet.parse(labels)
+
+    def hook(image: Any, boxes: Any, scores: Any) -> RoiScores:
+        found = objectness(scores, background=-1)
+        corners = as_tensor(boxes)
+        if corners.numel() == 0:
+            corners = corners.reshape(0, 4)
+        if corners.shape != (len(found), 4):
+            raise ProposalError(
+                f"boxes of shape {tuple(corners.shape)} for {len(found)} scores: ({len(found)}, 4), one box for all "
+                "classes; of a box for each class take that of its best"
+            )
+        if len(found):
+            result = classify.classify(image, label_set, boxes=corners, background=background)
+            probs = fused_probs(found, result.probs, result.nothing, weight=weight)
+        else:
+            probs = torch.zeros(0, len(label_set) + 1, device=found.device)
+        best, index = probs.max(dim=1)
+        parts = (index, best, probs)
+        if isinstance(getattr(scores, "tensor", scores), torch.Tensor):
+            return RoiScores(*parts)
+        return RoiScores(*(np.asarray(part.cpu()) for part in parts))
+
+    return hook

@@ -1,0 +1,228 @@
+"""A torchvision detector with any words for classes: its boxes, named by CLIP, its confidence and CLIP's made one.
+
+Conventions are torchvision's: background is class 0, labels start at 1, scores above 0.05, NMS at 0.5 in each class,
+100 detections. Shape letters: N boxes, K the detector's own classes with background, C classes asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms, remove_small_boxes
+
+from densevl.errors import DensevlError, ProposalError
+from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
+from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.proposals import Proposals
+from densevl.vocabulary import LabelSet
+
+SMALLEST = 1e-2  # pixels: boxes with a shorter side are dropped, as torchvision does
+Detection = dict[str, torch.Tensor]
+
+
+def rescore(
+    boxes: Any,
+    det_scores: Any,
+    probs: Any,
+    nothing: Any = None,
+    *,
+    weight: float | Sequence[float] = WEIGHT,
+    image_size: tuple[int, int] | None = None,
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
+    detections_per_img: int = 100,
+) -> Detection:
+    """Turn boxes with a detector's scores and CLIP's probabilities into detections.
+
+    A box may be found under several labels, as in torchvision.
+
+    Args:
+        boxes: (N, 4) x0, y0, x1, y1 in pixels, array or tensor.
+        det_scores: (N,) how sure the detector is of an object, or (N, K) its softmax with background first.
+        probs, nothing: `probs` (N, C) and `nothing` (N,) of a `RegionResult` of these boxes.
+        weight: CLIP's say beside the detector's, or one for each class; see `fused_probs`.
+        image_size: (H, W), to cut boxes to; None leaves them. score_thresh, nms_thresh, detections_per_img: as in
+            torchvision.
+
+    Returns:
+        boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), best first, and index int64 (D,): which of
+        the N boxes.
+
+    Raises:
+        ProposalError: shapes that do not fit each other, or scores that are no probabilities.
+    """
+    corners = as_tensor(boxes)
+    corners = corners.reshape(0, 4) if corners.numel() == 0 else corners
+    sure = objectness(det_scores, background=0).to(corners.device)
+    if corners.shape != (len(sure), 4):
+        raise ProposalError(f"boxes of shape {tuple(corners.shape)} for {len(sure)} scores: ({len(sure)}, 4)")
+    if image_size is not None:
+        corners = clip_boxes_to_image(corners, image_size)
+    scores_NC = fused_probs(sure, probs, nothing, weight=weight)[:, :-1]
+    index, label = torch.nonzero(scores_NC > score_thresh, as_tuple=True)
+    usable = remove_small_boxes(corners[index], SMALLEST)
+    index, label = index[usable], label[usable]
+    scores = scores_NC[index, label]
+    kept = batched_nms(corners[index], scores, label, nms_thresh)[:detections_per_img]
+    return {"boxes": corners[index[kept]], "labels": label[kept] + 1, "scores": scores[kept], "index": index[kept]}
+
+
+@torch.no_grad()
+def candidates(
+    detector: nn.Module, images: Sequence[torch.Tensor], *, top: int = 100, nms_thresh: float = 0.7
+) -> list[Detection]:
+    """Boxes that may hold an object of any class, before the detector's own classes decide.
+
+    Of an R-CNN each proposal is refined as its best class would have it, and scored 1 - p(background). Of a detector
+    without RoI heads (RetinaNet, FCOS, SSD) its detections are taken.
+
+    Args:
+        detector: of torchvision, in eval mode. images: float (3, H, W), 0..1, as it takes them.
+        top: at most so many an image, the surest; nms_thresh: of the NMS among them, whatever their class.
+
+    Returns:
+        For each image boxes float32 (N, 4) in its pixels, scores float32 (N,), and, of a Mask R-CNN, masks float32
+        (N, 1, H, W), 0..1.
+    """
+    if not images:
+        return []
+    if not (hasattr(detector, "rpn") and hasattr(detector, "roi_heads")):
+        found = []
+        for one in detector(list(images)):
+            kept = nms(one["boxes"], one["scores"], nms_thresh)[:top]
+            found.append({key: one[key][kept] for key in ("boxes", "scores", "masks") if key in one})
+        return found
+    rcnn: Any = detector
+    heads = rcnn.roi_heads
+    batch, _ = rcnn.transform(list(images))
+    features = rcnn.backbone(batch.tensors)
+    features = {"0": features} if isinstance(features, torch.Tensor) else features
+    proposals, _ = rcnn.rpn(batch, features)
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes))
+    logits, deltas = heads.box_predictor(pooled)
+    probs = logits.softmax(dim=1)
+    own = probs[:, 1:].argmax(dim=1) + 1
+    refined = heads.box_coder.decode(deltas, proposals)[torch.arange(len(own), device=own.device), own]
+    found = []
+    counts = [len(one) for one in proposals]
+    parts = zip(refined.split(counts), (1 - probs[:, 0]).split(counts), own.split(counts), strict=True)
+    for (boxes, scores, label), size in zip(parts, batch.image_sizes, strict=True):
+        boxes = clip_boxes_to_image(boxes, size)
+        usable = remove_small_boxes(boxes, SMALLEST)
+        kept = usable[nms(boxes[usable], scores[usable], nms_thresh)[:top]]
+        found.append({"boxes": boxes[kept], "scores": scores[kept], "labels": label[kept]})
+    if heads.has_mask():
+        pooled = heads.mask_roi_pool(features, [one["boxes"] for one in found], batch.image_sizes)
+        masks = maskrcnn_inference(heads.mask_predictor(heads.mask_head(pooled)), [one["labels"] for one in found])
+        for one, mask in zip(found, masks, strict=True):
+            one["masks"] = mask
+    sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+    found = rcnn.transform.postprocess(found, batch.image_sizes, sizes)
+    return [{key: value for key, value in one.items() if key != "labels"} for one in found]
+
+
+class OpenVocabularyDetector(nn.Module):
+    """A torchvision detector whose classes are words: images in, dicts out, as the detector itself.
+
+    >>> detector = torchvision.models.detection.maskrcnn_resnet50_fpn(weights="DEFAULT")
+    >>> detect = OpenVocabularyDetector(detector, RegionClassifier("auto", None), ["teapot", "kettle"])
+    >>> detect([image])[0]["labels"]  # index into detect.categories
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        classify: RegionClassifier,
+        labels: Labels,
+        *,
+        weight: float | Sequence[float] = WEIGHT,
+        background: BackgroundSpec = "auto",
+        top: int = 100,
+        score_thresh: float = 0.05,
+        nms_thresh: float = 0.5,
+        detections_per_img: int = 100,
+    ) -> None:
+        """Wrap a detector; it is put into eval mode.
+
+        Args:
+            detector: Faster or Mask R-CNN, or another that returns boxes and scores. classify: names its boxes, or its
+                masks where it has some; its proposer is not used. labels: the classes.
+            weight, score_thresh, nms_thresh, detections_per_img: see `rescore`. background: see `RegionClassifier`.
+            top: boxes of an image that are named; see `candidates`.
+
+        Raises:
+            LabelError: unusable labels.
+        """
+        super().__init__()
+        self.detector, self.classify = detector, classify
+        self.background, self.top, self.weight = background, top, weight
+        self.settings: dict[str, Any] = {
+            "score_thresh": score_thresh,
+            "nms_thresh": nms_thresh,
+            "detections_per_img": detections_per_img,
+        }
+        self.set_labels(labels)
+        self.eval()
+
+    def set_labels(self, labels: Labels) -> None:
+        """Take other classes; nothing is trained or loaded anew.
+
+        Raises:
+            LabelError: unusable.
+        """
+        self.labels = LabelSet.parse(labels)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names by label, "__background__" first, as torchvision's weights list them."""
+        return ("__background__", *self.labels.names)
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[torch.Tensor]) -> list[Detection]:
+        """Detect.
+
+        Args:
+            images: float (3, H, W), 0..1, RGB, of any sizes.
+
+        Returns:
+            For each image boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), and masks float32
+            (D, 1, H, W) if the detector makes masks.
+
+        Raises:
+            DensevlError: in training mode.
+        """
+        if self.training:
+            raise DensevlError("the detector is in training mode; call eval() first")
+        found = []
+        for image, one in zip(images, candidates(self.detector, images, top=self.top), strict=True):
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            if len(one["boxes"]):
+                regions = _regions(one, size)
+                result = self.classify.classify(image, self.labels, proposals=regions, background=self.background)
+                probs, nothing = result.probs, result.nothing
+            else:
+                probs, nothing = np.zeros((0, len(self.labels)), np.float32), None
+            scored = rescore(
+                one["boxes"], one["scores"], probs, nothing, weight=self.weight, image_size=size, **self.settings
+            )
+            index = scored.pop("index")
+            if "masks" in one:
+                scored["masks"] = one["masks"][index]
+            found.append(scored)
+        return found
+
+
+def _regions(one: Detection, size: tuple[int, int]) -> Proposals:
+    """The masks of a detection, and the box of each that has none."""
+    boxes = Proposals.from_boxes(one["boxes"], size)
+    if "masks" not in one:
+        return boxes
+    masks = Proposals.from_masks((one["masks"][:, 0] > 0.5).cpu(), size)
+    packed = np.where(masks.areas[:, None] > 0, masks.packed, boxes.packed)
+    return Proposals.from_packed(packed, size)

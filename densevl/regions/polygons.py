@@ -1,0 +1,159 @@
+"""Masks to polygons whose vertices are pixels, holes cut open: what LabelMe draws, and fills back to the same mask.
+
+A boundary is followed along the cracks between pixels inside and outside; the pixels passed on the inner side make the
+ring. So a polygon goes through the centres of the outermost pixels, as those of OpenCV do, and an outline one pixel
+wide belongs to it. Pixels that touch at a corner hang together.
+
+A polygon of one ring cannot have a hole. Each hole is joined to the outline by a cut, there and back along one line:
+nearest hole first, so that no cut crosses another hole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+Ring = npt.NDArray[np.float64]
+#: Steps (row, column) along a crack: east, south, west, north; the pixel inside lies to the right of the way.
+_AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Polygon:
+    """One connected part of a mask.
+
+    Attributes:
+        points: float64 (N, 2), x and y in pixels, pixel centres at whole numbers; a ring, the first point not repeated.
+        holes: how many holes are joined to the outline by cuts.
+        area: pixels of the part.
+    """
+
+    points: Ring
+    holes: int
+    area: int
+
+
+def polygons(mask: npt.NDArray[np.bool_], *, tolerance: float = 0.0, min_area: int = 1) -> list[Polygon]:
+    """Outline every connected part of a mask, the largest first.
+
+    Args:
+        mask: bool (H, W).
+        tolerance: vertices may be left out where the outline moves by no more than so many pixels (Douglas-Peucker,
+            1973); 0 leaves out only those on a straight line, and filling gives the mask back, but for a pixel beside
+            a cut.
+        min_area: parts of fewer pixels are left out.
+
+    Returns:
+        Polygons; filled with their outline drawn they give the mask, up to the tolerance.
+    """
+    parts, count = ndimage.label(mask, np.ones((3, 3), int))
+    areas = np.bincount(parts.ravel(), minlength=count + 1)
+    outlines: dict[int, Ring] = {}
+    holes: dict[int, list[Ring]] = {}
+    for ring, outside in _rings(mask):
+        part = int(parts[int(ring[0, 1]), int(ring[0, 0])])
+        if areas[part] < min_area:
+            continue
+        slim = simplified(ring, tolerance)
+        if outside:
+            outlines[part] = slim
+        else:
+            holes.setdefault(part, []).append(slim)
+    order = sorted(outlines, key=lambda part: (-areas[part], part))
+    return [
+        Polygon(_joined(outlines[part], holes.get(part, [])), len(holes.get(part, [])), int(areas[part]))
+        for part in order
+    ]
+
+
+def simplified(ring: Ring, tolerance: float) -> Ring:
+    """Leave out vertices of a ring (N, 2) that lie within `tolerance` of the line between those kept."""
+    if len(ring) < 4:
+        return ring
+    far = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    kept = np.zeros(len(closed), bool)
+    kept[[0, far, -1]] = True
+    stack = [(0, far), (far, len(ring))]
+    while stack:
+        first, last = stack.pop()
+        if last - first < 2:
+            continue
+        inner = closed[first + 1 : last] - closed[first]
+        along = closed[last] - closed[first]
+        length = float(np.hypot(*along))
+        # Distance to the segment, not to its line: a spike that runs back over itself is kept.
+        share = np.clip(inner @ along / length**2, 0, 1) if length else np.zeros(len(inner))
+        away = np.hypot(*(inner - share[:, None] * along).T)
+        worst = int(away.argmax())
+        if away[worst] > max(tolerance, 1e-9):
+            middle = first + 1 + worst
+            kept[middle] = True
+            stack += [(first, middle), (middle, last)]
+    return ring[kept[:-1]]
+
+
+def _rings(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, bool]]:
+    """All boundaries: pixels passed (N, 2) as x, y, and whether it is an outer one."""
+    padded = np.pad(mask, 1)
+    width = padded.shape[1]
+    inside = padded.ravel().tolist()
+    steps = [row * width + column for row, column in _AHEAD]
+    ends = np.flatnonzero(padded[1:-1] & ~padded[:-2]) + width  # every boundary goes east somewhere, along a top side
+    seen: set[int] = set()
+    found = []
+    for start in ends.tolist():
+        if start in seen:
+            continue
+        pixel, way, passed, turns = start, 0, [], 0
+        while True:
+            if way == 0:
+                seen.add(pixel)
+            passed.append(pixel)
+            left = pixel + steps[way] + steps[way - 1]  # across the corner, on the outer side
+            if inside[left]:
+                pixel, way, turns = left, (way - 1) % 4, turns - 1
+            elif inside[pixel + steps[way]]:
+                pixel += steps[way]
+            else:
+                way, turns = (way + 1) % 4, turns + 1
+            if pixel == start and way == 0:
+                break
+        row, column = np.divmod(np.array(passed), width)
+        ring = np.stack([column - 1, row - 1], axis=1).astype(np.float64)
+        moved = (ring != np.roll(ring, -1, axis=0)).any(axis=1)
+        moved[0] |= not moved.any()
+        found.append((ring[moved], turns > 0))
+    return found
+
+
+def _joined(outline: Ring, holes: list[Ring]) -> Ring:
+    """One ring that goes round the outline and, through cuts, round every hole."""
+    rings = [outline, *holes]
+    path = [(0, index) for index in range(len(outline))]  # (ring, vertex), rings numbered from the outline on
+    points = np.concatenate(holes) if holes else np.zeros((0, 2))  # of all holes, each nearest to what on the path?
+    first = np.cumsum([0, *(len(ring) for ring in holes)])
+    distance, place = np.full(len(points), np.inf), np.zeros((len(points), 2), int)
+    left = np.ones(len(points), bool)
+    new = 0
+    while left.any():
+        free = np.flatnonzero(left)
+        gap, vertex = cKDTree(rings[new]).query(points[free])
+        closer = gap < distance[free]
+        distance[free[closer]] = gap[closer]
+        place[free[closer]] = np.stack([np.full(len(free), new), vertex], axis=1)[closer]
+        best = int(distance.argmin())
+        new = int(np.searchsorted(first, best, side="right"))
+        start = best - int(first[new - 1])
+        round_trip = [(new, (start + index) % len(rings[new])) for index in range(len(rings[new]) + 1)]
+        cut = (int(place[best, 0]), int(place[best, 1]))
+        at = path.index(cut) + 1
+        path[at:at] = [*round_trip, cut]
+        own = slice(first[new - 1], first[new])
+        left[own], distance[own] = False, np.inf
+    way = np.array([rings[number][index] for number, index in path])
+    return way if len(way) > 2 else np.concatenate([way, way[-1:].repeat(3 - len(way), axis=0)])
