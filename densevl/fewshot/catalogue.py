@@ -1,0 +1,48 @@
+"""The heads by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from densevl.errors import ModelError, WeightsError, suggest
+from densevl.fewshot.ape import Ape
+from densevl.fewshot.gda import Gda
+from densevl.fewshot.head import Head
+from densevl.fewshot.linear import LinearProbe
+from densevl.fewshot.nearest import Nearest
+from densevl.fewshot.prolip import ProLip
+from densevl.fewshot.tip import TipAdapter
+
+HEADS: Mapping[str, type[Head]] = MappingProxyType(
+    {head.name: head for head in (Nearest, TipAdapter, Ape, Gda, LinearProbe, ProLip)}
+)
+
+
+def build(name: str, **settings: Any) -> Head:
+    """A head by its name, not fitted yet.
+
+    Raises:
+        ModelError: no such head, or settings it does not take.
+    """
+    if name not in HEADS:
+        raise ModelError(f"no few-shot head '{name}'{suggest(name, HEADS)}; known: {', '.join(HEADS)}")
+    try:
+        return HEADS[name](**settings)
+    except TypeError as error:
+        raise ModelError(f"head '{name}' does not take these settings: {error}") from error
+
+
+def restore(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Head:
+    """The head whose `state()` this is.
+
+    Raises:
+        WeightsError: something is missing or spoiled.
+    """
+    try:
+        return HEADS[facts["head"]].restore(tensors, facts)
+    except (KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
+        raise WeightsError(f"a saved few-shot head lacks or spoils {error}; fit and save it again") from error

@@ -1,0 +1,154 @@
+"""Tip-Adapter (Zhang et al., ECCV 2022): examples as keys of a cache, added to the text logits by closeness.
+
+    logit_c = scale f.w_c + alpha * mean over examples i of c of v_i exp(-beta (1 - f.k_i))
+
+The mean in place of the paper's sum lets classes have different numbers of examples; alpha is the paper's times K.
+Shape letters: N samples, M keys, C classes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ModelError
+from densevl.fewshot.choosing import best, equal_say, spread
+from densevl.fewshot.head import Head, Samples
+from densevl.proposals.clusters import kmeans
+
+BETA = 5.5  # where examples stand alone and none can be chosen
+BETAS = (1.0, 2.0, 3.5, 5.5, 8.0, 12.0, 20.0)
+STEPS = torch.cat([torch.zeros(1), torch.logspace(-2, 1.5, 22)]).tolist()  # alpha, as a multiple of an equal say
+KERNELS_AT_ONCE = 2**24
+
+
+class TipAdapter(Head):
+    """The cache; alpha and beta are chosen by leaving out one example at a time, which needs no second fit."""
+
+    name: ClassVar[str] = "tip"
+    adds: ClassVar[bool] = True
+
+    def __init__(self, alpha: float | None = None, beta: float | None = None, keep: int | None = None) -> None:
+        """Settings.
+
+        Args:
+            alpha: weight of the examples; None chooses. beta: sharpness, above 0; None chooses.
+            keep: at most so many keys a class, centres of k-means; None keeps all.
+
+        Raises:
+            ModelError: out of range.
+        """
+        super().__init__()
+        if (alpha is not None and alpha < 0) or (beta is not None and not beta > 0) or (keep is not None and keep < 1):
+            raise ModelError(
+                f"alpha is {alpha}, beta {beta}, keep {keep}: alpha is 0 or more, beta above 0, keep at least 1"
+            )
+        self.alpha, self.beta, self.keep = alpha, beta, keep
+
+    def settings(self) -> dict[str, Any]:
+        return {"alpha": self.alpha, "beta": self.beta, "keep": self.keep}
+
+    def _fit(self, samples: Samples) -> None:
+        self.keys, self.labels, self.weights = samples.features, samples.labels, samples.weights
+        self._prepare()
+        self._choose()
+        self._condense()
+
+    def _add(self, samples: Samples) -> None:
+        """Alpha and beta stay as they were chosen where keys are means, else they are chosen anew."""
+        self.keys = torch.cat([self.keys, samples.features])
+        self.labels = torch.cat([self.labels, samples.labels])
+        self.weights = torch.cat([self.weights, samples.weights])
+        self._prepare()
+        if self.keep is None:
+            self._choose()
+        self._condense()
+
+    def _judge(self, unit_ND: torch.Tensor, words_NC: torch.Tensor) -> torch.Tensor:
+        return words_NC + self.found["alpha"] * self._means(unit_ND, self.found["beta"])
+
+    def _prepare(self) -> None:
+        """Before new keys are compared; `Ape` chooses channels here."""
+        self._value()
+
+    def _value(self) -> None:
+        """Every example counts once; in `Ape` surprising ones count more."""
+        self.values = torch.ones_like(self.weights)
+
+    def _compared(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def _means(self, unit_ND: torch.Tensor, beta: float, own: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean kernel of each class (N, C), 0 for one without examples.
+
+        Args:
+            own: (N,) which key each feature is itself; it is left out.
+        """
+        sums, counts = [], F.one_hot(self.labels, len(self.text)).to(unit_ND) * self.weights[:, None]
+        values_MC = counts * self.values[:, None]
+        keys = self._compared(self.keys)
+        step = max(1, KERNELS_AT_ONCE // len(keys))
+        for at in range(0, len(unit_ND), step):
+            kernel_NM = torch.exp(-beta * (1 - self._compared(unit_ND[at : at + step]) @ keys.mT))
+            if own is not None:
+                kernel_NM.scatter_(1, own[at : at + step, None], 0)
+            sums.append(kernel_NM @ values_MC)
+        totals = counts.sum(dim=0).expand(len(unit_ND), -1).clone()
+        if own is not None:
+            totals -= counts[own]
+        mean = torch.cat(sums) / totals.clamp(min=1e-6) if sums else totals
+        return torch.where(totals > 1e-6, mean, 0)
+
+    def _choose(self) -> None:
+        """Alpha and beta by leaving one out; where no class has two examples, both sides have an equal say."""
+        counts = torch.bincount(self.labels, minlength=len(self.text))
+        judged = (counts[self.labels] > 1).nonzero().flatten()
+        own = judged[spread(len(judged)).to(judged.device)] if len(judged) else judged
+        some = own if len(own) else spread(len(self.keys)).to(self.keys.device)
+        words = self.scale * self.keys[some] @ self.text.mT
+        labels = self.labels[some]
+
+        def candidates() -> Iterator[tuple[tuple[float, float], torch.Tensor]]:
+            for beta in BETAS if self.beta is None else (self.beta,):
+                means = self._means(self.keys[own], beta, own)
+                for alpha in self._alphas(words, means, labels):
+                    yield (alpha, beta), words + alpha * means
+
+        chosen = best(candidates(), words, self.seen, labels) if len(own) else None
+        if chosen is None:
+            beta = BETA if self.beta is None else self.beta
+            alpha = equal_say(words, self._means(self.keys[some], beta), labels, self.seen)
+            chosen = (alpha if self.alpha is None else self.alpha, beta)
+        self.found |= {"alpha": chosen[0], "beta": chosen[1]}
+
+    def _alphas(self, words_NC: torch.Tensor, means_NC: torch.Tensor, labels_N: torch.Tensor) -> list[float]:
+        if self.alpha is not None:
+            return [self.alpha]
+        unit = equal_say(words_NC, means_NC, labels_N, self.seen)
+        return [unit * step for step in STEPS]
+
+    def _condense(self) -> None:
+        """Keys of a class with more than `keep` of them become unit centres, their weights summed."""
+        if self.keep is None:
+            return
+        parts = []
+        for index in self.seen.nonzero().flatten().tolist():
+            keys, weights = self.keys[self.labels == index], self.weights[self.labels == index]
+            if len(keys) > self.keep:
+                cluster = kmeans(keys.cpu(), self.keep).to(keys.device)
+                member = F.one_hot(cluster, int(cluster.max()) + 1).to(weights) * weights[:, None]
+                member = member[:, member.any(dim=0)]
+                keys, weights = F.normalize(member.mT @ keys, dim=-1), member.sum(dim=0)
+            parts.append((keys, torch.full((len(keys),), index, device=keys.device), weights))
+        self.keys, self.labels, self.weights = (torch.cat(list(column)) for column in zip(*parts, strict=True))
+        self._value()
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"keys": self.keys, "labels": self.labels, "weights": self.weights}
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.keys, self.labels, self.weights = tensors["keys"], tensors["labels"], tensors["weights"]
+        self._value()
