@@ -185,22 +185,6 @@ class WindowGrid:
         blocks = scores.view(ky, kx, batch, h, w, -1)
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
 
-    def stitch(self, tokens: torch.Tensor, batch: int) -> torch.Tensor:
-        """Window tokens (n*B, h*w, C) in the order of `batches`, averaged where windows overlap: (B, Y*X, C).
-
-        Only for "patch" blend, where windows lie on one patch grid of Y x X.
-        """
-        h, w = self.rows.tokens, self.cols.tokens
-        whole = self.whole()
-        total = tokens.new_zeros(batch, whole.rows.tokens, whole.cols.tokens, tokens.shape[-1])
-        count = tokens.new_zeros(whole.rows.tokens, whole.cols.tokens, 1)
-        step_y, step_x = self.rows.crop // h, self.cols.crop // w
-        for (top, left), part in zip(self.corners, tokens.unflatten(1, (h, w)).split(batch), strict=True):
-            rows, columns = slice(top // step_y, top // step_y + h), slice(left // step_x, left // step_x + w)
-            total[:, rows, columns] += part
-            count[rows, columns] += 1
-        return (total / count).flatten(1, 2)
-
     def plan(self, height: int, width: int) -> DecodePlan:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels."""
         axes = []

@@ -74,7 +74,7 @@ class Operator:
         if asked == "torch":
             return Choice(False, "torch was asked for")
         forced = asked == "triton"
-        why = _machine(tensors[0].device, forced) or _gradients(tensors) or self.unable(*args, **keywords)
+        why = _machine(tensors[0].device, forced) or _why_torch(tensors) or self.unable(*args, **keywords)
         if why is None and not forced:
             why = self.idle(*args, **keywords)
         if why is None:
@@ -83,10 +83,9 @@ class Operator:
             raise KernelUnavailable(f"no Triton kernel for {self.name}: {why}; {VARIABLE}=auto falls back to torch")
         return Choice(False, why)
 
-    def __call__(self, tensors: tuple[torch.Tensor, ...], *args: Any, **keywords: Any) -> Any:
-        if self.choose(tensors, *args, **keywords).kernel:
-            return getattr(importlib.import_module(self.module), self.name)(*args, **keywords)
-        return self.reference(*args, **keywords)
+    def launch(self, *args: Any, **keywords: Any) -> Any:
+        """Run the kernel."""
+        return getattr(importlib.import_module(self.module), self.name)(*args, **keywords)
 
 
 def mode() -> str:
@@ -142,8 +141,13 @@ def _machine(device: torch.device, forced: bool) -> str | None:
     return None
 
 
-def _gradients(tensors: tuple[torch.Tensor, ...]) -> str | None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+def wants_gradients(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether what comes of these tensors is to be differentiated."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _why_torch(tensors: tuple[torch.Tensor, ...]) -> str | None:
+    if wants_gradients(tensors):
         return "gradients are asked for and kernels have no backward pass; use torch.no_grad()"
     return None
 

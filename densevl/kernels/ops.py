@@ -12,22 +12,10 @@ from typing import Any, overload
 
 import torch
 
-from densevl.kernels import reference
-from densevl.kernels.dispatch import Choice, KernelError, Operator
-from densevl.kernels.limits import LIMITS
+from densevl.kernels import nodes
+from densevl.kernels.dispatch import Choice, KernelError, wants_gradients
 from densevl.kernels.resample import DecodePlan
-
-TRITON = "densevl.kernels.triton"
-TABLE = {
-    name: Operator(name, getattr(reference, name), f"{TRITON}.{module}", *LIMITS[name])
-    for name, module in {
-        "dense_decode": "decode",
-        "grid_attention": "attention",
-        "affinity_apply": "affinity",
-        "affinity_mix": "mix",
-        "nearest": "memory",
-    }.items()
-}
+from densevl.kernels.table import TABLE, run
 
 
 @dataclass(frozen=True)
@@ -74,8 +62,12 @@ def dense_decode(
     """
     tokens = (plan.rows.matrix.shape[1], plan.cols.matrix.shape[1])
     _need(scores.ndim == 4 and scores.shape[3] > 0, "scores", scores, "(B, Y, X, T) with at least one query")
-    _need(tuple(scores.shape[1:3]) == tokens, "scores", scores, f"{tokens[0]} x {tokens[1]} tokens, as the plan")
-    return _run("dense_decode", (scores,), scores.float(), plan, scale)
+    _need(tuple(scores.shape[1:3]) == tokens, "scores", scores, "{} x {} tokens, as the plan", *tokens)
+    scores = scores.float()
+    if _captured((scores,)):
+        label, score, lse = nodes.dense_decode(scores, plan.rows.matrix, plan.cols.matrix, scale)
+        return label, score, None if scale is None else lse
+    return run("dense_decode", (scores,), scores, plan, scale)
 
 
 def grid_attention(
@@ -103,10 +95,11 @@ def grid_attention(
         KernelError: shapes that do not fit.
     """
     patches = grid[0] * grid[1]
-    _need(q.ndim == 4 and q.shape[2] == prefix + patches, "q", q, f"(B, A, {prefix + patches}, d)")
-    _need(k.shape == v.shape, "k", k, f"the shape of v, {tuple(v.shape)}")
-    _need(k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3], "k", k, f"batch, heads, width of q {tuple(q.shape)}")
-    _need(k.shape[2] in (patches, prefix + patches), "k", k, f"{patches} keys, or {prefix + patches} with the prefix")
+    counts = patches, prefix + patches
+    _need(q.ndim == 4 and q.shape[2] == prefix + patches, "q", q, "(B, A, {}, d)", prefix + patches)
+    _need(k.shape == v.shape, "k", k, "the shape of v, {}", v.shape)
+    _need(k.shape[:2] == q.shape[:2] and k.shape[3] == q.shape[3], "k", k, "batch, heads, width of q {}", q.shape)
+    _need(k.shape[2] in counts, "k", k, "{} keys, or {} with the prefix", *counts)
     std = bias.std if isinstance(bias, Gaussian) else None
     rel = bias.rel if isinstance(bias, RelPos) else None
     if std is not None and not std > 0:
@@ -114,9 +107,12 @@ def grid_attention(
     if rel is not None:
         _need(prefix == 0, "rel", rel, "a grid without prefix tokens")
         wanted = (q.shape[0] * q.shape[1], q.shape[2], sum(grid))
-        _need(tuple(rel.shape) == wanted, "rel", rel, str(wanted))
+        _need(tuple(rel.shape) == wanted, "rel", rel, "({}, {}, {})", *wanted)
     tensors = tuple(t for t in (q, k, v, rel, extra) if t is not None)
-    return _run("grid_attention", tensors, q, k, v, grid, prefix, std, scale, extra, rel=rel, want_lse=want_lse, like=v)
+    if _captured(tensors):
+        both = nodes.grid_attention(q, k, v, grid, prefix, std, scale, extra, rel, want_lse)
+        return both if want_lse else both[0]
+    return run("grid_attention", tensors, q, k, v, grid, prefix, std, scale, extra, rel=rel, want_lse=want_lse, like=v)
 
 
 def affinity_apply(
@@ -137,21 +133,16 @@ def affinity_apply(
         KernelError: shapes that do not fit.
     """
     _need(x.ndim == 3, "x", x, "(B, N, P)")
-    _need(v.ndim == 3 and v.shape[:2] == x.shape[:2], "v", v, f"({x.shape[0]}, {x.shape[1]}, E)")
+    _need(v.ndim == 3 and v.shape[:2] == x.shape[:2], "v", v, "({}, {}, E)", *x.shape[:2])
     if regions is not None:
-        _need(regions.shape == x.shape[:2], "regions", regions, f"({x.shape[0]}, {x.shape[1]})")
+        _need(regions.shape == x.shape[:2], "regions", regions, "({}, {})", *x.shape[:2])
     if mean is not None:
-        _need(mean.numel() == len(x), "mean", mean, f"one value per image, {len(x)}")
-    keywords = {
-        "gamma": gamma,
-        "beta": beta,
-        "floor": floor,
-        "linear": linear,
-        "regions": regions,
-        "blank": blank,
-        "mean": mean,
-    }
-    return _run("affinity_apply", (x, v), x, v, like=v, **keywords)
+        _need(mean.numel() == len(x), "mean", mean, "one value per image, {}", len(x))
+    if _captured((x, v)):
+        return nodes.affinity_apply(x, v, gamma, beta, floor, linear, regions, blank, mean)
+    rule: dict[str, Any] = {"gamma": gamma, "beta": beta, "floor": floor, "linear": linear}
+    rule |= {"regions": regions, "blank": blank, "mean": mean}
+    return run("affinity_apply", (x, v), x, v, like=v, **rule)
 
 
 def affinity_mix(
@@ -175,17 +166,19 @@ def affinity_mix(
         KernelError: shapes that do not fit.
     """
     tokens, inner = grid[0] * grid[1], covered[0] * covered[1]
-    _need(q.ndim == 4 and q.shape[2] == tokens, "q", q, f"(B, A, {tokens}, d)")
-    _need(k.shape == q.shape and v.shape == q.shape, "k", k, f"q and v of one shape, {tuple(q.shape)}")
-    _need(x.ndim == 3 and x.shape[:2] == (len(q), inner), "x", x, f"({len(q)}, {inner}, E)")
+    _need(q.ndim == 4 and q.shape[2] == tokens, "q", q, "(B, A, {}, d)", tokens)
+    _need(k.shape == q.shape and v.shape == q.shape, "k", k, "q and v of one shape, {}", q.shape)
+    _need(x.ndim == 3 and x.shape[:2] == (len(q), inner), "x", x, "({}, {}, E)", len(q), inner)
     if covered[0] > grid[0] or covered[1] > grid[1]:
         raise KernelError(f"covered {covered} reaches past the grid {grid}")
     if rel is not None:
         wanted = (q.shape[0] * q.shape[1], tokens, sum(grid))
-        _need(tuple(rel.shape) == wanted, "rel", rel, str(wanted))
+        _need(tuple(rel.shape) == wanted, "rel", rel, "({}, {}, {})", *wanted)
     tensors = tuple(t for t in (q, k, v, x, rel) if t is not None)
-    keywords = {"grid": grid, "covered": covered, "rel": rel, "factor": factor, "cap": cap, "negative": negative}
-    return _run("affinity_mix", tensors, q, k, v, x, like=x, **keywords)
+    if _captured(tensors):
+        return nodes.affinity_mix(q, k, v, x, grid, covered, rel, factor, cap, negative)
+    limit = {"rel": rel, "factor": factor, "cap": cap, "negative": negative}
+    return run("affinity_mix", tensors, q, k, v, x, like=x, grid=grid, covered=covered, **limit)
 
 
 def nearest(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,8 +194,10 @@ def nearest(x: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.
         KernelError: the widths differ.
     """
     _need(x.ndim == 2, "x", x, "(P, D)")
-    _need(memory.ndim == 2 and memory.shape[1] == x.shape[1], "memory", memory, f"(M, {x.shape[1]})")
-    return _run("nearest", (x, memory), x, memory)
+    _need(memory.ndim == 2 and memory.shape[1] == x.shape[1], "memory", memory, "(M, {})", x.shape[1])
+    if _captured((x, memory)):
+        return nodes.nearest(x, memory)
+    return run("nearest", (x, memory), x, memory)
 
 
 def explain(name: str, tensors: tuple[torch.Tensor, ...], *args: Any, **keywords: Any) -> Choice:
@@ -216,24 +211,13 @@ def explain(name: str, tensors: tuple[torch.Tensor, ...], *args: Any, **keywords
     return TABLE[name].choose(tensors, *args, **keywords)
 
 
-def _run(
-    name: str, tensors: tuple[torch.Tensor, ...], *args: Any, like: torch.Tensor | None = None, **keywords: Any
-) -> Any:
-    """Run an operator; on the CPU in float32 or wider, with results in the type of `like`."""
-    operator = TABLE[name]
-    if tensors[0].device.type != "cpu" or operator.choose(tensors, *args, **keywords).kernel:
-        return operator(tensors, *args, **keywords)
-    out = operator.reference(*map(_wide, args), **{key: _wide(value) for key, value in keywords.items()})
-    if like is None or like.dtype not in (torch.float16, torch.bfloat16):
-        return out
-    return (out[0].to(like.dtype), *out[1:]) if isinstance(out, tuple) else out.to(like.dtype)
+def _captured(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether torch.compile is at work, and the operator may be one node of its graph."""
+    return torch.compiler.is_compiling() and not wants_gradients(tensors)
 
 
-def _wide(value: Any) -> Any:
-    half = isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if half else value
-
-
-def _need(holds: bool, name: str, tensor: torch.Tensor, wanted: str) -> None:
+def _need(holds: bool, name: str, tensor: torch.Tensor, wanted: str, *sizes: Any) -> None:
+    """Raise unless it holds; `sizes` are put into `wanted` only then: torch.compile cannot print symbolic sizes."""
     if not holds:
-        raise KernelError(f"{name} has shape {tuple(tensor.shape)}; wanted {wanted}")
+        said = wanted.format(*(tuple(size) if isinstance(size, torch.Size) else size for size in sizes))
+        raise KernelError(f"{name} has shape {tuple(tensor.shape)}; wanted {said}")

@@ -21,6 +21,7 @@ BIAS_ROWS = 1024  # query rows whose shared bias is held at once
 BIAS_TOKENS = 2304  # up to this many tokens the whole (N, N) bias is held
 RELATIVE_ROWS = 256  # query rows of one head whose logits with relative positions are held
 RELATIVE_HELD = 2**22  # entries of the bias of all heads that may be held together
+LOGITS_HELD = 2**23  # entries of the logits of all heads that are written out together
 MEMORY_ROWS, MEMORY_QUERIES = 4096, 1024  # similarities held at once
 LOG2E = math.log2(math.e)
 DECODE_ROWS, DECODE_COLUMNS = 16, 128  # pixels whose T scores are held at once
@@ -46,7 +47,8 @@ def gaussian_bias(grid: tuple[int, int], std: float, prefix: int, rows: slice = 
     first, last, _ = rows.indices(prefix + h * w)
     bias = torch.zeros(last - first, prefix + h * w)
     patches = torch.arange(max(first, prefix) - prefix, max(last, prefix) - prefix)
-    bias[max(prefix - first, 0) :, prefix:] = (gy[patches // w, :, None] * gx[patches % w, None, :]).flatten(1)
+    between = bias[max(prefix - first, 0) :, prefix:].unflatten(1, grid)
+    torch.mul(gy[patches // w, :, None], gx[patches % w, None, :], out=between)
     return bias
 
 
@@ -87,13 +89,18 @@ def grid_attention(
     total = prefix + grid[0] * grid[1]
     first_key = total - k.shape[2]
     step = total if total <= BIAS_TOKENS else BIAS_ROWS
-    parts = []
-    for start in range(0, total, step):
+    out = _laid_out(q, v)
+    for start in range(0, total, max(step, 1)):
         rows = slice(start, min(start + step, total))
         bias = q.new_zeros(()) if std is None else gaussian_bias(grid, std, prefix, rows)[:, first_key:].to(q)
         bias = bias if extra is None else bias + extra[..., rows, :].to(q)
-        parts.append(F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=bias, scale=scale))
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+        out[:, :, rows] = F.scaled_dot_product_attention(q[:, :, rows], k, v, attn_mask=bias, scale=scale)
+    return out
+
+
+def _laid_out(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Room for an attention's result (B, A, N, d), in the memory order that the output projection reads."""
+    return v.new_empty(q.shape[0], q.shape[2], q.shape[1], v.shape[3]).transpose(1, 2)
 
 
 def relative_bias(rel: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -113,7 +120,7 @@ def _relative_attention(
         bias = relative_bias(rel, grid).unflatten(0, (batch, heads)).to(q)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    out = q.new_empty(batch, total, heads, v.shape[-1]).transpose(1, 2)  # the output projection's order
+    out = _laid_out(q, v)
     buffer = q.new_empty(min(RELATIVE_ROWS, total), *grid)
     for pair in range(batch * heads):
         at = pair // heads, pair % heads
@@ -144,9 +151,10 @@ def _attention_and_lse(
     total = q.shape[2]
     first_key = total - k.shape[2]
     factor = q.shape[-1] ** -0.5 if scale is None else scale
-    outs, sums = [], []
-    for start in range(0, total, AFFINITY_ROWS):
-        rows = slice(start, min(start + AFFINITY_ROWS, total))
+    out, lse = _laid_out(q, v), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    step = max(1, LOGITS_HELD // max(1, q.shape[0] * q.shape[1] * k.shape[2]))
+    for start in range(0, total, step):
+        rows = slice(start, min(start + step, total))
         logits = q[:, :, rows] @ k.mT * factor
         if std is not None:
             logits = logits + gaussian_bias(grid, std, prefix, rows)[:, first_key:].to(q)
@@ -154,9 +162,9 @@ def _attention_and_lse(
             logits = logits + relative_bias(rel[:, rows], grid).unflatten(0, q.shape[:2]).to(q)
         if extra is not None:
             logits = logits + extra[..., rows, :].to(q)
-        outs.append(logits.softmax(dim=-1) @ v)
-        sums.append(logits.float().logsumexp(dim=-1) * LOG2E)
-    return torch.cat(outs, dim=2), torch.cat(sums, dim=2)
+        out[:, :, rows] = logits.softmax(dim=-1) @ v
+        lse[:, :, rows] = logits.float().logsumexp(dim=-1) * LOG2E
+    return out, lse
 
 
 def affinity_mean(x: torch.Tensor, floor: float | None = None) -> torch.Tensor:
@@ -202,7 +210,7 @@ def affinity_apply(
     """
     if mean is None and (beta is not None or blank is not None):
         mean = affinity_mean(x, floor)
-    parts = []
+    spread = v.new_empty(v.shape)
     for rows, weights in _cosine_rows(x):
         out = None
         if regions is not None:
@@ -223,8 +231,8 @@ def affinity_apply(
         else:
             weights = weights.mul_(gamma)
             weights = (weights if out is None else weights.masked_fill_(out, -torch.inf)).softmax(dim=-1)
-        parts.append(weights @ v)
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        spread[:, rows] = weights @ v
+    return spread
 
 
 def _cosine_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -294,20 +302,20 @@ def affinity_mix(
     corner = (torch.arange(covered[0])[:, None] * w + torch.arange(covered[1])).flatten().to(q.device)
     unit = F.normalize(v[:, :, corner], dim=-1)
     limit = mix_limit(unit, factor, cap, negative)
-    parts = []
+    mixed = x.new_empty(x.shape)
     for start in range(0, len(corner), AFFINITY_ROWS):
         rows = slice(start, start + AFFINITY_ROWS)
         weights = x.new_zeros(len(x), len(corner[rows]), len(corner))
         for head in range(q.shape[1]):
             logits = q[:, head, corner[rows]] @ k[:, head].mT * q.shape[-1] ** -0.5
             if rel is not None:
-                own = rel.unflatten(0, (len(x), -1))[:, head, corner[rows]]
+                own = rel.unflatten(0, q.shape[:2])[:, head, corner[rows]]
                 logits = logits + relative_bias(own, grid)
             kept = unit[:, head, rows] @ unit[:, head].mT > limit[:, rows, None]
             weights += logits.softmax(dim=-1)[..., corner].to(x) * kept
         total = weights.sum(dim=-1, keepdim=True)
-        parts.append(torch.where(total > 0, weights @ x / total.clamp(min=1e-30), x[:, rows]))
-    return torch.cat(parts, dim=1)
+        mixed[:, rows] = torch.where(total > 0, weights @ x / total.clamp(min=1e-30), x[:, rows])
+    return mixed
 
 
 @overload

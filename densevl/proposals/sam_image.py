@@ -19,6 +19,7 @@ from PIL import Image
 
 from densevl.images import UInt8Array
 from densevl.kernels.resample import bilinear_matrix
+from densevl.proposals.sam_encoder import run_encoder
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -74,7 +75,8 @@ class SamImage:
         resized = np.asarray(Image.fromarray(rgb).resize(covered[::-1], Image.Resampling.BILINEAR))
         pixels = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].to(sam.pixel_mean.device)
         prompts = sam.prompt_encoder
-        embedding = sam.image_encoder(sam.preprocess(pixels)) + prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        unprompted = prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        embedding = run_encoder(sam.image_encoder, sam.preprocess(pixels)) + unprompted
         grid = 4 * prompts.image_embedding_size[0]  # what the decoder's two upscalings make of it
         down, across = (
             torch.from_numpy((bilinear_matrix(length, part) @ bilinear_matrix(side, grid)[:part]).astype(np.float32))

@@ -20,6 +20,7 @@ from densevl.recipes.recipe import ADAPTIVE, Recipe
 from densevl.recipes.tower import Grid
 
 Projections = dict[str, torch.Tensor]
+JOINED_TOKENS = 4096  # for which the joined features of all heads are held
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,15 @@ def look(looks: Looks, recipe: Recipe, term: Term, v: torch.Tensor | None = None
 def _attend(looks: Looks, recipe: Recipe, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     width, prefix = looks.own["v"].shape[-1], looks.prefix
     keys = slice(None) if recipe.cls_key else slice(prefix, None)
-    heat: torch.Tensor | float
-    if recipe.temperature == ADAPTIVE and looks.token_norm is not None:
-        heat = (looks.token_norm / width**0.5).view(-1, 1, 1, 1)
-    else:
-        heat = float(recipe.temperature)
     scale = 1.0 if recipe.metric == "cosine" else width**-0.5
+    if recipe.temperature == ADAPTIVE and looks.token_norm is not None:
+        a = a * (looks.token_norm / width**0.5).view(-1, 1, 1, 1)
+    else:
+        scale *= float(recipe.temperature)
     std = recipe.bias.std if isinstance(recipe.bias, Gaussian) else None
     bias = None if looks.bias is None else looks.bias[..., keys]
     near = None if std is None else Neighbourhood(std)
-    return grid_attention(a * heat, b[:, :, keys], v[:, :, keys], looks.grid, prefix, near, scale, extra=bias)
+    return grid_attention(a, b[:, :, keys], v[:, :, keys], looks.grid, prefix, near, scale, extra=bias)
 
 
 def _sides(looks: Looks, recipe: Recipe, of: Projections, term: Term) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,13 +107,19 @@ def _sides(looks: Looks, recipe: Recipe, of: Projections, term: Term) -> tuple[t
 
 
 def _sum_of_logits(looks: Looks, recipe: Recipe) -> torch.Tensor:
+    """One attention on the terms' features side by side; over many tokens a head at a time, as they are copies."""
     v = looks.own["v"]
-    width = v.shape[-1]
+    heads, tokens, width = v.shape[1:]
     sides = [_sides(looks, recipe, looks.own, term) for term in recipe.parts]
-    a = torch.cat([side[0] * term.weight for side, term in zip(sides, recipe.parts, strict=True)], dim=-1)
-    b = torch.cat([side[1] for side in sides], dim=-1)
-    padded = F.pad(v, (0, a.shape[-1] - width))  # equal widths keep SDPA on its fast path
-    return _attend(looks, recipe, a, b, padded)[..., :width]
+    step = 1 if tokens > JOINED_TOKENS and looks.bias is None else heads
+    parts = []
+    for head in range(0, heads, step):
+        some = slice(head, head + step)
+        a = torch.cat([side[0][:, some] * term.weight for side, term in zip(sides, recipe.parts, strict=True)], dim=-1)
+        b = torch.cat([side[1][:, some] for side in sides], dim=-1)
+        padded = F.pad(v[:, some], (0, a.shape[-1] - width))  # equal widths keep SDPA on its fast path
+        parts.append(_attend(looks, recipe, a, b, padded)[..., :width])
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def _by_affinity(looks: Looks, term: Term, v: torch.Tensor) -> torch.Tensor:

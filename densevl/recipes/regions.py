@@ -6,6 +6,8 @@ values pooled over masks. Shape letters: B batch, R regions, N patches, D width,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional as F
 
@@ -59,17 +61,21 @@ def region_cls(tower: Tower, trunk: Trunk, ids_Bhw: torch.Tensor) -> torch.Tenso
         query_1RD = trunk.outputs[0][image : image + 1, :1].expand(1, len(names), -1)
         for index in range(tower.depth):
             block = tower.view(index, trunk.grid)
-            tokens = trunk.outputs[index][image : image + 1]
-            query_1RD = query_1RD + _look(block, query_1RD, tokens, allowed)
-            query_1RD = query_1RD + block.ffn(query_1RD)
+            own = block.project(block.norm(trunk.outputs[index][image : image + 1]), "kv")
+            query_1RD = through(block, query_1RD, own, allowed)
         painted.append(query_1RD[0, member])
     return torch.stack(painted)
 
 
-def _look(block: Block, query: torch.Tensor, tokens: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    keys = block.project(block.norm(tokens), "kv")
-    q = block.unrotated().project(block.norm(query), "q")["q"]
-    return block.merge(F.scaled_dot_product_attention(q, keys["k"], keys["v"], attn_mask=allowed))
+def through(block: Block, query_BRD: torch.Tensor, own: Mapping[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
+    """Copies of CLS (B, R, D) through one block: they ask the tokens, and no token asks them.
+
+    Args:
+        own: the tokens' "k" and "v", (B, A, N, d). seen: bool, or float added to the logits, broadcast to (B, A, R, N).
+    """
+    q = block.unrotated().project(block.norm(query_BRD), "q")["q"]
+    query_BRD = query_BRD + block.merge(F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=seen))
+    return query_BRD + block.ffn(query_BRD)
 
 
 def region_tokens(tower: Tower, trunk: Trunk, masks_BRHW: torch.Tensor) -> torch.Tensor:

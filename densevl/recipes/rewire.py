@@ -6,6 +6,7 @@ Nothing of the model is copied or edited: `blocks.py` gives a view of a block. S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,8 @@ from densevl.recipes.regions import at_patches, merge_alike, region_cls
 from densevl.recipes.sinkhorn import balance, sharpen, summed_maps
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Trunk
+
+WIDE_TOKENS = 4096  # whose hidden layer is held at once
 
 
 class Rewirer:
@@ -93,22 +96,23 @@ class Rewirer:
         if recipe.cls_mix:
             y_BND = y_BND + recipe.cls_mix * cls_B1D
         if recipe.ffn:
-            y_BND = y_BND + block.ffn(y_BND)
+            y_BND = y_BND + _by_tokens(block.ffn, y_BND)
         return self._smooth(recipe.after, y_BND)
 
     def _attention(self, block: Block, x_BND: torch.Tensor, recipe: Recipe) -> torch.Tensor:
         """The attention branch with the recipe's attention: (B, N, D)."""
         hints = self._hints
-        u_BND = block.norm(x_BND)
-        own = dict(self._trunk.qkv) or block.project(u_BND, recipe.needs)
+        own, token_norm = dict(self._trunk.qkv), None
+        if not own or recipe.temperature == ADAPTIVE:
+            u_BND = block.norm(x_BND)
+            own = own or block.project(u_BND, recipe.needs)
+            token_norm = u_BND.norm(dim=-1).mean(dim=1) if recipe.temperature == ADAPTIVE else None
         if recipe.proxy is not None and recipe.proxy.fine:
             own["v"] = self._refined(own["v"])
         literal = recipe.proxy is not None and recipe.proxy.literal
-        looks = Looks(own, self.grid, self.prefix, self._others, self._compared, batch_mean=literal)
+        looks = Looks(own, self.grid, self.prefix, self._others, self._compared, token_norm, batch_mean=literal)
         if self._regions is not None:
             looks = replace(looks, regions=self._regions.flatten(1), blank=self._blank(self._regions))
-        if recipe.temperature == ADAPTIVE:
-            looks = replace(looks, token_norm=u_BND.norm(dim=-1).mean(dim=1))
         if isinstance(recipe.bias, Foveal):
             looks = replace(looks, bias=foveal_bias(recipe.bias, hints, self._source_grid, self.prefix))
         elif self._bias is not None:
@@ -216,8 +220,9 @@ class Rewirer:
         (number,) = scaled((self._recipe.likeness,), self._tower.depth)
         block = self._tower.view(number - 1, self._source_grid)
         parts = block.project(block.norm(self._full.outputs[number - 1]), "qkv").values()
-        total = sum((unit @ unit.mT for unit in (F.normalize(part, dim=-1) for part in parts)), start=torch.zeros(()))
-        alike, prefix = total.mean(dim=1) / 3, self._tower.prefix
+        # A mean of cosines is a product of unit vectors side by side: one map, and never one for each head.
+        unit = torch.cat([F.normalize(part, dim=-1).transpose(1, 2).flatten(2) for part in parts], dim=-1)
+        alike, prefix = unit @ unit.mT / sum(part.shape[1] for part in parts), self._tower.prefix
         return (alike[:, prefix:, prefix:] - alike[:, :1, prefix:] * bool(prefix)).clamp(min=0)
 
     def joint(self, y_BNE: torch.Tensor) -> torch.Tensor:
@@ -232,3 +237,10 @@ class Rewirer:
             F.normalize(compared, dim=-1), x_BND[:, self.prefix :], floor=smooth.floor, linear=True
         )
         return torch.cat([x_BND[:, : self.prefix], patches], dim=1)
+
+
+def _by_tokens(run: Callable[[torch.Tensor], torch.Tensor], x_BND: torch.Tensor) -> torch.Tensor:
+    """What `run` makes of each token for itself, some tokens at a time: an MLP is four times as wide inside."""
+    if x_BND.shape[1] <= WIDE_TOKENS:
+        return run(x_BND)
+    return torch.cat([run(part) for part in x_BND.split(WIDE_TOKENS, dim=1)], dim=1)

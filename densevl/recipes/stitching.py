@@ -6,6 +6,7 @@ window, for an aggregation over the whole image (Trident). Shape letters: B batc
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from densevl.errors import ProtocolError, RecipeError
 from densevl.inference.cutting import cut, cut_regions, without_margin
 from densevl.inference.windows import WindowGrid
 from densevl.kernels.ops import affinity_mix
+from densevl.recipes.canvas import Canvas
 from densevl.recipes.engine import finish, require
 from densevl.recipes.features import DenseFeatures, Hints
 from densevl.recipes.parts import Mix
@@ -43,9 +45,9 @@ def encode_stitched(
         recipe = recipe.as_published()
     require(tower, recipe, hints)
     if recipe.stitch == "qkv":
-        trunks = [run_trunk(tower, part, recipe, rule) for part in windows.batches(pixels, batch)]
-        trunk = _join(trunks, windows, len(pixels), tower.prefix)
-        padded = F.pad(pixels, (*windows.cols.margin, *windows.rows.margin))
+        trunk = _joint_trunk(tower, pixels, windows, recipe, rule, batch)
+        margin = (*windows.cols.margin, *windows.rows.margin)
+        padded = F.pad(pixels, margin) if any(margin) else pixels
         return finish(tower, trunk, recipe, replace(_with_margin(hints, windows), pixels=padded))
     return _by_features(tower, pixels, windows, recipe, rule, hints, batch)
 
@@ -61,29 +63,28 @@ def _with_margin(hints: Hints, windows: WindowGrid) -> Hints:
     return hints
 
 
-def _join(trunks: list[Trunk], windows: WindowGrid, batch: int, prefix: int) -> Trunk:
+def _joint_trunk(
+    tower: Tower, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, rule: str, batch: int
+) -> Trunk:
     """The trunks of all windows as one: patches averaged on the whole image's grid, leading tokens over windows."""
-    grid = windows.whole().rows.tokens, windows.whole().cols.tokens
-
-    def stitched(parts: list[torch.Tensor]) -> torch.Tensor:
-        tokens = torch.cat(parts)
-        leading = tokens[:, :prefix].unflatten(0, (-1, batch)).mean(dim=0)
-        return torch.cat([leading, windows.stitch(tokens[:, prefix:], batch)], dim=1)
-
-    first = trunks[0]
-    outputs = {layer: stitched([trunk.outputs[layer] for trunk in trunks]) for layer in first.outputs}
-    qkv = {}
-    for key, heads in first.qkv.items():
-        joined = stitched([trunk.qkv[key].transpose(1, 2).flatten(2) for trunk in trunks])
-        qkv[key] = joined.unflatten(2, (heads.shape[1], -1)).transpose(1, 2)
-    return Trunk(stitched([trunk.x for trunk in trunks]), outputs, grid, qkv)
+    canvases: dict[int | str, Canvas] = defaultdict(lambda: Canvas(windows, len(pixels), tower.prefix))
+    for part in windows.batches(pixels, batch):
+        trunk = run_trunk(tower, part, recipe, rule)
+        canvases["x"].add(trunk.x)
+        for layer, tokens in trunk.outputs.items():
+            canvases[layer].add(tokens)
+        for letter, projected in trunk.qkv.items():
+            canvases[letter].add(projected.transpose(1, 2).flatten(2))
+    means = {key: canvas.mean() for key, canvas in canvases.items()}
+    qkv = {key: means[key].unflatten(2, (one.shape[1], -1)).transpose(1, 2) for key, one in trunk.qkv.items()}
+    return Trunk(means["x"], {layer: means[layer] for layer in trunk.outputs}, canvases["x"].grid, qkv)
 
 
 def _by_features(
     tower: Tower, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, rule: str, hints: Hints, batch: int
 ) -> DenseFeatures:
     """Outputs of the last block, averaged on the image's grid, mixed over the whole image, then read."""
-    parts, first, grid = [], 0, (0, 0)
+    canvas, first = Canvas(windows, len(pixels)), 0
     for part in windows.batches(pixels, batch):
         corners = windows.corners[first : first + len(part) // len(pixels)]
         first += len(corners)
@@ -97,12 +98,10 @@ def _by_features(
         tokens_BDhw = rewirer.chain()[:, rewirer.prefix :].mT.unflatten(2, rewirer.grid)
         if grid != rewirer.grid:
             tokens_BDhw = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False)
-        parts.append(tokens_BDhw.flatten(2).mT)
-    finer = windows.with_tokens(*grid)
-    whole = finer.whole()
-    y_BND = finer.stitch(torch.cat(parts), len(pixels))
-    size = whole.rows.tokens, whole.cols.tokens
+        canvas.add(tokens_BDhw.flatten(2).mT, grid)
+    y_BND, size = canvas.mean(), canvas.grid
     if recipe.whole is not None:
+        whole = canvas.windows.whole()
         y_BND, size = _mix(y_BND.mT.unflatten(2, size), recipe.whole, recipe, hints, whole)
     y_BNE = tower.read(y_BND)
     return DenseFeatures(features=y_BNE.mT.unflatten(2, size), scoring=recipe.scoring)

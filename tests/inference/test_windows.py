@@ -15,6 +15,7 @@ from densevl.inference import WindowGrid, slide
 from densevl.inference.cutting import cut, cut_regions
 from densevl.inference.windows import AxisWindows
 from densevl.kernels.reference import dense_scores
+from densevl.recipes.canvas import Canvas
 
 
 class Pointwise(Backbone):
@@ -167,7 +168,9 @@ def test_stitched_tokens_decode_like_their_windows(height, width) -> None:
     windows = WindowGrid.place(height, width, 24, 8, 8, "patch")
     h, w = windows.rows.tokens, windows.cols.tokens
     scores = torch.randn(2 * len(windows), h, w, 3)
-    stitched = windows.stitch(scores.flatten(1, 2), 2)
+    canvas = Canvas(windows, 2)
+    canvas.add(scores.flatten(1, 2))
+    stitched = canvas.mean()
     whole = windows.whole()
     got = dense_scores(stitched.unflatten(1, (whole.rows.tokens, whole.cols.tokens)), whole.plan(height, width))
     want = dense_scores(windows.assemble(scores, 2), windows.plan(height, width))

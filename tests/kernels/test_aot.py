@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="this torch comes without triton")
 
 from densevl.kernels.limits import MOST_TAPS
+from densevl.kernels.triton.configs import dense, whole
 from tools.kernels import aot
-from tools.kernels.launches import ARCHITECTURES, launches
+from tools.kernels.launches import ARCHITECTURES, MODULES, UNALIGNED, launches, unaligned
+from tools.kernels.page import read_record
 
 pytestmark = pytest.mark.skipif(not (aot.TOOLS / "ptxas").exists(), reason="this triton comes without ptxas")
-RECORD = json.loads(aot.RECORD.read_text())["aot"]
+RECORD = read_record()["aot"]
 ROWS = {(row["name"], row["arch"]): row for row in RECORD["rows"]}
 SAMPLE = [
     ("decode lse 64 taps", 80),
@@ -33,6 +34,28 @@ def test_every_launch_is_recorded() -> None:
     names = {name for name, _ in ROWS}
     assert all(f"decode {what} {taps} taps" in names for what in ("best", "lse") for taps in (16, 32, 64, MOST_TAPS))
     assert {(launch.name, launch.arch) for launch in launches()} == set(ROWS)
+
+
+def test_what_lies_at_odd_addresses_is_copied_before_a_launch() -> None:
+    names = {name for name, _ in ROWS if name.endswith(UNALIGNED)}
+    assert {name.split()[0] for name in names} == set(MODULES)
+    for name in names:
+        launch = next(launches(name.__eq__))
+        read = [arg for arg in launch.args.values() if isinstance(arg, torch.Tensor)]
+        assert all(tensor.data_ptr() % 16 == 0 for tensor in read), name
+        promised = {launch.kernel.params[place].name for (place,) in launch.signature()[2]}
+        assert {key for key, value in launch.args.items() if key.endswith("_row") and value != 1} <= promised, name
+
+
+def test_a_tensor_is_copied_only_where_it_must_be() -> None:
+    even = torch.zeros(2, 3, 5, 32)
+    assert dense(even) is even
+    assert dense(even.transpose(1, 2)[:, 1:]).data_ptr() == even.transpose(1, 2)[:, 1:].data_ptr()
+    for odd in (even[..., 1:], even.mT, unaligned(even), torch.zeros(4, 31)):
+        assert dense(odd) is not odd
+        assert torch.equal(dense(odd), odd)
+    assert whole(even) is even
+    assert whole(even[:, 1:]).is_contiguous()
 
 
 @pytest.mark.parametrize("key", list(ROWS), ids=lambda key: f"{key[0]} sm_{key[1]}".replace(" ", "-"))

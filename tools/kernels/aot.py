@@ -28,8 +28,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from tools.kernels.launches import Launch, launches  # noqa: E402
+from tools.kernels.page import read_record, update  # noqa: E402
 
-RECORD = ROOT / "docs" / "kernels.json"
 SHARED_LIMIT = {80: 99 * 1024, 90: 113 * 1024}  # of a block; on sm_90 two of them fit a processor
 EXP_LIMIT = 1.25  # exponentials per entry; more means that threads repeat each other's work
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -143,12 +143,10 @@ def main() -> None:
                 f"{row['name']:40} sm_{row['arch']} {row['registers']:4} registers", *faults(row), sep="  ", flush=True
             )
     if options.write:
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        record["aot"] = {"triton": triton.__version__, "sources": fingerprint(), "rows": rows}
-        RECORD.write_text(json.dumps(record, indent=1) + "\n")
-        from tools.kernels.page import write_page
-
-        write_page()
+        recorded, sources = read_record().get("aot", {}), fingerprint()
+        if options.only and recorded.get("sources") != sources:
+            parser.error("the kernels changed since the record was made: --write without --only")
+        update("aot", rows, ("name", "arch"), keep=bool(options.only), triton=triton.__version__, sources=sources)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ GEOMETRIES: dict[int, tuple[int, int | None, tuple[int, int]]] = {
     64: (672, 336, (672, 672)),
     128: (672, 336, (672, 448)),
 }
+UNALIGNED = " unaligned"  # ends the name of a launch whose inputs lie in the middle of other tensors
 POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32"}
 
 
@@ -97,35 +98,51 @@ def record(kernel: str, arch: int, run: Callable[[], Any]) -> tuple[Any, dict[st
     return seen[kernel][-1]
 
 
-def _decode(image: int, crop: int | None, size: tuple[int, int], scale: float | None) -> Callable[[], Any]:
+Lay = Callable[[torch.Tensor], torch.Tensor]  # how an input lies in memory
+
+
+def _plainly(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def unaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, but its rows start neither on 16 bytes nor a multiple of 16 entries apart."""
+    return torch.nn.functional.pad(tensor, (1, 0))[..., 1:]
+
+
+def _decode(
+    image: int, crop: int | None, size: tuple[int, int], scale: float | None, lay: Lay = _plainly
+) -> Callable[[], Any]:
     plan = WindowGrid.place(image, image, crop, 112, 16).plan(*size)
-    scores = torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64)
+    scores = lay(torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64))
     return lambda: decode.dense_decode(scores, plan, scale)
 
 
-def _attention(bias: str, grid: tuple[int, int], width: int, lse: bool, dtype: torch.dtype) -> Callable[[], Any]:
+def _attention(
+    bias: str, grid: tuple[int, int], width: int, lse: bool, dtype: torch.dtype, lay: Lay = _plainly
+) -> Callable[[], Any]:
     prefix = 0 if bias == "rel" else 5
     total = prefix + grid[0] * grid[1]
-    q, k, v = torch.zeros(1, total, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    rel = torch.zeros(2, total, sum(grid), dtype=dtype) if bias == "rel" else None
+    q, k, v = map(lay, torch.zeros(1, total, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
+    rel = lay(torch.zeros(2, total, sum(grid), dtype=dtype)) if bias == "rel" else None
     std = 5.0 if bias == "gaussian" else None
     return lambda: attention.grid_attention(q, k, v, grid, prefix, std, rel=rel, want_lse=lse)
 
 
-def _affinity(dtype: torch.dtype, width: int, **rule: Any) -> Callable[[], Any]:
-    x, v = torch.zeros(1, 160, width, dtype=dtype), torch.zeros(1, 160, 64, dtype=dtype)
+def _affinity(dtype: torch.dtype, width: int, lay: Lay = _plainly, **rule: Any) -> Callable[[], Any]:
+    x, v = lay(torch.zeros(1, 160, width, dtype=dtype)), lay(torch.zeros(1, 160, 64, dtype=dtype))
     return lambda: affinity.affinity_apply(x, v, **rule)
 
 
-def _mix(dtype: torch.dtype, width: int, relative: bool) -> Callable[[], Any]:
-    q, k, v = torch.zeros(1, 1024, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    rel = torch.zeros(2, 1024, 64, dtype=dtype) if relative else None
+def _mix(dtype: torch.dtype, width: int, relative: bool, lay: Lay = _plainly) -> Callable[[], Any]:
+    q, k, v = map(lay, torch.zeros(1, 1024, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
+    rel = lay(torch.zeros(2, 1024, 64, dtype=dtype)) if relative else None
     x = torch.zeros(1, 32 * 24, 32, dtype=dtype)
     return lambda: mix.affinity_mix(q, k, v, x, grid=(32, 32), covered=(32, 24), rel=rel)
 
 
-def _nearest(dtype: torch.dtype, width: int) -> Callable[[], Any]:
-    x, bank = torch.zeros(160, width, dtype=dtype), torch.zeros(160, width, dtype=dtype)
+def _nearest(dtype: torch.dtype, width: int, lay: Lay = _plainly) -> Callable[[], Any]:
+    x, bank = lay(torch.zeros(160, width, dtype=dtype)), lay(torch.zeros(160, width, dtype=dtype))
     return lambda: memory.nearest(x, bank)
 
 
@@ -148,6 +165,17 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         for width in (64, 128):
             yield "mix", f"plain d{width} {label}", _mix(dtype, width, False)
         yield "memory", f"D=768 {label}", _nearest(dtype, 768)
+    half = torch.float16
+    yield "decode", f"lse 64 taps{UNALIGNED}", _decode(*GEOMETRIES[64], 50.0, unaligned)
+    yield (
+        "attention",
+        "gaussian wide d64 lse fp16" + UNALIGNED,
+        _attention("gaussian", (9, 63), 64, True, half, unaligned),
+    )
+    yield "attention", "rel wide d64 lse fp16" + UNALIGNED, _attention("rel", (9, 63), 64, True, half, unaligned)
+    yield "affinity", f"cut fp16{UNALIGNED}", _affinity(half, 765, unaligned, beta=1.2, gamma=3.0)
+    yield "mix", f"rel d64 fp16{UNALIGNED}", _mix(half, 64, True, unaligned)
+    yield "memory", f"D=768 fp16{UNALIGNED}", _nearest(half, 768, unaligned)
 
 
 def _entries(kernel: str, args: dict[str, Any]) -> int:

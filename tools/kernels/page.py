@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
+RECORD = DOCS / "kernels.json"
 
 HEAD = """# Kernels
 
@@ -15,7 +16,8 @@ HEAD = """# Kernels
 
 Five operators in `densevl.kernels.ops`, each a torch reference (the specification, and what runs on a CPU) and a Triton
 kernel. `DENSEVL_KERNELS` is `auto` (kernels on CUDA devices of compute capability 8.0 or more, torch elsewhere), `torch`,
-or `triton` (the kernel, or an error that says why not). `ops.explain` says what would run.
+or `triton` (the kernel, or an error that says why not). `ops.explain` says what would run. Under `torch.compile` each
+operator is one node (`torch.ops.densevl`), and what it runs is chosen when the graph runs.
 
 | operator | what is never held | the kernel does not take |
 |---|---|---|
@@ -46,7 +48,9 @@ AOT = """
 Triton {triton}. Every launch is recorded from the launching function and compiled with its own tile, alignment and types.
 Bars: no stack and no spill, shared memory within 99 KB on sm_80 and 113 KB on sm_90 (two blocks a processor), tensor core
 instructions in the main loop and on sm_90 only those of warp groups, 16-byte loads, at most 1.25 exponentials per
-entry. Float16 below; bfloat16 is in [kernels.json](kernels.json). "Loop" counts instructions of the main loop.
+entry. Float16 below; bfloat16 is in [kernels.json](kernels.json). "Loop" counts instructions of the main loop. "Unaligned":
+the inputs lie at odd addresses in the middle of other tensors; a launch copies such tensors first, so no kernel runs
+without wide loads.
 
 | launch | registers 80 / 90 | spills | shared KB 80 / 90 | loop 80 / 90 | tensor 80 / 90 |
 |---|---|---|---|---|---|
@@ -57,13 +61,49 @@ CPU = """
 
     python tools/kernels/bench.py --write
 
-One thread, CPU time, both sides in turn in one run, medians of {repeats}; {processor}, torch {torch}. Other work was running on
+One thread, CPU time, both sides in turn in one run, medians of {repeats} runs; {processor}, torch {torch}. Other work was running on
 the machine (load {load} on {cores} cores), which moves the ratios by some tenths. The usual way is the formula of the papers'
 code, or the package's own function.
 
 | case | usual ms | ours ms | ratio | largest difference |
 |---|---|---|---|---|
 """
+
+MEMORY = """
+## Memory at 16,384 tokens
+
+    python tools/kernels/memory.py --write
+
+12 heads of width 64, 768 channels, one thread, float32, torch {torch}; each case in a process of its own. Extra is the
+peak during the call above what was resident before it, results included; the bar is {bar} MiB. "Stitched" is a
+2048 x 2048 image in windows of 256 through a tower of one block, so that what is held is that of the stitched last block.
+
+| case | what | extra MiB | CPU s |
+|---|---|---|---|
+"""
+
+
+def read_record() -> dict[str, Any]:
+    """What was recorded so far, by section."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def update(section: str, rows: list[dict[str, Any]], key: tuple[str, ...], keep: bool, **facts: Any) -> None:
+    """Record rows of a section and write the page.
+
+    Args:
+        key: what tells rows apart. keep: keep recorded rows that are not among these. facts: of the whole section.
+    """
+    record = read_record()
+    new = {tuple(row[name] for name in key): row for row in rows}
+    old = {tuple(row[name] for name in key): row for row in record.get(section, {}).get("rows", [])} if keep else {}
+    record[section] = {**facts, "rows": list((old | new).values())}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    write_page()
+
+
+def _span(values: list[int]) -> str:
+    return f"{min(values)} to {max(values)}" if min(values) < max(values) else str(values[0])
 
 
 def _pair(rows: list[dict[str, Any]], key: str, by: int = 1) -> str:
@@ -72,23 +112,28 @@ def _pair(rows: list[dict[str, Any]], key: str, by: int = 1) -> str:
 
 def write_page() -> None:
     """Write the page from what is recorded."""
-    record = json.loads((DOCS / "kernels.json").read_text())
+    record = read_record()
     text = HEAD
     if "cpu" in record:
         cpu = record["cpu"]
         loads = [load for row in cpu["rows"] for load in row["load"]]
         text += CPU.format(
-            repeats=cpu["rows"][0]["repeats"],
+            repeats=_span([row["repeats"] for row in cpu["rows"]]),
             processor=cpu["processor"],
             torch=cpu["torch"],
             cores=cpu["cores"],
-            load=f"{min(loads):.0f} to {max(loads):.0f}",
+            load=_span([round(load) for load in loads]),
         )
         for row in cpu["rows"]:
             text += (
                 f"| {row['what'].rstrip('.')} | {row['usual_ms']:.0f} | {row['ours_ms']:.0f} | {row['ratio']} "
                 f"| {row['difference']:.1g} |\n"
             )
+    if "memory" in record:
+        memory = record["memory"]
+        text += MEMORY.format(torch=memory["torch"], bar=memory["rows"][0]["bar_mb"])
+        for row in memory["rows"]:
+            text += f"| {row['case']} | {row['what']} | {row['extra_mb']} | {row['cpu_seconds']} |\n"
     if "aot" in record:
         text += AOT.format(triton=record["aot"]["triton"])
         names = [row["name"] for row in record["aot"]["rows"] if "bf16" not in row["name"]]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.proxies.base import Proxy
 from densevl.errors import ImageError, ModelError
+from densevl.proposals.sam_encoder import embed, project, run_block
 
 # of the package's `Sam`, on the 0-1 scale
 MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -77,20 +78,12 @@ class SamProxy(Proxy):
             raise ModelError(f"proxy '{self.name}': its last block attends in windows, not over the whole image")
         pixels = pixels.to(self.device, torch.float32)
         x = self._before_last(pixels)
-        heads = block.attn.num_heads
         grid = (x.shape[1], x.shape[2])
-        qkv = block.attn.qkv(block.norm1(x)).flatten(1, 2).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        rel = None
-        if block.attn.use_rel_pos:
-            q_grid = q.flatten(0, 1).unflatten(1, grid)
-            rows = torch.einsum("bhwc,hkc->bhwk", q_grid, _offsets(block.attn.rel_pos_h, grid[0]))
-            columns = torch.einsum("bhwc,wkc->bhwk", q_grid, _offsets(block.attn.rel_pos_w, grid[1]))
-            rel = torch.cat([rows, columns], dim=-1).flatten(1, 2)
+        q, k, v, rel = project(block.attn, block.norm1(x))
         return LastAttention(q, k, v, rel, grid, self._covered(pixels))
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = self.encoder.blocks[-1](self._before_last(pixels))
+        x = run_block(self.encoder.blocks[-1], self._before_last(pixels))
         return self._cut(self.encoder.neck(x.permute(0, 3, 1, 2)), pixels)
 
     def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -102,11 +95,9 @@ class SamProxy(Proxy):
     def _before_last(self, pixels: torch.Tensor) -> torch.Tensor:
         """The input of the last block over the whole square, (B, h, w, D)."""
         height, width = pixels.shape[-2:]
-        x = self.encoder.patch_embed(F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height)))
-        if self.encoder.pos_embed is not None:
-            x = x + self.encoder.pos_embed
+        x = embed(self.encoder, F.pad(pixels, (0, self.image_size - width, 0, self.image_size - height)))
         for block in self.encoder.blocks[:-1]:
-            x = block(x)
+            x = run_block(block, x)
         return x
 
     def _covered(self, pixels: torch.Tensor) -> tuple[int, int]:
@@ -130,9 +121,3 @@ class SamProxy(Proxy):
                 f"proxy '{self.name}' takes sides up to {self.image_size} pixels, not "
                 f"{pixels.shape[-2]} x {pixels.shape[-1]}; from_clip resizes"
             )
-
-
-def _offsets(table_Ld: torch.Tensor, count: int) -> torch.Tensor:
-    """The table's row for every pair of query and key positions on one axis: (n, n, d) of a (2n - 1, d) table."""
-    steps = torch.arange(count, device=table_Ld.device)
-    return table_Ld[steps[:, None] - steps[None, :] + count - 1]

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from densevl.kernels.triton.configs import dense, head_parts, tile
+from densevl.kernels.triton.configs import dense, head_parts, tile, whole
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_BIAS, GAUSSIAN, RELATIVE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -174,7 +174,7 @@ def grid_attention(
     q, k, v = dense(q), dense(k), dense(v)
     out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)  # the output projection's order
     lse = torch.empty(batch, heads, tokens, device=q.device) if want_lse else out
-    relative = None if rel is None else rel.contiguous()
+    relative = None if rel is None else whole(rel)
     prefix_keys = k.shape[2] - grid[0] * grid[1]
     variant = ("rel-" if std is None else "") + ("narrow" if grid[1] <= 32 else "wide")
     if std is None and rel is None:

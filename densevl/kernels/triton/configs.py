@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+ALIGNMENT = 16  # bytes a thread loads at once, and what Triton asks of a pointer
+ENTRIES = 16  # what it asks of a stride, whatever the type
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -68,11 +71,22 @@ def head_parts(width: int) -> tuple[int, int]:
 
 
 def padded(tensor: torch.Tensor, step: int) -> torch.Tensor:
-    """The tensor with its last axis contiguous and filled up with zeros to a multiple of `step`; itself if it is so."""
+    """The tensor with its last axis filled up with zeros to a multiple of `step`, to be loaded as `dense` gives it."""
     ragged = -tensor.shape[-1] % step
     return torch.nn.functional.pad(tensor, (0, ragged)) if ragged else dense(tensor)
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself if its last axis is contiguous, else a contiguous copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """The tensor itself if all its rows start on 16 bytes and lie dense, else a contiguous copy.
+
+    Told nothing about alignment the compiler loads entry by entry, and most kernels outgrow the registers.
+    """
+    *strides, last = tensor.stride()
+    fits = last == 1 and all(stride % ENTRIES == 0 for stride in strides) and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if it is contiguous from an address that is a multiple of 16, else a contiguous copy."""
+    fits = tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0
+    return tensor if fits else tensor.clone(memory_format=torch.contiguous_format)

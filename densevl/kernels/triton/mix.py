@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from densevl.kernels.reference import mix_limit
 from densevl.kernels.triton.attention import grid_attention, load_rows
-from densevl.kernels.triton.configs import dense, head_parts, tile
+from densevl.kernels.triton.configs import ENTRIES, dense, head_parts, tile, whole
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Keeps probabilities of 1 / N in float16's normal range; it cancels where rows are divided by their sums.
@@ -115,13 +115,13 @@ def affinity_mix(
     batch, heads, _, width = q.shape
     inner = covered[0] * covered[1]
     q, k = dense(q), dense(k)
-    rel = None if rel is None else rel.contiguous()
+    rel = None if rel is None else whole(rel)
     _, lse = grid_attention(q, k, v, grid, rel=rel, want_lse=True)
     corner = v.unflatten(2, grid)[:, :, : covered[0], : covered[1]].flatten(2, 3)
     unit = F.normalize(corner.float(), dim=-1)
     limit = mix_limit(unit, factor, cap, negative).contiguous()
-    unit = unit.to(q.dtype)
-    weights = x.new_empty(batch, inner, -(-inner // 8) * 8)[..., :inner]  # rows start on 16 bytes
+    unit = dense(unit.to(q.dtype))
+    weights = x.new_empty(batch, inner, -(-inner // ENTRIES) * ENTRIES)[..., :inner]
     # The larger tile starves its loads at 16 features and outgrows the shared memory at 128.
     config = tile("mix", "middle" if 32 <= width <= 80 else "other", q.device)
     queries, columns = config.block

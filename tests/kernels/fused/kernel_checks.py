@@ -73,6 +73,7 @@ def attention(
     bias: str | None = "gaussian",
     scale: float | None = None,
     lse=True,
+    shifted=False,
 ) -> None:
     torch.manual_seed(0)
     prefix = 0 if bias == "rel" else prefix
@@ -83,6 +84,9 @@ def attention(
     first = 0 if prefix_keys else prefix
     k, v = k[:, :, first:], v[:, :, first:]
     rel = random(batch * heads, total, sum(grid), dtype=dtype).to(device) if bias == "rel" else None
+    if shifted:  # rows in the middle of others, at odd addresses
+        q, k, v = (F.pad(t, (1, 0))[..., 1:] for t in (q, k, v))
+        rel = None if rel is None else F.pad(rel, (1, 0))[..., 1:]
     std = 1.7 if bias == "gaussian" else None
     got = module.grid_attention(q, k, v, grid, prefix, std, scale, rel=rel, want_lse=lse)
     want, sums = reference.grid_attention(

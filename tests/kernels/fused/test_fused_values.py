@@ -74,6 +74,8 @@ def test_attention_smoke(bias, dtype, device) -> None:
         {"grid": (9, 17), "prefix": 5, "batch": 1, "heads": 1},
         {"scale": 0.9, "size": 3.0},
         {"lse": False, "bias": None, "prefix": 0},
+        {"shifted": True, "heads": 1},
+        {"shifted": True, "heads": 1, "bias": "rel", "dtype": torch.float16},
     ],
     ids=name,
 )
