@@ -110,12 +110,13 @@ class Adapters:
         return (cosines[..., 1] - cosines[..., 0]) / self.temperature
 
     def compare(
-        self, levels: Mapping[str, torch.Tensor], memories: Mapping[str, NearestMemory]
+        self, levels: Mapping[str, torch.Tensor], memories: Mapping[str, NearestMemory], near: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The query adapter's logits (B, h, w) and (B,) against memories of its layers."""
+        """The query adapter's logits (B, h, w) and (B,) against memories of its layers; see `NearestMemory.look_up`."""
         queries = [F.normalize(levels[f"layer{layer}"].float(), dim=-1) for layer in self.layers]
         normals = [
-            nearest_rows(query, memories[f"layer{layer}"]) for query, layer in zip(queries, self.layers, strict=True)
+            nearest_rows(query, memories[f"layer{layer}"], near)
+            for query, layer in zip(queries, self.layers, strict=True)
         ]
         return self.query(queries, normals)
 
@@ -174,7 +175,6 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
     return found.to(torch.device("cpu"))
 
 
-def nearest_rows(query_BhwD: torch.Tensor, memory: NearestMemory) -> torch.Tensor:
+def nearest_rows(query_BhwD: torch.Tensor, memory: NearestMemory, near: int | None = None) -> torch.Tensor:
     """The nearest normal row of each place, in the query's shape."""
-    index = memory.nearest(query_BhwD.flatten(0, 2))[1][:, 0]
-    return memory.rows[index].view(query_BhwD.shape)
+    return memory.rows[memory.look_up(query_BhwD, near)[1]]

@@ -77,7 +77,7 @@ def tower_levels(seen: Pass, windows: Windows, scoring: Scoring, patches: bool =
     """
     levels: dict[str, torch.Tensor] = {}
     if patches and "patch" in scoring.memory:
-        layers = layers_at(scoring.layers, len(seen.outputs) - 1)
+        layers = layers_at(scoring.layers, seen.tower.depth)
         found = {f"layer{layer}": seen.patches(layer, scoring.stage) for layer in layers}
         levels |= patch_levels(found, scoring)
     if "windows" in scoring.memory:
@@ -110,7 +110,7 @@ def distances(
     """
     found = {}
     for name, features in levels.items():
-        nearest = memories[name].nearest(features.flatten(0, 2))[0][:, 0].view(features.shape[:3])
+        nearest = memories[name].look_up(features, scoring.near)[0]
         nearest = nearest / 2 if scoring.metric == "cosine" else nearest
         if name.startswith(WINDOW):
             nearest = spread_distances(nearest, window_side(int(name.removeprefix(WINDOW)), grid))

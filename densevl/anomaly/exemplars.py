@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
+from densevl.kernels.ops import nearest
 
 SHARPNESS = 20.0
 TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)
@@ -62,7 +63,7 @@ class Exemplars:
 
     def distance(self, features_NE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """1 - cosine to the nearest exemplar of any class, 0..2, and its number: (N,) each."""
-        cosine, index = (F.normalize(features_NE.float(), dim=-1).to(self.rows) @ self.rows.mT).max(dim=1)
+        cosine, index = nearest(F.normalize(features_NE.float(), dim=-1).to(self.rows), self.rows)
         return 1 - cosine, index
 
     def calibrated(self, features_NE: torch.Tensor | None, classes_N: torch.Tensor | None, alpha: float) -> Exemplars:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from densevl.backbones import Backbone
 
 FOCUS = 2.0  # exponent of the focal loss (Lin et al., ICCV 2017)
-PLACEHOLDER = "x"  # one token each in CLIP's vocabulary
 
 
 def map_loss(logits_Bhw: torch.Tensor, masks_BHW: torch.Tensor) -> torch.Tensor:
@@ -41,36 +40,17 @@ class LearnedPrompts(torch.nn.Module):
         """Start from small random words.
 
         Raises:
-            ModelError: the backbone's text side has no token table, or the text would be too long.
+            ModelError: the backbone's text side has no table of words.
         """
         super().__init__()
-        model: Any = getattr(backbone, "_model", None)
-        table = getattr(model, "token_embedding", None)
-        if table is None:
-            table = getattr(getattr(model, "text", None), "token_embedding", None)
-        if table is None:
-            raise ModelError(f"model '{backbone.name}' has no token table to learn words for; train without prompts")
-        if words + 3 > backbone.context_length:
-            raise ModelError(
-                f"{words} learned words and a noun exceed the {backbone.context_length} tokens that '{backbone.name}' "
-                f"reads; take at most {backbone.context_length - 3}"
-            )
-        self._model, self._table = [model], [table]  # in lists: they are not parts of this module
-        tokens = backbone._tokenizer([" ".join([PLACEHOLDER] * words + [item])] * 2)  # type: ignore[attr-defined]
-        self._tokens = tokens.to(backbone.device)
+        if not hasattr(backbone, "encode_learned"):
+            raise ModelError(f"model '{backbone.name}' has no text tower to learn words for; take a CLIP model")
+        self._backbone: Any = [backbone]  # in a list: it is no part of this module
+        self.item = item
         generator = torch.Generator().manual_seed(seed)
-        drawn = 0.02 * torch.randn(2, words, table.weight.shape[1], generator=generator)
+        drawn = 0.02 * torch.randn(2, words, self._backbone[0].word_width, generator=generator)
         self.words = torch.nn.Parameter(drawn.to(backbone.device))
 
     def forward(self) -> torch.Tensor:
         """The two unit rows (2, E), normal and anomalous; gradients reach `words` only."""
-        count = self.words.shape[1]
-
-        def replace(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
-            return torch.cat([found[:, :1], self.words.to(found.dtype), found[:, 1 + count :]], dim=1)
-
-        hook = self._table[0].register_forward_hook(replace)
-        try:
-            return F.normalize(self._model[0].encode_text(self._tokens, normalize=False).float(), dim=-1)
-        finally:
-            hook.remove()
+        return F.normalize(self._backbone[0].encode_learned(self.words, self.item), dim=-1)

@@ -1,21 +1,21 @@
 """`NearestMemory`: rows of normal features, and the nearest of them to each query, without the matrix of all pairs.
 
 Used as WinCLIP+ (CVPR 2023), AnomalyDINO (WACV 2025) and PatchCore (CVPR 2022) use theirs. Shape letters: M rows of
-the memory, Q queries, D width, k neighbours.
+the memory, Q queries, D width, B images, h/w grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
+from densevl.kernels import ops
 
 METRICS = ("cosine", "euclid")
-STEP = 2048  # queries, and rows, that are compared at a time
-SPARE = 3  # candidates more than asked for: rounding of the products cannot hide the nearest
 PROJECTED = 128  # width in which the coreset is chosen
 
 
@@ -27,15 +27,19 @@ class NearestMemory:
         rows: (M, D) float32; unit rows where the metric is the cosine.
         owner: (M,) int64, the number of the reference a row comes from.
         metric: "cosine", distance 1 - cos, 0..2; or "euclid".
+        place: (M, 2) int64, the grid row and column a row comes from, or None where places do not matter.
     """
 
     rows: torch.Tensor
     owner: torch.Tensor
     metric: str = "cosine"
+    place: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, features: list[torch.Tensor], metric: str = "cosine") -> NearestMemory:
-        """Remember the features of references, each (M_i, D).
+    def of(
+        cls, features: list[torch.Tensor], metric: str = "cosine", places: list[torch.Tensor] | None = None
+    ) -> NearestMemory:
+        """Remember the features of references, each (M_i, D), and perhaps their places (M_i, 2).
 
         Raises:
             ModelError: none are given, or an unknown metric.
@@ -46,40 +50,63 @@ class NearestMemory:
             raise ModelError("a memory needs at least one normal image")
         rows = torch.cat([part.float() for part in features])
         owner = torch.cat([torch.full((len(part),), index) for index, part in enumerate(features)])
-        return cls(F.normalize(rows, dim=-1) if metric == "cosine" else rows, owner.to(rows.device), metric)
+        place = None if places is None else torch.cat(places).to(rows.device)
+        return cls(F.normalize(rows, dim=-1) if metric == "cosine" else rows, owner.to(rows.device), metric, place)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def nearest(self, queries_QD: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k nearest rows of each query: distances (Q, k) float32, ascending, and their row numbers (Q, k).
+    def nearest(self, queries_QD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest row of each query: distances (Q,) float32 and row numbers (Q,), the smallest among equals.
 
-        Neighbours are found by chunked products and a running best; their distances are then computed anew from the
-        two rows, so they do not depend on chunks, and a query that is itself a row has distance 0 exactly.
+        The row is found by `kernels.ops.nearest`; the distance is then computed anew from the two rows, so a query that
+        is itself a row has distance 0 exactly. Rows whose distances differ by less than the rounding of a product are
+        equals.
         """
-        queries = queries_QD.to(self.rows).float()
-        queries = F.normalize(queries, dim=-1) if self.metric == "cosine" else queries
-        k = min(k, len(self.rows))
-        pairs = [self._nearest(part, k) for part in queries.split(STEP)]
-        if not pairs:
-            return queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.long, device=queries.device)
-        return torch.cat([distance for distance, _ in pairs]), torch.cat([index for _, index in pairs])
+        queries = self._like_rows(queries_QD)
+        index = ops.nearest(self._lifted(queries), self._keys)[1]
+        apart = (queries - self.rows[index]).square().sum(dim=-1)
+        return (apart / 2 if self.metric == "cosine" else apart.sqrt()), index
+
+    def look_up(self, features_BhwD: torch.Tensor, near: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`nearest` of every cell of a grid: (B, h, w) each.
+
+        Args:
+            near: compare a cell only with rows from at most so many cells away, along each axis; a cell with no such
+                row is compared with all. None compares with all.
+        """
+        shape = features_BhwD.shape[:3]
+        if near is None or self.place is None:
+            distance, index = self.nearest(features_BhwD.flatten(0, 2))
+            return distance.view(shape), index.view(shape)
+        distance = torch.empty(shape, device=self.rows.device)
+        index = torch.empty(shape, dtype=torch.long, device=self.rows.device)
+        for y in range(shape[1]):
+            for x in range(shape[2]):
+                apart = (self.place - self.place.new_tensor((y, x))).abs().amax(dim=1)
+                kept = (apart <= near).nonzero()[:, 0]
+                part = self.kept(kept) if len(kept) else self
+                distance[:, y, x], found = part.nearest(features_BhwD[:, y, x])
+                index[:, y, x] = kept[found] if len(kept) else found
+        return distance, index
+
+    def kept(self, which: torch.Tensor) -> NearestMemory:
+        """The memory of some rows, by number or mask."""
+        place = None if self.place is None else self.place[which]
+        return NearestMemory(self.rows[which], self.owner[which], self.metric, place)
 
     def without(self, reference: int) -> NearestMemory:
         """The memory without the rows of one reference."""
-        kept = self.owner != reference
-        return NearestMemory(self.rows[kept], self.owner[kept], self.metric)
+        return self.kept(self.owner != reference)
 
     def compress(self, most: int, seed: int = 0) -> NearestMemory:
         """At most this many rows, chosen so that no row is far from a chosen one (greedy k-center, PatchCore)."""
-        if len(self) <= most:
-            return self
-        kept = coreset(self.rows, most, seed)
-        return NearestMemory(self.rows[kept], self.owner[kept], self.metric)
+        return self if len(self) <= most else self.kept(coreset(self.rows, most, seed))
 
     def to(self, device: torch.device) -> NearestMemory:
         """The memory on another device."""
-        return NearestMemory(self.rows.to(device), self.owner.to(device), self.metric)
+        place = None if self.place is None else self.place.to(device)
+        return NearestMemory(self.rows.to(device), self.owner.to(device), self.metric, place)
 
     def weight(self, queries_QD: torch.Tensor, b: int) -> torch.Tensor:
         """PatchCore's weight, 0..1, of an image's largest distance: low where its nearest row has like neighbours.
@@ -87,34 +114,35 @@ class NearestMemory:
         1 - softmax over the b rows nearest to the farthest query's nearest row, at that row, of their distances to it.
         """
         distance, index = self.nearest(queries_QD)
-        worst = int(distance[:, 0].argmax())
-        near = int(index[worst, 0])
-        around = self.nearest(self.rows[near : near + 1], b)[1][0]
-        query = queries_QD[worst : worst + 1].to(self.rows)
-        query = F.normalize(query, dim=-1) if self.metric == "cosine" else query
+        worst = int(distance.argmax())
+        away = (self.rows - self.rows[index[worst]]).square().sum(dim=1)
+        around = away.topk(min(b, len(self)), largest=False).indices
+        query = self._like_rows(queries_QD[worst : worst + 1])
         apart = (query - self.rows[around]).norm(dim=1)
-        return 1 - (distance[worst, 0] - torch.logsumexp(apart, dim=0)).exp() if len(around) > 1 else torch.tensor(1.0)
+        own = (query - self.rows[index[worst]]).norm()
+        return 1 - (own - torch.logsumexp(apart, dim=0)).exp() if len(around) > 1 else torch.tensor(1.0)
 
-    def _nearest(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        index = self._search(queries, min(k + SPARE, len(self.rows)))
-        apart = (queries[:, None] - self.rows[index]).square().sum(dim=-1)
-        distance, order = (apart / 2 if self.metric == "cosine" else apart.sqrt()).sort(dim=1, stable=True)
-        return distance[:, :k], index.gather(1, order)[:, :k]
+    @cached_property
+    def _keys(self) -> torch.Tensor:
+        """Rows whose dot product with a lifted query is largest where the distance is least."""
+        if self.metric == "cosine":
+            return self.rows
+        centred = self.rows - self._centre
+        return torch.cat([centred, -centred.square().sum(dim=1, keepdim=True) / 2], dim=1)
 
-    def _search(self, queries: torch.Tensor, k: int) -> torch.Tensor:
-        best = queries.new_empty(len(queries), 0)
-        index = torch.zeros(len(queries), 0, dtype=torch.long, device=queries.device)
-        start = 0
-        for rows in self.rows.split(STEP):
-            closeness = queries @ rows.mT
-            if self.metric == "euclid":
-                closeness = closeness - rows.square().sum(dim=1) / 2
-            value, place = closeness.topk(min(k, len(rows)), dim=1)
-            best, index = torch.cat([best, value], dim=1), torch.cat([index, place + start], dim=1)
-            best, order = best.topk(min(k, best.shape[1]), dim=1)
-            index = index.gather(1, order)
-            start += len(rows)
-        return index
+    @cached_property
+    def _centre(self) -> torch.Tensor:
+        """Taken off before products of rows that are not of length 1, which large means would make coarse."""
+        return self.rows.mean(dim=0)
+
+    def _lifted(self, queries_QD: torch.Tensor) -> torch.Tensor:
+        if self.metric == "cosine":
+            return queries_QD
+        return F.pad(queries_QD - self._centre, (0, 1), value=1.0)
+
+    def _like_rows(self, queries_QD: torch.Tensor) -> torch.Tensor:
+        queries = queries_QD.to(self.rows).float()
+        return F.normalize(queries, dim=-1) if self.metric == "cosine" else queries
 
 
 def coreset(rows_MD: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:

@@ -6,13 +6,14 @@ Shape letters: B images, h/w patch grid, y/x windows, D width, E joint space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from densevl.anomaly.adapters import Adapters
 from densevl.anomaly.evidence import (
+    WINDOW,
     all_windows,
     combine_levels,
     distances,
@@ -21,12 +22,14 @@ from densevl.anomaly.evidence import (
     text_margins,
     tower_levels,
 )
+from densevl.anomaly.foreground import foreground, shows_object
 from densevl.anomaly.fusing import Spread, fuse, image_score
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.maps import smooth
 from densevl.anomaly.memory import NearestMemory
 from densevl.anomaly.scoring import Scoring
-from densevl.anomaly.tokens import run
+from densevl.anomaly.tiling import look_by_tiles
+from densevl.anomaly.tokens import layers_at, run
 from densevl.recipes.recipe import Recipe
 from densevl.recipes.tower import Tower
 
@@ -39,18 +42,24 @@ Memories = Mapping[str, NearestMemory]
 
 @dataclass(frozen=True, eq=False)
 class Looked:
-    """Evidence of a batch: text logits (B, h, w) and (B,), or None; features (B, y, x, D) by level."""
+    """Evidence of a batch: text logits (B, h, w) and (B,), or None; features (B, y, x, D) by level.
+
+    `grid` is the tower's, of a tile if there are any; `object` a bool mask (B, h, w), or None if none is asked for.
+    """
 
     text: torch.Tensor | None
     image: torch.Tensor | None
     levels: dict[str, torch.Tensor]
     grid: tuple[int, int]
+    object: torch.Tensor | None = None
 
     def one(self, index: int) -> Looked:
         """The evidence of one image of the batch, its features not held by the others' memory."""
         part = slice(index, index + 1)
-        text, image = (None if values is None else values[part].clone() for values in (self.text, self.image))
-        return Looked(text, image, {k: v[part].clone() for k, v in self.levels.items()}, self.grid)
+        text, image, mask = (
+            None if values is None else values[part].clone() for values in (self.text, self.image, self.object)
+        )
+        return Looked(text, image, {k: v[part].clone() for k, v in self.levels.items()}, self.grid, mask)
 
 
 @dataclass(eq=False)
@@ -62,6 +71,8 @@ class Scorer:
         size: the short side images are fed at. prototypes: gives the (2, E) unit rows of the words when first needed.
         recipe: of dense features; None reads V-V streams.
         spread: of normal scores, for fuse "standard". adapters: trained, for text "adapters".
+        tile: side in pixels of the square tiles that larger images are cut into, or None.
+        masked: whether the background of an image counts as normal.
     """
 
     backbone: Backbone
@@ -73,15 +84,30 @@ class Scorer:
     recipe: Recipe | None = None
     spread: Spread | None = None
     adapters: Adapters | None = None
+    tile: int | None = None
+    masked: bool = False
 
     @torch.no_grad()
     def look(self, pixels: torch.Tensor, with_memory: bool) -> Looked:
-        """One pass of the tower, and one of the proxy if features are to be remembered."""
+        """One pass of the tower, tile by tile if so set, and one of the proxy if features are to be remembered."""
+        if self.tile is not None and max(pixels.shape[2:]) > self.tile:
+            patch = self.backbone.patch_size
+            overlap = max(self.tile // patch // 3, *(scale - 1 for scale in self.scoring.scales))
+            seen = look_by_tiles(lambda part: self._look(part, with_memory), pixels, self.tile, patch, overlap)
+        else:
+            seen = self._look(pixels, with_memory)
+        patches = [values for level, values in seen.levels.items() if not level.startswith(WINDOW)]
+        return replace(seen, object=foreground(patches[-1])) if self.scoring.foreground and patches else seen
+
+    def _look(self, pixels: torch.Tensor, with_memory: bool) -> Looked:
         text = image = None
         levels: dict[str, torch.Tensor] = {}
         grid = (1, 1)
         if self.tower is not None and (self.scoring.is_textual or self.proxy is None):
-            seen = run(self.tower, pixels)
+            needs_all = self.scoring.is_textual or "windows" in self.scoring.memory
+            seen = run(
+                self.tower, pixels, last=None if needs_all else max(layers_at(self.scoring.layers, self.tower.depth))
+            )
             grid = seen.grid
             windows = all_windows(seen, self.scoring, self.recipe, with_memory)
             if self.scoring.text == "adapters" and self.adapters is not None:
@@ -105,8 +131,13 @@ class Scorer:
         return Looked(text, image, levels, grid)
 
     def distance(self, looked: Looked, memories: Memories) -> torch.Tensor:
-        """Distance of each place to its nearest normal one, over all levels: (B, h, w)."""
-        return combine_levels(distances(looked.levels, memories, self.scoring, looked.grid))
+        """Distance of each place to its nearest normal one, over all levels: (B, h, w); of background 0."""
+        found = combine_levels(distances(looked.levels, memories, self.scoring, looked.grid))
+        if not self.masked or looked.object is None:
+            return found
+        # An image in which no object is found is judged whole: nothing is hidden by a mask that failed.
+        kept = looked.object | ~shows_object(looked.object)[:, None, None]
+        return found * (on_grid(kept.float(), (found.shape[1], found.shape[2])) > 0.5)
 
     @torch.no_grad()
     def judge(
@@ -130,7 +161,7 @@ class Scorer:
         if memory is not None:
             parts["memory"] = memory
             if self.adapters is not None and text is not None and image is not None:
-                places, whole = self.adapters.compare(looked.levels, memories)
+                places, whole = self.adapters.compare(looked.levels, memories, scoring.near)
                 text, image = mix_probabilities([text, places]), mix_probabilities([image, whole])
             text = on_grid(text, (memory.shape[1], memory.shape[2])) if text is not None else None
         if text is not None:

@@ -49,6 +49,10 @@ class Scoring:
         joined: tokens of several layers make one long row; else each layer has a memory and distances are averaged.
         metric: "cosine" or "euclid".
         augment: normal images are also remembered as "flips" (3 more) or "rotations" (7 more, flips among them).
+        near: compare a patch or window only with remembered ones from at most so many cells away along each axis, for
+            parts that always lie alike (RAD); None with all.
+        foreground: leave the background out of the memory and of the distances, if the normal images show an object in
+            front of one (AnomalyDINO); see `anomaly.foreground`.
         most: rows of a memory; above it a coreset is taken.
         fuse: "sum" of probability and distance (WinCLIP+), "parallel" 1/(1/p + 1/d), "harmonic", twice that, or
             "standard", the sum of both in standard deviations above their means on the normal images.
@@ -75,6 +79,8 @@ class Scoring:
     joined: bool = False
     metric: str = "cosine"
     augment: str = "none"
+    near: int | None = None
+    foreground: bool = False
     most: int = 20_000
     fuse: str = "sum"
     image: tuple[str, str] = ("cls", "both")
@@ -106,6 +112,9 @@ class Scoring:
             (not 0 <= self.top <= 1, f"top is {self.top}; it is a share 0..1"),
             (self.around < 1 or self.around % 2 == 0, f"around is {self.around}; it is odd"),
             (self.most < 1, f"most is {self.most}; a memory has at least 1 row"),
+            (self.near is not None and self.near < 0, f"near is {self.near}; it is None or a number of cells from 0"),
+            (self.near is not None and self.augment != "none", "near needs augment 'none': copies lie elsewhere"),
+            (self.foreground and "patch" not in self.memory, "a foreground needs a memory of 'patch'"),
             (self.smooth < 0 or self.reweigh < 0, "smooth and reweigh are at least 0"),
             (self.text == "none" and not self.memory, "neither text nor memory: nothing would be scored"),
         )
@@ -158,7 +167,7 @@ BY_NAME = {
             image=("both", "both"),
             smooth=4.0,
         ),
-        # AnomalyDINO (Damm et al., WACV 2025) without its foreground mask; give it proxy="dinov2_vits14".
+        # AnomalyDINO (Damm et al., WACV 2025); give it proxy="dinov2_vits14", and foreground=True for objects.
         Scoring(
             "dino", text="none", memory=("patch",), augment="rotations", image=("map", "map"), top=0.01, smooth=4.0
         ),

@@ -27,7 +27,8 @@ class Pass:
     """What one run of the trained tower leaves.
 
     Attributes:
-        outputs: depth + 1 tensors (B, N, D), tokens after block l, 0 before the first. grid: (h, w).
+        outputs: depth + 1 tensors (B, N, D), tokens after block l, 0 before the first; fewer if the run was cut short.
+        grid: (h, w).
     """
 
     tower: Tower
@@ -108,11 +109,15 @@ class Pass:
 
 
 @torch.no_grad()
-def run(tower: Tower, pixels: torch.Tensor, rule: str = "size") -> Pass:
-    """Run normalised pixels (B, 3, H, W), sides multiples of the patch, through a tower once."""
+def run(tower: Tower, pixels: torch.Tensor, rule: str = "size", last: int | None = None) -> Pass:
+    """Run normalised pixels (B, 3, H, W), sides multiples of the patch, through a tower once.
+
+    Args:
+        last: the block to stop after, where nothing later is read; None runs all.
+    """
     grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
     outputs = [tower.embed(pixels, rule)]
-    for index in range(tower.depth):
+    for index in range(tower.depth if last is None else last):
         outputs.append(tower.run(index, outputs[-1], grid))
     return Pass(tower, tuple(outputs), grid)
 

@@ -16,9 +16,11 @@ import torch
 from densevl import __version__
 from densevl.anomaly import storage
 from densevl.anomaly.adapters import Adapters
+from densevl.anomaly.foreground import shows_object
 from densevl.anomaly.fusing import Spread
 from densevl.anomaly.maps import threshold
 from densevl.anomaly.memory import NearestMemory
+from densevl.anomaly.remembering import remember
 from densevl.anomaly.result import AnomalyResult, Thresholds
 from densevl.anomaly.scorer import Looked, Scorer
 from densevl.anomaly.scoring import Scoring, get_scoring
@@ -26,8 +28,16 @@ from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import THING, States
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import ImageError, ModelError, RecipeError, WeightsError
+from densevl.fitted import require_same
 from densevl.images import read_image
-from densevl.pipelines.anomaly_setup import as_proxy, dense_recipe, each_image, fed_side, fitting_adapters, require_same
+from densevl.pipelines.anomaly_setup import (
+    as_proxy,
+    dense_recipe,
+    each_image,
+    fed_side,
+    fitting_adapters,
+    tile_side,
+)
 from densevl.recipes.tower import Tower
 
 LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
@@ -51,7 +61,8 @@ class AnomalyDetector:
         scoring: str | Scoring = "winclip",
         weights: str | Path | None = None,
         states: States | str | Path | Mapping[str, Any] | None = None,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
+        tile: int | None = None,
         proxy: Any = None,
         adapters: Adapters | str | Path | None = None,
         device: str | None = None,
@@ -66,7 +77,9 @@ class AnomalyDetector:
             weights: a checkpoint file, if `model` names an architecture or config.
             states: words for sound and damaged; None takes ours, see `States.parse`.
             size: the short side is resized to this many pixels, keeping the ratio, and both sides to whole patches;
-                None takes the size the model was trained at.
+                None takes the size the model was trained at. A pair is height and width, whatever the ratio.
+            tile: images fed larger than this many pixels go through the model in overlapping squares of this side, for
+                small damage on large images; give the side the model was trained at. None takes them whole.
             proxy: a `Proxy`, or its name for `load_proxy`, whose features are remembered instead of the model's.
             adapters: trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
             device: "cpu", "cuda"; None chooses.
@@ -75,7 +88,7 @@ class AnomalyDetector:
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or has no use for words.
             RecipeError: an unknown or impossible scoring. LabelError: unusable item or states. ImageError: a size below
-                a patch.
+                a patch, or a tile that is not of whole patches.
         """
         self.scoring = get_scoring(scoring, **changes)
         self.states, self.item = States.parse(states), item
@@ -99,9 +112,11 @@ class AnomalyDetector:
             plain = {"stage": "block", "around": 1, "joined": False, "metric": "cosine"}
             self.scoring = get_scoring(self.scoring, layers=trained.layers, **plain)
         self.size = fed_side(size, self.backbone, tower)
+        self.tile = tile_side(tile, self.backbone, self.proxy, self.scoring)
+        short = self.size if isinstance(self.size, int) else min(self.size)
         recipe = dense_recipe(self.backbone, self.scoring.recipe)
-        self.scorer = Scorer(self.backbone, tower, self.proxy, self.scoring, self.size, self._words, recipe)
-        self.scorer.adapters = trained
+        self.scorer = Scorer(self.backbone, tower, self.proxy, self.scoring, short, self._words, recipe)
+        self.scorer.adapters, self.scorer.tile = trained, self.tile
         self.thresholds: Thresholds | None = None
         self.references: tuple[str, ...] = ()
         self.memories: dict[str, NearestMemory] = {}
@@ -166,29 +181,23 @@ class AnomalyDetector:
         """
         if not self.scoring.memory:
             raise RecipeError(f"scoring '{self.scoring.name}' remembers nothing; give it memory=('patch', 'windows')")
-        features: dict[str, list[torch.Tensor]] = {}
-        looks: list[Looked] = []
+        seen: list[list[Looked]] = []  # for each image its views
         names: list[str] = []
         last = torch.empty(0)
         for sources, _, last in self._batches(normal, batch):
             views = [self.scorer.look(view, with_memory=True) for view in augmented(last, self.scoring.augment)]
             for index, source in enumerate(sources):
                 names.append(source or f"array {len(names)}")
-                for level in views[0].levels:
-                    rows = torch.cat([view.levels[level][index].flatten(0, 1) for view in views])
-                    features.setdefault(level, []).append(rows)
-                if len(looks) < LEFT_OUT:
-                    looks.append(views[0].one(index))
+                seen.append([view.one(index) for view in views])
         if not names:
             raise ImageError("no normal images to fit: give at least one")
-        memories = {level: NearestMemory.of(rows, self.scoring.metric) for level, rows in features.items()}
-        self.memories = {level: memory.compress(self.scoring.most) for level, memory in memories.items()}
+        looks = [views[0] for views in seen[:LEFT_OUT]]
+        masks = [views[0].object for views in seen if views[0].object is not None]
+        self.scorer.masked = bool(masks) and all(bool(shows_object(mask)) for mask in masks)
+        self.memories = remember(seen, self.scoring, self.scorer.masked)
         self.references, self.thresholds = tuple(names), None
         if len(names) == 1:  # a lone reference is what varied copies of it are compared with
-            plain = {
-                level: NearestMemory.of([rows.flatten(0, 2)], self.scoring.metric)
-                for level, rows in looks[0].levels.items()
-            }
+            plain = remember([looks], self.scoring, self.scorer.masked)
             looks = [
                 self.scorer.look(view, with_memory=True)
                 for view in varied(last, self.backbone.mean, self.backbone.std, self.backbone.patch_size)
@@ -243,6 +252,8 @@ class AnomalyDetector:
             "item": self.item,
             "states": asdict(self.states),
             "size": self.size,
+            "tile": self.tile,
+            "masked": self.scorer.masked,
             "scoring": storage.scoring_facts(self.scoring),
             "spread": asdict(self.scorer.spread) if self.scorer.spread is not None else None,
             "thresholds": asdict(self.thresholds) if self.thresholds is not None else None,
@@ -268,14 +279,17 @@ class AnomalyDetector:
         memories, prototypes, facts = storage.read(Path(path))
         try:
             scoring = storage.scoring_of(facts, Path(path))
-            given = {"states": States.parse(facts["states"]), "size": facts["size"], "proxy": proxy or facts["proxy"]}
+            size = facts["size"] if isinstance(facts["size"], int) else tuple(facts["size"])
+            given = {"states": States.parse(facts["states"]), "size": size, "proxy": proxy or facts["proxy"]}
+            given["tile"] = facts.get("tile")
             detector = cls(model or facts["model"], facts["item"], scoring=scoring, **given, **options)
-            require_same(detector.backbone, facts["fingerprint"], facts["model"], path)
+            require_same(detector.backbone, facts["fingerprint"], facts["model"], f"detector {path}")
             if detector.proxy is not None:
-                require_same(detector.proxy, facts["proxy_fingerprint"], facts["proxy"], path)
+                require_same(detector.proxy, facts["proxy_fingerprint"], facts["proxy"], f"detector {path}")
             device = detector.backbone.device
             detector.memories = {level: memory.to(device) for level, memory in memories.items()}
             detector._prototypes = prototypes
+            detector.scorer.masked = bool(facts.get("masked"))
             detector.references = tuple(facts["references"])
             if facts["spread"] is not None:
                 detector.scorer.spread = Spread(*(tuple(facts["spread"][part]) for part in ("text", "memory")))
@@ -302,7 +316,9 @@ class AnomalyDetector:
         def read(image: Any) -> tuple[str | None, np.ndarray, tuple[int, int]]:
             rgb = read_image(image)
             source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-            return source, rgb, fit_size(rgb.shape[0], rgb.shape[1], self.size, patch)
+            if isinstance(self.size, int):
+                return source, rgb, fit_size(rgb.shape[0], rgb.shape[1], self.size, patch)
+            return source, rgb, self.size
 
         for size, group in groupby(map(read, each_image(images)), key=lambda entry: entry[2]):
             while entries := list(islice(group, max(1, batch))):
@@ -326,6 +342,7 @@ class AnomalyDetector:
             "states": self.states.digest() if self.scoring.is_textual else None,
             "scoring": storage.scoring_facts(self.scoring),
             "size": self.size,
+            "tile": self.tile,
             "references": len(self.references),
             "seconds": round(seconds, 4),
         }

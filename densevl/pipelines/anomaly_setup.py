@@ -42,18 +42,44 @@ def each_image(images: Any) -> Iterable[Any]:
     )
 
 
-def fed_side(size: int | None, backbone: Backbone, tower: Tower | None) -> int:
-    """The short side images are fed at: as asked, or the model's own.
+def fed_side(size: int | tuple[int, int] | None, backbone: Backbone, tower: Tower | None) -> int | tuple[int, int]:
+    """The short side images are fed at, as asked or the model's own, or both sides.
 
     Raises:
-        ImageError: less than a patch.
+        ImageError: less than a patch, or a pair that is not of whole patches.
     """
     patch = backbone.patch_size
     if size is None:
         return min(tower.image_size) if tower is not None else backbone.protocol.short_side or 224
+    if isinstance(size, (tuple, list)):
+        if len(size) != 2 or not all(_is_whole(side, patch) for side in size):
+            raise ImageError(f"size is {size!r}; a pair is height and width, multiples of the patch, {patch}")
+        return size[0], size[1]
     if isinstance(size, bool) or not isinstance(size, int) or size < patch:
         raise ImageError(f"size is {size!r}; it is a number of pixels, at least one patch, {patch}")
     return size
+
+
+def tile_side(tile: int | None, backbone: Backbone, proxy: Proxy | None, scoring: Scoring) -> int | None:
+    """The side of tiles, checked.
+
+    Raises:
+        ImageError: not of whole patches, or smaller than the largest window. RecipeError: with a proxy.
+    """
+    if tile is None:
+        return None
+    if proxy is not None:
+        raise RecipeError("tiles are cut on the model's own patches; leave the proxy out, or the tile")
+    least = backbone.patch_size * max((2, *scoring.scales))
+    if not _is_whole(tile, backbone.patch_size) or tile < least:
+        raise ImageError(
+            f"tile is {tile!r}; it is a number of pixels, a multiple of the patch, {backbone.patch_size}, from {least}"
+        )
+    return tile
+
+
+def _is_whole(side: Any, patch: int) -> bool:
+    return isinstance(side, int) and not isinstance(side, bool) and side >= patch and side % patch == 0
 
 
 def dense_recipe(backbone: Backbone, name: str | None) -> Recipe | None:
@@ -86,16 +112,3 @@ def as_proxy(proxy: Any, device: str) -> Proxy | None:
     if proxy is None or isinstance(proxy, Proxy):
         return proxy
     return load_proxy(proxy, device=device)
-
-
-def require_same(model: Any, fingerprint: str, name: str, path: Any) -> None:
-    """Refuse a model with other weights than a detector was fitted with.
-
-    Raises:
-        WeightsError: it has.
-    """
-    if storage.fingerprint(model) != fingerprint:
-        raise WeightsError(
-            f"detector {path} was fitted with model '{name}', and '{model.name}' has other weights: its memory means "
-            "nothing to them; load it with that model, or fit again"
-        )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from densevl.anomaly.sizes import shrink
 from densevl.backbones import Backbone, Protocol
 from densevl.errors import ProtocolError, suggest
 from densevl.images import keep_ratio_size, resize
 from densevl.inference import WindowGrid
 from densevl.recipes import Recipe
 
+SIDE = 224  # of whole pictures, for a backbone without a trained size
+BATCH = 32  # of whole pictures, a pass
 PLANS = ("tiles", "sliding", "whole")
 """Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
 
@@ -73,3 +76,15 @@ def feed(
     size = fed_size((rgb.shape[0], rgb.shape[1]), protocol, patch, scale)
     windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
     return backbone.normalize(resize(rgb, size))[None], windows
+
+
+def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised.
+
+    They are resized to the trained size without a crop, so that nothing at the rim is lost.
+    """
+    tower = getattr(backbone, "tower", None)
+    size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
+    pixels = [backbone.normalize(shrink(picture, size)) for picture in pictures]
+    starts = range(0, len(pixels), BATCH)
+    return torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl.anomaly.sizes import shrink
 from densevl.backbones import Backbone
 from densevl.errors import ImageError, LabelError
 from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly_setup import each_image
-from densevl.pipelines.feeding import feed
+from densevl.pipelines.feeding import embed_images, feed
 from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.segmenter import Segmenter
 from densevl.proposals import Proposals
@@ -29,8 +28,7 @@ from densevl.regions.dense import unit_features
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.vocabulary.parsing import short
 
-BATCH = 32  # images that are read, and encoded, together
-SIDE = 224  # for a backbone without a trained size
+BATCH = 32  # images that are read together
 VOID = 255  # of uint8 label maps: no class
 
 
@@ -88,11 +86,7 @@ class ImageFeatures(Features):
 
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
-        tower = getattr(self._backbone, "tower", None)
-        size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
-        pixels = [self._backbone.normalize(shrink(picture, size)) for picture in pictures]
-        starts = range(0, len(pixels), BATCH)
-        return torch.cat([self._backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()
+        return embed_images(self._backbone, pictures)
 
 
 class RegionFeatures(Features):

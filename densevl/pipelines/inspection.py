@@ -12,14 +12,13 @@ import torch
 from torch.nn import functional as F
 
 from densevl.anomaly.exemplars import SHARPNESS, Exemplars
-from densevl.anomaly.sizes import shrink
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import ImageError, ModelError
 from densevl.images import read_image
 from densevl.pipelines.anomaly_setup import each_image
+from densevl.pipelines.feeding import embed_images
 
 Box = tuple[int, int, int, int]
-SIDE = 224  # for a backbone without a trained size
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,10 @@ class Inspector:
             ModelError: nothing fitted. ImageError: unreadable, or a box without a pixel inside.
         """
         known, rgb = self._fitted(), read_image(image)
-        verdicts = [self._verdict(known, row) for row in self._embed([rgb, *(_cut(rgb, box) for box in regions)])]
+        verdicts = [
+            self._verdict(known, row)
+            for row in embed_images(self.backbone, [rgb, *(_cut(rgb, box) for box in regions)])
+        ]
         whole = verdicts[0]
         return Inspection(**{**vars(whole), "regions": tuple(verdicts[1:])})
 
@@ -113,19 +115,9 @@ class Inspector:
             found = [read_image(image) for image in each_image(images)]
             if not found:
                 raise ImageError(f"class '{name}' has no images: give at least one")
-            rows.append(self._embed(found))
+            rows.append(embed_images(self.backbone, found))
             classes += [names.index(name)] * len(found)
         return torch.cat(rows), torch.tensor(classes, device=rows[0].device)
-
-    def _embed(self, pictures: Sequence[np.ndarray], batch: int = 32) -> torch.Tensor:
-        """(N, E); pictures are resized to the trained size without a crop, so that nothing at the rim is lost."""
-        tower = getattr(self.backbone, "tower", None)
-        size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
-        pixels = [self.backbone.normalize(shrink(picture, size)) for picture in pictures]
-        parts = [
-            self.backbone.encode_image(torch.stack(pixels[at : at + batch])) for at in range(0, len(pixels), batch)
-        ]
-        return torch.cat(parts).float()
 
     def _verdict(self, known: Exemplars, row: torch.Tensor) -> Inspection:
         p = known.probabilities(row[None])[0].tolist()

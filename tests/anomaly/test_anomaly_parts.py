@@ -11,7 +11,6 @@ from densevl.anomaly.evidence import margin
 from densevl.anomaly.harmonic import EPSILON, mix_probabilities, soft_min, spread_distances, spread_windows
 from densevl.anomaly.maps import peak, smooth, threshold, to_pixels
 from densevl.anomaly.memory import NearestMemory, coreset
-from densevl.anomaly.scorer import Scorer
 from densevl.anomaly.scoring import BY_NAME, Scoring, get_scoring
 from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import ANOMALOUS, NORMAL, TEMPLATES, States
@@ -74,16 +73,40 @@ def test_nearest_equals_brute_force_exactly(metric, rows) -> None:
     unit = F.normalize(queries, dim=-1) if metric == "cosine" else queries
     apart = (unit[:, None] - memory.rows[None]).square().sum(-1)
     every = apart / 2 if metric == "cosine" else apart.sqrt()
-    distance, index = memory.nearest(queries, 3)
-    expected = every.sort(dim=1, stable=True)
-    assert torch.equal(distance, expected.values[:, :3])
-    assert torch.equal(index, expected.indices[:, :3])
+    distance, index = memory.nearest(queries)
+    expected = every.min(dim=1)
+    assert torch.equal(distance, expected.values)
+    assert torch.equal(index, expected.indices)
+
+
+def test_large_means_do_not_blur_euclidean_distances() -> None:
+    rows = 1000 + torch.randn(300, 8)
+    distance, index = NearestMemory.of([rows], "euclid").nearest(rows)
+    assert torch.equal(index, torch.arange(300))
+    assert not distance.any()
+
+
+@pytest.mark.parametrize("near", [0, 1, 9])
+def test_places_are_compared_with_what_lay_near_them(near) -> None:
+    grids = torch.randn(2, 4, 5, 6)
+    cells = torch.ones(4, 5, dtype=torch.bool).nonzero()
+    memory = NearestMemory.of([grid.flatten(0, 1) for grid in grids], "cosine", [cells, cells])
+    query = torch.randn(3, 4, 6, 6)  # one column more than the memory has
+    distance, index = memory.look_up(query, near)
+    unit = F.normalize(query, dim=-1)
+    for y, x in [(0, 0), (2, 3), (3, 5)]:
+        apart = (unit[:, y, x][:, None] - memory.rows[None]).square().sum(-1) / 2
+        far = (memory.place - torch.tensor([y, x])).abs().amax(1) > near
+        apart[:, far if not far.all() else torch.zeros_like(far)] = torch.inf
+        assert torch.allclose(distance[:, y, x], apart.min(1).values, atol=1e-6)
+        assert torch.equal(index[:, y, x], apart.argmin(1))
+    assert torch.equal(memory.look_up(query, 9)[0], memory.look_up(query)[0])
 
 
 def test_a_row_is_at_no_distance_from_itself_and_more_rows_never_increase_it() -> None:
     rows = torch.randn(60, 8)
     some, all_ = NearestMemory.of([rows[:30]]), NearestMemory.of([rows[:30], rows[30:]])
-    assert torch.equal(all_.nearest(rows)[0], torch.zeros(60, 1))
+    assert torch.equal(all_.nearest(rows)[0], torch.zeros(60))
     assert (all_.nearest(rows)[0] <= some.nearest(rows)[0]).all()
     assert len(all_.without(0)) == 30
     twice = NearestMemory.of([rows, rows])
@@ -164,6 +187,9 @@ def test_states_from_a_file_keep_what_is_not_said(tmp_path) -> None:
         ({"top": 2}, "share"),
         ({"around": 2}, "odd"),
         ({"text": "none", "memory": ()}, "nothing would be scored"),
+        ({"near": -1}, "from 0"),
+        ({"near": 1, "augment": "flips"}, "copies lie elsewhere"),
+        ({"foreground": True, "memory": ("windows",)}, "memory of 'patch'"),
         ({"smoth": 1}, "closest: smooth"),
     ],
 )
@@ -284,50 +310,3 @@ def test_a_memory_of_nothing_is_refused() -> None:
         NearestMemory.of([])
     with pytest.raises(ModelError, match="cosine or euclid"):
         NearestMemory.of([torch.ones(1, 2)], "manhattan")
-
-
-def plain_embedding(model, pixels: torch.Tensor, keep: list[int]) -> torch.Tensor:
-    """WinCLIP's masked image embedding, written down from the paper on the model's own modules: (E,)."""
-    visual = model.visual
-    x = visual.conv1(pixels[None])[0].flatten(1).T
-    x = torch.cat([visual.class_embedding[None], x]) + visual.positional_embedding
-    x = visual.ln_pre(x[[0, *(1 + cell for cell in keep)]][None])
-    return (visual.ln_post(visual.transformer(x)[:, 0]) @ visual.proj)[0]
-
-
-def test_winclip_equals_a_window_by_window_reference(tiny) -> None:
-    model, grid = tiny._model, 4
-    words = F.normalize(torch.randn(2, 24, generator=torch.Generator().manual_seed(2)), dim=-1)
-    query, normal = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    p_sum, m_levels = 0.0, []
-    for side in (2, 3):
-        p, a = np.zeros((grid - side + 1,) * 2), np.zeros((grid - side + 1,) * 2)
-        corners = [(y, x) for y in range(grid - side + 1) for x in range(grid - side + 1)]
-        cells = {(y, x): [(y + dy) * grid + x + dx for dy in range(side) for dx in range(side)] for y, x in corners}
-        memory = [F.normalize(plain_embedding(model, normal, keep), dim=0) for keep in cells.values()]
-        for corner, keep in cells.items():
-            unit = F.normalize(plain_embedding(model, query, keep), dim=0)
-            p[corner] = float((unit @ words.T / 0.07).softmax(0)[1])
-            a[corner] = min(float(1 - unit @ row) / 2 for row in memory)
-        p_sum = p_sum + 1 / textbook(p, (side, side), (grid, grid))
-        m_levels.append(textbook(a + EPSILON, (side, side), (grid, grid)))
-    whole = F.normalize(plain_embedding(model, query, list(range(16))), dim=0)
-    p_image = float((whole @ words.T / 0.07).softmax(0)[1])
-    p_final = 3 / (p_sum + 1 / p_image)
-    tokens = []
-    for pixels in (query, normal):
-        x = model.visual.conv1(pixels[None])[0].flatten(1).T
-        x = model.visual.ln_pre(torch.cat([model.visual.class_embedding[None], x]) + model.visual.positional_embedding)
-        tokens.append(F.normalize(model.visual.ln_post(model.visual.transformer(x[None]))[0, 1:], dim=-1))
-    m_levels.append((1 - (tokens[0] @ tokens[1].T).amax(1)).numpy().reshape(4, 4) / 2)
-
-    scorer = Scorer(tiny, tiny.tower, None, get_scoring("winclip"), 32, lambda: words)
-    seen = scorer.look(torch.stack([query, normal]), with_memory=True)
-    memories = {level: NearestMemory.of([rows[1].flatten(0, 1)]) for level, rows in seen.levels.items()}
-    zero, image, _ = scorer.judge(seen, {})
-    assert np.abs(zero[0].numpy() - p_final).max() < 1e-5
-    assert abs(float(image[0]) - p_image) < 1e-5
-    fused, image, _ = scorer.judge(seen, memories)
-    m = np.mean(m_levels, axis=0)
-    assert np.abs(fused[0].numpy() - p_final - m).max() < 1e-5
-    assert abs(float(image[0]) - (p_image + m.max()) / 2) < 1e-5

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import random_clip, wrap
+from densevl.anomaly.learning import LearnedPrompts
 from densevl.anomaly.scoring import BY_NAME
 from densevl.errors import ImageError, LabelError, ModelError, RecipeError, WeightsError
 from densevl.pipelines.adaptation import Sample, train_adapters
@@ -316,3 +317,40 @@ def test_adapters_need_sound_and_damaged_samples(tiny) -> None:
         train_adapters(tiny, [sound])
     with pytest.raises(ImageError, match="of one size"):
         train_adapters(tiny, [Sample(SURFACE, np.zeros((4, 4), bool), SURFACE)])
+
+
+def test_learned_words_are_read_in_place_of_words_and_alone_get_gradients(tiny) -> None:
+    table = tiny._model.token_embedding
+    word = table(tiny._tokenizer(["red"]))[0, 1]
+    found = tiny.encode_learned(torch.stack([word, word])[:, None], "tile")
+    assert torch.allclose(found, tiny.encode_text(["red tile"]).expand(2, -1), atol=1e-6)
+    words = torch.zeros(2, 3, tiny.word_width, requires_grad=True)
+    tiny.encode_learned(words, "tile").sum().backward()
+    assert words.grad.abs().sum() > 0
+    assert table.weight.grad is None
+    assert not table._forward_hooks
+    with pytest.raises(ModelError, match="take at most 17"):
+        tiny.encode_learned(torch.zeros(2, 18, tiny.word_width), "tile")
+
+
+def test_adapters_need_a_model_with_words(tiny) -> None:
+    class Wordless:
+        name = "wordless"
+
+    with pytest.raises(ModelError, match="no text tower"):
+        LearnedPrompts(Wordless(), "tile", 4)
+
+
+def test_only_the_blocks_that_are_read_run(tiny, monkeypatch) -> None:
+    ran = []
+    plain = type(tiny.tower).run
+
+    def counted(self, index, *rest):
+        ran.append(index)
+        return plain(self, index, *rest)
+
+    monkeypatch.setattr(type(tiny.tower), "run", counted)
+    AnomalyDetector(tiny, scoring="dino", augment="none", layers=(2, 4)).fit(OTHERS[:2])
+    assert max(ran) == 3
+    AnomalyDetector(tiny, scoring="winclip")(DAMAGED)
+    assert max(ran) == 6

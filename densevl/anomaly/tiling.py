@@ -1,0 +1,72 @@
+"""Large images in tiles: each is looked at alone, and what was seen is laid together on one grid.
+
+A tower knows patches as large as it was trained on. Small damage on a large image shows only if the image is fed large,
+and then tiles of the trained size cost less and keep the tower within what it knows. Shape letters: B images, T tiles,
+H/W pixels, y/x cells of a tile, Y/X cells of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from densevl.inference.windows import WindowGrid
+
+TILES = 16  # that run through the tower at a time
+
+
+def look_by_tiles(
+    look: Callable[[torch.Tensor], Any], pixels: torch.Tensor, tile: int, patch: int, overlap: int
+) -> Any:
+    """What `look` sees of pixels (B, 3, H, W), sides in whole patches, cut into square tiles.
+
+    Args:
+        look: pixels to a `scorer.Looked`. tile: side in pixels, whole patches. overlap: patches that neighbours share
+            at least; features and logits there are averaged. It must reach one less than the largest window.
+
+    Returns:
+        A `Looked` of the images. An image's own logit is the largest of its tiles'.
+    """
+    batch, _, height, width = pixels.shape
+    grid = WindowGrid.place(height, width, tile, max(patch, tile - overlap * patch), patch, "patch")
+    side = grid.rows.crop, grid.cols.crop
+    cut = torch.stack([pixels[:, :, top : top + side[0], left : left + side[1]] for top, left in grid.corners])
+    seen = [look(part) for part in cut.flatten(0, 1).split(TILES)]
+    corners = [(top // patch, left // patch) for top, left in grid.corners]
+    cells = height // patch, width // patch
+    inner = side[0] // patch, side[1] // patch
+
+    def laid(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        return stitch(torch.cat(list(parts)).unflatten(0, (len(corners), batch)), corners, cells, inner)
+
+    first = seen[0]
+    return replace(
+        first,
+        text=None if first.text is None else laid([one.text for one in seen]),
+        image=None if first.image is None else torch.cat([one.image for one in seen]).view(-1, batch).amax(dim=0),
+        levels={level: laid([one.levels[level] for one in seen]) for level in first.levels},
+    )
+
+
+def stitch(
+    values_TByx: torch.Tensor, corners: Sequence[tuple[int, int]], cells: tuple[int, int], inner: tuple[int, int]
+) -> torch.Tensor:
+    """Maps of tiles (T, B, y, x, ...) as one map (B, Y, X, ...), averaged where they overlap.
+
+    Args:
+        corners: row and column of the first patch of each tile. cells, inner: patches of the image and of a tile. Maps
+            of windows have fewer cells than patches, and so has the result.
+    """
+    lost = inner[0] - values_TByx.shape[2], inner[1] - values_TByx.shape[3]
+    size = cells[0] - lost[0], cells[1] - lost[1]
+    rest = (1,) * (values_TByx.ndim - 4)
+    total = values_TByx.new_zeros(values_TByx.shape[1], *size, *values_TByx.shape[4:])
+    count = values_TByx.new_zeros(1, *size, *rest)
+    for (top, left), part in zip(corners, values_TByx, strict=True):
+        place = (slice(None), slice(top, top + part.shape[1]), slice(left, left + part.shape[2]))
+        total[place] += part
+        count[place] += 1
+    return total / count
