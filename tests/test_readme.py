@@ -55,7 +55,7 @@ def test_the_table_has_the_published_figures() -> None:
     rows = dict(re.findall(r"\| `(\w+)` \|(.*)\|\n", README.partition("## Recipes")[2].partition("##")[0]))
     assert len(rows) > 10
     for name, row in rows.items():
-        figures = [cell.strip() for cell in row.split("|")][1:]
+        figures = [cell.strip() for cell in row.split("|")][1:4]
         source = densevl.recipes.get(name).source
         want = [source.miou.get(key) for key in ("voc20", "cityscapes", "ade150")]
         assert figures == ["" if value is None else f"{value:g}" if value % 1 else f"{value:.1f}" for value in want]

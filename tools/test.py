@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             experiment, given.work_dir, fresh=given.fresh, dump=given.dump, save_every=given.save_every
         )
         if processes.rank() == 0:
-            print(f"mIoU {100 * outcome.summary['mIoU']:.2f}, report in {files[0]}")
+            print(f"{outcome.headline}, report in {files[0]}")
     except DensevlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -71,6 +71,7 @@ def run(
     sam: str | None = None,
     regions: str | None = None,
     views: str | None = None,
+    precision: Annotated[str | None, typer.Option(help="float32, int8 or bfloat16, of the image tower.")] = None,
     refine: str | None = None,
     fresh: Annotated[bool, typer.Option(help="Forget what earlier runs counted.")] = False,
     dump: Annotated[bool, typer.Option(help="Keep every prediction as a 16-bit PNG.")] = False,
@@ -80,7 +81,7 @@ def run(
 
     given: dict[str, Any] = {"strings": strings, "background": background, "variant": variant, "paper": paper}
     given |= {"task": task or "semantic", "proposals": proposals, "operator": operator}
-    parts = {"proxy": proxy, "sam": sam, "regions": regions, "views": views, "refine": refine}
+    parts = {"proxy": proxy, "sam": sam, "regions": regions, "views": views, "refine": refine, "precision": precision}
     experiment = _experiment(dataset, root, model, recipe, limit, measures, **given, **parts)
     outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump)
     stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")

@@ -220,3 +220,8 @@ _READERS: dict[str, tuple[Callable[[Path], Split], str, str]] = {
         "the native split, flawed training images left out",
     ),
 }
+
+
+def layout(name: str) -> str:
+    """The files that a benchmark is expected to have, for messages."""
+    return _READERS[name][1]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from densevl.evaluation.confusion import Counts
 
 BINS = 15
-UNIT = 2**20
+_SHIFT = 20
+UNIT = 2**_SHIFT
 """Confidences are rounded to 1 / UNIT; 2^43 pixels fit into an int64 sum."""
 
 
@@ -28,12 +29,19 @@ def calibration_counts(
     """
     scored = (truth >= 0) & (found >= 0)
     # A power of two only moves the exponent, so float32 stays exact up to the rounding.
-    fixed = np.rint(np.clip(confidence[scored], 0, 1) * np.float32(UNIT)).astype(np.int64)
-    place = np.minimum(fixed * bins // UNIT, bins - 1)
-    right = truth[scored] == found[scored]
+    values, right = (
+        (confidence.ravel(), (truth == found).ravel())
+        if scored.all()
+        else (
+            confidence[scored],
+            truth[scored] == found[scored],
+        )
+    )
+    fixed = np.rint(np.clip(values, 0, 1) * np.float32(UNIT)).astype(np.int64)
+    place = np.minimum(fixed * bins >> _SHIFT, bins - 1)
+    wrong_right = np.bincount(2 * place + right, minlength=2 * bins).reshape(bins, 2)
     sums = np.bincount(place, weights=fixed, minlength=bins)  # whole numbers under 2^53: exact in float64
-    counts = [np.bincount(place, minlength=bins), sums, np.bincount(place[right], minlength=bins)]
-    return np.stack(counts).astype(np.int64)
+    return np.stack([wrong_right.sum(axis=1), sums, wrong_right[:, 1]]).astype(np.int64)
 
 
 def calibration(counts: Counts) -> dict[str, Any]:

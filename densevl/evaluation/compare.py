@@ -12,7 +12,7 @@ from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.runner import Outcome
 from densevl.files import atomic_write
 
-COLUMNS = ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "ECE")
+COLUMNS = ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "ECE", "AP", "AP50", "AP75", "R50", "PQ", "SQ", "RQ")
 
 
 def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path) -> tuple[dict[str, Outcome], Path]:
@@ -34,10 +34,10 @@ def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """Markdown, per cent, the best mIoU first."""
+    """Markdown, per cent, the best first."""
     first = next(iter(outcomes.values()))
     columns = [name for name in COLUMNS if name in first.summary]
-    ranked = sorted(outcomes.items(), key=lambda pair: -pair[1].summary["mIoU"])
+    ranked = sorted(outcomes.items(), key=lambda pair: -pair[1].summary[first.task.headline])
     lines = [f"{first.used.get('model')} on {first.dataset.name}, {len(first.dataset)} images, per cent.", ""]
     lines += [f"| recipe | {' | '.join(columns)} | paper |", "|---" * (len(columns) + 2) + "|"]
     for name, outcome in ranked:

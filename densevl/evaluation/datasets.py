@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.cache import cache_dir
-from densevl.errors import ImageError, suggest
+from densevl.errors import suggest
 from densevl.evaluation.faults import DatasetError
 from densevl.evaluation.layouts import Item
 from densevl.evaluation.rules import ILLEGAL, SIZE, Table
@@ -86,9 +86,9 @@ class Dataset:
         raw = read_labels(item.label)
         if raw.min() < 0 or raw.max() >= SIZE:
             raise DatasetError(f"{shown(item.label)} holds {raw.min()} to {raw.max()}: label ids are 0 to {SIZE - 1}")
-        truth = self.table[raw].astype(np.int16)
-        wrong = truth == ILLEGAL
-        if wrong.any():
+        truth = self.table.astype(np.int16).take(raw) if raw.size > SIZE else self.table.take(raw).astype(np.int16)
+        if truth.min() == ILLEGAL:  # the least number there is
+            wrong = truth == ILLEGAL
             known = np.flatnonzero(self.table >= 0)
             raise DatasetError(
                 f"{shown(item.label)} holds label {raw[wrong][0]} at {int(wrong.sum())} pixels: '{self.name}' has "
@@ -107,38 +107,8 @@ class Dataset:
         """
         if limit is None or limit >= len(self):
             return self
-        if limit < 1:
-            raise DatasetError(f"a limit of {limit} images leaves nothing to evaluate; give 1 or more")
-        chosen = [self.items[index * len(self) // limit] for index in range(limit)]
+        chosen = [self.items[index] for index in spread(limit, len(self))]
         return Dataset(self.name, self.root, self.classes, tuple(chosen), self.table, self.variant, self.note)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What `check` found.
-
-    Attributes:
-        name: of the benchmark; root: where it was found, None where not; looked: every place looked at.
-        images: pairs found; expected: pairs of the published split, None where that varies.
-        faults: a sentence for everything amiss; empty means ready. note: on the benchmark.
-    """
-
-    name: str
-    root: Path | None
-    looked: tuple[Path, ...]
-    images: int = 0
-    expected: int | None = None
-    faults: tuple[str, ...] = ()
-    note: str = ""
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: {'ready' if not self.faults else 'not ready'}, {self.images} images at {self.root}"]
-        if self.root is None:
-            lines = [f"{self.name}: not found"]
-        lines += [f"  {fault}" for fault in self.faults]
-        if self.root is None:
-            lines += [f"  looked in {path}" for path in self.looked]
-        return "\n".join([*lines, *([f"  note: {self.note}"] if self.note else [])])
 
 
 def names() -> tuple[str, ...]:
@@ -158,7 +128,7 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, varia
         DatasetError: unknown, not found, or empty; the message lists the expected layout.
     """
     chosen = spec(name)
-    place, looked = _find(chosen, root)
+    place, looked = find(chosen, root)
     if place is None:
         raise DatasetError(
             f"'{name}' was not found; looked in {', '.join(map(shown, looked))}; "
@@ -175,52 +145,31 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, *, varia
     return Dataset(name, place, classes, tuple(items), table, variant, chosen.note)
 
 
-def check(name: str, root: str | os.PathLike[str] | None = None, *, read: int = 8) -> Check:
-    """Say whether a benchmark is ready, what is missing, and where it was looked for.
-
-    Args:
-        name, root: as `open_dataset` takes them.
-        read: so many pairs, spread over the dataset, are read whole.
+def spread(limit: int, count: int) -> list[int]:
+    """Indices of `limit` out of `count`, evenly.
 
     Raises:
-        DatasetError: no benchmark of that name.
+        DatasetError: a limit under 1.
     """
-    chosen = spec(name)
-    place, looked = _find(chosen, root)
-    if place is None:
-        layout = "; ".join(chosen.layout.expected(Path("ROOT")))
-        return Check(name, None, tuple(looked), 0, chosen.expected, (f"expected: {layout}",), chosen.note)
-    try:
-        dataset = open_dataset(name, place)
-    except (DatasetError, OSError, KeyError, ValueError) as error:
-        return Check(name, place, tuple(looked), 0, chosen.expected, (str(error),), chosen.note)
-    faults = []
-    if chosen.expected is not None and len(dataset) != chosen.expected:
-        faults.append(f"{len(dataset)} images, the published split has {chosen.expected}")
-    for kind, paths in (("image", [i.image for i in dataset.items]), ("label", [i.label for i in dataset.items])):
-        absent = [path for path in paths if not path.exists()]
-        if absent:
-            faults.append(f"{len(absent)} of {len(paths)} {kind} files are missing, the first is {shown(absent[0])}")
-    for index in range(0, len(dataset), max(1, len(dataset) // max(1, read))):
-        if not faults:
-            try:
-                dataset[index]
-            except (DatasetError, ImageError) as error:
-                faults.append(str(error))
-    return Check(name, place, tuple(looked), len(dataset), chosen.expected, tuple(faults), chosen.note)
+    if limit < 1:
+        raise DatasetError(f"a limit of {limit} images leaves nothing to evaluate; give 1 or more")
+    return [index * count // limit for index in range(limit)]
 
 
-def _find(chosen: Spec, root: str | os.PathLike[str] | None) -> tuple[Path | None, list[Path]]:
-    """The first place that has the image folder, and all places looked at."""
+def places(folder: str, root: str | os.PathLike[str] | None) -> list[Path]:
+    """Where a dataset that usually lies in `folder` is looked for: below `root`, or in the usual data folders."""
     if root is not None:
         given = Path(root)
-        places = [given, given / Path(chosen.folder).name, given / chosen.folder]
-    else:
-        data = os.environ.get(DATA_VARIABLE)
-        bases = [Path(data)] if data else []
-        places = [base / chosen.folder for base in (*bases, Path("data"), cache_dir())]
-    found = next((place for place in places if (place / chosen.layout.images).is_dir()), None)
-    return found, places
+        return list(dict.fromkeys([given, given / Path(folder).name, given / folder]))
+    data = os.environ.get(DATA_VARIABLE)
+    bases = [Path(data)] if data else []
+    return [base / folder for base in (*bases, Path("data"), cache_dir())]
+
+
+def find(chosen: Spec, root: str | os.PathLike[str] | None) -> tuple[Path | None, list[Path]]:
+    """The first place that has the image folder, and all places looked at."""
+    looked = places(chosen.folder, root)
+    return next((place for place in looked if (place / chosen.layout.images).is_dir()), None), looked
 
 
 def _size(array: npt.NDArray[np.generic]) -> str:

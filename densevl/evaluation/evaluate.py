@@ -40,7 +40,8 @@ def evaluate(
     processes.barrier()
     dataset = experiment.open()
     predictor = experiment.predictor(dataset, device=processes.device())
-    with progress(f"{experiment.recipe or predictor.segmenter.backbone.name} on {dataset.name}") as show:
+    title = f"{experiment.recipe or predictor.facts()['model']} on {dataset.name}"
+    with progress(title, experiment.judge(dataset).running) as show:
         outcome = run(
             experiment,
             folder,

@@ -12,11 +12,21 @@ from densevl.errors import suggest
 from densevl.evaluation import papers
 from densevl.evaluation.datasets import Dataset, open_dataset
 from densevl.evaluation.faults import EvaluationError
+from densevl.evaluation.measuring import MEASURES
 from densevl.evaluation.predicting import Predictor
+from densevl.evaluation.region_predicting import TRUTH, RegionPredictor
+from densevl.evaluation.region_sets import RegionDataset, open_regions
+from densevl.evaluation.region_tasks import InstanceTask, PanopticTask
+from densevl.evaluation.tasks import INSTANCE, SEMANTIC, TASKS, SemanticTask, Task
 from densevl.evaluation.vocabularies import DISPLAY
+from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.segmenter import Segmenter
+from densevl.proposals import NAMES as PROPOSERS
 
-MEASURES = ("iou", "boundary", "calibration")
+AnyDataset = Dataset | RegionDataset
+AnyPredictor = Predictor | RegionPredictor
+RESOLVE = {"instance": ("top", "threshold", "iou", "metric", "parts"), "panoptic": ("threshold", "visible")}
+"""Keywords of `RegionResult.instances` and `.panoptic`."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,16 @@ class Experiment:
     """A benchmark, a model, a recipe, and how they meet.
 
     Attributes:
-        dataset, root, variant: as `open_dataset` takes them.
-        model, weights, recipe, proxy, sam, regions, views, refine, templates: as `Segmenter` takes them.
+        dataset, root, variant: as `open_dataset` takes them, `open_regions` for the tasks over regions.
+        task: "semantic", "instance" or "panoptic".
+        model, weights, recipe, proxy, sam, regions, views, refine, templates, precision: as `Segmenter` takes them.
         protocol: changes to the model's `Protocol`; strings: the class list's variant.
         background: a policy; "auto" is the model's own. min_share: the area threshold of the papers.
         paper: take protocol, strings, background and threshold from the recipe's paper for this benchmark; what is
             given beside it wins.
-        measures: of `MEASURES`; "iou" is always taken. boundary_ratio: see `boundary`.
+        measures: of `MEASURES`, for task semantic; "iou" is always taken. boundary_ratio: see `boundary`.
+        proposals, operator: as `RegionClassifier` takes them, for tasks over regions; proposals "truth" are the true
+            masks, so that only the naming is judged. resolve: keywords of `RegionResult.instances` or `.panoptic`.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
@@ -46,6 +59,7 @@ class Experiment:
     views: str | None = None
     refine: str | None = None
     templates: str | None = None
+    precision: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     strings: str = DISPLAY
     background: str = "auto"
@@ -53,14 +67,39 @@ class Experiment:
     paper: bool = False
     measures: tuple[str, ...] = ("iou", "calibration")
     boundary_ratio: float = 0.02
+    task: str = SEMANTIC
+    proposals: str = "mini-sam"
+    operator: str | None = None
+    resolve: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise EvaluationError(f"no task '{self.task}'{suggest(self.task, TASKS)}; there are {', '.join(TASKS)}")
+        if self.task != SEMANTIC:
+            self._check_regions()
         object.__setattr__(self, "measures", tuple(dict.fromkeys(("iou", *self.measures))))
         for name in self.measures:
             if name not in MEASURES:
                 raise EvaluationError(f"no measure '{name}'{suggest(name, MEASURES)}; there are {', '.join(MEASURES)}")
+
+    def _check_regions(self) -> None:
+        """Refuse what a task over regions has no use for, before anything is loaded."""
+        allowed = (TRUTH, *PROPOSERS)
+        if self.proposals not in allowed:
+            raise EvaluationError(
+                f"no proposals '{self.proposals}'{suggest(self.proposals, allowed)}; there are {', '.join(allowed)}"
+            )
+        given = ("paper", "variant", "min_share", "sam", "regions", "views", "refine", "precision")
+        if useless := [name for name in given if getattr(self, name)]:
+            raise EvaluationError(f"{useless[0]} goes with task semantic, not with task {self.task}; leave it out")
+        for name in self.resolve:
+            if name not in RESOLVE[self.task]:
+                own = RESOLVE[self.task]
+                raise EvaluationError(
+                    f"task {self.task} has no '{name}' to resolve by{suggest(name, own)}; it has {', '.join(own)}"
+                )
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Experiment:
@@ -100,17 +139,36 @@ class Experiment:
     @property
     def published(self) -> float | None:
         """The paper's mIoU in per cent, if this is the paper's model, protocol and whole split; else None."""
-        plain = replace(self, protocol={}, strings=DISPLAY, background="auto", min_share=0.0).resolved()
-        as_paper = self.paper and self.model == papers.MODEL and self.limit is None and not self.refine
-        if not as_paper or self.resolved() != plain:
+        if self.task != SEMANTIC:
             return None
-        return papers.published(self.recipe or "", self.dataset)
+        if not self.paper or self.limit is not None:
+            return None
+        own: dict[str, Any] = {
+            "protocol": {},
+            "strings": DISPLAY,
+            "background": "auto",
+            "min_share": 0.0,
+            "variant": "",
+        }
+        own |= dict.fromkeys(("weights", "proxy", "sam", "regions", "views", "templates", "precision"))
+        if self.resolved() != replace(self, **own).resolved():
+            return None
+        return papers.published(self.recipe or "", self.dataset, self.model, self.refine or "")
 
-    def open(self) -> Dataset:
+    def open(self) -> AnyDataset:
         """The dataset, cut to `limit`."""
+        if self.task != SEMANTIC:
+            return open_regions(self.dataset, self.task, self.root).subset(self.limit)
         return open_dataset(self.dataset, self.root, variant=self.variant).subset(self.limit)
 
-    def predictor(self, dataset: Dataset, *, device: str | None = None) -> Predictor:
+    def judge(self, dataset: AnyDataset) -> Task:
+        """What is counted on the dataset."""
+        if isinstance(dataset, Dataset):
+            return SemanticTask(dataset.names, self.measures, self.boundary_ratio)
+        kind = InstanceTask if self.task == INSTANCE else PanopticTask
+        return kind(dataset, self.resolve)
+
+    def predictor(self, dataset: AnyDataset, *, device: str | None = None) -> AnyPredictor:
         """Load the model."""
         import numpy as np
         import torch
@@ -118,29 +176,29 @@ class Experiment:
         torch.manual_seed(self.seed)
         np.random.seed(self.seed)
         full = self.resolved()
-        segmenter = Segmenter(
-            full.model,
-            full.recipe,
-            weights=full.weights,
-            templates=full.templates,
-            protocol=dict(full.protocol),
-            proxy=full.proxy,
-            sam=full.sam,
-            regions=full.regions,
-            views=full.views,
-            refine=full.refine,
-            device=device,
-        )
-        return Predictor(
-            segmenter, dataset.classes, strings=full.strings, background=full.background, min_share=full.min_share
-        )
+        common: dict[str, Any] = {
+            "weights": full.weights,
+            "templates": full.templates,
+            "protocol": dict(full.protocol),
+            "proxy": full.proxy,
+            "device": device,
+        }
+        own: dict[str, Any] = {"strings": full.strings, "background": full.background}
+        if self.task != SEMANTIC:
+            propose = None if full.proposals == TRUTH else full.proposals
+            classifier = RegionClassifier(full.model, propose, full.operator, full.recipe, **common)
+            return RegionPredictor(classifier, dataset.classes, proposals=full.proposals, **own)
+        parts: dict[str, Any] = {"sam": full.sam, "regions": full.regions, "views": full.views, "refine": full.refine}
+        recipe = papers.recipe(full.recipe, full.dataset) if full.paper and full.recipe else full.recipe
+        segmenter = Segmenter(full.model, recipe, precision=full.precision, **common, **parts)
+        return Predictor(segmenter, dataset.classes, min_share=full.min_share, **own)
 
     def facts(self) -> dict[str, Any]:
         """All settings after `resolved`, ready for JSON; where files lie is left out."""
         facts = asdict(self.resolved())
         return {name: value for name, value in facts.items() if name != "root"}
 
-    def fingerprint(self, dataset: Dataset) -> str:
+    def fingerprint(self, dataset: AnyDataset) -> str:
         """Changes with anything that could change a count: settings, files of the dataset, classes."""
         text = json.dumps(
             [self.facts(), dataset.names, [item.key for item in dataset.items]], sort_keys=True, default=str

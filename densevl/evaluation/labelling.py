@@ -197,7 +197,8 @@ def _on_ray(work: Labelling, waiting: Sequence[Shard], address: str, workers: in
     rows = [{"number": shard.number, "pairs": json.dumps(shard.pairs)} for shard in waiting]
     # One shard is one block: shards are handed out as workers become free, and only paths are held in memory.
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
-    done = data.map(_Worker, fn_constructor_args=(work,), compute=ray.data.ActorPoolStrategy(size=workers))
+    worker: Any = _Worker
+    done = data.map(worker, fn_constructor_args=(work,), compute=ray.data.ActorPoolStrategy(size=workers))
     for row in done.iter_rows():
         yield int(row["images"])
 

@@ -45,7 +45,7 @@ class Layout:
 
     def expected(self, root: Path) -> list[str]:
         """The layout as lines to read, for messages."""
-        lines = [f"{root / self.images}/**/*{end}" for end in self.image_ends[:1]]
+        lines = [f"{root / self.images}/**/*{self.image_ends[0] if len(self.image_ends) == 1 else ''}"]
         lines += [" or ".join(f"{root / self.labels}/**/*{end}" for end in self.label_ends)]
         return lines + ([str(root / self.listing)] if self.listing else [])
 

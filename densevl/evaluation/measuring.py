@@ -12,14 +12,17 @@ from densevl.evaluation.calibration import BINS, calibration, calibration_counts
 from densevl.evaluation.confusion import confusion, measures, per_class
 from densevl.evaluation.datasets import Sample
 from densevl.evaluation.predicting import Prediction
+from densevl.evaluation.structure import structure_counts, structure_summary, structure_zeros
 
+MEASURES = ("iou", "boundary", "calibration", "structure")
 AllCounts = dict[str, npt.NDArray[np.int64]]
 
 
 def zeros(names: tuple[str, ...], classes: int) -> AllCounts:
     """Counts of no image."""
     shapes = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
-    return {name: np.zeros(shapes[name], np.int64) for name in names}
+    blank = {name: np.zeros(shapes[name], np.int64) for name in names if name in shapes}
+    return blank | ({"structure": structure_zeros()} if "structure" in names else {})
 
 
 def count(names: tuple[str, ...], classes: int, sample: Sample, found: Prediction, ratio: float) -> AllCounts:
@@ -29,11 +32,19 @@ def count(names: tuple[str, ...], classes: int, sample: Sample, found: Predictio
         counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, ratio)
     if "calibration" in names:
         counts["calibration"] = calibration_counts(sample.truth, found.labels, found.confidence)
+    if "structure" in names:
+        counts["structure"] = structure_counts(sample.truth, found.labels)
     return counts
 
 
+def added(one: AllCounts, other: AllCounts) -> AllCounts:
+    """Sums by measure."""
+    return {name: array + other[name] for name, array in one.items()}
+
+
 def summary(counts: AllCounts) -> dict[str, float]:
-    """The headline numbers: measures of `confusion.measures`, mean boundary IoU, ECE and MCE; 0..1 or NaN."""
+    """The headline numbers: measures of `confusion.measures`, mean boundary IoU, ECE and MCE, and those of `structure`;
+    0..1 or NaN."""
     table = measures(counts["iou"])
     if "boundary" in counts:
         outline = boundary_iou(counts["boundary"])
@@ -41,6 +52,8 @@ def summary(counts: AllCounts) -> dict[str, float]:
     if "calibration" in counts:
         errors = calibration(counts["calibration"])
         table |= {name: errors[name] for name in ("ECE", "MCE")}
+    if "structure" in counts:
+        table |= structure_summary(counts["structure"])
     return table
 
 

@@ -32,6 +32,17 @@ _EXPLAINED = {
     "ECE": "expected calibration error",
     "MCE": "largest calibration error of a bin",
     "unassigned": "scored pixels that got no class",
+    "cS": "S-measure, 0 where the class is wrong, as all that follow",
+    "cFw": "weighted F-measure",
+    "cMAE": "mean absolute error, 1 where the class is wrong",
+    "right class": "images whose class was found",
+    "AP": "mean average precision, IoU .50 to .95",
+    "AP50": "average precision at IoU .50",
+    "AP75": "average precision at IoU .75",
+    "R50": "share of objects met by a detection of their class",
+    "PQ": "panoptic quality: SQ times RQ in each class",
+    "SQ": "mean IoU of matched segments",
+    "RQ": "F1 score of segments",
 }
 STYLE = """
 :root { --ink: #212529; --soft: #6c757d; --line: #e3e6ea; --mark: #2183f0; --paper: #fff }
@@ -52,7 +63,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--ink) }
 
 def page(
     facts: dict[str, Any],
-    matrix: npt.NDArray[np.int64],
+    matrix: npt.NDArray[np.int64] | None,
     names: Sequence[str],
     worst: Sequence[Example],
     best: Sequence[Example],
@@ -60,13 +71,18 @@ def page(
     """The page of `report.results`.
 
     Args:
-        facts: of `results`; matrix: int64 (C + 1, C + 1), truth down; names: C + 1, the last for nothing;
+        facts: of `results`; matrix: int64 (C + 1, C + 1), truth down, None for tasks over regions; names: C + 1, the
+        last for nothing;
         worst, best: images to show.
     """
     parts = [
         _headline(facts),
-        _section("Classes", bars([(row["class"], row["IoU"]) for row in facts["classes"]]), "IoU in per cent."),
-        _confusion(facts, matrix, names),
+        _section(
+            "Classes",
+            bars([(row["class"], row[facts["bars"]]) for row in facts["classes"]]),
+            f"{facts['bars']} in per cent.",
+        ),
+        "" if matrix is None else _confusion(facts, matrix, names),
         _calibration(facts),
         _pictures("Worst images", worst, names[:-1]),
         _pictures("Best images", best, names[:-1]),
@@ -84,8 +100,8 @@ def page(
 
 
 def _headline(facts: dict[str, Any]) -> str:
-    used, paper = facts["used"], facts["paper"]["mIoU"]
-    line = f"model {used['model']}, recipe {used['recipe'] or 'none'}, {facts['pixels']:,} scored pixels"
+    used, paper = facts["used"], facts["paper"][facts["headline"]]
+    line = f"model {used['model']}, recipe {used['recipe'] or 'none'}, {facts['amount']}"
     head = f'<h1>{escape(facts["title"])}</h1><p class="soft">{escape(line)} of {len(facts["images"])} images</p>'
     rows = []
     for name, value in facts["measures"].items():
@@ -99,7 +115,7 @@ def _headline(facts: dict[str, Any]) -> str:
         '<tr><th>per cent</th><th class="n">ours</th><th class="n">paper</th><th class="n">delta</th><th></th></tr>'
     )
     notes = []
-    if absent := int(facts["measures"]["absent"] or 0):
+    if absent := int(facts["measures"].get("absent") or 0):
         notes.append(f"{absent} classes neither occur nor were found; they are in no mean.")
     if paper is None:
         notes.append("No published figure belongs to this model and protocol.")
@@ -120,7 +136,7 @@ def _confusion(facts: dict[str, Any], matrix: npt.NDArray[np.int64], names: Sequ
 
 
 def _calibration(facts: dict[str, Any]) -> str:
-    if not facts["calibration"]:
+    if not facts.get("calibration"):
         return ""
     text = "Right labels by confidence. On the diagonal the confidence can be believed; large dots are many pixels."
     return _section("Calibration", reliability(facts["calibration"]), text)
@@ -135,13 +151,13 @@ def _pictures(title: str, shown: Sequence[Example], names: Sequence[str]) -> str
             np.where(labels >= len(names), -1, labels).astype(np.int16) for labels in (example.truth, example.found)
         )
         pictures = [example.image, *(draw(example.image, labels, names) for labels in maps)]
-        captions = [f"{example.key}, mIoU {_percent(example.miou)}", "truth", "found"]
+        captions = [f"{example.key}: {_percent(example.score)}", "truth", "found"]
         figures = (
             f'<figure><img src="{_data(picture)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
             for picture, caption in zip(pictures, captions, strict=True)
         )
         rows.append(f'<div class="trio">{"".join(figures)}</div>')
-    return _section(title, "".join(rows), "Photo, truth, and what was found; ranked by mIoU over the classes present.")
+    return _section(title, "".join(rows), "Photo, truth, and what was found; ranked by the image's own score.")
 
 
 def draw(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int16], names: Sequence[str]) -> npt.NDArray[np.uint8]:

@@ -77,6 +77,7 @@ class Predictor:
             "model": segmenter.backbone.name,
             "recipe": segmenter.recipe.name if segmenter.recipe is not None else None,
             "protocol": asdict(segmenter.protocol),
+            "precision": segmenter.backbone.precision,
             "background": str(self.policy),
             "strings": len(self.labels.queries),
             "proxy": segmenter.proxy.name if segmenter.proxy is not None else None,

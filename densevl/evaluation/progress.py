@@ -1,4 +1,4 @@
-"""The progress line of a run: images, time to go, running mIoU."""
+"""The progress line of a run: images, time to go, running number."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from densevl.evaluation.runner import Show
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Show]:
-    """A bar on standard error while the block runs, in the first process only; gives what `run` takes as `show`."""
+def progress(title: str, number: str = "mIoU") -> Iterator[Show]:
+    """A bar on standard error while the block runs, in the first process only; gives what `run` takes as `show`.
+
+    Args: number: the name of the running number.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -22,13 +25,13 @@ def progress(title: str) -> Iterator[Show]:
         TimeElapsedColumn(),
         TextColumn("to go"),
         TimeRemainingColumn(),
-        TextColumn("mIoU {task.fields[miou]}"),
+        TextColumn(f"{number} {{task.fields[running]}}"),
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=processes.rank() > 0, refresh_per_second=4) as bar:
-        task = bar.add_task(title, total=None, miou="")
+        task = bar.add_task(title, total=None, running="")
 
-        def show(done: int, total: int, miou: float) -> None:
-            bar.update(task, completed=done, total=total, miou=f"{100 * miou:.1f}")
+        def show(done: int, total: int, running: float) -> None:
+            bar.update(task, completed=done, total=total, running=f"{100 * running:.1f}")
 
         yield show

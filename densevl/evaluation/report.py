@@ -1,4 +1,4 @@
-"""The report of an evaluation: results.json, classes.csv, confusion.csv and report.html, in one folder.
+"""The report of an evaluation: results.json, classes.csv, report.html, and confusion.csv of label maps, in one folder.
 
 Everything that differs between two runs of one experiment (times, dates, how often it was resumed) is under "run"; the
 rest is byte for byte the same, whatever the number of processes.
@@ -21,26 +21,23 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl import __version__
-from densevl.evaluation import measuring
-from densevl.evaluation.calibration import calibration
-from densevl.evaluation.confusion import confused
+from densevl.evaluation.experiment import AnyPredictor
 from densevl.evaluation.page import page
-from densevl.evaluation.predicting import Predictor
 from densevl.evaluation.runner import Outcome
+from densevl.evaluation.tasks import NOTHING
 from densevl.files import atomic_write_all
 
 SHOWN = 4
 """Best and worst images that the page shows."""
-NOTHING = "nothing"
 _PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """Attributes: key of an image; miou 0..1; image uint8 (H, W, 3); truth, found int16 (H, W)."""
+    """Attributes: key of an image; score 0..1; image uint8 (H, W, 3); truth, found int16 (H, W)."""
 
     key: str
-    miou: float
+    score: float
     image: npt.NDArray[np.uint8]
     truth: npt.NDArray[np.int16]
     found: npt.NDArray[np.int16]
@@ -48,37 +45,28 @@ class Example:
 
 def results(outcome: Outcome) -> dict[str, Any]:
     """Everything an evaluation found, ready for JSON; shares are 0..1, None where undefined."""
-    experiment, dataset = outcome.experiment, outcome.dataset
-    names, counts = (*dataset.names, NOTHING), outcome.counts
+    experiment, dataset, task = outcome.experiment, outcome.dataset, outcome.task
     paper = experiment.published
-    ours = outcome.summary["mIoU"]
+    own = task.facts(outcome.counts)
+    protocol = {name: text for name, text in {**own.pop("protocol"), "note": dataset.note}.items() if text}
     facts = {
         "title": f"{outcome.used.get('recipe') or outcome.used.get('model')} on {dataset.name}",
+        "task": experiment.task,
+        "headline": task.headline,
         "measures": outcome.summary,
-        "paper": {"mIoU": None if paper is None else paper / 100},
-        "delta": {"mIoU": None if paper is None else ours - paper / 100},
-        "classes": measuring.class_rows(counts, dataset.names),
-        "confused": [
-            {"truth": names[row], "found": names[column], "pixels": pixels}
-            for row, column, pixels in confused(counts["iou"])
-        ],
-        "calibration": calibration(counts["calibration"])["bins"] if "calibration" in counts else None,
+        "paper": {task.headline: None if paper is None else paper / 100},
+        "delta": {task.headline: None if paper is None else outcome.summary[task.headline] - paper / 100},
+        "classes": task.class_rows(outcome.counts, outcome.kept),
+        "bars": task.column,
         "images": [
-            {"image": item.key, "mIoU": float(value)}
+            {"image": item.key, "score": float(value)}
             for item, value in zip(dataset.items, outcome.ranking, strict=True)
         ],
-        "protocol": {
-            "aggregation": "counts over all images, divided once; undefined classes left out of means",
-            "resolution": "labels decided at the image's own size; labels never resized",
-            "ignored": "pixels that the label rule maps to no class",
-            "boundary": f"{experiment.boundary_ratio:g} of the diagonal",
-            "calibration": "15 bins of equal width, scored pixels that got a class",
-            "note": dataset.note,
-        },
+        **own,
+        "protocol": protocol,
         "used": outcome.used,
         "experiment": experiment.facts(),
         "fingerprint": experiment.fingerprint(dataset),
-        "pixels": int(counts["iou"].sum()),
         "versions": {"densevl": __version__, "python": platform.python_version(), **_versions()},
         "run": {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,21 +79,21 @@ def results(outcome: Outcome) -> dict[str, Any]:
     return _plain(facts)
 
 
-def examples(outcome: Outcome, predictor: Predictor, shown: int = SHOWN) -> tuple[list[Example], list[Example]]:
-    """The worst and the best images by mIoU, predicted again."""
+def examples(outcome: Outcome, predictor: AnyPredictor, shown: int = SHOWN) -> tuple[list[Example], list[Example]]:
+    """The worst and the best images by their own scores, predicted again."""
     order = np.argsort(outcome.ranking, kind="stable")
     order = order[~np.isnan(outcome.ranking[order])]
     count = min(shown, len(order) // 2 or len(order))
 
     def look(index: int) -> Example:
         sample = outcome.dataset[index]
-        found = predictor(sample.image)
-        return Example(sample.item.key, float(outcome.ranking[index]), sample.image, sample.truth, found.labels)
+        truth, found = outcome.task.pictures(sample, outcome.task.predict(predictor, sample))
+        return Example(sample.item.key, float(outcome.ranking[index]), sample.image, truth, found)
 
     return [look(int(i)) for i in order[:count]], [look(int(i)) for i in order[::-1][:count]]
 
 
-def write(outcome: Outcome, folder: str | Path, predictor: Predictor | None = None) -> list[Path]:
+def write(outcome: Outcome, folder: str | Path, predictor: AnyPredictor | None = None) -> list[Path]:
     """Write the report.
 
     Args:
@@ -120,19 +108,16 @@ def write(outcome: Outcome, folder: str | Path, predictor: Predictor | None = No
     facts = results(outcome)
     worst, best = examples(outcome, predictor) if predictor is not None else ([], [])
     names = (*outcome.dataset.names, NOTHING)
-    matrix = outcome.counts["iou"]
-    return atomic_write_all(
-        {
-            Path(folder) / "report.html": page(facts, matrix, names, worst, best).encode(),
-            Path(folder) / "results.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
-            Path(folder) / "classes.csv": _csv(
-                [list(facts["classes"][0]), *(row.values() for row in facts["classes"])]
-            ),
-            Path(folder) / "confusion.csv": _csv(
-                [["truth \\ found", *names], *([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))]
-            ),
-        }
-    )
+    matrix = outcome.counts.get("iou")
+    files = {
+        "report.html": page(facts, matrix, names, worst, best).encode(),
+        "results.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
+        "classes.csv": _csv([list(facts["classes"][0]), *(row.values() for row in facts["classes"])]),
+    }
+    if matrix is not None:
+        rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+        files["confusion.csv"] = _csv([["truth \\ found", *names], *rows])
+    return atomic_write_all({Path(folder) / name: content for name, content in files.items()})
 
 
 def _csv(rows: list[Any]) -> bytes:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from densevl.errors import suggest
 from densevl.evaluation import rules
@@ -84,6 +85,16 @@ def _wide(name: str, folder: str, layout: Layout, expected: int | None) -> Spec:
     )
 
 
+def _json(path: Path) -> Any:
+    """Raises:
+    DatasetError: missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
+
+
 def _names_file(root: Path) -> ClassList:
     """Classes of a folder of the user's own: names.txt, a class a line, or names.json, a list or the renderer's.
 
@@ -98,7 +109,7 @@ def _names_file(root: Path) -> ClassList:
     if path.suffix == ".txt":
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = _json(path)
         names = data["nouns"] if isinstance(data, dict) else data
     background = names[0] == "background"
     asked = LabelSet.parse(names[background:])  # "car | truck" are two strings for one class
@@ -107,7 +118,7 @@ def _names_file(root: Path) -> ClassList:
 
 
 def _ovcamo_classes(root: Path) -> ClassList:
-    data = json.loads((root / "class_info.json").read_text(encoding="utf-8"))
+    data = _json(root / "class_info.json")
     return ClassList("ovcamo", tuple(entry["name"] for entry in data if entry["split"] == "test"), True)
 
 
@@ -115,7 +126,7 @@ def _ovcamo_items(root: Path) -> list[Item]:
     """Images of the classes of the test split; the key's first part is the class, which the mask does not say."""
     names = set(_ovcamo_classes(root).names)
     items = []
-    for entry in json.loads((root / "sample_info.json").read_text(encoding="utf-8")):
+    for entry in _json(root / "sample_info.json"):
         if entry["base_class"] in names:
             image, mask = (root / "test" / kind / entry["unique_id"] for kind in ("image", "mask"))
             ends = (Path(entry[kind]).suffix for kind in ("image", "mask"))
@@ -186,8 +197,8 @@ _SPECS = [
         _ovcamo_classes,
         lambda count: {"": rules.mapped({value: int(value > 0) for value in range(256)}, ())},
         _ovcamo_items,
-        note="mean IoU with background over the classes of the test split; the structure measures of the paper are not "
-        "computed here",
+        note="mean IoU with background over the classes of the test split; measures 'structure' are its paper's, for "
+        "which the class with most pixels is the answer",
     ),
     Spec(
         "rendered",

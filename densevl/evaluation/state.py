@@ -22,7 +22,7 @@ from densevl.files import atomic_write, shown
 class State:
     """Attributes:
     fingerprint: of the experiment; done: bool (N,), which images are counted.
-    ranking: float64 (N,), mIoU of each image over the classes of its truth; 0 where not done.
+    ranking: float64 (N,), the score of each image by itself; 0 where not done.
     counts: int64 arrays by measure.
     """
 
@@ -32,18 +32,15 @@ class State:
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, fingerprint: str, images: int) -> State:
-        """Nothing done yet."""
-        return cls(fingerprint, np.zeros(images, bool), np.zeros(images))
+    def empty(cls, fingerprint: str, images: int, counts: dict[str, npt.NDArray[np.int64]]) -> State:
+        """Nothing done yet; counts of no image."""
+        return cls(fingerprint, np.zeros(images, bool), np.zeros(images), counts)
 
     def add(self, index: int, counts: dict[str, npt.NDArray[np.int64]], ranking: float) -> None:
         """Count an image."""
         self.done[index], self.ranking[index] = True, ranking
         for name, array in counts.items():
-            if name in self.counts:
-                self.counts[name] += array
-            else:
-                self.counts[name] = array.copy()
+            self.counts[name] += array
 
     def merge(self, other: State) -> None:
         """Add what another process counted.

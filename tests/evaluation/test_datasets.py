@@ -237,6 +237,15 @@ def test_an_empty_split_and_missing_names_are_named(tmp_path) -> None:
         open_dataset("folder", tmp_path / "b")
 
 
+def test_a_listing_that_is_missing_or_no_json_is_named(tmp_path) -> None:
+    _make("ovcamo", tmp_path)
+    (tmp_path / "class_info.json").write_text("{")
+    with pytest.raises(DatasetError, match=r"class_info.json' cannot be read as JSON"):
+        open_dataset("ovcamo", tmp_path)
+    (tmp_path / "class_info.json").unlink()
+    assert "class_info.json" in check("ovcamo", tmp_path).faults[0]
+
+
 def test_names_of_a_folder_may_have_synonyms(tmp_path) -> None:
     _make("folder", tmp_path)
     (tmp_path / "names.txt").write_text("background\ndog | puppy\ncar\n")

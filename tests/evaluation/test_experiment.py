@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densevl import recipes
 from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers
 from densevl.evaluation.configs import load_experiment
 from densevl.evaluation.vocabularies import class_list
@@ -19,7 +22,8 @@ from tools.test import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 needs_mmengine = pytest.mark.skipif(find_spec("mmengine") is None, reason="mmengine is not installed")
-PUBLISHED = sorted(path for path in CONFIGS.rglob("*_vit-b16_*.py") if "_base_" not in path.parts)
+PUBLISHED = sorted(path for path in CONFIGS.rglob("*_vit-*_*.py") if "_base_" not in path.parts)
+SHORT = {"ViT-B-16/openai": "vit-b16", "ViT-L-14/openai": "vit-l14", "ViT-H-14/laion2b_s32b_b79k": "vit-h14"}
 
 
 @pytest.mark.parametrize("recipe", papers.known())
@@ -46,6 +50,9 @@ def test_a_protocol_names_strings_and_a_background_that_exist(recipe, benchmark)
         ("proxyclip", "coco-object", "background", "coco-object@1, 0.25"),
         ("sc_clip", "coco-object", "logit_scale", 55.0),
         ("sclip", "ade150", "background", "none"),
+        ("sfp", "ade150", "short_side", 384),
+        ("resclip", "coco-stuff", "short_side", 336),
+        ("resclip", "voc21", "crop", None),
     ],
 )
 def test_protocols_of_the_papers(recipe, benchmark, field, value) -> None:
@@ -114,14 +121,31 @@ def test_the_area_threshold_gives_a_rare_class_to_the_next_best(scenes) -> None:
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_every_config_of_a_published_row_has_its_figure(path) -> None:
     experiment = load_experiment(path)
-    assert path.stem == f"{experiment.recipe}_vit-b16_{experiment.dataset}"
+    refined = f"_{experiment.refine}" if experiment.refine else ""
+    assert path.stem == f"{experiment.recipe}{refined}_{SHORT[experiment.model]}_{experiment.dataset}"
     known = experiment.dataset in {"ade847", "pc459"} or experiment.published is not None
     assert known
     experiment.resolved()
 
 
 def test_there_are_configs() -> None:
-    assert len(PUBLISHED) == 5 * 8 + 2
+    assert len(PUBLISHED) == 8 * len(papers.rows()) + 2  # ProxyCLIP has two more benchmarks
+
+
+def test_resclip_has_its_own_shares_for_each_benchmark() -> None:
+    one, other = (papers.recipe("resclip", name) for name in ("voc21", "cityscapes"))
+    assert (one.feedback.threshold, other.feedback.share) == (0.5, 0.6)
+    assert [term.weight for term in other.terms] == [0.8, 0.2]
+    assert papers.recipe("sclip", "voc21") == recipes.get("sclip")
+
+
+@pytest.mark.parametrize("change", [{"proxy": "mini-sam"}, {"precision": "int8"}, {"refine": "lposs+"}])
+def test_no_published_figure_where_something_else_is_borrowed(change) -> None:
+    plain = {"model": papers.MODEL, "recipe": "proxyclip", "paper": True}
+    assert Experiment("coco-object", **plain).published == 37.5
+    assert Experiment("coco-object", **{**plain, **change}).published is None
+    large = Experiment("coco-object", **{**plain, "model": "ViT-L-14/openai"})
+    assert large.published == 39.2
 
 
 @needs_mmengine
@@ -138,6 +162,22 @@ def test_a_config_is_evaluated_from_the_command_line(scenes, tmp_path, capsys) -
     assert main([*arguments, "limit=3"]) == 2  # the work folder holds another experiment
     assert "another experiment" in capsys.readouterr().err
     assert main([*arguments, "limit=3", "--fresh"]) == 0
+
+
+@needs_mmengine
+def test_torchrun_and_one_process_write_the_same_report(scenes, tmp_path) -> None:
+    config = str(CONFIGS / "rendered/maskclip_value_mini_rendered.py")
+    common = ["--threads", "1", "--set", "dataset=folder", f"root={scenes}"]
+    assert main([config, "--work-dir", str(tmp_path / "one"), *common]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    tool = [str(CONFIGS.parent / "tools/test.py"), config, "--work-dir", str(tmp_path / "two")]
+    subprocess.run([*torchrun, *tool, "--launcher", "pytorch", *common], check=True, capture_output=True, timeout=100)
+    facts = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert [own.pop("run")["images"] for own in facts] == [3, 3]
+    assert facts[0] == facts[1]
+    assert len(list((tmp_path / "two/state").glob("*.npz"))) == 2
+    tables = [(tmp_path / name / "confusion.csv").read_bytes() for name in ("one", "two")]
+    assert tables[0] == tables[1]
 
 
 @needs_mmengine

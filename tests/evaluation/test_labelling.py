@@ -105,10 +105,38 @@ def test_lists_and_faults(photos, tmp_path) -> None:
         label(Labelling(("cat",), str(photos / "out")), photos, segment=_segment)
 
 
-def test_ray_labels_as_one_process_does(photos, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("ray.data")
+@pytest.fixture
+def two_nodes(monkeypatch):
+    """The address of a Ray cluster of two local nodes with one CPU each."""
+    ray = pytest.importorskip("ray.data") and pytest.importorskip("ray")
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        cluster.wait_for_nodes()
+        yield cluster.address
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_a_ray_cluster_of_two_nodes_labels_as_one_process_does(photos, tmp_path, two_nodes) -> None:
+    import ray
+
     here, there = (Labelling(("cat", "car"), str(tmp_path / name), model="mini", threads=1) for name in ("a", "b"))
-    assert label(here, photos, size=4) == label(there, photos, size=4, ray="local") == (8, 1)
+    shown = []
+    assert label(here, photos, size=2) == (8, 1)
+    # Each worker takes a CPU and each node has one, so two workers are on two nodes.
+    done = label(there, photos, size=2, ray=two_nodes, workers=2, show=lambda *counts: shown.append(counts))
+    assert done == (8, 1)
+    assert sum(node["Alive"] for node in ray.nodes()) == 2
+    assert shown[-1] == (9, 9)
     for row in _read(tmp_path / "a/labels.csv"):
         assert (tmp_path / "a" / row["labels"]).read_bytes() == (tmp_path / "b" / row["labels"]).read_bytes()
+    (tmp_path / "b/shards/000001.json").unlink()  # as if the run had been killed
+    again = []
+    assert label(there, photos, size=2, ray=two_nodes, show=lambda *counts: again.append(counts)) == (8, 1)
+    assert again == [(9, 9)]

@@ -62,7 +62,7 @@ def test_jaccard_equals_torchmetrics_where_it_is_installed() -> None:
     functional = pytest.importorskip("torchmetrics.functional.classification")
     import torch
 
-    for seed in range(100):
+    for seed in range(CASES):
         truth, found, classes = _case(seed)
         found = np.maximum(found, 0)
         if classes < 2 or not (truth >= 0).any():
@@ -172,14 +172,17 @@ def test_calibration_equals_torchmetrics_where_it_is_installed() -> None:
     functional = pytest.importorskip("torchmetrics.functional.classification")
     import torch
 
-    rng = np.random.default_rng(0)
-    chance = rng.random(4000).astype(np.float32) * 0.999
-    right = rng.random(4000) < chance
-    # With two labels and the probability of label 1, torchmetrics takes the probability itself as the confidence.
-    theirs = functional.binary_calibration_error(torch.from_numpy(chance), torch.from_numpy(right).long(), n_bins=15)
-    found = np.ones((1, 4000), int)
-    ours = calibration(calibration_counts(right[None].astype(int), found, chance[None]))["ECE"]
-    assert ours == pytest.approx(float(theirs), abs=1e-5)
+    for seed in range(CASES):
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(1, 400))
+        chance = rng.random(count).astype(np.float32) * 0.999
+        right = rng.random(count) < chance ** rng.uniform(0.3, 3)
+        # With two labels and the probability of label 1, torchmetrics takes the probability itself as the confidence.
+        given = (torch.from_numpy(chance), torch.from_numpy(right).long())
+        ours = calibration(calibration_counts(right[None].astype(int), np.ones((1, count), int), chance[None]))
+        for norm, name in (("l1", "ECE"), ("max", "MCE")):
+            theirs = functional.binary_calibration_error(*given, n_bins=15, norm=norm)
+            assert ours[name] == pytest.approx(float(theirs), abs=1e-5), seed
 
 
 def test_calibration_sums_do_not_depend_on_order() -> None:

@@ -1,0 +1,2 @@
+dataset = "coco"
+root = None  # looked for in $DENSEVL_DATA and ./data, as coco

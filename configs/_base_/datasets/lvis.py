@@ -1,0 +1,2 @@
+dataset = "lvis"
+root = None  # looked for in $DENSEVL_DATA and ./data, as lvis

@@ -1,0 +1,1 @@
+model = "ViT-L-14/openai"

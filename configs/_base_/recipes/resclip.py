@@ -1,0 +1,2 @@
+recipe = "resclip"
+paper = True  # protocol, strings and thresholds: densevl/evaluation/papers.py

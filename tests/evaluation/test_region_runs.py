@@ -1,0 +1,313 @@
+"""Instances and panoptic maps through the runner: the same alone, by two processes, after kills; AP as LVIS has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from torch import distributed
+from typer.testing import CliRunner
+
+from densevl.cli import app
+from densevl.evaluation import EvaluationError, Experiment, processes, report, run
+from densevl.evaluation.federated import as_coco
+from densevl.evaluation.mask_ap import average_precision
+from densevl.evaluation.panoptic import Segment
+from densevl.evaluation.predicting import Clock
+from densevl.evaluation.region_sets import PanopticMap
+from densevl.evaluation.region_tasks import Instances
+from densevl.evaluation.state import State
+from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic
+
+IMAGES = 13
+
+
+class Dummy:
+    """Finds what the pixels say, nearly the same boxes in every image; may act before the n-th."""
+
+    def __init__(self, task: str, before: Callable[[int], None] = lambda count: None) -> None:
+        self.task, self.clock, self.before, self.count = task, Clock(), before, 0
+
+    def facts(self) -> dict[str, str]:
+        return {"model": "dummy", "recipe": "none"}
+
+    def __call__(self, sample, resolve) -> Instances | PanopticMap:
+        self.before(self.count)
+        self.count += 1
+        shift = int(sample.image[0, 0, 0]) % 4
+        boxes = [(2 + shift, 3, 8), (14, 4 + shift, 9), (1, 12, 6)]
+        if self.task == "instance":
+            masks = np.zeros((*SIDE, 3), np.uint8, order="F")
+            for index, (x, y, side) in enumerate(boxes):
+                masks[y : y + side, x : x + side, index] = 1
+            codes = [{"size": own["size"], "counts": own["counts"].decode()} for own in coco_mask.encode(masks)]
+            scores = np.sort(sample.image[0, :3, 1].astype(np.float32) / 255)[::-1]
+            return Instances(np.array([0, 1, 1]), scores, tuple(codes))
+        ids = np.full(SIDE, 9)
+        for index, (x, y, side) in enumerate(boxes):
+            ids[y : y + side, x : x + side] = index + 1
+        return PanopticMap(ids, (Segment(1, 1), Segment(2, 2), Segment(3, 2), Segment(9, 0)))
+
+
+@pytest.fixture(params=["instance", "panoptic"])
+def task(request) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    make_instances("folder", tmp_path / "data", IMAGES)
+    make_panoptic("folder", tmp_path / "data", IMAGES)
+    return tmp_path / "data"
+
+
+def _experiment(root: Path, task: str) -> Experiment:
+    return Experiment("folder", root=str(root), task=task)
+
+
+def _forked(work: Callable[[], None]) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return child
+
+
+def _same(one, other) -> None:
+    for name in one.counts:
+        np.testing.assert_array_equal(one.counts[name], other.counts[name], err_msg=name)
+    np.testing.assert_array_equal(one.ranking, other.ranking)
+    assert one.kept == other.kept
+    assert one.summary == pytest.approx(other.summary, abs=0, nan_ok=True)
+
+
+def _report(outcome, folder: Path, task: str) -> list[str]:
+    """Texts of a report without what belongs to the run."""
+    files = report.write(outcome, folder, Dummy(task))
+    assert [path.name for path in files] == ["report.html", "results.json", "classes.csv"]
+    facts = json.loads(files[1].read_text())
+    facts.pop("run")
+    html = files[0].read_text()
+    assert "http" not in html
+    assert html.count("data:image/jpeg;base64,") == 4 * 2 * 3
+    return [
+        html[: html.index("<h2>Time")] + html[html.index("<h2>Protocol") :],
+        json.dumps(facts),
+        files[2].read_text(),
+    ]
+
+
+def test_ten_kills_change_neither_counts_nor_report(root, task, tmp_path) -> None:
+    alone = run(_experiment(root, task), predictor=Dummy(task))
+    assert 0 < alone.summary[alone.task.headline] < 1
+
+    def die(count: int) -> None:
+        if count == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work = tmp_path / "work"
+    for _ in range(10):
+        child = _forked(lambda: run(_experiment(root, task), work, predictor=Dummy(task, die), save_every=0))
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    resumed = run(_experiment(root, task), work, predictor=Dummy(task))
+    assert (resumed.resumed, resumed.images) == (10, 3)
+    _same(alone, resumed)
+    again = run(_experiment(root, task), work, predictor=Dummy(task))
+    assert (again.resumed, again.images) == (13, 0)
+    assert _report(alone, tmp_path / "a", task) == _report(again, tmp_path / "b", task)
+
+
+def test_a_shard_whose_counts_were_never_saved_is_not_read(root, tmp_path) -> None:
+    alone, work = run(_experiment(root, "instance"), predictor=Dummy("instance")), tmp_path / "work"
+
+    def stop(count: int) -> None:
+        if count == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(_experiment(root, "instance"), work, predictor=Dummy("instance", stop), save_every=0)
+    stray = work / "state/0001-0000.99999.jsonl"
+    stray.write_text(json.dumps([12, [[0, 1.0, "nonsense"]]]) + "\n")
+    _same(alone, run(_experiment(root, "instance"), work, predictor=Dummy("instance")))
+    stray.write_text("[1")
+    with pytest.raises(EvaluationError, match=r"99999.jsonl' is damaged"):
+        run(_experiment(root, "instance"), work, predictor=Dummy("instance"))
+
+
+def test_two_processes_find_what_one_does(root, task, tmp_path) -> None:
+    alone = run(_experiment(root, task), predictor=Dummy(task))
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(1)
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
+        outcome = run(_experiment(root, task), tmp_path / "work", predictor=Dummy(task), save_every=0)
+        if rank == 0:
+            State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
+            (tmp_path / "kept.json").write_text(json.dumps([outcome.kept, outcome.summary]))
+        processes.barrier()
+        processes.leave()
+
+    children = [_forked(lambda rank=rank: work(rank)) for rank in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    for name, counts in State.load(tmp_path / "sum.npz").counts.items():
+        np.testing.assert_array_equal(counts, alone.counts[name])
+    assert (tmp_path / "kept.json").read_text() == json.dumps([alone.kept, alone.summary])
+    _same(alone, run(_experiment(root, task), tmp_path / "work", predictor=Dummy(task)))
+
+
+def test_the_truth_itself_scores_one(root, tmp_path) -> None:
+    """Through the real classifier's way out is another test; here what the runner makes of a perfect answer."""
+
+    class Perfect(Dummy):
+        def __call__(self, sample, resolve):
+            truth = sample.truth
+            if self.task == "panoptic":
+                return truth
+            masks = tuple({**mask, "counts": mask["counts"].decode()} for mask in truth.masks)
+            real = ~truth.crowd
+            chosen = tuple(mask for mask, is_real in zip(masks, real, strict=True) if is_real)
+            return Instances(truth.labels[real], np.ones(int(real.sum()), np.float32), chosen)
+
+    for name, headline in (("instance", "AP"), ("panoptic", "PQ")):
+        outcome = run(_experiment(root, name), predictor=Perfect(name), dump=tmp_path / name)
+        assert outcome.summary[headline] == pytest.approx(1)
+        assert outcome.headline == f"{headline} 100.00"
+        suffixes = {path.suffix for path in (tmp_path / name).iterdir()}
+        assert suffixes == ({".json"} if name == "instance" else {".json", ".png"})
+    assert outcome.summary["PQ stuff"] == 1
+    rows = outcome.task.class_rows(outcome.counts, outcome.kept)
+    assert [row["matched"] for row in rows] == [IMAGES] * 3
+
+
+def test_what_does_not_go_with_regions_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(EvaluationError, match=r"no task 'instances'.*closest: instance"):
+        Experiment("coco", task="instances")
+    with pytest.raises(EvaluationError, match=r"no proposals 'mini-sum'.*closest: mini-sam"):
+        Experiment("coco", task="instance", proposals="mini-sum")
+    with pytest.raises(EvaluationError, match="refine goes with task semantic"):
+        Experiment("coco", task="panoptic", refine="pamr")
+    with pytest.raises(EvaluationError, match="task panoptic has no 'top' to resolve by"):
+        Experiment("coco", task="panoptic", resolve={"top": 5})
+
+
+@pytest.mark.parametrize(("name", "headline"), [("instance", "AP"), ("panoptic", "PQ")])
+def test_the_shipped_model_names_true_masks(name, headline, root, tmp_path) -> None:
+    experiment = Experiment("folder", root=str(root), task=name, model="mini", proposals="truth", limit=2)
+    outcome = run(experiment, tmp_path / "work")
+    assert set(outcome.used) >= {"model", "operators", "proposals"}
+    assert 0 <= outcome.summary[headline] <= 1
+    assert outcome.images == 2
+
+
+def _federated(seed: int) -> tuple[dict, list[dict]]:
+    """Random truth as LVIS has it, and random results, moved or invented."""
+    rng = np.random.default_rng(seed)
+    size = {"height": 64, "width": 64}
+    categories = [{"id": 3 * k + 1, "name": str(k), "frequency": "rcf"[k % 3]} for k in range(4)]
+    ids = [category["id"] for category in categories]
+    images, annotations, found = [], [], []
+
+    def box(x: int, y: int, side: int) -> dict:
+        mask = np.zeros((64, 64), np.uint8, order="F")
+        mask[y : y + side, x : x + side] = 1
+        code = coco_mask.encode(mask)
+        return {"size": code["size"], "counts": code["counts"].decode()}
+
+    for image in range(1, 7):
+        here = rng.random(4) < 0.6
+        negative = [c for c, has in zip(ids, here, strict=True) if not has and rng.random() < 0.5]
+        partly = [c for c, has in zip(ids, here, strict=True) if has and rng.random() < 0.4]
+        images.append({"id": image, **size, "neg_category_ids": negative, "not_exhaustive_category_ids": partly})
+        for category in [c for c, has in zip(ids, here, strict=True) if has]:
+            for _ in range(int(rng.integers(1, 4))):
+                x, y, side = (int(v) for v in rng.integers(0, 40, 3))
+                side = max(4, side)
+                code = box(x, y, side)
+                area = float(coco_mask.area(code))
+                common = {"image_id": image, "category_id": category, "segmentation": code}
+                annotations.append(
+                    {"id": len(annotations) + 1, **common, "area": area, "iscrowd": 0, "bbox": [x, y, side, side]}
+                )
+                if rng.random() < 0.8:
+                    moved = box(x + int(rng.integers(0, 4)), y, side)
+                    found.append({**common, "segmentation": moved, "score": round(float(rng.random()), 3)})
+        for _ in range(int(rng.integers(0, 6))):
+            x, y, side = (int(v) for v in rng.integers(2, 30, 3))
+            entry = {"image_id": image, "category_id": int(rng.choice(ids)), "segmentation": box(x, y, side)}
+            found.append({**entry, "score": round(float(rng.random()), 3)})
+    return {"images": images, "annotations": annotations, "categories": categories}, found
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "faster"])
+def test_federated_ap_equals_the_lvis_mode_of_faster_coco_eval(backend) -> None:
+    faster = pytest.importorskip("faster_coco_eval")
+    for seed in range(84):  # of six images each
+        truth, found = _federated(seed)
+        reference = faster.COCO({"info": {}, "licenses": [], **truth})
+        judge = faster.COCOeval_faster(
+            reference, reference.loadRes([dict(entry) for entry in found]), "segm", lvis_style=True
+        )
+        judge.params.maxDets = [300]
+        judge.evaluate()
+        judge.accumulate()
+        precision = judge.eval["precision"][:, :, :, 0, -1]
+        ours = average_precision(truth, found, cap=300, federated=True, backend=backend)[0]
+        assert ours["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-9), seed
+        for column, letter in enumerate("rcf"):
+            part = precision[:, :, [k for k in range(4) if k % 3 == column]]
+            name = {"r": "rare", "c": "common", "f": "frequent"}[letter]
+            assert ours[f"AP {name}"] == pytest.approx(part[part > -1].mean(), abs=1e-9, nan_ok=True), seed
+
+
+def test_only_categories_that_were_looked_for_count_and_only_the_best_detections() -> None:
+    truth, found = _federated(0)
+    looked = {
+        image["id"]: set(image["neg_category_ids"])
+        | {entry["category_id"] for entry in truth["annotations"] if entry["image_id"] == image["id"]}
+        for image in truth["images"]
+    }
+    judged, kept = as_coco(truth, found, cap=4)
+    assert {(e["image_id"], e["category_id"]) for e in kept} <= {(i, c) for i, own in looked.items() for c in own}
+    assert max(sum(e["image_id"] == image for e in kept) for image in looked) <= 4
+    crowds = [entry for entry in judged["annotations"] if entry["iscrowd"]]
+    assert len(crowds) == sum(len(image["not_exhaustive_category_ids"]) for image in truth["images"])
+    with pytest.raises(Exception, match="this is no LVIS file"):
+        as_coco({**truth, "images": [{"id": 1, "height": 4, "width": 4}]}, [])
+
+
+def test_nothing_found_scores_zero_where_there_is_truth_by_size_and_category() -> None:
+    truth, _ = _federated(1)
+    table, rows = average_precision(truth, [])
+    assert table["AP"] == 0
+    assert {row["AP"] for row in rows.values()} == {0.0}
+    assert np.isnan(table["AP large"])
+
+
+def test_from_the_command_line(root, tmp_path) -> None:
+    def call(*words: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["eval", *words], env={"COLUMNS": "200"})
+        return result.exit_code, result.output
+
+    common = ("run", "folder", "--root", str(root), "--model", "mini", "--limit", "1", "--out", str(tmp_path / "out"))
+    code, text = call(*common, "--task", "panoptic", "--proposals", "truth")
+    assert code == 0
+    assert "PQ " in text
+    facts = json.loads((tmp_path / "out/results.json").read_text())
+    assert facts["used"]["proposals"] == "truth"
+    code, text = call(*common, "--task", "instance", "--proposals", "truth")
+    assert code == 2
+    assert text.splitlines()[-1].startswith("error: ")
+    assert "counts of another experiment" in text
+    assert call("check", "folder", "--root", str(root), "--task", "instance")[0] == 0
+    assert call("check", "lvis", "--root", str(root))[0] == 1
+    assert "coco (panoptic): annotations/panoptic_val2017.json" in call("list")[1]
