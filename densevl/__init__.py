@@ -26,6 +26,7 @@ _LAZY = {
     "AnomalyDetector": "densevl.pipelines.anomaly",
     "AnomalyResult": "densevl.anomaly.result",
     "Inspector": "densevl.pipelines.inspection",
+    "FewShot": "densevl.pipelines.fewshot",
     "train_adapters": "densevl.pipelines.adaptation",
     "SegmentationResult": "densevl.results",
     "LabelSet": "densevl.vocabulary",
@@ -43,6 +44,8 @@ _LAZY = {
     "kernels": "densevl.kernels",
     "evaluation": "densevl.evaluation",
     "regions": "densevl.regions",
+    "fewshot": "densevl.fewshot",
+    "integrations": "densevl.integrations",
     "vocabulary": "densevl.vocabulary",
 }
 
