@@ -63,7 +63,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["densevl", "densevl.*"]),
-    package_data={"densevl": ["py.typed", "backbones/photo/*.json", "evaluation/classes/*.json", "weights/*"]},
+    package_data={
+        "densevl": [
+            "py.typed",
+            "backbones/photo/*.json",
+            "evaluation/classes/*.json",
+            "vocabulary/words/*.txt",
+            "weights/*",
+        ]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["densevl = densevl.cli:app"]},

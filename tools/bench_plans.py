@@ -56,7 +56,7 @@ class Plans:
         model, classes = self.models[precision], self.judge.text.classes
         if plan == STITCHED:
             recipe, plan = replace(recipe, stitch="qkv"), "tiles"
-        protocol: Protocol = settle({"plan": plan, "crop": self.side}, model.protocol, recipe)
+        protocol: Protocol = settle(plan, model.protocol, recipe)
         windows = WindowGrid.place(*size, protocol.crop, protocol.stride, model.patch_size, protocol.blend)
         found: list[list[np.ndarray]] = [[], [], []]
         for first in range(0, len(scenes), PART):

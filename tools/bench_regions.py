@@ -1,17 +1,16 @@
-"""Measure region operators: python -m tools.bench_regions accuracy --benchmark DIR, or cost.
+"""Measure region operators: python -m tools.bench_regions accuracy --benchmark DIR, or discovery, or cost.
 
 `accuracy` reads the rendered benchmark (python -m tools.render benchmark --out DIR --style twemoji). Class accuracy is
 of the 20 nouns without background, of objects in their true masks, and of those that mini-sam finds (IoU 0.5 or more,
 the best mask of each). AP is COCO's over masks and PQ counts unnamed pixels as the background, both with the model's
-own background words. `cost` times every operator for the same 100 regions beside the bare image pass, in one run: CPU
-seconds of one thread, interleaved, medians; crops and drawings once.
+own background words. `discovery` names the same scenes without labels, by the package's word list: how many of the
+objects found get the right word. `cost` times every operator for the same 100 regions beside the bare image pass, in
+one run: CPU seconds of one thread, interleaved, medians; crops and drawings once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import statistics
 import time
@@ -25,11 +24,15 @@ import torch
 from PIL import Image
 
 from densevl.backbones import load_backbone
+from densevl.benchmarking.clock import seconds as seconds_of
+from densevl.benchmarking.random_model import random_model
+from densevl.evaluation.mask_ap import mask_ap
+from densevl.evaluation.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.images import read_image
 from densevl.pipelines.regions import RegionClassifier, RegionEmbeddings
 from densevl.proposals import Proposals, load_proposer
 from densevl.regions.operators import OPERATORS
-from tools.bench import cpu_seconds, random_clip
+from densevl.vocabulary.nouns import nouns
 
 WIDE = {"square": "context", "expand": 1.5}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -89,6 +92,12 @@ class Benchmark:
         return ids, {int(i): owners.get(int(i), 0) for i in np.unique(ids)}
 
 
+def segments(ids: np.ndarray, categories: dict[int, int]) -> tuple[np.ndarray, list[Segment]]:
+    """A map without void: pixels of no segment, 0, are one of the background, category 0."""
+    here = np.unique(ids).tolist()
+    return ids + 1, [Segment(number + 1, categories.get(number, 0)) for number in here]
+
+
 def overlaps(one: Proposals, other: Proposals) -> np.ndarray:
     """IoU of every pair of masks, (len(one), len(other))."""
     a, b = (masks.masks().reshape(len(masks), -1).astype(np.float32) for masks in (one, other))
@@ -101,16 +110,15 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
     classify = RegionClassifier("mini", None, **settings)
     plain = {"background": "none"}
     right = total = found_right = found = 0
-    seconds = regions = 0.0
+    seconds = 0.0
     coco: list[dict[str, Any]] = []
-    quality = PanopticQuality(len(benchmark.names))
+    counts = np.zeros((4, len(benchmark.names) + 1), np.int64)
     for number in range(len(benchmark.images)):
         photo = benchmark.photo(number)
         truth, classes = benchmark.truth(number)
         started = time.process_time()
         named = classify(photo, benchmark.names, proposals=truth, **plain)
         seconds += time.process_time() - started
-        regions += len(truth)
         right, total = right + int((named.labels == classes).sum()), total + len(classes)
         if proposals is None:
             continue
@@ -121,78 +129,67 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
         found_right, found = found_right + int((labels == classes)[hit].sum()), found + int(hit.sum())
         result = classify.name(embedded, benchmark.names)
         coco += result.instances().to_coco(number)
-        segments = result.panoptic()
-        categories = {segment["id"]: segment["label"] + 1 for segment in segments.segments}
-        quality.add(*benchmark.panoptic(number), segments.ids.astype(np.int64), {0: 0, **categories})
-    row = {"true masks": 100 * right / total, "ms a region": 1000 * seconds / regions}
+        panoptic = result.panoptic()
+        categories = {segment["id"]: segment["label"] + 1 for segment in panoptic.segments}
+        true, seen = segments(*benchmark.panoptic(number)), segments(panoptic.ids.astype(np.int64), categories)
+        counts += panoptic_counts(*true, *seen, counts.shape[1])
+    row = {"true masks": 100 * right / total, "ms a scene": 1000 * seconds / len(benchmark.images)}
     if proposals is not None:
         row |= {"found": 100 * found / total, "mini-sam": 100 * found_right / max(1, found)}
-        row |= {"AP": average_precision(benchmark, coco), "PQ": 100 * quality.value()}
+        ap, pq = mask_ap(benchmark.content, coco), panoptic_quality(counts)
+        row |= {"AP": 100 * ap["AP"], "AP50": 100 * ap["AP50"], "PQ": 100 * pq["PQ"]}
     return row
 
 
-class PanopticQuality:
-    """PQ (Kirillov et al., CVPR 2019), category 0 among the others."""
-
-    def __init__(self, categories: int) -> None:
-        self.iou = np.zeros(categories + 1)
-        self.hits, self.missed, self.extra = (np.zeros(categories + 1) for _ in range(3))
-
-    def add(self, truth: np.ndarray, of_truth: dict[int, int], found: np.ndarray, of_found: dict[int, int]) -> None:
-        """Count one image: maps of ids and the category of each id."""
-        taken = set()
-        for segment, category in of_truth.items():
-            inside = truth == segment
-            hit = False
-            for other, count in zip(*np.unique(found[inside], return_counts=True), strict=True):
-                iou = count / (inside.sum() + (found == other).sum() - count)
-                if iou > FOUND and of_found[int(other)] == category:
-                    hit = True
-                    taken.add(int(other))
-                    self.iou[category] += iou
-            self.hits[category] += hit
-            self.missed[category] += not hit
-        for other in np.unique(found):
-            self.extra[of_found[int(other)]] += int(other) not in taken
-
-    def value(self) -> float:
-        """The mean over categories that occur."""
-        total = self.hits + self.missed / 2 + self.extra / 2
-        return float((self.iou / np.maximum(total, 1e-9))[total > 0].mean())
+def discovery(benchmark: Benchmark, proposals: list[Proposals]) -> dict[str, float]:
+    """Scenes named without labels: the words of the objects found, and how few words a scene takes."""
+    classify, listed = RegionClassifier("mini", None), nouns()
+    meant = {name: set(own) for name, own in zip(listed.names, listed.synonyms, strict=True)}
+    right = found = total = words = regions = 0
+    for number, proposed in enumerate(proposals):
+        truth, classes = benchmark.truth(number)
+        result = classify.discover(benchmark.photo(number), proposals=proposed)
+        words, regions, total = words + len(result.vocabulary), regions + len(result), total + len(classes)
+        best = overlaps(truth, result.regions)
+        for index in np.flatnonzero(best.max(axis=1, initial=0) >= FOUND):
+            found += 1
+            right += benchmark.names[classes[index]] in meant.get(result.names[best[index].argmax()], ())
+    scenes = len(proposals)
+    return {
+        "found": 100 * found / total, "right word": 100 * right / max(1, found),
+        "words a scene": words / scenes, "regions a scene": regions / scenes,
+    }  # fmt: skip
 
 
-def average_precision(benchmark: Benchmark, found: list[dict[str, Any]]) -> float:
-    """COCO's AP over masks, per cent."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    if not found:
-        return 0.0
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {**benchmark.content, "info": {}}
-        truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(found), "segm")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return 100 * float(judge.stats[0])
+def bare_pass(backbone: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The image embedding and nothing else, at any size."""
+    tower = backbone.tower
+    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
+    if grid == tuple(side // tower.patch_size for side in tower.image_size):
+        return backbone.encode_image(pixels)
+    x_BND = tower.embed(pixels, "size")
+    for index in range(tower.depth):
+        x_BND = tower.run(index, x_BND, grid)
+    return tower.pool(x_BND)
 
 
-def cost(arch: str, regions: int, rounds: int, wanted: Sequence[str] = ("",)) -> dict[str, float]:
+@torch.no_grad()
+def cost(
+    arch: str, regions: int, rounds: int, wanted: Sequence[str] = ("",), side: int | None = None
+) -> dict[str, float]:
     """CPU milliseconds of the bare pass and of operators, by the beginning of their names, and their ratio to it."""
-    backbone = load_backbone("mini") if arch == "mini" else random_clip(arch)[0]
-    side = backbone.preprocess(Image.new("RGB", (8, 8))).shape[-1]
+    backbone = load_backbone("mini") if arch == "mini" else random_model(arch)
+    side = side or backbone.preprocess(Image.new("RGB", (8, 8))).shape[-1]
     pixels = torch.randn(1, 3, side, side)
     rng = np.random.default_rng(0)
     corners = rng.integers(0, side * 5 // 7, (regions, 2))
     boxes = np.concatenate([corners, corners + rng.integers(side // 18, side * 2 // 7, (regions, 2))], axis=1)
     masks = Proposals.from_boxes(boxes, (side, side))
-    runs = {"bare pass": lambda: backbone.encode_image(pixels)}
+    runs = {"bare pass": partial(bare_pass, backbone, pixels)}
     runs |= {
         name: partial(known.run, backbone, pixels, masks)
         for name, known in OPERATORS.items()
-        if name.startswith(tuple(wanted))
+        if name.startswith(tuple(wanted)) and not known.weights
     }
     slow = [name for name, known in OPERATORS.items() if not known.windows]
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -200,24 +197,28 @@ def cost(arch: str, regions: int, rounds: int, wanted: Sequence[str] = ("",)) ->
         for name, run in runs.items():
             if name in slow and number != 1:
                 continue
-            spent = cpu_seconds(run)
+            spent = seconds_of(run, torch.device("cpu"))
             if number:  # the first warms up
                 times[name].append(spent)
     found = {f"{name}, ms": 1000 * statistics.median(spent) for name, spent in times.items()}
     bare = found["bare pass, ms"]
-    return found | {f"{name} / bare pass": found[f"{name}, ms"] / bare for name in times if name != "bare pass"}
+    found |= {f"{name} / bare pass": found[f"{name}, ms"] / bare for name in times if name != "bare pass"}
+    if {"crop", "cls_mask"} <= set(times):
+        found["crop / cls_mask"] = found["crop, ms"] / found["cls_mask, ms"]
+    return found
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["accuracy", "cost"])
+    parser.add_argument("what", choices=["accuracy", "discovery", "cost"])
     parser.add_argument("--benchmark", type=Path, help="folder of `tools.render benchmark`")
     parser.add_argument("--part", default="scenes", choices=["scenes", "scenes2x"])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--operators", help="some of them, by the beginning of their names, commas between")
     parser.add_argument("--no-proposals", action="store_true", help="true masks only")
     parser.add_argument("--arch", default="ViT-B-16", help="of open_clip, with random weights; or mini")
+    parser.add_argument("--side", type=int, help="of the image that is timed; the tower's own if left out")
     parser.add_argument("--regions", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -226,19 +227,23 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     wanted = given.operators.split(",") if given.operators else [""]
     if given.what == "cost":
-        result: dict[str, Any] = cost(given.arch, given.regions, given.rounds, wanted)
+        result: dict[str, Any] = cost(given.arch, given.regions, given.rounds, wanted, given.side)
         print("\n".join(f"{name:24} {value:10.2f}" for name, value in result.items()))
     else:
         if given.benchmark is None:
-            parser.error("accuracy needs --benchmark DIR")
+            parser.error(f"{given.what} needs --benchmark DIR")
         benchmark = Benchmark(given.benchmark, given.part, given.scenes)
         proposals = None
         if not given.no_proposals:
             propose = load_proposer("mini-sam")
             proposals = [propose(benchmark.photo(number)) for number in range(len(benchmark.images))]
+        print(f"{len(benchmark.images)} scenes of {given.part}")
         result = {}
+        if given.what == "discovery":
+            result = discovery(benchmark, proposals or [])
+            print("  ".join(f"{key} {value:.1f}" for key, value in result.items()))
         for name, settings in SETTINGS.items():
-            if any(name.startswith(beginning) for beginning in wanted):
+            if given.what == "accuracy" and any(name.startswith(beginning) for beginning in wanted):
                 result[name] = accuracy(benchmark, proposals, settings)
                 cells = "  ".join(f"{key} {value:.1f}" for key, value in result[name].items())
                 print(f"{name:52} {cells}", flush=True)

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 @one_line_errors
 def regions(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    labels: Annotated[str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file.')] = "",
+    labels: Annotated[
+        str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file; else named from a word list.')
+    ] = "",
     model: Annotated[str, typer.Option(help="auto, mini, ViT-B-16/openai, local-dir:PATH.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
     proposals: Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, superpixels, grid.")] = "mini-sam",
     sam_checkpoint: Annotated[Path | None, typer.Option(help="A file of SAM; then --proposals is sam.")] = None,
+    tile: Annotated[int | None, typer.Option(min=1, help="Propose in tiles of this side, for large images.")] = None,
     pieces: Annotated[bool, typer.Option(help="Cut proposed masks into their connected parts.")] = False,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels: name what is there. Repeatable.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1: name what is in it. Repeatable.")] = None,
@@ -41,12 +44,14 @@ def regions(
     """Find regions and name them: a JSON of masks, boxes, names and scores, and an overlay, for each image.
 
     With --point or --box, regions are masks that the SAM of --proposals makes there; with proposals that are no SAM,
-    boxes stay rectangles.
+    boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
     from densevl.images import list_images
     from densevl.vocabulary import LabelSet
 
-    label_set = LabelSet.parse(labels)
+    label_set = LabelSet.parse(labels) if labels else None
+    if label_set is None and export:
+        raise DensevlError("--export needs the classes that its files list: give --labels")
     points = [_numbers(text, 2, "point", "x,y") for text in point or []]
     boxes = [_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or []]
     paths = list_images(images)
@@ -59,16 +64,18 @@ def regions(
     from densevl.regions.exports import open_export
 
     words = [word.strip() for word in stuff.split(",") if word.strip()]
-    exports = [open_export(kind, out, label_set.names, stuff=words) for kind in dict.fromkeys(export or [])]
+    exports = [
+        open_export(kind, out, label_set.names, stuff=words) for kind in dict.fromkeys(export or []) if label_set
+    ]
     jobs = [replace(job, target=job.target.with_suffix(".json")) for job in plan_jobs(paths, out)]
     clash = next((job for job in jobs if job.target.name in {one.file for one in exports}), None)
     if clash is not None:
         raise OutputError(f"{clash.target} is both the result of {clash.image} and the export; rename the image")
     finder: Any = proposals
     if sam_checkpoint is not None:
-        finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device or "cpu")
-    elif proposals not in NAMES or ((points or boxes or pieces) and proposals != "clusters"):
-        finder = load_proposer(proposals, device=device or "cpu")  # fails, if it does, before any model is loaded
+        finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device or "cpu", tile=tile)
+    elif proposals not in NAMES or tile or ((points or boxes or pieces) and proposals != "clusters"):
+        finder = load_proposer(proposals, device=device or "cpu", tile=tile)  # fails, if it does, before a model loads
     if pieces and isinstance(finder, str):
         raise DensevlError("--pieces goes with all proposals but clusters, which are in one piece as they are")
     finder = PieceProposer(finder) if pieces else finder
@@ -77,11 +84,14 @@ def regions(
         classifier = RegionClassifier(model, finder, operator, weights=weights, background=background, device=device)
     progress = stderr().status("")
 
-    def name(image: Path, given: LabelSet) -> RegionResult:
+    def name(image: Path, given: LabelSet | None) -> RegionResult:
+        found: dict[str, Any] = {}
         if points or boxes:
-            return classifier(image, given, proposals=prompted(image, points=points, boxes=boxes, proposer=prompter))
-        result = classifier(image, given)
-        return result.instances() if objects else result
+            found["proposals"] = prompted(image, points=points, boxes=boxes, proposer=prompter)
+        if given is None:  # clicks are answered one by one, so nothing is joined
+            return classifier.discover(image, overlap=1.0 if found else 0.5, **found)
+        result = classifier(image, given, **found)
+        return result.instances() if objects and not found else result
 
     def after(job: Job, result: RegionResult) -> None:
         for one in exports:
@@ -99,7 +109,7 @@ def regions(
         report = segment_folder(
             name,  # type: ignore[arg-type]
             jobs,
-            label_set,
+            label_set,  # type: ignore[arg-type]
             sheet=sheet,
             before=lambda job: progress.update(file_name(job.image)),
             after=after,

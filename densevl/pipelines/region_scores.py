@@ -24,6 +24,7 @@ from densevl.regions.fusion import ScoreSource, fuse, uncertain
 from densevl.regions.naming import log_probs
 from densevl.regions.operators import OPERATORS, parse
 from densevl.regions.tower import cls_tower
+from densevl.regions.trained import trained
 from densevl.vocabulary.text_classifier import TextEmbeddings
 
 POOL_FIRST, NAME_FIRST = "pool_then_classify", "classify_then_pool"
@@ -97,10 +98,12 @@ class RegionScorer:
         if dense and self.order == POOL_FIRST and not has_features(self.recipe):
             what = f"model '{self.backbone.name}'" if self.recipe is None else f"recipe '{self.recipe.name}'"
             raise RecipeError(f"{what} scores words and has no features to pool; take order '{NAME_FIRST}'")
-        second = {} if self.second_look is None else parse(self.second_look)
+        second = {} if self.second_look is None else parse(self.second_look, self.options)
         for operator in (*self.operators, *second):
             if operator in ("cls_mask", "cls_bias"):
                 cls_tower(self.backbone, operator)
+            if OPERATORS[operator].weights:
+                trained(self.backbone, operator, self.options[operator]["weights"])
         if len(second) > 1 or (second and self.recipe is None):
             raise LabelError(f"second_look {self.second_look!r} is one operator, for a CLIP model")
         unknown = set(self.options) - {*self.operators, *second}

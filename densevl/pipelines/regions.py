@@ -17,6 +17,7 @@ from densevl.backbones import Backbone, Protocol
 from densevl.errors import LabelError
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.discovery import discover
 from densevl.pipelines.region_scores import NAME_FIRST, ORDERS, POOL_FIRST, RegionScorer, default_operators
 from densevl.pipelines.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
@@ -59,7 +60,7 @@ class RegionClassifier:
         weights: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
         background: BackgroundSpec = "auto",
-        protocol: Protocol | Mapping[str, Any] | None = None,
+        protocol: Protocol | Mapping[str, Any] | str | None = None,
         proxy: Borrowed = None,
         device: str | None = None,
         use_cache: bool = True,
@@ -67,7 +68,8 @@ class RegionClassifier:
         """Load the model; the proposer follows when a photo first needs it.
 
         Args:
-            model, weights, templates, background, protocol, proxy, device, use_cache: as `Segmenter` takes them.
+            model, weights, templates, background, proxy, device, use_cache: as `Segmenter` takes them.
+            protocol: likewise, but windows overlap by half unless it says otherwise, so that one sees a region whole.
             proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
                 function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
             operator: how regions are embedded (see `regions.operators`): "cls_mask", "pool+cls_mask" with equal
@@ -77,7 +79,8 @@ class RegionClassifier:
             order: for "pool" alone: "pool_then_classify" averages features, "classify_then_pool" probabilities of
                 each place (EdaDet), which suits masks that hold more than one thing. None is the first where the model
                 has features of its own.
-            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}.
+            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
+                and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
             second_look: an operator for the regions that the first left most uncertain, such as "crop".
             second_share: at most this share of the regions is looked at again. second_top: only so many of a region's
                 likeliest strings are ranked anew (GC-CLIP).
@@ -88,11 +91,13 @@ class RegionClassifier:
             lacks. RecipeError: an unknown recipe, or one that has no features to pool.
             LabelError: an unknown operator or order, or shares out of range.
         """
-        chosen = None if operator is None else parse(operator)  # mistyped ones fail before the model loads
+        chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
         if order is not None and order not in ORDERS:
             raise LabelError(f"order is {order!r}; it is one of {', '.join(ORDERS)}")
         if not 0 <= margin < 1:
             raise LabelError(f"margin is {margin}; it is a probability, 0 for none")
+        if not isinstance(protocol, (Protocol, str)):  # tiles, a Segmenter's choice, would cut most regions in two
+            protocol = {"plan": "sliding", **(protocol or {})}
         self._segment = Segmenter(
             model,
             recipe,
@@ -191,12 +196,54 @@ class RegionClassifier:
         """
         label_set, policy = LabelSet.parse(labels), self._segment.policy(background)
         text = self.embed_text(label_set, policy)
-        result = self._result(found, self.scorer.judge(found, text), text.classes, label_set.names, policy)
+        result = self.judged(found, self.scorer.judge(found, text), label_set, text.classes, policy)
+        return replace(result, warnings=self._warnings(label_set, policy, text))
+
+    def discover(
+        self,
+        image: Any,
+        words: Labels | None = None,
+        *,
+        threshold: float = 0.0,
+        agree: float = 0.5,
+        overlap: float | None = 0.5,
+        **regions: Any,
+    ) -> RegionResult:
+        """Name the regions of a photo without labels: by a long list of words, of which few are used (zero-guidance).
+
+        Every region is compared with the whole list. Of the words, so few are kept that each region has one at least
+        `agree` times as likely as its likeliest. Regions of the same word that overlap become one.
+
+        Args:
+            image: as `classify`. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
+                1,300 plain nouns. Words that the model does not cover are left out. Embeddings are cached on disk.
+            threshold: regions whose word is less likely than this are nothing; probabilities are among the whole list.
+            agree: 1 gives every region its likeliest word.
+            overlap: share of the smaller of two regions; 1 merges none, None makes one region of each word, as suits
+                superpixels, which never overlap.
+            regions: masks=, boxes=, rle=, points= or proposals=, as `classify`; without, the proposer finds them.
+
+        Returns:
+            A result whose vocabulary is the words that were kept, and whose regions are merged ones.
+
+        Raises:
+            As `classify`. LabelError: the model covers none of the words, or shares out of range.
+        """
+        return discover(self, image, words, threshold=threshold, agree=agree, overlap=overlap, **regions)
+
+    def judged(
+        self,
+        found: RegionEmbeddings,
+        logp: torch.Tensor,
+        labels: LabelSet,
+        classes: torch.Tensor,
+        policy: Background,
+    ) -> RegionResult:
+        """The result of embedded regions and their log probabilities (R, T); classes: (T,) class of each string."""
         return replace(
-            result,
-            warnings=self._warnings(label_set, policy, text),
+            self._result(found, logp, classes.to(logp.device), labels.names, policy),
             rename_fn=lambda other, **options: self.name(found, other, **options),
-            dense_fn=lambda: self._segment(found.image, label_set, background=policy).labels,
+            dense_fn=lambda: self._segment(found.image, labels, background=policy).labels,
         )
 
     def name_like(

@@ -100,7 +100,7 @@ def proposer(spec: str | Proposer | None) -> Proposer | None:
     from densevl.proposals import load_proposer
 
     # Box overlap, as in the generator that SAM comes with, leaves fewer masks that split an object.
-    settings = {"duplicates": "box"} if spec == MINI else {}
+    settings: dict[str, Any] = {"duplicates": "box"} if spec == MINI else {}
     find = load_proposer(spec, **settings)
 
     def propose(rgb: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ def load_proposer(
     checkpoint: str | Path | None = None,
     encoder: Any = None,
     device: str = "cpu",
+    tile: int | None = None,
     **settings: Any,
 ) -> Proposer:
     """Load a mask proposer by name.
@@ -29,12 +30,19 @@ def load_proposer(
             "mini-sam": a file in place of the shipped one.
         encoder: of "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
         device: where SAM runs.
+        tile: photos larger than this many pixels are looked at in overlapping tiles of that side too, see
+            `TiledProposer`; None never.
         settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `ClusterProposer`, `GridProposer`.
 
     Raises:
         ModelError: unknown name, or a model that cannot be had. WeightsError: a damaged or foreign weights file.
         MissingExtraError: a package is not installed. ProposalError: a setting unknown or out of range.
     """
+    if tile is not None:
+        from densevl.proposals.tiles import TiledProposer
+
+        inner = load_proposer(name, checkpoint=checkpoint, encoder=encoder, device=device, **settings)
+        return TiledProposer(inner, tile)
     if name not in NAMES:
         raise ModelError(f"no proposer '{name}'{suggest(name, NAMES)}; known: {', '.join(NAMES)}")
     if checkpoint is not None and name not in ("sam", "mini-sam"):

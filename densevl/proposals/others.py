@@ -1,7 +1,8 @@
 """Mask generators of other packages, each behind the one contract; none is a dependency.
 
 `RecordsProposer` is tested with the generator of `segment-anything`. The functions that build MobileSAM, SAM-HQ, SAM 2
-and SAM 3 follow those packages' documentation and were not run: their weights were not at hand.
+and SAM 3 are tested with stand-ins that take the calls and give the shapes of those packages; the packages themselves
+were not run, as their weights were not at hand.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class RecordsProposer(Proposer):
 
 
 def mobile_sam(checkpoint: str | Path, *, device: str = "cpu", **settings: Any) -> RecordsProposer:
-    """MobileSAM (Zhang et al. 2023), package `mobile_sam`. Untested.
+    """MobileSAM (Zhang et al. 2023), package `mobile_sam`.
 
     Args:
         checkpoint: its weights file. settings: of its `SamAutomaticMaskGenerator`.
@@ -65,7 +66,7 @@ def mobile_sam(checkpoint: str | Path, *, device: str = "cpu", **settings: Any) 
 
 
 def sam_hq(checkpoint: str | Path, kind: str = "vit_b", *, device: str = "cpu", **settings: Any) -> RecordsProposer:
-    """SAM-HQ (Ke et al., NeurIPS 2023), package `segment_anything_hq`. Untested.
+    """SAM-HQ (Ke et al., NeurIPS 2023), package `segment_anything_hq`.
 
     Args:
         checkpoint: its weights file. kind: vit_tiny, vit_b, vit_l or vit_h. settings: of its
@@ -80,7 +81,7 @@ def sam_hq(checkpoint: str | Path, kind: str = "vit_b", *, device: str = "cpu", 
 
 
 def sam2(checkpoint: str | Path, config: str, *, device: str = "cpu", **settings: Any) -> RecordsProposer:
-    """SAM 2 (Ravi et al. 2024), package `sam2`. Untested.
+    """SAM 2 (Ravi et al. 2024), package `sam2`.
 
     Args:
         checkpoint: its weights file. config: the package's name of its config. settings: of its
@@ -95,18 +96,22 @@ def sam2(checkpoint: str | Path, config: str, *, device: str = "cpu", **settings
     return RecordsProposer("sam2", generator(model, **settings).generate)
 
 
-def sam3(words: Sequence[str], *, device: str = "cpu", **settings: Any) -> RecordsProposer:
-    """SAM 3 (Carion et al. 2025), package `sam3`, asked for each of some words: it proposes nothing unasked. Untested.
+def sam3(
+    words: Sequence[str], checkpoint: str | Path | None = None, *, device: str = "cpu", **settings: Any
+) -> RecordsProposer:
+    """SAM 3 (Carion et al. 2025), package `sam3`, asked for each of some words: it proposes nothing unasked.
 
     Args:
-        words: what to look for; "object" for a try at everything. settings: of its `Sam3Processor`.
+        words: what to look for; "object" for a try at everything. checkpoint: its weights file; None lets the package
+            fetch its own. settings: of its `Sam3Processor`.
 
     Raises:
         MissingExtraError: the package is not installed.
     """
     from PIL import Image
 
-    model = _package("sam3", "SAM 3").build_sam3_image_model(device=device)
+    own = {} if checkpoint is None else {"checkpoint_path": str(checkpoint), "load_from_HF": False}
+    model = _package("sam3", "SAM 3").build_sam3_image_model(device=device, **own)
     processor = _package("sam3.model.sam3_image_processor", "SAM 3").Sam3Processor(model, device=device, **settings)
 
     def generate(rgb: UInt8Array) -> Records:

@@ -12,14 +12,12 @@ import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from densevl.cache import cache_dir
 from densevl.errors import MissingExtraError, ModelError, WeightsError, suggest
+from densevl.proposals.checkpoint import read_checkpoint
 from densevl.proposals.mini_sam import load_mini_sam
-from densevl.shipped import read_tensors
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -80,8 +78,8 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
             f"no SAM checkpoint '{checkpoint}'{suggest(str(checkpoint), OFFICIAL)}: a file, or one of "
             f"{', '.join(OFFICIAL)}"
         )
-    state, is_mini = _read(path)
-    if is_mini:
+    state, header = read_checkpoint(path)
+    if "sam_config" in header:
         return load_mini_sam(path, device=device)
     key = "image_encoder.patch_embed.proj.weight"
     if key not in state:
@@ -98,21 +96,6 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"weights file {path} does not fit SAM {kind}: {reason}") from error
     return sam.float().eval().requires_grad_(False).to(device)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], bool]:
-    """The tensors of a file, and whether it is a mini-sam."""
-    if path.suffix == ".safetensors":
-        state, header = read_tensors(path)
-        return dict(state), "sam_config" in header
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpicklers raise many types on damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights file {path} cannot be read: {reason}") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"weights file {path} is no SAM: it holds a {type(state).__name__}, no dict of tensors")
-    return state, False
 
 
 def download(name: str) -> Path:

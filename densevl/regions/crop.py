@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from densevl.errors import LabelError, suggest
 from densevl.proposals.base import Proposals
 from densevl.regions.pull import pixel_boxes
+from densevl.regions.trained import trained
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -79,16 +81,63 @@ def crop(
     )
 
 
+def crop_prompted(
+    backbone: Backbone,
+    pixels: torch.Tensor,
+    masks: Proposals,
+    *,
+    weights: str | Path,
+    expand: float = 1.0,
+) -> torch.Tensor:
+    """Embed regions by encoding their crops with OVSeg's tower: patches without a pixel of the mask are mask prompts.
+
+    Args:
+        pixels: as `crop`. weights: a file of OVSeg that holds its mask prompts, of the backbone's architecture.
+        expand: the box is scaled by this about its centre.
+
+    Returns:
+        (R, E) float32 unit rows; zeros for an empty mask.
+
+    Raises:
+        ModelError, WeightsError: see `trained`.
+    """
+    encode, side = trained(backbone, "crop_prompted", weights), input_side(backbone)
+    photo, boxes = pixels[0], pixel_boxes(masks)
+    height, width = photo.shape[1:]
+    scale_y, scale_x = height / masks.size[0], width / masks.size[1]
+
+    def view(index: int) -> Iterable[torch.Tensor]:
+        left, top, right, bottom = boxes[index]
+        box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
+        x0, y0, x1, y1 = grown(box, expand, (height, width), False)
+        inside = mask_at(masks.mask(index), (height, width), photo.device)[None, y0:y1, x0:x1].to(photo)
+        piece = photo[:, y0:y1, x0:x1] * inside  # 0 is the mean colour
+        # Bicubic without smoothing and nearest pixels, as in the paper's code: the prompts were trained on such crops.
+        piece = F.interpolate(piece[None], size=(side, side), mode="bicubic", align_corners=False)[0]
+        return (torch.cat([piece, F.interpolate(inside[None], size=(side, side), mode="nearest")[0]]),)
+
+    return encode_each(backbone, len(masks), masks.areas.nonzero()[0].tolist(), view, encode)
+
+
 @torch.no_grad()
 def encode_each(
-    backbone: Backbone, count: int, which: Iterable[int], views: Callable[[int], Iterable[torch.Tensor]]
+    backbone: Backbone,
+    count: int,
+    which: Iterable[int],
+    views: Callable[[int], Iterable[torch.Tensor]],
+    encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Mean unit embedding (count, E) of the views (3, S, S) of some of `count` regions; zeros for the others."""
+    """Mean unit embedding (count, E) of the views of some of `count` regions; zeros for the others.
+
+    Args:
+        views: (3, S, S) each, or what `encode` takes a batch of; None is the backbone's own image encoder.
+    """
+    encode = encode or backbone.encode_image
     total = torch.zeros(count, backbone.embed_dim, device=backbone.device)
     every = ((index, view) for index in which for view in views(index))
     while part := list(islice(every, BATCH)):
         owners = torch.tensor([index for index, _ in part], device=total.device)
-        found = backbone.encode_image(torch.stack([view for _, view in part]))
+        found = encode(torch.stack([view for _, view in part]))
         total.index_add_(0, owners, F.normalize(found.float(), dim=-1))
     return F.normalize(total, dim=-1)
 

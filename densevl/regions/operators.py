@@ -9,6 +9,8 @@ for empty masks. They differ in what they read and cost:
     cls_bias    a copy of CLS that looks more at the box                        one pass and R tokens
     crop        the mask cut out, filled and encoded                            R passes
     visual_prompt   the photo with the region pointed out                       R passes
+    alpha       the photo with the mask as fourth channel (Alpha-CLIP)          R passes, weights of its own
+    crop_prompted   the mask cut out, learned tokens around it (OVSeg)          R passes, weights of its own
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
 from densevl.errors import LabelError, ModelError, suggest
-from densevl.regions.crop import crop
+from densevl.regions.alpha import alpha
+from densevl.regions.crop import crop, crop_prompted
 from densevl.regions.dense import pool, roi
 from densevl.regions.prompt import visual_prompt
 from densevl.regions.queries import cls_bias, cls_mask
@@ -33,11 +37,13 @@ class Operator:
     Attributes:
         run: the function. dense: whether it reads dense features, with recipe and hints. windows: whether the tower
             looks through windows; else the photo is given at its own size.
+        weights: what it needs a file of, its option "weights"; empty if it needs none.
     """
 
     run: Callable[..., torch.Tensor]
     dense: bool = False
     windows: bool = True
+    weights: str = ""
 
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
@@ -48,33 +54,33 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "cls_bias": Operator(cls_bias),
         "crop": Operator(crop, windows=False),
         "visual_prompt": Operator(visual_prompt, windows=False),
+        "alpha": Operator(alpha, windows=False, weights="the image tower of Alpha-CLIP"),
+        "crop_prompted": Operator(crop_prompted, windows=False, weights="the image tower and mask prompts of OVSeg"),
     }
 )
-UNTRAINED = MappingProxyType(
-    {
-        "crop_prompted": "the mask prompt tokens of OVSeg",
-        "alpha": "the alpha channel's patch embedding of Alpha-CLIP",
-    }
-)
-"""Operators of papers that are nothing without weights densevl does not have."""
 
 
-def parse(spec: str | Mapping[str, float]) -> dict[str, float]:
+def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, float]:
     """Operators and their weights: "cls_mask", "pool+cls_mask", or {"pool": 0.3, "cls_mask": 0.7}.
 
+    Args:
+        options: keywords by operator, among which are the files of those that need trained weights.
+
     Raises:
-        LabelError: an unknown operator, one named twice, or a weight that is not above 0. ModelError: it needs weights.
+        LabelError: an unknown operator, one named twice, or a weight that is not above 0.
+        ModelError: it needs a file, and none is given.
     """
     names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
     for name in names:
-        if name in UNTRAINED:
-            raise ModelError(
-                f"operator '{name}' needs trained weights, {UNTRAINED[name]}, which no model here has; "
-                "use 'crop', 'cls_mask' or 'pool'"
-            )
         if name not in OPERATORS:
             known = ", ".join(OPERATORS)
             raise LabelError(f"no region operator '{name}'{suggest(name, OPERATORS)}; known: {known}")
+        needed = OPERATORS[name].weights
+        if needed and not (options or {}).get(name, {}).get("weights"):
+            raise ModelError(
+                f"operator '{name}' needs {needed}, which no model here has: give its file, "
+                f"options={{\"{name}\": {{\"weights\": FILE}}}}, or use 'crop', 'cls_mask' or 'pool'"
+            )
     found = dict.fromkeys(names, 1 / max(1, len(names))) if isinstance(spec, str) else dict(spec)
     if not found or len(found) < len(names) or not all(weight > 0 for weight in found.values()):
         raise LabelError(f"operators {spec!r}: name at least one, each once, with a weight above 0")

@@ -19,6 +19,7 @@ from densevl.inference.sliding import WINDOW_BATCH
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes.parts import Foveal
+from densevl.recipes.regions import through
 from densevl.recipes.tower import Tower
 from densevl.regions.pull import window_areas, window_cover
 from densevl.regions.tower import cls_tower
@@ -55,23 +56,22 @@ def look(
     for index in range(start):
         x_BND = tower.run(index, x_BND, grid)
     count, bias = x_BND.shape[1], bias_BRN[:, None].to(x_BND)
-    query_BRD = x_BND[:, :1].expand(-1, bias.shape[2], -1)
-    for index in range(start, tower.depth):
+    # One product for tokens and copies wherever both take the same step.
+    both = torch.cat([x_BND, x_BND[:, :1].expand(-1, bias.shape[2], -1)], dim=1)
+    for index in range(start, tower.depth - 1):
         block = tower.view(index, grid)
-        last = index == tower.depth - 1  # no one reads the image stream after it
-        normed = block.norm(torch.cat([x_BND, query_BRD], dim=1))
-        own = block.project(normed[:, :count], "kv" if last else "qkv")
+        normed = block.norm(both)
+        own = block.project(normed[:, :count], "qkv")
         q = block.unrotated().project(normed[:, count:], "q")["q"]
-        seen = F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias)
-        if last:
-            query_BRD = query_BRD + block.merge(seen)
-            query_BRD = query_BRD + block.ffn(query_BRD)
-            break
-        seen = torch.cat([F.scaled_dot_product_attention(own["q"], own["k"], own["v"]), seen], dim=2)
-        y_BND = torch.cat([x_BND, query_BRD], dim=1) + block.merge(seen)
-        y_BND = y_BND + block.ffn(y_BND)
-        x_BND, query_BRD = y_BND[:, :count], y_BND[:, count:]
-    return tower.read(query_BRD)
+        heads = [
+            F.scaled_dot_product_attention(own["q"], own["k"], own["v"]),
+            F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias),
+        ]
+        both = block.merge(torch.cat([part.transpose(1, 2) for part in heads], dim=1).transpose(1, 2)).add_(both)
+        both = block.ffn(both).add_(both)
+    block = tower.view(tower.depth - 1, grid)  # after it no one reads the tokens
+    own = block.project(block.norm(both[:, :count]), "kv")
+    return tower.read(through(block, both[:, count:], own, bias))
 
 
 def cls_mask(
@@ -131,23 +131,26 @@ def cls_bias(
     spec = Foveal(std=std, peak=peak)
 
     def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        return torch.stack([_bump(cover.view(grid) > 0, spec).flatten() for cover in cover_RN])
+        return _bumps(cover_RN.unflatten(1, grid) > 0, spec).flatten(1)
 
     return _by_windows(backbone, pixels, masks, windows, bias, "cls_bias", start, True)
 
 
-def _bump(touched_hw: torch.Tensor, spec: Foveal) -> torch.Tensor:
-    """A Gaussian over the box of the touched patches, stretched to 0..peak."""
-    bias = torch.zeros(touched_hw.shape)
-    rows, cols = (touched_hw.any(dim=axis).nonzero().flatten() for axis in (1, 0))
-    if not len(rows):
-        return bias
-    y, x = (torch.arange(int(i[-1] - i[0]) + 1).double() - float(i[-1] - i[0]) / 2 for i in (rows, cols))
-    bump = torch.exp(-0.5 * (y[:, None] ** 2 + x[None] ** 2) / spec.std**2)
-    span = (bump.max() - bump.min()).clamp(min=1e-12)
-    stretched = (bump - bump.min()) / span if bump.numel() > 1 else torch.ones_like(bump)
-    bias[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1] = (spec.peak * stretched).float()
-    return bias
+def _bumps(touched_Rhw: torch.Tensor, spec: Foveal) -> torch.Tensor:
+    """A Gaussian over the box of each region's touched patches, stretched to 0..peak: (R, h, w) float32."""
+    squares, within = [], torch.ones_like(touched_Rhw)
+    for axis in (1, 2):
+        used_Rn = touched_Rhw.any(dim=3 - axis)
+        at = torch.arange(used_Rn.shape[1]).double()
+        low = torch.where(used_Rn, at, torch.inf).amin(dim=1, keepdim=True)
+        high = torch.where(used_Rn, at, -torch.inf).amax(dim=1, keepdim=True)
+        squares.append((at - (low + high) / 2).square().unsqueeze(3 - axis))
+        within = within & ((at >= low) & (at <= high)).unsqueeze(3 - axis)
+    bump = torch.exp(-0.5 * (squares[0] + squares[1]) / spec.std**2)
+    least = torch.where(within, bump, torch.inf).amin(dim=(1, 2), keepdim=True)
+    most = torch.where(within, bump, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    stretched = torch.where(most > least, (bump - least) / (most - least), 1.0)  # a box of one patch is its own middle
+    return torch.where(within, spec.peak * stretched, 0.0).float()
 
 
 @torch.no_grad()
@@ -167,11 +170,20 @@ def _by_windows(
     if not 0 <= start < tower.depth:
         raise ModelError(f"start {start} leaves no block to look in; model '{backbone.name}' has {tower.depth}")
     windows = windows or whole_image(pixels, backbone.patch_size)
-    alone_RN = window_cover(masks, windows, 0, range(len(masks))) if len(windows) == 1 else None
-    areas_nR = window_areas(masks, windows) if alone_RN is None else alone_RN.sum(dim=1)[None]
+    grid = windows.rows.tokens, windows.cols.tokens
+
+    def added(cover_RN: torch.Tensor) -> torch.Tensor:
+        lead = cover_RN.new_full((len(cover_RN), tower.prefix), 0.0 if see_cls else -torch.inf)
+        return torch.cat([lead, bias(cover_RN, grid)], dim=1)
+
+    if len(windows) == 1 and len(masks):  # nothing to choose and nothing to average
+        cover_RN = window_cover(masks, windows, 0, range(len(masks)))
+        (part,) = windows.batches(pixels, 1)
+        found_RE = look(tower, part, added(cover_RN)[None].to(backbone.device), start=start)[0]
+        return F.normalize(found_RE.float(), dim=-1) * cover_RN.any(dim=1, keepdim=True).to(found_RE.device)
+    areas_nR = window_areas(masks, windows)
     looked_nR = (areas_nR >= SEEN * areas_nR.amax(dim=0)) & (areas_nR > 0)
     total_RE = torch.zeros(len(masks), backbone.embed_dim)
-    grid = windows.rows.tokens, windows.cols.tokens
     first = 0
     for part in windows.batches(pixels, WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])):
         numbers = range(first, first + len(part))
@@ -180,14 +192,7 @@ def _by_windows(
         used = [i for i, some in chosen.items() if some]
         if not used:
             continue
-        biases = [torch.zeros(0)] * len(used)
-        for at, i in enumerate(used):
-            if alone_RN is not None:
-                cover_RN = alone_RN[chosen[i]]
-            else:
-                cover_RN = window_cover(masks, windows, numbers[i], chosen[i])
-            lead = cover_RN.new_full((len(cover_RN), tower.prefix), 0.0 if see_cls else -torch.inf)
-            biases[at] = torch.cat([lead, bias(cover_RN, grid)], dim=1)
+        biases = [added(window_cover(masks, windows, numbers[i], chosen[i])) for i in used]
         padded = torch.nn.utils.rnn.pad_sequence(biases, batch_first=True).to(backbone.device)
         found = F.normalize(look(tower, part[used], padded, start=start).float(), dim=-1).cpu()
         for at, i in enumerate(used):

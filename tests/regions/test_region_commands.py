@@ -166,3 +166,16 @@ def test_the_sheet_shows_every_hit_even_of_a_changed_photo(folder) -> None:
     assert sheet.shape[1:] == (960, 3)
     with pytest.raises(LabelError, match="nothing was found"):
         hit_sheet([], "elephant")
+
+
+def test_regions_are_named_without_labels(tmp_path) -> None:
+    plain = [str(SCENES / "wood.png"), "--model", "mini", "--out", str(tmp_path)]
+    found = CliRunner().invoke(app, ["regions", *plain])
+    assert found.exit_code == 0, found.output
+    assert "penguin" in found.output
+    clicked = CliRunner().invoke(app, ["regions", *plain, "--point", "10,10", "--point", "40,60"])
+    assert clicked.exit_code == 0, clicked.output
+    assert all(f"wood.png {place}:" in clicked.output for place in ("10,10", "40,60"))
+    refused = CliRunner().invoke(app, ["regions", *plain, "--export", "coco"])
+    assert refused.exit_code == 2
+    assert "give --labels" in refused.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -16,11 +17,25 @@ from conftest import TINY, random_clip, wrap
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
+from densevl.recipes.parts import Foveal
 from densevl.regions.operators import OPERATORS, parse
-from densevl.regions.queries import cls_bias, cls_mask, look
+from densevl.regions.queries import _bumps, cls_bias, cls_mask, look
 from densevl.regions.tower import cls_tower
+from region_weights import write_files
 
 SIDE = 32
+
+Run = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def operators(tmp_path_factory) -> dict[str, Run]:
+    """All of them, those that need weights with a file of random ones."""
+    files = write_files(tmp_path_factory.mktemp("weights"))
+    return {
+        name: partial(known.run, weights=files[name]) if known.weights else known.run
+        for name, known in OPERATORS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +52,23 @@ def squares(size: int = SIDE) -> Proposals:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_features_are_unit_rows_and_zeros_for_an_empty_mask(name, tiny, pixels) -> None:
-    found = OPERATORS[name].run(tiny, pixels, squares())
+def test_features_are_unit_rows_and_zeros_for_an_empty_mask(name, operators, tiny, pixels) -> None:
+    found = operators[name](tiny, pixels, squares())
     assert found.shape == (4, tiny.embed_dim)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.norm(dim=1), torch.tensor([1.0, 1, 1, 0]))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_no_masks_give_no_rows(name, tiny, pixels) -> None:
-    assert OPERATORS[name].run(tiny, pixels, Proposals.empty((SIDE, SIDE))).shape == (0, tiny.embed_dim)
+def test_no_masks_give_no_rows(name, operators, tiny, pixels) -> None:
+    assert operators[name](tiny, pixels, Proposals.empty((SIDE, SIDE))).shape == (0, tiny.embed_dim)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_masks_of_a_larger_photo_land_in_the_same_place(name, tiny, pixels) -> None:
+def test_masks_of_a_larger_photo_land_in_the_same_place(name, operators, tiny, pixels) -> None:
     small = squares().select(slice(0, 2))
     large = Proposals.from_masks(small.masks().repeat(3, axis=1).repeat(3, axis=2))
-    run = OPERATORS[name].run
+    run = operators[name]
     torch.testing.assert_close(run(tiny, pixels, large), run(tiny, pixels, small), atol=5e-3, rtol=0)
 
 
@@ -121,6 +136,22 @@ def test_the_foveal_bias_comes_close_to_falip_run_box_by_box(tiny, pixels) -> No
     assert float((shared * own).sum()) > float((plain * own).sum())
 
 
+def test_the_foveal_bias_is_a_gaussian_over_the_box_stretched_to_its_peak() -> None:
+    touched = torch.zeros(4, 5, 7, dtype=torch.bool)
+    touched[0, 1, 2] = touched[0, 3, 5] = True  # a box of 3 x 4, though few of its patches are touched
+    touched[1, 4, 6] = True
+    touched[2] = True  # the last one is nowhere
+    found = _bumps(touched, Foveal(std=2.0, peak=0.3))
+    y, x = torch.meshgrid(torch.arange(3.0) - 1, torch.arange(4.0) - 1.5, indexing="ij")
+    bump = torch.exp(-(y**2 + x**2) / 8)
+    torch.testing.assert_close(found[0, 1:4, 2:6], 0.3 * (bump - bump.min()) / (bump.max() - bump.min()))
+    assert found[0].count_nonzero() == 8, "the corners are 0, and so is all outside"
+    assert found[1].count_nonzero() == 1
+    assert found[1, 4, 6] == pytest.approx(0.3)
+    assert found[2].max() == pytest.approx(0.3)
+    assert not found[3].any()
+
+
 @pytest.mark.parametrize(
     "masks",
     [
@@ -130,8 +161,8 @@ def test_the_foveal_bias_comes_close_to_falip_run_box_by_box(tiny, pixels) -> No
     ids=["boxes outside, thin and of floats", "masks that are the same"],
 )
 @pytest.mark.parametrize("name", OPERATORS)
-def test_odd_regions_are_finite(name, masks, tiny, pixels) -> None:
-    found = OPERATORS[name].run(tiny, pixels, masks)
+def test_odd_regions_are_finite(name, masks, operators, tiny, pixels) -> None:
+    found = operators[name](tiny, pixels, masks)
     assert torch.isfinite(found).all()
     filled = torch.from_numpy(masks.areas > 0)
     torch.testing.assert_close(found.norm(dim=1), filled.float())

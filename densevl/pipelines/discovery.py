@@ -1,0 +1,142 @@
+"""Regions named without labels: words out of a long list, as few as will do, and regions of one word made one.
+
+The task is that of "Zero-guidance Segmentation Using Zero Segment Labels" (Rewatbowornwong et al., ICCV 2023), where a
+captioner finds the words; here they come from a list. Shape letters: R regions, T strings, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import LabelError
+from densevl.proposals import Proposals
+from densevl.regions.embedded import RegionEmbeddings
+from densevl.regions.overlap import intersections, nms
+from densevl.regions.result import RegionResult
+from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary.nouns import nouns
+
+if TYPE_CHECKING:
+    from densevl.pipelines.regions import RegionClassifier
+    from densevl.pipelines.segmenter import Labels
+
+REPEATED = 0.8  # IoU above which two regions of different words are one thing; the likelier word stays
+
+
+def discover(
+    classifier: RegionClassifier,
+    image: Any,
+    words: Labels | None = None,
+    *,
+    threshold: float = 0.0,
+    agree: float = 0.5,
+    overlap: float | None = 0.5,
+    **regions: Any,
+) -> RegionResult:
+    """Name what is in a photo without being told what to look for; see `RegionClassifier.discover`."""
+    if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
+        raise LabelError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
+    found = classifier.embed(image, **regions)
+    listed, unread = readable(nouns() if words is None else LabelSet.parse(words), classifier.backbone.uncovered)
+    text = classifier.embed_text(listed, Background())
+    p_RC = class_probs(classifier.scorer.judge(found, text), text.classes, len(listed))
+    p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
+    chosen = few_words(p_RC, agree)
+    few = LabelSet(tuple(listed.names[c] for c in chosen), tuple(listed.synonyms[c] for c in chosen))
+    p_RC = p_RC[:, chosen]
+    best, labels = p_RC.max(dim=1) if len(p_RC) else (p_RC.sum(dim=1), torch.zeros(0, dtype=torch.int64))
+    labels = torch.where((best > 0) & (best >= threshold), labels, NOTHING)
+    groups = together(found.regions, labels.cpu().numpy(), overlap)
+    merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
+    result = classifier.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
+    kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.scores, 0), threshold=REPEATED))
+    warned = (f"{unread} words of the list are not covered by model '{classifier.backbone.name}'",) * bool(unread)
+    return replace(result.select(kept), warnings=warned)
+
+
+def readable(words: LabelSet, uncovered: Callable[[Sequence[str]], list[str]]) -> tuple[LabelSet, int]:
+    """The classes of which a model reads some string, with those strings, and how many strings it does not read.
+
+    Raises:
+        LabelError: it reads none.
+    """
+    unknown = set(uncovered(words.queries))
+    synonyms = [tuple(word for word in own if word not in unknown) for own in words.synonyms]
+    named = [(name, own) for name, own in zip(words.names, synonyms, strict=True) if own]
+    if not named:
+        raise LabelError(f"the model covers none of the {len(words.queries)} words; give others as words=")
+    return LabelSet(tuple(name for name, _ in named), tuple(own for _, own in named)), len(unknown)
+
+
+def class_probs(logp_RT: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
+    """Probabilities (R, C): a class has that of its best string."""
+    probs = torch.zeros(len(logp_RT), count, device=logp_RT.device)
+    return probs.scatter_reduce_(1, classes.expand(len(logp_RT), -1), logp_RT.exp(), "amax")
+
+
+def few_words(p_RC: torch.Tensor, agree: float) -> list[int]:
+    """Few classes such that each region has one that is at least `agree` times as likely as its likeliest.
+
+    Greedy cover: the class next chosen suits most of the regions that have none yet, each counted by how near it comes
+    to the region's likeliest. So a photo of five cats is named by "cat" alone, though one looks a bit more like a lynx.
+    Regions without probabilities ask for none; without any region the first class is given, as a vocabulary has one.
+    """
+    best = p_RC.amax(dim=1, keepdim=True) if len(p_RC) else p_RC.new_zeros(0, 1)
+    near_RC = torch.where(best > 0, p_RC / best.clamp(min=1e-30), 0.0)
+    near_RC = near_RC * (near_RC >= agree)
+    chosen: list[int] = []
+    while bool(near_RC.any()):
+        word = int(near_RC.sum(dim=0).argmax())
+        chosen.append(word)
+        near_RC = near_RC * (near_RC[:, word] == 0)[:, None]
+    return chosen or [0]
+
+
+def together(masks: Proposals, labels: np.ndarray, overlap: float | None) -> list[list[int]]:
+    """Regions of one label that overlap by this share of the smaller, or all of one label if None, as groups.
+
+    Whatever is nothing stays by itself.
+    """
+    areas, groups = masks.areas, []
+    waiting = dict.fromkeys(range(len(masks)))
+    while waiting:
+        reached = [next(iter(waiting))]
+        del waiting[reached[0]]
+        for index in reached:  # grows while it is read
+            others = np.array([i for i in waiting if labels[i] == labels[index] != NOTHING and areas[i]], np.int64)
+            if overlap is not None:
+                shared = intersections(masks, index, others)
+                others = others[shared > overlap * np.minimum(areas[others], areas[index])]
+            reached += others.tolist()
+            for other in others.tolist():
+                del waiting[other]
+        groups.append(sorted(reached))
+    return groups
+
+
+def merge(found: RegionEmbeddings, groups: Sequence[Sequence[int]]) -> RegionEmbeddings:
+    """Unions of regions; a union's vector is the mean of its members', weighed by area."""
+    regions = found.regions
+    packed = [np.bitwise_or.reduce(regions.packed[list(group)], axis=0) for group in groups]
+    quality = [float(regions.quality[list(group)].max()) for group in groups]
+    unions = Proposals.from_packed(np.stack(packed), regions.size, quality) if groups else regions
+    weights = torch.zeros(len(groups), len(regions))
+    for row, group in enumerate(groups):
+        weights[row, list(group)] = torch.from_numpy(regions.areas[list(group)]).float()
+    vectors = {name: F.normalize(weights.to(rows) @ rows, dim=-1) for name, rows in found.vectors.items()}
+    return replace(found, regions=unions, vectors=vectors, second={})
+
+
+def merged_probs(p_RC: torch.Tensor, areas: np.ndarray, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Probabilities of unions: the means of their members', weighed by area."""
+    if not groups:
+        return p_RC
+    weight = torch.from_numpy(np.maximum(areas, 1)).to(p_RC)
+    rows = [weight[list(group)] @ p_RC[list(group)] / weight[list(group)].sum() for group in groups]
+    return torch.stack(rows)

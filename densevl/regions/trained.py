@@ -1,0 +1,176 @@
+"""Image towers that were trained to look at regions: Alpha-CLIP's and OVSeg's, from their published files.
+
+Alpha-CLIP (Sun et al., CVPR 2024) adds to the patch embedding that of a fourth channel, alpha: together they are one
+convolution over four channels. OVSeg (Liang et al., CVPR 2023) replaces patches outside the mask by learned tokens,
+before the positions are added and after the first blocks. Both are copies of a CLIP's tower with other weights: text
+stays the CLIP's own. Shape letters: B crops, N patches, D width, E joint space, L layers of prompts, S side.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densevl.errors import ModelError, WeightsError
+from densevl.proposals.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from densevl.backbones.base import Backbone
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+"""Normalised pixels and a fourth channel (B, 4, S, S) to image embeddings (B, E), not normalised."""
+State = dict[str, torch.Tensor]
+CONTAINERS = ("model", "state_dict")
+PATCHES, ALPHA, PROMPTS = "conv1.weight", "conv1_alpha.weight", "mask_embedding"
+
+_loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Encode]] = WeakKeyDictionary()
+
+
+def trained(backbone: Backbone, kind: str, weights: str | Path) -> Encode:
+    """The tower of "alpha" or "crop_prompted", read when first asked for and kept as long as the backbone.
+
+    Args:
+        kind: one of the two.
+        weights: Alpha-CLIP's file of the image tower; or a file of OVSeg: of its CLIP, of that one's training, or of
+            the whole detector.
+
+    Raises:
+        ModelError: the backbone's image tower is no ViT of open_clip. WeightsError: a file of something else, or of
+            another architecture.
+    """
+    own, key = _loaded.setdefault(backbone, {}), (kind, str(weights))
+    if key not in own:
+        tower = getattr(backbone, "tower", None)
+        if tower is None or not tower.depth or not hasattr(getattr(tower, "module", None), "conv1"):
+            raise ModelError(
+                f"operator '{kind}' is for ViTs of open_clip such as ViT-L-14-quickgelu, and model '{backbone.name}' "
+                "has none; use 'crop' or 'pool'"
+            )
+        with torch.no_grad():
+            own[key] = {"alpha": _alpha, "crop_prompted": _prompted}[kind](tower, Path(weights))
+    return own[key]
+
+
+def _alpha(tower: Any, path: Path) -> Encode:
+    state = _tower_state(path)
+    if ALPHA not in state:
+        raise WeightsError(f"weights file {path} is not Alpha-CLIP's: it holds no {ALPHA}")
+    if any(".lora_" in key for key in state):
+        raise WeightsError(f"weights file {path} holds LoRA's parts beside the weights: merge them first")
+    state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
+    state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
+    visual = copy.deepcopy(tower.module)
+    visual.conv1 = _wider(visual.conv1)
+    return load_tower(visual, state, path)
+
+
+def _wider(conv: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution for one channel more."""
+    made = nn.Conv2d(conv.in_channels + 1, conv.out_channels, conv.kernel_size, conv.stride, bias=False)  # type: ignore[arg-type]
+    return made.to(conv.weight)
+
+
+class _PromptedPatches(nn.Module):
+    """A patch embedding that puts a prompt where the fourth channel, 1 inside and 0 outside, is 0 all over a patch."""
+
+    def __init__(self, conv: nn.Conv2d, prompts_ND: torch.Tensor) -> None:
+        super().__init__()
+        self.conv, self.prompts_ND = conv, prompts_ND
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.conv.weight
+
+    def forward(self, pixels_B4SS: torch.Tensor) -> torch.Tensor:
+        patches_BDhw = self.conv(pixels_B4SS[:, :3])
+        prompts_Dhw = self.prompts_ND.expand(patches_BDhw[0, 0].numel(), -1).T.unflatten(1, patches_BDhw.shape[2:])
+        return torch.where(touched(pixels_B4SS, self.conv.kernel_size[0]), patches_BDhw, prompts_Dhw)
+
+
+def touched(pixels_B4SS: torch.Tensor, patch: int) -> torch.Tensor:
+    """The patches in which the fourth channel is above 0 anywhere: bool (B, 1, h, w)."""
+    return F.max_pool2d(pixels_B4SS[:, 3:], patch) > 0
+
+
+def _prompted(tower: Any, path: Path) -> Encode:
+    state = _tower_state(path)
+    if PROMPTS not in state:
+        raise WeightsError(f"weights file {path} is not OVSeg's with mask prompts: it holds no visual.{PROMPTS}")
+    prompts_LND = state.pop(PROMPTS).to(next(tower.module.parameters()))
+    own = copy.deepcopy(tower)
+    patches = (own.image_size[0] // own.patch_size) * (own.image_size[1] // own.patch_size)
+    width = own.module.conv1.out_channels
+    if prompts_LND.ndim != 3 or prompts_LND.shape[1] not in (1, patches) or prompts_LND.shape[2] != width:
+        raise WeightsError(
+            f"weights file {path} holds prompts {tuple(prompts_LND.shape)}, and the model's tower has {patches} "
+            f"patches of width {width}: name the architecture it was trained with"
+        )
+    load_tower(own.module, state, path)
+    own.module.conv1 = _PromptedPatches(own.module.conv1, prompts_LND[0])
+
+    def encode(pixels_B4SS: torch.Tensor) -> torch.Tensor:
+        grid = pixels_B4SS.shape[2] // own.patch_size, pixels_B4SS.shape[3] // own.patch_size
+        inside_BN1 = touched(pixels_B4SS, own.patch_size).flatten(2).transpose(1, 2)
+        x_BND = own.embed(pixels_B4SS, "size")
+        for index in range(own.depth):
+            x_BND = own.run(index, x_BND, grid)
+            if index + 1 < len(prompts_LND):
+                patches_BND = torch.where(inside_BN1, x_BND[:, own.prefix :], prompts_LND[index + 1])
+                x_BND = torch.cat([x_BND[:, : own.prefix], patches_BND], dim=1)
+        return own.pool(x_BND)
+
+    return encode
+
+
+def _tower_state(path: Path) -> State:
+    """The tensors of the image tower, by their names in it."""
+    content = checkpoint_tensors(path)
+    anchor = next((key for key in content if key == PATCHES or key.endswith(f"visual.{PATCHES}")), None)
+    if anchor is None:
+        raise WeightsError(f"weights file {path} holds no image tower of CLIP: no visual.{PATCHES}")
+    return below(content, anchor.removesuffix(PATCHES))
+
+
+def checkpoint_tensors(path: Path) -> State:
+    """The tensors of a checkpoint by name, out of the dict they may be wrapped in.
+
+    Raises:
+        WeightsError: see `read_checkpoint`.
+    """
+    content, _ = read_checkpoint(path)
+    for container in CONTAINERS:
+        inner = content.get(container)
+        content = inner if isinstance(inner, dict) else content
+    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def below(state: State, prefix: str) -> State:
+    """The tensors whose names begin so, without that beginning."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
+    """Load strictly.
+
+    Raises:
+        WeightsError: tensors that are missing, too many, or of another shape.
+    """
+    wanted = visual.state_dict()
+    strange = sorted(set(state) ^ set(wanted))
+    other = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
+    if strange or other:
+        what = f"{len(strange)} tensors are only in one of them ({', '.join(strange[:3])})" if strange else ""
+        shapes = f"{other[0]} is {tuple(state[other[0]].shape)}, not {tuple(wanted[other[0]].shape)}" if other else ""
+        raise WeightsError(
+            f"weights file {path} does not fit this model's tower: {what or shapes}; name the architecture it was "
+            "trained with"
+        )
+    visual.load_state_dict(state)
+    return visual.eval().requires_grad_(False)

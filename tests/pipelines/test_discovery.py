@@ -1,0 +1,118 @@
+"""Regions named without labels: which words are kept, which regions become one, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import PHOTOS, random_clip, wrap
+from densevl.backbones import Protocol
+from densevl.errors import LabelError
+from densevl.images import read_image
+from densevl.pipelines.discovery import few_words, merge, merged_probs, readable, together
+from densevl.pipelines.regions import RegionClassifier
+from densevl.proposals.base import Proposals
+from densevl.regions.embedded import RegionEmbeddings
+from densevl.vocabulary import LabelSet
+from densevl.vocabulary.nouns import nouns
+
+PHOTO = PHOTOS / "cat.jpg"
+
+
+@pytest.fixture(scope="module")
+def classify() -> RegionClassifier:
+    protocol = Protocol(short_side=48, crop=32, stride=16)
+    return RegionClassifier(wrap(random_clip()), None, "pool+cls_mask", templates="photo", protocol=protocol)
+
+
+def halves() -> np.ndarray:
+    masks = np.zeros((5, *read_image(PHOTO).shape[:2]), bool)
+    masks[0, 20:200, 30:300] = True
+    masks[1, 30:100, 40:290] = True  # inside the first
+    masks[2, 210:, 310:] = True
+    masks[3] = True
+    return masks  # the last one is empty
+
+
+@pytest.mark.parametrize(
+    ("rows", "agree", "chosen"),
+    [
+        ([[0.4, 0.3, 0], [0.3, 0.4, 0], [0, 0.2, 0.1]], 0.5, [1]),
+        ([[0.4, 0.3, 0], [0.3, 0.4, 0], [0, 0.2, 0.1]], 1.0, [1, 0]),
+        ([[0.9, 0, 0], [0, 0, 0.9]], 0.5, [0, 2]),
+        ([[0.0, 0.0, 0.0]], 0.5, [0]),
+    ],
+    ids=["one word suits all", "each its own", "two things", "nothing there"],
+)
+def test_as_few_words_as_will_do(rows, agree, chosen) -> None:
+    assert few_words(torch.tensor(rows), agree) == chosen
+    assert few_words(torch.zeros(0, 3), agree) == [0]
+
+
+def test_regions_of_one_word_that_overlap_become_one() -> None:
+    masks = np.zeros((5, 8, 8), bool)
+    masks[0, :4] = True
+    masks[1, 2:4, :4] = True  # within 0, same word
+    masks[2, 3:6] = True  # a third of it overlaps
+    masks[3, :4, :4] = True  # within 0, another word
+    regions = Proposals.from_masks(masks)
+    labels = np.array([0, 0, 0, 1, -1])
+    assert together(regions, labels, 0.5) == [[0, 1], [2], [3], [4]]
+    assert together(regions, labels, 0.2) == [[0, 1, 2], [3], [4]]
+    assert together(regions, labels, 1.0) == [[0], [1], [2], [3], [4]]
+    assert together(regions, labels, None) == [[0, 1, 2], [3], [4]]
+    rows = torch.eye(5)
+    found = RegionEmbeddings(np.zeros((8, 8, 3), np.uint8), regions, {"pool": rows})
+    united = merge(found, [[0, 1], [2], [3], [4]])
+    assert united.regions.areas.tolist() == [32, 24, 16, 0]
+    torch.testing.assert_close(united.vectors["pool"].norm(dim=1), torch.tensor([1.0, 1, 1, 0]))
+    assert united.vectors["pool"][0].argmax() == 0, "the larger member weighs more"
+    means = merged_probs(torch.tensor([[1.0], [0], [0.5], [0.5], [0]]), regions.areas, [[0, 1], [2], [3], [4]])
+    torch.testing.assert_close(means.flatten(), torch.tensor([0.8, 0.5, 0.5, 0]))
+
+
+def test_a_photo_names_itself(classify, tmp_path) -> None:
+    words = ["cat", "dog | puppy", "sky", "sofa", "grass"]
+    result = classify.discover(PHOTO, words, masks=halves())
+    assert set(result.names) <= {"cat", "dog", "sky", "sofa", "grass", "nothing"}
+    assert set(result.vocabulary) <= set(words) | {"dog"}
+    assert 1 <= len(result) <= 5
+    assert result.probs.shape == (len(result), len(result.vocabulary))
+    assert (result.probs.sum(axis=1) <= 1 + 1e-5).all(), "probabilities are among the whole list"
+    again = result.reclassify(["cat", "sky"])
+    assert len(again) == len(result)
+    assert result.panoptic().ids.shape == result.image.shape[:2]
+    listed = tmp_path / "words.txt"
+    listed.write_text("cat\ndog, puppy\nsky\nsofa\ngrass\n")
+    assert classify.discover(PHOTO, listed, masks=halves()).names == result.names
+
+
+def test_unsure_regions_are_nothing_and_none_are_none(classify) -> None:
+    sure = classify.discover(PHOTO, ["cat", "sky", "sofa"], masks=halves(), threshold=0.999)
+    assert set(sure.names) == {"nothing"}
+    empty = classify.discover(PHOTO, ["cat", "sky"], boxes=[])
+    assert len(empty) == 0
+    assert empty.names == ()
+
+
+def test_the_list_is_plain_and_large() -> None:
+    words = nouns()
+    assert len(words) > 1200
+    assert {"cat", "sofa", "puppy", "road", "sky", "television"} <= set(words.queries)
+    assert all(word == " ".join(word.split()) for word in words.queries)
+
+
+def test_words_that_the_model_does_not_read_are_left_out() -> None:
+    words = LabelSet.parse(["cat | moggy", "dog", "quokka"])
+    few, count = readable(words, lambda asked: [word for word in asked if word in ("moggy", "quokka")])
+    assert few == LabelSet.parse(["cat", "dog"])
+    assert count == 2
+    with pytest.raises(LabelError, match="covers none of the 4 words"):
+        readable(words, list)
+
+
+@pytest.mark.parametrize("shares", [{"agree": 0}, {"agree": 1.5}, {"overlap": -0.1}])
+def test_shares_out_of_range_are_refused(shares, classify) -> None:
+    with pytest.raises(LabelError, match="shares within"):
+        classify.discover(PHOTO, ["cat", "dog"], masks=halves(), **shares)

@@ -1,0 +1,104 @@
+"""Regions at the edge of sense, end to end: the right answer or one clear line, whatever the form and the operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import random_clip, wrap
+from densevl.backbones import Protocol
+from densevl.errors import ProposalError
+from densevl.pipelines.regions import RegionClassifier
+from densevl.proposals import Proposals
+
+SIZE = (64, 96)
+PHOTO = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+WORDS = ["cat", "dog", "sky"]
+
+
+def mask(*spans: tuple[int, int, int, int]) -> np.ndarray:
+    masks = np.zeros((len(spans), *SIZE), bool)
+    for one, (x0, y0, x1, y1) in zip(masks, spans, strict=True):
+        one[y0:y1, x0:x1] = True
+    return masks
+
+
+def boxes(count: int) -> np.ndarray:
+    corners = np.random.default_rng(1).uniform(0, 50, (count, 2))
+    return np.concatenate([corners, corners + np.random.default_rng(2).uniform(1, 40, (count, 2))], axis=1)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return wrap(random_clip())
+
+
+@pytest.fixture(scope="module", params=["pool", "roi", "cls_mask", "cls_bias", "crop", "pool+cls_mask"])
+def classify(request, backbone) -> RegionClassifier:
+    protocol = Protocol(short_side=48, crop=32, stride=16)
+    return RegionClassifier(backbone, None, request.param, templates="photo", protocol=protocol, background="none")
+
+
+@pytest.mark.parametrize(
+    ("form", "filled"),
+    [
+        ({"masks": np.zeros((0, *SIZE), bool)}, []),
+        ({"boxes": []}, []),
+        ({"rle": []}, []),
+        ({"proposals": Proposals.empty(SIZE)}, []),
+        ({"masks": mask((0, 0, 96, 64), (10, 10, 60, 50), (10, 10, 60, 50))}, [True, True, True]),
+        ({"masks": mask((5, 5, 30, 30), (0, 0, 0, 0))}, [True, False]),
+        ({"masks": mask((40, 20, 46, 26), (95, 63, 96, 64))}, [True, True]),
+        ({"boxes": [[-50, -20, 12.5, 9.75], [90.5, 60.25, 400, 300], [-9, -9, -1, -1]]}, [True, True, False]),
+        ({"boxes": torch.tensor([[10.2, 10.9, 10.4, 11.2], [3.3, 4.4, 20.6, 30.7]])}, [True, True]),
+    ],
+    ids=[
+        "no masks", "no boxes", "no RLE", "no proposals", "masks that overlap and repeat", "a mask of zeros",
+        "masks of 6 pixels and of one", "boxes outside", "boxes of floats, one within a pixel",
+    ],
+)  # fmt: skip
+def test_odd_regions_get_the_right_answer(form, filled, classify) -> None:
+    result = classify(PHOTO, WORDS, **form)
+    assert len(result) == len(filled)
+    assert np.isfinite(result.probs).all()
+    assert ((result.labels >= 0) == np.array(filled, bool)).all()
+    assert (result.regions.areas > 0).tolist() == filled
+    assert result.panoptic().ids.shape == result.semantic().labels.shape == SIZE
+    assert len(result.instances()) <= sum(filled)
+    assert len(result.reclassify(["car", "bus"])) == len(filled)
+
+
+def test_masks_of_six_pixels_keep_a_right_sized_feature(backbone, classify) -> None:
+    found = classify.embed(PHOTO, masks=mask((40, 20, 46, 26)))
+    for rows in found.vectors.values():
+        assert rows.shape == (1, backbone.embed_dim)
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(1))
+
+
+@pytest.mark.parametrize("operator", ["pool", "cls_mask"])
+def test_five_thousand_regions(operator, backbone) -> None:
+    classify = RegionClassifier(
+        backbone, None, operator, templates="photo", protocol=Protocol(short_side=32, crop=32), background="none"
+    )
+    result = classify(PHOTO, WORDS, boxes=boxes(5000))
+    assert len(result) == 5000
+    assert (result.labels >= 0).all()
+    assert np.isfinite(result.scores).all()
+    assert 0 < len(result.instances(top=50)) <= 50
+    assert result.semantic().labels.shape == SIZE
+
+
+@pytest.mark.parametrize(
+    ("rle", "said"),
+    [
+        (Proposals.from_masks(np.ones((1, 10, 12), bool)).to_rle(), "RLE 0 is of 10x12 pixels, the image of 64x96"),
+        ([{"size": list(SIZE), "counts": [5, 7]}], "add up to 12 pixels"),
+        ([{"size": list(SIZE)}], "RLE 0 is not"),
+    ],
+    ids=["of another size", "cut off", "without runs"],
+)
+def test_a_wrong_rle_is_one_clear_line(rle, said, classify) -> None:
+    with pytest.raises(ProposalError, match=said) as caught:
+        classify(PHOTO, WORDS, rle=rle)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,183 @@
+"""SAN from random tensors in the form of its file: the side network and the copies of CLS, written out plainly."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import TINY, random_clip, wrap
+from densevl.errors import ModelError, WeightsError
+from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.san import name_with_san
+from densevl.regions.san import San
+
+SIDE, QUERIES, C, HIDDEN, START = 96, 5, 24, 16, 4  # the side network looks at 96 px: 6 x 6 patches of 16
+D, HEADS, LAYERS = TINY["vision_cfg"]["width"], 2, TINY["vision_cfg"]["layers"]
+
+
+def san_state() -> dict[str, torch.Tensor]:
+    draw = torch.manual_seed(3)
+    made: dict[str, torch.Tensor] = {}
+
+    def put(name: str, *shape: int) -> None:
+        made[name] = torch.randn(*shape, generator=draw) * (0.3 if len(shape) < 2 else 1 / shape[-1] ** 0.5)
+
+    side = "side_adapter_network."
+    put(side + "query_embed", 1, QUERIES, C)
+    put(side + "query_pos_embed", 1, QUERIES, C)
+    put(side + "vit_model.pos_embed", 1, 36, C)
+    put(side + "vit_model.patch_embed.proj.weight", C, 3, 16, 16)
+    put(side + "vit_model.patch_embed.proj.bias", C)
+    for index in range(3):
+        at = f"{side}vit_model.blocks.{index}."
+        for name, shape in {
+            "norm1": (C,), "attn.qkv": (3 * C, C), "attn.proj": (C, C), "norm2": (C,), "mlp.fc1": (4 * C, C),
+            "mlp.fc2": (C, 4 * C),
+        }.items():  # fmt: skip
+            put(f"{at}{name}.weight", *shape)
+            put(f"{at}{name}.bias", shape[0])
+    for index in range(2):
+        at = f"{side}fusion_layers.layer_{index}.input_proj."
+        for name, shape in {"0.weight": (D,), "0.bias": (D,), "1.weight": (C, D, 1, 1), "1.bias": (C,)}.items():
+            put(at + name, *shape)
+    for name, last, tail in (("query_mlp", 8, ()), ("pix_mlp", 8, (1, 1)), ("attn_mlp", 8 * HEADS, (1, 1))):
+        widths = [C, HIDDEN, HIDDEN, last]
+        for index, (a, b) in enumerate(itertools.pairwise(widths)):
+            put(f"{side}mask_decoder.{name}.layers.{index}.weight", b, a, *tail)
+            put(f"{side}mask_decoder.{name}.layers.{index}.bias", b)
+    put(side + "mask_decoder.bias_scaling.weight", 1, 1)
+    put(side + "mask_decoder.bias_scaling.bias", 1)
+    put("ov_classifier.bg_embed", 1, TINY["embed_dim"])
+    for key, value in random_clip(5).visual.state_dict().items():
+        parts = key.removeprefix("transformer.").split(".")
+        if parts[0] == "resblocks" and int(parts[1]) >= START:
+            parts[1] = str(int(parts[1]) - START)
+            made["clip_rec_head." + ".".join(parts)] = value.clone()
+        else:
+            holder = "clip_rec_head." if parts[0] in ("ln_post", "proj") else "clip_visual_extractor."
+            made[holder + ".".join(parts)] = value.clone()
+    return made
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("san") / "san.pth"
+    torch.save({"model": san_state(), "iteration": 60000}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return wrap(random_clip())
+
+
+def norm(x, s, at, eps=1e-6):
+    return F.layer_norm(x, x.shape[-1:], s[at + ".weight"], s[at + ".bias"], eps)
+
+
+def mlp(x, s, name):
+    for index in range(3):
+        at = f"side_adapter_network.mask_decoder.{name}.layers.{index}."
+        x = x @ s[at + "weight"].flatten(1).T + s[at + "bias"]
+        x = x.relu() if index < 2 else x
+    return x
+
+
+def plain(s, pixels) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image, as the paper's figure has it: the whole attention of copies, CLS and patches in one matrix."""
+    visual = random_clip(5).visual
+    small = F.interpolate(pixels, scale_factor=0.5, mode="bilinear")
+    h, w = small.shape[2] // 8, small.shape[3] // 8
+    table = s["clip_visual_extractor.positional_embedding"]
+    cells = F.interpolate(table[1:].T.reshape(1, D, 4, 4), size=(h, w), mode="bicubic")[0].flatten(1).T
+    x = torch.cat([visual.class_embedding[None], visual.conv1(small)[0].flatten(1).T]) + torch.cat([table[:1], cells])
+    x = visual.ln_pre(x)[None]
+    taps = [x]
+    for block in visual.transformer.resblocks[:START]:
+        x = block(x)
+        taps.append(x)
+
+    side = "side_adapter_network."
+    y = F.conv2d(pixels, s[side + "vit_model.patch_embed.proj.weight"], s[side + "vit_model.patch_embed.proj.bias"], 16)
+    size = y.shape[2:]
+    places = s[side + "vit_model.pos_embed"][0].T.reshape(1, C, 6, 6)
+    places = F.interpolate(places, size=size, mode="bicubic")[0].flatten(1).T
+    places = torch.cat([s[side + "query_pos_embed"][0], places])
+    y = torch.cat([s[side + "query_embed"][0], y[0].flatten(1).T]) + places
+
+    def fuse(y, index, tap):
+        at = f"{side}fusion_layers.layer_{index}.input_proj."
+        t = norm(tap[0, 1:], s, at + "0") @ s[at + "1.weight"].flatten(1).T + s[at + "1.bias"]
+        t = F.interpolate(t.T.reshape(1, C, h, w), size=size, mode="bilinear")[0].flatten(1).T
+        return torch.cat([y[:QUERIES], y[QUERIES:] + t])
+
+    y = fuse(y, 0, taps[0])
+    for index in range(3):
+        at = f"{side}vit_model.blocks.{index}."
+        u = norm(y, s, at + "norm1") @ s[at + "attn.qkv.weight"].T + s[at + "attn.qkv.bias"]
+        q, k, v = u.reshape(-1, 3, 6, C // 6).permute(1, 2, 0, 3)
+        a = ((q @ k.mT) / (C // 6) ** 0.5).softmax(-1) @ v
+        y = y + a.transpose(0, 1).flatten(1) @ s[at + "attn.proj.weight"].T + s[at + "attn.proj.bias"]
+        u = F.gelu(norm(y, s, at + "norm2") @ s[at + "mlp.fc1.weight"].T + s[at + "mlp.fc1.bias"])
+        y = y + u @ s[at + "mlp.fc2.weight"].T + s[at + "mlp.fc2.bias"]
+        if index == 0:
+            y = fuse(y, 1, taps[START])
+        if index < 2:
+            y = y + places
+    query, pix = mlp(y[:QUERIES], s, "query_mlp"), mlp(y[QUERIES:], s, "pix_mlp")
+    logits = (query @ pix.T).reshape(QUERIES, *size)
+    attn = mlp(y[QUERIES:], s, "attn_mlp").reshape(-1, HEADS, 8)
+    bias = torch.einsum("qc,nac->aqn", query, attn).reshape(HEADS, QUERIES, *size)
+    bias = bias * s[side + "mask_decoder.bias_scaling.weight"] + s[side + "mask_decoder.bias_scaling.bias"]
+    bias = F.adaptive_max_pool2d(bias, (h, w)).flatten(2)
+
+    total = QUERIES + 1 + h * w
+    mask = torch.zeros(HEADS, total, total)
+    mask[:, :, :QUERIES] = -1000
+    mask[:, torch.arange(QUERIES), torch.arange(QUERIES)] = 0
+    mask[:, :QUERIES, QUERIES] = -1000
+    mask[:, :QUERIES, QUERIES + 1 :] = bias
+    x = torch.cat([x[:, :1].expand(-1, QUERIES, -1), x], dim=1)
+    for block in visual.transformer.resblocks[START:]:
+        x = block(x, attn_mask=mask)
+    return logits, visual.ln_post(x[0, :QUERIES]) @ visual.proj
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 128)])
+def test_it_is_the_paper_s_computation(size, file, backbone) -> None:
+    pixels = torch.randn(1, 3, *size, generator=torch.manual_seed(4))
+    logits, vectors = San(backbone, file).look(pixels)
+    wanted_logits, wanted = plain(san_state(), pixels)
+    torch.testing.assert_close(logits[0], wanted_logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vectors[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_photo_is_found_and_named(file, backbone) -> None:
+    classify = RegionClassifier(backbone, None, "cls_bias", templates="photo")
+    photo = np.random.default_rng(0).integers(0, 255, (70, 101, 3), np.uint8)
+    san = San(backbone, file)
+    result = name_with_san(classify, san, photo, ["cat", "dog | puppy"])
+    assert result.regions.size == (70, 101)
+    assert len(result) == QUERIES
+    torch.testing.assert_close(san.void.norm(), torch.tensor(1.0))
+    filled = result.regions.areas > 0
+    np.testing.assert_array_less((result.probs.sum(axis=1) + result.nothing)[filled], 1 + 1e-5)
+    assert result.semantic("sum").labels.shape == (70, 101)
+    assert len(result.reclassify(["sky", "sea"])) == QUERIES
+
+
+def test_another_file_is_one_clear_line(tmp_path, backbone) -> None:
+    state = san_state()
+    torch.save({key: value for key, value in state.items() if "side" not in key}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="is not SAN's"):
+        San(backbone, tmp_path / "other.pth")
+    torch.save({key: value for key, value in state.items() if "ln_post" not in key}, tmp_path / "part.pth")
+    with pytest.raises(WeightsError, match="only in one of them"):
+        San(backbone, tmp_path / "part.pth")
+    with pytest.raises(ModelError, match="beside ViTs of open_clip"):
+        San(type("Other", (), {"name": "other"})(), tmp_path / "other.pth")
