@@ -57,7 +57,8 @@ def load_backbone(
 
     Args:
         name: see the module text.
-        weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16") or a config JSON file.
+        weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16"), a config JSON file, or "mini"
+            for a file that `tools.mini` or `tools.clipself` wrote.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         precision: "float32", "int8" (faster on a CPU) or "bfloat16", of the image tower's linear layers; see
             `Backbone.at_precision`.
@@ -196,6 +197,10 @@ def _from_folder(folder: Path, device: str) -> Backbone:
 
 
 def _from_files(name: str, weights: Path, device: str) -> Backbone:
+    if name == "mini":
+        from densevl.backbones.mini import Mini
+
+        return Mini(weights, device=device)
     if name.endswith(".json"):
         model_config, preprocess = _read_config(Path(name))
         return build(Path(name).stem, model_config, weights, preprocess, device)

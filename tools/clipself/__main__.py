@@ -1,0 +1,111 @@
+"""The command: python -m tools.clipself scenes | train | evaluate; see docs/clipself.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from densevl.errors import DensevlError
+from densevl.images import list_images
+from tools.clipself.models import load
+from tools.clipself.run import STUDENT, Plan, Run
+from tools.clipself.train import Budget, train
+
+SMALL: dict[str, dict[str, float]] = {"mini": {"rate": 1e-3, "blocks": 2}}
+"""Settings of models too small for the paper's: training more blocks at this rate forgets what they know."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.clipself", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    made = commands.add_parser("scenes", help="render scenes without labels to train on")
+    made.add_argument("--out", type=Path, required=True, help="a folder")
+    made.add_argument("--count", type=int, default=3000)
+    made.add_argument("--size", type=int, default=96, help="side in pixels")
+    made.add_argument("--seed", type=int, default=150_000)
+
+    trains = commands.add_parser("train", help="distil a model on a folder of pictures")
+    trains.add_argument("--images", type=Path, required=True, help="folder of unlabelled pictures")
+    trains.add_argument("--out", type=Path, required=True, help="folder of checkpoint and student.safetensors")
+    trains.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    budget = trains.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, help="time of updates")
+    budget.add_argument("--steps", type=int)
+    trains.add_argument("--recipe", default=Plan.recipe, help="of the dense features that learn (default %(default)s)")
+    trains.add_argument("--rate", type=float, help="highest learning rate (default 1e-5; mini 1e-3)")
+    trains.add_argument("--blocks", type=int, help="train so many last blocks, 0 the whole tower (default 0; mini 2)")
+    for name, about in (
+        ("batch", "pictures a step"),
+        ("regions", "at most so many a picture"),
+        ("grid", "most rows and columns of regions; 0 chooses by the patches"),
+        ("side", "of the student's input; 0 is the model's own"),
+        ("seed", "everything random follows from it"),
+    ):
+        trains.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=f"{about} (default %(default)s)")
+    trains.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
+
+    rates = commands.add_parser("evaluate", help="region accuracy before and after on the rendered benchmark")
+    rates.add_argument("--benchmark", type=Path, required=True, help="folder of `tools.render benchmark`")
+    rates.add_argument("--weights", dest="students", nargs="+", type=Path, required=True, help="student files")
+    rates.add_argument("--scenes", type=int, default=200)
+
+    for command in (trains, rates):
+        command.add_argument("--model", default="mini", help="the teacher (default %(default)s)")
+        command.add_argument("--from", dest="source", type=Path, help="the teacher's weights, if not its published")
+        command.add_argument("--device", help="cpu or cuda; chosen if left out")
+        command.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def _train(given: argparse.Namespace) -> None:
+    if (given.minutes or given.steps or 0) <= 0:
+        raise DensevlError("the budget is not positive; give --minutes or --steps above 0")
+    files = list_images(given.images)
+    values = {field.name: getattr(given, field.name, None) for field in fields(Plan)}
+    chosen = {name: value for name, value in values.items() if value is not None}
+    plan = Plan(**{**SMALL.get(given.model, {}), **chosen})
+    run = Run(load(given.model, given.source, given.device), files, plan, given.out, source=given.source)
+    train(run, Budget(given.steps, given.minutes), resume=given.resume, save_every=given.save_every)
+    print(f"{run.step} steps in {run.seconds / 60:.1f} minutes; the student lies in {given.out / STUDENT}")
+
+
+def _evaluate(given: argparse.Namespace) -> None:
+    from tools.bench_regions import Benchmark
+    from tools.clipself.evaluate import compare
+
+    if not (given.benchmark / "scenes" / "instances.json").is_file():
+        raise DensevlError(
+            f"{given.benchmark} is not a rendered benchmark; make one with python -m tools.render benchmark --out DIR"
+        )
+    models = [load(given.model, path, given.device) for path in (given.source, *given.students)]
+    print(f"| region embedding | before | {' | '.join(str(path) for path in given.students)} |")
+    print("|---" * (len(models) + 1) + "|")
+    for name, figures in compare(models, Benchmark(given.benchmark, "scenes", given.scenes)).items():
+        print(f"| {name} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
+    given = _parser().parse_args(arguments)
+    try:
+        if given.command == "scenes":
+            from tools.clipself.scenes import write
+
+            write(given.out, given.count, given.size, given.seed)
+            return 0
+        torch.set_num_threads(given.threads)
+        _train(given) if given.command == "train" else _evaluate(given)
+    except DensevlError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Region accuracy before and after distillation: objects of the rendered benchmark in their true masks, 20 nouns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.pipelines.region_scores import default_operators
+from densevl.pipelines.regions import RegionClassifier
+from tools.bench_regions import Benchmark
+
+CEILING = "crop of the box"
+"""What the student is taught to see in a box: the teacher's embedding of it, cut out."""
+
+
+def settings(model: OpenClipBackbone) -> dict[str, dict[str, Any]]:
+    """The ways that are compared: keywords of `RegionClassifier` by name."""
+    own = model.default_recipe or "vanilla"
+    recipes = [own] if own == "vanilla" else dict.fromkeys(["vanilla", "maskclip", own])
+    ways: dict[str, dict[str, Any]] = {
+        f"{operator}, {recipe}": {"operator": operator, "recipe": recipe}
+        for operator in ("pool", "roi")
+        for recipe in recipes
+    }
+    if "cls_mask" in default_operators(model):
+        ways["cls_mask"] = {"operator": "cls_mask"}
+    ways[CEILING] = {"operator": "crop", "options": {"crop": {"fill": "keep"}}}
+    return ways
+
+
+def accuracy(model: OpenClipBackbone, benchmark: Benchmark, way: dict[str, Any]) -> float:
+    """Per cent of the objects named right, in their true masks, without background."""
+    classify = RegionClassifier(model, None, background="none", **way)
+    right = total = 0
+    for number in range(len(benchmark.images)):
+        truth, classes = benchmark.truth(number)
+        named = classify(benchmark.photo(number), benchmark.names, proposals=truth)
+        right, total = right + int((named.labels == classes).sum()), total + len(classes)
+    return 100 * right / total
+
+
+def compare(models: Sequence[OpenClipBackbone], benchmark: Benchmark) -> dict[str, list[float]]:
+    """Every way with every model, of which the first is the teacher: per cent by the way's name."""
+    return {name: [accuracy(model, benchmark, way) for model in models] for name, way in settings(models[0]).items()}

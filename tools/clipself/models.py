@@ -1,0 +1,54 @@
+"""Models to distil: loading them, finding their image tower, and writing a student as a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from densevl.backbones import load_backbone
+from densevl.backbones.mini import SHA256, WEIGHTS, Mini
+from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.errors import ModelError
+from densevl.shipped import read_tensors, shipped_file
+
+VISUAL = "visual."
+
+
+def load(name: str, weights: Path | None = None, device: str | None = None) -> OpenClipBackbone:
+    """Load a model of open_clip by name; "mini" with a file is one that `pack` or `tools.mini.export` wrote.
+
+    Raises:
+        ModelError: no such model, or one without an image tower of open_clip.
+    """
+    found = load_backbone(name, weights, device=device)
+    if not isinstance(found, OpenClipBackbone):
+        raise ModelError(f"model '{name}' has no image tower of open_clip to train; take mini or ViT-B-16/openai")
+    return found
+
+
+def image_tower(backbone: OpenClipBackbone) -> nn.Module:
+    """The image tower's own module: all that is trained."""
+    model: Any = backbone._model
+    return model.visual
+
+
+def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
+    """The content of a safetensors file that loads where the teacher's weights did.
+
+    Args:
+        student: a trained copy. source: the file that the teacher was loaded from; None is its published one.
+
+    Returns:
+        For mini the compact form that `Mini(path)` reads, in float16. For other models the full open_clip state, which
+        `load_backbone(ARCHITECTURE, weights=FILE)` reads.
+    """
+    if not isinstance(student, Mini):
+        model: Any = student._model
+        return save({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()})
+    state, header = read_tensors(source or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+    for key, value in image_tower(student).state_dict().items():
+        state[VISUAL + key] = value.detach().cpu().half().contiguous()
+    return save(state, header)

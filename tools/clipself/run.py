@@ -1,0 +1,187 @@
+"""A distillation run: one update, and a checkpoint from which it goes on identically.
+
+Student: dense features by a recipe, averaged over boxes by RoIAlign. Teacher: the embedding of the same box, cut out.
+Loss: one minus their cosine. Shape letters: B pictures, R regions, E joint space, h/w patch grid.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.errors import DensevlError, OutputError, RecipeError
+from densevl.files import atomic_write
+from densevl.recipes import get
+from densevl.recipes.engine import encode
+from densevl.recipes.features import Hints
+from densevl.regions.crop import input_side
+from densevl.regions.dense import has_features
+from densevl.shipped import read_tensors
+from tools.clipself.models import image_tower, pack
+from tools.clipself.pictures import Batch, Pictures
+
+CHECKPOINT, STUDENT = "checkpoint.safetensors", "student.safetensors"
+VISUAL, OPTIMISER = "visual.", "optimiser."
+WARM_UP = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a run beside model, pictures and budget.
+
+    Attributes:
+        recipe: how the student's dense features are made; "maskclip", whose last block attends to nothing, is the
+            paper's way, "vanilla" trains the plain tokens of the last layer.
+        batch: pictures a step. regions: at most so many a picture.
+        grid: most rows and columns that a picture is cut into; 0 is six as in the paper, or fewer on a small grid of
+            patches, so that a cell is four patches wide at least.
+        side: of the student's input; 0 is the model's own.
+        blocks: how many of the last blocks are trained, nothing else being; 0 trains the whole image tower.
+        rate: learning rate at its highest. decay: of weights. seed: everything random follows from it.
+    """
+
+    recipe: str = "maskclip"
+    batch: int = 16
+    regions: int = 6
+    grid: int = 0
+    side: int = 0
+    blocks: int = 0
+    rate: float = 1e-5
+    decay: float = 0.1
+    seed: int = 0
+
+
+class Run:
+    """A teacher, its student, and how far they are.
+
+    Attributes:
+        teacher: the model as given, never changed. student: its copy, whose image tower is trained.
+        step: updates done. seconds: time they took.
+    """
+
+    def __init__(
+        self, teacher: OpenClipBackbone, files: Sequence[Path], plan: Plan, out: Path, *, source: Path | None = None
+    ) -> None:
+        """Prepare a run from its beginning; see `resume`.
+
+        Args:
+            teacher: any model of open_clip. files: unlabelled pictures. out: folder of checkpoint and student.
+            source: the file that the teacher was loaded from, if it is not its published one.
+
+        Raises:
+            RecipeError: no such recipe, or one that does not fit. DensevlError: a setting out of range.
+        """
+        self.teacher, self.out, self.source = teacher, out, source
+        self.recipe = get(plan.recipe)
+        if not has_features(self.recipe) or self.recipe.stitch != "none":
+            raise RecipeError(f"recipe '{plan.recipe}' makes no map of features to train; take maskclip or vanilla")
+        patch, crop_side = teacher.patch_size, input_side(teacher)
+        side = plan.side or crop_side
+        grid = plan.grid or max(1, min(6, side // patch // 4))
+        if side % patch or min(plan.batch, plan.regions, grid, side) < 1 or plan.rate <= 0:
+            raise DensevlError(
+                f"side {side}, batch {plan.batch}, regions {plan.regions}, grid {grid}, rate {plan.rate:g}: "
+                f"all are positive, and side is a multiple of {patch}, the model's patch"
+            )
+        self.plan = plan
+        self.student = copy.deepcopy(teacher)
+        self.tower = image_tower(self.student)
+        trained = [parameter.requires_grad_(True) for parameter in self._trained()]
+        self.optimiser = torch.optim.AdamW(trained, lr=plan.rate, weight_decay=plan.decay)
+        self.pictures = Pictures(
+            files,
+            teacher.normalize,
+            side=side,
+            crop_side=crop_side,
+            batch=plan.batch,
+            regions=plan.regions,
+            grid=grid,
+            seed=plan.seed,
+        )
+        self.step, self.seconds = 0, 0.0
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        tower, blocks = self.student.tower, self.plan.blocks
+        if not blocks:
+            return list(self.tower.parameters())
+        if not 0 < blocks <= tower.depth:
+            raise DensevlError(f"blocks is {blocks}; the tower has {tower.depth}, and 0 trains all of it")
+        last = range(tower.depth - blocks, tower.depth)
+        return [parameter for index in last for parameter in tower.view(index, (1, 1)).module.parameters()]
+
+    def update(self, progress: float) -> float:
+        """One update; `progress`, 0..1 of the budget, sets the learning rate. Returns the loss before it."""
+        started = time.perf_counter()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.plan.rate * min((progress + 0.005) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * progress))
+        loss = self.loss(self.pictures.batch(self.step))
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.step, self.seconds = self.step + 1, self.seconds + time.perf_counter() - started
+        return float(loss.detach())
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops."""
+        wanted_RE = self.teacher.encode_image(batch.crops)
+        dense = encode(self.student.tower, batch.pictures, self.recipe, self.recipe.position_rule, Hints())
+        map_BEhw = F.normalize(dense.features, dim=1)
+        h, w = map_BEhw.shape[2:]
+        scale = map_BEhw.new_tensor([w, h, w, h])
+        found_RE = roi_align(map_BEhw, [boxes * scale for boxes in batch.boxes], 1, aligned=True)[:, :, 0, 0]
+        return 1 - F.cosine_similarity(found_RE, wanted_RE.to(found_RE)).mean()
+
+    def save(self) -> Path:
+        """Write the checkpoint; a reader sees all of it or none."""
+        tensors = {VISUAL + key: value for key, value in self.tower.state_dict().items()}
+        for number, own in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"{OPTIMISER}{number}.{key}": value for key, value in own.items()}
+        header = {"step": self.step, "seconds": self.seconds, "settings": self._settings}
+        content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+        return atomic_write(self.out / CHECKPOINT, save(content, {"clipself": json.dumps(header)}))
+
+    def resume(self) -> None:
+        """Go on from the checkpoint in `out`; without one, from the beginning.
+
+        Raises:
+            OutputError: it is of another model, plan or list of pictures. WeightsError: it is damaged.
+        """
+        path = self.out / CHECKPOINT
+        if not path.exists():
+            return
+        tensors, headers = read_tensors(path)
+        header = json.loads(headers.get("clipself", "{}"))
+        before = header.get("settings", {})
+        changed = [key for key, value in self._settings.items() if before.get(key) != value]
+        if changed:
+            raise OutputError(f"{path} was made with another {', '.join(changed)}; give the same, or another --out")
+        self.tower.load_state_dict({k.removeprefix(VISUAL): v for k, v in tensors.items() if k.startswith(VISUAL)})
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(OPTIMISER):
+                number, part = key.removeprefix(OPTIMISER).split(".")
+                state.setdefault(int(number), {})[part] = value
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.seconds = header["step"], header["seconds"]
+
+    def export(self) -> Path:
+        """Write the student as a weights file; see `pack`."""
+        return atomic_write(self.out / STUDENT, pack(self.student, self.source))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        about = {"model": self.teacher.name, "source": str(self.source or ""), "pictures": self.pictures.digest}
+        return {**asdict(self.plan), **about}

@@ -1,0 +1,55 @@
+"""The loop of a distillation run: until its budget is spent, with checkpoints and lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+
+from densevl.errors import OutputError
+from tools.clipself.run import CHECKPOINT, Run
+
+LOG_EVERY = 25
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: after `steps`, or after `minutes` of updates; the learning rate falls towards it."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def used(self, run: Run) -> float:
+        """The share that is spent, 0..1 and above."""
+        return run.step / self.steps if self.steps else run.seconds / (60 * (self.minutes or 1))
+
+
+def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 50) -> list[float]:
+    """Distil until the budget is spent, then write the student.
+
+    Args:
+        run: at its beginning. budget: at least one step is done. resume: go on from the checkpoint in `run.out`.
+        save_every: steps between checkpoints.
+
+    Returns:
+        The losses of the steps done now.
+
+    Raises:
+        OutputError: `run.out` holds a checkpoint and `resume` is not asked for, or it is of another run.
+    """
+    if resume:
+        run.resume()
+    elif (run.out / CHECKPOINT).exists():
+        raise OutputError(f"{run.out} holds a run already; add --resume to go on with it, or name another --out")
+    losses: list[float] = []
+    while (used := budget.used(run)) < 1:
+        losses.append(run.update(used))
+        if run.step % LOG_EVERY == 0:
+            recent = statistics.mean(losses[-LOG_EVERY:])
+            line = {"step": run.step, "minutes": round(run.seconds / 60, 2), "loss": round(recent, 4)}
+            print(json.dumps(line), flush=True)
+        if run.step % save_every == 0:
+            run.save()
+    run.save()
+    run.export()
+    return losses
