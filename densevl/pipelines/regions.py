@@ -18,6 +18,7 @@ from densevl.errors import LabelError
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.discovery import discover
+from densevl.pipelines.prompting import prompted
 from densevl.pipelines.region_scores import NAME_FIRST, ORDERS, POOL_FIRST, RegionScorer, default_operators
 from densevl.pipelines.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
@@ -128,6 +129,7 @@ class RegionClassifier:
         self.operators, self.order = self.scorer.operators, self.scorer.order
         self.margin = margin
         self._proposals: Any = proposals
+        self._finder = proposals if proposals is None or isinstance(proposals, str) else _name_of(proposals)
         self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
@@ -320,7 +322,7 @@ class RegionClassifier:
         if not forms:
             return self._propose(rgb)
         if set(forms) == {"points"}:
-            return given(rgb, points=forms["points"], proposals=self._proposer())
+            return prompted(rgb, points=forms["points"], proposer=self._proposer())
         return given(rgb, **forms)
 
     def _propose(self, rgb: np.ndarray) -> Proposals:
@@ -355,6 +357,11 @@ class RegionClassifier:
             self._vocabularies[key] = self._text.encode(labels, policy)
         return self._vocabularies[key]
 
+    @property
+    def finder(self) -> str | None:
+        """The name of what finds regions in photos that come without, as far as it has one."""
+        return self._finder
+
     def facts(self) -> dict[str, Any]:
         """What region vectors depend on besides the photo and its regions, ready for JSON."""
         dense = any(OPERATORS[name].dense for name in self.operators)
@@ -387,3 +394,8 @@ class RegionClassifier:
             "regions": len(found),
             "seconds": found.seconds,
         }
+
+
+def _name_of(proposer: Any) -> str:
+    """A proposer's own name, or a function's, or its type's."""
+    return str(getattr(proposer, "name", None) or getattr(proposer, "__qualname__", type(proposer).__name__))

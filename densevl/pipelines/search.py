@@ -60,7 +60,8 @@ class RegionSearch:
             )
         self.classifier, self.path = classifier, None if path is None else Path(path)
         self.operator = next(iter(classifier.operators))
-        self._model = json.dumps(classifier.facts(), sort_keys=True, default=str)
+        facts = {**classifier.facts(), "proposals": classifier.finder}  # other regions make another index
+        self._model = json.dumps(facts, sort_keys=True, default=str)
         self.index = RegionIndex.empty(self._model, classifier.backbone.embed_dim)
         if self.path is not None and self.path.exists():
             self.index = RegionIndex.load(self.path)

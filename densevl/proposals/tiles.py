@@ -41,7 +41,7 @@ class TiledProposer(Proposer):
                 f"tiles of {side} pixels, overlap {overlap:g}, join {join:g}: at least 8 pixels, above 0 up to 0.5, "
                 "and above 0 up to 1"
             )
-        self.inner, self.name = inner, inner.name
+        self.inner, self.name = inner, f"tiles of {inner.name}"
         self.side, self.overlap, self.join, self.whole = side, overlap, join, whole
         if hasattr(inner, "prompt"):
             self.prompt = inner.prompt  # a click needs no tiles

@@ -85,3 +85,11 @@ def test_what_cannot_be_searched_is_refused(classify, folder, tmp_path) -> None:
     assert list(search.build(tmp_path / "nowhere").failed) == [str(tmp_path / "nowhere")]
     with pytest.raises(ImageError):
         search.build([])
+
+
+def test_an_index_of_other_proposals_is_refused(classify, folder, tmp_path) -> None:
+    path = tmp_path / "photos.npz"
+    RegionSearch(classify, path).build([folder / "water.png"])
+    assert RegionSearch(classify, path).index.photos
+    with pytest.raises(RegionIndexError, match="proposals 'propose'"):
+        RegionSearch(RegionClassifier(classify.backbone, "grid", "cls_mask"), path)

@@ -111,7 +111,7 @@ def test_mini_sam_in_tiles_by_name() -> None:
     photo[20:60, 60:110] = (200, 30, 30)
     propose = load_proposer("mini-sam", tile=96, points_per_side=6)
     found = propose(photo)
-    assert propose.name == "mini-sam"
+    assert propose.name == "tiles of mini-sam"
     assert found.size == (96, 160)
     square = np.zeros((96, 160), bool)
     square[20:60, 60:110] = True
