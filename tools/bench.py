@@ -4,8 +4,9 @@
     python tools/bench.py --model photo        # a 448 x 448 photo
 
 Parts: protocol, vocabulary (1 to 1,000 labels), plans (windows and precisions), recipes (every one that borrows
-nothing), bare (our pass, open_clip's own, and the matrix products alone). Random ViT-B/16. `densevl bench` times a
-single method. Where a GPU is there the same parts run on it. Quality of plans: tools/bench_plans.py.
+nothing), compile (what torch.compile gains), bare (our pass, open_clip's own, and the matrix products alone). Random
+ViT-B/16. `densevl bench` times a single method. Where a GPU is there the same parts run on it. Quality of plans:
+tools/bench_plans.py.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,12 @@ from densevl.benchmarking.clock import medians, resident_mib, seconds  # noqa: E
 from densevl.benchmarking.limits import bare_pass, products  # noqa: E402
 from densevl.benchmarking.random_model import random_model  # noqa: E402
 from densevl.recipes import get, names  # noqa: E402
+from densevl.recipes.blocks import as_trained  # noqa: E402
 from tools.speed_page import JSON, write_page  # noqa: E402
 
 ARCH = "ViT-B-16"
 SMALL, LARGE = (336, 448), (560, 1008)
-PARTS = ("bare", "protocol", "vocabulary", "plans", "recipes")
+PARTS = ("bare", "compile", "protocol", "vocabulary", "plans", "recipes")
 
 
 def cases(part: str) -> Iterator[Case]:
@@ -67,6 +70,24 @@ def bare(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
         "products": products(backbone, batch),
     }
     return {"batch": batch, **medians(calls, rounds, backbone.device)}
+
+
+def compiled(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
+    """Twelve runs of a block as trained, plain and by torch.compile: seconds, and those of compiling it."""
+    tower: Any = backbone.tower  # type: ignore[attr-defined]
+    grid = (224 // tower.patch_size,) * 2
+    block = tower.view(0, grid)
+    tokens = torch.randn(batch, tower.prefix + grid[0] * grid[1], block.module.ln_1.normalized_shape[0])
+    fast = torch.compile(lambda x: as_trained(block, x))
+
+    def repeated(run: Any) -> Any:
+        return torch.no_grad()(lambda: [run(tokens) for _ in range(12)])
+
+    started = time.perf_counter()
+    repeated(fast)()
+    compiling = time.perf_counter() - started
+    calls = {"plain": repeated(lambda x: as_trained(block, x)), "compiled": repeated(fast)}
+    return {"batch": batch, "compiling": compiling, **medians(calls, rounds, backbone.device)}
 
 
 def bench_photo(rounds: int) -> dict[str, Any]:
@@ -101,8 +122,8 @@ def main() -> None:
     backbone = random_model(ARCH)
     result: dict[str, Any] = {}
     for part in options.only:
-        if part == "bare":
-            result[part] = bare(backbone, 3 * options.rounds)
+        if part in ("bare", "compile"):
+            result[part] = (bare if part == "bare" else compiled)(backbone, 3 * options.rounds)
             print(json.dumps(result[part]), flush=True)
             continue
         result[part] = []

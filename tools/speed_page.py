@@ -34,6 +34,13 @@ def markdown(found: dict[str, Any]) -> str:
             f"{row['products']:.2f} s, {row['products'] / row['ours']:.2f} of ours.",
             "",
         ]
+    if "compile" in found:
+        row = found["compile"]
+        lines += [
+            f"torch.compile, twelve runs of a block on {row['batch']} windows: {row['compiled']:.2f} s compiled,",
+            f"{row['plain']:.2f} s plain. It needs a C++ compiler and compiles anew for every shape; not offered.",
+            "",
+        ]
     titles = {
         "protocol": "The papers' protocol, exact: SCLIP, windows of 224 every 112",
         "vocabulary": "The same with 1 to 1,000 labels",

@@ -145,7 +145,7 @@ class Backbone(ABC):
         """This model with the linear layers of its image tower at another precision, for dense features.
 
         Args:
-            precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, about three times as fast); "bfloat16".
+            precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, see docs/speed.md); "bfloat16".
 
         Returns:
             A backbone that shares this one's weights; this one is left as it is. `encode_image` and the text side stay

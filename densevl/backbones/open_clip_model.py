@@ -74,6 +74,22 @@ class OpenClipBackbone(Backbone):
         return other
 
     @property
+    def model(self) -> Any:
+        """open_clip's own model, to be read; nothing here edits it."""
+        return self._model
+
+    def around(self, model: Any) -> OpenClipBackbone:
+        """This backbone around another open_clip model with the same text side, at the same precision.
+
+        Raises:
+            ModelError: its image tower gives no dense features.
+        """
+        other = copy.copy(self.at_precision("float32"))
+        other._model, other.tower = model, tower_of(model.visual, self.name)
+        other.embed_dim = other.tower.embed_dim
+        return other.at_precision(self.precision)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return next(self._model.visual.parameters()).device

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import nn
 
 from densevl.backbones.base import Backbone
-from densevl.backbones.towers import NativeViT, tower_of
+from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.backbones.precision import LoweredTower
+from densevl.backbones.towers import NativeViT
 from densevl.errors import ModelError
 
 
@@ -24,7 +25,7 @@ def projection_of(backbone: Backbone) -> torch.Tensor:
     Raises:
         ModelError: the model's tower has no such matrix.
     """
-    return _visual(backbone).proj.detach().float().clone()
+    return _native(backbone).model.visual.proj.detach().float().clone()
 
 
 def with_projection(backbone: Backbone, matrix_DE: torch.Tensor) -> Backbone:
@@ -35,23 +36,22 @@ def with_projection(backbone: Backbone, matrix_DE: torch.Tensor) -> Backbone:
     Raises:
         ModelError: the model's tower has no projection, or the matrix does not fit behind it.
     """
-    old = _visual(backbone)
+    clip = _native(backbone)
+    old = clip.model.visual
     if matrix_DE.ndim != 2 or len(matrix_DE) != len(old.proj) or not torch.isfinite(matrix_DE).all():
         raise ModelError(f"a projection of {tuple(matrix_DE.shape)} for features {len(old.proj)} wide: finite (D, E)")
-    model: Any = backbone._model  # type: ignore[attr-defined]
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    shared = {id(tensor): tensor for tensor in chain(clip.model.parameters(), clip.model.buffers())}
+    twin = copy.deepcopy(clip.model, shared)
     twin.visual.proj = nn.Parameter(matrix_DE.to(old.proj).clone(), requires_grad=False)
-    made: Any = copy.copy(backbone)
-    made._model, made.tower = twin, tower_of(twin.visual, backbone.name)
-    made.embed_dim = matrix_DE.shape[1]
-    return made
+    return clip.around(twin)
 
 
-def _visual(backbone: Backbone) -> Any:
-    if not isinstance(getattr(backbone, "tower", None), NativeViT):
+def _native(backbone: Backbone) -> OpenClipBackbone:
+    tower = getattr(backbone, "tower", None)
+    tower = tower.trained if isinstance(tower, LoweredTower) else tower
+    if not isinstance(backbone, OpenClipBackbone) or not isinstance(tower, NativeViT):
         raise ModelError(
             f"model '{backbone.name}' has no visual projection of its own to train; this works for open_clip's native "
             "ViT, such as ViT-B-16/openai or mini"
         )
-    return backbone._model.visual  # type: ignore[attr-defined]
+    return backbone

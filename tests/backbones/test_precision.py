@@ -13,6 +13,7 @@ from conftest import random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import Backbone, precision
 from densevl.backbones.precision import PRECISIONS, BFloat16Linear, Int8Linear
+from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import ModelError
 
 LOWERED = [name for name in PRECISIONS if name != "float32"]
@@ -127,3 +128,12 @@ def test_the_segmenter_reports_its_precision() -> None:
     segment = Segmenter(wrap(random_clip()), templates="name", precision="int8")
     result = segment(torch.zeros(3, 40, 40), ["a", "b"])
     assert result.meta["precision"] == "int8"
+
+
+def test_another_projection_keeps_the_precision() -> None:
+    low = wrap(random_clip()).at_precision("int8")
+    made = with_projection(low, 2 * projection_of(low))
+    assert made.precision == "int8"
+    pixels = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(made.encode_dense(pixels).features, 2 * low.encode_dense(pixels).features)
+    torch.testing.assert_close(made.encode_image(pixels), 2 * low.encode_image(pixels))

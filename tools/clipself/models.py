@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import nn
@@ -31,8 +30,7 @@ def load(name: str, weights: Path | None = None, device: str | None = None) -> O
 
 def image_tower(backbone: OpenClipBackbone) -> nn.Module:
     """The image tower's own module: all that is trained."""
-    model: Any = backbone._model
-    return model.visual
+    return backbone.model.visual
 
 
 def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
@@ -46,8 +44,8 @@ def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
         `load_backbone(ARCHITECTURE, weights=FILE)` reads.
     """
     if not isinstance(student, Mini):
-        model: Any = student._model
-        return save({key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()})
+        state = student.model.state_dict()
+        return save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
     state, header = read_tensors(source or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
     for key, value in image_tower(student).state_dict().items():
         state[VISUAL + key] = value.detach().cpu().half().contiguous()

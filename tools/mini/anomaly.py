@@ -75,7 +75,7 @@ def _margin(model: Mini, surface: str) -> torch.Tensor:
 
 def window_map(model: Mini, pixels: torch.Tensor, margin_E: torch.Tensor) -> torch.Tensor:
     """Probability of damage (B, h, h): harmonic mean over the windows that cover a patch and over `WINDOWS`."""
-    visual: Any = model._model.visual
+    visual: Any = model.model.visual
     grid = pixels.shape[-1] // model.patch_size
     x_BND = model.tower.embed(pixels, "size")
     inverse = torch.zeros(len(pixels), grid, grid)
@@ -96,7 +96,7 @@ def window_map(model: Mini, pixels: torch.Tensor, margin_E: torch.Tensor) -> tor
 
 def memory_map(model: Mini, pixels: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Cosine distance (B, h, h) of every patch to the nearest patch of the reference, after block `MEMORY_LAYER`."""
-    visual: Any = model._model.visual
+    visual: Any = model.model.visual
     grid = pixels.shape[-1] // model.patch_size
     x_BND = model.tower.embed(torch.cat([reference, pixels]), "size")
     for block in visual.transformer.resblocks[:MEMORY_LAYER]:
