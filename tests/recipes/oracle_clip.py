@@ -21,32 +21,10 @@ class Trunk(Oracle):
     """An untouched CLIP ViT in float64, every intermediate within reach."""
 
     def __init__(self, state: dict[str, Tensor], heads: int | None = None) -> None:
-        self.w = {k.removeprefix("visual."): v.double() for k, v in state.items() if k.startswith("visual.")}
-        self.width = self.w["class_embedding"].shape[0]
-        self.heads = heads or self.width // 64
-        self.patch = self.w["conv1.weight"].shape[-1]
-        self.layers = 1 + max(int(k.split(".")[2]) for k in self.w if k.startswith("transformer.resblocks."))
+        super().__init__(state, heads or state["visual.class_embedding"].shape[0] // 64)
 
     def grid(self, pixels: Tensor) -> tuple[int, int]:
         return pixels.shape[1] // self.patch, pixels.shape[2] // self.patch
-
-    def table(self, grid: tuple[int, int], rule: str) -> Tensor:
-        """Position table (1 + h*w, D). `scale`: bicubic, fractional scale factor; `size`; `antialias`; `bilinear`;
-        `bilinear-half`: rounded to fp16 afterwards, whatever the model's dtype."""
-        table = self.w["positional_embedding"]
-        g = round(math.sqrt(len(table) - 1))
-        if grid == (g, g):
-            return table.half().double() if rule.endswith("half") else table
-        square = table[1:].T.reshape(1, -1, g, g)
-        if rule == "scale":
-            out = F.interpolate(square, scale_factor=((grid[0] + 0.1) / g, (grid[1] + 0.1) / g), mode="bicubic")
-        elif rule.startswith("bilinear"):
-            square = square.float() if rule.endswith("half") else square
-            out = F.interpolate(square, size=grid, mode="bilinear").double()
-        else:
-            out = F.interpolate(square, size=grid, mode="bicubic", antialias=rule == "antialias")
-        out = torch.cat([table[:1], out[0].flatten(1).T])
-        return out.half().double() if rule.endswith("half") else out
 
     def embed(self, pixels: Tensor, rule: str) -> Tensor:
         patches = F.conv2d(pixels[None].double(), self.w["conv1.weight"], stride=self.patch)[0].flatten(1).T
