@@ -1,10 +1,10 @@
-"""What recipes read besides pixels, made up from the pixels, so that any recipe of the catalogue can be run."""
+"""What recipes read besides pixels, made up from the pixels, so that any recipe can be run."""
 
 from __future__ import annotations
 
 import torch
 
-from densevl.recipes import get
+from densevl.recipes import Hints, Proxy, Recipe, get
 
 
 class Attention:
@@ -14,29 +14,34 @@ class Attention:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         means = torch.nn.functional.adaptive_avg_pool2d(pixels, self.grid).flatten(2).mT
+        means = means - means.mean(dim=1, keepdim=True)
         self.q, self.k, self.v = (means[:, None] * scale for scale in (1.0, 0.7, 1.3))
 
 
-def hints(name: str, pixels: torch.Tensor, embed_dim: int = 24, patch: int = 8) -> dict[str, torch.Tensor]:
-    """What a recipe reads besides pixels, made from the pixels themselves so that batches can be compared."""
-    recipe, given = get(name), {}
-    if recipe.reads_proxy:
-        given["proxy"] = torch.nn.functional.unfold(pixels, patch, stride=patch).unflatten(
-            2, (pixels.shape[2] // patch, pixels.shape[3] // patch)
-        )
-    if recipe.scope is not None:
-        given["regions"] = (torch.arange(pixels.shape[3]) // 20).expand(len(pixels), *pixels.shape[2:])
-    if recipe.readout == "regions":
-        side = torch.arange(pixels.shape[3])
-        given["regions"] = (
-            torch.stack([side < 20, side >= 12]).float()[None, :, None].expand(len(pixels), -1, pixels.shape[2], -1)
-        )
-    if recipe.whole is not None:
+def hints(recipe: str | Recipe, pixels: torch.Tensor, embed_dim: int = 24, patch: int = 8, width: int = 32) -> Hints:
+    """What a recipe reads besides pixels (B, 3, H, W), made from the pixels themselves so that batches compare.
+
+    Args:
+        patch: of the proxy; its features are `width` random filters of it.
+    """
+    given, reads = {}, get(recipe).reads
+    batch, (height, width_px) = len(pixels), pixels.shape[2:]
+    generator = torch.Generator().manual_seed(7)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width_px), indexing="ij")
+    if "proxy" in reads:
+        kind = torch.Generator().manual_seed(Proxy.FEATURES.index(get(recipe).proxy.features))
+        filters = torch.randn(width, 3, patch, patch, generator=kind)
+        shift = 0.3 * torch.randn(width, generator=kind).view(-1, 1, 1)
+        given["proxy"] = torch.nn.functional.conv2d(pixels, filters, stride=patch) / patch**1.5 + shift
+    if "regions" in reads:
+        # Nothing belongs to no region but in the last columns, so that the smallest id of a window may be another.
+        given["regions"] = ((columns // 8 + 1) * ((rows > 12) | (columns < width_px - 8))).expand(batch, -1, -1)
+    if "masks" in reads:
+        given["masks"] = torch.stack([columns < 20, columns >= 12]).float().expand(batch, -1, -1, -1)
+    if "sam" in reads:
         given["sam"] = Attention(pixels)
-    if recipe.feedback is not None:
-        given["text"] = torch.nn.functional.normalize(
-            torch.randn(5, embed_dim, generator=torch.Generator().manual_seed(2))
-        )
-    if recipe.bias is not None and recipe.blocks > 1:
-        given["boxes"] = torch.tensor([[3.0, 5.0, 20.0, 30.0]]).expand(len(pixels), 4)
-    return given
+    if "text" in reads:
+        given["text"] = torch.nn.functional.normalize(torch.randn(5, embed_dim, generator=generator))
+    if "boxes" in reads:
+        given["boxes"] = torch.tensor([[3.0, 5.0, 20.0, 30.0]]).expand(batch, 4)
+    return Hints(**given)

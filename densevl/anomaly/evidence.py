@@ -16,7 +16,6 @@ from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.tokens import Pass, layers_at
 from densevl.anomaly.windows import window_embeddings, window_side
 from densevl.recipes.recipe import Recipe
-from densevl.recipes.scoring import score as recipe_score
 
 Windows = Mapping[int, torch.Tensor]
 WINDOW = "window"
@@ -59,7 +58,7 @@ def text_margins(
 
 def _dense(seen: Pass, prototypes_2E: torch.Tensor, scoring: Scoring, recipe: Recipe | None) -> torch.Tensor:
     if recipe is not None:
-        scores = recipe_score(seen.rewired(recipe), prototypes_2E)
+        scores = seen.rewired(recipe).score(prototypes_2E)
         return (scores[..., 1] - scores[..., 0]) / scoring.temperature
     depth = len(seen.outputs) - 1
     layers = layers_at(scoring.text_layers, depth)

@@ -12,9 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
-from densevl.recipes.engine import finish, require
-from densevl.recipes.features import DenseFeatures, Hints
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.hints import Hints
 from densevl.recipes.recipe import Recipe
+from densevl.recipes.run import finish, require
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Trunk
 
@@ -72,14 +73,14 @@ class Pass:
         Raises:
             RecipeError: the recipe needs more than this pass holds.
         """
-        hints = Hints(None, None, None, None, None, None, False)
-        if recipe.stitch != "none" or recipe.readout != "tokens" or recipe.spread or recipe.whole:
+        if recipe.stitch or recipe.spread or recipe.readout.leaves is not None:
             raise RecipeError(
                 f"recipe '{recipe.name}' works on windows or regions; anomaly maps take one of the others"
             )
-        require(self.tower, recipe, hints)
+        require(self.tower, recipe, Hints())
         taps = dict(enumerate(self.outputs))
-        return finish(self.tower, Trunk(taps[len(taps) - 1 - recipe.rewired], taps, self.grid), recipe, hints)
+        trunk = Trunk(taps[len(taps) - 1 - recipe.rewired], taps, self.grid, self.tower.prefix)
+        return finish(self.tower, trunk, recipe, Hints())
 
     @torch.no_grad()
     def value_streams(self, blocks: int, layers: Sequence[int]) -> list[torch.Tensor]:

@@ -9,62 +9,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from densevl.errors import ModelError, ProtocolError, RecipeError
-from densevl.inference.windows import BLENDS, WindowGrid
-from densevl.recipes.catalogue import get
+from densevl.backbones.protocol import InferenceProtocol
+from densevl.errors import ModelError, RecipeError
+from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
-from densevl.recipes.scoring import score
-
-if TYPE_CHECKING:
-    from densevl.recipes import Recipe
+from densevl.recipes.run import State
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a photo is fed to the tower: resize, then windows.
-
-    Raises:
-        ProtocolError: an impossible value.
-
-    Attributes:
-        short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
-        long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
-        crop: side of the square windows in pixels; None means one window, the whole image.
-        stride: step between windows in pixels; the last window is moved back inside the image. None lays tiles: as
-            few windows of at most `crop` as cover the image, of even size, with a patch of overlap. The papers take a
-            stride of half the crop, which runs the tower about twice as often (docs/speed.md).
-        blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
-            "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
-        logit_scale: scores are multiplied by this before the softmax that makes probabilities.
-    """
-
-    short_side: int | None = 336
-    long_side: int = 2048
-    crop: int | None = 224
-    stride: int | None = None
-    blend: str = "pixel"
-    logit_scale: float = 40.0
-
-    def __post_init__(self) -> None:
-        for name in ("short_side", "long_side", "crop", "stride"):
-            value = getattr(self, name)
-            optional = value is None and name in ("short_side", "crop", "stride")
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ProtocolError(f"{name} is {value!r}; it is a number of pixels, at least 1")
-        if self.crop is not None and self.stride is not None and self.stride > self.crop:
-            raise ProtocolError(
-                f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
-            )
-        if self.blend not in BLENDS:
-            raise ProtocolError(f"blend is {self.blend!r}; it is one of {', '.join(BLENDS)}")
-        if not (isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0):
-            raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0")
+def variant(recipe: Recipe, *, position_rule: str | None, compat: bool) -> Recipe:
+    """The recipe as published, if `compat`; then with another position rule, if one is given."""
+    found = recipe.as_published() if compat else recipe
+    return found if position_rule is None else replace(found, position_rule=position_rule)
 
 
 class Backbone(ABC):
@@ -96,7 +57,7 @@ class Backbone(ABC):
     std: tuple[float, float, float]
     default_recipe: str | None = "sclip"
     templates: str = "openai"
-    protocol: Protocol = Protocol()
+    protocol: InferenceProtocol = InferenceProtocol()
     background: ClassVar[str] = "none"
     precision: str = "float32"
     preprocess: Callable[..., torch.Tensor]
@@ -107,12 +68,8 @@ class Backbone(ABC):
         pixels: torch.Tensor,
         recipe: str | Recipe | None = None,
         *,
+        hints: Hints | None = None,
         position_rule: str | None = None,
-        text: torch.Tensor | None = None,
-        proxy: Any = None,
-        regions: torch.Tensor | None = None,
-        boxes: torch.Tensor | None = None,
-        sam: Any = None,
         compat: bool = False,
     ) -> DenseFeatures:
         """Encode pixels into patch features in the joint space of image and text.
@@ -120,25 +77,21 @@ class Backbone(ABC):
         Args:
             pixels: (B, 3, H, W) float, normalised with `mean` and `std`; H and W are multiples of `patch_size`.
             recipe: a name from `densevl.recipes.names()` or a `Recipe`; None means `default_recipe`.
+            hints: what the recipe reads besides the pixels, `Recipe.reads` of it; models among them (a `Proxy`, a
+                `SamProxy`) look at these pixels. A recipe that spreads scores over windows does so in
+                `inference.window_scores`, not here.
             position_rule: how the positional grid is resized for sizes other than the trained one; None takes the
                 recipe's own (see `backbones.positions`).
-            text: (T, D) unit rows, for recipes that look twice.
-            proxy: features (B, P, h', w') of another model for these pixels, or a `Proxy`, for recipes that borrow its
-                affinity.
-            regions: (B, H, W) integer segment map, 0 where no segment is, for recipes whose attention stays within
-                segments; (B, R, H, W) masks for those that pool.
-            sam: a `SamProxy`, or its `LastAttention`, for recipes that spread the image by it.
-            boxes: (B, 4) x0, y0, x1, y1 in pixels, for recipes guided by a box.
             compat: follow the authors' code where it differs from what it means to do; see the recipe's note.
 
         Returns:
-            features (B, D, h, w), h and w being H and W in patches unless the recipe works on a proxy's finer grid, and
-            cls (B, D) where the recipe leaves one; neither is L2-normalised. With "vanilla", `cls` equals
+            features (B, D, h, w), h and w being H and W in patches unless the recipe works on another model's grid,
+            and cls (B, D) where the recipe leaves one; neither is L2-normalised. With "vanilla", `cls` equals
             `encode_image`.
 
         Raises:
             ImageError: pixels of another shape, or a side that is not a multiple of the patch.
-            RecipeError: the recipe does not fit this tower, or lacks the text, proxy, regions or boxes it needs.
+            RecipeError: the recipe does not fit this tower, lacks what it reads, or is given what it does not read.
         """
 
     def at_precision(self, precision: str) -> Backbone:
@@ -158,23 +111,35 @@ class Backbone(ABC):
             return self
         raise ModelError(f"model '{self.name}' runs in {self.precision} only; leave precision out")
 
-    def resolve(self, recipe: str | Recipe | None) -> Recipe | None:
+    def resolve(
+        self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
+    ) -> Recipe | None:
         """The recipe meant by a name, or by leaving it out; None for a model without recipes.
 
+        Args:
+            position_rule: replaces the recipe's own. compat: take the recipe as its authors published it.
+
         Raises:
-            RecipeError: no such recipe.
+            RecipeError: no such recipe or rule.
         """
         given = recipe or self.default_recipe
-        return None if given is None else get(given)
+        return None if given is None else variant(get(given), position_rule=position_rule, compat=compat)
 
-    def proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
-        """Features (B, P, h', w') of a proxy for normalised pixels, of the kind the recipe reads.
+    def look(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> Hints:
+        """Hints whose models have looked at pixels (B, 3, H, W) normalised for this backbone: features in their place.
 
-        Args:
-            pixels: (B, 3, H, W) normalised for this backbone. proxy: a `Proxy`, or features, which are returned as is.
+        Raises:
+            RecipeError: a proxy that needs another kind of backbone.
         """
-        if isinstance(proxy, torch.Tensor):
-            return proxy
+        proxy, sam = hints.proxy, hints.sam
+        if proxy is not None and not isinstance(proxy, torch.Tensor):
+            proxy = self._proxy_features(pixels, recipe, proxy)
+        if sam is not None and hasattr(sam, "last_attention"):
+            sam = sam.last_attention(sam.prepare(pixels, self.mean, self.std))
+        return replace(hints, proxy=proxy, sam=sam)
+
+    def _proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
+        """Features (B, P, h', w') of a proxy for normalised pixels, of the kind the recipe reads."""
         if hasattr(proxy, "from_tower"):
             raise RecipeError(
                 f"this proxy reads CLIP's own tokens, which model '{self.name}' has not; use another proxy"
@@ -182,24 +147,19 @@ class Backbone(ABC):
         kind = recipe.proxy.features if recipe.proxy is not None else "tokens"
         return proxy.from_clip(pixels, self.mean, self.std, kind).to(self.device)
 
-    def encode_stitched(
-        self,
-        pixels: torch.Tensor,
-        windows: WindowGrid,
-        recipe: Recipe,
-        *,
-        batch: int,
-        position_rule: str | None = None,
-        text: torch.Tensor | None = None,
-        proxy: Any = None,
-        regions: torch.Tensor | None = None,
-        sam: Any = None,
-        compat: bool = False,
-    ) -> DenseFeatures:
-        """Encode a whole image window by window for a recipe that stitches; keywords as `encode_dense`.
+    def start(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
+        """Run one batch of windows as far as each goes for itself; `finish` does the rest, see `recipes.run`.
 
         Args:
-            pixels: (B, 3, H, W) normalised, any H and W. windows: laid with blend "patch". batch: windows per pass.
+            pixels: (B, 3, H, W) normalised, sides multiples of the patch. hints: for these pixels, models looked.
+
+        Raises:
+            RecipeError: this model cannot.
+        """
+        raise RecipeError(f"model '{self.name}' has no attention to rewire; recipe '{recipe.name}' does not apply")
+
+    def finish(self, state: State, recipe: Recipe, hints: Hints) -> DenseFeatures:
+        """The rest of a recipe, on one window's state or on that of all windows of an image joined.
 
         Raises:
             RecipeError: this model cannot.
@@ -224,14 +184,17 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         """Where the weights live."""
 
-    def score(self, dense: DenseFeatures, text_TD: torch.Tensor) -> torch.Tensor:
-        """Score T text embeddings at every patch: cosines, (B, h, w, T) float32.
+    def score(
+        self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Score T text embeddings at every patch, mostly by the cosine: (B, h, w, T) float32.
 
         Args:
             dense: what `encode_dense` gave. text_TD: (T, D) unit rows as `TextClassifier` makes them, `unknown`'s row
                 among them. A model may score a row by what the others are, so all rows go in one call.
+            foreground_T: (T,) bool, which rows are classes and not background words; None is all.
         """
-        return score(dense, text_TD)
+        return dense.score(text_TD, foreground_T)
 
     def unknown(self, text_TD: torch.Tensor) -> torch.Tensor | None:
         """One more row (D,) that stands for "none of these T", or None if the model has no such notion.

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from densevl.backbones.base import Protocol
 from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.backbones.protocol import InferenceProtocol
 from densevl.errors import WeightsError
 from densevl.shipped import read_tensors, shipped_file
 
@@ -81,7 +81,7 @@ class Mini(OpenClipBackbone):
         self.summary = "small CLIP in the package: trained on rendered flat art, not photographs"
         self.default_recipe = "maskclip_value"
         self.templates = "simple"
-        self.protocol = Protocol(short_side=None, crop=side, logit_scale=meta["patch_scale"])
+        self.protocol = InferenceProtocol(short_side=None, crop=side, logit_scale=meta["patch_scale"])
 
     def uncovered(self, texts: Sequence[str]) -> list[str]:
         """The texts that hold a token whose embedding was not trained: it is read as "something unknown"."""

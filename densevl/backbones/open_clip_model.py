@@ -9,22 +9,20 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from densevl.backbones.base import Backbone, DenseFeatures
+from densevl.backbones.base import Backbone, variant
 from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.towers import tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
-from densevl.inference.windows import WindowGrid
-from densevl.recipes import Recipe
-from densevl.recipes.catalogue import get
-from densevl.recipes.engine import encode
-from densevl.recipes.features import Hints
-from densevl.recipes.stitching import encode_stitched
+from densevl.recipes import Hints, Recipe, get
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.run import State, finish, start
 from densevl.recipes.tower import Tower
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
@@ -100,66 +98,32 @@ class OpenClipBackbone(Backbone):
         pixels: torch.Tensor,
         recipe: str | Recipe | None = None,
         *,
+        hints: Hints | None = None,
         position_rule: str | None = None,
-        text: torch.Tensor | None = None,
-        proxy: Any = None,
-        regions: torch.Tensor | None = None,
-        boxes: torch.Tensor | None = None,
-        sam: Any = None,
         compat: bool = False,
     ) -> DenseFeatures:
         """Encode pixels into patch features in the joint space; see `Backbone.encode_dense`."""
-        chosen = get(recipe or self.default_recipe or "vanilla")
+        given = recipe or self.default_recipe or "vanilla"
+        chosen = variant(get(given), position_rule=position_rule, compat=compat)
         self._check(pixels)
-        if chosen.stitch != "none":
-            windows = WindowGrid.place(pixels.shape[2], pixels.shape[3], None, 1, self.patch_size, "patch")
-            options = {"position_rule": position_rule, "text": text, "proxy": proxy, "regions": regions, "sam": sam}
-            return self.encode_stitched(pixels, windows, chosen, batch=1, compat=compat, **options)
-        hints = self._hints(pixels, chosen, text, proxy, regions, boxes, sam, compat)
-        return encode(self.tower, pixels, chosen, position_rule or chosen.position_rule, hints)
+        seen = self.look(pixels, chosen, hints or Hints())
+        return self.finish(self.start(pixels, chosen, seen), chosen, replace(seen, pixels=pixels))
 
     @torch.no_grad()
-    def encode_stitched(
-        self,
-        pixels: torch.Tensor,
-        windows: WindowGrid,
-        recipe: Recipe,
-        *,
-        batch: int,
-        position_rule: str | None = None,
-        text: torch.Tensor | None = None,
-        proxy: Any = None,
-        regions: torch.Tensor | None = None,
-        sam: Any = None,
-        compat: bool = False,
-    ) -> DenseFeatures:
-        """Encode a whole image window by window, stitched; see `Backbone.encode_stitched`."""
-        hints = self._hints(pixels, recipe, text, proxy, regions, None, sam, compat)
-        rule = position_rule or recipe.position_rule
-        return encode_stitched(self.tower, pixels, windows, recipe, rule, hints, batch)
+    def start(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
+        """Run one batch of windows as far as each goes for itself; see `Backbone.start`."""
+        return start(self.tower, pixels, recipe, replace(hints, pixels=pixels))
 
-    def proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
-        """Features of a proxy, or of trained heads on this tower's own tokens; see `Backbone.proxy_features`."""
+    @torch.no_grad()
+    def finish(self, state: State, recipe: Recipe, hints: Hints) -> DenseFeatures:
+        """The rest of a recipe; see `Backbone.finish`."""
+        return finish(self.tower, state, recipe, hints)
+
+    def _proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
+        """Features of a proxy, or of trained heads on this tower's own tokens."""
         if hasattr(proxy, "from_tower"):
             return proxy.from_tower(self.tower, pixels, recipe.position_rule)
-        return super().proxy_features(pixels, recipe, proxy)
-
-    def _hints(
-        self,
-        pixels: torch.Tensor,
-        recipe: Recipe,
-        text: torch.Tensor | None,
-        proxy: Any,
-        regions: torch.Tensor | None,
-        boxes: torch.Tensor | None,
-        sam: Any,
-        compat: bool,
-    ) -> Hints:
-        if proxy is not None:
-            proxy = self.proxy_features(pixels, recipe, proxy) if recipe.reads_proxy else None
-        if sam is not None and hasattr(sam, "last_attention"):
-            sam = sam.last_attention(sam.prepare(pixels, self.mean, self.std))
-        return Hints(text, proxy, regions, boxes, pixels, sam, compat)
+        return super()._proxy_features(pixels, recipe, proxy)
 
     def _check(self, pixels: torch.Tensor) -> None:
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():

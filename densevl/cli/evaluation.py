@@ -73,6 +73,10 @@ def run(
     views: str | None = None,
     precision: Annotated[str | None, typer.Option(help="float32, int8 or bfloat16, of the image tower.")] = None,
     refine: str | None = None,
+    compat: Annotated[bool | None, typer.Option(help="The authors' slips included; --paper includes them.")] = None,
+    proxy_scope: Annotated[
+        str | None, typer.Option(help="The proxy looks at the image once, or at each window: image, window.")
+    ] = None,
     fresh: Annotated[bool, typer.Option(help="Forget what earlier runs counted.")] = False,
     dump: Annotated[bool, typer.Option(help="Keep every prediction as a 16-bit PNG.")] = False,
 ) -> None:
@@ -81,7 +85,15 @@ def run(
 
     given: dict[str, Any] = {"strings": strings, "background": background, "variant": variant, "paper": paper}
     given |= {"task": task or "semantic", "proposals": proposals, "operator": operator}
-    parts = {"proxy": proxy, "sam": sam, "regions": regions, "views": views, "refine": refine, "precision": precision}
+    parts: dict[str, Any] = {
+        "proxy": proxy,
+        "sam": sam,
+        "regions": regions,
+        "views": views,
+        "refine": refine,
+        "precision": precision,
+    }
+    parts |= {"compat": compat, "proxy_scope": proxy_scope}
     experiment = _experiment(dataset, root, model, recipe, limit, measures, **given, **parts)
     outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump)
     stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")

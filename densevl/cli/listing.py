@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from densevl.cli.shared import one_line_errors, stdout
 
-if TYPE_CHECKING:
-    pass
-
 recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
-PIPED_WIDTH = 140
+PIPED_WIDTH = 600
+VENUES = (("Pattern Recognition", "PR"), (" Workshops", "W"))
+GIVEN = {
+    "proxy": ": --proxy (Segmenter(proxy=...)), a name or file, mini-sam is in the package",
+    "sam": ": --sam (Segmenter(sam=...)), a checkpoint of SAM, mini-sam is in the package",
+    "regions": ": segment(image, labels, regions=...), or --regions mini-sam proposes them, for drawings",
+    "masks": ": segment(image, labels, regions=...), or --regions mini-sam proposes them, for drawings",
+    "text": ": passed on by itself; encode_dense(hints=Hints(text=...))",
+    "boxes": ": encode_dense(hints=Hints(boxes=...))",
+}
+"""How each hint is given, by command line and in Python."""
 
 
 @one_line_errors
@@ -39,34 +44,39 @@ def recipes(context: typer.Context) -> None:
     """List the recipes: what each changes, its published mIoU on VOC20, and what it needs."""
     if context.invoked_subcommand:
         return
-    from densevl.pipelines.recipe_cards import short, short_needs, short_venue
     from densevl.recipes import get, names
+    from densevl.recipes.hints import OPTIONAL
 
     table = Table(box=None, pad_edge=False)
-    for column in ("recipe", "venue", "VOC20", "what it changes", "needs"):
-        table.add_column(column, no_wrap=column in ("recipe", "venue"))
+    for column in ("recipe", "venue", "VOC20", "needs", "what it changes"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     for name in names():
         recipe = get(name)
         source = recipe.source
         voc = source.miou.get("voc20") if source else None
-        row = (short_venue(recipe), f"{voc:g}" if voc else "-", short(recipe), short_needs(recipe))
+        needs = ", ".join(f"({hint})" if hint in OPTIONAL else hint for hint in sorted(recipe.reads))
+        row = (_venue(source.venue if source else ""), f"{voc:g}" if voc else "-", needs, "; ".join(recipe.clauses()))
         table.add_row(name, *map(escape, row))
     console = stdout()
     if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)  # one line a recipe, for grep
+        console.width = PIPED_WIDTH  # one line a recipe, for grep
     console.print(table)
-    console.print(
-        "qq, kk, vv: queries, keys, values look at themselves; bare: without skip connection and MLP. VOC20: published "
-        "mIoU.\nAll of one: densevl recipes show NAME"
-    )
+    console.print("VOC20: published mIoU; in brackets: can use. All of one: densevl recipes show NAME")
+
+
+def _venue(venue: str) -> str:
+    """Where a method appeared, abbreviated."""
+    for long, brief in VENUES:
+        venue = venue.replace(long, brief)
+    return venue
 
 
 @recipes_app.command()
 @one_line_errors
 def show(name: str) -> None:
-    """Explain one recipe in plain words."""
-    from densevl.pipelines.recipe_cards import as_code, needs
+    """Explain one recipe in plain words; NAME may be package.module:NAME, a recipe of your own."""
     from densevl.recipes import get
+    from densevl.recipes.hints import HOW, OPTIONAL
 
     recipe = get(name)
     console = stdout()
@@ -79,9 +89,15 @@ def show(name: str) -> None:
         if source.miou:
             figures = ", ".join(f"{key} {value:g}" for key, value in source.miou.items())
             console.print(f"published mIoU, ViT-B/16: {figures} ({escape(source.protocol)})")
-    for need in needs(recipe):
-        console.print(f"{'can use' if need.optional else 'needs'} {need.name}: {escape(need.how)}")
-    console.print(escape(as_code(recipe)), style="dim")
+    for hint in sorted(recipe.reads):
+        own = f"; if left out, {recipe.proxy.model}" if hint == "proxy" and recipe.proxy else ""
+        console.print(f"{'can use' if hint in OPTIONAL else 'needs'} {hint}: {escape(HOW[hint] + GIVEN[hint] + own)}")
+    for slot, value in recipe.published.items():
+        console.print(f"with --compat, as published: {escape(f'{slot}={value!r}')}")
+    for benchmark, changes in recipe.settings.items():
+        told = ", ".join(f"{slot}={value!r}" for slot, value in changes.items() if slot != "published")
+        console.print(f"on {benchmark}, get({recipe.name!r}, benchmark={benchmark!r}): {escape(told)}")
+    console.print(escape(repr(recipe)), style="dim")
 
 
 @one_line_errors

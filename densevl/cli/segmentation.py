@@ -20,7 +20,10 @@ def segment(
     labels: Annotated[str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file.')] = "",
     model: Annotated[str, typer.Option(help="auto, photo, ViT-B-16/openai, local-dir:PATH.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="See `densevl recipes`; the model's default if left out.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="See `densevl recipes`, or package.module:NAME; the model's default if left out.")
+    ] = None,
+    compat: Annotated[bool, typer.Option(help="Run the recipe as its authors published it, slips included.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
     background: Annotated[
         str, typer.Option(help='auto, none, unknown, 1-max, voc, a probability, or words "sky,wall".')
@@ -35,6 +38,9 @@ def segment(
     precision: Annotated[str, typer.Option(help="float32, int8 (faster on a CPU), bfloat16.")] = "float32",
     blend: Annotated[str | None, typer.Option(help="Average overlapping windows at pixel or patch.")] = None,
     proxy: Annotated[str | None, typer.Option(help="Model a recipe borrows from: mini-sam, a name, a file.")] = None,
+    proxy_scope: Annotated[
+        str, typer.Option(help="The proxy looks at the image once, or at each window as the papers do: image, window.")
+    ] = "image",
     sam: Annotated[str | None, typer.Option(help="SAM encoder for the recipe trident: mini-sam, or a file.")] = None,
     regions: Annotated[str | None, typer.Option(help="Who proposes segments: mini-sam, for drawings.")] = None,
     views: Annotated[str | None, typer.Option(help="Look several times: flip, flip+scale, itaclip.")] = None,
@@ -71,12 +77,14 @@ def segment(
             presence=presence,
             protocol=changes,
             proxy=proxy,
+            proxy_scope=proxy_scope,
             sam=sam,
             regions=regions,
             views=views,
             refine=refine,
             device=device,
             precision=precision,
+            compat=compat,
         )
     backbone = segmenter.backbone
     warned: set[str] = set()

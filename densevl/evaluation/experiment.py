@@ -37,7 +37,9 @@ class Experiment:
         dataset, root, variant: as `open_dataset` takes them, `open_regions` for the tasks over regions.
         task: "semantic", "instance" or "panoptic".
         model, weights, recipe, proxy, sam, regions, views, refine, templates, precision: as `Segmenter` takes them.
-        protocol: changes to the model's `Protocol`; strings: the class list's variant.
+        compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
+            proxy looking at each window.
+        protocol: changes to the model's `InferenceProtocol`; strings: the class list's variant.
         background: a policy; "auto" is the model's own. min_share: the area threshold of the papers.
         paper: take protocol, strings, background and threshold from the recipe's paper for this benchmark; what is
             given beside it wins.
@@ -60,6 +62,8 @@ class Experiment:
     refine: str | None = None
     templates: str | None = None
     precision: str | None = None
+    compat: bool | None = None
+    proxy_scope: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     strings: str = DISPLAY
     background: str = "auto"
@@ -91,7 +95,18 @@ class Experiment:
             raise EvaluationError(
                 f"no proposals '{self.proposals}'{suggest(self.proposals, allowed)}; there are {', '.join(allowed)}"
             )
-        given = ("paper", "variant", "min_share", "sam", "regions", "views", "refine", "precision")
+        given = (
+            "paper",
+            "variant",
+            "min_share",
+            "sam",
+            "regions",
+            "views",
+            "refine",
+            "precision",
+            "compat",
+            "proxy_scope",
+        )
         if useless := [name for name in given if getattr(self, name)]:
             raise EvaluationError(f"{useless[0]} goes with task semantic, not with task {self.task}; leave it out")
         for name in self.resolve:
@@ -132,6 +147,7 @@ class Experiment:
             )
         usual = {entry.name: entry.default for entry in fields(self)}
         own = {name: found[name] for name in ("strings", "background", "min_share")}
+        own |= {"compat": True, "proxy_scope": "window"}
         taken = {name: value for name, value in own.items() if getattr(self, name) == usual[name]}
         windows = {name: found[name] for name in papers.PROTOCOL_FIELDS}
         return replace(self, protocol={**windows, **self.protocol}, **taken)
@@ -150,7 +166,8 @@ class Experiment:
             "min_share": 0.0,
             "variant": "",
         }
-        own |= dict.fromkeys(("weights", "proxy", "sam", "regions", "views", "templates", "precision"))
+        same = ("weights", "proxy", "sam", "regions", "views", "templates", "precision", "compat", "proxy_scope")
+        own |= dict.fromkeys(same)
         if self.resolved() != replace(self, **own).resolved():
             return None
         return papers.published(self.recipe or "", self.dataset, self.model, self.refine or "")
@@ -189,6 +206,7 @@ class Experiment:
             classifier = RegionClassifier(full.model, propose, full.operator, full.recipe, **common)
             return RegionPredictor(classifier, dataset.classes, proposals=full.proposals, **own)
         parts: dict[str, Any] = {"sam": full.sam, "regions": full.regions, "views": full.views, "refine": full.refine}
+        parts |= {"compat": bool(full.compat), "proxy_scope": full.proxy_scope or "image"}
         recipe = papers.recipe(full.recipe, full.dataset) if full.paper and full.recipe else full.recipe
         segmenter = Segmenter(full.model, recipe, precision=full.precision, **common, **parts)
         return Predictor(segmenter, dataset.classes, min_share=full.min_share, **own)

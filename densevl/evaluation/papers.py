@@ -8,7 +8,6 @@ protocol is SCLIP's: short side 336, windows 224 with stride 112, scores times 4
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +15,6 @@ from densevl import recipes
 from densevl.evaluation.vocabularies import class_list, listed
 from densevl.recipes import Recipe
 from densevl.recipes.catalogue.published import miou
-from densevl.recipes.parts import LabelFeedback, Term
 
 Settings = Mapping[str, Any]
 MODEL = "ViT-B-16/openai"
@@ -76,18 +74,6 @@ _TABLE: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 }
 PROTOCOL_FIELDS = ("short_side", "crop", "stride", "logit_scale")
 
-_RESCLIP = {
-    # gain and share of the middle blocks' maps; gain and share of the labels; threshold of the first pass
-    "voc21": (2.0, 0.3, 2.2, 0.7, 0.5),
-    "voc20": (2.0, 0.6, 2.1, 0.6, 0.1),
-    "context60": (2.0, 0.3, 1.8, 0.7, 0.3),
-    "context59": (2.0, 0.4, 1.8, 0.7, 0.25),
-    "coco-object": (2.0, 0.4, 1.8, 0.7, 0.11),
-    "coco-stuff": (2.0, 0.4, 1.8, 0.7, 0.11),
-    "cityscapes": (2.0, 0.2, 2.1, 0.6, 0.1),
-    "ade150": (2.0, 0.3, 2.1, 0.7, 0.25),
-}
-
 _ROWS: dict[tuple[str, str, str], Mapping[str, float]] = {
     # recipe, model, refinement: rows of the same paper beside that of the recipe's source
     ("naclip", MODEL, "pamr"): miou(64.1, 35.0, 36.2, 83.0, 38.4, 25.7, 38.3, 19.1),
@@ -107,21 +93,13 @@ def rows() -> tuple[tuple[str, str, str], ...]:
 
 
 def recipe(name: str, benchmark: str) -> Recipe:
-    """A recipe as the paper sets it for a benchmark: ResCLIP has its own shares and gains for each.
+    """A recipe as the paper sets it for a benchmark, the general one where the paper does not.
 
     Raises:
         RecipeError: no recipe of that name.
     """
     plain = recipes.get(name)
-    if plain.name != "resclip" or benchmark not in _RESCLIP:
-        return plain
-    gain, share, again, label_share, threshold = _RESCLIP[benchmark]
-    return replace(
-        plain,
-        terms=(Term("kk", 1 - share), Term("qk", share, layers=(6, 7, 8, 9))),
-        gain=gain,
-        feedback=LabelFeedback(share=label_share, gain=again, threshold=threshold),
-    )
+    return plain.on(benchmark) if benchmark in plain.settings else plain
 
 
 def protocol(recipe: str, benchmark: str) -> Settings | None:

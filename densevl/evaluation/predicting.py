@@ -81,6 +81,8 @@ class Predictor:
             "background": str(self.policy),
             "strings": len(self.labels.queries),
             "proxy": segmenter.proxy.name if segmenter.proxy is not None else None,
+            "compat": segmenter.compat,
+            "proxy_scope": segmenter.proxy_scope,
         }
 
     def __call__(self, rgb: npt.NDArray[np.uint8]) -> Prediction:

@@ -1,11 +1,16 @@
-"""Cutting a map of the whole image (features of a proxy, segments) to windows of it, at the windows' own tokens."""
+"""Windows of an image with all that belongs to them: pixels, and the hints of the image cut to the windows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import RecipeError
 from densevl.inference.windows import AxisWindows, WindowGrid
+from densevl.recipes import Hints
 
 
 def cut(
@@ -37,23 +42,36 @@ def cut(
     return cut_out if maps.is_floating_point() else cut_out.round().to(maps.dtype)
 
 
-def without_margin(maps: torch.Tensor, whole: WindowGrid, tokens: tuple[int, int]) -> torch.Tensor:
-    """Maps (B, C, h, w) of an image with its margin, read over the image alone at (h', w') places."""
-    axes = []
-    for axis, count in ((whole.rows, tokens[0]), (whole.cols, tokens[1])):
-        centres = axis.before + (torch.arange(count) + 0.5) * axis.length / count
-        axes.append(2 * centres / _span(axis) - 1)
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).to(maps)
-    grid = grid.expand(len(maps), *grid.shape)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+def at(
+    hints: Hints, windows: WindowGrid, corners: list[tuple[int, int]], tokens: tuple[int, int] | None = None
+) -> Hints:
+    """Hints of an image for some windows of it, window by window; what is for the whole image or any stays.
+
+    Args:
+        tokens: (h, w) that proxy features are cut to; None keeps their own resolution.
+
+    Raises:
+        RecipeError: boxes, which are for an image as a whole, and several windows.
+    """
+    if hints.boxes is not None and len(windows) > 1:
+        raise RecipeError("boxes are for an image as a whole; take one window over it, crop=None")
+    own = windows.rows.tokens, windows.cols.tokens  # bilinear at their centres, as masks are read anyway
+    proxy, regions, masks = hints.proxy, hints.regions, hints.masks
+    return replace(
+        hints,
+        proxy=cut(proxy, windows, corners, tokens) if isinstance(proxy, torch.Tensor) else proxy,
+        regions=None if regions is None else cut(regions[:, None], windows, corners)[:, 0],
+        masks=None if masks is None else cut(masks.float(), windows, corners, own),
+    )
 
 
-def cut_regions(regions: torch.Tensor, windows: WindowGrid, corners: list[tuple[int, int]]) -> torch.Tensor:
-    """A segment map (B, H, W) or masks (B, R, H, W) at the tokens of some windows; see `cut`."""
-    tokens = windows.rows.tokens, windows.cols.tokens
-    if regions.ndim == 4:
-        return cut(regions.float(), windows, corners, tokens)
-    return cut(regions[:, None], windows, corners, tokens)[:, 0]
+def batches(pixels: torch.Tensor, windows: WindowGrid, hints: Hints, size: int) -> Iterator[tuple[torch.Tensor, Hints]]:
+    """Windows of an image (B, 3, H, W), at most `size` at a time, each batch with all that belongs to it."""
+    first = 0
+    for part in windows.batches(pixels, size):
+        corners = windows.corners[first : first + part.shape[0] // pixels.shape[0]]
+        first += len(corners)
+        yield part, at(hints, windows, corners)
 
 
 def _span(axis: AxisWindows) -> int:

@@ -6,23 +6,23 @@ Shape letters: B batch, T text queries, H/W pixels, Y/X window tokens per axis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ImageError, LabelError
-from densevl.inference.cutting import cut, cut_regions
+from densevl.backbones.base import Backbone
+from densevl.errors import ImageError, LabelError, ProtocolError, suggest
+from densevl.inference.cutting import batches
 from densevl.inference.spreading import spread_scores
+from densevl.inference.stitching import encode_stitched
 from densevl.inference.windows import WindowGrid
 from densevl.kernels.reference import dense_scores
-
-if TYPE_CHECKING:
-    from densevl.backbones.base import Backbone
-    from densevl.recipes import Recipe
+from densevl.recipes import Hints, Recipe
 
 # Windows per pass. On a CPU a larger batch falls out of the cache: with ViT-B/16 each of 8 costs 5 % more than of 4.
 WINDOW_BATCH = {"cpu": 4, "cuda": 64}
+PROXY_SCOPES = ("image", "window")
 
 
 @torch.no_grad()
@@ -33,49 +33,57 @@ def window_scores(
     windows: WindowGrid,
     *,
     recipe: str | Recipe | None = None,
+    hints: Hints | None = None,
     batch: int | None = None,
-    proxy: Any = None,
     proxy_scope: str = "image",
-    regions: torch.Tensor | None = None,
-    **options: Any,
+    foreground_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, WindowGrid]:
     """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows they lie on.
 
     Args:
         backbone: the model; pixels: (B, 3, H, W) normalised; text_TD: (T, D) unit rows; windows: the grid on H x W.
-        recipe, proxy, regions: as `Backbone.encode_dense` takes them, for the whole image.
+        recipe: as `Backbone.encode_dense` takes it; `backbone.resolve` makes a variant.
+        hints: what the recipe reads, for the whole image; the text is set here.
         batch: windows per pass of the tower, None for the device's own; the result does not depend on it.
         proxy_scope: "image" looks at the whole image once with the proxy, "window" at each window, as the papers do.
-        options: further keywords of `encode_dense`.
+        foreground_T: (T,) bool, which rows are classes and not background words; None is all.
 
     Returns:
         Scores, windows laid as a block matrix, and their grid: `windows` itself, or with the tokens of a proxy's finer
         grid, or one window over the whole image where the recipe stitches.
+
+    Raises:
+        ProtocolError: an unknown proxy_scope, or windows that the recipe cannot be run on. RecipeError: the recipe does
+        not fit, or lacks what it reads.
     """
+    check_scope(proxy_scope)
     batch = batch or WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])
     chosen = backbone.resolve(recipe)
-    if proxy is not None and chosen is not None and proxy_scope == "image":
-        proxy = backbone.proxy_features(pixels, chosen, proxy)
-    if chosen is not None and chosen.stitch != "none":
-        options.update(text=text_TD, proxy=proxy, regions=regions)
-        dense = backbone.encode_stitched(pixels, windows, chosen, batch=batch, **options)
-        return backbone.score(dense, text_TD), windows.whole().with_tokens(*dense.grid)
-    parts, first = [], 0
-    for part in windows.batches(pixels, batch):
-        corners = windows.corners[first : first + len(part) // len(pixels)]
-        first += len(corners)
-        hints: dict[str, Any] = {"text": text_TD}
-        if proxy is not None:
-            hints["proxy"] = cut(proxy, windows, corners) if isinstance(proxy, torch.Tensor) else proxy
-        if regions is not None:
-            hints["regions"] = cut_regions(regions, windows, corners)
-        parts.append(backbone.score(backbone.encode_dense(part, chosen, **hints, **options), text_TD))
+    hints = replace(hints or Hints(), text=text_TD)
+    image_proxy = hints.proxy
+    stitches = chosen is not None and chosen.stitch is not None
+    # Heads that read the tower's own tokens have nothing to look at but a window.
+    if chosen is not None and (proxy_scope == "image" or stitches) and not hasattr(hints.proxy, "from_tower"):
+        hints = backbone.look(pixels, chosen, hints)
+    if chosen is not None and stitches:
+        dense, whole = encode_stitched(backbone, pixels, windows, chosen, hints, batch)
+        return backbone.score(dense, text_TD, foreground_T), whole
+    parts = []
+    for part, own in batches(pixels, windows, hints, batch):
+        parts.append(backbone.score(backbone.encode_dense(part, chosen, hints=own), text_TD, foreground_T))
     grid = windows.with_tokens(*parts[0].shape[1:3])
     if chosen is not None and chosen.spread is not None:
-        features = backbone.proxy_features(pixels, chosen, proxy)
-        compat = options.get("compat", False)
-        parts = [spread_scores(torch.cat(parts), chosen.spread, features, grid, compat)]
-    return grid.assemble(torch.cat(parts), len(pixels)), grid
+        features = backbone.look(pixels, chosen, replace(hints, proxy=image_proxy)).proxy
+        parts = [spread_scores(torch.cat(parts), chosen.spread, features, grid)]
+    return grid.assemble(torch.cat(parts), pixels.shape[0]), grid
+
+
+def check_scope(proxy_scope: str) -> None:
+    """Raise ProtocolError unless a proxy may look at that."""
+    if proxy_scope not in PROXY_SCOPES:
+        raise ProtocolError(
+            f"proxy_scope is {proxy_scope!r}{suggest(str(proxy_scope), PROXY_SCOPES)}; it is 'image' or 'window'"
+        )
 
 
 def slide(
@@ -90,7 +98,9 @@ def slide(
     blend: str = "pixel",
     batch: int | None = None,
     proxy_scope: str = "window",
-    **options: Any,
+    hints: Hints | None = None,
+    position_rule: str | None = None,
+    compat: bool = False,
 ) -> torch.Tensor:
     """The papers' sliding-window protocol: full score maps.
 
@@ -109,7 +119,8 @@ def slide(
         blend: where overlaps are averaged, "pixel" or "patch" (see `windows`); recipes that stitch take "patch".
         batch: windows per pass, None for the device's own.
         proxy_scope: "window" looks at each window with the proxy, as the papers do; "image" at the whole image once.
-        options: keywords of `Backbone.encode_dense` for the whole image: position_rule, proxy, regions, compat.
+        hints: what the recipe reads, for the whole image.
+        position_rule, compat: as `Backbone.encode_dense` takes them.
 
     Returns:
         (B, T, H, W) float32: cosines for a CLIP backbone.
@@ -132,11 +143,10 @@ def slide(
         )
     unit_TD = F.normalize(embeddings.float().to(backbone.device), dim=-1)
     height, width = pixels.shape[-2:]
-    chosen = backbone.resolve(recipe)
-    if chosen is not None and chosen.stitch != "none":
-        blend, proxy_scope = "patch", "image"
+    chosen = backbone.resolve(recipe, position_rule=position_rule, compat=compat)
+    blend = "patch" if chosen is not None and chosen.stitch is not None else blend
     windows = WindowGrid.place(height, width, crop, stride, backbone.patch_size, blend)
     scores, grid = window_scores(
-        backbone, pixels, unit_TD, windows, recipe=chosen, batch=batch, proxy_scope=proxy_scope, **options
+        backbone, pixels, unit_TD, windows, recipe=chosen, hints=hints, batch=batch, proxy_scope=proxy_scope
     )
     return dense_scores(scores, grid.plan(*(size or (height, width))))

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 
 from densevl.errors import ProtocolError, suggest
 from densevl.inference.windows import AxisWindows, WindowGrid
+from densevl.recipes import Hints
 
-Look = Callable[[torch.Tensor, WindowGrid, torch.Tensor | None], tuple[torch.Tensor, WindowGrid]]
-"""Pixels (B, 3, H, W), their windows, and segments or None, to what `window_scores` returns."""
+Look = Callable[[torch.Tensor, WindowGrid, Hints], tuple[torch.Tensor, WindowGrid]]
+"""Pixels (B, 3, H, W), their windows and hints to what `window_scores` returns."""
 Lay = Callable[[float], tuple[torch.Tensor, WindowGrid]]
 """A scale to the image at that scale, (B, 3, H, W), and its windows."""
 
@@ -96,9 +97,7 @@ NAMED = MappingProxyType(
 
 
 @torch.no_grad()
-def view_scores(
-    look: Look, lay: Lay, views: Views, regions: torch.Tensor | None = None
-) -> tuple[torch.Tensor, WindowGrid]:
+def view_scores(look: Look, lay: Lay, views: Views, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
     """Score an image by several views and average: (B, Y, X, T) float32, and the grid of the first view.
 
     The blurred view is blurred as a whole, before it is cut into windows; ITACLIP blurs each window, which differs
@@ -106,12 +105,12 @@ def view_scores(
 
     Args:
         look: scores pixels; called `len(views)` times. lay: makes the pixels and windows of a scale.
-        regions: (B, H, W) or (B, R, H, W) segments of the image for recipes that read them; they are mirrored too.
+        hints: of the image; segments and masks are mirrored with it.
     """
     total: torch.Tensor | None = None
     grid: WindowGrid | None = None
     for scale in views.scales:
-        scores, own = _one_scale(look, *lay(scale), views, regions)
+        scores, own = _one_scale(look, *lay(scale), views, hints)
         if total is None or grid is None:
             total, grid = scores, own
         else:
@@ -122,25 +121,32 @@ def view_scores(
 
 
 def _one_scale(
-    look: Look, pixels: torch.Tensor, windows: WindowGrid, views: Views, regions: torch.Tensor | None
+    look: Look, pixels: torch.Tensor, windows: WindowGrid, views: Views, hints: Hints
 ) -> tuple[torch.Tensor, WindowGrid]:
     upright = 1 + views.grey + views.blur
     mirrored = len(views.flips)
     share = mirrored / (upright + mirrored) if views.flip_share is None else views.flip_share
     share = share if mirrored else 0.0
-    total, grid = look(pixels, windows, regions)
+    total, grid = look(pixels, windows, hints)
     total *= (1 - share) / upright
     if views.grey:
-        total.add_(look(greyscale(pixels), windows, regions)[0], alpha=(1 - share) / upright)
+        total.add_(look(greyscale(pixels), windows, hints)[0], alpha=(1 - share) / upright)
     if views.blur:
-        total.add_(look(blurred(pixels), windows, regions)[0], alpha=(1 - share) / upright)
+        total.add_(look(blurred(pixels), windows, hints)[0], alpha=(1 - share) / upright)
     for flip in views.flips:
-        turned = None if regions is None else regions.flip(DIMENSIONS[flip])
-        scores, _ = look(pixels.flip(DIMENSIONS[flip]), mirror(windows, flip), turned)
+        scores, _ = look(pixels.flip(DIMENSIONS[flip]), mirror(windows, flip), _mirrored(hints, DIMENSIONS[flip]))
         total.add_(
             scores.flip(DIMENSIONS[flip] - 1), alpha=share / mirrored
         )  # (B, Y, X, T): the axes stand one further
     return total, grid
+
+
+def _mirrored(hints: Hints, dimension: int) -> Hints:
+    """Hints of the mirrored image; models look at it anew."""
+    turned = {
+        name: None if t is None else t.flip(dimension) for name in ("regions", "masks") for t in [getattr(hints, name)]
+    }
+    return replace(hints, **turned)
 
 
 def greyscale(pixels: torch.Tensor) -> torch.Tensor:

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
+from densevl.backbones.protocol import BLENDS
 from densevl.errors import ProtocolError
 from densevl.kernels.resample import DecodePlan, patch_axis_plan, pixel_axis_plan
 
-BLENDS = ("pixel", "patch")
 TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densevl.backbones.proxies import Proxy, load_proxy
+from densevl.backbones.proxies import DinoiserHeads, Proxy, load_proxy
 from densevl.errors import ModelError, RecipeError
 from densevl.recipes import Recipe, get, names
 
 SAM = "sam_vit_b"
 SHIPPED = "mini-sam"
 
-Borrowed = str | Path | Proxy | None
+Lender = Proxy | DinoiserHeads
+"""A model that a recipe borrows from."""
+Borrowed = str | Path | Lender | None
 
 
-def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -> tuple[Proxy | None, Proxy | None]:
+def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -> tuple[Lender | None, Lender | None]:
     """The proxy and the SAM encoder that a recipe reads, None where it reads none.
 
     Args:
@@ -27,16 +29,15 @@ def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -
         ModelError: one cannot be loaded; the message says which option gives another. WeightsError: a damaged file.
         MissingExtraError: SAM without `segment-anything`.
     """
-    reads_proxy = recipe is not None and recipe.reads_proxy
-    reads_sam = recipe is not None and recipe.whole is not None
-    for given, reads, option in ((proxy, reads_proxy, "proxy"), (sam, reads_sam, "sam")):
-        if given is not None and not reads:
-            able = ", ".join(name for name in names() if _reads(get(name), option))
+    reads = recipe.reads if recipe is not None else frozenset()
+    for given, option in ((proxy, "proxy"), (sam, "sam")):
+        if given is not None and option not in reads:
+            able = ", ".join(name for name in names() if option in get(name).reads)
             whose = f"recipe '{recipe.name}'" if recipe is not None else "this model"
             raise RecipeError(f"{whose} borrows nothing from {option}={_name(given)!r}; leave it out, or take {able}")
     own = recipe.proxy.model if recipe is not None and recipe.proxy is not None else SHIPPED
-    loaded_proxy = _load(recipe, proxy, own, "proxy", device) if reads_proxy else None
-    loaded_sam = _load(recipe, sam, SAM, "sam", device) if reads_sam else None
+    loaded_proxy = _load(recipe, proxy, own, "proxy", device) if "proxy" in reads else None
+    loaded_sam = _load(recipe, sam, SAM, "sam", device) if "sam" in reads else None
     if loaded_sam is not None and not hasattr(loaded_sam, "last_attention"):
         raise ModelError(
             f"sam={loaded_sam.name!r} is not an encoder of SAM; take one of its checkpoints or '{SHIPPED}'"
@@ -44,16 +45,12 @@ def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -
     return loaded_proxy, loaded_sam
 
 
-def _reads(recipe: Recipe, option: str) -> bool:
-    return recipe.reads_proxy if option == "proxy" else recipe.whole is not None
-
-
 def _name(given: Borrowed) -> str:
-    return given.name if isinstance(given, Proxy) else str(given)
+    return given.name if isinstance(given, Lender) else str(given)
 
 
-def _load(recipe: Recipe | None, given: Borrowed, own: str, option: str, device: str) -> Proxy:
-    if isinstance(given, Proxy):
+def _load(recipe: Recipe | None, given: Borrowed, own: str, option: str, device: str) -> Lender:
+    if isinstance(given, Lender):
         return given
     if given is not None:
         return load_proxy(given, device=device)

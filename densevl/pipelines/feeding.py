@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from densevl.anomaly.sizes import shrink
-from densevl.backbones import Backbone, Protocol
+from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import ProtocolError, suggest
 from densevl.images import keep_ratio_size, resize
 from densevl.inference import WindowGrid
@@ -22,18 +22,21 @@ PLANS = ("tiles", "sliding", "whole")
 """Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
 
 
-def settle(given: Protocol | Mapping[str, Any] | str | None, own: Protocol, recipe: Recipe | None) -> Protocol:
+def settle(
+    given: InferenceProtocol | Mapping[str, Any] | str | None, own: InferenceProtocol, recipe: Recipe | None
+) -> InferenceProtocol:
     """The protocol given, or changes to the model's own; windows of a recipe that stitches lie on one patch grid.
 
     Args:
-        given: a `Protocol`; or fields to change, beside which "plan" may name one of `PLANS`; or that name alone.
+        given: an `InferenceProtocol`; or fields to change, beside which "plan" may name one of `PLANS`; or that
+            name alone.
         own: the model's. recipe: the recipe that will run.
 
     Raises:
         ProtocolError: a field or plan that does not exist, or an impossible value.
     """
-    known = [field.name for field in fields(Protocol)]
-    if not isinstance(given, Protocol):
+    known = [field.name for field in fields(InferenceProtocol)]
+    if not isinstance(given, InferenceProtocol):
         changes = dict({"plan": given} if isinstance(given, str) else given or {})
         plan = changes.pop("plan", None)
         unknown = set(changes) - set(known)
@@ -42,7 +45,7 @@ def settle(given: Protocol | Mapping[str, Any] | str | None, own: Protocol, reci
                 f"a protocol has no field '{min(unknown)}'; its fields are {', '.join(known)}, and plan"
             )
         given = replace(own, **{**_windows(plan, changes.get("crop", own.crop)), **changes})
-    return replace(given, blend="patch") if recipe is not None and recipe.stitch != "none" else given
+    return replace(given, blend="patch") if recipe is not None and recipe.stitch is not None else given
 
 
 def _windows(plan: str | None, crop: int | None) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def _windows(plan: str | None, crop: int | None) -> dict[str, Any]:
     return {"stride": None if plan == "tiles" or crop is None else max(1, crop // 2)}
 
 
-def fed_size(size: tuple[int, int], protocol: Protocol, patch: int, scale: float = 1.0) -> tuple[int, int]:
+def fed_size(size: tuple[int, int], protocol: InferenceProtocol, patch: int, scale: float = 1.0) -> tuple[int, int]:
     """(H, W) a photo is resized to, times `scale`; whole patches where it is one window, which spares it padding."""
     height, width = size
     if protocol.short_side is not None:
@@ -69,7 +72,7 @@ def fed_size(size: tuple[int, int], protocol: Protocol, patch: int, scale: float
 
 
 def feed(
-    rgb: np.ndarray, backbone: Backbone, protocol: Protocol, scale: float = 1.0
+    rgb: np.ndarray, backbone: Backbone, protocol: InferenceProtocol, scale: float = 1.0
 ) -> tuple[torch.Tensor, WindowGrid]:
     """A uint8 RGB photo as normalised pixels (1, 3, H, W) and the windows over them."""
     patch = backbone.patch_size

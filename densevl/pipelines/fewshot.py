@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch.nn import functional as F
 
-from densevl.backbones import Backbone, Protocol
+from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import LabelError, ModelError, suggest
 from densevl.fewshot import HEADS, Head, build
@@ -66,7 +66,7 @@ class FewShot:
         recipe: str | Recipe | None = None,
         templates: str | Sequence[str] | None = None,
         background: BackgroundSpec = "auto",
-        protocol: Protocol | Mapping[str, Any] | None = None,
+        protocol: InferenceProtocol | Mapping[str, Any] | None = None,
         proxy: Borrowed = None,
         refine: str | Sequence[str] | None = None,
         weights: str | Path | None = None,

@@ -24,6 +24,7 @@ from densevl.pipelines.feeding import embed_images, feed
 from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.segmenter import Segmenter
 from densevl.proposals import Proposals
+from densevl.recipes import Hints
 from densevl.regions.dense import unit_features
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.vocabulary.parsing import short
@@ -148,9 +149,8 @@ class PixelFeatures(Features):
         """Unit features (Y, X, D) of a uint8 RGB photo and the windows they lie on."""
         segment = self._segment
         pixels, windows = feed(rgb, self._backbone, segment.protocol)
-        borrowed = {"proxy": segment.proxy, "sam": segment.sam}
-        hints = {name: model for name, model in borrowed.items() if model is not None}
-        return unit_features(self._backbone, pixels, windows, segment.recipe, **hints)
+        hints = Hints(proxy=segment.proxy, sam=segment.sam)
+        return unit_features(self._backbone, pixels, windows, segment.recipe, hints)
 
 
 def regions_form(regions: Any) -> dict[str, Any]:

@@ -6,18 +6,18 @@ Shape letters: R regions, T strings, E joint space.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from densevl.backbones import Backbone, Protocol
+from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid, window_scores
 from densevl.pipelines.feeding import feed
 from densevl.proposals import Proposals
-from densevl.recipes import Recipe
+from densevl.recipes import Hints, Recipe
 from densevl.regions.dense import has_features, token_means, unit_features
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse, uncertain
@@ -46,7 +46,7 @@ class RegionScorer:
 
     backbone: Backbone
     recipe: Recipe | None
-    protocol: Protocol
+    protocol: InferenceProtocol
     operators: Mapping[str, float]
     options: Mapping[str, Mapping[str, Any]]
     order: str
@@ -75,7 +75,7 @@ class RegionScorer:
         for operator in self.operators:
             if operator == "pool" and self.order == NAME_FIRST:
                 if has_features(self.recipe):
-                    tokens = unit_features(self.backbone, pixels, windows, self.recipe, **self._hints(regions))
+                    tokens = unit_features(self.backbone, pixels, windows, self.recipe, self._hints(regions))
             else:
                 vectors[operator] = self._run(operator, rgb, pixels, windows, regions)
         return vectors, tokens
@@ -117,18 +117,18 @@ class RegionScorer:
         if not what.windows:
             return what.run(self.backbone, self.backbone.normalize(rgb)[None], regions, **own)
         if what.dense:
-            own = {"recipe": self.recipe, **self._hints(regions), **own}
+            own = {"recipe": self.recipe, "hints": self._hints(regions), **own}
         return what.run(self.backbone, pixels, regions, windows=windows, **own)
 
-    def _hints(self, regions: Proposals) -> dict[str, Any]:
+    def _hints(self, regions: Proposals) -> Hints:
         """What the recipe reads besides pixels; segments are the regions themselves."""
-        hints: dict[str, Any] = {} if self.proxy is None else {"proxy": self.proxy}
-        if self.sam is not None:
-            hints["sam"] = self.sam
-        if self.recipe is not None and self.recipe.scope is not None:
-            hints["regions"] = torch.from_numpy(regions.segment_map().astype(np.int64))[None].to(self.backbone.device)
-        elif self.recipe is not None and self.recipe.readout == "regions":
-            hints["regions"] = torch.from_numpy(regions.masks())[None].to(self.backbone.device)
+        hints, reads = Hints(proxy=self.proxy, sam=self.sam), self.recipe.reads if self.recipe else frozenset()
+        if "regions" in reads:
+            ids = torch.from_numpy(regions.segment_map().astype(np.int64))[None]
+            hints = replace(hints, regions=ids.to(self.backbone.device))
+        if "masks" in reads:
+            masks = torch.from_numpy(regions.masks())[None]
+            hints = replace(hints, masks=masks.to(self.backbone.device))
         return hints
 
     def _fused(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
@@ -149,7 +149,7 @@ class RegionScorer:
         else:
             pixels, windows = feed(found.image, self.backbone, self.protocol)
             hints = self._hints(found.regions)
-            scores, grid = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe, **hints)
+            scores, grid = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe, hints=hints)
             scores = scores[0]
         probs = (scores * self.protocol.logit_scale).softmax(dim=-1)
         return token_means(probs, grid, found.regions).clamp(min=1e-30).log()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from densevl import __version__
-from densevl.backbones import Backbone, Protocol
+from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import LabelError
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
@@ -61,7 +61,7 @@ class RegionClassifier:
         weights: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
         background: BackgroundSpec = "auto",
-        protocol: Protocol | Mapping[str, Any] | str | None = None,
+        protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
         proxy: Borrowed = None,
         device: str | None = None,
         use_cache: bool = True,
@@ -97,7 +97,9 @@ class RegionClassifier:
             raise LabelError(f"order is {order!r}; it is one of {', '.join(ORDERS)}")
         if not 0 <= margin < 1:
             raise LabelError(f"margin is {margin}; it is a probability, 0 for none")
-        if not isinstance(protocol, (Protocol, str)):  # tiles, a Segmenter's choice, would cut most regions in two
+        if not isinstance(
+            protocol, (InferenceProtocol, str)
+        ):  # tiles, a Segmenter's choice, would cut most regions in two
             protocol = {"plan": "sliding", **(protocol or {})}
         self._segment = Segmenter(
             model,

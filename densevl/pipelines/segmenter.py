@@ -16,17 +16,18 @@ import torch
 from PIL import Image
 
 from densevl import __version__
-from densevl.backbones import Backbone, Protocol, load_backbone
+from densevl.backbones import Backbone, InferenceProtocol, load_backbone
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.images import read_image
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import Refine, present
+from densevl.inference.sliding import check_scope
 from densevl.inference.views import Views, view_scores
 from densevl.pipelines import refinement
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.segments import Proposer, Segments, proposer
-from densevl.recipes import Recipe, get
+from densevl.recipes import Hints, Recipe, get
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
@@ -70,21 +71,24 @@ class Segmenter:
         text: TextOptions | None = None,
         background: BackgroundSpec = "auto",
         presence: float | None = None,
-        protocol: Protocol | Mapping[str, Any] | str | None = None,
+        protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
         proxy: Borrowed = None,
+        proxy_scope: str = "image",
         sam: Borrowed = None,
         regions: str | Proposer | None = None,
         views: str | Views | None = None,
         refine: str | Sequence[str] | None = None,
         device: str | None = None,
         precision: str | None = None,
+        compat: bool = False,
         use_cache: bool = True,
     ) -> None:
         """Load the model.
 
         Args:
             model: a name as `load_backbone` takes it, or a loaded `Backbone`.
-            recipe: a name from `densevl.recipes.names()` or a `Recipe`; None takes the model's default.
+            recipe: a name from `densevl.recipes.names()` or a `Recipe`; None takes the model's default. Where a paper
+                has settings for each benchmark: `recipes.get("resclip", benchmark="voc21")`.
             weights: a checkpoint file, if `model` names an architecture or config.
             templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
             text: descriptors, template weights by image, hierarchies; None is none of them.
@@ -93,11 +97,12 @@ class Segmenter:
             presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
                 judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
                 scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
-            protocol: resize and windows: a `Protocol`, or a dict of changes to the model's own, or "tiles", "sliding"
-                (the papers' half-overlapping windows) or "whole"; None takes the model's own. A recipe that stitches
-                windows blends at patches whatever it says.
+            protocol: resize and windows: an `InferenceProtocol`, or a dict of changes to the model's own, or "tiles",
+                "sliding" (the papers' half-overlapping windows) or "whole"; None takes the model's own. A recipe that
+                stitches windows blends at patches whatever it says.
             proxy: the model whose affinity the recipe borrows: a name or path for `load_proxy`, or a `Proxy`; None
                 loads the one the recipe was published with. "mini-sam" is in the package.
+            proxy_scope: "image", the proxy looks at the photo once; "window", at each window, as the papers do.
             sam: likewise, the encoder of SAM, for recipes that spread the whole image by it.
             regions: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
                 (H, W, 3) that returns what a call's `regions` may be.
@@ -107,6 +112,7 @@ class Segmenter:
             device: "cpu", "cuda"; None chooses.
             precision: "float32", "int8" or "bfloat16", of the image tower's linear layers (`backbones.precision`); None
                 keeps that of the backbone.
+            compat: run the recipe as its authors published it, slips included; see `densevl recipes show`.
             use_cache: keep text embeddings on disk.
 
         Raises:
@@ -114,9 +120,10 @@ class Segmenter:
             RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
                 use for `proxy` or `sam`.
             LabelError: unusable templates, text options, background, presence or proposer. ProtocolError: impossible
-                windows or views.
+                windows, views or proxy_scope.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
+        check_scope(proxy_scope)
         self.refine, self.views = refinement.parse(refine), Views.parse(views)
         if presence is not None and not 0.0 < presence < 1.0:
             raise LabelError(f"presence {presence} is outside 0..1; it is a probability, or None to keep every label")
@@ -130,7 +137,8 @@ class Segmenter:
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
                 "leave the recipe out, or use a CLIP model"
             )
-        self.recipe = chosen or (get(self.backbone.default_recipe) if self.backbone.default_recipe else None)
+        self.recipe = self.backbone.resolve(chosen, compat=compat)
+        self.compat, self.proxy_scope = compat, proxy_scope
         self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
@@ -172,7 +180,7 @@ class Segmenter:
         if given is not None:
             return Segments.parse(given, rgb.shape[:2])
         recipe = self.recipe
-        needs_some = recipe is not None and (recipe.scope is not None or recipe.readout == "regions")
+        needs_some = recipe is not None and bool(recipe.reads & {"regions", "masks"})
         if not needs_some and refinement.VOTE not in self.refine:
             return None
         if self._proposer is None:
@@ -188,22 +196,25 @@ class Segmenter:
         text = self._embed(labels, policy)
         if self._classifier.options.needs_image:
             text = self._classifier.for_image(text, self._image_feature(rgb))
-        borrowed: dict[str, Any] = {} if self.proxy is None else {"proxy": self.proxy}
-        if self.sam is not None:
-            borrowed["sam"] = self.sam
 
-        def score(
-            pixels: torch.Tensor, windows: WindowGrid, regions: torch.Tensor | None
-        ) -> tuple[torch.Tensor, WindowGrid]:
-            hints = borrowed if regions is None else {**borrowed, "regions": regions}
-            return window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe, **hints)
+        def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
+            return window_scores(
+                self.backbone,
+                pixels,
+                text.vectors,
+                windows,
+                recipe=self.recipe,
+                hints=hints,
+                proxy_scope=self.proxy_scope,
+                foreground_T=text.classes != NOTHING,
+            )
 
-        regions = self._regions(segments, rgb)
+        hints = self._hints(segments, rgb)
         if self.views is None:
-            scores, windows = score(*feed(rgb, self.backbone, self.protocol), regions)
+            scores, windows = score(*feed(rgb, self.backbone, self.protocol), hints)
         else:
             lay = partial(feed, rgb, self.backbone, self.protocol)
-            scores, windows = view_scores(score, lay, self.views, regions)
+            scores, windows = view_scores(score, lay, self.views, hints)
         return Evidence(scores, windows, text)
 
     def decide(
@@ -268,13 +279,13 @@ class Segmenter:
     def _refiner(self, rgb: np.ndarray) -> Refine | None:
         return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb)) if self.refine else None
 
-    def _regions(self, segments: Segments | None, rgb: np.ndarray) -> torch.Tensor | None:
-        """The segments as the recipe reads them, at the size the photo is fed, or None."""
-        recipe = self.recipe
-        if segments is None or recipe is None or not (recipe.scope is not None or recipe.readout == "regions"):
-            return None
+    def _hints(self, segments: Segments | None, rgb: np.ndarray) -> Hints:
+        """What the recipe reads besides the photo; segments at the size the photo is fed."""
+        hints = Hints(proxy=self.proxy, sam=self.sam)
+        if segments is None or self.recipe is None:
+            return hints
         size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)
-        return segments.at(size, as_masks=recipe.readout == "regions").to(self.backbone.device)
+        return segments.hints(hints, self.recipe.reads, size, self.backbone.device)
 
     def _policy(self, background: BackgroundSpec) -> Background:
         default = Background.parse(self.backbone.background)
@@ -327,7 +338,9 @@ class Segmenter:
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
             "recipe": repr(self.recipe) if self.recipe else None,
+            "compat": self.compat,
             "proxy": self.proxy.name if self.proxy is not None else None,
+            "proxy_scope": self.proxy_scope if self.proxy is not None else None,
             "sam": self.sam.name if self.sam is not None else None,
             "templates": list(self._classifier.templates),
             "text": self._classifier.options.facts(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from densevl.errors import LabelError
 from densevl.images import keep_ratio_size, resize
+from densevl.recipes import Hints
 
 MINI = "mini-sam"
 PROPOSED_SIDE = 256  # long side at which masks are proposed: four times finer than the model draws them
@@ -65,6 +66,14 @@ class Segments:
     def electorates(self) -> torch.Tensor:
         """As `majority_vote` takes them: masks, or the map with -1 where no segment is."""
         return self.masks if self.masks is not None else torch.where(self.ids > 0, self.ids, -1)
+
+    def hints(self, hints: Hints, reads: frozenset[str], size: tuple[int, int], device: torch.device) -> Hints:
+        """Hints with the segments in the form that a recipe reads, for an image of this size."""
+        if "regions" in reads:
+            hints = replace(hints, regions=self.at(size, as_masks=False).to(device))
+        if "masks" in reads:
+            hints = replace(hints, masks=self.at(size, as_masks=True).to(device))
+        return hints
 
     def at(self, size: tuple[int, int], *, as_masks: bool) -> torch.Tensor:
         """A batch of one at another size, read at the nearest pixel: (1, H, W) int64, or masks (1, M, H, W) bool."""

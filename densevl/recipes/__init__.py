@@ -1,6 +1,56 @@
-"""Methods as data: the `Recipe` type, the catalogue of papers, and the engine that runs one on a last block."""
+"""Methods as data: the `Recipe` type and its parts, the catalogue of papers, and the engine that runs one.
 
+A part of your own subclasses one of `Attention`, `Step`, `Addition`, `Readout`, `Rule`, `Feedback`, `Stitch`, `Spread`.
+"""
+
+from densevl.kernels.ops import Gaussian
+from densevl.recipes.additions import BlockInputs, OtherBlocks
+from densevl.recipes.affinity import Affinity, Floor, Relative, Rule, Smooth, Softmax
+from densevl.recipes.attention import (
+    BalancedMaps,
+    BlockAttention,
+    BoxAttention,
+    CosineAttention,
+    Identity,
+    SelfAttention,
+)
 from densevl.recipes.catalogue import get, names
-from densevl.recipes.recipe import Gaussian, Recipe, Source
+from densevl.recipes.feedback import Feedback, LabelFeedback, ScoreFeedback, TwoPass
+from densevl.recipes.heads import PairedHeads
+from densevl.recipes.hints import Hints
+from densevl.recipes.part import (
+    Addition,
+    Attention,
+    Batch,
+    Outcome,
+    Part,
+    Pass,
+    Proxy,
+    Readout,
+    Spread,
+    Step,
+    Stitch,
+    Sum,
+    Tap,
+)
+from densevl.recipes.readout import Contributions, FeatureSurgery, ScoredSources, Tokens
+from densevl.recipes.recipe import Recipe, SecondStream, Source
+from densevl.recipes.regions import PooledRegions, RegionEmbedding, Regions
+from densevl.recipes.spread import LabelPropagation
+from densevl.recipes.steps import AddCls, RepairByAttention, RepairByDensity
+from densevl.recipes.stitch import JoinedFeatures, JoinedProjections, SamAttention
 
-__all__ = ["Gaussian", "Recipe", "Source", "get", "names"]
+__all__ = [
+    "get", "names", "Recipe", "Source", "Hints",
+    # attention
+    "Identity", "SelfAttention", "CosineAttention", "BlockAttention", "BalancedMaps", "BoxAttention", "PairedHeads",
+    "Affinity", "Softmax", "Relative", "Floor", "Regions", "Sum", "Gaussian", "Tap", "Proxy",
+    "TwoPass", "LabelFeedback", "ScoreFeedback",
+    # around it
+    "SecondStream", "RepairByDensity", "RepairByAttention", "Smooth", "AddCls", "OtherBlocks", "BlockInputs",
+    "RegionEmbedding", "Tokens", "FeatureSurgery", "Contributions", "PooledRegions", "ScoredSources",
+    "JoinedProjections", "JoinedFeatures", "SamAttention", "LabelPropagation",
+    # for parts of your own
+    "Part", "Attention", "Step", "Addition", "Readout", "Rule", "Feedback", "Stitch", "Spread", "Pass", "Batch",
+    "Outcome",
+]  # fmt: skip

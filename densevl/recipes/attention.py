@@ -1,143 +1,285 @@
-"""A recipe's attention applied to values: each term one way of looking, their results mixed.
+"""Attention by a tower's own projections: the block's, another block's, or the maps of all of them.
 
-No term holds an N x N map unless its method needs the map itself. Shape letters: B batch, A heads, N tokens, d head
-width, P width of compared features.
+No part holds an N x N map unless its method needs the map itself. Shape letters: B batch, A heads, N tokens, d head
+width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from densevl.kernels.ops import Gaussian as Neighbourhood
-from densevl.kernels.ops import affinity_apply, grid_attention
-from densevl.kernels.reference import affinity_mean
-from densevl.recipes.parts import AFFINITIES, Floor, Gaussian, Relative, Softmax, Term
-from densevl.recipes.recipe import ADAPTIVE, Recipe
-from densevl.recipes.tower import Grid
+from densevl.errors import RecipeError
+from densevl.kernels.ops import Gaussian, grid_attention
+from densevl.recipes.part import Attention, Pass, Slots, block_numbers, check, listed, positive
+from densevl.recipes.trunk import scaled
 
-Projections = dict[str, torch.Tensor]
-JOINED_TOKENS = 4096  # for which the joined features of all heads are held
+PAIRS = ("qk", "qq", "kk", "vv")
+LOOKS = {
+    "qk": "queries look at keys, as trained",
+    "qq": "queries look at queries",
+    "kk": "keys look at keys",
+    "vv": "values look at values",
+}
+ADAPTIVE = "adaptive"
 
 
-@dataclass(frozen=True)
-class Looks:
-    """Everything attention may be made of, for one block.
+def _near(neighbourhood: Gaussian | None) -> str:
+    return "" if neighbourhood is None else f", near ones more (Gaussian, {neighbourhood.std:g} patches)"
+
+
+def _needed(pair: str) -> str:
+    return "".join(letter for letter in "qkv" if letter in pair + "v")
+
+
+@dataclass(frozen=True, repr=False)
+class Identity(Attention):
+    """Each token reads only its own value (MaskCLIP, ECCV 2022)."""
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        return v
+
+    def __str__(self) -> str:
+        return "each patch reads only its own value"
+
+
+@dataclass(frozen=True, repr=False)
+class SelfAttention(Attention):
+    """softmax(temperature * a b^T / sqrt(d) + neighbourhood) v, with a and b projections of the block.
 
     Attributes:
-        own: "q", "k", "v" of the block as far as needed, each (B, A, N, d), N = prefix + h*w.
-        grid: (h, w); prefix: leading tokens that are not patches.
-        others: projections of another block by its number, given for 12 blocks.
-        compared: for a term by "tap" or "proxy", the (B, N, P) features whose cosines it takes.
-        token_norm: (B,) mean Euclidean norm of the block's normalised tokens, for an adaptive temperature.
-        regions: (B, N) integers, for terms that stay within regions; blank: the one that is no segment.
-        bias: (B, 1 or A, N, N) added to the logits of the block's own terms.
-        batch_mean: take means of cosines over the whole batch, as some of the papers' code does.
+        pair: "qk" is the trained attention; "qq", "kk", "vv" compare a projection with itself.
+        neighbourhood: a Gaussian of the distance in patches, added to the logits (NACLIP, WACV 2025).
+        temperature: multiplies the logits.
     """
 
-    own: Projections
-    grid: Grid
-    prefix: int
-    others: Callable[[int], Projections]
-    compared: Callable[[Term], torch.Tensor]
-    token_norm: torch.Tensor | None = None
-    regions: torch.Tensor | None = None
-    blank: int | None = None
-    bias: torch.Tensor | None = None
-    batch_mean: bool = False
+    pair: str = "qk"
+    neighbourhood: Gaussian | None = None
+    temperature: float = 1.0
+    steerable = True
+
+    def __post_init__(self) -> None:
+        check(self.pair, PAIRS, "pair of projections")
+        positive(self.temperature, "temperature")
+
+    @property
+    def projects(self) -> str:
+        return _needed(self.pair)
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        a, b = run.qkv[self.pair[0]], run.qkv[self.pair[1]]
+        scale = v.shape[-1] ** -0.5 * (self.temperature * run.temperature)
+        return grid_attention(a, b, v, run.grid, run.prefix, self.neighbourhood, scale, extra=run.bias_B1NN)
+
+    def __str__(self) -> str:
+        heat = "" if self.temperature == 1 else f", logits times {self.temperature:g}"
+        return LOOKS[self.pair] + _near(self.neighbourhood) + heat
 
 
-def rewired_attention(looks: Looks, recipe: Recipe) -> torch.Tensor:
-    """Mix the terms of a recipe: (B, A, N, d).
+@dataclass(frozen=True, repr=False)
+class CosineAttention(Attention):
+    """softmax(temperature * cos(a, b) + neighbourhood) v: self-self attention of unit vectors (GEM, CVPR 2024).
 
-    Each softmax term is one attention call; a sum of logits is one call on concatenated features. No mean over the
-    batch appears unless asked for, so an image's result does not depend on its neighbours in the batch.
+    Attributes:
+        pair: as `SelfAttention`.
+        temperature: multiplies the cosines; "adaptive" is the mean token norm over sqrt(d), of each image.
+        iterations: how often a projection is first replaced by its own attention average; for "qq", "kk", "vv".
+        neighbourhood: as `SelfAttention`.
     """
-    if recipe.combine == "logit-sum" and len(recipe.parts) > 1:
-        out = _sum_of_logits(looks, recipe)
-    else:
-        first, *others = recipe.parts
-        out = first.weight * look(looks, recipe, first)
-        for term in others:
-            out = out + term.weight * look(looks, recipe, term)
-        if recipe.combine == "prob-mean":
-            out = out / sum(term.weight for term in recipe.parts)
-    return out if recipe.gain == 1.0 else out * recipe.gain
+
+    pair: str
+    temperature: float | str = ADAPTIVE
+    iterations: int = 0
+    neighbourhood: Gaussian | None = None
+    steerable = True
+
+    def __post_init__(self) -> None:
+        check(self.pair, PAIRS, "pair of projections")
+        if self.temperature != ADAPTIVE:
+            positive(self.temperature, f"temperature is a number or {ADAPTIVE!r}; it")  # type: ignore[arg-type]
+        if self.iterations < 0 or (self.iterations and self.pair == "qk"):
+            raise RecipeError(f"{self.iterations} iterations of {self.pair}: only qq, kk and vv average themselves")
+
+    @property
+    def projects(self) -> str:
+        return _needed(self.pair)
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        scale, factor = run.temperature, 1.0
+        if isinstance(self.temperature, str):
+            norm_B = run.u_BND.norm(dim=-1).mean(dim=1)
+            factor = (norm_B / v.shape[-1] ** 0.5).view(-1, 1, 1, 1)
+        else:
+            scale *= self.temperature
+
+        def look(a: torch.Tensor, b: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            near = self.neighbourhood
+            return grid_attention(a * factor, b, values, run.grid, run.prefix, near, scale, extra=run.bias_B1NN)
+
+        a, b = (F.normalize(run.qkv[letter], dim=-1) for letter in self.pair)
+        for _ in range(self.iterations):
+            a = b = F.normalize(look(a, b, b), dim=-1)
+        return look(a, b, v)
+
+    def __str__(self) -> str:
+        sharpened = ", sharpened per image" if self.temperature == ADAPTIVE else f", times {self.temperature:g}"
+        return f"{LOOKS[self.pair]} by the cosine{sharpened}{_near(self.neighbourhood)}"
 
 
-def look(looks: Looks, recipe: Recipe, term: Term, v: torch.Tensor | None = None) -> torch.Tensor:
-    """One term applied to values (B, A, N, d), the block's own unless others are given."""
-    v = looks.own["v"] if v is None else v
-    if term.kind == "id":
-        return v
-    if term.kind in AFFINITIES:
-        return _by_affinity(looks, term, v)
-    if term.layers:
-        # Maps of other blocks are taken as those blocks make them: no bias, no temperature.
-        plain, unbiased = Recipe("plain", cls_key=recipe.cls_key), replace(looks, bias=None)
-        maps = [_attend(unbiased, plain, *_sides(unbiased, plain, looks.others(n), term), v) for n in term.layers]
+@dataclass(frozen=True, repr=False)
+class BlockAttention(Attention):
+    """The attention maps of other blocks, as those blocks make them, averaged.
+
+    Attributes:
+        pair: as `SelfAttention`. blocks: their numbers; on a small tower several may be one block.
+    """
+
+    pair: str
+    blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check(self.pair, PAIRS, "pair of projections")
+        object.__setattr__(self, "blocks", block_numbers(self.blocks))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(number - 1 for number in scaled(self.blocks, depth))
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        maps = []
+        for number in self.blocks:
+            other = run.batch.projections(number, "".join(sorted(set(self.pair))), run.prefix)
+            a, b = other[self.pair[0]], other[self.pair[1]]
+            maps.append(grid_attention(a, b, v, run.grid, run.prefix, None, v.shape[-1] ** -0.5))
         return sum(maps[1:], start=maps[0]) / len(maps)
-    return _attend(looks, recipe, *_sides(looks, recipe, looks.own, term), v)
+
+    def __str__(self) -> str:
+        return f"{LOOKS[self.pair]}, in {listed(self.blocks)}"
 
 
-def _attend(looks: Looks, recipe: Recipe, a: torch.Tensor, b: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    width, prefix = looks.own["v"].shape[-1], looks.prefix
-    keys = slice(None) if recipe.cls_key else slice(prefix, None)
-    scale = 1.0 if recipe.metric == "cosine" else width**-0.5
-    if recipe.temperature == ADAPTIVE and looks.token_norm is not None:
-        a = a * (looks.token_norm / width**0.5).view(-1, 1, 1, 1)
-    else:
-        scale *= float(recipe.temperature)
-    std = recipe.bias.std if isinstance(recipe.bias, Gaussian) else None
-    bias = None if looks.bias is None else looks.bias[..., keys]
-    near = None if std is None else Neighbourhood(std)
-    return grid_attention(a, b[:, :, keys], v[:, :, keys], looks.grid, prefix, near, scale, extra=bias)
+@dataclass(frozen=True, repr=False)
+class BalancedMaps(Attention):
+    """The trained maps of other blocks added up, normalised over rows and columns, and sharpened (CLIPer, ICCV 2025).
+
+    The map stays in the batch's memo under "map", (B, A, N, N), for a read-out that spreads scores along it.
+
+    Attributes:
+        blocks: their numbers.
+        in_place: as the authors' code: the sum is normalised in place, so that each use finds it normalised once more.
+    """
+
+    blocks: tuple[int, ...]
+    in_place: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", block_numbers(self.blocks))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(number - 1 for number in scaled(self.blocks, depth))
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        memo, key = run.batch.memo, (self, "sum")
+        if key not in memo:
+            memo[key] = self._sum(run)
+        if self not in memo or self.in_place:
+            balanced = _balance(memo[key])
+            memo[key] = balanced if self.in_place else memo[key]
+            memo[self] = memo["map"] = _sharpen(balanced)
+        return memo[self] @ v
+
+    def _sum(self, run: Pass) -> torch.Tensor:
+        """(B, A, N, N); of blocks that are one on a small tower, one counts."""
+        depth = run.batch.tower.depth
+        total: torch.Tensor | None = None
+        for number in {scaled((number,), depth): number for number in self.blocks}.values():
+            qk = run.batch.projections(number, "qk", run.prefix)
+            attention = (qk["q"] @ qk["k"].mT * qk["q"].shape[-1] ** -0.5).softmax(dim=-1)
+            total = attention if total is None else total.add_(attention)
+        return total  # type: ignore[return-value]  # there is at least one block
+
+    def __str__(self) -> str:
+        return f"queries look at keys as in {listed(self.blocks)}, added up and normalised over rows and columns"
 
 
-def _sides(looks: Looks, recipe: Recipe, of: Projections, term: Term) -> tuple[torch.Tensor, torch.Tensor]:
-    a, b = of[term.kind[0]], of[term.kind[1]]
-    if recipe.metric == "cosine":
-        a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
-    for _ in range(recipe.iterations):
-        a = b = F.normalize(_attend(looks, recipe, a, b, b), dim=-1)
-    return a, b
+def _balance(maps: torch.Tensor) -> torch.Tensor:
+    """One sweep over columns and rows."""
+    maps = maps / maps.sum(dim=-2, keepdim=True)
+    return maps / maps.sum(dim=-1, keepdim=True)
 
 
-def _sum_of_logits(looks: Looks, recipe: Recipe) -> torch.Tensor:
-    """One attention on the terms' features side by side; over many tokens a head at a time, as they are copies."""
-    v = looks.own["v"]
-    heads, tokens, width = v.shape[1:]
-    sides = [_sides(looks, recipe, looks.own, term) for term in recipe.parts]
-    step = 1 if tokens > JOINED_TOKENS and looks.bias is None else heads
-    parts = []
-    for head in range(0, heads, step):
-        some = slice(head, head + step)
-        a = torch.cat([side[0][:, some] * term.weight for side, term in zip(sides, recipe.parts, strict=True)], dim=-1)
-        b = torch.cat([side[1][:, some] for side in sides], dim=-1)
-        padded = F.pad(v[:, some], (0, a.shape[-1] - width))  # equal widths keep SDPA on its fast path
-        parts.append(_attend(looks, recipe, a, b, padded)[..., :width])
-    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+def _sharpen(maps: torch.Tensor) -> torch.Tensor:
+    """Made symmetric, what is under the column's mean dropped, rows divided by their sums."""
+    maps = (maps + maps.mT) / 2
+    maps = (maps - maps.mean(dim=-2, keepdim=True)).clamp(min=0)
+    return maps / maps.sum(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
-def _by_affinity(looks: Looks, term: Term, v: torch.Tensor) -> torch.Tensor:
-    """Cosines of tapped or borrowed features, one map for all heads, applied to the heads side by side."""
-    unit = F.normalize(looks.compared(term), dim=-1)
-    joined = v.transpose(1, 2).flatten(2)
-    regions = looks.regions if term.regions else None
-    match term.rule:
-        case Relative(gamma, beta, floor):
-            mean = affinity_mean(unit, floor)
-            if looks.batch_mean:
-                mean = mean.mean().expand_as(mean)
-            out = affinity_apply(
-                unit, joined, gamma=gamma, beta=beta, floor=floor, regions=regions, blank=looks.blank, mean=mean
-            )
-        case Floor(floor):
-            out = affinity_apply(unit, joined, floor=floor, linear=True, regions=regions, blank=looks.blank)
-        case _:  # Softmax, the only rule left: a Term checks what it is given
-            gamma = term.rule.temperature if isinstance(term.rule, Softmax) else 1.0
-            out = affinity_apply(unit, joined, gamma=gamma, regions=regions, blank=looks.blank)
-    return out.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
+@dataclass(frozen=True, repr=False)
+class BoxAttention(Attention):
+    """The trained attention, with CLS drawn to the patches of a box, most to its middle (FALIP, ECCV 2024).
+
+    The bias on the logits is a Gaussian about the box's centre, stretched to 0..`peak` inside.
+
+    Attributes:
+        std: width in patches; far wider than a box, so that the bump is nearly a paraboloid.
+        peak: the largest bias, in logits.
+    """
+
+    own_reads = frozenset({"boxes"})
+    needs_cls = True
+
+    std: float = 100.0
+    peak: float = 0.2
+
+    def __post_init__(self) -> None:
+        positive(self.std, "the bump's std in patches")
+        positive(self.peak, "the bump's peak")
+
+    @property
+    def projects(self) -> str:
+        return "qkv"
+
+    def objection(self, recipe: Slots) -> str | None:
+        return None if recipe.stitch is None else "its box is for one image as a whole; leave stitch out"
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        bias_B1NN = run.batch.once(self, lambda: self._bias(run))
+        scale = v.shape[-1] ** -0.5
+        return grid_attention(run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, scale, extra=bias_B1NN)
+
+    def _bias(self, run: Pass) -> torch.Tensor:
+        """(B, 1, N, N): row 0 over the patches of each image's box, 0 elsewhere."""
+        pixels, boxes = run.batch.hints.pixels, run.batch.hints.boxes
+        if pixels is None:
+            raise RecipeError("a box needs the pixels it is for; call encode_dense")
+        count, (height, width), (h, w) = pixels.shape[0], pixels.shape[2:], run.grid
+        if boxes is None:
+            boxes = pixels.new_tensor([[0, 0, width, height]]).expand(count, 4)
+        if tuple(boxes.shape) != (count, 4):
+            raise RecipeError(f"boxes are {tuple(boxes.shape)} for {count} images; give one box each, (B, 4)")
+        tokens = run.prefix + h * w
+        bias = torch.zeros(count, 1, tokens, tokens, device=pixels.device)
+        for image, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+            columns, rows = _cells(x0, x1, w, width / w), _cells(y0, y1, h, height / h)
+            bumps = torch.zeros(h, w)
+            bumps[rows, columns] = self._bump(rows.stop - rows.start, columns.stop - columns.start)
+            bias[image, 0, 0, run.prefix :] = bumps.flatten()
+        return bias
+
+    def _bump(self, rows: int, columns: int) -> torch.Tensor:
+        """Stretched to 0..peak in single precision, as the authors do: at a std this wide, rounding shows."""
+        y, x = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (rows, columns))
+        bump = torch.exp(-0.5 * (y[:, None] ** 2 + x[None] ** 2) / self.std**2).float()
+        low, high = bump.min(), bump.max()
+        return (bump - low + 1e-6) / (high + 1e-6 - low) * self.peak
+
+    def __str__(self) -> str:
+        return "queries look at keys, as trained, and CLS looks more at the middle of a box"
+
+
+def _cells(start: float, stop: float, count: int, patch: float) -> slice:
+    """The patches an interval touches; one that ends on a patch's first pixel line does not touch it."""
+    first, last = (min(max(math.ceil(edge / patch), 1), count) for edge in (start, stop))
+    return slice(first - 1, max(last, first))

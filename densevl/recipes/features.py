@@ -1,11 +1,25 @@
-"""What goes into a recipe besides pixels, and what comes out of it."""
+"""`DenseFeatures`: what comes out of a recipe, and how words are compared with it.
+
+Shape letters: B batch, D joint space, T texts, h/w patch grid.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch.nn import functional as F
+
+
+def cosines(features_BDhw: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
+    """Cosines of patches with unit text rows: (B, h, w, T) float32."""
+    return torch.einsum("bdhw,td->bhwt", F.normalize(features_BDhw.float(), dim=1), text_TD)
+
+
+def by_cosine(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
+    """The usual way: the cosine of patch and text."""
+    return cosines(dense.features, text_TD)
 
 
 @dataclass(frozen=True)
@@ -15,43 +29,30 @@ class DenseFeatures:
     Attributes:
         features: (B, D, h, w) float, in the joint space of text and image, not L2-normalised.
         cls: (B, D) float, the image-level feature that came out of the same pass, or None.
-        affinity: (B, h*w, h*w) float: how scores spread between places, rows sum to 1 unless a method says
-            otherwise; or None.
-        layers: features of further sources, each as `features`; only methods that fuse scores over layers have any.
-        scoring: how text is compared with the features; see `recipes.scoring`.
+        affinity: (B, h*w, h*w) float, how much alike places are, for scores that spread or clusters; or None.
+        layers: features of further sources, each as `features`; only methods that score sources apart have any.
+        compare: how a method compares words with its features, called by `score`.
     """
 
     features: torch.Tensor
     cls: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
     layers: tuple[torch.Tensor, ...] = ()
-    scoring: str = "cosine"
+    compare: Callable[[DenseFeatures, torch.Tensor, torch.Tensor], torch.Tensor] = by_cosine
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the patch grid."""
         return self.features.shape[-2], self.features.shape[-1]
 
+    def score(self, text_TD: torch.Tensor, foreground_T: torch.Tensor | None = None) -> torch.Tensor:
+        """Score T unit text rows at every patch by the method's own rule: (B, h, w, T) float32.
 
-@dataclass(frozen=True)
-class Hints:
-    """What some recipes read besides the pixels; a recipe that needs one and gets none says so.
-
-    Attributes:
-        text: (T, D) unit rows, for methods that look twice (the first labels steer the second pass).
-        proxy: (B, P, h', w') features of another model for the same pixels, for methods that borrow its affinity.
-        regions: (B, H, W) integer segment map, 0 where no segment is, at any size: attention stays within a segment; or
-            (B, R, H, W) masks for a method that pools over masks.
-        boxes: (B, 4) x0, y0, x1, y1 in pixels of the input: where a box-guided method looks.
-        pixels: (B, 3, H, W), the input itself.
-        sam: `LastAttention` of SAM's encoder for the whole image, for methods that spread by it.
-        compat: follow the authors' code where it differs from what it means to do.
-    """
-
-    text: torch.Tensor | None = None
-    proxy: Any = None
-    regions: torch.Tensor | None = None
-    boxes: torch.Tensor | None = None
-    pixels: torch.Tensor | None = None
-    sam: Any = None
-    compat: bool = False
+        Args:
+            foreground_T: (T,) bool, which rows are classes and not background words; None is all. Most methods do
+                not ask; a row's score may depend on the other rows, so all rows go in one call.
+        """
+        text_TD = text_TD.to(self.features.device).float()
+        if foreground_T is None:
+            foreground_T = torch.ones(text_TD.shape[0], dtype=torch.bool)
+        return self.compare(self, text_TD, foreground_T.to(text_TD.device))

@@ -1,61 +1,140 @@
-"""Looking twice: what the first pass scores steers the attention of the second.
+"""Two passes of the last block: what the first one scores steers the attention of the second.
 
-`label_feedback` is the semantic feedback of ResCLIP (CVPR 2025), `score_feedback` that of FSA. Both need text.
+`LabelFeedback` is the semantic feedback of ResCLIP (CVPR 2025), `ScoreFeedback` that of FSA. Both need text.
 Shape letters: B batch, N patches, D width, T texts.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
-from densevl.recipes.attention import Looks, look
-from densevl.recipes.blocks import Block
-from densevl.recipes.features import DenseFeatures, Hints
-from densevl.recipes.parts import LabelFeedback, ScoreFeedback
-from densevl.recipes.recipe import Recipe
-from densevl.recipes.tower import Grid, Tower
+from densevl.recipes.part import Attention, Part, Pass, positive
+from densevl.recipes.tower import Grid
 from densevl.refine import Pamr
 
 BLUR_STD = 5.0  # of ResCLIP's smoothing of the label map, in patches
 
 
-def label_feedback(
-    first: DenseFeatures, recipe: Recipe, spec: LabelFeedback, hints: Hints
-) -> tuple[Recipe, torch.Tensor]:
-    """The second pass of a recipe, and the bias (B, N, N) its logits get, from the features of the first pass.
+class Feedback(Part, ABC):
+    """What the second pass makes of the first.
 
-    logits = gain * ((1 - share) * S + share * F) is a temperature on S and a bias.
-
-    With `hints.compat` as the authors' code: every line between two patches is sampled with the step of the longest
-    one, the blur runs over the flattened tokens across row ends, and F is rounded to half precision.
+    Attributes:
+        steers: whether it steers the logits of the first attention, which must then have some of its own.
     """
-    labels_Bhw = _patch_labels(first, spec, hints)
-    affinity = torch.stack([label_affinity(labels_hw, hints.compat) for labels_hw in labels_Bhw])
-    term = affinity / affinity.amax(dim=(1, 2), keepdim=True)
-    term = (spec.share * term.half()).to(term) if hints.compat else spec.share * term
-    return replace(recipe, feedback=None, temperature=spec.gain * (1 - spec.share)), spec.gain * term
+
+    own_reads = frozenset({"text"})
+    steers: bool = False
+
+    @abstractmethod
+    def again(
+        self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
+    ) -> torch.Tensor:
+        """The second pass: values spread once (B, A, N, d), and the values, to values spread as the feedback says."""
 
 
-def _patch_labels(first: DenseFeatures, spec: LabelFeedback, hints: Hints) -> torch.Tensor:
-    """Label of each patch (B, h, w): the commonest of its pixels, the smallest if tied, after PAMR."""
-    pixels, text_TD = hints.pixels, hints.text
-    if pixels is None or text_TD is None:
-        raise RecipeError("label feedback needs the pixels and the text; call encode_dense with text")
-    unit = F.normalize(first.features.float(), dim=1)
-    cosines = torch.einsum("bdhw,td->bthw", unit, text_TD.to(unit))
-    pixel_cosines = F.interpolate(cosines, size=pixels.shape[2:], mode="bilinear", align_corners=False)
-    probability, label = (spec.temperature * Pamr(pixels)(pixel_cosines)).softmax(dim=1).max(dim=1)
-    label = torch.where(probability < spec.threshold, 0, label)
-    h, w = first.grid
-    cells = label.unflatten(2, (w, -1)).unflatten(1, (h, -1)).transpose(2, 3)  # (B, h, w, patch, patch)
-    return cells.flatten(3).mode(dim=-1).values
+@dataclass(frozen=True, repr=False)
+class TwoPass(Attention):
+    """Attention that looks twice where the words are known, and once where they are not.
+
+    Attributes: first: the attention. feedback: what its scores change.
+    """
+
+    first: Attention
+    feedback: Feedback
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.first, Attention) or not isinstance(self.feedback, Feedback):
+            raise RecipeError("two passes are an attention and a feedback, such as LabelFeedback()")
+        if any(isinstance(part, TwoPass) for part in self.first.parts()):
+            raise RecipeError("two passes within two passes are not known to any method")
+        if self.feedback.steers and not self.first.steerable:
+            raise RecipeError("label feedback steers logits of the block's own; let a SelfAttention be in the first")
+
+    @property
+    def patches_only(self) -> bool:  # type: ignore[override]
+        return self.first.patches_only
+
+    @property
+    def projects(self) -> str:
+        return self.first.projects
+
+    @property
+    def proxy_grid(self) -> bool:  # type: ignore[override]
+        return self.first.proxy_grid
+
+    @property
+    def swapped(self) -> bool:  # type: ignore[override]
+        return self.first.swapped
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        once = self.first.attend(run, v)
+        text_TD = run.batch.hints.text
+        return once if text_TD is None else self.feedback.again(run, self.first, once, v, text_TD)
+
+    def __str__(self) -> str:
+        return f"{self.first}; {self.feedback}"
 
 
-def label_affinity(labels_hw: torch.Tensor, compat: bool = False) -> torch.Tensor:
+@dataclass(frozen=True, repr=False)
+class LabelFeedback(Feedback):
+    """Patches of one first-pass label draw each other.
+
+    logits = gain * ((1 - share) * S + share * F), S the first pass's own, F from its labels: a temperature on S and a
+    bias.
+
+    Attributes:
+        share, gain: the formula's.
+        threshold: first-pass probabilities under it fall to the first label. temperature: of that softmax.
+        literal: as the authors' code: every line between two patches is sampled with the step of the longest one, the
+            blur runs over the flattened tokens across row ends, and F is rounded to half precision.
+    """
+
+    share: float = 0.7
+    gain: float = 2.0
+    threshold: float = 0.1
+    temperature: float = 40.0
+    literal: bool = False
+    steers = True
+
+    def __post_init__(self) -> None:
+        positive(self.gain, "the gain of label feedback")
+        positive(self.temperature, "the temperature of label feedback")
+        if not 0 < self.share < 1:
+            raise RecipeError(f"the share of label feedback is within 0..1, got {self.share!r}")
+
+    def again(
+        self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
+    ) -> torch.Tensor:
+        features_BNE = run.read(run.finish(once))[:, run.prefix :]
+        labels_Bhw = self._labels(run, features_BNE, text_TD)
+        drawn = torch.stack([label_affinity(labels_hw, self.literal) for labels_hw in labels_Bhw])
+        term = drawn / drawn.amax(dim=(1, 2), keepdim=True)
+        term = (self.share * term.half()).to(term) if self.literal else self.share * term
+        return attention.attend(run.steered(self.gain * (1 - self.share), self.gain * term), v)
+
+    def _labels(self, run: Pass, features_BNE: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
+        """Label of each patch (B, h, w): the commonest of its pixels, the smallest if tied, after PAMR."""
+        pixels, (h, w) = run.batch.hints.pixels, run.grid
+        if pixels is None:
+            raise RecipeError("label feedback needs the pixels; call encode_dense")
+        unit_BDhw = F.normalize(features_BNE.mT.unflatten(2, (h, w)).float(), dim=1)
+        cosines = torch.einsum("bdhw,td->bthw", unit_BDhw, text_TD.to(unit_BDhw))
+        at_pixels = F.interpolate(cosines, size=pixels.shape[2:], mode="bilinear", align_corners=False)
+        probability, label = (self.temperature * Pamr(pixels)(at_pixels)).softmax(dim=1).max(dim=1)
+        label = torch.where(probability < self.threshold, 0, label)
+        cells = label.unflatten(2, (w, -1)).unflatten(1, (h, -1)).transpose(2, 3)  # (B, h, w, patch, patch)
+        return cells.flatten(3).mode(dim=-1).values
+
+    def __str__(self) -> str:
+        return "a second pass draws patches with like labels together"
+
+
+def label_affinity(labels_hw: torch.Tensor, literal: bool = False) -> torch.Tensor:
     """How patches of one label draw each other: (N, N), rows sum to 1.
 
     1 where two patches share a label, damped by exp(-distance / largest distance) where the straight line between them
@@ -70,16 +149,16 @@ def label_affinity(labels_hw: torch.Tensor, compat: bool = False) -> torch.Tenso
     clear = torch.ones_like(far, dtype=torch.bool)
     longest = int(far.max())
     for step, share in enumerate(torch.linspace(0, 1, longest + 1)):
-        at = share if compat else (step / far.clamp(min=1)).clamp(max=1)[..., None]
+        at = share if literal else (step / far.clamp(min=1)).clamp(max=1)[..., None]
         here = (start * (1 - at) + end * at).round().long()
         clear &= (labels_hw[here[..., 0], here[..., 1]] == flat[:, None]) | (step > far)
     same = (flat[:, None] == flat[None]).float()
     same = torch.where(clear, same, same * torch.exp(-far / max(longest, 1)))
-    same = _blur(same, (h, w), compat)
+    same = _blur(same, (h, w), literal)
     return same / (same.sum(dim=1, keepdim=True) + 1e-8)
 
 
-def _blur(same: torch.Tensor, grid: Grid, compat: bool) -> torch.Tensor:
+def _blur(same: torch.Tensor, grid: Grid, literal: bool) -> torch.Tensor:
     def line(x: torch.Tensor, length: int) -> torch.Tensor:
         taps = min(length, int(6 * BLUR_STD + 1)) // 2 * 2 + 1
         offsets = torch.arange(taps) - taps // 2
@@ -87,40 +166,52 @@ def _blur(same: torch.Tensor, grid: Grid, compat: bool) -> torch.Tensor:
         kernel = (kernel / kernel.sum()).view(1, 1, -1)
         return F.conv1d(x.reshape(-1, 1, x.shape[-1]), kernel, padding=taps // 2).reshape(x.shape)
 
-    if compat:
+    if literal:
         return line(same, same.shape[-1])
     planes = line(same.unflatten(1, grid), same.shape[-1])
     return line(planes.mT, same.shape[-1]).mT.flatten(1)
 
 
-def score_feedback(
-    looks: Looks, recipe: Recipe, spec: ScoreFeedback, text_TD: torch.Tensor, block: Block, tower: Tower
-) -> torch.Tensor:
-    """The attention branch (B, N, D) of a recipe whose one term A is composed with A', made from first-pass scores.
+@dataclass(frozen=True, repr=False)
+class ScoreFeedback(Feedback):
+    """Patches with like first-pass distributions over the words draw each other.
 
-    r = softmax(P - U), P the scaled scores of A, U those of uniform attention; s = 1 / (1 + KL(r_i || r_j)); each
-    patch keeps the most alike partners up to a probability mass; A' = softmax(s exp(sharpness s)); the result is
-    (A'A + AA' + A') / 3 applied to the values, right to left, so that only one N x N map is held.
+    With A the first attention: r = softmax(P - U), P the scaled scores of A, U those of uniform attention;
+    s = 1 / (1 + KL(r_i || r_j)); each patch keeps the most alike partners up to a probability mass;
+    A' = softmax(s exp(sharpness s)); the result is (A'A + AA' + A') / 3 applied to the values, right to left, so that
+    only one N x N map is held.
+
+    Attributes:
+        scale: of the first-pass logits; base_scale: of the uniform-attention logits taken away from them.
+        share: probability mass of partners that each patch keeps. sharpness: of the second affinity.
     """
-    term, v = recipe.parts[0], looks.own["v"]
 
-    def scores(y_BND: torch.Tensor) -> torch.Tensor:
-        return F.normalize(tower.read(y_BND).float(), dim=-1) @ text_TD.to(y_BND).mT
+    scale: float = 20.0
+    base_scale: float = 35.0
+    share: float = 0.45
+    sharpness: float = 3.0
 
-    once = look(looks, recipe, term)
-    uniform = v.mean(dim=2, keepdim=True)
-    contrast = spec.scale * scores(block.merge(once)) - spec.base_scale * scores(block.merge(uniform))
-    again = _alike(contrast.softmax(dim=-1), spec)[:, None]  # one map for all heads
-    mixed = again @ once + look(looks, recipe, term, again @ v) + again @ v
-    return block.merge(mixed / 3)
+    def again(
+        self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
+    ) -> torch.Tensor:
+        def scores(heads: torch.Tensor) -> torch.Tensor:
+            y_BNE = run.read(run.block.merge(heads)).float()
+            return F.normalize(y_BNE, dim=-1) @ text_TD.to(y_BNE).mT
 
+        uniform = v.mean(dim=2, keepdim=True)
+        contrast = self.scale * scores(once) - self.base_scale * scores(uniform)
+        again = self._alike(contrast.softmax(dim=-1))[:, None]  # one map for all heads
+        return (again @ once + attention.attend(run, again @ v) + again @ v) / 3
 
-def _alike(r_BNT: torch.Tensor, spec: ScoreFeedback) -> torch.Tensor:
-    log_r = torch.log(r_BNT + 1e-10)
-    divergence = (r_BNT * log_r).sum(dim=-1, keepdim=True) - r_BNT @ log_r.mT  # KL(r_i || r_j)
-    s = 1 / (1 + divergence.clamp(min=0))
-    ordered, order = s.sort(dim=-1, descending=True, stable=True)
-    kept = ordered.softmax(dim=-1).cumsum(dim=-1) <= spec.share
-    kept[..., 0] = True
-    keep = torch.zeros_like(kept).scatter(-1, order, kept)
-    return (s * torch.exp(spec.sharpness * s)).masked_fill(~keep, -torch.inf).softmax(dim=-1)
+    def _alike(self, r_BNT: torch.Tensor) -> torch.Tensor:
+        log_r = torch.log(r_BNT + 1e-10)
+        divergence = (r_BNT * log_r).sum(dim=-1, keepdim=True) - r_BNT @ log_r.mT  # KL(r_i || r_j)
+        s = 1 / (1 + divergence.clamp(min=0))
+        ordered, order = s.sort(dim=-1, descending=True, stable=True)
+        kept = ordered.softmax(dim=-1).cumsum(dim=-1) <= self.share
+        kept[..., 0] = True
+        keep = torch.zeros_like(kept).scatter(-1, order, kept)
+        return (s * torch.exp(self.sharpness * s)).masked_fill(~keep, -torch.inf).softmax(dim=-1)
+
+    def __str__(self) -> str:
+        return "a second pass draws patches with like scores together"

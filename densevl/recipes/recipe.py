@@ -1,54 +1,46 @@
 """`Recipe`: one dense-prediction method as data.
 
-A recipe says how the last block of a tower is rewired so that patch tokens keep their own meaning:
+A recipe fills a few slots with parts (`part.py` says what a part is) that together rewire the end of a tower:
 
-    A = gain * combine_t weight_t * softmax(temperature * metric(a_t, b_t) + bias)        t over `terms`
-    y = residual * x + O(A v) + cls_mix * x_CLS ;  y = y + FFN(y) if ffn ;  features = projection(layer norm(y))
+    x = before(tokens)                        before the last block, or the last n
+    y = residual * x + O(attention(x))        O the block's output projection
+    y = after(y + MLP(y) * ffn)
+    features = joint(read(y + further sources))
 
-Legend of terms: "qk" is CLIP's own attention; "qq", "kk", "vv" correlate a projection with itself; "id" is the
-identity, each token reading its own value. `parts.Term` weighs them, takes them from other blocks, or compares tapped
-or borrowed features instead. A sum of logits gets the bias once. With `dual_layers` = n the rewired attention of the
-last n blocks is summed in a second stream beside the untouched one (CLIP Surgery, GEM).
+Parts stand in the file of their operation: `attention`, `affinity`, `heads`, `feedback`, `steps`, `additions`,
+`regions`, `readout`, `stitch`, `spread`. What cannot be combined is refused with the reason when the recipe is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from densevl.errors import RecipeError
-from densevl.recipes.explain import explain
-from densevl.recipes.parts import (
-    AFFINITIES,
-    PROJECTIONS,
-    Feedback,
-    Foveal,
-    Gaussian,
-    Mix,
-    Pairing,
-    ProxyUse,
-    Purify,
-    RegionScope,
-    Sinkhorn,
-    Smooth,
+from densevl.errors import RecipeError, suggest
+from densevl.recipes.attention import SelfAttention
+from densevl.recipes.part import (
+    Addition,
+    Attention,
+    Part,
+    Proxy,
+    Readout,
+    Slots,
     Spread,
-    Term,
-    Values,
+    Step,
+    Stitch,
+    as_code,
     check,
+    found,
+    within,
 )
-from densevl.recipes.validate import contradictions
+from densevl.recipes.readout import Tokens
 
-COMBINES = ("prob-sum", "prob-mean", "logit-sum")
-METRICS = ("dot", "cosine")
 POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half")
-SCORINGS = ("cosine", "surgery", "contrast", "dot", "layers", "layers-zeroed", "cls-mix")
-READOUTS = ("tokens", "contributions", "regions")
-FUSIONS = ("tokens", "features")
-STITCHES = ("none", "qkv", "features")
-ADAPTIVE = "adaptive"
+TRAINED = SelfAttention("qk")
+DEPTH = 12  # of the tower that block numbers are given for
 
 
 @dataclass(frozen=True)
@@ -68,153 +60,244 @@ class Source:
     protocol: str = ""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a last block is rewired; see the module text for the formula.
+@dataclass(frozen=True, repr=False)
+class SecondStream(Part):
+    """The last blocks run as trained, and beside them the attention's outputs add up in a second stream.
+
+    Patches are read from the second stream, leading tokens from the trained one (CLIP Surgery, GEM).
+
+    Attributes: blocks: how many, the last ones.
+    """
+
+    blocks: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.blocks, int) or self.blocks < 1:
+            raise RecipeError(f"a second stream runs beside at least 1 block, got {self.blocks!r}")
+
+
+@dataclass(frozen=True, repr=False)
+class Recipe(Slots):
+    """One method; see the module text for the formula and `part.Slots` for the slots.
 
     Attributes:
-        name: lower-case identifier.
-        terms: one or more of "qk", "qq", "kk", "vv", "id", or `Term`s.
-        combine: "prob-sum" adds the softmaxes (rows sum to the number of terms), "prob-mean" averages them,
-            "logit-sum" adds the logits before one softmax.
-        gain: multiplies the attention output; matters only beside a residual.
-        temperature: multiplies the logits; "adaptive" is GEM's: mean token norm over sqrt(head width), per image.
-        metric: "dot" is a.b / sqrt(d); "cosine" normalises both first and does not divide.
-        iterations: with "cosine" and self terms, how often a projection is replaced by its own attention average.
-        bias: None, a `Gaussian`, or a `Foveal` (which needs boxes).
-        residual, ffn: whether the block's skip connection and its MLP are kept.
-        cls_key: whether CLS is among the keys.
-        cls_mix: this much of the CLS token that enters the last block is added to every patch after attention.
-        blocks: how many blocks, the last ones, are rewired one after the other.
-        dual_layers: 0 for a single stream; n for a second stream over the last n blocks.
-        purify: how outlier patches are replaced before the last block.
-        before, after: smoothing of patches over like patches before the last block, and of what its attention gives.
-        values: further sources that go through the last block as well; their outputs are added.
-        fuse: whether they are added as "tokens", before the last norm, or as "features", after it.
-        likeness: a block whose patches' likeness is given as `affinity`, for clustering (CLIPtrase); 0 for none.
-        scope: how the segment map is used, for terms that stay within regions.
-        feedback: a second pass steered by the first one's scores; needs text.
-        pairing: heads of the block paired with heads of the proxy, logits mixed (CASS).
-        proxy: which other model the affinity is borrowed from, for terms and smoothing by "proxy".
-        readout: "tokens" after the last block; "contributions", each patch's direct share in CLS, over all blocks; or
-            "regions", values of the last block pooled over masks and read as one token each, painted back.
-        scoring: how words are compared with features; see `recipes.scoring`.
-        stitch: "none", each window for itself; "qkv", projections of the last block, or "features", its outputs, are
-            averaged onto one grid for the whole image before the rest is done once.
-        spread: propagation of all windows' scores over a graph of alike patches.
-        whole: mixing over the whole image after stitching; needs SAM's attention.
-        joint: smoothing of the features in the joint space.
-        quirks: changes to these fields under `compat=True`: what the authors' code does without meaning to.
-        position_rule: how the positional grid is resized for other input sizes (see `backbones.positions`).
+        published: replacements of slots under `compat=True`: what the authors' code does without meaning to.
+        settings: replacements of slots by benchmark, where the paper sets them for each.
         source: the paper, or None for a variant of your own.
         note: one line a user should know.
     """
 
     name: str
-    terms: tuple[str | Term, ...] = ("qk",)
-    combine: str = "prob-sum"
-    gain: float = 1.0
-    temperature: float | str = 1.0
-    metric: str = "dot"
-    iterations: int = 0
-    bias: Gaussian | Foveal | None = None
+    attention: Attention = TRAINED
     residual: bool = True
     ffn: bool = True
-    cls_key: bool = True
-    cls_mix: float = 0.0
-    blocks: int = 1
-    dual_layers: int = 0
-    purify: Purify | None = None
-    before: Smooth | None = None
-    after: Smooth | None = None
-    values: tuple[Values, ...] = ()
-    fuse: str = "tokens"
-    scope: RegionScope | None = None
-    likeness: int = 0
-    feedback: Feedback | None = None
-    pairing: Pairing | None = None
-    proxy: ProxyUse | None = None
-    readout: str = "tokens"
-    scoring: str = "cosine"
-    stitch: str = "none"
+    blocks: int | SecondStream = 1
+    before: tuple[Step, ...] = ()
+    after: tuple[Step, ...] = ()
+    adds: tuple[Addition, ...] = ()
+    joint: tuple[Step, ...] = ()
+    readout: Readout = Tokens()  # noqa: RUF009  # frozen
+    stitch: Stitch | None = None
     spread: Spread | None = None
-    whole: Mix | None = None
-    joint: Smooth | None = None
     position_rule: str = "scale_factor"
-    quirks: tuple[tuple[str, Any], ...] = ()
-    source: Source | None = field(default=None, repr=False, compare=False)
-    note: str = field(default="", repr=False, compare=False)
+    published: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    source: Source | None = field(default=None, compare=False)
+    note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(self.terms))
-        object.__setattr__(self, "values", tuple(self.values))
         try:
-            for value, allowed, what in [
-                (self.combine, COMBINES, "combine"),
-                (self.metric, METRICS, "metric"),
-                (self.readout, READOUTS, "readout"),
-                (self.scoring, SCORINGS, "scoring"),
-                (self.stitch, STITCHES, "stitch"),
-                (self.fuse, FUSIONS, "fuse"),
-                (self.position_rule, POSITION_RULES, "position_rule"),
-            ]:
-                check(value, allowed, what)
-            broken = [reason for is_broken, reason in contradictions(self) if is_broken]
+            self._settle()
+            broken = next((reason for is_broken, reason in self._contradictions() if is_broken), None)
+            broken = broken or next(filter(None, (part.objection(self) for part in within(self.slots))), None)
+            if broken is None:
+                self._try_changes()
         except RecipeError as error:
             raise RecipeError(f"recipe '{self.name}': {error}") from None
-        if broken:
-            raise RecipeError(f"recipe '{self.name}': {broken[0]}")
+        if broken is not None:
+            raise RecipeError(f"recipe '{self.name}': {broken}")
+
+    def _settle(self) -> None:
+        """Check what kind of thing is in each slot; lists become tuples, mappings pairs."""
+        several: dict[str, type[Part]] = {"before": Step, "after": Step, "adds": Addition, "joint": Step}
+        for slot, kind in several.items():
+            given = getattr(self, slot)
+            if not isinstance(given, (tuple, list)) or not all(isinstance(part, kind) for part in given):
+                raise RecipeError(f"{slot} is a tuple of {kind.__name__} parts, got {given!r}")
+            object.__setattr__(self, slot, tuple(given))
+        single: dict[str, type[Part]] = {"attention": Attention, "readout": Readout, "stitch": Stitch, "spread": Spread}
+        for slot, kind in single.items():
+            given = getattr(self, slot)
+            if not isinstance(given, kind) and not (given is None and slot in ("stitch", "spread")):
+                raise RecipeError(f"{slot} is a part of kind {kind.__name__}, got {given!r}")
+        for slot in ("residual", "ffn"):
+            if not isinstance(getattr(self, slot), bool):
+                raise RecipeError(f"{slot} is True or False, got {getattr(self, slot)!r}")
+        counts = isinstance(self.blocks, int) and not isinstance(self.blocks, bool) and self.blocks >= 1
+        if not counts and not isinstance(self.blocks, SecondStream):
+            raise RecipeError(f"blocks is a number of at least 1, or a SecondStream, got {self.blocks!r}")
+        check(self.position_rule, POSITION_RULES, "position_rule")
+        for changes in (self.published, self.settings, *self.settings.values()):
+            if not isinstance(changes, Mapping):
+                raise RecipeError(f"published and settings are mappings of slots to parts, got {changes!r}")
+
+    def _contradictions(self) -> Iterable[tuple[bool, str]]:
+        """Pairs of (whether the recipe breaks the rule, the rule)."""
+        stream = isinstance(self.blocks, SecondStream)
+        around = bool(self.before or self.after or self.adds)
+        trained = self.attention == TRAINED and self.residual and self.ffn
+        untouched = trained and self.blocks == 1 and not around
+        models = set(found(Proxy, self.slots))
+        misplaced = [
+            (step, slot) for slot in ("before", "after", "joint") for step in getattr(self, slot)
+            if slot not in step.places
+        ]  # fmt: skip
+        return (
+            (len(models) > 1, "its parts read several proxies, or several features of one; only one is given"),
+            (bool(misplaced), f"{misplaced[0][0]!r} cannot stand in {misplaced[0][1]}" if misplaced else ""),
+            (
+                stream and not (self.residual and self.ffn),
+                "a second stream adds up outputs of attention alone; leave residual and ffn as they are",
+            ),
+            (
+                (stream or self.blocks != 1) and (self.patches_only or bool(self.adds) or "text" in self.reads),
+                "patches alone, second passes and further sources are for the last block; leave blocks out",
+            ),
+            (
+                not stream and max(self.taps(DEPTH), default=0) > DEPTH - self.rewired,
+                "it reads the output of a block that it rewires; tap earlier ones, or rewire fewer",
+            ),
+            (
+                not stream and self.blocks != 1 and trained,
+                f"the last {self.blocks} blocks are as trained; leave blocks out",
+            ),
+            (
+                self.patches_only and (self.residual or self.ffn),
+                "its last block works on patches alone; set residual=False, ffn=False",
+            ),
+            (
+                self.readout.leaves is not None and not (untouched and not self.joint),
+                f"{self.readout!r} runs the blocks itself, as trained; leave the slots of the block as they are",
+            ),
+        )
+
+    def _try_changes(self) -> None:
+        """Make each variant once, so that a wrong one is refused here."""
+        slots = tuple(entry.name for entry in fields(self) if entry.name not in ("name", "published", "settings"))
+        for slot, value in self.published.items():
+            check(slot, slots, "published slot")
+            if getattr(self, slot) == value:
+                raise RecipeError(f"published {slot} is what the recipe has anyway")
+        for benchmark, changes in self.settings.items():
+            for slot in changes:
+                check(slot, (*slots, "published"), f"slot of the settings for {benchmark}")
+            replace(self, **{"settings": {}, **changes})
+        if self.published:
+            replace(self, **{"published": {}, "settings": {}, **self.published})
+
+    @property
+    def slots(self) -> tuple[Any, ...]:
+        """The values of all slots that hold parts."""
+        steps = (self.before, self.after, self.adds, self.joint)
+        return (self.attention, *steps, self.readout, self.stitch, self.spread)
 
     @cached_property
-    def parts(self) -> tuple[Term, ...]:
-        """The terms, each a `Term`."""
-        return tuple(term if isinstance(term, Term) else Term(term) for term in self.terms)
+    def reads(self) -> frozenset[str]:
+        """What it reads besides the pixels: "proxy", "sam", "regions", "masks", "text", "boxes"; see `hints.HOW`."""
+        return frozenset[str]().union(*(part.own_reads for part in within(self.slots)))
 
     @property
-    def needs(self) -> str:
-        """The projections the rewired block must compute, a subset of "qkv" in that order."""
-        own = {term.kind for term in self.parts if term.kind in PROJECTIONS and not term.layers}
-        letters = set("".join(own)) | {"v"}
-        return "".join(letter for letter in "qkv" if letter in letters)
+    def proxy(self) -> Proxy | None:
+        """The model it borrows from, as it was published with, and what of it; None if it borrows from none."""
+        return next(iter(found(Proxy, self.slots)), None)
 
     @property
-    def is_native(self) -> bool:
-        """True when nothing is rewired: the tower's own last block runs as it is."""
-        return self.readout == "tokens" and self.is_native_block
-
-    @property
-    def is_native_block(self) -> bool:
-        """True when the attention blocks are run as trained, whatever is read from them."""
-        free = ("name", "readout", "scoring", "position_rule", "source", "note")
-        return all(getattr(self, entry.name) == entry.default for entry in fields(self) if entry.name not in free)
-
-    @property
-    def rewired(self) -> int:
-        """How many blocks, the last ones, do not run as trained."""
-        return 0 if self.is_native else self.dual_layers or self.blocks
+    def needs_cls(self) -> bool:
+        """Whether it works only where the tower has a CLS token."""
+        return any(part.needs_cls for part in within(self.slots))
 
     @property
     def patches_only(self) -> bool:
-        """True when the last block works on patches without CLS: cosines of tapped or borrowed features have none."""
-        spreads = self.purify or self.before or self.after or self.pairing or self.cls_mix
-        return bool(spreads) or any(term.kind in AFFINITIES for term in self.parts)
+        """Whether the last block works on patches without leading tokens."""
+        return self.attention.patches_only or bool(self.before or self.after)
 
     @property
-    def sinkhorn(self) -> bool:
-        """True when the attention is a normalised sum of other blocks' maps."""
-        return isinstance(self.parts[0].rule, Sinkhorn)
+    def is_trained(self) -> bool:
+        """Whether every block runs as it was trained, whatever is read from them."""
+        return self.rewired == 0
 
     @property
-    def reads_proxy(self) -> bool:
-        """True when features of another model are needed."""
-        smooths = (self.before, self.after, self.joint)
-        borrowed = [term.kind for term in self.parts] + [smooth.by for smooth in smooths if smooth is not None]
-        return self.pairing is not None or self.spread is not None or "proxy" in borrowed
+    def rewired(self) -> int:
+        """How many blocks, the last ones, the trunk leaves to the recipe."""
+        if self.readout.leaves is not None:
+            return self.readout.leaves
+        if isinstance(self.blocks, SecondStream):
+            return self.blocks.blocks
+        joined = self.stitch is not None and self.stitch.projections
+        as_trained = self.attention == TRAINED and self.residual and self.ffn and not self.adds
+        return 0 if as_trained and not joined else self.blocks
+
+    @property
+    def projects(self) -> str:
+        """The projections that the last block must make, a subset of "qkv" in that order."""
+        return self.readout.projects or self.attention.projects
+
+    def taps(self, depth: int) -> frozenset[int]:
+        """The blocks whose outputs it reads, in a tower of `depth` blocks; 0 is what enters the first."""
+        return frozenset[int]().union(*(part.own_taps(depth) for part in within(self.slots)))
 
     def as_published(self) -> Recipe:
-        """The recipe with its authors' quirks."""
-        return replace(self, **dict(self.quirks)) if self.quirks else self
+        """The recipe with its authors' slips."""
+        return replace(self, **{"published": {}, **self.published}) if self.published else self
+
+    def on(self, benchmark: str) -> Recipe:
+        """The recipe as its paper sets it for a benchmark; itself where the paper sets nothing by benchmark.
+
+        Raises:
+            RecipeError: the paper sets it by benchmark, but not for this one.
+        """
+        known = self.settings
+        if not known:
+            return self
+        if benchmark not in known:
+            raise RecipeError(
+                f"recipe '{self.name}' has no settings for '{benchmark}'{suggest(benchmark, known)}; it has them for "
+                f"{', '.join(known)}; leave benchmark out for its general ones"
+            )
+        return replace(self, **known[benchmark])
+
+    def clauses(self) -> list[str]:
+        """The recipe in plain words, a clause for each part; the first says how tokens look at each other."""
+        if self.readout.leaves is not None:
+            first = [str(self.readout)]
+        elif self.is_trained:
+            first = ["the tower runs as it was trained"]
+        else:
+            first = [f"in {self._where()}: {self.attention}"]
+            if not isinstance(self.blocks, SecondStream):
+                kept = {True: "kept", False: "dropped"}
+                first.append(f"skip connection {kept[self.residual]}, MLP {kept[self.ffn]}")
+        rest = [f"before it {step}" for step in self.before] + [f"after it {step}" for step in self.after]
+        rest += [str(source) for source in self.adds] + [f"at the end {step}" for step in self.joint]
+        if self.readout.leaves is None and self.readout != Tokens():
+            rest.append(str(self.readout))
+        return first + rest + [str(part) for part in (self.stitch, self.spread) if part is not None]
 
     def explain(self) -> str:
-        """The recipe in plain words, one sentence a part."""
-        return explain(self)
+        """The recipe in plain words, one sentence."""
+        text = "; ".join(self.clauses())
+        return f"{text[0].upper()}{text[1:]}."
+
+    def _where(self) -> str:
+        if isinstance(self.blocks, SecondStream):
+            return f"a second stream beside the last {self.blocks.blocks} blocks"
+        return "the last block" if self.blocks == 1 else f"the last {self.blocks} blocks"
+
+    def code(self) -> list[str]:
+        """The slots that are not at their defaults, each as Python, the name first."""
+        slots = [entry for entry in fields(self) if entry.compare and getattr(self, entry.name) != entry.default]
+        return [f"{entry.name}={as_code(getattr(self, entry.name))}" if i else as_code(self.name)
+                for i, entry in enumerate(slots)]  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Recipe({', '.join(self.code())})"

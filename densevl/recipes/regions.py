@@ -1,22 +1,129 @@
-"""Segments in the engine: merged, looked at by copies of CLS of their own, or pooled into tokens.
+"""Regions of the image inside the tower: attention within them, an embedding of each, or tokens pooled over masks.
 
-CorrCLIP (ICCV 2025) merges regions and gives each an image embedding of its own; TextRegion reads the last block's
-values pooled over masks. Shape letters: B batch, R regions, N patches, D width, E joint space, P proxy width.
+Shape letters: B batch, R regions, N patches, D width, E joint space, P width of a proxy's features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import RecipeError
 from densevl.recipes.blocks import Block
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.part import Addition, Batch, Outcome, Part, Pass, Proxy, Readout, Slots, found, positive
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Trunk
 
 MERGED = 10_000  # ids of merged regions start here, so that they cannot be those of the map
+SMALLEST = "smallest"
 GLOBAL_MARGIN = 0.07  # TextRegion: a patch that is no more like its own regions than this is left out
+
+
+@dataclass(frozen=True, repr=False)
+class Regions(Part):
+    """A segment map as attention reads it (CorrCLIP, ICCV 2025).
+
+    Attributes:
+        merge: regions whose mean proxy features are this close to the closest pair's cosine become one; None: not.
+        blank: the id of what belongs to no region; those patches look wherever the cosine is above the mean. None if
+            every patch belongs to one; "smallest" takes an image's smallest id, as the authors' code does.
+    """
+
+    merge: float | None = None
+    blank: int | str | None = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.blank, str) and self.blank != SMALLEST:
+            raise RecipeError(f"blank is {self.blank!r}; it is an id, None or {SMALLEST!r}")
+
+    @property
+    def own_reads(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"regions"} if self.merge is None else {"regions", "proxy"})
+
+    def objection(self, recipe: Slots) -> str | None:
+        if self.merge is not None and not found(Proxy, recipe.attention):
+            return "regions are merged by the features that the attention borrows; compare those of a Proxy"
+        return None
+
+    def tokens(self, batch: Batch, grid: Grid) -> tuple[torch.Tensor, int | None]:
+        """The region of each patch (B, N), and the id of none."""
+        return self.on(batch, grid).flatten(1), self._none
+
+    def on(self, batch: Batch, grid: Grid) -> torch.Tensor:
+        """The map at the patches of a grid, regions merged: (B, h, w)."""
+        return batch.once((self, grid), lambda: self._at(batch, grid))
+
+    def _at(self, batch: Batch, grid: Grid) -> torch.Tensor:
+        ids_Bhw = at_patches(batch.hints.regions, grid)  # type: ignore[arg-type]  # the engine asked for it
+        if self.blank == SMALLEST:
+            ids_Bhw = ids_Bhw.masked_fill(ids_Bhw == ids_Bhw.amin(dim=(1, 2), keepdim=True), -1)
+        if self.merge is None:
+            return ids_Bhw
+        unit_BNP = F.normalize(batch.proxy(grid), dim=-1)
+        pairs = zip(ids_Bhw, unit_BNP, strict=True)
+        return torch.stack([merge_alike(ids, unit, self.merge, self._none) for ids, unit in pairs])
+
+    @property
+    def _none(self) -> int | None:
+        return -1 if isinstance(self.blank, str) else self.blank
+
+
+@dataclass(frozen=True, repr=False)
+class RegionEmbedding(Addition):
+    """Each region's own image embedding at its patches: a copy of CLS that sees the region alone (CorrCLIP).
+
+    Attributes: within: the regions. weight: of their features.
+    """
+
+    needs_cls = True
+
+    within: Regions
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        positive(self.weight, "the weight of a region's embedding")
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(range(depth))
+
+    def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        batch, grid = run.batch, run.batch.trunk.grid
+        coarse_Bhw = at_patches(self.within.on(batch, run.grid), grid)
+        painted = region_cls(batch.tower, batch.trunk, coarse_Bhw).mT.unflatten(2, grid)
+        patches_BND = F.interpolate(painted, size=run.grid, mode="nearest").flatten(2).mT
+        return [torch.cat([run.x_BND[:, : run.prefix], patches_BND], dim=1)]
+
+    def __str__(self) -> str:
+        return f"{self.weight:g} of each region's own image embedding is added"
+
+
+@dataclass(frozen=True, repr=False)
+class PooledRegions(Readout):
+    """Values of the last block pooled over each mask, read as one token and painted back (TextRegion, TMLR 2025).
+
+    Painted features are unit vectors, overlaps added, and words are compared by the dot product.
+    """
+
+    own_reads = frozenset({"masks"})
+    leaves: ClassVar[int] = 1
+    projects = "v"
+    needs_trunk = True
+    cosine = False
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Callable[[torch.Tensor], torch.Tensor]) -> DenseFeatures:
+        return DenseFeatures(region_tokens(batch, embed), compare=_dot)
+
+    def __str__(self) -> str:
+        return "values of the last block pooled over each mask, read as one token and painted back"
+
+
+def _dot(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("bdhw,td->bhwt", dense.features.float(), text_TD)
 
 
 def at_patches(regions_BHW: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -78,23 +185,24 @@ def through(block: Block, query_BRD: torch.Tensor, own: Mapping[str, torch.Tenso
     return query_BRD + block.ffn(query_BRD)
 
 
-def region_tokens(tower: Tower, trunk: Trunk, masks_BRHW: torch.Tensor) -> torch.Tensor:
+def region_tokens(batch: Batch, embed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Features (B, E, h, w): each mask read as one token, its unit feature painted where the mask is, overlaps added.
 
     r = O(mask . v); r += MLP(r); features = unit projection. Patches that are no more like the patches of their own
-    masks than like others are left out of the pooling: they hold the image, not the place (TextRegion).
+    masks than like others are left out of the pooling: they hold the image, not the place.
     """
+    tower, trunk = batch.tower, batch.trunk
     block = tower.view(tower.depth - 1, trunk.grid)
-    own = trunk.qkv or block.project(block.norm(trunk.x), "v")
-    values_BND = own["v"].transpose(1, 2).flatten(2)[:, tower.prefix :]
-    small = F.interpolate(masks_BRHW.float(), size=trunk.grid, mode="bilinear", align_corners=False).clamp(0, 1)
+    v = (trunk.qkv or block.project(block.norm(trunk.x_BND), "v"))["v"]
+    values_BND = v.transpose(1, 2).flatten(2)[:, trunk.prefix :]
+    masks_BRHW = batch.hints.masks.float()  # type: ignore[union-attr]  # the engine asked for them
+    small = F.interpolate(masks_BRHW, size=trunk.grid, mode="bilinear", align_corners=False).clamp(0, 1)
     small_BRN = small.flatten(2).to(values_BND)
     pooled_BRN = small_BRN * ~_global_patches(values_BND, small_BRN)[:, None]
-    heads = own["v"].shape[1]
-    joined = (pooled_BRN @ values_BND).unflatten(2, (heads, -1)).transpose(1, 2)
+    joined = (pooled_BRN @ values_BND).unflatten(2, (v.shape[1], -1)).transpose(1, 2)
     token_BRD = block.merge(joined)
     token_BRD = token_BRD + block.ffn(token_BRD)
-    unit_BRE = F.normalize(tower.read(token_BRD), dim=-1) * (pooled_BRN.sum(dim=2, keepdim=True) > 0)
+    unit_BRE = F.normalize(embed(token_BRD), dim=-1) * (pooled_BRN.sum(dim=2, keepdim=True) > 0)
     return torch.einsum("bre,brn->ben", unit_BRE, small_BRN).unflatten(2, trunk.grid)
 
 

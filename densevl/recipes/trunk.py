@@ -1,80 +1,88 @@
-"""The blocks before the rewired ones, run as trained, with the outputs that a recipe reads later kept aside."""
+"""The blocks that run as trained, with what a recipe reads of them later kept aside.
+
+Shape letters: B batch, N tokens (leading ones first), D width, A heads, d head width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 
-from densevl.recipes.parts import PROJECTIONS, scaled
-from densevl.recipes.recipe import Recipe
 from densevl.recipes.tower import Grid, Tower
 
+Projections = dict[str, torch.Tensor]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Trunk:
     """What the trained blocks leave behind.
 
     Attributes:
-        x: (B, N, D) tokens before the first rewired block, leading ones first.
+        x_BND: tokens before the first rewired block.
         outputs: tokens (B, N, D) after block l by l, 1-based, 0 before the first block; only those that are read.
-        grid: (h, w).
-        qkv: projections of the last block, (B, A, N, d) by letter, if they were made before stitching.
+        grid: (h, w). prefix: leading tokens that are not patches.
+        qkv: projections of the last block, (B, A, N, d) by letter, where windows are joined at them; else empty.
     """
 
-    x: torch.Tensor
+    x_BND: torch.Tensor
     outputs: dict[int, torch.Tensor]
     grid: Grid
-    qkv: dict[str, torch.Tensor] = field(default_factory=dict)
+    prefix: int
+    qkv: Projections = field(default_factory=dict)
 
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor], grid: Grid) -> Trunk:
-        """The same with every (B, N, C) token tensor changed; `change` gets projections with their heads joined."""
+    def tensors(self) -> list[torch.Tensor]:
+        """All token tensors, (B, N, C) each: what is joined over windows."""
+        heads = (t.transpose(1, 2).flatten(2) for t in self.qkv.values())
+        return [self.x_BND, *self.outputs.values(), *heads]
 
-        def heads(t: torch.Tensor) -> torch.Tensor:
-            return change(t.transpose(1, 2).flatten(2)).unflatten(2, (t.shape[1], -1)).transpose(1, 2)
+    def like(self, tensors: Sequence[torch.Tensor], grid: Grid) -> Self:
+        """The same with other token tensors, in the order of `tensors`."""
+        x_BND, *rest = tensors
+        outputs = dict(zip(self.outputs, rest, strict=False))
+        joined = zip(self.qkv.items(), rest[len(outputs) :], strict=True)
+        qkv = {key: t.unflatten(2, (old.shape[1], -1)).transpose(1, 2) for (key, old), t in joined}
+        return replace(self, x_BND=x_BND, outputs=outputs, grid=grid, qkv=qkv)
 
-        outputs = {layer: change(t) for layer, t in self.outputs.items()}
-        return replace(
-            self, x=change(self.x), outputs=outputs, grid=grid, qkv={key: heads(t) for key, t in self.qkv.items()}
-        )
 
+def run_trunk(
+    tower: Tower, pixels: torch.Tensor, rule: str, *, leave: int, taps: frozenset[int], projects: str = ""
+) -> Trunk:
+    """Run every block but the last few.
 
-def run_trunk(tower: Tower, pixels: torch.Tensor, recipe: Recipe, rule: str) -> Trunk:
-    """Run every block that the recipe leaves alone."""
+    Args:
+        rule: how positions are resized. leave: how many blocks, the last ones, are not run.
+        taps: the blocks whose outputs are kept, 0 for what enters the first.
+        projects: the projections of the last block to make, a subset of "qkv".
+    """
     grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
-    wanted = tapped(recipe, tower.depth)
-    rewired = recipe.rewired
     outputs = {}
     x_BND = tower.embed(pixels, rule)
-    for index in range(tower.depth - rewired):
-        if index in wanted:
+    for index in range(tower.depth - leave):
+        if index in taps:
             outputs[index] = x_BND
         x_BND = tower.run(index, x_BND, grid)
-    if tower.depth - rewired in wanted:
-        outputs[tower.depth - rewired] = x_BND
+    if tower.depth - leave in taps:
+        outputs[tower.depth - leave] = x_BND
     qkv = {}
-    if recipe.stitch == "qkv":
+    if projects:
         last = tower.view(tower.depth - 1, grid)
-        qkv = last.project(last.norm(x_BND), recipe.needs)
-    return Trunk(x_BND, outputs, grid, qkv)
+        qkv = last.project(last.norm(x_BND), projects)
+    return Trunk(x_BND, outputs, grid, tower.prefix, qkv)
 
 
-def tapped(recipe: Recipe, depth: int) -> set[int]:
-    """The blocks whose outputs the recipe reads, 0 meaning what enters the first."""
-    found: set[int] = set()
-    for term in recipe.parts:
-        inputs = 1 if term.kind in PROJECTIONS else 0  # projections are made from what enters the block
-        found.update(layer - inputs for layer in scaled(term.layers, depth))
-    for smooth in (recipe.before, recipe.after):
-        if smooth is not None and smooth.by == "tap":
-            found.update(scaled((smooth.layer,), depth))
-    for value in recipe.values:
-        found.update(layer - value.normed for layer in scaled(value.layers, depth))
-    if recipe.purify is not None and recipe.purify.by == "attention":
-        found.add(depth - 2)
-    if recipe.likeness:
-        found.update(layer - 1 for layer in scaled((recipe.likeness,), depth))
-    if recipe.scope is not None and recipe.scope.cls:
-        found.update(range(depth))
-    return found
+def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Block numbers given for 12 blocks, in a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
+
+    The last rewired block is never among them unless it is named as 12.
+    """
+    if depth == 12:
+        return layers
+    found = []
+    for layer in layers:
+        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
+        if number not in found:
+            found.append(number)
+    return tuple(found)

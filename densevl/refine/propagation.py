@@ -89,19 +89,19 @@ class PatchGraph:
         return self.matrix @ z_NT
 
     def propagate(
-        self, scores_NT: torch.Tensor, *, alpha: float = ALPHA, tolerance: float = TOLERANCE, compat: bool = False
+        self, scores_NT: torch.Tensor, *, alpha: float = ALPHA, tolerance: float = TOLERANCE, steps: int | None = None
     ) -> torch.Tensor:
         """Z of the scores: (N, T) float to (N, T) float32.
 
         Args:
             alpha: between 0 and 1: how far scores travel.
             tolerance: the error that is left, as a share of the right answer's; every column is solved as if alone.
-            compat: ten steps of conjugate gradients, a column each, as the paper's code runs; the tolerance is its own.
+            steps: of conjugate gradients, a column each; the paper's code runs 10. None solves to the tolerance.
 
         Raises:
             RecipeError: alpha or the tolerance is out of range.
         """
-        return _solve(self, scores_NT.float(), (0,), alpha, tolerance, compat)
+        return _solve(self, scores_NT.float(), (0,), alpha, tolerance, steps)
 
 
 def propagate_patches(
@@ -114,7 +114,7 @@ def propagate_patches(
     """
     if scores_NT.ndim != 2 or len(scores_NT) != len(features_ND):
         raise RecipeError(f"scores {tuple(scores_NT.shape)} are not (N, T) for the N = {len(features_ND)} patches")
-    return PatchGraph(features_ND, positions_N2).propagate(scores_NT, compat=compat)
+    return PatchGraph(features_ND, positions_N2).propagate(scores_NT, steps=COMPAT_ITERATIONS if compat else None)
 
 
 class PixelPropagation:
@@ -139,7 +139,7 @@ class PixelPropagation:
         Args:
             image: (B, 3, H, W) float RGB within 0..1.
             radius: 6 is the paper's neighbourhood of 13 x 13.
-            alpha, tolerance, compat: as for `PatchGraph.propagate`.
+            alpha, tolerance: as for `PatchGraph.propagate`. compat: the ten steps of the paper's code.
 
         Raises:
             ImageError: not such an image. RecipeError: radius, temperature, alpha or tolerance out of range.
@@ -151,7 +151,8 @@ class PixelPropagation:
         if radius < 1 or not temperature > 0:
             raise RecipeError(f"radius {radius} and temperature {temperature}: both must be above 0")
         _check_solver(alpha, tolerance)
-        self.alpha, self.tolerance, self.compat = alpha, tolerance, compat
+        self.alpha, self.tolerance = alpha, tolerance
+        self.steps = COMPAT_ITERATIONS if compat else None
         lab = rgb_to_lab(image.float()) / torch.tensor(LAB_SCALE, device=image.device).view(3, 1, 1)
         height, width = image.shape[-2:]
         self._pairs, total = [], torch.zeros_like(image[:, 0], dtype=torch.float32)
@@ -170,7 +171,7 @@ class PixelPropagation:
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
         """Spread (B, C, H, W) float scores, each channel for itself; the result has the same shape, float32."""
         parts = scores.float().split(CHANNELS_AT_ONCE, dim=1)
-        solved = [_solve(self._spread, part, (-2, -1), self.alpha, self.tolerance, self.compat) for part in parts]
+        solved = [_solve(self._spread, part, (-2, -1), self.alpha, self.tolerance, self.steps) for part in parts]
         return torch.cat(solved, dim=1) if solved else scores.float()
 
     def _spread(self, z_BCHW: torch.Tensor) -> torch.Tensor:
@@ -205,10 +206,10 @@ def _check_solver(alpha: float, tolerance: float) -> None:
 
 
 def _solve(
-    graph: Graph, y: torch.Tensor, dims: tuple[int, ...], alpha: float, tolerance: float, compat: bool
+    graph: Graph, y: torch.Tensor, dims: tuple[int, ...], alpha: float, tolerance: float, steps: int | None
 ) -> torch.Tensor:
     _check_solver(alpha, tolerance)
-    if compat:
-        solve = partial(conjugate_gradients, iterations=COMPAT_ITERATIONS, tolerance=COMPAT_TOLERANCE, dims=dims)
+    if steps is not None:
+        solve = partial(conjugate_gradients, iterations=steps, tolerance=COMPAT_TOLERANCE, dims=dims)
         return solve(graph, y, alpha)
     return chebyshev(graph, y, alpha, tolerance)

@@ -8,28 +8,24 @@ Shape letters: R regions, Y/X tokens of all windows, E joint space, T texts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
 from torch.nn import functional as F
 
+from densevl.backbones.base import Backbone
 from densevl.errors import RecipeError
 from densevl.inference.sliding import window_scores
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
+from densevl.recipes import Hints, Recipe
 from densevl.regions.pull import pull
 from densevl.regions.queries import whole_image
-
-if TYPE_CHECKING:
-    from densevl.backbones.base import Backbone
-    from densevl.recipes import Recipe
 
 MASKS_AT_ONCE = 256  # whose token weights are held together
 
 
 def has_features(recipe: Recipe | None) -> bool:
-    """Whether features do not depend on the words: not so for a model without recipes, or one that looks twice."""
-    return recipe is not None and recipe.feedback is None and recipe.readout != "regions"
+    """Whether features mean something without the words: not without recipes, nor where a recipe looks twice."""
+    return recipe is not None and recipe.readout.cosine and "text" not in recipe.reads
 
 
 @torch.no_grad()
@@ -38,7 +34,7 @@ def unit_features(
     pixels: torch.Tensor,
     windows: WindowGrid | None = None,
     recipe: str | Recipe | None = None,
-    **hints: Any,
+    hints: Hints | None = None,
 ) -> tuple[torch.Tensor, WindowGrid]:
     """Unit features of every token of every window, (Y, X, E) float32, and the grid they lie on.
 
@@ -56,7 +52,7 @@ def unit_features(
         )
     windows = windows or whole_image(pixels, backbone.patch_size)
     axes = torch.eye(backbone.embed_dim, device=backbone.device)
-    scores, grid = window_scores(backbone, pixels, axes, windows, recipe=chosen, **hints)
+    scores, grid = window_scores(backbone, pixels, axes, windows, recipe=chosen, hints=hints)
     return scores[0], grid
 
 
@@ -68,7 +64,7 @@ def pool(
     windows: WindowGrid | None = None,
     recipe: str | Recipe | None = None,
     power: float = 1.0,
-    **hints: Any,
+    hints: Hints | None = None,
 ) -> torch.Tensor:
     """Embed regions by the mean unit feature over their pixels.
 
@@ -76,7 +72,7 @@ def pool(
         pixels: (1, 3, H, W) normalised; masks: R masks of that photo, at any size.
         windows: where the tower looks; None is the whole image at once. recipe: None takes the model's default.
         power: weights of tokens are raised to it; above 1 favours the inside of a mask over its border.
-        hints: keywords of `encode_dense`, such as proxy.
+        hints: what the recipe reads besides the pixels.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
@@ -84,7 +80,7 @@ def pool(
     Raises:
         RecipeError: no features to pool; see `unit_features`.
     """
-    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, **hints)
+    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints)
     return F.normalize(token_means(features_YXE, grid, masks, power), dim=-1)
 
 
@@ -107,7 +103,7 @@ def roi(
     *,
     windows: WindowGrid | None = None,
     recipe: str | Recipe | None = None,
-    **hints: Any,
+    hints: Hints | None = None,
 ) -> torch.Tensor:
     """Embed the boxes of regions by RoIAlign of one cell on the map of unit features (CLIPSelf, ICLR 2024).
 
@@ -115,7 +111,7 @@ def roi(
     """
     from torchvision.ops import roi_align
 
-    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, **hints)
+    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints)
     h, w = (max(1, side // backbone.patch_size) for side in pixels.shape[2:])
     plan = grid.plan(h, w)
     rows, cols = plan.rows.matrix.to(features_YXE), plan.cols.matrix.to(features_YXE)

@@ -18,7 +18,7 @@ from densevl.errors import ModelError
 from densevl.inference.sliding import WINDOW_BATCH
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
-from densevl.recipes.parts import Foveal
+from densevl.recipes.attention import BoxAttention
 from densevl.recipes.regions import through
 from densevl.recipes.tower import Tower
 from densevl.regions.pull import window_areas, window_cover
@@ -126,9 +126,9 @@ def cls_bias(
 
     FALIP itself encodes the image once per region, and there later patches see the changed CLS (recipe "falip", `cls`);
     this costs one pass for all and comes close. Arguments and result as `cls_mask`; `start` None is two thirds of the
-    blocks, `peak` and `std` (in patches) as `Foveal`.
+    blocks, `peak` and `std` (in patches) as `BoxAttention`.
     """
-    spec = Foveal(std=std, peak=peak)
+    spec = BoxAttention(std=std, peak=peak)
 
     def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return _bumps(cover_RN.unflatten(1, grid) > 0, spec).flatten(1)
@@ -136,7 +136,7 @@ def cls_bias(
     return _by_windows(backbone, pixels, masks, windows, bias, "cls_bias", start, True)
 
 
-def _bumps(touched_Rhw: torch.Tensor, spec: Foveal) -> torch.Tensor:
+def _bumps(touched_Rhw: torch.Tensor, spec: BoxAttention) -> torch.Tensor:
     """A Gaussian over the box of each region's touched patches, stretched to 0..peak: (R, h, w) float32."""
     squares, within = [], torch.ones_like(touched_Rhw)
     for axis in (1, 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from densevl.recipes.canvas import Canvas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -15,7 +16,6 @@ from densevl.inference import WindowGrid, slide
 from densevl.inference.cutting import cut, cut_regions
 from densevl.inference.windows import AxisWindows
 from densevl.kernels.reference import dense_scores
-from densevl.recipes.canvas import Canvas
 
 
 class Pointwise(Backbone):

@@ -21,8 +21,8 @@ from conftest import DATA
 from densevl.backbones.proxies import DinoiserHeads
 from densevl.errors import ModelError, WeightsError
 from densevl.inference import WindowGrid, slide
-from densevl.recipes import get, names
-from densevl.recipes.scoring import score
+from densevl.inference.stitching import encode_stitched
+from densevl.recipes import Hints, get, names
 
 PHOTO = {"224": "astronaut_224x224", "336x448": "coffee_336x448"}
 
@@ -111,17 +111,17 @@ def keys_of(pixels: torch.Tensor) -> torch.Tensor:
 
 def options_of(case: str, pixels: torch.Tensor) -> dict:
     given = case.split()[1:]
-    options: dict = {"compat": "compat" in given}
+    hints: dict = {}
     if "text" in given:
-        options["text"] = TEXT
+        hints["text"] = TEXT
     for word, features in (("proxy", proxy_of(pixels)), ("fine", proxy_of(pixels, 8))):
         if word in given:
-            options["proxy"] = features[None]
+            hints["proxy"] = features[None]
     if "keys" in given:
-        options["proxy"] = keys_of(pixels).flatten(0, 1)[None]
+        hints["proxy"] = keys_of(pixels).flatten(0, 1)[None]
     if "regions" in given:
-        options["regions"] = segments_of(pixels)[None] + 3 * ("compat" in given)
-    return options
+        hints["regions"] = segments_of(pixels)[None] + 3 * ("compat" in given)
+    return {"hints": Hints(**hints), "compat": "compat" in given}
 
 
 @pytest.mark.parametrize("size", PHOTO)
@@ -139,21 +139,24 @@ def test_features_equal_the_oracle(golden_clip, state, case, size) -> None:
 @pytest.mark.parametrize("size", PHOTO)
 def test_a_box_steers_cls(golden_clip, state, size) -> None:
     pixels = pixels_of(size)
-    dense = golden_clip.encode_dense(pixels[None], "falip", boxes=torch.tensor([BOX]))
+    dense = golden_clip.encode_dense(pixels[None], "falip", hints=Hints(boxes=torch.tensor([BOX])))
     want = oracle_clip_scores.falip(oracle_clip.Trunk(state), pixels, BOX)
     torch.testing.assert_close(dense.cls[0].double(), want, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", PHOTO)
 @pytest.mark.parametrize("compat", [False, True])
-def test_cliper_fuses_layers(golden_clip, state, compat, size) -> None:
+@pytest.mark.parametrize("background", [0, 2], ids=["all foreground", "background words"])
+def test_cliper_fuses_layers(golden_clip, state, compat, size, background) -> None:
+    """The mean text that competes is that of the foreground alone."""
     pixels = pixels_of(size)
+    foreground = torch.arange(len(TEXT)) < len(TEXT) - background
     dense = golden_clip.encode_dense(pixels[None], "cliper", compat=compat)
     trunk = oracle_clip.Trunk(state)
     same = {"shared": compat, "half": compat, "zeroed": compat}
-    want = oracle_clip_scores.cliper_scores(trunk, pixels, TEXT, TEXT[:0], **same)
-    got = score(dense, TEXT)[0].permute(2, 0, 1).double()
-    torch.testing.assert_close(got, want, atol=5e-5, rtol=0)
+    want = oracle_clip_scores.cliper_scores(trunk, pixels, TEXT[foreground], TEXT[~foreground], **same)
+    got = dense.score(TEXT, foreground)[0].permute(2, 0, 1).double()
+    torch.testing.assert_close(got[foreground], want, atol=5e-5, rtol=0)
 
 
 def test_feature_surgery_takes_off_what_words_share(golden_clip, state) -> None:
@@ -161,20 +164,20 @@ def test_feature_surgery_takes_off_what_words_share(golden_clip, state) -> None:
     dense = golden_clip.encode_dense(pixels[None], "clip_feature_surgery")
     unit = oracle_clip.unit(oracle_clip_scores.clip_surgery(oracle_clip.Trunk(state), pixels))
     want = oracle_clip_scores.feature_surgery(unit, TEXT)[1:]
-    torch.testing.assert_close(score(dense, TEXT)[0].flatten(0, 1).double(), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(dense.score(TEXT)[0].flatten(0, 1).double(), want, atol=1e-5, rtol=0)
 
 
 def test_contributions_score_by_contrast(golden_clip, state) -> None:
     pixels = pixels_of("224")
     dense = golden_clip.encode_dense(pixels[None], "clip_prs")
     want = oracle_clip_scores.clip_prs_heat(oracle_clip.Trunk(state), pixels, TEXT)
-    torch.testing.assert_close(score(dense, TEXT)[0].permute(2, 0, 1).double(), want, atol=1e-5, rtol=0)
+    torch.testing.assert_close(dense.score(TEXT)[0].permute(2, 0, 1).double(), want, atol=1e-5, rtol=0)
 
 
 def test_regions_are_read_as_one_token_each(golden_clip, state) -> None:
     pixels = pixels_of("224")
     masks = masks_of(pixels)
-    dense = golden_clip.encode_dense(pixels[None], "textregion", regions=masks[None])
+    dense = golden_clip.encode_dense(pixels[None], "textregion", hints=Hints(masks=masks[None]))
     features, kept = oracle_regions.textregion(state, pixels, [], masks)
     small = F.interpolate(masks[None], size=(14, 14), mode="bilinear", align_corners=False)[0].flatten(1)[kept]
     want = small.double().T @ oracle_clip.unit(features)
@@ -193,7 +196,7 @@ def test_values_of_all_windows_meet_before_one_attention(golden_clip, state) -> 
     proxy = proxy_of(pixels)
     attention = oracle_proxy.relative_map(proxy, 1.2, 3.0)
     want = oracle_regions.ov_stitcher(state, parts, places, (21, 28), attention)
-    dense = golden_clip.encode_stitched(pixels[None], windows, get("ov_stitcher"), batch=2, proxy=proxy[None])
+    dense, _ = encode_stitched(golden_clip, pixels[None], windows, get("ov_stitcher"), Hints(proxy=proxy[None]), 2)
     torch.testing.assert_close(dense.features[0].flatten(1).T.double(), want, atol=2e-5, rtol=0)
 
 
@@ -210,7 +213,8 @@ def test_the_whole_image_is_spread_by_another_attention(golden_clip, state) -> N
     given = SimpleNamespace(
         q=q.flatten(2, 3), k=k.flatten(2, 3), v=v.flatten(2, 3), rel=rel, grid=(20, 20), covered=(15, 20)
     )
-    dense = golden_clip.encode_stitched(pixels[None], windows, get("trident"), batch=2, proxy=proxies[None], sam=given)
+    hints = Hints(proxy=proxies[None], sam=given)
+    dense, _ = encode_stitched(golden_clip, pixels[None], windows, get("trident"), hints, 2)
     torch.testing.assert_close(dense.features[0].flatten(1).T.double(), want, atol=2e-5, rtol=0)
 
 
@@ -231,7 +235,9 @@ def test_scores_of_all_windows_spread_together(golden_clip, state) -> None:
     want = oracle_graph.lposs(torch.cat(features), TEXT, unit, torch.cat(centres), steps=None)
     from densevl.inference import window_scores
 
-    scores, grid = window_scores(golden_clip, pixels[None], TEXT, windows, recipe="lposs", proxy=proxy[None])
+    scores, grid = window_scores(
+        golden_clip, pixels[None], TEXT, windows, recipe="lposs", hints=Hints(proxy=proxy[None])
+    )
     blocks = scores[0].unflatten(0, (len(grid.rows.starts), 14)).unflatten(2, (len(grid.cols.starts), 14))
     got = blocks.transpose(1, 2).flatten(0, 3)
     want = (1 - 0.95) * want  # the authors leave it 1 / (1 - alpha) times as large, which changes no label
@@ -240,7 +246,7 @@ def test_scores_of_all_windows_spread_together(golden_clip, state) -> None:
 
 
 def test_every_recipe_of_the_catalogue_has_an_oracle() -> None:
-    elsewhere = {"vanilla", "maskclip", "maskclip_value", "gem", "sclip", "clearclip", "naclip"}  # test_rewire
+    elsewhere = {"vanilla", "maskclip", "maskclip_value", "gem", "sclip", "clearclip", "naclip"}  # test_engine
     here = {case.split()[0] for case in CASES} | {"falip", "textregion", "ov_stitcher", "trident", "lposs"}
     assert here | elsewhere | {"clip_feature_surgery"} == set(names())
 
@@ -257,7 +263,7 @@ def test_sliding_windows_take_text_and_proxy(golden_clip) -> None:
 
     pixels = pixels_of("336x448")[None]
     maps = [
-        slide(golden_clip, pixels, TEXT, recipe="proxyclip", proxy=Filters(), proxy_scope=s)
+        slide(golden_clip, pixels, TEXT, recipe="proxyclip", hints=Hints(proxy=Filters()), proxy_scope=s)
         for s in ("window", "image")
     ]
     assert Filters.calls == 6 + 1
@@ -287,7 +293,7 @@ def test_trained_convolutions_stand_in_for_the_proxy(golden_clip, state, tmp_pat
         save_file(weights, path)
     heads, pixels = DinoiserHeads.load(path), pixels_of(size)
     features, front = oracle_graph.clip_dinoiser(state, pixels, weights)
-    dense = golden_clip.encode_dense(pixels[None], "dinoiser", proxy=heads)
+    dense = golden_clip.encode_dense(pixels[None], "dinoiser", hints=Hints(proxy=heads))
     torch.testing.assert_close(dense.features[0].flatten(1).T.double(), features, atol=2e-5, rtol=0)
     got = heads.foreground(golden_clip.tower, pixels[None])[0].flatten().double()
     torch.testing.assert_close(got, front.sigmoid(), atol=1e-5, rtol=0)
@@ -298,6 +304,6 @@ def test_heads_of_another_tower_are_refused(golden_clip) -> None:
     shapes = ((32, 768, 3, 3), (32,), (1, 768, 1, 1), (1,))
     heads = DinoiserHeads({name: torch.zeros(shape) for name, shape in zip(names, shapes, strict=True)})
     with pytest.raises(ModelError, match="towers of width 768, this one has 128"):
-        golden_clip.encode_dense(pixels_of("224")[None], "dinoiser", proxy=heads)
+        golden_clip.encode_dense(pixels_of("224")[None], "dinoiser", hints=Hints(proxy=heads))
     with pytest.raises(WeightsError, match="lack bkg_decoder"):
         DinoiserHeads({name: torch.zeros(1) for name in names[:2]})

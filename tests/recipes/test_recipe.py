@@ -1,39 +1,150 @@
-"""Recipes refuse nonsense with the reason, and the catalogue tells what it holds."""
+"""Recipes refuse nonsense with the reason, print and explain themselves, and the catalogue tells what it holds."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
+from densevl import recipes
 from densevl.errors import RecipeError
-from densevl.recipes import Gaussian, Recipe, get, names
+from densevl.recipes import (
+    AddCls,
+    Affinity,
+    BalancedMaps,
+    BlockAttention,
+    BlockInputs,
+    BoxAttention,
+    Contributions,
+    CosineAttention,
+    FeatureSurgery,
+    Floor,
+    Gaussian,
+    Hints,
+    Identity,
+    JoinedFeatures,
+    JoinedProjections,
+    LabelFeedback,
+    LabelPropagation,
+    OtherBlocks,
+    PooledRegions,
+    Proxy,
+    Recipe,
+    RegionEmbedding,
+    Regions,
+    Relative,
+    RepairByDensity,
+    ScoredSources,
+    SecondStream,
+    SelfAttention,
+    Smooth,
+    Sum,
+    Tap,
+    TwoPass,
+    get,
+    names,
+)
+from densevl.recipes.hints import HOW, OPTIONAL
+
+BARE = {"residual": False, "ffn": False}
+DINO = Proxy("dino_vitb8")
+LIKE = Affinity(DINO, Relative())
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("make", "reason"),
     [
-        ({"terms": ()}, "no terms"),
-        ({"terms": ("qq", "qq")}, "named twice"),
-        ({"terms": ("qv",)}, "'qv' is not one of"),
-        ({"combine": "sum"}, "combine 'sum'"),
-        ({"metric": "l2"}, "metric 'l2'"),
-        ({"position_rule": "nearest"}, "position_rule 'nearest'"),
-        ({"terms": ("id", "kk"), "combine": "logit-sum"}, "logits of their own"),
-        ({"temperature": 0.0}, "above 0"),
-        ({"temperature": "hot"}, "temperature is a number"),
-        ({"temperature": "adaptive"}, "needs metric='cosine'"),
-        ({"gain": 0.0}, "gain"),
-        ({"iterations": 1}, "iterations need"),
-        ({"iterations": 1, "metric": "cosine", "terms": ("qk",)}, "iterations need"),
-        ({"terms": ("id",), "bias": Gaussian(2.0)}, "no effect on 'id'"),
-        ({"dual_layers": 6}, "running sum without FFN"),
-        ({"dual_layers": -1}, "cannot be negative"),
+        (lambda: SelfAttention("qv"), "'qv' is not one of"),
+        (lambda: SelfAttention("kk", temperature=0.0), "temperature must be above 0"),
+        (lambda: CosineAttention("kk", "hot"), "temperature is a number or 'adaptive'"),
+        (lambda: CosineAttention("qk", iterations=1), "only qq, kk and vv average themselves"),
+        (lambda: SelfAttention("qq") + SelfAttention("qq"), "named twice"),
+        (lambda: 0 * SelfAttention("qq"), "weight of an attention must be above 0"),
+        (lambda: Sum(()), "at least two attentions"),
+        (lambda: Sum(((1.0, Identity()),)), "at least two attentions"),
+        (lambda: BlockAttention("qk", ()), "give at least one number"),
+        (lambda: Tap(0), "counted from 1"),
+        (lambda: Affinity(Tap(9), Relative(), proxy_grid=True), "only an affinity of a Proxy"),
+        (lambda: Affinity(DINO, Relative(), swapped=True), "set proxy_grid=True"),
+        (lambda: Affinity("proxy", Relative()), "a Tap or a Proxy"),
+        (lambda: Affinity(DINO, Relative(), proxy_grid=True) + SelfAttention("kk"), "cannot be added"),
+        (lambda: Proxy("dino_vitb8", "queries"), "proxy features 'queries'"),
+        (lambda: Regions(blank="none"), "blank is 'none'"),
+        (lambda: TwoPass(Identity(), LabelFeedback()), "steers logits of the block's own"),
+        (lambda: TwoPass(TwoPass(SelfAttention("kk"), LabelFeedback()), LabelFeedback()), "within two passes"),
+        (lambda: LabelFeedback(share=1.0), "share of label feedback"),
+        (lambda: AddCls(0.0), "weight of CLS"),
+        (lambda: SecondStream(0), "at least 1 block"),
+        (lambda: LabelPropagation(DINO, alpha=1.0), "alpha of label propagation"),
     ],
-)
-def test_impossible_combinations_say_why(fields, reason) -> None:
+)  # fmt: skip
+def test_impossible_parts_say_why(make, reason) -> None:
     with pytest.raises(RecipeError, match=reason):
-        Recipe("x", **fields)
+        make()
+
+
+@pytest.mark.parametrize(
+    ("slots", "reason"),
+    [
+        ({"attention": "kk"}, "attention is a part of kind Attention, got 'kk'"),
+        ({"attention": None}, "attention is a part"),
+        ({"before": Smooth(Tap(4), Floor(0.4))}, "before is a tuple of Step parts"),
+        ({"adds": (Smooth(Tap(4), Floor(0.4)),)}, "adds is a tuple of Addition parts"),
+        ({"ffn": 0}, "ffn is True or False"),
+        ({"blocks": 0}, "blocks is a number"),
+        ({"blocks": 2}, "the last 2 blocks are as trained"),
+        ({"position_rule": "nearest"}, "position_rule 'nearest'"),
+        ({"attention": LIKE}, "patches alone; set residual=False"),
+        ({"after": (AddCls(0.3),)}, "patches alone; set residual=False"),
+        ({"attention": LIKE, **BARE, "blocks": 2}, "are for the last block"),
+        ({"attention": SelfAttention("kk"), "blocks": SecondStream(6), "ffn": False}, "leave residual and ffn"),
+        ({"attention": SelfAttention("kk"), "blocks": SecondStream(6), "adds": (OtherBlocks((3,)),)}, "last block"),
+        ({"attention": LIKE, **BARE, "joint": (Smooth(Proxy("x", "v"), Floor(0.2)),)}, "read several proxies"),
+        ({"attention": LIKE, **BARE, "joint": (Smooth(Tap(4), Floor(0.2)),)}, "only a Proxy's features"),
+        ({"attention": LIKE, **BARE, "joint": (AddCls(0.2),)}, "cannot stand in joint"),
+        (
+            {
+                "attention": Affinity(DINO, Relative(), proxy_grid=True),
+                **BARE,
+                "after": (Smooth(Tap(4), Floor(0.2)),),
+            },
+            "smooth by the Proxy",
+        ),
+        ({"attention": Affinity(Tap(9, repaired=True), Relative()), **BARE}, "put the repair first"),
+        (
+            {"attention": SelfAttention("kk"), **BARE, "before": (Smooth(Tap(4), Floor(0.2)), RepairByDensity())},
+            "first of all",
+        ),
+        ({"attention": SelfAttention("kk"), **BARE, "adds": (RegionEmbedding(Regions(0.2)),)}, "merged by the"),
+        ({"attention": SelfAttention("kk"), "adds": (OtherBlocks((3,), attention=SelfAttention("kk")),)}, "own; leave"),
+        ({"attention": SelfAttention("kk"), "adds": (OtherBlocks((3,), attention=LIKE),)}, "other tokens"),
+        ({"attention": SelfAttention("kk"), "readout": Contributions()}, "leave the slots of the block"),
+        ({"readout": PooledRegions(), "ffn": False}, "leave the slots of the block"),
+        ({"attention": SelfAttention("kk"), "readout": ScoredSources()}, "take BalancedMaps"),
+        ({"attention": BalancedMaps((1, 2)), **BARE, "readout": ScoredSources()}, "give adds="),
+        ({"attention": LIKE, **BARE, "readout": FeatureSurgery()}, "patches alone leave none"),
+        ({"readout": Contributions(), "stitch": JoinedProjections()}, "join features instead"),
+        ({"readout": Contributions(), "stitch": JoinedFeatures()}, "looks into the blocks"),
+        (
+            {"attention": SelfAttention("vv"), "blocks": SecondStream(6), "stitch": JoinedProjections()},
+            "joined for one block",
+        ),
+        (
+            {"attention": SelfAttention("kk"), **BARE, "before": (RepairByDensity(),), "stitch": JoinedProjections()},
+            "before they are projected",
+        ),
+        ({"attention": BoxAttention(), "blocks": 4, "stitch": JoinedFeatures()}, "one image as a whole"),
+        ({"spread": LabelPropagation(DINO), "stitch": JoinedFeatures()}, "leave stitch out"),
+        ({"published": {"attn": Identity()}}, "published slot 'attn'"),
+        ({"published": {"ffn": True}}, "what the recipe has anyway"),
+        ({"published": {"attention": LIKE}}, "patches alone"),
+        ({"settings": {"voc21": {"blocks": 2}}}, "as trained"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_combined_is_refused_when_it_is_made(slots, reason) -> None:
+    with pytest.raises(RecipeError, match=f"recipe 'x': .*{reason}"):
+        Recipe("x", **slots)
 
 
 def test_unknown_recipe_names_the_closest() -> None:
@@ -46,14 +157,18 @@ def test_spelling_does_not_matter(spelling) -> None:
     assert get(spelling).name == "clip_surgery"
 
 
-def test_a_variant_is_validated_like_a_recipe() -> None:
-    assert dataclasses.replace(get("sclip"), ffn=False).ffn is False
+def test_a_variant_is_checked_like_a_recipe() -> None:
+    assert replace(get("sclip"), ffn=False).ffn is False
     with pytest.raises(RecipeError):
-        dataclasses.replace(get("maskclip"), bias=Gaussian(3.0))
+        replace(get("maskclip"), blocks=SecondStream(6), ffn=False)
 
 
-def test_a_recipe_prints_itself() -> None:
-    assert eval(repr(get("naclip")), {"Recipe": Recipe, "Gaussian": Gaussian}) == get("naclip")
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_prints_the_python_that_makes_it(name) -> None:
+    for recipe in (get(name), get(name).as_published()):
+        made = eval(repr(recipe), vars(recipes))
+        assert made == recipe
+        assert hash(made) == hash(recipe)
 
 
 @pytest.mark.parametrize("name", names())
@@ -64,16 +179,96 @@ def test_every_entry_is_explained_and_cited(name) -> None:
     assert recipe.source.url.startswith("https://")
 
 
+def test_each_slot_and_each_field_of_a_part_is_told_or_printed() -> None:
+    """Two recipes that differ are never explained and printed alike."""
+    seen = {}
+    for name in names():
+        for recipe in (get(name), get(name).as_published()):
+            told = repr(recipe)
+            assert seen.setdefault(told, recipe) == recipe
+
+
+READS = {
+    "proxyclip": {"proxy"},
+    "fsa": {"proxy", "text"},
+    "cass": {"proxy"},
+    "dinoiser": {"proxy"},
+    "lposs": {"proxy"},
+    "ov_stitcher": {"proxy"},
+    "resclip": {"text"},
+    "trident": {"proxy", "sam"},
+    "corrclip": {"proxy", "regions"},
+    "textregion": {"masks"},
+    "falip": {"boxes"},
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_reads_says_what_a_recipe_needs(name) -> None:
+    assert get(name).reads == READS.get(name, set())
+
+
+def test_all_that_may_be_read_is_told_in_words() -> None:
+    assert set(HOW) == {field.name for field in dataclasses.fields(Hints)} - {"pixels"}
+    assert set(HOW) > OPTIONAL
+
+
 def test_only_what_is_read_is_projected() -> None:
-    few = ["vanilla", "maskclip", "maskclip_value", "clip_surgery", "gem", "sclip", "clearclip", "naclip", "proxyclip"]
-    assert {name: get(name).needs for name in few} == {
-        "proxyclip": "v",
+    few = [
+        "vanilla",
+        "maskclip",
+        "clip_surgery",
+        "gem",
+        "sclip",
+        "clearclip",
+        "naclip",
+        "proxyclip",
+        "textregion",
+        "sfp",
+    ]
+    assert {name: get(name).projects for name in few} == {
         "vanilla": "qkv",
         "maskclip": "v",
-        "maskclip_value": "v",
         "clip_surgery": "v",
         "gem": "qkv",
         "sclip": "qkv",
         "clearclip": "qv",
         "naclip": "kv",
+        "proxyclip": "v",
+        "textregion": "v",
+        "sfp": "qkv",
     }
+    assert {name: get(name).projects for name in wanted} == wanted
+
+
+def test_settings_by_benchmark_are_found_where_a_user_looks() -> None:
+    plain, voc = get("resclip"), get("resclip", benchmark="voc21")
+    assert voc != plain
+    assert voc.attention.feedback.threshold == 0.5
+    assert voc.as_published().attention.feedback.literal
+    assert get("resclip", benchmark="cityscapes").attention.first == (
+        1.6 * SelfAttention("kk", Gaussian(5.0)) + 0.4 * BlockAttention("qk", (6, 7, 8, 9))
+    )
+    assert get("sclip", benchmark="voc21") == get("sclip")
+    with pytest.raises(RecipeError, match=r"'resclip' has no settings for 'voc' \(closest: voc"):
+        get("resclip", benchmark="voc")
+
+
+def test_a_recipe_of_a_module_is_imported_by_name(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my_methods.py").write_text(
+        "from densevl.recipes import Recipe, SelfAttention\nMINE = Recipe('mine', SelfAttention('vv'))\nOTHER = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get("my_methods:MINE") == Recipe("mine", SelfAttention("vv"))
+    for name, reason in [
+        ("my_methods:OTHER", "is a int, not a Recipe"),
+        ("my_methods:NONE", "cannot be imported: AttributeError"),
+        ("no_such_module:X", "cannot be imported: ModuleNotFoundError"),
+    ]:
+        with pytest.raises(RecipeError, match=reason):
+            get(name)
+
+
+def test_inputs_of_blocks_are_scored_by_themselves_or_added() -> None:
+    added = Recipe("x", SelfAttention("kk"), adds=(BlockInputs((3, 4)),))
+    assert added.explain().startswith("In the last block: keys look at keys")

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from densevl.backbones.base import Backbone, DenseFeatures, Protocol
+from densevl.backbones.base import Backbone
 from densevl.backbones.photo import efficientnet, minilm, scoring, words
 from densevl.backbones.photo.affinity import PatchAffinity, affinity
+from densevl.backbones.protocol import InferenceProtocol
 from densevl.errors import ImageError, ModelError, RecipeError
+from densevl.recipes import Hints, Recipe
+from densevl.recipes.features import DenseFeatures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from densevl.recipes import Recipe
 
 GROUPINGS = (None, "self", "vit")
 CROP = 224
@@ -46,7 +47,7 @@ class Photo(Backbone):
     std = efficientnet.STD
     default_recipe = None
     templates = "name"
-    protocol = Protocol(short_side=448, crop=None, logit_scale=1.0)
+    protocol = InferenceProtocol(short_side=448, crop=None, logit_scale=1.0)
     background: ClassVar[str] = "unknown"
 
     def __init__(self, device: str | torch.device | None = None, *, grouping: str | None = None) -> None:
@@ -73,13 +74,21 @@ class Photo(Backbone):
         self._vit = PatchAffinity(device or "cpu") if grouping == "vit" else None
 
     @torch.no_grad()
-    def encode_dense(self, pixels: torch.Tensor, recipe: str | Recipe | None = None, **unused: Any) -> DenseFeatures:
+    def encode_dense(
+        self,
+        pixels: torch.Tensor,
+        recipe: str | Recipe | None = None,
+        *,
+        hints: Hints | None = None,
+        position_rule: str | None = None,
+        compat: bool = False,
+    ) -> DenseFeatures:
         """Classify every place.
 
         Args:
             pixels: (B, 3, H, W) normalised float, H and W multiples of 16.
             recipe: must be None; there is no attention to rewire.
-            unused: position rule and hints of recipes, which a convolution has no use for.
+            hints, position_rule, compat: of recipes; a convolution has no use for them.
 
         Returns:
             features: (B, 1000, H/16, W/16) class probabilities, 0..1, sum 1 at each place; cls: (B, 1000) likewise.
@@ -114,7 +123,9 @@ class Photo(Backbone):
         """
         return self._lexicon.rows(texts).to(self.device)
 
-    def score(self, dense: DenseFeatures, text_TD: torch.Tensor) -> torch.Tensor:
+    def score(
+        self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Log scores (B, h, w, T) of T rows at any positive scale; `unknown`'s row gets its own channel."""
         return scoring.score(dense.features.float(), text_TD, dense.affinity)
 

@@ -25,6 +25,8 @@ class DinoiserHeads:
     Their input is CLIP's, so they fit only the width they were trained on.
     """
 
+    name = "dinoiser-heads"
+
     def __init__(self, weights: dict[str, torch.Tensor]) -> None:
         """`weights`: obj_proj.weight (P, D, k, k) and .bias (P,), bkg_decoder.weight (1, D, 1, 1) and .bias (1,).
 

@@ -1,10 +1,12 @@
-"""Every method densevl knows, one entry each: the paper, its published figures, and the few fields that make it.
+"""Every method densevl knows, one entry each: the paper, its published figures, and the parts that make it.
 
 Adding a method is adding an entry (and a parity row in the tests). Rooms: `last_block`, CLIP's last block by its own
 projections; `layers`, other blocks' outputs and maps too; `borrowed`, another model's affinity or regions.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
 
 from densevl.errors import RecipeError, suggest
 from densevl.recipes.catalogue import borrowed, last_block, layers
@@ -18,17 +20,37 @@ def names() -> list[str]:
     return list(_BY_NAME)
 
 
-def get(recipe: str | Recipe) -> Recipe:
-    """Return the recipe of that name ("CLIP Surgery" finds clip_surgery); a `Recipe` is returned as it is.
+def get(recipe: str | Recipe, *, benchmark: str | None = None) -> Recipe:
+    """Return a recipe.
+
+    Args:
+        recipe: a name ("CLIP Surgery" finds clip_surgery); "package.module:NAME", a `Recipe` of your own, for which the
+            module is imported; or a `Recipe`, which is returned as it is.
+        benchmark: as the paper sets it for this benchmark, such as "voc21"; see `Recipe.on`.
 
     Raises:
-        RecipeError: no such recipe.
+        RecipeError: no such recipe, or no settings for the benchmark.
     """
-    if isinstance(recipe, Recipe):
-        return recipe
-    if not isinstance(recipe, str):
+    if not isinstance(recipe, (str, Recipe)):
         raise RecipeError(f"recipe is a {type(recipe).__name__}; give a name or a Recipe")
-    key = recipe.strip().lower().replace("-", "_").replace(" ", "_")
+    found = recipe if isinstance(recipe, Recipe) else _named(recipe)
+    return found if benchmark is None else found.on(benchmark)
+
+
+def _named(name: str) -> Recipe:
+    if ":" in name:
+        return _imported(*name.split(":", 1))
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
     if key not in _BY_NAME:
-        raise RecipeError(f"no recipe '{recipe}'{suggest(key, _BY_NAME)}; known: {', '.join(_BY_NAME)}")
+        raise RecipeError(f"no recipe '{name}'{suggest(key, _BY_NAME)}; known: {', '.join(_BY_NAME)}")
     return _BY_NAME[key]
+
+
+def _imported(module: str, name: str) -> Recipe:
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # whatever a module of the user's does wrong
+        raise RecipeError(f"recipe '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Recipe):
+        raise RecipeError(f"'{module}:{name}' is a {type(found).__name__}, not a Recipe")
+    return found

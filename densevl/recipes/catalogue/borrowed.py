@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from densevl.recipes.catalogue.published import SLIDE, miou
-from densevl.recipes.parts import (
-    Gaussian,
-    Mix,
-    Pairing,
-    ProxyUse,
-    RegionScope,
-    Relative,
-    ScoreFeedback,
-    Smooth,
-    Softmax,
-    Spread,
-    Term,
-    Values,
-)
+from densevl.kernels.ops import Gaussian
+from densevl.recipes.additions import OtherBlocks
+from densevl.recipes.affinity import Affinity, Floor, Relative, Smooth, Softmax
+from densevl.recipes.attention import Identity, SelfAttention
+from densevl.recipes.catalogue.published import BARE, SLIDE, miou
+from densevl.recipes.feedback import ScoreFeedback, TwoPass
+from densevl.recipes.heads import PairedHeads
+from densevl.recipes.part import Addition, Attention, Proxy
 from densevl.recipes.recipe import Recipe, Source
+from densevl.recipes.regions import SMALLEST, PooledRegions, RegionEmbedding, Regions
+from densevl.recipes.spread import LabelPropagation
+from densevl.recipes.stitch import JoinedFeatures, JoinedProjections, SamAttention
+
+_DINO8, _DINO16 = Proxy("dino_vitb8"), Proxy("dino_vitb16")
+_VALUES16, _KEYS8 = Proxy("dino_vitb16", "v"), Proxy("dino_vitb8", "k")
+
+
+def _proxyclip(proxy: Proxy, *, swapped: bool = False) -> Affinity:
+    return Affinity(proxy, Relative(3.0, 1.2), proxy_grid=True, swapped=swapped)
+
+
+def _corrclip(blank: int | str) -> tuple[Attention, tuple[Addition, ...]]:
+    """What reads regions, the attention and the further sources, by the id of no region."""
+    regions = Regions(merge=0.2, blank=blank)
+    middle = OtherBlocks((6, 7, 8, 9, 10), mean=True, after_norm=True)
+    attention = Affinity(Proxy("dino_vitb8", "q+k"), Softmax(4.0), regions, proxy_grid=True)
+    return attention, (middle, RegionEmbedding(regions, 0.5))
+
+
+_CORRCLIP, _CORRCLIP_ADDS = _corrclip(blank=0)
 
 ENTRIES = (
     Recipe(
         "proxyclip",
-        terms=(Term("proxy", rule=Relative(gamma=3.0, beta=1.2)),),
-        residual=False,
-        ffn=False,
-        proxy=ProxyUse("dino_vitb8", fine=True),
-        quirks=(("proxy", ProxyUse("dino_vitb8", fine=True, literal=True)),),
+        attention=_proxyclip(_DINO8),
+        **BARE,
+        published={"attention": _proxyclip(_DINO8, swapped=True)},
         source=Source(
             "ProxyCLIP: Proxy Attention Improves CLIP for Open-Vocabulary Segmentation",
             "ECCV 2024",
@@ -34,16 +46,14 @@ ENTRIES = (
             miou(61.3, 35.3, 37.5, 80.3, 39.1, 26.5, 38.1, 20.2),
             "short side 336 (ADE, Cityscapes 448), windows 336 / stride 112",
         ),
-        note="compat takes the mean cosine over the batch and swaps height and width of the values, as the authors do.",
+        note="compat swaps height and width of the values, as the authors do. Their mean cosine is one window's, as "
+        "they run one window a pass.",
     ),
     Recipe(
         "fsa",
-        terms=(Term("proxy", rule=Relative(gamma=3.0, beta=1.2)),),
-        residual=False,
-        ffn=False,
-        proxy=ProxyUse("dino_vitb8", fine=True),
-        feedback=ScoreFeedback(),
-        quirks=(("proxy", ProxyUse("dino_vitb8", fine=True, literal=True)),),
+        attention=TwoPass(_proxyclip(_DINO8), ScoreFeedback()),
+        **BARE,
+        published={"attention": TwoPass(_proxyclip(_DINO8, swapped=True), ScoreFeedback())},
         source=Source(
             "Feedback attention on ProxyCLIP (FSA)",
             "2025",
@@ -53,12 +63,9 @@ ENTRIES = (
     ),
     Recipe(
         "cass",
-        terms=("kk",),
-        bias=Gaussian(5.0),
-        residual=False,
-        ffn=False,
-        pairing=Pairing(),
-        proxy=ProxyUse("dino_vitb8", features="k"),
+        attention=PairedHeads(_KEYS8, "kk", Gaussian(5.0)),
+        **BARE,
+        published={"attention": PairedHeads(_KEYS8, "kk", Gaussian(5.0), swapped=True)},
         source=Source(
             "Distilling Spectral Graph for Object-Context Aware Open-Vocabulary Semantic Segmentation",
             "CVPR 2025",
@@ -70,9 +77,8 @@ ENTRIES = (
     ),
     Recipe(
         "dinoiser",
-        terms=("id",),
-        proxy=ProxyUse("dino_vitb16", features="v"),
-        joint=Smooth("proxy", 0.2),
+        attention=Identity(),
+        joint=(Smooth(_VALUES16, Floor(0.2)),),
         position_rule="size",
         source=Source(
             "CLIP-DINOiser: Teaching CLIP a few DINO tricks",
@@ -81,14 +87,14 @@ ENTRIES = (
             miou(62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.7, 20.0),
             "its trained form, LAION-2B weights; short side 448, windows 448 / stride 224",
         ),
-        note="The training-free form, on any proxy.",
+        note="The training-free form, on any proxy; its trained heads are a proxy too, `DinoiserHeads`.",
     ),
     Recipe(
         "lposs",
-        terms=("id",),
-        proxy=ProxyUse("dino_vitb16", features="v"),
-        spread=Spread(),
+        attention=Identity(),
+        spread=LabelPropagation(_VALUES16),
         position_rule="size",
+        published={"spread": LabelPropagation(_VALUES16, steps=10)},
         source=Source(
             "LPOSS: Label Propagation Over Patches and Pixels for Open-vocabulary Semantic Segmentation",
             "CVPR 2025",
@@ -96,17 +102,14 @@ ENTRIES = (
             miou(61.1, 34.6, 33.4, 78.8, 37.8, 25.9, 37.3, 21.8),
             "LAION-2B weights; short side 448, windows 224 / stride 112",
         ),
-        note="The patch level; at pixels, refine='lposs+'.",
+        note="The patch level; at pixels, refine='lposs+'. compat stops the solver after ten steps, as the authors do.",
     ),
     Recipe(
         "trident",
-        terms=(Term("proxy", rule=Relative(gamma=3.0, beta=1.2)),),
-        residual=False,
-        ffn=False,
-        proxy=ProxyUse("dino_vitb16", fine=True),
-        stitch="features",
-        whole=Mix(factor=1.2, cap=0.9),
-        quirks=(("proxy", ProxyUse("dino_vitb16", fine=True, literal=True)),),
+        attention=_proxyclip(_DINO16),
+        **BARE,
+        stitch=JoinedFeatures(SamAttention(factor=1.2, cap=0.9)),
+        published={"attention": _proxyclip(_DINO16, swapped=True)},
         source=Source(
             "Harnessing Vision Foundation Models for High-Performance, Training-Free Open Vocabulary Segmentation",
             "ICCV 2025",
@@ -117,13 +120,10 @@ ENTRIES = (
     ),
     Recipe(
         "corrclip",
-        terms=(Term("proxy", rule=Softmax(4.0), regions=True),),
-        residual=False,
-        ffn=False,
-        proxy=ProxyUse("dino_vitb8", features="q+k", fine=True),
-        scope=RegionScope(merge=0.2, blank=0, cls=0.5),
-        values=(Values((6, 7, 8, 9, 10), mean=True),),
-        fuse="features",
+        attention=_CORRCLIP,
+        **BARE,
+        adds=_CORRCLIP_ADDS,
+        published=dict(zip(("attention", "adds"), _corrclip(blank=SMALLEST), strict=True)),
         source=Source(
             "CorrCLIP: Reconstructing Patch Correlations in CLIP for Open-Vocabulary Semantic Segmentation",
             "ICCV 2025",
@@ -136,11 +136,9 @@ ENTRIES = (
     ),
     Recipe(
         "ov_stitcher",
-        terms=(Term("proxy", rule=Relative(gamma=3.0, beta=1.2)),),
-        residual=False,
-        ffn=False,
-        proxy=ProxyUse("dino_vitb8"),
-        stitch="qkv",
+        attention=Affinity(_DINO8, Relative(3.0, 1.2)),
+        **BARE,
+        stitch=JoinedProjections(),
         source=Source(
             "OV-Stitcher: A Global Context-Aware Framework for Training-Free Open-Vocabulary Semantic Segmentation",
             "2026",
@@ -153,23 +151,20 @@ ENTRIES = (
     ),
     Recipe(
         "textregion",
-        terms=("id",),
-        readout="regions",
-        scoring="dot",
-        stitch="qkv",
+        readout=PooledRegions(),
+        stitch=JoinedProjections(),
         source=Source(
             "TextRegion: Text-Aligned Region Tokens from Frozen Image-Text Models",
             "TMLR 2025",
             "https://arxiv.org/abs/2505.23769",
             protocol="SAM 2.1 masks, tiles of 336 and the whole image",
         ),
-        note="Needs regions as masks (B, R, H, W). Painted at patches here; windows are averaged, not added.",
+        note="Painted at patches here; windows are averaged, not added.",
     ),
     Recipe(
         "declip",
-        terms=("qq",),
-        residual=False,
-        ffn=False,
+        attention=SelfAttention("qq"),
+        **BARE,
         position_rule="size",
         source=Source(
             "DeCLIP: Decoupled Learning for Open-Vocabulary Dense Perception",

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from densevl.recipes.catalogue.published import SLIDE, miou
-from densevl.recipes.parts import Gaussian
-from densevl.recipes.recipe import ADAPTIVE, Recipe, Source
+from densevl.kernels.ops import Gaussian
+from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
+from densevl.recipes.catalogue.published import BARE, SLIDE, miou
+from densevl.recipes.readout import FeatureSurgery
+from densevl.recipes.recipe import Recipe, SecondStream, Source
+
+_MASKCLIP = ("Extract Free Dense Labels from CLIP", "ECCV 2022", "https://arxiv.org/abs/2112.01071")
+_SURGERY = (
+    "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks",
+    "Pattern Recognition 2025",
+    "https://arxiv.org/abs/2304.05653",
+)
 
 ENTRIES = (
     Recipe(
@@ -19,70 +28,46 @@ ENTRIES = (
     ),
     Recipe(
         "maskclip",
-        terms=("id",),
+        attention=Identity(),
         position_rule="size",
-        source=Source(
-            "Extract Free Dense Labels from CLIP",
-            "ECCV 2022",
-            "https://arxiv.org/abs/2112.01071",
-            miou(None, None, None, 49.5, 21.7, 12.5, None, None),
-            "whole image, short side 512",
-        ),
+        source=Source(*_MASKCLIP, miou(None, None, None, 49.5, 21.7, 12.5, None, None), "whole image, short side 512"),
         note="The authors' code: values only, skip connection and MLP kept.",
     ),
     Recipe(
         "maskclip_value",
-        terms=("id",),
-        residual=False,
-        ffn=False,
+        attention=Identity(),
+        **BARE,
         source=Source(
-            "Extract Free Dense Labels from CLIP",
-            "ECCV 2022",
-            "https://arxiv.org/abs/2112.01071",
-            miou(43.4, 23.2, 20.6, 74.9, 26.4, 16.7, 24.9, 11.9),
-            f"re-run by later papers: {SLIDE}",
+            *_MASKCLIP, miou(43.4, 23.2, 20.6, 74.9, 26.4, 16.7, 24.9, 11.9), f"re-run by later papers: {SLIDE}"
         ),
         note="The form later papers call MaskCLIP: the value alone, no skip connection, no MLP.",
     ),
     Recipe(
         "clip_surgery",
-        terms=("vv",),
-        dual_layers=6,
-        ffn=False,
+        attention=SelfAttention("vv"),
+        blocks=SecondStream(6),
         position_rule="bilinear",
-        source=Source(
-            "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks",
-            "Pattern Recognition 2025",
-            "https://arxiv.org/abs/2304.05653",
-            miou(None, 29.3, None, None, None, 21.9, 31.4, None),
-            "square 512",
-        ),
+        source=Source(*_SURGERY, miou(None, 29.3, None, None, None, 21.9, 31.4, None), "square 512"),
         note="The architecture surgery alone.",
     ),
     Recipe(
         "clip_feature_surgery",
-        terms=("vv",),
-        dual_layers=6,
-        ffn=False,
+        attention=SelfAttention("vv"),
+        blocks=SecondStream(6),
+        readout=FeatureSurgery(),
         position_rule="bilinear",
-        scoring="surgery",
-        source=Source(
-            "CLIP Surgery for Better Explainability with Enhancement in Open-Vocabulary Tasks",
-            "Pattern Recognition 2025",
-            "https://arxiv.org/abs/2304.05653",
-            protocol="square 512",
-        ),
+        source=Source(*_SURGERY, protocol="square 512"),
         note="CLIP Surgery with its feature surgery, which acts on scores and can change labels.",
     ),
     Recipe(
         "gem",
-        terms=("vv", "kk", "qq"),
-        combine="prob-mean",
-        metric="cosine",
-        temperature=ADAPTIVE,
-        iterations=1,
-        dual_layers=6,
-        ffn=False,
+        attention=(
+            CosineAttention("vv", iterations=1)
+            + CosineAttention("kk", iterations=1)
+            + CosineAttention("qq", iterations=1)
+        )
+        / 3,
+        blocks=SecondStream(6),
         position_rule="size_antialias",
         source=Source(
             "Grounding Everything: Emerging Localization Properties in Vision-Language Transformers",
@@ -94,7 +79,7 @@ ENTRIES = (
     ),
     Recipe(
         "sclip",
-        terms=("qq", "kk"),
+        attention=SelfAttention("qq") + SelfAttention("kk"),
         source=Source(
             "SCLIP: Rethinking Self-Attention for Dense Vision-Language Inference",
             "ECCV 2024",
@@ -106,9 +91,8 @@ ENTRIES = (
     ),
     Recipe(
         "clearclip",
-        terms=("qq",),
-        residual=False,
-        ffn=False,
+        attention=SelfAttention("qq"),
+        **BARE,
         source=Source(
             "ClearCLIP: Decomposing CLIP Representations for Dense Vision-Language Inference",
             "ECCV 2024",
@@ -119,10 +103,8 @@ ENTRIES = (
     ),
     Recipe(
         "naclip",
-        terms=("kk",),
-        bias=Gaussian(5.0),
-        residual=False,
-        ffn=False,
+        attention=SelfAttention("kk", Gaussian(5.0)),
+        **BARE,
         source=Source(
             "Pay Attention to Your Neighbours: Training-Free Open-Vocabulary Semantic Segmentation",
             "WACV 2025",

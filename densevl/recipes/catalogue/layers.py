@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from densevl.recipes.catalogue.published import SLIDE, miou
-from densevl.recipes.parts import (
-    Foveal,
-    Gaussian,
-    LabelFeedback,
-    Purify,
-    Relative,
-    Sinkhorn,
-    Smooth,
-    Term,
-    Values,
-)
+from densevl.kernels.ops import Gaussian
+from densevl.recipes.additions import BlockInputs, OtherBlocks
+from densevl.recipes.affinity import Affinity, Floor, Relative, Smooth
+from densevl.recipes.attention import BalancedMaps, BlockAttention, BoxAttention, SelfAttention
+from densevl.recipes.catalogue.published import BARE, SLIDE, miou
+from densevl.recipes.feedback import LabelFeedback, TwoPass
+from densevl.recipes.part import Attention, Tap
+from densevl.recipes.readout import Contributions, ScoredSources, Tokens
 from densevl.recipes.recipe import Recipe, Source
+from densevl.recipes.steps import AddCls, RepairByAttention, RepairByDensity
 
 _MIDDLE = (7, 8, 10)
+_EARLIER = tuple(range(1, 12))
+_REPAIRED = Tap(9, repaired=True)
+_LIKE = Affinity(_REPAIRED, Relative(3.0, 1.0, floor=0.4))  # SFP's
+
+
+def _resclip(share: float, again: float, label_share: float, threshold: float, literal: bool = False) -> Attention:
+    """Two times (the block's keys, and a share of the middle blocks' maps), then the labels.
+
+    Args:
+        share: of the maps. again, label_share, threshold: gain and share of the second pass, and what the first needs.
+    """
+    middle = BlockAttention("qk", (6, 7, 8, 9))
+    first = 2 * (1 - share) * SelfAttention("kk", Gaussian(5.0)) + 2 * share * middle
+    return TwoPass(first, LabelFeedback(label_share, again, threshold, literal=literal))
+
+
+_RESCLIP = {
+    # share of the middle blocks' maps; gain and share of the labels; threshold of the first pass
+    "voc21": (0.3, 2.2, 0.7, 0.5),
+    "voc20": (0.6, 2.1, 0.6, 0.1),
+    "context60": (0.3, 1.8, 0.7, 0.3),
+    "context59": (0.4, 1.8, 0.7, 0.25),
+    "coco-object": (0.4, 1.8, 0.7, 0.11),
+    "coco-stuff": (0.4, 1.8, 0.7, 0.11),
+    "cityscapes": (0.2, 2.1, 0.6, 0.1),
+    "ade150": (0.3, 2.1, 0.7, 0.25),
+}
 
 ENTRIES = (
     Recipe(
         "cliptrase",
-        terms=("qq", "kk", "vv"),
-        likeness=11,
+        attention=SelfAttention("qq") + SelfAttention("kk") + SelfAttention("vv"),
+        readout=Tokens(likeness=11),
         source=Source(
             "Explore the Potential of CLIP for Training-Free Open Vocabulary Semantic Segmentation",
             "ECCV 2024",
@@ -35,12 +59,10 @@ ENTRIES = (
     ),
     Recipe(
         "itaclip",
-        terms=(
-            Term("qq", 0.5),
-            Term("kk", 0.5),
-            Term("qq", 0.5, layers=_MIDDLE),
-            Term("kk", 0.5, layers=_MIDDLE),
-        ),
+        attention=0.5 * SelfAttention("qq")
+        + 0.5 * SelfAttention("kk")
+        + 0.5 * BlockAttention("qq", _MIDDLE)
+        + 0.5 * BlockAttention("kk", _MIDDLE),
         ffn=False,
         source=Source(
             "ITACLIP: Boosting Training-Free Semantic Segmentation with Image, Text, and Architectural Enhancements",
@@ -53,12 +75,13 @@ ENTRIES = (
     ),
     Recipe(
         "resclip",
-        terms=(Term("kk", 0.7), Term("qk", 0.3, layers=(6, 7, 8, 9))),
-        gain=2.0,
-        bias=Gaussian(5.0),
-        residual=False,
-        ffn=False,
-        feedback=LabelFeedback(share=0.7, gain=2.2, threshold=0.1),
+        attention=_resclip(0.3, 2.2, 0.7, 0.1),
+        **BARE,
+        published={"attention": _resclip(0.3, 2.2, 0.7, 0.1, literal=True)},
+        settings={
+            name: {"attention": _resclip(*given), "published": {"attention": _resclip(*given, literal=True)}}
+            for name, given in _RESCLIP.items()
+        },
         source=Source(
             "ResCLIP: Residual Attention for Training-free Dense Vision-language Inference",
             "CVPR 2025",
@@ -66,19 +89,17 @@ ENTRIES = (
             miou(61.1, 33.5, 35.0, 86.0, 36.8, 24.7, 35.9, 18.0),
             f"on NACLIP, shares and gains set per benchmark; {SLIDE}",
         ),
-        note="With text it looks twice (semantic feedback); without, only once. compat follows the authors' code: "
-        "straight lines cut short, a blur that runs across row ends.",
+        note="With text it looks twice (semantic feedback); without, only once. The paper's figures belong to its "
+        "settings by benchmark, `get('resclip', benchmark='voc21')`; the plain recipe is a middle way. compat follows "
+        "the authors' code: straight lines cut short, a blur that runs across row ends.",
     ),
     Recipe(
         "sc_clip",
-        terms=(Term("tap", 0.5, layers=(9,), rule=Relative(3.0, 1.0)), Term("kk", 0.5)),
-        residual=False,
-        ffn=False,
-        cls_mix=0.3,
-        purify=Purify("lof"),
-        before=Smooth("tap", 0.4, layer=9, purified=True),
-        after=Smooth("tap", 0.4, layer=4),
-        values=(Values((4, 5, 6, 7, 8, 9, 10)),),
+        attention=0.5 * Affinity(_REPAIRED, Relative(3.0, 1.0)) + 0.5 * SelfAttention("kk"),
+        **BARE,
+        before=(RepairByDensity(), Smooth(_REPAIRED, Floor(0.4))),
+        after=(AddCls(0.3), Smooth(Tap(4), Floor(0.4))),
+        adds=(OtherBlocks((4, 5, 6, 7, 8, 9, 10)),),
         source=Source(
             "Self-Calibrated CLIP for Training-Free Open-Vocabulary Segmentation",
             "TIP 2025",
@@ -89,18 +110,11 @@ ENTRIES = (
     ),
     Recipe(
         "sfp",
-        terms=(
-            Term("kk", 1 / 3),
-            Term("qq", 1 / 3),
-            Term("tap", 1 / 3, layers=(9,), rule=Relative(3.0, 1.0, floor=0.4)),
-        ),
-        residual=False,
-        ffn=False,
-        cls_mix=0.3,
-        purify=Purify("attention"),
-        before=Smooth("tap", 0.4, layer=9, purified=True),
-        after=Smooth("tap", 0.4, layer=4),
-        values=(Values((4, 5, 6, 7, 8, 9, 10), only="tap"),),
+        attention=1 / 3 * SelfAttention("kk") + 1 / 3 * SelfAttention("qq") + 1 / 3 * _LIKE,
+        **BARE,
+        before=(RepairByAttention(), Smooth(_REPAIRED, Floor(0.4))),
+        after=(AddCls(0.3), Smooth(Tap(4), Floor(0.4))),
+        adds=(OtherBlocks((4, 5, 6, 7, 8, 9, 10), attention=_LIKE),),
         source=Source(
             "Feature Purification Matters: Suppressing Outlier Propagation for Training-Free Open-Vocabulary "
             "Semantic Segmentation",
@@ -113,13 +127,16 @@ ENTRIES = (
     ),
     Recipe(
         "cliper",
-        terms=(Term("qk", layers=tuple(range(1, 12)), rule=Sinkhorn()),),
-        residual=False,
-        ffn=False,
-        values=tuple(Values((layer,), normed=True) for layer in range(1, 12)),
-        scoring="layers",
+        attention=BalancedMaps(_EARLIER),
+        **BARE,
+        adds=(BlockInputs(_EARLIER),),
+        readout=ScoredSources(),
         position_rule="bilinear",
-        quirks=(("position_rule", "bilinear_half"), ("scoring", "layers-zeroed")),
+        published={
+            "attention": BalancedMaps(_EARLIER, in_place=True),
+            "readout": ScoredSources(zeroed=True),
+            "position_rule": "bilinear_half",
+        },
         source=Source(
             "CLIPer: Hierarchically Improving Spatial Representation of CLIP for Open-Vocabulary Semantic Segmentation",
             "ICCV 2025",
@@ -132,8 +149,7 @@ ENTRIES = (
     ),
     Recipe(
         "clip_prs",
-        readout="contributions",
-        scoring="contrast",
+        readout=Contributions(),
         position_rule="size_antialias",
         source=Source(
             "Interpreting CLIP's Image Representation via Text-Based Decomposition",
@@ -144,8 +160,7 @@ ENTRIES = (
     ),
     Recipe(
         "falip",
-        terms=("qk",),
-        bias=Foveal(std=100.0, peak=0.2),
+        attention=BoxAttention(),
         blocks=4,
         source=Source(
             "FALIP: Visual Prompt as Foveal Attention Boosts CLIP Zero-Shot Performance",

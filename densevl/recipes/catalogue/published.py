@@ -1,11 +1,24 @@
-"""How published figures are written down. All are mIoU in per cent, ViT-B/16 with OpenAI weights unless said."""
+"""How entries are written down: published figures, and what many papers share.
+
+All figures are mIoU in per cent, ViT-B/16 with OpenAI weights unless said.
+"""
 
 from __future__ import annotations
 
 from types import MappingProxyType
+from typing import TypedDict
 
 BENCHMARKS = ("voc21", "context60", "coco-object", "voc20", "context59", "coco-stuff", "cityscapes", "ade150")
 SLIDE = "short side 336 (Cityscapes 560), windows 224 / stride 112"
+
+
+class _Bare(TypedDict):
+    residual: bool
+    ffn: bool
+
+
+BARE: _Bare = {"residual": False, "ffn": False}
+"""The last block's attention alone, without its skip connection and its MLP."""
 
 
 def miou(*figures: float | None) -> MappingProxyType[str, float]:

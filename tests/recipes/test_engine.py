@@ -10,7 +10,9 @@ import torch
 
 from conftest import TINY, random_clip, wrap
 from densevl.errors import RecipeError
-from densevl.recipes import Gaussian, Recipe, get, names
+from densevl.kernels.ops import Gaussian
+from densevl.recipes import Recipe, SecondStream, get, names
+from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
 from densevl.recipes.blocks import view
 from oracle import Formula, Oracle
 from recipe_hints import hints
@@ -32,18 +34,25 @@ FORMULAS = {
     "declip": Formula(("qq",), rule="size", **BARE),
 }
 VARIANTS = [
-    (Recipe("no-bias-kept", ("qq",), bias=Gaussian(1.5)), Formula(("qq",), std=1.5)),
+    (Recipe("near", SelfAttention("qq", Gaussian(1.5))), Formula(("qq",), std=1.5)),
     (
-        Recipe("mean", ("qk", "vv"), combine="prob-mean", gain=1.7, temperature=0.6),
+        Recipe("weighted", 1.7 * (SelfAttention("qk", temperature=0.6) + SelfAttention("vv", temperature=0.6)) / 2),
         Formula(("qk", "vv"), weights=(0.85, 0.85), heat=0.6),
     ),
-    (Recipe("value-beside-attention", ("id", "kk"), residual=False), Formula(("id", "kk"), skip=False)),
     (
-        Recipe("cosine", ("kk",), metric="cosine", temperature=8.0, iterations=2),
+        Recipe("value-beside-attention", Identity() + SelfAttention("kk"), residual=False),
+        Formula(("id", "kk"), skip=False),
+    ),
+    (
+        Recipe("cosine", CosineAttention("kk", 8.0, iterations=2)),
         Formula(("kk",), unit=True, heat=8.0, rounds=2),
     ),
-    (Recipe("residual-only", ("qq",), ffn=False), Formula(("qq",), mlp=False)),
-    (Recipe("ffn-only", ("qq",), residual=False), Formula(("qq",), skip=False)),
+    (
+        Recipe("cosine-near", CosineAttention("vv", 3.0, 1, Gaussian(2.0))),
+        Formula(("vv",), unit=True, heat=3.0, rounds=1, std=2.0),
+    ),
+    (Recipe("residual-only", SelfAttention("qq"), ffn=False), Formula(("qq",), mlp=False)),
+    (Recipe("ffn-only", SelfAttention("qq"), residual=False), Formula(("qq",), skip=False)),
 ]
 
 
@@ -69,9 +78,9 @@ def test_the_model_is_bit_identical_after_use(name) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     pixels = torch.randn(1, 3, 48, 32)
-    first = wrap(model).encode_dense(pixels, name, **hints(name, pixels)).features
+    first = wrap(model).encode_dense(pixels, name, hints=hints(name, pixels)).features
     wrap(model).encode_dense(torch.randn(2, 3, 32, 32), "naclip")
-    assert torch.equal(first, wrap(model).encode_dense(pixels, name, **hints(name, pixels)).features)
+    assert torch.equal(first, wrap(model).encode_dense(pixels, name, hints=hints(name, pixels)).features)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert hooks == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
@@ -79,8 +88,8 @@ def test_the_model_is_bit_identical_after_use(name) -> None:
 @pytest.mark.parametrize("name", names())
 def test_an_image_does_not_depend_on_its_batch(tiny, name) -> None:
     pixels = torch.randn(5, 3, 40, 56)
-    together = tiny.encode_dense(pixels, name, **hints(name, pixels)).features
-    alone = [tiny.encode_dense(one[None], name, **hints(name, one[None])).features for one in pixels]
+    together = tiny.encode_dense(pixels, name, hints=hints(name, pixels)).features
+    alone = [tiny.encode_dense(one[None], name, hints=hints(name, one[None])).features for one in pixels]
     alone = torch.cat(alone)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
@@ -106,8 +115,8 @@ def test_vanilla_equals_encode_image_for_other_blocks(change) -> None:
     config = {**TINY, "vision_cfg": {**TINY["vision_cfg"], **change}}
     backbone = wrap(random_clip(seed=5, config=config))
     pixels = torch.randn(2, 3, 32, 32)
-    # "qk" written out takes the block apart, so every part of the view is compared with the block itself.
-    spelled = Recipe("spelled-out", ("qk",), gain=1.0 + 1e-12)
+    # A temperature of nearly 1 takes the block apart, so every part of the view is compared with the block itself.
+    spelled = Recipe("spelled-out", SelfAttention("qk", temperature=1.0 + 1e-12))
     for recipe in ("vanilla", spelled):
         torch.testing.assert_close(
             backbone.encode_dense(pixels, recipe).cls, backbone.encode_image(pixels), atol=1e-5, rtol=0
@@ -122,6 +131,6 @@ def test_attention_that_is_not_plain_is_refused_by_name() -> None:
 
 
 def test_a_dual_stream_deeper_than_the_tower_is_refused(tiny) -> None:
-    deep = replace(get("gem"), dual_layers=8)
+    deep = replace(get("gem"), blocks=SecondStream(8))
     with pytest.raises(RecipeError, match="rewires 8 blocks, the tower has 7"):
         tiny.encode_dense(torch.randn(1, 3, 32, 32), deep)

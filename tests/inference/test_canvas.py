@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from densevl.inference import WindowGrid
-from densevl.recipes.canvas import Canvas
+from densevl.inference.canvas import Canvas
 
 
 @pytest.mark.parametrize("step", [1, 3, 100], ids=["one-by-one", "some", "all"])

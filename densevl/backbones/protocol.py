@@ -1,0 +1,51 @@
+"""`InferenceProtocol`: how a photo is fed to a tower; plain numbers, which `inference.windows` turns into windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from densevl.errors import ProtocolError
+
+BLENDS = ("pixel", "patch")
+
+
+@dataclass(frozen=True)
+class InferenceProtocol:
+    """How a photo is fed to the tower: resize, then windows.
+
+    Raises:
+        ProtocolError: an impossible value.
+
+    Attributes:
+        short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
+        long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
+        crop: side of the square windows in pixels; None means one window, the whole image.
+        stride: step between windows in pixels; the last window is moved back inside the image. None lays tiles: as
+            few windows of at most `crop` as cover the image, of even size, with a patch of overlap. The papers take a
+            stride of half the crop, which runs the tower about twice as often (docs/speed.md).
+        blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
+            "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
+        logit_scale: scores are multiplied by this before the softmax that makes probabilities.
+    """
+
+    short_side: int | None = 336
+    long_side: int = 2048
+    crop: int | None = 224
+    stride: int | None = None
+    blend: str = "pixel"
+    logit_scale: float = 40.0
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "crop", "stride"):
+            value = getattr(self, name)
+            optional = value is None and name in ("short_side", "crop", "stride")
+            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ProtocolError(f"{name} is {value!r}; it is a number of pixels, at least 1")
+        if self.crop is not None and self.stride is not None and self.stride > self.crop:
+            raise ProtocolError(
+                f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
+            )
+        if self.blend not in BLENDS:
+            raise ProtocolError(f"blend is {self.blend!r}; it is one of {', '.join(BLENDS)}")
+        if not (isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0):
+            raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0")

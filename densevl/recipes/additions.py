@@ -1,0 +1,82 @@
+"""Further sources beside the last block's own input: the outputs or inputs of other blocks.
+
+The embedding of regions is `regions.RegionEmbedding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from densevl.recipes.part import Addition, Attention, Pass, Slots, block_numbers, listed
+from densevl.recipes.trunk import scaled
+
+
+@dataclass(frozen=True, repr=False)
+class OtherBlocks(Addition):
+    """Outputs of other blocks, added up, go through the rewired block as well.
+
+    Attributes:
+        blocks: their numbers. mean: take their mean instead of their sum.
+        attention: takes the place of the recipe's for them.
+        after_norm: whether features are added, each behind the last norm (CorrCLIP); else tokens, before it (SC-CLIP).
+    """
+
+    blocks: tuple[int, ...]
+    mean: bool = False
+    attention: Attention | None = None
+    after_norm: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", block_numbers(self.blocks))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(scaled(self.blocks, depth))
+
+    def objection(self, recipe: Slots) -> str | None:
+        other, own = self.attention, recipe.attention
+        if other is None:
+            return None
+        if other == own:
+            return "the attention for other blocks is the recipe's own; leave it out"
+        if (other.patches_only, other.proxy_grid) != (own.patches_only, own.proxy_grid):
+            return "the attention for other blocks gives other tokens than the recipe's; they cannot be added"
+        return None
+
+    def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        outputs = run.batch.trunk.outputs
+        first, *others = scaled(self.blocks, run.batch.tower.depth)
+        x_BND = sum((outputs[number] for number in others), start=outputs[first])
+        x_BND = x_BND / (1 + len(others)) if self.mean else x_BND
+        return [through(x_BND, self.attention)]
+
+    def __str__(self) -> str:
+        return f"the {'mean' if self.mean else 'sum'} of the outputs of {listed(self.blocks)} goes through it as well"
+
+
+@dataclass(frozen=True, repr=False)
+class BlockInputs(Addition):
+    """What each of some blocks is given, behind its norm, goes through the rewired block for itself (CLIPer).
+
+    Attributes: blocks: their numbers; those that are one block on a small tower count once.
+    """
+
+    blocks: tuple[int, ...]
+    after_norm = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", block_numbers(self.blocks))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(number - 1 for number in scaled(self.blocks, depth))
+
+    def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        tower, trunk = run.batch.tower, run.batch.trunk
+        numbers = dict.fromkeys(scaled((number,), tower.depth)[0] for number in self.blocks)
+        inputs = (tower.view(number - 1, trunk.grid).norm(trunk.outputs[number - 1]) for number in numbers)
+        return [through(x_BND, None) for x_BND in inputs]
+
+    def __str__(self) -> str:
+        return f"the normalised inputs of {listed(self.blocks)} go through it as well, each for itself"

@@ -1,0 +1,77 @@
+"""`Hints`: what a recipe may read besides the weights of its tower, as one argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from densevl.errors import RecipeError
+
+HOW = {
+    "proxy": "another model's patch features, whose affinity is borrowed",
+    "sam": "the attention of SAM's encoder over the whole image",
+    "regions": "a segment map of the image, 0 where no segment is",
+    "masks": "masks of the image, which may overlap",
+    "text": "the words; without them the method looks once",
+    "boxes": "a box in each image; without one the whole image is the box",
+}
+"""What a recipe may name in `reads`, in words."""
+OPTIONAL = frozenset({"text", "boxes"})
+
+
+@dataclass(frozen=True, eq=False)
+class Hints:
+    """What some recipes read besides the pixels; `Recipe.reads` names which.
+
+    Attributes:
+        pixels: (B, 3, H, W) float, the normalised input itself; the backbone sets it.
+        text: (T, D) unit rows, for methods that look twice (the first labels steer the second pass).
+        proxy: (B, P, h', w') features of another model for the same pixels, or the model, a `Proxy`.
+        regions: (B, H, W) integer segment map, 0 where no segment is, at any size: attention stays within a segment.
+        masks: (B, R, H, W) masks, bool or 0..1, at any size, for methods that pool over masks.
+        boxes: (B, 4) x0, y0, x1, y1 in pixels of the input: where a box-guided method looks.
+        sam: `LastAttention` of SAM's encoder for the whole image, or the model, a `SamProxy`.
+    """
+
+    pixels: torch.Tensor | None = None
+    text: torch.Tensor | None = None
+    proxy: Any = None
+    regions: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
+    boxes: torch.Tensor | None = None
+    sam: Any = None
+
+    def given(self) -> frozenset[str]:
+        """The names of what is given, pixels aside."""
+        return frozenset(f.name for f in fields(self) if f.name != "pixels" and getattr(self, f.name) is not None)
+
+    def check(self, embed_dim: int) -> None:
+        """Refuse tensors that do not go with the pixels.
+
+        Args:
+            embed_dim: width of text rows.
+
+        Raises:
+            RecipeError: another shape than the attributes say.
+        """
+        batch = None if self.pixels is None else self.pixels.shape[0]
+        wanted = {
+            "proxy": ("(B, P, h, w)", 4, "features"),
+            "regions": ("(B, H, W)", 3, "integers"),
+            "masks": ("(B, R, H, W)", 4, "masks"),
+            "boxes": ("(B, 4)", 2, "pixels"),
+        }
+        for name, (shape, rank, what) in wanted.items():
+            given = getattr(self, name)
+            if given is None:
+                continue
+            fits = isinstance(given, torch.Tensor) and given.ndim == rank and given.numel() > 0
+            if not fits or (batch is not None and given.shape[0] != batch) or (name == "boxes" and given.shape[1] != 4):
+                found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+                raise RecipeError(f"{name} is {found}; give {what} {shape} for the {batch} images")
+        if self.regions is not None and self.regions.is_floating_point():
+            raise RecipeError(f"regions are {self.regions.dtype}; give a segment map of integers, or masks=")
+        if self.text is not None and (self.text.ndim != 2 or self.text.shape[1] != embed_dim):
+            raise RecipeError(f"text is {tuple(self.text.shape)}; give unit rows (T, {embed_dim}) of this model")

@@ -1,0 +1,531 @@
+"""The parts of a recipe: what each kind says of itself, and what it sees when it runs.
+
+A part is a frozen dataclass. It says what it taps of the trunk, what it reads besides the pixels, how it runs, and
+itself in words; the engine (`run.py`) knows the order of the slots and nothing else. A part of your own subclasses one
+of the kinds below.
+
+Block numbers count from 1 in a tower of 12 blocks, as the papers give them, and are scaled to other depths.
+Shape letters: B batch, N tokens (leading ones first, then h*w patches), D width, E joint space, A heads, d head width,
+P width of another model's features, T texts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import RecipeError, suggest
+from densevl.recipes.blocks import Block
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.hints import Hints
+from densevl.recipes.tower import Grid, Tower
+from densevl.recipes.trunk import Projections, Trunk, scaled
+
+T = TypeVar("T")
+Frame = tuple[tuple[int, int, int], tuple[int, int, int]]
+"""Pixels of an image along rows and along columns, margin before and after it: (before, length, after) each."""
+NOTHING: frozenset[str] = frozenset()
+
+
+class Part:
+    """What every part has. A part made of other parts reads and taps what they do.
+
+    Attributes:
+        own_reads: names of `Hints` that it reads itself.
+        needs_cls: whether it works only where the tower has a CLS token.
+    """
+
+    own_reads: frozenset[str] = NOTHING
+    needs_cls: bool = False
+
+    def parts(self) -> Iterator[Part]:
+        """This part and all it is made of."""
+        yield self
+        for entry in fields(self):  # type: ignore[arg-type]  # every part is a dataclass
+            yield from within(getattr(self, entry.name))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the hints it reads: "proxy", "sam", "regions", "masks", "text", "boxes"."""
+        return NOTHING.union(*(part.own_reads for part in self.parts()))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        """The blocks whose outputs it reads itself, in a tower of `depth`; 0 is what enters the first block."""
+        return frozenset()
+
+    def taps(self, depth: int) -> frozenset[int]:
+        """The blocks whose outputs it reads, in a tower of `depth` blocks."""
+        return frozenset[int]().union(*(part.own_taps(depth) for part in self.parts()))
+
+    def objection(self, recipe: Slots) -> str | None:
+        """Why it cannot be part of this recipe, or None."""
+        return None
+
+    def __repr__(self) -> str:
+        return as_code(self)
+
+
+def within(value: Any) -> Iterator[Part]:
+    """All parts in a field's value: a part, or tuples of parts."""
+    if isinstance(value, Part):
+        yield from value.parts()
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from within(item)
+
+
+def found(kind: type[T], value: Any) -> list[T]:
+    """The parts of one kind in a part or a tuple of parts."""
+    return [part for part in within(value) if isinstance(part, kind)]
+
+
+def as_code(value: Any) -> str:
+    """A part, or any value in it, as the Python that makes it; what is at its default is left out."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(as_code, value))}{',' * (len(value) == 1)})"
+    if not is_dataclass(value) or isinstance(value, type):
+        return f'"{value}"' if isinstance(value, str) and '"' not in value else repr(value)
+    if type(value).__repr__ is not Part.__repr__ and isinstance(value, Part):
+        return repr(value)
+    given: list[str] = []
+    named = False
+    for entry in fields(value):
+        own = getattr(value, entry.name)
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        if default is not MISSING and own == default:
+            named = True
+            continue
+        named = named or isinstance(own, bool)  # a bare True says nothing
+        given.append(f"{entry.name}={as_code(own)}" if named else as_code(own))
+    return f"{type(value).__name__}({', '.join(given)})"
+
+
+def check(value: object, allowed: tuple[str, ...], what: str) -> None:
+    """Raise RecipeError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise RecipeError(f"{what} {value!r} is not one of {', '.join(allowed)}{suggest(str(value), allowed)}")
+
+
+def positive(value: float, what: str) -> None:
+    """Raise RecipeError unless `value` is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise RecipeError(f"{what} must be above 0, got {value!r}")
+
+
+@dataclass(frozen=True, repr=False)
+class Tap(Part):
+    """The patches after a block of the tower.
+
+    Attributes:
+        block: its number. repaired: with the recipe's outliers replaced, see `steps.RepairOutliers`.
+    """
+
+    block: int
+    repaired: bool = False
+
+    def __post_init__(self) -> None:
+        block_numbers((self.block,))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(scaled((self.block,), depth))
+
+    def objection(self, recipe: Slots) -> str | None:
+        if self.repaired and not any(step.repairs for step in recipe.before):
+            return "it taps repaired patches; put the repair first in before"
+        return None
+
+    def __str__(self) -> str:
+        return f"after block {self.block}"
+
+
+@dataclass(frozen=True, repr=False)
+class Proxy(Part):
+    """Patch features of another model.
+
+    Attributes:
+        model: its name for `load_proxy`, the one the method was published with.
+        features: "tokens" behind its last norm; "q", "k", "v" or "q+k", projections of its last block.
+    """
+
+    own_reads = frozenset({"proxy"})
+    FEATURES: ClassVar[tuple[str, ...]] = ("tokens", "q", "k", "v", "q+k")
+
+    model: str
+    features: str = "tokens"
+
+    def __post_init__(self) -> None:
+        check(self.features, self.FEATURES, "proxy features")
+
+    def __str__(self) -> str:
+        return "of another model"
+
+
+Source = Tap | Proxy
+
+
+def block_numbers(blocks: Any) -> tuple[int, ...]:
+    """Block numbers as a tuple; raises RecipeError for none, or one that is not a whole number from 1."""
+    given = tuple(blocks)
+    if not given or not all(isinstance(number, int) and number >= 1 for number in given):
+        raise RecipeError(f"blocks are {given}; give at least one number, each counted from 1")
+    return given
+
+
+def listed(blocks: tuple[int, ...]) -> str:
+    """(9,) as "block 9", (4, 5, 6) as "blocks 4 to 6", (7, 8, 10) as "blocks 7, 8, 10"."""
+    if len(blocks) == 1:
+        return f"block {blocks[0]}"
+    if len(blocks) > 2 and blocks == tuple(range(blocks[0], blocks[-1] + 1)):
+        return f"blocks {blocks[0]} to {blocks[-1]}"
+    return f"blocks {', '.join(map(str, blocks))}"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch of images on its way through a recipe.
+
+    Attributes:
+        tower: the image tower. trunk: what its trained blocks left. hints: what came with the pixels.
+        memo: what parts keep for each other while this batch runs, under keys of their own.
+    """
+
+    tower: Tower
+    trunk: Trunk
+    hints: Hints
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def once(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` gives, made once for this batch."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def compared(self, source: Source, grid: Grid) -> torch.Tensor:
+        """Features of a source at the patches of a grid: (B, h*w, P)."""
+        return self.tap(source) if isinstance(source, Tap) else self.proxy(grid)
+
+    def proxy(self, grid: Grid) -> torch.Tensor:
+        """The proxy's features, interpolated to a grid: (B, h*w, P)."""
+        features = self.hints.proxy
+        if tuple(features.shape[-2:]) != grid:
+            features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
+        return features.flatten(2).mT
+
+    def tap(self, tap: Tap) -> torch.Tensor:
+        """Patches after a block, (B, h*w, D)."""
+        patches = self.output(tap.block)[:, self.trunk.prefix :]
+        return self.memo["repair"](patches) if tap.repaired else patches
+
+    def output(self, block: int) -> torch.Tensor:
+        """All tokens after a block given for 12 blocks: (B, N, D)."""
+        return self.trunk.outputs[scaled((block,), self.tower.depth)[0]]
+
+    def projections(self, block: int, which: str, prefix: int) -> Projections:
+        """Projections that another block makes of its own input, of patches and `prefix` leading tokens."""
+        (number,) = scaled((block,), self.tower.depth)
+        view = self.tower.view(number - 1, self.trunk.grid)
+        tokens_BND = self.trunk.outputs[number - 1][:, self.trunk.prefix - prefix :]
+        return view.project(view.norm(tokens_BND), which)
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One rewired block on one batch: what attention and steps see.
+
+    Attributes:
+        batch: the batch. block: a view of the block.
+        x_BND: the tokens that enter it, patches alone where the recipe works on those. u_BND: behind the block's norm.
+        cls_B1D: the leading token that enters with them.
+        qkv: the projections of x that the attention asked for, each (B, A, N, d).
+        grid: (h, w) of the tokens that come out: the tower's, or the proxy's where the attention works on that.
+        prefix: leading tokens among them.
+        finish: the rest of the block: what comes of heads (B, A, N, d) to the block's output (B, N, D).
+        temperature, bias_B1NN: what a second pass does to the block's own logits: a factor, and what is added.
+    """
+
+    batch: Batch
+    block: Block
+    x_BND: torch.Tensor
+    u_BND: torch.Tensor
+    cls_B1D: torch.Tensor
+    qkv: Projections
+    grid: Grid
+    prefix: int
+    finish: Callable[[torch.Tensor], torch.Tensor]
+    temperature: float = 1.0
+    bias_B1NN: torch.Tensor | None = None
+
+    def steered(self, temperature: float, bias_BNN: torch.Tensor) -> Pass:
+        """The same with its own logits scaled, and a bias (B, h*w, h*w) added to those between patches."""
+        padded = F.pad(bias_BNN, (self.prefix, 0, self.prefix, 0))[:, None]
+        return replace(self, temperature=temperature, bias_B1NN=padded)
+
+    def read(self, y_BND: torch.Tensor) -> torch.Tensor:
+        """Tokens after the block in the joint space, each for itself: (B, N, E), not normalised."""
+        return self.batch.tower.read(y_BND)
+
+
+class Attention(Part, ABC):
+    """How tokens of a block look at each other.
+
+    Attributes:
+        patches_only: whether it works on patches without leading tokens; then the block has no skip connection, no MLP.
+        steerable: whether a second pass can steer its logits.
+        proxy_grid: whether values are interpolated to the proxy's grid, on which its tokens then come out.
+        swapped: whether they are folded with height and width swapped for that, see `affinity.Affinity`.
+    """
+
+    patches_only: bool = False
+    steerable: bool = False
+    proxy_grid: bool = False
+    swapped: bool = False
+
+    @property
+    def projects(self) -> str:
+        """The block's own projections that it needs, a subset of "qkv" in that order."""
+        return "v"
+
+    @abstractmethod
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        """Attention applied to values: v (B, A, N, d), mostly `run.qkv["v"]`, to the same shape."""
+
+    def __add__(self, other: Attention) -> Attention:
+        return Sum((*_terms(self), *_terms(other)))
+
+    def __mul__(self, weight: float) -> Attention:
+        positive(weight, "the weight of an attention")
+        return self if weight == 1 else Sum(tuple((weight * own, term) for own, term in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, weight: float) -> Attention:
+        return self * (1 / weight)
+
+
+@dataclass(frozen=True, repr=False)
+class Sum(Attention):
+    """Attentions added up by weight, written as `0.7 * A + 0.3 * B`."""
+
+    terms: tuple[tuple[float, Attention], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "terms", tuple(self.terms))
+        for weight, term in self.terms:
+            positive(weight, "the weight of an attention")
+            if not isinstance(term, Attention):
+                raise RecipeError(f"a sum adds attentions, got {term!r}")
+        attentions = [term for _, term in self.terms]
+        if not attentions or self.terms == ((1, attentions[0]),):
+            raise RecipeError("a sum adds at least two attentions, or weighs one")
+        if len(set(attentions)) < len(attentions):
+            raise RecipeError("a term is named twice; use its weight")
+        if len({(term.proxy_grid, term.swapped) for term in attentions}) > 1:
+            raise RecipeError("one term works on the proxy's grid and another on the tower's; they cannot be added")
+
+    @property
+    def patches_only(self) -> bool:  # type: ignore[override]
+        return any(term.patches_only for _, term in self.terms)
+
+    @property
+    def steerable(self) -> bool:  # type: ignore[override]
+        return any(term.steerable for _, term in self.terms)
+
+    @property
+    def projects(self) -> str:
+        letters = set().union(*(term.projects for _, term in self.terms))
+        return "".join(letter for letter in "qkv" if letter in letters)
+
+    @property
+    def proxy_grid(self) -> bool:  # type: ignore[override]
+        return self.terms[0][1].proxy_grid
+
+    @property
+    def swapped(self) -> bool:  # type: ignore[override]
+        return self.terms[0][1].swapped
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        (weight, term), *others = self.terms
+        out = weight * term.attend(run, v)
+        for weight, term in others:
+            out = out + weight * term.attend(run, v)
+        return out
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(term) if weight == 1 else f"{weight!r} * {term!r}" for weight, term in self.terms)
+
+    def __str__(self) -> str:
+        each = (str(term) if weight == 1 else f"{_share(weight)} x {term}" for weight, term in self.terms)
+        return " + ".join(each)
+
+
+def _share(weight: float) -> str:
+    """1/3 as "1/3", 0.7 as "0.7"."""
+    third = weight * 3
+    return f"{round(third)}/3" if abs(third - round(third)) < 1e-9 and round(third) % 3 else f"{weight:.3g}"
+
+
+def _terms(attention: Attention) -> tuple[tuple[float, Attention], ...]:
+    return attention.terms if isinstance(attention, Sum) else ((1.0, attention),)
+
+
+class Step(Part, ABC):
+    """Something done to the patches before a rewired block, after its attention, or in the joint space.
+
+    Attributes:
+        places: in which slots of a recipe it may stand. repairs: whether taps may ask for what it repaired.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("before", "after")
+    repairs: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """Patches to patches, (B, h*w, D).
+
+        Args:
+            cls_B1D: the leading token that entered the block. grid: (h, w) of the patches.
+        """
+
+
+class Addition(Part, ABC):
+    """A further source beside the last block's own input.
+
+    Attributes:
+        after_norm: whether its features are added, behind the last norm; else its tokens, before it.
+        weight: what it counts beside the block's own.
+    """
+
+    after_norm: bool = True
+    weight: float = 1.0
+
+    @abstractmethod
+    def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        """Tokens (B, N, D) after the last block, on the grid of its own.
+
+        Args:
+            run: the pass of the block on its own input.
+            through: what the rewired block makes of other tokens: `through(x_BND, attention)`, all leading tokens
+                among x; an attention that is not None takes the place of the recipe's.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """Tokens of a further source after the last block, and what their features count."""
+
+    y_BND: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the rewired end of a tower gives, before it is read.
+
+    Attributes:
+        y_BND: tokens after the last block. extras: those of further sources that are read for themselves.
+        grid: (h, w). prefix: leading tokens.
+        frame: where the image lies on the grid; None where it fills it.
+    """
+
+    y_BND: torch.Tensor
+    extras: tuple[Extra, ...]
+    grid: Grid
+    prefix: int
+    frame: Frame | None = None
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All token tensors, (B, N, D) each: what is joined over windows."""
+        return [self.y_BND, *(extra.y_BND for extra in self.extras)]
+
+    def like(self, tensors: list[torch.Tensor], grid: Grid) -> Outcome:
+        """The same with other token tensors, in the order of `tensors`."""
+        extras = tuple(replace(old, y_BND=new) for old, new in zip(self.extras, tensors[1:], strict=True))
+        return replace(self, y_BND=tensors[0], extras=extras, grid=grid)
+
+
+class Readout(Part, ABC):
+    """How tokens become features, and how words are compared with them.
+
+    Attributes:
+        leaves: how many blocks, the last ones, it runs itself, with every slot of the block as trained; None where it
+            reads what the recipe's blocks give.
+        projects: projections of the last block that it needs where windows are joined at them.
+        needs_trunk: whether it looks at more than the outcome, so that windows cannot be joined right before it.
+        cosine: whether words are compared by the cosine alone, so that features mean something without words.
+    """
+
+    leaves: ClassVar[int | None] = None
+    projects: ClassVar[str] = ""
+    needs_trunk: bool = False
+    cosine: ClassVar[bool] = True
+
+    @abstractmethod
+    def read(self, batch: Batch, outcome: Outcome, embed: Callable[[torch.Tensor], torch.Tensor]) -> DenseFeatures:
+        """Features of an outcome.
+
+        Args:
+            embed: tokens (B, N, D) to the joint space (B, N, E), with the recipe's steps there.
+        """
+
+
+class Stitch(Part, ABC):
+    """Where windows are joined on one patch grid before the rest is done once for the whole image.
+
+    Attributes:
+        projections: whether they are joined at the projections of the last block; else after it.
+    """
+
+    projections: ClassVar[bool]
+
+    def mix(self, outcome: Outcome, hints: Hints) -> Outcome:
+        """What is done to the joined tokens of the whole image before they are read."""
+        return outcome
+
+
+class Spread(Part, ABC):
+    """Something done to the scores of all windows of an image together."""
+
+    @abstractmethod
+    def spread(self, scores_NT: torch.Tensor, features_NP: torch.Tensor, places_N2: torch.Tensor) -> torch.Tensor:
+        """Scores (N, T) of all tokens of all windows to the same.
+
+        Args:
+            features_NP: unit features of the proxy at the tokens. places_N2: their centres in pixels, y and x.
+        """
+
+
+class Slots:
+    """The slots of a recipe, for parts to look at; `Recipe` fills them.
+
+    Attributes:
+        name: lower-case identifier.
+        attention: how tokens of the rewired blocks look at each other.
+        residual, ffn: whether a rewired block keeps its skip connection and its MLP.
+        blocks: how many blocks, the last ones, are rewired one after the other; or a `SecondStream`.
+        before: steps on patches before the rewired block. after: on what its attention gives.
+        adds: further sources beside the block's own input.
+        joint: steps in the joint space.
+        readout: how tokens become features, and how words are compared with them.
+        stitch: where windows are joined before the rest is done once for the image; None: each for itself.
+        spread: what is done to the scores of all windows together.
+        position_rule: how the positional grid is resized for other input sizes (see `backbones.positions`).
+    """
+
+    name: str
+    attention: Attention
+    residual: bool
+    ffn: bool
+    blocks: Any
+    before: tuple[Step, ...]
+    after: tuple[Step, ...]
+    adds: tuple[Addition, ...]
+    joint: tuple[Step, ...]
+    readout: Readout
+    stitch: Stitch | None
+    spread: Spread | None
+    position_rule: str

@@ -1,0 +1,191 @@
+"""The engine: pixels through a tower whose last blocks are rewired by a `Recipe`, to dense features.
+
+Data goes one way: embed, blocks as trained, rewired blocks, read-out. It knows the order of a recipe's slots and
+nothing of any paper. `start` and `finish` are its two halves: between them the windows of an image may be joined.
+Nothing of the model is copied or edited. Shape letters: B batch, N tokens (leading ones first), D width, E joint space,
+A heads, d head width, h/w patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import RecipeError
+from densevl.recipes.features import DenseFeatures
+from densevl.recipes.hints import HOW, OPTIONAL, Hints
+from densevl.recipes.part import Attention, Batch, Extra, Outcome, Pass
+from densevl.recipes.recipe import Recipe, SecondStream
+from densevl.recipes.tower import Grid, Tower
+from densevl.recipes.trunk import Projections, Trunk, run_trunk
+
+WIDE_TOKENS = 4096  # whose hidden layer is held at once
+State = Trunk | Outcome
+
+
+def encode(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> DenseFeatures:
+    """Encode normalised pixels (B, 3, H, W), sides multiples of the patch, by a recipe.
+
+    Raises:
+        RecipeError: the recipe wants blocks the tower has not, or a hint that is missing.
+    """
+    return finish(tower, start(tower, pixels, recipe, hints), recipe, hints)
+
+
+def start(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
+    """Run as far as each window goes for itself: the trained blocks, and the rewired end unless windows meet before it.
+
+    Raises:
+        RecipeError: as `encode`.
+    """
+    require(tower, recipe, hints)
+    stitch = recipe.stitch
+    trunk = run_trunk(
+        tower,
+        pixels,
+        recipe.position_rule,
+        leave=recipe.rewired,
+        taps=recipe.taps(tower.depth),
+        projects=recipe.projects if stitch is not None and stitch.projections else "",
+    )
+    return trunk if stitch is None or stitch.projections else _rewired(Batch(tower, trunk, hints), recipe)
+
+
+def finish(tower: Tower, state: State, recipe: Recipe, hints: Hints) -> DenseFeatures:
+    """The rest of a recipe, on one window's state or on that of all windows joined."""
+    if isinstance(state, Trunk):
+        batch = Batch(tower, state, hints)
+        outcome = _rewired(batch, recipe)
+    else:
+        batch, outcome = Batch(tower, Trunk(state.y_BND, {}, state.grid, state.prefix), hints), state
+    if recipe.stitch is not None:
+        outcome = recipe.stitch.mix(outcome, hints)
+
+    def embed(y_BND: torch.Tensor) -> torch.Tensor:
+        y_BNE = tower.read(y_BND)
+        if not recipe.joint:
+            return y_BNE
+        lead, patches_BNE = y_BNE[:, : outcome.prefix], y_BNE[:, outcome.prefix :]
+        for step in recipe.joint:
+            patches_BNE = step.apply(batch, patches_BNE, lead[:, :1], outcome.grid)
+        return torch.cat([lead, patches_BNE], dim=1)
+
+    return recipe.readout.read(batch, outcome, embed)
+
+
+def require(tower: Tower, recipe: Recipe, hints: Hints) -> None:
+    """Refuse a recipe that cannot run here, with the reason."""
+    name = f"recipe '{recipe.name}'"
+    if recipe.rewired > tower.depth:
+        if not tower.depth:
+            raise RecipeError(f"{name} rewires attention, but the tower is {tower.kind}; use 'vanilla'")
+        raise RecipeError(f"{name} rewires {recipe.rewired} blocks, the tower has {tower.depth}; use another recipe")
+    if recipe.needs_cls and not tower.prefix:
+        raise RecipeError(f"{name} works with the CLS token, and the tower is {tower.kind} without one; use another")
+    taps = recipe.taps(tower.depth)
+    if min(taps, default=0) < 0:
+        raise RecipeError(f"{name} reads blocks before the last, the tower has {tower.depth}; use another recipe")
+    if not isinstance(recipe.blocks, SecondStream) and max(taps, default=0) > tower.depth - recipe.rewired:
+        raise RecipeError(f"{name} reads the output of a block that it rewires; tap earlier ones, or rewire fewer")
+    for hint in sorted(recipe.reads - hints.given() - OPTIONAL):
+        own = f", such as load_proxy('{recipe.proxy.model}')" if hint == "proxy" and recipe.proxy is not None else ""
+        raise RecipeError(f"{name} reads {HOW[hint]}; give hints=Hints({hint}=...){own}")
+    for hint in sorted(hints.given() - recipe.reads - {"text"}):  # text goes to every recipe
+        raise RecipeError(f"{name} does not read {hint}; leave it out")
+    hints.check(tower.embed_dim)
+
+
+def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
+    """The rewired end of a tower, from the trunk's tokens to those after the last block."""
+    tower, trunk = batch.tower, batch.trunk
+    if recipe.is_trained or recipe.readout.leaves is not None:
+        return Outcome(trunk.x_BND, (), trunk.grid, trunk.prefix)
+    if isinstance(recipe.blocks, SecondStream):
+        return Outcome(_second_stream(batch, recipe, recipe.blocks.blocks), (), trunk.grid, trunk.prefix)
+    prefix = 0 if recipe.patches_only else trunk.prefix
+    cls_B1D, x_BND = trunk.x_BND[:, :1], trunk.x_BND[:, trunk.prefix - prefix :]
+    for step in recipe.before:
+        x_BND = step.apply(batch, x_BND, cls_B1D, trunk.grid)
+    for index in range(tower.depth - recipe.blocks, tower.depth - 1):
+        x_BND = _through(_pass(batch, recipe, index, x_BND, cls_B1D), recipe.attention)
+    run = _pass(batch, recipe, tower.depth - 1, x_BND, cls_B1D, trunk.qkv)
+
+    def through(other_BND: torch.Tensor, attention: Attention | None) -> torch.Tensor:
+        patches, lead = other_BND[:, trunk.prefix - prefix :], other_BND[:, :1]
+        chosen = attention or recipe.attention
+        return _through(_pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen), chosen)
+
+    extras = [(source, y_BND) for source in recipe.adds for y_BND in source.tokens(run, through)]
+    y_BND = _through(run, recipe.attention)
+    for source, own_BND in extras:
+        if not source.after_norm:
+            y_BND = y_BND + (own_BND if source.weight == 1 else source.weight * own_BND)
+    kept = tuple(Extra(own_BND, source.weight) for source, own_BND in extras if source.after_norm)
+    return Outcome(y_BND, kept, run.grid, prefix)
+
+
+def _second_stream(batch: Batch, recipe: Recipe, blocks: int) -> torch.Tensor:
+    """Patches of the sum of attention outputs, leading tokens of the trained stream: (B, N, D)."""
+    tower, trunk = batch.tower, batch.trunk
+    x_BND = total_BND = trunk.x_BND
+    for index in range(tower.depth - blocks, tower.depth):
+        run = _pass(batch, recipe, index, x_BND, x_BND[:, :1])
+        total_BND = total_BND + run.block.merge(recipe.attention.attend(run, run.qkv["v"]))
+        x_BND = tower.run(index, x_BND, trunk.grid)
+        trunk.outputs[index + 1] = x_BND  # for read-outs that tap the blocks beside the stream
+    return torch.cat([x_BND[:, : trunk.prefix], total_BND[:, trunk.prefix :]], dim=1)
+
+
+def _pass(
+    batch: Batch,
+    recipe: Recipe,
+    index: int,
+    x_BND: torch.Tensor,
+    cls_B1D: torch.Tensor,
+    qkv: Projections | None = None,
+    attention: Attention | None = None,
+) -> Pass:
+    """One rewired block on its input; projections are made unless they are given."""
+    chosen = attention or recipe.attention
+    block, grid = batch.tower.view(index, batch.trunk.grid), batch.trunk.grid
+    u_BND = block.norm(x_BND)
+    prefix = 0 if recipe.patches_only else batch.trunk.prefix
+    if qkv:
+        own = {letter: part[:, :, batch.trunk.prefix - prefix :] for letter, part in qkv.items()}
+    else:
+        own = block.project(u_BND, chosen.projects)
+    if chosen.proxy_grid:
+        grid = (batch.hints.proxy.shape[-2], batch.hints.proxy.shape[-1])
+        own["v"] = _refined(own["v"], batch.trunk.grid, grid, swapped=chosen.swapped)
+
+    def rest(heads_BANd: torch.Tensor) -> torch.Tensor:
+        y_BND = block.merge(heads_BANd)
+        if recipe.residual:
+            y_BND = x_BND + y_BND
+        if recipe.ffn:
+            y_BND = y_BND + _by_tokens(block.ffn, y_BND)
+        for step in recipe.after:
+            y_BND = step.apply(batch, y_BND, cls_B1D, grid)
+        return y_BND
+
+    return Pass(batch, block, x_BND, u_BND, cls_B1D, own, grid, prefix, rest)
+
+
+def _through(run: Pass, attention: Attention) -> torch.Tensor:
+    return run.finish(attention.attend(run, run.qkv["v"]))
+
+
+def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) -> torch.Tensor:
+    """Values (B, A, h*w, d) interpolated to another grid."""
+    joined = v_BANd.transpose(1, 2).flatten(2).mT.unflatten(2, grid[::-1] if swapped else grid)
+    spread = F.interpolate(joined, size=finer, mode="bilinear", align_corners=False)
+    return spread.flatten(2).mT.unflatten(2, (v_BANd.shape[1], -1)).transpose(1, 2)
+
+
+def _by_tokens(run: Callable[[torch.Tensor], torch.Tensor], x_BND: torch.Tensor) -> torch.Tensor:
+    """What `run` makes of each token for itself, some tokens at a time: an MLP is four times as wide inside."""
+    if x_BND.shape[1] <= WIDE_TOKENS:
+        return run(x_BND)
+    return torch.cat([run(part) for part in x_BND.split(WIDE_TOKENS, dim=1)], dim=1)

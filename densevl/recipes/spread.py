@@ -1,0 +1,54 @@
+"""Propagation of the scores of all windows together over a graph of patches (LPOSS, CVPR 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from densevl.errors import RecipeError
+from densevl.recipes.part import Proxy, Slots, Spread, positive
+from densevl.refine import PatchGraph
+
+
+@dataclass(frozen=True, repr=False)
+class LabelPropagation(Spread):
+    """Scores flow between patches that a proxy finds alike, across windows.
+
+    Attributes:
+        proxy: whose features are compared.
+        alpha: how far scores travel, within 0..1. neighbours: edges per patch. power: exponent of the cosine.
+        falloff: per pixel of distance.
+        steps: of the solver, and scores 1 / (1 - alpha) times as large, as the authors' code stops at 10; None solves
+            to the end and keeps the scale of cosines.
+    """
+
+    proxy: Proxy
+    alpha: float = 0.95
+    neighbours: int = 400
+    power: float = 3.0
+    falloff: float = 0.01
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        positive(self.power, "the power of label propagation")
+        if not 0 < self.alpha < 1:
+            raise RecipeError(f"alpha of label propagation is within 0..1, got {self.alpha!r}")
+        if self.neighbours < 2 or (self.steps is not None and self.steps < 1):
+            raise RecipeError("label propagation has at least 2 neighbours and 1 step")
+
+    def objection(self, recipe: Slots) -> str | None:
+        return (
+            None
+            if recipe.stitch is None
+            else "scores flow between windows, and joined windows are one; leave stitch out"
+        )
+
+    def spread(self, scores_NT: torch.Tensor, features_NP: torch.Tensor, places_N2: torch.Tensor) -> torch.Tensor:
+        graph = PatchGraph(features_NP, places_N2, neighbours=self.neighbours, power=self.power, falloff=self.falloff)
+        found = graph.propagate(scores_NT, alpha=self.alpha, steps=self.steps)
+        # A constant comes out 1 / (1 - alpha) times as large; undone, scores stay on the scale of cosines.
+        return found if self.steps is not None else (1 - self.alpha) * found
+
+    def __str__(self) -> str:
+        return "scores of all windows flow between patches that another model finds alike"

@@ -1,0 +1,118 @@
+"""Where the windows of an image are joined on one patch grid, and what is done once for the whole of it.
+
+Shape letters: B batch, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from densevl.kernels.ops import affinity_mix
+from densevl.recipes.hints import Hints
+from densevl.recipes.part import Frame, Outcome, Part, Slots, Stitch, positive
+from densevl.recipes.tower import Grid
+
+
+@dataclass(frozen=True, repr=False)
+class SamAttention(Part):
+    """The whole image spread by the attention of SAM's encoder, cut by its values' cosines (Trident, ICCV 2025).
+
+    Attributes:
+        factor: pairs over this many times their mean cosine count. cap: the highest limit.
+        negative: replaces a limit below 0, or None.
+    """
+
+    own_reads = frozenset({"sam"})
+
+    factor: float = 1.2
+    cap: float = 0.9
+    negative: float | None = None
+
+    def __post_init__(self) -> None:
+        positive(self.factor, "the factor of SAM's attention")
+
+    def spread(self, outcome: Outcome, hints: Hints) -> Outcome:
+        """Patches spread over the image; they come out on SAM's grid, laid with the margin where there is one."""
+        sam = hints.sam
+        tokens_BDhw = outcome.y_BND[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
+        inner_BDhw = _resampled(tokens_BDhw, outcome.frame, sam.covered, inwards=True)
+        mixed_BND = affinity_mix(
+            sam.q,
+            sam.k,
+            sam.v,
+            inner_BDhw.flatten(2).mT,
+            grid=sam.grid,
+            covered=sam.covered,
+            rel=sam.rel,
+            factor=self.factor,
+            cap=self.cap,
+            negative=self.negative,
+        )
+        if outcome.frame is not None and any(before or after for before, _, after in outcome.frame):
+            laid = _resampled(mixed_BND.mT.unflatten(2, sam.covered), outcome.frame, sam.covered, inwards=False)
+            mixed_BND = laid.flatten(2).mT
+        y_BND = torch.cat([outcome.y_BND[:, : outcome.prefix], mixed_BND], dim=1)
+        return replace(outcome, y_BND=y_BND, grid=sam.covered)
+
+    def __str__(self) -> str:
+        return "the whole image is spread by the attention of SAM's encoder"
+
+
+def _resampled(maps_BDhw: torch.Tensor, frame: Frame | None, size: Grid, *, inwards: bool) -> torch.Tensor:
+    """Maps of an image with its margin read over the image alone, or the other way round: (B, D, *size)."""
+    axes = []
+    for (before, length, after), count in zip(frame or ((0, 1, 0), (0, 1, 0)), size, strict=True):
+        total, places = before + length + after, torch.arange(count) + 0.5
+        if inwards:
+            axes.append(2 * (before + places * length / count) / total - 1)
+        else:
+            axes.append(2 * (-before + places * total / count) / length - 1)
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1).to(maps_BDhw)
+    grid = grid.expand(maps_BDhw.shape[0], *grid.shape)
+    return F.grid_sample(maps_BDhw, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True, repr=False)
+class JoinedProjections(Stitch):
+    """Projections of the last block are averaged on the image's grid before its one attention (OV-Stitcher, 2026)."""
+
+    projections = True
+
+    def objection(self, recipe: Slots) -> str | None:
+        if recipe.blocks != 1 or recipe.readout.leaves not in (None, 1):
+            return "projections are joined for one block, and it runs more; join features instead"
+        if recipe.before:
+            return "patches are changed before they are projected; join features instead"
+        return None
+
+    def __str__(self) -> str:
+        return "windows are joined into one grid before the last block's attention"
+
+
+@dataclass(frozen=True, repr=False)
+class JoinedFeatures(Stitch):
+    """What the last block gives in each window is averaged on the image's grid, then read (Trident).
+
+    Attributes: spread: what is done to the joined tokens first, or None.
+    """
+
+    projections = False
+
+    spread: SamAttention | None = None
+
+    def objection(self, recipe: Slots) -> str | None:
+        if recipe.readout.needs_trunk:
+            return "its read-out looks into the blocks of each window, which joined features no longer have"
+        if self.spread is not None and any(source.after_norm for source in recipe.adds):
+            return "the whole image is spread before the norm, behind which other sources are added"
+        return None
+
+    def mix(self, outcome: Outcome, hints: Hints) -> Outcome:
+        return outcome if self.spread is None else self.spread.spread(outcome, hints)
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f", and {self.spread}"
+        return f"windows are joined into one grid after the last block{spread}"
