@@ -57,7 +57,7 @@ def cases(part: str) -> Iterator[Case]:
                     yield Case("sclip", plan, precision, *size, 21)
     elif part == "recipes":
         for name in names():
-            if not (get(name).reads_proxy or get(name).scope or get(name).readout == "regions"):
+            if not get(name).reads & {"proxy", "sam", "regions", "masks"}:
                 yield Case(name, "tiles", "float32", *SMALL, 21)
 
 

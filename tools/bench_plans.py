@@ -19,12 +19,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from densevl.backbones.base import Protocol
 from densevl.backbones.mini import Mini
 from densevl.inference import WindowGrid, window_scores
 from densevl.kernels.reference import dense_scores
 from densevl.pipelines.feeding import PLANS, settle
-from densevl.recipes import Recipe, get
+from densevl.recipes import JoinedProjections, Recipe, get
 from tools.mini.data import normalized
 from tools.mini.evaluate import CHOICE, SEED, Judge
 from tools.recipes.benchmark import best_offset, miou
@@ -55,8 +54,8 @@ class Plans:
         """Tokens of a scene; and for every pixel truth, best noun and its lead, as `tools.recipes.benchmark` reads."""
         model, classes = self.models[precision], self.judge.text.classes
         if plan == STITCHED:
-            recipe, plan = replace(recipe, stitch="qkv"), "tiles"
-        protocol: Protocol = settle(plan, model.protocol, recipe)
+            recipe, plan = replace(recipe, stitch=JoinedProjections()), "tiles"
+        protocol = settle(plan, model.protocol, recipe)
         windows = WindowGrid.place(*size, protocol.crop, protocol.stride, model.patch_size, protocol.blend)
         found: list[list[np.ndarray]] = [[], [], []]
         for first in range(0, len(scenes), PART):

@@ -60,7 +60,6 @@ def window_scores(
     batch = batch or WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])
     chosen = backbone.resolve(recipe)
     hints = replace(hints or Hints(), text=text_TD)
-    image_proxy = hints.proxy
     stitches = chosen is not None and chosen.stitch is not None
     # Heads that read the tower's own tokens have nothing to look at but a window.
     if chosen is not None and (proxy_scope == "image" or stitches) and not hasattr(hints.proxy, "from_tower"):
@@ -73,7 +72,7 @@ def window_scores(
         parts.append(backbone.score(backbone.encode_dense(part, chosen, hints=own), text_TD, foreground_T))
     grid = windows.with_tokens(*parts[0].shape[1:3])
     if chosen is not None and chosen.spread is not None:
-        features = backbone.look(pixels, chosen, replace(hints, proxy=image_proxy)).proxy
+        features = backbone.look(pixels, chosen, hints).proxy  # of the whole image, whatever the scope
         parts = [spread_scores(torch.cat(parts), chosen.spread, features, grid)]
     return grid.assemble(torch.cat(parts), pixels.shape[0]), grid
 

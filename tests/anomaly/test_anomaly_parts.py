@@ -239,19 +239,19 @@ def test_a_pass_equals_the_tower_and_gives_streams_and_recipes(tiny) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     seen = run(tiny.tower, pixels)
     assert torch.allclose(seen.image(), tiny.encode_image(pixels), atol=1e-5)
-    from densevl.recipes import Recipe, get
+    from densevl.recipes import Recipe, SecondStream, SelfAttention, get
 
     for recipe in (
         get("sclip"),
         get("maskclip"),
         get("vanilla"),
-        Recipe("vv", terms=("vv",), ffn=False, dual_layers=3),
+        Recipe("vv", SelfAttention("vv"), blocks=SecondStream(3)),
     ):
         expected = tiny.encode_dense(pixels, recipe, position_rule="size").features
         assert torch.allclose(seen.rewired(recipe).features, expected, atol=1e-5), recipe.name
     stream = seen.value_streams(3, (5, 7))
     own = tiny.encode_dense(
-        pixels, Recipe("vv", terms=("vv",), ffn=False, dual_layers=3), position_rule="size"
+        pixels, Recipe("vv", SelfAttention("vv"), blocks=SecondStream(3)), position_rule="size"
     ).features
     assert torch.allclose(stream[1], own, atol=1e-4)
     with pytest.raises(RecipeError, match="does not fit a tower of 7"):

@@ -21,7 +21,7 @@ from conftest import TINY, wrap
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.towers import NativeViT, PooledResNet, TimmViT, WholeTower, tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
-from densevl.recipes import Recipe
+from densevl.recipes import Recipe, SelfAttention
 from densevl.recipes.catalogue import names
 from recipe_hints import hints
 
@@ -159,7 +159,8 @@ def test_vanilla_is_encode_image(backbones, name) -> None:
 def test_a_block_spelled_out_is_the_block(backbones, name, grid) -> None:
     backbone = backbones[name]
     pixels = _pixels(backbone, grid)
-    spelled = backbone.encode_dense(pixels, Recipe("spelled", ("qk",), gain=1 + 1e-12, position_rule="size"))
+    apart = Recipe("spelled", SelfAttention("qk", temperature=1 + 1e-12), position_rule="size")
+    spelled = backbone.encode_dense(pixels, apart)
     _close(spelled.features, backbone.encode_dense(pixels, "vanilla", position_rule="size").features)
 
 
@@ -344,9 +345,9 @@ def test_any_recipe_runs_or_says_why(backbones, name, recipe) -> None:
     backbone = backbones[name]
     pixels = _pixels(backbone, (3, 4))
     given = hints(recipe, pixels, backbone.embed_dim, backbone.patch_size)
-    refused = "blocks, the tower has|split the CLS token|pairs heads"
+    refused = "blocks.*, the tower has|works with the CLS token|split the CLS token|paired heads"
     try:
-        dense = backbone.encode_dense(pixels, recipe, **given)
+        dense = backbone.encode_dense(pixels, recipe, hints=given)
     except RecipeError as error:
         if not re.search(refused, str(error)):
             raise

@@ -134,8 +134,8 @@ def test_there_are_configs() -> None:
 
 def test_resclip_has_its_own_shares_for_each_benchmark() -> None:
     one, other = (papers.recipe("resclip", name) for name in ("voc21", "cityscapes"))
-    assert (one.feedback.threshold, other.feedback.share) == (0.5, 0.6)
-    assert [term.weight for term in other.terms] == [0.8, 0.2]
+    assert (one.attention.feedback.threshold, other.attention.feedback.share) == (0.5, 0.6)
+    assert [weight for weight, _ in other.attention.first.terms] == [2 * 0.8, 2 * 0.2]
     assert papers.recipe("sclip", "voc21") == recipes.get("sclip")
 
 

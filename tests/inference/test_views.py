@@ -13,13 +13,14 @@ from densevl.errors import ProtocolError
 from densevl.inference import WindowGrid, window_scores
 from densevl.inference.views import NAMED, Views, blurred, mirror, regrid, view_scores
 from densevl.kernels.reference import dense_scores
+from densevl.recipes import Hints
 from recipes.oracle_clip import Trunk, itaclip_logits
 
 PATCH = 8
 GRIDS = [(64, 64, 32, 16), (50, 77, 32, 16), (61, 45, 27, 11), (40, 90, None, 16), (9, 200, 32, 24), (64, 96, 32, 20)]
 
 
-def pooled(pixels, windows, regions=None):
+def pooled(pixels, windows, hints=None):
     """A model whose tokens are the mean colours of their patches: it does not care which way an image is turned."""
     parts = [F.avg_pool2d(part, PATCH).permute(0, 2, 3, 1) for part in windows.batches(pixels, 4)]
     return windows.assemble(torch.cat(parts), len(pixels)), windows
@@ -37,7 +38,7 @@ def test_mirrored_views_come_back_to_their_places(size, blend, flips) -> None:
     windows = grid_of(size, blend)
     pixels = torch.randn(2, 3, *size[:2], generator=torch.Generator().manual_seed(0))
     plain, _ = pooled(pixels, windows)
-    scores, grid = view_scores(pooled, lambda scale: (pixels, windows), Views(flips))
+    scores, grid = view_scores(pooled, lambda scale: (pixels, windows), Views(flips), Hints())
     assert grid == windows
     torch.testing.assert_close(scores, plain, atol=1e-6, rtol=0)
 
@@ -90,12 +91,12 @@ def test_the_first_scale_gives_the_grid_and_all_scales_count_alike() -> None:
         windows = WindowGrid.place(round(64 * scale), round(80 * scale), 32, 16, PATCH)
         return torch.full((1, 3, windows.rows.length, windows.cols.length), scale), windows
 
-    def look(pixels, windows, regions):
+    def look(pixels, windows, hints):
         looks.append(windows)
         return pooled(pixels, windows)
 
     views = Views(("h",), (1.0, 0.5, 2.0))
-    scores, grid = view_scores(look, lay, views)
+    scores, grid = view_scores(look, lay, views, Hints())
     assert grid == lay(1.0)[1]
     assert len(looks) == len(views) == 6
     rows, cols = slice(2, -2), slice(2, -2)  # away from what zero padding of the smallest scale darkens
@@ -118,11 +119,11 @@ def test_views_are_weighed(views, want) -> None:
     kinds = ["plain", *(["grey"] if views.grey else []), *(["blur"] if views.blur else []), *views.flips]
     calls = iter(kinds)
 
-    def look(given, windows, regions):  # one text for each kind of view
+    def look(given, windows, hints):  # one text for each kind of view
         kind = next(calls)
         return torch.eye(len(kinds))[kinds.index(kind)].expand(1, 4, 4, -1).clone(), windows
 
-    scores, _ = view_scores(look, lambda scale: (pixels, windows), views)
+    scores, _ = view_scores(look, lambda scale: (pixels, windows), views, Hints())
     assert dict(zip(kinds, scores[0, 0, 0].tolist(), strict=True)) == pytest.approx(want)
 
 
@@ -130,7 +131,9 @@ def test_segments_are_mirrored_with_the_image() -> None:
     windows = WindowGrid.place(16, 24, None, 16, PATCH)
     pixels, regions = torch.zeros(1, 3, 16, 24), torch.arange(16 * 24).view(1, 16, 24)
     seen = []
-    view_scores(lambda *a: seen.append(a[2]) or pooled(*a), lambda s: (pixels, windows), Views(("h", "v")), regions)
+    hints = Hints(regions=regions)
+    look = lambda *a: seen.append(a[2].regions) or pooled(*a)  # noqa: E731
+    view_scores(look, lambda s: (pixels, windows), Views(("h", "v")), hints)
     assert [torch.equal(a, b) for a, b in zip(seen, (regions, regions.flip(2), regions.flip(1)), strict=True)] == [
         True
     ] * 3
@@ -147,10 +150,10 @@ def test_itaclip_of_one_window_is_the_authors(golden_clip) -> None:
     text = F.normalize(torch.randn(6, 64, generator=torch.Generator().manual_seed(4)), dim=-1)
     windows = WindowGrid.place(224, 224, 224, 112, 16)
 
-    def look(given, grid, regions):
+    def look(given, grid, hints):
         return window_scores(golden_clip, given, text, grid, recipe="itaclip")
 
-    scores, grid = view_scores(look, lambda scale: (pixels, windows), NAMED["itaclip"])
+    scores, grid = view_scores(look, lambda scale: (pixels, windows), NAMED["itaclip"], Hints())
     want = itaclip_logits(Trunk(golden_clip._model.state_dict()), pixels[0], text)
     torch.testing.assert_close(dense_scores(scores, grid.plan(224, 224))[0], want.float(), atol=5e-6, rtol=0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from densevl.recipes.canvas import Canvas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -13,9 +12,11 @@ from torch.nn import functional as F
 from densevl.backbones import Backbone, DenseFeatures
 from densevl.errors import DensevlError, ImageError, LabelError, ProtocolError
 from densevl.inference import WindowGrid, slide
-from densevl.inference.cutting import cut, cut_regions
+from densevl.inference.canvas import Canvas
+from densevl.inference.cutting import at, cut
 from densevl.inference.windows import AxisWindows
 from densevl.kernels.reference import dense_scores
+from densevl.recipes import Hints
 
 
 class Pointwise(Backbone):
@@ -24,9 +25,9 @@ class Pointwise(Backbone):
     name, summary, patch_size, embed_dim, logit_scale = "pointwise", "", 1, 3, 1.0
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     text_fingerprint, device = "pointwise", torch.device("cpu")
-    seen = 0
+    seen, default_recipe = 0, None
 
-    def encode_dense(self, pixels, recipe=None, **hints):
+    def encode_dense(self, pixels, recipe=None, *, hints=None, position_rule=None, compat=False):
         self.seen += len(pixels)
         return DenseFeatures(pixels)
 
@@ -195,4 +196,5 @@ def test_a_part_of_a_map_is_what_the_window_shows(blend, size) -> None:
             centres = start - axis.margin[0] - axis.before + (torch.arange(tokens) + 0.5) * span / tokens
             torch.testing.assert_close(values, centres.clamp(0.5, axis.length - 0.5), atol=1e-3, rtol=0)
     ids = (torch.arange(size[1]) // 10).expand(1, *size)
-    assert set(cut_regions(ids, windows, windows.corners).unique().tolist()) <= set(ids.unique().tolist())
+    found = at(Hints(regions=ids), windows, windows.corners).regions
+    assert set(found.unique().tolist()) <= set(ids.unique().tolist())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import fused_probs, objectness, rescore, roi_hook
 from densevl.pipelines.regions import RegionClassifier
@@ -17,7 +17,7 @@ LABELS = ["cat", "dog | puppy", "sky"]
 
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
-    protocol = Protocol(short_side=48, crop=32, stride=16)
+    protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
     return RegionClassifier(wrap(random_clip()), None, "cls_mask", templates="photo", protocol=protocol)
 
 

@@ -11,7 +11,7 @@ import pytest
 sv = pytest.importorskip("supervision")
 
 from conftest import random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import label_detections
 from densevl.pipelines.regions import RegionClassifier
@@ -24,7 +24,7 @@ BOXES = np.array([[4.5, 3.25, 40, 50], [50, 10, 90.5, 60], [-20, -20, 12, 30], [
 
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
-    protocol = Protocol(short_side=48, crop=32, stride=16)
+    protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
     return RegionClassifier(wrap(random_clip()), None, "pool+cls_mask", templates="photo", protocol=protocol)
 
 

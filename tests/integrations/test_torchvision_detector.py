@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from conftest import random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError
 from densevl.integrations import CosinePredictor, OpenVocabularyDetector, candidates, replace_predictor, rescore
 from densevl.pipelines.regions import RegionClassifier
@@ -51,7 +51,7 @@ def retina() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
-    protocol = Protocol(short_side=48, crop=32, stride=16)
+    protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
     return RegionClassifier(wrap(random_clip()), None, "cls_mask", templates="photo", protocol=protocol)
 
 

@@ -8,13 +8,14 @@ from torch.nn import functional as F
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.backbones.proxies import Proxy
 from densevl.errors import DensevlError, ModelError, RecipeError
 from densevl.images import read_image
-from densevl.recipes import get, names
+from densevl.recipes import SelfAttention, get, names
 
-SMALL = Protocol(short_side=48, crop=32, stride=16)
+BORROWING = [name for name in names() if "proxy" in get(name).reads and "sam" not in get(name).reads]
+SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
 
 
@@ -55,11 +56,11 @@ def build(clip, recipe, **options) -> Segmenter:
 
 
 @pytest.mark.parametrize("views", [None, "flip+scale"])
-@pytest.mark.parametrize("name", [name for name in names() if get(name).reads_proxy and get(name).whole is None])
+@pytest.mark.parametrize("name", BORROWING)
 def test_every_recipe_that_borrows_runs_with_the_proxy_given(clip, segments, name, views) -> None:
     proxy = Colours()
     segment = build(clip, name, proxy=proxy, views=views)
-    regions = segments if get(name).scope else None
+    regions = segments if "regions" in get(name).reads else None
     result = segment(PHOTOS / "cat.jpg", LABELS, regions=regions)
     assert result.labels.shape == (300, 451)
     assert result.labels.min() >= 0
@@ -68,10 +69,10 @@ def test_every_recipe_that_borrows_runs_with_the_proxy_given(clip, segments, nam
     assert len(proxy.looks) == (1 if views is None else 6)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if get(name).stitch != "none"])
+@pytest.mark.parametrize("name", [name for name in names() if get(name).stitch is not None])
 def test_recipes_that_stitch_set_the_blend_themselves(clip, name) -> None:
-    given = {"proxy": Colours()} if get(name).reads_proxy else {}
-    if get(name).whole is not None:
+    given = {"proxy": Colours()} if "proxy" in get(name).reads else {}
+    if "sam" in get(name).reads:
         pytest.importorskip("segment_anything")
         given["sam"] = "mini-sam"
     for protocol in (SMALL, {"blend": "pixel", "crop": 32, "stride": 16, "short_side": 48}):
@@ -112,7 +113,12 @@ def test_the_papers_own_is_loaded_when_none_is_given(clip, monkeypatch) -> None:
         ("sclip", {"proxy": "mini-sam"}, RecipeError, "'sclip' borrows nothing from proxy='mini-sam'.*proxyclip"),
         ("proxyclip", {"proxy": Colours(), "sam": "mini-sam"}, RecipeError, "nothing from sam=.*trident"),
         ("proxyclip", {"proxy": "dino_vitb9"}, ModelError, "no proxy 'dino_vitb9'.*dino_vitb8"),
-        (Recipe("mine", ("kk",)), {"sam": Colours()}, RecipeError, "recipe 'mine' borrows nothing from sam='colours'"),
+        (
+            Recipe("mine", SelfAttention("kk")),
+            {"sam": Colours()},
+            RecipeError,
+            "'mine' borrows nothing from sam='c",
+        ),
     ],
     ids=["offline", "offline sam", "not a sam", "no use", "no use for sam", "mistyped", "own recipe"],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import PHOTOS, random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError
 from densevl.images import read_image
 from densevl.pipelines.discovery import few_words, merge, merged_probs, readable, together
@@ -22,7 +22,7 @@ PHOTO = PHOTOS / "cat.jpg"
 
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
-    protocol = Protocol(short_side=48, crop=32, stride=16)
+    protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
     return RegionClassifier(wrap(random_clip()), None, "pool+cls_mask", templates="photo", protocol=protocol)
 
 

@@ -8,14 +8,14 @@ import torch
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Segmenter
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
 from densevl.inference.views import Views
 from densevl.pipelines.ensemble import Ensemble
 from densevl.pipelines.folder import plan_jobs, segment_folder
 from densevl.vocabulary import TextOptions
 
-SMALL = Protocol(short_side=48, crop=32, stride=16)
+SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
 CAT = PHOTOS / "cat.jpg"
 
@@ -27,7 +27,7 @@ def first():
 
 @pytest.fixture(scope="module")
 def second():
-    protocol = Protocol(short_side=64, crop=None, logit_scale=20.0)
+    protocol = InferenceProtocol(short_side=64, crop=None, logit_scale=20.0)
     return Segmenter(wrap(random_clip(1), "two"), "maskclip", templates="photo", protocol=protocol)
 
 
@@ -51,9 +51,10 @@ def test_the_same_model_twice_is_that_model(first) -> None:
 
 def test_logits_are_mixed_in_the_leaders_scale(first) -> None:
     """Without overlaps reading a grid at its own tokens changes nothing, so the mix can be computed by hand."""
-    whole = Protocol(short_side=48, crop=None)
+    whole = InferenceProtocol(short_side=48, crop=None)
     one = Segmenter(first.backbone, templates="photo", protocol=whole)
-    other = Segmenter(wrap(random_clip(1)), templates="photo", protocol=Protocol(48, crop=None, logit_scale=10.0))
+    warm = InferenceProtocol(48, crop=None, logit_scale=10.0)
+    other = Segmenter(wrap(random_clip(1)), templates="photo", protocol=warm)
     got = Ensemble([(one, 1), (other, 3)])(CAT, LABELS)
     want = 0.25 * one(CAT, LABELS).scores + 0.75 * 10 / 40 * other(CAT, LABELS).scores
     assert (got.labels == got.scores.argmax(0)).mean() > 0.999
@@ -126,7 +127,7 @@ def test_views_reach_labels_and_scores_alike(first, recipe, views, count) -> Non
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 90), (48, 48)])
 @pytest.mark.parametrize(
-    "protocol", [SMALL, Protocol(48, crop=None), Protocol(None, crop=32, stride=16, blend="patch")]
+    "protocol", [SMALL, InferenceProtocol(48, crop=None), InferenceProtocol(None, crop=32, stride=16, blend="patch")]
 )
 def test_views_of_any_size_of_image(first, size, protocol) -> None:
     segment = Segmenter(

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from conftest import PHOTOS, random_clip, wrap
-from densevl.backbones import Protocol
 from densevl.errors import ImageError, OutputError
 from densevl.pipelines.folder import plan_jobs, segment_folder
 from densevl.pipelines.segmenter import Segmenter
@@ -18,7 +17,7 @@ from densevl.pipelines.segmenter import Segmenter
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return Segmenter(wrap(random_clip()), templates="name", protocol=Protocol(short_side=32, crop=32, stride=16))
+    return Segmenter(wrap(random_clip()), templates="name", protocol={"short_side": 32, "crop": 32, "stride": 16})
 
 
 def _photos(folder: Path, *names: str) -> list[Path]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import ProposalError
 from densevl.pipelines.regions import RegionClassifier
 from densevl.proposals import Proposals
@@ -36,7 +36,7 @@ def backbone():
 
 @pytest.fixture(scope="module", params=["pool", "roi", "cls_mask", "cls_bias", "crop", "pool+cls_mask"])
 def classify(request, backbone) -> RegionClassifier:
-    protocol = Protocol(short_side=48, crop=32, stride=16)
+    protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
     return RegionClassifier(backbone, None, request.param, templates="photo", protocol=protocol, background="none")
 
 
@@ -79,7 +79,12 @@ def test_masks_of_six_pixels_keep_a_right_sized_feature(backbone, classify) -> N
 @pytest.mark.parametrize("operator", ["pool", "cls_mask"])
 def test_five_thousand_regions(operator, backbone) -> None:
     classify = RegionClassifier(
-        backbone, None, operator, templates="photo", protocol=Protocol(short_side=32, crop=32), background="none"
+        backbone,
+        None,
+        operator,
+        templates="photo",
+        protocol=InferenceProtocol(short_side=32, crop=32),
+        background="none",
     )
     result = classify(PHOTO, WORDS, boxes=boxes(5000))
     assert len(result) == 5000

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from conftest import PHOTOS, random_clip, wrap
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, OutputError, RecipeError
 from densevl.images import read_image
 from densevl.pipelines.regions import RegionClassifier
 from densevl.proposals.base import ProposalError, Proposals
 
-SMALL = Protocol(short_side=48, crop=32, stride=16)
+SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
 PHOTO = PHOTOS / "cat.jpg"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import (
     DensevlError,
     ImageError,
@@ -25,7 +25,7 @@ from densevl.images import read_image, resize
 from densevl.inference import slide
 from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 
-SMALL = Protocol(short_side=48, crop=32, stride=16)
+SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
 
 
@@ -243,7 +243,7 @@ def test_a_vocabulary_is_encoded_once(segment, monkeypatch) -> None:
 def test_meta_says_how_it_was_made(segment) -> None:
     meta = segment(PHOTOS / "cat.jpg", LABELS).meta
     assert meta["model"] == "tiny"
-    assert meta["recipe"].startswith("Recipe(name='sclip', terms=('qq', 'kk')")
+    assert meta["recipe"].startswith('Recipe("sclip", attention=SelfAttention("qq") + SelfAttention("kk"))')
     assert meta["templates"] == ["a photo of a {}."]
     assert meta["text_fingerprint"] == segment.backbone.text_fingerprint
     assert meta["protocol"]["crop"] == 32
@@ -251,7 +251,9 @@ def test_meta_says_how_it_was_made(segment) -> None:
 
 
 def test_a_recipe_of_your_own(segment) -> None:
-    mine = Recipe("mine", ("vv",), residual=False, ffn=False)
+    from densevl.recipes import SelfAttention
+
+    mine = Recipe("mine", SelfAttention("vv"), residual=False, ffn=False)
     result = Segmenter(segment.backbone, mine, templates="photo", protocol=SMALL)(PHOTOS / "cat.jpg", LABELS)
     assert result.meta["recipe"] == repr(mine)
 

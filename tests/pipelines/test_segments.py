@@ -8,13 +8,13 @@ import torch
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Segmenter
-from densevl.backbones import Protocol
+from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import LabelMap
 from densevl.pipelines import refinement
 from densevl.pipelines.segments import Segments, proposer
 
-SMALL = Protocol(short_side=48, crop=32, stride=16)
+SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]
 SIZE = (300, 451)
 

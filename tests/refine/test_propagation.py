@@ -147,7 +147,7 @@ def test_flat_photos_and_lone_patches_stay_finite() -> None:
         assert PixelPropagation(torch.full((1, 3, 8, 8), 0.4), compat=compat)(scores).isfinite().all()
         lone = PatchGraph(torch.eye(3), torch.zeros(3, 2))  # no patch is like another
         columns = scores[0, :, 0, :3].T
-        torch.testing.assert_close(lone.propagate(columns, tolerance=1e-7, compat=compat), columns)
+        torch.testing.assert_close(lone.propagate(columns, tolerance=1e-7, steps=10 if compat else None), columns)
         zero = torch.zeros(1, 1, 8, 8)
         assert torch.equal(PixelPropagation(torch.rand(1, 3, 8, 8), compat=compat)(zero), zero)
 

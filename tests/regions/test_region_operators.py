@@ -17,7 +17,7 @@ from conftest import TINY, random_clip, wrap
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
-from densevl.recipes.parts import Foveal
+from densevl.recipes import BoxAttention, Hints
 from densevl.regions.operators import OPERATORS, parse
 from densevl.regions.queries import _bumps, cls_bias, cls_mask, look
 from densevl.regions.tower import cls_tower
@@ -129,7 +129,7 @@ def test_a_region_is_looked_at_in_the_windows_that_see_it(tiny) -> None:
 
 def test_the_foveal_bias_comes_close_to_falip_run_box_by_box(tiny, pixels) -> None:
     boxes = torch.tensor([[8.0, 8, 31, 31]])
-    own = tiny.encode_dense(pixels, "falip", boxes=boxes).cls
+    own = tiny.encode_dense(pixels, "falip", hints=Hints(boxes=boxes)).cls
     plain = tiny.encode_image(pixels)
     shared = cls_bias(tiny, pixels, Proposals.from_boxes(boxes.numpy(), (SIDE, SIDE)), start=3)
     own, plain = F.normalize(own, dim=-1), F.normalize(plain, dim=-1)
@@ -141,7 +141,7 @@ def test_the_foveal_bias_is_a_gaussian_over_the_box_stretched_to_its_peak() -> N
     touched[0, 1, 2] = touched[0, 3, 5] = True  # a box of 3 x 4, though few of its patches are touched
     touched[1, 4, 6] = True
     touched[2] = True  # the last one is nowhere
-    found = _bumps(touched, Foveal(std=2.0, peak=0.3))
+    found = _bumps(touched, BoxAttention(std=2.0, peak=0.3))
     y, x = torch.meshgrid(torch.arange(3.0) - 1, torch.arange(4.0) - 1.5, indexing="ij")
     bump = torch.exp(-(y**2 + x**2) / 8)
     torch.testing.assert_close(found[0, 1:4, 2:6], 0.3 * (bump - bump.min()) / (bump.max() - bump.min()))

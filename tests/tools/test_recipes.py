@@ -6,9 +6,10 @@ import ast
 import importlib
 import json
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ from conftest import DATA
 from densevl import recipes
 from densevl.backbones import mini
 from densevl.proposals import mini_sam
-from densevl.recipes import Recipe, parts
-from tools.recipes.page import MEASURED, PAGE, call, needs, page
+from densevl.recipes.catalogue.published import BARE
+from tools.recipes.page import MEASURED, PAGE, call, page
 from tools.recipes.table import markdown
 
 TEXT = PAGE.read_text(encoding="utf-8")
-NAMESPACE = {**vars(parts), "Recipe": Recipe}
+NAMESPACE = vars(recipes)
 
 
 def test_the_page_is_what_the_generator_writes() -> None:
@@ -47,33 +48,17 @@ def test_the_python_of_a_section_makes_that_recipe(name) -> None:
     assert call(recipes.get(name)) == code.group(1).rstrip()
 
 
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("sclip", []),
-        ("resclip", ["text"]),
-        ("fsa", ["proxy", "text"]),
-        ("trident", ["proxy", "sam"]),
-        ("corrclip", ["proxy", "regions"]),
-        ("textregion", ["masks"]),
-        ("falip", ["boxes"]),
-    ],
-)
-def test_what_a_recipe_needs_is_told(name, wanted) -> None:
-    assert [kind for kind, _ in needs(recipes.get(name))] == wanted
-
-
 def test_examples_parse_and_name_what_exists() -> None:
     head = TEXT.split("## Overview")[0]
     for block in re.findall(r"```python\n(.*?)```", head, re.DOTALL):
         ast.parse(block)
-    for name in re.findall(r'get\("(\w+)"\)|--recipe (\w+)', head):
+    for name in re.findall(r'get\("(\w+)"\)|--recipe (\w+)\b(?!:)', head):
         recipes.get("".join(name))
 
 
 def test_every_field_is_explained() -> None:
     explained = (PAGE.parent / "how-it-works.md").read_text(encoding="utf-8")
-    for field in fields(Recipe):
+    for field in fields(recipes.Recipe):
         assert f"`{field.name}`" in explained or field.name in ("name", "source", "note"), field.name
 
 
@@ -89,30 +74,32 @@ def test_links_of_the_overview_have_sections() -> None:
         assert f"\n### {anchor}\n" in TEXT
 
 
-def _added(file: str) -> str:
-    """The lines that the page's example adds to a file."""
-    diff = re.search(r"```diff\n(.*?)```", TEXT, re.DOTALL)
-    assert diff is not None
-    hunk = re.split(r"^--- .*\n", diff.group(1), flags=re.MULTILINE)
-    (lines,) = [part.split("\n", 1)[1] for part in hunk if part.startswith(f"+++ {file}")]
-    assert (Path(__file__).parents[2] / file).is_file()
-    return "".join(line[1:] + "\n" for line in lines.splitlines())
+def _added(example: int, file: str) -> str:
+    """The lines that one of the page's two examples adds to a file."""
+    diff = re.findall(r"```diff\n(.*?)```", TEXT, re.DOTALL)[example]
+    hunks = [hunk for hunk in re.split(r"^--- .*\n", diff, flags=re.MULTILINE) if hunk.startswith(f"+++ {file}\n")]
+    return "".join(line[1:] + "\n" for hunk in hunks for line in hunk.split("\n")[1:] if line)
 
 
-def test_the_example_of_adding_a_recipe_works(golden_clip, monkeypatch) -> None:
-    """Its entry, run by the engine, equals its parity row."""
+@pytest.mark.parametrize("example", [0, 1], ids=["an entry", "an entry and a part"])
+def test_the_examples_of_adding_a_recipe_work(golden_clip, monkeypatch, example) -> None:
+    """Their entries, run by the engine, equal their parity rows."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "recipes")
     oracle_clip = importlib.import_module("oracle_clip")
-    (entry,) = eval(f"({_added('densevl/recipes/catalogue/last_block.py')})", {**NAMESPACE, "Source": recipes.Source})
+    part = ModuleType("added_part")
+    monkeypatch.setitem(sys.modules, "added_part", part)
+    exec(_added(example, "densevl/recipes/recursive.py"), vars(part))
+    names = {**NAMESPACE, **vars(part), "BARE": BARE}
+    (entry,) = eval(f"({_added(example, 'densevl/recipes/catalogue/last_block.py')})", names)
     assert entry.name not in recipes.names(), "it is in the catalogue now; show another"
     reading = dict(vars(oracle_clip))
-    exec(_added("tests/recipes/oracle_clip.py"), reading)
-    row = _added("tests/recipes/test_parity.py")
+    exec(_added(example, "tests/recipes/oracle_clip.py"), reading)
+    row = _added(example, "tests/recipes/test_parity.py")
     parity = eval(f"{{{row}}}", {"oracle_clip": SimpleNamespace(**reading)})[entry.name]
     rgb = np.asarray(Image.open(DATA / "golden" / "coffee_336x448.png")).astype("float32")
     pixels = torch.from_numpy(rgb / 127.5 - 1).permute(2, 0, 1)
     got = golden_clip.encode_dense(pixels[None], entry).features[0].flatten(1).T
-    want = parity(golden_clip._model.state_dict(), pixels)[1:]
+    want = parity(golden_clip._model.state_dict(), pixels)[-len(got) :]
     torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=0)
 
 
@@ -169,10 +156,10 @@ def test_every_kind_of_recipe_is_measured(bench, name) -> None:
 def test_a_recipe_that_cannot_run_says_why(bench) -> None:
     class Nothing:
         def hints(self, recipe, scenes):
-            return {}
+            return recipes.Hints()
 
     bench.lender = Nothing()
-    assert "borrows the affinity of another model" in bench.measure("proxyclip")["refused"]
+    assert "reads another model's patch features" in bench.measure("proxyclip")["refused"]
 
 
 def test_regions_are_proposed_once_a_scene_and_given_as_the_recipe_reads_them(bench) -> None:
@@ -186,12 +173,12 @@ def test_regions_are_proposed_once_a_scene_and_given_as_the_recipe_reads_them(be
 
     lender, scenes = MiniSam("a proxy", propose), bench.sets["twemoji"]
     given = lender.hints(recipes.get("corrclip"), scenes)
-    assert given["proxy"] == "a proxy"
-    assert given["regions"].shape == (2, 96, 96)
-    masks = lender.hints(recipes.get("textregion"), scenes)["regions"]
+    assert given.proxy == "a proxy"
+    assert given.regions.shape == (2, 96, 96)
+    masks = lender.hints(recipes.get("textregion"), scenes).masks
     assert masks.shape == (2, 3, 96, 96)
     assert masks.flatten(2).any(dim=2).tolist() == [[True, True, False], [True, True, True]]
-    assert lender.hints(recipes.get("sclip"), scenes) == {}
+    assert not lender.hints(recipes.get("sclip"), scenes).given()
     assert len(asked) == 2
 
 

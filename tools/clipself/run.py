@@ -23,9 +23,8 @@ from torchvision.ops import roi_align
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import DensevlError, OutputError, RecipeError
 from densevl.files import atomic_write
-from densevl.recipes import get
-from densevl.recipes.engine import encode
-from densevl.recipes.features import Hints
+from densevl.recipes import Hints, get
+from densevl.recipes.run import encode
 from densevl.regions.crop import input_side
 from densevl.regions.dense import has_features
 from densevl.shipped import read_tensors
@@ -85,7 +84,7 @@ class Run:
         """
         self.teacher, self.out, self.source = teacher, out, source
         self.recipe = get(plan.recipe)
-        if not has_features(self.recipe) or self.recipe.stitch != "none":
+        if not has_features(self.recipe) or self.recipe.stitch is not None:
             raise RecipeError(f"recipe '{plan.recipe}' makes no map of features to train; take maskclip or vanilla")
         patch, crop_side = teacher.patch_size, input_side(teacher)
         side = plan.side or crop_side
@@ -136,7 +135,7 @@ class Run:
     def loss(self, batch: Batch) -> torch.Tensor:
         """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops."""
         wanted_RE = self.teacher.encode_image(batch.crops)
-        dense = encode(self.student.tower, batch.pictures, self.recipe, self.recipe.position_rule, Hints())
+        dense = encode(self.student.tower, batch.pictures, self.recipe, Hints())
         map_BEhw = F.normalize(dense.features, dim=1)
         h, w = map_BEhw.shape[2:]
         scale = map_BEhw.new_tensor([w, h, w, h])

@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,10 +31,10 @@ sys.path.insert(0, str(ROOT))
 from densevl import recipes  # noqa: E402
 from densevl.benchmarking.clock import reset_peak, resident_mib  # noqa: E402
 from densevl.inference import WindowGrid  # noqa: E402
+from densevl.inference.stitching import encode_stitched  # noqa: E402
 from densevl.kernels import ops  # noqa: E402
-from densevl.recipes.features import Hints  # noqa: E402
-from densevl.recipes.recipe import Recipe  # noqa: E402
-from densevl.recipes.stitching import encode_stitched  # noqa: E402
+from densevl.recipes import Hints  # noqa: E402
+from densevl.recipes.run import finish, start  # noqa: E402
 from tools.kernels.page import update  # noqa: E402
 
 BAR = 600  # MiB
@@ -46,19 +48,20 @@ def stitched(name: str, stride: int = 256, **changes: Any) -> Call:
 
     from densevl.backbones.towers.native import NativeViT
 
-    recipe: Recipe = replace(recipes.get(name), stitch="qkv", **changes)
+    recipe = replace(recipes.get(name), stitch=recipes.JoinedProjections(), **changes)
     visual = VisionTransformer(
         image_size=224, patch_size=16, width=WIDTH, layers=1, heads=HEADS, mlp_ratio=4.0, output_dim=512
     )
     tower = NativeViT(visual.eval().requires_grad_(False), "random")
+    model: Any = SimpleNamespace(start=partial(start, tower), finish=partial(finish, tower))
 
     def call(side: int) -> Callable[[], Any]:
         pixels = torch.randn(1, 3, side * 16, side * 16)
         windows = WindowGrid.place(side * 16, side * 16, 256, stride, 16, "patch")
-        proxy = torch.randn(1, WIDTH, side, side) if recipe.reads_proxy else None
-        regions = (torch.rand(1, 20, side * 4, side * 4) > 0.5).float() if recipe.readout == "regions" else None
-        hints = Hints(proxy=proxy, regions=regions)
-        return lambda: encode_stitched(tower, pixels, windows, recipe, "size", hints, 8)
+        proxy = torch.randn(1, WIDTH, side, side) if "proxy" in recipe.reads else None
+        masks = (torch.rand(1, 20, side * 4, side * 4) > 0.5).float() if "masks" in recipe.reads else None
+        hints = Hints(proxy=proxy, masks=masks)
+        return lambda: encode_stitched(model, pixels, windows, recipe, hints, 8)
 
     return call
 
@@ -98,10 +101,6 @@ CASES: dict[str, tuple[str, Callable[[], Call]]] = {
     "stitched sclip": ("qq + kk, skip connection and MLP kept", lambda: stitched("sclip")),
     "stitched sclip overlap": ("the same, windows overlapping by half", lambda: stitched("sclip", 128)),
     "stitched naclip": ("kk, Gaussian neighbourhood", lambda: stitched("naclip")),
-    "stitched logits": (
-        "qq + kk, logits summed",
-        lambda: stitched("clearclip", terms=("qq", "kk"), combine="logit-sum"),
-    ),
     "stitched ov_stitcher": ("affinity of a proxy", lambda: stitched("ov_stitcher")),
     "stitched textregion": ("20 masks pooled", lambda: stitched("textregion")),
     "attention plain": ("grid_attention without bias", lambda: attention(None)),

@@ -91,13 +91,14 @@ class Bench:
 
     def _scores(self, recipe: Recipe, scenes: list[Scene], lender: Lender) -> torch.Tensor:
         pixels, protocol = normalized(np.stack([scene.image for scene in scenes])), self.model.protocol
-        options = {"crop": protocol.crop, "stride": (protocol.crop or 96) // 2, **lender.hints(recipe, scenes)}
-        return slide(self.model, pixels, self.judge.text.vectors, recipe=recipe, **options)
+        crop, hints = protocol.crop, lender.hints(recipe, scenes)
+        stride = (crop or 96) // 2
+        return slide(self.model, pixels, self.judge.text.vectors, recipe=recipe, crop=crop, stride=stride, hints=hints)
 
 
 def best_offset(recipe: Recipe, truth: np.ndarray, noun: np.ndarray, lead: np.ndarray) -> float:
     """The lead a noun needs over the background, by mIoU: of `OFFSETS` for cosines, else of quantiles of the leads."""
-    cosines = recipe.scoring == "cosine" and recipe.spread is None
+    cosines = recipe.readout.cosine and recipe.spread is None
     offsets = OFFSETS if cosines else np.quantile(lead, np.linspace(0, 1, len(OFFSETS)))
     return float(max(offsets, key=lambda offset: miou(truth, noun, lead, offset)))
 

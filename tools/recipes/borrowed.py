@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from densevl.backbones.proxies import load_proxy
 from densevl.backbones.proxies.sam import LastAttention
 from densevl.pipelines.segments import Segments, proposer
-from densevl.recipes import Recipe
+from densevl.recipes import Hints, Recipe
 from tools.render.scenes import Scene
 
 MINI = "mini-sam"
@@ -25,14 +25,14 @@ WIDTH, HEAT = 128, 20.0
 
 def borrows(recipe: Recipe) -> bool:
     """Whether a recipe reads another model's features or regions."""
-    return recipe.reads_proxy or recipe.whole is not None or recipe.scope is not None or recipe.readout == "regions"
+    return bool(recipe.reads & {"proxy", "sam", "regions", "masks"})
 
 
 class Lender(Protocol):
     """Gives recipes what they read."""
 
-    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
-        """Keywords of `inference.slide`: proxy, sam, regions, as far as the recipe reads them."""
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
+        """Proxy, SAM's attention, regions or masks, as far as the recipe reads them."""
 
 
 class MiniSam:
@@ -48,14 +48,12 @@ class MiniSam:
         """The proxy."""
         return self._given or load_proxy(MINI, device="cpu")
 
-    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
         """See `Lender`. Segments of a scene are proposed once."""
-        given: dict[str, Any] = {"proxy": self.proxy} if recipe.reads_proxy else {}
-        if recipe.whole is not None:
-            given["sam"] = self.proxy
-        if recipe.scope is not None or recipe.readout == "regions":
-            given["regions"] = regions(recipe, [self._of(scene) for scene in scenes])
-        return given
+        reads = recipe.reads
+        segments = [self._of(scene) for scene in scenes] if reads & {"regions", "masks"} else []
+        borrowed = {name: self.proxy if name in reads else None for name in ("proxy", "sam")}
+        return Hints(**borrowed, **regions(recipe, segments))
 
     def _of(self, scene: Scene) -> Segments:
         if id(scene) not in self._segments:
@@ -68,25 +66,27 @@ class MiniSam:
 class Truth:
     """A model that knows exactly which object each place belongs to, and nothing else."""
 
-    def hints(self, recipe: Recipe, scenes: list[Scene]) -> dict[str, Any]:
+    def hints(self, recipe: Recipe, scenes: list[Scene]) -> Hints:
         """See `Lender`."""
         features = torch.stack([true_features(scene) for scene in scenes])
-        given: dict[str, Any] = {"proxy": features} if recipe.reads_proxy else {}
-        if recipe.whole is not None:
+        given: dict[str, Any] = {"proxy": features} if "proxy" in recipe.reads else {}
+        if "sam" in recipe.reads:
             grid = (features.shape[2], features.shape[3])
             unit = F.normalize(features.flatten(2).mT[:, None], dim=-1)
             hot = unit * (HEAT * WIDTH**0.5) ** 0.5
             given["sam"] = LastAttention(q=hot, k=hot, v=unit, grid=grid, covered=grid, rel=None)
-        if recipe.scope is not None or recipe.readout == "regions":
-            given["regions"] = regions(recipe, [Segments(torch.from_numpy(s.instances).long() + 2) for s in scenes])
-        return given
+        segments = [Segments(torch.from_numpy(s.instances).long() + 2) for s in scenes]
+        return Hints(**given, **regions(recipe, segments))
 
 
-def regions(recipe: Recipe, segments: list[Segments]) -> torch.Tensor:
-    """Segments as a recipe reads them: maps (B, H, W), or masks (B, R, H, W), some of them empty."""
-    masks = recipe.readout == "regions"
-    each = [one.at((one.ids.shape[0], one.ids.shape[1]), as_masks=masks)[0] for one in segments]
-    return torch.nn.utils.rnn.pad_sequence(each, batch_first=True).float() if masks else torch.stack(each)
+def regions(recipe: Recipe, segments: list[Segments]) -> dict[str, torch.Tensor]:
+    """Segments as a recipe reads them: "regions", maps (B, H, W), or "masks", (B, R, H, W), some of them empty."""
+    kind = next((kind for kind in ("regions", "masks") if kind in recipe.reads), None)
+    if kind is None:
+        return {}
+    each = [one.at((one.ids.shape[0], one.ids.shape[1]), as_masks=kind == "masks")[0] for one in segments]
+    padded = torch.nn.utils.rnn.pad_sequence(each, batch_first=True).float() if kind == "masks" else torch.stack(each)
+    return {kind: padded}
 
 
 def true_features(scene: Scene) -> torch.Tensor:

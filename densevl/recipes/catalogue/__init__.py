@@ -6,6 +6,8 @@ projections; `layers`, other blocks' outputs and maps too; `borrowed`, another m
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 
 from densevl.errors import RecipeError, suggest
@@ -25,7 +27,7 @@ def get(recipe: str | Recipe, *, benchmark: str | None = None) -> Recipe:
 
     Args:
         recipe: a name ("CLIP Surgery" finds clip_surgery); "package.module:NAME", a `Recipe` of your own, for which the
-            module is imported; or a `Recipe`, which is returned as it is.
+            module is imported, from the working folder too; or a `Recipe`, which is returned as it is.
         benchmark: as the paper sets it for this benchmark, such as "voc21"; see `Recipe.on`.
 
     Raises:
@@ -47,10 +49,14 @@ def _named(name: str) -> Recipe:
 
 
 def _imported(module: str, name: str) -> Recipe:
+    here = os.getcwd()
+    sys.path.append(here)  # the command is no script of this folder, so Python would not look here
     try:
         found = getattr(import_module(module), name)
     except Exception as error:  # whatever a module of the user's does wrong
         raise RecipeError(f"recipe '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(here)
     if not isinstance(found, Recipe):
         raise RecipeError(f"'{module}:{name}' is a {type(found).__name__}, not a Recipe")
     return found

@@ -1,0 +1,124 @@
+"""A method of your own needs no change to densevl: a part from another file runs wherever a recipe runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import PHOTOS
+from densevl import Segmenter
+from densevl.cli import app
+from densevl.evaluation import Experiment
+from densevl.inference import slide
+from densevl.recipes import Attention, Batch, Pass, Recipe, Step
+from densevl.recipes.tower import Grid
+
+DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+SMALL = {"short_side": 48, "crop": 32, "stride": 16}
+
+
+@dataclass(frozen=True, repr=False)
+class Checkerboard(Attention):
+    """Values of patches on white squares only, doubled."""
+
+    gain: float = 2.0
+    patches_only = True
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        rows, columns = torch.meshgrid(*map(torch.arange, run.grid), indexing="ij")
+        return self.gain * v * ((rows + columns) % 2 == 0).flatten()[:, None]
+
+    def __str__(self) -> str:
+        return f"patches on white squares read their own value {self.gain:g} times"
+
+
+@dataclass(frozen=True, repr=False)
+class Centre(Step):
+    """The mean of all patches taken off."""
+
+    def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return x_BND - x_BND.mean(dim=1, keepdim=True)
+
+    def __str__(self) -> str:
+        return "the mean patch is taken off"
+
+
+MINE = Recipe("checkerboard", attention=Checkerboard(), residual=False, ffn=False, after=(Centre(),))
+
+
+def test_it_does_what_its_formula_says(tiny) -> None:
+    pixels = torch.randn(2, 3, 40, 56)
+    got = tiny.encode_dense(pixels, MINE).features
+    tower = tiny.tower
+    x = tower.embed(pixels, "scale_factor")
+    for index in range(tower.depth - 1):
+        x = tower.run(index, x, (5, 7))
+    block = tower.view(tower.depth - 1, (5, 7))
+    v = block.project(block.norm(x[:, 1:]), "v")["v"]
+    white = torch.tensor([(y + x) % 2 == 0 for y in range(5) for x in range(7)])
+    y = block.merge(2 * v * white[:, None])
+    want = tower.read(y - y.mean(dim=1, keepdim=True)).mT.unflatten(2, (5, 7))
+    torch.testing.assert_close(got, want)
+
+
+def test_it_prints_and_explains_itself() -> None:
+    assert eval(repr(MINE), {**globals(), "Recipe": Recipe}) == MINE
+    assert "white squares read their own value 2 times" in MINE.explain()
+    assert "after it the mean patch is taken off" in MINE.explain()
+
+
+def test_it_runs_in_a_segmenter_and_in_windows(tiny) -> None:
+    result = Segmenter(tiny, MINE, templates="photo", protocol=SMALL)(PHOTOS / "cat.jpg", ["cat", "dog"])
+    assert result.meta["recipe"] == repr(MINE)
+    assert result.labels.shape == (300, 451)
+    assert slide(tiny, torch.randn(1, 3, 40, 56), ["a", "b"], recipe=MINE, crop=32, stride=16).isfinite().all()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> str:
+    """The example of the documentation, as a file on the path."""
+    (code,) = re.findall(r"```python\n(from dataclasses import dataclass\n.*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "my_documented_methods.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return "my_documented_methods"
+
+
+def test_the_documented_one_runs_from_the_command_line(module, tmp_path) -> None:
+    out = tmp_path / "out"
+    asked = ["segment", str(PHOTOS / "cat.jpg"), "--model", "mini", "--labels", "cat, dog", "--out", str(out)]
+    done = CliRunner().invoke(app, [*asked, "--recipe", f"{module}:MINE"])
+    assert done.exit_code == 0, done.output
+    assert "MeanAttention(0.8)" in json.loads((out / "cat.json").read_text())["meta"]["recipe"]
+    shown = CliRunner().invoke(app, ["recipes", "show", f"{module}:MINE"])
+    assert shown.exit_code == 0
+    assert "each patch reads its own value and 0.2 of the mean" in re.sub(r"\s+", " ", shown.output)
+    wrong = CliRunner().invoke(app, [*asked, "--recipe", f"{module}:YOURS"])
+    assert wrong.exit_code == 2
+    assert "cannot be imported" in wrong.output + wrong.stderr
+
+
+def test_the_documented_one_runs_in_an_evaluation(module, monkeypatch) -> None:
+    pytest.importorskip("cv2", exc_type=ImportError)
+    experiment = Experiment("rendered", model="mini", recipe=f"{module}:MINE")
+
+    class Classes:
+        background = False
+
+        def labels(self, strings):
+            from densevl.vocabulary import LabelSet
+
+            return LabelSet.parse(["cat", "dog"])
+
+    class Data:
+        classes = Classes()
+
+    predictor = experiment.predictor(Data())
+    assert predictor.segmenter.recipe.name == "mean"
+    assert predictor(np.zeros((96, 96, 3), np.uint8)).labels.shape == (96, 96)
