@@ -15,7 +15,7 @@ from densevl.errors import ImageError, LabelError
 from densevl.inference.cutting import cut, cut_regions
 from densevl.inference.spreading import spread_scores
 from densevl.inference.windows import WindowGrid
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone

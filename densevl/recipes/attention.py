@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from densevl.kernels.ops import Gaussian as Neighbourhood
-from densevl.kernels.ops import affinity_apply, grid_attention
-from densevl.kernels.reference import affinity_mean
+from densevl.kernels import Gaussian as Neighbourhood
+from densevl.kernels import affinity_apply, affinity_mean, grid_attention
 from densevl.recipes.parts import AFFINITIES, Floor, Gaussian, Relative, Softmax, Term
 from densevl.recipes.recipe import ADAPTIVE, Recipe
 from densevl.recipes.tower import Grid

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from densevl.errors import RecipeError
-from densevl.kernels.reference import gaussian_bias
+from densevl.kernels import gaussian_bias
 from densevl.recipes.attention import Looks
 from densevl.recipes.parts import Gaussian, Pairing
 from densevl.recipes.recipe import Recipe

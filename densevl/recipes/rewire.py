@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
-from densevl.kernels.ops import affinity_apply
+from densevl.kernels import affinity_apply
 from densevl.recipes.attention import Looks, Projections, rewired_attention
 from densevl.recipes.blocks import Block
 from densevl.recipes.features import Hints

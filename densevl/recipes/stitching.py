@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from densevl.errors import ProtocolError, RecipeError
 from densevl.inference.cutting import cut, cut_regions, without_margin
 from densevl.inference.windows import WindowGrid
-from densevl.kernels.ops import affinity_mix
+from densevl.kernels import affinity_mix
 from densevl.recipes.canvas import Canvas
 from densevl.recipes.engine import finish, require
 from densevl.recipes.features import DenseFeatures, Hints

@@ -14,7 +14,7 @@ from densevl.errors import DensevlError, ImageError, LabelError, ProtocolError
 from densevl.inference import WindowGrid, slide
 from densevl.inference.cutting import cut, cut_regions
 from densevl.inference.windows import AxisWindows
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.recipes.canvas import Canvas
 
 
