@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from densevl.backbones.mini import Mini
 from densevl.inference import WindowGrid, window_scores
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.pipelines.feeding import PLANS, settle
 from densevl.recipes import JoinedProjections, Recipe, get
 from tools.mini.data import normalized

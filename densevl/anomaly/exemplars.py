@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
-from densevl.kernels.ops import nearest
+from densevl.kernels import nearest
 
 SHARPNESS = 20.0
 TEMPERATURES = torch.logspace(-2, 2, 401, dtype=torch.float64)

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
-from densevl.kernels import ops
+from densevl.kernels import nearest
 
 METRICS = ("cosine", "euclid")
 PROJECTED = 128  # width in which the coreset is chosen
@@ -59,12 +59,12 @@ class NearestMemory:
     def nearest(self, queries_QD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The nearest row of each query: distances (Q,) float32 and row numbers (Q,), the smallest among equals.
 
-        The row is found by `kernels.ops.nearest`; the distance is then computed anew from the two rows, so a query that
+        The row is found by `kernels.nearest`; the distance is then computed anew from the two rows, so a query that
         is itself a row has distance 0 exactly. Rows whose distances differ by less than the rounding of a product are
         equals.
         """
         queries = self._like_rows(queries_QD)
-        index = ops.nearest(self._lifted(queries), self._keys)[1]
+        index = nearest(self._lifted(queries), self._keys)[1]
         apart = (queries - self.rows[index]).square().sum(dim=-1)
         return (apart / 2 if self.metric == "cosine" else apart.sqrt()), index
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from densevl.fewshot.head import Head, Samples
-from densevl.kernels.ops import nearest
+from densevl.kernels import nearest
 
 
 class Nearest(Head):

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from densevl.errors import LabelError
-from densevl.kernels.ops import dense_decode
-from densevl.kernels.reference import dense_scores
-from densevl.kernels.resample import DecodePlan
+from densevl.kernels import DecodePlan, dense_decode, dense_scores
 from densevl.vocabulary.background import NOTHING
 
 Refine = Callable[[torch.Tensor], torch.Tensor]

@@ -17,7 +17,7 @@ from densevl.inference.cutting import batches
 from densevl.inference.spreading import spread_scores
 from densevl.inference.stitching import encode_stitched
 from densevl.inference.windows import WindowGrid
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.recipes import Hints, Recipe
 
 # Windows per pass. On a CPU a larger batch falls out of the cache: with ViT-B/16 each of 8 costs 5 % more than of 4.

@@ -3,20 +3,22 @@
 `DENSEVL_KERNELS` is `auto` (the default), `torch` or `triton`. `auto` takes a kernel on a CUDA device of compute
 capability 8.0 or more and torch elsewhere. `triton` runs the kernel or raises `KernelUnavailable` with the reason; with
 `TRITON_INTERPRET=1` it also runs on the CPU, slowly, for tests. `use("torch")` is the same choice for a block of code.
+
+Under torch.compile the choice is made when the graph is captured: torch's operators are captured one by one, a kernel
+is one node. `torch.export` always captures torch's, so an exported program needs no densevl where it runs.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +28,7 @@ MODES = ("auto", "torch", "triton")
 VARIABLE = "DENSEVL_KERNELS"
 LEAST_CAPABILITY = (8, 0)
 _asked: ContextVar[str | None] = ContextVar("densevl_kernels", default=None)
+_explaining: ContextVar[bool] = ContextVar("densevl_explaining", default=False)
 
 
 class KernelError(DensevlError):
@@ -42,50 +45,6 @@ class Choice:
 
     kernel: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One row of the table.
-
-    Attributes:
-        reference: the torch implementation, which is the specification and the path on the CPU.
-        module: where the function of the same name launches the kernel; imported when first run.
-        unable: says why the kernel cannot take these arguments, or None.
-        idle: says why the kernel is not worth it for them, or None; not asked when Triton is forced.
-    """
-
-    name: str
-    reference: Callable[..., Any]
-    module: str
-    unable: Callable[..., str | None]
-    idle: Callable[..., str | None]
-
-    def choose(self, tensors: tuple[torch.Tensor, ...], *args: Any, **keywords: Any) -> Choice:
-        """Decide for these arguments.
-
-        Args:
-            tensors: those of the arguments that may carry gradients; the first one's device counts.
-
-        Raises:
-            KernelUnavailable: Triton is forced and cannot run. KernelError: the mode is unknown.
-        """
-        asked = mode()
-        if asked == "torch":
-            return Choice(False, "torch was asked for")
-        forced = asked == "triton"
-        why = _machine(tensors[0].device, forced) or _why_torch(tensors) or self.unable(*args, **keywords)
-        if why is None and not forced:
-            why = self.idle(*args, **keywords)
-        if why is None:
-            return Choice(True, "the kernel takes these arguments")
-        if forced:
-            raise KernelUnavailable(f"no Triton kernel for {self.name}: {why}; {VARIABLE}=auto falls back to torch")
-        return Choice(False, why)
-
-    def launch(self, *args: Any, **keywords: Any) -> Any:
-        """Run the kernel."""
-        return getattr(importlib.import_module(self.module), self.name)(*args, **keywords)
 
 
 def mode() -> str:
@@ -113,16 +72,85 @@ def _checked(asked: str) -> str:
     return asked
 
 
-def interpreting() -> bool:
-    """Whether Triton interprets kernels on the CPU instead of compiling them."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def runs_kernel(
+    operator: str,
+    tensors: tuple[torch.Tensor, *tuple[torch.Tensor | None, ...]],
+    cannot: Callable[[], str | None],
+    idle: Callable[[], str | None] | None = None,
+) -> bool:
+    """Whether an operator runs its kernel.
+
+    Args:
+        tensors: the arguments that may carry gradients; the first one's device counts.
+        cannot: why the kernel cannot take the arguments, or None; asked only where kernels run at all.
+        idle: why it is not worth it, or None; not asked when Triton is forced.
+
+    Raises:
+        KernelUnavailable: Triton is forced and cannot run. KernelError: the mode is unknown.
+    """
+    asked = mode()
+    forced = asked == "triton"
+    if asked == "torch":
+        why: str | None = "torch was asked for"
+    elif torch.compiler.is_exporting():
+        why = "an exported program holds torch's operators alone"
+    else:
+        why = _machine(tensors[0].device, forced)
+        if why is None and wants_gradients(tensors):
+            why = "gradients are asked for and kernels have no backward pass; use torch.no_grad()"
+        why = why or cannot() or (None if forced or idle is None else idle())
+    if why is not None and forced:
+        raise KernelUnavailable(f"no Triton kernel for {operator}: {why}; {VARIABLE}=auto falls back to torch")
+    if _explaining.get():
+        raise _Explained(Choice(why is None, why or "the kernel takes these arguments"))
+    return why is None
 
 
+class _Explained(Exception):
+    """Ends an operator that `explain` called, once it has chosen."""
+
+
+def explain(operator: Callable[..., Any], *args: Any, **keywords: Any) -> Choice:
+    """What an operator would run for these arguments, and why; nothing is computed.
+
+    Raises:
+        KernelError: the arguments do not fit each other, or the mode is unknown. KernelUnavailable: Triton is forced
+            and cannot run.
+    """
+    token = _explaining.set(True)
+    try:
+        operator(*args, **keywords)
+    except _Explained as answer:
+        return answer.args[0]
+    finally:
+        _explaining.reset(token)
+    raise KernelError(f"{operator!r} is not an operator of densevl.kernels")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """Mark a function whose answer torch.compile takes as a constant, instead of looking into it.
+
+    This is torch.compiler.assume_constant_result without the second that importing torch._dynamo takes.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def wants_gradients(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether what comes of these tensors is to be differentiated."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+@constant
 def _machine(device: torch.device, forced: bool) -> str | None:
+    """Why no kernel runs on a device, or None."""
     if device.type == "cpu":
         if not forced:
             return "tensors are on the CPU"
-        if not interpreting():
+        if os.environ.get("TRITON_INTERPRET") != "1":
             return "tensors are on the CPU, where kernels run only with TRITON_INTERPRET=1"
         return None if _has_triton() else "the package 'triton' is not installed"
     if device.type != "cuda":
@@ -138,17 +166,6 @@ def _machine(device: torch.device, forced: bool) -> str | None:
         return (
             f"compute capability {capability[0]}.{capability[1]} is under {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}"
         )
-    return None
-
-
-def wants_gradients(tensors: tuple[torch.Tensor, ...]) -> bool:
-    """Whether what comes of these tensors is to be differentiated."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _why_torch(tensors: tuple[torch.Tensor, ...]) -> str | None:
-    if wants_gradients(tensors):
-        return "gradients are asked for and kernels have no backward pass; use torch.no_grad()"
     return None
 
 

@@ -3,31 +3,62 @@
 All three steps are linear and separable, and the overlap count of a grid of windows is an outer product, so along one
 axis the whole chain is  A = R . diag(1/count) . [U_1 ... U_k]  of shape (output pixels, windows * tokens), where U_i
 upsamples the tokens of window i to its pixels and R resizes the canvas. Rows are non-negative and sum to 1.
-Bilinear means align_corners=False, as torch and OpenCV have it. Built in float64, kept in float32.
+Bilinear means align_corners=False, as torch and OpenCV have it. Computed in float64 a block of rows at a time, kept in
+float32. A row depends on no other: a block of output pixels has the same rows, bit for bit, as the whole axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
+from densevl.kernels.dispatch import KernelError
 
-def bilinear_matrix(size: int, source: int) -> np.ndarray:
-    """(size, source) float64: row i holds the bilinear weights of output i; no antialiasing when shrinking."""
-    at = np.clip((np.arange(size) + 0.5) * source / size - 0.5, 0, None)
+KEPT_PLANS = 8  # a plan of a 12-megapixel photo is a few MB an axis
+PLANNED_ROWS = 256  # rows computed at once, in float64
+Rows = Callable[[np.ndarray], np.ndarray]  # rows of a matrix by their numbers
+
+
+def _taps(rows: np.ndarray, size: int, source: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bilinear resampling of `source` entries to `size`: the two entries each output row reads, the second's share."""
+    at = np.clip((rows + 0.5) * source / size - 0.5, 0, None)
     low = np.minimum(np.floor(at).astype(int), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    matrix = np.zeros((size, source))
-    np.add.at(matrix, (np.arange(size), low), 1 - (at - low))
-    np.add.at(matrix, (np.arange(size), high), at - low)
+    return low, np.minimum(low + 1, source - 1), at - low
+
+
+def bilinear_matrix(size: int, source: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """(size, source) float64: row i holds the bilinear weights of output i; no antialiasing when shrinking.
+
+    Args:
+        rows: the outputs whose rows are wanted, None for all.
+    """
+    rows = np.arange(size) if rows is None else rows
+    low, high, share = _taps(rows, size, source)
+    matrix = np.zeros((len(rows), source))
+    each = np.arange(len(rows))
+    np.add.at(matrix, (each, low), 1 - share)
+    np.add.at(matrix, (each, high), share)
     return matrix
 
 
-KEPT_PLANS = 8  # a plan of a 12-megapixel photo is a few MB an axis
+def _resampled(rows: np.ndarray, size: int, source: int, of: Rows) -> np.ndarray:
+    """Rows of `bilinear_matrix(size, source) @ M`, from rows of M; no BLAS, whose rounding depends on its blocks."""
+    if size == source:
+        return of(rows)
+    low, high, share = _taps(rows, size, source)
+    return (1 - share)[:, None] * of(low) + share[:, None] * of(high)
+
+
+def _read(rows: np.ndarray, size: int, source: int) -> np.ndarray:
+    """The entries, in order, that those rows of `bilinear_matrix(size, source)` read with a weight above 0."""
+    if size == source:
+        return rows
+    low, high, share = _taps(rows, size, source)
+    return np.unique(np.concatenate([low, high[share > 0]]))
 
 
 @dataclass(frozen=True)
@@ -44,13 +75,27 @@ class AxisPlan:
     """One axis of a plan: `matrix` (output pixels, windows * tokens) float32."""
 
     matrix: torch.Tensor
+    _kept: dict[int, list[Block]] = field(default_factory=dict, init=False, repr=False)
 
-    def blocks(self, step: int) -> Iterator[Block]:
-        """Runs of `step` output pixels, each with only the token columns it touches."""
-        for start in range(0, len(self.matrix), step):
-            pixels = slice(start, min(start + step, len(self.matrix)))
-            touched = self.matrix[pixels].any(dim=0).nonzero().flatten()
-            yield Block(pixels, touched, self.matrix[pixels][:, touched].contiguous())
+    def blocks(self, step: int) -> list[Block]:
+        """Runs of `step` output pixels, each with only the token columns it touches.
+
+        While a graph is captured it is one run that touches all: which ones do depends on values.
+        """
+        if torch.compiler.is_compiling():
+            return [Block(slice(0, self.matrix.shape[0]), slice(0, self.matrix.shape[1]), self.matrix)]
+        if step not in self._kept:
+            self._kept[step] = _blocks(self.matrix, step)
+        return self._kept[step]
+
+
+def _blocks(matrix: torch.Tensor, step: int) -> list[Block]:
+    blocks = []
+    for start in range(0, matrix.shape[0], step):
+        pixels = slice(start, min(start + step, matrix.shape[0]))
+        touched = matrix[pixels].any(dim=0).nonzero().flatten()
+        blocks.append(Block(pixels, touched, matrix[pixels][:, touched].contiguous()))
+    return blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,109 +111,176 @@ class DecodePlan:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the output."""
-        return len(self.rows.matrix), len(self.cols.matrix)
+        return self.rows.matrix.shape[0], self.cols.matrix.shape[0]
+
+
+def pixel_axis_block(
+    starts: tuple[int, ...],
+    crop: int,
+    before: int,
+    after: int,
+    tokens: int,
+    length: int,
+    size: int,
+    start: int,
+    stop: int,
+) -> tuple[tuple[int, ...], AxisPlan]:
+    """Plan some output pixels of an axis whose windows are upsampled first and averaged at pixels.
+
+    Args:
+        starts: first pixel of each window on the canvas; crop: pixels of a window that lie on the canvas.
+        before, after: pixels of padding a window carries outside the canvas; its tokens span all of it.
+        tokens: tokens per window; length: pixels of the canvas; size: pixels of the output.
+        start, stop: the output pixels that are wanted.
+
+    Returns:
+        The numbers of the windows these pixels touch, and the plan with the columns of those windows alone.
+
+    Raises:
+        KernelError: no pixels, or pixels outside the output.
+    """
+    rows = _wanted(start, stop, size)
+    windows = _touched(_read(rows, size, length), np.array(starts), crop)
+
+    def canvas(pixels: np.ndarray) -> np.ndarray:
+        matrix, count = np.zeros((len(pixels), len(windows), tokens)), np.zeros((len(pixels), 1, 1))
+        for i, window in enumerate(windows):
+            inside = _within(pixels, starts[window], crop)
+            at = pixels[inside] - starts[window] + before
+            matrix[inside, i] = bilinear_matrix(before + crop + after, tokens, at)
+            count[inside] += 1
+        # A pixel outside these windows is read with weight 0, see `_resampled`.
+        return (matrix / np.maximum(count, 1)).reshape(len(pixels), -1)
+
+    return windows, _plan(_resampled(rows, size, length, canvas))
+
+
+def patch_axis_block(
+    starts: tuple[int, ...],
+    patch: int,
+    tokens: int,
+    margin: tuple[int, int],
+    length: int,
+    size: int,
+    start: int,
+    stop: int,
+) -> tuple[tuple[int, ...], AxisPlan]:
+    """Plan some output pixels of an axis whose tokens are averaged on one patch grid, which is upsampled once.
+
+    Args:
+        starts: first pixel of each window, multiples of `patch`; tokens: per window; margin: pixels before and after
+            the image that make it whole patches; length: pixels of the image; size: pixels of the output.
+        start, stop, and what is returned and raised: as `pixel_axis_block`.
+    """
+    rows, total = _wanted(start, stop, size), (sum(margin) + length) // patch
+    cells = _read(_read(rows, size, length) + margin[0], total * patch, total)
+    firsts = np.array(starts) // patch
+    windows = _touched(cells, firsts, tokens)
+
+    def grid(cells: np.ndarray) -> np.ndarray:
+        matrix = np.zeros((len(cells), len(windows), tokens))
+        for i, window in enumerate(windows):
+            inside = _within(cells, firsts[window], tokens)
+            matrix[inside, i, cells[inside] - firsts[window]] = 1
+        return (matrix / np.maximum(matrix.sum(axis=(1, 2), keepdims=True), 1)).reshape(len(cells), -1)
+
+    def canvas(pixels: np.ndarray) -> np.ndarray:
+        return _resampled(pixels + margin[0], total * patch, total, grid)
+
+    return windows, _plan(_resampled(rows, size, length, canvas))
+
+
+def _wanted(start: int, stop: int, size: int) -> np.ndarray:
+    if not 0 <= start < stop <= size:
+        raise KernelError(f"pixels {start} to {stop} are not within an output of {size}")
+    return np.arange(start, stop)
+
+
+def _touched(used: np.ndarray, firsts: np.ndarray, span: int) -> tuple[int, ...]:
+    """Windows of `span` entries that hold some of the used ones, which are in order."""
+    held = np.searchsorted(used, firsts + span) > np.searchsorted(used, firsts)
+    return tuple(np.flatnonzero(held).tolist())
+
+
+def _within(entries: np.ndarray, first: int, span: int) -> np.ndarray:
+    return np.flatnonzero((entries >= first) & (entries < first + span))
+
+
+def _plan(matrix: np.ndarray) -> AxisPlan:
+    return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))
 
 
 @lru_cache(maxsize=KEPT_PLANS)
 def pixel_axis_plan(
     starts: tuple[int, ...], crop: int, before: int, after: int, tokens: int, length: int, size: int
 ) -> AxisPlan:
-    """Plan one axis whose windows are upsampled first and averaged at pixels.
-
-    Args:
-        starts: first pixel of each window on the canvas; crop: pixels of a window that lie on the canvas.
-        before, after: pixels of padding a window carries outside the canvas; its tokens span all of it.
-        tokens: tokens per window; length: pixels of the canvas; size: pixels of the output.
-    """
-    upsample = bilinear_matrix(before + crop + after, tokens)[before : before + crop]
-    canvas = np.zeros((length, len(starts) * tokens))
-    count = np.zeros((length, 1))
-    for i, start in enumerate(starts):
-        canvas[start : start + crop, i * tokens : (i + 1) * tokens] = upsample
-        count[start : start + crop] += 1
-    canvas /= count
-    matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
-    return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))
+    """`pixel_axis_block` of the whole axis, all windows."""
+    block = partial(pixel_axis_block, starts, crop, before, after, tokens, length, size)
+    return _whole(block, size, len(starts), tokens)
 
 
 @lru_cache(maxsize=KEPT_PLANS)
 def patch_axis_plan(
     starts: tuple[int, ...], patch: int, tokens: int, margin: tuple[int, int], length: int, size: int
 ) -> AxisPlan:
-    """Plan one axis whose tokens are averaged on one patch grid, which is upsampled once.
-
-    Args:
-        starts: first pixel of each window, multiples of `patch`; tokens: per window; margin: pixels before and after
-            the image that make it whole patches; length: pixels of the image; size: pixels of the output.
-    """
-    total = (sum(margin) + length) // patch
-    grid = np.zeros((total, len(starts) * tokens))
-    for i, start in enumerate(starts):
-        rows = start // patch + np.arange(tokens)
-        grid[rows, i * tokens + np.arange(tokens)] = 1
-    grid /= grid.sum(axis=1, keepdims=True)
-    canvas = bilinear_matrix(total * patch, total)[margin[0] : margin[0] + length] @ grid
-    matrix = canvas if size == length else bilinear_matrix(size, length) @ canvas
-    return AxisPlan(torch.from_numpy(matrix.astype(np.float32)))
+    """`patch_axis_block` of the whole axis, all windows."""
+    block = partial(patch_axis_block, starts, patch, tokens, margin, length, size)
+    return _whole(block, size, len(starts), tokens)
 
 
-@dataclass(frozen=True, eq=False)
-class AxisTiles:
-    """One axis of a plan in tiles of `step` output pixels, in the form a kernel reads without masks.
-
-    Attributes:
-        index: (tiles, taps) int32, the tokens a tile touches, padded with token 0.
-        weights: (tiles * step, taps) float32, a row per output pixel; 0 for padding and past the last pixel.
-    """
-
-    index: torch.Tensor
-    weights: torch.Tensor
-
-    @property
-    def taps(self) -> int:
-        """Tokens per tile, a power of two."""
-        return self.index.shape[1]
-
-
-@lru_cache(maxsize=4 * KEPT_PLANS)
-def axis_tiles(plan: AxisPlan, step: int, least: int = 1) -> AxisTiles:
-    """Cut an axis into tiles of `step` pixels with at least `least` taps each, the same number for all."""
-    blocks = list(plan.blocks(step))
-    widest = max(least, *(block.weights.shape[1] for block in blocks))
-    taps = 1 << (widest - 1).bit_length()
-    index = torch.zeros(len(blocks), taps, dtype=torch.int32)
-    weights = torch.zeros(len(blocks), step, taps)
-    for i, block in enumerate(blocks):
-        pixels, touched = block.weights.shape
-        index[i, :touched] = torch.as_tensor(block.touched, dtype=torch.int32)
-        weights[i, :pixels, :touched] = block.weights
-    return AxisTiles(index, weights.flatten(0, 1))
-
-
-@dataclass(frozen=True, eq=False)
-class Tiling:
-    """Both axes of a plan in tiles of `shape` = (rows, columns) pixels, 64 in all."""
-
-    shape: tuple[int, int]
-    rows: AxisTiles
-    cols: AxisTiles
-
-    @property
-    def taps(self) -> int:
-        """Tokens that a tile touches, padding included."""
-        return self.rows.taps * self.cols.taps
+def _whole(
+    block: Callable[[int, int], tuple[tuple[int, ...], AxisPlan]], size: int, windows: int, tokens: int
+) -> AxisPlan:
+    """All output pixels, `PLANNED_ROWS` at a time; 0 for the tokens that a pixel does not touch."""
+    matrix = torch.zeros(size, windows, tokens)
+    for start in range(0, size, PLANNED_ROWS):
+        stop = min(start + PLANNED_ROWS, size)
+        touched, part = block(start, stop)
+        matrix[start:stop, list(touched)] = part.matrix.unflatten(1, (len(touched), tokens))
+    return AxisPlan(matrix.flatten(1))
 
 
 TILE_SHAPES = ((4, 16), (8, 8))
 LEAST_TAPS = 16  # a tensor core's inner dimension
 
 
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """A plan cut into tiles of 64 pixels, in the form a kernel reads without masks.
+
+    Attributes:
+        shape: rows and columns of a tile.
+        tables: for rows, then for columns: index (tiles, taps) int32, the tokens a tile touches, padded with token 0 to
+            a power of two; weights (pixels, taps) float32, whole tiles of them, 0 for padding and past the last pixel.
+    """
+
+    shape: tuple[int, int]
+    tables: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+    @property
+    def taps(self) -> int:
+        """Tokens that a tile touches, padding included."""
+        return self.tables[0].shape[1] * self.tables[2].shape[1]
+
+
 @lru_cache(maxsize=4 * KEPT_PLANS)
-def decode_tiling(plan: DecodePlan) -> Tiling:
-    """The tiling of a plan that touches the fewest tokens per tile; the flat shape among equals."""
+def decode_tiling(rows: torch.Tensor, cols: torch.Tensor) -> Tiling:
+    """The tiling of a plan's two matrices that touches the fewest tokens per tile; the flat shape among equals."""
     found = []
     for shape in TILE_SHAPES:
-        rows = axis_tiles(plan.rows, shape[0])
-        cols = axis_tiles(plan.cols, shape[1], max(1, LEAST_TAPS // rows.taps))
-        found.append(Tiling(shape, rows, cols))
+        down = _tables(rows, shape[0], 1)
+        found.append(Tiling(shape, (*down, *_tables(cols, shape[1], max(1, LEAST_TAPS // down[0].shape[1])))))
     return min(found, key=lambda tiling: tiling.taps)
+
+
+def _tables(matrix: torch.Tensor, step: int, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index and weights of one axis in tiles of `step` pixels with at least `least` taps, as many for each."""
+    blocks = _blocks(matrix, step)
+    widest = max(least, *(block.weights.shape[1] for block in blocks))
+    taps = 1 << (widest - 1).bit_length()
+    index, weights = torch.zeros(len(blocks), taps, dtype=torch.int32), torch.zeros(len(blocks), step, taps)
+    for i, block in enumerate(blocks):
+        pixels, touched = block.weights.shape
+        index[i, :touched] = torch.as_tensor(block.touched, dtype=torch.int32)
+        weights[i, :pixels, :touched] = block.weights
+    return index, weights.flatten(0, 1)

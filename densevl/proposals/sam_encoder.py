@@ -1,7 +1,7 @@
 """SAM's image encoder with our attention: the package's weights and values, without its tokens x tokens bias.
 
 Kirillov et al., "Segment Anything" (ICCV 2023). Blocks are those of `segment_anything.modeling.ImageEncoderViT`; their
-norms, projections and MLPs run as they are, and only the attention between is `ops.grid_attention`.
+norms, projections and MLPs run as they are, and only the attention between is `grid_attention`.
 
 Shape letters: B images or windows, A heads, N = h*w tokens, D width, d head width, C channels.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from densevl.kernels.ops import RelPos, grid_attention
+from densevl.kernels import RelPos, grid_attention
 
 
 class Projections(NamedTuple):

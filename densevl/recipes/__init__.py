@@ -3,7 +3,7 @@
 A part of your own subclasses one of `Attention`, `Step`, `Addition`, `Readout`, `Rule`, `Feedback`, `Stitch`, `Spread`.
 """
 
-from densevl.kernels.ops import Gaussian
+from densevl.kernels import Gaussian
 from densevl.recipes.additions import BlockInputs, OtherBlocks
 from densevl.recipes.affinity import Affinity, Floor, Relative, Rule, Smooth, Softmax
 from densevl.recipes.attention import (

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from densevl.recipes.part import Addition, Attention, Pass, Slots, block_numbers, listed
-from densevl.recipes.trunk import scaled
+from densevl.lazy import torch
+from densevl.recipes.part import Addition, Attention, Pass, Slots, block_numbers, listed, scaled
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
-
+from densevl import kernels
 from densevl.errors import RecipeError
-from densevl.kernels.ops import affinity_apply
+from densevl.lazy import F, torch
 from densevl.recipes.part import Attention, Batch, Part, Pass, Proxy, Slots, Source, Step, Tap, positive
 from densevl.recipes.regions import Regions
-from densevl.recipes.tower import Grid
+
+if TYPE_CHECKING:
+    from densevl.recipes.tower import Grid
 
 
 class Rule(Part, ABC):
@@ -45,7 +46,7 @@ class Softmax(Rule):
     def spread(
         self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
     ) -> torch.Tensor:
-        return affinity_apply(unit_BNP, v_BNE, gamma=self.temperature, regions=ids_BN, blank=blank)
+        return kernels.affinity_apply(unit_BNP, v_BNE, gamma=self.temperature, regions=ids_BN, blank=blank)
 
     def __str__(self) -> str:
         return f" (softmax of {self.temperature:g} x cosine)"
@@ -68,7 +69,7 @@ class Relative(Rule):
     def spread(
         self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
     ) -> torch.Tensor:
-        return affinity_apply(
+        return kernels.affinity_apply(
             unit_BNP, v_BNE, gamma=self.gamma, beta=self.beta, floor=self.floor, regions=ids_BN, blank=blank
         )
 
@@ -85,7 +86,7 @@ class Floor(Rule):
     def spread(
         self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
     ) -> torch.Tensor:
-        return affinity_apply(unit_BNP, v_BNE, floor=self.floor, linear=True, regions=ids_BN, blank=blank)
+        return kernels.affinity_apply(unit_BNP, v_BNE, floor=self.floor, linear=True, regions=ids_BN, blank=blank)
 
     def __str__(self) -> str:
         return f", from cosine {self.floor:g}"

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch.nn import functional as F
-
+from densevl import kernels
 from densevl.errors import RecipeError
-from densevl.kernels.ops import Gaussian, grid_attention
-from densevl.recipes.part import Attention, Pass, Slots, block_numbers, check, listed, positive
-from densevl.recipes.trunk import scaled
+from densevl.kernels import Gaussian
+from densevl.lazy import F, torch
+from densevl.recipes.part import Attention, Pass, Slots, block_numbers, check, listed, positive, scaled
 
 PAIRS = ("qk", "qq", "kk", "vv")
 LOOKS = {
@@ -72,7 +70,7 @@ class SelfAttention(Attention):
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         a, b = run.qkv[self.pair[0]], run.qkv[self.pair[1]]
         scale = v.shape[-1] ** -0.5 * (self.temperature * run.temperature)
-        return grid_attention(a, b, v, run.grid, run.prefix, self.neighbourhood, scale, extra=run.bias_B1NN)
+        return kernels.grid_attention(a, b, v, run.grid, run.prefix, self.neighbourhood, scale, extra=run.bias_B1NN)
 
     def __str__(self) -> str:
         heat = "" if self.temperature == 1 else f", logits times {self.temperature:g}"
@@ -117,7 +115,7 @@ class CosineAttention(Attention):
 
         def look(a: torch.Tensor, b: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             near = self.neighbourhood
-            return grid_attention(a * factor, b, values, run.grid, run.prefix, near, scale, extra=run.bias_B1NN)
+            return kernels.grid_attention(a * factor, b, values, run.grid, run.prefix, near, scale, extra=run.bias_B1NN)
 
         a, b = (F.normalize(run.qkv[letter], dim=-1) for letter in self.pair)
         for _ in range(self.iterations):
@@ -152,7 +150,7 @@ class BlockAttention(Attention):
         for number in self.blocks:
             other = run.batch.projections(number, "".join(sorted(set(self.pair))), run.prefix)
             a, b = other[self.pair[0]], other[self.pair[1]]
-            maps.append(grid_attention(a, b, v, run.grid, run.prefix, None, v.shape[-1] ** -0.5))
+            maps.append(kernels.grid_attention(a, b, v, run.grid, run.prefix, None, v.shape[-1] ** -0.5))
         return sum(maps[1:], start=maps[0]) / len(maps)
 
     def __str__(self) -> str:
@@ -247,7 +245,7 @@ class BoxAttention(Attention):
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         bias_B1NN = run.batch.once(self, lambda: self._bias(run))
         scale = v.shape[-1] ** -0.5
-        return grid_attention(run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, scale, extra=bias_B1NN)
+        return kernels.grid_attention(run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, scale, extra=bias_B1NN)
 
     def _bias(self, run: Pass) -> torch.Tensor:
         """(B, 1, N, N): row 0 over the patches of each image's box, 0 elsewhere."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch.nn import functional as F
+from densevl.lazy import F, torch
 
 
 def cosines(features_BDhw: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
 
 from densevl.errors import RecipeError
+from densevl.lazy import F, torch
 from densevl.recipes.part import Attention, Part, Pass, positive
-from densevl.recipes.tower import Grid
-from densevl.refine import Pamr
+
+if TYPE_CHECKING:
+    from densevl.recipes.tower import Grid
 
 BLUR_STD = 5.0  # of ResCLIP's smoothing of the label map, in patches
 
@@ -119,6 +119,8 @@ class LabelFeedback(Feedback):
 
     def _labels(self, run: Pass, features_BNE: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
         """Label of each patch (B, h, w): the commonest of its pixels, the smallest if tied, after PAMR."""
+        from densevl.refine import Pamr
+
         pixels, (h, w) = run.batch.hints.pixels, run.grid
         if pixels is None:
             raise RecipeError("label feedback needs the pixels; call encode_dense")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from densevl import kernels
 from densevl.errors import RecipeError
-from densevl.kernels.ops import Gaussian
-from densevl.kernels.reference import gaussian_bias
+from densevl.kernels import Gaussian
+from densevl.lazy import torch
 from densevl.recipes.attention import LOOKS, PAIRS
 from densevl.recipes.part import Attention, Pass, Proxy, check
 
@@ -66,7 +65,7 @@ class PairedHeads(Attention):
         pairs = zip(own_logits, proxy_logits, strict=True)
         logits = torch.stack([self._mixed(own_ANN, other_ANN) for own_ANN, other_ANN in pairs])
         if self.neighbourhood is not None:
-            logits = logits + gaussian_bias(run.grid, self.neighbourhood.std, 0).to(logits)
+            logits = logits + kernels.gaussian_bias(run.grid, self.neighbourhood.std, 0).to(logits)
         return logits.softmax(dim=-1) @ v
 
     def _mixed(self, own_ANN: torch.Tensor, other_ANN: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
 from densevl.errors import RecipeError
+from densevl.lazy import torch
 
 HOW = {
     "proxy": "another model's patch features, whose affinity is borrowed",

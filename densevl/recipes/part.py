@@ -14,17 +14,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, TypeVar
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from densevl.errors import RecipeError, suggest
-from densevl.recipes.blocks import Block
+from densevl.lazy import F, torch
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import Hints
-from densevl.recipes.tower import Grid, Tower
-from densevl.recipes.trunk import Projections, Trunk, scaled
+
+if TYPE_CHECKING:  # these import torch
+    from densevl.recipes.blocks import Block
+    from densevl.recipes.tower import Grid, Tower
+    from densevl.recipes.trunk import Projections, Trunk
 
 T = TypeVar("T")
 Frame = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -166,6 +166,21 @@ class Proxy(Part):
 
 
 Source = Tap | Proxy
+
+
+def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Block numbers given for 12 blocks, in a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
+
+    The last rewired block is never among them unless it is named as 12.
+    """
+    if depth == 12:
+        return layers
+    found = []
+    for layer in layers:
+        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
+        if number not in found:
+            found.append(number)
+    return tuple(found)
 
 
 def block_numbers(blocks: Any) -> tuple[int, ...]:

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING
 
 from densevl.errors import RecipeError
+from densevl.lazy import F, torch
 from densevl.recipes.attention import BalancedMaps
 from densevl.recipes.features import DenseFeatures, cosines
-from densevl.recipes.part import Batch, Outcome, Readout, Slots, block_numbers, positive
-from densevl.recipes.trunk import scaled
+from densevl.recipes.part import Batch, Outcome, Readout, Slots, block_numbers, positive, scaled
 
-Embed = Callable[[torch.Tensor], torch.Tensor]
+if TYPE_CHECKING:
+    Embed = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, repr=False)

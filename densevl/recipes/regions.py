@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, ClassVar
 
 from densevl.errors import RecipeError
-from densevl.recipes.blocks import Block
+from densevl.lazy import F, torch
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.part import Addition, Batch, Outcome, Part, Pass, Proxy, Readout, Slots, found, positive
-from densevl.recipes.tower import Grid, Tower
-from densevl.recipes.trunk import Trunk
+
+if TYPE_CHECKING:
+    from densevl.recipes.blocks import Block
+    from densevl.recipes.tower import Grid, Tower
+    from densevl.recipes.trunk import Trunk
 
 MERGED = 10_000  # ids of merged regions start here, so that they cannot be those of the map
 SMALLEST = "smallest"

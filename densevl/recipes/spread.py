@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from densevl.errors import RecipeError
+from densevl.lazy import torch
 from densevl.recipes.part import Proxy, Slots, Spread, positive
-from densevl.refine import PatchGraph
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +43,8 @@ class LabelPropagation(Spread):
         )
 
     def spread(self, scores_NT: torch.Tensor, features_NP: torch.Tensor, places_N2: torch.Tensor) -> torch.Tensor:
+        from densevl.refine import PatchGraph
+
         graph = PatchGraph(features_NP, places_N2, neighbours=self.neighbours, power=self.power, falloff=self.falloff)
         found = graph.propagate(scores_NT, alpha=self.alpha, steps=self.steps)
         # A constant comes out 1 / (1 - alpha) times as large; undone, scores stay on the scale of cosines.

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
-
+from densevl.lazy import F, torch
 from densevl.recipes.part import Batch, Slots, Step, positive
-from densevl.recipes.tower import Grid
+
+if TYPE_CHECKING:
+    from densevl.recipes.tower import Grid
 
 
 class RepairOutliers(Step):

@@ -6,14 +6,15 @@ Shape letters: B batch, N tokens, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch.nn import functional as F
-
-from densevl.kernels.ops import affinity_mix
+from densevl import kernels
+from densevl.lazy import F, torch
 from densevl.recipes.hints import Hints
 from densevl.recipes.part import Frame, Outcome, Part, Slots, Stitch, positive
-from densevl.recipes.tower import Grid
+
+if TYPE_CHECKING:
+    from densevl.recipes.tower import Grid
 
 
 @dataclass(frozen=True, repr=False)
@@ -39,7 +40,7 @@ class SamAttention(Part):
         sam = hints.sam
         tokens_BDhw = outcome.y_BND[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
         inner_BDhw = _resampled(tokens_BDhw, outcome.frame, sam.covered, inwards=True)
-        mixed_BND = affinity_mix(
+        mixed_BND = kernels.affinity_mix(
             sam.q,
             sam.k,
             sam.v,

@@ -71,18 +71,3 @@ def run_trunk(
         last = tower.view(tower.depth - 1, grid)
         qkv = last.project(last.norm(x_BND), projects)
     return Trunk(x_BND, outputs, grid, tower.prefix, qkv)
-
-
-def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Block numbers given for 12 blocks, in a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
-
-    The last rewired block is never among them unless it is named as 12.
-    """
-    if depth == 12:
-        return layers
-    found = []
-    for layer in layers:
-        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
-        if number not in found:
-            found.append(number)
-    return tuple(found)

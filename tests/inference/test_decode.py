@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from densevl.inference import WindowGrid, class_scores, decode
 from densevl.inference.decoding import present
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.refine import Pamr
 
 

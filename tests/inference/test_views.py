@@ -12,7 +12,7 @@ from conftest import DATA
 from densevl.errors import ProtocolError
 from densevl.inference import WindowGrid, window_scores
 from densevl.inference.views import NAMED, Views, blurred, mirror, regrid, view_scores
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.recipes import Hints
 from recipes.oracle_clip import Trunk, itaclip_logits
 

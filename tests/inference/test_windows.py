@@ -15,7 +15,7 @@ from densevl.inference import WindowGrid, slide
 from densevl.inference.canvas import Canvas
 from densevl.inference.cutting import at, cut
 from densevl.inference.windows import AxisWindows
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.recipes import Hints
 
 

@@ -7,7 +7,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="this torch comes without triton")
 
-from densevl.kernels.limits import MOST_TAPS
+from densevl.kernels.decode import MOST_TAPS
 from densevl.kernels.triton.configs import dense, whole
 from tools.kernels import aot
 from tools.kernels.launches import ARCHITECTURES, MODULES, UNALIGNED, launches, unaligned
@@ -22,7 +22,7 @@ SAMPLE = [
     ("attention rel wide d80 lse bf16", 80),
     ("affinity cut floor fp16", 90),
     ("mix rel d64 fp16", 80),
-    ("memory D=768 bf16", 90),
+    ("nearest D=768 bf16", 90),
 ]
 
 

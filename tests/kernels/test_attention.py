@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from densevl.kernels import reference
-from densevl.kernels.reference import gaussian_bias, grid_attention
+from densevl.kernels import Gaussian, attention, gaussian_bias, grid_attention
 
 
 def whole_bias(grid: tuple[int, int], std: float, prefix: int) -> torch.Tensor:
@@ -27,16 +26,17 @@ def test_gaussian_bias_rows_equal_the_whole_map(grid, prefix) -> None:
     want = whole_bias(grid, 1.7, prefix)
     torch.testing.assert_close(gaussian_bias(grid, 1.7, prefix).double(), want, atol=1e-6, rtol=0)
     for start in range(0, len(want), 4):
-        rows = slice(start, min(start + 4, len(want)))
-        torch.testing.assert_close(gaussian_bias(grid, 1.7, prefix, rows).double(), want[rows], atol=1e-6, rtol=0)
+        stop = min(start + 4, len(want))
+        got = gaussian_bias(grid, 1.7, prefix, start, stop)
+        torch.testing.assert_close(got.double(), want[start:stop], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("std", [None, 0.8, 5.0])
 @pytest.mark.parametrize("drop_prefix_keys", [False, True])
 @pytest.mark.parametrize("held_tokens", [10_000, 8], ids=["bias-held", "bias-in-rows"])
 def test_grid_attention_equals_the_softmax_written_out(std, drop_prefix_keys, held_tokens, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "BIAS_TOKENS", held_tokens)
-    monkeypatch.setattr(reference, "BIAS_ROWS", 7)
+    monkeypatch.setattr(attention, "BIAS_TOKENS", held_tokens)
+    monkeypatch.setattr(attention, "BIAS_ROWS", 7)
     grid, prefix = (5, 4), 1
     q, k, v = (torch.randn(2, 3, 21, 8) for _ in range(3))
     keys = slice(prefix if drop_prefix_keys else 0, None)
@@ -44,5 +44,5 @@ def test_grid_attention_equals_the_softmax_written_out(std, drop_prefix_keys, he
     if std is not None:
         logits = logits + whole_bias(grid, std, prefix)[:, keys]
     want = torch.softmax(logits, -1) @ v[:, :, keys].double()
-    got = grid_attention(q, k[:, :, keys], v[:, :, keys], grid, prefix, std, 0.3)
+    got = grid_attention(q, k[:, :, keys], v[:, :, keys], grid, prefix, std and Gaussian(std), 0.3)
     torch.testing.assert_close(got.double(), want, atol=5e-6, rtol=0)

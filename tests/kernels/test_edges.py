@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from densevl import kernels
 from densevl.inference import WindowGrid
-from densevl.kernels import ops
-from densevl.kernels.ops import Gaussian, RelPos
+from densevl.kernels import Gaussian, RelPos
 
 BARS = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}  # of the largest value, against float64
 Make = Callable[..., tuple[torch.Tensor, ...]]
@@ -41,13 +41,13 @@ def one_image(grid: tuple[int, int], batch: int = 2) -> tuple[torch.Tensor, ...]
 
 # How inputs are made for a grid, and the call; limits of `affinity_mix` lie where no cosine of random values is.
 OPERATORS: dict[str, tuple[Make, Callable[..., Any]]] = {
-    "attention": (heads, lambda g, q, k, v: ops.grid_attention(q, k, v, g)),
-    "gaussian": (heads, lambda g, q, k, v: ops.grid_attention(q, k, v, g, bias=Gaussian(1.5), want_lse=True)),
-    "relative": (with_rel, lambda g, q, k, v, r: ops.grid_attention(q, k, v, g, bias=RelPos(r))),
-    "affinity": (rows, lambda g, x, v: ops.affinity_apply(x, v, gamma=3.0)),
-    "affinity-linear": (rows, lambda g, x, v: ops.affinity_apply(x, v, linear=True)),
-    "mix": (mixed, lambda g, q, k, v, r, x: ops.affinity_mix(q, k, v, x, grid=g, covered=g, rel=r, factor=-9.0)),
-    "nearest": (one_image, lambda g, x, m: ops.nearest(x, m)[0]),
+    "attention": (heads, lambda g, q, k, v: kernels.grid_attention(q, k, v, g)),
+    "gaussian": (heads, lambda g, q, k, v: kernels.grid_attention(q, k, v, g, bias=Gaussian(1.5), want_lse=True)),
+    "relative": (with_rel, lambda g, q, k, v, r: kernels.grid_attention(q, k, v, g, bias=RelPos(r))),
+    "affinity": (rows, lambda g, x, v: kernels.affinity_apply(x, v, gamma=3.0)),
+    "affinity-linear": (rows, lambda g, x, v: kernels.affinity_apply(x, v, linear=True)),
+    "mix": (mixed, lambda g, q, k, v, r, x: kernels.affinity_mix(q, k, v, x, grid=g, covered=g, rel=r, factor=-9.0)),
+    "nearest": (one_image, lambda g, x, m: kernels.nearest(x, m)[0]),
 }
 
 
@@ -94,7 +94,7 @@ def test_nothing_gives_nothing(name, grid, batch) -> None:
 
 def test_no_images_decode_to_no_labels() -> None:
     plan = WindowGrid.place(16, 16, None, 1, 8).plan(9, 11)
-    for got in ops.dense_decode(torch.randn(0, 2, 2, 3), plan, 10.0):
+    for got in kernels.dense_decode(torch.randn(0, 2, 2, 3), plan, 10.0):
         assert got.shape == (0, 9, 11)
 
 
@@ -112,7 +112,7 @@ def test_attention_over_16384_tokens(bias) -> None:
     q, k, v = many()
     rel = torch.randn(1, 128 * 128, 256)
     given = {"none": None, "gaussian": Gaussian(5.0), "relative": RelPos(rel)}[bias]
-    got = ops.grid_attention(q, k, v, GRID, bias=given)
+    got = kernels.grid_attention(q, k, v, GRID, bias=given)
     logits = q[0, 0, SEEN].double() @ k[0, 0].double().T * 8**-0.5
     at = torch.arange(128 * 128)
     if bias == "gaussian":
@@ -129,7 +129,7 @@ def test_affinity_over_16384_tokens() -> None:
     cosines = unit[0, SEEN].double() @ unit[0].double().T
     mean = unit[0].double().mean(0).square().sum()
     weights = (3.0 * cosines).masked_fill(cosines < 0.5 * mean, -torch.inf).softmax(-1)
-    got = ops.affinity_apply(unit, v, gamma=3.0, beta=0.5)[0, SEEN]
+    got = kernels.affinity_apply(unit, v, gamma=3.0, beta=0.5)[0, SEEN]
     torch.testing.assert_close(got.double(), weights @ v[0].double(), atol=1e-4, rtol=0)  # entries at the cut may flip
 
 
@@ -138,7 +138,7 @@ def test_mixing_over_16384_tokens() -> None:
     inside = (torch.arange(128)[:, None] * 128 + torch.arange(8)).flatten()  # mixed; looked at is all
     seen = torch.tensor([0, 7, 8, 1023])
     x = torch.randn(1, len(inside), 4)
-    got = ops.affinity_mix(q, k, v, x, grid=GRID, covered=(128, 8), factor=-9.0)[0, seen]
+    got = kernels.affinity_mix(q, k, v, x, grid=GRID, covered=(128, 8), factor=-9.0)[0, seen]
     logits = q[0, 0, inside[seen]].double() @ k[0, 0].double().T * 8**-0.5
     unit = F.normalize(v[0, 0, inside].double(), dim=-1)
     limit = (-9.0 * unit[seen] @ unit.mean(0)).clamp(max=0.9)
@@ -149,11 +149,11 @@ def test_mixing_over_16384_tokens() -> None:
 
 def test_nearest_and_decode_over_16384_tokens() -> None:
     x, memory = (t[0, 0] for t in many()[:2])
-    similarity, index = ops.nearest(x, memory)
+    similarity, index = kernels.nearest(x, memory)
     best = (x[SEEN].double() @ memory.double().T).max(dim=1)
     close(similarity[SEEN], best.values, torch.float32)
     assert torch.equal(index[SEEN], best.indices)
     plan = WindowGrid.place(128, 128, None, 1, 1).plan(128, 128)
-    label, score, _ = ops.dense_decode(x.view(1, 128, 128, 8), plan)
+    label, score, _ = kernels.dense_decode(x.view(1, 128, 128, 8), plan)
     assert torch.equal(label.flatten().long(), x.argmax(dim=1))
     torch.testing.assert_close(score.flatten(), x.amax(dim=1))

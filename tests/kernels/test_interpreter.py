@@ -13,7 +13,7 @@ FUSED = Path(__file__).parent / "fused"
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("what", ["values", "mutants"])
+@pytest.mark.parametrize("what", ["values", "mutants", "nodes"])
 def test_kernels_hold_in_the_interpreter(what) -> None:
     pytest.importorskip("triton", reason="this torch comes without triton")
     done = subprocess.run(

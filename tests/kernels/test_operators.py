@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import DensevlError
+from densevl import kernels
+from densevl.errors import DensevlError, RecipeError
 from densevl.inference import WindowGrid
-from densevl.kernels import ops, reference
-from densevl.kernels.dispatch import KernelError, KernelUnavailable, mode, use
-from densevl.kernels.ops import Gaussian, RelPos
+from densevl.kernels import Gaussian, KernelError, KernelUnavailable, RelPos, affinity, attention, neighbours, use
+from densevl.kernels.dispatch import mode
 
 GRID = (4, 5)
 
@@ -28,15 +28,15 @@ def arguments() -> dict[str, tuple]:
     plan = WindowGrid.place(16, 16, None, 1, 8).plan(16, 16)
     mix = {"grid": GRID, "covered": (3, 4)}
     return {
-        "dense_decode": (lambda: ops.dense_decode(torch.randn(1, 2, 2, 3), plan, 10.0)),
-        "grid_attention": (lambda: ops.grid_attention(q, k, v, GRID, bias=Gaussian(2.0))),
-        "affinity_apply": (lambda: ops.affinity_apply(x, torch.randn(2, 20, 6), beta=1.2)),
-        "affinity_mix": (lambda: ops.affinity_mix(q, k, v, torch.randn(2, 12, 6), **mix)),
-        "nearest": (lambda: ops.nearest(x[0], x[1])),
+        "dense_decode": (lambda: kernels.dense_decode(torch.randn(1, 2, 2, 3), plan, 10.0)),
+        "grid_attention": (lambda: kernels.grid_attention(q, k, v, GRID, bias=Gaussian(2.0))),
+        "affinity_apply": (lambda: kernels.affinity_apply(x, torch.randn(2, 20, 6), beta=1.2)),
+        "affinity_mix": (lambda: kernels.affinity_mix(q, k, v, torch.randn(2, 12, 6), **mix)),
+        "nearest": (lambda: kernels.nearest(x[0], x[1])),
     }
 
 
-@pytest.mark.parametrize("name", list(ops.TABLE))
+@pytest.mark.parametrize("name", ["dense_decode", "grid_attention", "affinity_apply", "affinity_mix", "nearest"])
 def test_forced_triton_raises_with_the_reason_and_never_falls_back(name, monkeypatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     call = arguments()[name]
@@ -83,50 +83,55 @@ def test_what_no_kernel_takes_is_named(change, reason, monkeypatch) -> None:
     if change.get("grad"):
         q.requires_grad_(True)
     with use("triton"), pytest.raises(KernelUnavailable, match=reason):
-        ops.grid_attention(q, k, v, GRID, extra=change.get("extra"))
+        kernels.grid_attention(q, k, v, GRID, extra=change.get("extra"))
 
 
 def test_gradients_flow_through_torch() -> None:
     q, k, v = qkv()
     q.requires_grad_(True)
-    ops.grid_attention(q, k, v, GRID, bias=Gaussian(1.0)).sum().backward()
+    kernels.grid_attention(q, k, v, GRID, bias=Gaussian(1.0)).sum().backward()
     assert q.grad is not None
 
 
 def test_explain_says_what_would_run() -> None:
     q, k, v = qkv()
-    choice = ops.explain("grid_attention", (q, k, v), q, k, v, GRID)
+    choice = kernels.explain(kernels.grid_attention, q, k, v, GRID, bias=Gaussian(2.0))
     assert not choice.kernel
     assert choice.reason == "tensors are on the CPU"
-    with pytest.raises(KernelError, match="no operator 'attention'; there are dense_decode"):
-        ops.explain("attention", (q,), q)
+    with use("torch"):
+        assert kernels.explain(kernels.nearest, q[0, 0], k[0, 0]).reason == "torch was asked for"
+    with pytest.raises(KernelError, match="q has shape"):
+        kernels.explain(kernels.grid_attention, q, k, v, (3, 3))
+    with pytest.raises(KernelError, match="is not an operator"):
+        kernels.explain(torch.relu, q)
 
 
-def test_cpu_use_never_imports_triton() -> None:
+def test_importing_takes_no_torch_and_cpu_use_no_triton() -> None:
     code = (
-        "import sys, torch, densevl; from densevl.kernels import ops; q = torch.randn(1, 1, 4, 16);"
-        "ops.grid_attention(q, q, q, (2, 2)); print([m for m in sys.modules if m.startswith('densevl.kernels.triton')])"
+        "import sys; from densevl.kernels import Gaussian; import densevl.recipes; print('torch' in sys.modules);"
+        "import torch; from densevl.kernels import grid_attention; q = torch.randn(1, 1, 4, 16);"
+        "grid_attention(q, q, q, (2, 2), bias=Gaussian(1.0)); heavy = ('triton', 'torch._dynamo');"
+        "print([m for m in sys.modules if m.startswith(('densevl.kernels.triton', *heavy))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["False", "[]"]
 
 
 plan = WindowGrid.place(16, 16, None, 1, 8).plan(16, 16)
 bad = torch.zeros
 WRONG = {
-    "decode-tokens": lambda: ops.dense_decode(bad(1, 3, 2, 4), plan),
-    "decode-no-queries": lambda: ops.dense_decode(bad(1, 2, 2, 0), plan),
-    "attention-tokens": lambda: ops.grid_attention(bad(1, 1, 19, 8), bad(1, 1, 20, 8), bad(1, 1, 20, 8), GRID),
-    "attention-keys": lambda: ops.grid_attention(bad(1, 1, 20, 8), bad(1, 1, 7, 8), bad(1, 1, 7, 8), GRID),
-    "attention-width": lambda: ops.grid_attention(bad(1, 1, 20, 8), bad(1, 1, 20, 4), bad(1, 1, 20, 4), GRID),
-    "attention-std": lambda: ops.grid_attention(*bad(3, 1, 1, 20, 8), GRID, bias=Gaussian(0.0)),
-    "attention-rel": lambda: ops.grid_attention(*bad(3, 1, 1, 20, 8), GRID, bias=RelPos(bad(1, 20, 8))),
-    "attention-rel-prefix": lambda: ops.grid_attention(*bad(3, 1, 1, 21, 8), GRID, 1, RelPos(bad(1, 21, 9))),
-    "affinity-values": lambda: ops.affinity_apply(bad(1, 5, 3), bad(1, 4, 3)),
-    "affinity-mean": lambda: ops.affinity_apply(bad(2, 5, 3), bad(2, 5, 3), mean=bad(1)),
-    "mix-values": lambda: ops.affinity_mix(*bad(3, 1, 1, 20, 8), bad(1, 9, 3), grid=GRID, covered=(2, 2)),
-    "mix-covered": lambda: ops.affinity_mix(*bad(3, 1, 1, 20, 8), bad(1, 10, 3), grid=GRID, covered=(5, 2)),
-    "nearest-width": lambda: ops.nearest(bad(3, 4), bad(3, 5)),
+    "decode-tokens": lambda: kernels.dense_decode(bad(1, 3, 2, 4), plan),
+    "decode-no-queries": lambda: kernels.dense_decode(bad(1, 2, 2, 0), plan),
+    "attention-tokens": lambda: kernels.grid_attention(bad(1, 1, 19, 8), bad(1, 1, 20, 8), bad(1, 1, 20, 8), GRID),
+    "attention-keys": lambda: kernels.grid_attention(bad(1, 1, 20, 8), bad(1, 1, 7, 8), bad(1, 1, 7, 8), GRID),
+    "attention-width": lambda: kernels.grid_attention(bad(1, 1, 20, 8), bad(1, 1, 20, 4), bad(1, 1, 20, 4), GRID),
+    "attention-rel": lambda: kernels.grid_attention(*bad(3, 1, 1, 20, 8), GRID, bias=RelPos(bad(1, 20, 8))),
+    "attention-rel-prefix": lambda: kernels.grid_attention(*bad(3, 1, 1, 21, 8), GRID, 1, RelPos(bad(1, 21, 9))),
+    "affinity-values": lambda: kernels.affinity_apply(bad(1, 5, 3), bad(1, 4, 3)),
+    "affinity-mean": lambda: kernels.affinity_apply(bad(2, 5, 3), bad(2, 5, 3), mean=bad(1)),
+    "mix-values": lambda: kernels.affinity_mix(*bad(3, 1, 1, 20, 8), bad(1, 9, 3), grid=GRID, covered=(2, 2)),
+    "mix-covered": lambda: kernels.affinity_mix(*bad(3, 1, 1, 20, 8), bad(1, 10, 3), grid=GRID, covered=(5, 2)),
+    "nearest-width": lambda: kernels.nearest(bad(3, 4), bad(3, 5)),
 }
 
 
@@ -134,6 +139,12 @@ WRONG = {
 def test_wrong_shapes_are_named_in_one_line(case) -> None:
     with pytest.raises(KernelError, match=r"^\S[^\n]+$"):
         WRONG[case]()
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_a_gaussian_without_width_cannot_be_written(std) -> None:
+    with pytest.raises(RecipeError, match=r"the Gaussian's std in patches must be above 0, got (0\.0|-1\.0|nan)"):
+        Gaussian(std)
 
 
 def plain_relative(q, k, v, rel, grid, scale):
@@ -149,13 +160,13 @@ def plain_relative(q, k, v, rel, grid, scale):
 @pytest.mark.parametrize("held", [0, 2**22], ids=["a-head-at-a-time", "all-heads"])
 @pytest.mark.parametrize("rows", [256, 7])
 def test_relative_positions_equal_the_formula(held, rows, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "RELATIVE_HELD", held)
-    monkeypatch.setattr(reference, "RELATIVE_ROWS", rows)
+    monkeypatch.setattr(attention, "RELATIVE_HELD", held)
+    monkeypatch.setattr(attention, "RELATIVE_ROWS", rows)
     q, k, v = (t.double() for t in qkv())
     rel = torch.randn(6, 20, 9, dtype=torch.float64)
     want, sums = plain_relative(q, k, v, rel, GRID, 0.3)
-    torch.testing.assert_close(ops.grid_attention(q, k, v, GRID, bias=RelPos(rel), scale=0.3), want)
-    out, lse = ops.grid_attention(q, k, v, GRID, bias=RelPos(rel), scale=0.3, want_lse=True)
+    torch.testing.assert_close(kernels.grid_attention(q, k, v, GRID, bias=RelPos(rel), scale=0.3), want)
+    out, lse = kernels.grid_attention(q, k, v, GRID, bias=RelPos(rel), scale=0.3, want_lse=True)
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(lse.double(), sums / torch.log(torch.tensor(2.0)), atol=1e-5, rtol=0)
 
@@ -163,33 +174,33 @@ def test_relative_positions_equal_the_formula(held, rows, monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_on_the_cpu_is_computed_wide_and_given_back(dtype) -> None:
     q, k, v = (t.to(dtype) for t in qkv())
-    out = ops.grid_attention(q, k, v, GRID)
+    out = kernels.grid_attention(q, k, v, GRID)
     assert out.dtype == dtype
-    wide = reference.grid_attention(q.float(), k.float(), v.float(), GRID)
+    wide = kernels.grid_attention(q.float(), k.float(), v.float(), GRID)
     assert torch.equal(out, wide.to(dtype))
-    similarity, index = ops.nearest(q[0, 0], k[0, 0])
+    similarity, index = kernels.nearest(q[0, 0], k[0, 0])
     assert similarity.dtype == torch.float32
     assert index.dtype == torch.int64
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 50, 5), (130, 33, 1)])
 def test_nearest_equals_the_whole_product(shape, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "MEMORY_ROWS", 8)
-    monkeypatch.setattr(reference, "MEMORY_QUERIES", 64)
+    monkeypatch.setattr(neighbours, "MEMORY_ROWS", 8)
+    monkeypatch.setattr(neighbours, "QUERIES", 64)
     x, memory = torch.randn(shape[0], shape[2]), torch.randn(shape[1], shape[2])
     memory[-1] = memory[0]  # the first of equals
     best = (x @ memory.T).max(dim=1)
-    similarity, index = ops.nearest(x, memory)
+    similarity, index = kernels.nearest(x, memory)
     torch.testing.assert_close(similarity, best.values)
     assert torch.equal(index, best.indices)
     assert (index != len(memory) - 1).all() or len(memory) == 1
 
 
 def test_nearest_of_nothing() -> None:
-    similarity, index = ops.nearest(torch.randn(3, 4), torch.randn(0, 4))
+    similarity, index = kernels.nearest(torch.randn(3, 4), torch.randn(0, 4))
     assert (similarity == -torch.inf).all()
     assert (index == -1).all()
-    assert ops.nearest(torch.randn(0, 4), torch.randn(5, 4))[0].shape == (0,)
+    assert kernels.nearest(torch.randn(0, 4), torch.randn(5, 4))[0].shape == (0,)
 
 
 @pytest.mark.parametrize("held", [0, 2**22], ids=["rows", "symmetric"])
@@ -199,8 +210,8 @@ def test_nearest_of_nothing() -> None:
     ids=["cut", "softmax", "linear"],
 )
 def test_affinity_in_rows_equals_the_whole_map(rule, held, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "COSINES_HELD", held)
-    monkeypatch.setattr(reference, "AFFINITY_ROWS", 7)
+    monkeypatch.setattr(affinity, "COSINES_HELD", held)
+    monkeypatch.setattr(affinity, "AFFINITY_ROWS", 7)
     x = F.normalize(torch.randn(2, 30, 6, dtype=torch.float64) + 0.5, dim=-1)
     v = torch.randn(2, 30, 4, dtype=torch.float64)
     cosines = x @ x.mT
@@ -213,4 +224,4 @@ def test_affinity_in_rows_equals_the_whole_map(rule, held, monkeypatch) -> None:
             under = cosines < 1.2 * cosines.mean(dim=(1, 2), keepdim=True)
             logits = logits.masked_fill(under & ~torch.eye(30, dtype=torch.bool), -torch.inf)
         want = logits.softmax(-1)
-    torch.testing.assert_close(ops.affinity_apply(x, v, **rule), want @ v)
+    torch.testing.assert_close(kernels.affinity_apply(x, v, **rule), want @ v)

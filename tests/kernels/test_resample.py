@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from densevl.inference import WindowGrid
-from densevl.kernels.reference import dense_decode, dense_scores
-from densevl.kernels.resample import bilinear_matrix
+from densevl.kernels import AxisPlan, KernelError, dense_decode, dense_scores
+from densevl.kernels.resample import bilinear_matrix, patch_axis_block, pixel_axis_block
 
 
 @given(size=st.integers(1, 80), source=st.integers(1, 80))
@@ -99,6 +99,51 @@ def test_patch_blend_equals_averaging_tokens_on_one_grid(case) -> None:
     want = F.interpolate(full[None], size=case["out"], mode="bilinear")
     laid = windows.assemble(by_window.float().permute(0, 2, 3, 1).contiguous(), 1)
     torch.testing.assert_close(dense_scores(laid, windows.plan(*case["out"])).double(), want, atol=3e-6, rtol=0)
+
+
+def of_block(axis, blend: str, size: int, start: int, stop: int) -> tuple[tuple[int, ...], AxisPlan]:
+    if blend == "pixel":
+        return pixel_axis_block(
+            axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length, size, start, stop
+        )
+    patch = axis.crop // axis.tokens
+    return patch_axis_block(axis.starts, patch, axis.tokens, axis.margin, axis.length, size, start, stop)
+
+
+@given(case=cases, blend=st.sampled_from(["pixel", "patch"]), share=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@settings(deadline=None, max_examples=150)
+def test_a_block_has_the_rows_of_the_whole_plan_bit_for_bit(case, blend, share) -> None:
+    if case["crop"] is not None and case["stride"] > case["crop"]:
+        case["stride"] = case["crop"]
+    # An axis longer than the blocks that a whole plan is made of, and one shorter.
+    windows = WindowGrid.place(6 * case["height"], case["width"], case["crop"], case["stride"], case["patch"], blend)
+    height, width = case["out"][0] * 9, case["out"][1]
+    whole = windows.plan(height, width)
+    for axis, size, plan in ((windows.rows, height, whole.rows), (windows.cols, width, whole.cols)):
+        start = min(int(min(share) * size), size - 1)
+        stop = max(start + 1, int(max(share) * size))
+        touched, block = of_block(axis, blend, size, start, stop)
+        rows = plan.matrix[start:stop].unflatten(1, (len(axis.starts), axis.tokens))
+        assert torch.equal(block.matrix, rows[:, list(touched)].flatten(1))
+        assert list(touched) == sorted(set(touched))
+        others = [i for i in range(len(axis.starts)) if i not in touched]
+        assert (rows[:, others] == 0).all()
+        assert (rows[:, list(touched)] != 0).flatten(2).any(dim=2).any(dim=0).all()  # none too many
+
+
+def test_a_block_of_a_huge_axis_has_its_own_windows_alone() -> None:
+    rows = WindowGrid.place(20_000, 64, 192, 96, 16).rows
+    windows, block = of_block(rows, "pixel", 20_000, 9_000, 9_256)
+    assert len(windows) == 5
+    assert block.matrix.shape == (256, 5 * rows.tokens)
+    torch.testing.assert_close(block.matrix.sum(dim=1), torch.ones(256))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 0), (5, 3), (-1, 2), (7, 12)])
+@pytest.mark.parametrize("blend", ["pixel", "patch"])
+def test_rows_outside_the_output_are_refused(blend, start, stop) -> None:
+    with pytest.raises(KernelError, match=f"pixels {start} to {stop} are not within an output of 11"):
+        of_block(WindowGrid.place(16, 16, None, 1, 8, blend).rows, blend, 11, start, stop)
 
 
 @pytest.mark.parametrize("queries", [1, 33, 300])

@@ -10,7 +10,7 @@ from torch import nn
 
 modeling = pytest.importorskip("segment_anything.modeling", reason="SAM needs the extra 'sam'")
 
-from densevl.kernels import reference
+from densevl.kernels import attention
 from densevl.proposals.sam_encoder import run_block, run_encoder
 
 
@@ -32,8 +32,8 @@ def encoder(**settings) -> nn.Module:
     ids=["windows", "no-places", "global", "windows-only"],
 )
 def test_the_encoder_gives_the_packages_embedding(settings, held, monkeypatch) -> None:
-    monkeypatch.setattr(reference, "RELATIVE_HELD", held)
-    monkeypatch.setattr(reference, "RELATIVE_ROWS", 20)
+    monkeypatch.setattr(attention, "RELATIVE_HELD", held)
+    monkeypatch.setattr(attention, "RELATIVE_ROWS", 20)
     own, pixels = encoder(**settings), torch.randn(2, 3, 72, 72)
     torch.testing.assert_close(run_encoder(own, pixels), own(pixels), atol=1e-5, rtol=1e-5)
 

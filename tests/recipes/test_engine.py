@@ -10,7 +10,7 @@ import torch
 
 from conftest import TINY, random_clip, wrap
 from densevl.errors import RecipeError
-from densevl.kernels.ops import Gaussian
+from densevl.kernels import Gaussian
 from densevl.recipes import Recipe, SecondStream, get, names
 from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
 from densevl.recipes.blocks import view

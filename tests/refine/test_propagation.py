@@ -10,7 +10,7 @@ import torch
 
 from densevl.errors import ImageError, RecipeError
 from densevl.inference import WindowGrid, decode
-from densevl.kernels.reference import dense_scores
+from densevl.kernels import dense_scores
 from densevl.refine import PatchGraph, PixelPropagation, propagate_patches
 from densevl.refine.color import rgb_to_lab
 

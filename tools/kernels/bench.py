@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from densevl.inference import WindowGrid  # noqa: E402
-from densevl.kernels import ops  # noqa: E402
+from densevl.kernels import RelPos, affinity_apply, dense_decode, grid_attention  # noqa: E402
 from tools.kernels.page import update  # noqa: E402
 
 Run = Callable[[], Any]
@@ -52,7 +52,7 @@ def decode() -> tuple[Run, Run, float]:
         return resized[0].argmax(dim=0)
 
     def ours() -> torch.Tensor:
-        return ops.dense_decode(laid, plan)[0][0]
+        return dense_decode(laid, plan)[0][0]
 
     return usual, ours, (usual() != ours()).double().mean().item()
 
@@ -74,7 +74,7 @@ def decode_with_probabilities() -> tuple[Run, Run, float]:
         return (40.0 * resized[0]).softmax(dim=0).max(dim=0)
 
     def ours() -> tuple[torch.Tensor, torch.Tensor]:
-        label, score, lse = ops.dense_decode(laid, plan, 40.0)
+        label, score, lse = dense_decode(laid, plan, 40.0)
         return torch.exp(40.0 * score - lse)[0], label[0]
 
     return usual, ours, (usual()[0] - ours()[0]).abs().max().item()
@@ -98,7 +98,7 @@ def attention() -> tuple[Run, Run, float]:
         rows = torch.einsum("bhwc,hkc->bhwk", on_grid, get_rel_pos(64, 64, tables[0]))
         columns = torch.einsum("bhwc,wkc->bhwk", on_grid, get_rel_pos(64, 64, tables[1]))
         rel = torch.cat([rows, columns], dim=-1).flatten(1, 2)
-        return ops.grid_attention(q[None], k[None], v[None], grid, bias=ops.RelPos(rel))[0]
+        return grid_attention(q[None], k[None], v[None], grid, bias=RelPos(rel))[0]
 
     return usual, ours, (usual() - ours()).abs().max().item()
 
@@ -139,7 +139,7 @@ def affinity() -> tuple[Run, Run, float]:
         return torch.bmm(weights, parts).transpose(0, 1).reshape(1, tokens, heads * 64)
 
     def ours() -> torch.Tensor:
-        return ops.affinity_apply(x, v, gamma=3.0, beta=1.2)
+        return affinity_apply(x, v, gamma=3.0, beta=1.2)
 
     return usual, ours, (usual() - ours()).abs().max().item()
 

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 
 from densevl.inference import WindowGrid
-from densevl.kernels.triton import affinity, attention, configs, decode, memory, mix
+from densevl.kernels.triton import affinity, attention, configs, decode, mix, neighbours
 
 ARCHITECTURES = (80, 90)
 MODULES = {
@@ -23,7 +23,7 @@ MODULES = {
     "attention": (attention, "attention_kernel"),
     "affinity": (affinity, "affinity_kernel"),
     "mix": (mix, "mix_kernel"),
-    "memory": (memory, "nearest_kernel"),
+    "nearest": (neighbours, "nearest_kernel"),
 }
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 GRIDS = {" narrow": (8, 28), " wide": (8, 64)}
@@ -115,7 +115,7 @@ def _decode(
 ) -> Callable[[], Any]:
     plan = WindowGrid.place(image, image, crop, 112, 16).plan(*size)
     scores = lay(torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64))
-    return lambda: decode.dense_decode(scores, plan, scale)
+    return lambda: decode.dense_decode(scores, plan.rows.matrix, plan.cols.matrix, scale)
 
 
 def _attention(
@@ -126,24 +126,32 @@ def _attention(
     q, k, v = map(lay, torch.zeros(1, total, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
     rel = lay(torch.zeros(2, total, sum(grid), dtype=dtype)) if bias == "rel" else None
     std = 5.0 if bias == "gaussian" else None
-    return lambda: attention.grid_attention(q, k, v, grid, prefix, std, rel=rel, want_lse=lse)
+    return lambda: attention.grid_attention(q, k, v, grid, prefix, std, None, rel, lse)
 
 
-def _affinity(dtype: torch.dtype, width: int, lay: Lay = _plainly, **rule: Any) -> Callable[[], Any]:
+def _affinity(
+    dtype: torch.dtype,
+    width: int,
+    lay: Lay = _plainly,
+    cut: bool = False,
+    floor: float | None = None,
+    linear: bool = False,
+) -> Callable[[], Any]:
+    threshold = torch.zeros(1) if cut else None
     x, v = lay(torch.zeros(1, 160, width, dtype=dtype)), lay(torch.zeros(1, 160, 64, dtype=dtype))
-    return lambda: affinity.affinity_apply(x, v, **rule)
+    return lambda: affinity.affinity_apply(x, v, threshold, 3.0, floor, linear)
 
 
 def _mix(dtype: torch.dtype, width: int, relative: bool, lay: Lay = _plainly) -> Callable[[], Any]:
     q, k, v = map(lay, torch.zeros(1, 1024, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
     rel = lay(torch.zeros(2, 1024, 64, dtype=dtype)) if relative else None
     x = torch.zeros(1, 32 * 24, 32, dtype=dtype)
-    return lambda: mix.affinity_mix(q, k, v, x, grid=(32, 32), covered=(32, 24), rel=rel)
+    return lambda: mix.affinity_mix(q, k, v, x, (32, 32), (32, 24), rel, 1.2, 0.9, None)
 
 
 def _nearest(dtype: torch.dtype, width: int, lay: Lay = _plainly) -> Callable[[], Any]:
     x, bank = lay(torch.zeros(160, width, dtype=dtype)), lay(torch.zeros(160, width, dtype=dtype))
-    return lambda: memory.nearest(x, bank)
+    return lambda: neighbours.nearest(x, bank)
 
 
 def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -157,14 +165,14 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
                 for width in (16, 32, 64, 80) if bias == "rel" else (16, 32, 64, 80, 128):
                     yield "attention", f"{bias}{shape} d{width} lse {label}", _attention(bias, grid, width, True, dtype)
                 yield "attention", f"{bias}{shape} d64 {label}", _attention(bias, grid, 64, False, dtype)
-        rules = {"cut": {"beta": 1.2, "gamma": 3.0}, "cut floor": {"beta": 1.2, "floor": 0.1}, "softmax": {}}
+        rules: dict[str, Any] = {"cut": {"cut": True}, "cut floor": {"cut": True, "floor": 0.1}, "softmax": {}}
         for rule, keywords in (rules | {"linear": {"linear": True, "floor": 0.1}}).items():
             yield "affinity", f"{rule} {label}", _affinity(dtype, 768, **keywords)
         for width in (16, 32, 64, 80):
             yield "mix", f"rel d{width} {label}", _mix(dtype, width, True)
         for width in (64, 128):
             yield "mix", f"plain d{width} {label}", _mix(dtype, width, False)
-        yield "memory", f"D=768 {label}", _nearest(dtype, 768)
+        yield "nearest", f"D=768 {label}", _nearest(dtype, 768)
     half = torch.float16
     yield "decode", f"lse 64 taps{UNALIGNED}", _decode(*GEOMETRIES[64], 50.0, unaligned)
     yield (
@@ -173,9 +181,9 @@ def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
         _attention("gaussian", (9, 63), 64, True, half, unaligned),
     )
     yield "attention", "rel wide d64 lse fp16" + UNALIGNED, _attention("rel", (9, 63), 64, True, half, unaligned)
-    yield "affinity", f"cut fp16{UNALIGNED}", _affinity(half, 765, unaligned, beta=1.2, gamma=3.0)
+    yield "affinity", f"cut fp16{UNALIGNED}", _affinity(half, 765, unaligned, cut=True)
     yield "mix", f"rel d64 fp16{UNALIGNED}", _mix(half, 64, True, unaligned)
-    yield "memory", f"D=768 fp16{UNALIGNED}", _nearest(half, 768, unaligned)
+    yield "nearest", f"D=768 fp16{UNALIGNED}", _nearest(half, 768, unaligned)
 
 
 def _entries(kernel: str, args: dict[str, Any]) -> int:

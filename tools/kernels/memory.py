@@ -28,11 +28,10 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from densevl import recipes  # noqa: E402
+from densevl import kernels, recipes  # noqa: E402
 from densevl.benchmarking.clock import reset_peak, resident_mib  # noqa: E402
 from densevl.inference import WindowGrid  # noqa: E402
 from densevl.inference.stitching import encode_stitched  # noqa: E402
-from densevl.kernels import ops  # noqa: E402
 from densevl.recipes import Hints  # noqa: E402
 from densevl.recipes.run import finish, start  # noqa: E402
 from tools.kernels.page import update  # noqa: E402
@@ -69,9 +68,9 @@ def stitched(name: str, stride: int = 256, **changes: Any) -> Call:
 def attention(bias: str | None, lse: bool = False) -> Call:
     def call(side: int) -> Callable[[], Any]:
         q, k, v = torch.randn(1, side * side, 3, HEADS, 64).permute(2, 0, 3, 1, 4).unbind(0)
-        rel = ops.RelPos(torch.randn(HEADS, side * side, 2 * side)) if bias == "relative" else None
-        near = ops.Gaussian(5.0) if bias == "gaussian" else rel
-        return lambda: ops.grid_attention(q, k, v, (side, side), bias=near, want_lse=lse)
+        rel = kernels.RelPos(torch.randn(HEADS, side * side, 2 * side)) if bias == "relative" else None
+        near = kernels.Gaussian(5.0) if bias == "gaussian" else rel
+        return lambda: kernels.grid_attention(q, k, v, (side, side), bias=near, want_lse=lse)
 
     return call
 
@@ -80,7 +79,7 @@ def affinity(**rule: Any) -> Call:
     def call(side: int) -> Callable[[], Any]:
         x = F.normalize(torch.randn(1, side * side, WIDTH) + 0.5, dim=-1)
         v = torch.randn(1, side * side, WIDTH)
-        return lambda: ops.affinity_apply(x, v, **rule)
+        return lambda: kernels.affinity_apply(x, v, **rule)
 
     return call
 
@@ -88,12 +87,12 @@ def affinity(**rule: Any) -> Call:
 def mix(side: int) -> Callable[[], Any]:
     q, k, v = torch.randn(1, side * side, 3, HEADS, 64).permute(2, 0, 3, 1, 4).unbind(0)
     rel, x = torch.randn(HEADS, side * side, 2 * side), torch.randn(1, side * side, WIDTH)
-    return lambda: ops.affinity_mix(q, k, v, x, grid=(side, side), covered=(side, side), rel=rel)
+    return lambda: kernels.affinity_mix(q, k, v, x, grid=(side, side), covered=(side, side), rel=rel)
 
 
 def nearest(side: int) -> Callable[[], Any]:
     x, memory = torch.randn(side * side, WIDTH), torch.randn(side * side, WIDTH)
-    return lambda: ops.nearest(x, memory)
+    return lambda: kernels.nearest(x, memory)
 
 
 CASES: dict[str, tuple[str, Callable[[], Call]]] = {

@@ -14,10 +14,15 @@ HEAD = """# Kernels
 
 <!-- Written by tools/kernels/page.py from kernels.json; do not edit. -->
 
-Five operators in `densevl.kernels.ops`, each a torch reference (the specification, and what runs on a CPU) and a Triton
-kernel. `DENSEVL_KERNELS` is `auto` (kernels on CUDA devices of compute capability 8.0 or more, torch elsewhere), `torch`,
-or `triton` (the kernel, or an error that says why not). `ops.explain` says what would run. Under `torch.compile` each
-operator is one node (`torch.ops.densevl`), and what it runs is chosen when the graph runs.
+Five operators in `densevl.kernels`, one file each. A file holds the operator's signature and checks, the torch code that
+defines it and runs on a CPU, and the reasons why a case is not for its Triton kernel; the kernel lies in
+`kernels/triton`. `DENSEVL_KERNELS` is `auto` (kernels on CUDA devices of compute capability 8.0 or more, torch
+elsewhere), `torch`, or `triton` (the kernel, or an error that says why not); `kernels.use("torch")` says the same for a
+block of code. `kernels.explain(kernels.grid_attention, q, k, v, grid)` says what would run, and why.
+
+Under `torch.compile` the choice is made when a graph is captured: torch's operators are captured one by one, a kernel is
+one node (`torch.ops.densevl`). `torch.export` captures torch's operators alone, and its sizes may be left open (number of
+images, height, width): no loop over rows is in an exported graph, so it holds what is said below never to be held.
 
 | operator | what is never held | the kernel does not take |
 |---|---|---|

@@ -11,7 +11,6 @@ import torch
 import triton
 import triton.language as tl
 
-from densevl.kernels.reference import affinity_mean
 from densevl.kernels.triton.configs import padded, tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -71,24 +70,14 @@ def affinity_kernel(
     tl.store(to, weight.to(weights.dtype.element_ty))
 
 
+@torch.library.custom_op("densevl::affinity_apply", mutates_args=())
 def affinity_apply(
-    x: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    gamma: float = 1.0,
-    beta: float | None = None,
-    floor: float | None = None,
-    linear: bool = False,
-    regions: torch.Tensor | None = None,
-    blank: int | None = None,
-    mean: torch.Tensor | None = None,
+    x: torch.Tensor, v: torch.Tensor, cut: torch.Tensor | None, gamma: float, floor: float | None, linear: bool
 ) -> torch.Tensor:
-    """Launch the kernel; arguments and results are those of `reference.affinity_apply` without regions."""
+    """Launch the kernel: as `kernels.affinity_apply`, with the threshold `cut` (B,) float32 its beta times the mean."""
     batch, tokens, _ = x.shape
-    rule = LINEAR if linear else SOFTMAX if beta is None else CUT
-    if mean is None and beta is not None and not linear:
-        mean = affinity_mean(x.float(), floor)
-    cut = x.new_zeros(batch, dtype=torch.float32) if mean is None else (beta or 0.0) * mean.float().reshape(-1)
+    rule = LINEAR if linear else SOFTMAX if cut is None else CUT
+    cut = x.new_zeros(batch, dtype=torch.float32) if cut is None else cut
     config = tile("affinity", "", x.device)
     rows, columns, step = config.block
     x = padded(x, step)
@@ -124,3 +113,8 @@ def affinity_apply(
         total = part.sum(dim=-1, keepdim=True, dtype=torch.float32) + (1e-6 if linear else 0.0)
         out[:, first:last] = (torch.matmul(part, v).float() / total).to(v.dtype)
     return out
+
+
+@affinity_apply.register_fake
+def _(x, v, *rest):
+    return v.new_empty(v.shape)

@@ -9,7 +9,7 @@ All arithmetic outside the matrix products is float32, and logits are in log2 un
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -156,29 +156,28 @@ def attention_kernel(
         tl.store(lse + pair * tokens + query, most + tl.log2(total), mask=real)
 
 
+@torch.library.custom_op("densevl::grid_attention", mutates_args=())
 def grid_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    grid: tuple[int, int],
-    prefix: int = 0,
-    std: float | None = None,
-    scale: float | None = None,
-    extra: torch.Tensor | None = None,
-    *,
-    rel: torch.Tensor | None = None,
-    want_lse: bool = False,
-) -> Any:
-    """Launch the kernel; arguments and results are those of `reference.grid_attention` without `extra`."""
+    grid: Sequence[int],
+    prefix: int,
+    std: float | None,
+    scale: float | None,
+    rel: torch.Tensor | None,
+    want_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernel: what `kernels.grid_attention` returns with `want_lse`; without, the second is empty."""
     batch, heads, tokens, width = q.shape
     q, k, v = dense(q), dense(k), dense(v)
-    out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)  # the output projection's order
-    lse = torch.empty(batch, heads, tokens, device=q.device) if want_lse else out
+    out, lse = _results(q, want_lse)
     relative = None if rel is None else whole(rel)
-    prefix_keys = k.shape[2] - grid[0] * grid[1]
-    variant = ("rel-" if std is None else "") + ("narrow" if grid[1] <= 32 else "wide")
+    grid_h, grid_w = grid
+    prefix_keys = k.shape[2] - grid_h * grid_w
+    variant = ("rel-" if std is None else "") + ("narrow" if grid_w <= 32 else "wide")
     if std is None and rel is None:
-        grid, variant = (grid[0] * grid[1], 1), "plain"  # nothing depends on coordinates: a flat walk
+        grid_h, grid_w, variant = grid_h * grid_w, 1, "plain"  # nothing depends on coordinates: a flat walk
     config = tile("attention", variant, q.device, width)
     queries, rows, columns = config.block
     first, second = head_parts(width)
@@ -188,14 +187,15 @@ def grid_attention(
         v,
         q if relative is None else relative,
         out,
-        lse,
+        lse if want_lse else out,
         heads,
         *q.stride()[:3],
         *k.stride()[:3],
         *v.stride()[:3],
         *out.stride()[:3],
         tokens,
-        *grid,
+        grid_h,
+        grid_w,
         prefix,
         prefix_keys,
         width**-0.5 if scale is None else scale,
@@ -209,4 +209,16 @@ def grid_attention(
         WANT_LSE=want_lse,
         **config.options,
     )
-    return (out, lse) if want_lse else out
+    return out, lse
+
+
+def _results(q: torch.Tensor, want_lse: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for the attention, in the order that the output projection reads, and for the logsumexp, if wanted."""
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty(batch, tokens, heads, width).transpose(1, 2)
+    return out, q.new_empty((batch, heads, tokens) if want_lse else 0, dtype=torch.float32)
+
+
+@grid_attention.register_fake
+def _(q, *rest):
+    return _results(q, rest[-1])

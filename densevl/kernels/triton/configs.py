@@ -47,7 +47,7 @@ TILES: dict[tuple[str, str], dict[int, Tile]] = {
     ("mix", "middle"): {80: Tile((64, 32), 4, 2), 90: Tile((64, 64), 8, 2)},
     ("mix", "other"): {80: Tile((64, 32), 4, 2), 90: Tile((64, 32), 4, 2)},
     # rows, memory rows, features per step
-    ("memory", ""): {80: Tile((128, 128, 64), 8, 3), 90: Tile((128, 128, 64), 8, 3)},
+    ("nearest", ""): {80: Tile((128, 128, 64), 8, 3), 90: Tile((128, 128, 64), 8, 3)},
 }
 
 

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from densevl.kernels.resample import DecodePlan, Tiling, decode_tiling
+from densevl.kernels.resample import Tiling, decode_tiling
 from densevl.kernels.triton.configs import tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -98,17 +98,17 @@ def decode_kernel(
 
 @lru_cache(maxsize=8)
 def _tables(tiling: Tiling, device: torch.device) -> tuple[torch.Tensor, ...]:
-    axes = (tiling.rows, tiling.cols)
-    return tuple(table.to(device) for axis in axes for table in (axis.index, axis.weights))
+    return tuple(table.to(device) for table in tiling.tables)
 
 
+@torch.library.custom_op("densevl::dense_decode", mutates_args=())
 def dense_decode(
-    scores: torch.Tensor, plan: DecodePlan, scale: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Launch the kernel; arguments and results are those of `reference.dense_decode`."""
-    batch, rows, columns, queries = scores.shape
-    height, width = plan.size
-    tiling = decode_tiling(plan)
+    scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launch the kernel: as `kernels.dense_decode`, with a plan's two matrices; without a scale the third is empty."""
+    batch, token_rows, columns, queries = scores.shape
+    label, score, lse = _results(scores, rows, cols, scale)
+    tiling = decode_tiling(rows, cols)
     config = tile("decode", "best" if scale is None else "lse", scores.device)
     (block,) = config.block
     padded = -(-queries // block) * block
@@ -116,31 +116,45 @@ def dense_decode(
     high = filled.half()
     low = (filled - high.float()).half()
     top = scores.amax(dim=-1).contiguous()
-    label = torch.empty(batch, height, width, dtype=torch.int32, device=scores.device)
-    score = torch.empty(batch, height, width, device=scores.device)
-    lse = score if scale is None else torch.empty_like(score)
-    tiles_y, tiles_x = len(tiling.rows.index), len(tiling.cols.index)
+    index_y, weight_y, index_x, weight_x = _tables(tiling, scores.device)
+    tiles_y, tiles_x = index_y.shape[0], index_x.shape[0]
     decode_kernel[(tiles_y * tiles_x, batch)](
         high,
         low,
         top,
-        *_tables(tiling, scores.device),
+        index_y,
+        weight_y,
+        index_x,
+        weight_x,
         label,
         score,
-        lse,
+        score if scale is None else lse,
         columns,
-        rows * columns,
+        token_rows * columns,
         padded,
-        height,
-        width,
+        rows.shape[0],
+        cols.shape[0],
         tiles_x,
         scale or 0.0,
         TY=tiling.shape[0],
         TX=tiling.shape[1],
-        KY=tiling.rows.taps,
-        KX=tiling.cols.taps,
+        KY=index_y.shape[1],
+        KX=index_x.shape[1],
         BLOCK=block,
         WANT_LSE=scale is not None,
         **config.options,
     )
-    return label, score, None if scale is None else lse
+    return label, score, lse
+
+
+def _results(
+    scores: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = scores.shape[0], rows.shape[0], cols.shape[0]
+    label, score = scores.new_empty(shape, dtype=torch.int32), scores.new_empty(shape)
+    return label, score, scores.new_empty(0 if scale is None else shape)
+
+
+@dense_decode.register_fake
+def _(scores, rows, cols, scale):
+    return _results(scores, rows, cols, scale)

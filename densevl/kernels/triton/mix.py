@@ -7,12 +7,14 @@ cosine passes the row's limit. A plain matrix product then applies the map, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from densevl.kernels.reference import mix_limit
+from densevl.kernels.mix import mix_limit
 from densevl.kernels.triton.attention import grid_attention, load_rows
 from densevl.kernels.triton.configs import ENTRIES, dense, head_parts, tile, whole
 
@@ -98,26 +100,26 @@ def mix_kernel(
     tl.store(to, (total * SPREAD).to(weights.dtype.element_ty), mask=real[:, None] & there[None, :])
 
 
+@torch.library.custom_op("densevl::affinity_mix", mutates_args=())
 def affinity_mix(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     x: torch.Tensor,
-    *,
-    grid: tuple[int, int],
-    covered: tuple[int, int],
-    rel: torch.Tensor | None = None,
-    factor: float = 1.2,
-    cap: float = 0.9,
-    negative: float | None = None,
+    grid: Sequence[int],
+    covered: Sequence[int],
+    rel: torch.Tensor | None,
+    factor: float,
+    cap: float,
+    negative: float | None,
 ) -> torch.Tensor:
-    """Launch the kernel; arguments and results are those of `reference.affinity_mix`. Holds one n x n map."""
+    """Launch the kernel: as `kernels.affinity_mix`. Holds one n x n map."""
     batch, heads, _, width = q.shape
     inner = covered[0] * covered[1]
     q, k = dense(q), dense(k)
     rel = None if rel is None else whole(rel)
-    _, lse = grid_attention(q, k, v, grid, rel=rel, want_lse=True)
-    corner = v.unflatten(2, grid)[:, :, : covered[0], : covered[1]].flatten(2, 3)
+    _, lse = grid_attention(q, k, v, grid, 0, None, None, rel, True)
+    corner = v.unflatten(2, tuple(grid))[:, :, : covered[0], : covered[1]].flatten(2, 3)
     unit = F.normalize(corner.float(), dim=-1)
     limit = mix_limit(unit, factor, cap, negative).contiguous()
     unit = dense(unit.to(q.dtype))
@@ -153,4 +155,9 @@ def affinity_mix(
     )
     total = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
     mixed = torch.matmul(weights, x).float() / total.clamp(min=1e-30)
-    return torch.where(total > 0, mixed.to(x.dtype), x)
+    return torch.where(total > 0, mixed.to(x.dtype), x).contiguous()
+
+
+@affinity_mix.register_fake
+def _(q, k, v, x, *rest):
+    return x.new_empty(x.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densevl.kernels.ops import Gaussian
+from densevl.kernels import Gaussian
 from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
 from densevl.recipes.readout import FeatureSurgery

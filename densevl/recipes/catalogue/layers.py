@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from densevl.kernels.ops import Gaussian
+from densevl.kernels import Gaussian
 from densevl.recipes.additions import BlockInputs, OtherBlocks
 from densevl.recipes.affinity import Affinity, Floor, Relative, Smooth
 from densevl.recipes.attention import BalancedMaps, BlockAttention, BoxAttention, SelfAttention

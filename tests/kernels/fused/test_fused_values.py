@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densevl import kernels
 from densevl.inference import WindowGrid
-from densevl.kernels import ops
-from densevl.kernels.dispatch import use
-from densevl.kernels.triton import affinity, attention, decode, memory, mix
-from fused import kernel_checks as check
+from densevl.kernels import Gaussian, use
+from densevl.kernels.triton import affinity, attention, decode, mix, neighbours
+from fused.kernel_checks import check_affinity, check_attention, check_decode, check_mix, check_nearest
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 drawn = settings(deadline=None, max_examples=12, derandomize=True)
@@ -37,7 +39,7 @@ def name(case: object) -> str:
     ids=name,
 )
 def test_decode_smoke(case, device) -> None:
-    check.decode(decode, device, **case)
+    check_decode(device, **case)
 
 
 @given(
@@ -49,13 +51,13 @@ def test_decode_smoke(case, device) -> None:
 )
 @drawn
 def test_decode(device, image, crop, part, out, queries) -> None:
-    check.decode(decode, device, image, crop, crop // part, 8, out, queries, batch=1)
+    check_decode(device, image, crop, crop // part, 8, out, queries, batch=1)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=name)
 @pytest.mark.parametrize("bias", [None, "gaussian", "rel"])
 def test_attention_smoke(bias, dtype, device) -> None:
-    check.attention(attention, device, bias=bias, dtype=dtype)
+    check_attention(device, bias=bias, dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_attention_smoke(bias, dtype, device) -> None:
     ids=name,
 )
 def test_attention_shapes_smoke(case, device) -> None:
-    check.attention(attention, device, **case)
+    check_attention(device, **case)
 
 
 @given(
@@ -95,7 +97,7 @@ def test_attention_shapes_smoke(case, device) -> None:
 )
 @drawn
 def test_attention(device, grid, prefix, width, batch, heads, dtype, size, bias) -> None:
-    check.attention(attention, device, grid, prefix, True, width, batch, heads, dtype, size, bias)
+    check_attention(device, grid, prefix, True, width, batch, heads, dtype, size, bias)
 
 
 RULES = [
@@ -110,7 +112,7 @@ RULES = [
 @pytest.mark.parametrize("dtype", TYPES, ids=name)
 @pytest.mark.parametrize("rule", RULES, ids=name)
 def test_affinity_smoke(rule, dtype, device) -> None:
-    check.affinity(affinity, device, dtype=dtype, **rule)
+    check_affinity(device, dtype=dtype, **rule)
 
 
 @pytest.mark.parametrize("held", [0, 2**25])
@@ -121,7 +123,7 @@ def test_affinity_smoke(rule, dtype, device) -> None:
 )
 def test_affinity_shapes(case, held, device, monkeypatch) -> None:
     monkeypatch.setattr(affinity, "HELD_BYTES", held)  # 0: one tile of rows at a time
-    check.affinity(affinity, device, **{"gamma": 3.0, "beta": 1.2, **case})
+    check_affinity(device, **{"gamma": 3.0, "beta": 1.2, **case})
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=name)
@@ -131,7 +133,7 @@ def test_affinity_shapes(case, held, device, monkeypatch) -> None:
     ids=name,
 )
 def test_mix_smoke(case, dtype, device) -> None:
-    check.mix(mix, device, dtype=dtype, **case)
+    check_mix(device, dtype=dtype, **case)
 
 
 @pytest.mark.parametrize(
@@ -144,48 +146,48 @@ def test_mix_smoke(case, dtype, device) -> None:
     ids=name,
 )
 def test_mix_shapes(case, device) -> None:
-    check.mix(mix, device, **case)
+    check_mix(device, **case)
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=name)
 def test_nearest_smoke(dtype, device) -> None:
-    check.nearest(memory, device, dtype=dtype)
+    check_nearest(device, dtype=dtype)
 
 
 @pytest.mark.parametrize("programs", [1, 264])
 @pytest.mark.parametrize("case", [{"rows": 1, "memory": 1}, {"rows": 130, "memory": 129, "doubled": True}], ids=name)
 def test_nearest_shapes(case, programs, device, monkeypatch) -> None:
-    monkeypatch.setattr(memory, "PROGRAMS", programs)  # one split, or as many as there are tiles
-    check.nearest(memory, device, **case)
+    monkeypatch.setattr(neighbours, "PROGRAMS", programs)  # one split, or as many as there are tiles
+    check_nearest(device, **case)
 
 
 @given(rows=st.integers(1, 150), bank=st.integers(1, 400), width=st.sampled_from([1, 63, 64, 100]), dtype=types)
 @drawn
 def test_nearest(device, rows, bank, width, dtype) -> None:
-    check.nearest(memory, device, rows, bank, width, dtype)
+    check_nearest(device, rows, bank, width, dtype)
 
 
 def test_operators_reach_their_kernels_smoke(device, monkeypatch) -> None:
     launched = []
-    for module, function in [
-        (decode, "dense_decode"),
-        (attention, "grid_attention"),
-        (affinity, "affinity_apply"),
-        (mix, "affinity_mix"),
-        (memory, "nearest"),
-    ]:
-        launch = getattr(module, function)
-        monkeypatch.setattr(module, function, lambda *a, _of=launch, **k: launched.append(_of.__name__) or _of(*a, **k))
+
+    def record(module: ModuleType, name: str) -> None:
+        launch = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: launched.append(name) or launch(*args))
+
+    homes = {decode: "dense_decode", attention: "grid_attention", affinity: "affinity_apply", mix: "affinity_mix"}
+    homes[neighbours] = "nearest"
+    for module, name in homes.items():
+        record(module, name)
     q, k, v = torch.randn(3, 1, 2, 12, 16, device=device).half()
     x = torch.nn.functional.normalize(torch.randn(1, 12, 8, device=device), dim=-1).half()
     plan = WindowGrid.place(16, 16, None, 1, 8).plan(12, 12)
     scores = torch.randn(1, 2, 2, 3, device=device)
     calls = [
-        lambda: ops.dense_decode(scores, plan, 10.0),
-        lambda: ops.grid_attention(q, k, v, (3, 4), bias=ops.Gaussian(2.0), want_lse=True),
-        lambda: ops.affinity_apply(x, v[:, 0], gamma=3.0),
-        lambda: (ops.affinity_mix(q, k, v, x, grid=(3, 4), covered=(3, 4), factor=-9.0),),
-        lambda: ops.nearest(x[0], x[0]),
+        lambda: kernels.dense_decode(scores, plan, 10.0),
+        lambda: kernels.grid_attention(q, k, v, (3, 4), bias=Gaussian(2.0), want_lse=True),
+        lambda: kernels.affinity_apply(x, v[:, 0], gamma=3.0),
+        lambda: (kernels.affinity_mix(q, k, v, x, grid=(3, 4), covered=(3, 4), factor=-9.0),),
+        lambda: kernels.nearest(x[0], x[0]),
     ]
     for call in calls:
         with use("triton"):
@@ -195,4 +197,4 @@ def test_operators_reach_their_kernels_smoke(device, monkeypatch) -> None:
         for one, other in zip(got, want, strict=True):
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, atol=5e-3, rtol=5e-3)
-    assert launched == list(ops.TABLE)
+    assert launched == list(homes.values())

@@ -1,0 +1,53 @@
+"""What the operators share: checks of shapes, runs of rows, half precision on the CPU, and what no kernel takes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+
+from densevl.kernels.dispatch import KernelError
+
+HALF = (torch.float16, torch.bfloat16)
+MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
+
+
+def need(holds: bool, name: str, tensor: torch.Tensor, wanted: str, *sizes: Any) -> None:
+    """Raise KernelError unless it holds; `sizes` go into `wanted` only then, as a graph cannot print symbolic sizes."""
+    if not holds:
+        said = wanted.format(*(tuple(size) if isinstance(size, torch.Size) else size for size in sizes))
+        raise KernelError(f"{name} has shape {tuple(tensor.shape)}; wanted {said}")
+
+
+def wide(tensor: MaybeTensor) -> MaybeTensor:
+    """Half precision on the CPU made float32; anything else as it is."""
+    if tensor is None or tensor.dtype not in HALF or tensor.device.type != "cpu":
+        return tensor
+    return tensor.float()
+
+
+def runs(total: int, most: int, whole: int = 0) -> list[slice]:
+    """Runs of at most `most` of `total` rows, or one run if they are up to `whole`.
+
+    In a graph that is exported it is one run: the number of rows may be a symbol there, the number of runs may not.
+    """
+    if torch.compiler.is_exporting() or 0 < total <= whole:
+        return [slice(0, total)]
+    return [slice(start, min(start + most, total)) for start in range(0, total, max(most, 1))]
+
+
+def types(*tensors: torch.Tensor) -> str | None:
+    """Why a kernel for half precision cannot take the types of these, or None."""
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) > 1:
+        return "tensors differ in type: " + ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    kind = tensors[0].dtype
+    # The interpreter's products are exact.
+    if kind in HALF or (kind == torch.float32 and tensors[0].device.type == "cpu"):
+        return None
+    return f"{str(kind).removeprefix('torch.')} is not taken; give float16 or bfloat16"
+
+
+def empty(*tensors: torch.Tensor) -> str | None:
+    """Why a kernel cannot run over these, if one has no entries."""
+    return "a tensor is empty" if any(tensor.numel() == 0 for tensor in tensors) else None
