@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,6 @@ from PIL import Image
 from densevl.drawing import draw_overlay
 from densevl.evaluation.charts import bars, heat, reliability
 from densevl.evaluation.vocabularies import BACKGROUND
-
-if TYPE_CHECKING:
-    from densevl.evaluation.report import Example
 
 _WIDTH = 320
 """Pixels that a picture of the page has at least."""
@@ -59,6 +57,17 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 figcaption { font-size: 13px; color: var(--soft) } .wide { overflow-x: auto } code { font-size: 13px }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink) }
 """
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Attributes: key of an image; score 0..1; image uint8 (H, W, 3); truth, found int16 (H, W)."""
+
+    key: str
+    score: float
+    image: npt.NDArray[np.uint8]
+    truth: npt.NDArray[np.int16]
+    found: npt.NDArray[np.int16]
 
 
 def page(

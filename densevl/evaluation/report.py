@@ -11,18 +11,16 @@ import io
 import json
 import math
 import platform
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from densevl import __version__
 from densevl.evaluation.experiment import AnyPredictor
-from densevl.evaluation.page import page
+from densevl.evaluation.page import Example, page
 from densevl.evaluation.runner import Outcome
 from densevl.evaluation.tasks import NOTHING
 from densevl.files import atomic_write_all
@@ -30,17 +28,6 @@ from densevl.files import atomic_write_all
 SHOWN = 4
 """Best and worst images that the page shows."""
 _PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """Attributes: key of an image; score 0..1; image uint8 (H, W, 3); truth, found int16 (H, W)."""
-
-    key: str
-    score: float
-    image: npt.NDArray[np.uint8]
-    truth: npt.NDArray[np.int16]
-    found: npt.NDArray[np.int16]
 
 
 def results(outcome: Outcome) -> dict[str, Any]:

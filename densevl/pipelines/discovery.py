@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,47 +16,10 @@ from torch.nn import functional as F
 from densevl.errors import LabelError
 from densevl.proposals import Proposals
 from densevl.regions.embedded import RegionEmbeddings
-from densevl.regions.overlap import intersections, nms
-from densevl.regions.result import RegionResult
-from densevl.vocabulary import NOTHING, Background, LabelSet
-from densevl.vocabulary.nouns import nouns
-
-if TYPE_CHECKING:
-    from densevl.pipelines.regions import RegionClassifier
-    from densevl.pipelines.segmenter import Labels
+from densevl.regions.overlap import intersections
+from densevl.vocabulary import NOTHING, LabelSet
 
 REPEATED = 0.8  # IoU above which two regions of different words are one thing; the likelier word stays
-
-
-def discover(
-    classifier: RegionClassifier,
-    image: Any,
-    words: Labels | None = None,
-    *,
-    threshold: float = 0.0,
-    agree: float = 0.5,
-    overlap: float | None = 0.5,
-    **regions: Any,
-) -> RegionResult:
-    """Name what is in a photo without being told what to look for; see `RegionClassifier.discover`."""
-    if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
-        raise LabelError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
-    found = classifier.embed(image, **regions)
-    listed, unread = readable(nouns() if words is None else LabelSet.parse(words), classifier.backbone.uncovered)
-    text = classifier.embed_text(listed, Background())
-    p_RC = class_probs(classifier.scorer.judge(found, text), text.classes, len(listed))
-    p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
-    chosen = few_words(p_RC, agree)
-    few = LabelSet(tuple(listed.names[c] for c in chosen), tuple(listed.synonyms[c] for c in chosen))
-    p_RC = p_RC[:, chosen]
-    best, labels = p_RC.max(dim=1) if len(p_RC) else (p_RC.sum(dim=1), torch.zeros(0, dtype=torch.int64))
-    labels = torch.where((best > 0) & (best >= threshold), labels, NOTHING)
-    groups = together(found.regions, labels.cpu().numpy(), overlap)
-    merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
-    result = classifier.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
-    kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.scores, 0), threshold=REPEATED))
-    warned = (f"{unread} words of the list are not covered by model '{classifier.backbone.name}'",) * bool(unread)
-    return replace(result.select(kept), warnings=warned)
 
 
 def readable(words: LabelSet, uncovered: Callable[[Sequence[str]], list[str]]) -> tuple[LabelSet, int]:

@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone
 from densevl.errors import WeightsError
 from densevl.fewshot import restore
+from densevl.fewshot.head import Head
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot_features import RegionFeatures
+from densevl.pipelines.segmenter import Segmenter
 from densevl.recipes import Recipe
 from densevl.vocabulary import Background, LabelSet
 
-if TYPE_CHECKING:
-    from densevl.pipelines.fewshot import FewShot
 
-    Made = TypeVar("Made", bound=FewShot)
+class Fitted(Protocol):
+    """What is kept of a `FewShot`."""
+
+    level: str
+    head: str
+    settings: dict[str, Any]
+    segmenter: Segmenter
+    backbone: Backbone
+    coverage: float
+    tokens: int
+    features: Any
+    templates: Any
+    labels: LabelSet | None
+    heads: dict[str, Head]
+    counts: Counter[str]
+
 
 FORMAT = "densevl-fewshot-1"
 BORROWED = ("proxy", "sam")
 
 
-def save(path: Path, made: FewShot) -> list[Path]:
+def save(path: Path, made: Fitted) -> list[Path]:
     """Write PATH.safetensors and PATH.json; see `FewShot.save`."""
     segmenter, regions = made.segmenter, made.features
     states = {kind: head.state() for kind, head in made.heads.items()}
@@ -57,8 +72,11 @@ def save(path: Path, made: FewShot) -> list[Path]:
     return fitted.save(path, FORMAT, tensors, facts)
 
 
+Made = TypeVar("Made", bound=Fitted)
+
+
 def load(
-    kind: type[Made],
+    kind: Callable[..., Made],
     path: Path,
     model: str | Backbone | None,
     recipe: str | Recipe | None,

@@ -17,7 +17,7 @@ from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import LabelError
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
-from densevl.pipelines.discovery import discover
+from densevl.pipelines.discovery import REPEATED, class_probs, few_words, merge, merged_probs, readable, together
 from densevl.pipelines.prompting import prompted
 from densevl.pipelines.region_scores import NAME_FIRST, ORDERS, POOL_FIRST, RegionScorer, default_operators
 from densevl.pipelines.segmenter import BackgroundSpec, Labels, Segmenter
@@ -28,9 +28,11 @@ from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide, log_probs, prototypes
 from densevl.regions.operators import OPERATORS, parse
+from densevl.regions.overlap import nms
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED
 from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary.nouns import nouns
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 
 PROPOSER = "mini-sam"
@@ -233,7 +235,24 @@ class RegionClassifier:
         Raises:
             As `classify`. LabelError: the model covers none of the words, or shares out of range.
         """
-        return discover(self, image, words, threshold=threshold, agree=agree, overlap=overlap, **regions)
+        if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
+            raise LabelError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
+        found = self.embed(image, **regions)
+        listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.uncovered)
+        text = self.embed_text(listed, Background())
+        p_RC = class_probs(self.scorer.judge(found, text), text.classes, len(listed))
+        p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
+        chosen = few_words(p_RC, agree)
+        few = LabelSet(tuple(listed.names[c] for c in chosen), tuple(listed.synonyms[c] for c in chosen))
+        p_RC = p_RC[:, chosen]
+        best, labels = p_RC.max(dim=1) if len(p_RC) else (p_RC.sum(dim=1), torch.zeros(0, dtype=torch.int64))
+        labels = torch.where((best > 0) & (best >= threshold), labels, NOTHING)
+        groups = together(found.regions, labels.cpu().numpy(), overlap)
+        merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
+        result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
+        kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.scores, 0), threshold=REPEATED))
+        warned = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
+        return replace(result.select(kept), warnings=warned)
 
     def judged(
         self,
