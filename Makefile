@@ -7,7 +7,8 @@ PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requir
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
 PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
-  densevl.vocabulary densevl.vocabulary.templates densevl.kernels densevl.kernels.resample \
+  densevl.vocabulary densevl.vocabulary.templates densevl.kernels.attention densevl.kernels.affinity \
+  densevl.kernels.mix densevl.kernels.decode densevl.kernels.neighbours densevl.kernels.bias densevl.kernels.resample densevl.kernels.dispatch \
   densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
   densevl.pipelines.regions densevl.pipelines.anomaly densevl.pipelines.fewshot densevl.fewshot densevl.integrations \
   densevl.backbones.precision

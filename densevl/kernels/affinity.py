@@ -115,8 +115,8 @@ def affinity_mean(x: torch.Tensor, floor: float | None = None) -> torch.Tensor:
 def _cosine_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """x x^T some rows at a time, each (B, R, N) free to be changed.
 
-    The product is symmetric: where it may be held, half of it is computed and the other half copied. Not in a graph,
-    nor for gradients: a tensor that is written in parts costs more there.
+    The product is symmetric: where it may be held, half of it is computed and the other half copied. Not in a graph and
+    not for gradients: there it costs more to write a tensor in parts.
     """
     parts = runs(x.shape[1], AFFINITY_ROWS)
     in_parts = len(parts) == 1 or torch.compiler.is_compiling() or wants_gradients((x,))

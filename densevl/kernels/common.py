@@ -51,3 +51,11 @@ def types(*tensors: torch.Tensor) -> str | None:
 def empty(*tensors: torch.Tensor) -> str | None:
     """Why a kernel cannot run over these, if one has no entries."""
     return "a tensor is empty" if any(tensor.numel() == 0 for tensor in tensors) else None
+
+
+def mix_limit(unit: torch.Tensor, factor: float, cap: float, negative: float | None) -> torch.Tensor:
+    """The cosine each token must pass in `affinity_mix`, from unit values (B, A, n, d): (B, n)."""
+    limit = factor * torch.einsum("band,bad->ban", unit, unit.mean(dim=2)).mean(dim=1)
+    if negative is not None:
+        limit = torch.where(limit < 0, negative, limit)
+    return limit.clamp(max=cap)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.kernels.attention import heads, relative_bias
-from densevl.kernels.common import empty, need, runs, types, wide
+from densevl.kernels.common import empty, mix_limit, need, runs, types, wide
 from densevl.kernels.dispatch import KernelError, runs_kernel
 
 MIXED_ROWS = 384  # rows of the n x n map held at once
@@ -83,11 +83,3 @@ def affinity_mix(
         total = weights.sum(dim=-1, keepdim=True)
         mixed[:, rows] = torch.where(total > 0, weights @ x / total.clamp(min=1e-30), x[:, rows])
     return mixed.to(kind)
-
-
-def mix_limit(unit: torch.Tensor, factor: float, cap: float, negative: float | None) -> torch.Tensor:
-    """The cosine each token must pass in `affinity_mix`, from unit values (B, A, n, d): (B, n)."""
-    limit = factor * torch.einsum("band,bad->ban", unit, unit.mean(dim=2)).mean(dim=1)
-    if negative is not None:
-        limit = torch.where(limit < 0, negative, limit)
-    return limit.clamp(max=cap)

@@ -27,8 +27,9 @@ def with_rel(grid: tuple[int, int], batch: int = 2) -> tuple[torch.Tensor, ...]:
 
 
 def rows(grid: tuple[int, int], batch: int = 2) -> tuple[torch.Tensor, ...]:
+    """Rows alike enough that no row of cosines has a sum near 0, which linear weights are divided by."""
     tokens = grid[0] * grid[1]
-    return F.normalize(torch.randn(batch, tokens, 6) + 0.5, dim=-1), torch.randn(batch, tokens, 5)
+    return F.normalize(torch.rand(batch, tokens, 6) + 0.1, dim=-1), torch.randn(batch, tokens, 5)
 
 
 def mixed(grid: tuple[int, int], batch: int = 2) -> tuple[torch.Tensor, ...]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from densevl.kernels.mix import mix_limit
+from densevl.kernels.common import mix_limit
 from densevl.kernels.triton.attention import grid_attention, load_rows
 from densevl.kernels.triton.configs import ENTRIES, dense, head_parts, tile, whole
 
