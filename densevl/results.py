@@ -40,6 +40,7 @@ class SegmentationResult:
         meta: what made it (model, recipe, protocol, background, path, versions, timing); ready for JSON.
         warnings: what the user should know about this result, a sentence each.
         scores_fn: computes `scores` when they are asked for; called at most once.
+        chances_fn: computes probabilities (K + 1, h, w) at some rows (h,) and columns (w,), for `at` and `top`.
 
     Raises:
         DensevlError: shapes, types or ranges contradict this list.
@@ -52,6 +53,7 @@ class SegmentationResult:
     meta: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     scores_fn: Callable[[], npt.NDArray[np.floating[Any]]] | None = None
+    chances_fn: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -69,7 +71,8 @@ class SegmentationResult:
             raise DensevlError("confidence must be a probability, 0 to 1, at every pixel")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "scores_fn": None}  # a closure over the model cannot go to another process
+        # closures over the model cannot go to another process
+        return {**self.__dict__, "scores_fn": None, "chances_fn": None}
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -90,6 +93,53 @@ class SegmentationResult:
         scores = np.asarray(self.scores_fn(), dtype=np.float32)
         _check_array("scores", scores, np.float32, (len(self.names), *self.labels.shape))
         return scores
+
+    def at(self, y: int, x: int, k: int = 5) -> list[tuple[str, float]]:
+        """The likeliest classes of a pixel, "nothing" among them, with their probabilities, best first.
+
+        Probabilities are of the softmax that made `confidence`, background words included; `labels` may still differ
+        from the first one where a threshold or a vote decided.
+
+        Raises:
+            DensevlError: outside the photo, or the result was read from a file.
+        """
+        height, width = self.labels.shape
+        if not (0 <= y < height and 0 <= x < width):
+            raise DensevlError(f"pixel ({y}, {x}) is outside the photo of {height}x{width}")
+        order, chance = self._top(np.array([y]), np.array([x]), k)
+        names = (*self.names, UNLABELLED)
+        return [(names[int(which)], float(share)) for which, share in zip(order[:, 0, 0], chance[:, 0, 0], strict=True)]
+
+    def top(
+        self, k: int = 5, size: tuple[int, int] | None = None
+    ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
+        """The k likeliest classes of every cell of a grid laid over the photo, read at the cells' centres.
+
+        Args:
+            size: (h, w) of the grid; None takes 48 cells along the long side.
+
+        Returns:
+            classes (k, h, w) int16, -1 for nothing; and their probabilities (k, h, w) float32, best first; see `at`.
+
+        Raises:
+            DensevlError: the result was read from a file.
+        """
+        shape = self.labels.shape
+        size = size or (max(1, round(48 * shape[0] / max(shape))), max(1, round(48 * shape[1] / max(shape))))
+        rows, cols = (
+            ((np.arange(cells) + 0.5) * side / cells).astype(np.int64) for cells, side in zip(size, shape, strict=True)
+        )
+        order, chance = self._top(rows, cols, k)
+        return np.where(order == len(self.names), -1, order).astype(np.int16), chance
+
+    def _top(
+        self, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], k: int
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        if self.chances_fn is None:
+            raise DensevlError("this result has no probabilities: they are not kept in files; run the segmenter again")
+        chance = self.chances_fn(rows, cols)
+        order = np.argsort(-chance, axis=0, kind="stable")[: max(1, k)]
+        return order, np.take_along_axis(chance, order, axis=0)
 
     def area(self, name: str) -> int:
         """Return how many pixels a class, or "nothing", covers.

@@ -4,6 +4,8 @@ Rules: "size" is bicubic to the grid's size; "size_antialias" the same with anti
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
 segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
 rounded to half precision whatever the grid, as CLIPer's code does. Align-corners is off in all of them.
+
+While a graph is exported each rule is one small matrix an axis, made of its size alone, so that it resizes to any size.
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ from torch.nn import functional as F
 
 from densevl.errors import RecipeError, suggest
 from densevl.recipes.recipe import POSITION_RULES
+
+SHIFT = 0.1  # patches that DINO's code adds to a grid's side before it divides
+CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5  # the kernels' parameters in torch, and in Pillow, which antialiases
 
 
 def resize_positions(
@@ -29,15 +34,61 @@ def resize_positions(
         )
     if rule == "bilinear_half":
         return resize_positions(table_ND, source, grid, "bilinear", prefix).half().to(table_ND.dtype)
+    if torch.compiler.is_exporting():
+        return _in_a_graph(table_ND, source, grid, rule, prefix)
     if tuple(source) == tuple(grid):
         return table_ND
     # float32 throughout: bicubic is not defined for half precision on every device
     cells = table_ND[prefix:].float().unflatten(0, source).permute(2, 0, 1)[None]
     if rule == "scale_factor":
-        factor = tuple((n + 0.1) / g for n, g in zip(grid, source, strict=True))
+        factor = tuple((n + SHIFT) / g for n, g in zip(grid, source, strict=True))
         cells = F.interpolate(cells, scale_factor=factor, mode="bicubic", align_corners=False)
     else:
         mode = "bilinear" if rule == "bilinear" else "bicubic"
         cells = F.interpolate(cells, size=grid, mode=mode, align_corners=False, antialias=rule == "size_antialias")
     resized = cells[0].permute(1, 2, 0).flatten(0, 1).to(table_ND.dtype)
     return torch.cat([table_ND[:prefix], resized])
+
+
+def _in_a_graph(
+    table_ND: torch.Tensor, source: tuple[int, int], grid: tuple[int, int], rule: str, prefix: int
+) -> torch.Tensor:
+    """The same while a graph is exported: sizes are symbols, and the trained grid is one of those it must take."""
+    sizes = torch.stack([table_ND.new_ones(side).sum() for side in grid])
+    shift = (SHIFT if rule == "scale_factor" else 0.0) * (sizes != sizes.new_tensor(source)).any()
+    rows, cols = (position_matrix(n, g, rule, shift) for n, g in zip(grid, source, strict=True))
+    cells_ghgwD = table_ND[prefix:].float().unflatten(0, source)
+    resized = torch.einsum("yi,xj,ijd->yxd", rows, cols, cells_ghgwD).flatten(0, 1)
+    return torch.cat([table_ND[:prefix], resized.to(table_ND.dtype)])
+
+
+def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Tensor:
+    """(n, g) float32: what each of n places takes of g, by a rule; the same as torch's own resizing.
+
+    Args:
+        shift: scalar, what is added to n before g is divided by it. Its device is the result's.
+    """
+    # float64 inside, as places are differences of large numbers
+    out = torch.arange(n, dtype=torch.float64, device=shift.device)[:, None] + 0.5
+    at = torch.arange(g, dtype=torch.float64, device=shift.device)[None]
+    step = g / (n + shift)
+    if rule == "size_antialias":
+        near = _cubic((at + 0.5 - out * step) / step.clamp(min=1.0), CUBIC_ANTIALIAS)
+        return (near / near.sum(dim=1, keepdim=True)).float()
+    place = out * step - 0.5
+    if rule == "bilinear":
+        return (1 - (at - place.clamp(0, g - 1)).abs()).clamp(min=0).float()
+    # beyond the border the border's entry is read: taps outside are added to the first or the last
+    low = place.floor()
+    weights = torch.zeros_like(place * at)
+    for tap in (-1, 0, 1, 2):
+        weights = weights + _cubic(place - (low + tap), CUBIC) * ((low + tap).clamp(0, g - 1) == at)
+    return weights.float()
+
+
+def _cubic(distance: torch.Tensor, a: float) -> torch.Tensor:
+    """Keys' cubic convolution kernel."""
+    x = distance.abs()
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, inner, torch.where(x < 2, outer, 0.0))

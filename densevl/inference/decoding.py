@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from densevl.errors import LabelError
-from densevl.kernels import DecodePlan, dense_decode, dense_scores
+from densevl.kernels import AxisPlan, DecodePlan, dense_decode, dense_scores
 from densevl.vocabulary.background import NOTHING
 
 Refine = Callable[[torch.Tensor], torch.Tensor]
@@ -119,6 +119,43 @@ def present(scores: torch.Tensor, classes: torch.Tensor, count: int, *, scale: f
     best_BC = torch.full((len(scores), count), -torch.inf, device=scores.device)
     index_BT = classes[owned].expand(len(scores), -1)
     return best_BC.scatter_reduce(1, index_BT, best_BT[:, owned], "amax") >= threshold
+
+
+def chances(
+    scores: torch.Tensor,
+    plan: DecodePlan,
+    classes: torch.Tensor,
+    count: int,
+    rows: torch.Tensor,
+    cols: torch.Tensor,
+    *,
+    scale: float,
+    rest: bool = False,
+    refine: Refine | None = None,
+) -> torch.Tensor:
+    """Probabilities of all classes at some pixels, by the softmax that made `confidence`: (B, count + 1, h, w).
+
+    Args:
+        scores, plan, classes, scale, rest, refine: as `decode`. count: classes.
+        rows, cols: (h,) and (w,) int64 pixels of the output.
+
+    Returns:
+        Each class has the probability of its best string; the last one, "nothing", that of the best string without a
+        class, or with `rest` what the best string leaves. They do not sum to 1 where classes have several strings.
+    """
+    if refine is None:
+        few = DecodePlan(AxisPlan(plan.rows.matrix[rows.cpu()]), AxisPlan(plan.cols.matrix[cols.cpu()]))
+        strings = dense_scores(scores, few)
+    else:
+        parts = scores.split(REFINED_AT_ONCE, dim=-1)
+        strings = torch.cat([refine(dense_scores(part, plan))[:, :, rows[:, None], cols] for part in parts], dim=1)
+    p_BThw = (scale * strings).softmax(dim=1)
+    owner_T = torch.where(classes == NOTHING, count, classes)
+    best = p_BThw.new_zeros(p_BThw.shape[0], count + 1, *p_BThw.shape[2:])
+    best = best.scatter_reduce(1, owner_T.view(1, -1, 1, 1).expand_as(p_BThw), p_BThw, "amax")
+    if rest:
+        best[:, -1] = torch.maximum(best[:, -1], 1 - best[:, :-1].amax(dim=1))
+    return best
 
 
 def class_scores(

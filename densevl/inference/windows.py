@@ -17,15 +17,23 @@ Overlaps are averaged in one of two places:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from densevl.backbones.protocol import BLENDS
 from densevl.errors import ProtocolError
-from densevl.kernels.resample import DecodePlan, patch_axis_plan, pixel_axis_plan
+from densevl.kernels.resample import (
+    AxisPlan,
+    DecodePlan,
+    patch_axis_block,
+    patch_axis_plan,
+    pixel_axis_block,
+    pixel_axis_plan,
+)
 
 TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
@@ -189,12 +197,26 @@ class WindowGrid:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels."""
         axes = []
         for axis, size in ((self.rows, height), (self.cols, width)):
-            if self.blend == "patch":
-                axes.append(
-                    patch_axis_plan(axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin, axis.length, size)
-                )
-            else:
-                axes.append(
-                    pixel_axis_plan(axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length, size)
-                )
+            make: Callable[..., AxisPlan] = patch_axis_plan if self.blend == "patch" else pixel_axis_plan
+            axes.append(make(*self._geometry(axis), axis.length, size))
         return DecodePlan(*axes)
+
+    def block(self, rows: bool, size: int, start: int, stop: int) -> tuple[tuple[int, ...], AxisPlan]:
+        """The part of a plan for some output pixels of one axis; the whole axis is never built.
+
+        Args:
+            rows: the axis of rows, else that of columns. size: its output pixels in all; start, stop: those wanted.
+
+        Returns:
+            The numbers of the windows along the axis that these pixels touch, and the plan with the columns of those
+            windows alone: its rows are those of the whole plan bit for bit, without the columns that are 0 there.
+        """
+        axis = self.rows if rows else self.cols
+        given = (*self._geometry(axis), axis.length, size, start, stop)
+        return patch_axis_block(*given) if self.blend == "patch" else pixel_axis_block(*given)
+
+    def _geometry(self, axis: AxisWindows) -> tuple[Any, ...]:
+        """An axis as the plans of its blend take it, up to its length."""
+        if self.blend == "patch":
+            return axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin
+        return axis.starts, axis.crop, axis.before, axis.after, axis.tokens

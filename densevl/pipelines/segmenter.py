@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from densevl import __version__
-from densevl.backbones import Backbone, InferenceProtocol, load_backbone
+from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol, load_backbone
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.images import read_image
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
-from densevl.inference.decoding import Refine, present
+from densevl.inference.decoding import Refine, chances, present
 from densevl.inference.sliding import check_scope
 from densevl.inference.views import Views, view_scores
+from densevl.kernels import DecodePlan
 from densevl.pipelines import refinement
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
@@ -51,6 +52,19 @@ class Evidence:
     scores: torch.Tensor
     windows: WindowGrid
     text: TextEmbeddings
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A photo ready for the tower.
+
+    Attributes:
+        rgb: uint8 (H, W, 3). windows: where they lie. parts: (n, 3, h, w) float32, the windows in order, normalised.
+    """
+
+    rgb: np.ndarray
+    windows: WindowGrid
+    parts: torch.Tensor
 
 
 class Segmenter:
@@ -217,6 +231,43 @@ class Segmenter:
             scores, windows = view_scores(score, lay, self.views, hints)
         return Evidence(scores, windows, text)
 
+    @property
+    def separable(self) -> bool:
+        """Whether windows of several photos may share a pass of the tower: `prepare`, `run` and `gather` then apply.
+
+        Not so where a recipe reads something of its photo, or joins its windows, nor with views or image-fitted words.
+        """
+        recipe = self.recipe
+        alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
+        return alone and self.views is None and not self._classifier.options.needs_image
+
+    def prepare(self, image: Any) -> Prepared:
+        """Read a photo and cut it into windows; nothing of the model runs.
+
+        Raises:
+            ImageError: unreadable image. RecipeError: this segmenter is not `separable`.
+        """
+        if not self.separable:
+            raise RecipeError("windows of several photos cannot share a pass by this recipe, views or text options")
+        rgb = read_image(image)
+        pixels, windows = feed(rgb, self.backbone, self.protocol)
+        return Prepared(rgb, windows, torch.cat(list(windows.batches(pixels, len(windows)))))
+
+    def run(self, parts: torch.Tensor) -> DenseFeatures:
+        """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""
+        return self.backbone.encode_dense(parts, self.recipe)
+
+    def gather(self, prepared: Prepared, dense: DenseFeatures, labels: LabelSet, policy: Background) -> Evidence:
+        """Score what `run` gave for the windows of one photo, in order: the same as `look` gives.
+
+        Args:
+            dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
+        """
+        text = self._embed(labels, policy)
+        scores = self.backbone.score(dense, text.vectors, text.classes != NOTHING)
+        windows = prepared.windows.with_tokens(*scores.shape[1:3])
+        return Evidence(windows.assemble(scores, 1), windows, text)
+
     def decide(
         self,
         evidence: Evidence,
@@ -243,8 +294,9 @@ class Segmenter:
         if text.bias is not None:
             scores = scores + text.bias / scale
         refine = self._refiner(rgb)
+        taking_part = scores[..., part] if len(classes) < len(part) else scores
         decided = decode(
-            scores[..., part] if len(classes) < len(part) else scores,
+            taking_part,
             plan,
             classes,
             scale=scale,
@@ -265,7 +317,33 @@ class Segmenter:
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
+            chances_fn=partial(self._chances, taking_part, plan, classes, len(labels), policy, rgb),
         )
+
+    def _chances(
+        self,
+        scores: torch.Tensor,
+        plan: DecodePlan,
+        classes: torch.Tensor,
+        count: int,
+        policy: Background,
+        rgb: np.ndarray,
+        rows: np.ndarray,
+        cols: np.ndarray,
+    ) -> np.ndarray:
+        """Probabilities (count + 1, h, w) of the classes and of nothing, at some rows and columns of the photo."""
+        found = chances(
+            scores,
+            plan,
+            classes,
+            count,
+            torch.from_numpy(rows),
+            torch.from_numpy(cols),
+            scale=self.protocol.logit_scale,
+            rest=policy.rest,
+            refine=self._refiner(rgb),
+        )
+        return found[0].cpu().numpy()
 
     def policy(self, background: BackgroundSpec = "auto") -> Background:
         """The background policy of a call: the segmenter's own for "auto".

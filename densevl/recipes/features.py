@@ -6,7 +6,7 @@ Shape letters: B batch, D joint space, T texts, h/w patch grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from densevl.lazy import F, torch
 
@@ -43,6 +43,17 @@ class DenseFeatures:
     def grid(self) -> tuple[int, int]:
         """(h, w) of the patch grid."""
         return self.features.shape[-2], self.features.shape[-1]
+
+    def part(self, rows: slice) -> DenseFeatures:
+        """The features of some images of the batch."""
+
+        def cut(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor[rows]
+
+        layers = tuple(layer[rows] for layer in self.layers)
+        return replace(
+            self, features=self.features[rows], cls=cut(self.cls), affinity=cut(self.affinity), layers=layers
+        )
 
     def score(self, text_TD: torch.Tensor, foreground_T: torch.Tensor | None = None) -> torch.Tensor:
         """Score T unit text rows at every patch by the method's own rule: (B, h, w, T) float32.

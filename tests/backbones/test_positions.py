@@ -6,25 +6,41 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from densevl.backbones.positions import resize_positions
+from densevl.backbones.positions import position_matrix, resize_positions
 from densevl.errors import RecipeError
 from densevl.recipes.recipe import POSITION_RULES
 
 CALLS = {
-    "size": {"size": (7, 5), "mode": "bicubic"},
-    "size_antialias": {"size": (7, 5), "mode": "bicubic", "antialias": True},
-    "scale_factor": {"scale_factor": (7.1 / 4, 5.1 / 6), "mode": "bicubic"},
-    "bilinear": {"size": (7, 5), "mode": "bilinear"},
+    "size": lambda n, g: {"size": n, "mode": "bicubic"},
+    "size_antialias": lambda n, g: {"size": n, "mode": "bicubic", "antialias": True},
+    "scale_factor": lambda n, g: {
+        "scale_factor": tuple((a + 0.1) / b for a, b in zip(n, g, strict=True)),
+        "mode": "bicubic",
+    },
+    "bilinear": lambda n, g: {"size": n, "mode": "bilinear"},
 }
+GRIDS = [
+    ((4, 6), (7, 5)),
+    ((14, 14), (21, 28)),
+    ((14, 14), (5, 9)),
+    ((7, 7), (7, 40)),
+    ((16, 16), (1, 3)),
+    ((3, 2), (50, 61)),
+]
 
 
+@pytest.mark.parametrize(("source", "grid"), GRIDS, ids=str)
 @pytest.mark.parametrize("rule", CALLS)
-def test_rule_is_the_call_it_names(rule) -> None:
-    table = torch.randn(1 + 24, 8)
-    cells = table[1:].view(1, 4, 6, 8).permute(0, 3, 1, 2)
-    want = F.interpolate(cells, align_corners=False, **CALLS[rule])[0].permute(1, 2, 0).reshape(35, 8)
-    got = resize_positions(table, (4, 6), (7, 5), rule)
-    torch.testing.assert_close(got, torch.cat([table[:1], want]))
+def test_a_rule_is_the_call_of_torch_it_names(rule, source, grid) -> None:
+    table = torch.randn(1 + source[0] * source[1], 8)
+    cells = table[1:].unflatten(0, source).permute(2, 0, 1)[None]
+    want = F.interpolate(cells, align_corners=False, **CALLS[rule](grid, source))[0].permute(1, 2, 0).flatten(0, 1)
+    got = resize_positions(table, source, grid, rule)
+    torch.testing.assert_close(got, torch.cat([table[:1], want]), atol=0, rtol=0)
+    shift = torch.tensor(0.1 if rule == "scale_factor" else 0.0, dtype=torch.float64)
+    rows, cols = (position_matrix(n, g, rule, shift) for n, g in zip(grid, source, strict=True))
+    written_out = torch.einsum("yi,xj,ijd->yxd", rows, cols, table[1:].unflatten(0, source)).flatten(0, 1)
+    torch.testing.assert_close(written_out, want, atol=2e-5, rtol=0)
 
 
 def test_half_positions_are_rounded_on_any_grid() -> None:

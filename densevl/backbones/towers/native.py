@@ -54,7 +54,7 @@ class NativeViT:
         patches_BDhw = visual.conv1(pixels.to(visual.conv1.weight.dtype))
         grid = patches_BDhw.shape[-2], patches_BDhw.shape[-1]
         patches_BND = patches_BDhw.flatten(2).transpose(1, 2)
-        cls_B1D = visual.class_embedding.to(patches_BND.dtype).expand(len(pixels), 1, -1)
+        cls_B1D = visual.class_embedding.to(patches_BND.dtype).expand(pixels.shape[0], 1, -1)
         positions = resize_positions(visual.positional_embedding, visual.grid_size, grid, rule)
         return visual.ln_pre(torch.cat([cls_B1D, patches_BND], dim=1) + positions.to(patches_BND.dtype))
 

@@ -60,7 +60,7 @@ class TimmViT:
             raise wrong_size(pixels, self.image_size, "a ViT with relative positions")
         table = getattr(trunk, "pos_embed", None)
         lead = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
-        lead_BPD = [token.expand(len(pixels), -1, -1).to(patches_BND.dtype) for token in lead if token is not None]
+        lead_BPD = [token.expand(pixels.shape[0], -1, -1).to(patches_BND.dtype) for token in lead if token is not None]
         if table is None:
             x_BND = torch.cat([*lead_BPD, patches_BND], dim=1)
         elif trunk.no_embed_class:

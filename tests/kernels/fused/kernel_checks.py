@@ -20,7 +20,7 @@ from densevl.kernels import (
     nearest,
     use,
 )
-from densevl.kernels.mix import mix_limit
+from densevl.kernels.common import mix_limit
 
 # Of the largest value. In float32 the interpreter's products are numpy's, which round differently from CPU to CPU: seen
 # up to 7.9e-6.
