@@ -29,10 +29,6 @@ def _near(neighbourhood: Gaussian | None) -> str:
     return "" if neighbourhood is None else f", near ones more (Gaussian, {neighbourhood.std:g} patches)"
 
 
-def _needed(pair: str) -> str:
-    return "".join(letter for letter in "qkv" if letter in pair + "v")
-
-
 @dataclass(frozen=True, repr=False)
 class Identity(Attention):
     """Each token reads only its own value (MaskCLIP, ECCV 2022)."""
@@ -62,10 +58,6 @@ class SelfAttention(Attention):
     def __post_init__(self) -> None:
         check(self.pair, PAIRS, "pair of projections")
         positive(self.temperature, "temperature")
-
-    @property
-    def projects(self) -> str:
-        return _needed(self.pair)
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         a, b = run.qkv[self.pair[0]], run.qkv[self.pair[1]]
@@ -101,10 +93,6 @@ class CosineAttention(Attention):
         if self.iterations < 0 or (self.iterations and self.pair == "qk"):
             raise RecipeError(f"{self.iterations} iterations of {self.pair}: only qq, kk and vv average themselves")
 
-    @property
-    def projects(self) -> str:
-        return _needed(self.pair)
-
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         scale, factor = run.temperature, 1.0
         if isinstance(self.temperature, str):
@@ -132,8 +120,11 @@ class BlockAttention(Attention):
     """The attention maps of other blocks, as those blocks make them, averaged.
 
     Attributes:
-        pair: as `SelfAttention`. blocks: their numbers; on a small tower several may be one block.
+        pair: as `SelfAttention`, of projections of those blocks.
+        blocks: their numbers; on a small tower several may be one block.
     """
+
+    projects = "v"  # its pairs are those of other blocks
 
     pair: str
     blocks: tuple[int, ...]
@@ -227,6 +218,7 @@ class BoxAttention(Attention):
 
     own_reads = frozenset({"boxes"})
     needs_cls = True
+    projects = "qkv"
 
     std: float = 100.0
     peak: float = 0.2
@@ -234,10 +226,6 @@ class BoxAttention(Attention):
     def __post_init__(self) -> None:
         positive(self.std, "the bump's std in patches")
         positive(self.peak, "the bump's peak")
-
-    @property
-    def projects(self) -> str:
-        return "qkv"
 
     def objection(self, recipe: Slots) -> str | None:
         return None if recipe.stitch is None else "its box is for one image as a whole; leave stitch out"

@@ -55,22 +55,6 @@ class TwoPass(Attention):
         if self.feedback.steers and not self.first.steerable:
             raise RecipeError("label feedback steers logits of the block's own; let a SelfAttention be in the first")
 
-    @property
-    def patches_only(self) -> bool:  # type: ignore[override]
-        return self.first.patches_only
-
-    @property
-    def projects(self) -> str:
-        return self.first.projects
-
-    @property
-    def proxy_grid(self) -> bool:  # type: ignore[override]
-        return self.first.proxy_grid
-
-    @property
-    def swapped(self) -> bool:  # type: ignore[override]
-        return self.first.swapped
-
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         once = self.first.attend(run, v)
         text_TD = run.batch.hints.text

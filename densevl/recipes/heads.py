@@ -47,10 +47,6 @@ class PairedHeads(Attention):
         if self.rank < 1 or self.spectrum < 1:
             raise RecipeError(f"rank {self.rank} and spectrum {self.spectrum} of paired heads are at least 1")
 
-    @property
-    def projects(self) -> str:
-        return "".join(letter for letter in "qkv" if letter in self.pair + "v")
-
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         a, b = run.qkv[self.pair[0]], run.qkv[self.pair[1]]
         heads, proxy_BNP = a.shape[1], run.batch.proxy(run.grid)

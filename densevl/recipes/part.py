@@ -280,30 +280,48 @@ class Pass:
         padded = F.pad(bias_BNN, (self.prefix, 0, self.prefix, 0))[:, None]
         return replace(self, temperature=temperature, bias_B1NN=padded)
 
+    def through(self, attention: Attention) -> torch.Tensor:
+        """The block's output by an attention: (B, N, D)."""
+        return self.finish(attention.attend(self, self.qkv["v"]))
+
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
         """Tokens after the block in the joint space, each for itself: (B, N, E), not normalised."""
         return self.batch.tower.read(y_BND)
 
 
 class Attention(Part, ABC):
-    """How tokens of a block look at each other.
+    """How tokens of a block look at each other. One that is made of others is what they are, unless it says otherwise."""
 
-    Attributes:
-        patches_only: whether it works on patches without leading tokens; then the block has no skip connection, no MLP.
-        steerable: whether a second pass can steer its logits.
-        proxy_grid: whether values are interpolated to the proxy's grid, on which its tokens then come out.
-        swapped: whether they are folded with height and width swapped for that, see `affinity.Affinity`.
-    """
-
-    patches_only: bool = False
-    steerable: bool = False
-    proxy_grid: bool = False
-    swapped: bool = False
+    @property
+    def inner(self) -> list[Attention]:
+        """The attentions that it is made of."""
+        return [part for part in self.parts() if isinstance(part, Attention) and part is not self]
 
     @property
     def projects(self) -> str:
-        """The block's own projections that it needs, a subset of "qkv" in that order."""
-        return "v"
+        """The block's projections that it needs, a subset of "qkv" in that order: values, and its `pair` if it has one."""
+        letters = "v" + getattr(self, "pair", "") + "".join(attention.projects for attention in self.inner)
+        return "".join(letter for letter in "qkv" if letter in letters)
+
+    @property
+    def patches_only(self) -> bool:
+        """Whether it works on patches without leading tokens; then the block has no skip connection and no MLP."""
+        return any(attention.patches_only for attention in self.inner)
+
+    @property
+    def steerable(self) -> bool:
+        """Whether a second pass can steer its logits."""
+        return any(attention.steerable for attention in self.inner)
+
+    @property
+    def proxy_grid(self) -> bool:
+        """Whether values are interpolated to the proxy's grid, on which its tokens then come out."""
+        return any(attention.proxy_grid for attention in self.inner)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether they are folded with height and width swapped for that, see `affinity.Affinity`."""
+        return any(attention.swapped for attention in self.inner)
 
     @abstractmethod
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
@@ -341,27 +359,6 @@ class Sum(Attention):
             raise RecipeError("a term is named twice; use its weight")
         if len({(term.proxy_grid, term.swapped) for term in attentions}) > 1:
             raise RecipeError("one term works on the proxy's grid and another on the tower's; they cannot be added")
-
-    @property
-    def patches_only(self) -> bool:  # type: ignore[override]
-        return any(term.patches_only for _, term in self.terms)
-
-    @property
-    def steerable(self) -> bool:  # type: ignore[override]
-        return any(term.steerable for _, term in self.terms)
-
-    @property
-    def projects(self) -> str:
-        letters = set().union(*(term.projects for _, term in self.terms))
-        return "".join(letter for letter in "qkv" if letter in letters)
-
-    @property
-    def proxy_grid(self) -> bool:  # type: ignore[override]
-        return self.terms[0][1].proxy_grid
-
-    @property
-    def swapped(self) -> bool:  # type: ignore[override]
-        return self.terms[0][1].swapped
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         (weight, term), *others = self.terms

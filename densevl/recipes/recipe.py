@@ -195,7 +195,7 @@ class Recipe(Slots):
         if self.published:
             replace(self, **{"published": {}, "settings": {}, **self.published})
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Any, ...]:
         """The values of all slots that hold parts."""
         steps = (self.before, self.after, self.adds, self.joint)
@@ -206,27 +206,27 @@ class Recipe(Slots):
         """What it reads besides the pixels: "proxy", "sam", "regions", "masks", "text", "boxes"; see `hints.HOW`."""
         return frozenset[str]().union(*(part.own_reads for part in within(self.slots)))
 
-    @property
+    @cached_property
     def proxy(self) -> Proxy | None:
         """The model it borrows from, as it was published with, and what of it; None if it borrows from none."""
         return next(iter(found(Proxy, self.slots)), None)
 
-    @property
+    @cached_property
     def needs_cls(self) -> bool:
         """Whether it works only where the tower has a CLS token."""
         return any(part.needs_cls for part in within(self.slots))
 
-    @property
+    @cached_property
     def patches_only(self) -> bool:
         """Whether the last block works on patches without leading tokens."""
         return self.attention.patches_only or bool(self.before or self.after)
 
-    @property
+    @cached_property
     def is_trained(self) -> bool:
         """Whether every block runs as it was trained, whatever is read from them."""
         return self.rewired == 0
 
-    @property
+    @cached_property
     def rewired(self) -> int:
         """How many blocks, the last ones, the trunk leaves to the recipe."""
         if self.readout.leaves is not None:
@@ -237,7 +237,7 @@ class Recipe(Slots):
         as_trained = self.attention == TRAINED and self.residual and self.ffn and not self.adds
         return 0 if as_trained and not joined else self.blocks
 
-    @property
+    @cached_property
     def projects(self) -> str:
         """The projections that the last block must make, a subset of "qkv" in that order."""
         return self.readout.projects or self.attention.projects

@@ -109,16 +109,16 @@ def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
     for step in recipe.before:
         x_BND = step.apply(batch, x_BND, cls_B1D, trunk.grid)
     for index in range(tower.depth - recipe.blocks, tower.depth - 1):
-        x_BND = _through(_pass(batch, recipe, index, x_BND, cls_B1D), recipe.attention)
+        x_BND = _pass(batch, recipe, index, x_BND, cls_B1D).through(recipe.attention)
     run = _pass(batch, recipe, tower.depth - 1, x_BND, cls_B1D, trunk.qkv)
 
     def through(other_BND: torch.Tensor, attention: Attention | None) -> torch.Tensor:
         patches, lead = other_BND[:, trunk.prefix - prefix :], other_BND[:, :1]
         chosen = attention or recipe.attention
-        return _through(_pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen), chosen)
+        return _pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen).through(chosen)
 
     extras = [(source, y_BND) for source in recipe.adds for y_BND in source.tokens(run, through)]
-    y_BND = _through(run, recipe.attention)
+    y_BND = run.through(recipe.attention)
     for source, own_BND in extras:
         if not source.after_norm:
             y_BND = y_BND + (own_BND if source.weight == 1 else source.weight * own_BND)
@@ -171,10 +171,6 @@ def _pass(
         return y_BND
 
     return Pass(batch, block, x_BND, u_BND, cls_B1D, own, grid, prefix, rest)
-
-
-def _through(run: Pass, attention: Attention) -> torch.Tensor:
-    return run.finish(attention.attend(run, run.qkv["v"]))
 
 
 def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) -> torch.Tensor:
