@@ -290,7 +290,7 @@ class Pass:
 
 
 class Attention(Part, ABC):
-    """How tokens of a block look at each other. One that is made of others is what they are, unless it says otherwise."""
+    """How tokens of a block look at each other. One made of others is what they are, unless it says otherwise."""
 
     @property
     def inner(self) -> list[Attention]:
@@ -299,7 +299,7 @@ class Attention(Part, ABC):
 
     @property
     def projects(self) -> str:
-        """The block's projections that it needs, a subset of "qkv" in that order: values, and its `pair` if it has one."""
+        """The block's projections that it needs, a subset of "qkv" in that order: values, and its `pair` if any."""
         letters = "v" + getattr(self, "pair", "") + "".join(attention.projects for attention in self.inner)
         return "".join(letter for letter in "qkv" if letter in letters)
 

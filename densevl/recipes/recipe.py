@@ -244,7 +244,13 @@ class Recipe(Slots):
 
     def taps(self, depth: int) -> frozenset[int]:
         """The blocks whose outputs it reads, in a tower of `depth` blocks; 0 is what enters the first."""
-        return frozenset[int]().union(*(part.own_taps(depth) for part in within(self.slots)))
+        if depth not in self._tapped:
+            self._tapped[depth] = frozenset[int]().union(*(part.own_taps(depth) for part in within(self.slots)))
+        return self._tapped[depth]
+
+    @cached_property
+    def _tapped(self) -> dict[int, frozenset[int]]:
+        return {}
 
     def as_published(self) -> Recipe:
         """The recipe with its authors' slips."""
