@@ -1,23 +1,18 @@
-"""Files: opened with a clear word when that fails, written whole or not at all, named so that none hides another."""
+"""Files: written whole or not at all, shown on one line, named so that none hides another."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import itertools
 import os
 import re
 import secrets
-import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from densevl.errors import ImageError, OutputError, suggest
-
-CUT = "the file ends before the picture does (cut download or copy?)"
+from densevl.errors import OutputError
 
 #: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
 OVERLAY_MARK = "_overlay"
@@ -27,43 +22,6 @@ _STEM_BYTES = 150
 # Not allowed in names on Windows, or (surrogates) not writable as UTF-8.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
-
-
-class StrictReader(io.BufferedReader):
-    """A file that, once `strict`, refuses to be read past its end.
-
-    Pillow asks for more when a picture is not finished, and with its global LOAD_TRUNCATED_IMAGES set (some popular
-    packages set it) takes an empty answer for "enough". Here the answer is an error, whatever that global says.
-    """
-
-    strict = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if self.strict and not data and size != 0:
-            raise OSError(CUT)
-        return data
-
-
-def open_strict(name: str) -> StrictReader:
-    """Open an image file for reading.
-
-    Raises:
-        ImageError: it is missing (with the closest names in its folder), a folder, a device, an address or locked.
-    """
-    if re.match(r"[a-z]+://", name, re.IGNORECASE):
-        raise ImageError(f"{shown(name)} is an address: download it and give the file's path")
-    try:
-        kind = os.stat(name).st_mode
-        if stat.S_ISDIR(kind):
-            raise ImageError(f"{shown(name)} is a folder: give a file, or expand it with list_images()")
-        if not stat.S_ISREG(kind):
-            raise ImageError(f"{shown(name)} is not a regular file but a device or pipe: copy its content to a file")
-        return StrictReader(io.FileIO(name))
-    except FileNotFoundError as error:
-        raise ImageError(f"{shown(name)} does not exist{_near(Path(name))}") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ImageError(f"cannot open {shown(name)}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -160,15 +118,6 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
             number += 1
         taken |= claims
     return names
-
-
-def _near(path: Path) -> str:
-    """Return a hint for a missing file: names like it in its folder, or that the folder is missing too."""
-    try:
-        with os.scandir(path.parent) as entries:
-            return suggest(path.name, [entry.name for entry in itertools.islice(entries, 2000)])
-    except OSError:
-        return f": its folder {shown(path.parent)} does not exist or cannot be read"
 
 
 def _safe_name(text: str) -> str:
