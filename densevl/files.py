@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -12,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from densevl import digest
 from densevl.errors import OutputError
 
 #: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
@@ -30,12 +30,12 @@ def shown(path: str | os.PathLike[str]) -> str:
     return repr(text if len(text) < 300 else f"...{text[-200:]}")
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
+def atomic_write(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> Path:
     """Write one file so that a reader, or a later run, sees all of it or none of it.
 
     Args:
         path: where to write; missing folders are made, an existing file is replaced.
-        data: the whole content.
+        data: the whole content, or pieces of it as they come; if making one fails, nothing is written.
 
     Returns:
         The path written.
@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
     return atomic_write_all({Path(path): data})[0]
 
 
-def atomic_write_all(contents: Mapping[Path, bytes]) -> list[Path]:
+def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[Path]:
     """Write several files that belong together: all are staged beside their places before the first is moved in.
 
     A full disk therefore leaves earlier files as they were. The content is safe against a killed process; nothing
@@ -71,13 +71,15 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> list[Path]:
             temporary = current.parent / f".densevl-{secrets.token_hex(8)}.part"
             staged.append((temporary, current))
             with open(temporary, "xb") as file:
-                file.write(data)
+                for piece in [data] if isinstance(data, bytes) else data:
+                    file.write(piece)
         for temporary, current in staged:
             os.replace(temporary, current)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
-        size = len(contents.get(current, b""))
-        raise OutputError(f"cannot write {shown(current)} ({size:,} bytes): {reason}") from error
+        whole = contents.get(current)
+        size = f" ({len(whole):,} bytes)" if isinstance(whole, bytes) else ""
+        raise OutputError(f"cannot write {shown(current)}{size}: {reason}") from error
     finally:
         # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
         for temporary, _ in staged:
@@ -104,7 +106,7 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     names = [_safe_name(path.stem) for path in inputs]
     ways_out: tuple[Callable[[Path], str], ...] = (
         lambda path: _safe_name(f"{_safe_name(path.parent.name)}_{path.stem}"),
-        lambda path: f"{_safe_name(path.stem)}-{_digest(path.as_posix())}",
+        lambda path: f"{_safe_name(path.stem)}-{digest.of_text(path.as_posix())[:8]}",
     )
     for rename in ways_out:
         crowd = Counter(map(_fold, names))
@@ -130,13 +132,9 @@ def _safe_name(text: str) -> str:
     encoded = text.encode()
     if len(encoded) <= _STEM_BYTES:
         return text
-    return f"{encoded[: _STEM_BYTES - 9].decode(errors='ignore')}-{_digest(text)}"
+    return f"{encoded[: _STEM_BYTES - 9].decode(errors='ignore')}-{digest.of_text(text)[:8]}"
 
 
 def _fold(name: str) -> str:
     """Return what two names share when a case-insensitive file system takes them for one."""
     return unicodedata.normalize("NFC", name.casefold())
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

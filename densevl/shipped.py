@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from densevl import digest
 from densevl.errors import ModelError, WeightsError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
             f"model '{model}' has no weights in this installation (densevl/{weights}): install densevl from a wheel, "
             f"or train them with python -m {tool}"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = digest.of_file(path)
     if found != sha256:
         raise WeightsError(f"weights file {path} is not the one densevl ships: its SHA-256 is {found[:12]}...")
     return path

@@ -35,7 +35,9 @@ FLOORS = {
     "cache": 1,
     "shipped": 1,
     "fitted": 1,
+    "devices": 1,
     "errors": 0,
+    "digest": 0,
     "__init__": 0,  # for its version; what it offers is loaded when asked for
 }
 
@@ -50,6 +52,8 @@ def _imports(node: ast.AST) -> list[str]:
     if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
         return []
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "densevl":
+        if node.module == "densevl":
+            return [f"densevl.{name.name}" if name.name in FLOORS else "densevl" for name in node.names]
         return [node.module]
     return [module for child in ast.iter_child_nodes(node) for module in _imports(child)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from densevl import devices
 from densevl.backbones import hub
 from densevl.backbones.proxies.base import Proxy
 from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
@@ -75,12 +76,7 @@ def load_proxy(
         MissingExtraError: SAM without `segment-anything`.
     """
     name = str(name)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
+    where = devices.choose(device)
     is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
     if heads is not None and not is_file:
         raise ModelError(f"heads={heads} is for a path to a bare weights file; '{name}' has its own number of heads")
