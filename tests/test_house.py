@@ -38,6 +38,7 @@ FLOORS = {
     "devices": 1,
     "errors": 0,
     "digest": 0,
+    "stacking": 0,
     "__init__": 0,  # for its version; what it offers is loaded when asked for
 }
 
