@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from densevl import digest
 from densevl.errors import WeightsError
 from densevl.files import atomic_write_all
-from densevl.shipped import read_tensors
+from densevl.weights import read_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def read(path: Path, kind: str, what: str) -> tuple[dict[str, torch.Tensor], dic
         raise WeightsError(f"{what} file {fact_file} cannot be read: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != kind:
         raise WeightsError(f"{fact_file} is no saved {what} of this version; fit and save it again")
-    tensors, _ = read_tensors(tensor_file)
+    tensors = read_checkpoint(tensor_file).tensors
     if digest.of_file(tensor_file) != facts.get("tensors_sha256"):
         raise WeightsError(f"{tensor_file} does not belong to {fact_file.name}, or is damaged; save the {what} again")
     return tensors, facts

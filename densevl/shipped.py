@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from densevl import digest
 from densevl.errors import ModelError, WeightsError
-
-if TYPE_CHECKING:
-    import torch
 
 
 def is_shipped(weights: str) -> bool:
@@ -38,18 +34,3 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
     if found != sha256:
         raise WeightsError(f"weights file {path} is not the one densevl ships: its SHA-256 is {found[:12]}...")
     return path
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors by name as stored, and the strings of its header.
-
-    Raises:
-        WeightsError: missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error}") from error

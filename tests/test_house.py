@@ -35,6 +35,7 @@ FLOORS = {
     "cache": 1,
     "shipped": 1,
     "fitted": 1,
+    "weights": 1,
     "devices": 1,
     "errors": 0,
     "digest": 0,

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from densevl.cache import cache_dir
 from densevl.errors import MissingExtraError, ModelError, WeightsError, suggest
 from densevl.files import atomic_write
-from densevl.proposals.checkpoint import read_checkpoint
 from densevl.proposals.mini_sam import load_mini_sam
+from densevl.weights import build_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+KERNEL = "image_encoder.patch_embed.proj.weight"
 CHUNK = 1 << 20
 TIMEOUT = 10
 """Seconds without a byte after which a download is given up."""
@@ -78,24 +79,20 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
             f"no SAM checkpoint '{checkpoint}'{suggest(str(checkpoint), OFFICIAL)}: a file, or one of "
             f"{', '.join(OFFICIAL)}"
         )
-    state, header = read_checkpoint(path)
-    if "sam_config" in header:
+    file = read_checkpoint(path)
+    if "sam_config" in file.header:
         return load_mini_sam(path, device=device)
-    key = "image_encoder.patch_embed.proj.weight"
-    if key not in state:
-        raise WeightsError(f"weights file {path} is no SAM: it holds no {key}")
-    width = state[key].shape[0]
+    kernel = file.tensors.get(KERNEL)
+    if kernel is None or kernel.ndim != 4:
+        raise WeightsError(f"weights file {path} is no SAM: it holds no {KERNEL}")
+    width = kernel.shape[0]
     kind = next((name for name, official in OFFICIAL.items() if official.width == width), None)
     if kind is None:
         widths = ", ".join(f"{official.width} ({name})" for name, official in OFFICIAL.items())
         raise WeightsError(f"weights file {path} holds an encoder of width {width}: SAM has {widths}")
-    sam = sam_model_registry[kind]()
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights file {path} does not fit SAM {kind}: {reason}") from error
-    return sam.float().eval().requires_grad_(False).to(device)
+    advice = f"give SAM's own checkpoint, one of {', '.join(OFFICIAL)}"
+    sam = build_strictly(sam_model_registry[kind], file.tensors, path, f"SAM {kind}", advice)
+    return sam.eval().requires_grad_(False).to(device)
 
 
 def download(name: str) -> Path:

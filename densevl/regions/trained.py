@@ -19,15 +19,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import ModelError, WeightsError
-from densevl.proposals.checkpoint import read_checkpoint
+from densevl.weights import State, below, load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels and a fourth channel (B, 4, S, S) to image embeddings (B, E), not normalised."""
-State = dict[str, torch.Tensor]
-CONTAINERS = ("model", "state_dict")
 PATCHES, ALPHA, PROMPTS = "conv1.weight", "conv1_alpha.weight", "mask_embedding"
 
 _loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Encode]] = WeakKeyDictionary()
@@ -65,7 +63,10 @@ def _alpha(tower: Any, path: Path) -> Encode:
     if any(".lora_" in key for key in state):
         raise WeightsError(f"weights file {path} holds LoRA's parts beside the weights: merge them first")
     state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
-    state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
+    try:
+        state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
+    except (IndexError, RuntimeError) as error:
+        raise WeightsError(f"weights file {path} is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit") from error
     visual = copy.deepcopy(tower.module)
     visual.conv1 = _wider(visual.conv1)
     return load_tower(visual, state, path)
@@ -131,29 +132,11 @@ def _prompted(tower: Any, path: Path) -> Encode:
 
 def _tower_state(path: Path) -> State:
     """The tensors of the image tower, by their names in it."""
-    content = checkpoint_tensors(path)
+    content = read_checkpoint(path).tensors
     anchor = next((key for key in content if key == PATCHES or key.endswith(f"visual.{PATCHES}")), None)
     if anchor is None:
         raise WeightsError(f"weights file {path} holds no image tower of CLIP: no visual.{PATCHES}")
     return below(content, anchor.removesuffix(PATCHES))
-
-
-def checkpoint_tensors(path: Path) -> State:
-    """The tensors of a checkpoint by name, out of the dict they may be wrapped in.
-
-    Raises:
-        WeightsError: see `read_checkpoint`.
-    """
-    content, _ = read_checkpoint(path)
-    for container in CONTAINERS:
-        inner = content.get(container)
-        content = inner if isinstance(inner, dict) else content
-    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-
-
-def below(state: State, prefix: str) -> State:
-    """The tensors whose names begin so, without that beginning."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
@@ -162,15 +145,5 @@ def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
     Raises:
         WeightsError: tensors that are missing, too many, or of another shape.
     """
-    wanted = visual.state_dict()
-    strange = sorted(set(state) ^ set(wanted))
-    other = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
-    if strange or other:
-        what = f"{len(strange)} tensors are only in one of them ({', '.join(strange[:3])})" if strange else ""
-        shapes = f"{other[0]} is {tuple(state[other[0]].shape)}, not {tuple(wanted[other[0]].shape)}" if other else ""
-        raise WeightsError(
-            f"weights file {path} does not fit this model's tower: {what or shapes}; name the architecture it was "
-            "trained with"
-        )
-    visual.load_state_dict(state)
+    load_strictly(visual, state, path, "this model's tower")
     return visual.eval().requires_grad_(False)
