@@ -7,6 +7,7 @@ from pathlib import Path
 
 from densevl import digest
 from densevl.errors import ModelError, WeightsError
+from densevl.files import shown
 
 
 def is_shipped(weights: str) -> bool:
@@ -32,5 +33,5 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
         )
     found = digest.of_file(path)
     if found != sha256:
-        raise WeightsError(f"weights file {path} is not the one densevl ships: its SHA-256 is {found[:12]}...")
+        raise WeightsError(f"weights file {shown(path)} is not the one densevl ships: its SHA-256 is {found[:12]}...")
     return path

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.memory import NearestMemory
 from densevl.errors import ModelError, WeightsError
-from densevl.files import atomic_write
+from densevl.files import atomic_write, shown
 from densevl.weights import below, build_strictly, read_checkpoint
 
 FORMAT = "densevl-adapters-1"
@@ -159,8 +159,8 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
         raise WeightsError(f"{path} holds no adapters of this version; train and save them again")
     if header.get("fingerprint") != fingerprint:
         raise WeightsError(
-            f"adapters {path} were trained on model '{header.get('model')}', and '{model}' has other weights: use "
-            "that model, or train anew"
+            f"adapters {shown(path)} were trained on model '{header.get('model')}', and '{model}' has other weights: "
+            "use that model, or train anew"
         )
     try:
         layers, temperature = tuple(json.loads(header["layers"])), float(header["temperature"])
@@ -170,7 +170,7 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
         query = build_strictly(lambda: QueryAdapter(widths), below(tensors, "query."), path, ITSELF, AGAIN)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"adapters {path} are damaged: {reason}") from error
+        raise WeightsError(f"adapters {shown(path)} are damaged: {reason}") from error
     found = Adapters(visual, query, static, learned, layers, temperature, model, fingerprint)
     return found.to(torch.device("cpu"))
 

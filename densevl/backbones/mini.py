@@ -15,9 +15,8 @@ import torch
 
 from densevl.backbones.base import Protocol
 from densevl.backbones.open_clip_model import OpenClipBackbone
-from densevl.errors import WeightsError
 from densevl.shipped import shipped_file
-from densevl.weights import read_checkpoint, require_buildable, require_sizes
+from densevl.weights import bad_file, read_checkpoint, require_buildable, require_sizes
 
 WEIGHTS = "weights/mini.safetensors"
 SHA256 = "4b050c9b296091b5e7f4e2f2a3235e72fe2d4f28dd7a37c42d23af6f61e8de92"
@@ -71,10 +70,10 @@ class Mini(OpenClipBackbone):
             plan[TABLE] = state[TABLE][:1].expand(vocabulary, -1)  # its shape once expanded, without the memory
             make, patch_scale = partial(open_clip.CLIP, **config, cast_dtype=None), float(meta["patch_scale"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise WeightsError(f"weights file {path} is not a mini model: its header is damaged ({error})") from error
+            raise bad_file(path, f"is not a mini model: its header is damaged ({error})") from error
         require_buildable(make, plan, path, "its own header")
         if not all(0 <= token < vocabulary for token in self._trained):
-            raise WeightsError(f"weights file {path} is not a mini model: it has tokens outside its vocabulary")
+            raise bad_file(path, "is not a mini model: it has tokens outside its vocabulary")
         model = make()
         model.load_state_dict(full_state(state, vocabulary), strict=True)
         settings = PreprocessCfg(size=model.visual.image_size)
@@ -125,7 +124,7 @@ def read_compact(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         meta = {key: require_sizes(file.header[key], path) for key in ("model_cfg", "patch_scale")}
         ids, rows = file.tensors[IDS], file.tensors[TABLE]
     except KeyError as error:
-        raise WeightsError(f"weights file {path} is not a mini model: it lacks {error}") from error
+        raise bad_file(path, f"is not a mini model: it lacks {error}") from error
     if ids.is_floating_point() or ids.ndim != 1 or rows.ndim != 2 or len(rows) != len(ids) + 1:
-        raise WeightsError(f"weights file {path} is not a mini model: its token table and ids do not fit each other")
+        raise bad_file(path, "is not a mini model: its token table and ids do not fit each other")
     return file.tensors, meta

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from densevl.errors import WeightsError
-from densevl.weights import WAY_OUT, State, below, load_strictly, read_checkpoint
+from densevl.weights import WAY_OUT, State, bad_file, below, load_strictly, read_checkpoint
 
 POSITIONS = "positional_embedding"
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
@@ -29,15 +28,16 @@ def load_weights(model: Any, path: Path, name: str) -> None:
     wanted = model.state_dict()
     visual = below(wanted, "visual.")
     if tensors and (visual.keys() >= tensors.keys() or all(key.startswith("visual.") for key in tensors)):
-        raise WeightsError(
-            f"weights file {path} holds the image tower alone, and '{name}' needs its text tower too: give the file "
-            "that both were published in"
+        raise bad_file(
+            path,
+            f"holds the image tower alone, and '{name}' needs its text tower too: give the file "
+            "that both were published in",
         )
     try:
         tensors = _as_open_clip(model, tensors, wanted)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights file {path} does not fit '{name}' ({reason}); {WAY_OUT}") from error
+        raise bad_file(path, f"does not fit '{name}' ({reason}); {WAY_OUT}") from error
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
     # open_clip would resize these tables, which hides weights of another input size or context
     sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from densevl.errors import MissingExtraError, WeightsError
+from densevl.errors import MissingExtraError
 from densevl.shipped import shipped_file
-from densevl.weights import build_strictly, read_checkpoint, require_sizes
+from densevl.weights import bad_file, build_strictly, read_checkpoint, require_sizes
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -140,7 +140,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], SamConfig]:
     try:
         config = SamConfig.from_json(json.dumps(require_sizes(file.header["sam_config"], path)))
     except (KeyError, TypeError) as error:
-        raise WeightsError(f"weights file {path} is not a mini-sam: its header holds no sam_config") from error
+        raise bad_file(path, "is not a mini-sam: its header holds no sam_config") from error
     if len(config.mean) != 3 or len(config.deviation) != 3 or not all(config.deviation):
-        raise WeightsError(f"weights file {path} is not a mini-sam: its header has no mean and deviation of RGB")
+        raise bad_file(path, "is not a mini-sam: its header has no mean and deviation of RGB")
     return file.tensors, config

@@ -17,7 +17,7 @@ from densevl.cache import cache_dir
 from densevl.errors import MissingExtraError, ModelError, WeightsError, suggest
 from densevl.files import atomic_write
 from densevl.proposals.mini_sam import load_mini_sam
-from densevl.weights import build_strictly, read_checkpoint
+from densevl.weights import bad_file, build_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -84,12 +84,12 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
         return load_mini_sam(path, device=device)
     kernel = file.tensors.get(KERNEL)
     if kernel is None or kernel.ndim != 4:
-        raise WeightsError(f"weights file {path} is no SAM: it holds no {KERNEL}")
+        raise bad_file(path, f"is no SAM: it holds no {KERNEL}")
     width = kernel.shape[0]
     kind = next((name for name, official in OFFICIAL.items() if official.width == width), None)
     if kind is None:
         widths = ", ".join(f"{official.width} ({name})" for name, official in OFFICIAL.items())
-        raise WeightsError(f"weights file {path} holds an encoder of width {width}: SAM has {widths}")
+        raise bad_file(path, f"holds an encoder of width {width}: SAM has {widths}")
     advice = f"give SAM's own checkpoint, one of {', '.join(OFFICIAL)}"
     sam = build_strictly(sam_model_registry[kind], file.tensors, path, f"SAM {kind}", advice)
     return sam.eval().requires_grad_(False).to(device)

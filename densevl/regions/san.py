@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, WeightsError
+from densevl.errors import ModelError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import Block
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.trained import load_tower
-from densevl.weights import State, below, build_strictly, read_checkpoint
+from densevl.weights import State, bad_file, below, build_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -66,7 +66,7 @@ class San:
         first, last = below(state, "clip_visual_extractor."), below(state, "clip_rec_head.")
         self._start = len({key.split(".")[1] for key in first if key.startswith("resblocks.")})
         if "query_embed" not in self._side or not self._start or "ov_classifier.bg_embed" not in state:
-            raise WeightsError(f"weights file {path} is not SAN's: it holds no side_adapter_network and CLIP beside it")
+            raise bad_file(path, "is not SAN's: it holds no side_adapter_network and CLIP beside it")
         self._backbone = backbone
         try:
             with torch.no_grad():
@@ -79,7 +79,7 @@ class San:
             self.void = F.normalize(state["ov_classifier.bg_embed"][0], dim=0).to(backbone.device)
             self.side = round(self._side["vit_model.pos_embed"].shape[1] ** 0.5) * PATCH
         except (LookupError, ValueError) as error:
-            raise WeightsError(f"weights file {path} is not SAN's, or lacks a part ({error})") from error
+            raise bad_file(path, f"is not SAN's, or lacks a part ({error})") from error
 
     def __call__(self, image: Any) -> RegionEmbeddings:
         """Find and embed the regions of a photo, as `read_image` takes it; some masks are empty."""

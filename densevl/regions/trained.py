@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, WeightsError
-from densevl.weights import State, below, load_strictly, read_checkpoint
+from densevl.errors import ModelError
+from densevl.weights import State, bad_file, below, load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -59,14 +59,14 @@ def trained(backbone: Backbone, kind: str, weights: str | Path) -> Encode:
 def _alpha(tower: Any, path: Path) -> Encode:
     state = _tower_state(path)
     if ALPHA not in state:
-        raise WeightsError(f"weights file {path} is not Alpha-CLIP's: it holds no {ALPHA}")
+        raise bad_file(path, f"is not Alpha-CLIP's: it holds no {ALPHA}")
     if any(".lora_" in key for key in state):
-        raise WeightsError(f"weights file {path} holds LoRA's parts beside the weights: merge them first")
+        raise bad_file(path, "holds LoRA's parts beside the weights: merge them first")
     state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
     try:
         state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
     except (IndexError, RuntimeError) as error:
-        raise WeightsError(f"weights file {path} is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit") from error
+        raise bad_file(path, f"is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit") from error
     visual = copy.deepcopy(tower.module)
     visual.conv1 = _wider(visual.conv1)
     return load_tower(visual, state, path)
@@ -103,15 +103,16 @@ def touched(pixels_B4SS: torch.Tensor, patch: int) -> torch.Tensor:
 def _prompted(tower: Any, path: Path) -> Encode:
     state = _tower_state(path)
     if PROMPTS not in state:
-        raise WeightsError(f"weights file {path} is not OVSeg's with mask prompts: it holds no visual.{PROMPTS}")
+        raise bad_file(path, f"is not OVSeg's with mask prompts: it holds no visual.{PROMPTS}")
     prompts_LND = state.pop(PROMPTS).to(next(tower.module.parameters()))
     own = copy.deepcopy(tower)
     patches = (own.image_size[0] // own.patch_size) * (own.image_size[1] // own.patch_size)
     width = own.module.conv1.out_channels
     if prompts_LND.ndim != 3 or prompts_LND.shape[1] not in (1, patches) or prompts_LND.shape[2] != width:
-        raise WeightsError(
-            f"weights file {path} holds prompts {tuple(prompts_LND.shape)}, and the model's tower has {patches} "
-            f"patches of width {width}: name the architecture it was trained with"
+        raise bad_file(
+            path,
+            f"holds prompts {tuple(prompts_LND.shape)}, and the model's tower has {patches} "
+            f"patches of width {width}: name the architecture it was trained with",
         )
     load_tower(own.module, state, path)
     own.module.conv1 = _PromptedPatches(own.module.conv1, prompts_LND[0])
@@ -135,7 +136,7 @@ def _tower_state(path: Path) -> State:
     content = read_checkpoint(path).tensors
     anchor = next((key for key in content if key == PATCHES or key.endswith(f"visual.{PATCHES}")), None)
     if anchor is None:
-        raise WeightsError(f"weights file {path} holds no image tower of CLIP: no visual.{PATCHES}")
+        raise bad_file(path, f"holds no image tower of CLIP: no visual.{PATCHES}")
     return below(content, anchor.removesuffix(PATCHES))
 
 

@@ -12,13 +12,14 @@ from densevl.weights.fitting import (
     require_fit,
     require_sizes,
 )
-from densevl.weights.reading import SUFFIXES, Checkpoint, State, below, read_checkpoint
+from densevl.weights.reading import SUFFIXES, Checkpoint, State, bad_file, below, read_checkpoint
 
 __all__ = [
     "read_checkpoint",
     "Checkpoint",
     "State",
     "below",
+    "bad_file",
     "load_strictly",
     "build_strictly",
     "require_buildable",

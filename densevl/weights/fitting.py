@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from densevl.errors import WeightsError
-from densevl.files import shown
+from densevl.weights.reading import bad_file
 
 SHOWN_KEYS = 3
 LARGEST_SIZE = 2**17
@@ -51,9 +50,7 @@ def require_fit(
         _listed([f"{_short(key)} is {found[key].dtype}" for key in kinds], "of another kind of numbers"),
     ]
     if any(odd):
-        raise WeightsError(
-            f"weights file {shown(path)} does not fit {what}: {'; '.join(part for part in odd if part)}; {way_out}"
-        )
+        raise bad_file(path, f"does not fit {what}: {'; '.join(part for part in odd if part)}; {way_out}")
 
 
 def load_strictly(
@@ -94,7 +91,7 @@ def require_buildable(
             plan = make()
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise WeightsError(f"weights file {shown(path)} holds sizes of no network ({reason}); {way_out}") from error
+        raise bad_file(path, f"holds sizes of no network ({reason}); {way_out}") from error
     require_fit(plan.state_dict(), tensors, path, what, way_out)
 
 
@@ -111,7 +108,7 @@ def require_sizes(text: str, path: Path) -> Any:
         content = json.loads(text)
         _check_sizes(content, "")
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"weights file {shown(path)} cannot be read: its header is damaged ({error})") from error
+        raise bad_file(path, f"cannot be read: its header is damaged ({error})") from error
     return content
 
 

@@ -80,18 +80,23 @@ def read_checkpoint(
     path = Path(path)
     if not os.path.isfile(path):
         found = "is a folder" if os.path.isdir(path) else "does not exist"
-        raise WeightsError(f"weights file {shown(path)} {found}; name a .safetensors, .pt or .pth file")
+        raise bad_file(path, f"{found}; name a .safetensors, .pt or .pth file")
     try:
         form, read = _recognised(path)
         content, header = read(path)
         return Checkpoint(path, form, _named(_unwrapped(content, tuple(containers)), tuple(prefixes)), header)
     except _Refusal as refusal:
-        raise WeightsError(f"weights file {shown(path)} cannot be read: it {refusal}") from refusal.__cause__
+        raise bad_file(path, f"cannot be read: it {refusal}") from refusal.__cause__
     except Exception as error:  # parsers raise many types on damaged data
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
         if isinstance(error, PermissionError):
-            raise WeightsError(f"weights file {shown(path)} cannot be read: {reason}") from error
-        raise WeightsError(f"weights file {shown(path)} cannot be read: it is damaged ({reason}); {_AGAIN}") from error
+            raise bad_file(path, f"cannot be read: {reason}") from error
+        raise bad_file(path, f"cannot be read: it is damaged ({reason}); {_AGAIN}") from error
+
+
+def bad_file(path: str | os.PathLike[str], why: str) -> WeightsError:
+    """The one form of a complaint about a weights file, to be raised: "weights file 'x.pt' is empty"."""
+    return WeightsError(f"weights file {shown(path)} {why}")
 
 
 def below(tensors: Mapping[str, torch.Tensor], prefix: str) -> State:

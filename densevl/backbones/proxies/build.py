@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from densevl.backbones.proxies.state import PATCHES
-from densevl.errors import MissingExtraError, WeightsError
-from densevl.weights import State, below, build_strictly
+from densevl.errors import MissingExtraError
+from densevl.weights import State, bad_file, below, build_strictly
 
 HEAD_WIDTHS = (64, 32)
 SAM_PREFIX = "image_encoder."
@@ -30,15 +30,16 @@ def build_vit(state: State, path: Path, heads: int | None = None) -> nn.Module:
 
     table, kernel = state.get("pos_embed"), state.get(PATCHES)
     if table is None or kernel is None or kernel.ndim != 4 or "blocks.0.attn.qkv.weight" not in state:
-        raise WeightsError(
-            f"weights file {path} is not a vision transformer in DINO's naming (pos_embed, patch_embed.proj, blocks.0, "
-            "...); name its architecture with load_proxy(NAME, weights=FILE)"
+        raise bad_file(
+            path,
+            "is not a vision transformer in DINO's naming (pos_embed, patch_embed.proj, blocks.0, "
+            "...); name its architecture with load_proxy(NAME, weights=FILE)",
         )
     width, patch = kernel.shape[0], kernel.shape[-1]
     if heads is None:
         heads = next((width // size for size in HEAD_WIDTHS if width % size == 0), 0)
     if heads < 1 or width % heads:
-        raise WeightsError(f"weights file {path}: width {width} cannot be split into {heads} heads; say heads=NUMBER")
+        raise bad_file(path, f"has a width of {width}, which cannot be split into {heads} heads; say heads=NUMBER")
 
     def make() -> nn.Module:
         registers = state["reg_token"].shape[1] if "reg_token" in state else 0
@@ -82,9 +83,7 @@ def build_sam_encoder(state: State, path: Path) -> nn.Module:
     own = below(state, SAM_PREFIX)
     table, kernel = own.get("pos_embed"), own.get(PATCHES)
     if table is None or kernel is None or "blocks.0.attn.rel_pos_h" not in own:
-        raise WeightsError(
-            f"weights file {path} is not a SAM checkpoint: it has no {SAM_PREFIX}* with relative positions"
-        )
+        raise bad_file(path, f"is not a SAM checkpoint: it has no {SAM_PREFIX}* with relative positions")
 
     def make() -> nn.Module:
         width, patch, grid = kernel.shape[0], kernel.shape[-1], table.shape[1]

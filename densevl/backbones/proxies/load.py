@@ -20,9 +20,9 @@ from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build
 from densevl.backbones.proxies.sam import SamProxy
 from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
-from densevl.errors import ModelError, WeightsError, suggest
+from densevl.errors import ModelError, suggest
 from densevl.proposals.mini_sam import load_mini_sam
-from densevl.weights import SUFFIXES, Checkpoint, read_checkpoint
+from densevl.weights import SUFFIXES, Checkpoint, bad_file, read_checkpoint
 
 MINI = "mini-sam"
 DINO_RULE = "scale_factor"
@@ -160,9 +160,7 @@ def _sam(name: str, weights: str | Path | None) -> SamProxy:
     proxy = _sam_file(read_checkpoint(weights), name)
     width = proxy.encoder.blocks[0].attn.qkv.in_features
     if width != SAM_NAMES[name]:
-        raise WeightsError(
-            f"weights file {weights} does not fit '{name}': its blocks are {width} wide, not {SAM_NAMES[name]}"
-        )
+        raise bad_file(weights, f"does not fit '{name}': its blocks are {width} wide, not {SAM_NAMES[name]}")
     return proxy
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from densevl.errors import WeightsError
-from densevl.weights import WAY_OUT, Checkpoint, State, below, load_strictly, read_checkpoint
+from densevl.weights import WAY_OUT, Checkpoint, State, bad_file, below, load_strictly, read_checkpoint
 
 PATCHES = "patch_embed.proj.weight"
 
@@ -43,9 +42,8 @@ def load_timm(model: nn.Module, state: State, path: Path, name: str) -> None:
         # the converter resizes patch kernels that do not fit, which would hide a model of another patch size
         kernel, own = state.get(PATCHES), wanted.get(PATCHES)
         if kernel is not None and own is not None and kernel.ndim == 4 and kernel.shape != own.shape:
-            raise WeightsError(
-                f"weights file {path} does not fit '{name}': {PATCHES} is {tuple(kernel.shape)}, not "
-                f"{tuple(own.shape)}; {WAY_OUT}"
+            raise bad_file(
+                path, f"does not fit '{name}': {PATCHES} is {tuple(kernel.shape)}, not {tuple(own.shape)}; {WAY_OUT}"
             )
         convert = getattr(import_module(type(model).__module__), "checkpoint_filter_fn", None)
         if convert is not None:
@@ -53,5 +51,5 @@ def load_timm(model: nn.Module, state: State, path: Path, name: str) -> None:
                 state = convert(dict(state), model)
             except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise WeightsError(f"weights file {path} does not fit '{name}' ({reason}); {WAY_OUT}") from error
+                raise bad_file(path, f"does not fit '{name}' ({reason}); {WAY_OUT}") from error
     load_strictly(model, state, path, f"'{name}'")
