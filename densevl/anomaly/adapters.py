@@ -169,7 +169,7 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
         visual = build_strictly(lambda: VisualAdapter(static.shape[1]), below(tensors, "visual."), path, ITSELF, AGAIN)
         query = build_strictly(lambda: QueryAdapter(widths), below(tensors, "query."), path, ITSELF, AGAIN)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"adapters {shown(path)} are damaged: {reason}") from error
     found = Adapters(visual, query, static, learned, layers, temperature, model, fingerprint)
     return found.to(torch.device("cpu"))

@@ -78,8 +78,10 @@ class San:
             self._blocks = _side_blocks(self._side, path).to(backbone.device)
             self.void = F.normalize(state["ov_classifier.bg_embed"][0], dim=0).to(backbone.device)
             self.side = round(self._side["vit_model.pos_embed"].shape[1] ** 0.5) * PATCH
-        except (LookupError, ValueError) as error:
-            raise bad_file(path, f"is not SAN's, or lacks a part ({error})") from error
+            self.look(torch.zeros(1, 3, 2 * DIVISIBLE, 2 * DIVISIBLE, device=backbone.device))  # do the parts fit?
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise bad_file(path, f"is not SAN's, or of another CLIP ({reason})") from error
 
     def __call__(self, image: Any) -> RegionEmbeddings:
         """Find and embed the regions of a photo, as `read_image` takes it; some masks are empty."""

@@ -63,10 +63,10 @@ def _alpha(tower: Any, path: Path) -> Encode:
     if any(".lora_" in key for key in state):
         raise bad_file(path, "holds LoRA's parts beside the weights: merge them first")
     state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
-    try:
-        state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
-    except (IndexError, RuntimeError) as error:
-        raise bad_file(path, f"is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit") from error
+    patches, alpha = state[PATCHES], state.pop(ALPHA)
+    if patches.ndim != 4 or alpha.shape != patches[:, :1].shape or alpha.dtype != patches.dtype:
+        raise bad_file(path, f"is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit each other")
+    state[PATCHES] = torch.cat([patches, alpha], dim=1)
     visual = copy.deepcopy(tower.module)
     visual.conv1 = _wider(visual.conv1)
     return load_tower(visual, state, path)

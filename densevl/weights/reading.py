@@ -34,7 +34,8 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
 MOST_TENSORS = 20_000  # a ViT-bigG with its optimiser has 6,000; a second of reading
-MOST_HEADER = 16 << 20  # bytes of names and shapes: a second of parsing
+MOST_HEADER = 16 << 20  # bytes of names and shapes in JSON: a second of parsing
+MOST_PICKLE = 4 << 20  # bytes of the same in a pickle, which takes longer
 MOST_NESTED = 4  # containers within containers
 _ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch wrote first before version 1.6, pickled
@@ -115,6 +116,10 @@ def _recognised(path: Path) -> tuple[str, _Read]:
     header = int.from_bytes(head[:8], "little")
     if not head:
         raise _Refusal(f"is empty: {_AGAIN}")
+    if head[8:9] == b"{" and header <= MOST_HEADER:  # first, for these eight bytes may be any text
+        if 8 + header > size:
+            raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
+        return "safetensors", _read_safetensors
     if head.startswith(b"version https://git-lfs"):
         raise _Refusal("is a Git LFS pointer, not the file it points to: run 'git lfs pull'")
     if head.lstrip()[:1] == b"<":
@@ -125,10 +130,6 @@ def _recognised(path: Path) -> tuple[str, _Read]:
         return "torch", _read_legacy
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
         raise _Refusal("is a plain pickle, which may run code: convert it to safetensors")
-    if head[8:9] == b"{" and header <= MOST_HEADER:
-        if 8 + header > size:
-            raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
-        return "safetensors", _read_safetensors
     if path.suffix.lower() == ".safetensors":
         raise _Refusal(f"is not a safetensors file, its header is malformed: {_AGAIN}")
     if path.suffix.lower() not in SUFFIXES:
@@ -164,7 +165,7 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
         raise _Refusal("is a zip archive and no torch checkpoint: unpack it first")
     if any(record.compress_type for record in records):
         raise _Refusal("is compressed, which torch does not do: unpack and save it anew")
-    if pickles[0].file_size > MOST_HEADER // 2:  # a pickle takes longer to read than JSON
+    if pickles[0].file_size > MOST_PICKLE:
         raise _Refusal("holds more names than any model: save its state_dict alone")
     return _unpickled(path, mmap=True), {}
 
@@ -185,8 +186,10 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _unpickled(path: Path, *, mmap: bool) -> Any:
+    mmap = mmap and path.suffix != ".safetensors"  # which torch.load would take for what its name says
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with path.open("rb") as file:
+            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if not found:
@@ -215,6 +218,7 @@ def _unwrapped(content: Any, containers: tuple[str, ...]) -> Mapping[Any, Any]:
 
 def _named(content: Mapping[Any, Any], prefixes: tuple[str, ...]) -> State:
     """The tensors of a dict, each checked, without prefixes that all names share."""
+    _require_few(sum(isinstance(value, torch.Tensor) for value in content.values()))
     tensors = {}
     for key, value in content.items():
         if isinstance(value, torch.Tensor):

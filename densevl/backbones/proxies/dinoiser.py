@@ -37,7 +37,8 @@ class DinoiserHeads:
         shapes = [tuple(weights[name].shape) for name in NAMES]
         kernel = shapes[0]
         square = len(kernel) == 4 and kernel[2] == kernel[3] and kernel[2] % 2 == 1
-        if not square or shapes[1:] != [kernel[:1], (1, kernel[1], 1, 1), (1,)]:
+        real = all(weights[name].is_floating_point() for name in NAMES)
+        if not real or not square or shapes[1:] != [kernel[:1], (1, kernel[1], 1, 1), (1,)]:
             raise WeightsError(f"CLIP-DINOiser heads are of shapes {shapes}; give the checkpoint of its authors")
         self._weights = {name: weights[name].float() for name in NAMES}
 
