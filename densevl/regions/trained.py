@@ -64,7 +64,8 @@ def _alpha(tower: Any, path: Path) -> Encode:
         raise bad_file(path, "holds LoRA's parts beside the weights: merge them first")
     state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
     patches, alpha = state[PATCHES], state.pop(ALPHA)
-    if patches.ndim != 4 or alpha.shape != patches[:, :1].shape or alpha.dtype != patches.dtype:
+    real = patches.is_floating_point() and alpha.is_floating_point()
+    if not real or patches.ndim != 4 or alpha.shape != patches[:, :1].shape:
         raise bad_file(path, f"is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit each other")
     state[PATCHES] = torch.cat([patches, alpha], dim=1)
     visual = copy.deepcopy(tower.module)

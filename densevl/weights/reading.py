@@ -174,14 +174,11 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
     """A checkpoint as torch wrote it before version 1.6: pickles one after another, then the storages."""
     with path.open("rb") as file:
         head = io.BytesIO(file.read(MOST_HEADER))
-    try:
-        for _ in range(4):  # a number, the version of the form, the machine, and the content
-            tensors = 0
-            for opcode, _, _ in pickletools.genops(head):
-                tensors += opcode.name == "BINPERSID"  # a storage, which is not part of the pickle
-                _require_few(tensors)
-    except ValueError as error:
-        raise _Refusal(f"is damaged, or holds more names than any model ({error}): {_AGAIN}") from error
+    for _ in range(4):  # a number, the version of the form, the machine, and the content
+        tensors = 0
+        for opcode, _, _ in pickletools.genops(head):
+            tensors += opcode.name == "BINPERSID"  # a storage, which is not part of the pickle
+            _require_few(tensors)
     return _unpickled(path, mmap=False), {}
 
 
