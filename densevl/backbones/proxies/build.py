@@ -39,7 +39,9 @@ def build_vit(state: State, path: Path, heads: int | None = None) -> nn.Module:
     if heads is None:
         heads = next((width // size for size in HEAD_WIDTHS if width % size == 0), 0)
     if heads < 1 or width % heads:
-        raise bad_file(path, f"has a width of {width}, which cannot be split into {heads} heads; say heads=NUMBER")
+        raise bad_file(
+            path, f"does not tell its heads: width {width} cannot be split into {heads} heads; say heads=NUMBER"
+        )
 
     def make() -> nn.Module:
         registers = state["reg_token"].shape[1] if "reg_token" in state else 0
