@@ -69,7 +69,8 @@ setup(
             "backbones/photo/*.json",
             "evaluation/classes/*.json",
             "vocabulary/words/*.txt",
-            "weights/*",
+            "weights/*.json",
+            "weights/*.safetensors",
         ]
     },
     install_requires=CORE,

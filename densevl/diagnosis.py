@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from densevl import __version__
+from densevl import __version__, devices
 from densevl.cache import cache_dir
 from densevl.errors import ModelError
 
@@ -62,7 +62,7 @@ def _opencv() -> Iterator[Finding]:
 def _torch() -> Finding:
     import torch
 
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no CUDA device, runs on the CPU"
+    device = torch.cuda.get_device_name() if devices.default() == "cuda" else "no CUDA device, runs on the CPU"
     return Finding("compute", "ok", f"{device}; {torch.get_num_threads()} threads")
 
 

@@ -1,23 +1,18 @@
-"""Files: opened with a clear word when that fails, written whole or not at all, named so that none hides another."""
+"""Files: written whole or not at all, shown on one line, named so that none hides another."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import itertools
 import os
 import re
 import secrets
-import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from densevl.errors import ImageError, OutputError, suggest
-
-CUT = "the file ends before the picture does (cut download or copy?)"
+from densevl import digest
+from densevl.errors import OutputError
 
 #: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
 OVERLAY_MARK = "_overlay"
@@ -29,55 +24,18 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 
 
-class StrictReader(io.BufferedReader):
-    """A file that, once `strict`, refuses to be read past its end.
-
-    Pillow asks for more when a picture is not finished, and with its global LOAD_TRUNCATED_IMAGES set (some popular
-    packages set it) takes an empty answer for "enough". Here the answer is an error, whatever that global says.
-    """
-
-    strict = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if self.strict and not data and size != 0:
-            raise OSError(CUT)
-        return data
-
-
-def open_strict(name: str) -> StrictReader:
-    """Open an image file for reading.
-
-    Raises:
-        ImageError: it is missing (with the closest names in its folder), a folder, a device, an address or locked.
-    """
-    if re.match(r"[a-z]+://", name, re.IGNORECASE):
-        raise ImageError(f"{shown(name)} is an address: download it and give the file's path")
-    try:
-        kind = os.stat(name).st_mode
-        if stat.S_ISDIR(kind):
-            raise ImageError(f"{shown(name)} is a folder: give a file, or expand it with list_images()")
-        if not stat.S_ISREG(kind):
-            raise ImageError(f"{shown(name)} is not a regular file but a device or pipe: copy its content to a file")
-        return StrictReader(io.FileIO(name))
-    except FileNotFoundError as error:
-        raise ImageError(f"{shown(name)} does not exist{_near(Path(name))}") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise ImageError(f"cannot open {shown(name)}: {getattr(error, 'strerror', None) or error}") from error
-
-
 def shown(path: str | os.PathLike[str]) -> str:
     """Return a path in quotes on one line, whatever characters it holds and however long it is."""
     text = os.fspath(path)
     return repr(text if len(text) < 300 else f"...{text[-200:]}")
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
+def atomic_write(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> Path:
     """Write one file so that a reader, or a later run, sees all of it or none of it.
 
     Args:
         path: where to write; missing folders are made, an existing file is replaced.
-        data: the whole content.
+        data: the whole content, or pieces of it as they come; if making one fails, nothing is written.
 
     Returns:
         The path written.
@@ -88,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> Path:
     return atomic_write_all({Path(path): data})[0]
 
 
-def atomic_write_all(contents: Mapping[Path, bytes]) -> list[Path]:
+def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[Path]:
     """Write several files that belong together: all are staged beside their places before the first is moved in.
 
     A full disk therefore leaves earlier files as they were. The content is safe against a killed process; nothing
@@ -113,13 +71,15 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> list[Path]:
             temporary = current.parent / f".densevl-{secrets.token_hex(8)}.part"
             staged.append((temporary, current))
             with open(temporary, "xb") as file:
-                file.write(data)
+                for piece in [data] if isinstance(data, bytes) else data:
+                    file.write(piece)
         for temporary, current in staged:
             os.replace(temporary, current)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or str(error)
-        size = len(contents.get(current, b""))
-        raise OutputError(f"cannot write {shown(current)} ({size:,} bytes): {reason}") from error
+        whole = contents.get(current)
+        size = f" ({len(whole):,} bytes)" if isinstance(whole, bytes) else ""
+        raise OutputError(f"cannot write {shown(current)}{size}: {reason}") from error
     finally:
         # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
         for temporary, _ in staged:
@@ -146,7 +106,7 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     names = [_safe_name(path.stem) for path in inputs]
     ways_out: tuple[Callable[[Path], str], ...] = (
         lambda path: _safe_name(f"{_safe_name(path.parent.name)}_{path.stem}"),
-        lambda path: f"{_safe_name(path.stem)}-{_digest(path.as_posix())}",
+        lambda path: f"{_safe_name(path.stem)}-{digest.of_text(path.as_posix())[:8]}",
     )
     for rename in ways_out:
         crowd = Counter(map(_fold, names))
@@ -162,15 +122,6 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
     return names
 
 
-def _near(path: Path) -> str:
-    """Return a hint for a missing file: names like it in its folder, or that the folder is missing too."""
-    try:
-        with os.scandir(path.parent) as entries:
-            return suggest(path.name, [entry.name for entry in itertools.islice(entries, 2000)])
-    except OSError:
-        return f": its folder {shown(path.parent)} does not exist or cannot be read"
-
-
 def _safe_name(text: str) -> str:
     """Turn any text into one file-name part: nothing forbidden, not hidden, not empty, not too long."""
     text = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", text)).strip(" .")
@@ -181,13 +132,9 @@ def _safe_name(text: str) -> str:
     encoded = text.encode()
     if len(encoded) <= _STEM_BYTES:
         return text
-    return f"{encoded[: _STEM_BYTES - 9].decode(errors='ignore')}-{_digest(text)}"
+    return f"{encoded[: _STEM_BYTES - 9].decode(errors='ignore')}-{digest.of_text(text)[:8]}"
 
 
 def _fold(name: str) -> str:
     """Return what two names share when a case-insensitive file system takes them for one."""
     return unicodedata.normalize("NFC", name.casefold())
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]

@@ -6,15 +6,15 @@ that vectors of one model are not compared with those of another.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from densevl import digest
 from densevl.errors import WeightsError
 from densevl.files import atomic_write_all
-from densevl.shipped import read_tensors
+from densevl.weights import read_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
 
 def fingerprint(model: Any) -> str:
     """SHA-256 over the weights of every network a model object holds: equal for equal weights, on any machine."""
-    import torch
     from torch import nn
 
-    digest = hashlib.sha256()
-    for name, value in sorted(vars(model).items()):
-        if isinstance(value, nn.Module):
-            for key, tensor in value.state_dict().items():
-                digest.update(f"{name}.{key} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return digest.of_tensors(
+        (f"{name}.{key}", tensor)
+        for name, value in sorted(vars(model).items())
+        if isinstance(value, nn.Module)
+        for key, tensor in value.state_dict().items()
+    )
 
 
 def require_same(model: Any, weights: str, name: str, what: str) -> None:
@@ -62,7 +60,7 @@ def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapp
     from safetensors.torch import save as to_bytes
 
     blob = to_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"format": kind})
-    content = {"format": kind, **facts, "tensors_sha256": hashlib.sha256(blob).hexdigest()}
+    content = {"format": kind, **facts, "tensors_sha256": digest.of_bytes(blob)}
     tensor_file, fact_file = files(path)
     return atomic_write_all({tensor_file: blob, fact_file: json.dumps(content, indent=1).encode()})
 
@@ -83,8 +81,8 @@ def read(path: Path, kind: str, what: str) -> tuple[dict[str, torch.Tensor], dic
         raise WeightsError(f"{what} file {fact_file} cannot be read: {error}") from error
     if not isinstance(facts, dict) or facts.get("format") != kind:
         raise WeightsError(f"{fact_file} is no saved {what} of this version; fit and save it again")
-    tensors, _ = read_tensors(tensor_file)
-    if hashlib.sha256(tensor_file.read_bytes()).hexdigest() != facts.get("tensors_sha256"):
+    tensors = read_checkpoint(tensor_file).tensors
+    if digest.of_file(tensor_file) != facts.get("tensors_sha256"):
         raise WeightsError(f"{tensor_file} does not belong to {fact_file.name}, or is damaged; save the {what} again")
     return tensors, facts
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from densevl import digest
 from densevl.errors import ModelError, WeightsError
-
-if TYPE_CHECKING:
-    import torch
+from densevl.files import shown
 
 
 def is_shipped(weights: str) -> bool:
@@ -34,22 +31,7 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
             f"model '{model}' has no weights in this installation (densevl/{weights}): install densevl from a wheel, "
             f"or train them with python -m {tool}"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = digest.of_file(path)
     if found != sha256:
-        raise WeightsError(f"weights file {path} is not the one densevl ships: its SHA-256 is {found[:12]}...")
+        raise WeightsError(f"weights file {shown(path)} is not the one densevl ships: its SHA-256 is {found[:12]}...")
     return path
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a safetensors file: its tensors by name as stored, and the strings of its header.
-
-    Raises:
-        WeightsError: missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error}") from error

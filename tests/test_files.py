@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densevl.errors import OutputError
+from densevl import devices, digest
+from densevl.errors import DensevlError, ModelError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, unique_stems
 
 
@@ -145,3 +149,43 @@ def test_no_two_outputs_ever_collide_or_escape(paths: list[str]) -> None:
         assert not set(stem) & set('/\\:\0<>|?*"')
         assert len(stem.encode()) <= 170
         assert Path("out", f"{stem}.png").parent == Path("out")
+
+
+# Content in pieces, and its digest -----------------------------------------------------------------------------------
+
+
+def test_pieces_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    assert atomic_write(tmp_path / "a.bin", (bytes([n]) * 3 for n in range(3))).read_bytes() == b"\0\0\0\1\1\1\2\2\2"
+
+    def breaking_off() -> Iterator[bytes]:
+        yield b"half"
+        raise DensevlError("the server went away")
+
+    with pytest.raises(DensevlError, match="went away"):
+        atomic_write(tmp_path / "a.bin", breaking_off())
+    assert (tmp_path / "a.bin").read_bytes() == b"\0\0\0\1\1\1\2\2\2"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_digests_are_sha256_and_tell_apart_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"x" * 3_000_000)
+    assert digest.of_file(tmp_path / "big") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+    assert digest.of_text("a", "b") == hashlib.sha256(b"a\0b").hexdigest()
+    assert digest.of_text("\udcff")  # an undecodable byte in a file name
+    ones, one = torch.ones(2, 3), torch.ones(())
+    cases = [[("a", ones)], [("a", ones.mT)], [("b", ones)], [("a", ones.half())], [("a", one)], []]
+    assert len({digest.of_tensors(case) for case in cases}) == len(cases)
+    strided = torch.arange(12.0).view(3, 4)[:, ::2]
+    assert digest.of_tensors([("a", strided)]) == digest.of_tensors([("a", strided.contiguous().requires_grad_())])
+
+
+def test_a_device_is_the_one_asked_for_or_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.choose("cpu") == devices.choose(torch.device("cpu")) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices.choose() == devices.default(3) == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [devices.default(rank) for rank in (None, 0, 1, 2)] == ["cuda", "cuda:0", "cuda:1", "cuda:0"]
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ModelError, match=f"device '{device}' cannot be used here .*; take 'cpu'"):
+            devices.choose(device)

@@ -12,9 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "densevl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = (
     # from the ground up: a room imports only rooms before it, for type checking too
-    "__init__", "errors", "rle", "cache", "lazy", "files", "shipped", "drawing", "images", "fitted", "results",
-    "kernels", "refine", "proposals", "recipes", "backbones", "vocabulary", "inference", "regions", "anomaly",
-    "fewshot", "pipelines", "integrations", "benchmarking", "diagnosis", "evaluation", "cli", "__main__",
+    "__init__", "errors", "rle", "cache", "lazy", "digest", "stacking", "devices", "files", "weights", "shipped",
+    "drawing", "images", "fitted", "results", "kernels", "refine", "proposals", "recipes", "backbones",
+    "vocabulary", "inference", "regions", "anomaly", "fewshot", "pipelines", "integrations", "benchmarking",
+    "diagnosis", "evaluation", "cli", "__main__",
 )  # fmt: skip
 
 

@@ -451,7 +451,7 @@ def test_arrays_tensors_and_pillow_images_are_taken(array: object, colour: tuple
         (torch.zeros(20, 30, 3), "permute(2, 0, 1)"),
         (torch.zeros(1, 3, 20, 30), "one by one"),
         (torch.zeros(3, 0, 30), "at least one pixel"),
-        (b"\xff\xd8", "BytesIO"),
+        (torch.zeros(3, 2, 3, dtype=torch.complex64), "uint8"),
         ([np.zeros((2, 3, 3))], "one image at a time"),
         (None, "a path"),
         (3, "a path"),
@@ -462,6 +462,22 @@ def test_a_wrong_array_is_refused_with_the_way_out(source: object, way_out: str)
     with pytest.raises(ImageError) as error:
         read_image(source)
     assert way_out in one_line(error)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # two of the kinds are deprecated or in prototype
+@pytest.mark.parametrize(
+    ("make", "way_out"),
+    [
+        (lambda x: x.to_sparse(), "is sparse_coo: give a dense tensor"),
+        (lambda x: x.to("meta"), "is meta"),
+        (lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.quint8), r"is quantized.*dequantize\(\)"),
+        (lambda x: torch.nested.nested_tensor([x[0]]), "is nested"),
+    ],
+    ids=["sparse", "meta", "quantized", "nested"],
+)
+def test_a_tensor_without_plain_values_is_refused(make: Callable[[torch.Tensor], torch.Tensor], way_out: str) -> None:
+    with pytest.raises(ImageError, match=way_out):
+        read_image(make(torch.zeros(3, 2, 3)))
 
 
 def test_the_result_shares_no_memory_with_a_video_buffer() -> None:

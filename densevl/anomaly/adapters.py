@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,12 +20,13 @@ from torch.nn import functional as F
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.memory import NearestMemory
 from densevl.errors import ModelError, WeightsError
-from densevl.files import atomic_write
-from densevl.shipped import read_tensors
+from densevl.files import atomic_write, shown
+from densevl.weights import below, build_strictly, read_checkpoint
 
 FORMAT = "densevl-adapters-1"
 REDUCTION = 4
 HIDDEN = 64
+ITSELF, AGAIN = "its own header", "train and save the adapters again"
 
 
 class VisualAdapter(nn.Module):
@@ -152,26 +152,26 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
     Raises:
         WeightsError: a missing or damaged file, or adapters of a backbone with other weights.
     """
-    tensors, header = read_tensors(Path(path))
+    path = Path(path)
+    file = read_checkpoint(path)
+    tensors, header = file.tensors, file.header
     if header.get("format") != FORMAT:
         raise WeightsError(f"{path} holds no adapters of this version; train and save them again")
     if header.get("fingerprint") != fingerprint:
         raise WeightsError(
-            f"adapters {path} were trained on model '{header.get('model')}', and '{model}' has other weights: use "
-            "that model, or train anew"
+            f"adapters {shown(path)} were trained on model '{header.get('model')}', and '{model}' has other weights: "
+            "use that model, or train anew"
         )
     try:
-        layers = tuple(json.loads(header["layers"]))
-        visual = VisualAdapter(tensors["static"].shape[1])
-        query = QueryAdapter([len(tensors[f"query.norms.{index}.weight"]) for index in range(len(layers))])
-        for module, name in ((visual, "visual."), (query, "query.")):
-            own = {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
-            module.load_state_dict(own, strict=True)
-        facts: dict[str, Any] = {"temperature": float(header["temperature"]), "model": model}
-        found = Adapters(visual, query, tensors["static"], tensors["learned"], layers, fingerprint=fingerprint, **facts)
+        layers, temperature = tuple(json.loads(header["layers"])), float(header["temperature"])
+        static, learned = tensors["static"], tensors["learned"]
+        widths = [len(tensors[f"query.norms.{index}.weight"]) for index in range(len(layers))]
+        visual = build_strictly(lambda: VisualAdapter(static.shape[1]), below(tensors, "visual."), path, ITSELF, AGAIN)
+        query = build_strictly(lambda: QueryAdapter(widths), below(tensors, "query."), path, ITSELF, AGAIN)
     except (KeyError, ValueError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise WeightsError(f"adapters {path} are damaged: {reason}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"adapters {shown(path)} are damaged: {reason}") from error
+    found = Adapters(visual, query, static, learned, layers, temperature, model, fingerprint)
     return found.to(torch.device("cpu"))
 
 

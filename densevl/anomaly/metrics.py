@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
-from densevl.anomaly.components import label_regions
 from densevl.errors import DensevlError
 
 FPR_LIMIT = 0.3
@@ -109,7 +109,7 @@ class AnomalyMetrics:
             raise DensevlError("scores hold NaN or infinite values; metrics rank finite numbers only")
         weights = np.zeros(values.shape)
         if mask.any():
-            regions, count = label_regions(mask)
+            regions, count = ndimage.label(mask, np.ones((3, 3)))
             weights[mask] = 1.0 / np.bincount(regions[mask])[regions[mask]]
             self.regions += count
         self.sketch.add(values.ravel(), (~mask).ravel() * 1.0, mask.ravel() * 1.0, weights.ravel())

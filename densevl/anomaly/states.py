@@ -6,7 +6,6 @@ name of the thing, each in every one of 22 templates; the words are our own. "{}
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from densevl import digest
 from densevl.errors import LabelError, suggest
 from densevl.vocabulary.parsing import as_list, clean, read, short
 from densevl.vocabulary.templates import fill
@@ -117,8 +117,7 @@ class States:
 
     def digest(self) -> str:
         """A short hash of the words, for caches and reports."""
-        words = "\0".join(["\1".join(getattr(self, name)) for name in FIELDS] + [self.average])
-        return hashlib.sha256(words.encode()).hexdigest()[:16]
+        return digest.of_text(*("\1".join(getattr(self, name)) for name in FIELDS), self.average)[:16]
 
     def prototypes(self, encode: Callable[[Sequence[str]], torch.Tensor], item: str = THING) -> torch.Tensor:
         """The two directions of a thing, normal first.

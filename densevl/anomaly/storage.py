@@ -14,6 +14,7 @@ from densevl.anomaly.memory import NearestMemory
 from densevl.anomaly.scoring import Scoring, get_scoring
 from densevl.errors import DensevlError, WeightsError
 from densevl.fitted import fingerprint as fingerprint
+from densevl.weights import bad_file, below
 
 FORMAT = "densevl-anomaly-1"
 
@@ -40,11 +41,19 @@ def read(path: Path) -> tuple[dict[str, NearestMemory], torch.Tensor | None, dic
     """
     tensors, facts = fitted.read(path, FORMAT, "anomaly detector")
     metric = scoring_of(facts, path).metric
-    levels = [key.removeprefix("rows.") for key in tensors if key.startswith("rows.")]
-    memories = {
-        level: NearestMemory(tensors[f"rows.{level}"], tensors[f"owner.{level}"], metric, tensors.get(f"place.{level}"))
-        for level in levels
-    }
+    levels, places = below(tensors, "rows."), below(tensors, "place.")
+    try:
+        memories = {
+            level: NearestMemory(tensors[f"rows.{level}"], tensors[f"owner.{level}"], metric, places.get(level))
+            for level in levels
+        }
+    except KeyError as error:
+        raise bad_file(path, f"holds no whole detector: {error} is missing; fit and save it again") from error
+    for level, memory in memories.items():
+        rows, place = memory.rows, memory.place
+        fits = rows.ndim == 2 and rows.is_floating_point() and memory.owner.shape == rows.shape[:1]
+        if not fits or (place is not None and place.shape != (len(rows), 2)):
+            raise bad_file(path, f"holds a memory '{level}' whose parts do not fit each other; fit and save it again")
     return memories, tensors.get("prototypes"), facts
 
 

@@ -5,16 +5,15 @@ The cache is huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`); `HF_HUB_OFFLINE=
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+from densevl import digest
 from densevl.errors import ModelError, WeightsError
 
 WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-CHUNK = 1 << 20
 PROBE_SECONDS = 5
 
 
@@ -114,14 +113,11 @@ def verify(path: Path, sha256: str) -> None:
     blob = path.resolve()
     if len(sha256) != 64 or sha256.strip("0123456789abcdef"):
         return
-    digest = hashlib.sha256()
-    with blob.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != sha256:
+    found = digest.of_file(blob)
+    if found != sha256:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise WeightsError(
-            f"{path.name}: SHA-256 {digest.hexdigest()[:12]} is not the hub's {sha256[:12]}; "
+            f"{path.name}: SHA-256 {found[:12]} is not the hub's {sha256[:12]}; "
             "the damaged file was removed, run again to download it anew"
         )

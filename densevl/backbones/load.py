@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from densevl import devices
 from densevl.backbones import hub
 from densevl.backbones.build import build
 from densevl.errors import ModelError, suggest
@@ -72,12 +73,7 @@ def load_backbone(
 
     from densevl.backbones.precision import check
 
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
+    where = devices.choose(device)
     check(precision, torch.device(where))
     return _load(name, weights, where).at_precision(precision)
 

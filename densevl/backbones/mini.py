@@ -6,8 +6,8 @@ trained row for every other token; `full_state` expands them, and the result loa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +15,8 @@ import torch
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.protocol import InferenceProtocol
-from densevl.errors import WeightsError
-from densevl.shipped import read_tensors, shipped_file
+from densevl.shipped import shipped_file
+from densevl.weights import bad_file, read_checkpoint, require_buildable, require_sizes
 
 WEIGHTS = "weights/mini.safetensors"
 SHA256 = "4b050c9b296091b5e7f4e2f2a3235e72fe2d4f28dd7a37c42d23af6f61e8de92"
@@ -61,13 +61,23 @@ class Mini(OpenClipBackbone):
         from open_clip.tokenizer import SimpleTokenizer
         from open_clip.transform import PreprocessCfg, image_transform_v2
 
-        state, meta = read_compact(path or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
-        config = meta["model_cfg"]
-        self._trained = frozenset(state[IDS].tolist())
-        model = open_clip.CLIP(**config, cast_dtype=None)
-        model.load_state_dict(full_state(state, config["text_cfg"]["vocab_size"]), strict=True)
+        path = path or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train")
+        state, meta = read_compact(path)
+        config, self._trained = meta["model_cfg"], frozenset(state[IDS].tolist())
+        plan = {key: value for key, value in state.items() if key != IDS}
+        try:
+            vocabulary, length = (int(config["text_cfg"][key]) for key in ("vocab_size", "context_length"))
+            plan[TABLE] = state[TABLE][:1].expand(vocabulary, -1)  # its shape once expanded, without the memory
+            make, patch_scale = partial(open_clip.CLIP, **config, cast_dtype=None), float(meta["patch_scale"])
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise bad_file(path, f"is not a mini model: its header is damaged ({error})") from error
+        require_buildable(make, plan, path, "its own header")
+        if not all(0 <= token < vocabulary for token in self._trained):
+            raise bad_file(path, "is not a mini model: it has tokens outside its vocabulary")
+        model = make()
+        model.load_state_dict(full_state(state, vocabulary), strict=True)
         settings = PreprocessCfg(size=model.visual.image_size)
-        tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
+        tokenizer = SimpleTokenizer(context_length=length)
         super().__init__(
             model.to(device).requires_grad_(False),
             tokenizer,
@@ -81,7 +91,7 @@ class Mini(OpenClipBackbone):
         self.summary = "small CLIP in the package: trained on rendered flat art, not photographs"
         self.default_recipe = "maskclip_value"
         self.templates = "simple"
-        self.protocol = InferenceProtocol(short_side=None, crop=side, logit_scale=meta["patch_scale"])
+        self.protocol = InferenceProtocol(short_side=None, crop=side, logit_scale=patch_scale)
 
     def uncovered(self, texts: Sequence[str]) -> list[str]:
         """The texts that hold a token whose embedding was not trained: it is read as "something unknown"."""
@@ -109,13 +119,12 @@ def read_compact(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     Raises:
         WeightsError: missing, damaged, or not a file of this kind.
     """
-    state, header = read_tensors(path)
+    file = read_checkpoint(path)
     try:
-        meta = {key: json.loads(header[key]) for key in ("model_cfg", "patch_scale")}
-    except ValueError as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
+        meta = {key: require_sizes(file.header[key], path) for key in ("model_cfg", "patch_scale")}
+        ids, rows = file.tensors[IDS], file.tensors[TABLE]
     except KeyError as error:
-        raise WeightsError(f"weights file {path} is not a mini model: its header lacks {error}") from error
-    if TABLE not in state or IDS not in state:
-        raise WeightsError(f"weights file {path} is not a mini model: it holds no compact token table")
-    return state, meta
+        raise bad_file(path, f"is not a mini model: it lacks {error}") from error
+    if ids.is_floating_point() or ids.ndim != 1 or rows.ndim != 2 or len(rows) != len(ids) + 1:
+        raise bad_file(path, "is not a mini model: its token table and ids do not fit each other")
+    return file.tensors, meta

@@ -7,7 +7,6 @@ from outside.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from densevl import digest
 from densevl.backbones.base import Backbone, variant
 from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.towers import tower_of
@@ -209,12 +209,8 @@ class OpenClipBackbone(Backbone):
         facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
         facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]
         facts += [str(getattr(self._model, name, "")) for name in ("context_length", "text_pool_type")]
-        digest = hashlib.sha256("\n".join(facts).encode())
-        for key, tensor in self._model.state_dict().items():
-            if not key.startswith("visual."):
-                digest.update(key.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        text_side = ((k, v) for k, v in self._model.state_dict().items() if not k.startswith("visual."))
+        return digest.of_text(*facts, digest.of_tensors(text_side))
 
 
 def _rewires(tower: Tower) -> bool:

@@ -1,56 +1,20 @@
-"""Loading a weights file into an open_clip model, safely, with causes named.
-
-Only safetensors and `torch.load(weights_only=True)` are used; nothing unpickles arbitrary objects.
-"""
+"""Loading a weights file into a model of open_clip, strictly."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
 
-from densevl.errors import WeightsError
+from densevl.weights import WAY_OUT, State, bad_file, below, load_strictly, read_checkpoint
 
-SHOWN_KEYS = 3
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-POINTER = b"version https://git-lfs"
+POSITIONS = "positional_embedding"
+OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
 
 
-def looks_wrong(path: Path) -> str | None:
-    """Why this file cannot be weights, judged by its first bytes, or None."""
-    if path.suffix.lower() not in SUFFIXES:
-        return f"is not of a known kind; its name must end in {', '.join(SUFFIXES)}"
-    size = path.stat().st_size
-    if size == 0:
-        return "is empty"
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.startswith(POINTER):
-        return "is a Git LFS pointer, not the file it points to: run 'git lfs pull'"
-    if head.lstrip()[:1] == b"<":
-        return "is a web page: download the file itself, not the page that shows it"
-    if path.suffix == ".safetensors":
-        header = int.from_bytes(head[:8], "little")
-        if len(head) < 9 or head[8:9] != b"{" or header > 100_000_000:
-            return "is not a safetensors file: its header is malformed"
-        if 8 + header > size:
-            return "is cut off: its header is incomplete"
-    elif head[:2] != b"PK" and head[:2] != b"\x80\x02":
-        return "is neither safetensors nor a torch checkpoint"
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                return "is a TorchScript program, not a list of tensors: save its state_dict as safetensors"
-    return None
-
-
-def load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Load a checkpoint strictly into an open_clip model.
+def load_weights(model: Any, path: Path, name: str) -> None:
+    """Load a weights file strictly into an open_clip model.
 
     Args:
         model: built by open_clip with the architecture the file should fit.
@@ -60,68 +24,38 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     Raises:
         WeightsError: missing, damaged or of another architecture; up to three keys are listed.
     """
-    if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"weights file {path} {found}; name a .safetensors, .pt or .bin file")
-    wrong = looks_wrong(path)
-    if wrong:
-        raise WeightsError(f"weights file {path} {wrong}")
-    from open_clip.factory import load_checkpoint
-
+    tensors = read_checkpoint(path).tensors
+    wanted = model.state_dict()
+    visual = below(wanted, "visual.")
+    if tensors and (visual.keys() >= tensors.keys() or all(key.startswith("visual.") for key in tensors)):
+        raise bad_file(
+            path,
+            f"holds the image tower alone, and '{name}' needs its text tower too: give the file "
+            "that both were published in",
+        )
     try:
-        _require_same_positions(model, path, name)
-        with torch.no_grad():
-            load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except SafetensorError as error:
-        raise WeightsError(f"weights file {path} is damaged: {_one_line(error)}") from error
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"weights file {path} holds more than plain tensors and is refused: convert it to safetensors"
-        ) from error
-    except RuntimeError as error:
-        raise WeightsError(explain_mismatch(error, path, name)) from error
-    except (EOFError, OSError, KeyError, ValueError, AttributeError, StopIteration) as error:
-        raise WeightsError(
-            f"weights file {path} is damaged or not a checkpoint of '{name}': {_one_line(error)}"
-        ) from error
+        tensors = _as_open_clip(model, tensors, wanted)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise bad_file(path, f"does not fit '{name}' ({reason}); {WAY_OUT}") from error
+    misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
+    # open_clip would resize these tables, which hides weights of another input size or context
+    sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
+    load_strictly(model, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
 
 
-def _require_same_positions(model: nn.Module, path: Path, name: str) -> None:
-    """open_clip resizes positional tables that do not fit, which hides weights of another input size or context."""
-    if path.suffix.lower() == ".safetensors":
-        with safe_open(path, "pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    else:
-        state = torch.load(path, map_location="meta", weights_only=True)
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
-        shapes = {key.removeprefix("module."): tuple(t.shape) for key, t in state.items() if hasattr(t, "shape")}
-    for key, tensor in model.state_dict().items():
-        if key.endswith("positional_embedding") and shapes.get(key, tuple(tensor.shape)) != tuple(tensor.shape):
-            raise WeightsError(
-                f"weights file {path} does not fit '{name}': {key} is {shapes[key]}, not {tuple(tensor.shape)}; "
-                "it was trained for another input size or text length: name that architecture"
-            )
+def _as_open_clip(model: Any, tensors: State, wanted: State) -> State:
+    """Names of other programs turned into open_clip's, as its `load_checkpoint` does."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
 
-
-def explain_mismatch(error: RuntimeError, path: Path, name: str) -> str:
-    text = str(error)
-    counts = []
-    for what in ("Missing", "Unexpected"):
-        found = re.search(what + r" key\(s\)[^:]*: (.*)", text)
-        if found:
-            counts.append(_listed(re.findall(r'"([^"]+)"', found.group(1)), what.lower()))
-    shapes = re.findall(r"size mismatch for ([\w.]+)", text)
-    if shapes:
-        counts.append(_listed(shapes, "of another shape"))
-    if not counts:
-        return f"weights file {path} cannot be read: {_one_line(error)}"
-    return f"weights file {path} does not fit '{name}': {'; '.join(counts)}; name the architecture it was trained with"
-
-
-def _listed(keys: list[str], what: str) -> str:
-    more = ", ..." if len(keys) > SHOWN_KEYS else ""
-    return f"{len(keys)} {what} ({', '.join(keys[:SHOWN_KEYS])}{more})"
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    tensors = convert_state_dict(model, dict(tensors))
+    if POSITIONS in tensors and not hasattr(model, POSITIONS):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for key in ("logit_scale", "logit_bias"):  # a number, in a shape of its own
+        if key in tensors and key in wanted and tensors[key].numel() == wanted[key].numel():
+            tensors[key] = tensors[key].reshape(wanted[key].shape)
+    if "logit_bias" in wanted and "logit_scale" in tensors:
+        tensors.setdefault("logit_bias", torch.zeros_like(tensors["logit_scale"]))
+    positions = "text.transformer.embeddings.position_ids"  # of transformers before 4.31
+    return {key: value for key, value in tensors.items() if key != positions or key in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from densevl import devices
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import ModelError, suggest
 
@@ -39,7 +40,7 @@ def random_model(arch: str, device: str | None = None) -> Backbone:
     model = open_clip.create_model(arch, load_weights=False).eval().requires_grad_(False)
     settings = PreprocessCfg(size=model.visual.image_size)
     return OpenClipBackbone(
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        model.to(devices.choose(device)),
         open_clip.get_tokenizer(arch),
         image_transform_v2(settings, is_train=False),
         name=f"{PREFIX}{arch}",

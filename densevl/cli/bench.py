@@ -33,6 +33,7 @@ def bench(
 
     from densevl.benchmarking.cases import Case, measure, parse_sizes
     from densevl.benchmarking.random_model import load
+    from densevl.files import atomic_write
 
     torch.set_num_threads(threads)
     backbone = load(model, device)
@@ -58,4 +59,4 @@ def bench(
         escape(f"{backbone.name}: {where}, median of {rounds}. of bare: over the passes of the papers' windows.")
     )
     if write is not None:
-        write.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        atomic_write(write, (json.dumps(rows, indent=1) + "\n").encode())

@@ -73,9 +73,9 @@ def regions(
         raise OutputError(f"{clash.target} is both the result of {clash.image} and the export; rename the image")
     finder: Any = proposals
     if sam_checkpoint is not None:
-        finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device or "cpu", tile=tile)
+        finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device, tile=tile)
     elif proposals not in NAMES or tile or ((points or boxes or pieces) and proposals != "clusters"):
-        finder = load_proposer(proposals, device=device or "cpu", tile=tile)  # fails, if it does, before a model loads
+        finder = load_proposer(proposals, device=device, tile=tile)  # fails, if it does, before a model loads
     if pieces and isinstance(finder, str):
         raise DensevlError("--pieces goes with all proposals but clusters, which are in one piece as they are")
     finder = PieceProposer(finder) if pieces else finder

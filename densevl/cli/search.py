@@ -56,7 +56,7 @@ def search(
 
     finder: Any = proposals
     if proposals not in NAMES or pieces:  # what cannot be had is said before any model is loaded
-        finder = load_proposer(proposals, device=device or "cpu")
+        finder = load_proposer(proposals, device=device)
     finder = PieceProposer(finder) if pieces else finder
     with stderr().status("loading the model"):
         backbone = load_backbone(model, device=device)

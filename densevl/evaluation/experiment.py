@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from densevl import digest
 from densevl.errors import suggest
 from densevl.evaluation import papers
 from densevl.evaluation.datasets import Dataset, open_dataset
@@ -221,4 +221,4 @@ class Experiment:
         text = json.dumps(
             [self.facts(), dataset.names, [item.key for item in dataset.items]], sort_keys=True, default=str
         )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest.of_text(text)[:16]

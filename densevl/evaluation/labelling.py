@@ -8,7 +8,6 @@ machines, which all see the same folders.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections import Counter
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from densevl import digest
 from densevl.errors import ImageError, MissingExtraError
 from densevl.evaluation.faults import EvaluationError
 from densevl.files import atomic_write, shown, unique_stems
@@ -59,7 +59,7 @@ class Labelling:
     def fingerprint(self) -> str:
         """Changes with what decides the labels."""
         facts = {key: value for key, value in asdict(self).items() if key not in {"out", "threads"}}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return digest.of_text(json.dumps(facts, sort_keys=True))[:16]
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _claim(work: Labelling, parts: Sequence[Shard]) -> None:
         EvaluationError: the folder was labelled otherwise.
     """
     text = json.dumps([[part.number, part.pairs] for part in parts])
-    images = hashlib.sha256(text.encode()).hexdigest()[:16]
+    images = digest.of_text(text)[:16]
     path = Path(work.out) / SETTINGS
     facts = {**asdict(work), "labels": list(work.labels), "fingerprint": work.fingerprint, "images": images}
     if path.exists():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from densevl import devices
 from densevl.evaluation.faults import EvaluationError
 
 LAUNCHERS = ("none", "pytorch")
@@ -50,11 +51,7 @@ def world() -> int:
 
 def device() -> str | None:
     """The device of this process, None where it is alone and may choose."""
-    if world() == 1:
-        return None
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    return None if world() == 1 else devices.default(int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def barrier() -> None:

@@ -19,6 +19,7 @@ from densevl.evaluation.measuring import AllCounts
 from densevl.evaluation.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.evaluation.region_sets import Objects, PanopticMap, RegionDataset, RegionSample
 from densevl.evaluation.tasks import Counted, Kept
+from densevl.proposals.base import Proposals
 from densevl.regions.result import RegionResult
 
 HIT = 0.5
@@ -120,8 +121,9 @@ class InstanceTask:
         shape = (sample.image.shape[0], sample.image.shape[1])
         some = found.scores >= 0.5
         masks = tuple(mask for mask, shown in zip(found.masks, some, strict=True) if shown)
+        rest = 0 if first else -1
         return tuple(  # type: ignore[return-value]
-            _painted(labels, parts, shape, -1 if not first else 0)
+            np.array([rest, *labels], np.int16)[Proposals.from_rle(parts, shape).segment_map()]
             for labels, parts in ((truth.labels, truth.masks), (found.labels[some], masks))
         )
 
@@ -233,14 +235,3 @@ def _classes(panoptic: PanopticMap) -> npt.NDArray[np.int16]:
     classes = np.array([-1, *(segment.category for segment in panoptic.segments)], np.int16)
     order = np.argsort(numbers)
     return np.asarray(classes[order][np.searchsorted(numbers[order], panoptic.ids)])
-
-
-def _painted(
-    labels: npt.NDArray[np.int64], masks: tuple[dict[str, Any], ...], shape: tuple[int, int], rest: int
-) -> npt.NDArray[np.int16]:
-    """Classes of the masks, small ones on top."""
-    painted = np.full(shape, rest, np.int16)
-    areas = [float(coco_mask.area(mask)) for mask in masks]
-    for index in sorted(range(len(masks)), key=lambda number: -areas[number]):
-        painted[coco_mask.decode(masks[index]).astype(bool)] = labels[index]
-    return painted

@@ -11,6 +11,7 @@ import torch
 
 from densevl.errors import LabelError
 from densevl.images import keep_ratio_size, resize
+from densevl.proposals.base import Proposals
 from densevl.recipes import Hints
 
 MINI = "mini-sam"
@@ -55,8 +56,8 @@ class Segments:
             )
         if is_map:
             return cls(torch.from_numpy(array.astype(np.int64)).clamp_(min=0))
-        masks = torch.from_numpy(array)
-        return cls(_painted(masks), masks)
+        on_top = Proposals.from_masks(array).segment_map()
+        return cls(torch.from_numpy(on_top.astype(np.int64)), torch.from_numpy(array))
 
     def __len__(self) -> int:
         """How many segments there are."""
@@ -87,15 +88,6 @@ class Segments:
             return self.masks[:, rows[:, None], cols][None]
         small, names = self.ids[rows[:, None], cols], self.ids.unique()
         return (small == names[names > 0][:, None, None])[None]
-
-
-def _painted(masks_MHW: torch.Tensor) -> torch.Tensor:
-    """Masks to a map of their numbers from 1, smaller ones over larger ones, of equals the first on top."""
-    ids = torch.zeros(masks_MHW.shape[1:], dtype=torch.int64)
-    areas = masks_MHW.flatten(1).sum(dim=1).tolist()
-    for index in sorted(range(len(areas)), key=lambda i: (-areas[i], -i)):
-        ids[masks_MHW[index]] = index + 1
-    return ids
 
 
 def proposer(spec: str | Proposer | None) -> Proposer | None:

@@ -14,6 +14,7 @@ from densevl.errors import ProposalError
 from densevl.proposals import packing
 from densevl.proposals.checks import checked_boxes, checked_mask, checked_quality
 from densevl.rle import class_runs, coco_segmentation
+from densevl.stacking import back_to_front
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
@@ -74,15 +75,18 @@ class Proposals:
             index = index.astype(np.int64).reshape(-1)  # an empty list is float
         return Proposals(self.packed[index], self.size, self.quality[index], self.boxes[index])
 
-    def segment_map(self) -> npt.NDArray[np.int32]:
+    def segment_map(self, priority: Any = None) -> npt.NDArray[np.int32]:
         """Lay the masks over each other, smaller ones on top; of equal ones the first is on top.
+
+        Args:
+            priority: (M,) numbers that decide before the areas do, the highest on top; None is the same for all.
 
         Returns:
             int32 (H, W): i + 1 where mask i is seen, 0 where there is none.
         """
         painted = np.zeros(self.size, np.int32)
         areas = self.areas
-        for index in np.lexsort((-np.arange(len(self)), -areas)):
+        for index in back_to_front(areas, priority):
             if areas[index]:
                 top, rows = packing.unpack_rows(self.packed[index], self.size)
                 painted[top : top + len(rows)][rows] = index + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from densevl import devices
 from densevl.errors import ModelError, ProposalError, suggest
 from densevl.images import read_image
 from densevl.proposals.base import Proposals, Proposer
@@ -17,7 +18,7 @@ def load_proposer(
     *,
     checkpoint: str | Path | None = None,
     encoder: Any = None,
-    device: str = "cpu",
+    device: str | None = None,
     tile: int | None = None,
     **settings: Any,
 ) -> Proposer:
@@ -29,7 +30,7 @@ def load_proposer(
         checkpoint: of "sam": a file, or one of vit_b (taken if None), vit_l and vit_h, which are downloaded; of
             "mini-sam": a file in place of the shipped one.
         encoder: of "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
-        device: where SAM runs.
+        device: where SAM runs; None takes CUDA when there is one.
         tile: photos larger than this many pixels are looked at in overlapping tiles of that side too, see
             `TiledProposer`; None never.
         settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `ClusterProposer`, `GridProposer`.
@@ -52,15 +53,16 @@ def load_proposer(
     if name in ("sam", "mini-sam"):
         from densevl.proposals.automatic import SamProposer
 
+        where = devices.choose(device)
         if name == "mini-sam":
             from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
 
             own = {"points_per_side": 16, **AUTOMATIC}
-            sam = load_mini_sam(None if checkpoint is None else Path(checkpoint), device=device)
+            sam = load_mini_sam(None if checkpoint is None else Path(checkpoint), device=where)
             return SamProposer(sam, name=name, **{**own, **settings})
         from densevl.proposals.sam_checkpoint import load_sam
 
-        return SamProposer(load_sam(checkpoint or "vit_b", device=device), name=name, **settings)
+        return SamProposer(load_sam(checkpoint or "vit_b", device=where), name=name, **settings)
     try:
         if name == "clusters":
             from densevl.proposals.clusters import ClusterProposer

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from densevl.errors import MissingExtraError, WeightsError
-from densevl.shipped import read_tensors, shipped_file
+from densevl.errors import MissingExtraError
+from densevl.shipped import shipped_file
+from densevl.weights import bad_file, build_strictly, read_checkpoint, require_sizes
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -124,11 +126,7 @@ def load_mini_sam(path: Path | None = None, *, device: str = "cpu") -> Sam:
     """
     path = path or shipped_file(WEIGHTS, SHA256, "mini-sam", "tools.mini_sam.train")
     state, config = read_weights(path)
-    sam = build_sam(config)
-    try:
-        sam.load_state_dict({key: value.float() for key, value in state.items()}, strict=True)
-    except RuntimeError as error:
-        raise WeightsError(f"weights file {path} does not fit its own header: {error}") from error
+    sam = build_strictly(partial(build_sam, config), state, path, "its own header")
     return sam.eval().requires_grad_(False).to(device)
 
 
@@ -138,10 +136,11 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], SamConfig]:
     Raises:
         WeightsError: missing, damaged, or not a file of this kind.
     """
-    state, header = read_tensors(path)
+    file = read_checkpoint(path)
     try:
-        return state, SamConfig.from_json(header["sam_config"])
-    except ValueError as error:
-        raise WeightsError(f"weights file {path} cannot be read: {error}") from error
+        config = SamConfig.from_json(json.dumps(require_sizes(file.header["sam_config"], path)))
     except (KeyError, TypeError) as error:
-        raise WeightsError(f"weights file {path} is not a mini-sam: its header holds no sam_config") from error
+        raise bad_file(path, "is not a mini-sam: its header holds no sam_config") from error
+    if len(config.mean) != 3 or len(config.deviation) != 3 or not all(config.deviation):
+        raise bad_file(path, "is not a mini-sam: its header has no mean and deviation of RGB")
+    return file.tensors, config

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import secrets
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from densevl.cache import cache_dir
 from densevl.errors import MissingExtraError, ModelError, WeightsError, suggest
-from densevl.proposals.checkpoint import read_checkpoint
+from densevl.files import atomic_write
 from densevl.proposals.mini_sam import load_mini_sam
+from densevl.weights import bad_file, build_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+KERNEL = "image_encoder.patch_embed.proj.weight"
 CHUNK = 1 << 20
 TIMEOUT = 10
 """Seconds without a byte after which a download is given up."""
@@ -78,24 +79,20 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
             f"no SAM checkpoint '{checkpoint}'{suggest(str(checkpoint), OFFICIAL)}: a file, or one of "
             f"{', '.join(OFFICIAL)}"
         )
-    state, header = read_checkpoint(path)
-    if "sam_config" in header:
+    file = read_checkpoint(path)
+    if "sam_config" in file.header:
         return load_mini_sam(path, device=device)
-    key = "image_encoder.patch_embed.proj.weight"
-    if key not in state:
-        raise WeightsError(f"weights file {path} is no SAM: it holds no {key}")
-    width = state[key].shape[0]
+    kernel = file.tensors.get(KERNEL)
+    if kernel is None or kernel.ndim != 4:
+        raise bad_file(path, f"is no SAM: it holds no {KERNEL}")
+    width = kernel.shape[0]
     kind = next((name for name, official in OFFICIAL.items() if official.width == width), None)
     if kind is None:
         widths = ", ".join(f"{official.width} ({name})" for name, official in OFFICIAL.items())
-        raise WeightsError(f"weights file {path} holds an encoder of width {width}: SAM has {widths}")
-    sam = sam_model_registry[kind]()
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"weights file {path} does not fit SAM {kind}: {reason}") from error
-    return sam.float().eval().requires_grad_(False).to(device)
+        raise bad_file(path, f"holds an encoder of width {width}: SAM has {widths}")
+    advice = f"give SAM's own checkpoint, one of {', '.join(OFFICIAL)}"
+    sam = build_strictly(sam_model_registry[kind], file.tensors, path, f"SAM {kind}", advice)
+    return sam.eval().requires_grad_(False).to(device)
 
 
 def download(name: str) -> Path:
@@ -105,38 +102,36 @@ def download(name: str) -> Path:
         name: one of `OFFICIAL`.
 
     Raises:
-        ModelError: the server cannot be reached, or the file cannot be written.
+        ModelError: the server cannot be reached. OutputError: the file cannot be written.
         WeightsError: what came has another SHA-256; nothing is kept of it.
     """
     official = OFFICIAL[name]
     path = cache_dir() / official.file
     if path.is_file():
         return path  # moved here only once its SHA-256 was right
-    url = BASE_URL + official.file
-    log = logging.getLogger(__name__)
+    return atomic_write(path, _downloaded(name, official))
+
+
+def _downloaded(name: str, official: Official) -> Iterator[bytes]:
+    """The content of an official checkpoint as it arrives; its end is an error unless the SHA-256 is right."""
+    url, log = BASE_URL + official.file, logging.getLogger(__name__)
     log.info("downloading SAM %s, %d MB, from %s", name, official.megabytes, url)
-    part = path.with_name(f".{path.name}-{secrets.token_hex(4)}.part")
-    digest, got = hashlib.sha256(), 0
+    found, got = hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("xb") as file:  # noqa: S310  a constant
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:  # noqa: S310  a constant
             while data := answer.read(CHUNK):
-                digest.update(data)
-                file.write(data)
+                found.update(data)
+                yield data
                 if got // (100 * CHUNK) != (got + len(data)) // (100 * CHUNK):
                     log.info("%d of %d MB", (got + len(data)) // 1_000_000, official.megabytes)
                 got += len(data)
-        if digest.hexdigest() != official.sha256:
-            raise WeightsError(
-                f"{url}: SHA-256 {digest.hexdigest()[:12]} is not the published {official.sha256[:12]}; "
-                "nothing was kept"
-            )
-        os.replace(part, path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise ModelError(
             f"SAM {name} cannot be downloaded ({reason}): get {url} elsewhere and name the file as checkpoint, "
             "or take the proposer 'mini-sam'"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    if found.hexdigest() != official.sha256:
+        raise WeightsError(
+            f"{url}: SHA-256 {found.hexdigest()[:12]} is not the published {official.sha256[:12]}; nothing was kept"
+        )

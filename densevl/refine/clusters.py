@@ -8,6 +8,7 @@ then gives each segment one label.
 from __future__ import annotations
 
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
@@ -96,18 +97,10 @@ def segment_by_affinity(
     segment = torch.zeros(size, dtype=torch.int64, device=affinity_NN.device)
     for index, map_hw in enumerate(maps):  # one full-size map at a time
         large = F.interpolate(map_hw[None, None], scale_factor=ENLARGED, mode="bilinear", align_corners=False)
-        smooth = F.interpolate(median_filter(large, MEDIAN), size=size, mode="bilinear", align_corners=False)[0, 0]
+        # scipy's, on the CPU also for tensors of a GPU: a map is small, and mirrored beyond its border
+        steady = torch.from_numpy(ndimage.median_filter(large[0, 0].numpy(force=True), MEDIAN)).to(large.device)
+        smooth = F.interpolate(steady[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
         better = smooth > strongest
         segment = torch.where(better, index, segment)
         strongest = torch.where(better, smooth, strongest)
     return segment
-
-
-def median_filter(x_BCHW: torch.Tensor, side: int) -> torch.Tensor:
-    """Median over a square of odd `side`; beyond the border the image is mirrored, its edge repeated."""
-    reach = side // 2
-    for dim in (-2, -1):
-        length = x_BCHW.shape[dim]
-        index = torch.arange(-reach, length + reach, device=x_BCHW.device) % (2 * length)
-        x_BCHW = x_BCHW.index_select(dim, torch.where(index < length, index, 2 * length - 1 - index))
-    return x_BCHW.unfold(-2, side, 1).unfold(-2, side, 1).flatten(-2).median(dim=-1).values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from densevl.errors import LabelError
+from densevl.stacking import back_to_front
 
 
 def majority_vote(labels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
@@ -51,8 +52,7 @@ def _winners(labels_P: torch.Tensor, segment_P: torch.Tensor, segments: int) -> 
 
 def _vote_masks(labels: torch.Tensor, masks_MHW: torch.Tensor) -> torch.Tensor:
     areas = masks_MHW.flatten(1).sum(dim=1)
-    # larger masks first, so that the last mask over a pixel is the smallest; of equals the first comes last
-    order = (areas * len(areas) + torch.arange(len(areas), device=areas.device)).argsort(descending=True)
+    order = torch.from_numpy(back_to_front(areas.numpy(force=True))).to(areas.device)
     masks_MHW = masks_MHW[order[areas[order] > 0]]
     if not len(masks_MHW):
         return labels.clone()

@@ -50,7 +50,7 @@ def polygons(mask: npt.NDArray[np.bool_], *, tolerance: float = 0.0, min_area: i
     Returns:
         Polygons; filled with their outline drawn they give the mask, up to the tolerance.
     """
-    parts, count = ndimage.label(mask, np.ones((3, 3), int))
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
     outlines: dict[int, Ring] = {}
     holes: dict[int, list[Ring]] = {}

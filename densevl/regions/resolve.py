@@ -16,6 +16,7 @@ import numpy.typing as npt
 from densevl.errors import LabelError, suggest
 from densevl.proposals.base import Proposals
 from densevl.regions.overlap import nms, suppress_parts
+from densevl.stacking import back_to_front
 
 Floats = npt.NDArray[np.float32]
 SEMANTIC = ("sum", "mean", "max", "paint")
@@ -168,11 +169,8 @@ def panoptic(
     confidence = table[np.arange(len(masks)), best] * weight
     areas = masks.areas
     kept = np.flatnonzero((best < table.shape[1] - 1) & (confidence >= threshold) & (areas > 0))
-    # The last one painted has the pixel: the most confident, of equals the smaller, of those the first.
-    order = kept[np.lexsort((-kept, -areas[kept], confidence[kept].astype(np.float64)))]
-    owner = np.full(masks.size, -1, np.int32)
-    for index in order:
-        owner[masks.mask(index)] = index
+    order = kept[back_to_front(areas[kept], confidence[kept])]
+    owner = np.array([-1, *kept], np.int32)[masks.select(kept).segment_map(confidence[kept])]
     seen = np.bincount(owner[owner >= 0], minlength=len(masks))
     groups: dict[int, list[int]] = {}
     for index in order[::-1]:

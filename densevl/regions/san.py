@@ -17,12 +17,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, WeightsError
+from densevl.errors import ModelError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import Block
 from densevl.regions.embedded import RegionEmbeddings
-from densevl.regions.trained import State, below, checkpoint_tensors, load_tower
+from densevl.regions.trained import load_tower
+from densevl.weights import State, bad_file, below, build_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -59,22 +60,28 @@ class San:
         if not hasattr(getattr(tower, "module", None), "conv1"):
             raise ModelError(f"SAN stands beside ViTs of open_clip, and model '{backbone.name}' has none")
         path = Path(weights)
-        state = {key: value.float() for key, value in checkpoint_tensors(path).items() if value.is_floating_point()}
+        tensors = read_checkpoint(path).tensors
+        state = {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
         self._side, self._decoder = (below(state, f"side_adapter_network.{part}") for part in ("", "mask_decoder."))
         first, last = below(state, "clip_visual_extractor."), below(state, "clip_rec_head.")
         self._start = len({key.split(".")[1] for key in first if key.startswith("resblocks.")})
         if "query_embed" not in self._side or not self._start or "ov_classifier.bg_embed" not in state:
-            raise WeightsError(f"weights file {path} is not SAN's: it holds no side_adapter_network and CLIP beside it")
+            raise bad_file(path, "is not SAN's: it holds no side_adapter_network and CLIP beside it")
         self._backbone = backbone
-        with torch.no_grad():
-            self._tower = copy.deepcopy(tower)
-            load_tower(self._tower.module, _joined(first, last, self._start), path)
-            self._tower.module.float().to(backbone.device)
-        self._side = {key: value.to(backbone.device) for key, value in self._side.items()}
-        self._decoder = {key: value.to(backbone.device) for key, value in self._decoder.items()}
-        self._blocks = _side_blocks(self._side, path).to(backbone.device)
-        self.void = F.normalize(state["ov_classifier.bg_embed"][0], dim=0).to(backbone.device)
-        self.side = round(self._side["vit_model.pos_embed"].shape[1] ** 0.5) * PATCH
+        try:
+            with torch.no_grad():
+                self._tower = copy.deepcopy(tower)
+                load_tower(self._tower.module, _joined(first, last, self._start), path)
+                self._tower.module.float().to(backbone.device)
+            self._side = {key: value.to(backbone.device) for key, value in self._side.items()}
+            self._decoder = {key: value.to(backbone.device) for key, value in self._decoder.items()}
+            self._blocks = _side_blocks(self._side, path).to(backbone.device)
+            self.void = F.normalize(state["ov_classifier.bg_embed"][0], dim=0).to(backbone.device)
+            self.side = round(self._side["vit_model.pos_embed"].shape[1] ** 0.5) * PATCH
+            self.look(torch.zeros(1, 3, 2 * DIVISIBLE, 2 * DIVISIBLE, device=backbone.device))  # do the parts fit?
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise bad_file(path, f"is not SAN's, or of another CLIP ({reason})") from error
 
     def __call__(self, image: Any) -> RegionEmbeddings:
         """Find and embed the regions of a photo, as `read_image` takes it; some masks are empty."""
@@ -193,6 +200,8 @@ def _side_blocks(side: State, path: Path) -> nn.ModuleList:
     state = below(side, "vit_model.blocks.")
     depth, width = 1 + max(int(key.split(".")[0]) for key in state), side["query_embed"].shape[2]
     norm: Any = partial(nn.LayerNorm, eps=EPS)
-    blocks = nn.ModuleList(TimmBlock(width, HEADS, qkv_bias=True, norm_layer=norm) for _ in range(depth))
-    load_tower(blocks, state, path)
-    return blocks
+
+    def make() -> nn.ModuleList:
+        return nn.ModuleList(TimmBlock(width, HEADS, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+
+    return build_strictly(make, state, path, "SAN's side network").eval().requires_grad_(False)

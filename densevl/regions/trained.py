@@ -18,16 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, WeightsError
-from densevl.proposals.checkpoint import read_checkpoint
+from densevl.errors import ModelError
+from densevl.weights import State, bad_file, below, load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels and a fourth channel (B, 4, S, S) to image embeddings (B, E), not normalised."""
-State = dict[str, torch.Tensor]
-CONTAINERS = ("model", "state_dict")
 PATCHES, ALPHA, PROMPTS = "conv1.weight", "conv1_alpha.weight", "mask_embedding"
 
 _loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Encode]] = WeakKeyDictionary()
@@ -61,11 +59,15 @@ def trained(backbone: Backbone, kind: str, weights: str | Path) -> Encode:
 def _alpha(tower: Any, path: Path) -> Encode:
     state = _tower_state(path)
     if ALPHA not in state:
-        raise WeightsError(f"weights file {path} is not Alpha-CLIP's: it holds no {ALPHA}")
+        raise bad_file(path, f"is not Alpha-CLIP's: it holds no {ALPHA}")
     if any(".lora_" in key for key in state):
-        raise WeightsError(f"weights file {path} holds LoRA's parts beside the weights: merge them first")
+        raise bad_file(path, "holds LoRA's parts beside the weights: merge them first")
     state = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
-    state[PATCHES] = torch.cat([state[PATCHES], state.pop(ALPHA)], dim=1)
+    patches, alpha = state[PATCHES], state.pop(ALPHA)
+    real = patches.is_floating_point() and alpha.is_floating_point()
+    if not real or patches.ndim != 4 or alpha.shape != patches[:, :1].shape:
+        raise bad_file(path, f"is not Alpha-CLIP's: {PATCHES} and {ALPHA} do not fit each other")
+    state[PATCHES] = torch.cat([patches, alpha], dim=1)
     visual = copy.deepcopy(tower.module)
     visual.conv1 = _wider(visual.conv1)
     return load_tower(visual, state, path)
@@ -102,15 +104,16 @@ def touched(pixels_B4SS: torch.Tensor, patch: int) -> torch.Tensor:
 def _prompted(tower: Any, path: Path) -> Encode:
     state = _tower_state(path)
     if PROMPTS not in state:
-        raise WeightsError(f"weights file {path} is not OVSeg's with mask prompts: it holds no visual.{PROMPTS}")
+        raise bad_file(path, f"is not OVSeg's with mask prompts: it holds no visual.{PROMPTS}")
     prompts_LND = state.pop(PROMPTS).to(next(tower.module.parameters()))
     own = copy.deepcopy(tower)
     patches = (own.image_size[0] // own.patch_size) * (own.image_size[1] // own.patch_size)
     width = own.module.conv1.out_channels
     if prompts_LND.ndim != 3 or prompts_LND.shape[1] not in (1, patches) or prompts_LND.shape[2] != width:
-        raise WeightsError(
-            f"weights file {path} holds prompts {tuple(prompts_LND.shape)}, and the model's tower has {patches} "
-            f"patches of width {width}: name the architecture it was trained with"
+        raise bad_file(
+            path,
+            f"holds prompts {tuple(prompts_LND.shape)}, and the model's tower has {patches} "
+            f"patches of width {width}: name the architecture it was trained with",
         )
     load_tower(own.module, state, path)
     own.module.conv1 = _PromptedPatches(own.module.conv1, prompts_LND[0])
@@ -131,29 +134,11 @@ def _prompted(tower: Any, path: Path) -> Encode:
 
 def _tower_state(path: Path) -> State:
     """The tensors of the image tower, by their names in it."""
-    content = checkpoint_tensors(path)
+    content = read_checkpoint(path).tensors
     anchor = next((key for key in content if key == PATCHES or key.endswith(f"visual.{PATCHES}")), None)
     if anchor is None:
-        raise WeightsError(f"weights file {path} holds no image tower of CLIP: no visual.{PATCHES}")
+        raise bad_file(path, f"holds no image tower of CLIP: no visual.{PATCHES}")
     return below(content, anchor.removesuffix(PATCHES))
-
-
-def checkpoint_tensors(path: Path) -> State:
-    """The tensors of a checkpoint by name, out of the dict they may be wrapped in.
-
-    Raises:
-        WeightsError: see `read_checkpoint`.
-    """
-    content, _ = read_checkpoint(path)
-    for container in CONTAINERS:
-        inner = content.get(container)
-        content = inner if isinstance(inner, dict) else content
-    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-
-
-def below(state: State, prefix: str) -> State:
-    """The tensors whose names begin so, without that beginning."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
@@ -162,15 +147,5 @@ def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
     Raises:
         WeightsError: tensors that are missing, too many, or of another shape.
     """
-    wanted = visual.state_dict()
-    strange = sorted(set(state) ^ set(wanted))
-    other = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
-    if strange or other:
-        what = f"{len(strange)} tensors are only in one of them ({', '.join(strange[:3])})" if strange else ""
-        shapes = f"{other[0]} is {tuple(state[other[0]].shape)}, not {tuple(wanted[other[0]].shape)}" if other else ""
-        raise WeightsError(
-            f"weights file {path} does not fit this model's tower: {what or shapes}; name the architecture it was "
-            "trained with"
-        )
-    visual.load_state_dict(state)
+    load_strictly(visual, state, path, "this model's tower")
     return visual.eval().requires_grad_(False)

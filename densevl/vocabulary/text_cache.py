@@ -5,7 +5,6 @@ A broken or unwritable cache costs time, never a result: it is reported once and
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from densevl import digest
 from densevl.cache import cache_dir
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS embedding (key TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
@@ -26,12 +26,12 @@ class TextCache:
 
     def __init__(self, fingerprint: str, templates: Sequence[str], path: Path | None = None) -> None:
         """Open lazily; `path` defaults to text.sqlite in the cache folder."""
-        self._scope = hashlib.sha256("\0".join([fingerprint, *templates]).encode()).hexdigest()
+        self._scope = digest.of_text(fingerprint, *templates)
         self._path = path
         self._broken = False
 
     def _key(self, text: str) -> str:
-        return hashlib.sha256(f"{self._scope}\0{text}".encode()).hexdigest()
+        return digest.of_text(self._scope, text)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path or cache_dir() / "text.sqlite", timeout=_BUSY_SECONDS)

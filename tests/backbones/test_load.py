@@ -217,7 +217,7 @@ def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
         (
             "w.safetensors",
             lambda: _safetensors({**_state(), "visual.proj": torch.zeros(3, 3)}),
-            r"1 of another shape \(visual.proj\)",
+            r"1 of another shape \(visual.proj is \(3, 3\), not",
         ),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,58 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import TINY, random_clip, wrap
+from conftest import random_clip, wrap
 from densevl.errors import ModelError, WeightsError
 from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.san import name_with_san
 from densevl.regions.san import San
-
-SIDE, QUERIES, C, HIDDEN, START = 96, 5, 24, 16, 4  # the side network looks at 96 px: 6 x 6 patches of 16
-D, HEADS, LAYERS = TINY["vision_cfg"]["width"], 2, TINY["vision_cfg"]["layers"]
-
-
-def san_state() -> dict[str, torch.Tensor]:
-    draw = torch.manual_seed(3)
-    made: dict[str, torch.Tensor] = {}
-
-    def put(name: str, *shape: int) -> None:
-        made[name] = torch.randn(*shape, generator=draw) * (0.3 if len(shape) < 2 else 1 / shape[-1] ** 0.5)
-
-    side = "side_adapter_network."
-    put(side + "query_embed", 1, QUERIES, C)
-    put(side + "query_pos_embed", 1, QUERIES, C)
-    put(side + "vit_model.pos_embed", 1, 36, C)
-    put(side + "vit_model.patch_embed.proj.weight", C, 3, 16, 16)
-    put(side + "vit_model.patch_embed.proj.bias", C)
-    for index in range(3):
-        at = f"{side}vit_model.blocks.{index}."
-        for name, shape in {
-            "norm1": (C,), "attn.qkv": (3 * C, C), "attn.proj": (C, C), "norm2": (C,), "mlp.fc1": (4 * C, C),
-            "mlp.fc2": (C, 4 * C),
-        }.items():  # fmt: skip
-            put(f"{at}{name}.weight", *shape)
-            put(f"{at}{name}.bias", shape[0])
-    for index in range(2):
-        at = f"{side}fusion_layers.layer_{index}.input_proj."
-        for name, shape in {"0.weight": (D,), "0.bias": (D,), "1.weight": (C, D, 1, 1), "1.bias": (C,)}.items():
-            put(at + name, *shape)
-    for name, last, tail in (("query_mlp", 8, ()), ("pix_mlp", 8, (1, 1)), ("attn_mlp", 8 * HEADS, (1, 1))):
-        widths = [C, HIDDEN, HIDDEN, last]
-        for index, (a, b) in enumerate(itertools.pairwise(widths)):
-            put(f"{side}mask_decoder.{name}.layers.{index}.weight", b, a, *tail)
-            put(f"{side}mask_decoder.{name}.layers.{index}.bias", b)
-    put(side + "mask_decoder.bias_scaling.weight", 1, 1)
-    put(side + "mask_decoder.bias_scaling.bias", 1)
-    put("ov_classifier.bg_embed", 1, TINY["embed_dim"])
-    for key, value in random_clip(5).visual.state_dict().items():
-        parts = key.removeprefix("transformer.").split(".")
-        if parts[0] == "resblocks" and int(parts[1]) >= START:
-            parts[1] = str(int(parts[1]) - START)
-            made["clip_rec_head." + ".".join(parts)] = value.clone()
-        else:
-            holder = "clip_rec_head." if parts[0] in ("ln_post", "proj") else "clip_visual_extractor."
-            made[holder + ".".join(parts)] = value.clone()
-    return made
+from region_weights import HEADS, QUERIES, START, C, D, san_state
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +130,7 @@ def test_another_file_is_one_clear_line(tmp_path, backbone) -> None:
     with pytest.raises(WeightsError, match="is not SAN's"):
         San(backbone, tmp_path / "other.pth")
     torch.save({key: value for key, value in state.items() if "ln_post" not in key}, tmp_path / "part.pth")
-    with pytest.raises(WeightsError, match="only in one of them"):
+    with pytest.raises(WeightsError, match="2 missing"):
         San(backbone, tmp_path / "part.pth")
     with pytest.raises(ModelError, match="beside ViTs of open_clip"):
         San(type("Other", (), {"name": "other"})(), tmp_path / "other.pth")

@@ -11,7 +11,8 @@ from densevl.backbones import load_backbone
 from densevl.backbones.mini import SHA256, WEIGHTS, Mini
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import ModelError
-from densevl.shipped import read_tensors, shipped_file
+from densevl.shipped import shipped_file
+from densevl.weights import read_checkpoint
 
 VISUAL = "visual."
 
@@ -46,7 +47,8 @@ def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
     if not isinstance(student, Mini):
         state = student.model.state_dict()
         return save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
-    state, header = read_tensors(source or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+    found = read_checkpoint(source or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+    state = dict(found.tensors)
     for key, value in image_tower(student).state_dict().items():
         state[VISUAL + key] = value.detach().cpu().half().contiguous()
-    return save(state, header)
+    return save(state, found.header)

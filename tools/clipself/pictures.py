@@ -5,7 +5,6 @@ Everything follows from the seed and the number of the step, so a run that was k
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from densevl import digest
 from densevl.errors import ImageError
 from densevl.images import read_image
 from densevl.regions.crop import resized
@@ -60,7 +60,7 @@ class Pictures:
     @property
     def digest(self) -> str:
         """SHA-256 of the file names: a run goes on with the pictures it began with."""
-        return hashlib.sha256("\n".join(path.name for path in self.files).encode()).hexdigest()
+        return digest.of_text("\n".join(path.name for path in self.files))
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, from 0.

@@ -27,7 +27,7 @@ from densevl.recipes import Hints, get
 from densevl.recipes.run import encode
 from densevl.regions.crop import input_side
 from densevl.regions.dense import has_features
-from densevl.shipped import read_tensors
+from densevl.weights import read_checkpoint
 from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures
 
@@ -160,8 +160,8 @@ class Run:
         path = self.out / CHECKPOINT
         if not path.exists():
             return
-        tensors, headers = read_tensors(path)
-        header = json.loads(headers.get("clipself", "{}"))
+        found = read_checkpoint(path)
+        tensors, header = found.tensors, json.loads(found.header.get("clipself", "{}"))
         before = header.get("settings", {})
         changed = [key for key, value in self._settings.items() if before.get(key) != value]
         if changed:

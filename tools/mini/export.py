@@ -8,15 +8,15 @@ its header holds open_clip's model config. mini.json is the same config for peop
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
+from densevl import digest
+from densevl.files import atomic_write_all
 from tools.mini.model import MiniConfig
 from tools.mini.run import CHECKPOINT
 from tools.mini.tokens import VOCAB_SIZE
@@ -38,13 +38,11 @@ def export(run: Path, folder: Path) -> str:
     """Write mini.safetensors and mini.json into `folder`; returns the SHA-256 of the first."""
     checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
     state, header = compact_state(checkpoint)
-    folder.mkdir(parents=True, exist_ok=True)
     content = save(state, header)
-    about = {"model_cfg": json.loads(header["model_cfg"]), "sha256": hashlib.sha256(content).hexdigest()}
-    for name, data in (("mini.safetensors", content), ("mini.json", json.dumps(about, indent=1).encode() + b"\n")):
-        part = folder / f"{name}.part"
-        part.write_bytes(data)
-        os.replace(part, folder / name)
+    about = {"model_cfg": json.loads(header["model_cfg"]), "sha256": digest.of_bytes(content)}
+    atomic_write_all(
+        {folder / "mini.safetensors": content, folder / "mini.json": json.dumps(about, indent=1).encode() + b"\n"}
+    )
     return about["sha256"]
 
 
@@ -54,9 +52,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="folder for the two files")
     given = parser.parse_args()
-    digest = export(given.run, given.to)
+    found = export(given.run, given.to)
     size = (given.to / "mini.safetensors").stat().st_size
-    print(f"{given.to / 'mini.safetensors'}: {size / 1e6:.2f} MB, sha256 {digest}")
+    print(f"{given.to / 'mini.safetensors'}: {size / 1e6:.2f} MB, sha256 {found}")
 
 
 if __name__ == "__main__":

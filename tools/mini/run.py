@@ -6,8 +6,8 @@ used. Workers hold equal weights and average their gradients, so every decision 
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from densevl.files import atomic_write
 from tools.mini.data import Stream
 from tools.mini.model import Learner, MiniConfig
 from tools.mini.muon import Muon
@@ -144,9 +145,9 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint beside the old one, then replace it."""
-        path = self.plan.out / CHECKPOINT
-        torch.save(self.state(), path.with_suffix(".part"))
-        os.replace(path.with_suffix(".part"), path)
+        buffer = io.BytesIO()
+        torch.save(self.state(), buffer)
+        atomic_write(self.plan.out / CHECKPOINT, buffer.getvalue())
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.step_count, self.clock, self.stage, self.images = state["counts"]

@@ -7,13 +7,13 @@ the sizes of the network. The SHA-256 is printed: it goes into `densevl/proposal
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 
+from densevl import digest
+from densevl.files import atomic_write
 from densevl.proposals.mini_sam import SamConfig
 from tools.mini.run import CHECKPOINT
 
@@ -25,11 +25,8 @@ def export(run: Path, folder: Path) -> str:
     checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
     state = {key: value.half().contiguous() for key, value in checkpoint["ema"].items()}
     content = save(state, {"sam_config": SamConfig(**checkpoint["config"]).to_json()})
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{NAME}.part"
-    part.write_bytes(content)
-    os.replace(part, folder / NAME)
-    return hashlib.sha256(content).hexdigest()
+    atomic_write(folder / NAME, content)
+    return digest.of_bytes(content)
 
 
 def main() -> None:
@@ -38,9 +35,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="folder for the file")
     given = parser.parse_args()
-    digest = export(given.run, given.to)
+    found = export(given.run, given.to)
     size = (given.to / NAME).stat().st_size
-    print(f"{given.to / NAME}: {size / 1e6:.2f} MB, sha256 {digest}")
+    print(f"{given.to / NAME}: {size / 1e6:.2f} MB, sha256 {found}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import io
 import json
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from densevl import digest
 from densevl.cache import cache_dir
 from densevl.errors import DensevlError, suggest
 
@@ -131,7 +131,7 @@ def fetch(name: str, folder: Path) -> Path:
                 reason = (run.stderr.strip().splitlines() or ["no output"])[0]
                 raise ArtError(f"npm could not fetch {pinned.package}@{pinned.version}: {reason}")
             made.replace(path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != pinned.sha256:
+    if digest.of_file(path) != pinned.sha256:
         raise ArtError(f"{path} is not the pinned {pinned.package} {pinned.version}: delete it and try again")
     return path
 

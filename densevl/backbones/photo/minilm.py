@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
 from densevl.errors import MissingExtraError, WeightsError
+from densevl.weights import State, bad_file, read_checkpoint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -117,15 +118,9 @@ def _tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path.name} is not a safetensors file: {error}") from error
+def _weights(path: Path) -> State:
+    weights = read_checkpoint(path).tensors
     needed = {"embeddings.word_embeddings.weight", f"encoder.layer.{_LAYERS - 1}.output.dense.weight"}
     if missing := sorted(needed - weights.keys()):
-        raise WeightsError(f"{path.name} does not hold MiniLM-L6 weights: it lacks {missing[0]}")
+        raise bad_file(path, f"is not MiniLM-L6's: it lacks {missing[0]}")
     return weights

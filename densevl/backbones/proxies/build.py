@@ -8,8 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
-from densevl.backbones.proxies.state import PATCHES, State, load_strictly
-from densevl.errors import MissingExtraError, WeightsError
+from densevl.backbones.proxies.state import PATCHES
+from densevl.errors import MissingExtraError
+from densevl.weights import State, bad_file, below, build_strictly
 
 HEAD_WIDTHS = (64, 32)
 SAM_PREFIX = "image_encoder."
@@ -29,42 +30,46 @@ def build_vit(state: State, path: Path, heads: int | None = None) -> nn.Module:
 
     table, kernel = state.get("pos_embed"), state.get(PATCHES)
     if table is None or kernel is None or kernel.ndim != 4 or "blocks.0.attn.qkv.weight" not in state:
-        raise WeightsError(
-            f"weights file {path} is not a vision transformer in DINO's naming (pos_embed, patch_embed.proj, blocks.0, "
-            "...); name its architecture with load_proxy(NAME, weights=FILE)"
+        raise bad_file(
+            path,
+            "is not a vision transformer in DINO's naming (pos_embed, patch_embed.proj, blocks.0, "
+            "...); name its architecture with load_proxy(NAME, weights=FILE)",
         )
     width, patch = kernel.shape[0], kernel.shape[-1]
     if heads is None:
         heads = next((width // size for size in HEAD_WIDTHS if width % size == 0), 0)
     if heads < 1 or width % heads:
-        raise WeightsError(f"weights file {path}: width {width} cannot be split into {heads} heads; say heads=NUMBER")
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    prefix = ("cls_token" in state) + registers
-    tokens = table.shape[1]
-    # the table covers the prefix tokens too, or the patches alone
-    covered = prefix if math.isqrt(tokens - prefix) ** 2 == tokens - prefix else 0
-    side = math.isqrt(tokens - covered)
-    model = VisionTransformer(
-        img_size=side * patch,
-        patch_size=patch,
-        in_chans=kernel.shape[1],
-        num_classes=0,
-        global_pool="token" if "cls_token" in state else "avg",
-        class_token="cls_token" in state,
-        no_embed_class=covered == 0,
-        reg_tokens=registers,
-        embed_dim=width,
-        depth=_depth(state),
-        num_heads=heads,
-        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width if "blocks.0.mlp.fc1.weight" in state else 4,
-        qkv_bias="blocks.0.attn.qkv.bias" in state,
-        init_values=1.0 if "blocks.0.ls1.gamma" in state else None,
-        fc_norm=False,
-        norm_layer=partial(nn.LayerNorm, eps=EPS),
-        dynamic_img_size=True,
-    )
-    load_strictly(model, state, path, path.name)
-    return model
+        raise bad_file(
+            path, f"does not tell its heads: width {width} cannot be split into {heads} heads; say heads=NUMBER"
+        )
+
+    def make() -> nn.Module:
+        registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+        prefix = ("cls_token" in state) + registers
+        tokens = table.shape[1]
+        # the table covers the prefix tokens too, or the patches alone
+        covered = prefix if math.isqrt(tokens - prefix) ** 2 == tokens - prefix else 0
+        return VisionTransformer(
+            img_size=math.isqrt(tokens - covered) * patch,
+            patch_size=patch,
+            in_chans=kernel.shape[1],
+            num_classes=0,
+            global_pool="token" if "cls_token" in state else "avg",
+            class_token="cls_token" in state,
+            no_embed_class=covered == 0,
+            reg_tokens=registers,
+            embed_dim=width,
+            depth=_depth(state),
+            num_heads=heads,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width if "blocks.0.mlp.fc1.weight" in state else 4,
+            qkv_bias="blocks.0.attn.qkv.bias" in state,
+            init_values=1.0 if "blocks.0.ls1.gamma" in state else None,
+            fc_norm=False,
+            norm_layer=partial(nn.LayerNorm, eps=EPS),
+            dynamic_img_size=True,
+        )
+
+    return build_strictly(make, state, path, "the sizes it shows", "name its architecture with load_proxy(NAME, ...)")
 
 
 def build_sam_encoder(state: State, path: Path) -> nn.Module:
@@ -77,30 +82,30 @@ def build_sam_encoder(state: State, path: Path) -> nn.Module:
         from segment_anything.modeling import ImageEncoderViT
     except ImportError as error:
         raise MissingExtraError("segment-anything", "sam", "a SAM proxy") from error
-    own = {key.removeprefix(SAM_PREFIX): value for key, value in state.items() if key.startswith(SAM_PREFIX)}
+    own = below(state, SAM_PREFIX)
     table, kernel = own.get("pos_embed"), own.get(PATCHES)
     if table is None or kernel is None or "blocks.0.attn.rel_pos_h" not in own:
-        raise WeightsError(
-            f"weights file {path} is not a SAM checkpoint: it has no {SAM_PREFIX}* with relative positions"
+        raise bad_file(path, f"is not a SAM checkpoint: it has no {SAM_PREFIX}* with relative positions")
+
+    def make() -> nn.Module:
+        width, patch, grid = kernel.shape[0], kernel.shape[-1], table.shape[1]
+        spans = [(len(own[f"blocks.{index}.attn.rel_pos_h"]) + 1) // 2 for index in range(_depth(own))]
+        windows = [span for span in spans if span != grid]
+        return ImageEncoderViT(
+            img_size=grid * patch,
+            patch_size=patch,
+            embed_dim=width,
+            depth=len(spans),
+            num_heads=width // own["blocks.0.attn.rel_pos_h"].shape[1],
+            mlp_ratio=own["blocks.0.mlp.lin1.weight"].shape[0] / width,
+            out_chans=own["neck.0.weight"].shape[0],
+            norm_layer=partial(nn.LayerNorm, eps=EPS),
+            use_rel_pos=True,
+            window_size=windows[0] if windows else 0,
+            global_attn_indexes=tuple(index for index, span in enumerate(spans) if span == grid),
         )
-    width, patch, grid = kernel.shape[0], kernel.shape[-1], table.shape[1]
-    spans = [(len(own[f"blocks.{index}.attn.rel_pos_h"]) + 1) // 2 for index in range(_depth(own))]
-    windows = [span for span in spans if span != grid]
-    encoder = ImageEncoderViT(
-        img_size=grid * patch,
-        patch_size=patch,
-        embed_dim=width,
-        depth=len(spans),
-        num_heads=width // own["blocks.0.attn.rel_pos_h"].shape[1],
-        mlp_ratio=own["blocks.0.mlp.lin1.weight"].shape[0] / width,
-        out_chans=own["neck.0.weight"].shape[0],
-        norm_layer=partial(nn.LayerNorm, eps=EPS),
-        use_rel_pos=True,
-        window_size=windows[0] if windows else 0,
-        global_attn_indexes=tuple(index for index, span in enumerate(spans) if span == grid),
-    )
-    load_strictly(encoder, own, path, path.name)
-    return encoder
+
+    return build_strictly(make, own, path, "the sizes it shows", "give one of SAM's own checkpoints")
 
 
 def _depth(state: State) -> int:

@@ -31,11 +31,17 @@ class DinoiserHeads:
         """`weights`: obj_proj.weight (P, D, k, k) and .bias (P,), bkg_decoder.weight (1, D, 1, 1) and .bias (1,).
 
         Raises:
-            WeightsError: a tensor is missing.
+            WeightsError: a tensor is missing, or of another shape.
         """
         missing = [name for name in NAMES if name not in weights]
         if missing:
             raise WeightsError(f"CLIP-DINOiser heads lack {', '.join(missing)}; give the checkpoint of its authors")
+        shapes = [tuple(weights[name].shape) for name in NAMES]
+        kernel = shapes[0]
+        square = len(kernel) == 4 and kernel[2] == kernel[3] and kernel[2] % 2 == 1
+        real = all(weights[name].is_floating_point() for name in NAMES)
+        if not real or not square or shapes[1:] != [kernel[:1], (1, kernel[1], 1, 1), (1,)]:
+            raise WeightsError(f"CLIP-DINOiser heads are of shapes {shapes}; give the checkpoint of its authors")
         self._weights = {name: weights[name].float() for name in NAMES}
 
     @classmethod

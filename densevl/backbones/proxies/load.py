@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from densevl import devices
 from densevl.backbones import hub
 from densevl.backbones.proxies.base import Proxy
 from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
 from densevl.backbones.proxies.sam import SamProxy
-from densevl.backbones.proxies.state import load_timm, read_state
+from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
-from densevl.backbones.weights import SUFFIXES
-from densevl.errors import ModelError, WeightsError, suggest
+from densevl.errors import ModelError, suggest
 from densevl.proposals.mini_sam import load_mini_sam
-from densevl.shipped import read_tensors
+from densevl.weights import SUFFIXES, Checkpoint, bad_file, read_checkpoint
 
 MINI = "mini-sam"
 DINO_RULE = "scale_factor"
@@ -75,12 +75,7 @@ def load_proxy(
         MissingExtraError: SAM without `segment-anything`.
     """
     name = str(name)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"device '{where}' cannot be used here ({reason}); take 'cpu'") from error
+    where = devices.choose(device)
     is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
     if heads is not None and not is_file:
         raise ModelError(f"heads={heads} is for a path to a bare weights file; '{name}' has its own number of heads")
@@ -150,10 +145,11 @@ def _require_reachable(model: nn.Module, name: str) -> None:
 
 
 def _from_file(path: Path, heads: int | None, position_rule: str | None) -> TimmProxy | SamProxy:
-    state = read_state(path)
-    if any(key.startswith(SAM_PREFIX) for key in state):
-        return _sam_file(path, path.name)
-    return TimmProxy(build_vit(state, path, heads), name=path.name, position_rule=position_rule or DINO_RULE)
+    file = read_checkpoint(path)
+    if any(key.startswith(SAM_PREFIX) for key in file.tensors):
+        return _sam_file(file, path.name)
+    model = build_vit(backbone_of(file), path, heads)
+    return TimmProxy(model, name=path.name, position_rule=position_rule or DINO_RULE)
 
 
 def _sam(name: str, weights: str | Path | None) -> SamProxy:
@@ -161,21 +157,18 @@ def _sam(name: str, weights: str | Path | None) -> SamProxy:
         raise ModelError(
             f"'{name}' is not on timm's hub; download SAM's checkpoint and use weights=FILE, or take '{MINI}'"
         )
-    proxy = _sam_file(Path(weights), name)
+    proxy = _sam_file(read_checkpoint(weights), name)
     width = proxy.encoder.blocks[0].attn.qkv.in_features
     if width != SAM_NAMES[name]:
-        raise WeightsError(
-            f"weights file {weights} does not fit '{name}': its blocks are {width} wide, not {SAM_NAMES[name]}"
-        )
+        raise bad_file(weights, f"does not fit '{name}': its blocks are {width} wide, not {SAM_NAMES[name]}")
     return proxy
 
 
-def _sam_file(path: Path, name: str) -> SamProxy:
+def _sam_file(file: Checkpoint, name: str) -> SamProxy:
     """A SAM checkpoint, or a file of mini-sam's kind, which says its sizes in its header."""
-    state = read_state(path)
-    if path.suffix.lower() == ".safetensors" and "sam_config" in read_tensors(path)[1]:
-        return _mini(path, name)
-    return SamProxy(build_sam_encoder(state, path), name=name)
+    if "sam_config" in file.header:
+        return _mini(file.path, name)
+    return SamProxy(build_sam_encoder(file.tensors, file.path), name=name)
 
 
 def _mini(path: str | Path | None, name: str = MINI) -> SamProxy:

@@ -1,0 +1,40 @@
+"""Where a model runs: on the device asked for, else on CUDA where there is one, else on the CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from densevl.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def default(rank: int | None = None) -> str:
+    """CUDA where there is one, else the CPU.
+
+    Args:
+        rank: of a process among several on this machine, which share its CUDA devices in turn.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if rank is None else f"cuda:{rank % torch.cuda.device_count()}"
+
+
+def choose(device: str | torch.device | None = None) -> str:
+    """The device asked for, None takes the default, after a try whether it can be used.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    import torch
+
+    chosen = str(device or default())
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error
+    return chosen

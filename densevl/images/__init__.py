@@ -1,0 +1,21 @@
+"""Images: any source becomes uint8 RGB (H, W, 3), or one line says why not; resizing, and listing folders.
+
+Only numpy and Pillow are needed; torch is not imported.
+"""
+
+from densevl.images.listing import EXTENSIONS, list_images
+from densevl.images.pixels import UInt8Array, encode_png
+from densevl.images.reading import MAX_PIXELS, read_image, read_labels
+from densevl.images.resizing import keep_ratio_size, resize
+
+__all__ = [
+    "read_image",
+    "read_labels",
+    "list_images",
+    "resize",
+    "keep_ratio_size",
+    "encode_png",
+    "UInt8Array",
+    "MAX_PIXELS",
+    "EXTENSIONS",
+]

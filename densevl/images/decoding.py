@@ -1,0 +1,160 @@
+"""Image files: recognised by their content, capped by their header, decoded to their end."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from densevl.errors import ImageError
+from densevl.images.opening import CUT, StrictReader, reader
+from densevl.images.pixels import reason
+
+# The classes are called directly, not through `Image.open`: that function has a pixel limit of its own, held in a
+# global, which warns or raises where ours should speak. JPEG without the MPO wrapper gives the first picture of an MPO.
+_FORMATS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[..., ImageFile]], ...]] = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    ("TIFF", re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), TiffImageFile),
+    ("GIF", re.compile(rb"GIF8[79]a"), GifImageFile),
+    ("BMP", re.compile(rb"BM"), BmpImageFile),
+    ("PPM", re.compile(rb"P[456]\s"), PpmImageFile),
+)
+_READABLE: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, binary PPM/PGM/PBM"
+_FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
+    (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)", re.I), "an HTML or XML page, saved by mistake?"),
+    (re.compile(rb"\s*<svg", re.I), "an SVG drawing; export it as PNG"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; run 'git lfs pull'"),
+    (re.compile(rb"....ftyp(hei|mif|msf|avi)", re.DOTALL), "a HEIC or AVIF picture; convert it to JPEG or PNG"),
+    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; extract frames first"),
+    (re.compile(rb"%PDF"), "a PDF; export its pages as PNG"),
+    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "an archive; unpack it first"),
+    (re.compile(rb"P[123]\s"), "a plain-text PPM; save it as binary PPM or PNG"),
+    (re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z"), "text"),
+)
+
+
+@contextmanager
+def opened(
+    source: Any, name: str | None, max_pixels: int, formats: tuple[str, ...] = ()
+) -> Iterator[tuple[ImageFile, str]]:
+    """Open a source as far as its header, with format and size checked; close it afterwards.
+
+    Args:
+        source, name: see `opening.reader`. max_pixels: the cap. formats: of `_FORMATS`, none for all.
+
+    Yields:
+        The picture, to be decoded by `decode`, and what messages call it.
+
+    Raises:
+        ImageError: it cannot be opened, is of another format, damaged or too large.
+    """
+    with reader(source, name) as (file, what):
+        head = file.read(512)
+        format_name, factory = _recognise(what, head, formats)
+        if format_name == "WebP" and (size := _webp_size(head)):
+            check_size(what, size, max_pixels)  # its decoder takes the memory on opening
+        file.seek(0)
+        try:
+            image = factory(file, "")  # no name: Pillow would map the file into memory behind our reader's back
+        except Exception as error:  # decoders raise many types on damaged data
+            raise ImageError(f"{what} is a damaged or unsupported {format_name}: {reason(error)}") from error
+        check_size(what, image.size, max_pixels)
+        yield image, what
+
+
+def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, Callable[..., ImageFile]]:
+    allowed = ", ".join(formats) or _READABLE
+    if not head:
+        raise ImageError(f"{what} is empty (0 bytes): allowed are {allowed}")
+    for format_name, magic, factory in _FORMATS:
+        if magic.match(head):
+            if formats and format_name not in formats:
+                raise ImageError(f"{what} is a {format_name} file: allowed here are {allowed}")
+            return format_name, factory
+    guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "of no image format known here")
+    raise ImageError(f"{what} is not an image but {guess}: allowed are {allowed}")
+
+
+def decode(image: Image.Image, what: str) -> None:
+    """Decode to the end of the picture.
+
+    Raises:
+        ImageError: it ends early, or is damaged.
+    """
+    try:
+        if isinstance(file := getattr(image, "fp", None), StrictReader):  # not so for a caller's PIL image
+            if isinstance(image, PngImageFile):
+                _check_png(file)
+            if isinstance(image, TiffImageFile):
+                # Given its memory beforehand, Pillow skips the limit check that warns from 89 megapixels on.
+                image.im = Image.new(image.mode, image._tile_size).im
+                # Rows that no strip covers would come out black.
+                boxes = (tile.extents or (0, 0, 0, 0) for tile in image.tile)
+                covered = sum((right - left) * (low - top) for left, top, right, low in boxes)
+                if covered < image.width * image.height:
+                    raise OSError("its strips do not cover the picture")
+            file.strict = True
+        image.load()
+    except Exception as error:  # decoders raise many types on damaged data
+        raise ImageError(f"{what} cannot be decoded: {reason(error)}") from error
+
+
+def check_size(what: str, size: tuple[int, int], max_pixels: int) -> None:
+    """Refuse a picture of (width, height) pixels that is empty or over the cap."""
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{what} is {width}x{height}: an image needs at least one pixel")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{what} is {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}: "
+            "shrink it, or raise max_pixels if you trust it"
+        )
+
+
+def _check_png(file: StrictReader) -> None:
+    """Walk the chunks of a PNG, which carry checksums that Pillow does not look at for pixels.
+
+    Raises:
+        OSError: a chunk is cut or its checksum is wrong.
+    """
+    here, size = file.tell(), file.seek(0, os.SEEK_END)
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND":
+        header = file.read(8)
+        length, kind = int.from_bytes(header[:4], "big"), header[4:]
+        if len(header) < 8 or file.tell() + length + 4 > size:
+            raise OSError(CUT)
+        if zlib.crc32(file.read(length), zlib.crc32(kind)) != int.from_bytes(file.read(4), "big"):
+            raise OSError("a checksum is wrong, the file is damaged")
+    file.seek(here)
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Read (width, height) from a WebP header, or None where the header is unknown."""
+
+    def number(start: int, stop: int) -> int:
+        return int.from_bytes(head[start:stop], "little")
+
+    if head[12:16] == b"VP8X":
+        return number(24, 27) + 1, number(27, 30) + 1
+    if head[12:16] == b"VP8L":
+        return (number(21, 25) & 0x3FFF) + 1, (number(21, 25) >> 14 & 0x3FFF) + 1
+    if head[12:16] == b"VP8 ":
+        return number(26, 28) & 0x3FFF, number(28, 30) & 0x3FFF
+    return None

@@ -1,0 +1,106 @@
+"""Opening what holds an encoded image: a path, bytes or an open file, behind a reader that knows where it ends."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from densevl.errors import ImageError, suggest
+from densevl.files import shown
+
+CUT: Final = "the file ends before the picture does (cut download or copy?)"
+
+
+class StrictReader(io.BufferedReader):
+    """A file that, once `strict`, refuses to be read past its end.
+
+    Pillow asks for more when a picture is not finished, and with its global LOAD_TRUNCATED_IMAGES set (some popular
+    packages set it) takes an empty answer for "enough". Here the answer is an error, whatever that global says.
+    """
+
+    strict = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self.strict and not data and size != 0:
+            raise OSError(CUT)
+        return data
+
+
+def is_file(source: Any) -> bool:
+    """Whether `reader` takes it: a path, bytes, or something that reads like a file."""
+    return isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read")
+
+
+@contextmanager
+def reader(source: Any, name: str | None) -> Iterator[tuple[StrictReader, str]]:
+    """Open a source for reading from its beginning; a file that the caller opened stays open.
+
+    Args:
+        source: see `is_file`. name: what messages call it, None takes its path.
+
+    Yields:
+        The reader, and what messages call the source.
+
+    Raises:
+        ImageError: a path that is missing (with the closest names in its folder, unless `name` hides them), a folder,
+            a device, an address or locked; a file opened as text, closed, or that cannot seek.
+    """
+    what = display_name(name)
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        with _open_path(path, what or shown(path), named=bool(what)) as file:
+            yield file, what or shown(path)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        yield StrictReader(io.BytesIO(bytes(source))), what or "the image in memory"
+    else:
+        own = getattr(source, "name", None)
+        what = what or (shown(own) if isinstance(own, str) else f"the {type(source).__name__}")
+        try:
+            if not hasattr(source, "readinto") or not source.seekable():
+                raise ImageError(f"{what} is no binary file that can seek: open it with 'rb', or pass its content")
+            file = StrictReader(source)
+            file.seek(0)
+        except (OSError, ValueError, AttributeError, TypeError) as error:  # ValueError: a closed file
+            raise ImageError(f"{what} cannot be read: {error}; open it for reading, with 'rb'") from error
+        try:
+            yield file, what
+        finally:
+            file.detach()  # else it closes the caller's file when it goes
+
+
+def display_name(name: str | None) -> str:
+    """A caller's name of an image, often an upload's, on one line and not too long; "" for none."""
+    return " ".join("".join(c if c.isprintable() else " " for c in name or "").split())[:200]
+
+
+def _open_path(path: str, what: str, *, named: bool) -> StrictReader:
+    if re.match(r"[a-z]+://", path, re.IGNORECASE):
+        raise ImageError(f"{what} is an address: download it and give the file's path")
+    try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            raise ImageError(f"{what} is a folder: give a file, or expand it with list_images()")
+        if not stat.S_ISREG(kind):
+            raise ImageError(f"{what} is not a regular file but a device or pipe: copy its content to a file")
+        return StrictReader(io.FileIO(path))
+    except FileNotFoundError as error:
+        raise ImageError(f"{what} does not exist{'' if named else _near(Path(path))}") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise ImageError(f"cannot open {what}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _near(path: Path) -> str:
+    """Return a hint for a missing file: names like it in its folder, or that the folder is missing too."""
+    try:
+        with os.scandir(path.parent) as entries:
+            return suggest(path.name, [entry.name for entry in itertools.islice(entries, 2000)])
+    except OSError:
+        return f": its folder {shown(path.parent)} does not exist or cannot be read"

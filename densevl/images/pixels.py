@@ -1,0 +1,126 @@
+"""Pixels to RGB: PIL images of any mode, arrays and tensors become uint8 RGB (H, W, 3); and RGB to a PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densevl.errors import ImageError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def from_pillow(image: Image.Image, what: str) -> UInt8Array:
+    """Turn a decoded PIL image of any mode into upright uint8 RGB (H, W, 3)."""
+    try:
+        if image.mode == "F" or image.mode.startswith("I"):
+            values = np.asarray(image)
+            if image.mode == "I":
+                if values.min() < 0 or values.max() > 65535:
+                    raise ImageError(f"{what} has 32-bit values outside 0-65535: scale them to 16 bits first")
+                values = values.astype(np.uint16)
+            rgb = from_array(values, what)
+        elif image.has_transparency_data:
+            rgb = from_array(np.asarray(image.convert("RGBA")), what)
+        else:
+            rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, ValueError, KeyError) as error:  # a mode Pillow cannot convert
+        raise ImageError(f"{what} cannot be turned into RGB: {reason(error)}") from error
+    return np.ascontiguousarray(_upright(rgb, _orientation(image)))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # noqa: BLE001  many devices write broken EXIF; it says nothing about the pixels
+        return 1
+
+
+def _upright(rgb: UInt8Array, orientation: int) -> UInt8Array:
+    """Undo one of the eight EXIF orientations."""
+    if orientation in {5, 6, 7, 8}:
+        rgb = rgb.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        rgb = rgb[::-1]
+    if orientation in {2, 3, 6, 7}:
+        rgb = rgb[:, ::-1]
+    return rgb
+
+
+def from_tensor(tensor: Any, what: str) -> UInt8Array:
+    """Turn a torch tensor (H, W) or (C, H, W) on any device into uint8 RGB (H, W, 3), a copy."""
+    kinds = {"nested": tensor.is_nested, "meta": tensor.is_meta, "quantized": tensor.is_quantized}
+    odd = next((kind for kind, found in kinds.items() if found), str(tensor.layout).removeprefix("torch."))
+    if odd != "strided":
+        raise ImageError(f"{what} is {odd}: give a dense tensor that holds its values (dequantize() or to_dense())")
+    what += f" {tuple(tensor.shape)}"
+    if tensor.ndim == 3 and tensor.shape[0] not in {1, 3, 4}:
+        raise ImageError(f"{what}: tensors are (C, H, W) with 1, 3 or 4 channels; use tensor.permute(2, 0, 1) for HWC")
+    if tensor.ndim not in {2, 3}:
+        raise ImageError(f"{what}: give (H, W) or (C, H, W); pass the images of a batch one by one")
+    tensor = tensor.detach().cpu()
+    array = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
+    return from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), what)
+
+
+def from_array(array: npt.NDArray[Any], what: str) -> UInt8Array:
+    """Turn (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) into uint8 RGB (H, W, 3), a copy."""
+    if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {1, 3, 4}):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in {1, 3, 4}:
+            hint = "; channels come last, use array.transpose(1, 2, 0)"
+        elif array.ndim == 4:
+            hint = "; pass the images of a batch one by one"
+        raise ImageError(f"{what}: give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){hint}")
+    if 0 in array.shape:
+        raise ImageError(f"{what}: an image needs at least one pixel")
+    values = _to_uint8(array, what)
+    if values.ndim == 2 or values.shape[2] == 1:
+        return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
+    if values.shape[2] == 4:
+        return _on_white(values)
+    return np.array(values, order="C")
+
+
+def _to_uint8(array: npt.NDArray[Any], what: str) -> UInt8Array:
+    """Scale bool, uint16 and float 0-1 to uint8 0-255."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind != "f":
+        hint = "; array.astype(numpy.uint8) if its values are 0-255" if array.dtype.kind == "i" else ""
+        raise ImageError(f"{what}: the type must be uint8, uint16, bool or float 0-1{hint}")
+    low, high = float(array.min()), float(array.max())
+    if not np.isfinite([low, high]).all():  # min and max hand NaN on
+        raise ImageError(f"{what}: it holds NaN or infinite values; floats must be 0-1")
+    if low < -1e-3 or high > 1 + 1e-3:  # a thousandth is what resampling overshoots by
+        hint = "divide by 255" if low >= 0 and high <= 255 else "undo its normalisation"
+        raise ImageError(f"{what}: its values span {low:.4g} to {high:.4g}, floats must be 0-1; {hint}")
+    return (np.clip(array, 0, 1).astype(np.float32) * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def _on_white(rgba: UInt8Array) -> UInt8Array:
+    """Lay uint8 RGBA (H, W, 4) on a white ground."""
+    alpha = rgba[..., 3:].astype(np.uint32)
+    mixed = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return np.asarray(mixed, np.uint8)
+
+
+def encode_png(picture: UInt8Array | Image.Image) -> bytes:
+    """Return a picture, uint8 RGB (H, W, 3) or a PIL image, as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(buffer, format="PNG", compress_level=4)  # twice as fast as the default for a few per cent more bytes
+    return buffer.getvalue()
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

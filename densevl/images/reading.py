@@ -1,0 +1,103 @@
+"""`read_image` and `read_labels`: one image from whatever it comes as.
+
+A file is recognised by its content, its size is checked against a cap before anything is decoded, and it is decoded
+to its end: a cut file is an error, never a picture with a grey tail.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densevl.errors import ImageError
+from densevl.images.decoding import check_size, decode, opened
+from densevl.images.opening import display_name, is_file
+from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor
+
+MAX_PIXELS: Final = 100_000_000
+
+
+def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> UInt8Array:
+    """Read one image, whatever it comes as.
+
+    Rules: EXIF orientation is applied; of an animation the first frame is taken; transparency is laid on white, as
+    most drawings with transparency are made for it; 16-bit grey is divided by 257 (its full range becomes 0-255, no
+    stretching); 16-bit colour files keep their high byte; colour profiles are not applied.
+
+    Args:
+        source: a path (str or PathLike); the content of an image file (bytes); an open binary file that can seek, read
+            from its beginning and left open; a PIL image; a numpy array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4)
+            RGBA; or a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) on any device. Arrays and tensors are
+            uint8 0-255, uint16 0-65535, bool, or float 0-1.
+        max_pixels: the most pixels a file or PIL image may have, checked before it is decoded.
+        name: what messages call the image. They then hold no path, which suits a server.
+
+    Returns:
+        uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
+
+    Raises:
+        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above.
+
+    >>> rgb = read_image(await upload.read(), name=upload.filename)
+    """
+    if is_file(source):
+        with opened(source, name, max_pixels) as (image, what):
+            decode(image, what)
+            return from_pillow(image, what)
+    if isinstance(source, Image.Image):
+        what = display_name(name) or f"the PIL image ({source.mode}, {source.width}x{source.height})"
+        check_size(what, source.size, max_pixels)
+        decode(source, what)
+        return from_pillow(source, what)
+    if isinstance(source, np.ndarray):
+        return from_array(source, _described(name, f"numpy array {source.dtype} {source.shape}"))
+    torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
+    if torch is not None and isinstance(source, torch.Tensor):
+        return from_tensor(source, _described(name, f"torch tensor {str(source.dtype).removeprefix('torch.')}"))
+    hint = "; pass one image at a time" if isinstance(source, list | tuple) else ""
+    allowed = "a path, bytes, a binary file, a PIL image, a numpy array (H, W, 3) or a torch tensor (3, H, W)"
+    raise ImageError(f"cannot read {display_name(name) or 'an image'} from {type(source).__name__}: {allowed}{hint}")
+
+
+def read_labels(
+    source: str | os.PathLike[str] | Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> npt.NDArray[np.int32]:
+    """Read a label map, keeping the stored numbers as class ids: no colours, no scaling.
+
+    Args:
+        source: a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8, 16 or 32 bits; a path, bytes or an open
+            binary file.
+        max_pixels: the most pixels the file may have, checked before it is decoded.
+        name: what messages call it; see `read_image`.
+
+    Returns:
+        int32 (H, W), the ids as stored.
+
+    Raises:
+        ImageError: the file cannot be read, or is a colour picture or of a lossy format.
+    """
+    if not is_file(source):
+        raise ImageError(f"cannot read labels from {type(source).__name__}: give a path, bytes or a binary file")
+    with opened(source, name, max_pixels, formats=("PNG", "TIFF")) as (image, what):
+        # Pillow stretches grey of 2 and 4 bits over 0-255; the decoder's name for the layout tells how far.
+        layout = image.tile[0].args if image.tile else None
+        decode(image, what)
+        if image.mode not in {"P", "L", "1", "I"} and not image.mode.startswith("I;16"):
+            raise ImageError(
+                f"{what} is no label map: it has colours (mode {image.mode}); "
+                "save one class id a pixel as a palette or grey PNG"
+            )
+        labels = np.asarray(image).astype(np.int32)
+    if image.mode == "L":
+        labels //= {"L;4": 17, "L;2": 85}.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
+    return labels
+
+
+def _described(name: str | None, what: str) -> str:
+    """What messages call an array: its type and shape are most of what can be wrong with it."""
+    return f"{display_name(name)} ({what})" if name else what

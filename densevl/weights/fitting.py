@@ -1,0 +1,138 @@
+"""Whether tensors are those of a network: compared by name, shape and kind before anything is loaded or made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from densevl.weights.reading import bad_file
+
+SHOWN_KEYS = 3
+LARGEST_SIZE = 2**17
+DEEPEST = 256
+"""Layers of a stack."""
+WAY_OUT = "name the architecture it was trained with"
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def require_fit(
+    wanted: Mapping[str, torch.Tensor],
+    found: Mapping[str, torch.Tensor],
+    path: Path,
+    what: str,
+    way_out: str = WAY_OUT,
+) -> None:
+    """Compare the tensors of a file with those of a network.
+
+    Args:
+        wanted: the network's `state_dict()`, on any device, meta too. found: the file's.
+        path: the file. what: it should fit, for the message: "'ViT-B-16'".
+
+    Raises:
+        WeightsError: names, shapes or kinds of numbers differ; up to three of each are listed.
+    """
+    both = [key for key in wanted if key in found]
+    shapes = [key for key in both if found[key].shape != wanted[key].shape]
+    kinds = [key for key in both if _kind(found[key]) != _kind(wanted[key])]
+    odd = [
+        _listed([key for key in wanted if key not in found], "missing"),
+        _listed([key for key in found if key not in wanted], "unexpected"),
+        _listed(
+            [f"{_short(key)} is {tuple(found[key].shape)}, not {tuple(wanted[key].shape)}" for key in shapes],
+            "of another shape",
+        ),
+        _listed([f"{_short(key)} is {found[key].dtype}" for key in kinds], "of another kind of numbers"),
+    ]
+    if any(odd):
+        raise bad_file(path, f"does not fit {what}: {'; '.join(part for part in odd if part)}; {way_out}")
+
+
+def load_strictly(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
+) -> None:
+    """`load_state_dict`, in the model's own precision, after `require_fit`.
+
+    Raises:
+        WeightsError: they do not fit.
+    """
+    require_fit(model.state_dict(), tensors, path, what, way_out)
+    model.load_state_dict(tensors, strict=True)
+
+
+def build_strictly(
+    make: Callable[[], Module], tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
+) -> Module:
+    """Build a network whose sizes come from a file, and load it; memory is taken only once its tensors fit.
+
+    Args:
+        make: builds it, on the device that is the default.
+
+    Raises:
+        WeightsError: sizes of which no network can be built, or tensors that do not fit it.
+    """
+    require_buildable(make, tensors, path, what, way_out)
+    model = make()
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def require_buildable(
+    make: Callable[[], nn.Module], tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
+) -> None:
+    """The first half of `build_strictly`: a plan of the network, which takes no memory, and the comparison with it."""
+    try:
+        with torch.device("meta"):
+            plan = make()
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise bad_file(path, f"holds sizes of no network ({reason}); {way_out}") from error
+    require_fit(plan.state_dict(), tensors, path, what, way_out)
+
+
+def require_sizes(text: str, path: Path) -> Any:
+    """Read the JSON of a file's header that says the sizes of a network.
+
+    Returns:
+        What `json.loads` does.
+
+    Raises:
+        WeightsError: no JSON, or a number that no network has: below 0, above 131,072, or more than 256 layers.
+    """
+    try:
+        content = json.loads(text)
+        _check_sizes(content, "")
+    except (ValueError, RecursionError) as error:
+        raise bad_file(path, f"cannot be read: its header is damaged ({error})") from error
+    return content
+
+
+def _check_sizes(content: Any, name: str) -> None:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _check_sizes(value, str(key))
+    elif isinstance(content, list):
+        for value in content:
+            _check_sizes(value, name)
+    elif isinstance(content, int | float):
+        most = DEEPEST if "layers" in name or "depth" in name else LARGEST_SIZE
+        if not 0 <= content <= most:  # NaN is not either
+            raise ValueError(f"{_short(name)} is {content}; sizes are 0 to {most:,}")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return "complex" if tensor.is_complex() else "float" if tensor.is_floating_point() else "integer"
+
+
+def _listed(keys: Sequence[str], what: str) -> str:
+    more = ", ..." if len(keys) > SHOWN_KEYS else ""
+    return f"{len(keys):,} {what} ({', '.join(map(_short, keys[:SHOWN_KEYS]))}{more})" if keys else ""
+
+
+def _short(key: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in key[:120])

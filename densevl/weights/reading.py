@@ -1,0 +1,237 @@
+"""From the path of a weights file to its tensors by name, read as data: nothing in a file is run.
+
+What a file is, its first bytes say. Safetensors and torch's own checkpoints are read, the latter by restricted
+unpickling (`torch.load(weights_only=True)`); all else is refused, with what it is and the way out. Tensors are mapped
+from the file where its form allows, so those that are not used cost no memory. Sizes are checked before anything of
+that size is made: a file cannot make the reader take much more time or memory than a model of its size would.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.errors import WeightsError
+from densevl.files import shown
+
+State = dict[str, torch.Tensor]
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+"""What the names of weights files usually end in."""
+CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model")
+"""Keys under which training programs put the tensors, beside their optimiser's."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
+
+MOST_TENSORS = 20_000  # a ViT-bigG with its optimiser has 6,000; a second of reading
+MOST_HEADER = 16 << 20  # bytes of names and shapes in JSON: a second of parsing
+MOST_PICKLE = 4 << 20  # bytes of the same in a pickle, which takes longer
+MOST_NESTED = 4  # containers within containers
+_ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch wrote first before version 1.6, pickled
+_AGAIN = "download or copy it again"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The content of a weights file.
+
+    Attributes:
+        path: the file. form: "safetensors" or "torch".
+        tensors: by name, on the CPU, as stored; many are mapped from the file.
+        header: the strings of a safetensors header; {} for other forms.
+    """
+
+    path: Path
+    form: str
+    tensors: State
+    header: dict[str, str] = field(default_factory=dict)
+
+
+class _Refusal(Exception):
+    """Why a file is not read, in words that follow "it": "is empty: ..."."""
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], *, containers: Iterable[str] = CONTAINERS, prefixes: Iterable[str] = PREFIXES
+) -> Checkpoint:
+    """Read a weights file.
+
+    Args:
+        path: a safetensors file, or a torch checkpoint of a dict of tensors, whatever its name ends in.
+        containers: keys of dicts inside the file's dict in which the tensors may lie; the first that is there is taken.
+        prefixes: taken off the names where every name has them.
+
+    Returns:
+        Its tensors: dense, and no larger than what the file holds of them. Other values of the dict are left out.
+
+    Raises:
+        WeightsError: missing, no weights, damaged, or holding more than plain content.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        found = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise bad_file(path, f"{found}; name a .safetensors, .pt or .pth file")
+    try:
+        form, read = _recognised(path)
+        content, header = read(path)
+        return Checkpoint(path, form, _named(_unwrapped(content, tuple(containers)), tuple(prefixes)), header)
+    except _Refusal as refusal:
+        raise bad_file(path, f"cannot be read: it {refusal}") from refusal.__cause__
+    except Exception as error:  # parsers raise many types on damaged data
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+        if isinstance(error, PermissionError):
+            raise bad_file(path, f"cannot be read: {reason}") from error
+        raise bad_file(path, f"cannot be read: it is damaged ({reason}); {_AGAIN}") from error
+
+
+def bad_file(path: str | os.PathLike[str], why: str) -> WeightsError:
+    """The one form of a complaint about a weights file, to be raised: "weights file 'x.pt' is empty"."""
+    return WeightsError(f"weights file {shown(path)} {why}")
+
+
+def below(tensors: Mapping[str, torch.Tensor], prefix: str) -> State:
+    """The tensors whose names begin so, without that beginning."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+_Read = Callable[[Path], tuple[Any, dict[str, str]]]
+
+
+def _recognised(path: Path) -> tuple[str, _Read]:
+    """The form of a file by its first bytes, and what reads it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    header = int.from_bytes(head[:8], "little")
+    if not head:
+        raise _Refusal(f"is empty: {_AGAIN}")
+    if head[8:9] == b"{" and header <= MOST_HEADER:  # first, for these eight bytes may be any text
+        if 8 + header > size:
+            raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
+        return "safetensors", _read_safetensors
+    if head.startswith(b"version https://git-lfs"):
+        raise _Refusal("is a Git LFS pointer, not the file it points to: run 'git lfs pull'")
+    if head.lstrip()[:1] == b"<":
+        raise _Refusal("is a web page: download the file itself, not the page that shows it")
+    if head.startswith(_ZIP):
+        return "torch", _read_zip
+    if head.startswith(_LEGACY):
+        return "torch", _read_legacy
+    if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
+        raise _Refusal("is a plain pickle, which may run code: convert it to safetensors")
+    if path.suffix.lower() == ".safetensors":
+        raise _Refusal(f"is not a safetensors file, its header is malformed: {_AGAIN}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise _Refusal(f"is not of a known kind; its name must end in {', '.join(SUFFIXES)}")
+    raise _Refusal(f"is neither safetensors nor a torch checkpoint: {_AGAIN}")
+
+
+def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        keys = file.keys()
+        _require_few(len(keys))
+        return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+
+
+def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
+    """A checkpoint as torch writes it since version 1.6: an archive of a pickle and of a record for each storage."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
+        end = file.read()
+    at = end.rfind(_ZIP_END)
+    if at < 0:
+        raise _Refusal(f"is cut off, its end is missing: {_AGAIN}")
+    _require_few(int.from_bytes(end[at + 10 : at + 12], "little"))  # before a list of them is made
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    names = [record.filename for record in records]
+    if any(name.endswith("constants.pkl") for name in names):
+        raise _Refusal("is a TorchScript program, not a list of tensors: save its state_dict as safetensors")
+    pickles = [record for record in records if record.filename.endswith("/data.pkl")]
+    if not pickles:
+        raise _Refusal("is a zip archive and no torch checkpoint: unpack it first")
+    if any(record.compress_type for record in records):
+        raise _Refusal("is compressed, which torch does not do: unpack and save it anew")
+    if pickles[0].file_size > MOST_PICKLE:
+        raise _Refusal("holds more names than any model: save its state_dict alone")
+    return _unpickled(path, mmap=True), {}
+
+
+def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
+    """A checkpoint as torch wrote it before version 1.6: pickles one after another, then the storages."""
+    with path.open("rb") as file:
+        head = io.BytesIO(file.read(MOST_HEADER))
+    for _ in range(4):  # a number, the version of the form, the machine, and the content
+        tensors = 0
+        for opcode, _, _ in pickletools.genops(head):
+            tensors += opcode.name == "BINPERSID"  # a storage, which is not part of the pickle
+            _require_few(tensors)
+    return _unpickled(path, mmap=False), {}
+
+
+def _unpickled(path: Path, *, mmap: bool) -> Any:
+    mmap = mmap and path.suffix != ".safetensors"  # which torch.load would take for what its name says
+    try:
+        with path.open("rb") as file:
+            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if not found:
+            raise
+        raise _Refusal(
+            f"holds more than plain tensors ({found[1][:80]}) and is refused: save its state_dict alone, as safetensors"
+        ) from error
+
+
+def _require_few(count: int) -> None:
+    if count > MOST_TENSORS:
+        raise _Refusal(f"holds {count:,} tensors or more, the limit is {MOST_TENSORS:,}: save its state_dict alone")
+
+
+def _unwrapped(content: Any, containers: tuple[str, ...]) -> Mapping[Any, Any]:
+    """The innermost dict."""
+    for _ in range(MOST_NESTED):
+        if not isinstance(content, Mapping):
+            raise _Refusal(f"holds a {type(content).__name__}, no dict of tensors: save a state_dict")
+        inner = next((content[name] for name in containers if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            return content
+        content = inner
+    raise _Refusal("holds dicts within dicts: save its state_dict alone")
+
+
+def _named(content: Mapping[Any, Any], prefixes: tuple[str, ...]) -> State:
+    """The tensors of a dict, each checked, without prefixes that all names share."""
+    _require_few(sum(isinstance(value, torch.Tensor) for value in content.values()))
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            if not isinstance(key, str):
+                raise _Refusal(f"names a tensor by the {type(key).__name__} {str(key)[:20]}: save a state_dict")
+            _require_plain(key, value)
+            tensors[key] = value
+    while shared := next((p for p in prefixes if tensors and all(key.startswith(p) for key in tensors)), ""):
+        tensors = below(tensors, shared)
+    return tensors
+
+
+def _require_plain(key: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor without values of its own, or that repeats them to a size the file does not have."""
+    if tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else "sparse or nested"
+        raise _Refusal(f"holds a {kind} tensor ({key[:80]!r}): save a dense state_dict")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise _Refusal(f"holds a tensor larger than its values ({key[:80]!r}): save it with .contiguous()")
