@@ -11,12 +11,13 @@ from densevl.anomaly.exemplars import Exemplars
 from densevl.errors import ImageError, ModelError
 from densevl.pipelines.inspection import Inspector, by_folder
 
-RNG = np.random.default_rng(4)
 COLOURS = {"red": (200, 30, 30), "blue": (30, 60, 200), "dark": (20, 20, 20)}
 
 
 def pictures(name: str, count: int) -> list[np.ndarray]:
-    return [np.clip(COLOURS[name] + RNG.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8) for _ in range(count)]
+    return [
+        np.clip(COLOURS[name] + np.random.normal(0, 25, (24, 24, 3)), 0, 255).astype(np.uint8) for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
