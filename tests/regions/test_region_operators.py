@@ -13,11 +13,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes.parts import Foveal
+from densevl.regions import queries
 from densevl.regions.operators import OPERATORS, parse
 from densevl.regions.queries import _bumps, cls_bias, cls_mask, look
 from densevl.regions.tower import cls_tower
@@ -70,6 +71,29 @@ def test_masks_of_a_larger_photo_land_in_the_same_place(name, operators, tiny, p
     large = Proposals.from_masks(small.masks().repeat(3, axis=1).repeat(3, axis=2))
     run = operators[name]
     torch.testing.assert_close(run(tiny, pixels, large), run(tiny, pixels, small), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("stride", [None, SIDE // 2], ids=["one window", "a mask half in two of them"])
+@pytest.mark.parametrize("threshold", [0.5, 0.9], ids=["patches half covered", "patches covered alike"])
+def test_rounding_does_not_decide_what_a_mask_sees(stride, threshold, tiny, monkeypatch) -> None:
+    pixels = torch.randn(1, 3, SIDE, 2 * SIDE)
+    masks = np.zeros((2, SIDE, 2 * SIDE), bool)
+    masks[0, 4:20, 24:40] = True  # a row of patches half covered, one whole
+    masks[1, 4:12, 28:36] = True  # a quarter of four patches
+    windows = None if stride is None else WindowGrid.place(SIDE, 2 * SIDE, SIDE, stride, tiny.patch_size)
+
+    def look() -> torch.Tensor:
+        return cls_mask(tiny, pixels, Proposals.from_masks(masks), windows=windows, threshold=threshold)
+
+    def rounded(share: Callable[..., torch.Tensor], *given: object) -> torch.Tensor:
+        exact = share(*given)
+        return exact * (1 + 3e-6 * torch.randn_like(exact))
+
+    want = look()
+    for name in ("window_cover", "window_areas"):
+        monkeypatch.setattr(queries, name, partial(rounded, getattr(queries, name)))
+    for _ in range(3):
+        close(look(), want)
 
 
 @pytest.mark.parametrize("name", ["cls_mask", "crop"])
