@@ -33,15 +33,16 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, tor
 Array = torch.Tensor | np.ndarray
 
 
-def close(got: Array, want: Array, *, tolerance: float | None = None, why: str = "") -> None:
-    """Assert that two arrays hold the same numbers but for rounding, that of the coarser dtype.
+def close(got: Array, want: Array | float, *, tolerance: float | None = None, why: str = "") -> None:
+    """Assert that an array holds the numbers of another, or one number, but for rounding, that of the coarser dtype.
 
     The bar goes with the largest number, not with each: a small sum of large terms is rounded as its terms are.
 
     Args:
         tolerance: in place of the table's, for reasons that `why` gives.
     """
-    got, want = torch.as_tensor(got), torch.as_tensor(want)
+    got = torch.as_tensor(got)
+    want = torch.full_like(got, want) if isinstance(want, int | float) else torch.as_tensor(want)
     assert (tolerance is None) == (not why), "a tolerance of its own says why, and nothing else does"
     if tolerance is None:
         tolerance = max(TOLERANCE[got.dtype], TOLERANCE[want.dtype])

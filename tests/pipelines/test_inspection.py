@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import close
 from densevl.anomaly.exemplars import Exemplars
 from densevl.errors import ImageError, ModelError
 from densevl.pipelines.inspection import Inspector, by_folder
@@ -61,7 +62,7 @@ def test_leaving_out_equals_a_memory_without_the_exemplar() -> None:
     for left in range(5):
         kept = torch.arange(5) != left
         alone = Exemplars(rows[kept], classes[kept], ("a", "b")).closeness(rows[left : left + 1])
-        assert torch.allclose(whole[left], alone[0], atol=1e-5)
+        close(whole[left], alone[0])
 
 
 def test_regions_are_judged_for_themselves(inspector) -> None:

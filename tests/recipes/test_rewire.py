@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.backbones.positions import resize_positions
 from densevl.errors import RecipeError
 from densevl.recipes import Gaussian, Recipe, get, names
@@ -77,7 +77,7 @@ def test_an_image_does_not_depend_on_its_batch(tiny, name) -> None:
     together = tiny.encode_dense(pixels, name, **hints(name, pixels)).features
     alone = [tiny.encode_dense(one[None], name, **hints(name, one[None])).features for one in pixels]
     alone = torch.cat(alone)
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    close(together, alone)
 
 
 def test_vanilla_equals_encode_image(tiny) -> None:
