@@ -1,9 +1,14 @@
-"""Fixtures: a tiny random CLIP built by open_clip, and a cache folder of the test's own."""
+"""What all tests share: seeds, tolerances, a tiny random CLIP built by open_clip, a cache folder of the tests' own."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Generator
 from pathlib import Path
+from zlib import crc32
 
+import hypothesis
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -21,6 +26,68 @@ TINY = {
     "vision_cfg": {"image_size": 32, "layers": 7, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
 }
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""What rounding makes of equal numbers on any CPU, as a share of the largest of them, or of 1 if all are smaller."""
+
+Array = torch.Tensor | np.ndarray
+
+
+def close(got: Array, want: Array | float, *, tolerance: float | None = None, why: str = "") -> None:
+    """Assert that an array holds the numbers of another, or one number, but for rounding, that of the coarser dtype.
+
+    The bar goes with the largest number, not with each: a small sum of large terms is rounded as its terms are.
+
+    Args:
+        tolerance: in place of the table's, for reasons that `why` gives.
+    """
+    got = torch.as_tensor(got)
+    want = torch.full_like(got, want) if isinstance(want, int | float) else torch.as_tensor(want)
+    assert (tolerance is None) == (not why), "a tolerance of its own says why, and nothing else does"
+    if tolerance is None:
+        tolerance = max(TOLERANCE[got.dtype], TOLERANCE[want.dtype])
+    largest = max([1.0, *want[want.isfinite()].abs().tolist()])
+    torch.testing.assert_close(got.double(), want.double(), atol=tolerance * largest, rtol=0, equal_nan=True)
+
+
+def seed_by(name: str) -> None:
+    """Seed whatever draws from a global generator."""
+    number = crc32(name.encode())
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
+hypothesis.settings.register_profile("same examples in every run", derandomize=True)
+hypothesis.settings.load_profile("same examples in every run")
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """Each test draws numbers of its own, whichever ran before it."""
+    seed_by(request.node.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """Fixtures that several tests share draw the same numbers, whichever test asks first."""
+    if fixturedef.scope != "function":
+        seed_by(f"{request.node.nodeid} {fixturedef.argname}")
+    return (yield)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run test files, and tests in each, in a random order")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("shuffle")) is None:
+        return
+    random.Random(seed).shuffle(items)
+    turn = {path: place for place, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: turn[item.path])  # files stay together: their fixtures are made once
 
 
 @pytest.fixture(autouse=True)

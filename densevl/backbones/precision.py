@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,12 +31,15 @@ TINY = 1e-12
 class Int8Linear(nn.Module):
     """A linear layer in 8-bit integers on a CPU, by oneDNN's product of unsigned by signed bytes."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs."""
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int | None = None) -> None:
+        """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs.
+
+        Args:
+            bits: that inputs are rounded to, at most 8; None is as many as this process multiplies exactly.
+        """
         super().__init__()
         weight = weight.detach().float()
-        # Without VNNI a pair of products is summed in 16 bits: seven bits of input keep that from saturating.
-        self._half = 128 if _has_vnni() else 64
+        self._half = 2 ** ((_exact_bits() if bits is None else bits) - 1)
         self._bias = None if bias is None else bias.detach().float()
         self._scale = weight.abs().amax(dim=1).clamp(min=TINY) / 127
         rounded = (weight / self._scale[:, None]).round().to(torch.int8)
@@ -63,6 +67,17 @@ class Int8Linear(nn.Module):
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         return y_MN.mul_(step_M1) if self._bias is None else torch.addcmul(self._bias, y_MN, step_M1, out=y_MN)
+
+
+@cache
+def _exact_bits() -> int:
+    """8, or 7 where oneDNN adds pairs of products in 16 bits, which those of 8 bits saturate.
+
+    The product itself is asked: which instructions oneDNN takes depends on its settings too, not on the CPU alone.
+    """
+    layer = Int8Linear(torch.ones(1, 2), None, bits=8)
+    largest = torch.full((1, 2), 255, dtype=torch.uint8)  # 127 steps above the zero point, twice: 254 if all is exact
+    return 8 if layer.multiply(largest, torch.ones(1, 1)).item() > 253 else 7
 
 
 class BFloat16Linear(nn.Module):
@@ -173,8 +188,3 @@ class _Joint(nn.Module):
     def forward(self, u: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
         lowered = self.parts["q"].lower(u)  # once for all three
         return {name: self.parts[name].multiply(*lowered).unflatten(0, u.shape[:-1]) for name in which}
-
-
-def _has_vnni() -> bool:
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(found.get(name) for name in ("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))

@@ -11,7 +11,7 @@ import torch
 from densevl.errors import LabelError
 from densevl.fewshot.choosing import spread
 from densevl.inference.windows import WindowGrid
-from densevl.regions.pull import token_plan
+from densevl.regions.pull import reaches, token_plan
 
 COVERAGE = 0.7  # of a token that its class covers, at least
 MOST = 256  # tokens of an image and class
@@ -39,9 +39,9 @@ def token_labels(
     label_YX = torch.full(share_YX.shape, -1)
     for index in np.unique(label_map[label_map >= 0]).tolist():
         own_YX = rows_HY.mT @ torch.from_numpy(label_map == index).float() @ cols_WX
-        label_YX[own_YX > share_YX] = index
+        label_YX[~reaches(share_YX, own_YX)] = index  # of equal shares the smaller index has it
         share_YX = torch.maximum(share_YX, own_YX)
-    enough = share_YX >= coverage - 1e-6
+    enough = reaches(share_YX, coverage)
     return torch.where(enough, label_YX, -1), share_YX * enough
 
 

@@ -19,6 +19,8 @@ from densevl.proposals.base import Proposals
 from densevl.proposals.packing import unpack_rows
 
 TOGETHER = 2**19  # pixels of masks that are unpacked at once; more of them fall out of a CPU's cache
+TIE = 1e-4
+"""Shares that differ by less than this part of them are equal: which is larger in float32 depends on the machine."""
 
 
 def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torch.Tensor:
@@ -84,7 +86,13 @@ def _axis(axis: AxisWindows, size: int) -> torch.Tensor:
     start = (first[:, None] + np.arange(axis.tokens) * token).ravel()
     pixel = np.arange(size)[:, None]
     shared = np.minimum(pixel + 1, start + token) - np.maximum(pixel, start)
-    return torch.from_numpy((shared.clip(min=0) / token).astype(np.float32))
+    shared[shared < 1e-6] = 0  # borders that meet, but for rounding
+    return torch.from_numpy((shared / token).astype(np.float32))
+
+
+def reaches(share: torch.Tensor, bar: torch.Tensor | float) -> torch.Tensor:
+    """Whether shares, none negative, are as large as others or larger; equal ones are, on every machine (`TIE`)."""
+    return share >= bar * (1 - TIE)
 
 
 def window_areas(masks: Proposals, windows: WindowGrid) -> torch.Tensor:

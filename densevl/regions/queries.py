@@ -21,7 +21,7 @@ from densevl.proposals.base import Proposals
 from densevl.recipes.attention import BoxAttention
 from densevl.recipes.regions import through
 from densevl.recipes.tower import Tower
-from densevl.regions.pull import window_areas, window_cover
+from densevl.regions.pull import reaches, window_areas, window_cover
 from densevl.regions.tower import cls_tower
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def cls_mask(
         masks: R masks of that photo, at any size. windows: where the tower looks; None is the whole image at once.
         start: blocks before this one are not masked; SAN starts at 9 of 12.
         see_cls: whether the copies also see the true CLS and registers, as MaskCLIP does.
-        threshold: a patch is seen if at least this share of it is covered; the best covered one always is. The papers
-            take every patch that is touched, 0; half named more objects right on rendered scenes, at every size.
+        threshold: a patch is seen if at least this share of it is covered; the best covered ones always are. The
+            papers take every patch that is touched, 0; half named more objects right on rendered scenes, at every size.
         soft: instead, patches are seen by soft * log(share).
 
     Returns:
@@ -106,8 +106,8 @@ def cls_mask(
     def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         if soft is not None:
             return soft * cover_RN.clamp(min=1e-6).log()
-        best = cover_RN >= cover_RN.amax(dim=1, keepdim=True)
-        return torch.where((cover_RN >= max(threshold, 1e-6)) | best, 0.0, -torch.inf)
+        best = reaches(cover_RN, cover_RN.amax(dim=1, keepdim=True))
+        return torch.where(reaches(cover_RN, max(threshold, 1e-6)) | best, 0.0, -torch.inf)
 
     return _by_windows(backbone, pixels, masks, windows, bias, "cls_mask", start, see_cls)
 
@@ -182,7 +182,7 @@ def _by_windows(
         found_RE = look(tower, part, added(cover_RN)[None].to(backbone.device), start=start)[0]
         return F.normalize(found_RE.float(), dim=-1) * cover_RN.any(dim=1, keepdim=True).to(found_RE.device)
     areas_nR = window_areas(masks, windows)
-    looked_nR = (areas_nR >= SEEN * areas_nR.amax(dim=0)) & (areas_nR > 0)
+    looked_nR = reaches(areas_nR, SEEN * areas_nR.amax(dim=0)) & (areas_nR > 0)
     total_RE = torch.zeros(len(masks), backbone.embed_dim)
     first = 0
     for part in windows.batches(pixels, WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])):

@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 from conftest import TINY, random_clip
 from densevl.cli import app
 
-RNG = np.random.default_rng(3)
-SURFACE = RNG.integers(90, 130, (40, 40, 3), np.uint8)
+SURFACE = np.random.default_rng(3).integers(90, 130, (40, 40, 3), np.uint8)
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def folder(tmp_path, monkeypatch):
     save_file(weights, tmp_path / "model" / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     for name in ("sound/a", "sound/b", "new/good", "new/bad", "new/cut"):
-        image = np.clip(SURFACE.astype(int) + RNG.integers(-9, 9, SURFACE.shape), 0, 255).astype(np.uint8)
+        image = np.clip(SURFACE.astype(int) + np.random.randint(-9, 9, SURFACE.shape), 0, 255).astype(np.uint8)
         if name == "new/bad":
             image[4:12, 20:28] = 250
         (tmp_path / name).parent.mkdir(exist_ok=True)

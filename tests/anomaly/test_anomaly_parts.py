@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import close
 from densevl.anomaly.evidence import margin
 from densevl.anomaly.harmonic import EPSILON, mix_probabilities, soft_min, spread_distances, spread_windows
 from densevl.anomaly.maps import peak, smooth, threshold, to_pixels
@@ -56,8 +57,8 @@ def test_order_survives_where_probabilities_underflow(level) -> None:
 def test_scales_mean_harmonically_and_layers_arithmetically() -> None:
     maps = [torch.randn(1, 3, 3) for _ in range(3)]
     p = torch.stack(maps).double().sigmoid()
-    assert torch.allclose(soft_min(maps).sigmoid().double(), 3 / (1 / p).sum(0), atol=1e-6)
-    assert torch.allclose(mix_probabilities(maps).sigmoid().double(), p.mean(0), atol=1e-6)
+    close(soft_min(maps).sigmoid(), 3 / (1 / p).sum(0))
+    close(mix_probabilities(maps).sigmoid(), p.mean(0))
     d = torch.rand(1, 4, 4)
     assert (
         np.abs(spread_distances(d, (2, 2))[0].numpy() - textbook(d[0].numpy() + EPSILON, (2, 2), (5, 5))).max() < 1e-6
@@ -98,7 +99,7 @@ def test_places_are_compared_with_what_lay_near_them(near) -> None:
         apart = (unit[:, y, x][:, None] - memory.rows[None]).square().sum(-1) / 2
         far = (memory.place - torch.tensor([y, x])).abs().amax(1) > near
         apart[:, far if not far.all() else torch.zeros_like(far)] = torch.inf
-        assert torch.allclose(distance[:, y, x], apart.min(1).values, atol=1e-6)
+        close(distance[:, y, x], apart.min(1).values)
         assert torch.equal(index[:, y, x], apart.argmin(1))
     assert torch.equal(memory.look_up(query, 9)[0], memory.look_up(query)[0])
 
@@ -224,12 +225,12 @@ def test_exact_windows_see_nothing_outside_and_do_not_depend_on_chunks(tiny, mon
     other[:, :, :, 24:] = torch.randn(1, 3, 32, 24)  # beyond the first three columns of patches
     first, second = (window_embeddings(run(tiny.tower, p), 3) for p in (pixels, other))
     assert first.shape == (1, 2, 4, 24)
-    assert torch.allclose(first[:, :, 0], second[:, :, 0], atol=1e-6)
+    close(first[:, :, 0], second[:, :, 0])
     assert not torch.allclose(first[:, :, 1], second[:, :, 1], atol=1e-3)
     monkeypatch.setattr("densevl.anomaly.windows.TOKENS", 1)
     monkeypatch.setattr("densevl.anomaly.windows.PAIRS", 1)
     seen = run(tiny.tower, pixels)
-    assert torch.allclose(window_embeddings(seen, 3), first, atol=1e-5)
+    close(window_embeddings(seen, 3), first)
     assert window_embeddings(seen, 3, "shared").shape == first.shape
     with pytest.raises(RecipeError, match="closest: exact"):
         window_embeddings(seen, 3, "exakt")
@@ -238,7 +239,7 @@ def test_exact_windows_see_nothing_outside_and_do_not_depend_on_chunks(tiny, mon
 def test_a_pass_equals_the_tower_and_gives_streams_and_recipes(tiny) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     seen = run(tiny.tower, pixels)
-    assert torch.allclose(seen.image(), tiny.encode_image(pixels), atol=1e-5)
+    close(seen.image(), tiny.encode_image(pixels))
     from densevl.recipes import Recipe, SecondStream, SelfAttention, get
 
     for recipe in (

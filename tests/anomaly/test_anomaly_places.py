@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import close
 from densevl.anomaly.foreground import foreground, otsu, shows_object
 from densevl.anomaly.tiling import stitch
 from densevl.errors import ImageError, RecipeError
@@ -34,7 +35,7 @@ def test_overlapping_tiles_of_a_map_make_the_map(lost) -> None:
     corners = [(top, left) for top in (0, 2, 4) for left in (0, 3, 5, 7)]
     side = 5 - lost
     tiles = torch.stack([whole[:, top : top + side, left : left + side] for top, left in corners])
-    assert torch.allclose(stitch(tiles, corners, (9, 12), (5, 5)), whole, atol=1e-6)
+    close(stitch(tiles, corners, (9, 12), (5, 5)), whole)
 
 
 @pytest.mark.parametrize("scoring", ["winclip", "dense", "streams", "dino", "patchcore"])

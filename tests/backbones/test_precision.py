@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import test_towers
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import Backbone, precision
 from densevl.backbones.precision import PRECISIONS, BFloat16Linear, Int8Linear
@@ -30,21 +33,37 @@ def _by_hand(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, half: in
     return (whole * weight_step * step + bias.double()).float()
 
 
-@pytest.mark.parametrize("vnni", [True, False])
+@pytest.mark.parametrize("bits", [None, 7])
 @pytest.mark.parametrize("shape", [(1, 8), (3, 5, 24), (2, 197, 64)])
-def test_int8_is_the_rounded_product(monkeypatch, vnni, shape) -> None:
-    monkeypatch.setattr(precision, "_has_vnni", lambda: vnni)
-    torch.manual_seed(0)
+def test_int8_is_the_rounded_product(bits, shape) -> None:
     x, weight, bias = torch.randn(shape) * 3, torch.randn(40, shape[-1]), torch.randn(40)
-    got = Int8Linear(weight, bias)(x)
+    got = Int8Linear(weight, bias, bits)(x)
     assert got.shape == (*shape[:-1], 40)
     # A value within rounding of a half may fall to either side: one step of one input.
-    wanted = _by_hand(x, weight, bias, 128 if vnni else 64)
-    step = x.abs().amax() / (127 if vnni else 63) * weight.abs().amax()
+    half = 2 ** ((bits or precision._exact_bits()) - 1)
+    wanted = _by_hand(x, weight, bias, half)
+    step = x.abs().amax() / (half - 1) * weight.abs().amax()
     assert (got - wanted).abs().max() < 1.01 * step
     assert ((got - wanted).abs() > 1e-4).float().mean() < 0.05
     exact = F.linear(x, weight, bias)
-    assert (got - exact).norm() / exact.norm() < (0.015 if vnni else 0.03)
+    assert (got - exact).norm() / exact.norm() < (0.015 if half == 128 else 0.03)
+
+
+EXTREMES = """
+import torch
+from densevl.backbones.precision import Int8Linear
+x, weight = torch.full((3, 96), 2.0), torch.full((40, 96), 0.5)  # every byte the largest one: any saturation shows
+weight[1::2] *= -1
+print(float((Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max()))
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "SSE41", "DEFAULT"])
+def test_int8_is_exact_whatever_onednn_is_told_to_use(isa) -> None:
+    """The CPU may have instructions that add products exactly (VNNI) and oneDNN be told to leave them."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", EXTREMES], env=environment, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1e-5
 
 
 @pytest.mark.parametrize("make", [Int8Linear, BFloat16Linear])
@@ -52,7 +71,7 @@ def test_a_token_is_rounded_for_itself(make) -> None:
     torch.manual_seed(0)
     layer, x = make(torch.randn(16, 32), torch.randn(16)), torch.randn(5, 32)
     outlier = torch.cat([x, 1e6 * torch.randn(1, 32)])
-    torch.testing.assert_close(layer(outlier)[:5], layer(x), atol=1e-5, rtol=0)
+    close(layer(outlier)[:5], layer(x))
 
 
 @pytest.mark.parametrize("make", [Int8Linear, BFloat16Linear])

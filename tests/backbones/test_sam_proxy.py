@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import close
 from densevl.backbones.proxies import load_proxy
 from densevl.backbones.proxies.build import build_sam_encoder
 from densevl.backbones.proxies.sam import MEAN, STD, SamProxy
@@ -48,7 +49,7 @@ def test_a_checkpoint_gives_the_packages_own_features(checkpoint) -> None:
     proxy, pixels = load_proxy(checkpoint, device="cpu"), torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         want = small_encoder()(pixels)
-    torch.testing.assert_close(proxy.encode(pixels), want, atol=1e-5, rtol=1e-5)
+    close(proxy.encode(pixels), want)
     assert (proxy.mean, proxy.std, proxy.embed_dim, proxy.patch_size) == (MEAN, STD, 24, 8)
 
 
@@ -60,9 +61,9 @@ def test_a_smaller_image_is_padded_with_zeros_and_cut_out_again(checkpoint, size
     h, w = size[0] // 8, size[1] // 8
     for kind in ("tokens", "q", "k", "v", "q+k"):
         want = proxy.encode(square, kind)[..., :h, :w]
-        torch.testing.assert_close(proxy.encode(pixels, kind), want, atol=1e-6, rtol=0)
+        close(proxy.encode(pixels, kind), want)
         alone = torch.cat([proxy.encode(image[None], kind) for image in pixels])
-        torch.testing.assert_close(proxy.encode(pixels, kind), alone, atol=1e-5, rtol=1e-4)
+        close(proxy.encode(pixels, kind), alone)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rel_pos": False}])
@@ -86,9 +87,9 @@ def test_the_last_attention_can_be_put_together_again(settings) -> None:
             x = earlier(x)
         x = x + block.attn.proj(mixed)
         want = proxy.encoder.neck((x + block.mlp(block.norm2(x))).permute(0, 3, 1, 2))[..., :5, :]
-    torch.testing.assert_close(tokens, want, atol=1e-5, rtol=1e-4)
+    close(tokens, want)
     joined = parts.v.transpose(1, 2).flatten(2).unflatten(1, parts.grid).permute(0, 3, 1, 2)[..., :5, :]
-    torch.testing.assert_close(proxy.encode(pixels, "v"), joined, atol=1e-6, rtol=0)
+    close(proxy.encode(pixels, "v"), joined)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_file_of_mini_sams_kind_says_its_sizes_itself(tmp_path) -> None:
     save_file(sam.state_dict(), tmp_path / "own.safetensors", {"sam_config": config.to_json()})
     proxy, pixels = load_proxy(tmp_path / "own.safetensors", device="cpu"), torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(proxy.encode(pixels), sam.image_encoder(pixels), atol=1e-6, rtol=0)
+        close(proxy.encode(pixels), sam.image_encoder(pixels))
 
 
 def test_what_does_not_fit_is_refused_in_one_line(checkpoint, tmp_path) -> None:

@@ -17,7 +17,7 @@ from open_clip.model import CLIPVisionCfg
 from timm.models.vitamin import VitCfg
 from torch import nn
 
-from conftest import TINY, wrap
+from conftest import TINY, close, wrap
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.towers import NativeViT, PooledResNet, TimmViT, WholeTower, tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
@@ -141,7 +141,7 @@ def _pixels(backbone: OpenClipBackbone, grid: tuple[int, int] | None = None, bat
 
 def _close(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert wanted.std() > 1e-3
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    close(found, wanted)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -172,7 +172,7 @@ def test_every_projection_is_the_same_alone_and_together(backbones, name) -> Non
     together = block.project(block.norm(x_BND), "qkv")
     for which in ("q", "k", "v", "qk", "kv", "qv"):
         for key, part in block.project(block.norm(x_BND), which).items():
-            torch.testing.assert_close(part, together[key], atol=1e-5, rtol=1e-5)
+            close(part, together[key])
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in FIXED])
@@ -184,7 +184,7 @@ def test_any_grid_is_taken(backbones, name, rule) -> None:
     assert dense.features.shape == (2, backbone.embed_dim, 2, 5)
     assert torch.isfinite(dense.features).all()
     alone = backbone.encode_dense(pixels[1:], position_rule=rule)
-    torch.testing.assert_close(alone.features[0], dense.features[1], atol=1e-5, rtol=1e-4)
+    close(alone.features[0], dense.features[1])
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "small" in FAMILIES[name] and name not in FIXED])

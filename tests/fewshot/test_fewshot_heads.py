@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import close
 from densevl.errors import LabelError, ModelError, WeightsError
 from densevl.fewshot import HEADS, build, restore
 from densevl.fewshot.ape import Ape, criterion
@@ -68,7 +69,7 @@ def test_a_class_without_examples_keeps_its_text_logit(name) -> None:
     text = TEXT.roll(1, dims=0)  # words that examples contradict
     head = make(name).fit(FEATURES[kept], LABELS[kept], text, scale=SCALE)
     words, logits = SCALE * QUERY @ text.mT, head.logits(QUERY)
-    assert torch.allclose(logits[:, ABSENT], words[:, ABSENT], atol=1e-5)
+    close(logits[:, ABSENT], words[:, ABSENT])
     shares = [x.softmax(dim=1)[:, ABSENT] for x in (logits, words)]
     assert torch.allclose(*shares, atol=1e-4)  # and the others share out what words give them
     assert not torch.allclose(logits[:, 0], words[:, 0], atol=1e-3)
@@ -85,7 +86,7 @@ def test_dense_maps_are_judged_place_by_place(name) -> None:
     head = make(name, **FIXED[name]).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     grid = head.logits(QUERY.view(5, 6, D))
     assert grid.shape == (5, 6, C)
-    assert torch.allclose(grid.view(-1, C), head.logits(QUERY), atol=1e-5)
+    close(grid.view(-1, C), head.logits(QUERY))
     assert torch.allclose(head.logits(3 * QUERY[:1]), grid[0, :1], atol=1e-4)  # length of features says nothing
 
 
@@ -93,7 +94,7 @@ def test_dense_maps_are_judged_place_by_place(name) -> None:
 def test_a_saved_state_gives_the_same_logits(name) -> None:
     head = make(name).fit(FEATURES, LABELS, TEXT, scale=SCALE, weights=torch.rand(len(LABELS)) + 0.5)
     again = restore(*head.state())
-    assert torch.allclose(again.logits(QUERY), head.logits(QUERY), atol=1e-5)
+    close(again.logits(QUERY), head.logits(QUERY))
     assert again.settings() == head.settings()
     tensors, facts = head.state()
     tensors.pop("text")
@@ -114,8 +115,8 @@ def test_parts_merge_and_examples_can_be_taken_out() -> None:
     whole = Gda(0.1).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     left, right = (Gda(0.1).fit(FEATURES[part], LABELS[part], TEXT, scale=SCALE) for part in (slice(11), slice(11, 99)))
     before = left.logits(QUERY)
-    assert torch.allclose(left.merge(right).logits(QUERY), whole.logits(QUERY), atol=1e-5)
-    assert torch.allclose(left.remove(FEATURES[11:], LABELS[11:]).logits(QUERY), before, atol=1e-5)
+    close(left.merge(right).logits(QUERY), whole.logits(QUERY))
+    close(left.remove(FEATURES[11:], LABELS[11:]).logits(QUERY), before)
     own = LABELS == ABSENT
     assert not whole.remove(FEATURES[own], LABELS[own]).seen[ABSENT]
     with pytest.raises(ModelError, match="more examples are taken out"):
@@ -131,9 +132,9 @@ def test_gda_without_words_is_linear_discriminant_analysis() -> None:
     ridge = D / (len(labels) - 1)  # of the mean variance
     lda = analysis.LinearDiscriminantAnalysis("lsqr", shrinkage=ridge / (1 + ridge)).fit(features.numpy(), labels)
     theirs = torch.from_numpy(lda.coef_).double()
-    ours = head.weight.double()
+    ours = head.weight
     ours, theirs = ours - ours.mean(dim=0), theirs - theirs.mean(dim=0)
-    assert torch.allclose(F.normalize(ours, dim=1), F.normalize(theirs, dim=1), atol=1e-5)
+    close(F.normalize(ours, dim=1), F.normalize(theirs, dim=1))
     query = draw(shots=40, seed=2, noise=1.5)[0]
     assert (head.logits(query).argmax(dim=1).numpy() == lda.predict(query.numpy())).mean() == 1
 
@@ -145,7 +146,7 @@ def test_gda_is_the_papers_formula() -> None:
     added = QUERY.double() @ p @ means.mT - (means @ p * means).sum(dim=1) / 2
     direct = SCALE * QUERY.double() @ TEXT.double().mT + 0.3 * added
     found = Gda(alpha=0.3).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
-    assert torch.allclose(found.softmax(dim=1), direct.softmax(dim=1).float(), atol=1e-5)
+    close(found.softmax(dim=1), direct.softmax(dim=1).float())
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.1])
@@ -244,7 +245,7 @@ def test_tip_is_the_papers_formula() -> None:
     onehot = F.one_hot(LABELS, C).float()
     direct = SCALE * QUERY @ TEXT.mT + alpha * torch.exp(-beta * (1 - QUERY @ FEATURES.mT)) @ onehot
     found = TipAdapter(alpha * K, beta).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
-    assert torch.allclose(found.softmax(dim=1), direct.softmax(dim=1), atol=1e-5)
+    close(found.softmax(dim=1), direct.softmax(dim=1))
 
 
 def test_apes_criterion_is_the_loop_over_all_pairs() -> None:
@@ -267,7 +268,7 @@ def test_ape_is_the_papers_formula() -> None:
     divergence = (onehot * torch.log2(onehot.clamp(min=1e-30) / (k @ w.mT).softmax(dim=1))).sum(dim=1)
     values = onehot * (gamma * divergence).exp()[:, None]
     direct = SCALE * QUERY @ TEXT.mT + alpha * torch.exp(-beta * (1 - f @ k.mT)) @ values
-    assert torch.allclose(head.logits(QUERY).softmax(dim=1), direct.softmax(dim=1), atol=1e-5)
+    close(head.logits(QUERY).softmax(dim=1), direct.softmax(dim=1))
 
 
 @pytest.mark.parametrize("name", ["tip", "ape"])
@@ -286,7 +287,7 @@ def test_nearest_is_the_largest_cosine() -> None:
     head = Nearest().fit(FEATURES, LABELS, TEXT, scale=SCALE)
     cosine = QUERY @ FEATURES.mT
     direct = torch.stack([SCALE * cosine[:, c == LABELS].amax(dim=1) for c in range(C)], dim=1)
-    assert torch.allclose(head.logits(QUERY).softmax(dim=1), direct.softmax(dim=1), atol=1e-5)
+    close(head.logits(QUERY).softmax(dim=1), direct.softmax(dim=1))
 
 
 def test_the_linear_probe_is_logistic_regression() -> None:
@@ -303,7 +304,7 @@ def test_the_linear_probe_starts_at_the_words_and_its_rows_add_up_to_nothing() -
     assert torch.allclose(tight.logits(QUERY), SCALE * QUERY @ TEXT.mT, atol=1e-3)
     loose = LinearProbe(strength=0.1).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     assert loose.weight.norm() > 1
-    assert torch.allclose(loose.weight.sum(dim=0), torch.zeros(D), atol=1e-5)
+    close(loose.weight.sum(dim=0), torch.zeros(D))
 
 
 def test_prolip_lowers_the_loss_and_is_tied_to_the_models_projection() -> None:

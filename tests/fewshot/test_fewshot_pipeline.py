@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import DensevlError, ImageError, LabelError, ModelError, ProposalError, WeightsError
 from densevl.fewshot import HEADS, build
@@ -103,7 +103,7 @@ def test_what_is_saved_comes_back(tiny, fitted_ones, tmp_path, head, level) -> N
     files = made.save(tmp_path / "colours.v1")
     assert [file.name for file in files] == ["colours.v1.safetensors", "colours.v1.json"]
     again = FewShot.load(tmp_path / "colours.v1", tiny, use_cache=False)
-    assert np.allclose(answer(again), answer(made), atol=1e-5)
+    close(answer(again), answer(made))
     assert (again.counts, again.labels, again.settings) == (made.counts, made.labels, made.settings)
 
 
@@ -128,8 +128,8 @@ def test_without_a_say_of_the_examples_pixels_are_as_segmenter_labels_them(tiny)
     plain = Segmenter(tiny, **settings)(TEST, [*NAMES, "teal"])
     result = made.segment(TEST)
     assert np.array_equal(result.labels, plain.labels)
-    assert np.allclose(result.confidence, plain.confidence, atol=1e-5)
-    assert np.allclose(result.scores, plain.scores, atol=1e-5)
+    close(result.confidence, plain.confidence)
+    close(result.scores, plain.scores)
 
 
 @pytest.mark.parametrize("operator", ["cls_mask", "pool+cls_mask", {"pool": 0.3, "cls_mask": 0.7}])
@@ -138,8 +138,8 @@ def test_without_a_say_of_the_examples_regions_are_as_the_classifier_names_them(
     made = FewShot(tiny, "gda", "region", alpha=0.0, **settings).fit(EXAMPLES["region"], labels=[*NAMES, "teal"])
     plain = RegionClassifier(tiny, None, **settings).classify(TEST, [*NAMES, "teal"], boxes=BOXES)
     result = made.classify(TEST, boxes=BOXES)
-    assert np.allclose(result.probs, plain.probs, atol=1e-5)
-    assert np.allclose(result.nothing, plain.nothing, atol=1e-5)
+    close(result.probs, plain.probs)
+    close(result.nothing, plain.nothing)
     assert result.names == plain.names
 
 
@@ -155,7 +155,7 @@ def test_an_image_of_one_token_is_judged_by_pixels_as_its_feature_is(tiny) -> No
     p = head.logits(feature[0, 0]).softmax(dim=0)
     result = made.segment(one)
     assert (result.labels == int(p.argmax())).all()
-    assert np.allclose(result.confidence, float(p.max()), atol=1e-5)
+    close(result.confidence, float(p.max()))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -202,7 +202,7 @@ def test_more_examples_can_come_later(tiny) -> None:
     made = FewShot(tiny, "gda", alpha=0.1, **PLAIN).fit({**first, "lime": []}).partial_fit(later)
     made.partial_fit({"lime": first["lime"]})
     whole = FewShot(tiny, "gda", alpha=0.1, **PLAIN).fit(EXAMPLES["image"])
-    assert np.allclose(answer(made), answer(whole), atol=1e-5)
+    close(answer(made), answer(whole))
     assert made.counts == whole.counts == dict.fromkeys(NAMES, 4)
 
 

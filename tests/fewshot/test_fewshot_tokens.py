@@ -27,6 +27,12 @@ def test_a_token_has_the_class_that_covers_most_of_it_where_that_is_enough() -> 
     assert weights[0, 1] == 0.625
 
 
+def test_a_token_that_two_classes_share_evenly_goes_to_the_smaller_one() -> None:
+    halves = [np.random.permutation(3600).reshape(60, 60) % 2 for _ in range(49)]
+    labels = np.block([halves[row : row + 7] for row in range(0, 49, 7)])
+    assert not token_labels(labels, grid(56, 56), coverage=0.5)[0].any()
+
+
 @pytest.mark.parametrize("scale", [1, 3])
 def test_maps_are_read_at_their_own_size(scale) -> None:
     labels = np.kron(np.array([[0, 1], [2, -1]]), np.ones((8 * scale, 8 * scale), int))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import fused_probs, objectness, rescore, roi_hook
@@ -38,7 +38,7 @@ def photo() -> np.ndarray:
     ids=["plain", "background first", "background last", "no boxes", "no scores"],
 )
 def test_objectness_is_what_background_leaves(scores, background, want) -> None:
-    np.testing.assert_allclose(objectness(scores, background), want, atol=1e-6)
+    close(objectness(scores, background), want)
 
 
 @pytest.mark.parametrize("scores", [[3.2, -1], [[1.5, 0.2]], [float("nan")], [[[0.5]]], [[0.5]]])

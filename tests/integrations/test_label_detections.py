@@ -10,7 +10,7 @@ import pytest
 
 sv = pytest.importorskip("supervision")
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import label_detections
@@ -46,9 +46,9 @@ def test_boxes_get_names_confidences_and_embeddings(classify, photo) -> None:
     result = classify(photo, LABELS, boxes=BOXES)
     assert found.class_id.tolist() == result.labels.tolist()
     assert found.data["class_name"].tolist() == list(result.names)
-    np.testing.assert_allclose(found.confidence, result.scores, atol=1e-6)
+    close(found.confidence, result.scores)
     assert found.data["embedding"].shape == (4, classify.backbone.embed_dim)
-    np.testing.assert_allclose(np.linalg.norm(found.data["embedding"], axis=1), 1, atol=1e-5)
+    close(np.linalg.norm(found.data["embedding"], axis=1), 1)
     assert found.data["proposal_confidence"].tolist() == [0.9, 0.5, 0.3, 0.2]
     assert found.data["own"].tolist() == found.tracker_id.tolist() == [0, 1, 2, 3]
     assert (found.xyxy == BOXES).all()
@@ -67,7 +67,7 @@ def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> Non
     boxes = np.array([[7, 11, 37, 41], [56, 13, 79, 49], [0, 0, 95, 19], [0, 0, 1, 1]], np.float32)
     dense = label_detections(photo, sv.Detections(xyxy=boxes, mask=masks()), LABELS, classify)
     by_mask = classify(photo, LABELS, masks=masks())
-    np.testing.assert_allclose(dense.confidence, by_mask.scores, atol=1e-6)
+    close(dense.confidence, by_mask.scores)
     compact_mask = pytest.importorskip("supervision.detection.compact_mask").CompactMask
     compact = compact_mask.from_dense(masks(), boxes, image_shape=SIZE)
 
@@ -79,7 +79,7 @@ def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> Non
     found = label_detections(photo, sv.Detections(xyxy=boxes, mask=compact), LABELS, classify)
     assert isinstance(found.mask, compact_mask)
     assert found.class_id.tolist() == dense.class_id.tolist()
-    np.testing.assert_allclose(found.confidence, dense.confidence, atol=1e-6)
+    close(found.confidence, dense.confidence)
 
 
 def test_what_is_nothing_has_the_id_behind_the_last(classify, photo) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import PHOTOS, random_clip, wrap
+from conftest import PHOTOS, close, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
@@ -38,8 +38,8 @@ def test_a_model_that_stands_alone_keeps_its_labels_and_confidence(first, second
     want = alone(CAT, LABELS, background=background)
     got = Ensemble([(first, weights[0]), (second, weights[1])])(CAT, LABELS, background=background)
     assert (got.labels == want.labels).all()
-    np.testing.assert_allclose(got.confidence, want.confidence, atol=1e-6)
-    np.testing.assert_allclose(got.scores, want.scores, atol=1e-6)
+    close(got.confidence, want.confidence)
+    close(got.scores, want.scores)
     assert got.meta["model"] == want.meta["model"]
 
 
@@ -59,7 +59,7 @@ def test_logits_are_mixed_in_the_leaders_scale(first) -> None:
     want = 0.25 * one(CAT, LABELS).scores + 0.75 * 10 / 40 * other(CAT, LABELS).scores
     assert (got.labels == got.scores.argmax(0)).mean() > 0.999
     # the best of two words is taken after mixing
-    np.testing.assert_allclose(got.scores[[0, 2]], want[[0, 2]], atol=2e-6)
+    close(got.scores[[0, 2]], want[[0, 2]])
 
 
 def test_models_of_other_grids_and_recipes_are_mixed(first, second) -> None:
@@ -84,11 +84,11 @@ def test_image_priors_of_the_text_are_mixed_too(first, second) -> None:
     with_prior = Segmenter(first.backbone, templates="photo", protocol=SMALL, text=options)
     want = with_prior(CAT, nested)
     got = Ensemble([(with_prior, 1), (second, 0)])(CAT, nested)
-    np.testing.assert_allclose(got.scores, want.scores, atol=1e-6)
+    close(got.scores, want.scores)
     mixed = Ensemble([(with_prior, 1), (second, 1)])(CAT, nested)
     plain = Ensemble([(first, 1), (second, 1)])(CAT, nested)
     prior = (want.scores - first(CAT, nested).scores).mean((1, 2))
-    np.testing.assert_allclose((mixed.scores - plain.scores).mean((1, 2)), prior / 2, atol=1e-5)
+    close((mixed.scores - plain.scores).mean((1, 2)), prior / 2)
 
 
 @pytest.mark.parametrize(

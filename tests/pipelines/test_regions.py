@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import PHOTOS, random_clip, wrap
+from conftest import PHOTOS, close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, OutputError, RecipeError
 from densevl.images import read_image
@@ -62,8 +62,8 @@ def test_every_region_gets_a_name_and_a_score(result) -> None:
 def test_a_class_has_the_probability_of_its_best_word(classify, result) -> None:
     found = classify.embed(PHOTO, proposals=result.regions)
     flat = classify.name(found, ["cat", "dog", "puppy", "sky"])
-    np.testing.assert_allclose(result.probs[:, 1], np.maximum(flat.probs[:, 1], flat.probs[:, 2]), atol=1e-6)
-    np.testing.assert_allclose(flat.probs[:3].sum(axis=1), 1, atol=1e-5)
+    close(result.probs[:, 1], np.maximum(flat.probs[:, 1], flat.probs[:, 2]))
+    close(flat.probs[:3].sum(axis=1), 1)
 
 
 def test_new_words_cost_no_look_at_the_photo(classify, result, monkeypatch) -> None:
@@ -72,9 +72,9 @@ def test_new_words_cost_no_look_at_the_photo(classify, result, monkeypatch) -> N
     monkeypatch.setattr(type(classify.scorer), "_run", None)
     renamed = result.reclassify(["tree", "car"])
     assert renamed.vocabulary == ("tree", "car")
-    np.testing.assert_allclose(renamed.probs, again.probs, atol=1e-6)
+    close(renamed.probs, again.probs)
     part = result.select([1, 0]).reclassify(["tree", "car"])
-    np.testing.assert_allclose(part.probs, again.probs[[1, 0]], atol=1e-6)
+    close(part.probs, again.probs[[1, 0]])
     assert set(result.embeddings) == {"pool", "cls_mask"}
 
 
@@ -82,8 +82,8 @@ def test_boxes_rle_and_masks_mean_the_same(classify, result) -> None:
     boxes = result.boxes[:3]
     by_box = classify(PHOTO, LABELS, boxes=boxes)
     by_rle = classify(PHOTO, LABELS, rle=result.regions.select(slice(0, 3)).to_rle())
-    np.testing.assert_allclose(by_box.probs, result.probs[:3], atol=1e-6)
-    np.testing.assert_allclose(by_rle.probs, result.probs[:3], atol=1e-6)
+    close(by_box.probs, result.probs[:3])
+    close(by_rle.probs, result.probs[:3])
 
 
 @pytest.mark.parametrize("boxes", [[], [[-20.5, -9, 10.25, 12.75]], torch.tensor([[400.0, 250, 999, 999]])])
@@ -116,14 +116,14 @@ def test_regions_may_be_rejected(backbone, result) -> None:
     strict = RegionClassifier(backbone, None, background=0.999, **given)(PHOTO, LABELS, proposals=result.regions)
     assert strict.names == ("nothing",) * 4
     assert (strict.scores[:3] > 0).all()
-    close = RegionClassifier(backbone, None, margin=0.99, **given)(PHOTO, LABELS, proposals=result.regions)
-    assert close.names == ("nothing",) * 4
+    narrow = RegionClassifier(backbone, None, margin=0.99, **given)(PHOTO, LABELS, proposals=result.regions)
+    assert narrow.names == ("nothing",) * 4
     words = RegionClassifier(backbone, None, **given)(
         PHOTO, ["cat"], proposals=result.regions, background=["dog", "sky"]
     )
     plain = RegionClassifier(backbone, None, **given)(PHOTO, ["cat", "dog", "sky"], proposals=result.regions)
     assert [n == "cat" for n in words.names] == [n == "cat" for n in plain.names]
-    np.testing.assert_allclose(words.nothing, plain.probs[:, 1:].max(axis=1), atol=1e-6)
+    close(words.nothing, plain.probs[:, 1:].max(axis=1))
 
 
 def test_one_word_alone_is_warned_about(classify, result) -> None:
@@ -140,7 +140,7 @@ def test_classify_then_pool_averages_the_probabilities_of_places(backbone, resul
     assert np.isfinite(named.probs).all()
     assert np.abs(named.probs - plain.probs).max() > 1e-4
     again = other(PHOTO, ["cat", "puppy"], proposals=result.regions)
-    np.testing.assert_allclose(named.reclassify(["cat", "puppy"]).probs, again.probs, atol=1e-6)
+    close(named.reclassify(["cat", "puppy"]).probs, again.probs)
 
 
 def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
@@ -151,7 +151,7 @@ def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
     named = twice.name(found, LABELS)
     assert 1 <= len(found.second) <= 2
     same = [i for i in range(4) if i not in found.second]
-    np.testing.assert_allclose(named.probs[same], plain.probs[same], atol=1e-6)
+    close(named.probs[same], plain.probs[same])
     assert np.abs(named.probs[list(found.second)] - plain.probs[list(found.second)]).max() > 1e-4
 
 
@@ -177,7 +177,7 @@ def test_examples_stand_for_words(classify, result) -> None:
     assert rejected.vocabulary == ("a", "b")
     by_words = classify.name_like(found, {"cat": parts["a"], "sky": parts["b"]}, words=1.0)
     plain = classify.name(found, ["cat", "sky"], background="none")
-    np.testing.assert_allclose(by_words.probs, plain.probs, atol=1e-5)
+    close(by_words.probs, plain.probs)
     assert classify.name_like(found, parts, threshold=0.9999).names == ("nothing",) * 3
 
 

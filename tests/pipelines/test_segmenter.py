@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import PHOTOS, random_clip, wrap
+from conftest import PHOTOS, close, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.errors import (
@@ -46,7 +46,7 @@ def test_labels_are_the_argmax_of_the_papers_protocol(segment) -> None:
     best = by_class.topk(2, dim=0)
     tie = (best.values[0] - best.values[1] < 1e-6).numpy()
     assert ((result.labels == best.indices[0].numpy()) | tie).all()
-    np.testing.assert_allclose(result.scores, by_class, atol=2e-6)
+    close(result.scores, by_class)
     np.testing.assert_allclose(result.confidence, torch.softmax(40 * cosines, 0).amax(0), atol=2e-5)
 
 
@@ -118,7 +118,7 @@ def test_a_negative_takes_pixels_from_its_class_and_gives_them_to_nothing(segmen
     got = segment(PHOTOS / "cat.jpg", ["cat | not: toy", "dog"])
     assert got.names == ("cat", "dog")
     assert (got.labels == np.where(free.labels == 2, -1, free.labels)).all()
-    np.testing.assert_allclose(got.confidence, free.confidence, atol=1e-6)
+    close(got.confidence, free.confidence)
 
 
 def test_absent_labels_are_dropped_named_and_keep_their_scores(segment) -> None:
@@ -137,7 +137,7 @@ def test_absent_labels_are_dropped_named_and_keep_their_scores(segment) -> None:
     alone = _variant(segment)(PHOTOS / "cat.jpg", kept)
     assert result.names == plain.names
     np.testing.assert_array_equal(result.labels, np.array([plain.names.index(n) for n in alone.names])[alone.labels])
-    np.testing.assert_allclose(result.scores, plain.scores, atol=1e-6)
+    close(result.scores, plain.scores)
 
 
 @pytest.mark.parametrize("background", ["none", "sky,wall"])
@@ -185,7 +185,7 @@ def test_the_image_feature_is_the_models_own(segment) -> None:
     image = segment.backbone.encode_image(pixels)[0]
     rows = varied._classifier.encode(LabelSet.parse(["animal", "sky"])).vectors
     prior = torch.log_softmax(segment.backbone.logit_scale * rows @ (image / image.norm()), 0) / 40
-    np.testing.assert_allclose(got.scores - plain.scores, prior[:, None, None].expand(got.scores.shape), atol=1e-5)
+    close(got.scores - plain.scores, prior[:, None, None].expand(got.scores.shape))
 
 
 def test_labels_without_descriptors_are_warned_about(segment) -> None:

@@ -8,7 +8,7 @@ import open_clip
 import pytest
 import torch
 
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.errors import RecipeError
 from densevl.kernels import Gaussian
 from densevl.recipes import Recipe, SecondStream, get, names
@@ -91,7 +91,7 @@ def test_an_image_does_not_depend_on_its_batch(tiny, name) -> None:
     together = tiny.encode_dense(pixels, name, hints=hints(name, pixels)).features
     alone = [tiny.encode_dense(one[None], name, hints=hints(name, one[None])).features for one in pixels]
     alone = torch.cat(alone)
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    close(together, alone)
 
 
 def test_vanilla_equals_encode_image(tiny) -> None:

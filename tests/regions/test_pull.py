@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
+from conftest import close
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.regions.dense import token_means
@@ -53,6 +56,21 @@ def test_cover_is_the_share_of_each_token(name) -> None:
         torch.testing.assert_close(cover, torch.ones_like(cover))
     else:
         assert cover.min() < 1, "a token beyond the border is not covered"
+
+
+@pytest.mark.parametrize(("length", "size"), [(224, 600), (336, 1000), (448, 1333), (224, 97)])
+@pytest.mark.parametrize("crop", [None, 112])
+def test_a_pixel_has_a_share_of_the_tokens_that_it_touches_and_of_no_other(length, size, crop) -> None:
+    axis = WindowGrid.place(length, length, crop, 56, 14).rows
+    scale = Fraction(size, length)
+    token = Fraction(axis.before + axis.crop + axis.after, axis.tokens) * scale
+    firsts = [(start - axis.before - axis.margin[0]) * scale for start in axis.starts]
+    starts = [first + index * token for first in firsts for index in range(axis.tokens)]
+    shares = [[max(0, min(y + 1, at + token) - max(y, at)) / token for at in starts] for y in range(size)]
+    got = token_plan(WindowGrid(axis, axis, "pixel"), (size, size))[0]
+    want = torch.tensor(shares, dtype=torch.float64)
+    close(got, want)
+    assert torch.equal(got > 0, want > 0)
 
 
 def test_a_window_covers_what_the_whole_pull_says() -> None:

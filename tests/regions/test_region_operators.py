@@ -13,11 +13,12 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes import BoxAttention, Hints
+from densevl.regions import queries
 from densevl.regions.operators import OPERATORS, parse
 from densevl.regions.queries import _bumps, cls_bias, cls_mask, look
 from densevl.regions.tower import cls_tower
@@ -72,10 +73,33 @@ def test_masks_of_a_larger_photo_land_in_the_same_place(name, operators, tiny, p
     torch.testing.assert_close(run(tiny, pixels, large), run(tiny, pixels, small), atol=5e-3, rtol=0)
 
 
+@pytest.mark.parametrize("stride", [None, SIDE // 2], ids=["one window", "a mask half in two of them"])
+@pytest.mark.parametrize("threshold", [0.5, 0.9], ids=["patches half covered", "patches covered alike"])
+def test_rounding_does_not_decide_what_a_mask_sees(stride, threshold, tiny, monkeypatch) -> None:
+    pixels = torch.randn(1, 3, SIDE, 2 * SIDE)
+    masks = np.zeros((2, SIDE, 2 * SIDE), bool)
+    masks[0, 4:20, 24:40] = True  # a row of patches half covered, one whole
+    masks[1, 4:12, 28:36] = True  # a quarter of four patches
+    windows = None if stride is None else WindowGrid.place(SIDE, 2 * SIDE, SIDE, stride, tiny.patch_size)
+
+    def look() -> torch.Tensor:
+        return cls_mask(tiny, pixels, Proposals.from_masks(masks), windows=windows, threshold=threshold)
+
+    def rounded(share: Callable[..., torch.Tensor], *given: object) -> torch.Tensor:
+        exact = share(*given)
+        return exact * (1 + 3e-6 * torch.randn_like(exact))
+
+    want = look()
+    for name in ("window_cover", "window_areas"):
+        monkeypatch.setattr(queries, name, partial(rounded, getattr(queries, name)))
+    for _ in range(3):
+        close(look(), want)
+
+
 @pytest.mark.parametrize("name", ["cls_mask", "crop"])
 def test_a_mask_of_everything_gives_the_image_embedding(name, tiny, pixels) -> None:
     found = OPERATORS[name].run(tiny, pixels, Proposals.from_masks(np.ones((1, SIDE, SIDE), bool)))
-    torch.testing.assert_close(found, F.normalize(tiny.encode_image(pixels), dim=-1), atol=1e-5, rtol=0)
+    close(found, F.normalize(tiny.encode_image(pixels), dim=-1))
 
 
 @pytest.mark.parametrize("start", [0, 3, 6])
@@ -83,7 +107,7 @@ def test_copies_that_see_everything_end_as_cls(start, tiny) -> None:
     pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.manual_seed(2))
     tokens = 1 + (SIDE // tiny.patch_size) ** 2
     found = look(cls_tower(tiny, "cls_mask"), pixels, torch.zeros(3, 2, tokens), start=start)
-    torch.testing.assert_close(found, tiny.encode_image(pixels)[:, None].expand(-1, 2, -1), atol=1e-5, rtol=0)
+    close(found, tiny.encode_image(pixels)[:, None].expand(-1, 2, -1))
 
 
 def test_copies_have_no_place_in_a_tower_with_rotary_positions() -> None:
@@ -95,7 +119,7 @@ def test_copies_have_no_place_in_a_tower_with_rotary_positions() -> None:
     backbone = wrap(model.eval().requires_grad_(False))
     pixels = torch.randn(1, 3, 64, 64, generator=torch.manual_seed(4))
     found = look(cls_tower(backbone, "cls_mask"), pixels, torch.zeros(1, 2, 17))
-    torch.testing.assert_close(found, backbone.encode_image(pixels)[:, None].expand(-1, 2, -1), atol=1e-5, rtol=0)
+    close(found, backbone.encode_image(pixels)[:, None].expand(-1, 2, -1))
 
 
 def test_a_copy_ignores_what_lies_outside_its_mask_in_the_first_block_on(tiny, pixels) -> None:
@@ -124,7 +148,7 @@ def test_a_region_is_looked_at_in_the_windows_that_see_it(tiny) -> None:
     mask[0, 4:20, 2 * SIDE + 5 : 2 * SIDE + 20] = True
     found = cls_mask(tiny, pixels, Proposals.from_masks(mask), windows=windows)
     alone = cls_mask(tiny, pixels[..., 2 * SIDE :], Proposals.from_masks(mask[..., 2 * SIDE :]))
-    torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+    close(found, alone)
 
 
 def test_the_foveal_bias_comes_close_to_falip_run_box_by_box(tiny, pixels) -> None:

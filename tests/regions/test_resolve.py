@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from conftest import close
 from densevl.errors import LabelError
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
@@ -41,7 +42,7 @@ def test_semantic_is_the_formula(mode, budget, monkeypatch) -> None:
     scores = plain(masks.masks(), probs, mode)
     covered = masks.masks().any(axis=0)
     assert (labels == np.where(covered, scores.argmax(axis=0), -1)).all()
-    np.testing.assert_allclose(confidence, np.where(covered, scores.max(axis=0).clip(max=1), 0), atol=1e-6)
+    close(confidence, np.where(covered, scores.max(axis=0).clip(max=1), 0))
     assert labels.dtype == np.int16
     assert confidence.dtype == np.float32
 

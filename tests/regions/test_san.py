@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.errors import ModelError, WeightsError
 from densevl.pipelines.regions import RegionClassifier
 from densevl.pipelines.san import name_with_san
@@ -106,8 +106,8 @@ def test_it_is_the_paper_s_computation(size, file, backbone) -> None:
     pixels = torch.randn(1, 3, *size, generator=torch.manual_seed(4))
     logits, vectors = San(backbone, file).look(pixels)
     wanted_logits, wanted = plain(san_state(), pixels)
-    torch.testing.assert_close(logits[0], wanted_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(vectors[0], wanted, atol=1e-4, rtol=1e-4)
+    close(logits[0], wanted_logits)
+    close(vectors[0], wanted)
 
 
 def test_a_photo_is_found_and_named(file, backbone) -> None:

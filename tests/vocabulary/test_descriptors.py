@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 from densevl.vocabulary.text_classifier import TextClassifier
@@ -56,7 +56,7 @@ def test_the_mix_is_the_formula(backbone, weight, unit) -> None:
     prompts = backbone.encode_text(["cat, which has whiskers", "A cat is a small animal."])
     described = F.normalize(F.normalize(prompts, dim=-1).mean(0), dim=-1)
     want = (1 - weight) * plain[0] + weight * described
-    torch.testing.assert_close(got[0], F.normalize(want, dim=-1) if unit else want, atol=1e-6, rtol=0)
+    close(got[0], F.normalize(want, dim=-1) if unit else want)
     assert torch.equal(got[1:], plain[1:])
     assert classifier.undescribed(labels) == ["dog"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from conftest import random_clip, wrap
+from conftest import close, random_clip, wrap
 from densevl.vocabulary import Background, LabelSet, TextOptions
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
 from densevl.vocabulary.text_classifier import TextClassifier
@@ -29,7 +29,7 @@ def test_pixel_rows_rank_strings_as_the_product_at_every_pixel() -> None:
     supers = torch.cat([parents, rows[5:]])
     want = _product(pixels @ rows.T, pixels @ supers.T, 40.0)
     got = torch.softmax(2 * 40.0 * pixels @ pixel_rows(rows, parents, CLASSES).T, dim=-1)
-    torch.testing.assert_close(got, want / want.sum(-1, keepdim=True), atol=1e-5, rtol=0)
+    close(got, want / want.sum(-1, keepdim=True))
 
 
 def test_the_image_prior_is_the_softmax_over_classes_and_classless_strings() -> None:
@@ -39,7 +39,7 @@ def test_the_image_prior_is_the_softmax_over_classes_and_classless_strings() -> 
     want = _product(pixels @ rows.T, supers.expand(500, -1), 40.0)
     bias = image_log_prior(image, rows, parents, CLASSES, 40.0)
     got = torch.softmax(40.0 * pixels @ rows.T + bias, dim=-1)
-    torch.testing.assert_close(got, want / want.sum(-1, keepdim=True), atol=1e-5, rtol=0)
+    close(got, want / want.sum(-1, keepdim=True))
 
 
 def test_a_class_that_is_its_own_only_string_is_left_as_it_is() -> None:
@@ -47,8 +47,8 @@ def test_a_class_that_is_its_own_only_string_is_left_as_it_is() -> None:
     labels, policy = LabelSet.parse("cat,dog|not:toy"), Background(words=("sky",))
     plain = TextClassifier(backbone, "photo").encode(labels, policy)
     got = TextClassifier(backbone, "photo", TextOptions(parents="pixel")).encode(labels, policy)
-    torch.testing.assert_close(got.vectors, plain.vectors, atol=1e-6, rtol=0)
+    close(got.vectors, plain.vectors)
     nested = LabelSet.parse({"animal": ["cat", "dog"]})
     rows = TextClassifier(backbone, "photo", TextOptions(parents="pixel")).encode(nested).vectors
     animal = TextClassifier(backbone, "photo").encode(LabelSet.parse("animal")).vectors
-    torch.testing.assert_close(rows, (plain.vectors[:2] + animal) / 2, atol=1e-6, rtol=0)
+    close(rows, (plain.vectors[:2] + animal) / 2)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import close
 from densevl.vocabulary.template_weights import image_classifier, template_weights, weighted_scores
 
 
@@ -50,10 +51,10 @@ def test_every_region_has_the_weights_it_would_have_alone(monkeypatch) -> None:
     prompts, features = _prompts(7, 5), 10 * torch.randn(11, 16)
     whole = weighted_scores(features, prompts)
     monkeypatch.setattr("densevl.vocabulary.template_weights.COSINES_AT_ONCE", 80)  # two features at a time
-    torch.testing.assert_close(weighted_scores(features, prompts), whole, atol=1e-6, rtol=0)
+    close(weighted_scores(features, prompts), whole)
     for feature, row in zip(features, whole, strict=True):
         cosines = prompts @ F.normalize(feature, dim=0)
-        torch.testing.assert_close(row, template_weights(cosines[None])[0] @ cosines, atol=1e-6, rtol=0)
+        close(row, template_weights(cosines[None])[0] @ cosines)
     assert weighted_scores(features[:0], prompts).shape == (0, 5)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import TINY, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
 from densevl.errors import LabelError
 from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 from densevl.vocabulary.template_weights import image_classifier
@@ -42,7 +42,7 @@ def test_the_ensemble_is_the_normalised_mean_of_normalised_prompts(backbone) -> 
     for row, word in zip(got, ("cat", "dog"), strict=True):
         prompts = tokenizer([template(word) for template in open_clip.SIMPLE_IMAGENET_TEMPLATES])
         unit = F.normalize(backbone._model.encode_text(prompts), dim=-1)
-        torch.testing.assert_close(row, F.normalize(unit.mean(0), dim=-1), atol=1e-6, rtol=0)
+        close(row, F.normalize(unit.mean(0), dim=-1))
 
 
 def test_a_string_is_encoded_once_and_never_again(backbone, monkeypatch) -> None:
@@ -69,7 +69,7 @@ def test_a_large_vocabulary_is_encoded_in_parts_and_kept_as_it_goes(backbone, mo
     monkeypatch.setattr(backbone, "encode_text", breaks_down)
     with pytest.raises(KeyboardInterrupt):
         TextClassifier(backbone, "photo").encode(labels)
-    torch.testing.assert_close(TextClassifier(backbone, "photo").encode(labels).vectors, want, atol=1e-6, rtol=0)
+    close(TextClassifier(backbone, "photo").encode(labels).vectors, want)
     assert calls == [5, 5, 5, 5, 5, 3]  # the ten that were done are not done again
 
 
@@ -141,7 +141,7 @@ def test_a_text_longer_than_the_context_has_the_mean_of_its_windows(backbone, mo
     assert counting.prompts[-1] == "a photo of a cat."
     assert max(len(open_clip.SimpleTokenizer().encode(prompt)) for prompt in prompts) <= 18
     unit = F.normalize(backbone.encode_text(prompts), dim=-1)
-    torch.testing.assert_close(got[0], F.normalize(unit.mean(0), dim=-1), atol=1e-6, rtol=0)
+    close(got[0], F.normalize(unit.mean(0), dim=-1))
     calls = len(counting.prompts)
     assert torch.equal(TextClassifier(backbone, "photo").encode(LabelSet.parse([text])).vectors[0], got[0])
     assert len(counting.prompts) == calls  # cached like any other
@@ -153,9 +153,9 @@ def test_equal_template_weights_are_the_ensemble(backbone) -> None:
     kept = TextClassifier(backbone, "simple", TextOptions(template_weights="image")).encode(labels)
     assert kept.prompts is not None
     assert kept.prompts.shape == (7, 3, backbone.embed_dim)
-    torch.testing.assert_close(kept.vectors, plain.vectors, atol=1e-6, rtol=0)
+    close(kept.vectors, plain.vectors)
     got = image_classifier(kept.prompts, torch.randn(backbone.embed_dim), entropy=1.0)
-    torch.testing.assert_close(got, plain.vectors, atol=1e-6, rtol=0)
+    close(got, plain.vectors)
 
 
 def test_too_many_prompts_to_keep_are_refused(backbone, monkeypatch) -> None:
