@@ -253,17 +253,21 @@ class Recipe(Slots):
         return {}
 
     def as_published(self) -> Recipe:
-        """The recipe with its authors' slips."""
-        return replace(self, **{"published": {}, **self.published}) if self.published else self
+        """The recipe with its authors' slips, in its settings by benchmark too."""
+        if not self.published:
+            return self
+        settings = {name: {**own, **own.get("published", {}), "published": {}} for name, own in self.settings.items()}
+        return replace(self, **{"published": {}, "settings": settings, **self.published})
 
     def on(self, benchmark: str) -> Recipe:
-        """The recipe as its paper sets it for a benchmark; itself where the paper sets nothing by benchmark.
+        """The recipe as its paper sets it for a benchmark; itself where the paper changes nothing for that one.
 
         Raises:
-            RecipeError: the paper sets it by benchmark, but not for this one.
+            RecipeError: the paper sets it by benchmark, and says nothing of this one.
         """
         known = self.settings
-        if not known:
+        reported = self.source.miou if self.source is not None else {}
+        if benchmark not in known and (not known or benchmark in reported):
             return self
         if benchmark not in known:
             raise RecipeError(

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import InferenceProtocol
-from densevl.backbones.proxies import Proxy
-from densevl.errors import DensevlError, ModelError, RecipeError
+from densevl.backbones.proxies import DinoiserHeads, Proxy
+from densevl.errors import DensevlError, ModelError, ProtocolError, RecipeError
 from densevl.images import read_image
 from densevl.recipes import SelfAttention, get, names
 
@@ -128,3 +128,33 @@ def test_what_cannot_be_borrowed_is_one_line(clip, monkeypatch, recipe, options,
         build(clip, recipe, **options)
     assert isinstance(caught.value, DensevlError)
     assert "\n" not in str(caught.value)
+
+
+def test_the_proxy_may_look_at_each_window_as_the_papers_do(clip) -> None:
+    once, each = Colours(), Colours()
+    image = build(clip, "proxyclip", proxy=once)(PHOTOS / "cat.jpg", LABELS)
+    window = build(clip, "proxyclip", proxy=each, proxy_scope="window")(PHOTOS / "cat.jpg", LABELS)
+    assert (len(once.looks), image.meta["proxy_scope"]) == (1, "image")
+    assert sum(batch for batch, *_ in each.looks) == 8  # windows
+    assert window.meta["proxy_scope"] == "window"
+    assert (image.scores != window.scores).any()
+    with pytest.raises(ProtocolError, match=r"proxy_scope is 'windows' .*closest: window"):
+        build(clip, "proxyclip", proxy=Colours(), proxy_scope="windows")
+
+
+def test_compat_runs_a_recipe_as_its_authors_published_it(clip) -> None:
+    ours, theirs = (build(clip, "cliper", compat=compat)(PHOTOS / "cat.jpg", LABELS) for compat in (False, True))
+    assert (ours.meta["compat"], theirs.meta["compat"]) == (False, True)
+    assert theirs.meta["recipe"] == repr(get("cliper").as_published())
+    assert (ours.scores != theirs.scores).any()
+
+
+def test_heads_trained_on_clips_own_tokens_are_a_proxy(clip) -> None:
+    shapes = {"obj_proj.weight": (16, 32, 3, 3), "obj_proj.bias": (16,)}
+    shapes |= {"bkg_decoder.weight": (1, 32, 1, 1), "bkg_decoder.bias": (1,)}
+    heads = DinoiserHeads({name: 0.1 * torch.randn(*shape) for name, shape in shapes.items()})
+    for scope in ("image", "window"):  # they look at windows in any case: there is nothing else they know
+        result = build(clip, "dinoiser", proxy=heads, proxy_scope=scope)(PHOTOS / "cat.jpg", LABELS)
+        assert result.meta["proxy"] == "dinoiser-heads"
+    with pytest.raises(RecipeError, match="borrows nothing from proxy='dinoiser-heads'"):
+        build(clip, "sclip", proxy=heads)

@@ -237,6 +237,10 @@ def test_settings_by_benchmark_are_found_where_a_user_looks() -> None:
     assert get("resclip", benchmark="cityscapes").attention.first == (
         1.6 * SelfAttention("kk", Gaussian(5.0)) + 0.4 * BlockAttention("qk", (6, 7, 8, 9))
     )
+    assert get("cliper", benchmark="coco-stuff").readout == ScoredSources(50.0, 0.2)
+    assert get("cliper", benchmark="voc21") == get("cliper")
+    for name, benchmark in (("cliper", "coco-stuff"), ("resclip", "ade150")):
+        assert get(name).as_published().on(benchmark) == get(name).on(benchmark).as_published()
     assert get("sclip", benchmark="voc21") == get("sclip")
     with pytest.raises(RecipeError, match=r"'resclip' has no settings for 'voc' \(closest: voc"):
         get("resclip", benchmark="voc")

@@ -15,6 +15,7 @@ from densevl.recipes.steps import AddCls, RepairByAttention, RepairByDensity
 
 _MIDDLE = (7, 8, 10)
 _EARLIER = tuple(range(1, 12))
+_CLIPER = {"attention": BalancedMaps(_EARLIER, in_place=True), "position_rule": "bilinear_half"}
 _REPAIRED = Tap(9, repaired=True)
 _LIKE = Affinity(_REPAIRED, Relative(3.0, 1.0, floor=0.4))  # SFP's
 
@@ -132,10 +133,12 @@ ENTRIES = (
         adds=(BlockInputs(_EARLIER),),
         readout=ScoredSources(),
         position_rule="bilinear",
-        published={
-            "attention": BalancedMaps(_EARLIER, in_place=True),
-            "readout": ScoredSources(zeroed=True),
-            "position_rule": "bilinear_half",
+        published={**_CLIPER, "readout": ScoredSources(zeroed=True)},
+        settings={
+            "coco-stuff": {
+                "readout": ScoredSources(50.0, 0.2),
+                "published": {**_CLIPER, "readout": ScoredSources(50.0, 0.2, zeroed=True)},
+            }
         },
         source=Source(
             "CLIPer: Hierarchically Improving Spatial Representation of CLIP for Open-Vocabulary Semantic Segmentation",
