@@ -16,8 +16,8 @@ from densevl.inference.canvas import Canvas
 from densevl.inference.cutting import at, batches
 from densevl.inference.windows import WindowGrid
 from densevl.recipes import Hints, Recipe
+from densevl.recipes.batch import Outcome
 from densevl.recipes.features import DenseFeatures
-from densevl.recipes.part import Outcome
 from densevl.recipes.run import State
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from densevl.recipes.attention import (
     Identity,
     SelfAttention,
 )
+from densevl.recipes.batch import Batch, Outcome, Pass
 from densevl.recipes.catalogue import get, names
 from densevl.recipes.feedback import Feedback, LabelFeedback, ScoreFeedback, TwoPass
 from densevl.recipes.heads import PairedHeads
@@ -21,10 +22,8 @@ from densevl.recipes.hints import Hints
 from densevl.recipes.part import (
     Addition,
     Attention,
-    Batch,
-    Outcome,
     Part,
-    Pass,
+    PatchFeatures,
     Proxy,
     Readout,
     Spread,
@@ -51,6 +50,6 @@ __all__ = [
     "RegionEmbedding", "Tokens", "FeatureSurgery", "Contributions", "PooledRegions", "ScoredSources",
     "JoinedProjections", "JoinedFeatures", "SamAttention", "LabelPropagation",
     # for parts of your own
-    "Part", "Attention", "Step", "Addition", "Readout", "Rule", "Feedback", "Stitch", "Spread", "Pass", "Batch",
-    "Outcome",
+    "Part", "Attention", "Step", "Addition", "Readout", "Rule", "Feedback", "Stitch", "Spread", "PatchFeatures",
+    "Pass", "Batch", "Outcome",
 ]  # fmt: skip

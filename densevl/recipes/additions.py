@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from densevl.lazy import torch
-from densevl.recipes.part import Addition, Attention, Pass, Slots, block_numbers, listed, scaled
+from densevl.recipes.batch import Pass
+from densevl.recipes.part import Addition, Attention, Slots
+from densevl.recipes.values import block_numbers, listed, scaled
 
 
 @dataclass(frozen=True, repr=False)

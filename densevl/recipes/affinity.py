@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from densevl import kernels
 from densevl.errors import RecipeError
 from densevl.lazy import F, torch
-from densevl.recipes.part import Attention, Batch, Part, Pass, Proxy, Slots, Source, Step, Tap, positive
+from densevl.recipes.batch import Batch, Pass
+from densevl.recipes.part import Attention, Part, PatchFeatures, Proxy, Slots, Step, Tap
 from densevl.recipes.regions import Regions
+from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
@@ -106,14 +108,14 @@ class Affinity(Attention):
 
     patches_only = True
 
-    source: Source
+    source: PatchFeatures
     rule: Rule
     within: Regions | None = None
     proxy_grid: bool = False
     swapped: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, (Tap, Proxy)) or not isinstance(self.rule, Rule):
+        if not isinstance(self.source, PatchFeatures) or not isinstance(self.rule, Rule):
             raise RecipeError("an affinity compares features of a Tap or a Proxy by a rule: Softmax, Relative or Floor")
         if self.proxy_grid and not isinstance(self.source, Proxy):
             raise RecipeError("only an affinity of a Proxy can work on the proxy's grid")
@@ -121,7 +123,7 @@ class Affinity(Attention):
             raise RecipeError("swapped is about values on the proxy's grid; set proxy_grid=True")
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
-        unit_BNP = F.normalize(run.batch.compared(self.source, run.grid), dim=-1)
+        unit_BNP = F.normalize(self.source.of(run.batch, run.grid), dim=-1)
         joined_BND = v.transpose(1, 2).flatten(2)
         ids, blank = (None, None) if self.within is None else self.within.tokens(run.batch, run.grid)
         spread = self.rule.spread(unit_BNP, joined_BND, ids, blank)
@@ -143,11 +145,11 @@ class Smooth(Step):
 
     places = ("before", "after", "joint")
 
-    source: Source
+    source: PatchFeatures
     rule: Rule
 
     def __post_init__(self) -> None:
-        if not isinstance(self.source, (Tap, Proxy)) or not isinstance(self.rule, Rule):
+        if not isinstance(self.source, PatchFeatures) or not isinstance(self.rule, Rule):
             raise RecipeError("smoothing compares features of a Tap or a Proxy by a rule: Softmax, Relative or Floor")
 
     def objection(self, recipe: Slots) -> str | None:
@@ -159,7 +161,7 @@ class Smooth(Step):
         return None
 
     def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
-        return self.rule.spread(F.normalize(batch.compared(self.source, grid), dim=-1), x_BND)
+        return self.rule.spread(F.normalize(self.source.of(batch, grid), dim=-1), x_BND)
 
     def __str__(self) -> str:
         return f"features spread over like patches ({self.source}{self.rule})"

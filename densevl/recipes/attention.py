@@ -13,7 +13,9 @@ from densevl import kernels
 from densevl.errors import RecipeError
 from densevl.kernels import Gaussian
 from densevl.lazy import F, torch
-from densevl.recipes.part import Attention, Pass, Slots, block_numbers, check, listed, positive, scaled
+from densevl.recipes.batch import Pass
+from densevl.recipes.part import Attention, Slots
+from densevl.recipes.values import block_numbers, check, listed, positive, scaled
 
 PAIRS = ("qk", "qq", "kk", "vv")
 LOOKS = {

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from densevl.errors import RecipeError
 from densevl.lazy import F, torch
-from densevl.recipes.part import Attention, Part, Pass, positive
+from densevl.recipes.batch import Pass
+from densevl.recipes.part import Attention, Part
+from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid

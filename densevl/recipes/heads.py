@@ -13,7 +13,9 @@ from densevl.errors import RecipeError
 from densevl.kernels import Gaussian
 from densevl.lazy import torch
 from densevl.recipes.attention import LOOKS, PAIRS
-from densevl.recipes.part import Attention, Pass, Proxy, check
+from densevl.recipes.batch import Pass
+from densevl.recipes.part import Attention, Proxy
+from densevl.recipes.values import check
 
 MIX = 10.0  # weight of the proxy's logits for heads at distance 1
 

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from densevl.errors import RecipeError, suggest
-from densevl.lazy import F, torch
+from densevl.errors import RecipeError
+from densevl.lazy import torch
+from densevl.recipes.batch import Batch, Outcome, Pass
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import Hints
+from densevl.recipes.values import block_numbers, check, positive, scaled
 
 if TYPE_CHECKING:  # these import torch
-    from densevl.recipes.blocks import Block
-    from densevl.recipes.tower import Grid, Tower
-    from densevl.recipes.trunk import Projections, Trunk
+    from densevl.recipes.tower import Grid
 
 T = TypeVar("T")
-Frame = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""Pixels of an image along rows and along columns, margin before and after it: (before, length, after) each."""
+
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -105,20 +104,16 @@ def as_code(value: Any) -> str:
     return f"{type(value).__name__}({', '.join(given)})"
 
 
-def check(value: object, allowed: tuple[str, ...], what: str) -> None:
-    """Raise RecipeError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise RecipeError(f"{what} {value!r} is not one of {', '.join(allowed)}{suggest(str(value), allowed)}")
+class PatchFeatures(Part, ABC):
+    """Features of patches whose likeness is asked for."""
 
-
-def positive(value: float, what: str) -> None:
-    """Raise RecipeError unless `value` is a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise RecipeError(f"{what} must be above 0, got {value!r}")
+    @abstractmethod
+    def of(self, batch: Batch, grid: Grid) -> torch.Tensor:
+        """The features at the patches of a grid: (B, h*w, P)."""
 
 
 @dataclass(frozen=True, repr=False)
-class Tap(Part):
+class Tap(PatchFeatures):
     """The patches after a block of the tower.
 
     Attributes:
@@ -134,6 +129,10 @@ class Tap(Part):
     def own_taps(self, depth: int) -> frozenset[int]:
         return frozenset(scaled((self.block,), depth))
 
+    def of(self, batch: Batch, grid: Grid) -> torch.Tensor:
+        patches = batch.output(self.block)[:, batch.trunk.prefix :]
+        return batch.memo["repair"](patches) if self.repaired else patches
+
     def objection(self, recipe: Slots) -> str | None:
         if self.repaired and not any(step.repairs for step in recipe.before):
             return "it taps repaired patches; put the repair first in before"
@@ -144,7 +143,7 @@ class Tap(Part):
 
 
 @dataclass(frozen=True, repr=False)
-class Proxy(Part):
+class Proxy(PatchFeatures):
     """Patch features of another model.
 
     Attributes:
@@ -161,132 +160,11 @@ class Proxy(Part):
     def __post_init__(self) -> None:
         check(self.features, self.FEATURES, "proxy features")
 
+    def of(self, batch: Batch, grid: Grid) -> torch.Tensor:
+        return batch.proxy(grid)
+
     def __str__(self) -> str:
         return "of another model"
-
-
-Source = Tap | Proxy
-
-
-def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Block numbers given for 12 blocks, in a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
-
-    The last rewired block is never among them unless it is named as 12.
-    """
-    if depth == 12:
-        return layers
-    found = []
-    for layer in layers:
-        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
-        if number not in found:
-            found.append(number)
-    return tuple(found)
-
-
-def block_numbers(blocks: Any) -> tuple[int, ...]:
-    """Block numbers as a tuple; raises RecipeError for none, or one that is not a whole number from 1."""
-    given = tuple(blocks)
-    if not given or not all(isinstance(number, int) and number >= 1 for number in given):
-        raise RecipeError(f"blocks are {given}; give at least one number, each counted from 1")
-    return given
-
-
-def listed(blocks: tuple[int, ...]) -> str:
-    """(9,) as "block 9", (4, 5, 6) as "blocks 4 to 6", (7, 8, 10) as "blocks 7, 8, 10"."""
-    if len(blocks) == 1:
-        return f"block {blocks[0]}"
-    if len(blocks) > 2 and blocks == tuple(range(blocks[0], blocks[-1] + 1)):
-        return f"blocks {blocks[0]} to {blocks[-1]}"
-    return f"blocks {', '.join(map(str, blocks))}"
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One batch of images on its way through a recipe.
-
-    Attributes:
-        tower: the image tower. trunk: what its trained blocks left. hints: what came with the pixels.
-        memo: what parts keep for each other while this batch runs, under keys of their own.
-    """
-
-    tower: Tower
-    trunk: Trunk
-    hints: Hints
-    memo: dict[Any, Any] = field(default_factory=dict)
-
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for this batch."""
-        if key not in self.memo:
-            self.memo[key] = make()
-        return self.memo[key]
-
-    def compared(self, source: Source, grid: Grid) -> torch.Tensor:
-        """Features of a source at the patches of a grid: (B, h*w, P)."""
-        return self.tap(source) if isinstance(source, Tap) else self.proxy(grid)
-
-    def proxy(self, grid: Grid) -> torch.Tensor:
-        """The proxy's features, interpolated to a grid: (B, h*w, P)."""
-        features = self.hints.proxy
-        if tuple(features.shape[-2:]) != grid:
-            features = F.interpolate(features, size=grid, mode="bilinear", align_corners=False)
-        return features.flatten(2).mT
-
-    def tap(self, tap: Tap) -> torch.Tensor:
-        """Patches after a block, (B, h*w, D)."""
-        patches = self.output(tap.block)[:, self.trunk.prefix :]
-        return self.memo["repair"](patches) if tap.repaired else patches
-
-    def output(self, block: int) -> torch.Tensor:
-        """All tokens after a block given for 12 blocks: (B, N, D)."""
-        return self.trunk.outputs[scaled((block,), self.tower.depth)[0]]
-
-    def projections(self, block: int, which: str, prefix: int) -> Projections:
-        """Projections that another block makes of its own input, of patches and `prefix` leading tokens."""
-        (number,) = scaled((block,), self.tower.depth)
-        view = self.tower.view(number - 1, self.trunk.grid)
-        tokens_BND = self.trunk.outputs[number - 1][:, self.trunk.prefix - prefix :]
-        return view.project(view.norm(tokens_BND), which)
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One rewired block on one batch: what attention and steps see.
-
-    Attributes:
-        batch: the batch. block: a view of the block.
-        x_BND: the tokens that enter it, patches alone where the recipe works on those. u_BND: behind the block's norm.
-        cls_B1D: the leading token that enters with them.
-        qkv: the projections of x that the attention asked for, each (B, A, N, d).
-        grid: (h, w) of the tokens that come out: the tower's, or the proxy's where the attention works on that.
-        prefix: leading tokens among them.
-        finish: the rest of the block: what comes of heads (B, A, N, d) to the block's output (B, N, D).
-        temperature, bias_B1NN: what a second pass does to the block's own logits: a factor, and what is added.
-    """
-
-    batch: Batch
-    block: Block
-    x_BND: torch.Tensor
-    u_BND: torch.Tensor
-    cls_B1D: torch.Tensor
-    qkv: Projections
-    grid: Grid
-    prefix: int
-    finish: Callable[[torch.Tensor], torch.Tensor]
-    temperature: float = 1.0
-    bias_B1NN: torch.Tensor | None = None
-
-    def steered(self, temperature: float, bias_BNN: torch.Tensor) -> Pass:
-        """The same with its own logits scaled, and a bias (B, h*w, h*w) added to those between patches."""
-        padded = F.pad(bias_BNN, (self.prefix, 0, self.prefix, 0))[:, None]
-        return replace(self, temperature=temperature, bias_B1NN=padded)
-
-    def through(self, attention: Attention) -> torch.Tensor:
-        """The block's output by an attention: (B, N, D)."""
-        return self.finish(attention.attend(self, self.qkv["v"]))
-
-    def read(self, y_BND: torch.Tensor) -> torch.Tensor:
-        """Tokens after the block in the joint space, each for itself: (B, N, E), not normalised."""
-        return self.batch.tower.read(y_BND)
 
 
 class Attention(Part, ABC):
@@ -424,40 +302,6 @@ class Addition(Part, ABC):
             through: what the rewired block makes of other tokens: `through(x_BND, attention)`, all leading tokens
                 among x; an attention that is not None takes the place of the recipe's.
         """
-
-
-@dataclass(frozen=True, eq=False)
-class Extra:
-    """Tokens of a further source after the last block, and what their features count."""
-
-    y_BND: torch.Tensor
-    weight: float
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What the rewired end of a tower gives, before it is read.
-
-    Attributes:
-        y_BND: tokens after the last block. extras: those of further sources that are read for themselves.
-        grid: (h, w). prefix: leading tokens.
-        frame: where the image lies on the grid; None where it fills it.
-    """
-
-    y_BND: torch.Tensor
-    extras: tuple[Extra, ...]
-    grid: Grid
-    prefix: int
-    frame: Frame | None = None
-
-    def tensors(self) -> list[torch.Tensor]:
-        """All token tensors, (B, N, D) each: what is joined over windows."""
-        return [self.y_BND, *(extra.y_BND for extra in self.extras)]
-
-    def like(self, tensors: list[torch.Tensor], grid: Grid) -> Outcome:
-        """The same with other token tensors, in the order of `tensors`."""
-        extras = tuple(replace(old, y_BND=new) for old, new in zip(self.extras, tensors[1:], strict=True))
-        return replace(self, y_BND=tensors[0], extras=extras, grid=grid)
 
 
 class Readout(Part, ABC):

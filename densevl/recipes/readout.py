@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from densevl.errors import RecipeError
 from densevl.lazy import F, torch
 from densevl.recipes.attention import BalancedMaps
+from densevl.recipes.batch import Batch, Outcome
 from densevl.recipes.features import DenseFeatures, cosines
-from densevl.recipes.part import Batch, Outcome, Readout, Slots, block_numbers, positive, scaled
+from densevl.recipes.part import Readout, Slots
+from densevl.recipes.values import block_numbers, positive, scaled
 
 if TYPE_CHECKING:
     Embed = Callable[[torch.Tensor], torch.Tensor]

@@ -32,11 +32,11 @@ from densevl.recipes.part import (
     Step,
     Stitch,
     as_code,
-    check,
     found,
     within,
 )
 from densevl.recipes.readout import Tokens
+from densevl.recipes.values import check
 
 POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half")
 TRAINED = SelfAttention("qk")

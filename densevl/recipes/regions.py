@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from densevl.errors import RecipeError
 from densevl.lazy import F, torch
+from densevl.recipes.batch import Batch, Outcome, Pass
 from densevl.recipes.features import DenseFeatures
-from densevl.recipes.part import Addition, Batch, Outcome, Part, Pass, Proxy, Readout, Slots, found, positive
+from densevl.recipes.part import Addition, Part, Proxy, Readout, Slots, found
+from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
     from densevl.recipes.blocks import Block

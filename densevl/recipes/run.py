@@ -14,9 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
+from densevl.recipes.batch import Batch, Extra, Outcome, Pass
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import HOW, OPTIONAL, Hints
-from densevl.recipes.part import Attention, Batch, Extra, Outcome, Pass
+from densevl.recipes.part import Attention
 from densevl.recipes.recipe import Recipe, SecondStream
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Projections, Trunk, run_trunk
@@ -109,16 +110,16 @@ def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
     for step in recipe.before:
         x_BND = step.apply(batch, x_BND, cls_B1D, trunk.grid)
     for index in range(tower.depth - recipe.blocks, tower.depth - 1):
-        x_BND = _pass(batch, recipe, index, x_BND, cls_B1D).through(recipe.attention)
+        x_BND = _through(_pass(batch, recipe, index, x_BND, cls_B1D), recipe.attention)
     run = _pass(batch, recipe, tower.depth - 1, x_BND, cls_B1D, trunk.qkv)
 
     def through(other_BND: torch.Tensor, attention: Attention | None) -> torch.Tensor:
         patches, lead = other_BND[:, trunk.prefix - prefix :], other_BND[:, :1]
         chosen = attention or recipe.attention
-        return _pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen).through(chosen)
+        return _through(_pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen), chosen)
 
     extras = [(source, y_BND) for source in recipe.adds for y_BND in source.tokens(run, through)]
-    y_BND = run.through(recipe.attention)
+    y_BND = _through(run, recipe.attention)
     for source, own_BND in extras:
         if not source.after_norm:
             y_BND = y_BND + (own_BND if source.weight == 1 else source.weight * own_BND)
@@ -171,6 +172,11 @@ def _pass(
         return y_BND
 
     return Pass(batch, block, x_BND, u_BND, cls_B1D, own, grid, prefix, rest)
+
+
+def _through(run: Pass, attention: Attention) -> torch.Tensor:
+    """The block's output by an attention: (B, N, D)."""
+    return run.finish(attention.attend(run, run.qkv["v"]))
 
 
 def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) -> torch.Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from densevl.errors import RecipeError
 from densevl.lazy import torch
-from densevl.recipes.part import Proxy, Slots, Spread, positive
+from densevl.recipes.part import Proxy, Slots, Spread
+from densevl.recipes.values import positive
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from densevl.lazy import F, torch
-from densevl.recipes.part import Batch, Slots, Step, positive
+from densevl.recipes.batch import Batch
+from densevl.recipes.part import Slots, Step
+from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid

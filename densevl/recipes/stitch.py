@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from densevl import kernels
 from densevl.lazy import F, torch
+from densevl.recipes.batch import Frame, Outcome
 from densevl.recipes.hints import Hints
-from densevl.recipes.part import Frame, Outcome, Part, Slots, Stitch, positive
+from densevl.recipes.part import Part, Slots, Stitch
+from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
