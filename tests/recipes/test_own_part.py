@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import oracle_clip
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -18,9 +21,11 @@ from densevl.cli import app
 from densevl.evaluation import Experiment
 from densevl.inference import slide
 from densevl.recipes import Attention, Batch, Pass, Recipe, Step
+from densevl.recipes.catalogue import last_block
 from densevl.recipes.tower import Grid
 
 DOCS = Path(__file__).parents[2] / "docs" / "recipes.md"
+TOOLS = Path(__file__).parents[2] / "tools" / "recipes"
 SMALL = {"short_side": 48, "crop": 32, "stride": 16}
 
 
@@ -122,3 +127,30 @@ def test_the_documented_one_runs_in_an_evaluation(module, monkeypatch) -> None:
     predictor = experiment.predictor(Data())
     assert predictor.segmenter.recipe.name == "mean"
     assert predictor(np.zeros((96, 96, 3), np.uint8)).labels.shape == (96, 96)
+
+
+@pytest.mark.parametrize("diff", ["example.diff", "example_part.diff"])
+def test_the_worked_recipes_of_the_page_equal_their_oracles(golden_clip, diff) -> None:
+    """Every file of the diff is taken as it is printed."""
+    added = {
+        file.partition(" ")[0]: re.sub(r"^\+", "", body, flags=re.MULTILINE)
+        for file, body in re.findall(
+            r"^\+\+\+ (\S+)\n((?:\+(?!\+\+).*\n)+)", (TOOLS / diff).read_text(), flags=re.MULTILINE
+        )
+    }
+    catalogue = {**vars(last_block)}
+    if part := added.get("densevl/recipes/recursive.py"):
+        module = types.ModuleType("recursive")
+        sys.modules[module.__name__] = module  # dataclasses look their module up
+        exec(part, vars(module))
+        catalogue["RecursiveAttention"] = module.RecursiveAttention
+    (recipe,) = eval(f"[{added['densevl/recipes/catalogue/last_block.py']}]", catalogue)
+    exec(added["tests/recipes/oracle_clip.py"], oracles := {**vars(oracle_clip)})
+    (case,) = eval(
+        f"{{{added['tests/recipes/test_parity.py']}}}", {"oracle_clip": types.SimpleNamespace(**oracles)}
+    ).items()
+    pixels = torch.randn(3, 64, 96, generator=torch.Generator().manual_seed(1))
+    assert case[0] == recipe.name
+    want = case[1](golden_clip._model.state_dict(), pixels)
+    got = golden_clip.encode_dense(pixels[None], recipe).features[0].flatten(1).T.double()
+    torch.testing.assert_close(got, want[-len(got) :], atol=2e-5, rtol=0)
