@@ -13,14 +13,21 @@ PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.bac
   densevl.pipelines.regions densevl.pipelines.anomaly densevl.pipelines.fewshot densevl.fewshot densevl.integrations \
   densevl.backbones.precision
 
-.PHONY: demo test check bench docs clean help
+# One process a core, but not more than fit in memory; tests that are left when one is done go to it.
+PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+# Tests whose numbers depend on the CPU's instructions.
+NUMERIC = $(addprefix tests/,anomaly backbones fewshot inference kernels pipelines proposals recipes refine regions \
+  vocabulary test_goldens.py)
+
+.PHONY: demo test test-isa check bench docs clean help
 
 help:
-	@echo "make demo   segment the photos of demo/images by words, results in densevl-out/demo"
-	@echo "make test   run the tests"
-	@echo "make check  lint, format, types, spelling"
-	@echo "make bench  time methods against bare forward passes; takes a quarter of an hour"
-	@echo "make docs   write docs/recipes.md from the catalogue, build the API pages into build/docs"
+	@echo "make demo      segment the photos of demo/images by words, results in densevl-out/demo"
+	@echo "make test      run the tests, on all cores"
+	@echo "make test-isa  run those that compute as on older CPUs: AVX2, and SSE4.1"
+	@echo "make check     lint, format, types, spelling"
+	@echo "make bench     time methods against bare forward passes; takes a quarter of an hour"
+	@echo "make docs      write docs/recipes.md from the catalogue, build the API pages into build/docs"
 
 demo: $(USE)
 	$(VENV)/bin/densevl segment demo/images \
@@ -29,7 +36,11 @@ demo: $(USE)
 	  --labels "dog, elephant, penguin, fish, car, bicycle, aeroplane, sailboat, house, pizza, sunflower, cactus, mushroom, football"
 
 test: $(DEV)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+test-isa: $(DEV)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(NUMERIC)
 
 check: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -48,6 +48,7 @@ EXTRAS = {
         "pre-commit>=4.0",
         "pytest>=8.3",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "scikit-learn>=1.5",
         "torchmetrics>=1.4",

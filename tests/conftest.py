@@ -90,12 +90,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: turn[item.path])  # files stay together: their fixtures are made once
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep tests out of the user's cache; one folder for the session, so derived tables are made once."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("DENSEVL_CACHE", str(folder))
-    return folder
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """Keep tests out of the user's cache: one folder for a run and all its processes, so tables are made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "cache"  # a process of pytest-xdist
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DENSEVL_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -423,7 +423,7 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path, kind: str) -> None:
         (torch.ones((2, 3), dtype=torch.bool), (255, 255, 255)),
         (Image.new("RGB", (3, 2), (1, 2, 3)), (1, 2, 3)),
     ],
-    ids=str,
+    ids=lambda given: str(getattr(given, "dtype", type(given).__name__)),
 )
 def test_arrays_tensors_and_pillow_images_are_taken(array: object, colour: tuple[int, int, int]) -> None:
     rgb = read_image(array)
