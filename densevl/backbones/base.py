@@ -122,7 +122,9 @@ class Backbone(ABC):
         Raises:
             RecipeError: no such recipe or rule.
         """
-        given = recipe or self.default_recipe
+        if not isinstance(compat, bool):
+            raise RecipeError(f"compat is True or False, got {compat!r}")
+        given = self.default_recipe if recipe is None else recipe
         return None if given is None else variant(get(given), position_rule=position_rule, compat=compat)
 
     def look(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> Hints:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from densevl import digest
-from densevl.backbones.base import Backbone, variant
+from densevl.backbones.base import Backbone
 from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.towers import tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
@@ -103,8 +103,7 @@ class OpenClipBackbone(Backbone):
         compat: bool = False,
     ) -> DenseFeatures:
         """Encode pixels into patch features in the joint space; see `Backbone.encode_dense`."""
-        given = recipe or self.default_recipe or "vanilla"
-        chosen = variant(get(given), position_rule=position_rule, compat=compat)
+        chosen = self.resolve(recipe, position_rule=position_rule, compat=compat) or get("vanilla")
         self._check(pixels)
         seen = self.look(pixels, chosen, hints or Hints())
         return self.finish(self.start(pixels, chosen, seen), chosen, replace(seen, pixels=pixels))

@@ -31,13 +31,14 @@ def cut(
             max(1, round(_span(windows.rows) * height / windows.rows.length)),
             max(1, round(_span(windows.cols) * width / windows.cols.length)),
         )
+    exact = maps.float() if maps.is_floating_point() else maps.double()  # ids of regions may be large
     parts = []
     for top, left in corners:
         y, x = _places(windows.rows, top, tokens[0]), _places(windows.cols, left, tokens[1])
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).to(maps.device)
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).to(exact)
         grid = grid.expand(len(maps), *grid.shape)
         mode = "bilinear" if maps.is_floating_point() else "nearest"
-        parts.append(F.grid_sample(maps.float(), grid, mode=mode, padding_mode="border", align_corners=False))
+        parts.append(F.grid_sample(exact, grid, mode=mode, padding_mode="border", align_corners=False))
     cut_out = torch.cat(parts)
     return cut_out if maps.is_floating_point() else cut_out.round().to(maps.dtype)
 

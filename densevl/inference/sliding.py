@@ -57,6 +57,11 @@ def window_scores(
         not fit, or lacks what it reads.
     """
     check_scope(proxy_scope)
+    if (windows.rows.length, windows.cols.length) != tuple(pixels.shape[-2:]):
+        raise ProtocolError(
+            f"windows are laid on {windows.rows.length}x{windows.cols.length} pixels, and the image has "
+            f"{pixels.shape[-2]}x{pixels.shape[-1]}; place them on that"
+        )
     batch = batch or WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])
     chosen = backbone.resolve(recipe)
     hints = replace(hints or Hints(), text=text_TD)

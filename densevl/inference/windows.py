@@ -190,6 +190,11 @@ class WindowGrid:
     def assemble(self, scores: torch.Tensor, batch: int) -> torch.Tensor:
         """Window scores (n*B, h, w, T) in the order of `batches` to the block matrix (B, rows*h, cols*w, T)."""
         ky, kx, h, w = len(self.rows.starts), len(self.cols.starts), self.rows.tokens, self.cols.tokens
+        if scores.shape[:3] != (ky * kx * batch, h, w):
+            raise ProtocolError(
+                f"scores are of {scores.shape[0]} windows with {tuple(scores.shape[1:3])} tokens; the grid has "
+                f"{ky * kx} windows for each of {batch} images, with {(h, w)} tokens"
+            )
         blocks = scores.view(ky, kx, batch, h, w, -1)
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ class Gaussian:
     std: float
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
+        if isinstance(self.std, bool) or not isinstance(self.std, (int, float)) or not 0 < self.std < math.inf:
             raise RecipeError(f"the Gaussian's std in patches must be above 0, got {self.std!r}")
 
 

@@ -307,6 +307,13 @@ class Segmenter:
         del refine  # its weights are large; `scores` makes them again
         if refinement.VOTE in self.refine and segments is not None:
             decided = refinement.vote(decided, segments)
+        if self.recipe is not None and "masks" in self.recipe.reads and segments is not None:
+            outside = (segments.ids <= 0).to(decided.labels.device)  # what no mask pools has no features
+            decided = replace(
+                decided,
+                labels=decided.labels.masked_fill(outside, NOTHING),
+                confidence=decided.confidence.masked_fill(outside, 0),
+            )
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
             names=labels.names,

@@ -15,7 +15,7 @@ from densevl.lazy import F, torch
 from densevl.recipes.batch import Batch, Pass
 from densevl.recipes.part import Attention, Part, PatchFeatures, Proxy, Slots, Step, Tap
 from densevl.recipes.regions import Regions
-from densevl.recipes.values import positive
+from densevl.recipes.values import between, positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
@@ -84,6 +84,9 @@ class Floor(Rule):
     """The cosine where it is at least `floor`, else 0; rows divided by their sums."""
 
     floor: float
+
+    def __post_init__(self) -> None:
+        between(self.floor, -1, 1, "the floor of cosines")
 
     def spread(
         self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None

@@ -15,7 +15,7 @@ from densevl.kernels import Gaussian
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Slots
-from densevl.recipes.values import block_numbers, check, listed, positive, scaled
+from densevl.recipes.values import at_least, block_numbers, check, listed, positive, scaled
 
 PAIRS = ("qk", "qq", "kk", "vv")
 LOOKS = {
@@ -92,7 +92,8 @@ class CosineAttention(Attention):
         check(self.pair, PAIRS, "pair of projections")
         if self.temperature != ADAPTIVE:
             positive(self.temperature, f"temperature is a number or {ADAPTIVE!r}; it")  # type: ignore[arg-type]
-        if self.iterations < 0 or (self.iterations and self.pair == "qk"):
+        at_least(self.iterations, 0, "the number of iterations")
+        if self.iterations and self.pair == "qk":
             raise RecipeError(f"{self.iterations} iterations of {self.pair}: only qq, kk and vv average themselves")
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
@@ -179,6 +180,11 @@ class BalancedMaps(Attention):
             memo[key] = balanced if self.in_place else memo[key]
             memo[self] = memo["map"] = _sharpen(balanced)
         return memo[self] @ v
+
+    def objection(self, recipe: Slots) -> str | None:
+        if self.in_place and not recipe.adds:
+            return "in_place is about a map that further sources use as well; there are none, so leave it out"
+        return None
 
     def _sum(self, run: Pass) -> torch.Tensor:
         """(B, A, N, N); of blocks that are one on a small tower, one counts."""

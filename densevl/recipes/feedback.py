@@ -14,7 +14,7 @@ from densevl.errors import RecipeError
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Part
-from densevl.recipes.values import positive
+from densevl.recipes.values import between, positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
@@ -55,10 +55,12 @@ class TwoPass(Attention):
         if any(isinstance(part, TwoPass) for part in self.first.parts()):
             raise RecipeError("two passes within two passes are not known to any method")
         if self.feedback.steers and not self.first.steerable:
-            raise RecipeError("label feedback steers logits of the block's own; let a SelfAttention be in the first")
+            raise RecipeError(
+                f"{self.feedback!r} steers logits of the block's own; let a SelfAttention be in the first"
+            )
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
-        once = self.first.attend(run, v)
+        once = self.first(run, v)
         text_TD = run.batch.hints.text
         return once if text_TD is None else self.feedback.again(run, self.first, once, v, text_TD)
 
@@ -90,8 +92,8 @@ class LabelFeedback(Feedback):
     def __post_init__(self) -> None:
         positive(self.gain, "the gain of label feedback")
         positive(self.temperature, "the temperature of label feedback")
-        if not 0 < self.share < 1:
-            raise RecipeError(f"the share of label feedback is within 0..1, got {self.share!r}")
+        between(self.share, 0, 1, "the share of label feedback")
+        between(self.threshold, 0, 1, "the threshold of label feedback")
 
     def again(
         self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
@@ -101,7 +103,7 @@ class LabelFeedback(Feedback):
         drawn = torch.stack([label_affinity(labels_hw, self.literal) for labels_hw in labels_Bhw])
         term = drawn / drawn.amax(dim=(1, 2), keepdim=True)
         term = (self.share * term.half()).to(term) if self.literal else self.share * term
-        return attention.attend(run.steered(self.gain * (1 - self.share), self.gain * term), v)
+        return attention(run.steered(self.gain * (1 - self.share), self.gain * term), v)
 
     def _labels(self, run: Pass, features_BNE: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
         """Label of each patch (B, h, w): the commonest of its pixels, the smallest if tied, after PAMR."""
@@ -179,6 +181,12 @@ class ScoreFeedback(Feedback):
     share: float = 0.45
     sharpness: float = 3.0
 
+    def __post_init__(self) -> None:
+        positive(self.scale, "the scale of score feedback")
+        positive(self.base_scale, "the base scale of score feedback")
+        positive(self.sharpness, "the sharpness of score feedback")
+        between(self.share, 0, 1, "the share of score feedback")
+
     def again(
         self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
     ) -> torch.Tensor:
@@ -189,7 +197,7 @@ class ScoreFeedback(Feedback):
         uniform = v.mean(dim=2, keepdim=True)
         contrast = self.scale * scores(once) - self.base_scale * scores(uniform)
         again = self._alike(contrast.softmax(dim=-1))[:, None]  # one map for all heads
-        return (again @ once + attention.attend(run, again @ v) + again @ v) / 3
+        return (again @ once + attention(run, again @ v) + again @ v) / 3
 
     def _alike(self, r_BNT: torch.Tensor) -> torch.Tensor:
         log_r = torch.log(r_BNT + 1e-10)

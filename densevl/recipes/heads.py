@@ -15,8 +15,9 @@ from densevl.lazy import torch
 from densevl.recipes.attention import LOOKS, PAIRS
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Proxy
-from densevl.recipes.values import check
+from densevl.recipes.values import at_least, check
 
+TIE = 1e-7  # far above the rounding of distances, far below their differences
 MIX = 10.0  # weight of the proxy's logits for heads at distance 1
 
 
@@ -46,8 +47,8 @@ class PairedHeads(Attention):
 
     def __post_init__(self) -> None:
         check(self.pair, PAIRS, "pair of projections")
-        if self.rank < 1 or self.spectrum < 1:
-            raise RecipeError(f"rank {self.rank} and spectrum {self.spectrum} of paired heads are at least 1")
+        at_least(self.rank, 1, "the rank of paired heads")
+        at_least(self.spectrum, 1, "the spectrum of paired heads")
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         a, b = run.qkv[self.pair[0]], run.qkv[self.pair[1]]
@@ -111,7 +112,12 @@ def _distances(proxy: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tens
 
 
 def _assignment(cost: torch.Tensor) -> torch.Tensor:
-    """The column of each row in the cheapest one-to-one assignment."""
+    """The column of each row in the cheapest one-to-one assignment; of several, the one nearest to the diagonal.
+
+    Distances of ordered spectra tie exactly, and rounding would choose.
+    """
     from scipy.optimize import linear_sum_assignment
 
-    return torch.from_numpy(linear_sum_assignment(cost.cpu().double().numpy())[1])
+    place = torch.arange(len(cost), dtype=torch.float64)
+    away = (place[:, None] - place[None]).square()
+    return torch.from_numpy(linear_sum_assignment((cost.cpu().double() + TIE * away).numpy())[1])

@@ -42,6 +42,21 @@ class Hints:
     boxes: torch.Tensor | None = None
     sam: Any = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no tensor, and no model where one may stand."""
+        models = {"proxy": ("from_clip", "from_tower"), "sam": ("last_attention", "covered")}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            fits = any(hasattr(value, name) for name in models.get(entry.name, ()))
+            fits = fits or (entry.name != "sam" and hasattr(value, "new_empty"))  # a tensor; torch may not be loaded
+            if value is not None and not fits:
+                wanted = (
+                    f"load_proxy(NAME){', or features' * (entry.name == 'proxy')}"
+                    if entry.name in models
+                    else "a tensor"
+                )
+                raise RecipeError(f"hint {entry.name} is of type {type(value).__name__}; give {wanted}")
+
     def given(self) -> frozenset[str]:
         """The names of what is given, pixels aside."""
         return frozenset(f.name for f in fields(self) if f.name != "pixels" and getattr(self, f.name) is not None)
@@ -72,5 +87,5 @@ class Hints:
                 raise RecipeError(f"{name} is {found}; give {what} {shape} for the {batch} images")
         if self.regions is not None and self.regions.is_floating_point():
             raise RecipeError(f"regions are {self.regions.dtype}; give a segment map of integers, or masks=")
-        if self.text is not None and (self.text.ndim != 2 or self.text.shape[1] != embed_dim):
+        if self.text is not None and (self.text.ndim != 2 or not len(self.text) or self.text.shape[1] != embed_dim):
             raise RecipeError(f"text is {tuple(self.text.shape)}; give unit rows (T, {embed_dim}) of this model")

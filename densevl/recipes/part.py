@@ -11,6 +11,7 @@ P width of another model's features, T texts.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -44,9 +45,21 @@ class Part:
 
     def parts(self) -> Iterator[Part]:
         """This part and all it is made of."""
+        held = self.held()
         yield self
-        for entry in fields(self):  # type: ignore[arg-type]  # every part is a dataclass
-            yield from within(getattr(self, entry.name))
+        for value in held:
+            yield from within(value)
+
+    def held(self) -> Iterator[Any]:
+        """What its fields hold.
+
+        Raises:
+            RecipeError: the class is no frozen dataclass.
+        """
+        if not getattr(getattr(type(self), "__dataclass_params__", None), "frozen", False):
+            name = type(self).__name__
+            raise RecipeError(f"{name} is no frozen dataclass; put @dataclass(frozen=True, repr=False) above it")
+        return (getattr(self, entry.name) for entry in fields(self))  # type: ignore[arg-type]
 
     @property
     def reads(self) -> frozenset[str]:
@@ -70,10 +83,10 @@ class Part:
 
 
 def within(value: Any) -> Iterator[Part]:
-    """All parts in a field's value: a part, or tuples of parts."""
+    """All parts in a field's value: a part, or tuples or lists of parts."""
     if isinstance(value, Part):
         yield from value.parts()
-    elif isinstance(value, tuple):
+    elif isinstance(value, (tuple, list)):
         for item in value:
             yield from within(item)
 
@@ -88,7 +101,7 @@ def as_code(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(as_code, value))}{',' * (len(value) == 1)})"
     if not is_dataclass(value) or isinstance(value, type):
-        return f'"{value}"' if isinstance(value, str) and '"' not in value else repr(value)
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     if type(value).__repr__ is not Part.__repr__ and isinstance(value, Part):
         return repr(value)
     given: list[str] = []
@@ -102,6 +115,22 @@ def as_code(value: Any) -> str:
         named = named or isinstance(own, bool)  # a bare True says nothing
         given.append(f"{entry.name}={as_code(own)}" if named else as_code(own))
     return f"{type(value).__name__}({', '.join(given)})"
+
+
+def shaped(part: Part, given: Any, like: torch.Tensor) -> torch.Tensor:
+    """What a part gives; raises RecipeError unless it is a tensor of the shape of another."""
+    if not isinstance(given, torch.Tensor) or given.shape != like.shape:
+        what = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise RecipeError(f"{part!r} gives {what}; it must give a tensor {tuple(like.shape)}")
+    return given
+
+
+def _outermost(value: Any) -> Iterator[Attention]:
+    if isinstance(value, Attention):
+        yield value
+        return
+    for item in value.held() if isinstance(value, Part) else value if isinstance(value, (tuple, list)) else ():
+        yield from _outermost(item)
 
 
 class PatchFeatures(Part, ABC):
@@ -172,8 +201,8 @@ class Attention(Part, ABC):
 
     @property
     def inner(self) -> list[Attention]:
-        """The attentions that it is made of."""
-        return [part for part in self.parts() if isinstance(part, Attention) and part is not self]
+        """The attentions that it is made of, without those that they are made of."""
+        return [attention for value in self.held() for attention in _outermost(value)]
 
     @property
     def projects(self) -> str:
@@ -205,6 +234,10 @@ class Attention(Part, ABC):
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         """Attention applied to values: v (B, A, N, d), mostly `run.qkv["v"]`, to the same shape."""
 
+    def __call__(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        """What `attend` gives, its shape checked: a smaller one would be broadcast over images in silence."""
+        return shaped(self, self.attend(run, v), v)
+
     def __add__(self, other: Attention) -> Attention:
         return Sum((*_terms(self), *_terms(other)))
 
@@ -215,6 +248,7 @@ class Attention(Part, ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, weight: float) -> Attention:
+        positive(weight, "what an attention is divided by")
         return self * (1 / weight)
 
 
@@ -225,11 +259,13 @@ class Sum(Attention):
     terms: tuple[tuple[float, Attention], ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terms", tuple(self.terms))
-        for weight, term in self.terms:
-            positive(weight, "the weight of an attention")
-            if not isinstance(term, Attention):
-                raise RecipeError(f"a sum adds attentions, got {term!r}")
+        terms: list[tuple[float, Attention]] = []
+        for pair in self.terms if isinstance(self.terms, (tuple, list)) else (self.terms,):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[1], Attention):
+                raise RecipeError(f"a sum adds pairs of (weight, attention), got {pair!r}")
+            positive(pair[0], "the weight of an attention")
+            terms += [(pair[0] * own, term) for own, term in _terms(pair[1])]
+        object.__setattr__(self, "terms", tuple(terms))
         attentions = [term for _, term in self.terms]
         if not attentions or self.terms == ((1, attentions[0]),):
             raise RecipeError("a sum adds at least two attentions, or weighs one")
@@ -240,9 +276,9 @@ class Sum(Attention):
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         (weight, term), *others = self.terms
-        out = weight * term.attend(run, v)
+        out = weight * term(run, v)
         for weight, term in others:
-            out = out + weight * term.attend(run, v)
+            out = out + weight * term(run, v)
         return out
 
     def __repr__(self) -> str:
@@ -281,6 +317,10 @@ class Step(Part, ABC):
             cls_B1D: the leading token that entered the block. grid: (h, w) of the patches.
         """
 
+    def __call__(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """What `apply` gives, its shape checked."""
+        return shaped(self, self.apply(batch, x_BND, cls_B1D, grid), x_BND)
+
 
 class Addition(Part, ABC):
     """A further source beside the last block's own input.
@@ -295,7 +335,7 @@ class Addition(Part, ABC):
 
     @abstractmethod
     def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        """Tokens (B, N, D) after the last block, on the grid of its own.
+        """Tokens (B, N, D) after the last block, on the grid of its own: a list, one entry for each source.
 
         Args:
             run: the pass of the block on its own input.
@@ -322,7 +362,7 @@ class Readout(Part, ABC):
 
     @abstractmethod
     def read(self, batch: Batch, outcome: Outcome, embed: Callable[[torch.Tensor], torch.Tensor]) -> DenseFeatures:
-        """Features of an outcome.
+        """Features of an outcome, and of its `extras` where the recipe has further sources.
 
         Args:
             embed: tokens (B, N, D) to the joint space (B, N, E), with the recipe's steps there.
@@ -336,7 +376,7 @@ class Stitch(Part, ABC):
         projections: whether they are joined at the projections of the last block; else after it.
     """
 
-    projections: ClassVar[bool]
+    projections: ClassVar[bool] = False
 
     def mix(self, outcome: Outcome, hints: Hints) -> Outcome:
         """What is done to the joined tokens of the whole image before they are read."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from densevl.errors import RecipeError, suggest
@@ -36,11 +35,10 @@ from densevl.recipes.part import (
     within,
 )
 from densevl.recipes.readout import Tokens
-from densevl.recipes.values import check
+from densevl.recipes.values import DEPTH, at_least, check, check_types
 
 POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half")
 TRAINED = SelfAttention("qk")
-DEPTH = 12  # of the tower that block numbers are given for
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Source:
     paper: str
     venue: str
     url: str
-    miou: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    miou: Mapping[str, float] = field(default_factory=dict)
     protocol: str = ""
 
 
@@ -72,8 +70,7 @@ class SecondStream(Part):
     blocks: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.blocks, int) or self.blocks < 1:
-            raise RecipeError(f"a second stream runs beside at least 1 block, got {self.blocks!r}")
+        at_least(self.blocks, 1, "the number of blocks beside a second stream")
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,7 +115,9 @@ class Recipe(Slots):
             raise RecipeError(f"recipe '{self.name}': {broken}")
 
     def _settle(self) -> None:
-        """Check what kind of thing is in each slot; lists become tuples, mappings pairs."""
+        """Check what kind of thing is in each slot; lists become tuples, and mappings are copied."""
+        if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
+            raise RecipeError("the name of a recipe is one line of text")
         several: dict[str, type[Part]] = {"before": Step, "after": Step, "adds": Addition, "joint": Step}
         for slot, kind in several.items():
             given = getattr(self, slot)
@@ -137,9 +136,17 @@ class Recipe(Slots):
         if not counts and not isinstance(self.blocks, SecondStream):
             raise RecipeError(f"blocks is a number of at least 1, or a SecondStream, got {self.blocks!r}")
         check(self.position_rule, POSITION_RULES, "position_rule")
-        for changes in (self.published, self.settings, *self.settings.values()):
-            if not isinstance(changes, Mapping):
-                raise RecipeError(f"published and settings are mappings of slots to parts, got {changes!r}")
+        for slot in ("published", "settings"):
+            given = getattr(self, slot)
+            if not isinstance(given, Mapping) or (
+                slot == "settings" and not all(isinstance(changes, Mapping) for changes in given.values())
+            ):
+                raise RecipeError(
+                    f"{slot} is {given!r}; give a mapping of slots to parts, one for each benchmark in settings"
+                )
+            object.__setattr__(self, slot, dict(given))
+        for part in within((self.blocks, *self.slots)):
+            check_types(part)
 
     def _contradictions(self) -> Iterable[tuple[bool, str]]:
         """Pairs of (whether the recipe breaks the rule, the rule)."""
@@ -153,8 +160,21 @@ class Recipe(Slots):
             if slot not in step.places
         ]  # fmt: skip
         return (
-            (len(models) > 1, "its parts read several proxies, or several features of one; only one is given"),
-            (bool(misplaced), f"{misplaced[0][0]!r} cannot stand in {misplaced[0][1]}" if misplaced else ""),
+            (
+                len(models) > 1,
+                "its parts read several proxies, or several features of one: "
+                f"{', '.join(sorted(map(repr, models)))}; name the same one in all",
+            ),
+            (
+                bool(misplaced),
+                f"{misplaced[0][0]!r} cannot stand in {misplaced[0][1]}, but in {' or '.join(misplaced[0][0].places)}"
+                if misplaced
+                else "",
+            ),
+            (
+                self.spread is not None and not models,
+                "scores are spread by what another model sees; let the spread hold a Proxy",
+            ),
             (
                 stream and not (self.residual and self.ffn),
                 "a second stream adds up outputs of attention alone; leave residual and ffn as they are",

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from densevl.recipes.tower import Grid, Tower
     from densevl.recipes.trunk import Trunk
 
-MERGED = 10_000  # ids of merged regions start here, so that they cannot be those of the map
 SMALLEST = "smallest"
 GLOBAL_MARGIN = 0.07  # TextRegion: a patch that is no more like its own regions than this is left out
 
@@ -152,7 +151,7 @@ def merge_alike(ids_hw: torch.Tensor, unit_NP: torch.Tensor, eps: float, blank: 
             break
         cluster = spread
     renamed = names.clone()
-    renamed[regions] = MERGED + cluster
+    renamed[regions] = max(int(names.max()), blank or 0) + 1 + cluster  # no id of the map, nor that of none
     return renamed[member].view_as(ids_hw)
 
 

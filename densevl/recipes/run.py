@@ -17,7 +17,7 @@ from densevl.errors import RecipeError
 from densevl.recipes.batch import Batch, Extra, Outcome, Pass
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import HOW, OPTIONAL, Hints
-from densevl.recipes.part import Attention
+from densevl.recipes.part import Attention, shaped
 from densevl.recipes.recipe import Recipe, SecondStream
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Projections, Trunk, run_trunk
@@ -70,10 +70,13 @@ def finish(tower: Tower, state: State, recipe: Recipe, hints: Hints) -> DenseFea
             return y_BNE
         lead, patches_BNE = y_BNE[:, : outcome.prefix], y_BNE[:, outcome.prefix :]
         for step in recipe.joint:
-            patches_BNE = step.apply(batch, patches_BNE, lead[:, :1], outcome.grid)
+            patches_BNE = step(batch, patches_BNE, lead[:, :1], outcome.grid)
         return torch.cat([lead, patches_BNE], dim=1)
 
-    return recipe.readout.read(batch, outcome, embed)
+    dense = recipe.readout.read(batch, outcome, embed)
+    if not isinstance(dense, DenseFeatures) or dense.features.shape[0] != outcome.y_BND.shape[0]:
+        raise RecipeError(f"{recipe.readout!r} must give DenseFeatures of all {outcome.y_BND.shape[0]} images")
+    return dense
 
 
 def require(tower: Tower, recipe: Recipe, hints: Hints) -> None:
@@ -108,7 +111,7 @@ def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
     prefix = 0 if recipe.patches_only else trunk.prefix
     cls_B1D, x_BND = trunk.x_BND[:, :1], trunk.x_BND[:, trunk.prefix - prefix :]
     for step in recipe.before:
-        x_BND = step.apply(batch, x_BND, cls_B1D, trunk.grid)
+        x_BND = step(batch, x_BND, cls_B1D, trunk.grid)
     for index in range(tower.depth - recipe.blocks, tower.depth - 1):
         x_BND = _through(_pass(batch, recipe, index, x_BND, cls_B1D), recipe.attention)
     run = _pass(batch, recipe, tower.depth - 1, x_BND, cls_B1D, trunk.qkv)
@@ -118,9 +121,15 @@ def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
         chosen = attention or recipe.attention
         return _through(_pass(batch, recipe, tower.depth - 1, patches, lead, attention=chosen), chosen)
 
-    extras = [(source, y_BND) for source in recipe.adds for y_BND in source.tokens(run, through)]
+    extras = []
+    for source in recipe.adds:
+        given = source.tokens(run, through)
+        if not isinstance(given, list):
+            raise RecipeError(f"{source!r} gives a {type(given).__name__}; it must give a list of tensors (B, N, D)")
+        extras += [(source, own_BND) for own_BND in given]
     y_BND = _through(run, recipe.attention)
     for source, own_BND in extras:
+        shaped(source, own_BND, y_BND)
         if not source.after_norm:
             y_BND = y_BND + (own_BND if source.weight == 1 else source.weight * own_BND)
     kept = tuple(Extra(own_BND, source.weight) for source, own_BND in extras if source.after_norm)
@@ -133,7 +142,7 @@ def _second_stream(batch: Batch, recipe: Recipe, blocks: int) -> torch.Tensor:
     x_BND = total_BND = trunk.x_BND
     for index in range(tower.depth - blocks, tower.depth):
         run = _pass(batch, recipe, index, x_BND, x_BND[:, :1])
-        total_BND = total_BND + run.block.merge(recipe.attention.attend(run, run.qkv["v"]))
+        total_BND = total_BND + run.block.merge(recipe.attention(run, run.qkv["v"]))
         x_BND = tower.run(index, x_BND, trunk.grid)
         trunk.outputs[index + 1] = x_BND  # for read-outs that tap the blocks beside the stream
     return torch.cat([x_BND[:, : trunk.prefix], total_BND[:, trunk.prefix :]], dim=1)
@@ -168,7 +177,7 @@ def _pass(
         if recipe.ffn:
             y_BND = y_BND + _by_tokens(block.ffn, y_BND)
         for step in recipe.after:
-            y_BND = step.apply(batch, y_BND, cls_B1D, grid)
+            y_BND = step(batch, y_BND, cls_B1D, grid)
         return y_BND
 
     return Pass(batch, block, x_BND, u_BND, cls_B1D, own, grid, prefix, rest)
@@ -176,7 +185,7 @@ def _pass(
 
 def _through(run: Pass, attention: Attention) -> torch.Tensor:
     """The block's output by an attention: (B, N, D)."""
-    return run.finish(attention.attend(run, run.qkv["v"]))
+    return run.finish(attention(run, run.qkv["v"]))
 
 
 def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) -> torch.Tensor:

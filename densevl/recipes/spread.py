@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densevl.errors import RecipeError
 from densevl.lazy import torch
 from densevl.recipes.part import Proxy, Slots, Spread
-from densevl.recipes.values import positive
+from densevl.recipes.values import at_least, between, positive
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,10 +30,10 @@ class LabelPropagation(Spread):
 
     def __post_init__(self) -> None:
         positive(self.power, "the power of label propagation")
-        if not 0 < self.alpha < 1:
-            raise RecipeError(f"alpha of label propagation is within 0..1, got {self.alpha!r}")
-        if self.neighbours < 2 or (self.steps is not None and self.steps < 1):
-            raise RecipeError("label propagation has at least 2 neighbours and 1 step")
+        between(self.alpha, 0, 1, "alpha of label propagation")
+        at_least(self.neighbours, 2, "the number of neighbours of label propagation")
+        if self.steps is not None:
+            at_least(self.steps, 1, "the number of steps of label propagation")
 
     def objection(self, recipe: Slots) -> str | None:
         return (

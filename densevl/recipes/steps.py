@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Batch
 from densevl.recipes.part import Slots, Step
-from densevl.recipes.values import positive
+from densevl.recipes.values import at_least, between, positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
@@ -54,6 +54,10 @@ class RepairByDensity(RepairOutliers):
     neighbours: int = 30
     share: float = 0.05
 
+    def __post_init__(self) -> None:
+        at_least(self.neighbours, 1, "the number of neighbours compared")
+        between(self.share, 0, 1, "the share of outliers")
+
     def outliers(self, batch: Batch, x_BND: torch.Tensor) -> torch.Tensor:
         return torch.stack([local_outliers(x_ND, self.neighbours, self.share) for x_ND in x_BND])
 
@@ -69,6 +73,10 @@ class RepairByAttention(RepairOutliers):
 
     factor: float = 1.5
     most: int = 10
+
+    def __post_init__(self) -> None:
+        positive(self.factor, "the factor of CLS to patch")
+        at_least(self.most, 1, "the most outliers")
 
     def own_taps(self, depth: int) -> frozenset[int]:
         return frozenset({depth - 2})

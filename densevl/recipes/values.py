@@ -2,21 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from densevl.errors import RecipeError, suggest
+
+DEPTH = 12  # of the tower that block numbers are given for
 
 
 def check(value: object, allowed: tuple[str, ...], what: str) -> None:
     """Raise RecipeError unless `value` is one of `allowed`."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise RecipeError(f"{what} {value!r} is not one of {', '.join(allowed)}{suggest(str(value), allowed)}")
 
 
 def positive(value: float, what: str) -> None:
-    """Raise RecipeError unless `value` is a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    """Raise RecipeError unless `value` is a finite number above 0."""
+    if not number(value) or not value > 0:
         raise RecipeError(f"{what} must be above 0, got {value!r}")
+
+
+def between(value: float, low: float, high: float, what: str) -> None:
+    """Raise RecipeError unless `value` is a number between two others, neither of them."""
+    if not number(value) or not low < value < high:
+        raise RecipeError(f"{what} is between {low:g} and {high:g}, got {value!r}")
+
+
+def at_least(value: int, least: int, what: str) -> None:
+    """Raise RecipeError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RecipeError(f"{what} is a whole number of at least {least}, got {value!r}")
+
+
+def number(value: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_types(part: Any) -> None:
+    """Raise RecipeError where a field of a part does not hold what its annotation says."""
+    kind: Any = type(part)
+    hints = _annotations(kind)
+    for entry in fields(part):
+        value = getattr(part, entry.name)
+        if not _is_a(value, hints.get(entry.name, Any)):
+            raise RecipeError(f"{entry.name} of {type(part).__name__} is {value!r}; it is declared as {entry.type}")
+
+
+@cache
+def _annotations(kind: type) -> dict[str, Any]:
+    """The types of a class's fields; none where they cannot be told, as for names that only a type checker sees."""
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError):
+        return {}
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, one) for one in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        return len(each) == len(value) and all(map(_is_a, value, each))
+    if hint is float:
+        return number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or origin is not None or isinstance(value, NoneType if hint is None else hint)
 
 
 def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
@@ -24,21 +82,22 @@ def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
 
     The last rewired block is never among them unless it is named as 12.
     """
-    if depth == 12:
+    if depth == DEPTH:
         return layers
     found = []
     for layer in layers:
-        number = depth if layer >= 12 else min(max((layer * depth + 6) // 12, min(layer, 1)), depth - 1)
-        if number not in found:
-            found.append(number)
+        own = depth if layer >= DEPTH else min(max((layer * depth + 6) // DEPTH, min(layer, 1)), depth - 1)
+        if own not in found:
+            found.append(own)
     return tuple(found)
 
 
 def block_numbers(blocks: Any) -> tuple[int, ...]:
-    """Block numbers as a tuple; raises RecipeError for none, or one that is not a whole number from 1."""
-    given = tuple(blocks)
-    if not given or not all(isinstance(number, int) and number >= 1 for number in given):
-        raise RecipeError(f"blocks are {given}; give at least one number, each counted from 1")
+    """Block numbers as a tuple; raises RecipeError for none, one named twice, or one that is not within 1..12."""
+    given = tuple(blocks) if isinstance(blocks, (tuple, list)) else ()
+    whole = all(isinstance(block, int) and not isinstance(block, bool) and 1 <= block <= DEPTH for block in given)
+    if not given or not whole or len(set(given)) < len(given):
+        raise RecipeError(f"blocks are {blocks!r}; give a tuple of different numbers, each within 1..{DEPTH}")
     return given
 
 

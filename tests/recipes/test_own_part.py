@@ -18,9 +18,21 @@ from typer.testing import CliRunner
 from conftest import PHOTOS
 from densevl import Segmenter
 from densevl.cli import app
+from densevl.errors import RecipeError
 from densevl.evaluation import Experiment
 from densevl.inference import slide
-from densevl.recipes import Attention, Batch, Pass, Recipe, Step
+from densevl.recipes import (
+    Addition,
+    Attention,
+    Batch,
+    Pass,
+    Readout,
+    Recipe,
+    SecondStream,
+    SelfAttention,
+    Spread,
+    Step,
+)
 from densevl.recipes.catalogue import last_block
 from densevl.recipes.tower import Grid
 
@@ -152,3 +164,63 @@ def test_the_worked_recipes_of_the_page_equal_their_oracles(golden_clip, diff, m
     want = cases[recipe.name](golden_clip._model.state_dict(), pixels)
     got = golden_clip.encode_dense(pixels[None], recipe).features[0].flatten(1).T.double()
     torch.testing.assert_close(got, want[-len(got) :], atol=2e-5, rtol=0)
+
+
+@dataclass(frozen=True, repr=False)
+class OneImage(Attention):
+    """Values of the first image alone, which would be broadcast to all."""
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        return v[:1]
+
+
+@dataclass(frozen=True, repr=False)
+class Narrow(Step):
+    def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return x_BND[:, :1]
+
+
+@dataclass(frozen=True, repr=False)
+class NoList(Addition):
+    after_norm = False
+
+    def tokens(self, run: Pass, through):
+        return run.x_BND
+
+
+@dataclass(frozen=True, repr=False)
+class NoFeatures(Readout):
+    def read(self, batch: Batch, outcome, embed):
+        return embed(outcome.y_BND)
+
+
+@dataclass(frozen=True, repr=False)
+class Alone(Spread):
+    def spread(self, scores_NT, features_NP, places_N2):
+        return scores_NT
+
+
+class NoDataclass(Attention):
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        return v
+
+
+KEYS = SelfAttention("kk")
+
+
+@pytest.mark.parametrize(
+    ("slots", "reason"),
+    [
+        ({"attention": OneImage()}, r"OneImage\(\) gives \(1, 2"),
+        ({"attention": 0.5 * OneImage() + 0.5 * KEYS}, r"OneImage\(\) gives"),
+        ({"attention": OneImage(), "blocks": SecondStream(2)}, r"OneImage\(\) gives"),
+        ({"attention": KEYS, "residual": False, "ffn": False, "after": (Narrow(),)}, r"Narrow\(\) gives"),
+        ({"attention": KEYS, "adds": (NoList(),)}, r"NoList\(\) gives a Tensor; it must give a list"),
+        ({"readout": NoFeatures()}, "must give DenseFeatures"),
+        ({"spread": Alone()}, "let the spread hold a Proxy"),
+        ({"attention": NoDataclass()}, "put @dataclass"),
+    ],
+)
+def test_a_part_that_gives_something_else_is_named(tiny, slots, reason) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        tiny.encode_dense(torch.randn(2, 3, 32, 48), Recipe("wrong", **slots))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from densevl.errors import RecipeError
 from densevl.recipes import (
     AddCls,
     Affinity,
+    Attention,
     BalancedMaps,
     BlockAttention,
     BlockInputs,
@@ -28,19 +31,23 @@ from densevl.recipes import (
     LabelFeedback,
     LabelPropagation,
     OtherBlocks,
+    PairedHeads,
     PooledRegions,
     Proxy,
     Recipe,
     RegionEmbedding,
     Regions,
     Relative,
+    RepairByAttention,
     RepairByDensity,
     ScoredSources,
+    ScoreFeedback,
     SecondStream,
     SelfAttention,
     Smooth,
     Sum,
     Tap,
+    Tokens,
     TwoPass,
     get,
     names,
@@ -63,8 +70,9 @@ LIKE = Affinity(DINO, Relative())
         (lambda: 0 * SelfAttention("qq"), "weight of an attention must be above 0"),
         (lambda: Sum(()), "at least two attentions"),
         (lambda: Sum(((1.0, Identity()),)), "at least two attentions"),
-        (lambda: BlockAttention("qk", ()), "give at least one number"),
-        (lambda: Tap(0), "counted from 1"),
+        (lambda: BlockAttention("qk", ()), "each within 1..12"),
+        (lambda: Tap(0), "each within 1..12"),
+        (lambda: Tokens(13), "each within 1..12"),
         (lambda: Affinity(Tap(9), Relative(), proxy_grid=True), "only an affinity of a Proxy"),
         (lambda: Affinity(DINO, Relative(), swapped=True), "set proxy_grid=True"),
         (lambda: Affinity("proxy", Relative()), "a Tap or a Proxy"),
@@ -75,8 +83,24 @@ LIKE = Affinity(DINO, Relative())
         (lambda: TwoPass(TwoPass(SelfAttention("kk"), LabelFeedback()), LabelFeedback()), "within two passes"),
         (lambda: LabelFeedback(share=1.0), "share of label feedback"),
         (lambda: AddCls(0.0), "weight of CLS"),
-        (lambda: SecondStream(0), "at least 1 block"),
+        (lambda: SecondStream(0), "whole number of at least 1"),
         (lambda: LabelPropagation(DINO, alpha=1.0), "alpha of label propagation"),
+        (lambda: LabelPropagation(DINO, neighbours=2.5), "neighbours of label propagation is a whole number"),
+        (lambda: SelfAttention("kk", temperature=float("inf")), "temperature must be above 0"),
+        (lambda: CosineAttention("kk", iterations=1.5), "iterations is a whole number"),
+        (lambda: BlockAttention("qk", 6), "blocks are 6"),
+        (lambda: OtherBlocks((6, 6)), "different numbers"),
+        (lambda: RepairByDensity(neighbours=0), "neighbours compared"),
+        (lambda: RepairByDensity(share=1.0), "share of outliers"),
+        (lambda: RepairByAttention(most=0), "most outliers"),
+        (lambda: LabelFeedback(threshold=2), "threshold of label feedback"),
+        (lambda: ScoreFeedback(share=2), "share of score feedback"),
+        (lambda: Floor(float("nan")), "floor of cosines"),
+        (lambda: PairedHeads(DINO, rank=1.5), "rank of paired heads"),
+        (lambda: Gaussian("5"), "std in patches"),
+        (lambda: Sum(None), "pairs of \\(weight, attention\\)"),
+        (lambda: Sum((1,)), "pairs of \\(weight, attention\\)"),
+        (lambda: SelfAttention("kk") / 0, "divided by"),
     ],
 )  # fmt: skip
 def test_impossible_parts_say_why(make, reason) -> None:
@@ -87,6 +111,15 @@ def test_impossible_parts_say_why(make, reason) -> None:
 @pytest.mark.parametrize(
     ("slots", "reason"),
     [
+        ({"attention": SelfAttention("kk", 5.0)}, "neighbourhood of SelfAttention is 5.0; it is declared as Gaussian"),
+        ({"attention": CosineAttention("kk", neighbourhood="near")}, "neighbourhood of CosineAttention"),
+        ({"attention": PairedHeads("dino"), **BARE}, "proxy of PairedHeads is 'dino'"),
+        ({"attention": Affinity(DINO, Relative(beta="x")), **BARE}, "beta of Relative"),
+        ({"attention": Affinity(DINO, Relative(), within=1), **BARE}, "within of Affinity"),
+        ({"attention": SelfAttention("kk"), "adds": (OtherBlocks((3,), attention="x"),)}, "attention of OtherBlocks"),
+        ({"attention": BalancedMaps((2, 3), in_place=True), **BARE}, "further sources use as well"),
+        ({"settings": None}, "settings is None"),
+        ({"settings": {"voc21": 3}}, "give a mapping"),
         ({"attention": "kk"}, "attention is a part of kind Attention, got 'kk'"),
         ({"attention": None}, "attention is a part"),
         ({"before": Smooth(Tap(4), Floor(0.4))}, "before is a tuple of Step parts"),
@@ -145,6 +178,12 @@ def test_impossible_parts_say_why(make, reason) -> None:
 def test_what_cannot_be_combined_is_refused_when_it_is_made(slots, reason) -> None:
     with pytest.raises(RecipeError, match=f"recipe 'x': .*{reason}"):
         Recipe("x", **slots)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "", None, ["x"]])
+def test_a_name_is_one_line(name) -> None:
+    with pytest.raises(RecipeError, match="one line of text"):
+        Recipe(name)
 
 
 def test_unknown_recipe_names_the_closest() -> None:
@@ -264,3 +303,52 @@ def test_a_recipe_of_a_module_is_imported_by_name(tmp_path, monkeypatch) -> None
 def test_inputs_of_blocks_are_scored_by_themselves_or_added() -> None:
     added = Recipe("x", SelfAttention("kk"), adds=(BlockInputs((3, 4)),))
     assert added.explain().startswith("In the last block: keys look at keys")
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_can_be_copied_and_sent_to_another_process(name) -> None:
+    recipe = get(name)
+    for again in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe))):
+        assert again == recipe
+        assert (again.published, again.settings, again.source) == (recipe.published, recipe.settings, recipe.source)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(
+            "nested", attention=Sum(((0.5, 0.5 * SelfAttention("kk") + 0.5 * SelfAttention("qq")), (1.0, Identity())))
+        ),
+        Recipe("lists", attention=Sum([[0.5, SelfAttention("kk")], [0.5, SelfAttention("qq")]])),
+        Recipe("path", attention=Affinity(Proxy("C:\\temp\\new"), Relative()), **BARE),
+        Recipe('quoted "twice" \\ and once', attention=SelfAttention("kk")),
+    ],
+    ids=lambda recipe: recipe.name[:6],
+)
+def test_what_is_printed_makes_the_same_recipe(recipe) -> None:
+    assert eval(repr(recipe), vars(recipes)) == recipe
+    hash(recipe)
+
+
+def test_what_was_given_to_a_recipe_can_change_later() -> None:
+    given = {"ffn": False}
+    recipe = Recipe("mine", attention=SelfAttention("kk"), published=given)
+    given["nope"] = 1
+    assert recipe.as_published().ffn is False
+
+
+def test_attentions_within_attentions_take_no_exponential_time() -> None:
+    deep = SelfAttention("kk")
+    for _ in range(40):
+        deep = TwoPass(deep, ScoreFeedback()) if deep == SelfAttention("kk") else _Kept(deep)
+    assert Recipe("deep", attention=deep).reads == {"text"}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Kept(Attention):
+    """Another attention as it is."""
+
+    inside: Attention
+
+    def attend(self, run, v):
+        return self.inside(run, v)

@@ -5,7 +5,6 @@ All figures are mIoU in per cent, ViT-B/16 with OpenAI weights unless said.
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TypedDict
 
 BENCHMARKS = ("voc21", "context60", "coco-object", "voc20", "context59", "coco-stuff", "cityscapes", "ade150")
@@ -21,6 +20,6 @@ BARE: _Bare = {"residual": False, "ffn": False}
 """The last block's attention alone, without its skip connection and its MLP."""
 
 
-def miou(*figures: float | None) -> MappingProxyType[str, float]:
+def miou(*figures: float | None) -> dict[str, float]:
     """Figures in the order of `BENCHMARKS`, None where the paper gives none."""
-    return MappingProxyType({name: f for name, f in zip(BENCHMARKS, figures, strict=True) if f is not None})
+    return {name: f for name, f in zip(BENCHMARKS, figures, strict=True) if f is not None}
