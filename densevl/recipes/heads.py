@@ -17,7 +17,7 @@ from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Proxy
 from densevl.recipes.values import at_least, check
 
-TIE = 1e-7  # far above the rounding of distances, far below their differences
+TIE = 1e-9  # far above the rounding of distances in double precision, far below their differences
 MIX = 10.0  # weight of the proxy's logits for heads at distance 1
 
 
@@ -74,7 +74,7 @@ class PairedHeads(Attention):
         weight = distance[for_own, for_proxy] if self.swapped else distance[for_proxy, for_own]
         order = for_own.argsort()
         low = _matched(self._low_rank(other_ANN[for_proxy[order]]), own_ANN, dims=(1, 2))
-        w = MIX * weight[order].view(-1, 1, 1)
+        w = MIX * weight[order].view(-1, 1, 1).to(own_ANN)
         return (w * low + own_ANN) / (w + 1)
 
     def _low_rank(self, maps_ANN: torch.Tensor) -> torch.Tensor:
@@ -101,14 +101,14 @@ def _matched(x: torch.Tensor, like: torch.Tensor, dims: tuple[int, ...]) -> torc
 
 
 def _distances(proxy: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tensor:
-    """Distance of the largest eigenvalues of each pair of maps (A, N, N): (A, A), normalised to unit sum first."""
+    """Distance of the largest eigenvalues, normalised to unit sum, of each pair of maps (A, N, N): (A, A) float64."""
 
     def spectrum(maps: torch.Tensor) -> torch.Tensor:
         values = torch.linalg.eigvalsh(maps.double())[:, -count:]
         values = values / values.norm(dim=-1, keepdim=True)
         return values / values.abs().sum(dim=-1, keepdim=True)
 
-    return (spectrum(proxy)[:, None] - spectrum(own)[None]).abs().sum(dim=-1).to(own)
+    return (spectrum(proxy)[:, None] - spectrum(own)[None]).abs().sum(dim=-1)
 
 
 def _assignment(cost: torch.Tensor) -> torch.Tensor:

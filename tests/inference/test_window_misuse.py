@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from densevl import Segmenter
 from densevl.errors import LabelError, ProtocolError, RecipeError
-from densevl.inference import WindowGrid, window_scores
+from densevl.inference import WindowGrid, slide, window_scores
 from densevl.inference.cutting import cut
+from densevl.recipes import Hints
 from densevl.recipes.heads import _assignment
 
 SMALL = {"short_side": 48, "crop": 32, "stride": 16}
@@ -68,6 +69,20 @@ def test_pixels_that_no_mask_covers_get_no_label(tiny) -> None:
 
 
 def test_head_pairs_that_tie_are_chosen_by_their_order_and_not_by_rounding() -> None:
-    cost = torch.tensor([[0.3, 0.5], [0.1, 0.3]])  # 0.3 + 0.3 against 0.5 + 0.1
-    for rounding in (-1e-8, 0, 1e-8):
-        assert _assignment(cost.double() + torch.tensor([[rounding, 0], [0, 0]])).tolist() == [0, 1]
+    cost = torch.tensor([[0.3, 0.5], [0.1, 0.3]], dtype=torch.float64)  # 0.3 + 0.3 against 0.5 + 0.1
+    for rounding in (-1e-12, 0, 1e-12):
+        assert _assignment(cost + torch.tensor([[rounding, 0], [0, 0]])).tolist() == [0, 1]
+
+
+def test_cass_gives_an_image_the_same_beside_others_and_at_any_batch(tiny, text) -> None:
+    pixels = torch.randn(3, 3, 40, 56, generator=torch.Generator().manual_seed(4056))
+    proxy = torch.randn(3, 32, 5, 7, generator=torch.Generator().manual_seed(1))
+
+    def run(count: int, batch: int) -> torch.Tensor:
+        hints = Hints(proxy=proxy[:count])
+        return slide(
+            tiny, pixels[:count], text, recipe="cass", crop=24, stride=16, proxy_scope="image", hints=hints, batch=batch
+        )[0]
+
+    for count, batch in ((1, 1), (1, 4), (2, 1), (3, 100)):
+        torch.testing.assert_close(run(count, batch), run(1, 2), atol=2e-5, rtol=0)
