@@ -16,6 +16,7 @@ from densevl.recipes.attention import (
 )
 from densevl.recipes.batch import Batch, Outcome, Pass
 from densevl.recipes.catalogue import get, names
+from densevl.recipes.features import DenseFeatures
 from densevl.recipes.feedback import Feedback, LabelFeedback, ScoreFeedback, TwoPass
 from densevl.recipes.heads import PairedHeads
 from densevl.recipes.hints import Hints
@@ -51,5 +52,5 @@ __all__ = [
     "JoinedProjections", "JoinedFeatures", "SamAttention", "LabelPropagation",
     # for parts of your own
     "Part", "Attention", "Step", "Addition", "Readout", "Rule", "Feedback", "Stitch", "Spread", "PatchFeatures",
-    "Pass", "Batch", "Outcome",
+    "Pass", "Batch", "Outcome", "DenseFeatures",
 ]  # fmt: skip
