@@ -171,9 +171,10 @@ def test_regions_are_proposed_once_a_scene_and_given_as_the_recipe_reads_them(be
         asked.append(1)
         return (np.arange(image.shape[1]) // 40 + np.zeros((len(image), 1))).astype(np.int64) + (len(asked) == 2)
 
-    lender, scenes = MiniSam("a proxy", propose), bench.sets["twemoji"]
+    proxy = torch.zeros(2, 8, 6, 6)
+    lender, scenes = MiniSam(proxy, propose), bench.sets["twemoji"]
     given = lender.hints(recipes.get("corrclip"), scenes)
-    assert given.proxy == "a proxy"
+    assert given.proxy is proxy
     assert given.regions.shape == (2, 96, 96)
     masks = lender.hints(recipes.get("textregion"), scenes).masks
     assert masks.shape == (2, 3, 96, 96)
