@@ -171,7 +171,7 @@ def test_regions_are_proposed_once_a_scene_and_given_as_the_recipe_reads_them(be
         asked.append(1)
         return (np.arange(image.shape[1]) // 40 + np.zeros((len(image), 1))).astype(np.int64) + (len(asked) == 2)
 
-    proxy = torch.zeros(2, 8, 6, 6)
+    proxy = SimpleNamespace(from_clip=None)
     lender, scenes = MiniSam(proxy, propose), bench.sets["twemoji"]
     given = lender.hints(recipes.get("corrclip"), scenes)
     assert given.proxy is proxy
