@@ -172,7 +172,7 @@ def test_torchrun_and_one_process_write_the_same_report(scenes, tmp_path) -> Non
     assert main([config, "--work-dir", str(tmp_path / "one"), *common]) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tool = [str(CONFIGS.parent / "tools/test.py"), config, "--work-dir", str(tmp_path / "two")]
-    subprocess.run([*torchrun, *tool, "--launcher", "pytorch", *common], check=True, capture_output=True, timeout=100)
+    subprocess.run([*torchrun, *tool, "--launcher", "pytorch", *common], check=True, capture_output=True, timeout=250)
     facts = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert [own.pop("run")["images"] for own in facts] == [3, 3]
     assert facts[0] == facts[1]
