@@ -103,6 +103,7 @@ class Predictor:
                 rest=self.policy.rest,
                 min_share=self.min_share,
             )
+            decided = evidence.limited(decided)
             labels, confidence = decided.labels[0].cpu().numpy(), decided.confidence[0].cpu().numpy()
         else:
             result = self.segmenter.decide(evidence, rgb, self.labels, self.policy, segments)

@@ -99,4 +99,7 @@ class Ensemble:
             if evidence.text.bias is not None:
                 own = weight * evidence.text.bias.to(total)
                 bias = own if bias is None else bias + own
-        return Evidence(total, lead.windows, replace(lead.text, bias=bias))
+        seen = None
+        if all(evidence.seen is not None for evidence in found):  # else some member has seen every pixel
+            seen = torch.stack([evidence.seen for evidence in found if evidence.seen is not None]).any(dim=0)
+        return Evidence(total, lead.windows, replace(lead.text, bias=bias), seen)

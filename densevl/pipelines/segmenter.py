@@ -20,7 +20,7 @@ from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol, load_b
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.images import read_image
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
-from densevl.inference.decoding import Refine, chances, present
+from densevl.inference.decoding import LabelMap, Refine, chances, present
 from densevl.inference.sliding import check_scope
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
@@ -47,11 +47,21 @@ class Evidence:
 
     Attributes:
         scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings they are for.
+        seen: (H, W) bool, the pixels that the scores are of; None for all. A recipe that pools over masks says nothing
+            of the rest, and its scores there are 0.
     """
 
     scores: torch.Tensor
     windows: WindowGrid
     text: TextEmbeddings
+    seen: torch.Tensor | None = None
+
+    def limited(self, decided: LabelMap) -> LabelMap:
+        """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
+        if self.seen is None:
+            return decided
+        unseen = ~self.seen.to(decided.labels.device)
+        return LabelMap(decided.labels.masked_fill(unseen, NOTHING), decided.confidence.masked_fill(unseen, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +180,8 @@ class Segmenter:
             labels: the classes; "car | truck" are two words for one class; see `LabelSet.parse`.
             background: overrides the segmenter's policy for this call.
             regions: segments of the photo, for recipes and refinements that read them: an (H, W) integer map, 0 where
-                no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap.
+                no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap. A recipe
+                that pools over masks (textregion) labels their pixels alone.
 
         Returns:
             labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
@@ -229,7 +240,8 @@ class Segmenter:
         else:
             lay = partial(feed, rgb, self.backbone, self.protocol)
             scores, windows = view_scores(score, lay, self.views, hints)
-        return Evidence(scores, windows, text)
+        pools = self.recipe is not None and "masks" in self.recipe.reads
+        return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
 
     @property
     def separable(self) -> bool:
@@ -307,13 +319,7 @@ class Segmenter:
         del refine  # its weights are large; `scores` makes them again
         if refinement.VOTE in self.refine and segments is not None:
             decided = refinement.vote(decided, segments)
-        if self.recipe is not None and "masks" in self.recipe.reads and segments is not None:
-            outside = (segments.ids <= 0).to(decided.labels.device)  # what no mask pools has no features
-            decided = replace(
-                decided,
-                labels=decided.labels.masked_fill(outside, NOTHING),
-                confidence=decided.confidence.masked_fill(outside, 0),
-            )
+        decided = evidence.limited(decided)
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
             names=labels.names,
@@ -324,12 +330,14 @@ class Segmenter:
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
-            chances_fn=partial(self._chances, taking_part, plan, classes, len(labels), policy, rgb),
+            chances_fn=partial(
+                self._chances, replace(evidence, scores=taking_part), plan, classes, len(labels), policy, rgb
+            ),
         )
 
     def _chances(
         self,
-        scores: torch.Tensor,
+        evidence: Evidence,
         plan: DecodePlan,
         classes: torch.Tensor,
         count: int,
@@ -339,17 +347,22 @@ class Segmenter:
         cols: np.ndarray,
     ) -> np.ndarray:
         """Probabilities (count + 1, h, w) of the classes and of nothing, at some rows and columns of the photo."""
+        y, x = torch.from_numpy(rows), torch.from_numpy(cols)
         found = chances(
-            scores,
+            evidence.scores,
             plan,
             classes,
             count,
-            torch.from_numpy(rows),
-            torch.from_numpy(cols),
+            y,
+            x,
             scale=self.protocol.logit_scale,
             rest=policy.rest,
             refine=self._refiner(rgb),
         )
+        if evidence.seen is not None:
+            unseen = ~evidence.seen[y[:, None], x].to(found.device)
+            found = found.masked_fill(unseen, 0)
+            found[:, -1] = found[:, -1].masked_fill(unseen, 1)
         return found[0].cpu().numpy()
 
     def policy(self, background: BackgroundSpec = "auto") -> Background:

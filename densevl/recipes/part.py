@@ -61,18 +61,9 @@ class Part:
             raise RecipeError(f"{name} is no frozen dataclass; put @dataclass(frozen=True, repr=False) above it")
         return (getattr(self, entry.name) for entry in fields(self))  # type: ignore[arg-type]
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the hints it reads: "proxy", "sam", "regions", "masks", "text", "boxes"."""
-        return NOTHING.union(*(part.own_reads for part in self.parts()))
-
     def own_taps(self, depth: int) -> frozenset[int]:
         """The blocks whose outputs it reads itself, in a tower of `depth`; 0 is what enters the first block."""
         return frozenset()
-
-    def taps(self, depth: int) -> frozenset[int]:
-        """The blocks whose outputs it reads, in a tower of `depth` blocks."""
-        return frozenset[int]().union(*(part.own_taps(depth) for part in self.parts()))
 
     def objection(self, recipe: Slots) -> str | None:
         """Why it cannot be part of this recipe, or None."""

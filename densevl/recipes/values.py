@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from functools import cache
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from densevl.errors import RecipeError, suggest
@@ -74,7 +74,7 @@ def _is_a(value: object, hint: Any) -> bool:
         return number(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or origin is not None or isinstance(value, NoneType if hint is None else hint)
+    return not isinstance(hint, type) or origin is not None or isinstance(value, hint)
 
 
 def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from densevl import Segmenter
+from densevl import Ensemble, Segmenter
 from densevl.errors import LabelError, ProtocolError, RecipeError
 from densevl.inference import WindowGrid, slide, window_scores
 from densevl.inference.cutting import cut
@@ -66,6 +66,10 @@ def test_pixels_that_no_mask_covers_get_no_label(tiny) -> None:
     result = segmenter(np.zeros((60, 80, 3), np.uint8), ["cat", "dog"], background="none", regions=masks)
     assert np.array_equal(result.labels >= 0, masks[0])
     assert not result.confidence[~masks[0]].any()
+    assert result.at(0, 0, k=1) == [("nothing", 1.0)]
+    other = Segmenter(tiny, "sclip", templates="photo", protocol=SMALL)
+    both = Ensemble([(segmenter, 1.0), (other, 1.0)])
+    assert (both(np.zeros((60, 80, 3), np.uint8), ["cat", "dog"], background="none", regions=masks).labels >= 0).all()
 
 
 def test_head_pairs_that_tie_are_chosen_by_their_order_and_not_by_rounding() -> None:
