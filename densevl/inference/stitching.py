@@ -38,22 +38,29 @@ def encode_stitched(
     """
     if windows.blend != "patch":
         raise ProtocolError(f"recipe '{recipe.name}' stitches windows on one patch grid; set blend='patch'")
+    whole = windows.whole()
+    joined = _joined(backbone, pixels, windows, recipe, hints, batch)
+    if isinstance(joined, Outcome):
+        rows, cols = ((axis.before, axis.length, axis.after) for axis in (whole.rows, whole.cols))
+        joined = replace(joined, frame=(rows, cols))
+    margin = (*windows.cols.margin, *windows.rows.margin)
+    laid = at(hints, whole, whole.corners, (whole.rows.tokens, whole.cols.tokens))
+    laid = replace(laid, pixels=F.pad(pixels, margin) if any(margin) else pixels)
+    dense = backbone.finish(joined, recipe, laid)
+    return dense, whole.with_tokens(*dense.grid)
+
+
+def _joined(
+    backbone: Backbone, pixels: torch.Tensor, windows: WindowGrid, recipe: Recipe, hints: Hints, batch: int
+) -> State:
+    """The states of all windows as one, on the grid of the image; the sums they are averaged in end here."""
     canvases: list[Canvas] = []
     for part, own in batches(pixels, windows, hints, batch):
         state = _even(backbone.start(part, recipe, own), windows)
         canvases = canvases or [Canvas(windows, pixels.shape[0], state.prefix) for _ in state.tensors()]
         for canvas, tokens_BNC in zip(canvases, state.tensors(), strict=True):
             canvas.add(tokens_BNC, state.grid)
-    joined: State = state.like([canvas.mean() for canvas in canvases], canvases[0].grid)
-    whole = windows.whole()
-    if isinstance(joined, Outcome):
-        axes = ((axis.before, axis.length, axis.after) for axis in (whole.rows, whole.cols))
-        joined = replace(joined, frame=tuple(axes))  # type: ignore[arg-type]
-    margin = (*windows.cols.margin, *windows.rows.margin)
-    laid = at(hints, whole, whole.corners, (whole.rows.tokens, whole.cols.tokens))
-    laid = replace(laid, pixels=F.pad(pixels, margin) if any(margin) else pixels)
-    dense = backbone.finish(joined, recipe, laid)
-    return dense, whole.with_tokens(*dense.grid)
+    return state.like([canvas.mean() for canvas in canvases], canvases[0].grid)
 
 
 def _even(state: State, windows: WindowGrid) -> State:

@@ -178,11 +178,15 @@ def _attend_with_lse(
     out, lse = _laid_out(q, v), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     held = 0 if torch.compiler.is_exporting() else LOGITS_HELD // max(1, q.shape[0] * q.shape[1] * k.shape[2])
     for rows in runs(q.shape[2], held):
-        logits, bias = q[:, :, rows] @ k.mT * factor, added(rows)
-        logits = logits if bias is None else logits + bias
+        logits = _biased(q[:, :, rows] @ k.mT * factor, added(rows))
         out[:, :, rows] = logits.softmax(dim=-1) @ v
         lse[:, :, rows] = logits.float().logsumexp(dim=-1) * LOG2E
     return out, lse
+
+
+def _biased(logits: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A call of its own, so that neither is held any longer than the sum takes."""
+    return logits if bias is None else logits + bias
 
 
 def _attend_relative(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from densevl.lazy import F, torch
@@ -69,7 +70,7 @@ class Pass:
 
     Attributes:
         batch: the batch. block: a view of the block.
-        x_BND: the tokens that enter it, patches alone where the recipe works on those. u_BND: behind the block's norm.
+        x_BND: the tokens that enter it, patches alone where the recipe works on those.
         cls_B1D: the leading token that enters with them.
         qkv: the projections of x that the attention asked for, each (B, A, N, d).
         grid: (h, w) of the tokens that come out: the tower's, or the proxy's where the attention works on that.
@@ -81,7 +82,6 @@ class Pass:
     batch: Batch
     block: Block
     x_BND: torch.Tensor
-    u_BND: torch.Tensor
     cls_B1D: torch.Tensor
     qkv: Projections
     grid: Grid
@@ -89,6 +89,11 @@ class Pass:
     finish: Callable[[torch.Tensor], torch.Tensor]
     temperature: float = 1.0
     bias_B1NN: torch.Tensor | None = None
+
+    @cached_property
+    def u_BND(self) -> torch.Tensor:
+        """The tokens that enter it behind the block's norm; made when asked for, since it is as large as they are."""
+        return self.block.norm(self.x_BND)
 
     def steered(self, temperature: float, bias_BNN: torch.Tensor) -> Pass:
         """The same with its own logits scaled, and a bias (B, h*w, h*w) added to those between patches."""

@@ -160,12 +160,11 @@ def _pass(
     """One rewired block on its input; projections are made unless they are given."""
     chosen = attention or recipe.attention
     block, grid = batch.tower.view(index, batch.trunk.grid), batch.trunk.grid
-    u_BND = block.norm(x_BND)
     prefix = 0 if recipe.patches_only else batch.trunk.prefix
     if qkv:
         own = {letter: part[:, :, batch.trunk.prefix - prefix :] for letter, part in qkv.items()}
     else:
-        own = block.project(u_BND, chosen.projects)
+        own = block.project(block.norm(x_BND), chosen.projects)
     if chosen.proxy_grid:
         grid = (batch.hints.proxy.shape[-2], batch.hints.proxy.shape[-1])
         own["v"] = _refined(own["v"], batch.trunk.grid, grid, swapped=chosen.swapped)
@@ -180,7 +179,7 @@ def _pass(
             y_BND = step(batch, y_BND, cls_B1D, grid)
         return y_BND
 
-    return Pass(batch, block, x_BND, u_BND, cls_B1D, own, grid, prefix, rest)
+    return Pass(batch, block, x_BND, cls_B1D, own, grid, prefix, rest)
 
 
 def _through(run: Pass, attention: Attention) -> torch.Tensor:
