@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densevl.errors import EvaluationError
 from densevl.evaluation.benchmarks.anomaly import AnomalyItem, AnomalySet
-from densevl.evaluation.faults import EvaluationError
 from densevl.evaluation.metrics.anomaly import AnomalyMetrics
 from densevl.files import atomic_write_all
 from densevl.images import read_image

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError
 from densevl.files import atomic_write, shown
 
 

@@ -10,9 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import MissingExtraError
+from densevl.errors import EvaluationError, MissingExtraError
 from densevl.evaluation.experiment import Experiment
-from densevl.evaluation.faults import EvaluationError
 from densevl.files import shown
 
 OWN = Path(__file__).parents[2] / "configs"

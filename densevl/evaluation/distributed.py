@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from densevl import devices
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError
 
 LAUNCHERS = ("none", "pytorch")
 

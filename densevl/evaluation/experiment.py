@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from densevl import digest
-from densevl.errors import suggest
+from densevl.errors import EvaluationError, suggest
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.class_lists import DISPLAY
 from densevl.evaluation.benchmarks.coco import RegionDataset, open_regions
 from densevl.evaluation.benchmarks.datasets import Dataset, open_dataset
-from densevl.evaluation.faults import EvaluationError
 from densevl.evaluation.metrics.semantic import MEASURES
 from densevl.evaluation.predictors import Predictor
 from densevl.evaluation.region_predicting import TRUTH, RegionPredictor

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from densevl.errors import EvaluationError
 from densevl.evaluation.checkpoint import State
-from densevl.evaluation.faults import EvaluationError
 from densevl.files import atomic_write, shown
 
 ENDING = ".jsonl"

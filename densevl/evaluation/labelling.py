@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from densevl import digest
-from densevl.errors import ImageError, MissingExtraError
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError, ImageError, MissingExtraError
 from densevl.files import atomic_write, shown, unique_stems
 from densevl.images import EXTENSIONS
 from densevl.pipelines.segmentation.segmenter import Segmenter

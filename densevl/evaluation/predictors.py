@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densevl.errors import EvaluationError
 from densevl.evaluation.benchmarks.class_lists import DISPLAY, ClassList
-from densevl.evaluation.faults import EvaluationError
 from densevl.inference import decode
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
 from densevl.vocabulary import LabelSet

@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import DensevlError
+from densevl.errors import DensevlError, EvaluationError
 from densevl.evaluation import distributed
 from densevl.evaluation.checkpoint import State
 from densevl.evaluation.experiment import AnyDataset, AnyPredictor, Experiment
-from densevl.evaluation.faults import EvaluationError
 from densevl.evaluation.keeping import Keeper
 from densevl.evaluation.metrics import semantic as measuring
 from densevl.evaluation.tasks import Task

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densevl.errors import DatasetError
 from densevl.evaluation.benchmarks.anomaly import AnomalySet, names, open_anomaly
-from densevl.evaluation.faults import DatasetError
 
 SHAPE = (5, 7)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from densevl.evaluation.faults import DatasetError, EvaluationError
+from densevl.errors import DatasetError, EvaluationError
 from densevl.evaluation.metrics.average_precision import mask_ap
 from densevl.evaluation.metrics.panoptic import UNIT, Segment, coco_ids, panoptic_counts, panoptic_quality
 

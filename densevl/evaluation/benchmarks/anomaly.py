@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import ImageError, suggest
-from densevl.evaluation.faults import DatasetError
+from densevl.errors import DatasetError, ImageError, suggest
 from densevl.files import shown
 from densevl.images import EXTENSIONS, read_image, read_labels
 

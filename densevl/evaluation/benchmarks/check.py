@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import ImageError, suggest
+from densevl.errors import DatasetError, ImageError, suggest
 from densevl.evaluation.benchmarks import anomaly as anomaly_sets
 from densevl.evaluation.benchmarks.coco import find_regions, open_regions
 from densevl.evaluation.benchmarks.datasets import find, names, open_dataset, places
 from densevl.evaluation.benchmarks.region_specs import REGION_SPECS
 from densevl.evaluation.benchmarks.semantic import SPECS
-from densevl.evaluation.faults import DatasetError
 from densevl.evaluation.tasks import SEMANTIC, TASKS
 from densevl.files import shown
 from densevl.images import read_image

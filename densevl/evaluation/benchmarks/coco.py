@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from densevl.errors import DatasetError
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.evaluation.benchmarks.datasets import places, spread
 from densevl.evaluation.benchmarks.layouts import Item
 from densevl.evaluation.benchmarks.region_specs import RegionSpec, class_list_of, read_listing, region_spec
-from densevl.evaluation.faults import DatasetError
 from densevl.evaluation.metrics.panoptic import VOID, Segment, coco_ids
 from densevl.files import shown
 from densevl.images import read_image

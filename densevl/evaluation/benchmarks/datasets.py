@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.cache import cache_dir
-from densevl.errors import suggest
+from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.evaluation.benchmarks.label_rules import ILLEGAL, SIZE, Table
 from densevl.evaluation.benchmarks.layouts import Item
 from densevl.evaluation.benchmarks.semantic import SPECS, Spec, spec
-from densevl.evaluation.faults import DatasetError
 from densevl.files import shown
 from densevl.images import read_image, read_labels
 

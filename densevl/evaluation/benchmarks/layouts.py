@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from densevl.evaluation.faults import DatasetError
+from densevl.errors import DatasetError
 from densevl.files import shown
 from densevl.images import EXTENSIONS
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import suggest
+from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList
-from densevl.evaluation.faults import DatasetError
 from densevl.evaluation.tasks import INSTANCE, PANOPTIC
 from densevl.files import shown
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import suggest
+from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks import label_rules
 from densevl.evaluation.benchmarks.class_lists import ClassList, class_list
 from densevl.evaluation.benchmarks.layouts import ANY_IMAGE, Item, Layout
-from densevl.evaluation.faults import DatasetError
 from densevl.files import shown
 from densevl.vocabulary import LabelSet
 

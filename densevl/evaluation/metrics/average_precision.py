@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import suggest
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError, suggest
 from densevl.evaluation.metrics import federated as lvis
 
 KINDS = ("segm", "bbox")

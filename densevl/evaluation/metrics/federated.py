@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densevl.evaluation.faults import DatasetError
+from densevl.errors import DatasetError
 
 CAP = 300
 """Detections of an image that count, over all categories."""

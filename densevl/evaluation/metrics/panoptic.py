@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.evaluation.faults import DatasetError
+from densevl.errors import DatasetError
 from densevl.evaluation.metrics.confusion import Counts
 
 UNIT = 2**40

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError
 from densevl.evaluation.metrics.confusion import Counts
 
 Floats = npt.NDArray[np.float64]
