@@ -6,11 +6,11 @@ EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
-PUBLIC = densevl.pipelines.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
+PUBLIC = densevl.pipelines.segmentation.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
   densevl.vocabulary densevl.vocabulary.templates densevl.kernels.attention densevl.kernels.affinity \
   densevl.kernels.mix densevl.kernels.decode densevl.kernels.neighbours densevl.kernels.bias densevl.kernels.resample densevl.kernels.dispatch \
   densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
-  densevl.pipelines.regions densevl.pipelines.anomaly densevl.pipelines.fewshot densevl.fewshot densevl.integrations \
+  densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.fewshot densevl.integrations \
   densevl.backbones.precision
 
 # One process a core, but not more than fit in memory; tests that are left when one is done go to it.

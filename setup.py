@@ -68,7 +68,7 @@ setup(
         "densevl": [
             "py.typed",
             "backbones/photo/*.json",
-            "evaluation/classes/*.json",
+            "evaluation/benchmarks/classes/*.json",
             "vocabulary/words/*.txt",
             "weights/*.json",
             "weights/*.safetensors",

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from densevl.pipelines.anomaly import AnomalyDetector
+from densevl.pipelines.anomaly.detector import AnomalyDetector
 
 surfaces = Path(__file__).parent / "surfaces"
 image = sys.argv[1] if len(sys.argv) > 1 else surfaces / "tiles_damaged.png"

@@ -14,7 +14,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from densevl.images import encode_png, read_image
 from densevl.integrations import OpenVocabularyDetector, label_detections  # the second needs supervision: densevl[viz]
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import load_proposer
 from densevl.proposals.pieces import PieceProposer
 

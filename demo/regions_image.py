@@ -8,8 +8,8 @@ your own, pass its boxes: classify(image, labels, boxes=[[x0, y0, x1, y1], ...])
 import sys
 from pathlib import Path
 
-from densevl.pipelines.prompting import prompted
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.prompting import prompted
 from densevl.proposals import load_proposer
 from densevl.proposals.pieces import PieceProposer
 

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from densevl.images import encode_png
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.search import RegionSearch
-from densevl.pipelines.search_sheet import hit_sheet
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.search import RegionSearch
+from densevl.pipelines.regions.sheet import hit_sheet
 from densevl.proposals import load_proposer
 from densevl.proposals.pieces import PieceProposer
 

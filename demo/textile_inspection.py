@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw
 import densevl
 from densevl.drawing import contact_sheet
 from densevl.images import read_image
-from densevl.pipelines.anomaly import AnomalyDetector
-from densevl.pipelines.inspection import Inspector
+from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.fewshot.inspection import Inspector
 
 SOUND, GLOBAL, LOCAL = KINDS = ("sound", "global", "local")
 REMEMBERED = 3  # sound images in the memory of patches

@@ -18,16 +18,16 @@ from densevl.errors import DensevlError
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Ensemble": "densevl.pipelines.ensemble",
-    "Segmenter": "densevl.pipelines.segmenter",
-    "RegionClassifier": "densevl.pipelines.regions",
-    "RegionSearch": "densevl.pipelines.search",
+    "Ensemble": "densevl.pipelines.segmentation.ensemble",
+    "Segmenter": "densevl.pipelines.segmentation.segmenter",
+    "RegionClassifier": "densevl.pipelines.regions.classifier",
+    "RegionSearch": "densevl.pipelines.regions.search",
     "RegionResult": "densevl.regions.result",
-    "AnomalyDetector": "densevl.pipelines.anomaly",
+    "AnomalyDetector": "densevl.pipelines.anomaly.detector",
     "AnomalyResult": "densevl.anomaly.result",
-    "Inspector": "densevl.pipelines.inspection",
-    "FewShot": "densevl.pipelines.fewshot",
-    "train_adapters": "densevl.pipelines.adaptation",
+    "Inspector": "densevl.pipelines.fewshot.inspection",
+    "FewShot": "densevl.pipelines.fewshot.classifier",
+    "train_adapters": "densevl.pipelines.anomaly.adaptation",
     "SegmentationResult": "densevl.results",
     "LabelSet": "densevl.vocabulary",
     "TextOptions": "densevl.vocabulary",
@@ -72,10 +72,10 @@ if TYPE_CHECKING:
     from densevl import recipes
     from densevl.backbones import load_backbone
     from densevl.backbones.proxies import load_proxy
-    from densevl.pipelines.anomaly import AnomalyDetector
-    from densevl.pipelines.ensemble import Ensemble
-    from densevl.pipelines.regions import RegionClassifier
-    from densevl.pipelines.segmenter import Segmenter
+    from densevl.pipelines.anomaly.detector import AnomalyDetector
+    from densevl.pipelines.regions.classifier import RegionClassifier
+    from densevl.pipelines.segmentation.ensemble import Ensemble
+    from densevl.pipelines.segmentation.segmenter import Segmenter
     from densevl.proposals import Proposals, load_proposer
     from densevl.recipes import Recipe
     from densevl.results import SegmentationResult

@@ -17,6 +17,10 @@ class ImageError(DensevlError):
     """An image cannot be read, is too large, or is not an image."""
 
 
+class OptionError(DensevlError):
+    """A setting has a value that it cannot have, or does not go with another."""
+
+
 class LabelError(DensevlError):
     """The labels are empty, doubled or malformed."""
 
@@ -43,6 +47,14 @@ class ProposalError(DensevlError):
 
 class OutputError(DensevlError):
     """A result cannot be written."""
+
+
+class DatasetError(DensevlError):
+    """A benchmark is missing, incomplete, or holds labels that its rules do not know."""
+
+
+class EvaluationError(DensevlError):
+    """An evaluation contradicts itself, or its saved state belongs to another one."""
 
 
 class MissingExtraError(DensevlError):

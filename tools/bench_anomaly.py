@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from densevl import load_backbone
-from densevl.anomaly.metrics import AnomalyMetrics
 from densevl.backbones import Backbone
 from densevl.drawing import contact_sheet
-from densevl.pipelines.adaptation import Sample, train_adapters
-from densevl.pipelines.anomaly import AnomalyDetector
+from densevl.evaluation.metrics.anomaly import AnomalyMetrics
+from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
+from densevl.pipelines.anomaly.detector import AnomalyDetector
 from tools.render.captions import DEFECTS
 from tools.render.surfaces import TRAIN_DEFECTS, SurfaceMaker, solid_textures
 from tools.render.textures import all_textures

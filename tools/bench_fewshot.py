@@ -29,10 +29,10 @@ from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.fewshot import HEADS, build
 from densevl.fewshot.words import as_text, class_rows
-from densevl.pipelines.fewshot import OWN
-from densevl.pipelines.fewshot_features import Features, ImageFeatures, PixelFeatures, RegionFeatures
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import Evidence, Segmenter
+from densevl.pipelines.fewshot.classifier import OWN
+from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import Evidence, Segmenter
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.results import UNLABELLED
 from densevl.vocabulary import Background, LabelSet

@@ -41,10 +41,10 @@ class Measured(NamedTuple):
 def build(model: str, image: np.ndarray) -> tuple[Any, dict[str, float]]:
     """The model, and the thresholds to run it with."""
     if model == "mini-sam":
-        from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
+        from densevl.proposals.sam.mini_sam import AUTOMATIC, load_mini_sam
 
         return load_mini_sam(), dict(AUTOMATIC)
-    from densevl.proposals.sam_image import SamImage
+    from densevl.proposals.sam.image import SamImage
 
     torch.manual_seed(0)
     sam = random_sam(256, 64, 128) if model == "tiny" else random_sam(1024, 256, 2048)
@@ -83,7 +83,7 @@ def measure(side: str, model: str, size: tuple[int, int], points: int) -> Measur
         generator.predictor.set_image(image)
         run = generator.generate
     else:
-        from densevl.proposals.automatic import SamProposer
+        from densevl.proposals.sam.automatic import SamProposer
 
         duplicates = "box" if "box" in side else "mask"
         run = SamProposer(sam, points_per_side=points, duplicates=duplicates, **thresholds)

@@ -26,12 +26,12 @@ from PIL import Image
 from densevl.backbones import load_backbone
 from densevl.benchmarking.clock import seconds as seconds_of
 from densevl.benchmarking.random_model import random_model
-from densevl.evaluation.mask_ap import mask_ap
-from densevl.evaluation.panoptic import Segment, panoptic_counts, panoptic_quality
+from densevl.evaluation.metrics.average_precision import mask_ap
+from densevl.evaluation.metrics.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.images import read_image
-from densevl.pipelines.regions import RegionClassifier, RegionEmbeddings
+from densevl.pipelines.regions.classifier import RegionClassifier, RegionEmbeddings
 from densevl.proposals import Proposals, load_proposer
-from densevl.regions.operators import OPERATORS
+from densevl.regions.operators.names import OPERATORS
 from densevl.vocabulary.nouns import nouns
 
 WIDE = {"square": "context", "expand": 1.5}

@@ -27,8 +27,9 @@ from PIL import Image
 
 from densevl import Segmenter
 from densevl.benchmarking.random_model import random_model
-from densevl.evaluation import Experiment, Predictor, open_dataset, report, run
-from densevl.evaluation.datasets import Dataset
+from densevl.evaluation import Experiment, Predictor, open_dataset, run
+from densevl.evaluation.benchmarks.datasets import Dataset
+from densevl.evaluation.report import results as report
 from densevl.images import read_image, resize
 
 PHOTOS = Path(__file__).parents[1] / "demo" / "images"

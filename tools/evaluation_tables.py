@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densevl.evaluation import papers
-from densevl.evaluation.checking import expected_images, files_of, known
+from densevl.evaluation.benchmarks.check import expected_images, files_of, known
 from densevl.recipes.catalogue.published import BENCHMARKS
 from tools.recipes.readme import replaced
 

@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 from densevl.errors import DensevlError
-from densevl.evaluation import processes
-from densevl.evaluation.configs import load_experiment
+from densevl.evaluation import distributed
+from densevl.evaluation.config import load_experiment
 from densevl.evaluation.evaluate import evaluate
 from densevl.evaluation.runner import SAVE_EVERY
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("config", help="a file of configs/")
     parser.add_argument("--work-dir", required=True, help="gets the report and the state for going on after a kill")
-    parser.add_argument("--launcher", choices=processes.LAUNCHERS, default="none")
+    parser.add_argument("--launcher", choices=distributed.LAUNCHERS, default="none")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the experiment to change"
     )
@@ -38,17 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
 
             torch.set_num_threads(given.threads)
         experiment = load_experiment(given.config, dict(_change(text) for text in given.set))
-        processes.join(given.launcher)
+        distributed.join(given.launcher)
         outcome, files = evaluate(
             experiment, given.work_dir, fresh=given.fresh, dump=given.dump, save_every=given.save_every
         )
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             print(f"{outcome.headline}, report in {files[0]}")
     except DensevlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        processes.leave()
+        distributed.leave()
     return 0
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.anomaly.harmonic import mix_probabilities, soft_min, spread_distances, spread_windows
-from densevl.anomaly.memory import NearestMemory
+from densevl.anomaly.memory.nearest import NearestMemory
 from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.tokens import Pass, layers_at
 from densevl.anomaly.windows import window_embeddings, window_side

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from densevl.anomaly.adapters import Adapters
 from densevl.anomaly.evidence import (
     WINDOW,
     all_windows,
@@ -22,14 +21,15 @@ from densevl.anomaly.evidence import (
     text_margins,
     tower_levels,
 )
-from densevl.anomaly.foreground import foreground, shows_object
 from densevl.anomaly.fusing import Spread, fuse, image_score
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.maps import smooth
-from densevl.anomaly.memory import NearestMemory
+from densevl.anomaly.memory.foreground import foreground, shows_object
+from densevl.anomaly.memory.nearest import NearestMemory
 from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.tiling import look_by_tiles
 from densevl.anomaly.tokens import layers_at, run
+from densevl.anomaly.trained.adapters import Adapters
 from densevl.recipes.recipe import Recipe
 from densevl.recipes.tower import Tower
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from densevl.anomaly.memory import METRICS
+from densevl.anomaly.memory.nearest import METRICS
 from densevl.anomaly.tokens import QUARTERS, STAGES
 from densevl.anomaly.windows import WAYS
 from densevl.errors import RecipeError, suggest

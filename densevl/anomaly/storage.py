@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from densevl import fitted
-from densevl.anomaly.memory import NearestMemory
+from densevl.anomaly.memory.nearest import NearestMemory
 from densevl.anomaly.scoring import Scoring, get_scoring
 from densevl.errors import DensevlError, WeightsError
 from densevl.fitted import fingerprint as fingerprint

@@ -110,7 +110,7 @@ def available() -> list[ModelInfo]:
     from open_clip.pretrained import get_pretrained_cfg
 
     from densevl.backbones.mini import WEIGHTS
-    from densevl.proposals import mini_sam
+    from densevl.proposals.sam import mini_sam
     from densevl.shipped import is_shipped
 
     rows = []

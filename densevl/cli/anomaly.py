@@ -38,7 +38,7 @@ def anomaly_fit(
     from densevl.images import list_images
 
     paths = list_images(normal)
-    from densevl.pipelines.anomaly import AnomalyDetector
+    from densevl.pipelines.anomaly.detector import AnomalyDetector
 
     changes: dict[str, Any] = {"whole": whole} | ({"windows": windows} if windows else {})
     detector = AnomalyDetector(
@@ -77,8 +77,8 @@ def anomaly_score(
     from densevl.images import list_images
 
     paths = list_images(images)
-    from densevl.pipelines.anomaly import AnomalyDetector
-    from densevl.pipelines.anomaly_folder import score_folder
+    from densevl.pipelines.anomaly.detector import AnomalyDetector
+    from densevl.pipelines.anomaly.folder import score_folder
     from densevl.pipelines.folder import ERRORS
 
     options: dict[str, Any] = {"device": device, "adapters": adapters}

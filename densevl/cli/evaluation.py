@@ -29,7 +29,7 @@ OUT = Path("densevl-out/eval")
 @one_line_errors
 def list_datasets() -> None:
     """List the benchmarks there are readers for, with their tasks and files."""
-    from densevl.evaluation.checking import files_of, known
+    from densevl.evaluation.benchmarks.check import files_of, known
 
     for name, tasks in known().items():
         for task in tasks:
@@ -132,8 +132,9 @@ def analyse(
     only: Annotated[str, typer.Option(help="Which, commas between.")] = "vocabulary,background,corruption",
 ) -> None:
     """What a score hides: more labels, other backgrounds, worse photos."""
-    from densevl.evaluation import analyses, analysis_report
-    from densevl.evaluation.vocabularies import class_list
+    from densevl.evaluation import analyses
+    from densevl.evaluation.benchmarks.class_lists import class_list
+    from densevl.evaluation.report import analyses as analysis_report
     from densevl.vocabulary import LabelSet
 
     experiment = _experiment(dataset, root, model, recipe, limit, "iou")
@@ -164,7 +165,7 @@ def anomaly(
 ) -> None:
     """Evaluate anomaly detection on every category of a benchmark."""
     from densevl.evaluation import anomaly_run
-    from densevl.evaluation.anomaly_sets import open_anomaly
+    from densevl.evaluation.benchmarks.anomaly import open_anomaly
 
     found = open_anomaly(dataset, root)
     rows = anomaly_run.evaluate_anomaly(found, anomaly_run.detectors(model, scoring=scoring), shots=shots)

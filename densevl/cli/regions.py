@@ -57,8 +57,8 @@ def regions(
     paths = list_images(images)
 
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
-    from densevl.pipelines.prompting import prompted
-    from densevl.pipelines.regions import RegionClassifier
+    from densevl.pipelines.regions.classifier import RegionClassifier
+    from densevl.pipelines.regions.prompting import prompted
     from densevl.proposals import NAMES, load_proposer
     from densevl.proposals.pieces import PieceProposer
     from densevl.regions.exports import open_export

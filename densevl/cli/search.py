@@ -13,7 +13,7 @@ from densevl.cli.shared import FAILED, PARTLY, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 
 if TYPE_CHECKING:
-    from densevl.pipelines.regions import RegionClassifier
+    from densevl.pipelines.regions.classifier import RegionClassifier
 
 _BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
 
@@ -47,10 +47,10 @@ def search(
     from densevl.backbones import load_backbone
     from densevl.files import atomic_write
     from densevl.images import encode_png
-    from densevl.pipelines.region_scores import default_operators
-    from densevl.pipelines.regions import RegionClassifier
-    from densevl.pipelines.search import RegionSearch
-    from densevl.pipelines.search_sheet import hit_sheet
+    from densevl.pipelines.regions.classifier import RegionClassifier
+    from densevl.pipelines.regions.scores import default_operators
+    from densevl.pipelines.regions.search import RegionSearch
+    from densevl.pipelines.regions.sheet import hit_sheet
     from densevl.proposals import NAMES, load_proposer
     from densevl.proposals.pieces import PieceProposer
 

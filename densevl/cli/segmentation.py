@@ -63,7 +63,7 @@ def segment(
         changes["crop"] = crop or None
 
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
-    from densevl.pipelines.segmenter import Segmenter
+    from densevl.pipelines.segmentation.segmenter import Segmenter
 
     jobs = plan_jobs(paths, out)
     with stderr().status("loading the model"):  # shown on a terminal only

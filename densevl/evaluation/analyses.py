@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from densevl.evaluation.confusion import Counts, confusion, measures, per_class
+from densevl.errors import EvaluationError
+from densevl.evaluation.benchmarks.datasets import Dataset, Sample
 from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from densevl.evaluation.datasets import Dataset, Sample
-from densevl.evaluation.faults import EvaluationError
-from densevl.evaluation.predicting import Predictor
+from densevl.evaluation.metrics.confusion import Counts, confusion, measures, per_class
+from densevl.evaluation.predictors import Predictor
 
 Show = Callable[[str], None]
 GREY = 124

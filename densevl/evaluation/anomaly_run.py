@@ -1,7 +1,7 @@
 """Anomaly benchmarks: every category by itself, then the plain mean of categories.
 
 Pixels of all test images of a category are pooled, flawless ones too, by streaming histograms of raw scores; maps are
-judged at the size of the image. See `densevl.anomaly.metrics` for the measures.
+judged at the size of the image. See `densevl.evaluation.metrics.anomaly` for the measures.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.anomaly.metrics import AnomalyMetrics
-from densevl.evaluation.anomaly_sets import AnomalyItem, AnomalySet
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError
+from densevl.evaluation.benchmarks.anomaly import AnomalyItem, AnomalySet
+from densevl.evaluation.metrics.anomaly import AnomalyMetrics
 from densevl.files import atomic_write_all
 from densevl.images import read_image
 
@@ -38,7 +38,7 @@ def detectors(model: str = "auto", **settings: Any) -> Teacher:
         model: as `load_backbone` takes it; settings: further ones of `AnomalyDetector`, such as scoring="winclip".
     """
     from densevl.backbones import load_backbone
-    from densevl.pipelines.anomaly import AnomalyDetector
+    from densevl.pipelines.anomaly.detector import AnomalyDetector
 
     backbone = load_backbone(model)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from densevl.evaluation import processes
+from densevl.evaluation import distributed
 from densevl.evaluation.evaluate import evaluate
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.runner import Outcome
@@ -28,7 +28,7 @@ def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path
         name: evaluate(replace(experiment, recipe=name), Path(work_dir) / name)[0] for name in dict.fromkeys(recipes)
     }
     path = Path(work_dir) / "table.md"
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         atomic_write(path, table(outcomes).encode())
     return outcomes, path
 

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densevl.errors import suggest
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError, suggest
 
 Picture = npt.NDArray[np.uint8]
 SEVERITIES = (1, 2, 3, 4, 5)

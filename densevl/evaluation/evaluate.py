@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from densevl.evaluation import processes, report
+from densevl.evaluation import distributed
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.progress import progress
+from densevl.evaluation.report import results as report
 from densevl.evaluation.runner import SAVE_EVERY, STATE, Outcome, run
 
 
@@ -35,11 +36,11 @@ def evaluate(
         DensevlError: as `run` and `report.write`.
     """
     folder = Path(work_dir)
-    if fresh and processes.rank() == 0:
+    if fresh and distributed.rank() == 0:
         shutil.rmtree(folder / STATE, ignore_errors=True)
-    processes.barrier()
+    distributed.barrier()
     dataset = experiment.open()
-    predictor = experiment.predictor(dataset, device=processes.device())
+    predictor = experiment.predictor(dataset, device=distributed.device())
     title = f"{experiment.recipe or predictor.facts()['model']} on {dataset.name}"
     with progress(title, experiment.judge(dataset).running) as show:
         outcome = run(
@@ -51,6 +52,6 @@ def evaluate(
             save_every=save_every,
             dump=folder / "predictions" if dump else None,
         )
-    files = report.write(outcome, folder, predictor) if processes.rank() == 0 else []
-    processes.barrier()
+    files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []
+    distributed.barrier()
     return outcome, files

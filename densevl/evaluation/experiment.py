@@ -8,19 +8,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from densevl import digest
-from densevl.errors import suggest
+from densevl.errors import EvaluationError, suggest
 from densevl.evaluation import papers
-from densevl.evaluation.datasets import Dataset, open_dataset
-from densevl.evaluation.faults import EvaluationError
-from densevl.evaluation.measuring import MEASURES
-from densevl.evaluation.predicting import Predictor
+from densevl.evaluation.benchmarks.class_lists import DISPLAY
+from densevl.evaluation.benchmarks.coco import RegionDataset, open_regions
+from densevl.evaluation.benchmarks.datasets import Dataset, open_dataset
+from densevl.evaluation.metrics.semantic import MEASURES
+from densevl.evaluation.predictors import Predictor
 from densevl.evaluation.region_predicting import TRUTH, RegionPredictor
-from densevl.evaluation.region_sets import RegionDataset, open_regions
 from densevl.evaluation.region_tasks import InstanceTask, PanopticTask
 from densevl.evaluation.tasks import INSTANCE, SEMANTIC, TASKS, SemanticTask, Task
-from densevl.evaluation.vocabularies import DISPLAY
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import Segmenter
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import NAMES as PROPOSERS
 
 AnyDataset = Dataset | RegionDataset

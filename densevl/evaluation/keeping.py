@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from densevl.evaluation.faults import EvaluationError
-from densevl.evaluation.state import State
+from densevl.errors import EvaluationError
+from densevl.evaluation.checkpoint import State
 from densevl.files import atomic_write, shown
 
 ENDING = ".jsonl"

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 
 from densevl import digest
-from densevl.errors import ImageError, MissingExtraError
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError, ImageError, MissingExtraError
 from densevl.files import atomic_write, shown, unique_stems
 from densevl.images import EXTENSIONS
-from densevl.pipelines.segmenter import Segmenter
+from densevl.pipelines.segmentation.segmenter import Segmenter
 
 SHARD = 64
 TABLES, SETTINGS, ROWS, ERRORS = "shards", "labelling.json", "labels.csv", "errors.csv"

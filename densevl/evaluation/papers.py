@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from densevl import recipes
-from densevl.evaluation.vocabularies import class_list, listed
+from densevl.evaluation.benchmarks.class_lists import class_list, listed
 from densevl.recipes import Recipe
 from densevl.recipes.catalogue.published import miou
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from densevl.evaluation import processes
+from densevl.evaluation import distributed
 from densevl.evaluation.runner import Show
 
 
@@ -28,7 +28,7 @@ def progress(title: str, number: str = "mIoU") -> Iterator[Show]:
         TextColumn(f"{number} {{task.fields[running]}}"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=processes.rank() > 0, refresh_per_second=4) as bar:
+    with Progress(*columns, console=console, disable=distributed.rank() > 0, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, running="")
 
         def show(done: int, total: int, running: float) -> None:

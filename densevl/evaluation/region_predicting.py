@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.evaluation.predicting import Clock
-from densevl.evaluation.region_sets import Objects, RegionSample
-from densevl.evaluation.vocabularies import DISPLAY, ClassList
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import BackgroundSpec
+from densevl.evaluation.benchmarks.class_lists import DISPLAY, ClassList
+from densevl.evaluation.benchmarks.coco import Objects, RegionSample
+from densevl.evaluation.predictors import Clock
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec
 from densevl.proposals import Proposals
 from densevl.regions.result import RegionResult
 

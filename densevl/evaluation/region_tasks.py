@@ -13,11 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from densevl.evaluation.federated import CAP as FEDERATED_CAP
-from densevl.evaluation.mask_ap import CAP, average_precision
-from densevl.evaluation.measuring import AllCounts
-from densevl.evaluation.panoptic import Segment, panoptic_counts, panoptic_quality
-from densevl.evaluation.region_sets import Objects, PanopticMap, RegionDataset, RegionSample
+from densevl.evaluation.benchmarks.coco import Objects, PanopticMap, RegionDataset, RegionSample
+from densevl.evaluation.metrics.average_precision import CAP, average_precision
+from densevl.evaluation.metrics.federated import CAP as FEDERATED_CAP
+from densevl.evaluation.metrics.panoptic import Segment, panoptic_counts, panoptic_quality
+from densevl.evaluation.metrics.semantic import AllCounts
 from densevl.evaluation.tasks import Counted, Kept
 from densevl.proposals.base import Proposals
 from densevl.regions.result import RegionResult

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import DensevlError
-from densevl.evaluation import measuring, processes
+from densevl.errors import DensevlError, EvaluationError
+from densevl.evaluation import distributed
+from densevl.evaluation.checkpoint import State
 from densevl.evaluation.experiment import AnyDataset, AnyPredictor, Experiment
-from densevl.evaluation.faults import EvaluationError
 from densevl.evaluation.keeping import Keeper
-from densevl.evaluation.state import State
+from densevl.evaluation.metrics import semantic as measuring
 from densevl.evaluation.tasks import Task
 from densevl.files import atomic_write, shown
 
@@ -109,15 +109,15 @@ def run(
     if len(dataset) == 0:
         raise EvaluationError(f"'{dataset.name}' has no images at {shown(dataset.root)}: there is nothing to evaluate")
     task = experiment.judge(dataset)
-    if task.keeps and work_dir is None and processes.world() > 1:
+    if task.keeps and work_dir is None and distributed.world() > 1:
         raise EvaluationError("several processes meet in files: name a work folder")
-    predictor = predictor or experiment.predictor(dataset, device=processes.device())
+    predictor = predictor or experiment.predictor(dataset, device=distributed.device())
     fingerprint = experiment.fingerprint(dataset)
     folder = Path(work_dir) / STATE if work_dir is not None else None
     before = _resume(folder, State.empty(fingerprint, len(dataset), task.zeros()))
     path = folder / _file_name(folder) if folder is not None else None
-    processes.barrier()  # nobody writes before everybody has read and named its file
-    mine = np.flatnonzero(~before.done)[processes.rank() :: processes.world()].tolist()
+    distributed.barrier()  # nobody writes before everybody has read and named its file
+    mine = np.flatnonzero(~before.done)[distributed.rank() :: distributed.world()].tolist()
     now, keeper = State.empty(fingerprint, len(dataset), task.zeros()), Keeper(path)
     running, told = 0.0, float("-inf")
     started = saved = time.perf_counter()
@@ -147,14 +147,14 @@ def run(
     seconds = time.perf_counter() - started
     total = State(
         fingerprint,
-        processes.summed(now.done),
-        processes.summed(now.ranking),
-        {name: processes.summed(array) for name, array in now.counts.items()},
+        distributed.summed(now.done),
+        distributed.summed(now.ranking),
+        {name: distributed.summed(array) for name, array in now.counts.items()},
     )
     images, resumed = int(total.done.sum()), int(before.done.sum())
     total.merge(before)
-    processes.barrier()  # all have saved
-    kept = keeper.collect() if task.keeps and processes.rank() == 0 else {}
+    distributed.barrier()  # all have saved
+    kept = keeper.collect() if task.keeps and distributed.rank() == 0 else {}
     parts, used = dict(clock.seconds), predictor.facts()
     return Outcome(experiment, dataset, total.counts, total.ranking, seconds, parts, images, resumed, used, kept)
 
@@ -184,7 +184,7 @@ def _resume(folder: Path | None, state: State) -> State:
 def _file_name(folder: Path) -> str:
     """A name no earlier run has: its number among runs, and the rank."""
     runs = {int(path.name.split("-")[0]) for path in folder.glob("*-*.npz")} if folder.exists() else set()
-    return f"{max(runs, default=0) + 1:04d}-{processes.rank():04d}.npz"
+    return f"{max(runs, default=0) + 1:04d}-{distributed.rank():04d}.npz"
 
 
 def _ahead(

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densevl.evaluation import measuring
-from densevl.evaluation.calibration import calibration
-from densevl.evaluation.confusion import Counts, confused, image_miou, measures
-from densevl.evaluation.measuring import AllCounts
+from densevl.evaluation.metrics import semantic as measuring
+from densevl.evaluation.metrics.calibration import calibration
+from densevl.evaluation.metrics.confusion import Counts, confused, image_miou, measures
+from densevl.evaluation.metrics.semantic import AllCounts
 from densevl.images import encode_png
 
 SEMANTIC, INSTANCE, PANOPTIC = TASKS = ("semantic", "instance", "panoptic")

@@ -11,7 +11,7 @@ import torch
 from densevl.errors import LabelError
 from densevl.fewshot.choosing import spread
 from densevl.inference.windows import WindowGrid
-from densevl.regions.pull import reaches, token_plan
+from densevl.regions.operators.pull import reaches, token_plan
 
 COVERAGE = 0.7  # of a token that its class covers, at least
 MOST = 256  # tokens of an image and class

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.vocabulary import NOTHING, LabelSet
 from densevl.vocabulary.text_classifier import TextEmbeddings
 

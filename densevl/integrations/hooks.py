@@ -14,8 +14,8 @@ import torch
 
 from densevl.errors import ProposalError
 from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.vocabulary import LabelSet
 
 

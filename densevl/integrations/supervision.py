@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from densevl.errors import MissingExtraError, ProposalError
 from densevl.images import read_image
 from densevl.integrations.scores import fused_probs, objectness
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.proposals import Proposals
 from densevl.results import UNLABELLED
 from densevl.vocabulary import LabelSet

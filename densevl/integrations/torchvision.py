@@ -17,8 +17,8 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, nms, remove_small_
 
 from densevl.errors import DensevlError, ProposalError
 from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import BackgroundSpec, Labels
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.proposals import Proposals
 from densevl.vocabulary import LabelSet
 

@@ -14,9 +14,9 @@ from densevl.drawing import contact_sheet
 from densevl.errors import ImageError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, unique_stems
 from densevl.images import encode_png, read_image, resize
-from densevl.pipelines.ensemble import Ensemble
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import Labels, Segmenter
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.ensemble import Ensemble
+from densevl.pipelines.segmentation.segmenter import Labels, Segmenter
 
 SHEET, ERRORS = "contact_sheet", "errors.jsonl"
 THUMBNAIL = 800  # longest side of an overlay that is kept for the contact sheet

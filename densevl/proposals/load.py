@@ -51,16 +51,16 @@ def load_proposer(
     if encoder is not None and name != "clusters":
         raise ModelError(f"proposer '{name}' takes no encoder; leave it out, or name 'clusters'")
     if name in ("sam", "mini-sam"):
-        from densevl.proposals.automatic import SamProposer
+        from densevl.proposals.sam.automatic import SamProposer
 
         where = devices.choose(device)
         if name == "mini-sam":
-            from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
+            from densevl.proposals.sam.mini_sam import AUTOMATIC, load_mini_sam
 
             own = {"points_per_side": 16, **AUTOMATIC}
             sam = load_mini_sam(None if checkpoint is None else Path(checkpoint), device=where)
             return SamProposer(sam, name=name, **{**own, **settings})
-        from densevl.proposals.sam_checkpoint import load_sam
+        from densevl.proposals.sam.checkpoint import load_sam
 
         return SamProposer(load_sam(checkpoint or "vit_b", device=where), name=name, **settings)
     try:

@@ -12,7 +12,7 @@ from densevl.errors import ProposalError
 from densevl.images import UInt8Array, read_image
 from densevl.proposals import packing
 from densevl.proposals.base import Proposals, Proposer
-from densevl.proposals.crops import Crop, cut_by, laid_back
+from densevl.proposals.sam.crops import Crop, cut_by, laid_back
 from densevl.proposals.suppress import unlike
 
 DUPLICATE_IOU = 0.7

@@ -4,21 +4,9 @@ A part of your own subclasses one of `Attention`, `Step`, `Addition`, `Readout`,
 """
 
 from densevl.kernels import Gaussian
-from densevl.recipes.additions import BlockInputs, OtherBlocks
-from densevl.recipes.affinity import Affinity, Floor, Relative, Rule, Smooth, Softmax
-from densevl.recipes.attention import (
-    BalancedMaps,
-    BlockAttention,
-    BoxAttention,
-    CosineAttention,
-    Identity,
-    SelfAttention,
-)
 from densevl.recipes.batch import Batch, Outcome, Pass
 from densevl.recipes.catalogue import get, names
 from densevl.recipes.features import DenseFeatures
-from densevl.recipes.feedback import Feedback, LabelFeedback, ScoreFeedback, TwoPass
-from densevl.recipes.heads import PairedHeads
 from densevl.recipes.hints import Hints
 from densevl.recipes.part import (
     Addition,
@@ -33,12 +21,24 @@ from densevl.recipes.part import (
     Sum,
     Tap,
 )
-from densevl.recipes.readout import Contributions, FeatureSurgery, ScoredSources, Tokens
+from densevl.recipes.parts.additions import BlockInputs, OtherBlocks
+from densevl.recipes.parts.affinity import Affinity, Floor, Relative, Rule, Smooth, Softmax
+from densevl.recipes.parts.attention import (
+    BalancedMaps,
+    BlockAttention,
+    BoxAttention,
+    CosineAttention,
+    Identity,
+    SelfAttention,
+)
+from densevl.recipes.parts.feedback import Feedback, LabelFeedback, ScoreFeedback, TwoPass
+from densevl.recipes.parts.heads import PairedHeads
+from densevl.recipes.parts.readout import Contributions, FeatureSurgery, ScoredSources, Tokens
+from densevl.recipes.parts.regions import PooledRegions, RegionEmbedding, Regions
+from densevl.recipes.parts.spread import LabelPropagation
+from densevl.recipes.parts.steps import AddCls, RepairByAttention, RepairByDensity
+from densevl.recipes.parts.stitch import JoinedFeatures, JoinedProjections, SamAttention
 from densevl.recipes.recipe import Recipe, SecondStream, Source
-from densevl.recipes.regions import PooledRegions, RegionEmbedding, Regions
-from densevl.recipes.spread import LabelPropagation
-from densevl.recipes.steps import AddCls, RepairByAttention, RepairByDensity
-from densevl.recipes.stitch import JoinedFeatures, JoinedProjections, SamAttention
 
 __all__ = [
     "get", "names", "Recipe", "Source", "Hints",

@@ -19,7 +19,6 @@ from functools import cached_property
 from typing import Any
 
 from densevl.errors import RecipeError, suggest
-from densevl.recipes.attention import SelfAttention
 from densevl.recipes.part import (
     Addition,
     Attention,
@@ -34,7 +33,8 @@ from densevl.recipes.part import (
     found,
     within,
 )
-from densevl.recipes.readout import Tokens
+from densevl.recipes.parts.attention import SelfAttention
+from densevl.recipes.parts.readout import Tokens
 from densevl.recipes.values import DEPTH, at_least, check, check_types
 
 POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half")

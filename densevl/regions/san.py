@@ -22,7 +22,7 @@ from densevl.images import keep_ratio_size, read_image, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import Block
 from densevl.regions.embedded import RegionEmbeddings
-from densevl.regions.trained import load_tower
+from densevl.regions.operators.trained import load_tower
 from densevl.weights import State, bad_file, below, build_strictly, read_checkpoint
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from densevl.anomaly.metrics import AnomalyMetrics, exact
 from densevl.errors import DensevlError
+from densevl.evaluation.metrics.anomaly import AnomalyMetrics, exact
 
 
 def direct(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float, float]:

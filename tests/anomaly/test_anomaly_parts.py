@@ -11,7 +11,7 @@ from conftest import close
 from densevl.anomaly.evidence import margin
 from densevl.anomaly.harmonic import EPSILON, mix_probabilities, soft_min, spread_distances, spread_windows
 from densevl.anomaly.maps import peak, smooth, threshold, to_pixels
-from densevl.anomaly.memory import NearestMemory, coreset
+from densevl.anomaly.memory.nearest import NearestMemory, coreset
 from densevl.anomaly.scoring import BY_NAME, Scoring, get_scoring
 from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import ANOMALOUS, NORMAL, TEMPLATES, States

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from conftest import close
-from densevl.anomaly.foreground import foreground, otsu, shows_object
+from densevl.anomaly.memory.foreground import foreground, otsu, shows_object
 from densevl.anomaly.tiling import stitch
 from densevl.errors import ImageError, RecipeError
-from densevl.pipelines.anomaly import AnomalyDetector
+from densevl.pipelines.anomaly.detector import AnomalyDetector
 
 RNG = np.random.default_rng(8)
 LARGE = RNG.integers(90, 130, (96, 128, 3), np.uint8)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from conftest import DATA
-from densevl.pipelines.anomaly import AnomalyDetector
+from densevl.pipelines.anomaly.detector import AnomalyDetector
 from oracle_winclip import WinClip, bilinear
 
 

@@ -16,7 +16,7 @@ from densevl.backbones.proxies import load_proxy
 from densevl.backbones.proxies.build import build_sam_encoder
 from densevl.backbones.proxies.sam import MEAN, STD, SamProxy
 from densevl.errors import ImageError, MissingExtraError, ModelError, WeightsError
-from densevl.proposals.mini_sam import WEIGHTS, SamConfig, build_sam
+from densevl.proposals.sam.mini_sam import WEIGHTS, SamConfig, build_sam
 from densevl.shipped import is_shipped
 
 modeling = pytest.importorskip("segment_anything.modeling", reason="a SAM proxy needs the extra 'sam'")

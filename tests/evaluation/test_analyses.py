@@ -11,9 +11,9 @@ from PIL import Image
 
 from densevl.evaluation import EvaluationError, open_dataset
 from densevl.evaluation.analyses import background_reliance, corruption_robustness, vocabulary_expansion
-from densevl.evaluation.analysis_report import write
 from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from densevl.evaluation.predicting import Prediction
+from densevl.evaluation.predictors import Prediction
+from densevl.evaluation.report.analyses import write
 from densevl.vocabulary import LabelSet
 
 NAMES = ("background", "red", "green")
@@ -106,10 +106,10 @@ def test_a_corruption_keeps_the_shape_repeats_and_grows(name) -> None:
 
 
 def test_anomaly_rows_and_their_mean(tmp_path) -> None:
-    pytest.importorskip("densevl.anomaly.metrics")
+    pytest.importorskip("densevl.evaluation.metrics.anomaly")
     from densevl.evaluation.anomaly_run import detectors, evaluate_anomaly, markdown
     from densevl.evaluation.anomaly_run import write as write_anomaly
-    from densevl.evaluation.anomaly_sets import open_anomaly
+    from densevl.evaluation.benchmarks.anomaly import open_anomaly
 
     rng = np.random.default_rng(0)
     for category in ("cup", "nut"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densevl.evaluation.anomaly_sets import AnomalySet, names, open_anomaly
-from densevl.evaluation.faults import DatasetError
+from densevl.errors import DatasetError
+from densevl.evaluation.benchmarks.anomaly import AnomalySet, names, open_anomaly
 
 SHAPE = (5, 7)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from densevl.evaluation import DatasetError, check, names, open_dataset
-from densevl.evaluation.vocabularies import class_list, listed
+from densevl.evaluation.benchmarks.class_lists import class_list, listed
 
 SIDE = (6, 8)
 

@@ -16,8 +16,8 @@ from PIL import Image
 from conftest import close
 from densevl import recipes
 from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers
-from densevl.evaluation.configs import load_experiment
-from densevl.evaluation.vocabularies import class_list
+from densevl.evaluation.benchmarks.class_lists import class_list
+from densevl.evaluation.config import load_experiment
 from densevl.vocabulary import Background
 from tools.test import main
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densevl.errors import ImageError
-from densevl.evaluation.faults import EvaluationError
+from densevl.errors import EvaluationError, ImageError
 from densevl.evaluation.labelling import Labelling, find_images, label, shards
 from densevl.images import read_image
 from densevl.results import SegmentationResult

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from densevl.evaluation.boundary import boundary, boundary_counts, boundary_iou, width
-from densevl.evaluation.calibration import calibration, calibration_counts
-from densevl.evaluation.confusion import confused, confusion, image_miou, iou, measures, per_class
+from densevl.evaluation.metrics.boundary import boundary, boundary_counts, boundary_iou, width
+from densevl.evaluation.metrics.calibration import calibration, calibration_counts
+from densevl.evaluation.metrics.confusion import confused, confusion, image_miou, iou, measures, per_class
 
 CASES = 500
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from densevl.evaluation.faults import DatasetError, EvaluationError
-from densevl.evaluation.mask_ap import mask_ap
-from densevl.evaluation.panoptic import UNIT, Segment, coco_ids, panoptic_counts, panoptic_quality
+from densevl.errors import DatasetError, EvaluationError
+from densevl.evaluation.metrics.average_precision import mask_ap
+from densevl.evaluation.metrics.panoptic import UNIT, Segment, coco_ids, panoptic_counts, panoptic_quality
 
 
 def _case(seed: int) -> tuple[np.ndarray, list[Segment], np.ndarray, list[Segment]]:

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from torch import distributed
+from torch.distributed import init_process_group
 from typer.testing import CliRunner
 
 from densevl.cli import app
-from densevl.evaluation import EvaluationError, Experiment, processes, report, run
-from densevl.evaluation.federated import as_coco
-from densevl.evaluation.mask_ap import average_precision
-from densevl.evaluation.panoptic import Segment
-from densevl.evaluation.predicting import Clock
-from densevl.evaluation.region_sets import PanopticMap
+from densevl.evaluation import EvaluationError, Experiment, distributed, run
+from densevl.evaluation.benchmarks.coco import PanopticMap
+from densevl.evaluation.checkpoint import State
+from densevl.evaluation.metrics.average_precision import average_precision
+from densevl.evaluation.metrics.federated import as_coco
+from densevl.evaluation.metrics.panoptic import Segment
+from densevl.evaluation.predictors import Clock
 from densevl.evaluation.region_tasks import Instances
-from densevl.evaluation.state import State
+from densevl.evaluation.report import results as report
 from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic
 
 IMAGES = 13
@@ -149,13 +150,13 @@ def test_two_processes_find_what_one_does(root, task, tmp_path) -> None:
 
     def work(rank: int) -> None:
         torch.set_num_threads(1)
-        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
+        init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
         outcome = run(_experiment(root, task), tmp_path / "work", predictor=Dummy(task), save_every=0)
         if rank == 0:
             State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
             (tmp_path / "kept.json").write_text(json.dumps([outcome.kept, outcome.summary]))
-        processes.barrier()
-        processes.leave()
+        distributed.barrier()
+        distributed.leave()
 
     children = [_forked(lambda rank=rank: work(rank)) for rank in range(2)]
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from densevl.evaluation import DatasetError, check, open_regions
-from densevl.evaluation.checking import files_of, known
-from densevl.evaluation.region_specs import REGION_SPECS
+from densevl.evaluation.benchmarks.check import files_of, known
+from densevl.evaluation.benchmarks.region_specs import REGION_SPECS
 from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic, write
 
 MAKE = {"instance": make_instances, "panoptic": make_panoptic}

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import distributed
+from torch.distributed import init_process_group
 
-from densevl.evaluation import EvaluationError, Experiment, processes, report, run
-from densevl.evaluation.predicting import Clock, Prediction
-from densevl.evaluation.state import State
+from densevl.evaluation import EvaluationError, Experiment, distributed, run
+from densevl.evaluation.checkpoint import State
+from densevl.evaluation.predictors import Clock, Prediction
+from densevl.evaluation.report import results as report
 
 IMAGES = 13
 CLASSES = ("background", "dog", "car")
@@ -101,12 +102,12 @@ def test_several_processes_count_what_one_does(world, root, tmp_path) -> None:
 
     def work(rank: int) -> None:
         torch.set_num_threads(1)
-        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=world)
+        init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=world)
         outcome = run(_experiment(root), tmp_path / "work", predictor=Dummy())
         if rank == 0:
             State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
-        processes.barrier()
-        processes.leave()
+        distributed.barrier()
+        distributed.leave()
 
     children = []
     for rank in range(world):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densevl.evaluation import EvaluationError, Experiment, measuring, report, run
-from densevl.evaluation.predicting import Clock, Prediction
-from densevl.evaluation.structure import (
+from densevl.evaluation import EvaluationError, Experiment, run
+from densevl.evaluation.metrics import semantic as measuring
+from densevl.evaluation.metrics.structure import (
     UNIT,
     curves,
     mean_error,
@@ -21,6 +21,8 @@ from densevl.evaluation.structure import (
     structure_zeros,
     weighted_f,
 )
+from densevl.evaluation.predictors import Clock, Prediction
+from densevl.evaluation.report import results as report
 
 CASES = 100
 _SAMPLES = (("a", "crab"), ("b", "owl"))

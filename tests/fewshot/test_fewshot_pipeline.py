@@ -13,9 +13,9 @@ from conftest import close, random_clip, wrap
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import DensevlError, ImageError, LabelError, ModelError, ProposalError, WeightsError
 from densevl.fewshot import HEADS, build
-from densevl.pipelines.fewshot import LEVELS, FewShot
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.segmenter import Segmenter
+from densevl.pipelines.fewshot.classifier import LEVELS, FewShot
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.recipes import get
 from densevl.regions.result import RegionResult
 

@@ -12,7 +12,7 @@ from densevl.errors import LabelError, ProtocolError, RecipeError
 from densevl.inference import WindowGrid, slide, window_scores
 from densevl.inference.cutting import cut
 from densevl.recipes import Hints
-from densevl.recipes.heads import _assignment
+from densevl.recipes.parts.heads import _assignment
 
 SMALL = {"short_side": 48, "crop": 32, "stride": 16}
 

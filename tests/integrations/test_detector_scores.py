@@ -10,7 +10,7 @@ from conftest import close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import fused_probs, objectness, rescore, roi_hook
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 
 LABELS = ["cat", "dog | puppy", "sky"]
 

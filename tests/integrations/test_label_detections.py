@@ -14,7 +14,7 @@ from conftest import close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ProposalError
 from densevl.integrations import label_detections
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.vocabulary import LabelSet
 
 LABELS = ["cat", "dog | puppy", "sky"]

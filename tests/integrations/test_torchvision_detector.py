@@ -14,7 +14,7 @@ from conftest import random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError
 from densevl.integrations import CosinePredictor, OpenVocabularyDetector, candidates, replace_predictor, rescore
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.vocabulary import LabelSet
 
 LABELS = ["cat", "dog | puppy", "sky"]

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from conftest import close, random_clip, wrap
-from densevl.anomaly.learning import LearnedPrompts
 from densevl.anomaly.scoring import BY_NAME
+from densevl.anomaly.trained.learning import LearnedPrompts
 from densevl.errors import ImageError, LabelError, ModelError, RecipeError, WeightsError
-from densevl.pipelines.adaptation import Sample, train_adapters
-from densevl.pipelines.anomaly import AnomalyDetector
-from densevl.pipelines.anomaly_folder import score_folder
+from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
+from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.anomaly.folder import score_folder
 
 RNG = np.random.default_rng(5)
 SURFACE = RNG.integers(90, 130, (40, 40, 3), np.uint8)

@@ -10,8 +10,8 @@ from conftest import PHOTOS, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError
 from densevl.images import read_image
-from densevl.pipelines.discovery import few_words, merge, merged_probs, readable, together
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.discovery import few_words, merge, merged_probs, readable, together
 from densevl.proposals.base import Proposals
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.vocabulary import LabelSet

@@ -11,8 +11,8 @@ from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
 from densevl.inference.views import Views
-from densevl.pipelines.ensemble import Ensemble
 from densevl.pipelines.folder import plan_jobs, segment_folder
+from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.vocabulary import TextOptions
 
 SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)

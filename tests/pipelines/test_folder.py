@@ -12,7 +12,7 @@ from PIL import Image
 from conftest import PHOTOS, random_clip, wrap
 from densevl.errors import ImageError, OutputError
 from densevl.pipelines.folder import plan_jobs, segment_folder
-from densevl.pipelines.segmenter import Segmenter
+from densevl.pipelines.segmentation.segmenter import Segmenter
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from conftest import close
-from densevl.anomaly.exemplars import Exemplars
 from densevl.errors import ImageError, ModelError
-from densevl.pipelines.inspection import Inspector, by_folder
+from densevl.fewshot.exemplars import Exemplars
+from densevl.pipelines.fewshot.inspection import Inspector, by_folder
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 60, 200), "dark": (20, 20, 20)}
 

@@ -9,7 +9,7 @@ import torch
 from conftest import random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import ProposalError
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals
 
 SIZE = (64, 96)

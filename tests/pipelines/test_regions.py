@@ -14,7 +14,7 @@ from conftest import PHOTOS, close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, OutputError, RecipeError
 from densevl.images import read_image
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals.base import ProposalError, Proposals
 
 SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)

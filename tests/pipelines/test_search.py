@@ -9,8 +9,8 @@ import pytest
 
 from conftest import PHOTOS
 from densevl.errors import ImageError, LabelError
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.search import RegionSearch
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.search import RegionSearch
 from densevl.proposals import Proposals
 from densevl.regions.index import RegionIndexError
 

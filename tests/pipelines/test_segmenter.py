@@ -53,7 +53,8 @@ def test_labels_are_the_argmax_of_the_papers_protocol(segment) -> None:
 def test_scores_are_built_only_when_asked_for(segment, monkeypatch) -> None:
     called = []
     monkeypatch.setattr(
-        "densevl.pipelines.segmenter.class_scores", lambda *a: called.append(a) or torch.zeros(1, 3, 300, 451)
+        "densevl.pipelines.segmentation.segmenter.class_scores",
+        lambda *a: called.append(a) or torch.zeros(1, 3, 300, 451),
     )
     result = segment(PHOTOS / "cat.jpg", LABELS)
     assert not called

@@ -11,8 +11,8 @@ from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import LabelMap
-from densevl.pipelines import refinement
-from densevl.pipelines.segments import Segments, proposer
+from densevl.pipelines.segmentation import refinement
+from densevl.pipelines.segmentation.segments import Segments, proposer
 
 SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
 LABELS = ["cat", "dog | puppy", "sky"]

@@ -11,8 +11,8 @@ import torch
 
 from densevl.backbones.load import ModelInfo, available, best_at_hand
 from densevl.errors import MissingExtraError, ModelError, WeightsError
-from densevl.proposals import mini_sam
-from densevl.proposals.mini_sam import AUTOMATIC, WEIGHTS, SamConfig, build_sam, load_mini_sam
+from densevl.proposals.sam import mini_sam
+from densevl.proposals.sam.mini_sam import AUTOMATIC, WEIGHTS, SamConfig, build_sam, load_mini_sam
 from densevl.shipped import is_shipped
 
 segment_anything = pytest.importorskip("segment_anything", reason="mini-sam needs the extra 'sam'")
@@ -56,7 +56,7 @@ def test_automatic_masks_hold_the_shape() -> None:
 
 @shipped
 def test_the_shipped_file_is_pinned_and_small() -> None:
-    path = Path(mini_sam.__file__).parents[1] / WEIGHTS
+    path = Path(mini_sam.__file__).parents[2] / WEIGHTS
     assert len(mini_sam.SHA256) == 64
     assert path.stat().st_size < 10_000_000
 

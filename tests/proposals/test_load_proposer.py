@@ -9,8 +9,8 @@ import pytest
 
 from densevl.errors import DensevlError, MissingExtraError, ModelError
 from densevl.proposals import NAMES, ProposalError, Proposals, given, load_proposer, others
-from densevl.proposals.mini_sam import WEIGHTS
 from densevl.proposals.others import MissingPackageError, RecordsProposer
+from densevl.proposals.sam.mini_sam import WEIGHTS
 from densevl.shipped import is_shipped
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals, others
 
 SIZE = (20, 30)

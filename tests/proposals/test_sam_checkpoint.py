@@ -15,9 +15,9 @@ segment_anything = pytest.importorskip("segment_anything", reason="SAM needs the
 
 from densevl.cache import cache_dir
 from densevl.errors import ModelError, WeightsError
-from densevl.proposals import sam_checkpoint
-from densevl.proposals.mini_sam import WEIGHTS, SamConfig, build_sam
-from densevl.proposals.sam_checkpoint import OFFICIAL, Official, download, load_sam
+from densevl.proposals.sam import checkpoint as sam_checkpoint
+from densevl.proposals.sam.checkpoint import OFFICIAL, Official, download, load_sam
+from densevl.proposals.sam.mini_sam import WEIGHTS, SamConfig, build_sam
 from densevl.shipped import is_shipped, shipped_file
 
 WIDTH = "image_encoder.patch_embed.proj.weight"
@@ -43,7 +43,7 @@ def test_the_size_is_read_from_the_file(small, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not is_shipped(WEIGHTS), reason="this checkout holds no mini-sam")
 def test_a_mini_sam_is_a_checkpoint_too() -> None:
-    from densevl.proposals.mini_sam import SHA256
+    from densevl.proposals.sam.mini_sam import SHA256
 
     assert load_sam(shipped_file(WEIGHTS, SHA256, "mini-sam", "")).image_encoder.img_size == SamConfig().image
 

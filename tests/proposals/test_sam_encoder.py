@@ -11,7 +11,7 @@ from torch import nn
 modeling = pytest.importorskip("segment_anything.modeling", reason="SAM needs the extra 'sam'")
 
 from densevl.kernels import attention
-from densevl.proposals.sam_encoder import run_block, run_encoder
+from densevl.proposals.sam.encoder import run_block, run_encoder
 
 
 def encoder(**settings) -> nn.Module:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from densevl.proposals import ProposalError, Proposals
-from densevl.proposals.mini_sam import WEIGHTS, SamConfig, build_sam, load_mini_sam
+from densevl.proposals.sam.mini_sam import WEIGHTS, SamConfig, build_sam, load_mini_sam
 from densevl.shipped import is_shipped
 
 segment_anything = pytest.importorskip("segment_anything", reason="SAM needs the extra 'sam'")
 
-from densevl.proposals.automatic import SamProposer
-from densevl.proposals.crops import crops
-from densevl.proposals.sam_image import SamImage
+from densevl.proposals.sam.automatic import SamProposer
+from densevl.proposals.sam.crops import crops
+from densevl.proposals.sam.image import SamImage
 
 TINY = SamConfig(image=64, patch=8, width=32, depth=2, channels=32, decoder_mlp=32, mask_channels=4, iou_width=16)
 shipped = pytest.mark.skipif(not is_shipped(WEIGHTS), reason="this checkout holds no mini-sam")

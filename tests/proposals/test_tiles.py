@@ -11,7 +11,7 @@ import pytest
 from densevl.errors import ProposalError
 from densevl.images import read_image
 from densevl.proposals import Proposals, Proposer, load_proposer
-from densevl.proposals.mini_sam import WEIGHTS
+from densevl.proposals.sam.mini_sam import WEIGHTS
 from densevl.proposals.tiles import TiledProposer, join_tiles, tiles
 from densevl.shipped import is_shipped
 

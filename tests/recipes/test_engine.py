@@ -12,8 +12,8 @@ from conftest import TINY, close, random_clip, wrap
 from densevl.errors import RecipeError
 from densevl.kernels import Gaussian
 from densevl.recipes import Recipe, SecondStream, get, names
-from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
 from densevl.recipes.blocks import view
+from densevl.recipes.parts.attention import CosineAttention, Identity, SelfAttention
 from oracle import Formula, Oracle
 from recipe_hints import hints
 

@@ -151,7 +151,7 @@ def test_the_worked_recipes_of_the_page_equal_their_oracles(golden_clip, diff, m
         )
     }
     catalogue = {**vars(last_block)}
-    if part := added.get("densevl/recipes/recursive.py"):
+    if part := added.get("densevl/recipes/parts/recursive.py"):
         module = types.ModuleType("recursive")
         monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
         exec(part, vars(module))

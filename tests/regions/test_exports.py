@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from densevl.errors import DensevlError, OutputError
-from densevl.evaluation.panoptic import Segment, coco_ids, panoptic_counts, panoptic_quality
+from densevl.evaluation.metrics.panoptic import Segment, coco_ids, panoptic_counts, panoptic_quality
 from densevl.proposals import Proposals
 from densevl.regions.exports import coco_categories, open_export, panoptic_png
 from densevl.regions.result import RegionResult

@@ -11,8 +11,8 @@ import torch
 from conftest import close
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
-from densevl.regions.dense import token_means
-from densevl.regions.pull import pull, token_plan, window_areas, window_cover
+from densevl.regions.operators.dense import token_means
+from densevl.regions.operators.pull import pull, token_plan, window_areas, window_cover
 
 GRIDS = {
     "one window": WindowGrid.place(48, 64, None, 1, 8),

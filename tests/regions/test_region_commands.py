@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from conftest import PHOTOS
 from densevl.cli import app
 from densevl.errors import LabelError
-from densevl.evaluation.panoptic import coco_ids
+from densevl.evaluation.metrics.panoptic import coco_ids
 from densevl.images import read_image
-from densevl.pipelines.search_sheet import hit_sheet
+from densevl.pipelines.regions.sheet import hit_sheet
 from densevl.proposals import Proposals
 from densevl.regions.index import Hit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densevl.evaluation.panoptic import panoptic_counts, panoptic_quality
+from densevl.evaluation.metrics.panoptic import panoptic_counts, panoptic_quality
 from densevl.proposals import Proposals
 from tools.bench_regions import overlaps, segments
 

@@ -18,10 +18,10 @@ from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes import BoxAttention, Hints
-from densevl.regions import queries
-from densevl.regions.operators import OPERATORS, parse
-from densevl.regions.queries import _bumps, cls_bias, cls_mask, look
-from densevl.regions.tower import cls_tower
+from densevl.regions.operators import queries
+from densevl.regions.operators.names import OPERATORS, parse
+from densevl.regions.operators.queries import _bumps, cls_bias, cls_mask, look
+from densevl.regions.operators.tower import cls_tower
 from region_weights import write_files
 
 SIDE = 32

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import PHOTOS
 from densevl.errors import ProposalError
-from densevl.pipelines.prompting import prompted
+from densevl.pipelines.regions.prompting import prompted
 from densevl.proposals import Proposals, Proposer
 from densevl.proposals.pieces import PieceProposer
 from densevl.proposals.simple import GridProposer
@@ -66,7 +66,7 @@ def test_without_a_sam_boxes_are_rectangles_and_clicks_refused() -> None:
 
 def test_a_click_on_the_elephant_is_an_elephant() -> None:
     pytest.importorskip("segment_anything")
-    from densevl.pipelines.regions import RegionClassifier
+    from densevl.pipelines.regions.classifier import RegionClassifier
 
     found = prompted(SCENE, points=[(116, 108)], boxes=[(12, 130, 60, 182)])
     result = RegionClassifier("mini", None)(SCENE, ["elephant", "fish", "house"], proposals=found)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
 from densevl.errors import ModelError, WeightsError
-from densevl.pipelines.regions import RegionClassifier
-from densevl.pipelines.san import name_with_san
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.san import name_with_san
 from densevl.regions.san import San
 from region_weights import HEADS, QUERIES, START, C, D, san_state
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from conftest import TINY, random_clip, wrap
 from densevl.errors import ModelError, WeightsError
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals.base import Proposals
-from densevl.regions.operators import OPERATORS
-from densevl.regions.trained import trained
+from densevl.regions.operators.names import OPERATORS
+from densevl.regions.operators.trained import trained
 from region_weights import PATCH, WIDTH, alpha_state, prompted_state, write_files
 
 SIDE, HEADS = 32, 2
@@ -112,7 +112,7 @@ def test_a_classifier_takes_the_file_as_an_option_and_reads_it_once(files, monke
     backbone = wrap(random_clip())
     options = {"alpha": {"weights": files["alpha"]}}
     classify = RegionClassifier(backbone, None, "alpha", options=options, templates="photo")
-    monkeypatch.setattr("densevl.regions.trained.read_checkpoint", None)
+    monkeypatch.setattr("densevl.regions.operators.trained.read_checkpoint", None)
     photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     result = classify(photo, ["cat", "dog"], boxes=[[3, 4, 30, 30], [10.5, 2, 59, 39]])
     assert len(result.names) == 2

@@ -18,7 +18,7 @@ pytest.importorskip("segment_anything", reason="mini-sam needs the extra 'sam'")
 
 from segment_anything import SamPredictor
 
-from densevl.proposals.mini_sam import SamConfig, build_sam, load_mini_sam, read_weights
+from densevl.proposals.sam.mini_sam import SamConfig, build_sam, load_mini_sam, read_weights
 from tools.mini.model import MiniConfig
 from tools.mini.run import CHECKPOINT
 from tools.mini_sam.data import Source, Stream, box_around, point_in, region

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from conftest import DATA
 from densevl import recipes
 from densevl.backbones import mini
-from densevl.proposals import mini_sam
+from densevl.proposals.sam import mini_sam
 from densevl.recipes.catalogue.published import BARE
 from tools.recipes.page import MEASURED, PAGE, call, page
 from tools.recipes.table import markdown
@@ -88,7 +88,7 @@ def test_the_examples_of_adding_a_recipe_work(golden_clip, monkeypatch, example)
     oracle_clip = importlib.import_module("oracle_clip")
     part = ModuleType("added_part")
     monkeypatch.setitem(sys.modules, "added_part", part)
-    exec(_added(example, "densevl/recipes/recursive.py"), vars(part))
+    exec(_added(example, "densevl/recipes/parts/recursive.py"), vars(part))
     names = {**NAMESPACE, **vars(part), "BARE": BARE}
     (entry,) = eval(f"({_added(example, 'densevl/recipes/catalogue/last_block.py')})", names)
     assert entry.name not in recipes.names(), "it is in the catalogue now; show another"

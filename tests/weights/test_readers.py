@@ -20,21 +20,21 @@ from safetensors.torch import save
 
 from conftest import TINY, random_clip, wrap
 from densevl import digest
-from densevl.anomaly.adapters import FORMAT as ADAPTERS
-from densevl.anomaly.adapters import QueryAdapter, VisualAdapter, load_adapters
 from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.storage import FORMAT as DETECTOR
 from densevl.anomaly.storage import read as read_detector
 from densevl.anomaly.storage import scoring_facts
+from densevl.anomaly.trained.adapters import FORMAT as ADAPTERS
+from densevl.anomaly.trained.adapters import QueryAdapter, VisualAdapter, load_adapters
 from densevl.backbones import load_backbone
 from densevl.backbones.mini import IDS, TABLE, Mini
 from densevl.backbones.photo import efficientnet, minilm
 from densevl.backbones.proxies import DinoiserHeads, load_proxy
 from densevl.errors import DensevlError, MissingExtraError, WeightsError
-from densevl.proposals.mini_sam import SamConfig, build_sam, load_mini_sam
-from densevl.proposals.sam_checkpoint import load_sam
+from densevl.proposals.sam.checkpoint import load_sam
+from densevl.proposals.sam.mini_sam import SamConfig, build_sam, load_mini_sam
+from densevl.regions.operators.trained import trained
 from densevl.regions.san import San
-from densevl.regions.trained import trained
 from densevl.weights import read_checkpoint
 from densevl.weights.reading import MOST_HEADER, MOST_TENSORS
 from region_weights import alpha_state, prompted_state, san_state

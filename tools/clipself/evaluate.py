@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
-from densevl.pipelines.region_scores import default_operators
-from densevl.pipelines.regions import RegionClassifier
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.scores import default_operators
 from tools.bench_regions import Benchmark
 
 CEILING = "crop of the box"

@@ -17,7 +17,7 @@ import torch
 from densevl import digest
 from densevl.errors import ImageError
 from densevl.images import read_image
-from densevl.regions.crop import resized
+from densevl.regions.operators.crop import resized
 
 ORDER, LOOK = 0, 1  # streams of random numbers: the order of an epoch, and what is looked at in a picture
 

@@ -25,8 +25,8 @@ from densevl.errors import DensevlError, OutputError, RecipeError
 from densevl.files import atomic_write
 from densevl.recipes import Hints, get
 from densevl.recipes.run import encode
-from densevl.regions.crop import input_side
-from densevl.regions.dense import has_features
+from densevl.regions.operators.crop import input_side
+from densevl.regions.operators.dense import has_features
 from densevl.weights import read_checkpoint
 from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures

@@ -107,7 +107,7 @@ def encoder() -> tuple[Run, Run, float]:
     """SAM's whole image encoder, ViT-B with random weights at 1,024 pixels: against segment_anything's own forward."""
     from segment_anything import sam_model_registry
 
-    from densevl.proposals.sam_encoder import run_encoder
+    from densevl.proposals.sam.encoder import run_encoder
 
     own = sam_model_registry["vit_b"]().image_encoder.eval().requires_grad_(False)
     for block in own.blocks:  # fresh tables are 0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
-from densevl.proposals.mini_sam import AUTOMATIC, load_mini_sam
+from densevl.proposals.sam.mini_sam import AUTOMATIC, load_mini_sam
 from tools.mini_sam.data import point_in
 from tools.render.art import TRAIN_STYLES
 from tools.render.nouns import BENCHMARK_NOUNS

@@ -1,7 +1,7 @@
 """Write the shipped file from a checkpoint: python -m tools.mini_sam.export --run DIR --to densevl/weights.
 
 mini_sam.safetensors holds the averaged weights in float16, named as the package's `Sam` names them; its header holds
-the sizes of the network. The SHA-256 is printed: it goes into `densevl/proposals/mini_sam.py`.
+the sizes of the network. The SHA-256 is printed: it goes into `densevl/proposals/sam/mini_sam.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from densevl import digest
 from densevl.files import atomic_write
-from densevl.proposals.mini_sam import SamConfig
+from densevl.proposals.sam.mini_sam import SamConfig
 from tools.mini.run import CHECKPOINT
 
 NAME = "mini_sam.safetensors"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from densevl.backbones.mini import read_compact
-from densevl.proposals.mini_sam import SamConfig, build_sam
+from densevl.proposals.sam.mini_sam import SamConfig, build_sam
 from tools.mini.muon import Muon
 from tools.mini.run import CHECKPOINT
 from tools.mini.run import Run as ClipRun

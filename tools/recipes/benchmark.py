@@ -22,7 +22,7 @@ from densevl.backbones import Backbone, mini
 from densevl.backbones.mini import Mini
 from densevl.errors import RecipeError
 from densevl.inference import slide
-from densevl.proposals import mini_sam
+from densevl.proposals.sam import mini_sam
 from densevl.recipes import Recipe, get, names
 from tools.mini.data import normalized
 from tools.mini.evaluate import BATCH, CHOICE, OFFSETS, SEED, Judge

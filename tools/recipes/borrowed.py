@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.proxies import load_proxy
 from densevl.backbones.proxies.sam import LastAttention
-from densevl.pipelines.segments import Segments, proposer
+from densevl.pipelines.segmentation.segments import Segments, proposer
 from densevl.recipes import Hints, Recipe
 from tools.render.scenes import Scene
 

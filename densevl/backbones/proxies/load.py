@@ -21,7 +21,7 @@ from densevl.backbones.proxies.sam import SamProxy
 from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
 from densevl.errors import ModelError, suggest
-from densevl.proposals.mini_sam import load_mini_sam
+from densevl.proposals.sam.mini_sam import load_mini_sam
 from densevl.weights import SUFFIXES, Checkpoint, bad_file, read_checkpoint
 
 MINI = "mini-sam"

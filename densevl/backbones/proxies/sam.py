@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.proxies.base import Proxy
 from densevl.errors import ImageError, ModelError
-from densevl.proposals.sam_encoder import embed, project, run_block
+from densevl.proposals.sam.encoder import embed, project, run_block
 
 # of the package's `Sam`, on the 0-1 scale
 MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)

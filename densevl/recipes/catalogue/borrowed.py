@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from densevl.kernels import Gaussian
-from densevl.recipes.additions import OtherBlocks
-from densevl.recipes.affinity import Affinity, Floor, Relative, Smooth, Softmax
-from densevl.recipes.attention import Identity, SelfAttention
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
-from densevl.recipes.feedback import ScoreFeedback, TwoPass
-from densevl.recipes.heads import PairedHeads
 from densevl.recipes.part import Addition, Attention, Proxy
+from densevl.recipes.parts.additions import OtherBlocks
+from densevl.recipes.parts.affinity import Affinity, Floor, Relative, Smooth, Softmax
+from densevl.recipes.parts.attention import Identity, SelfAttention
+from densevl.recipes.parts.feedback import ScoreFeedback, TwoPass
+from densevl.recipes.parts.heads import PairedHeads
+from densevl.recipes.parts.regions import SMALLEST, PooledRegions, RegionEmbedding, Regions
+from densevl.recipes.parts.spread import LabelPropagation
+from densevl.recipes.parts.stitch import JoinedFeatures, JoinedProjections, SamAttention
 from densevl.recipes.recipe import Recipe, Source
-from densevl.recipes.regions import SMALLEST, PooledRegions, RegionEmbedding, Regions
-from densevl.recipes.spread import LabelPropagation
-from densevl.recipes.stitch import JoinedFeatures, JoinedProjections, SamAttention
 
 _DINO8, _DINO16 = Proxy("dino_vitb8"), Proxy("dino_vitb16")
 _VALUES16, _KEYS8 = Proxy("dino_vitb16", "v"), Proxy("dino_vitb8", "k")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from densevl.kernels import Gaussian
-from densevl.recipes.attention import CosineAttention, Identity, SelfAttention
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
-from densevl.recipes.readout import FeatureSurgery
+from densevl.recipes.parts.attention import CosineAttention, Identity, SelfAttention
+from densevl.recipes.parts.readout import FeatureSurgery
 from densevl.recipes.recipe import Recipe, SecondStream, Source
 
 _MASKCLIP = ("Extract Free Dense Labels from CLIP", "ECCV 2022", "https://arxiv.org/abs/2112.01071")

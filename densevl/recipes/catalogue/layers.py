@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from densevl.kernels import Gaussian
-from densevl.recipes.additions import BlockInputs, OtherBlocks
-from densevl.recipes.affinity import Affinity, Floor, Relative, Smooth
-from densevl.recipes.attention import BalancedMaps, BlockAttention, BoxAttention, SelfAttention
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
-from densevl.recipes.feedback import LabelFeedback, TwoPass
 from densevl.recipes.part import Attention, Tap
-from densevl.recipes.readout import Contributions, ScoredSources, Tokens
+from densevl.recipes.parts.additions import BlockInputs, OtherBlocks
+from densevl.recipes.parts.affinity import Affinity, Floor, Relative, Smooth
+from densevl.recipes.parts.attention import BalancedMaps, BlockAttention, BoxAttention, SelfAttention
+from densevl.recipes.parts.feedback import LabelFeedback, TwoPass
+from densevl.recipes.parts.readout import Contributions, ScoredSources, Tokens
+from densevl.recipes.parts.steps import AddCls, RepairByAttention, RepairByDensity
 from densevl.recipes.recipe import Recipe, Source
-from densevl.recipes.steps import AddCls, RepairByAttention, RepairByDensity
 
 _MIDDLE = (7, 8, 10)
 _EARLIER = tuple(range(1, 12))

@@ -1,0 +1,1 @@
+"""Small parts that are trained on a frozen CLIP, and how."""

@@ -1,0 +1,101 @@
+"""Standard layouts on disk: which image belongs to which label file. Nothing is downloaded; what is absent is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from densevl.errors import DatasetError
+from densevl.files import shown
+from densevl.images import EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image, its label file, and a key that is its path below the image folder without ending."""
+
+    key: str
+    image: Path
+    label: Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images and labels lie below the root of a dataset.
+
+    Attributes:
+        images, labels: folders.
+        image_ends: endings of image names, tried in order; what stands before is the stem.
+        label_ends: endings of label names, tried in order for the whole dataset: the first that any label has.
+        listing: a text file with a stem a line, or None to take all there are.
+        by_labels: without a listing, every label needs an image, rather than every image a label.
+    """
+
+    images: str
+    labels: str
+    image_ends: tuple[str, ...] = (".jpg",)
+    label_ends: tuple[str, ...] = (".png",)
+    listing: str | None = None
+    by_labels: bool = False
+
+    def missing(self, root: Path) -> list[str]:
+        """The folders and lists that are not there, as paths."""
+        wanted = [root / self.images, root / self.labels, *([root / self.listing] if self.listing else [])]
+        return [str(path) for path in wanted if not path.exists()]
+
+    def expected(self, root: Path) -> list[str]:
+        """The layout as lines to read, for messages."""
+        lines = [f"{root / self.images}/**/*{self.image_ends[0] if len(self.image_ends) == 1 else ''}"]
+        lines += [" or ".join(f"{root / self.labels}/**/*{end}" for end in self.label_ends)]
+        return lines + ([str(root / self.listing)] if self.listing else [])
+
+    def label_end(self, root: Path) -> str:
+        """The ending that labels have here.
+
+        Raises:
+            DatasetError: no label file has any of the endings.
+        """
+        folder = root / self.labels
+        for end in self.label_ends:
+            if next(folder.rglob(f"*{end}"), None) is not None:
+                return end
+        raise DatasetError(f"no labels in {shown(folder)}: files must end in {' or '.join(self.label_ends)}")
+
+    def items(self, root: Path) -> list[Item]:
+        """All pairs, sorted by key; a file of a pair may be missing (see `DatasetError` of the dataset).
+
+        Raises:
+            DatasetError: a folder or list is missing, or there is nothing in it.
+        """
+        if missing := self.missing(root):
+            raise DatasetError(f"{shown(missing[0])} is missing; expected: {'; '.join(self.expected(root))}")
+        images, labels, end = root / self.images, root / self.labels, self.label_end(root)
+        if self.listing is not None:
+            text = (root / self.listing).read_text(encoding="utf-8")
+            stems = [line.split()[0] for line in text.splitlines() if line.strip()]
+        elif self.by_labels:
+            stems = _stems(labels, (end,))
+        else:
+            stems = _stems(images, self.image_ends)
+        if not stems:
+            where = root / (self.listing or (self.labels if self.by_labels else self.images))
+            raise DatasetError(f"the split is empty: {shown(where)} names no image ({', '.join(self.image_ends)})")
+        return [Item(stem, _first(images, stem, self.image_ends), labels / (stem + end)) for stem in stems]
+
+
+def _stems(folder: Path, ends: tuple[str, ...]) -> list[str]:
+    """What stands before the ending, sorted; files are visited below the folder at any depth."""
+    found = set()
+    for path in folder.rglob("*"):
+        end = next((end for end in ends if path.name.lower().endswith(end.lower())), None)
+        if end is not None and path.is_file() and not path.name.startswith("."):
+            found.add(path.relative_to(folder).as_posix()[: -len(end)])
+    return sorted(found)
+
+
+def _first(folder: Path, stem: str, ends: tuple[str, ...]) -> Path:
+    paths = [folder / (stem + end) for end in ends]
+    return paths[0] if len(paths) == 1 else next((path for path in paths if path.exists()), paths[0])
+
+
+ANY_IMAGE = tuple(sorted(EXTENSIONS))

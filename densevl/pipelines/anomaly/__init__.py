@@ -1,0 +1,1 @@
+"""Anomaly maps of photos, from words and from normal images."""

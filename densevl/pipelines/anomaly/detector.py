@@ -1,0 +1,348 @@
+"""`AnomalyDetector`: an image to an anomaly map, by words alone or against a few normal images."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl import __version__
+from densevl.anomaly import storage
+from densevl.anomaly.fusing import Spread
+from densevl.anomaly.maps import threshold
+from densevl.anomaly.memory.foreground import shows_object
+from densevl.anomaly.memory.nearest import NearestMemory
+from densevl.anomaly.memory.remembering import remember
+from densevl.anomaly.result import AnomalyResult, Thresholds
+from densevl.anomaly.scorer import Looked, Scorer
+from densevl.anomaly.scoring import Scoring, get_scoring
+from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
+from densevl.anomaly.states import THING, States
+from densevl.anomaly.trained.adapters import Adapters
+from densevl.backbones import Backbone, load_backbone
+from densevl.errors import ImageError, ModelError, RecipeError, WeightsError
+from densevl.fitted import require_same
+from densevl.images import read_image
+from densevl.pipelines.anomaly.setup import (
+    as_proxy,
+    dense_recipe,
+    each_image,
+    fed_side,
+    fitting_adapters,
+    tile_side,
+)
+from densevl.recipes.tower import Tower
+
+LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
+BATCH = 8
+
+
+class AnomalyDetector:
+    """Anomaly maps with one model and one scoring; call it with an image.
+
+    >>> detect = AnomalyDetector("mini", item="tile")
+    >>> detect("tile.png").map                      # by words alone
+    >>> detect.fit("normal/").calibrate(fpr=0.01)   # against normal images, with a threshold
+    >>> detect("tile.png").is_anomalous
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = "auto",
+        item: str = THING,
+        *,
+        scoring: str | Scoring = "winclip",
+        weights: str | Path | None = None,
+        states: States | str | Path | Mapping[str, Any] | None = None,
+        size: int | tuple[int, int] | None = None,
+        tile: int | None = None,
+        proxy: Any = None,
+        adapters: Adapters | str | Path | None = None,
+        device: str | None = None,
+        **changes: Any,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: a name as `load_backbone` takes it, or a loaded `Backbone`.
+            item: what is looked at, a singular noun: "tile", "metal nut".
+            scoring: "winclip", "dense", "streams", "dino", "patchcore", "adaptclip", or a `Scoring`.
+            weights: a checkpoint file, if `model` names an architecture or config.
+            states: words for sound and damaged; None takes ours, see `States.parse`.
+            size: the short side is resized to this many pixels, keeping the ratio, and both sides to whole patches;
+                None takes the size the model was trained at. A pair is height and width, whatever the ratio.
+            tile: images fed larger than this many pixels go through the model in overlapping squares of this side, for
+                small damage on large images; give the side the model was trained at. None takes them whole.
+            proxy: a `Proxy`, or its name for `load_proxy`, whose features are remembered instead of the model's.
+            adapters: trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
+            device: "cpu", "cuda"; None chooses.
+            changes: fields of the scoring to change, such as windows="shared" or scales=(2, 3, 4).
+
+        Raises:
+            ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or has no use for words.
+            RecipeError: an unknown or impossible scoring. LabelError: unusable item or states. ImageError: a size below
+                a patch, or a tile that is not of whole patches.
+        """
+        self.scoring = get_scoring(scoring, **changes)
+        self.states, self.item = States.parse(states), item
+        self.states.expand(item)  # bad words fail before the model loads
+        if isinstance(model, Backbone) and (weights is not None or device is not None):
+            raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
+        self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        self.proxy = as_proxy(proxy, str(self.backbone.device))
+        tower: Tower | None = getattr(self.backbone, "tower", None)
+        if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
+            raise ModelError(
+                f"model '{self.backbone.name}' is no CLIP, so words and windows tell nothing; take a CLIP model "
+                "such as 'mini' or ViT-B-16-plus-240/laion400m_e32, or scoring='dino' with normal images"
+            )
+        if self.proxy is not None and self.scoring.text == "adapters":
+            raise RecipeError("adapters were trained on the model's own patches; leave the proxy out")
+        if self.proxy is not None and "patch" not in self.scoring.memory:
+            raise RecipeError(f"scoring '{self.scoring.name}' remembers no patches, so it has no use for a proxy")
+        trained = fitting_adapters(adapters, self.backbone, self.scoring)
+        if trained is not None:  # the query adapter reads the blocks it was trained on
+            plain = {"stage": "block", "around": 1, "joined": False, "metric": "cosine"}
+            self.scoring = get_scoring(self.scoring, layers=trained.layers, **plain)
+        self.size = fed_side(size, self.backbone, tower)
+        self.tile = tile_side(tile, self.backbone, self.proxy, self.scoring)
+        short = self.size if isinstance(self.size, int) else min(self.size)
+        recipe = dense_recipe(self.backbone, self.scoring.recipe)
+        self.scorer = Scorer(self.backbone, tower, self.proxy, self.scoring, short, self._words, recipe)
+        self.scorer.adapters, self.scorer.tile = trained, self.tile
+        self.thresholds: Thresholds | None = None
+        self.references: tuple[str, ...] = ()
+        self.memories: dict[str, NearestMemory] = {}
+        self._normal: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._prototypes: torch.Tensor | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a memory of normal images."""
+        return bool(self.memories)
+
+    def _words(self) -> torch.Tensor:
+        return self.prototypes
+
+    @property
+    def prototypes(self) -> torch.Tensor:
+        """What the words say: (2, E) float32 unit rows, normal and anomalous."""
+        if self._prototypes is None:
+            self._prototypes = self.states.prototypes(self.backbone.encode_text, self.item)
+        return self._prototypes
+
+    def __call__(self, image: Any) -> AnomalyResult:
+        """Score one image: a path, PIL image, uint8 RGB (H, W, 3), ...; see `densevl.images.read_image`.
+
+        Raises:
+            ImageError: unreadable. ModelError: the scoring needs normal images and has none.
+        """
+        return next(self.score([image]))
+
+    def score(self, images: Any, *, batch: int = BATCH) -> Iterator[AnomalyResult]:
+        """Score many: a folder, a path, or an iterable of paths and images; neighbours of one size share a pass.
+
+        No result depends on another image of the batch.
+
+        Raises:
+            ImageError: unreadable. ModelError: the scoring needs normal images and has none.
+        """
+        self._require_evidence()
+        for sources, rgbs, pixels in self._batches(images, batch):
+            started = time.perf_counter()
+            looked = self.scorer.look(pixels, with_memory=self.is_fitted)
+            grids, scores, parts = self.scorer.judge(looked, self.memories)
+            seconds = (time.perf_counter() - started) / len(rgbs)
+            for index, (source, rgb) in enumerate(zip(sources, rgbs, strict=True)):
+                yield AnomalyResult(
+                    score=float(scores[index]),
+                    grid=grids[index].cpu().numpy(),
+                    parts={name: values[index].cpu().numpy() for name, values in parts.items()},
+                    image=rgb,
+                    thresholds=self.thresholds,
+                    meta=self._meta(source, seconds),
+                )
+
+    def fit(self, normal: Any, *, batch: int = BATCH) -> AnomalyDetector:
+        """Remember normal images, and how they score against each other; earlier memories and thresholds go.
+
+        Args:
+            normal: a folder, a path, or an iterable of paths and images; at least one.
+
+        Raises:
+            ImageError: none, or unreadable. RecipeError: the scoring remembers nothing.
+        """
+        if not self.scoring.memory:
+            raise RecipeError(f"scoring '{self.scoring.name}' remembers nothing; give it memory=('patch', 'windows')")
+        seen: list[list[Looked]] = []  # for each image its views
+        names: list[str] = []
+        last = torch.empty(0)
+        for sources, _, last in self._batches(normal, batch):
+            views = [self.scorer.look(view, with_memory=True) for view in augmented(last, self.scoring.augment)]
+            for index, source in enumerate(sources):
+                names.append(source or f"array {len(names)}")
+                seen.append([view.one(index) for view in views])
+        if not names:
+            raise ImageError("no normal images to fit: give at least one")
+        looks = [views[0] for views in seen[:LEFT_OUT]]
+        masks = [views[0].object for views in seen if views[0].object is not None]
+        self.scorer.masked = bool(masks) and all(bool(shows_object(mask)) for mask in masks)
+        self.memories = remember(seen, self.scoring, self.scorer.masked)
+        self.references, self.thresholds = tuple(names), None
+        if len(names) == 1:  # a lone reference is what varied copies of it are compared with
+            plain = remember([looks], self.scoring, self.scorer.masked)
+            looks = [
+                self.scorer.look(view, with_memory=True)
+                for view in varied(last, self.backbone.mean, self.backbone.std, self.backbone.patch_size)
+            ]
+            self._learn_spread([(look, plain) for look in looks])
+        else:
+            kept = [{level: m.without(index) for level, m in self.memories.items()} for index in range(len(looks))]
+            self._learn_spread([pair for pair in zip(looks, kept, strict=True) if all(map(len, pair[1].values()))])
+        return self
+
+    def calibrate(self, fpr: float = 0.01, images: Any = None, *, batch: int = BATCH) -> AnomalyDetector:
+        """Set thresholds that at most a share `fpr` of normal images, and of their pixels, is expected to exceed.
+
+        Args:
+            fpr: above 0, below 1. With n normal images nothing finer than 1 / (n + 1) can be had for images: then
+                the threshold is their largest score.
+            images: normal images that were not fitted, as `fit` takes them; None judges each fitted image (up to 32)
+                by the others, and a lone one by copies of itself, mirrored, shifted and relit, which is optimistic.
+
+        Raises:
+            ModelError: an impossible fpr, or no normal images at hand.
+        """
+        if not 0 < fpr < 1:
+            raise ModelError(f"fpr is {fpr}: it is a share between 0 and 1, such as 0.01")
+        if images is not None:
+            results = list(self.score(images, batch=batch))
+            if not results:
+                raise ModelError("no normal images to calibrate on: give at least one")
+            scores = torch.tensor([result.score for result in results])
+            pixels = torch.cat([torch.from_numpy(result.grid).flatten() for result in results])
+        elif self._normal is None:
+            raise ModelError("no normal images to calibrate on: call fit(...) first, or give calibrate(images=...)")
+        else:
+            scores, pixels = self._normal
+        self.thresholds = Thresholds(threshold(scores, fpr), threshold(pixels, fpr), fpr, len(scores))
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the fitted detector as PATH.safetensors and PATH.json.
+
+        Raises:
+            ModelError: nothing was fitted or calibrated. OutputError: the disk refuses.
+        """
+        if not self.is_fitted and self.thresholds is None:
+            raise ModelError("nothing to save yet: call fit(...) or calibrate(images=...) first")
+        facts = {
+            "densevl": __version__,
+            "model": self.backbone.name,
+            "fingerprint": storage.fingerprint(self.backbone),
+            "proxy": self.proxy.name if self.proxy is not None else None,
+            "proxy_fingerprint": storage.fingerprint(self.proxy) if self.proxy is not None else None,
+            "item": self.item,
+            "states": asdict(self.states),
+            "size": self.size,
+            "tile": self.tile,
+            "masked": self.scorer.masked,
+            "scoring": storage.scoring_facts(self.scoring),
+            "spread": asdict(self.scorer.spread) if self.scorer.spread is not None else None,
+            "thresholds": asdict(self.thresholds) if self.thresholds is not None else None,
+            "references": list(self.references),
+        }
+        words = self.prototypes if self.scoring.text in ("windows", "dense") else None
+        return storage.save(Path(path), self.memories, words, facts)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], model: str | Backbone | None = None, *, proxy: Any = None, **options: Any
+    ) -> AnomalyDetector:
+        """Read a saved detector.
+
+        Args:
+            path: with or without an ending. model: None loads the one it was saved with, by name. proxy: likewise.
+            options: `weights`, `device` and `adapters`, as the constructor takes them.
+
+        Raises:
+            WeightsError: damaged files, or a backbone or proxy with other weights than the one it was fitted with.
+            ModelError: the model cannot be loaded.
+        """
+        memories, prototypes, facts = storage.read(Path(path))
+        try:
+            scoring = storage.scoring_of(facts, Path(path))
+            size = facts["size"] if isinstance(facts["size"], int) else tuple(facts["size"])
+            given = {"states": States.parse(facts["states"]), "size": size, "proxy": proxy or facts["proxy"]}
+            given["tile"] = facts.get("tile")
+            detector = cls(model or facts["model"], facts["item"], scoring=scoring, **given, **options)
+            require_same(detector.backbone, facts["fingerprint"], facts["model"], f"detector {path}")
+            if detector.proxy is not None:
+                require_same(detector.proxy, facts["proxy_fingerprint"], facts["proxy"], f"detector {path}")
+            device = detector.backbone.device
+            detector.memories = {level: memory.to(device) for level, memory in memories.items()}
+            detector._prototypes = prototypes
+            detector.scorer.masked = bool(facts.get("masked"))
+            detector.references = tuple(facts["references"])
+            if facts["spread"] is not None:
+                detector.scorer.spread = Spread(*(tuple(facts["spread"][part]) for part in ("text", "memory")))
+            if facts["thresholds"] is not None:
+                detector.thresholds = Thresholds(**facts["thresholds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"saved detector {path} lacks or spoils {error}; fit and save it again") from error
+        return detector
+
+    def _learn_spread(self, normal: list[tuple[Looked, dict[str, NearestMemory]]]) -> None:
+        """Score normal images, each by memories that do not hold it."""
+        apart = [self.scorer.distance(look, memories) for look, memories in normal]
+        texts = [look.text for look, _ in normal if look.text is not None]
+        self.scorer.spread = Spread.of(texts, apart)
+        found = [self.scorer.judge(*pair, distance) for pair, distance in zip(normal, apart, strict=True)]
+        self._normal = None
+        if found:
+            self._normal = torch.cat([s.cpu() for _, s, _ in found]), torch.cat([g.flatten().cpu() for g, *_ in found])
+
+    def _batches(self, images: Any, batch: int) -> Iterator[tuple[list[str | None], list[np.ndarray], torch.Tensor]]:
+        """Sources, uint8 images and normalised pixels (B, 3, H, W), neighbours of one fed size together."""
+        patch = self.backbone.patch_size
+
+        def read(image: Any) -> tuple[str | None, np.ndarray, tuple[int, int]]:
+            rgb = read_image(image)
+            source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+            if isinstance(self.size, int):
+                return source, rgb, fit_size(rgb.shape[0], rgb.shape[1], self.size, patch)
+            return source, rgb, self.size
+
+        for size, group in groupby(map(read, each_image(images)), key=lambda entry: entry[2]):
+            while entries := list(islice(group, max(1, batch))):
+                rgbs = [rgb for _, rgb, _ in entries]
+                pixels = torch.stack([self.backbone.normalize(shrink(rgb, size)) for rgb in rgbs])
+                yield [source for source, *_ in entries], rgbs, pixels
+
+    def _require_evidence(self) -> None:
+        if not (self.is_fitted or self.scoring.is_textual):
+            raise ModelError(
+                f"scoring '{self.scoring.name}' compares with normal images and has none: call fit(...) with some first"
+            )
+
+    def _meta(self, source: str | None, seconds: float) -> dict[str, Any]:
+        return {
+            "densevl": __version__,
+            "image": source,
+            "model": self.backbone.name,
+            "proxy": self.proxy.name if self.proxy is not None else None,
+            "item": self.item if self.scoring.is_textual else None,
+            "states": self.states.digest() if self.scoring.is_textual else None,
+            "scoring": storage.scoring_facts(self.scoring),
+            "size": self.size,
+            "tile": self.tile,
+            "references": len(self.references),
+            "seconds": round(seconds, 4),
+        }

@@ -1,0 +1,1 @@
+"""A few examples beside the words."""

@@ -1,0 +1,355 @@
+"""`FewShot`: a few examples beside the words, for images, regions or pixels."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones import Backbone, InferenceProtocol
+from densevl.backbones.projection import projection_of, with_projection
+from densevl.errors import LabelError, ModelError, suggest
+from densevl.fewshot import HEADS, Head, build
+from densevl.fewshot.result import Classification
+from densevl.fewshot.tokens import COVERAGE, MOST
+from densevl.fewshot.words import as_text, class_rows
+from densevl.images import read_image
+from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.fewshot import files as fewshot_files
+from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.scores import default_operators
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.recipes import Recipe
+from densevl.regions.fusion import ScoreSource, fuse
+from densevl.regions.naming import decide
+from densevl.regions.result import RegionResult
+from densevl.results import UNLABELLED, SegmentationResult
+from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.parsing import short
+from densevl.vocabulary.text_classifier import TextClassifier
+
+LEVELS = ("image", "region", "pixel")
+GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
+OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
+    "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "ape": {"keep": 64}}
+}
+"""Settings of heads that a level has of its own."""
+
+
+class FewShot:
+    """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
+
+    >>> name = FewShot("mini", head="gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
+    >>> name.classify("new.png").name
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = "auto",
+        head: str = "gda",
+        level: str = "image",
+        *,
+        operator: str | Mapping[str, float] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        proposals: Any = None,
+        coverage: float = COVERAGE,
+        tokens: int = MOST,
+        recipe: str | Recipe | None = None,
+        templates: str | Sequence[str] | None = None,
+        background: BackgroundSpec = "auto",
+        protocol: InferenceProtocol | Mapping[str, Any] | None = None,
+        proxy: Borrowed = None,
+        refine: str | Sequence[str] | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        use_cache: bool = True,
+        **settings: Any,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model, recipe, templates, background, protocol, proxy, refine, weights, device, use_cache: as `Segmenter`
+                takes them. Background words compete as classes without examples, but not for whole images.
+            head: "gda", "tip", "ape", "nearest", "linear" or "prolip"; see `densevl.fewshot`.
+            level: "image", "region" or "pixel": what examples are, and what is named.
+            operator, options, proposals: as `RegionClassifier` takes them; for regions. None proposes nothing.
+            coverage: a token is an example for pixels if its class covers at least this share of it (0..1).
+            tokens: at most so many are taken of an image and class.
+            settings: of the head, such as alpha.
+
+        Raises:
+            ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains; an unknown head, level or
+            setting. RecipeError: a recipe whose features depend on the words. LabelError: shares out of range.
+        """
+        if level not in LEVELS:
+            raise ModelError(f"level is {level!r}{suggest(str(level), LEVELS)}: it is one of {', '.join(LEVELS)}")
+        if head not in HEADS:
+            raise ModelError(f"no few-shot head '{head}'{suggest(str(head), HEADS)}; known: {', '.join(HEADS)}")
+        self.level, self.head = level, head
+        self.settings = {**OWN.get(level, {}).get(head, {}), **settings}
+        self.segmenter = Segmenter(
+            model,
+            recipe,
+            templates=templates,
+            background=background,
+            protocol=protocol,
+            proxy=proxy,
+            refine=refine,
+            weights=weights,
+            device=device,
+            use_cache=use_cache,
+        )
+        self.backbone = self.segmenter.backbone
+        if self.segmenter.recipe is None:
+            raise ModelError(
+                f"model '{self.backbone.name}' is no CLIP: few-shot heads compare examples and words in one space"
+            )
+        self._projection = projection_of(self.backbone) if head == "prolip" else None
+        self._build()  # impossible settings fail before the first example
+        self.coverage, self.tokens = coverage, tokens
+        self.features = self._look(operator, options, proposals)
+        self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
+        self.templates = self._text.templates
+        self.labels: LabelSet | None = None
+        self.heads: dict[str, Head] = {}
+        self.counts: Counter[str] = Counter()
+
+    def fit(self, examples: Any, labels: Labels | None = None) -> Self:
+        """Learn from examples; what was learned before is forgotten.
+
+        Args:
+            examples: for images {name: images}, a folder, a path, a list of both, or arrays; an empty list is a class
+                without examples. For regions a list of (image, masks or boxes, names), masks (R, H, W) bool or boxes
+                (R, 4), a name each. For pixels a list of (image, label map, names), an integer map (H, W) of numbers of
+                names, below 0, or 255 in a uint8 map, where it is not known. Regions and pixels named "nothing" are
+                examples of what is no class: they stand in for the background words, whose mean they share.
+            labels: all classes, with or without examples; see `LabelSet.parse`. None takes those of the examples. The
+                words of a class ("car | truck") are averaged.
+
+        Raises:
+            LabelError: no examples, of another form, of a class that is not in `labels`, or for pixels a class none of
+            whose pixels fill a token. ImageError: an unreadable image, or a map of another size. ModelError: settings
+            that do not fit the head.
+        """
+        names = self.features.named(examples)
+        shown = self.level != "image" and UNLABELLED in names
+        named = [name for name in names if not (shown and name == UNLABELLED)]
+        label_set = LabelSet.parse(named if labels is None else labels)
+        found, owners, weights = self._gather(examples, (*label_set.names, *[UNLABELLED] * shown))
+        text = class_rows(self._text.encode(label_set, self._background(shown)), len(label_set))
+        if self.level == "image":
+            text = text[: len(label_set)]  # an image is always one of the classes
+        elif shown:
+            rest = F.normalize(text[len(label_set) :].mean(dim=0, keepdim=True), dim=-1)
+            text = torch.cat([text[: len(label_set)], rest])
+        self.heads = {
+            kind: self._build().fit(rows, owners, text, scale=self.features.scales[kind], weights=weights)
+            for kind, rows in found.items()
+        }
+        self.labels, self.counts = label_set, _counted(owners, (*label_set.names, UNLABELLED))
+        return self
+
+    def partial_fit(self, examples: Any) -> Self:
+        """Learn from more examples of the same classes, as `fit` takes them; with heads that can.
+
+        Raises:
+            ModelError: nothing fitted, or a head that learns from all at once. LabelError, ImageError: as `fit`.
+        """
+        names = (*self._fitted().names, *[UNLABELLED] * (UNLABELLED in self.counts))
+        if not HEADS[self.head].adds:
+            raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
+        found, owners, weights = self._gather(examples, names, self.counts)
+        for kind, rows in found.items():
+            self.heads[kind].partial_fit(rows, owners, weights=weights)
+        self.counts += _counted(owners, names)
+        return self
+
+    def classify(self, image: Any, **regions: Any) -> Classification | RegionResult:
+        """Name an image, or regions of it.
+
+        Args:
+            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
+            regions: for level "region" one of masks, boxes, rle, points and proposals, as `RegionClassifier.classify`;
+                without, the proposer finds some.
+
+        Returns:
+            For images a `Classification`; for regions a `RegionResult`.
+
+        Raises:
+            ModelError: nothing fitted, or another level. ImageError: unreadable. ProposalError: regions that do not
+            fit.
+        """
+        labels = self._fitted()
+        if isinstance(self.features, ImageFeatures):
+            if regions:
+                raise ModelError(f"{min(regions)} are for level 'region', and this was made with level 'image'")
+            row = self.features.embed([read_image(image)])
+            p = self.heads["image"].logits(row)[0].softmax(dim=0)
+            return Classification(labels.names, p.cpu().numpy())
+        if isinstance(self.features, RegionFeatures):
+            return self._name_regions(self.features, image, regions)
+        raise ModelError(
+            "this was made with level 'pixel': call segment, or make another with level 'image' or 'region'"
+        )
+
+    def segment(self, image: Any) -> SegmentationResult:
+        """Label every pixel, as `Segmenter` does, with the head in place of text scores.
+
+        Raises:
+            ModelError: nothing fitted, or another level. ImageError: unreadable.
+        """
+        labels = self._fitted()
+        if not isinstance(self.features, PixelFeatures):
+            raise ModelError(f"segment is for level 'pixel', and this was made with level '{self.level}'")
+        started = time.perf_counter()
+        rgb = read_image(image)
+        features_YXD, windows = self.features.embed(rgb)
+        head = self.heads["pixel"]
+        scores = head.logits(features_YXD)[None] / head.scale
+        evidence = Evidence(scores, windows, as_text(head.text, labels.names))
+        result = self.segmenter.decide(evidence, rgb, labels, self.segmenter.background, image=image, started=started)
+        return replace(result, meta={**result.meta, **self._meta()})
+
+    def adapted(self) -> Backbone:
+        """The model with the projection that head "prolip" trained; any words can be asked of it, in any pipeline.
+
+        Raises:
+            ModelError: another head, or nothing fitted.
+        """
+        self._fitted()
+        (head,) = self.heads.values() if self.head == "prolip" else [None]
+        if head is None:
+            raise ModelError(f"head '{self.head}' leaves the model as it is; 'prolip' trains its projection")
+        return with_projection(self.backbone, head.projection)  # type: ignore[attr-defined]
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write what was learned as PATH.safetensors and PATH.json; the model stays where it is.
+
+        Raises:
+            ModelError: nothing fitted. OutputError: the disk refuses.
+        """
+        self._fitted()
+        return fewshot_files.save(Path(path), self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: str | Backbone | None = None,
+        *,
+        recipe: str | Recipe | None = None,
+        proxy: Borrowed = None,
+        **given: Any,
+    ) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: with or without an ending. model: None loads the one it was fitted with, by name. recipe, proxy:
+                likewise. given: proposals, refine, weights, device and use_cache, as the constructor takes them.
+
+        Raises:
+            WeightsError: damaged files, or a model, recipe or proxy that is not the one it was fitted with.
+            ModelError: the model cannot be loaded.
+        """
+        return fewshot_files.load(cls, Path(path), model, recipe, proxy, given)
+
+    def _look(self, operator: Any, options: Any, proposals: Any) -> Features:
+        """Where features come from; for "prolip" they are those before the projection."""
+        encoder = self.backbone
+        if self._projection is not None:
+            encoder = with_projection(encoder, torch.eye(len(self._projection)))
+        if self.level == "image":
+            return ImageFeatures(encoder)
+        if self.level == "pixel":
+            return PixelFeatures(self.segmenter, encoder, self.coverage, self.tokens)
+        if self.head == "prolip" and operator is None:
+            operator = list(default_operators(encoder))[-1]
+        segment = self.segmenter
+        classify = RegionClassifier(
+            encoder,
+            proposals,
+            operator,
+            segment.recipe,
+            options=options,
+            background="none",
+            protocol=segment.protocol,
+            proxy=segment.proxy,
+        )
+        if self.head == "prolip" and len(classify.operators) > 1:
+            raise ModelError(f"head 'prolip' trains one projection: take one operator, not {list(classify.operators)}")
+        return RegionFeatures(classify)
+
+    def _build(self) -> Head:
+        own = {} if self._projection is None else {"projection": self._projection}
+        return build(self.head, **own, **self.settings)
+
+    def _background(self, shown: bool) -> Background:
+        """The policy whose words compete, or give "nothing" its text where examples show it."""
+        policy = self.segmenter.background
+        return replace(policy, words=policy.words or (GROUND,), unknown=False) if shown else policy
+
+    def _gather(
+        self, examples: Any, names: tuple[str, ...], known: Collection[str] = ()
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        """Features of all examples by kind, the class number of each, and weights."""
+        for name in self.features.named(examples):
+            if name not in names:
+                near = suggest(name, names)
+                raise LabelError(f"'{short(name)}' has examples and is no label{near}; add it to labels")
+        parts = list(self.features.rows(examples))
+        owners = [name for part in parts for name in part.owners]
+        lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
+        if lost:
+            small = "fills no token of any example; lower coverage, or take level 'region'"
+            raise LabelError(f"'{short(lost[0])}' {small if self.level == 'pixel' else 'has only empty regions'}")
+        if not owners:
+            raise LabelError("no examples: give at least one class some images")
+        features = {kind: torch.cat([part.features[kind] for part in parts]) for kind in parts[0].features}
+        device = next(iter(features.values())).device
+        numbers = torch.tensor([names.index(name) for name in owners], device=device)
+        return features, numbers, torch.cat([part.weights for part in parts]).to(device)
+
+    def _name_regions(self, features: RegionFeatures, image: Any, regions: Mapping[str, Any]) -> RegionResult:
+        labels, policy = self._fitted(), self.segmenter.background
+        found = features.embed(image, **regions)
+        sources = [
+            ScoreSource(self.heads[kind].logits(rows).log_softmax(dim=1), features.classify.operators[kind])
+            for kind, rows in found.vectors.items()
+        ]
+        logp = sources[0].logp if len(sources) == 1 else fuse(sources)
+        valid = torch.from_numpy(found.regions.areas > 0).to(logp.device)
+        classes = as_text(next(iter(self.heads.values())).text, labels.names).classes
+        decided = decide(logp, classes, len(labels), policy, valid=valid)
+        return RegionResult(
+            regions=found.regions,
+            vocabulary=labels.names,
+            probs=decided.probs.cpu().numpy(),
+            nothing=decided.nothing.cpu().numpy(),
+            labels=decided.labels.cpu().numpy(),
+            scores=decided.scores.cpu().numpy(),
+            image=found.image,
+            embeddings=found.vectors,
+            meta={"image": found.source, **features.classify.facts(), **self._meta(), "seconds": found.seconds},
+        )
+
+    def _meta(self) -> dict[str, Any]:
+        found = {kind: dict(head.found) for kind, head in self.heads.items()}
+        return {"fewshot": {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}}
+
+    def _fitted(self) -> LabelSet:
+        if self.labels is None or not self.heads:
+            raise ModelError("no examples yet: call fit(examples) first")
+        return self.labels
+
+
+def _counted(owners: torch.Tensor, names: tuple[str, ...]) -> Counter[str]:
+    return Counter(names[index] for index in owners.tolist())

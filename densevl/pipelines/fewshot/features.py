@@ -1,0 +1,193 @@
+"""Where few-shot heads get their features from: whole images, regions or places, and what examples of each look like.
+
+Shape letters: N features, D their width, R regions, Y/X tokens of all windows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl.backbones import Backbone
+from densevl.errors import ImageError, LabelError
+from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
+from densevl.images import read_image
+from densevl.inference import WindowGrid
+from densevl.pipelines.anomaly.setup import each_image
+from densevl.pipelines.feeding import embed_images, feed
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.proposals import Proposals
+from densevl.recipes import Hints
+from densevl.regions.embedded import RegionEmbeddings
+from densevl.regions.operators.dense import unit_features
+from densevl.vocabulary.parsing import short
+
+BATCH = 32  # images that are read together
+VOID = 255  # of uint8 label maps: no class
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What one example shows.
+
+    Attributes:
+        names: of the classes in it. features: (N, D) float32 by kind of feature, possibly none of a class.
+        owners: the class of each feature. weights: (N,) float32 of each.
+    """
+
+    names: list[str]
+    features: dict[str, torch.Tensor]
+    owners: list[str]
+    weights: torch.Tensor
+
+
+class Features(ABC):
+    """Attributes: scales: what text cosines of each kind of feature are multiplied by, by its name."""
+
+    scales: dict[str, float]
+
+    @abstractmethod
+    def named(self, examples: Any) -> list[str]:
+        """The names in examples, each once, in the order of their first; nothing is encoded.
+
+        Raises:
+            LabelError: they are not of this level's form.
+        """
+
+    @abstractmethod
+    def rows(self, examples: Any) -> Iterator[Shown]:
+        """Encode examples one after the other."""
+
+
+class ImageFeatures(Features):
+    """Whole images; examples are {name: images}."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self.scales = {"image": backbone.logit_scale}
+
+    def named(self, examples: Any) -> list[str]:
+        if not isinstance(examples, Mapping) or not examples:
+            raise LabelError("examples of images are {name: images}, a folder, paths or arrays by class")
+        return list(examples)
+
+    def rows(self, examples: Mapping[str, Any]) -> Iterator[Shown]:
+        for name, images in examples.items():
+            waiting = iter(each_image(images))
+            while pictures := [read_image(image) for image in islice(waiting, BATCH)]:
+                found = self.embed(pictures)
+                yield Shown([name], {"image": found}, [name] * len(found), torch.ones(len(found)))
+
+    def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
+        return embed_images(self._backbone, pictures)
+
+
+class RegionFeatures(Features):
+    """Regions of photos; examples are (image, masks or boxes, a name for each)."""
+
+    def __init__(self, classify: RegionClassifier) -> None:
+        self.classify = classify
+        self.scales = {name: classify.scorer.scale(name) for name in classify.operators}
+
+    def named(self, examples: Any) -> list[str]:
+        return list(dict.fromkeys(str(name) for example in _triples(examples, "regions") for name in example[2]))
+
+    def rows(self, examples: Any) -> Iterator[Shown]:
+        for image, regions, names in _triples(examples, "regions"):
+            found = self.embed(image, **regions_form(regions))
+            if len(names) != len(found):
+                raise LabelError(f"{len(names)} names for {len(found)} regions: give one for each")
+            filled = torch.from_numpy(found.regions.areas > 0).nonzero().flatten()
+            owners = [str(names[index]) for index in filled.tolist()]
+            features = {kind: rows[filled.to(rows.device)] for kind, rows in found.vectors.items()}
+            yield Shown(list(map(str, names)), features, owners, torch.ones(len(owners)))
+
+    def embed(self, image: Any, **regions: Any) -> RegionEmbeddings:
+        """The regions of a photo, as `RegionClassifier.embed`."""
+        return self.classify.embed(image, **regions)
+
+
+class PixelFeatures(Features):
+    """Places of photos; examples are (image, label map, names), of which the map holds the numbers."""
+
+    def __init__(self, segment: Segmenter, backbone: Backbone, coverage: float = COVERAGE, tokens: int = MOST) -> None:
+        """Prepare; `backbone` encodes, all else is as the segmenter does it.
+
+        Raises:
+            LabelError: a coverage or number of tokens out of range.
+        """
+        if not 0 < coverage <= 1 or tokens < 1:
+            raise LabelError(f"coverage is {coverage} and tokens {tokens}: a share above 0 up to 1, and at least one")
+        self._segment, self._backbone = segment, backbone
+        self._coverage, self._tokens = coverage, tokens
+        self.scales = {"pixel": segment.protocol.logit_scale}
+
+    def named(self, examples: Any) -> list[str]:
+        return list(dict.fromkeys(str(name) for example in _triples(examples, "a label map") for name in example[2]))
+
+    def rows(self, examples: Any) -> Iterator[Shown]:
+        for image, given, names in _triples(examples, "a label map"):
+            rgb = read_image(image)
+            labels_HW = _label_map(given, names, rgb)
+            features_YXD, windows = self.embed(rgb)
+            labels_YX, share_YX = token_labels(labels_HW, windows, self._coverage)
+            chosen = chosen_tokens(labels_YX, self._tokens)
+            owners = [str(names[index]) for index in labels_YX.flatten()[chosen].tolist()]
+            shown = [str(names[index]) for index in np.unique(labels_HW[labels_HW >= 0])]
+            rows = features_YXD.flatten(0, 1)[chosen.to(features_YXD.device)]
+            yield Shown(shown, {"pixel": rows}, owners, share_YX.flatten()[chosen])
+
+    def embed(self, rgb: np.ndarray) -> tuple[torch.Tensor, WindowGrid]:
+        """Unit features (Y, X, D) of a uint8 RGB photo and the windows they lie on."""
+        segment = self._segment
+        pixels, windows = feed(rgb, self._backbone, segment.protocol)
+        hints = Hints(proxy=segment.proxy, sam=segment.sam)
+        return unit_features(self._backbone, pixels, windows, segment.recipe, hints)
+
+
+def regions_form(regions: Any) -> dict[str, Any]:
+    """Regions of an example by the keyword that `RegionClassifier.embed` takes them under."""
+    if isinstance(regions, Mapping):
+        return dict(regions)
+    if isinstance(regions, Proposals):
+        return {"proposals": regions}
+    if isinstance(regions, Sequence) and len(regions) and isinstance(regions[0], Mapping):
+        return {"rle": regions}
+    array = regions if hasattr(regions, "ndim") else np.asarray(regions)
+    if array.ndim == 3:
+        return {"masks": regions}
+    if array.ndim == 2 and array.shape[1] == 4:
+        return {"boxes": regions}
+    raise LabelError(f"regions of shape {tuple(array.shape)}: masks (R, H, W), boxes (R, 4), RLE or Proposals")
+
+
+def _triples(examples: Any, middle: str) -> list[tuple[Any, Any, Sequence[str]]]:
+    found = [] if isinstance(examples, (str, Mapping)) or not hasattr(examples, "__iter__") else list(examples)
+    if not found or not all(isinstance(example, (tuple, list)) and len(example) == 3 for example in found):
+        raise LabelError(f"examples are a list of (image, {middle}, names), at least one")
+    for _, _, names in found:
+        if isinstance(names, str):
+            raise LabelError(f"names of an example are one string, '{short(names)}': give a list")
+    return [(image, thing, list(names)) for image, thing, names in found]
+
+
+def _label_map(given: Any, names: Sequence[str], rgb: np.ndarray) -> np.ndarray:
+    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise LabelError(f"a label map is {array.dtype} {array.shape}: integers (H, W), numbers of names")
+    if array.shape != rgb.shape[:2]:
+        raise ImageError(f"a label map is {array.shape} and its image {rgb.shape[:2]}: they must be of one size")
+    found = array.astype(np.int64)
+    if array.dtype == np.uint8:
+        found[array == VOID] = -1
+    if found.max() >= len(names):
+        raise LabelError(f"a label map holds {found.max()}: {len(names)} names allow 0 to {len(names) - 1}, or below 0")
+    return found

@@ -1,0 +1,123 @@
+"""A fitted `FewShot` on disk: what it learned, and what that depends on; no pickles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from densevl import __version__, fitted
+from densevl.backbones import Backbone
+from densevl.errors import WeightsError
+from densevl.fewshot import restore
+from densevl.fewshot.head import Head
+from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.fewshot.features import RegionFeatures
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.recipes import Recipe
+from densevl.vocabulary import Background, LabelSet
+
+
+class Fitted(Protocol):
+    """What is kept of a `FewShot`."""
+
+    level: str
+    head: str
+    settings: dict[str, Any]
+    segmenter: Segmenter
+    backbone: Backbone
+    coverage: float
+    tokens: int
+    features: Any
+    templates: Any
+    labels: LabelSet | None
+    heads: dict[str, Head]
+    counts: Counter[str]
+
+
+FORMAT = "densevl-fewshot-1"
+BORROWED = ("proxy", "sam")
+
+
+def save(path: Path, made: Fitted) -> list[Path]:
+    """Write PATH.safetensors and PATH.json; see `FewShot.save`."""
+    segmenter, regions = made.segmenter, made.features
+    states = {kind: head.state() for kind, head in made.heads.items()}
+    tensors = {f"{kind}/{name}": value for kind, (own, _) in states.items() for name, value in own.items()}
+    models = {name: getattr(segmenter, name) for name in BORROWED}
+    facts: dict[str, Any] = {
+        "densevl": __version__,
+        "model": made.backbone.name,
+        "fingerprint": fitted.fingerprint(made.backbone),
+        "borrowed": {
+            name: [model.name, fitted.fingerprint(model)] for name, model in models.items() if model is not None
+        },
+        "level": made.level,
+        "head": made.head,
+        "settings": made.settings,
+        "operator": dict(regions.classify.operators) if isinstance(regions, RegionFeatures) else None,
+        "options": regions.classify.facts()["options"] if isinstance(regions, RegionFeatures) else None,
+        "coverage": made.coverage,
+        "tokens": made.tokens,
+        "recipe": [segmenter.recipe.name, repr(segmenter.recipe)] if segmenter.recipe is not None else None,
+        "protocol": asdict(segmenter.protocol),
+        "background": asdict(segmenter.background),
+        "templates": list(made.templates),
+        "labels": asdict(made.labels) if made.labels is not None else None,
+        "counts": dict(made.counts),
+        "heads": {kind: own for kind, (_, own) in states.items()},
+    }
+    return fitted.save(path, FORMAT, tensors, facts)
+
+
+Made = TypeVar("Made", bound=Fitted)
+
+
+def load(
+    kind: Callable[..., Made],
+    path: Path,
+    model: str | Backbone | None,
+    recipe: str | Recipe | None,
+    proxy: Borrowed,
+    given: Mapping[str, Any],
+) -> Made:
+    """Read what `save` wrote; see `FewShot.load`."""
+    tensors, facts = fitted.read(path, FORMAT, "few-shot head")
+    what = f"few-shot head {path}"
+    try:
+        name, make = facts["recipe"]
+        borrowed = facts["borrowed"]
+        made = kind(
+            model or facts["model"],
+            facts["head"],
+            facts["level"],
+            operator=facts["operator"],
+            options=facts["options"],
+            coverage=facts["coverage"],
+            tokens=facts["tokens"],
+            recipe=recipe or name,
+            templates=facts["templates"],
+            background=_background(facts["background"]),
+            protocol=facts["protocol"],
+            proxy=proxy or (borrowed["proxy"][0] if "proxy" in borrowed else None),
+            **given,
+            **facts["settings"],
+        )
+        fitted.require_same(made.backbone, facts["fingerprint"], facts["model"], what)
+        for option, (whose, weights) in borrowed.items():
+            fitted.require_same(getattr(made.segmenter, option), weights, whose, what)
+        if repr(made.segmenter.recipe) != make:
+            raise WeightsError(f"{what} was fitted with another make of recipe '{name}': give that one as recipe=")
+        made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])
+        for part, own in facts["heads"].items():
+            mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
+            made.heads[part] = restore({key: value.to(made.backbone.device) for key, value in mine.items()}, own)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"saved {what} lacks or spoils {error}; fit and save it again") from error
+    return made
+
+
+def _background(facts: Mapping[str, Any]) -> Background:
+    return Background(**{**facts, "words": tuple(facts["words"])})

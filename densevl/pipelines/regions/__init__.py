@@ -1,0 +1,1 @@
+"""Regions of photos: named, found and searched."""

@@ -1,0 +1,430 @@
+"""`RegionClassifier`: a photo, its masks or boxes, and some words to a name for each region."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl import __version__
+from densevl.backbones import Backbone, InferenceProtocol
+from densevl.errors import LabelError
+from densevl.images import read_image
+from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.regions.discovery import (
+    REPEATED,
+    class_probs,
+    few_words,
+    merge,
+    merged_probs,
+    readable,
+    together,
+)
+from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.regions.scores import NAME_FIRST, ORDERS, POOL_FIRST, RegionScorer, default_operators
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
+from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
+from densevl.recipes import Recipe
+from densevl.regions.embedded import RegionEmbeddings
+from densevl.regions.fusion import ScoreSource, fuse
+from densevl.regions.naming import decide, log_probs, prototypes
+from densevl.regions.operators.dense import has_features
+from densevl.regions.operators.names import OPERATORS, parse
+from densevl.regions.overlap import nms
+from densevl.regions.result import RegionResult
+from densevl.results import UNLABELLED
+from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary.nouns import nouns
+from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
+
+PROPOSER = "mini-sam"
+KEPT_VOCABULARIES = 16
+
+
+class RegionClassifier:
+    """Names regions with one model; call it with a photo, words, and masks or boxes, or let it propose masks.
+
+    >>> classify = RegionClassifier("mini")
+    >>> result = classify("scene.png", ["cat", "dog | puppy"])
+    >>> result.names, result.boxes, result.scores
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = "auto",
+        proposals: str | Proposer | Callable[..., Any] | None = PROPOSER,
+        operator: str | Mapping[str, float] | None = None,
+        recipe: str | Recipe | None = None,
+        *,
+        order: str | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        second_look: str | None = None,
+        second_share: float = 0.15,
+        second_top: int = 5,
+        margin: float = 0.0,
+        weights: str | Path | None = None,
+        templates: str | Sequence[str] | None = None,
+        background: BackgroundSpec = "auto",
+        protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
+        proxy: Borrowed = None,
+        device: str | None = None,
+        use_cache: bool = True,
+    ) -> None:
+        """Load the model; the proposer follows when a photo first needs it.
+
+        Args:
+            model, weights, templates, background, proxy, device, use_cache: as `Segmenter` takes them.
+            protocol: likewise, but windows overlap by half unless it says otherwise, so that one sees a region whole.
+            proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
+                function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
+            operator: how regions are embedded (see `regions.operators`): "cls_mask", "pool+cls_mask" with equal
+                weights, or {"pool": 0.3, "cls_mask": 0.7}; their judgements are fused geometrically. None is
+                "pool+cls_mask" where the model has a CLS token to copy, else "pool".
+            recipe: how dense features are made, for "pool" and "roi"; None takes the model's default.
+            order: for "pool" alone: "pool_then_classify" averages features, "classify_then_pool" probabilities of
+                each place (EdaDet), which suits masks that hold more than one thing. None is the first where the model
+                has features of its own.
+            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
+                and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
+            second_look: an operator for the regions that the first left most uncertain, such as "crop".
+            second_share: at most this share of the regions is looked at again. second_top: only so many of a region's
+                likeliest strings are ranked anew (GC-CLIP).
+            margin: a region whose best class leads the next by less than this probability is nothing.
+
+        Raises:
+            ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or the operator needs what it
+            lacks. RecipeError: an unknown recipe, or one that has no features to pool.
+            LabelError: an unknown operator or order, or shares out of range.
+        """
+        chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
+        if order is not None and order not in ORDERS:
+            raise LabelError(f"order is {order!r}; it is one of {', '.join(ORDERS)}")
+        if not 0 <= margin < 1:
+            raise LabelError(f"margin is {margin}; it is a probability, 0 for none")
+        if not isinstance(
+            protocol, (InferenceProtocol, str)
+        ):  # tiles, a Segmenter's choice, would cut most regions in two
+            protocol = {"plan": "sliding", **(protocol or {})}
+        self._segment = Segmenter(
+            model,
+            recipe,
+            weights=weights,
+            templates=templates,
+            background=background,
+            protocol=protocol,
+            proxy=proxy,
+            device=device,
+            use_cache=use_cache,
+        )
+        segment = self._segment
+        self.backbone, self.recipe, self.protocol = segment.backbone, segment.recipe, segment.protocol
+        operators = chosen or default_operators(self.backbone)
+        self.scorer = RegionScorer(
+            self.backbone,
+            self.recipe,
+            self.protocol,
+            operators,
+            {name: dict(own) for name, own in (options or {}).items()},
+            order or (POOL_FIRST if has_features(self.recipe) or "pool" not in operators else NAME_FIRST),
+            second_look,
+            second_share,
+            second_top,
+            segment.proxy,
+            segment.sam,
+        )
+        self.operators, self.order = self.scorer.operators, self.scorer.order
+        self.margin = margin
+        self._proposals: Any = proposals
+        self._finder = proposals if proposals is None or isinstance(proposals, str) else _name_of(proposals)
+        self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
+        self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
+
+    def __call__(self, image: Any, labels: Labels, **given: Any) -> RegionResult:
+        """The same as `classify`."""
+        return self.classify(image, labels, **given)
+
+    def classify(
+        self,
+        image: Any,
+        labels: Labels,
+        *,
+        masks: Any = None,
+        boxes: Any = None,
+        rle: Any = None,
+        points: Any = None,
+        proposals: Proposals | None = None,
+        background: BackgroundSpec = "auto",
+    ) -> RegionResult:
+        """Name the regions of one photo.
+
+        Args:
+            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
+            labels: the classes; see `LabelSet.parse`.
+            masks: (R, H, W) bool of that photo. boxes: (R, 4) x0, y0, x1, y1 in pixels, floats allowed, parts outside
+                are cut off. rle: COCO's run lengths. points: (R, 2) x, y, a click each, of which the classifier's
+                proposer, a SAM, makes masks (Open-Vocabulary SAM). proposals: packed masks. At most one of them; none
+                of them lets the proposer find regions.
+            background: overrides the classifier's policy for this call.
+
+        Returns:
+            One name and score a region, in the order given; see `RegionResult`.
+
+        Raises:
+            ImageError: unreadable image. LabelError: unusable labels. ProposalError: regions that do not fit the photo,
+            several kinds of them, or none and no proposer.
+        """
+        found = self.embed(image, masks=masks, boxes=boxes, rle=rle, points=points, proposals=proposals)
+        return self.name(found, labels, background=background)
+
+    def embed(
+        self,
+        image: Any,
+        *,
+        masks: Any = None,
+        boxes: Any = None,
+        rle: Any = None,
+        points: Any = None,
+        proposals: Proposals | None = None,
+    ) -> RegionEmbeddings:
+        """Embed the regions of one photo, to be named by `name` as often as wanted; arguments as `classify`."""
+        rgb = read_image(image)
+        started = time.perf_counter()
+        regions = self.regions(rgb, masks=masks, boxes=boxes, rle=rle, points=points, proposals=proposals)
+        vectors, tokens = self.scorer.vectors(rgb, regions)
+        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+        return RegionEmbeddings(
+            rgb, regions, vectors, tokens, source=source, seconds=round(time.perf_counter() - started, 3)
+        )
+
+    def name(self, found: RegionEmbeddings, labels: Labels, *, background: BackgroundSpec = "auto") -> RegionResult:
+        """Name embedded regions; the photo is looked at again only where `second_look` asks for it.
+
+        Raises:
+            LabelError: unusable labels or background.
+        """
+        label_set, policy = LabelSet.parse(labels), self._segment.policy(background)
+        text = self.embed_text(label_set, policy)
+        result = self.judged(found, self.scorer.judge(found, text), label_set, text.classes, policy)
+        return replace(result, warnings=self._warnings(label_set, policy, text))
+
+    def discover(
+        self,
+        image: Any,
+        words: Labels | None = None,
+        *,
+        threshold: float = 0.0,
+        agree: float = 0.5,
+        overlap: float | None = 0.5,
+        **regions: Any,
+    ) -> RegionResult:
+        """Name the regions of a photo without labels: by a long list of words, of which few are used (zero-guidance).
+
+        Every region is compared with the whole list. Of the words, so few are kept that each region has one at least
+        `agree` times as likely as its likeliest. Regions of the same word that overlap become one.
+
+        Args:
+            image: as `classify`. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
+                1,300 plain nouns. Words that the model does not cover are left out. Embeddings are cached on disk.
+            threshold: regions whose word is less likely than this are nothing; probabilities are among the whole list.
+            agree: 1 gives every region its likeliest word.
+            overlap: share of the smaller of two regions; 1 merges none, None makes one region of each word, as suits
+                superpixels, which never overlap.
+            regions: masks=, boxes=, rle=, points= or proposals=, as `classify`; without, the proposer finds them.
+
+        Returns:
+            A result whose vocabulary is the words that were kept, and whose regions are merged ones.
+
+        Raises:
+            As `classify`. LabelError: the model covers none of the words, or shares out of range.
+        """
+        if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
+            raise LabelError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
+        found = self.embed(image, **regions)
+        listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.uncovered)
+        text = self.embed_text(listed, Background())
+        p_RC = class_probs(self.scorer.judge(found, text), text.classes, len(listed))
+        p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
+        chosen = few_words(p_RC, agree)
+        few = LabelSet(tuple(listed.names[c] for c in chosen), tuple(listed.synonyms[c] for c in chosen))
+        p_RC = p_RC[:, chosen]
+        best, labels = p_RC.max(dim=1) if len(p_RC) else (p_RC.sum(dim=1), torch.zeros(0, dtype=torch.int64))
+        labels = torch.where((best > 0) & (best >= threshold), labels, NOTHING)
+        groups = together(found.regions, labels.cpu().numpy(), overlap)
+        merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
+        result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
+        kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.scores, 0), threshold=REPEATED))
+        warned = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
+        return replace(result.select(kept), warnings=warned)
+
+    def judged(
+        self,
+        found: RegionEmbeddings,
+        logp: torch.Tensor,
+        labels: LabelSet,
+        classes: torch.Tensor,
+        policy: Background,
+    ) -> RegionResult:
+        """The result of embedded regions and their log probabilities (R, T); classes: (T,) class of each string."""
+        return replace(
+            self._result(found, logp, classes.to(logp.device), labels.names, policy),
+            rename_fn=lambda other, **options: self.name(found, other, **options),
+            dense_fn=lambda: self._segment(found.image, labels, background=policy).labels,
+        )
+
+    def name_like(
+        self,
+        found: RegionEmbeddings,
+        examples: Mapping[str, RegionEmbeddings],
+        *,
+        words: float = 0.0,
+        threshold: float = 0.0,
+    ) -> RegionResult:
+        """Name embedded regions after examples instead of words: a crop, a box or a masked thing stands for a class.
+
+        A class is the mean of its examples, by each operator. With `words` its name has a say too, as CLIPSeg (CVPR
+        2022) mixes the two. Examples only compete with examples: images are nearer to images than to any word.
+
+        Args:
+            found: from `embed`. examples: for each name its embedded regions, from `embed` too; those named "nothing"
+                stand for what is none of the others.
+            words: 0..1, weight of the name beside its examples. threshold: regions below it are nothing.
+
+        Raises:
+            LabelError: fewer than two names, a name without a region, `words` out of range, or an order that keeps no
+                vectors.
+        """
+        if self.order == NAME_FIRST:
+            raise LabelError(f"examples are compared with vectors of regions, which order '{NAME_FIRST}' does not make")
+        if not 0 <= words <= 1 or len(examples) < 2:
+            raise LabelError(
+                f"words is {words:g} and there are examples of {len(examples)} names; words is 0..1, and at least two "
+                f"names compete, of which one may be '{UNLABELLED}'"
+            )
+        named = [name for name in examples if name != UNLABELLED]
+        order = [*named, *(name for name in examples if name == UNLABELLED)]
+        text = self.embed_text(LabelSet.parse(named), Background()).vectors if words else None
+        classes = torch.tensor([i if i < len(named) else NOTHING for i in range(len(order))])
+        sources = []
+        for operator, weight in self.operators.items():
+            rows = prototypes({name: examples[name].vectors[operator] for name in order}, text, words)
+            as_text = TextEmbeddings(rows, classes.to(rows.device), tuple(order))
+            logp = log_probs(found.vectors[operator], as_text, self.scorer.scale(operator))
+            sources.append(ScoreSource(logp, weight))
+        logp = sources[0].logp if len(sources) == 1 else fuse(sources)
+        return self._result(found, logp, classes.to(logp.device), tuple(named), Background(threshold=threshold))
+
+    def _result(
+        self,
+        found: RegionEmbeddings,
+        logp: torch.Tensor,
+        classes: torch.Tensor,
+        names: tuple[str, ...],
+        policy: Background,
+    ) -> RegionResult:
+        valid = torch.from_numpy(found.regions.areas > 0).to(logp.device)
+        decided = decide(logp, classes, len(names), policy, margin=self.margin, valid=valid)
+        return RegionResult(
+            regions=found.regions,
+            vocabulary=names,
+            probs=decided.probs.cpu().numpy(),
+            nothing=decided.nothing.cpu().numpy(),
+            labels=decided.labels.cpu().numpy(),
+            scores=decided.scores.cpu().numpy(),
+            image=found.image,
+            embeddings=found.vectors,
+            meta=self._meta(found, policy),
+        )
+
+    def regions(self, rgb: np.ndarray, **forms: Any) -> Proposals:
+        """The regions of a uint8 RGB photo: those given in one of the forms that `classify` takes, else proposed.
+
+        Raises:
+            ProposalError: several forms, none and no proposer, or anything that does not fit the photo.
+        """
+        forms = {name: value for name, value in forms.items() if value is not None}
+        if not forms:
+            return self._propose(rgb)
+        if set(forms) == {"points"}:
+            return prompted(rgb, points=forms["points"], proposer=self._proposer())
+        return given(rgb, **forms)
+
+    def _propose(self, rgb: np.ndarray) -> Proposals:
+        found = self._proposer()(rgb)
+        return given(rgb, **{"proposals" if isinstance(found, Proposals) else "masks": found})
+
+    def _proposer(self) -> Any:
+        """The proposer, loaded when first needed."""
+        if self._proposals is None:
+            raise ProposalError(
+                "no regions: give masks=, boxes= or rle= with the call, or name a proposer for the classifier"
+            )
+        if isinstance(self._proposals, str):
+            encoder = self.backbone if self._proposals == "clusters" else None
+            self._proposals = load_proposer(self._proposals, encoder=encoder, device=str(self.backbone.device))
+        return self._proposals
+
+    def policy(self, background: BackgroundSpec = "auto") -> Background:
+        """The background policy of a call: the classifier's own for "auto".
+
+        Raises:
+            LabelError: unusable.
+        """
+        return self._segment.policy(background)
+
+    def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        """Labels and background words as unit vectors; the last few vocabularies are kept."""
+        key = (labels, policy)
+        if key not in self._vocabularies:
+            if len(self._vocabularies) >= KEPT_VOCABULARIES:
+                del self._vocabularies[next(iter(self._vocabularies))]
+            self._vocabularies[key] = self._text.encode(labels, policy)
+        return self._vocabularies[key]
+
+    @property
+    def finder(self) -> str | None:
+        """The name of what finds regions in photos that come without, as far as it has one."""
+        return self._finder
+
+    def facts(self) -> dict[str, Any]:
+        """What region vectors depend on besides the photo and its regions, ready for JSON."""
+        dense = any(OPERATORS[name].dense for name in self.operators)
+        return {
+            "model": self.backbone.name,
+            "operators": dict(self.operators),
+            "options": self.scorer.options,
+            "order": self.order,
+            "recipe": repr(self.recipe) if dense and self.recipe is not None else None,
+            "protocol": asdict(self.protocol),
+        }
+
+    def _warnings(self, labels: LabelSet, policy: Background, text: TextEmbeddings) -> tuple[str, ...]:
+        found = list(self._segment.warnings(labels, policy))
+        if len(text.queries) == 1:
+            found.append(
+                f"'{labels.names[0]}' is the only word, so every region is called that; name what else there may be, "
+                "as labels or as background"
+            )
+        return tuple(found)
+
+    def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
+        return {
+            "densevl": __version__,
+            "image": found.source,
+            **self.facts(),
+            "templates": list(self._text.templates),
+            "background": str(policy),
+            "second_look": self.scorer.second_look,
+            "regions": len(found),
+            "seconds": found.seconds,
+        }
+
+
+def _name_of(proposer: Any) -> str:
+    """A proposer's own name, or a function's, or its type's."""
+    return str(getattr(proposer, "name", None) or getattr(proposer, "__qualname__", type(proposer).__name__))

@@ -1,0 +1,37 @@
+"""SAN's masks, named: its vectors against words, and against its own vector of "no object"."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from densevl.regions.san import OPERATOR, San
+from densevl.vocabulary import NOTHING, Background, LabelSet
+
+if TYPE_CHECKING:
+    from densevl.pipelines.regions.classifier import RegionClassifier
+    from densevl.pipelines.segmentation.segmenter import Labels
+    from densevl.regions.result import RegionResult
+
+
+def name_with_san(classifier: RegionClassifier, san: San, image: Any, labels: Labels) -> RegionResult:
+    """Find the regions of a photo with SAN and name them.
+
+    >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", None, "cls_bias")
+    >>> result = name_with_san(classify, San(classify.backbone, "san_vit_b_16.pth"), "photo.jpg", ["cat", "dog"])
+    >>> result.semantic("sum")  # SAN's own output, with masks cut at one half
+
+    Args:
+        classifier: of the backbone that `san` was given, by operator "cls_bias".
+        image, labels: as `RegionClassifier.classify` takes them.
+
+    Raises:
+        LabelError: unusable labels. ImageError: unreadable image.
+    """
+    label_set, policy = LabelSet.parse(labels), Background()
+    found, text = san(image), classifier.embed_text(label_set, policy)
+    rows = torch.cat([text.vectors, san.void[None].to(text.vectors)])
+    classes = torch.cat([text.classes, text.classes.new_tensor([NOTHING])])
+    logp = (classifier.backbone.logit_scale * found.vectors[OPERATOR] @ rows.T).log_softmax(dim=1)
+    return classifier.judged(found, logp, label_set, classes, policy)

@@ -1,0 +1,1 @@
+"""Photos and words to label maps."""

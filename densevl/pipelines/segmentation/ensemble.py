@@ -1,0 +1,105 @@
+"""`Ensemble`: several models on one photo, their log-probabilities averaged by weight.
+
+A model's scores times its own logit scale are the logs of its probabilities up to a constant at each place, which the
+next softmax takes out again. So logits are averaged: p = softmax(sum_m w_m * scale_m * score_m), the product of the
+models' probabilities. Scales differ between models (a CLIP's cosines by 40, logs of a classifier by 1); in logits they
+no longer do. A model that stands alone keeps its labels and its probabilities exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from densevl.errors import LabelError, ModelError
+from densevl.images import read_image
+from densevl.inference.views import regrid
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.results import SegmentationResult
+from densevl.vocabulary import LabelSet
+
+
+class Ensemble:
+    """Segmenters that look at one photo together; called as a `Segmenter` is.
+
+    >>> segment = Ensemble([(Segmenter("ViT-B-16/openai"), 0.6), (Segmenter("photo"), 0.4)], background="none")
+
+    The first segmenter with a weight above 0 leads: labels are decided on its grid of tokens, by its background, logit
+    scale, presence and refinement. Each has its own recipe, proxy, windows, views, templates and text options.
+    """
+
+    def __init__(self, members: Sequence[tuple[Segmenter, float]], *, background: BackgroundSpec | None = None) -> None:
+        """Weigh the members.
+
+        Args:
+            members: pairs of a segmenter and its weight, at least 0; weights are divided by their sum, and a member of
+                weight 0 is never run.
+            background: what decides instead of the leader's own policy.
+
+        Raises:
+            ModelError: no members, or weights that cannot be used. LabelError: an unusable background.
+        """
+        weights = [weight for _, weight in members]
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+            raise ModelError(f"weights {weights} of an ensemble: give numbers of at least 0, one of them above 0")
+        total = sum(weights)
+        self.members = tuple((segmenter, weight / total) for segmenter, weight in members if weight > 0)
+        self.leader = self.members[0][0]
+        self.background = self.leader.policy("auto" if background is None else background)
+
+    def __call__(
+        self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
+    ) -> SegmentationResult:
+        """Segment one image; see `Segmenter.__call__`.
+
+        Raises:
+            LabelError: unusable labels or regions, or a background that is not the same strings for all members.
+            ImageError: unreadable image.
+        """
+        label_set, rgb = LabelSet.parse(labels), read_image(image)
+        same = isinstance(background, str) and background == "auto"
+        policy = self.background if same else self.leader.policy(background)
+        started = time.perf_counter()
+        found: list[Evidence] = []
+        segments = self.leader.segments(rgb, regions)
+        for segmenter, _ in self.members:
+            own = segments if segmenter is self.leader else segmenter.segments(rgb, regions)
+            found.append(segmenter.look(rgb, label_set, policy, own))
+            self._check_strings(found)
+        result = self.leader.decide(self._joined(found), rgb, label_set, policy, segments, image=image, started=started)
+        rows = [
+            {"model": segmenter.backbone.name, "recipe": repr(segmenter.recipe), "weight": weight}
+            for segmenter, weight in self.members
+        ]
+        warned = dict.fromkeys(text for segmenter, _ in self.members for text in segmenter.warnings(label_set, policy))
+        return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
+
+    def _check_strings(self, found: Sequence[Evidence]) -> None:
+        if found[-1].text.queries != found[0].text.queries:
+            names = [segmenter.backbone.name for segmenter, _ in self.members]
+            raise LabelError(
+                f"models {', '.join(names)} do not share a background: 'unknown' is a notion that only some have; give "
+                "the ensemble background='none', words or a probability"
+            )
+
+    def _joined(self, found: Sequence[Evidence]) -> Evidence:
+        """The weighted logits, in units of the leader's scale and on its grid."""
+        lead, scale = found[0], self.leader.protocol.logit_scale
+        total = torch.zeros_like(lead.scores)
+        bias: torch.Tensor | None = None
+        for (segmenter, weight), evidence in zip(self.members, found, strict=True):
+            scores = evidence.scores.to(total)
+            scores = scores if evidence is lead else regrid(scores, evidence.windows, lead.windows)
+            total.add_(scores, alpha=weight * segmenter.protocol.logit_scale / scale)
+            if evidence.text.bias is not None:
+                own = weight * evidence.text.bias.to(total)
+                bias = own if bias is None else bias + own
+        seen = None
+        if all(evidence.seen is not None for evidence in found):  # else some member has seen every pixel
+            seen = torch.stack([evidence.seen for evidence in found if evidence.seen is not None]).any(dim=0)
+        return Evidence(total, lead.windows, replace(lead.text, bias=bias), seen)

@@ -1,0 +1,87 @@
+"""What is done to scores at pixels, and to labels, once a recipe has given its scores: "pamr", "lposs+", "vote"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from densevl.errors import RecipeError, suggest
+from densevl.inference.decoding import LabelMap, Refine
+from densevl.pipelines.segmentation.segments import Segments
+from densevl.refine import Pamr, PixelPropagation, majority_vote
+from densevl.refine.propagation import ALPHA
+
+VOTE = "vote"
+SCORES = ("pamr", "lposs+")
+KNOWN = (*SCORES, VOTE)
+
+
+def parse(spec: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Names of refinements in the order they are applied: "pamr,vote" to ("pamr", "vote"); none of them for None.
+
+    Raises:
+        RecipeError: an unknown or repeated name, or a vote that is not last.
+    """
+    parts = spec.split(",") if isinstance(spec, str) else spec or ()
+    chosen = tuple(part.strip() for part in parts)
+    for name in chosen:
+        if name not in KNOWN:
+            raise RecipeError(f"no refinement '{name}'{suggest(name, KNOWN)}; known: {', '.join(KNOWN)}")
+    if len(set(chosen)) < len(chosen):
+        raise RecipeError(f"refine='{','.join(chosen)}' names one twice; each is applied once")
+    if VOTE in chosen[:-1]:
+        raise RecipeError(f"refine='{','.join(chosen)}': a vote decides labels, so it comes last")
+    return chosen
+
+
+def score_refiner(chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tensor) -> Refine | None:
+    """One callable for the refinements that act on scores at pixels, None if there are none.
+
+    Args:
+        rgb: uint8 (H, W, 3); normalised: the same for the model, (3, H, W) float.
+    """
+    steps: list[Refine] = []
+    for name in chosen:
+        if name == "pamr":
+            steps.append(Pamr(normalised[None]))
+        elif name == "lposs+":
+            photo = torch.from_numpy(rgb.copy()).to(normalised.device).permute(2, 0, 1)[None] / 255
+            steps.append(_kept_in_range(PixelPropagation(photo)))
+    return _one_after_the_other(steps) if steps else None
+
+
+def _kept_in_range(propagation: PixelPropagation) -> Refine:
+    """Propagation adds a place's neighbours up, to about 1 / (1 - alpha) times the scores; a probability needs their
+    own range, labels do not care."""
+    return lambda scores: propagation(scores).mul_(1 - ALPHA)
+
+
+def _one_after_the_other(steps: Sequence[Refine]) -> Refine:
+    def refine(scores: torch.Tensor) -> torch.Tensor:
+        for step in steps:
+            scores = step(scores)
+        return scores
+
+    return refine
+
+
+def vote(decided: LabelMap, segments: Segments) -> LabelMap:
+    """Each segment takes its most frequent label; where that changed a label, confidence is the share that voted so.
+
+    Args:
+        decided: of one photo, at its own size.
+    """
+    labels = decided.labels[0]
+    voted = majority_vote(labels, segments.electorates.to(labels.device))
+    changed = voted != labels
+    share = _share(labels, voted, segments.ids.to(labels.device))
+    return LabelMap(voted[None], torch.where(changed, share, decided.confidence[0])[None])
+
+
+def _share(labels: torch.Tensor, voted: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """How much of each pixel's segment had the label already that it has now: (H, W) within 0..1."""
+    _, segment = ids.flatten().unique(return_inverse=True)
+    agreed = torch.bincount(segment, weights=(labels == voted).flatten().float())
+    return (agreed / torch.bincount(segment)).to(torch.float32)[segment].view_as(ids)

@@ -1,0 +1,456 @@
+"""`Segmenter`: a photo and some words to a label map."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from densevl import __version__
+from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol, load_backbone
+from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.images import read_image
+from densevl.inference import WindowGrid, class_scores, decode, window_scores
+from densevl.inference.decoding import LabelMap, Refine, chances, present
+from densevl.inference.sliding import check_scope
+from densevl.inference.views import Views, view_scores
+from densevl.kernels import DecodePlan
+from densevl.pipelines.borrowing import Borrowed, borrow
+from densevl.pipelines.feeding import fed_size, feed, settle
+from densevl.pipelines.segmentation import refinement
+from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
+from densevl.recipes import Hints, Recipe, get
+from densevl.results import SegmentationResult
+from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
+from densevl.vocabulary.parsing import short
+from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
+
+Labels = LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]
+BackgroundSpec = str | float | Sequence[str] | Background | None
+
+KEPT_VOCABULARIES = 16
+REPORTED = ("torch", "open_clip_torch", "timm")
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a model says of a photo before anything is decided.
+
+    Attributes:
+        scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings they are for.
+        seen: (H, W) bool, the pixels that the scores are of; None for all. A recipe that pools over masks says nothing
+            of the rest, and its scores there are 0.
+    """
+
+    scores: torch.Tensor
+    windows: WindowGrid
+    text: TextEmbeddings
+    seen: torch.Tensor | None = None
+
+    def limited(self, decided: LabelMap) -> LabelMap:
+        """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
+        if self.seen is None:
+            return decided
+        unseen = ~self.seen.to(decided.labels.device)
+        return LabelMap(decided.labels.masked_fill(unseen, NOTHING), decided.confidence.masked_fill(unseen, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A photo ready for the tower.
+
+    Attributes:
+        rgb: uint8 (H, W, 3). windows: where they lie. parts: (n, 3, h, w) float32, the windows in order, normalised.
+    """
+
+    rgb: np.ndarray
+    windows: WindowGrid
+    parts: torch.Tensor
+
+
+class Segmenter:
+    """Open-vocabulary segmentation with one model and one recipe; call it with an image and labels.
+
+    >>> segment = Segmenter("auto")
+    >>> result = segment("cat.jpg", ["cat", "dog | puppy"])
+    >>> result.save("out/cat.png")
+    """
+
+    def __init__(
+        self,
+        model: str | Backbone = "auto",
+        recipe: str | Recipe | None = None,
+        *,
+        weights: str | Path | None = None,
+        templates: str | Sequence[str] | None = None,
+        text: TextOptions | None = None,
+        background: BackgroundSpec = "auto",
+        presence: float | None = None,
+        protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
+        proxy: Borrowed = None,
+        proxy_scope: str = "image",
+        sam: Borrowed = None,
+        regions: str | Proposer | None = None,
+        views: str | Views | None = None,
+        refine: str | Sequence[str] | None = None,
+        device: str | None = None,
+        precision: str | None = None,
+        compat: bool = False,
+        use_cache: bool = True,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: a name as `load_backbone` takes it, or a loaded `Backbone`.
+            recipe: a name from `densevl.recipes.names()` or a `Recipe`; None takes the model's default. Where a paper
+                has settings for each benchmark: `recipes.get("resclip", benchmark="voc21")`.
+            weights: a checkpoint file, if `model` names an architecture or config.
+            templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
+            text: descriptors, template weights by image, hierarchies; None is none of them.
+            background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", "1-max", a
+                probability, words that compete, or a list such as "voc"; see `Background.parse`.
+            presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
+                judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
+                scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
+            protocol: resize and windows: an `InferenceProtocol`, or a dict of changes to the model's own, or "tiles",
+                "sliding" (the papers' half-overlapping windows) or "whole"; None takes the model's own. A recipe that
+                stitches windows blends at patches whatever it says.
+            proxy: the model whose affinity the recipe borrows: a name or path for `load_proxy`, or a `Proxy`; None
+                loads the one the recipe was published with. "mini-sam" is in the package.
+            proxy_scope: "image", the proxy looks at the photo once; "window", at each window, as the papers do.
+            sam: likewise, the encoder of SAM, for recipes that spread the whole image by it.
+            regions: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
+                (H, W, 3) that returns what a call's `regions` may be.
+            views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
+            refine: one or more of "pamr", scores flow between pixels of like colour; "lposs+", they are propagated over
+                them; and, last, "vote", each segment takes its most frequent label ("pamr,vote"). None is none.
+            device: "cpu", "cuda"; None chooses.
+            precision: "float32", "int8" or "bfloat16", of the image tower's linear layers (`backbones.precision`); None
+                keeps that of the backbone.
+            compat: run the recipe as its authors published it, slips included; see `densevl recipes show`.
+            use_cache: keep text embeddings on disk.
+
+        Raises:
+            ModelError, WeightsError, MissingExtraError: the model, or one it borrows from, cannot be loaded.
+            RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
+                use for `proxy` or `sam`.
+            LabelError: unusable templates, text options, background, presence or proposer. ProtocolError: impossible
+                windows, views or proxy_scope.
+        """
+        chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
+        check_scope(proxy_scope)
+        self.refine, self.views = refinement.parse(refine), Views.parse(views)
+        if presence is not None and not 0.0 < presence < 1.0:
+            raise LabelError(f"presence {presence} is outside 0..1; it is a probability, or None to keep every label")
+        self.presence = presence
+        if isinstance(model, Backbone) and (weights is not None or device is not None):
+            raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
+        backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        self.backbone = backbone if precision is None else backbone.at_precision(precision)
+        if chosen is not None and self.backbone.default_recipe is None:
+            raise RecipeError(
+                f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
+                "leave the recipe out, or use a CLIP model"
+            )
+        self.recipe = self.backbone.resolve(chosen, compat=compat)
+        self.compat, self.proxy_scope = compat, proxy_scope
+        self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
+        self.background = self._policy(background)
+        self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
+        self._proposer = proposer(regions)
+        self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
+        self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
+
+    def __call__(
+        self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
+    ) -> SegmentationResult:
+        """Segment one image.
+
+        Args:
+            image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W); see `densevl.images.read_image`.
+            labels: the classes; "car | truck" are two words for one class; see `LabelSet.parse`.
+            background: overrides the segmenter's policy for this call.
+            regions: segments of the photo, for recipes and refinements that read them: an (H, W) integer map, 0 where
+                no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap. A recipe
+                that pools over masks (textregion) labels their pixels alone.
+
+        Returns:
+            labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
+            refined as the labels are, except by a vote.
+
+        Raises:
+            LabelError: unusable labels or regions. ImageError: unreadable image. RecipeError: regions are needed.
+        """
+        label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
+        started = time.perf_counter()
+        segments = self.segments(rgb, regions)
+        evidence = self.look(rgb, label_set, policy, segments)
+        return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+
+    def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
+        """The segments of a photo: those given, else proposed, else None.
+
+        Raises:
+            LabelError: unusable regions. RecipeError: there are none, and the recipe or a vote needs some.
+        """
+        if given is not None:
+            return Segments.parse(given, rgb.shape[:2])
+        recipe = self.recipe
+        needs_some = recipe is not None and bool(recipe.reads & {"regions", "masks"})
+        if not needs_some and refinement.VOTE not in self.refine:
+            return None
+        if self._proposer is None:
+            who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
+            raise RecipeError(
+                f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
+                "masks, or let regions='mini-sam' (--regions mini-sam) propose them, which is for drawings"
+            )
+        return Segments.parse(self._proposer(rgb), rgb.shape[:2])
+
+    def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
+        """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
+        text = self._embed(labels, policy)
+        if self._classifier.options.needs_image:
+            text = self._classifier.for_image(text, self._image_feature(rgb))
+
+        def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
+            return window_scores(
+                self.backbone,
+                pixels,
+                text.vectors,
+                windows,
+                recipe=self.recipe,
+                hints=hints,
+                proxy_scope=self.proxy_scope,
+                foreground_T=text.classes != NOTHING,
+            )
+
+        hints = self._hints(segments, rgb)
+        if self.views is None:
+            scores, windows = score(*feed(rgb, self.backbone, self.protocol), hints)
+        else:
+            lay = partial(feed, rgb, self.backbone, self.protocol)
+            scores, windows = view_scores(score, lay, self.views, hints)
+        pools = self.recipe is not None and "masks" in self.recipe.reads
+        return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
+
+    @property
+    def separable(self) -> bool:
+        """Whether windows of several photos may share a pass of the tower: `prepare`, `run` and `gather` then apply.
+
+        Not so where a recipe reads something of its photo, or joins its windows, nor with views or image-fitted words.
+        """
+        recipe = self.recipe
+        alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
+        return alone and self.views is None and not self._classifier.options.needs_image
+
+    def prepare(self, image: Any) -> Prepared:
+        """Read a photo and cut it into windows; nothing of the model runs.
+
+        Raises:
+            ImageError: unreadable image. RecipeError: this segmenter is not `separable`.
+        """
+        if not self.separable:
+            raise RecipeError("windows of several photos cannot share a pass by this recipe, views or text options")
+        rgb = read_image(image)
+        pixels, windows = feed(rgb, self.backbone, self.protocol)
+        return Prepared(rgb, windows, torch.cat(list(windows.batches(pixels, len(windows)))))
+
+    def run(self, parts: torch.Tensor) -> DenseFeatures:
+        """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""
+        return self.backbone.encode_dense(parts, self.recipe)
+
+    def gather(self, prepared: Prepared, dense: DenseFeatures, labels: LabelSet, policy: Background) -> Evidence:
+        """Score what `run` gave for the windows of one photo, in order: the same as `look` gives.
+
+        Args:
+            dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
+        """
+        text = self._embed(labels, policy)
+        scores = self.backbone.score(dense, text.vectors, text.classes != NOTHING)
+        windows = prepared.windows.with_tokens(*scores.shape[1:3])
+        return Evidence(windows.assemble(scores, 1), windows, text)
+
+    def decide(
+        self,
+        evidence: Evidence,
+        rgb: np.ndarray,
+        labels: LabelSet,
+        policy: Background,
+        segments: Segments | None = None,
+        *,
+        image: Any = None,
+        started: float | None = None,
+    ) -> SegmentationResult:
+        """Labels and all else from the evidence; scores are taken to be at this segmenter's own logit scale.
+
+        Args:
+            image: where the photo came from. started: `time.perf_counter()` when the work began.
+        """
+        started = time.perf_counter() if started is None else started
+        scores, text = evidence.scores, evidence.text
+        plan = evidence.windows.plan(rgb.shape[0], rgb.shape[1])
+        part, absent = self._present(scores, text, labels)
+        # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
+        classes = text.classes[part] if part.any() else torch.full_like(text.classes, NOTHING)
+        scale = self.protocol.logit_scale
+        if text.bias is not None:
+            scores = scores + text.bias / scale
+        refine = self._refiner(rgb)
+        taking_part = scores[..., part] if len(classes) < len(part) else scores
+        decided = decode(
+            taking_part,
+            plan,
+            classes,
+            scale=scale,
+            threshold=policy.threshold,
+            rest=policy.rest,
+            refine=refine,
+        )
+        del refine  # its weights are large; `scores` makes them again
+        if refinement.VOTE in self.refine and segments is not None:
+            decided = refinement.vote(decided, segments)
+        decided = evidence.limited(decided)
+        return SegmentationResult(
+            labels=decided.labels[0].cpu().numpy(),
+            names=labels.names,
+            confidence=decided.confidence[0].cpu().numpy(),
+            image=rgb,
+            meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
+            warnings=self.warnings(labels, policy),
+            scores_fn=lambda: (
+                class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
+            ),
+            chances_fn=partial(
+                self._chances, replace(evidence, scores=taking_part), plan, classes, len(labels), policy, rgb
+            ),
+        )
+
+    def _chances(
+        self,
+        evidence: Evidence,
+        plan: DecodePlan,
+        classes: torch.Tensor,
+        count: int,
+        policy: Background,
+        rgb: np.ndarray,
+        rows: np.ndarray,
+        cols: np.ndarray,
+    ) -> np.ndarray:
+        """Probabilities (count + 1, h, w) of the classes and of nothing, at some rows and columns of the photo."""
+        y, x = torch.from_numpy(rows), torch.from_numpy(cols)
+        found = chances(
+            evidence.scores,
+            plan,
+            classes,
+            count,
+            y,
+            x,
+            scale=self.protocol.logit_scale,
+            rest=policy.rest,
+            refine=self._refiner(rgb),
+        )
+        if evidence.seen is not None:
+            unseen = ~evidence.seen[y[:, None], x].to(found.device)
+            found = found.masked_fill(unseen, 0)
+            found[:, -1] = found[:, -1].masked_fill(unseen, 1)
+        return found[0].cpu().numpy()
+
+    def policy(self, background: BackgroundSpec = "auto") -> Background:
+        """The background policy of a call: the segmenter's own for "auto".
+
+        Raises:
+            LabelError: unusable.
+        """
+        same = isinstance(background, str) and background == "auto"
+        return self.background if same else self._policy(background)
+
+    def _refiner(self, rgb: np.ndarray) -> Refine | None:
+        return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb)) if self.refine else None
+
+    def _hints(self, segments: Segments | None, rgb: np.ndarray) -> Hints:
+        """What the recipe reads besides the photo; segments at the size the photo is fed."""
+        hints = Hints(proxy=self.proxy, sam=self.sam)
+        if segments is None or self.recipe is None:
+            return hints
+        size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)
+        return segments.hints(hints, self.recipe.reads, size, self.backbone.device)
+
+    def _policy(self, background: BackgroundSpec) -> Background:
+        default = Background.parse(self.backbone.background)
+        if isinstance(background, str) and background == "auto":
+            return default
+        policy = Background.parse(background)
+        # Words compete beside the model's own "none of these", where it has one: it may not know the words.
+        return replace(policy, unknown=policy.unknown or default.unknown) if policy.words else policy
+
+    def _embed(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        key = (labels, policy)
+        if key not in self._vocabularies:
+            if len(self._vocabularies) >= KEPT_VOCABULARIES:
+                self._vocabularies.pop(next(iter(self._vocabularies)))
+            self._vocabularies[key] = self._classifier.encode(labels, policy)
+        return self._vocabularies[key]
+
+    def _image_feature(self, rgb: np.ndarray) -> torch.Tensor:
+        """(D,) of the whole image, by the model's own preprocessing."""
+        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
+        return self.backbone.encode_image(pixels)[0].float()
+
+    def _present(
+        self, scores: torch.Tensor, text: TextEmbeddings, labels: LabelSet
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Which queries (T,) take part, and the names of the classes that do not."""
+        kept = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
+        if self.presence is None:
+            return kept, ()
+        scale = self.backbone.logit_scale
+        found = present(scores, text.classes, len(labels), scale=scale, threshold=self.presence)[0]
+        kept = (text.classes == NOTHING) | found[text.classes.clamp(min=0)]
+        return kept, tuple(name for name, here in zip(labels.names, found.tolist(), strict=True) if not here)
+
+    def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
+        """What the user should know about these words, a sentence each."""
+        words = self.backbone.uncovered([*labels.queries, *labels.negatives, *policy.words])
+        found = [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
+        bare = self._classifier.undescribed(labels)
+        if bare:
+            listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
+            found.append(f"no descriptors for {listed}: embedded by the templates alone")
+        return tuple(found)
+
+    def _meta(
+        self, image: Any, policy: Background, absent: Sequence[str], segments: Segments | None, seconds: float
+    ) -> dict[str, Any]:
+        return {
+            "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
+            "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
+            "model": self.backbone.name,
+            "recipe": repr(self.recipe) if self.recipe else None,
+            "compat": self.compat,
+            "proxy": self.proxy.name if self.proxy is not None else None,
+            "proxy_scope": self.proxy_scope if self.proxy is not None else None,
+            "sam": self.sam.name if self.sam is not None else None,
+            "templates": list(self._classifier.templates),
+            "text": self._classifier.options.facts(),
+            "text_fingerprint": self.backbone.text_fingerprint,
+            "device": str(self.backbone.device),
+            "precision": self.backbone.precision,
+            "protocol": asdict(self.protocol),
+            "background": str(policy),
+            "presence": self.presence,
+            "absent": list(absent),
+            "regions": len(segments) if segments is not None else None,
+            "views": asdict(self.views) if self.views is not None else None,
+            "refine": ",".join(self.refine) or None,
+            "seconds": round(seconds, 3),
+        }

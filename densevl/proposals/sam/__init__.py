@@ -1,0 +1,1 @@
+"""Segment Anything: its checkpoints, ours, and what they propose."""

@@ -1,0 +1,1 @@
+"""The parts of recipes, one file a kind of operation."""

@@ -1,0 +1,170 @@
+"""Attention and smoothing by the cosines of features: a block's own, or another model's.
+
+Shape letters: B batch, N tokens, P width of compared features, E width of values, A heads, d head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from densevl import kernels
+from densevl.errors import RecipeError
+from densevl.lazy import F, torch
+from densevl.recipes.batch import Batch, Pass
+from densevl.recipes.part import Attention, Part, PatchFeatures, Proxy, Slots, Step, Tap
+from densevl.recipes.parts.regions import Regions
+from densevl.recipes.values import between, positive
+
+if TYPE_CHECKING:
+    from densevl.recipes.tower import Grid
+
+
+class Rule(Part, ABC):
+    """How cosines become weights."""
+
+    @abstractmethod
+    def spread(
+        self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
+    ) -> torch.Tensor:
+        """Values spread over like tokens: (B, N, E). A token always looks at itself.
+
+        Args:
+            unit_BNP: unit rows. ids_BN: the region of each token, outside of which it does not look.
+            blank: the id of no region, see `regions.Regions`.
+        """
+
+
+@dataclass(frozen=True, repr=False)
+class Softmax(Rule):
+    """softmax(temperature * cosine): no threshold."""
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self.temperature, "temperature")
+
+    def spread(
+        self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
+    ) -> torch.Tensor:
+        return kernels.affinity_apply(unit_BNP, v_BNE, gamma=self.temperature, regions=ids_BN, blank=blank)
+
+    def __str__(self) -> str:
+        return f" (softmax of {self.temperature:g} x cosine)"
+
+
+@dataclass(frozen=True, repr=False)
+class Relative(Rule):
+    """softmax(gamma * (G - beta * mean G)) with what is under zero left out, G the cosines (ProxyCLIP, ECCV 2024).
+
+    The mean is an image's own. With `floor`, cosines under it count as 0 first, in the mean too (SFP).
+    """
+
+    gamma: float = 3.0
+    beta: float = 1.2
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        positive(self.gamma, "gamma")
+
+    def spread(
+        self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
+    ) -> torch.Tensor:
+        return kernels.affinity_apply(
+            unit_BNP, v_BNE, gamma=self.gamma, beta=self.beta, floor=self.floor, regions=ids_BN, blank=blank
+        )
+
+    def __str__(self) -> str:
+        return " more than the average"
+
+
+@dataclass(frozen=True, repr=False)
+class Floor(Rule):
+    """The cosine where it is at least `floor`, else 0; rows divided by their sums."""
+
+    floor: float
+
+    def __post_init__(self) -> None:
+        between(self.floor, -1, 1, "the floor of cosines")
+
+    def spread(
+        self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
+    ) -> torch.Tensor:
+        return kernels.affinity_apply(unit_BNP, v_BNE, floor=self.floor, linear=True, regions=ids_BN, blank=blank)
+
+    def __str__(self) -> str:
+        return f", from cosine {self.floor:g}"
+
+
+@dataclass(frozen=True, repr=False)
+class Affinity(Attention):
+    """Patches look at patches whose features are alike: a block's own (`Tap`) or another model's (`Proxy`).
+
+    Attributes:
+        source: whose features. rule: how cosines become weights.
+        within: look only within regions of the image.
+        proxy_grid: work on the proxy's grid, values interpolated to it; else its features are resized to the tower's.
+        swapped: as the code of ProxyCLIP and its followers: values are folded with height and width swapped before
+            they are interpolated, which only squares survive.
+    """
+
+    patches_only = True
+
+    source: PatchFeatures
+    rule: Rule
+    within: Regions | None = None
+    proxy_grid: bool = False
+    swapped: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, PatchFeatures) or not isinstance(self.rule, Rule):
+            raise RecipeError("an affinity compares features of a Tap or a Proxy by a rule: Softmax, Relative or Floor")
+        if self.proxy_grid and not isinstance(self.source, Proxy):
+            raise RecipeError("only an affinity of a Proxy can work on the proxy's grid")
+        if self.swapped and not self.proxy_grid:
+            raise RecipeError("swapped is about values on the proxy's grid; set proxy_grid=True")
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        unit_BNP = F.normalize(self.source.of(run.batch, run.grid), dim=-1)
+        joined_BND = v.transpose(1, 2).flatten(2)
+        ids, blank = (None, None) if self.within is None else self.within.tokens(run.batch, run.grid)
+        spread = self.rule.spread(unit_BNP, joined_BND, ids, blank)
+        return spread.unflatten(2, (v.shape[1], -1)).transpose(1, 2)
+
+    def __str__(self) -> str:
+        alike = (
+            "that another model finds alike" if isinstance(self.source, Proxy) else f"with like features {self.source}"
+        )
+        return f"patches look at patches {alike}{self.rule}{'' if self.within is None else ', within a region'}"
+
+
+@dataclass(frozen=True, repr=False)
+class Smooth(Step):
+    """Spread features over patches that are alike.
+
+    Attributes: source, rule: as `Affinity`.
+    """
+
+    places = ("before", "after", "joint")
+
+    source: PatchFeatures
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, PatchFeatures) or not isinstance(self.rule, Rule):
+            raise RecipeError("smoothing compares features of a Tap or a Proxy by a rule: Softmax, Relative or Floor")
+
+    def objection(self, recipe: Slots) -> str | None:
+        tapped = isinstance(self.source, Tap)
+        if tapped and self in recipe.joint:
+            return "in the joint space only a Proxy's features are at hand for smoothing"
+        if tapped and self in recipe.after and recipe.attention.proxy_grid:
+            return "after the attention patches lie on the proxy's grid, those tapped do not; smooth by the Proxy"
+        return None
+
+    def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
+        return self.rule.spread(F.normalize(self.source.of(batch, grid), dim=-1), x_BND)
+
+    def __str__(self) -> str:
+        return f"features spread over like patches ({self.source}{self.rule})"

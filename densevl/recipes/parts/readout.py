@@ -1,0 +1,232 @@
+"""Read-outs: how tokens after the last block become features, and how words are compared with them.
+
+The pooling of regions is `regions.PooledRegions`.
+Shape letters: B batch, A heads, N tokens, D width, E joint space, T texts, h/w patch grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from densevl.errors import RecipeError
+from densevl.lazy import F, torch
+from densevl.recipes.batch import Batch, Outcome
+from densevl.recipes.features import DenseFeatures, cosines
+from densevl.recipes.part import Readout, Slots
+from densevl.recipes.parts.attention import BalancedMaps
+from densevl.recipes.values import block_numbers, positive, scaled
+
+if TYPE_CHECKING:
+    Embed = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class Tokens(Readout):
+    """Patch tokens projected into the joint space, compared with words by the cosine.
+
+    Attributes:
+        likeness: a block whose patches' likeness comes out as `affinity`, for clustering (CLIPtrase); None for none.
+    """
+
+    likeness: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.likeness is not None:
+            block_numbers((self.likeness,))
+
+    @property
+    def needs_trunk(self) -> bool:  # type: ignore[override]
+        return self.likeness is not None
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset() if self.likeness is None else frozenset({scaled((self.likeness,), depth)[0] - 1})
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
+        y_BNE = embed(outcome.y_BND)
+        features = y_BNE[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
+        for extra in outcome.extras:
+            own = embed(extra.y_BND)[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
+            features = features + extra.weight * own
+        affinity = None if self.likeness is None else likeness(batch, self.likeness)
+        return DenseFeatures(features, _cls(batch, outcome, y_BNE), affinity)
+
+    def __str__(self) -> str:
+        if self.likeness is None:
+            return "patch tokens are read in the joint space"
+        return f"how alike patches are in block {self.likeness} comes out too, for clustering"
+
+
+def _cls(batch: Batch, outcome: Outcome, y_BNE: torch.Tensor) -> torch.Tensor | None:
+    """The image embedding that came of the same pass; patches alone leave none."""
+    tower = batch.tower
+    if outcome.prefix != tower.prefix:
+        return None
+    return y_BNE[:, 0] if tower.reads_cls else tower.pool(outcome.y_BND)
+
+
+def likeness(batch: Batch, block: int) -> torch.Tensor:
+    """How much alike patches are in a block, beyond what CLS shares with them: (B, h*w, h*w).
+
+    Mean over heads of the cosines of queries, keys and values, less those of CLS, not under 0 (CLIPtrase).
+    """
+    prefix = batch.trunk.prefix
+    parts = batch.projections(block, "qkv", prefix).values()
+    # A mean of cosines is a product of unit vectors side by side: one map, and never one for each head.
+    unit = torch.cat([F.normalize(part, dim=-1).transpose(1, 2).flatten(2) for part in parts], dim=-1)
+    alike = unit @ unit.mT / sum(part.shape[1] for part in parts)
+    return (alike[:, prefix:, prefix:] - alike[:, :1, prefix:] * bool(prefix)).clamp(min=0)
+
+
+@dataclass(frozen=True, repr=False)
+class FeatureSurgery(Tokens):
+    """Tokens whose cosines are weighed by what the image as a whole says, less their mean over the words.
+
+    With one word there is nothing to take off, and the score is the cosine (CLIP Surgery, Pattern Recognition 2025).
+
+    Attributes: heat: temperature of the image's own scores.
+    """
+
+    cosine = False
+
+    heat: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self.heat, "the heat of feature surgery")
+
+    def objection(self, recipe: Slots) -> str | None:
+        alone = recipe.attention.patches_only or recipe.before or recipe.after
+        return "it weighs words by the image embedding, and patches alone leave none" if alone else None
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
+        dense = super().read(batch, outcome, embed)
+        return DenseFeatures(dense.features, dense.cls, dense.affinity, compare=self._compare)
+
+    def _compare(self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
+        scores = cosines(dense.features, text_TD)
+        if text_TD.shape[0] == 1 or dense.cls is None:
+            return scores
+        image_B11T = (F.normalize(dense.cls.float(), dim=-1) @ text_TD.mT)[:, None, None]
+        weight = (self.heat * image_B11T).softmax(dim=-1)
+        weighted = scores * (weight / weight.mean(dim=-1, keepdim=True))
+        return weighted - weighted.mean(dim=-1, keepdim=True)
+
+    def __str__(self) -> str:
+        return "what all words share is taken off the scores"
+
+
+@dataclass(frozen=True, repr=False)
+class Contributions(Readout):
+    """What each patch adds to the image embedding by itself: the exact split of CLS (ICLR 2024, text decomposition).
+
+    Through attention, patch n adds  c_n = sum over blocks and heads of a_(CLS, n) v_n W_o  to CLS. The last norm, with
+    the statistics it has for the image's own CLS token, is affine, so it splits as well: the biases are shared out
+    evenly over everything that adds up to CLS. Features are divided by the embedding's norm, so that their dot products
+    with a unit text vector add up, with the shares of CLS and of the MLPs, to the image's cosine. A word's score is its
+    dot product less the mean over the words.
+    """
+
+    leaves = 0
+    needs_trunk = True
+    needs_cls = True
+    cosine = False
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(range(depth))
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
+        tower, trunk = batch.tower, batch.trunk
+        readout = getattr(tower, "cls_readout", None)
+        if readout is None:
+            raise RecipeError("contributions split the CLS token, and this tower reads its image embedding otherwise")
+        x_BND = trunk.x_BND
+        total_BND = torch.zeros_like(x_BND)
+        for index in range(tower.depth):
+            block = tower.view(index, trunk.grid)
+            qkv = block.project(block.norm(trunk.outputs[index]), "qkv")
+            scale = qkv["q"].shape[-1] ** -0.5
+            looks_BAN1 = (qkv["q"][:, :, :1] @ qkv["k"].mT * scale).softmax(dim=-1).mT
+            bias = block.merge(torch.zeros_like(qkv["v"][:, :, :1]))
+            total_BND += block.merge(looks_BAN1 * qkv["v"]) - bias * (1 - 1 / x_BND.shape[1])
+        parts = (2 * tower.depth + 1) * x_BND.shape[1]  # blocks and their MLPs, and what enters them; over the tokens
+        embedding_BE = tower.pool(x_BND)
+        norm, projection_DE = readout
+        cls_B1D, share = x_BND[:, :1], tower.depth / parts
+        centred_BND = total_BND - share * cls_B1D.mean(dim=-1, keepdim=True)
+        deviation_B11 = (cls_B1D.var(dim=-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
+        shares_BNE = (centred_BND / deviation_B11 * norm.weight + share * norm.bias) @ projection_DE
+        features_BNE = shares_BNE / embedding_BE.norm(dim=-1)[:, None, None]
+        features = features_BNE[:, trunk.prefix :].mT.unflatten(2, trunk.grid)
+        return DenseFeatures(features=features, cls=embedding_BE, compare=_contrast)
+
+    def __str__(self) -> str:
+        return (
+            "each patch's direct contribution to CLS, summed over all blocks, instead of the patch tokens; scores are "
+            "how much a word gains over the mean of all words"
+        )
+
+
+def _contrast(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
+    dots = torch.einsum("bdhw,td->bhwt", dense.features.float(), text_TD)
+    return dots if text_TD.shape[0] == 1 else dots - dots.mean(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True, repr=False)
+class ScoredSources(Readout):
+    """Words are scored on each source for itself: probabilities averaged, the last ones spread along the attention.
+
+    The mean of the foreground's texts competes as one more word, as the authors have it (CLIPer, ICCV 2025).
+
+    Attributes:
+        scale: temperature of the softmax over the words.
+        floor: share of a word's largest probability in the image under which it is not spread.
+        zeroed: as the authors' code: what is not spread is missing from the average too.
+    """
+
+    needs_trunk = True
+    cosine = False
+
+    scale: float = 100.0
+    floor: float = 0.1
+    zeroed: bool = False
+
+    def __post_init__(self) -> None:
+        positive(self.scale, "the scale of scored sources")
+
+    def objection(self, recipe: Slots) -> str | None:
+        if not isinstance(recipe.attention, BalancedMaps):
+            return "it spreads scores along the map of the attention; take BalancedMaps"
+        if not recipe.adds or not all(source.after_norm and source.weight == 1 for source in recipe.adds):
+            return "it scores sources for themselves, all alike; give adds=(BlockInputs(...),) or such, without weights"
+        return None
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
+        y_BNE = embed(outcome.y_BND)
+        features, *layers = (
+            tokens[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
+            for tokens in (y_BNE, *(embed(extra.y_BND) for extra in outcome.extras))
+        )
+        prefix = outcome.prefix
+        affinity = batch.memo["map"].mean(dim=1)[:, prefix:, prefix:]
+        return DenseFeatures(features, _cls(batch, outcome, y_BNE), affinity, tuple(layers), self._compare)
+
+    def _compare(self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
+        mean_1D = F.normalize(text_TD[foreground_T].mean(dim=0, keepdim=True), dim=-1)
+        rivals = torch.cat([text_TD, mean_1D])
+
+        def probabilities(features: torch.Tensor) -> torch.Tensor:
+            return (self.scale * cosines(features, rivals)).softmax(dim=-1)[..., :-1]
+
+        last = probabilities(dense.features)
+        kept = torch.where(last < self.floor * last.amax(dim=(1, 2), keepdim=True), 0, last)
+        total = (kept if self.zeroed else last).clone()
+        for features in dense.layers:
+            total += probabilities(features)
+        fused = total / (len(dense.layers) + 1)
+        spread = dense.affinity.float().mT @ kept.flatten(1, 2)  # type: ignore[union-attr]  # `read` gives one
+        return fused + spread.unflatten(1, dense.grid)
+
+    def __str__(self) -> str:
+        return "probabilities are averaged over the sources and spread along the attention"

@@ -1,0 +1,87 @@
+"""The operators by name: a photo and its masks to one unit vector a region, in the joint space of image and text.
+
+All have the signature (backbone, pixels (1, 3, H, W) normalised, masks, **options) -> (R, E) float32 unit rows, zeros
+for empty masks. They differ in what they read and cost:
+
+    pool        mean of dense features over the mask                            one pass
+    roi         RoIAlign of the box on dense features                           one pass
+    cls_mask    a copy of CLS that sees the mask only                           one pass and R tokens
+    cls_bias    a copy of CLS that looks more at the box                        one pass and R tokens
+    crop        the mask cut out, filled and encoded                            R passes
+    visual_prompt   the photo with the region pointed out                       R passes
+    alpha       the photo with the mask as fourth channel (Alpha-CLIP)          R passes, weights of its own
+    crop_prompted   the mask cut out, learned tokens around it (OVSeg)          R passes, weights of its own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from densevl.errors import LabelError, ModelError, suggest
+from densevl.regions.operators.alpha import alpha
+from densevl.regions.operators.crop import crop, crop_prompted
+from densevl.regions.operators.dense import pool, roi
+from densevl.regions.operators.prompt import visual_prompt
+from densevl.regions.operators.queries import cls_bias, cls_mask
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A way to embed regions.
+
+    Attributes:
+        run: the function. dense: whether it reads dense features, with recipe and hints. windows: whether the tower
+            looks through windows; else the photo is given at its own size.
+        weights: what it needs a file of, its option "weights"; empty if it needs none.
+    """
+
+    run: Callable[..., torch.Tensor]
+    dense: bool = False
+    windows: bool = True
+    weights: str = ""
+
+
+OPERATORS: Mapping[str, Operator] = MappingProxyType(
+    {
+        "pool": Operator(pool, dense=True),
+        "roi": Operator(roi, dense=True),
+        "cls_mask": Operator(cls_mask),
+        "cls_bias": Operator(cls_bias),
+        "crop": Operator(crop, windows=False),
+        "visual_prompt": Operator(visual_prompt, windows=False),
+        "alpha": Operator(alpha, windows=False, weights="the image tower of Alpha-CLIP"),
+        "crop_prompted": Operator(crop_prompted, windows=False, weights="the image tower and mask prompts of OVSeg"),
+    }
+)
+
+
+def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, float]:
+    """Operators and their weights: "cls_mask", "pool+cls_mask", or {"pool": 0.3, "cls_mask": 0.7}.
+
+    Args:
+        options: keywords by operator, among which are the files of those that need trained weights.
+
+    Raises:
+        LabelError: an unknown operator, one named twice, or a weight that is not above 0.
+        ModelError: it needs a file, and none is given.
+    """
+    names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
+    for name in names:
+        if name not in OPERATORS:
+            known = ", ".join(OPERATORS)
+            raise LabelError(f"no region operator '{name}'{suggest(name, OPERATORS)}; known: {known}")
+        needed = OPERATORS[name].weights
+        if needed and not (options or {}).get(name, {}).get("weights"):
+            raise ModelError(
+                f"operator '{name}' needs {needed}, which no model here has: give its file, "
+                f"options={{\"{name}\": {{\"weights\": FILE}}}}, or use 'crop', 'cls_mask' or 'pool'"
+            )
+    found = dict.fromkeys(names, 1 / max(1, len(names))) if isinstance(spec, str) else dict(spec)
+    if not found or len(found) < len(names) or not all(weight > 0 for weight in found.values()):
+        raise LabelError(f"operators {spec!r}: name at least one, each once, with a weight above 0")
+    return found

@@ -1,0 +1,206 @@
+"""Regions looked at by copies of CLS of their own, in one pass over the image: `cls_mask` and `cls_bias`.
+
+Each copy is one more query over the keys and values that the tokens have anyway. Tokens and the true CLS never see the
+copies, so the image stream is the trained one and is shared by all regions. With nothing hidden, a copy ends as CLS
+does. Dong et al., "MaskCLIP" of MLPC-UCSD (ICML 2023); SAN (CVPR 2023); FALIP (ECCV 2024).
+Shape letters: B windows, R regions, N tokens (leading ones first), D width, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ModelError
+from densevl.inference.sliding import WINDOW_BATCH
+from densevl.inference.windows import WindowGrid
+from densevl.proposals.base import Proposals
+from densevl.recipes.parts.attention import BoxAttention
+from densevl.recipes.parts.regions import through
+from densevl.recipes.tower import Tower
+from densevl.regions.operators.pull import reaches, window_areas, window_cover
+from densevl.regions.operators.tower import cls_tower
+
+if TYPE_CHECKING:
+    from densevl.backbones.base import Backbone
+
+Bias = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
+"""Covered shares (R, h*w) and the grid to what is added to attention logits over those patches, (R, h*w)."""
+
+SEEN = 0.5
+"""A region is looked at in every window that sees at least this part of what its best window sees."""
+RULE = "size"
+
+
+@torch.no_grad()
+def look(
+    tower: Tower, pixels: torch.Tensor, bias_BRN: torch.Tensor, *, start: int = 0, rule: str = RULE
+) -> torch.Tensor:
+    """Run a tower as trained and, beside it, R copies of CLS with a bias on what they see.
+
+    Args:
+        pixels: (B, 3, H, W) normalised, sides multiples of the patch.
+        bias_BRN: (B, R, N) float added to the attention logits of copy r over the tokens; -inf hides one. Every row
+            needs a finite entry.
+        start: blocks before this one are shared: the copies leave the true CLS there, 0-based.
+        rule: how positions are resized, as a recipe says it.
+
+    Returns:
+        (B, R, E) embeddings, not normalised; a row of zeros in `bias_BRN` gives the image embedding.
+    """
+    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
+    x_BND = tower.embed(pixels, rule)
+    for index in range(start):
+        x_BND = tower.run(index, x_BND, grid)
+    count, bias = x_BND.shape[1], bias_BRN[:, None].to(x_BND)
+    # One product for tokens and copies wherever both take the same step.
+    both = torch.cat([x_BND, x_BND[:, :1].expand(-1, bias.shape[2], -1)], dim=1)
+    for index in range(start, tower.depth - 1):
+        block = tower.view(index, grid)
+        normed = block.norm(both)
+        own = block.project(normed[:, :count], "qkv")
+        q = block.unrotated().project(normed[:, count:], "q")["q"]
+        heads = [
+            F.scaled_dot_product_attention(own["q"], own["k"], own["v"]),
+            F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias),
+        ]
+        both = block.merge(torch.cat([part.transpose(1, 2) for part in heads], dim=1).transpose(1, 2)).add_(both)
+        both = block.ffn(both).add_(both)
+    block = tower.view(tower.depth - 1, grid)  # after it no one reads the tokens
+    own = block.project(block.norm(both[:, :count]), "kv")
+    return tower.read(through(block, both[:, count:], own, bias))
+
+
+def cls_mask(
+    backbone: Backbone,
+    pixels: torch.Tensor,
+    masks: Proposals,
+    *,
+    windows: WindowGrid | None = None,
+    start: int = 0,
+    see_cls: bool = True,
+    threshold: float = 0.5,
+    soft: float | None = None,
+) -> torch.Tensor:
+    """Embed regions by copies of CLS that see only the patches of their own mask.
+
+    Args:
+        backbone: a CLIP whose embedding is read from CLS. pixels: (1, 3, H, W) normalised.
+        masks: R masks of that photo, at any size. windows: where the tower looks; None is the whole image at once.
+        start: blocks before this one are not masked; SAN starts at 9 of 12.
+        see_cls: whether the copies also see the true CLS and registers, as MaskCLIP does.
+        threshold: a patch is seen if at least this share of it is covered; the best covered ones always are. The
+            papers take every patch that is touched, 0; half named more objects right on rendered scenes, at every size.
+        soft: instead, patches are seen by soft * log(share).
+
+    Returns:
+        (R, E) float32 unit rows; zeros for an empty mask.
+
+    Raises:
+        ModelError: the model has no CLS to copy, or fewer blocks than `start`.
+    """
+
+    def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        if soft is not None:
+            return soft * cover_RN.clamp(min=1e-6).log()
+        best = reaches(cover_RN, cover_RN.amax(dim=1, keepdim=True))
+        return torch.where(reaches(cover_RN, max(threshold, 1e-6)) | best, 0.0, -torch.inf)
+
+    return _by_windows(backbone, pixels, masks, windows, bias, "cls_mask", start, see_cls)
+
+
+def cls_bias(
+    backbone: Backbone,
+    pixels: torch.Tensor,
+    masks: Proposals,
+    *,
+    windows: WindowGrid | None = None,
+    start: int | None = None,
+    peak: float = 0.2,
+    std: float = 100.0,
+) -> torch.Tensor:
+    """Embed regions by copies of CLS that look more at their own box, most at its middle (FALIP, shared keys).
+
+    FALIP itself encodes the image once per region, and there later patches see the changed CLS (recipe "falip", `cls`);
+    this costs one pass for all and comes close. Arguments and result as `cls_mask`; `start` None is two thirds of the
+    blocks, `peak` and `std` (in patches) as `BoxAttention`.
+    """
+    spec = BoxAttention(std=std, peak=peak)
+
+    def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        return _bumps(cover_RN.unflatten(1, grid) > 0, spec).flatten(1)
+
+    return _by_windows(backbone, pixels, masks, windows, bias, "cls_bias", start, True)
+
+
+def _bumps(touched_Rhw: torch.Tensor, spec: BoxAttention) -> torch.Tensor:
+    """A Gaussian over the box of each region's touched patches, stretched to 0..peak: (R, h, w) float32."""
+    squares, within = [], torch.ones_like(touched_Rhw)
+    for axis in (1, 2):
+        used_Rn = touched_Rhw.any(dim=3 - axis)
+        at = torch.arange(used_Rn.shape[1]).double()
+        low = torch.where(used_Rn, at, torch.inf).amin(dim=1, keepdim=True)
+        high = torch.where(used_Rn, at, -torch.inf).amax(dim=1, keepdim=True)
+        squares.append((at - (low + high) / 2).square().unsqueeze(3 - axis))
+        within = within & ((at >= low) & (at <= high)).unsqueeze(3 - axis)
+    bump = torch.exp(-0.5 * (squares[0] + squares[1]) / spec.std**2)
+    least = torch.where(within, bump, torch.inf).amin(dim=(1, 2), keepdim=True)
+    most = torch.where(within, bump, -torch.inf).amax(dim=(1, 2), keepdim=True)
+    stretched = torch.where(most > least, (bump - least) / (most - least), 1.0)  # a box of one patch is its own middle
+    return torch.where(within, spec.peak * stretched, 0.0).float()
+
+
+@torch.no_grad()
+def _by_windows(
+    backbone: Backbone,
+    pixels: torch.Tensor,
+    masks: Proposals,
+    windows: WindowGrid | None,
+    bias: Bias,
+    operator: str,
+    start: int | None,
+    see_cls: bool,
+) -> torch.Tensor:
+    """Each region in the windows that see most of it; their unit embeddings averaged by how much they see."""
+    tower = cls_tower(backbone, operator)
+    start = round(tower.depth * 2 / 3) if start is None else start
+    if not 0 <= start < tower.depth:
+        raise ModelError(f"start {start} leaves no block to look in; model '{backbone.name}' has {tower.depth}")
+    windows = windows or whole_image(pixels, backbone.patch_size)
+    grid = windows.rows.tokens, windows.cols.tokens
+
+    def added(cover_RN: torch.Tensor) -> torch.Tensor:
+        lead = cover_RN.new_full((len(cover_RN), tower.prefix), 0.0 if see_cls else -torch.inf)
+        return torch.cat([lead, bias(cover_RN, grid)], dim=1)
+
+    if len(windows) == 1 and len(masks):  # nothing to choose and nothing to average
+        cover_RN = window_cover(masks, windows, 0, range(len(masks)))
+        (part,) = windows.batches(pixels, 1)
+        found_RE = look(tower, part, added(cover_RN)[None].to(backbone.device), start=start)[0]
+        return F.normalize(found_RE.float(), dim=-1) * cover_RN.any(dim=1, keepdim=True).to(found_RE.device)
+    areas_nR = window_areas(masks, windows)
+    looked_nR = reaches(areas_nR, SEEN * areas_nR.amax(dim=0)) & (areas_nR > 0)
+    total_RE = torch.zeros(len(masks), backbone.embed_dim)
+    first = 0
+    for part in windows.batches(pixels, WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])):
+        numbers = range(first, first + len(part))
+        first += len(part)
+        chosen = {i: looked_nR[n].nonzero().flatten().tolist() for i, n in enumerate(numbers)}
+        used = [i for i, some in chosen.items() if some]
+        if not used:
+            continue
+        biases = [added(window_cover(masks, windows, numbers[i], chosen[i])) for i in used]
+        padded = torch.nn.utils.rnn.pad_sequence(biases, batch_first=True).to(backbone.device)
+        found = F.normalize(look(tower, part[used], padded, start=start).float(), dim=-1).cpu()
+        for at, i in enumerate(used):
+            seen = areas_nR[numbers[i], chosen[i], None]
+            total_RE.index_add_(0, torch.tensor(chosen[i]), seen * found[at, : len(chosen[i])])
+    return F.normalize(total_RE, dim=-1).to(backbone.device)
+
+
+def whole_image(pixels: torch.Tensor, patch: int) -> WindowGrid:
+    """One window over all of the pixels."""
+    return WindowGrid.place(pixels.shape[2], pixels.shape[3], None, 1, patch)
