@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+BEGIN, END = "<!-- rooms: python tests/test_house.py -->\n", "<!-- /rooms -->"
 PACKAGE = Path(__file__).parents[1] / "densevl"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = (
-    # from the ground up: a room imports only rooms before it, for type checking too
-    "__init__", "errors", "rle", "cache", "lazy", "digest", "stacking", "devices", "files", "weights", "shipped",
-    "drawing", "images", "fitted", "results", "kernels", "refine", "proposals", "recipes", "backbones",
-    "vocabulary", "inference", "regions", "anomaly", "fewshot", "pipelines", "integrations", "benchmarking",
-    "diagnosis", "evaluation", "cli", "__main__",
-)  # fmt: skip
+ROOMS = {
+    # From the ground up: a room imports only rooms before it, for type checking too. What it holds is CONTRIBUTING's
+    # table, which `python tests/test_house.py` writes.
+    "__init__": "the public names, loaded when first used",
+    "errors": "every error a user can cause",
+    "rle": "run lengths, as COCO has them",
+    "cache": "where files are cached",
+    "lazy": "torch when it is first used",
+    "digest": "SHA-256 of texts, files and tensors",
+    "stacking": "which mask is on top",
+    "devices": "where models run",
+    "files": "files written whole or not at all, and never over others",
+    "weights": "weights read as data",
+    "shipped": "the files that the package carries",
+    "drawing": "overlays, legends, contact sheets",
+    "images": "any source to uint8 RGB",
+    "fitted": "what was fitted on a model, on disk",
+    "results": "`SegmentationResult`, and what all results share",
+    "kernels": "one file an operator, Triton beside it",
+    "refine": "scores and labels sharpened",
+    "proposals": "an image to masks; `sam/` is Segment Anything",
+    "recipes": "methods as data, and the engine that runs them; `parts/` one file a kind of operation, `catalogue/` the papers",
+    "backbones": "models behind one contract; `towers/`, `photo/`, `proxies/`",
+    "vocabulary": "words to embeddings",
+    "inference": "windows, the one loop over them, stitching, decoding to labels",
+    "regions": "the arithmetic of regions: embedded, named, resolved, exported; `operators/` from masks to vectors",
+    "anomaly": "the arithmetic of anomaly maps: words, windows, memories, scores",
+    "fewshot": "the arithmetic of classes by example",
+    "pipelines": "one folder a use; `folder.py` is the loop from many images to files",
+    "integrations": "other people's detectors and result types",
+    "benchmarking": "time on this machine",
+    "diagnosis": "what `densevl doctor` looks at",
+    "evaluation": "an experiment from data to report; `benchmarks/`, `metrics/`, `report/`",
+    "cli": "the command, no logic; `options.py` has each shared option once",
+    "__main__": "`python -m densevl`",
+}
+ORDER = list(ROOMS)
+LARGEST = 19
+"""Files of Python in one folder: more are rooms within the room."""
 
 
 def _module(path: Path) -> str:
@@ -47,7 +82,21 @@ def test_a_room_imports_only_rooms_below_it(path) -> None:
     if own == "__init__":
         return  # the public face: what it offers is loaded when asked for
     for module in _imports(path):
-        assert _room(module) == own or ROOMS.index(_room(module)) < ROOMS.index(own), f"imports {module}"
+        assert _room(module) == own or ORDER.index(_room(module)) < ORDER.index(own), f"imports {module}"
+
+
+def test_every_room_is_listed_and_exists() -> None:
+    there = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
+    assert there == set(ROOMS)
+
+
+def test_no_folder_is_too_full_to_be_read() -> None:
+    full = Counter(path.parent for path in FILES)
+    assert not {str(folder): count for folder, count in full.items() if count > LARGEST}
+
+
+def test_the_table_of_rooms_in_contributing_is_the_one_that_is_tested() -> None:
+    assert contributing() == CONTRIBUTING.read_text(encoding="utf-8")
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -70,3 +119,17 @@ def test_no_asserts_prints_pickles_or_unsafe_loads(path) -> None:
             if name == "np.load":
                 settings = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert settings.get("allow_pickle") == "False", f"line {node.lineno}: np.load with pickles"
+
+
+def contributing() -> str:
+    """CONTRIBUTING.md with the table of rooms, from the top of the house to the ground."""
+    head, rest = CONTRIBUTING.read_text(encoding="utf-8").split(BEGIN)
+    rows = [
+        f"| `{room}{'/' if (PACKAGE / room).is_dir() else '.py'}` | {holds} |"
+        for room, holds in reversed(ROOMS.items())
+    ]
+    return head + BEGIN + "\n".join(["| room | holds |", "|---|---|", *rows]) + "\n" + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    CONTRIBUTING.write_text(contributing(), encoding="utf-8")
