@@ -34,7 +34,7 @@ ROOMS = {
     "kernels": "one file an operator, Triton beside it",
     "refine": "scores and labels sharpened",
     "proposals": "an image to masks; `sam/` is Segment Anything",
-    "recipes": "methods as data, and the engine that runs them; `parts/` one file a kind of operation, `catalogue/` the papers",
+    "recipes": "methods as data, and the engine; `parts/` one file a kind of operation, `catalogue/` the papers",
     "backbones": "models behind one contract; `towers/`, `photo/`, `proxies/`",
     "vocabulary": "words to embeddings",
     "inference": "windows, the one loop over them, stitching, decoding to labels",
