@@ -1,13 +1,15 @@
-"""What was fitted on a model, on disk: tensors in a safetensors file, all else in a JSON file of the same stem.
+"""What decides a result, as facts ready for JSON; and what was fitted on a model, on disk.
 
-No pickles. The two files name each other by a checksum, and the facts may name the model by a hash of its weights, so
-that vectors of one model are not compared with those of another.
+A model is named by a hash of its weights, so that what was made with one is not taken for another's. What was fitted is
+tensors in a safetensors file and all else in a JSON file of the same stem; the two name each other by a checksum. No
+pickles.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +22,94 @@ if TYPE_CHECKING:
     import torch
 
 
-def fingerprint(model: Any) -> str:
-    """SHA-256 over the weights of every network a model object holds: equal for equal weights, on any machine."""
-    from torch import nn
+SHOWN, LISTED = 60, 6  # characters of a value, and facts, in a message
 
-    return digest.of_tensors(
-        (f"{name}.{key}", tensor)
-        for name, value in sorted(vars(model).items())
-        if isinstance(value, nn.Module)
-        for key, tensor in value.state_dict().items()
-    )
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over the weights of every network a model object holds: equal for equal weights, on any machine.
+
+    It is kept on the object, and computed anew when a tensor has changed.
+    """
+    tensors = list(_tensors(model))
+    key = tuple((name, tensor.data_ptr(), _changes(tensor)) for name, tensor in tensors)
+    known = vars(model).get("_weights_stamp")
+    if known is None or known[0] != key:
+        known = key, digest.of_tensors(tensors)
+        object.__setattr__(model, "_weights_stamp", known)
+    return known[1]
+
+
+def _tensors(thing: Any, above: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the networks that an object holds; else those of the objects of densevl that it is made of."""
+    import torch
+
+    parts = sorted(getattr(thing, "__dict__", {}).items())
+    networks = [(name, part) for name, part in parts if isinstance(part, torch.nn.Module)]
+    for name, network in networks:
+        yield from ((f"{above}{name}.{key}", tensor) for key, tensor in network.state_dict().items())
+    for name, part in parts if not networks else ():
+        if isinstance(part, dict):
+            yield from ((f"{above}{name}.{key}", row) for key, row in part.items() if isinstance(row, torch.Tensor))
+        elif type(part).__module__.startswith("densevl."):
+            yield from _tensors(part, f"{above}{name}.")
+
+
+def _changes(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def identity(part: Any) -> Any:
+    """What a part that others are built with is (a proxy, a proposer, a function), ready for JSON.
+
+    Returns:
+        None and names as they are; else its name, the fingerprint of its weights if it has some, and its settings.
+    """
+    if part is None or isinstance(part, str):
+        return part
+    name = getattr(part, "name", None) or getattr(part, "__qualname__", None) or type(part).__name__
+    found = {"name": str(name), **_settings(part)}
+    return found | {"weights": fingerprint(part)} if next(_tensors(part), None) is not None else found
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    """Plain public attributes, also of the parts it is made of."""
+    if not type(part).__module__.startswith("densevl."):
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in sorted(vars(part).items()):
+        if isinstance(value, bool | int | float | str | tuple) and not name.startswith("_"):
+            found[name] = value
+        elif is_dataclass(value) and name == "settings":
+            found[name] = asdict(value)  # type: ignore[arg-type]
+        elif name in ("inner", "proposer"):
+            found[name] = identity(value)
+    return found
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The facts in which two runs differ, on one line: "model 'mini' -> 'photo', protocol.crop 224 -> 336"."""
+    before, after = (json.loads(json.dumps(facts, default=str)) for facts in (old, new))
+    found = list(_changed(before, after))
+    return ", ".join(found[:LISTED]) + f" and {len(found) - LISTED} more" * (len(found) > LISTED)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            yield from _changed(before, after, f"{above}{key}.")
+        elif before != after:
+            yield f"{above}{key} {_brief(before)} -> {_brief(after)}"
+
+
+def _brief(value: Any) -> str:
+    """A value in a message: of a hash its first digits, of a part its name."""
+    if isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef"):
+        return value[:12]
+    if isinstance(value, dict) and "name" in value:
+        value = value["name"]
+    text = "none" if value is None else repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def require_same(model: Any, weights: str, name: str, what: str) -> None:

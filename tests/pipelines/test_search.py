@@ -74,7 +74,7 @@ def test_what_cannot_be_searched_is_refused(classify, folder, tmp_path) -> None:
     assert search.find("penguin") == []
     search.build(folder / "wood.png")
     other = RegionClassifier("mini", propose, "crop")
-    with pytest.raises(RegionIndexError, match=r"operators \{'cls_mask': 1.0\}"):
+    with pytest.raises(RegionIndexError, match=r"operators.cls_mask 1.0 -> none"):
         RegionSearch(other, folder / "index.npz")
     with pytest.raises(LabelError, match=r"pool\+cls_mask"):
         RegionSearch(RegionClassifier("mini", propose))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl import __version__
+from densevl import __version__, digest
 from densevl.anomaly import storage
 from densevl.anomaly.fusing import Spread
 from densevl.anomaly.maps import threshold
@@ -28,7 +28,7 @@ from densevl.anomaly.states import THING, States
 from densevl.anomaly.trained.adapters import Adapters
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import ImageError, ModelError, RecipeError, WeightsError
-from densevl.fitted import require_same
+from densevl.fitted import identity, require_same
 from densevl.images import read_image
 from densevl.pipelines.anomaly.setup import (
     as_proxy,
@@ -298,6 +298,32 @@ class AnomalyDetector:
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"saved detector {path} lacks or spoils {error}; fit and save it again") from error
         return detector
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the image, what was fitted included; ready for JSON."""
+        tensors = (
+            (f"{level}.{name}", rows)
+            for level, memory in sorted(self.memories.items())
+            for name, rows in (("rows", memory.rows), ("owner", memory.owner), ("place", memory.place))
+            if rows is not None
+        )
+        return {
+            "densevl": __version__,
+            "model": self.backbone.name,
+            "weights": storage.fingerprint(self.backbone),
+            "text_side": self.backbone.text_fingerprint,
+            "proxy": identity(self.proxy),
+            "item": self.item,
+            "states": asdict(self.states),
+            "scoring": storage.scoring_facts(self.scoring),
+            "adapters": identity(self.scorer.adapters),
+            "size": self.size,
+            "tile": self.tile,
+            "masked": self.scorer.masked,
+            "memory": digest.of_tensors(tensors) if self.memories else None,
+            "spread": asdict(self.scorer.spread) if self.scorer.spread is not None else None,
+            "thresholds": asdict(self.thresholds) if self.thresholds is not None else None,
+        }
 
     def _learn_spread(self, normal: list[tuple[Looked, dict[str, NearestMemory]]]) -> None:
         """Score normal images, each by memories that do not hold it."""

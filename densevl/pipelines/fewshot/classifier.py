@@ -6,13 +6,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch.nn import functional as F
 
+from densevl import digest
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import LabelError, ModelError, suggest
@@ -338,8 +339,31 @@ class FewShot:
             scores=decided.scores.cpu().numpy(),
             image=found.image,
             embeddings=found.vectors,
-            meta={"image": found.source, **features.classify.facts(), **self._meta(), "seconds": found.seconds},
+            meta={
+                "image": found.source,
+                **features.classify.embedding_facts(),
+                **self._meta(),
+                "seconds": found.seconds,
+            },
         )
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the image and its regions, what was learned included; ready for JSON."""
+        features = self.features
+        whole = features.classify.facts() if isinstance(features, RegionFeatures) else self.segmenter.facts()
+        states = {kind: head.state() for kind, head in self.heads.items()}
+        tensors = ((f"{kind}/{name}", rows) for kind, (own, _) in states.items() for name, rows in sorted(own.items()))
+        return {
+            **whole,
+            "background": asdict(self.segmenter.background),
+            "level": self.level,
+            "head": self.head,
+            "settings": self.settings,
+            "coverage": self.coverage,
+            "tokens": self.tokens,
+            "labels": asdict(self.labels) if self.labels is not None else None,
+            "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
+        }
 
     def _meta(self) -> dict[str, Any]:
         found = {kind: dict(head.found) for kind, head in self.heads.items()}

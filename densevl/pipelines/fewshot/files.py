@@ -58,7 +58,7 @@ def save(path: Path, made: Fitted) -> list[Path]:
         "head": made.head,
         "settings": made.settings,
         "operator": dict(regions.classify.operators) if isinstance(regions, RegionFeatures) else None,
-        "options": regions.classify.facts()["options"] if isinstance(regions, RegionFeatures) else None,
+        "options": regions.classify.embedding_facts()["options"] if isinstance(regions, RegionFeatures) else None,
         "coverage": made.coverage,
         "tokens": made.tokens,
         "recipe": [segmenter.recipe.name, repr(segmenter.recipe)] if segmenter.recipe is not None else None,

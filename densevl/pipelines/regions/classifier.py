@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl import __version__
+from densevl import __version__, digest, fitted
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import LabelError
 from densevl.images import read_image
@@ -140,8 +140,8 @@ class RegionClassifier:
         )
         self.operators, self.order = self.scorer.operators, self.scorer.order
         self.margin = margin
-        self._proposals: Any = proposals
-        self._finder = proposals if proposals is None or isinstance(proposals, str) else _name_of(proposals)
+        self._named: Any = proposals
+        self._proposals: Any = proposals  # the same, loaded when first needed
         self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
@@ -386,13 +386,24 @@ class RegionClassifier:
             self._vocabularies[key] = self._text.encode(labels, policy)
         return self._vocabularies[key]
 
-    @property
-    def finder(self) -> str | None:
-        """The name of what finds regions in photos that come without, as far as it has one."""
-        return self._finder
-
     def facts(self) -> dict[str, Any]:
-        """What region vectors depend on besides the photo and its regions, ready for JSON."""
+        """All that decides a result besides the photo, its regions and the labels, as resolved; ready for JSON."""
+        scorer = self.scorer
+        second = {"operator": scorer.second_look, "share": scorer.second_share, "top": scorer.second_top}
+        return {
+            **self._segment.facts(),
+            **self.embedding_facts(),
+            "options": {
+                name: {key: digest.of_file(Path(value)) if key == "weights" else value for key, value in own.items()}
+                for name, own in scorer.options.items()
+            },
+            "proposals": fitted.identity(self._named),
+            "second_look": second if scorer.second_look is not None else None,
+            "margin": self.margin,
+        }
+
+    def embedding_facts(self) -> dict[str, Any]:
+        """Of `facts`, how regions are embedded, for the meta of results."""
         dense = any(OPERATORS[name].dense for name in self.operators)
         return {
             "model": self.backbone.name,
@@ -416,15 +427,10 @@ class RegionClassifier:
         return {
             "densevl": __version__,
             "image": found.source,
-            **self.facts(),
+            **self.embedding_facts(),
             "templates": list(self._text.templates),
             "background": str(policy),
             "second_look": self.scorer.second_look,
             "regions": len(found),
             "seconds": found.seconds,
         }
-
-
-def _name_of(proposer: Any) -> str:
-    """A proposer's own name, or a function's, or its type's."""
-    return str(getattr(proposer, "name", None) or getattr(proposer, "__qualname__", type(proposer).__name__))

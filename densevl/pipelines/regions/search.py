@@ -16,6 +16,7 @@ from typing import Any
 from torch.nn import functional as F
 
 from densevl.errors import DensevlError, LabelError
+from densevl.fitted import differing
 from densevl.images import list_images
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals
@@ -23,6 +24,8 @@ from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import Hit, Photo, RegionIndex, RegionIndexError
 from densevl.vocabulary import NOTHING, Background, LabelSet
 
+WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
+"""Facts of a classifier that the vectors of an index do not depend on."""
 KEPT_BACK = 256  # photos that a build holds before it writes the index; an interrupted build goes on from there
 
 
@@ -60,13 +63,13 @@ class RegionSearch:
             )
         self.classifier, self.path = classifier, None if path is None else Path(path)
         self.operator = next(iter(classifier.operators))
-        facts = {**classifier.facts(), "proposals": classifier.finder}  # other regions make another index
+        facts = {key: value for key, value in classifier.facts().items() if key not in WORDS}
         self._model = json.dumps(facts, sort_keys=True, default=str)
         self.index = RegionIndex.empty(self._model, classifier.backbone.embed_dim)
         if self.path is not None and self.path.exists():
             self.index = RegionIndex.load(self.path)
             if self.index.model != self._model:
-                settings = _differing(self.index.model, self._model)
+                settings = differing(json.loads(self.index.model), facts)
                 raise RegionIndexError(
                     f"index {str(self.path)!r} was made with other settings ({settings}); use those, or another file"
                 )
@@ -154,12 +157,6 @@ class RegionSearch:
             return self.index.nearest(own[0], top, each=each, against=other)
         hits = [hit for row in own for hit in self.index.nearest(row, top, each=each, against=other)]
         return _best(hits, top, each)
-
-
-def _differing(one: str, other: str) -> str:
-    """The settings in which two lines of `facts` differ, as in the first."""
-    old, new = json.loads(one), json.loads(other)
-    return ", ".join(f"{key} {old.get(key)!r}" for key in sorted({*old, *new}) if old.get(key) != new.get(key))
 
 
 def _best(hits: list[Hit], top: int, each: int) -> list[Hit]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,11 @@ class Ensemble:
         ]
         warned = dict.fromkeys(text for segmenter, _ in self.members for text in segmenter.warnings(label_set, policy))
         return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the photo, its segments and the labels; ready for JSON."""
+        members = [{"weight": weight, **segmenter.facts()} for segmenter, weight in self.members]
+        return {"background": asdict(self.background), "members": members}
 
     def _check_strings(self, found: Sequence[Evidence]) -> None:
         if found[-1].text.queries != found[0].text.queries:

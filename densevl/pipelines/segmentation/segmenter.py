@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from densevl import __version__
+from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol, load_backbone
 from densevl.errors import LabelError, ModelError, RecipeError
 from densevl.images import read_image
@@ -166,7 +166,7 @@ class Segmenter:
         self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
-        self._proposer = proposer(regions)
+        self._regions, self._proposer = fitted.identity(regions), proposer(regions)
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
@@ -195,6 +195,30 @@ class Segmenter:
         segments = self.segments(rgb, regions)
         evidence = self.look(rgb, label_set, policy, segments)
         return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the photo, its segments and the labels, as resolved; ready for JSON."""
+        text = self._classifier
+        return {
+            "densevl": __version__,
+            "model": self.backbone.name,
+            "weights": fitted.fingerprint(self.backbone),
+            "text_side": self.backbone.text_fingerprint,
+            "recipe": repr(self.recipe) if self.recipe else None,
+            "compat": self.compat,
+            "precision": self.backbone.precision,
+            "protocol": asdict(self.protocol),
+            "templates": list(text.templates),
+            "text": asdict(text.options),
+            "background": asdict(self.background),
+            "presence": self.presence,
+            "proxy": fitted.identity(self.proxy),
+            "proxy_scope": self.proxy_scope if self.proxy is not None else None,
+            "sam": fitted.identity(self.sam),
+            "regions": self._regions,
+            "views": asdict(self.views) if self.views is not None else None,
+            "refine": list(self.refine),
+        }
 
     def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
         """The segments of a photo: those given, else proposed, else None.
