@@ -31,9 +31,10 @@ def choose(device: str | torch.device | None = None) -> str:
     """
     import torch
 
-    chosen = str(device or default())
+    chosen = default() if device is None else str(device)
     try:
-        torch.empty(0, device=chosen)
+        if torch.empty(0, device=chosen).is_meta:
+            raise TypeError("it holds no values")
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from densevl.backbones import Backbone
 from densevl.benchmarking.clock import medians, peak_mib
 from densevl.benchmarking.limits import bare_pass, products, trained_size
-from densevl.errors import ModelError, ProtocolError
+from densevl.errors import ModelError, OptionError, ProtocolError
 from densevl.inference import WindowGrid, decode, window_scores
 from densevl.inference.sliding import WINDOW_BATCH
 from densevl.pipelines.feeding import settle
@@ -50,6 +50,18 @@ def parse_sizes(spec: str) -> list[tuple[int, int]]:
             raise ProtocolError(f"size '{part}' is not HEIGHTxWIDTH in pixels, such as 336x448")
         found.append((int(height), int(width)))
     return found
+
+
+def parse_counts(spec: str) -> list[int]:
+    """ "1,21,171" to how many labels.
+
+    Raises:
+        OptionError: anything else.
+    """
+    parts = [part.strip() for part in spec.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise OptionError(f"labels '{spec}' are not numbers of labels with commas between, such as 1,21,171")
+    return [int(part) for part in parts]
 
 
 def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:

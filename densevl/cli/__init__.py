@@ -19,11 +19,16 @@ from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
+from densevl.cli.shared import OneLineGroup
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Open-vocabulary dense prediction."
+    cls=OneLineGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Open-vocabulary dense prediction.",
 )
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,10 +14,13 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from densevl.errors import DensevlError
 
 FAILED, PARTLY = 2, 3
+# Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
+_UsageError: Any = typer.BadParameter.__mro__[1]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -33,6 +37,25 @@ def stderr() -> Console:
 def fail(error: DensevlError) -> None:
     """Print an error on one line."""
     stderr().print(f"[red]error:[/] {escape(' '.join(str(error).split()))}")
+
+
+class OneLineGroup(TyperGroup):
+    """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        if not extra.get("standalone_mode", True):
+            return super().main(*args, **extra)
+        try:
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or 0)
+        except typer.Abort:
+            sys.exit(1)
+        except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+            else:
+                where = error.ctx.command_path if error.ctx is not None else "densevl"
+                fail(DensevlError(f"{error.format_message().rstrip('.')}; see {where} --help"))
+            sys.exit(FAILED)
 
 
 def file_name(path: Path) -> str:
