@@ -25,10 +25,10 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=OneLineGroup,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Open-vocabulary dense prediction.",
+    epilog="To have the Tab key complete names of models, recipes and options: densevl --install-completion",
 )
 
 

@@ -9,7 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, fail, file_name, one_line_errors, stderr, stdout
+
+SCORING = "winclip"
 
 anomaly_app = typer.Typer(no_args_is_help=True, help="Anomaly maps: fit on sound images, score others.")
 
@@ -17,22 +20,56 @@ anomaly_app = typer.Typer(no_args_is_help=True, help="Anomaly maps: fit on sound
 @anomaly_app.command("fit")
 @one_line_errors
 def anomaly_fit(
-    normal: Annotated[list[Path], typer.Argument(help="Sound images, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Where to save: OUT.safetensors and OUT.json.")] = Path("detector"),
-    model: Annotated[str, typer.Option(help="mini, ViT-B-16-plus-240/laion400m_e32, local-dir:PATH.")] = "auto",
-    item: Annotated[str, typer.Option(help='What is looked at, "metal nut".')] = "object",
-    scoring: Annotated[str, typer.Option(help="winclip, dense, streams, dino, patchcore, adaptclip.")] = "winclip",
-    windows: Annotated[str | None, typer.Option(help="exact, shared or pooled.")] = None,
-    whole: Annotated[bool, typer.Option(help="Let the score of the whole image lift its map; not for masks.")] = True,
-    states: Annotated[Path | None, typer.Option(help="JSON of words for sound and damaged.")] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Short side that images are fed at; the model's own, if left out.")
+    normal: Annotated[
+        list[str], typer.Argument(help="Images of sound things, or folders of them.", show_default=False)
+    ],
+    item: options.Item = "object",
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    scoring: options.Scoring = SCORING,
+    recipe: options.Recipe = None,
+    windows: Annotated[
+        str | None,
+        options.option(
+            "How windows of the image are encoded: exact, shared or pooled, each faster and rougher.",
+            panel=options.METHOD,
+            values=("exact", "shared", "pooled"),
+        ),
     ] = None,
-    tile: Annotated[int | None, typer.Option(help="Cut larger images into tiles of this side, in pixels.")] = None,
-    adapters: Annotated[Path | None, typer.Option(help="Trained adapters, for adaptclip.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="Remember features of mini-sam, dinov2_vits14, ...")] = None,
-    fpr: Annotated[float, typer.Option(help="Share of sound images that may be called anomalous.")] = 0.01,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    whole: Annotated[
+        bool,
+        options.option(
+            "Let the score of the whole image lift its map. Turn it off where masks matter.", panel=options.METHOD
+        ),
+    ] = True,
+    states: Annotated[
+        Path | None, options.option("A JSON file of words for sound and for damaged things.", panel=options.WORDS)
+    ] = None,
+    size: Annotated[
+        int | None,
+        options.option(
+            "Short side that images are fed at, in pixels; the model's own if left out.", panel=options.LOOKING
+        ),
+    ] = None,
+    tile: options.Tile = None,
+    adapters: options.Adapters = None,
+    proxy: Annotated[
+        str | None,
+        options.option(
+            "Remember the features of this model instead: mini-sam, dinov2_vits14, ...",
+            panel=options.METHOD,
+            values=options.PROXIES,
+        ),
+    ] = None,
+    fpr: Annotated[
+        float,
+        options.option("The share of sound images that may be called anomalous, 0 to 1.", panel=options.METHOD),
+    ] = 0.01,
+    out: Annotated[
+        Path, options.option("Where the detector is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
+    ] = Path("detector"),
 ) -> None:
     """Remember sound images and set a threshold from them."""
     from densevl.images import list_images
@@ -41,6 +78,7 @@ def anomaly_fit(
     from densevl.pipelines.anomaly.detector import AnomalyDetector
 
     changes: dict[str, Any] = {"whole": whole} | ({"windows": windows} if windows else {})
+    changes |= {"recipe": recipe} if recipe else {}
     detector = AnomalyDetector(
         model,
         item,
@@ -50,7 +88,9 @@ def anomaly_fit(
         tile=tile,
         adapters=adapters,
         proxy=proxy,
+        weights=weights,
         device=device,
+        precision=precision,
         **changes,
     )
     with stderr().status(f"{len(paths)} images"):
@@ -63,15 +103,28 @@ def anomaly_fit(
 @anomaly_app.command("score")
 @one_line_errors
 def anomaly_score(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    detector: Annotated[Path | None, typer.Option(help="A fitted detector; none scores by words alone.")] = None,
-    model: Annotated[str | None, typer.Option(help="The detector's own, or auto, if left out.")] = None,
-    item: Annotated[str, typer.Option(help='What is looked at, "metal nut"; a fitted detector knows.')] = "object",
-    scoring: Annotated[str, typer.Option(help="winclip, dense or streams, without a fitted detector.")] = "winclip",
-    adapters: Annotated[Path | None, typer.Option(help="Trained adapters, for adaptclip.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all heat maps.")] = False,
+    images: options.Images,
+    detector: Annotated[
+        Path | None,
+        options.option("A detector that `anomaly fit` saved. Without one, words alone decide.", panel=options.METHOD),
+    ] = None,
+    item: options.Item = "object",
+    model: Annotated[
+        str | None,
+        options.option(
+            "The model to run: the detector's own, or 'auto', if left out; `densevl models` lists them.",
+            panel=options.MODELLING,
+            values=options.MODELS,
+        ),
+    ] = None,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    scoring: options.Scoring = SCORING,
+    recipe: options.Recipe = None,
+    adapters: options.Adapters = None,
+    out: options.Out = options.OUT,
+    sheet: options.Sheet = False,
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
     from densevl.images import list_images
@@ -81,17 +134,18 @@ def anomaly_score(
     from densevl.pipelines.anomaly.folder import score_folder
     from densevl.pipelines.folder import ERRORS
 
-    options: dict[str, Any] = {"device": device, "adapters": adapters}
+    given: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "adapters": adapters}
     if detector is not None:
-        detect = AnomalyDetector.load(detector, model, **options)
+        detect = AnomalyDetector.load(detector, model, **given)
     else:
-        detect = AnomalyDetector(model or "auto", item, scoring=scoring, **options)
+        changes: dict[str, Any] = {"recipe": recipe} if recipe else {}
+        detect = AnomalyDetector(model or options.MODEL, item, scoring=scoring, **given, **changes)
     progress = stderr().status("")
     with progress:
         report = score_folder(
             detect,
             paths,
-            out,
+            Path(out),
             sheet=sheet,
             before=lambda job: progress.update(file_name(job.image)),
             failed=lambda job, error: fail(error),
@@ -106,5 +160,7 @@ def anomaly_score(
         stdout().print(f"results in {escape(str(out))}")
     if report.errors:
         if report.rows:
-            stderr().print(f"{len(report.errors)} of {len(paths)} images failed, listed in {escape(str(out / ERRORS))}")
+            stderr().print(
+                f"{len(report.errors)} of {len(paths)} images failed, listed in {escape(str(Path(out) / ERRORS))}"
+            )
         raise typer.Exit(PARTLY if report.rows else FAILED)

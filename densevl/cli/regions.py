@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, fail, file_name, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError, OutputError
 
@@ -20,26 +21,55 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def regions(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    labels: Annotated[
-        str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file; else named from a word list.')
+    images: options.Images,
+    labels: options.Labels = "",
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    background: options.Background = options.BACKGROUND,
+    proposals: options.Proposals = options.PROPOSALS,
+    sam_checkpoint: Annotated[
+        Path | None,
+        options.option("A checkpoint file of SAM; --proposals is then sam.", panel=options.METHOD),
+    ] = None,
+    tile: options.Tile = None,
+    pieces: options.Pieces = False,
+    operator: options.Operator = None,
+    point: Annotated[
+        list[str] | None,
+        options.option("Name what is at this pixel, x,y. The option may be given several times.", panel=options.ASKED),
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        options.option(
+            "Name what is in this box, x0,y0,x1,y1 in pixels. The option may be given several times.",
+            panel=options.ASKED,
+        ),
+    ] = None,
+    objects: Annotated[
+        bool,
+        options.option(
+            "Keep only regions that are a label, each thing once, the best first.", "--objects", panel=options.ASKED
+        ),
+    ] = False,
+    out: options.Out = options.OUT,
+    sheet: options.Sheet = False,
+    export: Annotated[
+        list[str] | None,
+        options.option(
+            "Also write the whole set as coco, panoptic or labelme. The option may be given several times.",
+            panel=options.FILES,
+            values=("coco", "panoptic", "labelme"),
+        ),
+    ] = None,
+    stuff: Annotated[
+        str,
+        options.option(
+            'Labels that are no things to be counted, "sky,road", for --export panoptic.', panel=options.FILES
+        ),
     ] = "",
-    model: Annotated[str, typer.Option(help="auto, mini, ViT-B-16/openai, local-dir:PATH.")] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
-    proposals: Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, superpixels, grid.")] = "mini-sam",
-    sam_checkpoint: Annotated[Path | None, typer.Option(help="A file of SAM; then --proposals is sam.")] = None,
-    tile: Annotated[int | None, typer.Option(min=1, help="Propose in tiles of this side, for large images.")] = None,
-    pieces: Annotated[bool, typer.Option(help="Cut proposed masks into their connected parts.")] = False,
-    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels: name what is there. Repeatable.")] = None,
-    box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1: name what is in it. Repeatable.")] = None,
-    operator: Annotated[str | None, typer.Option(help="pool, cls_mask, crop, ..., or a sum: pool+cls_mask.")] = None,
-    background: Annotated[str, typer.Option(help='auto, none, a probability, or words "sky,wall".')] = "auto",
-    objects: Annotated[bool, typer.Option(help="Keep regions that are a label, without repeats, best first.")] = False,
-    export: Annotated[list[str] | None, typer.Option(help="Also coco, panoptic or labelme. Repeatable.")] = None,
-    stuff: Annotated[str, typer.Option(help='Labels that are no objects, "sky,road", for --export panoptic.')] = "",
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
 ) -> None:
     """Find regions and name them: a JSON of masks, boxes, names and scores, and an overlay, for each image.
 
@@ -56,6 +86,7 @@ def regions(
     boxes = [_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or []]
     paths = list_images(images)
 
+    from densevl.backbones import load_backbone
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
     from densevl.pipelines.regions.classifier import RegionClassifier
     from densevl.pipelines.regions.prompting import prompted
@@ -65,9 +96,9 @@ def regions(
 
     words = [word.strip() for word in stuff.split(",") if word.strip()]
     exports = [
-        open_export(kind, out, label_set.names, stuff=words) for kind in dict.fromkeys(export or []) if label_set
+        open_export(kind, Path(out), label_set.names, stuff=words) for kind in dict.fromkeys(export or []) if label_set
     ]
-    jobs = [replace(job, target=job.target.with_suffix(".json")) for job in plan_jobs(paths, out)]
+    jobs = [replace(job, target=job.target.with_suffix(".json")) for job in plan_jobs(paths, Path(out))]
     clash = next((job for job in jobs if job.target.name in {one.file for one in exports}), None)
     if clash is not None:
         raise OutputError(f"{clash.target} is both the result of {clash.image} and the export; rename the image")
@@ -81,7 +112,8 @@ def regions(
     finder = PieceProposer(finder) if pieces else finder
     prompter = None if isinstance(finder, str) else finder
     with stderr().status("loading the model"):
-        classifier = RegionClassifier(model, finder, operator, weights=weights, background=background, device=device)
+        backbone = load_backbone(model, weights, device=device, precision=precision)
+        classifier = RegionClassifier(backbone, finder, operator, recipe, background=background)
     progress = stderr().status("")
 
     def name(image: Path, given: LabelSet | None) -> RegionResult:
@@ -120,7 +152,9 @@ def regions(
         stdout().print(f"results in {escape(', '.join([str(out), *written]))}")
     if report.errors:
         if report.done:
-            stderr().print(f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(out / ERRORS))}")
+            stderr().print(
+                f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(Path(out) / ERRORS))}"
+            )
         raise typer.Exit(PARTLY if report.done else FAILED)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 
@@ -20,21 +21,44 @@ _BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
 
 @one_line_errors
 def search(
-    folder: Annotated[Path, typer.Argument(help="A folder of photos.")],
-    words: Annotated[str, typer.Option("--for", help='What to find: "dog", or "dog|puppy" for either.')] = "",
-    like: Annotated[str, typer.Option(help="An example instead: IMAGE, or IMAGE:x0,y0,x1,y1 for a part of it.")] = "",
-    against: Annotated[str, typer.Option(help='Words that a find should be less like: "cat,wolf".')] = "",
-    top: Annotated[int, typer.Option(min=1, help="How many finds.")] = 10,
-    each: Annotated[int, typer.Option(min=1, help="At most so many of one photo.")] = 1,
-    least: Annotated[float | None, typer.Option(help="Leave out lower scores; with --for, 0 if left out.")] = None,
-    model: Annotated[str, typer.Option(help="auto, mini, ViT-B-16/openai, local-dir:PATH.")] = "auto",
-    proposals: Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, superpixels, grid.")] = "mini-sam",
-    pieces: Annotated[bool, typer.Option(help="Cut proposed masks into their connected parts.")] = False,
-    operator: Annotated[str, typer.Option(help="One of pool, cls_mask, crop, ...")] = "",
-    index: Annotated[Path | None, typer.Option(help="The .npz file; else one in --out for the folder.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the index and the sheet.")] = Path("densevl-out"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    sheet: Annotated[bool, typer.Option(help="Also write search.png, the finds marked in their photos.")] = False,
+    folder: Annotated[Path, typer.Argument(help="A folder of photos.", show_default=False)],
+    words: Annotated[
+        str,
+        options.option('What to find: "dog", or "dog|puppy" for either.', "--for", panel=options.ASKED),
+    ] = "",
+    like: Annotated[
+        str,
+        options.option(
+            "An example to find more of, instead of words: IMAGE, or IMAGE:x0,y0,x1,y1 for a part of it.",
+            panel=options.ASKED,
+        ),
+    ] = "",
+    against: Annotated[
+        str,
+        options.option('Words that a find should be less like: "cat,wolf".', panel=options.ASKED),
+    ] = "",
+    top: Annotated[int, options.option("How many finds are listed.", panel=options.ASKED, min=1)] = 10,
+    each: Annotated[int, options.option("At most so many finds of one photo.", panel=options.ASKED, min=1)] = 1,
+    least: Annotated[
+        float | None,
+        options.option("Finds with a lower score are left out; with --for this is 0 if left out.", panel=options.ASKED),
+    ] = None,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    proposals: options.Proposals = options.PROPOSALS,
+    pieces: options.Pieces = False,
+    operator: options.Operator = None,
+    index: Annotated[
+        Path | None,
+        options.option(
+            "The index file, .npz; one in --out that is named after the folder, if left out.", panel=options.FILES
+        ),
+    ] = None,
+    out: options.Out = options.OUT,
+    sheet: options.Sheet = False,
 ) -> None:
     """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
     if bool(words) == bool(like):
@@ -59,12 +83,12 @@ def search(
         finder = load_proposer(proposals, device=device)
     finder = PieceProposer(finder) if pieces else finder
     with stderr().status("loading the model"):
-        backbone = load_backbone(model, device=device)
+        backbone = load_backbone(model, weights, device=device, precision=precision)
         usual = default_operators(backbone)  # an index holds one vector a region
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
-        classifier = RegionClassifier(backbone, finder, chosen, device=device)
+        classifier = RegionClassifier(backbone, finder, chosen, recipe)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
-    found = RegionSearch(classifier, index or out / name)
+    found = RegionSearch(classifier, index or Path(out) / name)
     progress = stderr().status("")
     with progress:
         built = found.build(folder, forget=True, progress=lambda path: progress.update(escape(Path(path).name)))
@@ -83,7 +107,7 @@ def search(
         box = ",".join(f"{side:.0f}" for side in hit.box)
         stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
     if sheet and hits:
-        written = atomic_write(out / "search.png", encode_png(hit_sheet(hits, words or "like the example")))
+        written = atomic_write(Path(out) / "search.png", encode_png(hit_sheet(hits, words or "like the example")))
         stdout().print(f"sheet in {escape(str(written))}")
     if built.failed:
         raise typer.Exit(PARTLY if found.index.photos else FAILED)

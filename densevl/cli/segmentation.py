@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
 
+from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, fail, file_name, one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -16,37 +17,31 @@ if TYPE_CHECKING:
 
 @one_line_errors
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    labels: Annotated[str, typer.Option(help='"cat,dog", "car|truck,road", or a .txt or .json file.')] = "",
-    model: Annotated[str, typer.Option(help="auto, photo, ViT-B-16/openai, local-dir:PATH.")] = "auto",
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint, when --model is an architecture or config.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="See `densevl recipes`, or package.module:NAME; the model's default if left out.")
-    ] = None,
-    compat: Annotated[bool, typer.Option(help="Run the recipe as its authors published it, slips included.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("densevl-out"),
-    background: Annotated[
-        str, typer.Option(help='auto, none, unknown, 1-max, voc, a probability, or words "sky,wall".')
-    ] = "auto",
-    templates: Annotated[str | None, typer.Option(help='openai, dense, drawing, ..., or a sentence with "{}".')] = None,
-    descriptors: Annotated[Path | None, typer.Option(help="JSON of label to texts on its looks.")] = None,
-    presence: Annotated[float | None, typer.Option(help="Drop labels that reach this probability nowhere.")] = None,
-    short_side: Annotated[int | None, typer.Option(min=1, help="Resize the short side to this many pixels.")] = None,
-    crop: Annotated[int | None, typer.Option(min=0, help="Window side in pixels; 0 for the whole image.")] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="Step between windows in pixels.")] = None,
-    plan: Annotated[str | None, typer.Option(help="How windows lie: tiles, sliding (the papers'), whole.")] = None,
-    precision: Annotated[str, typer.Option(help="float32, int8 (faster on a CPU), bfloat16.")] = "float32",
-    blend: Annotated[str | None, typer.Option(help="Average overlapping windows at pixel or patch.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="Model a recipe borrows from: mini-sam, a name, a file.")] = None,
-    proxy_scope: Annotated[
-        str, typer.Option(help="The proxy looks at the image once, or at each window as the papers do: image, window.")
-    ] = "image",
-    sam: Annotated[str | None, typer.Option(help="SAM encoder for the recipe trident: mini-sam, or a file.")] = None,
-    regions: Annotated[str | None, typer.Option(help="Who proposes segments: mini-sam, for drawings.")] = None,
-    views: Annotated[str | None, typer.Option(help="Look several times: flip, flip+scale, itaclip.")] = None,
-    refine: Annotated[str | None, typer.Option(help="pamr, lposs+, vote, or several: pamr,vote. Slower.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    sheet: Annotated[bool, typer.Option(help="Also write contact_sheet.png with all overlays.")] = False,
+    images: options.Images,
+    labels: options.Labels = "",
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    compat: options.Compat = False,
+    background: options.Background = options.BACKGROUND,
+    templates: options.Templates = None,
+    descriptors: options.Descriptors = None,
+    presence: options.Presence = None,
+    short_side: options.ShortSide = None,
+    crop: options.Crop = None,
+    stride: options.Stride = None,
+    plan: options.Plan = None,
+    blend: options.Blend = None,
+    views: options.Views = None,
+    proxy: options.Proxy = None,
+    proxy_scope: options.ProxyScope = "image",
+    sam: options.Sam = None,
+    regions: options.Regions = None,
+    refine: options.Refine = None,
+    out: options.Out = options.OUT,
+    sheet: options.Sheet = False,
 ) -> None:
     """Segment images by words: a label PNG, an overlay and a JSON for each."""
     from densevl.images import list_images
@@ -65,7 +60,7 @@ def segment(
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
     from densevl.pipelines.segmentation.segmenter import Segmenter
 
-    jobs = plan_jobs(paths, out)
+    jobs = plan_jobs(paths, Path(out))
     with stderr().status("loading the model"):  # shown on a terminal only
         segmenter = Segmenter(
             model,
@@ -119,5 +114,7 @@ def segment(
         stdout().print(f"results in {escape(str(out))}")
     if report.errors:
         if report.done:
-            stderr().print(f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(out / ERRORS))}")
+            stderr().print(
+                f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(Path(out) / ERRORS))}"
+            )
         raise typer.Exit(PARTLY if report.done else FAILED)

@@ -40,7 +40,17 @@ def fail(error: DensevlError) -> None:
 
 
 class OneLineGroup(TyperGroup):
-    """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them."""
+    """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them.
+
+    The two options that typer adds for completion are told of below the commands, not among their options.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found = super().get_params(ctx)
+        for param in found:
+            if param.name in ("install_completion", "show_completion"):
+                param.hidden = True  # type: ignore[attr-defined]
+        return found
 
     def main(self, *args: Any, **extra: Any) -> Any:
         if not extra.get("standalone_mode", True):

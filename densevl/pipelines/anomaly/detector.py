@@ -66,6 +66,7 @@ class AnomalyDetector:
         proxy: Any = None,
         adapters: Adapters | str | Path | None = None,
         device: str | None = None,
+        precision: str | None = None,
         **changes: Any,
     ) -> None:
         """Load the model.
@@ -82,7 +83,7 @@ class AnomalyDetector:
                 small damage on large images; give the side the model was trained at. None takes them whole.
             proxy: a `Proxy`, or its name for `load_proxy`, whose features are remembered instead of the model's.
             adapters: trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
-            device: "cpu", "cuda"; None chooses.
+            device: "cpu", "cuda"; None chooses. precision: of the image tower, as `Segmenter` takes it.
             changes: fields of the scoring to change, such as windows="shared" or scales=(2, 3, 4).
 
         Raises:
@@ -95,7 +96,8 @@ class AnomalyDetector:
         self.states.expand(item)  # bad words fail before the model loads
         if isinstance(model, Backbone) and (weights is not None or device is not None):
             raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
-        self.backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
+        self.backbone = backbone if precision is None else backbone.at_precision(precision)
         self.proxy = as_proxy(proxy, str(self.backbone.device))
         tower: Tower | None = getattr(self.backbone, "tower", None)
         if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
@@ -270,7 +272,7 @@ class AnomalyDetector:
 
         Args:
             path: with or without an ending. model: None loads the one it was saved with, by name. proxy: likewise.
-            options: `weights`, `device` and `adapters`, as the constructor takes them.
+            options: `weights`, `device`, `precision` and `adapters`, as the constructor takes them.
 
         Raises:
             WeightsError: damaged files, or a backbone or proxy with other weights than the one it was fitted with.
@@ -312,6 +314,7 @@ class AnomalyDetector:
             "model": self.backbone.name,
             "weights": storage.fingerprint(self.backbone),
             "text_side": self.backbone.text_fingerprint,
+            "precision": self.backbone.precision,
             "proxy": identity(self.proxy),
             "item": self.item,
             "states": asdict(self.states),

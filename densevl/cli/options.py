@@ -1,0 +1,292 @@
+"""Each option that several commands share, once: its name, its type and its help; and what the shell completes.
+
+Nothing here imports torch, so `--help` and the Tab key answer at once. Default values are the constants in capitals;
+an option that is left out is None where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
+
+MODELS = (
+    *("auto", "photo", "mini", "ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/metaclip_fullcc"),
+    *("ViT-L-14/openai", "ViT-L-14-336/openai", "ViT-B-32/openai"),
+)
+DEVICES = ("cpu", "cuda", "cuda:0", "mps")
+PRECISIONS = ("float32", "int8", "bfloat16")
+PLANS = ("tiles", "sliding", "whole")
+BLENDS = ("pixel", "patch")
+SCOPES = ("image", "window")
+REFINEMENTS = ("pamr", "lposs+", "vote")
+VIEWS = ("flip", "flip+scale", "itaclip")
+BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
+OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
+PROXIES = ("mini-sam", "dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dinov2_vits14", "sam_vit_b")
+SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
+
+
+def recipe_names() -> Iterable[str]:
+    """Names of all recipes."""
+    from densevl.recipes import names
+
+    return names()
+
+
+def template_names() -> Iterable[str]:
+    """Names of all template sets."""
+    from densevl.vocabulary.templates import NAMES
+
+    return NAMES
+
+
+def proposer_names() -> Iterable[str]:
+    """Names of all mask proposers."""
+    from densevl.proposals import NAMES
+
+    return NAMES
+
+
+def choose(values: Iterable[str] | Callable[[], Iterable[str]], between: str = "") -> Callable[[str], list[str]]:
+    """What the Tab key offers for an option.
+
+    Args:
+        values: the choices. between: what stands between several of them, such as "," for "pamr,vote".
+    """
+
+    def offered(incomplete: str) -> list[str]:
+        known = values() if callable(values) else values
+        before, mark, last = incomplete.rpartition(between) if between else ("", "", incomplete)
+        return [f"{before}{mark}{value}" for value in known if value.startswith(last)]
+
+    return offered
+
+
+def option(help: str, *names: str, panel: str | None = None, values: Any = (), between: str = "", **more: Any) -> Any:
+    """An option of typer with one panel and one way to complete.
+
+    Args:
+        help: a full sentence or two. names: the flags, where they are not the parameter's own name.
+        panel: the heading it stands under in `--help`. values, between: see `choose`.
+    """
+    complete = choose(values, between) if values else None
+    return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, **more)
+
+
+ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"
+LOOKING, FILES, MACHINES = "How the photo is looked at", "Results", "Several machines"
+
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images, folders of images with all below them, patterns such as 'photos/*.jpg', or a text file with one "
+        "path a line.",
+        show_default=False,
+    ),
+]
+
+Model = Annotated[
+    str,
+    option(
+        "The model to run. 'auto' takes the best one on this machine; `densevl models` lists them. A folder works too, "
+        "as local-dir:PATH.",
+        panel=MODELLING,
+        values=MODELS,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    option("A checkpoint file to load, when --model names an architecture or a config file.", panel=MODELLING),
+]
+Device = Annotated[
+    str | None,
+    option("Where the model runs: cpu, cuda, ... A GPU is taken if there is one.", panel=MODELLING, values=DEVICES),
+]
+Precision = Annotated[
+    str,
+    option(
+        "Number format of the image tower: float32, int8 (often faster on a CPU), or bfloat16.",
+        panel=MODELLING,
+        values=PRECISIONS,
+    ),
+]
+
+Labels = Annotated[
+    str,
+    option(
+        'What to look for: "cat,dog"; "car|truck,road" gives one class two words; or a .txt or .json file.',
+        panel=WORDS,
+    ),
+]
+Background = Annotated[
+    str,
+    option(
+        "When something is none of the labels: 'none' for never, a probability below which it is, words that compete "
+        "with the labels (\"sky,wall\"), or a list such as 'voc'. 'auto' is the model's own rule.",
+        panel=WORDS,
+        values=BACKGROUNDS,
+    ),
+]
+Templates = Annotated[
+    str | None,
+    option(
+        "Sentences the labels are put into: a set such as openai or dense, or your own with {} for the label. The "
+        "model's own set if left out.",
+        panel=WORDS,
+        values=template_names,
+        between="+",
+    ),
+]
+Descriptors = Annotated[
+    Path | None,
+    option("A JSON file that says for each label what it looks like, as a list of texts.", panel=WORDS),
+]
+Presence = Annotated[
+    float | None,
+    option("Labels that reach this probability nowhere in the photo are dropped, 0 to 1.", panel=WORDS),
+]
+
+Recipe = Annotated[
+    str | None,
+    option(
+        "The published method that turns the model into a dense one; `densevl recipes` lists them. Your own works too, "
+        "as package.module:NAME. The model's default if left out.",
+        panel=METHOD,
+        values=recipe_names,
+    ),
+]
+Compat = Annotated[
+    bool,
+    option("Run the recipe exactly as its authors published it, slips included.", "--compat", panel=METHOD),
+]
+Proxy = Annotated[
+    str | None,
+    option(
+        "The second model that some recipes borrow from: a name such as mini-sam or dino_vitb8, or a weights file.",
+        panel=METHOD,
+        values=PROXIES,
+    ),
+]
+ProxyScope = Annotated[
+    str,
+    option(
+        "Whether that model looks at the photo once ('image') or at each window, as the papers do ('window').",
+        panel=METHOD,
+        values=SCOPES,
+    ),
+]
+Sam = Annotated[
+    str | None,
+    option(
+        "The SAM encoder that the recipe trident reads: mini-sam, or a checkpoint file.",
+        panel=METHOD,
+        values=("mini-sam", "sam_vit_b"),
+    ),
+]
+Regions = Annotated[
+    str | None,
+    option(
+        "What proposes segments, for recipes that work within them and for --refine vote.",
+        panel=METHOD,
+        values=proposer_names,
+    ),
+]
+Refine = Annotated[
+    str | None,
+    option(
+        "Sharpen the result: pamr, lposs+, vote, or several with commas between. Slower.",
+        panel=METHOD,
+        values=REFINEMENTS,
+        between=",",
+    ),
+]
+
+ShortSide = Annotated[
+    int | None, option("Resize the photo's short side to this many pixels first.", panel=LOOKING, min=1)
+]
+Crop = Annotated[
+    int | None, option("Side of the model's windows in pixels; 0 for the whole photo at once.", panel=LOOKING, min=0)
+]
+Stride = Annotated[int | None, option("Step from window to window in pixels.", panel=LOOKING, min=1)]
+Plan = Annotated[
+    str | None,
+    option(
+        "How the windows lie: tiles (few, side by side), sliding (the papers' way, overlapping), or whole.",
+        panel=LOOKING,
+        values=PLANS,
+    ),
+]
+Blend = Annotated[
+    str | None,
+    option("Where overlapping windows are averaged: at each pixel or at each patch.", panel=LOOKING, values=BLENDS),
+]
+Views = Annotated[
+    str | None,
+    option(
+        "Look at the photo several times and average: flip, flip+scale, or itaclip. Slower, a little better.",
+        panel=LOOKING,
+        values=VIEWS,
+    ),
+]
+
+Proposals = Annotated[
+    str,
+    option(
+        "What finds the regions: mini-sam (for drawings), sam, superpixels, clusters, or grid.",
+        panel=METHOD,
+        values=proposer_names,
+    ),
+]
+Pieces = Annotated[bool, option("Cut each proposed region into its connected parts.", "--pieces", panel=METHOD)]
+Tile = Annotated[int | None, option("Look at large images in tiles of this side, in pixels.", panel=LOOKING, min=1)]
+Operator = Annotated[
+    str | None,
+    option(
+        "How a region becomes something that words are compared with: pool, cls_mask, crop, ..., or a sum such as "
+        "pool+cls_mask. The model's best if left out.",
+        panel=METHOD,
+        values=OPERATORS,
+        between="+",
+    ),
+]
+Scoring = Annotated[
+    str,
+    option(
+        "How anomalies are scored: by words, by comparison with sound images, or both.", panel=METHOD, values=SCORINGS
+    ),
+]
+Adapters = Annotated[Path | None, option("The file of trained adapters, for --scoring adaptclip.", panel=METHOD)]
+Item = Annotated[str, option('What is looked at, in the singular: "metal nut".', panel=WORDS)]
+
+Out = Annotated[str, option("The folder that results are written to; it is made if there is none.", panel=FILES)]
+Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
+Json = Annotated[bool, option("Print one line of JSON for each image instead of text.", "--json", panel=FILES)]
+Quiet = Annotated[
+    bool, option("Print nothing but errors: no progress, no line for each image.", "--quiet", "-q", panel=FILES)
+]
+Overwrite = Annotated[
+    bool,
+    option(
+        "Start over: replace results of other runs, and files of others that are in the way.",
+        "--overwrite",
+        panel=FILES,
+    ),
+]
+Strict = Annotated[
+    bool, option("Stop at the first image that cannot be read, instead of going on.", "--strict", panel=FILES)
+]
+Ray = Annotated[
+    str | None,
+    option(
+        "Work on a Ray cluster: 'local' starts one on this machine, 'auto' finds a running one, or give its address.",
+        panel=MACHINES,
+        values=("local", "auto"),
+    ),
+]
+Workers = Annotated[int, option("How many Ray workers run, each with a model of its own.", panel=MACHINES, min=1)]
+Shard = Annotated[int, option("How many images a worker takes at a time.", panel=MACHINES, min=1)]

@@ -1,0 +1,81 @@
+"""Shared options: what the Tab key offers exists, comes without torch, and completion does not clutter the help."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from densevl.cli import app, options
+
+ASK = """
+import sys
+from densevl.cli import app
+try:
+    app(prog_name="densevl")
+finally:
+    sys.stderr.write(str("torch" in sys.modules))
+"""
+
+
+def test_what_is_offered_is_what_there_is() -> None:
+    from densevl.anomaly.scoring import get_scoring
+    from densevl.backbones.load import PHOTO_NAMES, PREFERRED
+    from densevl.backbones.precision import PRECISIONS
+    from densevl.backbones.protocol import BLENDS
+    from densevl.backbones.proxies import known_proxies
+    from densevl.inference.views import Views
+    from densevl.pipelines.feeding import PLANS
+    from densevl.pipelines.segmentation.refinement import KNOWN
+    from densevl.regions.operators.names import OPERATORS
+    from densevl.vocabulary import Background
+
+    assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
+    assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
+    assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
+    assert set(options.PROXIES) <= set(known_proxies())
+    for name in options.SCORINGS:
+        assert get_scoring(name).name == name
+    for name in options.VIEWS:
+        assert Views.parse(name) is not None
+    for name in options.BACKGROUNDS[1:]:
+        Background.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("segment --recipe na", {"naclip"}),
+        ("segment --model ViT-L", {"ViT-L-14/openai", "ViT-L-14-336/openai"}),
+        ("segment --precision i", {"int8"}),
+        ("segment --plan s", {"sliding"}),
+        ("segment --refine pamr,v", {"pamr,vote"}),
+        ("regions --proposals m", {"mini-sam"}),
+        ("anomaly fit --scoring w", {"winclip"}),
+    ],
+)
+def test_the_tab_key_completes_without_torch(words, offered) -> None:
+    line = f"densevl {words}"
+    asked = {"_DENSEVL_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert set(done.stdout.split()) == offered
+    assert done.stderr == "False"
+
+
+def test_completion_is_there_and_out_of_the_way() -> None:
+    assert "install-completion" not in CliRunner().invoke(app, ["segment", "--help"]).output
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert shown.count("install-completion") == 1, "said once, below the commands"
+    assert "--show-completion" not in shown
+
+
+@pytest.mark.parametrize("command", [["segment"], ["regions"], ["search"], ["anomaly", "fit"], ["anomaly", "score"]])
+def test_every_command_that_loads_a_model_has_the_same_options(command) -> None:
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
+    for name in ("--model", "--weights", "--device", "--precision", "--recipe", "--out"):
+        assert f" {name} " in shown, name
