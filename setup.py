@@ -19,6 +19,7 @@ CORE = [
     "safetensors>=0.5",
     "huggingface-hub>=0.30",
     "pycocotools>=2.0.8",
+    "lazy-loader>=0.4",
     "typer>=0.15",
     "rich>=13.7",
 ]
@@ -67,6 +68,7 @@ setup(
     package_data={
         "densevl": [
             "py.typed",
+            "__init__.pyi",
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "vocabulary/words/*.txt",

@@ -1,0 +1,35 @@
+# The public names of densevl: what `from densevl import *` gives. Read at run time too, by `__init__.py`.
+
+from . import backbones as backbones
+from . import evaluation as evaluation
+from . import fewshot as fewshot
+from . import images as images
+from . import inference as inference
+from . import integrations as integrations
+from . import kernels as kernels
+from . import recipes as recipes
+from . import regions as regions
+from . import vocabulary as vocabulary
+from .anomaly.result import AnomalyResult as AnomalyResult
+from .backbones.load import load_backbone as load_backbone
+from .backbones.proxies.load import load_proxy as load_proxy
+from .errors import DensevlError as DensevlError
+from .fewshot.result import Classification as Classification
+from .pipelines.anomaly.adaptation import train_adapters as train_adapters
+from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
+from .pipelines.fewshot.classifier import FewShot as FewShot
+from .pipelines.fewshot.inspection import Inspector as Inspector
+from .pipelines.regions.classifier import RegionClassifier as RegionClassifier
+from .pipelines.regions.search import RegionSearch as RegionSearch
+from .pipelines.segmentation.ensemble import Ensemble as Ensemble
+from .pipelines.segmentation.segmenter import Segmenter as Segmenter
+from .proposals.base import Proposals as Proposals
+from .proposals.load import load_proposer as load_proposer
+from .recipes.recipe import Recipe as Recipe
+from .regions.result import RegionResult as RegionResult
+from .results import SegmentationResult as SegmentationResult
+from .vocabulary.descriptors import Descriptors as Descriptors
+from .vocabulary.labels import LabelSet as LabelSet
+from .vocabulary.options import TextOptions as TextOptions
+
+__version__: str
