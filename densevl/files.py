@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -16,6 +17,10 @@ from densevl.errors import OutputError
 
 #: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
 OVERLAY_MARK = "_overlay"
+#: The file in a folder of results that says what made them; see `densevl.pipelines.folder`.
+RUN_FILE = "densevl.json"
+_SIGNED = (".json", ".jsonl", ".html", ".md")
+_SIGNATURE = b"densevl"
 
 # File systems allow 255 bytes a name; this leaves room for a mark, an ending and a temporary name.
 _STEM_BYTES = 150
@@ -86,6 +91,56 @@ def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[P
             with contextlib.suppress(OSError, ValueError):
                 temporary.unlink(missing_ok=True)
     return list(contents)
+
+
+def guard(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
+) -> None:
+    """Refuse to write over a file that densevl did not write; every command asks before it writes its first file.
+
+    Args:
+        paths: what will be written. inputs: files that were given; they are refused whatever `overwrite` says.
+        overwrite: files of others may be replaced.
+
+    Raises:
+        OutputError: one of the paths is an input, a folder, or a file of somebody else.
+    """
+    there: dict[tuple[int, int], Path] = {}
+    for path in map(Path, paths):
+        with contextlib.suppress(OSError, ValueError):
+            found = path.stat()
+            there[found.st_dev, found.st_ino] = path  # the same file by whatever name
+    for given in map(Path, inputs) if there else ():
+        with contextlib.suppress(OSError, ValueError):
+            found = given.stat()
+            if (same := there.get((found.st_dev, found.st_ino))) is not None:
+                raise OutputError(f"{shown(same)} is one of the inputs and would be overwritten; name another --out")
+    foreign = [path for path in there.values() if path.is_dir() or not (overwrite or is_own(path))]
+    if foreign:
+        more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
+        what = "is a folder" if foreign[0].is_dir() else "was not written by densevl and would be replaced"
+        raise OutputError(f"{shown(foreign[0])}{more} {what}; name another --out, or allow it with --overwrite")
+
+
+def is_own(path: Path) -> bool:
+    """Whether densevl wrote a file: its text says so, or the JSON of the same stem, or the run file that names it."""
+    if path.suffix in _SIGNED and _SIGNATURE in _start(path):
+        return True
+    beside = path.with_name(f"{path.stem.removesuffix(OVERLAY_MARK)}.json")
+    if beside != path and _SIGNATURE in _start(beside):
+        return True
+    return json.dumps(path.name).encode() in _start(path.with_name(RUN_FILE), None)
+
+
+def _start(path: Path, size: int | None = 2**20) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
 
 
 def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:

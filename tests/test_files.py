@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from densevl import devices, digest
 from densevl.errors import DensevlError, ModelError, OutputError
-from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, unique_stems
+from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, guard, unique_stems
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -189,3 +189,54 @@ def test_a_device_is_the_one_asked_for_or_the_best_there_is(monkeypatch: pytest.
     for device in ("cuda:99", "gpu"):
         with pytest.raises(ModelError, match=f"device '{device}' cannot be used here .*; take 'cpu'"):
             devices.choose(device)
+
+
+@pytest.mark.parametrize(
+    ("there", "target"),
+    [
+        ({"x.png": "theirs"}, "x.png"),
+        ({"x.png": "theirs", "x.json": '{"names": []}'}, "x.png"),
+        ({"x.json": '{"names": []}'}, "x.json"),
+        ({"detector.safetensors": "theirs"}, "detector.safetensors"),
+        ({"scores.csv": "theirs", "densevl.json": '{"densevl": "1"}'}, "scores.csv"),
+        ({"report.html": "<html>theirs</html>"}, "report.html"),
+    ],
+)
+def test_a_file_of_somebody_else_is_replaced_only_if_asked(tmp_path: Path, there: dict[str, str], target: str) -> None:
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(OutputError, match=r"not written by densevl .*--overwrite"):
+        guard([tmp_path / target])
+    guard([tmp_path / target], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "target"),
+    [
+        ({}, "x.png"),
+        ({"x.png": "ours", "x.json": '{"meta": {"densevl": "1"}}'}, "x.png"),
+        ({"x_overlay.png": "ours", "x.json": '{"meta": {"versions": {"densevl": "1"}}}'}, "x_overlay.png"),
+        ({"x.json": '{"meta": {"densevl": "1"}}'}, "x.json"),
+        ({"det.safetensors": "ours", "det.json": '{"format": "densevl-anomaly-1"}'}, "det.safetensors"),
+        ({"scores.csv": "ours", "densevl.json": '{"densevl": "1", "files": ["scores.csv"]}'}, "scores.csv"),
+        ({"report.html": "<html><p>densevl 1</html>"}, "report.html"),
+    ],
+)
+def test_a_file_of_densevl_may_be_replaced(tmp_path: Path, there: dict[str, str], target: str) -> None:
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    guard([tmp_path / target])
+
+
+def test_an_input_is_never_replaced_by_whatever_name(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("photo")
+    (tmp_path / "link.png").symlink_to(tmp_path / "x.png")
+    (tmp_path / "sub").mkdir()
+    for name in ("x.png", "link.png", "sub/../x.png"):
+        with pytest.raises(OutputError, match="one of the inputs"):
+            guard(
+                [tmp_path / "new.png", tmp_path / name], inputs=[tmp_path / "x.png", tmp_path / "gone"], overwrite=True
+            )
+    guard([tmp_path / "new.png"], inputs=[tmp_path / "x.png"])
+    with pytest.raises(OutputError, match="is a folder"):
+        guard([tmp_path / "sub"], overwrite=True)
