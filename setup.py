@@ -20,6 +20,8 @@ CORE = [
     "huggingface-hub>=0.30",
     "pycocotools>=2.0.8",
     "lazy-loader>=0.4",
+    "jinja2>=3.1",
+    "pyyaml>=6.0",
     "typer>=0.15",
     "rich>=13.7",
 ]
@@ -71,6 +73,7 @@ setup(
             "__init__.pyi",
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
+            "evaluation/report/*.jinja",
             "vocabulary/words/*.txt",
             "weights/*.json",
             "weights/*.safetensors",

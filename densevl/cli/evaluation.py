@@ -2,48 +2,105 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from densevl.cli.shared import one_line_errors, stdout
+from densevl.cli import options
+from densevl.cli.shared import one_line_errors, stderr, stdout
 
-eval_app = typer.Typer(no_args_is_help=True, help="Benchmarks: check, run, compare recipes, analyse a model.")
+if TYPE_CHECKING:
+    from densevl.evaluation import Experiment
+    from densevl.evaluation.runner import Outcome
 
-Root = Annotated[Path | None, typer.Option(help="Its folder; else $DENSEVL_DATA, ./data and the cache are searched.")]
-Model = Annotated[str, typer.Option(help="As `densevl models` lists them.")]
-Recipe = Annotated[str | None, typer.Option(help="As `densevl recipes` lists them; the model's own if left out.")]
-Out = Annotated[Path, typer.Option(help="Gets the report, and the state for going on after a kill.")]
-Limit = Annotated[int | None, typer.Option(help="So many images, spread over the dataset.")]
-Background = Annotated[str, typer.Option(help="When a pixel is background, such as 'voc, 0.1'.")]
-TaskName = Annotated[str | None, typer.Option(help="semantic, instance or panoptic.")]
-Proposed = Annotated[str, typer.Option(help="What finds regions: mini-sam, sam, ...; truth: the true masks.")]
-Operator = Annotated[str | None, typer.Option(help="How regions are embedded, as in `densevl regions`.")]
-Measures = Annotated[str, typer.Option(help="Of iou, boundary, calibration; commas between.")]
-OUT = Path("densevl-out/eval")
+eval_app = typer.Typer(
+    no_args_is_help=True, help="Measure a model on a benchmark, compare recipes, look behind a score."
+)
+
+BENCHMARK, RUN = "The benchmark", "The run"
+
+What = Annotated[
+    str,
+    typer.Argument(
+        help="A benchmark that `densevl eval list` names, or a config: a .yaml, .json or .toml file.",
+        show_default=False,
+    ),
+]
+Root = Annotated[
+    Path | None,
+    options.option(
+        "The folder of the benchmark. If left out, $DENSEVL_DATA, ./data and the cache are searched.", panel=BENCHMARK
+    ),
+]
+Task = Annotated[
+    str | None,
+    options.option(
+        "What is predicted: semantic (a class for each pixel), instance (objects), or panoptic (both).",
+        panel=BENCHMARK,
+        values=("semantic", "instance", "panoptic"),
+    ),
+]
+Limit = Annotated[int | None, options.option("Take only this many images, spread evenly.", panel=BENCHMARK, min=1)]
+Measures = Annotated[
+    str,
+    options.option(
+        "What is counted for the task semantic: iou, boundary, calibration, structure; commas between.",
+        panel=BENCHMARK,
+        values=("iou", "boundary", "calibration", "structure"),
+        between=",",
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    options.option(
+        "Change any field that a config may have: limit=20, protocol.crop=336. May be given several times.",
+        "--set",
+        panel=RUN,
+        metavar="FIELD=VALUE",
+    ),
+]
+Trust = Annotated[
+    bool,
+    options.option(
+        "Run a config that is a Python program, or names one. It can do whatever you can.", "--trust-config", panel=RUN
+    ),
+]
+Json = Annotated[bool, options.option("Print one line of JSON for each result instead of text.", "--json", panel=RUN)]
+OUT = "densevl-out/eval"
+WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
 @eval_app.command("list")
 @one_line_errors
-def list_datasets() -> None:
-    """List the benchmarks there are readers for, with their tasks and files."""
+def list_benchmarks(as_json: Json = False) -> None:
+    """List the benchmarks that densevl reads, with their tasks and the files that they need."""
     from densevl.evaluation.benchmarks.check import files_of, known
 
     for name, tasks in known().items():
         for task in tasks:
-            stdout().print(f"{name} ({task}): {escape('; '.join(files_of(name, task)))}")
+            files = files_of(name, task)
+            _say({"name": name, "task": task, "files": files}, f"{name} ({task}): {'; '.join(files)}", as_json)
 
 
 @eval_app.command()
 @one_line_errors
-def check(dataset: str, root: Root = None, task: TaskName = None) -> None:
-    """Say what of a dataset is missing and where it was looked for; exit code 1 if it is not ready."""
+def check(
+    dataset: Annotated[str, typer.Argument(help="A benchmark that `densevl eval list` names.")],
+    root: Root = None,
+    task: Task = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether a benchmark is ready: what is missing, and where it was looked for. Exit code 1 if it is not."""
     from densevl.evaluation import check as look
 
     found = look(dataset, root, task=task)
-    stdout().print(escape(str(found)))
+    facts = {"name": found.name, "root": found.root and str(found.root), "images": found.images}
+    _say({**facts, "ready": not found.faults, "faults": found.faults}, str(found), as_json)
     if found.faults:
         raise typer.Exit(1)
 
@@ -51,106 +108,184 @@ def check(dataset: str, root: Root = None, task: TaskName = None) -> None:
 @eval_app.command()
 @one_line_errors
 def run(
-    dataset: str,
+    ctx: typer.Context,
+    what: What,
     root: Root = None,
-    model: Model = "auto",
-    recipe: Recipe = None,
-    paper: Annotated[bool, typer.Option(help="The protocol of the recipe's paper for this benchmark.")] = False,
-    out: Out = OUT,
+    task: Task = "semantic",
     limit: Limit = None,
-    background: Background = "auto",
-    strings: Annotated[str, typer.Option(help="The strings of the class list: names, sclip@1, proxyclip@1.")] = "names",
-    variant: Annotated[str, typer.Option(help="Another label rule: mmseg-default255, keep-ignore.")] = "",
     measures: Measures = "iou,calibration",
-    task: TaskName = "semantic",
-    proposals: Annotated[
-        str, typer.Option(help="What finds regions: mini-sam, sam, ...; truth: true masks.")
-    ] = "mini-sam",
-    operator: Annotated[str | None, typer.Option(help="How regions are embedded, as in `densevl regions`.")] = None,
-    proxy: str | None = None,
-    sam: str | None = None,
-    regions: str | None = None,
-    views: str | None = None,
-    precision: Annotated[str | None, typer.Option(help="float32, int8 or bfloat16, of the image tower.")] = None,
-    refine: str | None = None,
-    compat: Annotated[bool | None, typer.Option(help="The authors' slips included; --paper includes them.")] = None,
-    proxy_scope: Annotated[
-        str | None, typer.Option(help="The proxy looks at the image once, or at each window: image, window.")
+    variant: Annotated[
+        str,
+        options.option(
+            "Another rule for what labels mean: mmseg-default255 (ade847, pc459) or keep-ignore (coco-object).",
+            panel=BENCHMARK,
+        ),
+    ] = "",
+    strings: Annotated[
+        str,
+        options.option(
+            "The words that stand for the classes: their names, or a paper's, such as sclip@1.", panel=BENCHMARK
+        ),
+    ] = "names",
+    paper: Annotated[
+        bool,
+        options.option(
+            "Take windows, words and thresholds from the recipe's paper, for this benchmark.",
+            "--paper",
+            panel=BENCHMARK,
+        ),
+    ] = False,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    compat: options.Compat = False,
+    background: options.Background = options.BACKGROUND,
+    templates: options.Templates = None,
+    descriptors: options.Descriptors = None,
+    presence: options.Presence = None,
+    short_side: options.ShortSide = None,
+    crop: options.Crop = None,
+    stride: options.Stride = None,
+    plan: options.Plan = None,
+    blend: options.Blend = None,
+    views: options.Views = None,
+    proxy: options.Proxy = None,
+    proxy_scope: options.ProxyScope = "image",
+    sam: options.Sam = None,
+    regions: options.Regions = None,
+    refine: options.Refine = None,
+    proposals: options.Proposals = options.PROPOSALS,
+    operator: options.Operator = None,
+    changes: Changes = None,
+    trust: Trust = False,
+    out: options.Out = OUT,
+    fresh: Annotated[
+        bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)
+    ] = False,
+    dump: Annotated[
+        bool, options.option("Keep every prediction, label maps as 16-bit PNG files.", "--dump", panel=RUN)
+    ] = False,
+    seed: Annotated[int, options.option("The seed of random numbers, set before the model loads.", panel=RUN)] = 0,
+    save_every: Annotated[
+        float, options.option("Seconds between two savings of what a killed run needs to go on.", panel=RUN, min=0)
+    ] = 10.0,
+    threads: Annotated[
+        int | None,
+        options.option("Threads of the CPU that each process uses; torch's choice if left out.", panel=RUN, min=1),
     ] = None,
-    fresh: Annotated[bool, typer.Option(help="Forget what earlier runs counted.")] = False,
-    dump: Annotated[bool, typer.Option(help="Keep every prediction as a 16-bit PNG.")] = False,
+    launcher: Annotated[
+        str,
+        options.option(
+            "With torchrun give pytorch, and its processes share the images; else none.",
+            panel=options.MACHINES,
+            values=("none", "pytorch"),
+        ),
+    ] = "none",
+    as_json: Json = False,
 ) -> None:
-    """Evaluate a model on a benchmark and write a report."""
+    """Measure a model on a benchmark and write a report. A killed run goes on when started again."""
+    experiment = _experiment(ctx)
+
+    import torch
+
+    from densevl.evaluation import distributed
     from densevl.evaluation.evaluate import evaluate
 
-    given: dict[str, Any] = {"strings": strings, "background": background, "variant": variant, "paper": paper}
-    given |= {"task": task or "semantic", "proposals": proposals, "operator": operator}
-    parts: dict[str, Any] = {
-        "proxy": proxy,
-        "sam": sam,
-        "regions": regions,
-        "views": views,
-        "refine": refine,
-        "precision": precision,
-    }
-    parts |= {"compat": compat, "proxy_scope": proxy_scope}
-    experiment = _experiment(dataset, root, model, recipe, limit, measures, **given, **parts)
-    outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump)
-    stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")
+    if threads:
+        torch.set_num_threads(threads)
+    distributed.join(launcher)
+    try:
+        outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump, save_every=save_every)
+        if distributed.rank() == 0:
+            said = f"{outcome.headline}, report in {files[0]}"
+            _say({**_result(outcome), "report": str(files[0])}, said, as_json)
+    finally:
+        distributed.leave()
 
 
 @eval_app.command()
 @one_line_errors
 def compare(
-    dataset: str,
-    recipes: Annotated[str, typer.Option(help="Names with commas between.")],
+    ctx: typer.Context,
+    what: What,
+    recipes: Annotated[
+        str,
+        options.option(
+            "Recipes with commas between, as `densevl recipes` lists them.",
+            panel=options.METHOD,
+            values=options.recipe_names,
+            between=",",
+        ),
+    ],
     root: Root = None,
-    model: Model = "auto",
-    out: Out = OUT,
+    task: Task = "semantic",
     limit: Limit = None,
-    background: Background = "auto",
     measures: Measures = "iou,calibration",
+    model: options.Model = options.MODEL,
+    background: options.Background = options.BACKGROUND,
+    changes: Changes = None,
+    trust: Trust = False,
+    out: options.Out = OUT,
+    as_json: Json = False,
 ) -> None:
-    """Evaluate several recipes and write their table."""
-    from densevl.evaluation.compare import compare as evaluate_all
+    """Measure several recipes alike and write a table. A killed comparison goes on when started again."""
+    from densevl.evaluation.compare import compare as measure_all
 
-    experiment = _experiment(dataset, root, model, None, limit, measures, background=background)
-    _, path = evaluate_all(experiment, [name.strip() for name in recipes.split(",")], out)
-    stdout().print(escape(path.read_text(encoding="utf-8")))
+    outcomes, path = measure_all(_experiment(ctx), [name.strip() for name in recipes.split(",")], out)
+    if not as_json:
+        stdout().print(escape(path.read_text(encoding="utf-8")))
+    for name, outcome in outcomes.items() if as_json else ():
+        _say({**_result(outcome), "report": str(Path(out, name, "report.html"))}, "", as_json)
 
 
 @eval_app.command()
 @one_line_errors
 def analyse(
-    dataset: str,
+    ctx: typer.Context,
+    what: What,
     root: Root = None,
-    model: Model = "auto",
-    recipe: Recipe = None,
-    out: Out = OUT,
-    limit: Limit = 50,
-    distractors: Annotated[str, typer.Option(help="Labels to add, or a .txt file; ADE20K's if left out.")] = "",
-    only: Annotated[str, typer.Option(help="Which, commas between.")] = "vocabulary,background,corruption",
+    limit: Annotated[
+        int | None, options.option("Take only this many images; 50 if left out.", panel=BENCHMARK, min=1)
+    ] = None,
+    only: Annotated[
+        str | None,
+        options.option(
+            "Which analyses to run, commas between; all if left out.",
+            panel=BENCHMARK,
+            values=("vocabulary", "background", "corruption"),
+            between=",",
+        ),
+    ] = None,
+    distractors: Annotated[
+        str,
+        options.option(
+            "Labels to add that the benchmark does not have, commas between, or a .txt file; ADE20K's if left out.",
+            panel=options.WORDS,
+        ),
+    ] = "",
+    model: options.Model = options.MODEL,
+    recipe: options.Recipe = None,
+    changes: Changes = None,
+    trust: Trust = False,
+    out: options.Out = OUT,
+    as_json: Json = False,
 ) -> None:
-    """What a score hides: more labels, other backgrounds, worse photos."""
-    from densevl.evaluation import analyses
-    from densevl.evaluation.benchmarks.class_lists import class_list
-    from densevl.evaluation.report import analyses as analysis_report
-    from densevl.vocabulary import LabelSet
+    """See what a score hides: more labels, other backgrounds, worse photos. Writes a page with charts."""
+    from dataclasses import replace
 
-    experiment = _experiment(dataset, root, model, recipe, limit, "iou")
-    data = experiment.open()
-    predictor = experiment.predictor(data)
-    words = LabelSet.parse(distractors).names if distractors else class_list("ade150").names
-    wanted = [name.strip() for name in only.split(",")]
-    found = []
-    if "vocabulary" in wanted:
-        found.append(analyses.vocabulary_expansion(predictor, data, words))
-    if "background" in wanted and data.classes.background:
-        found.append(analyses.background_reliance(predictor, data))
-    if "corruption" in wanted:
-        found.append(analyses.corruption_robustness(predictor, data))
-    files = analysis_report.write(found, out, f"Analyses of {predictor.segmenter.backbone.name} on {dataset}")
-    stdout().print(f"report in {escape(str(files[0]))}")
+    from densevl.evaluation import analyses
+    from densevl.evaluation.report import analyses as analysis_report
+
+    experiment = _experiment(ctx)
+    wanted = None if only is None else [name.strip() for name in only.split(",")]
+    experiment = replace(experiment, limit=experiment.limit or 50)
+    with stderr().status("loading the model") as status:
+        title, found = analyses.analyse(experiment, wanted, distractors, show=status.update)
+    files = analysis_report.write(found, out, title)
+    facts = {"analyses": [analysis.name for analysis in found], "report": str(files[0])}
+    _say(facts, f"report in {files[0]}", as_json)
 
 
 @eval_app.command()
@@ -158,10 +293,10 @@ def analyse(
 def anomaly(
     dataset: Annotated[str, typer.Argument(help="mvtec (any folder in that layout), visa, mtd, ksdd2.")],
     root: Annotated[Path, typer.Option(help="Its folder.")],
-    model: Model = "auto",
+    model: options.Model = "auto",
     scoring: str = "winclip",
     shots: Annotated[int, typer.Option(help="Flawless training images to learn from, the first by name.")] = 0,
-    out: Out = OUT,
+    out: options.Out = OUT,
 ) -> None:
     """Evaluate anomaly detection on every category of a benchmark."""
     from densevl.evaluation import anomaly_run
@@ -174,26 +309,46 @@ def anomaly(
     stdout().print(escape(anomaly_run.markdown(rows)))
 
 
-def _experiment(
-    dataset: str,
-    root: Path | None,
-    model: str,
-    recipe: str | None,
-    limit: int | None,
-    measures: str,
-    **more: Any,
-) -> Any:
-    from densevl.evaluation import Experiment
+def _experiment(ctx: typer.Context) -> Experiment:
+    """The experiment that WHAT and the options given name; what was not given is the config's."""
+    from dataclasses import fields
 
-    return Experiment(
-        dataset,
-        root=None if root is None else str(root),
-        model=model,
-        recipe=recipe,
-        limit=limit,
-        measures=tuple(name.strip() for name in measures.split(",")),
-        **more,
-    )
+    from densevl.evaluation import Experiment
+    from densevl.evaluation.config import is_config, load_experiment, merged, parse_change
+
+    def said(name: str) -> bool:
+        source = ctx.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    given = {name: value for name, value in ctx.params.items() if said(name)}
+    settings = {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
+    if "measures" in given:
+        settings["measures"] = [name.strip() for name in given["measures"].split(",")]
+    if "descriptors" in given:
+        settings["text"] = {"descriptors": str(given["descriptors"])}
+    if windows := {name: given[name] for name in WINDOWS if name in given}:
+        settings["protocol"] = {**windows, **({"crop": windows["crop"] or None} if "crop" in windows else {})}
+    for text in given.get("changes", ()):
+        settings = merged(settings, parse_change(text))
+    if is_config(what := given["what"]):
+        return load_experiment(what, settings, trust=ctx.params["trust"])
+    return Experiment.parse({"dataset": what, **settings})
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    experiment = outcome.experiment
+    own = {"dataset": experiment.dataset, "task": experiment.task}
+    return {
+        **own,
+        "model": outcome.used.get("model"),
+        "recipe": outcome.used.get("recipe"),
+        "images": len(outcome.dataset),
+        "measures": {name: None if math.isnan(value) else value for name, value in outcome.summary.items()},
+    }
+
+
+def _say(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    stdout().print(escape(json.dumps(facts, ensure_ascii=False) if as_json else text))
 
 
 @one_line_errors
@@ -201,9 +356,9 @@ def label(
     source: Annotated[Path, typer.Argument(help="A folder, with all below it, or a text file with a path a line.")],
     labels: Annotated[str, typer.Option(help="The classes, commas between; or a file.")],
     out: Annotated[Path, typer.Option(help="A new folder, or one of a run to go on with.")],
-    model: Model = "auto",
-    recipe: Recipe = None,
-    background: Background = "auto",
+    model: options.Model = "auto",
+    recipe: options.Recipe = None,
+    background: options.Background = "auto",
     ray: Annotated[str | None, typer.Option(help="'local', or the address of a Ray cluster such as 'auto'.")] = None,
     workers: Annotated[int, typer.Option(help="Ray workers, each with the model loaded once.")] = 1,
     shard: Annotated[int, typer.Option(help="Images a shard.")] = 64,

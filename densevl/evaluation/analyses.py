@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import EvaluationError
+from densevl.errors import EvaluationError, OptionError, suggest
+from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.evaluation.benchmarks.datasets import Dataset, Sample
 from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.metrics.confusion import Counts, confusion, measures, per_class
 from densevl.evaluation.predictors import Predictor
+from densevl.vocabulary import LabelSet
 
 Show = Callable[[str], None]
 GREY = 124
@@ -158,3 +162,45 @@ def _counted(dataset: Dataset, look: Callable[[Sample], npt.NDArray[np.int16]]) 
 def _tell(show: Show | None, text: str) -> None:
     if show is not None:
         show(text)
+
+
+NAMES = ("vocabulary", "background", "corruption")
+
+
+def analyse(
+    experiment: Experiment,
+    only: Sequence[str] | None = None,
+    distractors: LabelSet | str = "",
+    *,
+    show: Show | None = None,
+) -> tuple[str, list[Analysis]]:
+    """Run analyses of an experiment's model on its images.
+
+    Args:
+        experiment: of task "semantic".
+        only: of `NAMES`; None is all that the benchmark allows.
+        distractors: labels to add, as `LabelSet.parse` takes them; "" is ADE20K's.
+        show: told what is run.
+
+    Returns:
+        A title, and the analyses.
+
+    Raises:
+        OptionError: an unknown analysis, or another task. DensevlError: as `Experiment.predictor` and the analyses.
+    """
+    for name in only or ():
+        if name not in NAMES:
+            raise OptionError(f"no analysis '{name}'{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+    if experiment.task != "semantic":
+        raise OptionError(f"analyses go with task semantic, not with task {experiment.task}")
+    dataset: Any = experiment.open()
+    wanted = only or [name for name in NAMES if name != "background" or dataset.classes.background]
+    words = LabelSet.parse(distractors).names if distractors else class_list("ade150").names
+    predictor: Any = experiment.predictor(dataset)
+    run: dict[str, Callable[[], Analysis]] = {
+        "vocabulary": lambda: vocabulary_expansion(predictor, dataset, words, show=show),
+        "background": lambda: background_reliance(predictor, dataset, show=show),
+        "corruption": lambda: corruption_robustness(predictor, dataset, show=show),
+    }
+    title = f"Analyses of {predictor.segmenter.backbone.name} on {dataset.name}"
+    return title, [run[name]() for name in dict.fromkeys(wanted)]

@@ -11,6 +11,7 @@ from densevl.evaluation.evaluate import evaluate
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.runner import Outcome
 from densevl.files import atomic_write
+from densevl.recipes import get
 
 COLUMNS = ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "ECE", "AP", "AP50", "AP75", "R50", "PQ", "SQ", "RQ")
 
@@ -22,8 +23,10 @@ def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path
         experiment: all but the recipe; recipes: names; work_dir: gets a folder a recipe, and the table.
 
     Raises:
-        DensevlError: as `evaluate`.
+        RecipeError: an unknown recipe, before any is run. DensevlError: as `evaluate`.
     """
+    for name in recipes:
+        get(name)  # a mistyped one fails before hours are spent on the others
     outcomes = {
         name: evaluate(replace(experiment, recipe=name), Path(work_dir) / name)[0] for name in dict.fromkeys(recipes)
     }

@@ -1,48 +1,249 @@
-"""Reading mmengine configs: the one place where a config, which is a Python program, is executed.
+"""Experiments written down in files.
 
-A config names an experiment; everyday evaluation takes an `Experiment` and needs none. Configs outside the clone that
-this package lies in are executed with a warning, because whoever wrote one can run anything with it.
+JSON, YAML and TOML are data: whoever sends one cannot run code with it, read other files, or keep the machine busy. So
+YAML is read by its 1.2 core schema, without tags, aliases and merge keys; a key stands once; a file is small; and
+`_base_` stays in its folder. Values are taken as they stand: nothing is filled in from the environment. A config in
+mmengine's Python format is a program, and runs only where the caller trusts it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from densevl.errors import EvaluationError, MissingExtraError
 from densevl.evaluation.experiment import Experiment
 from densevl.files import shown
 
-OWN = Path(__file__).parents[2] / "configs"
-"""The configs of a clone."""
+LIMIT, DEPTH = 100_000, 8
+"""Bytes of a file, and files from a config down to its furthest `_base_`."""
+BASE, FOLDER, PROGRAM = "_base_", "configs", ".py"
+Settings = dict[str, Any]
 _LOG = logging.getLogger(__name__)
 
 
-def load_experiment(path: str | Path, changes: dict[str, Any] | None = None) -> Experiment:
-    """Execute a config and read its experiment.
+def is_config(what: str) -> bool:
+    """Whether this is meant as a config rather than as the name of a benchmark."""
+    return Path(what).suffix.lower() in (*READERS, PROGRAM) or any(sign in what for sign in "/\\")
+
+
+def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, *, trust: bool = False) -> Experiment:
+    """Read an experiment from a config.
 
     Args:
-        path: a Python file in mmengine's config format, with `_base_` for inheritance; its variables are the fields of
-            `Experiment`.
-        changes: fields that replace the config's.
+        path: .json, .yaml, .yml or .toml: fields of `Experiment`, and `_base_`, a file or a list of files, relative to
+            this one, whose fields hold where this one has none; of several the last wins, and mappings are merged.
+            They lie in the nearest folder "configs" around the config, or where there is none, in its own folder.
+            .py: a config in mmengine's format.
+        changes: fields that replace the config's, merged likewise.
+        trust: run a .py config, and let a config name a recipe of your own ("package.module:NAME"), which is imported.
 
     Raises:
-        MissingExtraError: mmengine is not installed.
-        EvaluationError: no such file, an error inside it, or variables that an experiment does not have.
+        EvaluationError: no such file, a file that is no plain data or not trusted, or fields that an experiment does
+            not have. MissingExtraError: mmengine, which reads a .py config, is not installed.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise EvaluationError(f"no config {shown(path)}: give a .yaml, .json or .toml file, or the name of a benchmark")
+    program = path.suffix.lower() == PROGRAM
+    if program and not trust:
+        raise EvaluationError(
+            f"config {shown(path)} is a program that could do anything as you: write it as .yaml, or, if you trust it, "
+            "add --trust-config (trust=True)"
+        )
+    settings = _run(path) if program else _Files(path).read(path.resolve())
+    if not trust and ":" in str(settings.get("recipe", "")):
+        raise EvaluationError(
+            f"config {shown(path)} names a recipe that is Python code: if you trust it, add --trust-config (trust=True)"
+        )
+    return Experiment.parse(merged(settings, changes or {}))
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
+    """Settings with others over them; mappings within are merged too."""
+    both = dict(under)
+    for name, value in over.items():
+        below = both.get(name)
+        both[name] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def parse_change(text: str) -> Settings:
+    """FIELD=VALUE, the value as YAML writes it; FIELD.KEY=VALUE is a key of a mapping.
+
+    Raises:
+        EvaluationError: not of this form, or a value that is no plain data.
+    """
+    name, sign, value = text.partition("=")
+    try:
+        if not (sign and name.strip()):
+            raise ValueError("it has no field before a '='")
+        found = _plain(_yaml(value))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise EvaluationError(f"{shown(text)} is not FIELD=VALUE, such as limit=20: {_reason(error)}") from error
+    for part in reversed(name.strip().split(".")):
+        found = {part: found}
+    return found
+
+
+class _Files:
+    """A config and its bases, each read once."""
+
+    def __init__(self, path: Path) -> None:
+        home = path.resolve().parent
+        self.root = next((folder for folder in (home, *home.parents) if folder.name == FOLDER), home)
+        self.known: dict[Path, Settings] = {}
+
+    def read(self, path: Path, chain: tuple[Path, ...] = ()) -> Settings:
+        """A file with its bases merged in; `chain` leads to it."""
+        if path in self.known:
+            return self.known[path]
+        try:
+            own = _data(path)
+            bases = own.pop(BASE, [])
+            places = [self._place(path, base) for base in (bases if isinstance(bases, list) else [bases])]
+            if any(place in (path, *chain) for place in places):
+                raise ValueError(f"{BASE} leads in a circle")
+            if places and len(chain) + 1 >= DEPTH:
+                raise ValueError(f"{BASE} leads over more than {DEPTH} files")
+        except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
+            raise EvaluationError(f"config {shown(path)} cannot be read: {_reason(error)}") from error
+        settings: Settings = {}
+        for place in places:
+            settings = merged(settings, self.read(place, (*chain, path)))
+        self.known[path] = merged(settings, own)
+        return self.known[path]
+
+    def _place(self, path: Path, base: Any) -> Path:
+        if not isinstance(base, str):
+            raise ValueError(f"{BASE} is a file or a list of files")
+        place = (path.parent / base).resolve()
+        if Path(base).is_absolute() or not place.is_relative_to(self.root):
+            raise ValueError(f"{BASE} {shown(base)} is outside the folder {shown(self.root)}")
+        return place
+
+
+def _data(path: Path) -> Settings:
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"its ending is none of {', '.join(READERS)}")
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    with path.open("rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise ValueError(f"it has more than {LIMIT:,} bytes")
+    found = _plain(read(content.decode()))
+    if not isinstance(found, dict):
+        raise ValueError("it holds no fields with values")
+    return found
+
+
+def _run(path: Path) -> Settings:
     try:
         from mmengine.config import Config
     except ImportError as error:
-        raise MissingExtraError("mmengine", "eval", "reading a config") from error
-    path = Path(path)
-    if not path.is_file():
-        raise EvaluationError(f"no config {shown(path)}: give a file of configs/, or densevl eval run with options")
-    if not path.resolve().is_relative_to(OWN.resolve()):
-        _LOG.warning("%s is executed as a Python program: run only configs that you trust", shown(path))
+        raise MissingExtraError("mmengine", "eval", "reading a config in Python") from error
+    _LOG.warning("config %s is trusted, and run as a program", shown(path))
     try:
-        config = Config.fromfile(str(path), lazy_import=False)
-    except Exception as error:  # a config can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise EvaluationError(f"config {shown(path)} cannot be read: {reason}") from error
-    return Experiment.parse({**config.to_dict(), **(changes or {})})
+        return dict(Config.fromfile(str(path), lazy_import=False).to_dict())
+    except Exception as error:  # a program can raise anything
+        raise EvaluationError(f"config {shown(path)} cannot be read: {_reason(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """The value, if it is what all three formats can say."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number to compute with")
+    if isinstance(value, str) and "{{" in value:
+        raise ValueError(f"{shown(value)} asks for a value to be filled in; write the value")
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"{value} is a {type(value).__name__}; write it as text, in quotes")
+    return value
+
+
+def _unique(pairs: Iterable[tuple[Any, Any]]) -> Settings:
+    found: Settings = {}
+    for key, value in pairs:
+        if not isinstance(key, str):
+            raise ValueError(f"key {shown(str(key))} is no text")
+        if key in found:
+            raise ValueError(f"key {shown(key)} stands twice")
+        found[key] = value
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: null, true, false, numbers, text, lists, mappings."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as the base class has it
+    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("aliases (*name) are not read; write the value again")
+        return super().compose_node(parent, index)
+
+
+def _pairs(loader: _Loader, node: Any) -> Settings:
+    return _unique(loader.construct_pairs(node, deep=True))
+
+
+_SCALARS: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
+    ("null", r"~|null|Null|NULL|", "~nN", lambda text: None),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789", int),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
+)
+_TAG = "tag:yaml.org,2002:"
+
+
+def _refused(loader: _Loader, node: Any) -> None:
+    raise ValueError(f"tags are not read, and it has {shown(node.tag)}")
+
+
+_Loader.add_constructor(None, _refused)
+for _name, _form, _first, _make in _SCALARS:
+    _Loader.add_implicit_resolver(
+        _TAG + _name, re.compile(f"^(?:{_form})$"), [*_first, *([""] if _name == "null" else [])]
+    )
+    _Loader.add_constructor(_TAG + _name, lambda loader, node, make=_make: make(loader.construct_scalar(node)))
+_Loader.add_constructor(_TAG + "str", lambda loader, node: loader.construct_scalar(node))
+_Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
+_Loader.add_constructor(_TAG + "map", _pairs)
+
+
+def _yaml(text: str) -> Any:
+    if len(text) > LIMIT:
+        raise ValueError(f"it has more than {LIMIT:,} bytes")
+    return _Loader(text).get_single_data()
+
+
+def _json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".toml": tomllib.loads}
+"""Endings of configs that are data, and what reads them."""
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "its values are nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text"
+    mark = getattr(error, "problem_mark", None)
+    said = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return " ".join(str(said).split())[:200] + (f", line {mark.line + 1}" if mark else "")

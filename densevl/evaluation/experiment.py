@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from densevl import digest
 from densevl.errors import EvaluationError, suggest
@@ -18,9 +21,11 @@ from densevl.evaluation.predictors import Predictor
 from densevl.evaluation.region_predicting import TRUTH, RegionPredictor
 from densevl.evaluation.region_tasks import InstanceTask, PanopticTask
 from densevl.evaluation.tasks import INSTANCE, SEMANTIC, TASKS, SemanticTask, Task
+from densevl.files import shown
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import NAMES as PROPOSERS
+from densevl.vocabulary import TextOptions
 
 AnyDataset = Dataset | RegionDataset
 AnyPredictor = Predictor | RegionPredictor
@@ -35,7 +40,9 @@ class Experiment:
     Attributes:
         dataset, root, variant: as `open_dataset` takes them, `open_regions` for the tasks over regions.
         task: "semantic", "instance" or "panoptic".
-        model, weights, recipe, proxy, sam, regions, views, refine, templates, precision: as `Segmenter` takes them.
+        model, weights, recipe, proxy, sam, regions, views, refine, templates, presence, precision, device: as
+            `Segmenter` takes them.
+        text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
             proxy looking at each window.
         protocol: changes to the model's `InferenceProtocol`; strings: the class list's variant.
@@ -60,12 +67,15 @@ class Experiment:
     views: str | None = None
     refine: str | None = None
     templates: str | None = None
+    text: Mapping[str, Any] = field(default_factory=dict)
+    presence: float | None = None
     precision: str | None = None
+    device: str | None = None
     compat: bool | None = None
     proxy_scope: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     strings: str = DISPLAY
-    background: str = "auto"
+    background: str | float = "auto"
     min_share: float = 0.0
     paper: bool = False
     measures: tuple[str, ...] = ("iou", "calibration")
@@ -78,6 +88,8 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
         if self.task not in TASKS:
             raise EvaluationError(f"no task '{self.task}'{suggest(self.task, TASKS)}; there are {', '.join(TASKS)}")
         if self.task != SEMANTIC:
@@ -102,6 +114,8 @@ class Experiment:
             "regions",
             "views",
             "refine",
+            "text",
+            "presence",
             "precision",
             "compat",
             "proxy_scope",
@@ -125,7 +139,7 @@ class Experiment:
         known = [entry.name for entry in fields(cls)]
         for name in settings:
             if name not in known:
-                raise EvaluationError(f"an experiment has no field '{name}'{suggest(name, known)}")
+                raise EvaluationError(f"an experiment has no field {shown(name)}{suggest(name, known)}")
         if "dataset" not in settings:
             raise EvaluationError("an experiment needs a dataset, such as dataset='voc21'")
         return cls(**settings)
@@ -165,8 +179,8 @@ class Experiment:
             "min_share": 0.0,
             "variant": "",
         }
-        same = ("weights", "proxy", "sam", "regions", "views", "templates", "precision", "compat", "proxy_scope")
-        own |= dict.fromkeys(same)
+        same = ("weights", "proxy", "sam", "regions", "views", "templates", "presence", "precision")
+        own |= {**dict.fromkeys((*same, "compat", "proxy_scope")), "text": {}}
         if self.resolved() != replace(self, **own).resolved():
             return None
         return papers.published(self.recipe or "", self.dataset, self.model, self.refine or "")
@@ -197,7 +211,7 @@ class Experiment:
             "templates": full.templates,
             "protocol": dict(full.protocol),
             "proxy": full.proxy,
-            "device": device,
+            "device": device or full.device,
         }
         own: dict[str, Any] = {"strings": full.strings, "background": full.background}
         if self.task != SEMANTIC:
@@ -205,15 +219,16 @@ class Experiment:
             classifier = RegionClassifier(full.model, propose, full.operator, full.recipe, **common)
             return RegionPredictor(classifier, dataset.classes, proposals=full.proposals, **own)
         parts: dict[str, Any] = {"sam": full.sam, "regions": full.regions, "views": full.views, "refine": full.refine}
+        parts |= {"text": TextOptions.parse(full.text or None), "presence": full.presence}
         parts |= {"compat": bool(full.compat), "proxy_scope": full.proxy_scope or "image"}
         recipe = papers.recipe(full.recipe, full.dataset) if full.paper and full.recipe else full.recipe
         segmenter = Segmenter(full.model, recipe, precision=full.precision, **common, **parts)
         return Predictor(segmenter, dataset.classes, min_share=full.min_share, **own)
 
     def facts(self) -> dict[str, Any]:
-        """All settings after `resolved`, ready for JSON; where files lie is left out."""
+        """All settings after `resolved`, ready for JSON; where files lie and the model runs is left out."""
         facts = asdict(self.resolved())
-        return {name: value for name, value in facts.items() if name != "root"}
+        return {name: value for name, value in facts.items() if name not in ("root", "device")}
 
     def fingerprint(self, dataset: AnyDataset) -> str:
         """Changes with anything that could change a count: settings, files of the dataset, classes."""
@@ -221,3 +236,34 @@ class Experiment:
             [self.facts(), dataset.names, [item.key for item in dataset.items]], sort_keys=True, default=str
         )
         return digest.of_text(text)[:16]
+
+
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Mapping: "a mapping",
+    tuple: "a list",
+}
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Experiment)
+
+
+def _fitting(name: str, value: Any, hint: Any) -> Any:
+    """A value as its field has it: a path as text, a list as a tuple.
+
+    Raises:
+        EvaluationError: it is of another kind.
+    """
+    value = os.fspath(value) if isinstance(value, os.PathLike) else tuple(value) if isinstance(value, list) else value
+    kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        said = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        raise EvaluationError(f"{name} of an experiment is {said}, not {shown(str(value))}")
+    return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from densevl.errors import LabelError, suggest
 from densevl.vocabulary.descriptors import Descriptors
@@ -39,6 +41,22 @@ class TextOptions:
                 "template_weights='image' needs the same prompts for every label and descriptors differ by label: "
                 "take one of the two"
             )
+
+    @classmethod
+    def parse(cls, spec: TextOptions | Mapping[str, Any] | None) -> TextOptions | None:
+        """Read {option: value}, where descriptors may be a dict or a JSON file; None is none.
+
+        Raises:
+            LabelError: an option that does not exist, or an unusable value.
+        """
+        if spec is None or isinstance(spec, TextOptions):
+            return spec
+        known = [entry.name for entry in fields(cls)]
+        for name in spec:
+            if name not in known:
+                raise LabelError(f"no text option '{name}'{suggest(str(name), known)}; there are {', '.join(known)}")
+        looks = spec.get("descriptors")
+        return cls(**{**spec, "descriptors": None if looks is None else Descriptors.parse(looks)})
 
     @property
     def needs_image(self) -> bool:

@@ -1,30 +1,27 @@
-"""Experiments: the papers' protocols, configs by inheritance, and the whole way with the shipped model."""
+"""Experiments: the papers' protocols, the command's options, and the whole way with the shipped model."""
 
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner, Result
 
 from conftest import close
 from densevl import recipes
+from densevl.cli import app
 from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers
 from densevl.evaluation.benchmarks.class_lists import class_list
-from densevl.evaluation.config import load_experiment
 from densevl.vocabulary import Background
-from tools.test import main
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-needs_mmengine = pytest.mark.skipif(find_spec("mmengine") is None, reason="mmengine is not installed")
-PUBLISHED = sorted(path for path in CONFIGS.rglob("*_vit-*_*.py") if "_base_" not in path.parts)
-SHORT = {"ViT-B-16/openai": "vit-b16", "ViT-L-14/openai": "vit-l14", "ViT-H-14/laion2b_s32b_b79k": "vit-h14"}
+ROOT = Path(__file__).parents[2]
+RENDERED = str(ROOT / "configs/rendered.yaml")
+BENCHMARKS = ("voc21", "context60", "coco-object", "voc20", "context59", "coco-stuff", "cityscapes", "ade150")
 
 
 @pytest.mark.parametrize("recipe", papers.known())
@@ -118,19 +115,11 @@ def test_the_area_threshold_gives_a_rare_class_to_the_next_best(scenes) -> None:
     close(same.confidence, before.confidence)
 
 
-@needs_mmengine
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
-def test_every_config_of_a_published_row_has_its_figure(path) -> None:
-    experiment = load_experiment(path)
-    refined = f"_{experiment.refine}" if experiment.refine else ""
-    assert path.stem == f"{experiment.recipe}{refined}_{SHORT[experiment.model]}_{experiment.dataset}"
-    known = experiment.dataset in {"ade847", "pc459"} or experiment.published is not None
-    assert known
-    experiment.resolved()
-
-
-def test_there_are_configs() -> None:
-    assert len(PUBLISHED) == 8 * len(papers.rows()) + 2  # ProxyCLIP has two more benchmarks
+def test_every_published_row_has_its_figure() -> None:
+    for recipe, model, refine in papers.rows():
+        for benchmark in BENCHMARKS:
+            row = Experiment(benchmark, recipe=recipe, model=model, refine=refine or None, paper=True)
+            assert row.published > 10, (recipe, model, refine, benchmark)
 
 
 def test_resclip_has_its_own_shares_for_each_benchmark() -> None:
@@ -149,30 +138,39 @@ def test_no_published_figure_where_something_else_is_borrowed(change) -> None:
     assert large.published == 39.2
 
 
-@needs_mmengine
-def test_a_config_is_evaluated_from_the_command_line(scenes, tmp_path, capsys) -> None:
-    path = CONFIGS / "rendered/maskclip_value_mini_rendered.py"
-    arguments = [str(path), "--work-dir", str(tmp_path / "out"), "--dump", "--set", "dataset=folder", f"root={scenes}"]
-    assert main([*arguments, "limit=2"]) == 0
-    assert "mIoU" in capsys.readouterr().out
+def _run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["eval", "run", *arguments])
+
+
+def test_a_config_is_evaluated_from_the_command_line(scenes, tmp_path) -> None:
+    out = str(tmp_path / "out")
+    arguments = [RENDERED, "--out", out, "--dump", "--set", "dataset=folder", "--root", str(scenes), "--crop", "48"]
+    done = _run(*arguments, "--limit", "2", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
     facts = json.loads((tmp_path / "out/results.json").read_text())
+    assert said["measures"]["mIoU"] == pytest.approx(facts["measures"]["mIoU"])
+    assert said["report"] == str(tmp_path / "out/report.html")
     assert facts["used"]["recipe"] == "maskclip_value"
-    assert facts["used"]["protocol"]["crop"] == 96
+    assert facts["used"]["protocol"]["crop"] == 48
     assert facts["run"]["images"] == 2
     assert len(list((tmp_path / "out/predictions").rglob("*.png"))) == 2
-    assert main([*arguments, "limit=3"]) == 2  # the work folder holds another experiment
-    assert "another experiment" in capsys.readouterr().err
-    assert main([*arguments, "limit=3", "--fresh"]) == 0
+    done = _run(*arguments, "--limit", "3")
+    assert done.exit_code == 2  # the work folder holds another experiment
+    assert "another experiment" in done.stderr
+    assert _run(*arguments, "--limit", "3", "--fresh").exit_code == 0
 
 
-@needs_mmengine
-def test_torchrun_and_one_process_write_the_same_report(scenes, tmp_path) -> None:
-    config = str(CONFIGS / "rendered/maskclip_value_mini_rendered.py")
-    common = ["--threads", "1", "--set", "dataset=folder", f"root={scenes}"]
-    assert main([config, "--work-dir", str(tmp_path / "one"), *common]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    tool = [str(CONFIGS.parent / "tools/test.py"), config, "--work-dir", str(tmp_path / "two")]
-    subprocess.run([*torchrun, *tool, "--launcher", "pytorch", *common], check=True, capture_output=True, timeout=250)
+@pytest.mark.parametrize(
+    "tool", [[str(ROOT / "tools/test.py")], ["-m", "densevl", "eval", "run"]], ids=["tool", "module"]
+)
+def test_torchrun_and_one_process_write_the_same_report(tool, scenes, tmp_path) -> None:
+    common = ["--threads", "1", "--set", "dataset=folder", "--set", f"root={scenes}"]
+    done = _run(RENDERED, "--out", str(tmp_path / "one"), *common)
+    assert done.exit_code == 0, done.output
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *tool]
+    command = [*torchrun, RENDERED, "--out", str(tmp_path / "two"), "--launcher", "pytorch", *common]
+    subprocess.run(command, check=True, capture_output=True, timeout=250)
     facts = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert [own.pop("run")["images"] for own in facts] == [3, 3]
     assert facts[0] == facts[1]
@@ -181,19 +179,74 @@ def test_torchrun_and_one_process_write_the_same_report(scenes, tmp_path) -> Non
     assert tables[0] == tables[1]
 
 
-@needs_mmengine
-def test_a_config_from_elsewhere_is_announced_and_faults_are_one_line(tmp_path, caplog) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text('dataset = "voc21"\nrecipe = "sclip"\n')
-    with caplog.at_level(logging.WARNING):
-        assert load_experiment(path, {"limit": 3}).limit == 3
-    assert "executed as a Python program" in caplog.text
-    caplog.clear()
-    load_experiment(PUBLISHED[0])
-    assert "executed" not in caplog.text
-    path.write_text("dataset = 1 / 0\n")
-    with pytest.raises(EvaluationError, match="cannot be read") as caught:
-        load_experiment(path)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(EvaluationError, match="no config"):
-        load_experiment(tmp_path / "none.py")
+OPTIONS = [
+    # an option of the command, and what the experiment has of it
+    ("--weights x.pt", {"weights": "x.pt"}),
+    ("--templates dense", {"templates": "dense"}),
+    ("--descriptors looks.json", {"text": {"descriptors": "looks.json"}}),
+    ("--presence 0.5", {"presence": 0.5}),
+    ("--short-side 64 --crop 0", {"protocol": {"short_side": 64, "crop": None}}),
+    ("--stride 8 --plan sliding --blend patch", {"protocol": {"stride": 8, "plan": "sliding", "blend": "patch"}}),
+    ("--precision int8", {"precision": "int8"}),
+    ("--proxy mini-sam --proxy-scope window", {"proxy": "mini-sam", "proxy_scope": "window"}),
+    ("--sam mini-sam --regions mini-sam", {"sam": "mini-sam", "regions": "mini-sam"}),
+    ("--views flip --refine pamr", {"views": "flip", "refine": "pamr"}),
+    ("--device cpu --compat", {"device": "cpu", "compat": True}),
+    ("--background voc,0.1 --strings sclip@1", {"background": "voc,0.1", "strings": "sclip@1"}),
+    ("--measures iou,boundary --seed 3", {"measures": ("iou", "boundary"), "seed": 3}),
+    ("--task panoptic --proposals truth", {"task": "panoptic", "proposals": "truth"}),
+    ("--task instance --operator pool", {"task": "instance", "operator": "pool"}),
+    ("--crop 9 --set protocol.crop=64 --set protocol.stride=32", {"protocol": {"crop": 64, "stride": 32}}),
+    ("--recipe sclip --paper", {"recipe": "sclip", "paper": True}),
+    ("--root /data --variant keep-ignore --limit 3", {"root": "/data", "variant": "keep-ignore", "limit": 3}),
+]
+
+
+@pytest.mark.parametrize(("options", "want"), OPTIONS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize("what", ["voc21", "x.yaml"])
+def test_every_option_reaches_the_experiment(options, want, what, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text("dataset: voc21\nbackground: none")
+    seen = []
+
+    def evaluate(experiment: Experiment, *_: object, **__: object) -> None:
+        seen.append(experiment)
+        raise EvaluationError("enough")
+
+    monkeypatch.setattr("densevl.evaluation.evaluate.evaluate", evaluate)
+    done = _run(what, *options.split())
+    assert done.stderr == "error: enough\n", done.output
+    usual = {"background": "none"} if what == "x.yaml" else {}
+    assert seen == [Experiment("voc21", **{**usual, **want})]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (["run", "voc2"], "no dataset 'voc2' (closest: voc21"),
+        (["run", "none.yaml"], "no config 'none.yaml'"),
+        (["run", "voc21", "--task", "nothing"], "no task 'nothing'"),
+        (["run", "voc21", "--measures", "iuo"], "no measure 'iuo'"),
+        (["run", "voc21", "--launcher", "slurm"], "no launcher 'slurm'"),
+        (["run", "voc21", "--launcher", "pytorch"], "needs torchrun"),
+        (["run", "voc21", "--set", "limit"], "not FIELD=VALUE"),
+        (["run", "voc21", "--set", "limits=3"], "no field 'limits' (closest: limit"),
+        (["run", "voc21", "--presence", "many"], "presence"),
+        (
+            ["analyse", "voc21", "--only", "nothing"],
+            "no analysis 'nothing'; there are vocabulary, background, corruption",
+        ),
+        (["analyse", "voc21", "--only", "vocabulary,foo"], "no analysis 'foo'"),
+        (["analyse", "coco", "--set", "task=instance"], "not with task instance"),
+        (["compare", "voc21", "--recipes", "sclp"], "closest: sclip"),
+        (["check", "voc2"], "no dataset 'voc2' (closest: voc21"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, reason, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app, ["eval", *command])
+    assert done.exit_code == 2, done.output
+    assert reason in done.stderr
+    if done.stderr.startswith("error"):
+        assert done.stderr.count("\n") == 1

@@ -1,2 +1,0 @@
-dataset = "cityscapes"
-root = None  # looked for in $DENSEVL_DATA and ./data, as cityscapes

@@ -1,2 +1,0 @@
-dataset = "coco-object"
-root = None  # looked for in $DENSEVL_DATA and ./data, as coco_stuff164k

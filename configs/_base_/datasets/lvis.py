@@ -1,2 +1,0 @@
-dataset = "lvis"
-root = None  # looked for in $DENSEVL_DATA and ./data, as lvis

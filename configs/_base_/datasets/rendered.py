@@ -1,2 +1,0 @@
-dataset = "rendered"
-root = None  # python -m tools.render benchmark --out data/benchmark

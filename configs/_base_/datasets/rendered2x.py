@@ -1,2 +1,0 @@
-dataset = "rendered2x"  # scenes of twice the side
-root = None

@@ -1,2 +1,0 @@
-dataset = "voc21"
-root = None  # looked for in $DENSEVL_DATA and ./data, as VOCdevkit/VOC2012

@@ -1,1 +1,0 @@
-model = "ViT-B-16/openai"

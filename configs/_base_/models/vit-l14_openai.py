@@ -1,1 +1,0 @@
-model = "ViT-L-14/openai"

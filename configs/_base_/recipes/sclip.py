@@ -1,2 +1,0 @@
-recipe = "sclip"
-paper = True  # protocol, strings and thresholds: densevl/evaluation/papers.py

@@ -1,3 +1,0 @@
-measures = ("iou", "calibration")
-limit = None
-seed = 0

@@ -1,6 +1,0 @@
-_base_ = [
-    "../_base_/run.py",
-    "../_base_/datasets/ade847.py",
-    "../_base_/models/vit-b16_openai.py",
-    "../_base_/recipes/proxyclip.py",
-]

@@ -1,6 +1,0 @@
-_base_ = [
-    "../_base_/run.py",
-    "../_base_/datasets/ade150.py",
-    "../_base_/models/vit-h14_laion2b.py",
-    "../_base_/recipes/proxyclip.py",
-]

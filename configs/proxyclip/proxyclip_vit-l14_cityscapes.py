@@ -1,6 +1,0 @@
-_base_ = [
-    "../_base_/run.py",
-    "../_base_/datasets/cityscapes.py",
-    "../_base_/models/vit-l14_openai.py",
-    "../_base_/recipes/proxyclip.py",
-]
