@@ -11,23 +11,69 @@ import io
 import json
 import math
 import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from densevl import __version__
+from densevl.drawing import draw_overlay
+from densevl.evaluation.benchmarks.class_lists import BACKGROUND
 from densevl.evaluation.experiment import AnyPredictor
-from densevl.evaluation.report.page import Example, page
+from densevl.evaluation.report.page import page
 from densevl.evaluation.runner import Outcome
 from densevl.evaluation.tasks import NOTHING
 from densevl.files import atomic_write_all
 
+_WIDTH = 320
 SHOWN = 4
 """Best and worst images that the page shows."""
+_HEAT_CLASSES = 64
+"""The largest confusion matrix that is drawn."""
+_EXPLAINED = {
+    "mIoU": "mean intersection over union",
+    "aAcc": "share of scored pixels that are right",
+    "mAcc": "mean over classes of the share found",
+    "mDice": "mean Dice coefficient",
+    "fwIoU": "IoU weighted by how frequent a class is",
+    "boundary mIoU": "mean IoU of outlines",
+    "ECE": "expected calibration error",
+    "MCE": "largest calibration error of a bin",
+    "unassigned": "scored pixels that got no class",
+    "cS": "S-measure, 0 where the class is wrong, as all that follow",
+    "cFw": "weighted F-measure",
+    "cMAE": "mean absolute error, 1 where the class is wrong",
+    "right class": "images whose class was found",
+    "AP": "mean average precision, IoU .50 to .95",
+    "AP50": "average precision at IoU .50",
+    "AP75": "average precision at IoU .75",
+    "R50": "share of objects met by a detection of their class",
+    "PQ": "panoptic quality: SQ times RQ in each class",
+    "SQ": "mean IoU of matched segments",
+    "RQ": "F1 score of segments",
+    "image_auroc": "area under the ROC curve of images, mean over categories, as all that follow",
+    "image_ap": "average precision of images",
+    "image_f1": "largest F1 score of images over all thresholds",
+    "pixel_auroc": "area under the ROC curve of pixels",
+    "pixel_ap": "average precision of pixels",
+    "pixel_f1": "largest F1 score of pixels over all thresholds",
+    "aupro": "overlap with each damage, over thresholds with at most 30 % false alarms",
+}
 _PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """Attributes: key of an image; score 0..1; pictures, titles and uint8 RGB (H, W, 3), the photo first."""
+
+    key: str
+    score: float
+    pictures: Sequence[tuple[str, npt.NDArray[np.uint8]]]
 
 
 def results(outcome: Outcome) -> dict[str, Any]:
@@ -63,7 +109,8 @@ def results(outcome: Outcome) -> dict[str, Any]:
             "parts": {name: round(seconds, 3) for name, seconds in outcome.parts.items()},
         },
     }
-    return _plain(facts)
+    plain: dict[str, Any] = as_plain(facts)
+    return plain
 
 
 def examples(outcome: Outcome, predictor: AnyPredictor, shown: int = SHOWN) -> tuple[list[Example], list[Example]]:
@@ -74,8 +121,10 @@ def examples(outcome: Outcome, predictor: AnyPredictor, shown: int = SHOWN) -> t
 
     def look(index: int) -> Example:
         sample = outcome.dataset[index]
-        truth, found = outcome.task.pictures(sample, outcome.task.predict(predictor, sample))
-        return Example(sample.item.key, float(outcome.ranking[index]), sample.image, truth, found)
+        maps = outcome.task.pictures(sample, outcome.task.predict(predictor, sample))
+        drawn = (_drawn(sample.image, labels, outcome.dataset.names) for labels in maps)
+        pictures = zip(("photo", "truth", "found"), (sample.image, *drawn), strict=True)
+        return Example(sample.item.key, float(outcome.ranking[index]), tuple(pictures))
 
     return [look(int(i)) for i in order[:count]], [look(int(i)) for i in order[::-1][:count]]
 
@@ -95,19 +144,43 @@ def write(outcome: Outcome, folder: str | Path, predictor: AnyPredictor | None =
     facts = results(outcome)
     worst, best = examples(outcome, predictor) if predictor is not None else ([], [])
     names = (*outcome.dataset.names, NOTHING)
+    more = {
+        "bar_rows": [(row["class"], row[facts["bars"]]) for row in facts["classes"]],
+        "times": _times(facts["run"]),
+        "heat_classes": _HEAT_CLASSES,
+        "explained": _EXPLAINED,
+    }
     matrix = outcome.counts.get("iou")
     files = {
-        "report.html": page(facts, matrix, names, worst, best).encode(),
+        "report.html": page("results", **facts, **more, matrix=matrix, names=names, worst=worst, best=best),
         "results.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
-        "classes.csv": _csv([list(facts["classes"][0]), *(row.values() for row in facts["classes"])]),
+        "classes.csv": as_csv([list(facts["classes"][0]), *(row.values() for row in facts["classes"])]),
     }
     if matrix is not None:
         rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
-        files["confusion.csv"] = _csv([["truth \\ found", *names], *rows])
+        files["confusion.csv"] = as_csv([["truth \\ found", *names], *rows])
     return atomic_write_all({Path(folder) / name: content for name, content in files.items()})
 
 
-def _csv(rows: list[Any]) -> bytes:
+def _drawn(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int16], names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """An overlay with its legend, small images enlarged first so that the legend can be read."""
+    times = max(1, -(-_WIDTH // image.shape[1]))
+    labels = np.where(labels >= len(names), -1, labels).astype(np.int16)
+    if names[0] == BACKGROUND:  # left plain, so that the rest stands out
+        labels, names = np.maximum(labels - 1, -1).astype(np.int16), names[1:]
+    big = image.repeat(times, axis=0).repeat(times, axis=1)
+    return draw_overlay(big, labels.repeat(times, axis=0).repeat(times, axis=1), names)
+
+
+def _times(run: dict[str, Any]) -> dict[str, Any]:
+    each = f"{1000 * run['seconds'] / run['images']:.1f} ms" if run["images"] else "none done in this run"
+    parts = {f"of it: {name}": f"{seconds:.2f} s" for name, seconds in run["parts"].items()}
+    own = {"finished": run["finished"], "images": run["images"], "done by earlier runs": run["resumed"]}
+    return {**own, "seconds": f"{run['seconds']:.2f} s, {each} an image", **parts}
+
+
+def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Rows as a CSV file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
@@ -123,12 +196,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """JSON has no NaN: None instead."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): as_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [as_plain(entry) for entry in value]
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 8)
     return value if isinstance(value, str | int | bool) or value is None else str(value)
