@@ -12,7 +12,7 @@ item = sys.argv[3] if len(sys.argv) > 3 else "tiled surface"
 
 # "mini" knows rendered surfaces; for photographs take a real CLIP. Without `whole` the score of the image as a whole
 # does not lift every pixel of a damaged image, which a mask needs.
-detect = AnomalyDetector("mini", item=item, windows="shared", whole=False)
+detect = AnomalyDetector("mini", item=item, options={"windows": "shared", "whole": False})
 result = detect(image)
 print(f"by words:            score {result.score:.3f}")
 print("wrote", *result.save("densevl-out/anomaly_words.png"))

@@ -21,7 +21,7 @@ from densevl.proposals.pieces import PieceProposer
 image = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "scenes" / "water.png"
 labels = sys.argv[2:] or ["fish", "boat", "elephant", "pizza", "sunflower", "house", "penguin", "cat"]
 rgb = read_image(image)
-classify = RegionClassifier("mini", PieceProposer(load_proposer("mini-sam")))
+classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam")))
 
 torch.manual_seed(0)
 detector = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)

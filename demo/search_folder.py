@@ -20,7 +20,7 @@ out = Path("densevl-out")
 folders = [Path(sys.argv[1])] if len(sys.argv) > 1 else [here / "scenes", here / "images"]
 words = sys.argv[2:] or ["penguin", "house", "sunflower"]
 
-classify = RegionClassifier("mini", PieceProposer(load_proposer("mini-sam")), "cls_mask")
+classify = RegionClassifier("mini", "cls_mask", proposals=PieceProposer(load_proposer("mini-sam")))
 search = RegionSearch(classify, out / "demo-index.npz")
 built = search.build(folders, forget=True, progress=lambda path: print("looking at", path))
 print(f"{len(search.index.photos)} pictures, {len(search.index)} regions, {len(built.kept)} pictures known before")

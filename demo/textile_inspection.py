@@ -56,9 +56,9 @@ def patch_detector(backbone: Any, sound: list[Path]) -> AnomalyDetector:
     tower, patch = getattr(backbone, "tower", None), backbone.patch_size
     tile = None if tower is None else min(tower.image_size) // patch * patch
     side = SCALE * read_image(sound[0]).shape[0] // patch * patch
-    settings = {"layers": (1 / 3,), "stage": "block"} if tower is not None else {}
+    layers = {"layers": (1 / 3,), "stage": "block"} if tower is not None else {}
     detect = AnomalyDetector(
-        backbone, scoring="dino", augment="none", top=0.001, size=side, tile=tile, most=10**6, **settings
+        backbone, "dino", options={"augment": "none", "top": 0.001, "most": 10**6, **layers}, size=side, tile=tile
     )
     return detect.fit(sound)
 
@@ -97,14 +97,14 @@ def main() -> None:
     detect = patch_detector(backbone, examples[SOUND][:REMEMBERED])
     examples[SOUND] = examples[SOUND][REMEMBERED:]  # what is remembered is like nothing that is new
     regions = [
-        {kind: [cut(result) for result in detect.score(part[kind])] for kind in (SOUND, LOCAL)}
+        {kind: [cut(result) for result in detect.many(part[kind])] for kind in (SOUND, LOCAL)}
         for part in (examples, held_out)
     ]
     local = Inspector(backbone).fit(regions[0]).calibrate(regions[1])
 
     started, judged = time.perf_counter(), []
     for kind in KINDS:
-        for result in detect.score(test[kind]):
+        for result in detect.many(test[kind]):
             at = strangest(result)
             of_all, of_part = whole(result.image), local(result.image, [at]).regions[0]
             p = {GLOBAL: of_all.probabilities[GLOBAL]}

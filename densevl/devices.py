@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from densevl.errors import ModelError
+from densevl.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def choose(device: str | torch.device | None = None) -> str:
     """The device asked for, None takes the default, after a try whether it can be used.
 
     Raises:
-        ModelError: it cannot.
+        OptionError: it cannot.
     """
     import torch
 
@@ -37,5 +37,5 @@ def choose(device: str | torch.device | None = None) -> str:
             raise TypeError("it holds no values")
     except (RuntimeError, AssertionError, TypeError) as error:  # torch raises an assertion where CUDA is not built in
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error
+        raise OptionError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error
     return chosen

@@ -186,7 +186,7 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--weights", "{wrong}"], "does not fit"),
         (["{cat}", "--labels", "cat", "--model", "ViT-B-32/openai"], "HF_HUB_OFFLINE|cannot be reached"),
         (["{cat}", "--labels", "cat", "--background", "7"], "outside 0..1"),
-        (["{cat}", "--labels", "cat", "--presence", "1"], "presence 1.0 is outside 0..1"),
+        (["{cat}", "--labels", "cat", "--presence", "1"], "presence is 1.0; it must be a probability within 0..1"),
         (["{cat}", "--labels", "cat", "--descriptors", "{text}"], "descriptors file .* cannot be read"),
         (["{empty}", "--labels", "cat"], "image"),
         (["{cat}", "--labels", "cat", "--device", "gpu"], "device 'gpu' cannot be used"),

@@ -38,11 +38,15 @@ def ensemble(share: float) -> Ensemble:
         (lambda: Segmenter(MINI), lambda: Segmenter(MINI, background="none"), "background.words"),
         (lambda: Segmenter(MINI), lambda: Segmenter(MINI, refine="pamr"), "refine [] -> ['pamr']"),
         (lambda: ensemble(0.5), lambda: ensemble(0.25), "members"),
-        (lambda: RegionClassifier(MINI), lambda: RegionClassifier(MINI, "grid"), "proposals 'mini-sam' -> 'grid'"),
+        (
+            lambda: RegionClassifier(MINI),
+            lambda: RegionClassifier(MINI, proposals="grid"),
+            "proposals 'mini-sam' -> 'grid'",
+        ),
         (lambda: RegionClassifier(MINI), lambda: RegionClassifier(MINI, margin=0.5), "margin 0.0 -> 0.5"),
-        (lambda: AnomalyDetector(MINI), lambda: AnomalyDetector(MINI, "tile"), "item 'object' -> 'tile'"),
+        (lambda: AnomalyDetector(MINI), lambda: AnomalyDetector(MINI, item="tile"), "item 'object' -> 'tile'"),
         (lambda: AnomalyDetector(MINI), lambda: AnomalyDetector(MINI).fit([PICTURE]), "memory none -> "),
-        (lambda: fewshot(), lambda: fewshot(alpha=2.0), "settings.alpha none -> 2.0"),
+        (lambda: fewshot(), lambda: fewshot(options={"alpha": 2.0}), "settings.alpha none -> 2.0"),
         (lambda: fewshot(), lambda: fewshot().partial_fit({"dark": [PICTURE + 9]}), "learned.sha256"),
     ],
 )

@@ -36,11 +36,11 @@ SIZE, SEED, REFERENCES = 96, 260_000, 4
 SHOTS = (0, 1, 4)
 SCORINGS: dict[str, dict[str, Any]] = {
     "winclip, exact windows": {"scoring": "winclip"},
-    "winclip, shared windows": {"scoring": "winclip", "windows": "shared"},
-    "winclip, pooled windows": {"scoring": "winclip", "windows": "pooled"},
-    "winclip, exact, 2-3-4": {"scoring": "winclip", "scales": (2, 3, 4)},
-    "winclip, exact, sensitive": {"scoring": "winclip", "polarity": "sensitive"},
-    "winclip, exact, standard sum": {"scoring": "winclip", "fuse": "standard"},
+    "winclip, shared windows": {"scoring": "winclip", "options": {"windows": "shared"}},
+    "winclip, pooled windows": {"scoring": "winclip", "options": {"windows": "pooled"}},
+    "winclip, exact, 2-3-4": {"scoring": "winclip", "options": {"scales": (2, 3, 4)}},
+    "winclip, exact, sensitive": {"scoring": "winclip", "options": {"polarity": "sensitive"}},
+    "winclip, exact, standard sum": {"scoring": "winclip", "options": {"fuse": "standard"}},
     "dense": {"scoring": "dense"},
     "streams": {"scoring": "streams"},
     "dino": {"scoring": "dino"},
@@ -100,7 +100,7 @@ def judge(backbone: Backbone, materials: list[Material], shots: int, **settings:
     """Means over materials, and the median processor time of an image in ms; None where a scoring needs references."""
     found, times = [], []
     for material in materials:
-        detector = AnomalyDetector(backbone, material.name, **settings)
+        detector = AnomalyDetector(backbone, item=material.name, **settings)
         if not shots and not detector.scoring.is_textual:
             return None
         if shots:
@@ -121,7 +121,7 @@ def picture(backbone: Backbone) -> np.ndarray:
     tiles, titles = [], []
     for number, material in enumerate((*known(0, 1), *unseen(0, 1))):
         image, mask = material.pictures[number % len(DEFECTS)]
-        detector = AnomalyDetector(backbone, material.name, windows="shared")
+        detector = AnomalyDetector(backbone, item=material.name, options={"windows": "shared"})
         words = detector(image)
         one = detector.fit(material.references[:1])(image)
         row = [

@@ -105,7 +105,7 @@ class Level:
             return ImageFeatures(encoder)
         if self.dense:
             return PixelFeatures(self.segmenter, encoder)
-        return RegionFeatures(RegionClassifier(encoder, None, None if encoder is backbone else "cls_mask"))
+        return RegionFeatures(RegionClassifier(encoder, None if encoder is backbone else "cls_mask", proposals=None))
 
     def _examples(self, scenes: Iterable[Scene]) -> Any:
         if self.level == "image":

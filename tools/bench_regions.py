@@ -107,7 +107,7 @@ def overlaps(one: Proposals, other: Proposals) -> np.ndarray:
 
 def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: dict[str, Any]) -> dict[str, float]:
     """The row of one classifier."""
-    classify = RegionClassifier("mini", None, **settings)
+    classify = RegionClassifier("mini", proposals=None, **settings)
     plain = {"background": "none"}
     right = total = found_right = found = 0
     seconds = 0.0
@@ -117,12 +117,12 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
         photo = benchmark.photo(number)
         truth, classes = benchmark.truth(number)
         started = time.process_time()
-        named = classify(photo, benchmark.names, proposals=truth, **plain)
+        named = classify(photo, benchmark.names, regions=truth, **plain)
         seconds += time.process_time() - started
         right, total = right + int((named.labels == classes).sum()), total + len(classes)
         if proposals is None:
             continue
-        embedded: RegionEmbeddings = classify.embed(photo, proposals=proposals[number])
+        embedded: RegionEmbeddings = classify.embed(photo, regions=proposals[number])
         best = overlaps(truth, proposals[number])
         hit = best.max(axis=1) >= FOUND
         labels = classify.name(embedded, benchmark.names, **plain).labels[best.argmax(axis=1)]
@@ -143,12 +143,12 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
 
 def discovery(benchmark: Benchmark, proposals: list[Proposals]) -> dict[str, float]:
     """Scenes named without labels: the words of the objects found, and how few words a scene takes."""
-    classify, listed = RegionClassifier("mini", None), nouns()
+    classify, listed = RegionClassifier("mini", proposals=None), nouns()
     meant = {name: set(own) for name, own in zip(listed.names, listed.synonyms, strict=True)}
     right = found = total = words = regions = 0
     for number, proposed in enumerate(proposals):
         truth, classes = benchmark.truth(number)
-        result = classify.discover(benchmark.photo(number), proposals=proposed)
+        result = classify.discover(benchmark.photo(number), regions=proposed)
         words, regions, total = words + len(result.vocabulary), regions + len(result), total + len(classes)
         best = overlaps(truth, result.regions)
         for index in np.flatnonzero(best.max(axis=1, initial=0) >= FOUND):

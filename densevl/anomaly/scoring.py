@@ -203,4 +203,7 @@ def get_scoring(scoring: str | Scoring, **changes: Any) -> Scoring:
     for name in changes:
         if name not in known:
             raise RecipeError(f"a scoring has no field '{name}'{suggest(name, known)}; it has {', '.join(known)}")
-    return replace(scoring, **changes)
+    try:
+        return replace(scoring, **changes)
+    except TypeError as error:
+        raise RecipeError(f"scoring '{scoring.name}' does not take these options: {error}") from error

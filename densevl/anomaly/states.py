@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl import digest
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.vocabulary.parsing import as_list, clean, read, short
 from densevl.vocabulary.templates import fill
 
@@ -69,18 +69,21 @@ class States:
 
     def __post_init__(self) -> None:
         for name in FIELDS:
-            phrases = tuple(clean(text, f"{name} phrase") for text in as_list(getattr(self, name), name))
+            phrases = tuple(
+                clean(text, f"{name} phrase", error=OptionError)
+                for text in as_list(getattr(self, name), name, error=OptionError)
+            )
             if not phrases:
-                raise LabelError(f"states have no {name} phrases; give at least one")
+                raise OptionError(f"states have no {name} phrases; give at least one")
             for phrase in phrases:
                 if "{}" not in phrase:
-                    raise LabelError(f"{name} phrase '{short(phrase)}' has no {{}} for what is put in")
+                    raise OptionError(f"{name} phrase '{short(phrase)}' has no {{}} for what is put in")
             doubled = next((phrase for phrase in phrases if phrases.count(phrase) > 1), None)
             if doubled:
-                raise LabelError(f"{name} phrase '{short(doubled)}' stands twice; it would weigh double, remove one")
+                raise OptionError(f"{name} phrase '{short(doubled)}' stands twice; it would weigh double, remove one")
             object.__setattr__(self, name, phrases)
         if self.average not in ("norm_mean", "raw_mean"):
-            raise LabelError(f"average is {self.average!r}; it is norm_mean or raw_mean")
+            raise OptionError(f"average is {self.average!r}; it is norm_mean or raw_mean")
 
     @classmethod
     def parse(cls, spec: States | str | Path | Mapping[str, Any] | None) -> States:
@@ -89,26 +92,28 @@ class States:
         What the dict leaves out is ours.
 
         Raises:
-            LabelError: an unreadable file, an unknown key, or unusable phrases.
+            OptionError: an unreadable file, an unknown key, or unusable phrases.
         """
         if spec is None or isinstance(spec, States):
             return spec or cls()
-        content = read(Path(spec), "states file") if isinstance(spec, (str, Path)) else spec
+        content = read(Path(spec), "states file", error=OptionError) if isinstance(spec, (str, Path)) else spec
         if not isinstance(content, Mapping):
-            raise LabelError(f"states are a {type(content).__name__}; give a dict with {', '.join(FIELDS)}")
+            raise OptionError(f"states are a {type(content).__name__}; give a dict with {', '.join(FIELDS)}")
         known = (*FIELDS, "average")
         for key in content:
             if key not in known:
-                raise LabelError(f"states have no '{key}'{suggest(str(key), known)}; they have {', '.join(known)}")
+                raise OptionError(f"states have no '{key}'{suggest(str(key), known)}; they have {', '.join(known)}")
         lists = {key: value for key, value in content.items() if key in FIELDS}
         for key, value in lists.items():
             if isinstance(value, str):
-                raise LabelError(f"{key} phrases are one string; give a list")
-        return cls(**{**content, **{key: tuple(as_list(value, key)) for key, value in lists.items()}})
+                raise OptionError(f"{key} phrases are one string; give a list")
+        return cls(
+            **{**content, **{key: tuple(as_list(value, key, error=OptionError)) for key, value in lists.items()}}
+        )
 
     def expand(self, item: str = THING) -> tuple[list[str], list[str]]:
         """All prompts of the thing, normal and anomalous: states times templates each, in that order."""
-        name = clean(item, "item")
+        name = clean(item, "item", error=OptionError)
         sets = (self.normal, self.anomalous)
         normal, anomalous = (
             [fill(template, fill(state, name)) for state in states for template in self.templates] for states in sets

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, RecipeError, suggest
+from densevl.errors import ModelError, OptionError, RecipeError, suggest
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
@@ -143,10 +143,10 @@ def check(precision: str, device: torch.device) -> None:
     """Refuse a precision that does not exist, or not on this device.
 
     Raises:
-        ModelError: with the way out.
+        OptionError: no such precision. ModelError: not on this device; with the way out.
     """
     if precision not in PRECISIONS:
-        raise ModelError(
+        raise OptionError(
             f"precision is '{precision}'{suggest(precision, PRECISIONS)}; it is one of {', '.join(PRECISIONS)}"
         )
     if precision != "int8":

@@ -81,8 +81,9 @@ def anomaly_fit(
     changes |= {"recipe": recipe} if recipe else {}
     detector = AnomalyDetector(
         model,
-        item,
-        scoring=scoring,
+        scoring,
+        item=item,
+        options=changes,
         states=states,
         size=size,
         tile=tile,
@@ -91,7 +92,6 @@ def anomaly_fit(
         weights=weights,
         device=device,
         precision=precision,
-        **changes,
     )
     with stderr().status(f"{len(paths)} images"):
         detector.fit(paths).calibrate(fpr)
@@ -138,8 +138,8 @@ def anomaly_score(
     if detector is not None:
         detect = AnomalyDetector.load(detector, model, **given)
     else:
-        changes: dict[str, Any] = {"recipe": recipe} if recipe else {}
-        detect = AnomalyDetector(model or options.MODEL, item, scoring=scoring, **given, **changes)
+        changes = {"recipe": recipe} if recipe else None
+        detect = AnomalyDetector(model or options.MODEL, scoring, item=item, options=changes, **given)
     progress = stderr().status("")
     with progress:
         report = score_folder(

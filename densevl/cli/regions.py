@@ -86,7 +86,6 @@ def regions(
     boxes = [_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or []]
     paths = list_images(images)
 
-    from densevl.backbones import load_backbone
     from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
     from densevl.pipelines.regions.classifier import RegionClassifier
     from densevl.pipelines.regions.prompting import prompted
@@ -112,14 +111,22 @@ def regions(
     finder = PieceProposer(finder) if pieces else finder
     prompter = None if isinstance(finder, str) else finder
     with stderr().status("loading the model"):
-        backbone = load_backbone(model, weights, device=device, precision=precision)
-        classifier = RegionClassifier(backbone, finder, operator, recipe, background=background)
+        classifier = RegionClassifier(
+            model,
+            operator,
+            recipe=recipe,
+            weights=weights,
+            proposals=finder,
+            background=background,
+            device=device,
+            precision=precision,
+        )
     progress = stderr().status("")
 
     def name(image: Path, given: LabelSet | None) -> RegionResult:
         found: dict[str, Any] = {}
         if points or boxes:
-            found["proposals"] = prompted(image, points=points, boxes=boxes, proposer=prompter)
+            found["regions"] = prompted(image, points=points, boxes=boxes, proposer=prompter)
         if given is None:  # clicks are answered one by one, so nothing is joined
             return classifier.discover(image, overlap=1.0 if found else 0.5, **found)
         result = classifier(image, given, **found)

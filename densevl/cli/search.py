@@ -86,7 +86,7 @@ def search(
         backbone = load_backbone(model, weights, device=device, precision=precision)
         usual = default_operators(backbone)  # an index holds one vector a region
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
-        classifier = RegionClassifier(backbone, finder, chosen, recipe)
+        classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=finder)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
     found = RegionSearch(classifier, index or Path(out) / name)
     progress = stderr().status("")

@@ -74,7 +74,7 @@ def segment(
             proxy=proxy,
             proxy_scope=proxy_scope,
             sam=sam,
-            regions=regions,
+            proposals=regions,
             views=views,
             refine=refine,
             device=device,

@@ -216,9 +216,9 @@ class Experiment:
         own: dict[str, Any] = {"strings": full.strings, "background": full.background}
         if self.task != SEMANTIC:
             propose = None if full.proposals == TRUTH else full.proposals
-            classifier = RegionClassifier(full.model, propose, full.operator, full.recipe, **common)
+            classifier = RegionClassifier(full.model, full.operator, recipe=full.recipe, proposals=propose, **common)
             return RegionPredictor(classifier, dataset.classes, proposals=full.proposals, **own)
-        parts: dict[str, Any] = {"sam": full.sam, "regions": full.regions, "views": full.views, "refine": full.refine}
+        parts: dict[str, Any] = {"sam": full.sam, "proposals": full.regions, "views": full.views, "refine": full.refine}
         parts |= {"text": TextOptions.parse(full.text or None), "presence": full.presence}
         parts |= {"compat": bool(full.compat), "proxy_scope": full.proxy_scope or "image"}
         recipe = papers.recipe(full.recipe, full.dataset) if full.paper and full.recipe else full.recipe

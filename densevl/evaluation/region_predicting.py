@@ -61,11 +61,11 @@ class RegionPredictor:
         """Name the regions of an image and make of them what `resolve` does.
 
         Raises:
-            DensevlError: as `RegionClassifier.classify`.
+            DensevlError: as `RegionClassifier`.
         """
         since = time.perf_counter()
         given = true_masks(sample) if self.proposals == TRUTH else None
-        result = self.classifier.classify(sample.image, self.labels, proposals=given, background=self.policy)
+        result = self.classifier(sample.image, self.labels, regions=given, background=self.policy)
         since = self.clock.add("score", since)
         found = resolve(result)
         self.clock.add("decide", since)

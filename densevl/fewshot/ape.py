@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import OptionError
 from densevl.fewshot.tip import TipAdapter
 
 WEIGHTS = (0.7, 0.3)  # of unlikeness and variance, the paper's on ImageNet
@@ -60,7 +60,7 @@ class Ape(TipAdapter):
         """
         super().__init__(alpha, beta, keep)
         if not 0 < share <= 1 or gamma < 0:
-            raise ModelError(f"share is {share} and gamma {gamma}: share is above 0 up to 1, gamma 0 or more")
+            raise OptionError(f"share is {share} and gamma {gamma}: share is above 0 up to 1, gamma 0 or more")
         self.share, self.gamma = share, gamma
 
     def settings(self) -> dict[str, Any]:

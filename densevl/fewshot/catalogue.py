@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from densevl.errors import ModelError, WeightsError, suggest
+from densevl.errors import DensevlError, OptionError, WeightsError, suggest
 from densevl.fewshot.ape import Ape
 from densevl.fewshot.gda import Gda
 from densevl.fewshot.head import Head
@@ -26,14 +26,14 @@ def build(name: str, **settings: Any) -> Head:
     """A head by its name, not fitted yet.
 
     Raises:
-        ModelError: no such head, or settings it does not take.
+        OptionError: no such head, or settings it does not take.
     """
     if name not in HEADS:
-        raise ModelError(f"no few-shot head '{name}'{suggest(name, HEADS)}; known: {', '.join(HEADS)}")
+        raise OptionError(f"no few-shot head '{name}'{suggest(name, HEADS)}; known: {', '.join(HEADS)}")
     try:
         return HEADS[name](**settings)
     except TypeError as error:
-        raise ModelError(f"head '{name}' does not take these settings: {error}") from error
+        raise OptionError(f"head '{name}' does not take these settings: {error}") from error
 
 
 def restore(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Head:
@@ -44,5 +44,5 @@ def restore(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> He
     """
     try:
         return HEADS[facts["head"]].restore(tensors, facts)
-    except (KeyError, TypeError, ValueError, RuntimeError, ModelError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, DensevlError) as error:
         raise WeightsError(f"a saved few-shot head lacks or spoils {error}; fit and save it again") from error

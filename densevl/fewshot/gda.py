@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from densevl.errors import ModelError
+from densevl.errors import ModelError, OptionError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Head, Samples
 from densevl.fewshot.moments import NONE, Moments
@@ -42,7 +42,7 @@ class Gda(Head):
         """
         super().__init__()
         if (alpha is not None and alpha < 0) or floor < 0:
-            raise ModelError(f"alpha is {alpha} and floor {floor}: both are 0 or more")
+            raise OptionError(f"alpha is {alpha} and floor {floor}: both are 0 or more")
         self.alpha, self.floor = alpha, floor
 
     def settings(self) -> dict[str, Any]:

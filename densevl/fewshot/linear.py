@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import OptionError
 from densevl.fewshot.choosing import best, spread
 from densevl.fewshot.head import Head, Samples
 
@@ -42,7 +42,7 @@ class LinearProbe(Head):
         """
         super().__init__()
         if (strength is not None and not strength > 0) or steps < 1:
-            raise ModelError(f"strength is {strength} and steps {steps}: strength is above 0, steps at least 1")
+            raise OptionError(f"strength is {strength} and steps {steps}: strength is above 0, steps at least 1")
         self.strength, self.steps = strength, steps
 
     def settings(self) -> dict[str, Any]:

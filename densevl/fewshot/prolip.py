@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import ModelError, OptionError
 from densevl.fewshot.head import Head, Samples
 
 
@@ -39,13 +39,13 @@ class ProLip(Head):
                 root mean square of the projection's numbers.
 
         Raises:
-            ModelError: no projection, or a setting out of range.
+            OptionError: no projection, or a setting out of range.
         """
         super().__init__()
         if projection is None or projection.ndim != 2:
-            raise ModelError("head 'prolip' trains the model's visual projection: give projection=, a matrix (D, E)")
+            raise OptionError("head 'prolip' trains the model's visual projection: give projection=, a matrix (D, E)")
         if (strength is not None and strength < 0) or steps < 1 or not rate > 0:
-            raise ModelError(
+            raise OptionError(
                 f"strength is {strength}, steps {steps}, rate {rate}: strength is 0 or more, steps at least 1, rate "
                 "above 0"
             )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import OptionError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Head, Samples
 from densevl.proposals.clusters import kmeans
@@ -43,7 +43,7 @@ class TipAdapter(Head):
         """
         super().__init__()
         if (alpha is not None and alpha < 0) or (beta is not None and not beta > 0) or (keep is not None and keep < 1):
-            raise ModelError(
+            raise OptionError(
                 f"alpha is {alpha}, beta {beta}, keep {keep}: alpha is 0 or more, beta above 0, keep at least 1"
             )
         self.alpha, self.beta, self.keep = alpha, beta, keep

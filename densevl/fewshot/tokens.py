@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.fewshot.choosing import spread
 from densevl.inference.windows import WindowGrid
 from densevl.regions.operators.pull import reaches, token_plan
@@ -30,10 +30,10 @@ def token_labels(
         labels (Y, X) int64, -1 for no class; and the shares covered (Y, X) float32, 0..1.
 
     Raises:
-        LabelError: a coverage out of range.
+        OptionError: a coverage out of range.
     """
     if not 0 < coverage <= 1:
-        raise LabelError(f"coverage is {coverage}: it is a share of a token, above 0 up to 1")
+        raise OptionError(f"coverage is {coverage}: it is a share of a token, above 0 up to 1")
     rows_HY, cols_WX = token_plan(windows, (label_map.shape[0], label_map.shape[1]))
     share_YX = torch.zeros(rows_HY.shape[1], cols_WX.shape[1])
     label_YX = torch.full(share_YX.shape, -1)

@@ -13,7 +13,7 @@ average of the views' unit features (ITACLIP). Shape letters: B batch, T texts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -72,6 +72,16 @@ class Views:
         """How many times the model looks at the image."""
         return len(self.scales) * (1 + self.grey + self.blur + len(self.flips))
 
+    def each(self) -> Iterator[tuple[float, float, str]]:
+        """Weight, scale and kind of every view: "" as it is, "grey", "blur", or a flip; weights sum to 1."""
+        upright = ["", *["grey"] * self.grey, *["blur"] * self.blur]
+        mirrored = len(self.flips)
+        share = mirrored / (len(upright) + mirrored) if self.flip_share is None else self.flip_share
+        share = share if mirrored else 0.0
+        for scale in self.scales:
+            yield from (((1 - share) / len(upright) / len(self.scales), scale, kind) for kind in upright)
+            yield from ((share / mirrored / len(self.scales), scale, flip) for flip in self.flips)
+
     @classmethod
     def parse(cls, spec: str | Views | None) -> Views | None:
         """Views by name ("flip", "flip+scale", "itaclip"), as they are, or None for the image alone.
@@ -123,22 +133,23 @@ def view_scores(look: Look, lay: Lay, views: Views, hints: Hints) -> tuple[torch
 def _one_scale(
     look: Look, pixels: torch.Tensor, windows: WindowGrid, views: Views, hints: Hints
 ) -> tuple[torch.Tensor, WindowGrid]:
-    upright = 1 + views.grey + views.blur
-    mirrored = len(views.flips)
-    share = mirrored / (upright + mirrored) if views.flip_share is None else views.flip_share
-    share = share if mirrored else 0.0
+    (first, *_), *others = replace(views, scales=(1.0,)).each()
     total, grid = look(pixels, windows, hints)
-    total *= (1 - share) / upright
-    if views.grey:
-        total.add_(look(greyscale(pixels), windows, hints)[0], alpha=(1 - share) / upright)
-    if views.blur:
-        total.add_(look(blurred(pixels), windows, hints)[0], alpha=(1 - share) / upright)
-    for flip in views.flips:
-        scores, _ = look(pixels.flip(DIMENSIONS[flip]), mirror(windows, flip), _mirrored(hints, DIMENSIONS[flip]))
-        total.add_(
-            scores.flip(DIMENSIONS[flip] - 1), alpha=share / mirrored
-        )  # (B, Y, X, T): the axes stand one further
+    total *= first
+    for weight, _, kind in others:
+        if kind not in DIMENSIONS:
+            total.add_(look(seen(pixels, kind), windows, hints)[0], alpha=weight)
+            continue
+        scores, _ = look(seen(pixels, kind), mirror(windows, kind), _mirrored(hints, DIMENSIONS[kind]))
+        total.add_(scores.flip(DIMENSIONS[kind] - 1), alpha=weight)  # (B, Y, X, T): the axes stand one further
     return total, grid
+
+
+def seen(pixels: torch.Tensor, kind: str) -> torch.Tensor:
+    """Normalised pixels (B, 3, H, W) as a view of a kind that `Views.each` gives."""
+    if kind in DIMENSIONS:
+        return pixels.flip(DIMENSIONS[kind])
+    return greyscale(pixels) if kind == "grey" else blurred(pixels) if kind == "blur" else pixels
 
 
 def _mirrored(hints: Hints, dimension: int) -> Hints:

@@ -68,7 +68,7 @@ def roi_hook(
                 "classes; of a box for each class take that of its best"
             )
         if len(found):
-            result = classify.classify(image, label_set, boxes=corners, background=background)
+            result = classify(image, label_set, boxes=corners, background=background)
             probs = fused_probs(found, result.probs, result.nothing, weight=weight)
         else:
             probs = torch.zeros(0, len(label_set) + 1, device=found.device)

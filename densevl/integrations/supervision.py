@@ -70,8 +70,8 @@ def label_detections(
     rgb = read_image(image)
     given: dict[str, Any] = {"boxes": detections.xyxy}
     if detections.mask is not None:
-        given = {"proposals": Proposals.from_masks(detections.mask, rgb.shape[:2])}
-    result = classify.classify(rgb, label_set, background=background, **given)
+        given = {"regions": Proposals.from_masks(detections.mask, rgb.shape[:2])}
+    result = classify(rgb, label_set, background=background, **given)
     ids, confidence = result.labels, result.scores
     if weight is not None and detections.confidence is not None:
         own = objectness(np.clip(detections.confidence, 0, 1))
@@ -89,7 +89,7 @@ def label_detections(
 
 @cache
 def _default() -> RegionClassifier:
-    return RegionClassifier("auto", None)
+    return RegionClassifier("auto", proposals=None)
 
 
 def _joined(vectors: dict[str, torch.Tensor], weights: Any, count: int, width: int) -> np.ndarray:

@@ -131,7 +131,7 @@ class OpenVocabularyDetector(nn.Module):
     """A torchvision detector whose classes are words: images in, dicts out, as the detector itself.
 
     >>> detector = torchvision.models.detection.maskrcnn_resnet50_fpn(weights="DEFAULT")
-    >>> detect = OpenVocabularyDetector(detector, RegionClassifier("auto", None), ["teapot", "kettle"])
+    >>> detect = OpenVocabularyDetector(detector, RegionClassifier("auto", proposals=None), ["teapot", "kettle"])
     >>> detect([image])[0]["labels"]  # index into detect.categories
     """
 
@@ -204,7 +204,7 @@ class OpenVocabularyDetector(nn.Module):
             size = (int(image.shape[-2]), int(image.shape[-1]))
             if len(one["boxes"]):
                 regions = _regions(one, size)
-                result = self.classify.classify(image, self.labels, proposals=regions, background=self.background)
+                result = self.classify(image, self.labels, regions=regions, background=self.background)
                 probs, nothing = result.probs, result.nothing
             else:
                 probs, nothing = np.zeros((0, len(self.labels)), np.float32), None

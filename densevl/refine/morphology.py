@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import LabelError
+from densevl.errors import LabelError, OptionError
 
 
 def majority_filter(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
@@ -22,7 +22,7 @@ def majority_filter(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
         (H, W) of the same dtype; among several best labels other than the pixel's own, the smallest.
 
     Raises:
-        LabelError: not such a map, or an even side.
+        LabelError: not such a map. OptionError: an even side.
     """
     _check(labels, side)
     reach = side // 2
@@ -55,7 +55,7 @@ def grey_closing(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
         (H, W) of the same dtype, within 0..255.
 
     Raises:
-        LabelError: not such a map, or an even side.
+        LabelError: not such a map. OptionError: an even side.
     """
     _check(labels, side)
     grey = (labels.long() % 256).float()[None, None]
@@ -68,4 +68,4 @@ def _check(labels: torch.Tensor, side: int) -> None:
     if labels.ndim != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise LabelError(f"labels are an (H, W) integer map, not {tuple(labels.shape)} {labels.dtype}")
     if side < 1 or side % 2 == 0:
-        raise LabelError(f"side is {side}; it is odd and at least 1")
+        raise OptionError(f"side is {side}; it is odd and at least 1")

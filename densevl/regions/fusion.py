@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 
 MODES = ("geometric", "arithmetic", "max")
 
@@ -50,16 +50,16 @@ def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tenso
         (R, C) log probabilities, rows normalised; uniform where no source has a say.
 
     Raises:
-        LabelError: no sources, shapes that differ, negative weights, or an unknown mode.
+        OptionError: no sources, shapes that differ, negative weights, or an unknown mode.
     """
     if mode not in MODES:
-        raise LabelError(f"fusion is {mode!r}{suggest(str(mode), MODES)}; it is one of {', '.join(MODES)}")
+        raise OptionError(f"fusion is {mode!r}{suggest(str(mode), MODES)}; it is one of {', '.join(MODES)}")
     shapes = {tuple(source.logp.shape) for source in sources}
     if len(shapes) != 1:
-        raise LabelError(f"sources of shapes {sorted(shapes)}; give at least one, all (R, C) alike")
+        raise OptionError(f"sources of shapes {sorted(shapes)}; give at least one, all (R, C) alike")
     weights = torch.stack([source.weights() for source in sources])
     if (weights < 0).any():
-        raise LabelError("a source has a negative weight; weights are 0 or more")
+        raise OptionError("a source has a negative weight; weights are 0 or more")
     logp = torch.stack([source.logp for source in sources])
     total = weights.sum(dim=0)
     share = weights / total.clamp(min=1e-30)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.proposals.base import Proposals
 from densevl.proposals.packing import popcount
 
@@ -62,10 +62,10 @@ def nms(
         int64 indices of what is kept, best first. Empty masks overlap nothing and stay.
 
     Raises:
-        LabelError: an unknown metric.
+        OptionError: an unknown metric.
     """
     if metric not in METRICS:
-        raise LabelError(f"metric is {metric!r}{suggest(str(metric), METRICS)}; it is one of {', '.join(METRICS)}")
+        raise OptionError(f"metric is {metric!r}{suggest(str(metric), METRICS)}; it is one of {', '.join(METRICS)}")
     areas = masks.areas
     order = ranking(scores, areas)
     group = np.zeros(len(masks), np.int64) if labels is None else np.asarray(labels, np.int64)

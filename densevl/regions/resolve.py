@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.proposals.base import Proposals
 from densevl.regions.overlap import nms, suppress_parts
 from densevl.stacking import back_to_front
@@ -67,10 +67,10 @@ def semantic(
         class, 0 where no mask is.
 
     Raises:
-        LabelError: an unknown mode, or probabilities of another number of masks.
+        OptionError: an unknown mode, or probabilities of another number of masks.
     """
     if mode not in SEMANTIC:
-        raise LabelError(f"mode is {mode!r}{suggest(str(mode), SEMANTIC)}; it is one of {', '.join(SEMANTIC)}")
+        raise OptionError(f"mode is {mode!r}{suggest(str(mode), SEMANTIC)}; it is one of {', '.join(SEMANTIC)}")
     table = _table(masks, probs, nothing)
     if mode == "paint":
         top = masks.segment_map()
@@ -123,7 +123,7 @@ def instances(
         parts: also drop regions of which more than this share lies within a larger one of the same class.
 
     Raises:
-        LabelError: probabilities of another number of masks, or an unknown metric.
+        OptionError: probabilities of another number of masks, or an unknown metric.
     """
     table = _table(masks, probs, nothing)
     weight = np.ones(len(masks), np.float32) if quality is None else np.asarray(quality, np.float32)
@@ -191,7 +191,7 @@ def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
     """(R, C + 1) float32: the classes, then what is none of them."""
     array = np.asarray(probs, np.float32)
     if array.ndim != 2 or len(array) != len(masks) or array.shape[1] == 0:
-        raise LabelError(f"probabilities are {array.shape} for {len(masks)} masks; give ({len(masks)}, classes)")
+        raise OptionError(f"probabilities are {array.shape} for {len(masks)} masks; give ({len(masks)}, classes)")
     rest = np.zeros(len(masks), np.float32) if nothing is None else np.asarray(nothing, np.float32)
     return np.concatenate([array, rest[:, None]], axis=1)
 

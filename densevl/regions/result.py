@@ -118,13 +118,13 @@ class RegionResult:
         """Name the same regions by other labels: a matrix product, the photo is not looked at again.
 
         Args:
-            labels: as `RegionClassifier.classify` takes them. options: its background.
+            labels: as `RegionClassifier` takes them. options: its background.
 
         Raises:
             DensevlError: the result came out of a file or another process. LabelError: unusable labels.
         """
         if self.rename_fn is None:
-            raise DensevlError("this result has left its model: name regions anew with RegionClassifier.classify")
+            raise DensevlError("this result has left its model: name regions anew with RegionClassifier")
         return self.rename_fn(labels, **options)
 
     def instances(

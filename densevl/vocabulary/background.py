@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.vocabulary.parsing import as_list, clean
 
 NOTHING = -1  # the label of a pixel that belongs to no class
@@ -51,7 +51,7 @@ class Background:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold < 1.0:
-            raise LabelError(f"background threshold {self.threshold} is outside 0..1; it is a probability")
+            raise OptionError(f"background threshold {self.threshold} is outside 0..1; it is a probability")
 
     @classmethod
     def parse(cls, spec: str | float | Sequence[str] | Background | None) -> Background:
@@ -63,7 +63,7 @@ class Background:
                 "voc, 0.1" is 26 words and a threshold.
 
         Raises:
-            LabelError: a threshold outside 0..1, an unknown version, or words that are not strings.
+            OptionError: a threshold outside 0..1, an unknown version, or words that are not strings.
         """
         if isinstance(spec, Background):
             return spec
@@ -74,10 +74,10 @@ class Background:
         policy = cls()
         if isinstance(spec, str):
             for part in spec.split(","):
-                policy = policy._with(clean(part, "background"))
+                policy = policy._with(clean(part, "background", error=OptionError))
             return policy
-        for word in as_list(spec, "background"):
-            policy = policy._with_words(clean(word, "background"))
+        for word in as_list(spec, "background", error=OptionError):
+            policy = policy._with_words(clean(word, "background", error=OptionError))
         return policy
 
     def _with(self, part: str) -> Background:
@@ -89,14 +89,16 @@ class Background:
         if name in WORD_LISTS:
             return replace(self, words=(*self.words, *WORD_LISTS[name]))
         if part.split("@")[0] in NEWEST:
-            raise LabelError(f"no background list '{part}'{suggest(part, WORD_LISTS)}; it is {', '.join(WORD_LISTS)}")
+            raise OptionError(f"no background list '{part}'{suggest(part, WORD_LISTS)}; it is {', '.join(WORD_LISTS)}")
         try:
             return replace(self, threshold=float(part))
         except ValueError:
             return self._with_words(part)
 
     def _with_words(self, text: str) -> Background:
-        return replace(self, words=(*self.words, *(clean(word, "background") for word in text.split("|"))))
+        return replace(
+            self, words=(*self.words, *(clean(word, "background", error=OptionError) for word in text.split("|")))
+        )
 
     def __str__(self) -> str:
         parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown + [REST] * self.rest

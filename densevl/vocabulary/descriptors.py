@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.vocabulary.parsing import as_list, clean, read, short
 from densevl.vocabulary.templates import fill
 
@@ -36,7 +36,7 @@ class Descriptors:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight <= 1.0:
-            raise LabelError(f"descriptor weight {self.weight} is outside 0..1; leave descriptors out for 0")
+            raise OptionError(f"descriptor weight {self.weight} is outside 0..1; leave descriptors out for 0")
 
     @classmethod
     def parse(
@@ -49,19 +49,25 @@ class Descriptors:
         """Read {label: text or list of texts}, a dict or a JSON file of one.
 
         Raises:
-            LabelError: an unreadable file, something else than such a dict, an empty text, a weight outside 0..1.
+            OptionError: an unreadable file, something else than such a dict, an empty text, a weight outside 0..1.
         """
         if isinstance(spec, Descriptors):
             return spec
-        content = read(Path(spec), "descriptors file") if isinstance(spec, (str, Path)) else spec
+        content = read(Path(spec), "descriptors file", error=OptionError) if isinstance(spec, (str, Path)) else spec
         if not isinstance(content, Mapping) or not content:
-            raise LabelError(f"descriptors are a {type(content).__name__}; give a dict of label to texts, not empty")
+            raise OptionError(f"descriptors are a {type(content).__name__}; give a dict of label to texts, not empty")
         texts = {}
         for label, given in content.items():
-            listed = [given] if isinstance(given, str) else as_list(given, f"descriptors of '{short(str(label))}'")
+            listed = (
+                [given]
+                if isinstance(given, str)
+                else as_list(given, f"descriptors of '{short(str(label))}'", error=OptionError)
+            )
             if not listed or isinstance(given, Mapping):
-                raise LabelError(f"descriptors of '{short(str(label))}' are no list of texts, or an empty one")
-            texts[clean(label, "label").casefold()] = tuple(clean(text, "descriptor") for text in listed)
+                raise OptionError(f"descriptors of '{short(str(label))}' are no list of texts, or an empty one")
+            texts[clean(label, "label", error=OptionError).casefold()] = tuple(
+                clean(text, "descriptor", error=OptionError) for text in listed
+            )
         return cls(texts, weight, unit)
 
     def sentences(self, query: str, name: str) -> tuple[str, ...]:

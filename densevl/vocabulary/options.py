@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.vocabulary.descriptors import Descriptors
 
 CHOICES = {"template_weights": ("equal", "image"), "parents": ("none", "pixel", "image")}
@@ -33,11 +33,11 @@ class TextOptions:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise LabelError(
+                raise OptionError(
                     f"{name} is {value!r}{suggest(str(value), allowed)}; it is one of {', '.join(allowed)}"
                 )
         if self.descriptors is not None and self.template_weights == "image":
-            raise LabelError(
+            raise OptionError(
                 "template_weights='image' needs the same prompts for every label and descriptors differ by label: "
                 "take one of the two"
             )
@@ -47,14 +47,14 @@ class TextOptions:
         """Read {option: value}, where descriptors may be a dict or a JSON file; None is none.
 
         Raises:
-            LabelError: an option that does not exist, or an unusable value.
+            OptionError: an option that does not exist, or an unusable value.
         """
         if spec is None or isinstance(spec, TextOptions):
             return spec
         known = [entry.name for entry in fields(cls)]
         for name in spec:
             if name not in known:
-                raise LabelError(f"no text option '{name}'{suggest(str(name), known)}; there are {', '.join(known)}")
+                raise OptionError(f"no text option '{name}'{suggest(str(name), known)}; there are {', '.join(known)}")
         looks = spec.get("descriptors")
         return cls(**{**spec, "descriptors": None if looks is None else Descriptors.parse(looks)})
 

@@ -7,37 +7,37 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import LabelError
+from densevl.errors import DensevlError, LabelError
 
 MAX_LENGTH = 20_000  # characters of one string; longer than a text tower reads is fine (see `long_text`), a book is not
 
 
-def as_list(value: object, what: str) -> list[object]:
+def as_list(value: object, what: str, error: type[DensevlError] = LabelError) -> list[object]:
     """The entries of any iterable.
 
     Raises:
-        LabelError: not iterable.
+        LabelError, or the error given: not iterable.
     """
     if isinstance(value, Iterable):
         return list(value)
-    raise LabelError(f"{what} is a {type(value).__name__}; give a list of strings")
+    raise error(f"{what} is a {type(value).__name__}; give a list of strings")
 
 
-def clean(text: object, what: str) -> str:
+def clean(text: object, what: str, error: type[DensevlError] = LabelError) -> str:
     """A string with its white space made plain.
 
     Raises:
-        LabelError: not a string, empty, too long, or holding half a character.
+        LabelError, or the error given: not a string, empty, too long, or holding half a character.
     """
     if not isinstance(text, str):
-        raise LabelError(f"{what} {text!r} is a {type(text).__name__}; labels are strings")
+        raise error(f"{what} {text!r} is a {type(text).__name__}; it must be a string")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise LabelError(f"{what} {short(text)!r} holds half a character (a lone surrogate); write it anew")
+        raise error(f"{what} {short(text)!r} holds half a character (a lone surrogate); write it anew")
     tidy = " ".join(text.split())
     if not tidy.strip("| "):
-        raise LabelError(f"an empty {what} in the list; remove it (a doubled or trailing comma?)")
+        raise error(f"an empty {what} in the list; remove it (a doubled or trailing comma?)")
     if len(tidy) > MAX_LENGTH and "|" not in tidy:
-        raise LabelError(f"{what} '{short(tidy)}' has {len(tidy)} characters; the limit is {MAX_LENGTH}")
+        raise error(f"{what} '{short(tidy)}' has {len(tidy)} characters; the limit is {MAX_LENGTH}")
     return tidy
 
 
@@ -46,14 +46,16 @@ def short(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def read(path: Path, what: str, lines: Callable[[str], Any] | None = None) -> Any:
+def read(
+    path: Path, what: str, lines: Callable[[str], Any] | None = None, error: type[DensevlError] = LabelError
+) -> Any:
     """The content of a file: JSON if it is named so or no reader of lines is given.
 
     Raises:
-        LabelError: missing, not UTF-8, or malformed.
+        LabelError, or the error given: missing, not UTF-8, or malformed.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         return json.loads(text) if lines is None or path.suffix == ".json" else lines(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise LabelError(f"{what} {path} cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as reason:
+        raise error(f"{what} {path} cannot be read: {reason}") from reason

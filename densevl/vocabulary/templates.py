@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.vocabulary.template_sets import SETS
 
 _MARK = "\0"  # stands for the label while open_clip's own templates (functions) are turned into strings
@@ -25,17 +25,17 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
             {}", or a list of templates.
 
     Raises:
-        LabelError: unknown name, an empty list, or a template without "{}".
+        OptionError: unknown name, an empty list, or a template without "{}".
     """
     if isinstance(spec, str):
         if "{}" in spec:
             return (spec,)
         return tuple(template for name in spec.split("+") for template in _by_name(name.strip()))
     if not spec:
-        raise LabelError("an empty list of templates; use 'name' for the bare label")
+        raise OptionError("an empty list of templates; use 'name' for the bare label")
     for template in spec:
         if "{}" not in template:
-            raise LabelError(f"template '{template}' has no {{}} for the label")
+            raise OptionError(f"template '{template}' has no {{}} for the label")
     return tuple(spec)
 
 
@@ -48,7 +48,7 @@ def _by_name(name: str) -> tuple[str, ...]:
     if name in SETS:
         return SETS[name]
     if name not in _FROM_OPEN_CLIP:
-        raise LabelError(f"no templates '{name}'{suggest(name, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
+        raise OptionError(f"no templates '{name}'{suggest(name, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
     from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 
     functions = OPENAI_IMAGENET_TEMPLATES if name == "openai" else SIMPLE_IMAGENET_TEMPLATES

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.vocabulary.background import NOTHING, UNKNOWN, Background
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
 from densevl.vocabulary.labels import LabelSet
@@ -72,7 +72,7 @@ class TextClassifier:
             use_cache: keep embeddings on disk.
 
         Raises:
-            LabelError: unusable templates.
+            OptionError: unusable templates.
         """
         self._backbone = backbone
         self.templates = templates(backbone.templates if template_spec is None else template_spec)
@@ -87,7 +87,7 @@ class TextClassifier:
         than the tower reads has those of all its windows.
 
         Raises:
-            LabelError: options that do not go together with the background, or ask for too much memory.
+            OptionError: options that do not go together with the background, or ask for too much memory.
         """
         background = background or Background()
         taken = {word.casefold() for word in [*labels.queries, *labels.negatives]}
@@ -138,7 +138,7 @@ class TextClassifier:
         if none_of_these is None:
             return text
         if self.options.needs_image:
-            raise LabelError(
+            raise OptionError(
                 f"background '{UNKNOWN}' is the model's own and has no words for template_weights='image' or "
                 "parents='image' to weigh; take background 'none' or words"
             )
@@ -172,7 +172,7 @@ class TextClassifier:
         """(M, T, D) unit rows: the prompts of each template for itself."""
         numbers = len(self.templates) * len(queries) * self._backbone.embed_dim
         if numbers > PROMPTS_KEPT:
-            raise LabelError(
+            raise OptionError(
                 f"template_weights='image' keeps {len(self.templates)} embeddings for each of {len(queries)} strings: "
                 f"{numbers / 2**28:.1f} GiB, the limit is {PROMPTS_KEPT / 2**28:g}; take fewer templates or labels"
             )

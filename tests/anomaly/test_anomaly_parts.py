@@ -17,7 +17,7 @@ from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import ANOMALOUS, NORMAL, TEMPLATES, States
 from densevl.anomaly.tokens import layers_at, run
 from densevl.anomaly.windows import window_embeddings, window_index
-from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.errors import ModelError, OptionError, RecipeError
 
 
 def textbook(p_windows: np.ndarray, side: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
@@ -162,7 +162,7 @@ def test_prototypes_average_as_said(average) -> None:
     ],
 )
 def test_bad_states_are_one_clear_line(spec, message) -> None:
-    with pytest.raises(LabelError, match=message):
+    with pytest.raises(OptionError, match=message):
         States.parse(spec)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from conftest import close
 from densevl.anomaly.memory.foreground import foreground, otsu, shows_object
 from densevl.anomaly.tiling import stitch
-from densevl.errors import ImageError, RecipeError
+from densevl.errors import OptionError
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 
 RNG = np.random.default_rng(8)
@@ -40,7 +40,7 @@ def test_overlapping_tiles_of_a_map_make_the_map(lost) -> None:
 
 @pytest.mark.parametrize("scoring", ["winclip", "dense", "streams", "dino", "patchcore"])
 def test_tiles_give_a_map_of_the_whole_image(tiny, scoring) -> None:
-    detect = AnomalyDetector(tiny, "tile", scoring=scoring, size=96, tile=40).fit([LARGE])
+    detect = AnomalyDetector(tiny, scoring, item="tile", size=96, tile=40).fit([LARGE])
     result = detect(DAMAGED)
     assert result.grid.shape == (12, 16)
     assert np.isfinite(result.map).all()
@@ -49,8 +49,8 @@ def test_tiles_give_a_map_of_the_whole_image(tiny, scoring) -> None:
 
 
 def test_a_tile_sees_what_an_image_of_its_size_sees(tiny) -> None:
-    alone = AnomalyDetector(tiny, scoring="dino", augment="none", smooth=0.0, size=32).fit([LARGE[:32, :32]])
-    tiled = AnomalyDetector(tiny, scoring="dino", augment="none", smooth=0.0, size=96, tile=32)
+    alone = AnomalyDetector(tiny, "dino", options={"augment": "none", "smooth": 0.0}, size=32).fit([LARGE[:32, :32]])
+    tiled = AnomalyDetector(tiny, "dino", options={"augment": "none", "smooth": 0.0}, size=96, tile=32)
     tiled.memories, tiled.scorer.spread = alone.memories, alone.scorer.spread
     found = tiled(DAMAGED).grid
     # The first two rows and columns of patches lie in the first tile only.
@@ -62,7 +62,9 @@ def test_tiles_do_not_change_images_that_fit_and_are_saved(tiny, tmp_path) -> No
     small = LARGE[:32, :32]
     plain, tiled = (AnomalyDetector(tiny, tile=tile).fit([small]) for tile in (None, 40))
     assert np.array_equal(plain(small).grid, tiled(small).grid)
-    tiled = AnomalyDetector(tiny, scoring="dino", size=(96, 128), tile=40, augment="none", near=2).fit([LARGE, DAMAGED])
+    tiled = AnomalyDetector(tiny, "dino", options={"augment": "none", "near": 2}, size=(96, 128), tile=40).fit(
+        [LARGE, DAMAGED]
+    )
     tiled.calibrate(0.1).save(tmp_path / "t")
     again = AnomalyDetector.load(tmp_path / "t", tiny)
     assert (again.tile, again.size) == (40, (96, 128))
@@ -72,11 +74,11 @@ def test_tiles_do_not_change_images_that_fit_and_are_saved(tiny, tmp_path) -> No
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"tile": 20}, ImageError, "multiple of the patch, 8"),
-        ({"tile": 16}, ImageError, "from 24"),
-        ({"tile": 40, "proxy": "mini-sam"}, RecipeError, "leave the proxy out"),
-        ({"size": (96, 100)}, ImageError, "multiples of the patch, 8"),
-        ({"size": (96,)}, ImageError, "height and width"),
+        ({"tile": 20}, OptionError, "multiple of the patch, 8"),
+        ({"tile": 16}, OptionError, "from 24"),
+        ({"tile": 40, "proxy": "mini-sam"}, OptionError, "leave the proxy out"),
+        ({"size": (96, 100)}, OptionError, "multiples of the patch, 8"),
+        ({"size": (96,)}, OptionError, "height and width"),
     ],
 )
 def test_impossible_tiles_and_sizes_are_one_clear_line(tiny, settings, error, message) -> None:
@@ -112,9 +114,10 @@ def test_the_object_is_found_and_a_texture_is_none(sign) -> None:
 
 def test_damage_of_the_background_is_no_damage_of_the_object(tiny, tmp_path) -> None:
     normal, damaged = [scene(1), scene(2)], scene(3, damaged=True)
-    settings = {"scoring": "dino", "augment": "none", "smooth": 0.0, "size": 128}
-    plain = AnomalyDetector(tiny, **settings).fit(normal)
-    masked = AnomalyDetector(tiny, foreground=True, **settings).fit(normal)
+    plain_options = {"augment": "none", "smooth": 0.0}
+    settings = {"scoring": "dino", "size": 128}
+    plain = AnomalyDetector(tiny, options=plain_options, **settings).fit(normal)
+    masked = AnomalyDetector(tiny, options={**plain_options, "foreground": True}, **settings).fit(normal)
     assert masked.scorer.masked
     assert plain(damaged).grid[0, 0] > 0.01
     assert masked(damaged).grid[0, 0] == 0
@@ -122,14 +125,16 @@ def test_damage_of_the_background_is_no_damage_of_the_object(tiny, tmp_path) -> 
     assert len(masked.memories["layer7"]) < len(plain.memories["layer7"])
     masked.save(tmp_path / "masked")
     assert np.array_equal(AnomalyDetector.load(tmp_path / "masked", tiny)(damaged).grid, masked(damaged).grid)
-    texture = AnomalyDetector(tiny, foreground=True, **settings).fit([LARGE])
+    texture = AnomalyDetector(tiny, options={**plain_options, "foreground": True}, **settings).fit([LARGE])
     assert not texture.scorer.masked
-    assert np.array_equal(texture(DAMAGED).grid, AnomalyDetector(tiny, **settings).fit([LARGE])(DAMAGED).grid)
+    assert np.array_equal(
+        texture(DAMAGED).grid, AnomalyDetector(tiny, options=plain_options, **settings).fit([LARGE])(DAMAGED).grid
+    )
 
 
 def test_four_shots_equal_brute_force(tiny) -> None:
     normal = [scene(seed) for seed in range(4)]
-    detect = AnomalyDetector(tiny, scoring="dino", augment="none", smooth=0.0, size=64).fit(normal)
+    detect = AnomalyDetector(tiny, "dino", options={"augment": "none", "smooth": 0.0}, size=64).fit(normal)
     memory = detect.memories["layer7"]
     assert memory.owner.unique().tolist() == [0, 1, 2, 3]
     pixels = next(detect._batches([scene(9, damaged=True)], 1))[2]
@@ -139,10 +144,13 @@ def test_four_shots_equal_brute_force(tiny) -> None:
 
 
 def test_near_compares_like_places_only(tiny) -> None:
-    settings = {"scoring": "dino", "augment": "none", "smooth": 0.0, "size": 64}
+    plain_options = {"augment": "none", "smooth": 0.0}
+    settings = {"scoring": "dino", "size": 64}
     moved = np.roll(scene(1), 40, axis=1)
-    near, far = (AnomalyDetector(tiny, near=near, **settings).fit([scene(1)]) for near in (0, 99))
-    every = AnomalyDetector(tiny, **settings).fit([scene(1)])
+    near, far = (
+        AnomalyDetector(tiny, options={**plain_options, "near": near}, **settings).fit([scene(1)]) for near in (0, 99)
+    )
+    every = AnomalyDetector(tiny, options=plain_options, **settings).fit([scene(1)])
     assert np.abs(far(moved).grid - every(moved).grid).max() < 1e-6
     assert near(scene(1)).grid.max() < 1e-6
     assert near(moved).grid.mean() > every(moved).grid.mean()

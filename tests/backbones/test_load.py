@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from conftest import TINY, random_clip
 from densevl.backbones import available, hub, load_backbone
 from densevl.backbones.load import best_at_hand
-from densevl.errors import DensevlError, MissingExtraError, ModelError, WeightsError
+from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, WeightsError
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -365,7 +365,7 @@ def test_a_text_tower_of_hugging_face_reads_words(folder, tmp_path) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta device"])
 def test_a_device_that_is_not_there_is_one_line(folder, device) -> None:
-    with pytest.raises(ModelError, match=f"device '{device}' cannot be used here") as caught:
+    with pytest.raises(OptionError, match=f"device '{device}' cannot be used here") as caught:
         load_backbone(str(folder), device=device)
     assert "\n" not in str(caught.value)
 

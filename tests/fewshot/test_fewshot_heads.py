@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import close
-from densevl.errors import LabelError, ModelError, WeightsError
+from densevl.errors import LabelError, ModelError, OptionError, WeightsError
 from densevl.fewshot import HEADS, build, restore
 from densevl.fewshot.ape import Ape, criterion
 from densevl.fewshot.choosing import best
@@ -375,7 +375,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "settings", "message"), SETTINGS)
 def test_impossible_settings_are_refused_before_the_work(name, settings, message) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(OptionError, match=message):
         build(name, **settings)
 
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
 from densevl.backbones.projection import projection_of, with_projection
-from densevl.errors import DensevlError, ImageError, LabelError, ModelError, ProposalError, WeightsError
+from densevl.errors import DensevlError, ImageError, LabelError, ModelError, OptionError, ProposalError, WeightsError
 from densevl.fewshot import HEADS, build
-from densevl.pipelines.fewshot.classifier import LEVELS, FewShot
+from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.pipelines.settings import LEVELS
 from densevl.recipes import get
 from densevl.regions.result import RegionResult
 
@@ -49,15 +50,15 @@ TEST = picture("lime", "blue", seed=9)
 
 def answer(made: FewShot) -> np.ndarray:
     if made.level == "image":
-        return made.classify(picture("blue", seed=9)).probabilities
+        return made(picture("blue", seed=9)).probabilities
     if made.level == "region":
-        return made.classify(TEST, boxes=BOXES).probs
-    return made.segment(TEST).confidence
+        return made(TEST, boxes=BOXES).probs
+    return made(TEST).confidence
 
 
 def quick(head: str, level: str) -> dict:
-    settings: dict = {"prolip": {"steps": 20}, "linear": {"strength": 0.1}}.get(head, {})
-    return {**PLAIN, **settings, **({"operator": "cls_mask"} if level == "region" else {})}
+    options: dict = {"prolip": {"steps": 20}, "linear": {"strength": 0.1}}.get(head, {})
+    return {**PLAIN, "options": options, **({"operator": "cls_mask"} if level == "region" else {})}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,9 @@ def fitted_ones(tiny):
 
     def get_one(head: str, level: str) -> FewShot:
         if (head, level) not in made:
-            made[head, level] = FewShot(tiny, head, level, **quick(head, level)).fit(EXAMPLES[level], labels=NAMES)
+            made[head, level] = FewShot(tiny, head, level=level, **quick(head, level)).fit(
+                EXAMPLES[level], labels=NAMES
+            )
         return made[head, level]
 
     return get_one
@@ -83,14 +86,14 @@ def test_every_head_learns_colours_at_every_level(fitted_ones, head, level) -> N
         )
         return
     if level == "image":
-        assert [made.classify(picture(name, seed=9)).name for name in NAMES] == NAMES
+        assert [made(picture(name, seed=9)).name for name in NAMES] == NAMES
     elif level == "region":
-        result = made.classify(TEST, masks=np.stack([label_map("lime", "blue") == i for i in (2, 1, 0)]))
+        result = made(TEST, regions=np.stack([label_map("lime", "blue") == i for i in (2, 1, 0)]))
         assert isinstance(result, RegionResult)
         assert result.names == ("lime", "blue", "nothing")  # the last mask is empty
-        assert made.classify(TEST, boxes=np.zeros((0, 4))).probs.shape == (0, 3)
+        assert made(TEST, boxes=np.zeros((0, 4))).probs.shape == (0, 3)
     else:
-        result = made.segment(TEST)
+        result = made(TEST)
         assert (result.labels == label_map("lime", "blue")).mean() > 0.8
         assert result.meta["fewshot"]["head"] == head
         assert result.scores.shape == (3, 32, 32)
@@ -124,9 +127,11 @@ def test_files_of_another_model_or_recipe_or_damaged_ones_are_refused(tiny, fitt
 
 def test_without_a_say_of_the_examples_pixels_are_as_segmenter_labels_them(tiny) -> None:
     settings = {**PLAIN, "background": ["sky", "wall"]}
-    made = FewShot(tiny, "gda", "pixel", alpha=0.0, **settings).fit(EXAMPLES["pixel"], labels=[*NAMES, "teal"])
+    made = FewShot(tiny, "gda", options={"alpha": 0.0}, level="pixel", **settings).fit(
+        EXAMPLES["pixel"], labels=[*NAMES, "teal"]
+    )
     plain = Segmenter(tiny, **settings)(TEST, [*NAMES, "teal"])
-    result = made.segment(TEST)
+    result = made(TEST)
     assert np.array_equal(result.labels, plain.labels)
     close(result.confidence, plain.confidence)
     close(result.scores, plain.scores)
@@ -135,9 +140,11 @@ def test_without_a_say_of_the_examples_pixels_are_as_segmenter_labels_them(tiny)
 @pytest.mark.parametrize("operator", ["cls_mask", "pool+cls_mask", {"pool": 0.3, "cls_mask": 0.7}])
 def test_without_a_say_of_the_examples_regions_are_as_the_classifier_names_them(tiny, operator) -> None:
     settings = {**PLAIN, "operator": operator, "background": ["sky"]}
-    made = FewShot(tiny, "gda", "region", alpha=0.0, **settings).fit(EXAMPLES["region"], labels=[*NAMES, "teal"])
-    plain = RegionClassifier(tiny, None, **settings).classify(TEST, [*NAMES, "teal"], boxes=BOXES)
-    result = made.classify(TEST, boxes=BOXES)
+    made = FewShot(tiny, "gda", options={"alpha": 0.0}, level="region", **settings).fit(
+        EXAMPLES["region"], labels=[*NAMES, "teal"]
+    )
+    plain = RegionClassifier(tiny, proposals=None, **settings)(TEST, [*NAMES, "teal"], boxes=BOXES)
+    result = made(TEST, boxes=BOXES)
     close(result.probs, plain.probs)
     close(result.nothing, plain.nothing)
     assert result.names == plain.names
@@ -146,14 +153,14 @@ def test_without_a_say_of_the_examples_regions_are_as_the_classifier_names_them(
 def test_an_image_of_one_token_is_judged_by_pixels_as_its_feature_is(tiny) -> None:
     corner = (slice(8), slice(8))
     small = [(picture(name, seed=seed)[corner], label_map(name)[corner], NAMES) for name in NAMES for seed in range(3)]
-    made = FewShot(tiny, "gda", "pixel", alpha=0.2, **PLAIN).fit(small)
+    made = FewShot(tiny, "gda", options={"alpha": 0.2}, level="pixel", **PLAIN).fit(small)
     rows = torch.cat([shown.features["pixel"] for shown in made.features.rows(small)])
     head = build("gda", **made.settings).fit(rows, torch.arange(3).repeat_interleave(3), made.heads["pixel"].text)
     one = picture("lime", seed=9)[:8, :8]
     feature = made.features.embed(one)[0]
     assert feature.shape[:2] == (1, 1)
     p = head.logits(feature[0, 0]).softmax(dim=0)
-    result = made.segment(one)
+    result = made(one)
     assert (result.labels == int(p.argmax())).all()
     close(result.confidence, float(p.max()))
 
@@ -165,7 +172,7 @@ def test_classes_without_examples_stay_with_their_words(tiny, level) -> None:
         "region": [example for example in EXAMPLES["region"] if "lime" not in example[2]],
         "pixel": [(image, np.where(labels == 2, -1, labels), names) for image, labels, names in EXAMPLES["pixel"]],
     }[level]
-    made = FewShot(tiny, "gda", level, **quick("gda", level)).fit(examples, labels=NAMES)
+    made = FewShot(tiny, "gda", level=level, **quick("gda", level)).fit(examples, labels=NAMES)
     head = next(iter(made.heads.values()))
     assert head.seen.tolist() == [True, True, False]
     query = torch.randn(4, tiny.embed_dim)
@@ -184,24 +191,24 @@ def test_what_is_shown_to_be_nothing_is_labelled_so(tiny, tmp_path, level, backg
         "pixel": [(image, labels, names) for image, labels, _ in EXAMPLES["pixel"]],
     }[level]
     settings = {**quick("gda", level), "background": background}
-    made = FewShot(tiny, "gda", level, **settings).fit(examples)
+    made = FewShot(tiny, "gda", level=level, **settings).fit(examples)
     made.partial_fit(examples[:2])
     made.save(tmp_path / "made")
     for one in (made, FewShot.load(tmp_path / "made", tiny)):
         assert one.labels.names == ("red", "blue")
         assert one.counts["nothing"] > 0
         if level == "region":
-            assert one.classify(TEST, boxes=BOXES).names == ("nothing", "blue")
+            assert one(TEST, boxes=BOXES).names == ("nothing", "blue")
         else:
-            assert (one.segment(TEST).labels == np.where(label_map("lime", "blue") == 2, -1, 1)).mean() > 0.8
+            assert (one(TEST).labels == np.where(label_map("lime", "blue") == 2, -1, 1)).mean() > 0.8
 
 
 def test_more_examples_can_come_later(tiny) -> None:
     first = {name: images[:2] for name, images in EXAMPLES["image"].items()}
     later = {name: images[2:] for name, images in EXAMPLES["image"].items()}
-    made = FewShot(tiny, "gda", alpha=0.1, **PLAIN).fit({**first, "lime": []}).partial_fit(later)
+    made = FewShot(tiny, "gda", options={"alpha": 0.1}, **PLAIN).fit({**first, "lime": []}).partial_fit(later)
     made.partial_fit({"lime": first["lime"]})
-    whole = FewShot(tiny, "gda", alpha=0.1, **PLAIN).fit(EXAMPLES["image"])
+    whole = FewShot(tiny, "gda", options={"alpha": 0.1}, **PLAIN).fit(EXAMPLES["image"])
     close(answer(made), answer(whole))
     assert made.counts == whole.counts == dict.fromkeys(NAMES, 4)
 
@@ -214,13 +221,13 @@ def test_regions_of_examples_come_in_any_form(tiny, regions) -> None:
     forms = {"masks": found.masks(), "boxes": BOXES, "rle": found.to_rle(), "proposals": found}
     form = forms.get(regions, {"boxes": BOXES})
     examples = [(image, form, names) for image, _, names in EXAMPLES["region"]]
-    made = FewShot(tiny, "nearest", "region", operator="cls_mask", **PLAIN).fit(examples)
-    assert made.classify(TEST, masks=found.masks()).names == ("lime", "blue")
+    made = FewShot(tiny, "nearest", level="region", operator="cls_mask", **PLAIN).fit(examples)
+    assert made(TEST, regions=found.masks()).names == ("lime", "blue")
 
 
 def test_the_adapted_model_answers_as_prolip_does_and_the_first_one_is_left_alone(tiny) -> None:
     before = projection_of(tiny)
-    made = FewShot(tiny, "prolip", rate=0.05, strength=0.0, **PLAIN).fit(EXAMPLES["image"])
+    made = FewShot(tiny, "prolip", options={"rate": 0.05, "strength": 0.0}, **PLAIN).fit(EXAMPLES["image"])
     adapted = made.adapted()
     assert torch.equal(projection_of(tiny), before)
     assert not torch.allclose(projection_of(adapted), before)
@@ -273,7 +280,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_unusable_examples_are_refused_in_one_line(fitted_ones, tiny, case) -> None:
     level, examples, given, error, message = BAD[case]
-    made = FewShot(tiny, "nearest", level, **quick("nearest", level))
+    made = FewShot(tiny, "nearest", level=level, **quick("nearest", level))
     with pytest.raises(error, match=message) as caught:
         made.fit(examples, **given)
     assert "\n" not in str(caught.value)
@@ -283,7 +290,7 @@ def test_unusable_examples_are_refused_in_one_line(fitted_ones, tiny, case) -> N
 
 def test_void_of_a_uint8_map_is_no_class(tiny) -> None:
     given = np.where(MAP == 0, 0, 255).astype(np.uint8)
-    made = FewShot(tiny, "nearest", "pixel", **PLAIN).fit([(IMAGE, given, NAMES)])
+    made = FewShot(tiny, "nearest", level="pixel", **PLAIN).fit([(IMAGE, given, NAMES)])
     assert list(made.counts) == ["red"]
 
 
@@ -291,12 +298,12 @@ def test_void_of_a_uint8_map_is_no_class(tiny) -> None:
     ("given", "message"),
     [
         ({"level": "pixels"}, "closest: pixel"),
-        ({"head": "lda"}, "no few-shot head"),
-        ({"head": "gda", "beta": 1}, "does not take"),
-        ({"head": "gda", "alpha": -1}, "0 or more"),
+        ({"head": "lda"}, "closest: gda"),
+        ({"head": "gda", "options": {"beta": 1}}, "does not take"),
+        ({"head": "gda", "options": {"alpha": -1}}, "0 or more"),
         ({"head": "prolip", "level": "region", "operator": "pool+cls_mask"}, "one operator"),
         ({"level": "pixel", "coverage": 2.0}, "coverage is"),
-        ({"level": "pixel", "tokens": 0}, "tokens 0"),
+        ({"level": "pixel", "tokens": 0}, "tokens is 0"),
         ({"level": "region", "operator": "crap"}, "no region operator"),
     ],
 )
@@ -307,14 +314,11 @@ def test_impossible_settings_are_refused_before_the_first_example(tiny, given, m
 
 def test_what_belongs_to_another_level_or_head_is_refused(fitted_ones) -> None:
     image, region, pixel = (fitted_ones("linear", level) for level in LEVELS)
-    with pytest.raises(ModelError, match="segment is for level 'pixel'"):
-        image.segment(TEST)
-    with pytest.raises(ModelError, match="boxes are for level 'region'"):
-        image.classify(TEST, boxes=BOXES)
-    with pytest.raises(ModelError, match="call segment"):
-        pixel.classify(TEST)
+    for other in (image, pixel):
+        with pytest.raises(OptionError, match="boxes= is for level 'region'"):
+            other(TEST, boxes=BOXES)
     with pytest.raises(ProposalError, match="no regions"):
-        region.classify(TEST)
+        region(TEST)
     with pytest.raises(ModelError, match="learns from all examples at once"):
         image.partial_fit(EXAMPLES["image"])
     with pytest.raises(ModelError, match="leaves the model as it is"):

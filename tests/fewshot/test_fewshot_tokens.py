@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.fewshot.tokens import chosen_tokens, token_labels
 from densevl.inference import WindowGrid
 
@@ -68,5 +68,5 @@ def test_a_large_thing_counts_no_more_than_the_cap_and_is_sampled_all_over() -> 
 
 @pytest.mark.parametrize("coverage", [0, 1.1])
 def test_an_impossible_coverage_is_refused(coverage) -> None:
-    with pytest.raises(LabelError, match="coverage is"):
+    with pytest.raises(OptionError, match="coverage is"):
         token_labels(np.zeros((8, 8), int), grid(8, 8), coverage)

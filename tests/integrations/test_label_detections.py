@@ -25,7 +25,7 @@ BOXES = np.array([[4.5, 3.25, 40, 50], [50, 10, 90.5, 60], [-20, -20, 12, 30], [
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
     protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
-    return RegionClassifier(wrap(random_clip()), None, "pool+cls_mask", templates="photo", protocol=protocol)
+    return RegionClassifier(wrap(random_clip()), "pool+cls_mask", proposals=None, templates="photo", protocol=protocol)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_embedding_of_several_operators_ranks_words_as_the_fused_scores_do(c
 def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> None:
     boxes = np.array([[7, 11, 37, 41], [56, 13, 79, 49], [0, 0, 95, 19], [0, 0, 1, 1]], np.float32)
     dense = label_detections(photo, sv.Detections(xyxy=boxes, mask=masks()), LABELS, classify)
-    by_mask = classify(photo, LABELS, masks=masks())
+    by_mask = classify(photo, LABELS, regions=masks())
     close(dense.confidence, by_mask.scores)
     compact_mask = pytest.importorskip("supervision.detection.compact_mask").CompactMask
     compact = compact_mask.from_dense(masks(), boxes, image_shape=SIZE)
@@ -100,7 +100,7 @@ def test_no_detections_stay_none_and_merge(confidence, classify, photo, monkeypa
     given = sv.Detections(xyxy=np.zeros((0, 4), np.float32), confidence=confidence)
     full = sv.Detections(xyxy=BOXES, confidence=None if confidence is None else np.ones(4))
     some = label_detections(photo, full, LABELS, classify)
-    monkeypatch.setattr(classify, "classify", None)  # the model is not asked
+    monkeypatch.setattr(classify, "embed", None)  # the model is not asked
     found = label_detections(photo, given, LABELS, classify)
     assert len(found) == 0
     assert found.class_id.shape == found.confidence.shape == found.data["class_name"].shape == (0,)

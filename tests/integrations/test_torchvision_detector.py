@@ -52,7 +52,7 @@ def retina() -> nn.Module:
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
     protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
-    return RegionClassifier(wrap(random_clip()), None, "cls_mask", templates="photo", protocol=protocol)
+    return RegionClassifier(wrap(random_clip()), "cls_mask", proposals=None, templates="photo", protocol=protocol)
 
 
 @pytest.fixture(scope="module")

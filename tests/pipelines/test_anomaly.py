@@ -13,7 +13,7 @@ from PIL import Image
 from conftest import close, random_clip, wrap
 from densevl.anomaly.scoring import BY_NAME
 from densevl.anomaly.trained.learning import LearnedPrompts
-from densevl.errors import ImageError, LabelError, ModelError, RecipeError, WeightsError
+from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
 from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.anomaly.folder import score_folder
@@ -28,7 +28,7 @@ OTHERS = [np.clip(SURFACE.astype(int) + RNG.integers(-9, 9, SURFACE.shape), 0, 2
 @pytest.mark.parametrize("scoring", [name for name in BY_NAME if name != "adaptclip"])
 @pytest.mark.parametrize("shots", [0, 1, 3])
 def test_every_scoring_gives_a_finite_map_of_the_images_size(tiny, scoring, shots) -> None:
-    detect = AnomalyDetector(tiny, "tile", scoring=scoring)
+    detect = AnomalyDetector(tiny, scoring, item="tile")
     if shots:
         detect.fit(OTHERS[:shots])
     elif not detect.scoring.is_textual:
@@ -46,32 +46,32 @@ def test_every_scoring_gives_a_finite_map_of_the_images_size(tiny, scoring, shot
 
 @pytest.mark.parametrize("windows", ["exact", "shared", "pooled"])
 def test_a_result_does_not_depend_on_its_batch(tiny, windows) -> None:
-    detect = AnomalyDetector(tiny, "tile", windows=windows).fit(OTHERS[:2])
+    detect = AnomalyDetector(tiny, options={"windows": windows}, item="tile").fit(OTHERS[:2])
     alone = [detect(image) for image in (*OTHERS, DAMAGED)]
-    together = list(detect.score([*OTHERS, DAMAGED], batch=3))
+    together = list(detect.many([*OTHERS, DAMAGED], batch=3))
     for one, other in zip(alone, together, strict=True):
         assert np.abs(one.grid - other.grid).max() < 1e-4
         assert abs(one.score - other.score) < 1e-4
 
 
 def test_a_reference_has_no_distance_to_itself(tiny) -> None:
-    detect = AnomalyDetector(tiny, scoring="dino", augment="none", smooth=0.0).fit([SURFACE, *OTHERS])
+    detect = AnomalyDetector(tiny, "dino", options={"augment": "none", "smooth": 0.0}).fit([SURFACE, *OTHERS])
     assert detect(SURFACE).score < 1e-6
     assert detect(DAMAGED).score > 1e-3
-    winclip = AnomalyDetector(tiny, scoring="winclip").fit([SURFACE])
+    winclip = AnomalyDetector(tiny, "winclip").fit([SURFACE])
     assert winclip(SURFACE).parts["memory"].max() < 1e-5  # the harmonic mean's epsilon is all that is left
 
 
 def test_more_references_never_increase_a_distance(tiny) -> None:
-    few = AnomalyDetector(tiny, scoring="dino").fit(OTHERS[:1])(DAMAGED).parts["memory"]
-    many = AnomalyDetector(tiny, scoring="dino").fit(OTHERS)(DAMAGED).parts["memory"]
+    few = AnomalyDetector(tiny, "dino").fit(OTHERS[:1])(DAMAGED).parts["memory"]
+    many = AnomalyDetector(tiny, "dino").fit(OTHERS)(DAMAGED).parts["memory"]
     assert (many <= few + 1e-6).all()
 
 
 @pytest.mark.parametrize("shots", [1, 4])
 @pytest.mark.parametrize("scoring", ["winclip", "dense", "dino"])
 def test_thresholds_come_from_normal_images_only(tiny, shots, scoring) -> None:
-    detect = AnomalyDetector(tiny, scoring=scoring).fit(OTHERS[:shots])
+    detect = AnomalyDetector(tiny, scoring).fit(OTHERS[:shots])
     assert detect(DAMAGED).is_anomalous is None
     assert detect(DAMAGED).mask is None
     detect.calibrate(fpr=0.05)
@@ -83,23 +83,23 @@ def test_thresholds_come_from_normal_images_only(tiny, shots, scoring) -> None:
 
 
 def test_lone_augmented_reference_is_not_compared_with_its_own_copies(tiny) -> None:
-    detect = AnomalyDetector(tiny, scoring="dino").fit([SURFACE]).calibrate(0.01)
+    detect = AnomalyDetector(tiny, "dino").fit([SURFACE]).calibrate(0.01)
     assert detect.thresholds.pixel > 1e-4
     assert detect.scorer.spread.memory[1] > 1e-5
 
 
 def test_words_alone_can_be_calibrated(tiny) -> None:
-    detect = AnomalyDetector(tiny, "tile")
+    detect = AnomalyDetector(tiny, item="tile")
     with pytest.raises(ModelError, match="no normal images"):
         detect.calibrate()
-    with pytest.raises(ModelError, match="between 0 and 1"):
+    with pytest.raises(OptionError, match="between 0 and 1"):
         detect.calibrate(fpr=1)
     assert detect.calibrate(0.1, OTHERS)(DAMAGED).is_anomalous in (True, False)
 
 
 @pytest.mark.parametrize("scoring", ["winclip", "dense", "patchcore"])
 def test_a_saved_detector_gives_the_same_results(tiny, tmp_path, scoring) -> None:
-    detect = AnomalyDetector(tiny, "tile", scoring=scoring, states={"anomalous": ["bent {}"]}).fit(OTHERS)
+    detect = AnomalyDetector(tiny, scoring, item="tile", states={"anomalous": ["bent {}"]}).fit(OTHERS)
     detect.calibrate(0.1)
     files = detect.save(tmp_path / "tile.v1")
     assert [file.name for file in files] == ["tile.v1.safetensors", "tile.v1.json"]
@@ -114,10 +114,10 @@ def test_a_saved_detector_gives_the_same_results(tiny, tmp_path, scoring) -> Non
 
 
 def test_a_memory_of_another_backbone_or_damaged_files_are_refused(tiny, tmp_path) -> None:
-    AnomalyDetector(tiny, scoring="dino").fit(OTHERS[:1]).save(tmp_path / "a")
+    AnomalyDetector(tiny, "dino").fit(OTHERS[:1]).save(tmp_path / "a")
     with pytest.raises(WeightsError, match="has other weights"):
         AnomalyDetector.load(tmp_path / "a", wrap(random_clip(seed=1), "other"))
-    AnomalyDetector(tiny, scoring="dino").fit(OTHERS[1:2]).save(tmp_path / "b")
+    AnomalyDetector(tiny, "dino").fit(OTHERS[1:2]).save(tmp_path / "b")
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="does not belong"):
         AnomalyDetector.load(tmp_path / "a", tiny)
@@ -152,7 +152,7 @@ def test_a_memory_of_another_backbone_or_damaged_files_are_refused(tiny, tmp_pat
     ids=["1 px", "1 x 900", "16 bit", "grey", "RGBA", "bool", "tensor", "PIL RGBA", "large"],
 )
 def test_images_of_any_kind_give_a_map(tiny, image) -> None:
-    detect = AnomalyDetector(tiny, scoring="winclip").fit(OTHERS[:1])
+    detect = AnomalyDetector(tiny, "winclip").fit(OTHERS[:1])
     result = detect(image)
     assert result.map.shape == result.image.shape[:2]
     assert np.isfinite(result.map).all()
@@ -163,12 +163,12 @@ def test_images_of_any_kind_give_a_map(tiny, image) -> None:
     ("settings", "error", "message"),
     [
         ({"scoring": "winclp"}, RecipeError, "closest: winclip"),
-        ({"item": " "}, LabelError, "empty item"),
-        ({"size": 4}, ImageError, "at least one patch, 8"),
-        ({"colour": 1}, RecipeError, "no field 'colour'"),
-        ({"weights": "x.pt"}, ModelError, "loaded already"),
-        ({"scoring": "winclip", "memory": ("windows",), "proxy": "mini-sam"}, RecipeError, "no use for a proxy"),
-        ({"recipe": "no_such"}, RecipeError, "no recipe"),
+        ({"item": " "}, OptionError, "item is"),
+        ({"size": 4}, OptionError, "at least one patch, 8"),
+        ({"options": {"colour": 1}}, RecipeError, "no field 'colour'"),
+        ({"weights": "x.pt"}, OptionError, "loaded already"),
+        ({"options": {"memory": ("windows",)}, "proxy": "mini-sam"}, RecipeError, "no use for a proxy"),
+        ({"options": {"recipe": "no_such"}}, RecipeError, "no recipe"),
     ],
 )
 def test_impossible_settings_are_one_clear_line(tiny, settings, error, message) -> None:
@@ -192,8 +192,8 @@ def test_towers_that_have_no_windows_say_so_and_score_otherwise(kind) -> None:
     other = wrap(model.eval().requires_grad_(False), kind)
     for windows in ("exact", "shared"):
         with pytest.raises(RecipeError, match="use 'pooled'"):
-            AnomalyDetector(other, windows=windows)(DAMAGED)
-    for settings in ({"windows": "pooled"}, {"scoring": "dense"}, {"scoring": "dino"}):
+            AnomalyDetector(other, options={"windows": windows})(DAMAGED)
+    for settings in ({"options": {"windows": "pooled"}}, {"scoring": "dense"}, {"scoring": "dino"}):
         assert np.isfinite(AnomalyDetector(other, **settings).fit(OTHERS[:1])(DAMAGED).map).all()
 
 
@@ -204,7 +204,7 @@ def test_zero_normal_images_are_one_clear_line(tiny, tmp_path) -> None:
     with pytest.raises(ImageError, match="give a folder"):
         AnomalyDetector(tiny).fit(3)
     with pytest.raises(RecipeError, match="remembers nothing"):
-        AnomalyDetector(tiny, memory=()).fit(OTHERS)
+        AnomalyDetector(tiny, options={"memory": ()}).fit(OTHERS)
 
 
 def test_fit_takes_folders_paths_and_arrays_alike(tiny, tmp_path) -> None:
@@ -212,19 +212,19 @@ def test_fit_takes_folders_paths_and_arrays_alike(tiny, tmp_path) -> None:
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     paths = sorted(tmp_path.iterdir())
     kinds = (tmp_path, str(tmp_path), [tmp_path], paths, OTHERS, np.stack(OTHERS))
-    grids = [AnomalyDetector(tiny, scoring="dino").fit(kind)(DAMAGED).grid for kind in kinds]
+    grids = [AnomalyDetector(tiny, "dino").fit(kind)(DAMAGED).grid for kind in kinds]
     assert all(np.array_equal(grids[0], grid) for grid in grids)
-    assert AnomalyDetector(tiny, scoring="dino").fit(tmp_path).references[0].endswith("0.png")
+    assert AnomalyDetector(tiny, "dino").fit(tmp_path).references[0].endswith("0.png")
 
 
 def test_a_proxy_is_remembered_instead_of_the_model(tiny) -> None:
-    detect = AnomalyDetector(tiny, scoring="dense", proxy="mini-sam", smooth=0.0).fit(OTHERS[:2])
+    detect = AnomalyDetector(tiny, "dense", options={"smooth": 0.0}, proxy="mini-sam").fit(OTHERS[:2])
     assert list(detect.memories) == ["proxy"]
     assert detect(DAMAGED).map.shape == (40, 40)
 
 
 def test_a_large_memory_is_compressed(tiny) -> None:
-    detect = AnomalyDetector(tiny, scoring="dino", most=10).fit(OTHERS)
+    detect = AnomalyDetector(tiny, "dino", options={"most": 10}).fit(OTHERS)
     assert {len(memory) for memory in detect.memories.values()} == {10}
     assert np.isfinite(detect(DAMAGED).score)
 
@@ -236,7 +236,7 @@ def test_a_folder_is_scored_past_a_bad_image(tiny, tmp_path) -> None:
         Image.fromarray(image).save(source / f"{name}.png")
     (source / "cut.png").write_bytes((source / "good.png").read_bytes()[:200])
     before = {path: path.read_bytes() for path in source.iterdir()}
-    detect = AnomalyDetector(tiny, scoring="dino").fit(OTHERS[:1]).calibrate(0.1)
+    detect = AnomalyDetector(tiny, "dino").fit(OTHERS[:1]).calibrate(0.1)
     report = score_folder(detect, sorted(source.iterdir()), out, sheet=True)
     assert report.ranked[0].job.image.name == "bad.png"
     assert [path.name for path in report.errors] == ["cut.png"]
@@ -257,7 +257,7 @@ def test_the_shipped_model_finds_a_hole_by_words_and_by_one_normal_image() -> No
     surface[::16] //= 2
     broken, hole = surface.copy(), (slice(40, 60), slice(60, 78))
     broken[hole] = 12
-    detect = AnomalyDetector("mini", item="wooden surface", windows="shared")
+    detect = AnomalyDetector("mini", options={"windows": "shared"}, item="wooden surface")
     for _ in range(2):
         result = detect(broken)
         assert result.map[hole].mean() > 2 * result.map.mean()
@@ -278,7 +278,7 @@ def adapters(tiny):
 @pytest.mark.parametrize("shots", [0, 1])
 def test_trained_adapters_score_and_survive_a_file(tiny, adapters, tmp_path, shots) -> None:
     file = adapters.save(tmp_path / "a.safetensors")
-    one, other = (AnomalyDetector(tiny, scoring="adaptclip", adapters=given) for given in (adapters, file))
+    one, other = (AnomalyDetector(tiny, "adaptclip", adapters=given) for given in (adapters, file))
     for detect in (one, other):
         if shots:
             detect.fit([SURFACE]).calibrate(0.1)
@@ -286,7 +286,7 @@ def test_trained_adapters_score_and_survive_a_file(tiny, adapters, tmp_path, sho
     assert np.array_equal(first.grid, second.grid)
     assert first.score == second.score
     assert 0 <= first.map.min() <= first.map.max() <= 1
-    batch = list(one.score([OTHERS[0], DAMAGED, OTHERS[1]]))[1]  # batch norms do not look at the batch
+    batch = list(one.many([OTHERS[0], DAMAGED, OTHERS[1]]))[1]  # batch norms do not look at the batch
     assert np.abs(batch.grid - first.grid).max() < 1e-5
     if shots:
         one.save(tmp_path / "d")
@@ -299,16 +299,16 @@ def test_adapters_of_another_backbone_or_for_nothing_are_refused(tiny, adapters,
     other = wrap(random_clip(seed=1), "other")
     for given in (adapters, file):
         with pytest.raises(WeightsError, match="trained on model 'tiny'"):
-            AnomalyDetector(other, scoring="adaptclip", adapters=given)
+            AnomalyDetector(other, "adaptclip", adapters=given)
     with pytest.raises(ModelError, match="needs trained adapters"):
-        AnomalyDetector(tiny, scoring="adaptclip")
+        AnomalyDetector(tiny, "adaptclip")
     with pytest.raises(RecipeError, match="no use for adapters"):
         AnomalyDetector(tiny, adapters=adapters)
     with pytest.raises(ModelError, match=r"\.safetensors"):
         adapters.save(tmp_path / "a.bin")
-    AnomalyDetector(tiny, scoring="dino").fit(OTHERS[:1]).save(tmp_path / "memory")
+    AnomalyDetector(tiny, "dino").fit(OTHERS[:1]).save(tmp_path / "memory")
     with pytest.raises(WeightsError, match="no adapters of this version"):
-        AnomalyDetector(tiny, scoring="adaptclip", adapters=tmp_path / "memory.safetensors")
+        AnomalyDetector(tiny, "adaptclip", adapters=tmp_path / "memory.safetensors")
 
 
 def test_adapters_need_sound_and_damaged_samples(tiny) -> None:
@@ -350,7 +350,7 @@ def test_only_the_blocks_that_are_read_run(tiny, monkeypatch) -> None:
         return plain(self, index, *rest)
 
     monkeypatch.setattr(type(tiny.tower), "run", counted)
-    AnomalyDetector(tiny, scoring="dino", augment="none", layers=(2, 4)).fit(OTHERS[:2])
+    AnomalyDetector(tiny, "dino", options={"augment": "none", "layers": (2, 4)}).fit(OTHERS[:2])
     assert max(ran) == 3
-    AnomalyDetector(tiny, scoring="winclip")(DAMAGED)
+    AnomalyDetector(tiny, "winclip")(DAMAGED)
     assert max(ran) == 6

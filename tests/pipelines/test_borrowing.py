@@ -10,7 +10,7 @@ from conftest import PHOTOS, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.backbones.proxies import DinoiserHeads, Proxy
-from densevl.errors import DensevlError, ModelError, ProtocolError, RecipeError
+from densevl.errors import DensevlError, ModelError, OptionError, RecipeError
 from densevl.images import read_image
 from densevl.recipes import SelfAttention, get, names
 
@@ -138,7 +138,7 @@ def test_the_proxy_may_look_at_each_window_as_the_papers_do(clip) -> None:
     assert sum(batch for batch, *_ in each.looks) == 8  # windows
     assert window.meta["proxy_scope"] == "window"
     assert (image.scores != window.scores).any()
-    with pytest.raises(ProtocolError, match=r"proxy_scope is 'windows' .*closest: window"):
+    with pytest.raises(OptionError, match=r"proxy_scope is 'windows' .*closest: window"):
         build(clip, "proxyclip", proxy=Colours(), proxy_scope="windows")
 
 

@@ -8,7 +8,7 @@ import torch
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl.backbones import InferenceProtocol
-from densevl.errors import LabelError
+from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.discovery import few_words, merge, merged_probs, readable, together
@@ -23,7 +23,7 @@ PHOTO = PHOTOS / "cat.jpg"
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
     protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
-    return RegionClassifier(wrap(random_clip()), None, "pool+cls_mask", templates="photo", protocol=protocol)
+    return RegionClassifier(wrap(random_clip()), "pool+cls_mask", proposals=None, templates="photo", protocol=protocol)
 
 
 def halves() -> np.ndarray:
@@ -74,7 +74,7 @@ def test_regions_of_one_word_that_overlap_become_one() -> None:
 
 def test_a_photo_names_itself(classify, tmp_path) -> None:
     words = ["cat", "dog | puppy", "sky", "sofa", "grass"]
-    result = classify.discover(PHOTO, words, masks=halves())
+    result = classify.discover(PHOTO, words, regions=halves())
     assert set(result.names) <= {"cat", "dog", "sky", "sofa", "grass", "nothing"}
     assert set(result.vocabulary) <= set(words) | {"dog"}
     assert 1 <= len(result) <= 5
@@ -85,11 +85,11 @@ def test_a_photo_names_itself(classify, tmp_path) -> None:
     assert result.panoptic().ids.shape == result.image.shape[:2]
     listed = tmp_path / "words.txt"
     listed.write_text("cat\ndog, puppy\nsky\nsofa\ngrass\n")
-    assert classify.discover(PHOTO, listed, masks=halves()).names == result.names
+    assert classify.discover(PHOTO, listed, regions=halves()).names == result.names
 
 
 def test_unsure_regions_are_nothing_and_none_are_none(classify) -> None:
-    sure = classify.discover(PHOTO, ["cat", "sky", "sofa"], masks=halves(), threshold=0.999)
+    sure = classify.discover(PHOTO, ["cat", "sky", "sofa"], regions=halves(), threshold=0.999)
     assert set(sure.names) == {"nothing"}
     empty = classify.discover(PHOTO, ["cat", "sky"], boxes=[])
     assert len(empty) == 0
@@ -114,5 +114,5 @@ def test_words_that_the_model_does_not_read_are_left_out() -> None:
 
 @pytest.mark.parametrize("shares", [{"agree": 0}, {"agree": 1.5}, {"overlap": -0.1}])
 def test_shares_out_of_range_are_refused(shares, classify) -> None:
-    with pytest.raises(LabelError, match="shares within"):
-        classify.discover(PHOTO, ["cat", "dog"], masks=halves(), **shares)
+    with pytest.raises(OptionError, match="shares within"):
+        classify.discover(PHOTO, ["cat", "dog"], regions=halves(), **shares)

@@ -37,19 +37,21 @@ def backbone():
 @pytest.fixture(scope="module", params=["pool", "roi", "cls_mask", "cls_bias", "crop", "pool+cls_mask"])
 def classify(request, backbone) -> RegionClassifier:
     protocol = InferenceProtocol(short_side=48, crop=32, stride=16)
-    return RegionClassifier(backbone, None, request.param, templates="photo", protocol=protocol, background="none")
+    return RegionClassifier(
+        backbone, request.param, proposals=None, templates="photo", protocol=protocol, background="none"
+    )
 
 
 @pytest.mark.parametrize(
     ("form", "filled"),
     [
-        ({"masks": np.zeros((0, *SIZE), bool)}, []),
+        ({"regions": np.zeros((0, *SIZE), bool)}, []),
         ({"boxes": []}, []),
         ({"rle": []}, []),
-        ({"proposals": Proposals.empty(SIZE)}, []),
-        ({"masks": mask((0, 0, 96, 64), (10, 10, 60, 50), (10, 10, 60, 50))}, [True, True, True]),
-        ({"masks": mask((5, 5, 30, 30), (0, 0, 0, 0))}, [True, False]),
-        ({"masks": mask((40, 20, 46, 26), (95, 63, 96, 64))}, [True, True]),
+        ({"regions": Proposals.empty(SIZE)}, []),
+        ({"regions": mask((0, 0, 96, 64), (10, 10, 60, 50), (10, 10, 60, 50))}, [True, True, True]),
+        ({"regions": mask((5, 5, 30, 30), (0, 0, 0, 0))}, [True, False]),
+        ({"regions": mask((40, 20, 46, 26), (95, 63, 96, 64))}, [True, True]),
         ({"boxes": [[-50, -20, 12.5, 9.75], [90.5, 60.25, 400, 300], [-9, -9, -1, -1]]}, [True, True, False]),
         ({"boxes": torch.tensor([[10.2, 10.9, 10.4, 11.2], [3.3, 4.4, 20.6, 30.7]])}, [True, True]),
     ],
@@ -70,7 +72,7 @@ def test_odd_regions_get_the_right_answer(form, filled, classify) -> None:
 
 
 def test_masks_of_six_pixels_keep_a_right_sized_feature(backbone, classify) -> None:
-    found = classify.embed(PHOTO, masks=mask((40, 20, 46, 26)))
+    found = classify.embed(PHOTO, regions=mask((40, 20, 46, 26)))
     for rows in found.vectors.values():
         assert rows.shape == (1, backbone.embed_dim)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(1))
@@ -80,8 +82,8 @@ def test_masks_of_six_pixels_keep_a_right_sized_feature(backbone, classify) -> N
 def test_five_thousand_regions(operator, backbone) -> None:
     classify = RegionClassifier(
         backbone,
-        None,
         operator,
+        proposals=None,
         templates="photo",
         protocol=InferenceProtocol(short_side=32, crop=32),
         background="none",

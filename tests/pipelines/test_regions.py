@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import PHOTOS, close, random_clip, wrap
 from densevl.backbones import InferenceProtocol
-from densevl.errors import DensevlError, LabelError, ModelError, OutputError, RecipeError
+from densevl.errors import DensevlError, LabelError, ModelError, OptionError, OutputError, RecipeError
 from densevl.images import read_image
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals.base import ProposalError, Proposals
@@ -29,7 +29,7 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def classify(backbone):
-    return RegionClassifier(backbone, None, "pool+cls_mask", templates="photo", protocol=SMALL)
+    return RegionClassifier(backbone, "pool+cls_mask", proposals=None, templates="photo", protocol=SMALL)
 
 
 def masks_of(size: tuple[int, int]) -> np.ndarray:
@@ -42,7 +42,7 @@ def masks_of(size: tuple[int, int]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def result(classify):
-    return classify(PHOTO, LABELS, masks=masks_of(read_image(PHOTO).shape[:2]))
+    return classify(PHOTO, LABELS, regions=masks_of(read_image(PHOTO).shape[:2]))
 
 
 def test_every_region_gets_a_name_and_a_score(result) -> None:
@@ -60,14 +60,14 @@ def test_every_region_gets_a_name_and_a_score(result) -> None:
 
 
 def test_a_class_has_the_probability_of_its_best_word(classify, result) -> None:
-    found = classify.embed(PHOTO, proposals=result.regions)
+    found = classify.embed(PHOTO, regions=result.regions)
     flat = classify.name(found, ["cat", "dog", "puppy", "sky"])
     close(result.probs[:, 1], np.maximum(flat.probs[:, 1], flat.probs[:, 2]))
     close(flat.probs[:3].sum(axis=1), 1)
 
 
 def test_new_words_cost_no_look_at_the_photo(classify, result, monkeypatch) -> None:
-    again = classify(PHOTO, ["tree", "car"], proposals=result.regions)
+    again = classify(PHOTO, ["tree", "car"], regions=result.regions)
     monkeypatch.setattr(classify.backbone, "encode_dense", None)
     monkeypatch.setattr(type(classify.scorer), "_run", None)
     renamed = result.reclassify(["tree", "car"])
@@ -98,10 +98,14 @@ def test_a_box_outside_the_photo_is_nothing(classify) -> None:
 
 
 def test_a_proposer_may_be_any_function(backbone) -> None:
-    classify = RegionClassifier(backbone, lambda rgb: masks_of(rgb.shape[:2])[:2], templates="photo", protocol=SMALL)
+    classify = RegionClassifier(
+        backbone, proposals=lambda rgb: masks_of(rgb.shape[:2])[:2], templates="photo", protocol=SMALL
+    )
     assert classify.operators == {"pool": 0.5, "cls_mask": 0.5}
     assert len(classify(PHOTO, LABELS)) == 2
-    none = RegionClassifier(backbone, lambda rgb: Proposals.empty(rgb.shape[:2]), templates="photo", protocol=SMALL)
+    none = RegionClassifier(
+        backbone, proposals=lambda rgb: Proposals.empty(rgb.shape[:2]), templates="photo", protocol=SMALL
+    )
     result = none(PHOTO, LABELS)
     assert len(result) == 0
     assert result.to_coco() == []
@@ -113,41 +117,43 @@ def test_a_proposer_may_be_any_function(backbone) -> None:
 
 def test_regions_may_be_rejected(backbone, result) -> None:
     given = {"templates": "photo", "protocol": SMALL}
-    strict = RegionClassifier(backbone, None, background=0.999, **given)(PHOTO, LABELS, proposals=result.regions)
+    strict = RegionClassifier(backbone, proposals=None, background=0.999, **given)(
+        PHOTO, LABELS, regions=result.regions
+    )
     assert strict.names == ("nothing",) * 4
     assert (strict.scores[:3] > 0).all()
-    narrow = RegionClassifier(backbone, None, margin=0.99, **given)(PHOTO, LABELS, proposals=result.regions)
+    narrow = RegionClassifier(backbone, proposals=None, margin=0.99, **given)(PHOTO, LABELS, regions=result.regions)
     assert narrow.names == ("nothing",) * 4
-    words = RegionClassifier(backbone, None, **given)(
-        PHOTO, ["cat"], proposals=result.regions, background=["dog", "sky"]
+    words = RegionClassifier(backbone, proposals=None, **given)(
+        PHOTO, ["cat"], regions=result.regions, background=["dog", "sky"]
     )
-    plain = RegionClassifier(backbone, None, **given)(PHOTO, ["cat", "dog", "sky"], proposals=result.regions)
+    plain = RegionClassifier(backbone, proposals=None, **given)(PHOTO, ["cat", "dog", "sky"], regions=result.regions)
     assert [n == "cat" for n in words.names] == [n == "cat" for n in plain.names]
     close(words.nothing, plain.probs[:, 1:].max(axis=1))
 
 
 def test_one_word_alone_is_warned_about(classify, result) -> None:
-    alone = classify(PHOTO, ["cat"], proposals=result.regions)
+    alone = classify(PHOTO, ["cat"], regions=result.regions)
     assert any("the only word" in line for line in alone.warnings)
     assert not any("the only word" in line for line in result.warnings)
 
 
 def test_classify_then_pool_averages_the_probabilities_of_places(backbone, result) -> None:
     given = {"templates": "photo", "protocol": SMALL}
-    other = RegionClassifier(backbone, None, "pool", order="classify_then_pool", **given)
-    first = RegionClassifier(backbone, None, "pool", **given)
-    named, plain = (c(PHOTO, LABELS, proposals=result.regions) for c in (other, first))
+    other = RegionClassifier(backbone, "pool", proposals=None, order="classify_then_pool", **given)
+    first = RegionClassifier(backbone, "pool", proposals=None, **given)
+    named, plain = (c(PHOTO, LABELS, regions=result.regions) for c in (other, first))
     assert np.isfinite(named.probs).all()
     assert np.abs(named.probs - plain.probs).max() > 1e-4
-    again = other(PHOTO, ["cat", "puppy"], proposals=result.regions)
+    again = other(PHOTO, ["cat", "puppy"], regions=result.regions)
     close(named.reclassify(["cat", "puppy"]).probs, again.probs)
 
 
 def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
     given = {"templates": "photo", "protocol": SMALL}
-    plain = RegionClassifier(backbone, None, **given)(PHOTO, LABELS, proposals=result.regions)
-    twice = RegionClassifier(backbone, None, second_look="crop", second_share=0.34, second_top=2, **given)
-    found = twice.embed(PHOTO, proposals=result.regions)
+    plain = RegionClassifier(backbone, proposals=None, **given)(PHOTO, LABELS, regions=result.regions)
+    twice = RegionClassifier(backbone, proposals=None, second_look="crop", second_share=0.34, second_top=2, **given)
+    found = twice.embed(PHOTO, regions=result.regions)
     named = twice.name(found, LABELS)
     assert 1 <= len(found.second) <= 2
     same = [i for i in range(4) if i not in found.second]
@@ -157,20 +163,24 @@ def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
 
 def test_options_reach_their_operator(backbone, result) -> None:
     given = {"templates": "photo", "protocol": SMALL}
-    wide = RegionClassifier(backbone, None, "crop", options={"crop": {"expand": 2.0, "fill": "keep"}}, **given)
-    tight = RegionClassifier(backbone, None, "crop", **given)
+    wide = RegionClassifier(
+        backbone, "crop", proposals=None, options={"crop": {"expand": 2.0, "fill": "keep"}}, **given
+    )
+    tight = RegionClassifier(backbone, "crop", proposals=None, **given)
     one = result.regions.select([1])
-    assert np.abs(wide(PHOTO, LABELS, proposals=one).probs - tight(PHOTO, LABELS, proposals=one).probs).max() > 1e-5
+    assert np.abs(wide(PHOTO, LABELS, regions=one).probs - tight(PHOTO, LABELS, regions=one).probs).max() > 1e-5
 
 
 def test_recipes_of_segments_read_the_regions(backbone, result) -> None:
-    found = RegionClassifier(backbone, None, "pool", "corrclip", templates="photo", protocol=SMALL, proxy="mini-sam")
-    assert np.isfinite(found(PHOTO, LABELS, proposals=result.regions).probs).all()
+    found = RegionClassifier(
+        backbone, "pool", recipe="corrclip", proposals=None, templates="photo", protocol=SMALL, proxy="mini-sam"
+    )
+    assert np.isfinite(found(PHOTO, LABELS, regions=result.regions).probs).all()
 
 
 def test_examples_stand_for_words(classify, result) -> None:
-    found = classify.embed(PHOTO, proposals=result.regions.select(slice(0, 3)))
-    parts = {name: classify.embed(PHOTO, proposals=result.regions.select([i])) for i, name in enumerate("abc")}
+    found = classify.embed(PHOTO, regions=result.regions.select(slice(0, 3)))
+    parts = {name: classify.embed(PHOTO, regions=result.regions.select([i])) for i, name in enumerate("abc")}
     assert classify.name_like(found, parts).names == ("a", "b", "c")
     rejected = classify.name_like(found, {"a": parts["a"], "nothing": parts["c"], "b": parts["b"]})
     assert rejected.names == ("a", "b", "nothing")
@@ -186,9 +196,9 @@ def test_examples_stand_for_words(classify, result) -> None:
 )
 def test_unusable_examples_are_refused(names, words, match, classify, result) -> None:
     rows = {"a": 0, "b": 1, "d": 3}  # the last one is empty
-    parts = {name: classify.embed(PHOTO, proposals=result.regions.select([rows[name]])) for name in names}
-    with pytest.raises(LabelError, match=match):
-        classify.name_like(classify.embed(PHOTO, proposals=result.regions), parts, words=words)
+    parts = {name: classify.embed(PHOTO, regions=result.regions.select([rows[name]])) for name in names}
+    with pytest.raises((LabelError, OptionError), match=match):
+        classify.name_like(classify.embed(PHOTO, regions=result.regions), parts, words=words)
 
 
 def test_clicks_become_masks_with_names() -> None:
@@ -202,13 +212,13 @@ def test_clicks_become_masks_with_names() -> None:
 @pytest.mark.parametrize("recipe", ["textregion", "resclip"])
 def test_recipes_without_features_of_their_own_are_asked_for_scores(recipe, backbone, result) -> None:
     given = {"templates": "photo", "protocol": SMALL}
-    classify = RegionClassifier(backbone, None, "pool", recipe, **given)
+    classify = RegionClassifier(backbone, "pool", recipe=recipe, proposals=None, **given)
     assert classify.order == "classify_then_pool"
-    found = classify(PHOTO, LABELS, proposals=result.regions)
+    found = classify(PHOTO, LABELS, regions=result.regions)
     assert np.isfinite(found.probs).all()
     assert np.abs(found.probs - result.probs).max() > 1e-4
     with pytest.raises(RecipeError, match="no features to pool"):
-        RegionClassifier(backbone, None, "pool", recipe, order="pool_then_classify", **given)
+        RegionClassifier(backbone, "pool", recipe=recipe, proposals=None, order="pool_then_classify", **given)
 
 
 def test_maps_and_instances(result) -> None:
@@ -264,13 +274,13 @@ def test_a_result_travels_without_its_model(result) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({}, ProposalError, "give masks=, boxes= or rle="),
-        ({"masks": np.zeros((1, 5, 5), bool)}, ProposalError, "5x5"),
+        ({}, ProposalError, "give regions=, boxes= or rle="),
+        ({"regions": np.zeros((1, 5, 5), bool)}, ProposalError, "5x5"),
         ({"boxes": [[0, 0, 5]]}, ProposalError, "boxes of shape"),
         ({"boxes": [[0, 0, np.nan, 5]]}, ProposalError, "box 0"),
         ({"rle": [{"size": [5, 5], "counts": [25]}]}, ProposalError, "of 5x5"),
         ({"boxes": [], "rle": []}, ProposalError, "not boxes and rle"),
-        ({"proposals": Proposals.empty((5, 5))}, ProposalError, "of 5x5 pixels"),
+        ({"regions": Proposals.empty((5, 5))}, ProposalError, "of 5x5 pixels"),
     ],
 )
 def test_unfit_regions_are_refused_in_one_line(given, error, match, classify) -> None:
@@ -282,25 +292,25 @@ def test_unfit_regions_are_refused_in_one_line(given, error, match, classify) ->
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ({"operator": "pol"}, LabelError, "closest: pool"),
+        ({"operator": "pol"}, OptionError, "closest: pool"),
         ({"operator": "alpha"}, ModelError, "Alpha-CLIP"),
-        ({"order": "both"}, LabelError, "order is 'both'"),
-        ({"operator": "crop", "order": "classify_then_pool"}, LabelError, "for operator 'pool'"),
-        ({"second_share": 0}, LabelError, "second_share is 0"),
-        ({"margin": 1}, LabelError, "margin is 1"),
-        ({"second_look": "pool+crop"}, LabelError, "one operator"),
-        ({"options": {"crop": {}}}, LabelError, "options for 'crop'"),
+        ({"order": "both"}, OptionError, "order is 'both'"),
+        ({"operator": "crop", "order": "classify_then_pool"}, OptionError, "for operator 'pool'"),
+        ({"second_share": 0}, OptionError, "second_share is 0"),
+        ({"margin": 1}, OptionError, "margin is 1"),
+        ({"second_look": "pool+crop"}, OptionError, "one operator"),
+        ({"options": {"crop": {}}}, OptionError, "options for 'crop'"),
         ({"recipe": "nonsense"}, RecipeError, "nonsense"),
     ],
 )
 def test_unusable_settings_are_refused_before_any_photo(given, error, match, backbone) -> None:
     with pytest.raises(error, match=match) as caught:
-        RegionClassifier(backbone, None, **given)
+        RegionClassifier(backbone, proposals=None, **given)
     assert "\n" not in str(caught.value)
 
 
 def test_the_shipped_model_knows_its_own_drawings() -> None:
-    classify = RegionClassifier("mini", None, "cls_mask")
+    classify = RegionClassifier("mini", "cls_mask", proposals=None)
     scene = PHOTOS.parent / "scenes" / "wood.png"
     boxes = [[18, 122, 75, 184], [105, 101, 159, 157], [30, 8, 72, 50], [150, 165, 190, 190]]
     names = classify(scene, ["penguin", "mushroom", "aeroplane", "cat"], boxes=boxes).names

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import PHOTOS
-from densevl.errors import ImageError, LabelError
+from densevl.errors import ImageError, LabelError, OptionError
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.search import RegionSearch
 from densevl.proposals import Proposals
@@ -27,7 +27,7 @@ def propose(rgb: np.ndarray) -> Proposals:
 
 @pytest.fixture(scope="module")
 def classify() -> RegionClassifier:
-    return RegionClassifier("mini", propose, "cls_mask")
+    return RegionClassifier("mini", "cls_mask", proposals=propose)
 
 
 @pytest.fixture
@@ -73,11 +73,11 @@ def test_what_cannot_be_searched_is_refused(classify, folder, tmp_path) -> None:
     search = RegionSearch(classify, folder / "index.npz")
     assert search.find("penguin") == []
     search.build(folder / "wood.png")
-    other = RegionClassifier("mini", propose, "crop")
+    other = RegionClassifier("mini", "crop", proposals=propose)
     with pytest.raises(RegionIndexError, match=r"operators.cls_mask 1.0 -> none"):
         RegionSearch(other, folder / "index.npz")
-    with pytest.raises(LabelError, match=r"pool\+cls_mask"):
-        RegionSearch(RegionClassifier("mini", propose))
+    with pytest.raises(OptionError, match=r"pool\+cls_mask"):
+        RegionSearch(RegionClassifier("mini", proposals=propose))
     with pytest.raises(LabelError, match="holds no region"):
         search.find(classify.embed(SCENES / "water.png", boxes=[]))
     with pytest.raises(LabelError):
@@ -92,4 +92,4 @@ def test_an_index_of_other_proposals_is_refused(classify, folder, tmp_path) -> N
     RegionSearch(classify, path).build([folder / "water.png"])
     assert RegionSearch(classify, path).index.photos
     with pytest.raises(RegionIndexError, match="proposals 'propose'"):
-        RegionSearch(RegionClassifier(classify.backbone, "grid", "cls_mask"), path)
+        RegionSearch(RegionClassifier(classify.backbone, "cls_mask", proposals="grid"), path)

@@ -9,7 +9,7 @@ import torch
 from conftest import PHOTOS, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
-from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.errors import ModelError, ProposalError, RecipeError
 from densevl.inference import LabelMap
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segments import Segments, proposer
@@ -73,7 +73,7 @@ def test_a_map_becomes_one_mask_a_segment_at_another_size() -> None:
     ids=["floats", "turned", "masks of integers", "no masks", "empty list", "a word", "none"],
 )
 def test_other_things_are_refused_in_one_line(given) -> None:
-    with pytest.raises(LabelError, match="integer segment map") as caught:
+    with pytest.raises(ProposalError, match="integer segment map") as caught:
         Segments.parse(given, (6, 8))
     assert "\n" not in str(caught.value)
 
@@ -153,7 +153,7 @@ def test_mistaken_refinements_are_one_line(spec, reason) -> None:
 )
 def test_missing_segments_are_asked_for(clip, recipe, refine, who) -> None:
     segment = Segmenter(clip, recipe, protocol=SMALL, refine=refine)
-    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--regions mini-sam"):
+    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--proposals mini-sam"):
         segment(PHOTOS / "cat.jpg", LABELS)
 
 
@@ -164,7 +164,7 @@ def test_a_function_proposes_segments_of_every_photo(clip) -> None:
         seen.append((rgb.shape, rgb.dtype))
         return np.ones(rgb.shape[:2], int)
 
-    segment = Segmenter(clip, templates="photo", protocol=SMALL, refine="vote", regions=propose)
+    segment = Segmenter(clip, templates="photo", protocol=SMALL, refine="vote", proposals=propose)
     assert len(np.unique(segment(PHOTOS / "cat.jpg", LABELS).labels)) == 1
     assert seen == [((*SIZE, 3), np.uint8)]
     segment(PHOTOS / "cat.jpg", LABELS, regions=np.ones(SIZE, int))

@@ -143,5 +143,5 @@ def test_sam_3_is_asked_word_by_word(packages) -> None:
 
 
 def test_a_proposer_of_another_package_feeds_a_classifier(tiny) -> None:
-    classify = RegionClassifier(tiny, others.mobile_sam("x.pt"), templates="photo")
+    classify = RegionClassifier(tiny, proposals=others.mobile_sam("x.pt"), templates="photo")
     assert len(classify(PHOTO, ["cat", "dog"])) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.regions.fusion import ScoreSource, entropy, fuse, seen_weights, uncertain, with_void
 
 
@@ -79,5 +79,5 @@ def test_the_most_uncertain_few() -> None:
     ],
 )
 def test_what_cannot_be_fused_is_refused(sources, mode, match) -> None:
-    with pytest.raises(LabelError, match=match):
+    with pytest.raises(OptionError, match=match):
         fuse(sources, mode)

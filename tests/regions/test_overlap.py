@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.proposals.base import Proposals
 from densevl.regions.overlap import intersections, nms, suppress_parts
 
@@ -79,5 +79,5 @@ def test_parts_of_a_whole_of_the_same_name_go() -> None:
 def test_nothing_and_a_wrong_metric() -> None:
     assert nms(Proposals.empty((5, 5)), []).tolist() == []
     assert suppress_parts(Proposals.empty((5, 5)), []).tolist() == []
-    with pytest.raises(LabelError, match="closest: iou"):
+    with pytest.raises(OptionError, match="closest: iou"):
         nms(Proposals.empty((5, 5)), [], metric="iuo")

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import TINY, close, random_clip, wrap
-from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.errors import ModelError, OptionError, RecipeError
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes import BoxAttention, Hints
@@ -223,10 +223,10 @@ def test_every_option_of_crops_and_prompts_changes_something(name, options, tiny
 @pytest.mark.parametrize(
     ("spec", "error", "match"),
     [
-        ("cls_msk", LabelError, "closest: cls_mask"),
-        ("pool+pool", LabelError, "each once"),
-        ({}, LabelError, "at least one"),
-        ({"pool": 0.0}, LabelError, "weight above 0"),
+        ("cls_msk", OptionError, "closest: cls_mask"),
+        ("pool+pool", OptionError, "each once"),
+        ({}, OptionError, "at least one"),
+        ({"pool": 0.0}, OptionError, "weight above 0"),
         ("alpha", ModelError, "Alpha-CLIP"),
         ("crop_prompted", ModelError, "OVSeg"),
     ],
@@ -238,9 +238,9 @@ def test_unusable_operators_are_refused_in_one_line(spec, error, match) -> None:
 
 
 def test_operators_that_a_model_cannot_run_are_refused(tiny, pixels) -> None:
-    with pytest.raises(LabelError, match="closest: mean"):
+    with pytest.raises(OptionError, match="closest: mean"):
         OPERATORS["crop"].run(tiny, pixels, squares(), fill="men")
-    with pytest.raises(LabelError, match="style is 'square'"):
+    with pytest.raises(OptionError, match="style is 'square'"):
         OPERATORS["visual_prompt"].run(tiny, pixels, squares(), style="square")
     with pytest.raises(ModelError, match="start 7 leaves no block"):
         cls_mask(tiny, pixels, squares(), start=7)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import close
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
 
@@ -124,7 +124,7 @@ def test_stuff_of_one_class_is_one_segment() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     masks, probs = nested()
-    with pytest.raises(LabelError, match=r"\(3, 3\) for 4 masks"):
+    with pytest.raises(OptionError, match=r"\(3, 3\) for 4 masks"):
         resolve.semantic(masks, probs[:3])
-    with pytest.raises(LabelError, match="closest: paint"):
+    with pytest.raises(OptionError, match="closest: paint"):
         resolve.semantic(masks, probs, mode="pain")

@@ -111,7 +111,7 @@ def test_it_is_the_paper_s_computation(size, file, backbone) -> None:
 
 
 def test_a_photo_is_found_and_named(file, backbone) -> None:
-    classify = RegionClassifier(backbone, None, "cls_bias", templates="photo")
+    classify = RegionClassifier(backbone, "cls_bias", proposals=None, templates="photo")
     photo = np.random.default_rng(0).integers(0, 255, (70, 101, 3), np.uint8)
     san = San(backbone, file)
     result = name_with_san(classify, san, photo, ["cat", "dog | puppy"])

@@ -111,7 +111,7 @@ def test_the_operator_shows_each_region_by_its_own_mask(files, backbone) -> None
 def test_a_classifier_takes_the_file_as_an_option_and_reads_it_once(files, monkeypatch) -> None:
     backbone = wrap(random_clip())
     options = {"alpha": {"weights": files["alpha"]}}
-    classify = RegionClassifier(backbone, None, "alpha", options=options, templates="photo")
+    classify = RegionClassifier(backbone, "alpha", proposals=None, options=options, templates="photo")
     monkeypatch.setattr("densevl.regions.operators.trained.read_checkpoint", None)
     photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     result = classify(photo, ["cat", "dog"], boxes=[[3, 4, 30, 30], [10.5, 2, 59, 39]])

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 from densevl.vocabulary.text_classifier import TextClassifier
 
@@ -76,14 +76,14 @@ def test_the_mix_is_the_formula(backbone, weight, unit) -> None:
 )
 def test_unusable_files_say_why_in_one_line(tmp_path, content, reason) -> None:
     (tmp_path / "looks.json").write_text(content)
-    with pytest.raises(LabelError, match=reason) as caught:
+    with pytest.raises(OptionError, match=reason) as caught:
         Descriptors.parse(tmp_path / "looks.json")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1.5])
 def test_unusable_weights(weight) -> None:
-    with pytest.raises(LabelError):
+    with pytest.raises(OptionError):
         Descriptors.parse({"cat": "fur"}, weight=weight)
 
 

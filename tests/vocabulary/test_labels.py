@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densevl.errors import LabelError
+from densevl.errors import LabelError, OptionError
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.background import NEWEST, WORD_LISTS
 
@@ -159,7 +159,7 @@ def test_background_lists_have_the_length_of_the_papers(name, count) -> None:
 
 @pytest.mark.parametrize("spec", ["voc@9", "nan", 1.5, -0.1, "1.0", ["sky", 3], "sky,,wall", object()])
 def test_unusable_backgrounds(spec) -> None:
-    with pytest.raises(LabelError):
+    with pytest.raises(OptionError):
         Background.parse(spec)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.vocabulary.template_sets import DEPICTIONS, GAMES, PHOTOGRAPHS, SETS, SNAPSHOTS, TOYS
 from densevl.vocabulary.templates import NAMES, fill, templates
 
@@ -40,5 +40,5 @@ def test_braces_in_labels_mean_nothing() -> None:
 
 @pytest.mark.parametrize("spec", ["", "opnai", "openai+", "openai+sene", [], ["no mark"]])
 def test_unusable_templates(spec) -> None:
-    with pytest.raises(LabelError):
+    with pytest.raises(OptionError):
         templates(spec)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import TINY, close, random_clip, wrap
-from densevl.errors import LabelError
+from densevl.errors import OptionError
 from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
 from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.text_classifier import TextClassifier
@@ -160,14 +160,14 @@ def test_equal_template_weights_are_the_ensemble(backbone) -> None:
 
 def test_too_many_prompts_to_keep_are_refused(backbone, monkeypatch) -> None:
     monkeypatch.setattr("densevl.vocabulary.text_classifier.PROMPTS_KEPT", 100)
-    with pytest.raises(LabelError, match="take fewer templates or labels"):
+    with pytest.raises(OptionError, match="take fewer templates or labels"):
         TextClassifier(backbone, "simple", TextOptions(template_weights="image")).encode(LabelSet.parse("cat"))
 
 
 @pytest.mark.parametrize("options", [{"template_weights": "image"}, {"parents": "image"}], ids=str)
 def test_what_depends_on_the_image_refuses_a_row_without_words(backbone, monkeypatch, options) -> None:
     monkeypatch.setattr(backbone, "unknown", lambda text: text.mean(0))
-    with pytest.raises(LabelError, match="no words"):
+    with pytest.raises(OptionError, match="no words"):
         TextClassifier(backbone, "photo", TextOptions(**options)).encode(
             LabelSet.parse("cat"), Background(unknown=True)
         )
@@ -183,6 +183,6 @@ def test_what_depends_on_the_image_refuses_a_row_without_words(backbone, monkeyp
     ids=str,
 )
 def test_impossible_options_say_why(options) -> None:
-    with pytest.raises(LabelError) as caught:
+    with pytest.raises(OptionError) as caught:
         TextOptions(**options)
     assert "\n" not in str(caught.value)

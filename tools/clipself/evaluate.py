@@ -31,11 +31,11 @@ def settings(model: OpenClipBackbone) -> dict[str, dict[str, Any]]:
 
 def accuracy(model: OpenClipBackbone, benchmark: Benchmark, way: dict[str, Any]) -> float:
     """Per cent of the objects named right, in their true masks, without background."""
-    classify = RegionClassifier(model, None, background="none", **way)
+    classify = RegionClassifier(model, proposals=None, background="none", **way)
     right = total = 0
     for number in range(len(benchmark.images)):
         truth, classes = benchmark.truth(number)
-        named = classify(benchmark.photo(number), benchmark.names, proposals=truth)
+        named = classify(benchmark.photo(number), benchmark.names, regions=truth)
         right, total = right + int((named.labels == classes).sum()), total + len(classes)
     return 100 * right / total
 

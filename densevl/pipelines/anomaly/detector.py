@@ -26,8 +26,8 @@ from densevl.anomaly.scoring import Scoring, get_scoring
 from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import THING, States
 from densevl.anomaly.trained.adapters import Adapters
-from densevl.backbones import Backbone, load_backbone
-from densevl.errors import ImageError, ModelError, RecipeError, WeightsError
+from densevl.backbones import Backbone
+from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
 from densevl.fitted import identity, require_same
 from densevl.images import read_image
 from densevl.pipelines.anomaly.setup import (
@@ -38,6 +38,7 @@ from densevl.pipelines.anomaly.setup import (
     fitting_adapters,
     tile_side,
 )
+from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
 
 LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
@@ -53,12 +54,14 @@ class AnomalyDetector:
     >>> detect("tile.png").is_anomalous
     """
 
+    @checked
     def __init__(
         self,
         model: str | Backbone = "auto",
-        item: str = THING,
-        *,
         scoring: str | Scoring = "winclip",
+        *,
+        item: str = THING,
+        options: Mapping[str, Any] | None = None,
         weights: str | Path | None = None,
         states: States | str | Path | Mapping[str, Any] | None = None,
         size: int | tuple[int, int] | None = None,
@@ -67,14 +70,14 @@ class AnomalyDetector:
         adapters: Adapters | str | Path | None = None,
         device: str | None = None,
         precision: str | None = None,
-        **changes: Any,
     ) -> None:
         """Load the model.
 
         Args:
             model: a name as `load_backbone` takes it, or a loaded `Backbone`.
-            item: what is looked at, a singular noun: "tile", "metal nut".
             scoring: "winclip", "dense", "streams", "dino", "patchcore", "adaptclip", or a `Scoring`.
+            item: what is looked at, a singular noun: "tile", "metal nut".
+            options: fields of the scoring to change, such as {"windows": "shared", "scales": (2, 3, 4)}.
             weights: a checkpoint file, if `model` names an architecture or config.
             states: words for sound and damaged; None takes ours, see `States.parse`.
             size: the short side is resized to this many pixels, keeping the ratio, and both sides to whole patches;
@@ -83,21 +86,17 @@ class AnomalyDetector:
                 small damage on large images; give the side the model was trained at. None takes them whole.
             proxy: a `Proxy`, or its name for `load_proxy`, whose features are remembered instead of the model's.
             adapters: trained by `train_adapters` for this backbone, or their file, for scoring "adaptclip".
-            device: "cpu", "cuda"; None chooses. precision: of the image tower, as `Segmenter` takes it.
-            changes: fields of the scoring to change, such as windows="shared" or scales=(2, 3, 4).
+            device: "cpu", "cuda"; None chooses.
+            precision: of the image tower's linear layers, as `Segmenter` takes it.
 
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or has no use for words.
-            RecipeError: an unknown or impossible scoring. LabelError: unusable item or states. ImageError: a size below
-                a patch, or a tile that is not of whole patches.
+            RecipeError: an unknown or impossible scoring. OptionError: a value that a setting cannot have.
         """
-        self.scoring = get_scoring(scoring, **changes)
+        self.scoring = get_scoring(scoring, **(options or {}))
         self.states, self.item = States.parse(states), item
         self.states.expand(item)  # bad words fail before the model loads
-        if isinstance(model, Backbone) and (weights is not None or device is not None):
-            raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
-        backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
-        self.backbone = backbone if precision is None else backbone.at_precision(precision)
+        self.backbone = load(model, weights, device, precision)
         self.proxy = as_proxy(proxy, str(self.backbone.device))
         tower: Tower | None = getattr(self.backbone, "tower", None)
         if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
@@ -146,9 +145,9 @@ class AnomalyDetector:
         Raises:
             ImageError: unreadable. ModelError: the scoring needs normal images and has none.
         """
-        return next(self.score([image]))
+        return next(self.many([image]))
 
-    def score(self, images: Any, *, batch: int = BATCH) -> Iterator[AnomalyResult]:
+    def many(self, images: Any, *, batch: int = BATCH) -> Iterator[AnomalyResult]:
         """Score many: a folder, a path, or an iterable of paths and images; neighbours of one size share a pass.
 
         No result depends on another image of the batch.
@@ -220,12 +219,12 @@ class AnomalyDetector:
                 by the others, and a lone one by copies of itself, mirrored, shifted and relit, which is optimistic.
 
         Raises:
-            ModelError: an impossible fpr, or no normal images at hand.
+            OptionError: an impossible fpr. ModelError: no normal images at hand.
         """
         if not 0 < fpr < 1:
-            raise ModelError(f"fpr is {fpr}: it is a share between 0 and 1, such as 0.01")
+            raise OptionError(f"fpr is {fpr}: it is a share between 0 and 1, such as 0.01")
         if images is not None:
-            results = list(self.score(images, batch=batch))
+            results = list(self.many(images, batch=batch))
             if not results:
                 raise ModelError("no normal images to calibrate on: give at least one")
             scores = torch.tensor([result.score for result in results])
@@ -249,6 +248,7 @@ class AnomalyDetector:
             "densevl": __version__,
             "model": self.backbone.name,
             "fingerprint": storage.fingerprint(self.backbone),
+            "precision": self.backbone.precision,
             "proxy": self.proxy.name if self.proxy is not None else None,
             "proxy_fingerprint": storage.fingerprint(self.proxy) if self.proxy is not None else None,
             "item": self.item,
@@ -283,8 +283,9 @@ class AnomalyDetector:
             scoring = storage.scoring_of(facts, Path(path))
             size = facts["size"] if isinstance(facts["size"], int) else tuple(facts["size"])
             given = {"states": States.parse(facts["states"]), "size": size, "proxy": proxy or facts["proxy"]}
-            given["tile"] = facts.get("tile")
-            detector = cls(model or facts["model"], facts["item"], scoring=scoring, **given, **options)
+            given |= {"tile": facts["tile"], "precision": facts["precision"]}
+            given |= {name: value for name, value in options.items() if value is not None}
+            detector = cls(model or facts["model"], scoring, item=facts["item"], **given)
             require_same(detector.backbone, facts["fingerprint"], facts["model"], f"detector {path}")
             if detector.proxy is not None:
                 require_same(detector.proxy, facts["proxy_fingerprint"], facts["proxy"], f"detector {path}")

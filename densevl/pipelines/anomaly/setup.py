@@ -17,7 +17,7 @@ from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.trained.adapters import Adapters, load_adapters
 from densevl.backbones import Backbone
 from densevl.backbones.proxies import Proxy, load_proxy
-from densevl.errors import ImageError, ModelError, RecipeError, WeightsError
+from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
 from densevl.images import list_images
 from densevl.recipes.recipe import Recipe
 from densevl.recipes.tower import Tower
@@ -46,17 +46,17 @@ def fed_side(size: int | tuple[int, int] | None, backbone: Backbone, tower: Towe
     """The short side images are fed at, as asked or the model's own, or both sides.
 
     Raises:
-        ImageError: less than a patch, or a pair that is not of whole patches.
+        OptionError: less than a patch, or a pair that is not of whole patches.
     """
     patch = backbone.patch_size
     if size is None:
         return min(tower.image_size) if tower is not None else backbone.protocol.short_side or 224
     if isinstance(size, (tuple, list)):
         if len(size) != 2 or not all(_is_whole(side, patch) for side in size):
-            raise ImageError(f"size is {size!r}; a pair is height and width, multiples of the patch, {patch}")
+            raise OptionError(f"size is {size!r}; a pair is height and width, multiples of the patch, {patch}")
         return size[0], size[1]
     if isinstance(size, bool) or not isinstance(size, int) or size < patch:
-        raise ImageError(f"size is {size!r}; it is a number of pixels, at least one patch, {patch}")
+        raise OptionError(f"size is {size!r}; it is a number of pixels, at least one patch, {patch}")
     return size
 
 
@@ -64,15 +64,15 @@ def tile_side(tile: int | None, backbone: Backbone, proxy: Proxy | None, scoring
     """The side of tiles, checked.
 
     Raises:
-        ImageError: not of whole patches, or smaller than the largest window. RecipeError: with a proxy.
+        OptionError: not of whole patches, or smaller than the largest window. RecipeError: with a proxy.
     """
     if tile is None:
         return None
     if proxy is not None:
-        raise RecipeError("tiles are cut on the model's own patches; leave the proxy out, or the tile")
+        raise OptionError("tiles are cut on the model's own patches; leave the proxy out, or the tile")
     least = backbone.patch_size * max((2, *scoring.scales))
     if not _is_whole(tile, backbone.patch_size) or tile < least:
-        raise ImageError(
+        raise OptionError(
             f"tile is {tile!r}; it is a number of pixels, a multiple of the patch, {backbone.patch_size}, from {least}"
         )
     return tile

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from densevl import digest
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projection import projection_of, with_projection
-from densevl.errors import LabelError, ModelError, suggest
+from densevl.errors import LabelError, ModelError, OptionError, suggest
 from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
@@ -24,20 +24,19 @@ from densevl.fewshot.words import as_text, class_rows
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot import files as fewshot_files
-from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.pipelines.settings import checked
 from densevl.recipes import Recipe
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED, SegmentationResult
-from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary import Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
-from densevl.vocabulary.text_classifier import TextClassifier
 
-LEVELS = ("image", "region", "pixel")
 GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
@@ -49,64 +48,77 @@ OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 class FewShot:
     """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
 
-    >>> name = FewShot("mini", head="gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
-    >>> name.classify("new.png").name
+    >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
+    >>> name("new.png").name
     """
 
+    @checked
     def __init__(
         self,
         model: str | Backbone = "auto",
         head: str = "gda",
-        level: str = "image",
         *,
+        level: str = "image",
+        options: Mapping[str, Any] | None = None,
         operator: str | Mapping[str, float] | None = None,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        operator_options: Mapping[str, Mapping[str, Any]] | None = None,
         proposals: Any = None,
         coverage: float = COVERAGE,
         tokens: int = MOST,
         recipe: str | Recipe | None = None,
-        templates: str | Sequence[str] | None = None,
-        background: BackgroundSpec = "auto",
-        protocol: InferenceProtocol | Mapping[str, Any] | None = None,
-        proxy: Borrowed = None,
-        refine: str | Sequence[str] | None = None,
         weights: str | Path | None = None,
+        templates: str | Sequence[str] | None = None,
+        text: TextOptions | None = None,
+        background: BackgroundSpec = "auto",
+        presence: float | None = None,
+        protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
+        proxy: Borrowed = None,
+        proxy_scope: str = "image",
+        sam: Borrowed = None,
+        refine: str | Sequence[str] | None = None,
         device: str | None = None,
+        precision: str | None = None,
+        compat: bool = False,
         use_cache: bool = True,
-        **settings: Any,
     ) -> None:
         """Load the model.
 
         Args:
-            model, recipe, templates, background, protocol, proxy, refine, weights, device, use_cache: as `Segmenter`
-                takes them. Background words compete as classes without examples, but not for whole images.
+            model, recipe, weights, templates, text, background, presence, protocol, proxy, proxy_scope, sam, refine,
+                device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
+                without examples, but not for whole images. Of `text`, descriptors alone.
             head: "gda", "tip", "ape", "nearest", "linear" or "prolip"; see `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
-            operator, options, proposals: as `RegionClassifier` takes them; for regions. None proposes nothing.
+            options: settings of the head, such as {"alpha": 0.5}.
+            operator, operator_options, proposals: for regions, as `RegionClassifier` takes operator, options and
+                proposals. None proposes nothing.
             coverage: a token is an example for pixels if its class covers at least this share of it (0..1).
             tokens: at most so many are taken of an image and class.
-            settings: of the head, such as alpha.
 
         Raises:
-            ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains; an unknown head, level or
-            setting. RecipeError: a recipe whose features depend on the words. LabelError: shares out of range.
+            ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains.
+            RecipeError: a recipe whose features depend on the words. OptionError: a value that a setting cannot have.
         """
-        if level not in LEVELS:
-            raise ModelError(f"level is {level!r}{suggest(str(level), LEVELS)}: it is one of {', '.join(LEVELS)}")
-        if head not in HEADS:
-            raise ModelError(f"no few-shot head '{head}'{suggest(str(head), HEADS)}; known: {', '.join(HEADS)}")
         self.level, self.head = level, head
-        self.settings = {**OWN.get(level, {}).get(head, {}), **settings}
+        self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
+        if text is not None and (text.needs_image or text.parents != "none"):
+            raise OptionError("few-shot heads have one row a class for all images; of text take descriptors alone")
         self.segmenter = Segmenter(
             model,
             recipe,
+            weights=weights,
             templates=templates,
+            text=text,
             background=background,
+            presence=presence,
             protocol=protocol,
             proxy=proxy,
+            proxy_scope=proxy_scope,
+            sam=sam,
             refine=refine,
-            weights=weights,
             device=device,
+            precision=precision,
+            compat=compat,
             use_cache=use_cache,
         )
         self.backbone = self.segmenter.backbone
@@ -117,9 +129,7 @@ class FewShot:
         self._projection = projection_of(self.backbone) if head == "prolip" else None
         self._build()  # impossible settings fail before the first example
         self.coverage, self.tokens = coverage, tokens
-        self.features = self._look(operator, options, proposals)
-        self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
-        self.templates = self._text.templates
+        self.features = self._look(operator, operator_options, proposals)
         self.labels: LabelSet | None = None
         self.heads: dict[str, Head] = {}
         self.counts: Counter[str] = Counter()
@@ -146,7 +156,7 @@ class FewShot:
         named = [name for name in names if not (shown and name == UNLABELLED)]
         label_set = LabelSet.parse(named if labels is None else labels)
         found, owners, weights = self._gather(examples, (*label_set.names, *[UNLABELLED] * shown))
-        text = class_rows(self._text.encode(label_set, self._background(shown)), len(label_set))
+        text = class_rows(self.segmenter.embed_text(label_set, self._background(shown)), len(label_set))
         if self.level == "image":
             text = text[: len(label_set)]  # an image is always one of the classes
         elif shown:
@@ -174,46 +184,39 @@ class FewShot:
         self.counts += _counted(owners, names)
         return self
 
-    def classify(self, image: Any, **regions: Any) -> Classification | RegionResult:
-        """Name an image, or regions of it.
+    def __call__(self, image: Any, **regions: Any) -> Classification | RegionResult | SegmentationResult:
+        """Name an image, regions of it, or every pixel.
 
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
-            regions: for level "region" one of masks, boxes, rle, points and proposals, as `RegionClassifier.classify`;
+            regions: for level "region" one of regions, boxes, rle and points, as `RegionClassifier` takes them;
                 without, the proposer finds some.
 
         Returns:
-            For images a `Classification`; for regions a `RegionResult`.
+            For images a `Classification`; for regions a `RegionResult`; for pixels a `SegmentationResult`, made as
+            `Segmenter` does, with the head in place of text scores.
 
         Raises:
-            ModelError: nothing fitted, or another level. ImageError: unreadable. ProposalError: regions that do not
-            fit.
+            ModelError: nothing fitted. OptionError: regions for another level. ImageError: unreadable.
+            ProposalError: regions that do not fit.
         """
         labels = self._fitted()
-        if isinstance(self.features, ImageFeatures):
-            if regions:
-                raise ModelError(f"{min(regions)} are for level 'region', and this was made with level 'image'")
-            row = self.features.embed([read_image(image)])
-            p = self.heads["image"].logits(row)[0].softmax(dim=0)
-            return Classification(labels.names, p.cpu().numpy())
-        if isinstance(self.features, RegionFeatures):
-            return self._name_regions(self.features, image, regions)
-        raise ModelError(
-            "this was made with level 'pixel': call segment, or make another with level 'image' or 'region'"
-        )
+        features = self.features
+        if isinstance(features, RegionFeatures):
+            return self._name_regions(features, image, regions)
+        if regions:
+            raise OptionError(f"{min(regions)}= is for level 'region', and this was made with level '{self.level}'")
+        if isinstance(features, PixelFeatures):
+            return self._segment(features, image)
+        row = features.embed([read_image(image)])
+        p = self.heads["image"].logits(row)[0].softmax(dim=0)
+        return Classification(labels.names, p.cpu().numpy())
 
-    def segment(self, image: Any) -> SegmentationResult:
-        """Label every pixel, as `Segmenter` does, with the head in place of text scores.
-
-        Raises:
-            ModelError: nothing fitted, or another level. ImageError: unreadable.
-        """
+    def _segment(self, features: PixelFeatures, image: Any) -> SegmentationResult:
         labels = self._fitted()
-        if not isinstance(self.features, PixelFeatures):
-            raise ModelError(f"segment is for level 'pixel', and this was made with level '{self.level}'")
         started = time.perf_counter()
         rgb = read_image(image)
-        features_YXD, windows = self.features.embed(rgb)
+        features_YXD, windows = features.embed(rgb)
         head = self.heads["pixel"]
         scores = head.logits(features_YXD)[None] / head.scale
         evidence = Evidence(scores, windows, as_text(head.text, labels.names))
@@ -263,7 +266,7 @@ class FewShot:
         """
         return fewshot_files.load(cls, Path(path), model, recipe, proxy, given)
 
-    def _look(self, operator: Any, options: Any, proposals: Any) -> Features:
+    def _look(self, operator: Any, options: Any, proposals: Any) -> ImageFeatures | RegionFeatures | PixelFeatures:
         """Where features come from; for "prolip" they are those before the projection."""
         encoder = self.backbone
         if self._projection is not None:
@@ -277,13 +280,15 @@ class FewShot:
         segment = self.segmenter
         classify = RegionClassifier(
             encoder,
-            proposals,
             operator,
-            segment.recipe,
+            recipe=segment.recipe,
+            proposals=proposals,
             options=options,
             background="none",
             protocol=segment.protocol,
             proxy=segment.proxy,
+            proxy_scope=segment.proxy_scope,
+            sam=segment.sam,
         )
         if self.head == "prolip" and len(classify.operators) > 1:
             raise ModelError(f"head 'prolip' trains one projection: take one operator, not {list(classify.operators)}")

@@ -119,13 +119,7 @@ class PixelFeatures(Features):
     """Places of photos; examples are (image, label map, names), of which the map holds the numbers."""
 
     def __init__(self, segment: Segmenter, backbone: Backbone, coverage: float = COVERAGE, tokens: int = MOST) -> None:
-        """Prepare; `backbone` encodes, all else is as the segmenter does it.
-
-        Raises:
-            LabelError: a coverage or number of tokens out of range.
-        """
-        if not 0 < coverage <= 1 or tokens < 1:
-            raise LabelError(f"coverage is {coverage} and tokens {tokens}: a share above 0 up to 1, and at least one")
+        """Prepare; `backbone` encodes, all else is as the segmenter does it."""
         self._segment, self._backbone = segment, backbone
         self._coverage, self._tokens = coverage, tokens
         self.scales = {"pixel": segment.protocol.logit_scale}
@@ -150,7 +144,7 @@ class PixelFeatures(Features):
         segment = self._segment
         pixels, windows = feed(rgb, self._backbone, segment.protocol)
         hints = Hints(proxy=segment.proxy, sam=segment.sam)
-        return unit_features(self._backbone, pixels, windows, segment.recipe, hints)
+        return unit_features(self._backbone, pixels, windows, segment.recipe, hints, segment.proxy_scope)
 
 
 def regions_form(regions: Any) -> dict[str, Any]:
@@ -158,12 +152,12 @@ def regions_form(regions: Any) -> dict[str, Any]:
     if isinstance(regions, Mapping):
         return dict(regions)
     if isinstance(regions, Proposals):
-        return {"proposals": regions}
+        return {"regions": regions}
     if isinstance(regions, Sequence) and len(regions) and isinstance(regions[0], Mapping):
         return {"rle": regions}
     array = regions if hasattr(regions, "ndim") else np.asarray(regions)
     if array.ndim == 3:
-        return {"masks": regions}
+        return {"regions": regions}
     if array.ndim == 2 and array.shape[1] == 4:
         return {"boxes": regions}
     raise LabelError(f"regions of shape {tuple(array.shape)}: masks (R, H, W), boxes (R, 4), RLE or Proposals")

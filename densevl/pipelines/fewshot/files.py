@@ -31,7 +31,6 @@ class Fitted(Protocol):
     coverage: float
     tokens: int
     features: Any
-    templates: Any
     labels: LabelSet | None
     heads: dict[str, Head]
     counts: Counter[str]
@@ -61,10 +60,12 @@ def save(path: Path, made: Fitted) -> list[Path]:
         "options": regions.classify.embedding_facts()["options"] if isinstance(regions, RegionFeatures) else None,
         "coverage": made.coverage,
         "tokens": made.tokens,
+        "compat": segmenter.compat,
+        "precision": segmenter.backbone.precision,
         "recipe": [segmenter.recipe.name, repr(segmenter.recipe)] if segmenter.recipe is not None else None,
         "protocol": asdict(segmenter.protocol),
         "background": asdict(segmenter.background),
-        "templates": list(made.templates),
+        "templates": list(segmenter.templates),
         "labels": asdict(made.labels) if made.labels is not None else None,
         "counts": dict(made.counts),
         "heads": {kind: own for kind, (_, own) in states.items()},
@@ -92,18 +93,19 @@ def load(
         made = kind(
             model or facts["model"],
             facts["head"],
-            facts["level"],
+            level=facts["level"],
+            options=facts["settings"],
             operator=facts["operator"],
-            options=facts["options"],
+            operator_options=facts["options"],
             coverage=facts["coverage"],
             tokens=facts["tokens"],
             recipe=recipe or name,
             templates=facts["templates"],
             background=_background(facts["background"]),
             protocol=facts["protocol"],
+            compat=facts["compat"],
             proxy=proxy or (borrowed["proxy"][0] if "proxy" in borrowed else None),
-            **given,
-            **facts["settings"],
+            **{"precision": facts["precision"], **given},
         )
         fitted.require_same(made.backbone, facts["fingerprint"], facts["model"], what)
         for option, (whose, weights) in borrowed.items():

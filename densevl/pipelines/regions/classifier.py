@@ -14,8 +14,9 @@ import torch
 
 from densevl import __version__, digest, fitted
 from densevl.backbones import Backbone, InferenceProtocol
-from densevl.errors import LabelError
+from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
+from densevl.inference.views import Views
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.regions.discovery import (
     REPEATED,
@@ -27,8 +28,10 @@ from densevl.pipelines.regions.discovery import (
     together,
 )
 from densevl.pipelines.regions.prompting import prompted
-from densevl.pipelines.regions.scores import NAME_FIRST, ORDERS, POOL_FIRST, RegionScorer, default_operators
+from densevl.pipelines.regions.scores import RegionScorer, default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
+from densevl.pipelines.segmentation.segments import Segments
+from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST, checked
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
 from densevl.recipes import Recipe
 from densevl.regions.embedded import RegionEmbeddings
@@ -39,12 +42,11 @@ from densevl.regions.operators.names import OPERATORS, parse
 from densevl.regions.overlap import nms
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED
-from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.nouns import nouns
-from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
+from densevl.vocabulary.text_classifier import TextEmbeddings
 
 PROPOSER = "mini-sam"
-KEPT_VOCABULARIES = 16
 
 
 class RegionClassifier:
@@ -55,71 +57,85 @@ class RegionClassifier:
     >>> result.names, result.boxes, result.scores
     """
 
+    @checked
     def __init__(
         self,
         model: str | Backbone = "auto",
-        proposals: str | Proposer | Callable[..., Any] | None = PROPOSER,
         operator: str | Mapping[str, float] | None = None,
-        recipe: str | Recipe | None = None,
         *,
-        order: str | None = None,
+        recipe: str | Recipe | None = None,
+        weights: str | Path | None = None,
+        proposals: str | Proposer | Callable[..., Any] | None = PROPOSER,
         options: Mapping[str, Mapping[str, Any]] | None = None,
+        order: str | None = None,
         second_look: str | None = None,
         second_share: float = 0.15,
         second_top: int = 5,
         margin: float = 0.0,
-        weights: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
+        text: TextOptions | None = None,
         background: BackgroundSpec = "auto",
+        presence: float | None = None,
         protocol: InferenceProtocol | Mapping[str, Any] | str | None = None,
         proxy: Borrowed = None,
+        proxy_scope: str = "image",
+        sam: Borrowed = None,
+        views: str | Views | None = None,
         device: str | None = None,
+        precision: str | None = None,
+        compat: bool = False,
         use_cache: bool = True,
     ) -> None:
         """Load the model; the proposer follows when a photo first needs it.
 
         Args:
-            model, weights, templates, background, proxy, device, use_cache: as `Segmenter` takes them.
-            protocol: likewise, but windows overlap by half unless it says otherwise, so that one sees a region whole.
-            proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
-                function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
+            model, weights, templates, text, background, proxy, proxy_scope, sam, device, precision, compat, use_cache:
+                as `Segmenter` takes them.
             operator: how regions are embedded (see `regions.operators`): "cls_mask", "pool+cls_mask" with equal
                 weights, or {"pool": 0.3, "cls_mask": 0.7}; their judgements are fused geometrically. None is
                 "pool+cls_mask" where the model has a CLS token to copy, else "pool".
             recipe: how dense features are made, for "pool" and "roi"; None takes the model's default.
+            proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
+                function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
+            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
+                and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
             order: for "pool" alone: "pool_then_classify" averages features, "classify_then_pool" probabilities of
                 each place (EdaDet), which suits masks that hold more than one thing. None is the first where the model
                 has features of its own.
-            options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
-                and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
             second_look: an operator for the regions that the first left most uncertain, such as "crop".
             second_share: at most this share of the regions is looked at again. second_top: only so many of a region's
                 likeliest strings are ranked anew (GC-CLIP).
             margin: a region whose best class leads the next by less than this probability is nothing.
+            presence: a class that reaches this probability (0..1) in no region is judged not in the photo: it is
+                dropped before regions are named, and listed in `meta["absent"]`. None keeps all.
+            protocol: as `Segmenter`, but windows overlap by half unless it says otherwise, so that one sees a region
+                whole.
+            views: regions are embedded in several views of the photo, and the vectors averaged; names as `Segmenter`.
 
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or the operator needs what it
             lacks. RecipeError: an unknown recipe, or one that has no features to pool.
-            LabelError: an unknown operator or order, or shares out of range.
+            OptionError: a value that a setting cannot have.
         """
         chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
-        if order is not None and order not in ORDERS:
-            raise LabelError(f"order is {order!r}; it is one of {', '.join(ORDERS)}")
-        if not 0 <= margin < 1:
-            raise LabelError(f"margin is {margin}; it is a probability, 0 for none")
-        if not isinstance(
-            protocol, (InferenceProtocol, str)
-        ):  # tiles, a Segmenter's choice, would cut most regions in two
+        if not isinstance(protocol, (InferenceProtocol, str)):  # tiles, a Segmenter's choice, would cut regions in two
             protocol = {"plan": "sliding", **(protocol or {})}
         self._segment = Segmenter(
             model,
             recipe,
             weights=weights,
             templates=templates,
+            text=text,
             background=background,
+            presence=presence,
             protocol=protocol,
             proxy=proxy,
+            proxy_scope=proxy_scope,
+            sam=sam,
+            views=views,
             device=device,
+            precision=precision,
+            compat=compat,
             use_cache=use_cache,
         )
         segment = self._segment
@@ -137,28 +153,23 @@ class RegionClassifier:
             second_top,
             segment.proxy,
             segment.sam,
+            proxy_scope,
+            segment.views,
         )
         self.operators, self.order = self.scorer.operators, self.scorer.order
         self.margin = margin
         self._named: Any = proposals
         self._proposals: Any = proposals  # the same, loaded when first needed
-        self._text = TextClassifier(self.backbone, templates, use_cache=use_cache)
-        self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
-    def __call__(self, image: Any, labels: Labels, **given: Any) -> RegionResult:
-        """The same as `classify`."""
-        return self.classify(image, labels, **given)
-
-    def classify(
+    def __call__(
         self,
         image: Any,
         labels: Labels,
         *,
-        masks: Any = None,
+        regions: Any = None,
         boxes: Any = None,
         rle: Any = None,
         points: Any = None,
-        proposals: Proposals | None = None,
         background: BackgroundSpec = "auto",
     ) -> RegionResult:
         """Name the regions of one photo.
@@ -166,10 +177,11 @@ class RegionClassifier:
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
             labels: the classes; see `LabelSet.parse`.
-            masks: (R, H, W) bool of that photo. boxes: (R, 4) x0, y0, x1, y1 in pixels, floats allowed, parts outside
-                are cut off. rle: COCO's run lengths. points: (R, 2) x, y, a click each, of which the classifier's
-                proposer, a SAM, makes masks (Open-Vocabulary SAM). proposals: packed masks. At most one of them; none
-                of them lets the proposer find regions.
+            regions: bool masks (R, H, W) of that photo, an (H, W) integer map, 0 where no region is, or `Proposals`.
+            boxes: (R, 4) x0, y0, x1, y1 in pixels, floats allowed, parts outside are cut off.
+            rle: COCO's run lengths.
+            points: (R, 2) x, y, a click each, of which the classifier's proposer, a SAM, makes masks (Open-Vocabulary
+                SAM). At most one of these four; none of them lets the proposer find regions.
             background: overrides the classifier's policy for this call.
 
         Returns:
@@ -179,27 +191,26 @@ class RegionClassifier:
             ImageError: unreadable image. LabelError: unusable labels. ProposalError: regions that do not fit the photo,
             several kinds of them, or none and no proposer.
         """
-        found = self.embed(image, masks=masks, boxes=boxes, rle=rle, points=points, proposals=proposals)
+        found = self.embed(image, regions=regions, boxes=boxes, rle=rle, points=points)
         return self.name(found, labels, background=background)
 
     def embed(
         self,
         image: Any,
         *,
-        masks: Any = None,
+        regions: Any = None,
         boxes: Any = None,
         rle: Any = None,
         points: Any = None,
-        proposals: Proposals | None = None,
     ) -> RegionEmbeddings:
-        """Embed the regions of one photo, to be named by `name` as often as wanted; arguments as `classify`."""
+        """Embed the regions of one photo, to be named by `name` as often as wanted; arguments as of a call."""
         rgb = read_image(image)
         started = time.perf_counter()
-        regions = self.regions(rgb, masks=masks, boxes=boxes, rle=rle, points=points, proposals=proposals)
-        vectors, tokens = self.scorer.vectors(rgb, regions)
+        given = self.regions(rgb, regions=regions, boxes=boxes, rle=rle, points=points)
+        vectors, tokens = self.scorer.vectors(rgb, given)
         source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
         return RegionEmbeddings(
-            rgb, regions, vectors, tokens, source=source, seconds=round(time.perf_counter() - started, 3)
+            rgb, given, vectors, tokens, source=source, seconds=round(time.perf_counter() - started, 3)
         )
 
     def name(self, found: RegionEmbeddings, labels: Labels, *, background: BackgroundSpec = "auto") -> RegionResult:
@@ -209,9 +220,11 @@ class RegionClassifier:
             LabelError: unusable labels or background.
         """
         label_set, policy = LabelSet.parse(labels), self._segment.policy(background)
-        text = self.embed_text(label_set, policy)
-        result = self.judged(found, self.scorer.judge(found, text), label_set, text.classes, policy)
-        return replace(result, warnings=self._warnings(label_set, policy, text))
+        text = self._segment.text_for(found.image, label_set, policy)
+        logp, absent = self._segment.without_absent(self.scorer.judge(found, text), text.classes, label_set)
+        result = self.judged(found, logp, label_set, text.classes, policy)
+        meta = {**result.meta, "absent": list(absent)}
+        return replace(result, meta=meta, warnings=self._warnings(label_set, policy, text))
 
     def discover(
         self,
@@ -229,22 +242,22 @@ class RegionClassifier:
         `agree` times as likely as its likeliest. Regions of the same word that overlap become one.
 
         Args:
-            image: as `classify`. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
+            image: as of a call. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
                 1,300 plain nouns. Words that the model does not cover are left out. Embeddings are cached on disk.
             threshold: regions whose word is less likely than this are nothing; probabilities are among the whole list.
             agree: 1 gives every region its likeliest word.
             overlap: share of the smaller of two regions; 1 merges none, None makes one region of each word, as suits
                 superpixels, which never overlap.
-            regions: masks=, boxes=, rle=, points= or proposals=, as `classify`; without, the proposer finds them.
+            regions: regions=, boxes=, rle= or points=, as of a call; without, the proposer finds them.
 
         Returns:
             A result whose vocabulary is the words that were kept, and whose regions are merged ones.
 
         Raises:
-            As `classify`. LabelError: the model covers none of the words, or shares out of range.
+            As a call. LabelError: the model covers none of the words. OptionError: shares out of range.
         """
         if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
-            raise LabelError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
+            raise OptionError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
         found = self.embed(image, **regions)
         listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.uncovered)
         text = self.embed_text(listed, Background())
@@ -296,15 +309,18 @@ class RegionClassifier:
             words: 0..1, weight of the name beside its examples. threshold: regions below it are nothing.
 
         Raises:
-            LabelError: fewer than two names, a name without a region, `words` out of range, or an order that keeps no
-                vectors.
+            LabelError: fewer than two names, or a name without a region. OptionError: `words` out of range, or an order
+                that keeps no vectors.
         """
         if self.order == NAME_FIRST:
-            raise LabelError(f"examples are compared with vectors of regions, which order '{NAME_FIRST}' does not make")
-        if not 0 <= words <= 1 or len(examples) < 2:
+            raise OptionError(
+                f"examples are compared with vectors of regions, which order '{NAME_FIRST}' does not make"
+            )
+        if not 0 <= words <= 1:
+            raise OptionError(f"words is {words:g}; it is a weight within 0..1")
+        if len(examples) < 2:
             raise LabelError(
-                f"words is {words:g} and there are examples of {len(examples)} names; words is 0..1, and at least two "
-                f"names compete, of which one may be '{UNLABELLED}'"
+                f"there are examples of {len(examples)} names; at least two compete, of which one may be '{UNLABELLED}'"
             )
         named = [name for name in examples if name != UNLABELLED]
         order = [*named, *(name for name in examples if name == UNLABELLED)]
@@ -342,7 +358,7 @@ class RegionClassifier:
         )
 
     def regions(self, rgb: np.ndarray, **forms: Any) -> Proposals:
-        """The regions of a uint8 RGB photo: those given in one of the forms that `classify` takes, else proposed.
+        """The regions of a uint8 RGB photo: those given in one of the forms that a call takes, else proposed.
 
         Raises:
             ProposalError: several forms, none and no proposer, or anything that does not fit the photo.
@@ -352,17 +368,20 @@ class RegionClassifier:
             return self._propose(rgb)
         if set(forms) == {"points"}:
             return prompted(rgb, points=forms["points"], proposer=self._proposer())
+        if set(forms) == {"regions"}:
+            return _as_given(rgb, forms["regions"])
+        if len(forms) > 1:
+            raise ProposalError(f"give one of regions=, boxes=, rle= and points=, not {' and '.join(forms)}")
         return given(rgb, **forms)
 
     def _propose(self, rgb: np.ndarray) -> Proposals:
-        found = self._proposer()(rgb)
-        return given(rgb, **{"proposals" if isinstance(found, Proposals) else "masks": found})
+        return _as_given(rgb, self._proposer()(rgb))
 
     def _proposer(self) -> Any:
         """The proposer, loaded when first needed."""
         if self._proposals is None:
             raise ProposalError(
-                "no regions: give masks=, boxes= or rle= with the call, or name a proposer for the classifier"
+                "no regions: give regions=, boxes= or rle= with the call, or name a proposer for the classifier"
             )
         if isinstance(self._proposals, str):
             encoder = self.backbone if self._proposals == "clusters" else None
@@ -378,13 +397,8 @@ class RegionClassifier:
         return self._segment.policy(background)
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Labels and background words as unit vectors; the last few vocabularies are kept."""
-        key = (labels, policy)
-        if key not in self._vocabularies:
-            if len(self._vocabularies) >= KEPT_VOCABULARIES:
-                del self._vocabularies[next(iter(self._vocabularies))]
-            self._vocabularies[key] = self._text.encode(labels, policy)
-        return self._vocabularies[key]
+        """Labels and background words as unit vectors; see `Segmenter.embed_text`."""
+        return self._segment.embed_text(labels, policy)
 
     def facts(self) -> dict[str, Any]:
         """All that decides a result besides the photo, its regions and the labels, as resolved; ready for JSON."""
@@ -428,9 +442,17 @@ class RegionClassifier:
             "densevl": __version__,
             "image": found.source,
             **self.embedding_facts(),
-            "templates": list(self._text.templates),
+            "templates": list(self._segment.templates),
             "background": str(policy),
             "second_look": self.scorer.second_look,
             "regions": len(found),
             "seconds": found.seconds,
         }
+
+
+def _as_given(rgb: np.ndarray, regions: Any) -> Proposals:
+    """Regions of a photo: `Proposals`, bool masks (R, H, W), or an integer map (H, W)."""
+    if isinstance(regions, Proposals):
+        return given(rgb, proposals=regions)
+    is_map = getattr(regions, "ndim", 3) == 2
+    return given(rgb, masks=Segments.parse(regions, rgb.shape[:2]).masks_array() if is_map else regions)

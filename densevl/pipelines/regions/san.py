@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def name_with_san(classifier: RegionClassifier, san: San, image: Any, labels: Labels) -> RegionResult:
     """Find the regions of a photo with SAN and name them.
 
-    >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", None, "cls_bias")
+    >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", "cls_bias")
     >>> result = name_with_san(classify, San(classify.backbone, "san_vit_b_16.pth"), "photo.jpg", ["cat", "dog"])
     >>> result.semantic("sum")  # SAN's own output, with masks cut at one half
 
     Args:
         classifier: of the backbone that `san` was given, by operator "cls_bias".
-        image, labels: as `RegionClassifier.classify` takes them.
+        image, labels: as `RegionClassifier` takes them.
 
     Raises:
         LabelError: unusable labels. ImageError: unreadable image.

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from densevl.backbones import Backbone, InferenceProtocol
-from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.errors import ModelError, OptionError, RecipeError
 from densevl.inference import WindowGrid, window_scores
+from densevl.inference.views import DIMENSIONS, Views, mirror, seen
 from densevl.pipelines.feeding import feed
+from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST
 from densevl.proposals import Proposals
 from densevl.recipes import Hints, Recipe
 from densevl.regions.embedded import RegionEmbeddings
@@ -27,9 +30,6 @@ from densevl.regions.operators.tower import cls_tower
 from densevl.regions.operators.trained import trained
 from densevl.vocabulary.text_classifier import TextEmbeddings
 
-POOL_FIRST, NAME_FIRST = "pool_then_classify", "classify_then_pool"
-ORDERS = (POOL_FIRST, NAME_FIRST)
-
 
 @dataclass(frozen=True, eq=False)
 class RegionScorer:
@@ -38,10 +38,10 @@ class RegionScorer:
     Attributes:
         backbone, recipe, protocol, proxy, sam: the model, how dense features are made, and how photos are fed.
         operators: weights by operator. options: keywords by operator.
-        order, second_look, second_share, second_top: as `RegionClassifier` takes them.
+        order, second_look, second_share, second_top, proxy_scope, views: as `RegionClassifier` takes them.
 
     Raises:
-        LabelError, ModelError, RecipeError: they do not go together.
+        OptionError, ModelError, RecipeError: they do not go together.
     """
 
     backbone: Backbone
@@ -55,29 +55,42 @@ class RegionScorer:
     second_top: int = 5
     proxy: Any = None
     sam: Any = None
+    proxy_scope: str = "image"
+    views: Views | None = None
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise LabelError(f"order is {self.order!r}; it is one of {', '.join(ORDERS)}")
-        if not 0 < self.second_share <= 1 or self.second_top < 1:
-            raise LabelError(
-                f"second_share is {self.second_share} and second_top {self.second_top}; the first is a share within "
-                "0..1, the second at least one string"
-            )
         self._check()
 
     def vectors(
         self, rgb: np.ndarray, regions: Proposals
     ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, WindowGrid] | None]:
         """Unit rows (R, E) by operator, and for "classify_then_pool" the unit features of all places."""
-        pixels, windows = feed(rgb, self.backbone, self.protocol)
+        if self.views is None:
+            return self._look(rgb, regions)
+        total: dict[str, torch.Tensor] = {}
+        for weight, scale, kind in self.views.each():
+            for operator, rows in self._look(rgb, regions, scale, kind)[0].items():
+                total[operator] = total[operator] + weight * rows if operator in total else weight * rows
+        return {operator: F.normalize(rows, dim=1) for operator, rows in total.items()}, None
+
+    def _look(
+        self, rgb: np.ndarray, regions: Proposals, scale: float = 1.0, kind: str = ""
+    ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, WindowGrid] | None]:
+        """What `vectors` gives for one view of the photo."""
+        pixels, windows = feed(rgb, self.backbone, self.protocol, scale)
+        pixels = seen(pixels, kind)
+        if kind in DIMENSIONS:
+            windows = mirror(windows, kind)
+            masks = np.flip(regions.masks(), DIMENSIONS[kind])
+            regions = Proposals.from_masks(masks, regions.size, quality=regions.quality)
         vectors, tokens = {}, None
         for operator in self.operators:
             if operator == "pool" and self.order == NAME_FIRST:
                 if has_features(self.recipe):
-                    tokens = unit_features(self.backbone, pixels, windows, self.recipe, self._hints(regions))
+                    hints = self._hints(regions)
+                    tokens = unit_features(self.backbone, pixels, windows, self.recipe, hints, self.proxy_scope)
             else:
-                vectors[operator] = self._run(operator, rgb, pixels, windows, regions)
+                vectors[operator] = self._run(operator, rgb, pixels, windows, regions, kind)
         return vectors, tokens
 
     def judge(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
@@ -88,7 +101,7 @@ class RegionScorer:
     def _check(self) -> None:
         """Refuse what cannot work before the first photo."""
         if self.order == NAME_FIRST and "pool" not in self.operators:
-            raise LabelError(f"order '{NAME_FIRST}' is for operator 'pool'; the operators are {list(self.operators)}")
+            raise OptionError(f"order '{NAME_FIRST}' is for operator 'pool'; the operators are {list(self.operators)}")
         if self.recipe is None and list(self.operators) != ["pool"]:
             raise RecipeError(
                 f"model '{self.backbone.name}' scores words and embeds no regions; take operator 'pool', which "
@@ -105,19 +118,27 @@ class RegionScorer:
             if OPERATORS[operator].weights:
                 trained(self.backbone, operator, self.options[operator]["weights"])
         if len(second) > 1 or (second and self.recipe is None):
-            raise LabelError(f"second_look {self.second_look!r} is one operator, for a CLIP model")
+            raise OptionError(f"second_look {self.second_look!r} is one operator, for a CLIP model")
+        if self.views is not None and self.order == NAME_FIRST:
+            raise OptionError(f"views average the vectors of regions, which order '{NAME_FIRST}' does not make")
         unknown = set(self.options) - {*self.operators, *second}
         if unknown:
-            raise LabelError(f"options for '{min(unknown)}', which is none of the operators {list(self.operators)}")
+            raise OptionError(f"options for '{min(unknown)}', which is none of the operators {list(self.operators)}")
 
     def _run(
-        self, operator: str, rgb: np.ndarray, pixels: torch.Tensor, windows: WindowGrid, regions: Proposals
+        self,
+        operator: str,
+        rgb: np.ndarray,
+        pixels: torch.Tensor,
+        windows: WindowGrid,
+        regions: Proposals,
+        kind: str = "",
     ) -> torch.Tensor:
         what, own = OPERATORS[operator], dict(self.options.get(operator, {}))
         if not what.windows:
-            return what.run(self.backbone, self.backbone.normalize(rgb)[None], regions, **own)
+            return what.run(self.backbone, seen(self.backbone.normalize(rgb)[None], kind), regions, **own)
         if what.dense:
-            own = {"recipe": self.recipe, "hints": self._hints(regions), **own}
+            own = {"recipe": self.recipe, "hints": self._hints(regions), "proxy_scope": self.proxy_scope, **own}
         return what.run(self.backbone, pixels, regions, windows=windows, **own)
 
     def _hints(self, regions: Proposals) -> Hints:
@@ -149,9 +170,18 @@ class RegionScorer:
         else:
             pixels, windows = feed(found.image, self.backbone, self.protocol)
             hints = self._hints(found.regions)
-            scores, grid = window_scores(self.backbone, pixels, text.vectors, windows, recipe=self.recipe, hints=hints)
+            scores, grid = window_scores(
+                self.backbone,
+                pixels,
+                text.vectors,
+                windows,
+                recipe=self.recipe,
+                hints=hints,
+                proxy_scope=self.proxy_scope,
+            )
             scores = scores[0]
-        probs = (scores * self.protocol.logit_scale).softmax(dim=-1)
+        logits = scores * self.protocol.logit_scale
+        probs = (logits if text.bias is None else logits + text.bias).softmax(dim=-1)
         return token_means(probs, grid, found.regions).clamp(min=1e-30).log()
 
     def _look_again(self, found: RegionEmbeddings, text: TextEmbeddings, logp: torch.Tensor) -> torch.Tensor:

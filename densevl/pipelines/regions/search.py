@@ -15,7 +15,7 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from densevl.errors import DensevlError, LabelError
+from densevl.errors import DensevlError, LabelError, OptionError
 from densevl.fitted import differing
 from densevl.images import list_images
 from densevl.pipelines.regions.classifier import RegionClassifier
@@ -54,12 +54,13 @@ class RegionSearch:
             classifier: proposes and embeds regions, by one operator. path: the .npz file; None keeps it in memory.
 
         Raises:
-            LabelError: the classifier has several operators. RegionIndexError: the file is damaged or of another model.
+            OptionError: the classifier has several operators. RegionIndexError: a file that is damaged or of another
+                model.
         """
         if len(classifier.operators) != 1:
-            raise LabelError(
+            raise OptionError(
                 f"an index holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take "
-                "one, RegionClassifier(operator='cls_mask')"
+                "one, RegionClassifier(model, 'cls_mask')"
             )
         self.classifier, self.path = classifier, None if path is None else Path(path)
         self.operator = next(iter(classifier.operators))

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 
 from densevl import __version__, fitted
-from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol, load_backbone
-from densevl.errors import LabelError, ModelError, RecipeError
+from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
+from densevl.errors import RecipeError
 from densevl.images import read_image
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import LabelMap, Refine, chances, present
-from densevl.inference.sliding import check_scope
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
+from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
@@ -85,6 +85,7 @@ class Segmenter:
     >>> result.save("out/cat.png")
     """
 
+    @checked
     def __init__(
         self,
         model: str | Backbone = "auto",
@@ -99,7 +100,7 @@ class Segmenter:
         proxy: Borrowed = None,
         proxy_scope: str = "image",
         sam: Borrowed = None,
-        regions: str | Proposer | None = None,
+        proposals: str | Proposer | None = None,
         views: str | Views | None = None,
         refine: str | Sequence[str] | None = None,
         device: str | None = None,
@@ -128,7 +129,7 @@ class Segmenter:
                 loads the one the recipe was published with. "mini-sam" is in the package.
             proxy_scope: "image", the proxy looks at the photo once; "window", at each window, as the papers do.
             sam: likewise, the encoder of SAM, for recipes that spread the whole image by it.
-            regions: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
+            proposals: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
                 (H, W, 3) that returns what a call's `regions` may be.
             views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
             refine: one or more of "pamr", scores flow between pixels of like colour; "lposs+", they are propagated over
@@ -143,19 +144,12 @@ class Segmenter:
             ModelError, WeightsError, MissingExtraError: the model, or one it borrows from, cannot be loaded.
             RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
                 use for `proxy` or `sam`.
-            LabelError: unusable templates, text options, background, presence or proposer. ProtocolError: impossible
-                windows, views or proxy_scope.
+            OptionError: a value that a setting cannot have. ProtocolError: impossible windows or views.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
-        check_scope(proxy_scope)
         self.refine, self.views = refinement.parse(refine), Views.parse(views)
-        if presence is not None and not 0.0 < presence < 1.0:
-            raise LabelError(f"presence {presence} is outside 0..1; it is a probability, or None to keep every label")
         self.presence = presence
-        if isinstance(model, Backbone) and (weights is not None or device is not None):
-            raise ModelError("weights and device belong to loading; this backbone is loaded already, leave them out")
-        backbone = model if isinstance(model, Backbone) else load_backbone(model, weights, device=device)
-        self.backbone = backbone if precision is None else backbone.at_precision(precision)
+        self.backbone = load(model, weights, device, precision)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
@@ -166,7 +160,7 @@ class Segmenter:
         self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
-        self._regions, self._proposer = fitted.identity(regions), proposer(regions)
+        self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
@@ -188,7 +182,8 @@ class Segmenter:
             refined as the labels are, except by a vote.
 
         Raises:
-            LabelError: unusable labels or regions. ImageError: unreadable image. RecipeError: regions are needed.
+            LabelError: unusable labels. ImageError: unreadable image. ProposalError: regions that do not fit the photo.
+            RecipeError: regions are needed. OptionError: an unusable background.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
         started = time.perf_counter()
@@ -215,7 +210,7 @@ class Segmenter:
             "proxy": fitted.identity(self.proxy),
             "proxy_scope": self.proxy_scope if self.proxy is not None else None,
             "sam": fitted.identity(self.sam),
-            "regions": self._regions,
+            "proposals": self._proposals,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": list(self.refine),
         }
@@ -224,7 +219,7 @@ class Segmenter:
         """The segments of a photo: those given, else proposed, else None.
 
         Raises:
-            LabelError: unusable regions. RecipeError: there are none, and the recipe or a vote needs some.
+            ProposalError: unusable regions. RecipeError: there are none, and the recipe or a vote needs some.
         """
         if given is not None:
             return Segments.parse(given, rgb.shape[:2])
@@ -236,15 +231,13 @@ class Segmenter:
             who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
             raise RecipeError(
                 f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
-                "masks, or let regions='mini-sam' (--regions mini-sam) propose them, which is for drawings"
+                "masks, or let proposals='mini-sam' (--proposals mini-sam) propose them, which is for drawings"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2])
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
-        text = self._embed(labels, policy)
-        if self._classifier.options.needs_image:
-            text = self._classifier.for_image(text, self._image_feature(rgb))
+        text = self.text_for(rgb, labels, policy)
 
         def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
             return window_scores(
@@ -299,7 +292,7 @@ class Segmenter:
         Args:
             dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
         """
-        text = self._embed(labels, policy)
+        text = self.embed_text(labels, policy)
         scores = self.backbone.score(dense, text.vectors, text.classes != NOTHING)
         windows = prepared.windows.with_tokens(*scores.shape[1:3])
         return Evidence(windows.assemble(scores, 1), windows, text)
@@ -393,7 +386,7 @@ class Segmenter:
         """The background policy of a call: the segmenter's own for "auto".
 
         Raises:
-            LabelError: unusable.
+            OptionError: unusable.
         """
         same = isinstance(background, str) and background == "auto"
         return self.background if same else self._policy(background)
@@ -417,18 +410,27 @@ class Segmenter:
         # Words compete beside the model's own "none of these", where it has one: it may not know the words.
         return replace(policy, unknown=policy.unknown or default.unknown) if policy.words else policy
 
-    def _embed(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
+    def text_for(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
+        text = self.embed_text(labels, policy)
+        if not self._classifier.options.needs_image:
+            return text
+        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
+        return self._classifier.for_image(text, self.backbone.encode_image(pixels)[0].float())
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompt templates that are filled."""
+        return self._classifier.templates
+
+    def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        """Labels and background words as unit vectors; the last few vocabularies are kept."""
         key = (labels, policy)
         if key not in self._vocabularies:
             if len(self._vocabularies) >= KEPT_VOCABULARIES:
                 self._vocabularies.pop(next(iter(self._vocabularies)))
             self._vocabularies[key] = self._classifier.encode(labels, policy)
         return self._vocabularies[key]
-
-    def _image_feature(self, rgb: np.ndarray) -> torch.Tensor:
-        """(D,) of the whole image, by the model's own preprocessing."""
-        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
-        return self.backbone.encode_image(pixels)[0].float()
 
     def _present(
         self, scores: torch.Tensor, text: TextEmbeddings, labels: LabelSet
@@ -441,6 +443,19 @@ class Segmenter:
         found = present(scores, text.classes, len(labels), scale=scale, threshold=self.presence)[0]
         kept = (text.classes == NOTHING) | found[text.classes.clamp(min=0)]
         return kept, tuple(name for name, here in zip(labels.names, found.tolist(), strict=True) if not here)
+
+    def without_absent(
+        self, logp: torch.Tensor, classes: torch.Tensor, labels: LabelSet
+    ) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """Log probabilities (R, T) of regions without the classes that reach `presence` in none, and their names."""
+        if self.presence is None or not len(logp):
+            return logp, ()
+        best = torch.zeros(len(labels), device=logp.device)
+        owned = classes != NOTHING
+        best.scatter_reduce_(0, classes[owned], logp[:, owned].exp().amax(dim=0), "amax")
+        kept = ~owned | (best >= self.presence)[classes.clamp(min=0)]
+        absent = tuple(name for name, p in zip(labels.names, best.tolist(), strict=True) if p < self.presence)
+        return logp.masked_fill(~kept, -torch.inf).log_softmax(dim=1).nan_to_num(nan=-torch.inf), absent
 
     def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
         """What the user should know about these words, a sentence each."""

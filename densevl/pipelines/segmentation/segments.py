@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl.errors import LabelError
+from densevl.errors import ProposalError
 from densevl.images import keep_ratio_size, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes import Hints
@@ -41,16 +41,16 @@ class Segments:
             given: a tensor, an array, or a list of masks. size: (H, W) of the photo.
 
         Raises:
-            LabelError: another shape or type, no masks, or the size of another photo.
+            ProposalError: another shape or type, no masks, or the size of another photo.
         """
         try:
             array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
         except ValueError as error:
-            raise LabelError(f"regions cannot be read: {error}") from error
+            raise ProposalError(f"regions cannot be read: {error}") from error
         is_map = array.ndim == 2 and array.dtype.kind in "iu"
         is_masks = array.ndim == 3 and array.dtype.kind == "b" and len(array) > 0
         if not (is_map or is_masks) or array.shape[-2:] != tuple(size):
-            raise LabelError(
+            raise ProposalError(
                 f"regions are {array.dtype} {array.shape}; for this photo give an integer segment map {tuple(size)}, 0 "
                 f"where no segment is, or bool masks (M, {size[0]}, {size[1]})"
             )
@@ -86,8 +86,17 @@ class Segments:
             return self.ids[rows[:, None], cols][None]
         if self.masks is not None:
             return self.masks[:, rows[:, None], cols][None]
-        small, names = self.ids[rows[:, None], cols], self.ids.unique()
-        return (small == names[names > 0][:, None, None])[None]
+        return _each(self.ids[rows[:, None], cols], self.ids)[None]
+
+    def masks_array(self) -> np.ndarray:
+        """The segments as bool masks (M, H, W)."""
+        return (self.masks if self.masks is not None else _each(self.ids, self.ids)).numpy()
+
+
+def _each(ids: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """Where each segment of `of` lies in ids (h, w): bool (M, h, w)."""
+    names = of.unique()
+    return ids == names[names > 0][:, None, None]
 
 
 def proposer(spec: str | Proposer | None) -> Proposer | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import LabelError, suggest
+from densevl.errors import OptionError, suggest
 from densevl.proposals.base import Proposals
 from densevl.regions.operators.pull import pixel_boxes
 from densevl.regions.operators.trained import trained
@@ -51,7 +51,7 @@ def crop(
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        LabelError: an unknown fill or square.
+        OptionError: an unknown fill or square.
     """
     check(fill, FILLS, "fill")
     check(square, SQUARES, "square")
@@ -205,7 +205,7 @@ def check(given: str, allowed: tuple[str, ...], what: str) -> None:
     """Refuse an unknown option.
 
     Raises:
-        LabelError: it is not among those allowed.
+        OptionError: it is not among those allowed.
     """
     if given not in allowed:
-        raise LabelError(f"{what} is {given!r}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")
+        raise OptionError(f"{what} is {given!r}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")

@@ -35,6 +35,7 @@ def unit_features(
     windows: WindowGrid | None = None,
     recipe: str | Recipe | None = None,
     hints: Hints | None = None,
+    proxy_scope: str = "image",
 ) -> tuple[torch.Tensor, WindowGrid]:
     """Unit features of every token of every window, (Y, X, E) float32, and the grid they lie on.
 
@@ -52,7 +53,7 @@ def unit_features(
         )
     windows = windows or whole_image(pixels, backbone.patch_size)
     axes = torch.eye(backbone.embed_dim, device=backbone.device)
-    scores, grid = window_scores(backbone, pixels, axes, windows, recipe=chosen, hints=hints)
+    scores, grid = window_scores(backbone, pixels, axes, windows, recipe=chosen, hints=hints, proxy_scope=proxy_scope)
     return scores[0], grid
 
 
@@ -65,6 +66,7 @@ def pool(
     recipe: str | Recipe | None = None,
     power: float = 1.0,
     hints: Hints | None = None,
+    proxy_scope: str = "image",
 ) -> torch.Tensor:
     """Embed regions by the mean unit feature over their pixels.
 
@@ -72,7 +74,7 @@ def pool(
         pixels: (1, 3, H, W) normalised; masks: R masks of that photo, at any size.
         windows: where the tower looks; None is the whole image at once. recipe: None takes the model's default.
         power: weights of tokens are raised to it; above 1 favours the inside of a mask over its border.
-        hints: what the recipe reads besides the pixels.
+        hints: what the recipe reads besides the pixels. proxy_scope: as `window_scores` takes it.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
@@ -80,7 +82,7 @@ def pool(
     Raises:
         RecipeError: no features to pool; see `unit_features`.
     """
-    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints)
+    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints, proxy_scope)
     return F.normalize(token_means(features_YXE, grid, masks, power), dim=-1)
 
 
@@ -104,6 +106,7 @@ def roi(
     windows: WindowGrid | None = None,
     recipe: str | Recipe | None = None,
     hints: Hints | None = None,
+    proxy_scope: str = "image",
 ) -> torch.Tensor:
     """Embed the boxes of regions by RoIAlign of one cell on the map of unit features (CLIPSelf, ICLR 2024).
 
@@ -111,7 +114,7 @@ def roi(
     """
     from torchvision.ops import roi_align
 
-    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints)
+    features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints, proxy_scope)
     h, w = (max(1, side // backbone.patch_size) for side in pixels.shape[2:])
     plan = grid.plan(h, w)
     rows, cols = plan.rows.matrix.to(features_YXE), plan.cols.matrix.to(features_YXE)

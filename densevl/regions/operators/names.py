@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from densevl.errors import LabelError, ModelError, suggest
+from densevl.errors import ModelError, OptionError, suggest
 from densevl.regions.operators.alpha import alpha
 from densevl.regions.operators.crop import crop, crop_prompted
 from densevl.regions.operators.dense import pool, roi
@@ -67,14 +67,14 @@ def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, An
         options: keywords by operator, among which are the files of those that need trained weights.
 
     Raises:
-        LabelError: an unknown operator, one named twice, or a weight that is not above 0.
+        OptionError: an unknown operator, one named twice, or a weight that is not above 0.
         ModelError: it needs a file, and none is given.
     """
     names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
     for name in names:
         if name not in OPERATORS:
             known = ", ".join(OPERATORS)
-            raise LabelError(f"no region operator '{name}'{suggest(name, OPERATORS)}; known: {known}")
+            raise OptionError(f"no region operator '{name}'{suggest(name, OPERATORS)}; known: {known}")
         needed = OPERATORS[name].weights
         if needed and not (options or {}).get(name, {}).get("weights"):
             raise ModelError(
@@ -83,5 +83,5 @@ def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, An
             )
     found = dict.fromkeys(names, 1 / max(1, len(names))) if isinstance(spec, str) else dict(spec)
     if not found or len(found) < len(names) or not all(weight > 0 for weight in found.values()):
-        raise LabelError(f"operators {spec!r}: name at least one, each once, with a weight above 0")
+        raise OptionError(f"operators {spec!r}: name at least one, each once, with a weight above 0")
     return found

@@ -1,0 +1,190 @@
+"""Which values the settings of the pipelines may have: one table, asked before anything is loaded."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+import torch
+
+from densevl import devices
+from densevl.anomaly.scoring import Scoring
+from densevl.anomaly.states import States
+from densevl.anomaly.trained.adapters import Adapters
+from densevl.backbones import Backbone, InferenceProtocol, load_backbone
+from densevl.backbones.precision import PRECISIONS
+from densevl.backbones.proxies import DinoiserHeads, Proxy
+from densevl.errors import OptionError, suggest
+from densevl.fewshot import HEADS
+from densevl.inference.sliding import PROXY_SCOPES
+from densevl.inference.views import Views
+from densevl.recipes import Recipe
+from densevl.vocabulary import Background, TextOptions
+
+LEVELS = ("image", "region", "pixel")
+POOL_FIRST, NAME_FIRST = "pool_then_classify", "classify_then_pool"
+ORDERS = (POOL_FIRST, NAME_FIRST)
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a setting may be. Attributes: fits: tells; wants: the same in words; choices: names to suggest from."""
+
+    fits: Callable[[Any], bool]
+    wants: str
+    choices: tuple[str, ...] = ()
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _whole(value: Any, least: int = 1) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(entry, str) for entry in value)
+
+
+def _device(value: Any) -> bool:
+    return isinstance(value, (str, torch.device)) and bool(devices.choose(value))  # says itself why it cannot be used
+
+
+def _one_of(choices: Iterable[str]) -> Rule:
+    listed = tuple(choices)
+    return Rule(
+        lambda value: value in listed if isinstance(value, str) else False, f"one of {', '.join(listed)}", listed
+    )
+
+
+PATH = (str, os.PathLike)
+MODEL_FILE = Rule(_is(*PATH, Proxy, DinoiserHeads), "a name or path for load_proxy, or a loaded Proxy")
+SWITCH = Rule(_is(bool), "True or False")
+MAPPING = Rule(
+    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value), "a dict by name"
+)
+SHARE = Rule(lambda value: _number(value) and 0 < value <= 1, "a share above 0, up to 1")
+COUNT = Rule(_whole, "a whole number of at least 1")
+
+RULES: Mapping[str, Rule] = {
+    "model": Rule(_is(str, Backbone), "a name, such as 'mini', or a loaded Backbone"),
+    "weights": Rule(_is(*PATH), "the path of a checkpoint"),
+    "device": Rule(_device, "'cpu', 'cuda', ..."),
+    "precision": _one_of(PRECISIONS),
+    "recipe": Rule(_is(str, Recipe), "a name of densevl.recipes.names(), or a Recipe"),
+    "operator": Rule(_is(str, Mapping), "a name, such as 'pool+cls_mask', or weights by name"),
+    "scoring": Rule(_is(str, Scoring), "a name, such as 'winclip', or a Scoring"),
+    "head": _one_of(HEADS),
+    "level": _one_of(LEVELS),
+    "compat": SWITCH,
+    "use_cache": SWITCH,
+    "options": MAPPING,
+    "operator_options": MAPPING,
+    "templates": Rule(
+        lambda value: isinstance(value, str) or _strings(value), "a name, or a list of sentences with {}"
+    ),
+    "text": Rule(_is(TextOptions), "TextOptions"),
+    "background": Rule(
+        lambda value: value is None or isinstance(value, (str, Background)) or _number(value) or _strings(value),
+        "'none', a probability, words, or a Background",
+    ),
+    "presence": Rule(lambda value: _number(value) and 0 < value < 1, "a probability within 0..1"),
+    "protocol": Rule(_is(str, Mapping, InferenceProtocol), "a plan, fields to change, or an InferenceProtocol"),
+    "proxy": MODEL_FILE,
+    "proxy_scope": _one_of(PROXY_SCOPES),
+    "sam": MODEL_FILE,
+    "proposals": Rule(
+        lambda value: value is None or isinstance(value, str) or callable(value), "a name, or a function of the photo"
+    ),
+    "views": Rule(_is(str, Views), "a name, such as 'flip', or Views"),
+    "refine": Rule(lambda value: isinstance(value, str) or _strings(value), "names, such as 'pamr,vote'"),
+    "order": _one_of(ORDERS),
+    "second_look": Rule(_is(str), "the name of an operator"),
+    "second_share": SHARE,
+    "second_top": COUNT,
+    "margin": Rule(lambda value: _number(value) and 0 <= value < 1, "a probability, 0 for none"),
+    "item": Rule(lambda value: isinstance(value, str) and bool(value.strip()), "a noun, such as 'metal nut'"),
+    "states": Rule(_is(*PATH, Mapping, States), "a dict of phrases, a JSON file of one, or States"),
+    "size": Rule(_is(int, tuple, list), "a number of pixels, or a pair of height and width"),
+    "tile": Rule(_is(int), "a number of pixels"),
+    "adapters": Rule(_is(*PATH, Adapters), "Adapters of train_adapters, or their file"),
+    "coverage": SHARE,
+    "tokens": COUNT,
+}
+
+
+def checked(init: _Init) -> _Init:
+    """A constructor that looks its arguments up in `RULES` before it runs; what is left out is not asked.
+
+    Raises:
+        OptionError: a setting that does not exist, is given twice or is left out, or a value that it cannot have.
+    """
+    signature = inspect.signature(init)
+    known = [name for name in signature.parameters if name != "self"]
+
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **settings: Any) -> None:
+        unknown = next((name for name in settings if name not in known), None)
+        if unknown is not None:
+            raise OptionError(
+                f"{type(self).__name__} has no setting '{unknown}'{suggest(unknown, known)}; it has {', '.join(known)}"
+            )
+        try:
+            given = signature.bind(self, *args, **settings).arguments
+        except TypeError as error:
+            raise OptionError(f"{type(self).__name__} cannot be made so: {error}") from error
+        for name, value in given.items():
+            if name in RULES and value is not signature.parameters[name].default:
+                check(name, value)
+        init(self, *args, **settings)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def check(name: str, value: Any) -> None:
+    """Refuse a value that a setting cannot have.
+
+    Raises:
+        OptionError: with what it can have.
+    """
+    rule = RULES[name]
+    if not rule.fits(value):
+        near = suggest(value, rule.choices) if isinstance(value, str) else ""
+        raise OptionError(f"{name} is {_shown(value)}{near}; it must be {rule.wants}")
+
+
+def load(model: str | Backbone, weights: Any = None, device: Any = None, precision: str | None = None) -> Backbone:
+    """The model that four settings mean.
+
+    Raises:
+        OptionError: weights or a device for a model that is loaded already. ModelError, WeightsError,
+        MissingExtraError: it cannot be loaded, or not at this precision.
+    """
+    if isinstance(model, Backbone):
+        if weights is not None or device is not None:
+            raise OptionError("weights and device belong to loading; this backbone is loaded already, leave them out")
+        backbone = model
+    else:
+        backbone = load_backbone(model, weights, device=str(device) if device is not None else None)
+    return backbone if precision is None else backbone.at_precision(precision)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message quotes it: plain ones as they are, of others the type."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:37]}...")
+    return f"a {type(value).__name__}"
