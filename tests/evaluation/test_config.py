@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from densevl.cli import app
+from densevl.errors import RecipeError
 from densevl.evaluation import EvaluationError, Experiment
 from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.evaluation.config import LIMIT, load_experiment, parse_change
+from densevl.recipes import get
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 needs_mmengine = pytest.mark.skipif(find_spec("mmengine") is None, reason="mmengine is not installed")
@@ -123,6 +127,17 @@ def test_a_hostile_config_runs_no_code_and_is_one_line(name, folder) -> None:
     assert not list(folder.parent.rglob("ran"))
 
 
+@pytest.mark.parametrize("name", ["object", "module", "recipe that imports"])
+def test_the_hostile_configs_do_run_code_where_they_are_not_read_as_data(name, folder, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    found = yaml.unsafe_load(HOSTILE[name][1])
+    if "recipe" in found:
+        with pytest.raises(RecipeError):
+            get(found["recipe"])
+    assert (folder / "ran").exists()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -202,6 +217,7 @@ def test_a_trusted_program_runs_and_says_so(folder, caplog) -> None:
     with caplog.at_level(logging.WARNING):
         assert load_experiment("evil.py", {"seed": 1}, trust=True) == Experiment("voc21", limit=3, seed=1)
     assert [record.message for record in caplog.records] == ["config 'evil.py' is trusted, and run as a program"]
+    assert (folder / "ran").exists()
     (folder / "evil.py").write_text("dataset = 1 / 0\n")
     with pytest.raises(EvaluationError, match="cannot be read: division by zero") as caught:
         load_experiment("evil.py", trust=True)

@@ -15,6 +15,7 @@ from densevl.evaluation.analyses import Analysis
 from densevl.evaluation.predictors import Clock, Prediction
 from densevl.evaluation.report import analyses as analyses_report
 from densevl.evaluation.report import results as report
+from densevl.evaluation.report.charts import heat
 from densevl.evaluation.report.page import page
 
 EVIL = '<script>alert("1")</script>'
@@ -121,3 +122,9 @@ def test_a_page_shows_the_pictures_it_is_given(count) -> None:
 
 def test_a_name_that_is_no_text_in_utf8_is_written_too() -> None:
     assert b"\\udcff.png" in page("analyses", title="\udcff.png", analyses=[])
+
+
+def test_the_confusion_matrix_shows_classes_that_were_never_found() -> None:
+    matrix = np.array([[5, 0, 0, 2], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    texts = Reader(heat(matrix, ["cat", "dog", "cow", "nothing"])).texts
+    assert [texts.count(name) for name in ("cat", "dog", "cow", "nothing")] == [2, 2, 0, 1]

@@ -34,9 +34,10 @@ def bars(rows: Sequence[tuple[str, float | None]]) -> str:
 
 
 def heat(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """A confusion matrix, each row as shares of its sum; rows and columns that are all zero are left out."""
+    """A confusion matrix, each row as shares of its sum. Classes that occur have a row; these, and those that were
+    found, a column."""
     rows = [index for index in range(len(names)) if matrix[index].sum() > 0]
-    columns = [index for index in range(len(names)) if matrix[:, index].sum() > 0]
+    columns = [index for index in range(len(names)) if matrix[index].sum() + matrix[:, index].sum() > 0]
     if not rows or not columns:
         return ""
     cell, left, top = 22, 140, 120
