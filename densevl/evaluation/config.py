@@ -60,10 +60,13 @@ def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, 
             "add --trust-config (trust=True)"
         )
     settings = _run(path) if program else _Files(path).read(path.resolve())
-    if not trust and ":" in str(settings.get("recipe", "")):
-        raise EvaluationError(
-            f"config {shown(path)} names a recipe that is Python code: if you trust it, add --trust-config (trust=True)"
-        )
+    if not program and ":" in (recipe := str(settings.get("recipe", ""))):
+        if not trust:
+            raise EvaluationError(
+                f"config {shown(path)} names a recipe that is Python code, {shown(recipe)}: if you trust it, add "
+                "--trust-config (trust=True)"
+            )
+        _LOG.warning("config %s is trusted, and its recipe %s imported", shown(path), shown(recipe))
     return Experiment.parse(merged(settings, changes or {}))
 
 
