@@ -14,6 +14,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def parse_change(text: str) -> Settings:
     """
     name, sign, value = text.partition("=")
     try:
-        if not (sign and name.strip()):
-            raise ValueError("it has no field before a '='")
+        if not (sign and name.strip()) or len(value) > LIMIT:
+            raise ValueError("it has no field before a '=', or is too long")
         found = _plain(_yaml(value))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise EvaluationError(f"{shown(text)} is not FIELD=VALUE, such as limit=20: {_reason(error)}") from error
@@ -144,7 +145,7 @@ def _data(path: Path) -> Settings:
         content = file.read(LIMIT + 1)
     if len(content) > LIMIT:
         raise ValueError(f"it has more than {LIMIT:,} bytes")
-    found = _plain(read(content.decode()))
+    found = _plain(read(content.decode("utf-8-sig")))
     if not isinstance(found, dict):
         raise ValueError("it holds no fields with values")
     return found
@@ -192,53 +193,37 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core schema: null, true, false, numbers, text, lists, mappings."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # as the base class has it
-    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError("aliases (*name) are not read; write the value again")
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise ValueError("aliases (*name) and tags (!name) are not read")
         return super().compose_node(parent, index)
 
-
-def _pairs(loader: _Loader, node: Any) -> Settings:
-    return _unique(loader.construct_pairs(node, deep=True))
-
-
-_SCALARS: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
-    ("null", r"~|null|Null|NULL|", "~nN", lambda text: None),
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789", int),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789", float),
-)
-_TAG = "tag:yaml.org,2002:"
+    def construct_mapping(self, node: Any, deep: bool = False) -> Settings:
+        return _unique(self.construct_pairs(node, deep=True))
 
 
-def _refused(loader: _Loader, node: Any) -> None:
-    raise ValueError(f"tags are not read, and it has {shown(node.tag)}")
-
-
-_Loader.add_constructor(None, _refused)
-for _name, _form, _first, _make in _SCALARS:
-    _Loader.add_implicit_resolver(
-        _TAG + _name, re.compile(f"^(?:{_form})$"), [*_first, *([""] if _name == "null" else [])]
-    )
-    _Loader.add_constructor(_TAG + _name, lambda loader, node, make=_make: make(loader.construct_scalar(node)))
-_Loader.add_constructor(_TAG + "str", lambda loader, node: loader.construct_scalar(node))
-_Loader.add_constructor(_TAG + "seq", lambda loader, node: loader.construct_sequence(node, deep=True))
-_Loader.add_constructor(_TAG + "map", _pairs)
+for _name, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    ("int", r"[-+]?[0-9]+", [*"-+0123456789"]),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_form})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))  # 010 is ten
 
 
 def _yaml(text: str) -> Any:
-    if len(text) > LIMIT:
-        raise ValueError(f"it has more than {LIMIT:,} bytes")
     return _Loader(text).get_single_data()
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_unique)
-
-
-READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": _json, ".toml": tomllib.loads}
+READERS: dict[str, Callable[[str], Any]] = {
+    ".yaml": _yaml,
+    ".yml": _yaml,
+    ".json": partial(json.loads, object_pairs_hook=_unique),
+    ".toml": tomllib.loads,
+}
 """Endings of configs that are data, and what reads them."""
 
 
