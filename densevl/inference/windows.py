@@ -123,11 +123,12 @@ class WindowGrid:
             blend: where overlaps are averaged, "pixel" or "patch"; the latter rounds crop and stride down to patches.
 
         Raises:
-            ProtocolError: a crop, stride or side below 1, a stride that leaves gaps, or an unknown blend.
+            ProtocolError: a crop below a patch, a stride or side below 1, a stride that leaves gaps, or an unknown blend.
         """
-        if min(height, width) < 1 or (stride is not None and stride < 1) or (crop is not None and crop < 1):
+        if min(height, width) < 1 or (stride is not None and stride < 1) or (crop is not None and crop < patch):
             raise ProtocolError(
-                f"no windows of {crop} px every {stride} px on {height}x{width}; all must be at least 1"
+                f"no windows of {crop} px every {stride} px on {height}x{width}; a window holds at least one patch, "
+                f"{patch} px, and all else is at least 1"
             )
         if crop is not None and stride is not None and stride > crop and max(height, width) > crop:
             raise ProtocolError(
