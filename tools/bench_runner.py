@@ -28,7 +28,7 @@ from PIL import Image
 from densevl import Segmenter
 from densevl.benchmarking.random_model import random_model
 from densevl.evaluation import Experiment, Predictor, open_dataset, run
-from densevl.evaluation.benchmarks.datasets import Dataset
+from densevl.evaluation.benchmarks.base import Dataset
 from densevl.evaluation.report import results as report
 from densevl.images import read_image, resize
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densevl.evaluation import papers
-from densevl.evaluation.benchmarks.check import expected_images, files_of, known
+from densevl.evaluation.benchmarks.table import BENCHMARKS as SETS
 from densevl.recipes.catalogue.published import BENCHMARKS
 from tools.recipes.readme import replaced
 
@@ -19,11 +19,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 def datasets() -> str:
     """A row a benchmark and task."""
     lines = ["| name | task | files below its folder | images |", "|---|---|---|---|"]
-    for name, tasks in known().items():
-        for task in tasks:
-            files = "; ".join(f"`{part}`" for part in files_of(name, task))
-            count = expected_images(name, task)
-            lines.append(f"| {name} | {task} | {files} | {'' if count is None else f'{count:,}'} |")
+    for (name, task), own in SETS.items():
+        files = "; ".join(f"`{part}`" for part in own.files)
+        lines.append(f"| {name} | {task} | {files} | {'' if own.expected is None else f'{own.expected:,}'} |")
     return "\n".join(lines)
 
 

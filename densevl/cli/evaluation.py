@@ -16,7 +16,7 @@ from densevl.cli.shared import one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
     from densevl.evaluation import Experiment
-    from densevl.evaluation.runner import Outcome
+    from densevl.evaluation.outcome import Outcome
 
 eval_app = typer.Typer(
     no_args_is_help=True, help="Measure a model on a benchmark, compare recipes, look behind a score."
@@ -79,12 +79,10 @@ WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 @one_line_errors
 def list_benchmarks(as_json: Json = False) -> None:
     """List the benchmarks that densevl reads, with their tasks and the files that they need."""
-    from densevl.evaluation.benchmarks.check import files_of, known
+    from densevl.evaluation import BENCHMARKS
 
-    for name, tasks in known().items():
-        for task in tasks:
-            files = files_of(name, task)
-            _say({"name": name, "task": task, "files": files}, f"{name} ({task}): {'; '.join(files)}", as_json)
+    for (name, task), own in BENCHMARKS.items():
+        _say({"name": name, "task": task, "files": own.files}, f"{name} ({task}): {'; '.join(own.files)}", as_json)
 
 
 @eval_app.command()
@@ -190,8 +188,7 @@ def run(
 
     import torch
 
-    from densevl.evaluation import distributed
-    from densevl.evaluation.evaluate import evaluate
+    from densevl.evaluation import distributed, evaluate
 
     if threads:
         torch.set_num_threads(threads)
@@ -292,21 +289,20 @@ def analyse(
 @one_line_errors
 def anomaly(
     dataset: Annotated[str, typer.Argument(help="mvtec (any folder in that layout), visa, mtd, ksdd2.")],
-    root: Annotated[Path, typer.Option(help="Its folder.")],
+    root: Root = None,
     model: options.Model = "auto",
     scoring: str = "winclip",
     shots: Annotated[int, typer.Option(help="Flawless training images to learn from, the first by name.")] = 0,
     out: options.Out = OUT,
 ) -> None:
     """Evaluate anomaly detection on every category of a benchmark."""
-    from densevl.evaluation import anomaly_run
-    from densevl.evaluation.benchmarks.anomaly import open_anomaly
+    from densevl.evaluation import Experiment, evaluate
 
-    found = open_anomaly(dataset, root)
-    rows = anomaly_run.evaluate_anomaly(found, anomaly_run.detectors(model, scoring=scoring), shots=shots)
-    facts = {"dataset": dataset, "model": model, "scoring": scoring, "shots": shots, "note": found.note}
-    anomaly_run.write(rows, out, facts)
-    stdout().print(escape(anomaly_run.markdown(rows)))
+    place = None if root is None else str(root)
+    experiment = Experiment(dataset, place, task="anomaly", model=model, scoring=scoring, shots=shots)
+    outcome, files = evaluate(experiment, out)
+    stdout().print(escape(outcome.table()))
+    stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")
 
 
 def _experiment(ctx: typer.Context) -> Experiment:

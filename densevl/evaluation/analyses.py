@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.errors import EvaluationError, OptionError, suggest
+from densevl.evaluation.benchmarks.base import SEMANTIC, Dataset, Sample
 from densevl.evaluation.benchmarks.class_lists import class_list
-from densevl.evaluation.benchmarks.datasets import Dataset, Sample
 from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.metrics.confusion import Counts, confusion, measures, per_class
 from densevl.evaluation.predictors import Predictor
+from densevl.evaluation.tasks.table import task_of
 from densevl.vocabulary import LabelSet
 
 Show = Callable[[str], None]
@@ -186,17 +187,17 @@ def analyse(
         A title, and the analyses.
 
     Raises:
-        OptionError: an unknown analysis, or another task. DensevlError: as `Experiment.predictor` and the analyses.
+        OptionError: an unknown analysis, or another task. DensevlError: as `Task.predictor` and the analyses.
     """
     for name in only or ():
         if name not in NAMES:
             raise OptionError(f"no analysis '{name}'{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
-    if experiment.task != "semantic":
+    if experiment.task != SEMANTIC:
         raise OptionError(f"analyses go with task semantic, not with task {experiment.task}")
     dataset: Any = experiment.open()
     wanted = only or [name for name in NAMES if name != "background" or dataset.classes.background]
     words = LabelSet.parse(distractors).names if distractors else class_list("ade150").names
-    predictor: Any = experiment.predictor(dataset)
+    predictor: Any = task_of(experiment, dataset).predictor()
     run: dict[str, Callable[[], Analysis]] = {
         "vocabulary": lambda: vocabulary_expansion(predictor, dataset, words, show=show),
         "background": lambda: background_reliance(predictor, dataset, show=show),

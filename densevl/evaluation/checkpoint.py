@@ -1,67 +1,82 @@
-"""Counts of a run on disk, so that a killed run goes on where it was.
+"""Where a run resumes: what it counted and kept, in files that a later run adds up.
 
-Every process writes a file of its own, whole or not at all; a later run adds up all files it finds and does what is not
-yet done. Counts are integers, so the order in which they are added does not matter.
+Every process writes files of its own, whole or not at all. Counts are integers, so the order in which they are added
+does not matter. What cannot be added up, such as the detections of every image, lies in shard files beside them: a
+shard holds the images between two savings and is written before the counts that say they are done. A run killed in
+between leaves a shard whose images its counts do not have: they are done again, and the stray lines are not read.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from densevl import fitted
 from densevl.errors import EvaluationError
+from densevl.evaluation import distributed
 from densevl.files import atomic_write, shown
+
+STATE = "state"
+SHARD = ".jsonl"
+Identity = Mapping[str, Any]
+"""Everything but the images that decides what is counted, as JSON."""
+AllCounts = dict[str, npt.NDArray[np.int64]]
 
 
 @dataclass(eq=False)
 class State:
-    """Attributes:
-    fingerprint: of the experiment; done: bool (N,), which images are counted.
-    ranking: float64 (N,), the score of each image by itself; 0 where not done.
-    counts: int64 arrays by measure.
+    """What was counted.
+
+    Attributes:
+        identity: of the experiment. files: uint64 (N,), see `Dataset.digests`.
+        done: bool (N,), which images are counted.
+        ranking: float64 (N,), the score of each image by itself; 0 where not done. counts: int64 arrays by measure.
     """
 
-    fingerprint: str
+    identity: Identity
+    files: npt.NDArray[np.uint64]
     done: npt.NDArray[np.bool_]
     ranking: npt.NDArray[np.float64]
-    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    counts: AllCounts
 
     @classmethod
-    def empty(cls, fingerprint: str, images: int, counts: dict[str, npt.NDArray[np.int64]]) -> State:
+    def empty(cls, identity: Identity, files: npt.NDArray[np.uint64], counts: AllCounts) -> State:
         """Nothing done yet; counts of no image."""
-        return cls(fingerprint, np.zeros(images, bool), np.zeros(images), counts)
+        return cls(identity, files, np.zeros(len(files), bool), np.zeros(len(files)), dict(counts))
 
-    def add(self, index: int, counts: dict[str, npt.NDArray[np.int64]], ranking: float) -> None:
+    def add(self, index: int, counts: AllCounts, ranking: float) -> None:
         """Count an image."""
         self.done[index], self.ranking[index] = True, ranking
         for name, array in counts.items():
-            self.counts[name] += array
+            self.counts[name] = self.counts[name] + array
 
     def merge(self, other: State) -> None:
         """Add what another process counted.
 
         Raises:
-            EvaluationError: another experiment, or an image counted twice.
+            EvaluationError: an image counted twice.
         """
-        if other.fingerprint != self.fingerprint:
-            raise EvaluationError("the saved state belongs to another experiment; name a new work folder")
         if (self.done & other.done).any():
             raise EvaluationError("the saved state counts an image twice; remove its 'state' folder")
-        self.done |= other.done
+        self.done = self.done | other.done
         self.ranking = np.where(other.done, other.ranking, self.ranking)
         for name, array in other.counts.items():
-            self.counts[name] = self.counts[name] + array if name in self.counts else array.copy()
+            self.counts[name] = self.counts[name] + array
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         arrays = {f"count/{name}": array for name, array in self.counts.items()}
-        np.savez(buffer, done=self.done, ranking=self.ranking, fingerprint=np.array(self.fingerprint), **arrays)  # type: ignore[arg-type]
+        identity = np.array(json.dumps(self.identity, default=str))
+        np.savez(buffer, identity=identity, files=self.files, done=self.done, ranking=self.ranking, **arrays)  # type: ignore[arg-type]
         atomic_write(path, buffer.getvalue())
 
     @classmethod
@@ -74,6 +89,111 @@ class State:
         try:
             with np.load(path, allow_pickle=False) as file:
                 counts = {name.removeprefix("count/"): file[name] for name in file.files if name.startswith("count/")}
-                return cls(str(file["fingerprint"]), file["done"], file["ranking"], counts)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                return cls(json.loads(str(file["identity"])), file["files"], file["done"], file["ranking"], counts)
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise EvaluationError(f"{shown(path)} is no saved state ({error}); remove it to start anew") from error
+
+
+class Checkpoint:
+    """The state of a run, in a folder that earlier runs may have written to, or in memory alone.
+
+    Attributes:
+        before: what earlier runs counted. now: what this process counted.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        identity: Identity,
+        keys: Sequence[str],
+        files: npt.NDArray[np.uint64],
+        zeros: AllCounts,
+    ) -> None:
+        """Read what earlier runs left, and wait until all processes have.
+
+        Args:
+            folder: gets a file for each process and run; None keeps nothing. keys: of the images.
+
+        Raises:
+            EvaluationError: a file is damaged, or counts of another experiment; the message says what differs.
+        """
+        self.before, self.now = State.empty(identity, files, zeros), State.empty(identity, files, zeros)
+        for path in sorted(folder.glob("*.npz")) if folder is not None else ():
+            part = State.load(path)
+            if told := _other(part, self.before, keys):
+                raise EvaluationError(
+                    f"{shown(path.parent)} holds counts of another experiment: {told}; "
+                    "give another work folder (--out), or forget them (--fresh)"
+                )
+            self.before.merge(part)
+        self.path = folder / _file_name(folder) if folder is not None else None
+        self._lines: list[str] = []
+        self._shards = 0
+        distributed.barrier()  # nobody writes before everybody has read and named its file
+
+    def add(self, index: int, counts: AllCounts, ranking: float, kept: Any = None) -> None:
+        """Count an image; `kept`, anything that JSON holds, is kept with it."""
+        self.now.add(index, counts, ranking)
+        if kept is not None:
+            self._lines.append(json.dumps([index, kept]) + "\n")
+
+    def so_far(self) -> AllCounts:
+        """Counts of earlier runs and of this process."""
+        return {name: array + self.now.counts[name] for name, array in self.before.counts.items()}
+
+    def save(self) -> None:
+        """Write what came since the last call, shards first: counts must not name an image whose shard is not there."""
+        if self.path is None or not self.now.done.any():
+            return
+        if self._lines:
+            atomic_write(self.path.with_suffix(f".{self._shards:05d}{SHARD}"), "".join(self._lines).encode())
+            self._shards, self._lines = self._shards + 1, []
+        self.now.save(self.path)
+
+    def total(self) -> tuple[State, int]:
+        """What all processes and earlier runs counted, and how many images all processes did; once all have saved."""
+        now = self.now
+        counts = {name: distributed.summed(array) for name, array in now.counts.items()}
+        total = State(now.identity, now.files, distributed.summed(now.done), distributed.summed(now.ranking), counts)
+        images = int(total.done.sum())
+        total.merge(self.before)
+        distributed.barrier()
+        return total, images
+
+    def kept(self) -> dict[int, Any]:
+        """Everything kept by all processes and earlier runs of the folder, by image.
+
+        Raises:
+            EvaluationError: a shard is damaged or missing.
+        """
+        if self.path is None:
+            return dict(sorted((json.loads(line) for line in self._lines), key=lambda pair: pair[0]))
+        found: dict[int, Any] = {}
+        for path in sorted(self.path.parent.glob("*.npz")):
+            done = State.load(path).done
+            for shard in sorted(path.parent.glob(f"{path.stem}.*{SHARD}")):
+                found |= {index: content for index, content in _read(shard) if done[index]}
+        return dict(sorted(found.items()))
+
+
+def _other(old: State, new: State, keys: Sequence[str]) -> str:
+    """What makes an old state another experiment than a new one, "" where it is none."""
+    if differing := fitted.differing(old.identity, new.identity):
+        return differing
+    changed = np.flatnonzero(old.done & (old.files != new.files))
+    if not changed.size:
+        return ""
+    return f"{changed.size} of the images counted, or their labels, are others now, '{keys[changed[0]]}' the first"
+
+
+def _file_name(folder: Path) -> str:
+    """A name no earlier run has: its number among runs, and the rank."""
+    runs = {int(path.name.split("-")[0]) for path in folder.glob("*-*.npz")} if folder.exists() else set()
+    return f"{max(runs, default=0) + 1:04d}-{distributed.rank():04d}.npz"
+
+
+def _read(path: Path) -> list[tuple[int, Any]]:
+    try:
+        return [(int(index), content) for index, content in map(json.loads, path.read_text("utf-8").splitlines())]
+    except (OSError, ValueError, TypeError) as error:
+        raise EvaluationError(f"{shown(path)} is damaged ({error}); remove the 'state' folder to start anew") from error

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from densevl.evaluation import distributed
-from densevl.evaluation.evaluate import evaluate
 from densevl.evaluation.experiment import Experiment
-from densevl.evaluation.runner import Outcome
+from densevl.evaluation.outcome import Outcome
+from densevl.evaluation.runner import evaluate
 from densevl.files import atomic_write
 from densevl.recipes import get
 

@@ -1,36 +1,39 @@
-"""`Experiment`: everything an evaluation depends on, as plain data with a fingerprint."""
+"""`Experiment`: what is asked of an evaluation, as plain data."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from densevl import digest
 from densevl.errors import EvaluationError, suggest
 from densevl.evaluation import papers
+from densevl.evaluation.benchmarks.base import ANOMALY, INSTANCE, PANOPTIC, SEMANTIC, TASKS, Dataset
 from densevl.evaluation.benchmarks.class_lists import DISPLAY
-from densevl.evaluation.benchmarks.coco import RegionDataset, open_regions
-from densevl.evaluation.benchmarks.datasets import Dataset, open_dataset
-from densevl.evaluation.metrics.semantic import MEASURES
-from densevl.evaluation.predictors import Predictor
-from densevl.evaluation.region_predicting import TRUTH, RegionPredictor
-from densevl.evaluation.region_tasks import InstanceTask, PanopticTask
-from densevl.evaluation.tasks import INSTANCE, SEMANTIC, TASKS, SemanticTask, Task
+from densevl.evaluation.benchmarks.table import benchmark
 from densevl.files import shown
-from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import NAMES as PROPOSERS
-from densevl.vocabulary import TextOptions
 
-AnyDataset = Dataset | RegionDataset
-AnyPredictor = Predictor | RegionPredictor
-RESOLVE = {"instance": ("top", "threshold", "iou", "metric", "parts"), "panoptic": ("threshold", "visible")}
+MEASURES = ("iou", "boundary", "calibration", "structure")
+TRUTH = "truth"
+"""Proposals that are the true masks: what naming alone would reach."""
+RESOLVE = {INSTANCE: ("top", "threshold", "iou", "metric", "parts"), PANOPTIC: ("threshold", "visible")}
 """Keywords of `RegionResult.instances` and `.panoptic`."""
+_REGIONS, _WORDS = (INSTANCE, PANOPTIC), (SEMANTIC, INSTANCE, PANOPTIC)
+_PLACES = ("root", "weights", "device")
+_ONE_WAY = (
+    *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "regions", "views"),
+    *("templates", "text", "presence", "precision", "compat", "proxy_scope"),
+)
+"""Fields that a paper says once and for all."""
+
+
+def _of(*tasks: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
+    """A field that goes with some tasks only."""
+    return field(default=default, default_factory=factory, metadata={"tasks": tasks})
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Experiment:
     """A benchmark, a model, a recipe, and how they meet.
 
     Attributes:
-        dataset, root, variant: as `open_dataset` takes them, `open_regions` for the tasks over regions.
-        task: "semantic", "instance" or "panoptic".
+        dataset, root, variant: as `open_dataset` takes them.
+        task: "semantic", "instance", "panoptic" or "anomaly".
         model, weights, recipe, proxy, sam, regions, views, refine, templates, presence, precision, device: as
             `Segmenter` takes them.
         text: keywords of `TextOptions`; descriptors may be a file.
@@ -52,79 +55,62 @@ class Experiment:
         measures: of `MEASURES`, for task semantic; "iou" is always taken. boundary_ratio: see `boundary`.
         proposals, operator: as `RegionClassifier` takes them, for tasks over regions; proposals "truth" are the true
             masks, so that only the naming is judged. resolve: keywords of `RegionResult.instances` or `.panoptic`.
+        scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
+            are learned from, the first by name. options: further keywords of `AnomalyDetector`.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
     dataset: str
     root: str | None = None
-    variant: str = ""
+    variant: str = _of(SEMANTIC, default="")
     model: str = "auto"
     weights: str | None = None
-    recipe: str | None = None
+    recipe: str | None = _of(*_WORDS, default=None)
     proxy: str | None = None
-    sam: str | None = None
-    regions: str | None = None
-    views: str | None = None
-    refine: str | None = None
-    templates: str | None = None
-    text: Mapping[str, Any] = field(default_factory=dict)
-    presence: float | None = None
-    precision: str | None = None
+    sam: str | None = _of(*_WORDS, default=None)
+    regions: str | None = _of(SEMANTIC, default=None)
+    views: str | None = _of(*_WORDS, default=None)
+    refine: str | None = _of(SEMANTIC, default=None)
+    templates: str | None = _of(*_WORDS, default=None)
+    text: Mapping[str, Any] = _of(SEMANTIC, factory=dict)
+    presence: float | None = _of(*_WORDS, default=None)
+    precision: str | None = _of(SEMANTIC, default=None)
     device: str | None = None
-    compat: bool | None = None
-    proxy_scope: str | None = None
-    protocol: Mapping[str, Any] = field(default_factory=dict)
-    strings: str = DISPLAY
-    background: str | float = "auto"
-    min_share: float = 0.0
-    paper: bool = False
-    measures: tuple[str, ...] = ("iou", "calibration")
-    boundary_ratio: float = 0.02
+    compat: bool | None = _of(*_WORDS, default=None)
+    proxy_scope: str | None = _of(*_WORDS, default=None)
+    protocol: Mapping[str, Any] = _of(*_WORDS, factory=dict)
+    strings: str = _of(*_WORDS, default=DISPLAY)
+    background: str | float = _of(*_WORDS, default="auto")
+    min_share: float = _of(SEMANTIC, default=0.0)
+    paper: bool = _of(SEMANTIC, default=False)
+    measures: tuple[str, ...] = _of(SEMANTIC, default=("iou", "calibration"))
+    boundary_ratio: float = _of(SEMANTIC, default=0.02)
     task: str = SEMANTIC
-    proposals: str = "mini-sam"
-    operator: str | None = None
-    resolve: Mapping[str, Any] = field(default_factory=dict)
+    proposals: str = _of(*_REGIONS, default="mini-sam")
+    operator: str | None = _of(*_REGIONS, default=None)
+    resolve: Mapping[str, Any] = _of(*_REGIONS, factory=dict)
+    scoring: str = _of(ANOMALY, default="winclip")
+    shots: int = _of(ANOMALY, default=0)
+    options: Mapping[str, Any] = _of(ANOMALY, factory=dict)
     limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
             object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
-        if self.task not in TASKS:
-            raise EvaluationError(f"no task '{self.task}'{suggest(self.task, TASKS)}; there are {', '.join(TASKS)}")
-        if self.task != SEMANTIC:
-            self._check_regions()
-        object.__setattr__(self, "measures", tuple(dict.fromkeys(("iou", *self.measures))))
+        _one_of("task", self.task, TASKS)
+        for entry in fields(self):
+            tasks = entry.metadata.get("tasks", TASKS)
+            if self.task not in tasks and getattr(self, entry.name) != _usual(entry):
+                raise EvaluationError(
+                    f"{entry.name} goes with task {' or '.join(tasks)}, not with task {self.task}; leave it out"
+                )
+        object.__setattr__(self, "measures", tuple(dict.fromkeys((MEASURES[0], *self.measures))))
         for name in self.measures:
-            if name not in MEASURES:
-                raise EvaluationError(f"no measure '{name}'{suggest(name, MEASURES)}; there are {', '.join(MEASURES)}")
-
-    def _check_regions(self) -> None:
-        """Refuse what a task over regions has no use for, before anything is loaded."""
-        allowed = (TRUTH, *PROPOSERS)
-        if self.proposals not in allowed:
-            raise EvaluationError(
-                f"no proposals '{self.proposals}'{suggest(self.proposals, allowed)}; there are {', '.join(allowed)}"
-            )
-        given = (
-            "paper",
-            "variant",
-            "min_share",
-            "sam",
-            "regions",
-            "views",
-            "refine",
-            "text",
-            "presence",
-            "precision",
-            "compat",
-            "proxy_scope",
-        )
-        if useless := [name for name in given if getattr(self, name)]:
-            raise EvaluationError(f"{useless[0]} goes with task semantic, not with task {self.task}; leave it out")
+            _one_of("measure", name, MEASURES)
+        _one_of("proposals", self.proposals, (TRUTH, *PROPOSERS))
         for name in self.resolve:
-            if name not in RESOLVE[self.task]:
-                own = RESOLVE[self.task]
+            if name not in (own := RESOLVE[self.task]):
                 raise EvaluationError(
                     f"task {self.task} has no '{name}' to resolve by{suggest(name, own)}; it has {', '.join(own)}"
                 )
@@ -158,7 +144,7 @@ class Experiment:
                 f"the protocol of '{self.recipe}' on '{self.dataset}' is not known completely; "
                 f"it is for {', '.join(papers.known())}; leave paper out and set protocol, strings and background"
             )
-        usual = {entry.name: entry.default for entry in fields(self)}
+        usual = {entry.name: _usual(entry) for entry in fields(self)}
         own = {name: found[name] for name in ("strings", "background", "min_share")}
         own |= {"compat": True, "proxy_scope": "window"}
         taken = {name: value for name, value in own.items() if getattr(self, name) == usual[name]}
@@ -168,74 +154,31 @@ class Experiment:
     @property
     def published(self) -> float | None:
         """The paper's mIoU in per cent, if this is the paper's model, protocol and whole split; else None."""
-        if self.task != SEMANTIC:
-            return None
         if not self.paper or self.limit is not None:
             return None
-        own: dict[str, Any] = {
-            "protocol": {},
-            "strings": DISPLAY,
-            "background": "auto",
-            "min_share": 0.0,
-            "variant": "",
-        }
-        same = ("weights", "proxy", "sam", "regions", "views", "templates", "presence", "precision")
-        own |= {**dict.fromkeys((*same, "compat", "proxy_scope")), "text": {}}
-        if self.resolved() != replace(self, **own).resolved():
+        usual = {entry.name: _usual(entry) for entry in fields(self) if entry.name in _ONE_WAY}
+        if self.resolved() != replace(self, **usual).resolved():
             return None
         return papers.published(self.recipe or "", self.dataset, self.model, self.refine or "")
 
-    def open(self) -> AnyDataset:
+    def open(self) -> Dataset:
         """The dataset, cut to `limit`."""
-        if self.task != SEMANTIC:
-            return open_regions(self.dataset, self.task, self.root).subset(self.limit)
-        return open_dataset(self.dataset, self.root, variant=self.variant).subset(self.limit)
-
-    def judge(self, dataset: AnyDataset) -> Task:
-        """What is counted on the dataset."""
-        if isinstance(dataset, Dataset):
-            return SemanticTask(dataset.names, self.measures, self.boundary_ratio)
-        kind = InstanceTask if self.task == INSTANCE else PanopticTask
-        return kind(dataset, self.resolve)
-
-    def predictor(self, dataset: AnyDataset, *, device: str | None = None) -> AnyPredictor:
-        """Load the model."""
-        import numpy as np
-        import torch
-
-        torch.manual_seed(self.seed)
-        np.random.seed(self.seed)
-        full = self.resolved()
-        common: dict[str, Any] = {
-            "weights": full.weights,
-            "templates": full.templates,
-            "protocol": dict(full.protocol),
-            "proxy": full.proxy,
-            "device": device or full.device,
-        }
-        own: dict[str, Any] = {"strings": full.strings, "background": full.background}
-        if self.task != SEMANTIC:
-            propose = None if full.proposals == TRUTH else full.proposals
-            classifier = RegionClassifier(full.model, full.operator, recipe=full.recipe, proposals=propose, **common)
-            return RegionPredictor(classifier, dataset.classes, proposals=full.proposals, **own)
-        parts: dict[str, Any] = {"sam": full.sam, "proposals": full.regions, "views": full.views, "refine": full.refine}
-        parts |= {"text": TextOptions.parse(full.text or None), "presence": full.presence}
-        parts |= {"compat": bool(full.compat), "proxy_scope": full.proxy_scope or "image"}
-        recipe = papers.recipe(full.recipe, full.dataset) if full.paper and full.recipe else full.recipe
-        segmenter = Segmenter(full.model, recipe, precision=full.precision, **common, **parts)
-        return Predictor(segmenter, dataset.classes, min_share=full.min_share, **own)
+        return benchmark(self.dataset, self.task).open(self.root, self.variant).subset(self.limit)
 
     def facts(self) -> dict[str, Any]:
-        """All settings after `resolved`, ready for JSON; where files lie and the model runs is left out."""
-        facts = asdict(self.resolved())
-        return {name: value for name, value in facts.items() if name not in ("root", "device")}
+        """The settings of its task after `resolved`, ready for JSON; where files lie and the model runs is left out."""
+        own = {entry.name for entry in fields(self) if self.task in entry.metadata.get("tasks", TASKS)}
+        return {name: value for name, value in asdict(self.resolved()).items() if name in own.difference(_PLACES)}
 
-    def fingerprint(self, dataset: AnyDataset) -> str:
-        """Changes with anything that could change a count: settings, files of the dataset, classes."""
-        text = json.dumps(
-            [self.facts(), dataset.names, [item.key for item in dataset.items]], sort_keys=True, default=str
-        )
-        return digest.of_text(text)[:16]
+
+def _usual(entry: Field[Any]) -> Any:
+    """What a field is when nothing is given."""
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise EvaluationError(f"no {what} '{value}'{suggest(value, allowed)}; there are {', '.join(allowed)}")
 
 
 _KINDS = {

@@ -1,28 +1,32 @@
-"""From a segmenter to label maps in a benchmark's own class indices."""
+"""From a pipeline to predictions in a benchmark's own classes: of pixels, of regions, and of damage."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from densevl import digest
+from densevl.anomaly.result import AnomalyResult
+from densevl.backbones import Backbone
 from densevl.errors import EvaluationError
+from densevl.evaluation.benchmarks.anomaly import AnomalyDataset
+from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.benchmarks.class_lists import DISPLAY, ClassList
+from densevl.evaluation.benchmarks.coco import Objects
+from densevl.evaluation.experiment import TRUTH
 from densevl.inference import decode
+from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
+from densevl.proposals import Proposals
+from densevl.regions.result import RegionResult
 from densevl.vocabulary import LabelSet
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """Attributes: labels int16 (H, W), class index, -1 for nothing; confidence float32 (H, W), 0..1."""
-
-    labels: npt.NDArray[np.int16]
-    confidence: npt.NDArray[np.float32]
 
 
 @dataclass
@@ -36,6 +40,14 @@ class Clock:
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - since
         return now
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Attributes: labels int16 (H, W), class index, -1 for nothing; confidence float32 (H, W), 0..1."""
+
+    labels: npt.NDArray[np.int16]
+    confidence: npt.NDArray[np.float32]
 
 
 class Predictor:
@@ -71,19 +83,8 @@ class Predictor:
         return other
 
     def facts(self) -> dict[str, Any]:
-        """What was really used, ready for JSON: names that an experiment may leave to the model's defaults."""
-        segmenter = self.segmenter
-        return {
-            "model": segmenter.backbone.name,
-            "recipe": segmenter.recipe.name if segmenter.recipe is not None else None,
-            "protocol": asdict(segmenter.protocol),
-            "precision": segmenter.backbone.precision,
-            "background": str(self.policy),
-            "strings": len(self.labels.queries),
-            "proxy": segmenter.proxy.name if segmenter.proxy is not None else None,
-            "compat": segmenter.compat,
-            "proxy_scope": segmenter.proxy_scope,
-        }
+        """What was really used, ready for JSON."""
+        return _facts(self.segmenter, self.segmenter.recipe, self.policy, self.labels)
 
     def __call__(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
         """Label an image."""
@@ -112,3 +113,115 @@ class Predictor:
             labels = labels + np.int16(1)  # nothing, -1, is background, 0
         self.clock.add("decide", since)
         return Prediction(labels, confidence)
+
+
+class RegionPredictor:
+    """A region classifier, a class list and a background rule; call it with a sample."""
+
+    def __init__(
+        self,
+        classifier: RegionClassifier,
+        classes: ClassList,
+        *,
+        strings: str = DISPLAY,
+        background: BackgroundSpec = "auto",
+        proposals: str = "",
+    ) -> None:
+        """Args: strings: a variant of the class list; proposals: the proposer's name, or "truth".
+
+        Raises:
+            LabelError: unknown strings or background.
+        """
+        self.classifier, self.classes, self.proposals = classifier, classes, proposals
+        self.labels = classes.labels(strings)
+        self.policy = classifier.policy(background)
+        self.clock = Clock()
+
+    def facts(self) -> dict[str, Any]:
+        """What was really used, ready for JSON."""
+        found = _facts(self.classifier, self.classifier.recipe, self.policy, self.labels)
+        return found if found["proposals"] is not None else {**found, "proposals": self.proposals}
+
+    def __call__(self, sample: Sample, resolve: Callable[[RegionResult], Any]) -> Any:
+        """Name the regions of an image and make of them what `resolve` does.
+
+        Raises:
+            DensevlError: as `RegionClassifier`.
+        """
+        since = time.perf_counter()
+        given = true_masks(sample) if self.proposals == TRUTH else None
+        result = self.classifier(sample.image, self.labels, regions=given, background=self.policy)
+        since = self.clock.add("score", since)
+        found = resolve(result)
+        self.clock.add("decide", since)
+        return found
+
+
+class AnomalyPredictor:
+    """A detector a category, all on one model; call it with a sample.
+
+    A category's detector is named after it, and learns from its first flawless images when its first image comes; it is
+    let go when another category's comes.
+    """
+
+    def __init__(
+        self, dataset: AnomalyDataset, backbone: Backbone, scoring: str, *, shots: int = 0, **more: Any
+    ) -> None:
+        """Args: shots: how many images are learned from; more: keywords of `AnomalyDetector`.
+
+        Raises:
+            EvaluationError: fewer training images than shots. DensevlError: as `AnomalyDetector`.
+        """
+        self.dataset, self.shots = dataset, shots
+        self.clock = Clock()
+        self._make = lambda item: AnomalyDetector(backbone, scoring, item=item, **more)
+        self._category, self._detector = "", self._make("object")
+        self._facts = self._detector.facts()
+        for category in dataset.names:
+            dataset.references(category, shots)
+
+    def facts(self) -> dict[str, Any]:
+        """What was really used, ready for JSON."""
+        fitted = ("item", "masked", "memory", "spread", "thresholds")
+        found = {name: value for name, value in self._facts.items() if name not in fitted}
+        learned = [item for name in self.dataset.names for item in self.dataset.references(name, self.shots)]
+        files = digest.of_text(*(digest.of_file(item.image) for item in learned)) if learned else None
+        return {**found, "recipe": None, "shots": self.shots, "references": files}
+
+    def __call__(self, sample: Sample) -> AnomalyResult:
+        """Score an image by the detector of its category."""
+        since = time.perf_counter()
+        category = sample.item.category
+        if category != self._category:
+            self._category, self._detector = category, self._make(category.replace("_", " "))
+            if learned := self.dataset.references(category, self.shots):
+                self._detector.fit([item.image for item in learned])
+            since = self.clock.add("fit", since)
+        found = self._detector(sample.image)
+        self.clock.add("score", since)
+        return found
+
+
+def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, labels: LabelSet) -> dict[str, Any]:
+    """Of a pipeline that names things: its own, the recipe by name too, the background rule, and the words."""
+    found = pipeline.facts()
+    return {
+        **found,
+        "recipe": recipe.name if recipe is not None else None,
+        "parts": found["recipe"],
+        "background": str(policy),
+        "strings": len(labels.queries),
+        "words": digest.of_text(*labels.queries),
+    }
+
+
+def true_masks(sample: Sample) -> Proposals:
+    """The masks of the truth as proposals: crowds and void are left out."""
+    size = (sample.image.shape[0], sample.image.shape[1])
+    truth = sample.truth
+    if isinstance(truth, Objects):
+        return Proposals.from_rle(
+            [mask for mask, crowd in zip(truth.masks, truth.crowd, strict=True) if not crowd], size
+        )
+    segments = [segment for segment in truth.segments if not segment.crowd]
+    return Proposals.from_masks([truth.ids == segment.id for segment in segments], size)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from densevl.evaluation import distributed
-from densevl.evaluation.runner import Show
+
+Show = Callable[[int, int, float], None]
+"""Called with images done, images in all, and the task's running number such as mIoU (0..1)."""
 
 
 @contextmanager

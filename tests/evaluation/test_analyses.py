@@ -1,4 +1,4 @@
-"""Analyses on a predictor whose behaviour is known, corruptions, anomaly tables and the table of recipes."""
+"""Analyses on a predictor whose behaviour is known, and corruptions."""
 
 from __future__ import annotations
 
@@ -103,43 +103,3 @@ def test_a_corruption_keeps_the_shape_repeats_and_grows(name) -> None:
     assert changes == sorted(changes)
     with pytest.raises(EvaluationError, match="no corruption"):
         corrupt(photo, name + "x", 1)
-
-
-def test_anomaly_rows_and_their_mean(tmp_path) -> None:
-    pytest.importorskip("densevl.evaluation.metrics.anomaly")
-    from densevl.evaluation.anomaly_run import detectors, evaluate_anomaly, markdown
-    from densevl.evaluation.anomaly_run import write as write_anomaly
-    from densevl.evaluation.benchmarks.anomaly import open_anomaly
-
-    rng = np.random.default_rng(0)
-    for category in ("cup", "nut"):
-        for place, damaged in (("train/good", False), ("test/good", False), ("test/dent", True)):
-            for number in range(2):
-                path = tmp_path / category / place / f"{number:03d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                picture = rng.integers(0, 60, (16, 16, 3)).astype(np.uint8)
-                mask = np.zeros((16, 16), np.uint8)
-                if damaged:
-                    picture[4:8, 4:8], mask[4:8, 4:8] = 255, 255
-                    truth = tmp_path / category / "ground_truth/dent" / f"{number:03d}_mask.png"
-                    truth.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(mask).save(truth)
-                Image.fromarray(picture).save(path)
-    seen = {}
-
-    def teach(category, references):
-        seen[category] = [item.image.name for item in references]
-        return lambda rgb: (rgb.max(axis=2).astype(float), float(rgb.max()))
-
-    rows = evaluate_anomaly(open_anomaly("mvtec", tmp_path), teach, shots=1)
-    assert seen == {"cup": ["000.png"], "nut": ["000.png"]}
-    assert [row["category"] for row in rows] == ["cup", "nut", "mean"]
-    assert rows[-1]["image_auroc"] == rows[-1]["pixel_auroc"] == 1.0
-    assert markdown(rows).splitlines()[-1].startswith("| mean | 100.0")
-    assert {path.suffix for path in write_anomaly(rows, tmp_path / "out", {"shots": 1})} == {".json", ".csv", ".md"}
-    with pytest.raises(EvaluationError, match="5 shots asked for"):
-        evaluate_anomaly(open_anomaly("mvtec", tmp_path), teach, shots=5)
-    with pytest.raises(EvaluationError, match="the map of"):
-        evaluate_anomaly(open_anomaly("mvtec", tmp_path), lambda *_: lambda rgb: (np.zeros((2, 2)), 0.0))
-    real = evaluate_anomaly(open_anomaly("mvtec", tmp_path), detectors("mini"), shots=1)
-    assert all(0 <= row["pixel_auroc"] <= 1 for row in real)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from densevl.errors import DatasetError
-from densevl.evaluation.benchmarks.anomaly import AnomalySet, names, open_anomaly
+from densevl.errors import DatasetError, EvaluationError
+from densevl.evaluation import BENCHMARKS, check, open_dataset
+from densevl.evaluation.benchmarks.anomaly import AnomalyDataset
 
 SHAPE = (5, 7)
 
@@ -58,42 +59,50 @@ EXPECTED = {"mvtec": (2, 2), "visa": (1, 2), "mtd": (4, 2), "ksdd2": (1, 2)}  # 
 
 
 def test_every_reader_has_a_miniature() -> None:
-    assert set(EXPECTED) == set(names())
+    assert set(EXPECTED) == {name for name, task in BENCHMARKS if task == "anomaly"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_miniature_in_the_real_layout(name, tmp_path) -> None:
     _make(name, tmp_path)
-    found = open_anomaly(name, tmp_path)
-    assert isinstance(found, AnomalySet)
-    assert (len(found.train), len(found.test)) == EXPECTED[name]
+    found = open_dataset(name, tmp_path)
+    assert isinstance(found, AnomalyDataset)
+    assert (len(found.train), len(found)) == EXPECTED[name]
     assert not any(item.damaged for item in found.train)
-    assert sorted(item.damaged for item in found.test) == [False, True]
-    areas = {item.damaged: int(item.read_mask(SHAPE).sum()) for item in found.test}
+    assert sorted(item.damaged for item in found.items) == [False, True]
+    areas = {sample.item.damaged: int(sample.truth.sum()) for sample in map(found.read, found.items)}
     assert areas == {False: 0, True: 4}
-    assert len(found.categories) == 1
-    assert found.of(found.categories[0]).test == found.test
+    assert len(found.names) == 1
+    assert len({item.key for item in found.listed}) == len(found.listed)
+    assert not check(name, tmp_path).faults
 
 
 def test_grey_edges_of_tile_masks_are_cut_at_half(tmp_path) -> None:
     _make("mtd", tmp_path)
     _picture(tmp_path / "MT_Crack/Imgs/9.png", spot=100)
-    assert sum(item.read_mask(SHAPE).sum() for item in open_anomaly("mtd", tmp_path).test) == 0
+    found = open_dataset("mtd", tmp_path)
+    assert sum(found[index].truth.sum() for index in range(len(found))) == 0
 
 
 def test_faults_are_named(tmp_path) -> None:
     with pytest.raises(DatasetError, match="closest: mvtec"):
-        open_anomaly("mvtek", tmp_path)
+        open_dataset("mvtek", tmp_path)
+    with pytest.raises(DatasetError, match=r"'mvtec' was not found.*expected there: CATEGORY/train/good"):
+        open_dataset("mvtec", tmp_path)
+    (tmp_path / "cup/test").mkdir(parents=True)
     with pytest.raises(DatasetError, match=r"no test images of 'mvtec'; expected there: CATEGORY/train/good"):
-        open_anomaly("mvtec", tmp_path)
+        open_dataset("mvtec", tmp_path)
     with pytest.raises(DatasetError, match=r"was not found; looked in '.*nowhere'"):
-        open_anomaly("visa", tmp_path / "nowhere")
+        open_dataset("visa", tmp_path / "nowhere")
     _make("mvtec", tmp_path)
-    found = open_anomaly("mvtec", tmp_path)
-    with pytest.raises(DatasetError, match="masks are never resized"):
-        next(item for item in found.test if item.damaged).read_mask((9, 9))
-    (tmp_path / "bottle/ground_truth/crack/000_mask.png").unlink()
-    with pytest.raises(DatasetError, match=r"the mask of .* is missing"):
-        next(item for item in found.test if item.damaged).read_mask(SHAPE)
-    with pytest.raises(DatasetError, match="no category 'botle'"):
-        found.of("botle")
+    found = open_dataset("mvtec", tmp_path)
+    damaged = next(item for item in found.items if item.damaged)
+    Image.new("L", (9, 9)).save(damaged.label)
+    with pytest.raises(DatasetError, match="labels are never resized"):
+        found.read(damaged)
+    assert "never resized" in check("mvtec", tmp_path).faults[0]
+    damaged.label.unlink()
+    with pytest.raises(DatasetError, match=r"the labels of .* are missing: '.*000_mask.png'"):
+        found.read(damaged)
+    with pytest.raises(EvaluationError, match="3 shots asked for and 'bottle' has 2 flawless images"):
+        found.references("bottle", 3)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from conftest import close
 from densevl import recipes
 from densevl.cli import app
-from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers
+from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers, task_of
 from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.vocabulary import Background
 
@@ -103,7 +103,7 @@ def scenes(tmp_path) -> Path:
 def test_the_area_threshold_gives_a_rare_class_to_the_next_best(scenes) -> None:
     plain = Experiment("folder", root=str(scenes), model="mini", recipe="maskclip_value")
     dataset = open_dataset("folder", scenes)
-    predictor = plain.predictor(dataset)
+    predictor = task_of(plain, dataset).predictor()
     before = predictor(dataset[0].image)
     predictor.min_share = 0.9
     after = predictor(dataset[0].image)
@@ -213,7 +213,7 @@ def test_every_option_reaches_the_experiment(options, want, what, tmp_path, monk
         seen.append(experiment)
         raise EvaluationError("enough")
 
-    monkeypatch.setattr("densevl.evaluation.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("densevl.evaluation.evaluate", evaluate)
     done = _run(what, *options.split())
     assert done.stderr == "error: enough\n", done.output
     usual = {"background": "none"} if what == "x.yaml" else {}

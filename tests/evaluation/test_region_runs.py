@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +17,15 @@ from torch.distributed import init_process_group
 from typer.testing import CliRunner
 
 from densevl.cli import app
+from densevl.errors import DatasetError, MissingExtraError
 from densevl.evaluation import EvaluationError, Experiment, distributed, run
 from densevl.evaluation.benchmarks.coco import PanopticMap
 from densevl.evaluation.checkpoint import State
 from densevl.evaluation.metrics.average_precision import average_precision
-from densevl.evaluation.metrics.federated import as_coco
 from densevl.evaluation.metrics.panoptic import Segment
 from densevl.evaluation.predictors import Clock
-from densevl.evaluation.region_tasks import Instances
 from densevl.evaluation.report import results as report
+from densevl.evaluation.tasks.instance import Instances
 from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic
 
 IMAGES = 13
@@ -153,7 +154,7 @@ def test_two_processes_find_what_one_does(root, task, tmp_path) -> None:
         init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=2)
         outcome = run(_experiment(root, task), tmp_path / "work", predictor=Dummy(task), save_every=0)
         if rank == 0:
-            State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
+            State({}, outcome.files, np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
             (tmp_path / "kept.json").write_text(json.dumps([outcome.kept, outcome.summary]))
         distributed.barrier()
         distributed.leave()
@@ -186,7 +187,7 @@ def test_the_truth_itself_scores_one(root, tmp_path) -> None:
         suffixes = {path.suffix for path in (tmp_path / name).iterdir()}
         assert suffixes == ({".json"} if name == "instance" else {".json", ".png"})
     assert outcome.summary["PQ stuff"] == 1
-    rows = outcome.task.class_rows(outcome.counts, outcome.kept)
+    rows = outcome.rows
     assert [row["matched"] for row in rows] == [IMAGES] * 3
 
 
@@ -249,41 +250,65 @@ def _federated(seed: int) -> tuple[dict, list[dict]]:
     return {"images": images, "annotations": annotations, "categories": categories}, found
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", "faster"])
-def test_federated_ap_equals_the_lvis_mode_of_faster_coco_eval(backend) -> None:
-    faster = pytest.importorskip("faster_coco_eval")
+def _as_coco(truth: dict, found: list[dict], cap: int) -> tuple[dict, list[dict]]:
+    """Truth and results such that COCO's AP is that of LVIS: results of categories that were looked for, and crowds
+    over the whole image where not every object is marked."""
+    has: dict[int, set[int]] = {}
+    for entry in truth["annotations"]:
+        has.setdefault(entry["image_id"], set()).add(entry["category_id"])
+    looked_for: dict[int, set[int]] = {}
+    crowds: list[dict] = []
+    for image in truth["images"]:
+        looked_for[image["id"]] = has.get(image["id"], set()) | set(image["neg_category_ids"])
+        for category in image["not_exhaustive_category_ids"]:
+            crowds.append(_everywhere(image, category, len(truth["annotations"]) + len(crowds) + 1))
+    by_image: dict[int, list[dict]] = {}
+    for entry in found:
+        by_image.setdefault(entry["image_id"], []).append(entry)
+    kept = [
+        entry
+        for image, entries in by_image.items()
+        for entry in sorted(entries, key=lambda row: -row["score"])[:cap]
+        if entry["category_id"] in looked_for[image]
+    ]
+    return {**truth, "annotations": [*truth["annotations"], *crowds]}, kept
+
+
+def _everywhere(image: dict, category: int, number: int) -> dict:
+    """A crowd over the whole image: whatever meets no object lies in it."""
+    height, width = int(image["height"]), int(image["width"])
+    return {
+        **{"id": number, "image_id": image["id"], "category_id": category, "iscrowd": 1},
+        **{"area": float(height * width), "bbox": [0.0, 0.0, float(width), float(height)]},
+        "segmentation": {"size": [height, width], "counts": [0, height * width]},
+    }
+
+
+@pytest.mark.parametrize("cap", [3, 300])
+def test_federated_ap_equals_coco_s_of_a_truth_that_says_the_same(cap) -> None:
+    pytest.importorskip("faster_coco_eval")
     for seed in range(84):  # of six images each
         truth, found = _federated(seed)
-        reference = faster.COCO({"info": {}, "licenses": [], **truth})
-        judge = faster.COCOeval_faster(
-            reference, reference.loadRes([dict(entry) for entry in found]), "segm", lvis_style=True
-        )
-        judge.params.maxDets = [300]
-        judge.evaluate()
-        judge.accumulate()
-        precision = judge.eval["precision"][:, :, :, 0, -1]
-        ours = average_precision(truth, found, cap=300, federated=True, backend=backend)[0]
-        assert ours["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-9), seed
-        for column, letter in enumerate("rcf"):
-            part = precision[:, :, [k for k in range(4) if k % 3 == column]]
-            name = {"r": "rare", "c": "common", "f": "frequent"}[letter]
-            assert ours[f"AP {name}"] == pytest.approx(part[part > -1].mean(), abs=1e-9, nan_ok=True), seed
+        ours, rows = average_precision(truth, found, cap=cap, federated=True)
+        expected, by_category = average_precision(*_as_coco(truth, found, cap), cap=cap, backend="pycocotools")
+        assert {key: ours[key] for key in expected} == pytest.approx(expected, abs=1e-9, nan_ok=True), seed
+        for name, letter in (("rare", "r"), ("common", "c"), ("frequent", "f")):
+            own = [rows[c["id"]]["AP"] for c in truth["categories"] if c["frequency"] == letter]
+            assert ours[f"AP {name}"] == pytest.approx(np.nanmean(own)), seed
+        assert [row["AP"] for row in rows.values()] == pytest.approx(
+            [row["AP"] for row in by_category.values()], abs=1e-9, nan_ok=True
+        ), seed
 
 
-def test_only_categories_that_were_looked_for_count_and_only_the_best_detections() -> None:
+def test_a_truth_that_does_not_say_what_was_looked_for_is_no_lvis(monkeypatch) -> None:
     truth, found = _federated(0)
-    looked = {
-        image["id"]: set(image["neg_category_ids"])
-        | {entry["category_id"] for entry in truth["annotations"] if entry["image_id"] == image["id"]}
-        for image in truth["images"]
-    }
-    judged, kept = as_coco(truth, found, cap=4)
-    assert {(e["image_id"], e["category_id"]) for e in kept} <= {(i, c) for i, own in looked.items() for c in own}
-    assert max(sum(e["image_id"] == image for e in kept) for image in looked) <= 4
-    crowds = [entry for entry in judged["annotations"] if entry["iscrowd"]]
-    assert len(crowds) == sum(len(image["not_exhaustive_category_ids"]) for image in truth["images"])
-    with pytest.raises(Exception, match="this is no LVIS file"):
-        as_coco({**truth, "images": [{"id": 1, "height": 4, "width": 4}]}, [])
+    with pytest.raises(DatasetError, match="this is no LVIS file"):
+        average_precision(
+            {**truth, "images": [{"id": n, "height": 4, "width": 4} for n in range(1, 7)]}, found, federated=True
+        )
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "densevl\[eval\]"'):
+        average_precision(truth, found, federated=True)
 
 
 def test_nothing_found_scores_zero_where_there_is_truth_by_size_and_category() -> None:

@@ -10,20 +10,18 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from densevl.evaluation import DatasetError, check, open_regions
-from densevl.evaluation.benchmarks.check import files_of, known
-from densevl.evaluation.benchmarks.region_specs import REGION_SPECS
+from densevl.evaluation import BENCHMARKS, DatasetError, check, open_dataset
 from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic, write
 
 MAKE = {"instance": make_instances, "panoptic": make_panoptic}
 
 
-@pytest.mark.parametrize(("name", "task"), REGION_SPECS)
+@pytest.mark.parametrize(("name", "task"), [key for key in BENCHMARKS if key[1] in MAKE])
 def test_a_miniature_in_the_real_layout_is_read(name, task, tmp_path) -> None:
     MAKE[task](name, tmp_path)
-    dataset = open_regions(name, task, tmp_path)
+    dataset = open_dataset(name, tmp_path, task=task)
     assert len(dataset) == 3
-    assert [image["id"] for image in dataset.images] == [1, 8, 15]
+    assert [item.entry["id"] for item in dataset.items] == [1, 8, 15]
     assert len({item.key for item in dataset.items}) == 3
     sample = dataset[0]
     assert sample.image.shape == (*SIDE, 3)
@@ -33,7 +31,7 @@ def test_a_miniature_in_the_real_layout_is_read(name, task, tmp_path) -> None:
         assert sample.truth.crowd.tolist() == [False, True]
         assert [int(coco_mask.area(mask)) for mask in sample.truth.masks] == [64, 48]
         assert dataset[2].truth.masks == ()
-        assert len(dataset.truth()["annotations"]) == 4
+        assert len(dataset.as_coco()["annotations"]) == 4
     else:
         assert dataset.names == (
             ("cat", "traffic light", "sky") if name == "coco" else ("background", "cat", "traffic light")
@@ -47,20 +45,18 @@ def test_a_miniature_in_the_real_layout_is_read(name, task, tmp_path) -> None:
 
 def test_lvis_finds_images_by_their_address_and_has_synonyms(tmp_path) -> None:
     make_instances("lvis", tmp_path)
-    dataset = open_regions("lvis", "instance", tmp_path)
+    dataset = open_dataset("lvis", tmp_path)
     assert [item.image.parent.name for item in dataset.items] == ["val2017", "train2017", "val2017"]
     # a word that two classes claim stays with the first
     assert dataset.classes.labels("synonyms").synonyms == (("cat", "thing"), ("traffic light",))
 
 
 def test_every_benchmark_can_be_checked_wherever_it_is_not(tmp_path) -> None:
-    for name, tasks in known().items():
-        for task in tasks:
-            found = check(name, tmp_path / "nowhere", task=None if task == "anomaly" else task)
-            assert found.root is None
-            assert "expected: " in str(found)
-            assert "looked in" in str(found)
-            assert files_of(name, task)
+    for name, task in BENCHMARKS:
+        found = check(name, tmp_path / "nowhere", task=task)
+        assert found.root is None
+        assert "expected: " in str(found)
+        assert "looked in" in str(found)
     with pytest.raises(DatasetError, match="closest: lvis"):
         check("lviss")
     with pytest.raises(DatasetError, match="'lvis' is no dataset for task panoptic"):
@@ -104,11 +100,11 @@ def _undescribed(root: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "spoil", "message"),
     [
-        ("instance", _lose_an_image, "the image '000000000001' of .* is missing"),
+        ("instance", _lose_an_image, "the image '000000000001' is missing"),
         ("instance", _resize_an_image, "is 9x9 and .*instances.json' says 32x24: masks are never resized"),
         ("instance", _foreign_category, "has category 99 in image '000000000001': it lists 2 categories, 5 to 11"),
         ("instance", _no_mask, "has no usable mask in image '000000000001'"),
-        ("panoptic", _lose_an_image, "the image '000000000001' of .* is missing"),
+        ("panoptic", _lose_an_image, "the image '000000000001' is missing"),
         ("panoptic", _lose_a_map, "the labels of .* are missing: '.*panoptic/000000000001.png'"),
         ("panoptic", _resize_an_image, "is 32x24 and its image 9x9: labels are never resized"),
         ("panoptic", _foreign_category, "has category 99"),
@@ -119,7 +115,7 @@ def test_a_fault_is_one_clear_line(task, spoil, message, tmp_path) -> None:
     make_instances("folder", tmp_path)
     make_panoptic("folder", tmp_path)
     spoil(tmp_path)
-    dataset = open_regions("folder", task, tmp_path)
+    dataset = open_dataset("folder", tmp_path, task=task)
     with pytest.raises(DatasetError, match=message) as caught:
         dataset[0]
     assert "\n" not in str(caught.value)
@@ -147,14 +143,14 @@ def test_a_fault_is_one_clear_line(task, spoil, message, tmp_path) -> None:
 def test_a_damaged_or_empty_listing_is_named(content, message, tmp_path) -> None:
     (tmp_path / "instances.json").write_text(content)
     with pytest.raises(DatasetError, match=message):
-        open_regions("folder", "instance", tmp_path)
+        open_dataset("folder", tmp_path, task="instance")
     assert check("folder", tmp_path, task="instance").faults
 
 
 def test_a_limit_is_spread_and_an_absent_area_is_counted(tmp_path) -> None:
     make_instances("folder", tmp_path)
     _change(tmp_path / "instances.json", lambda data: [entry.pop("area") for entry in data["annotations"]])
-    dataset = open_regions("folder", "instance", tmp_path)
-    assert [image["id"] for image in dataset.subset(2).images] == [1, 8]
-    assert [entry["area"] for entry in dataset.truth()["annotations"]] == [64, 48, 64, 81]
+    dataset = open_dataset("folder", tmp_path, task="instance")
+    assert [item.entry["id"] for item in dataset.subset(2).items] == [1, 8]
+    assert [entry["area"] for entry in dataset.as_coco()["annotations"]] == [64, 48, 64, 81]
     np.testing.assert_array_equal(dataset[1].truth.labels, dataset.subset(2)[1].truth.labels)

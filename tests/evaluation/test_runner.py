@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch.distributed import init_process_group
 
+import densevl
 from densevl.evaluation import EvaluationError, Experiment, distributed, run
 from densevl.evaluation.checkpoint import State
 from densevl.evaluation.predictors import Clock, Prediction
@@ -41,11 +43,12 @@ def root(tmp_path) -> Path:
 class Dummy:
     """Predicts from the pixels alone; may act before the n-th image."""
 
-    def __init__(self, before: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(self, before: Callable[[int], None] = lambda count: None, **facts: str) -> None:
         self.clock, self.before, self.count = Clock(), before, 0
+        self.used = {"model": "dummy", "recipe": "none", "weights": "a" * 64, **facts}
 
     def facts(self) -> dict[str, str]:
-        return {"model": "dummy", "recipe": "none"}
+        return self.used
 
     def __call__(self, rgb: np.ndarray) -> Prediction:
         self.before(self.count)
@@ -105,7 +108,7 @@ def test_several_processes_count_what_one_does(world, root, tmp_path) -> None:
         init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=rank, world_size=world)
         outcome = run(_experiment(root), tmp_path / "work", predictor=Dummy())
         if rank == 0:
-            State("", np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
+            State({}, outcome.files, np.ones(IMAGES, bool), outcome.ranking, outcome.counts).save(tmp_path / "sum.npz")
         distributed.barrier()
         distributed.leave()
 
@@ -125,21 +128,95 @@ def test_several_processes_count_what_one_does(world, root, tmp_path) -> None:
     _same(alone, run(_experiment(root), tmp_path / "work", predictor=Dummy()))  # goes on with another number of them
 
 
-def test_an_error_keeps_what_was_counted(root, tmp_path) -> None:
+def test_an_error_keeps_what_was_counted_and_the_file_can_be_mended(root, tmp_path) -> None:
+    alone = run(_experiment(root), predictor=Dummy())
+    content = (root / "labels/08.png").read_bytes()
     (root / "labels/08.png").unlink()
     with pytest.raises(EvaluationError.__base__, match=r"08.png' are missing"):
         run(_experiment(root), tmp_path / "work", predictor=Dummy())
     state = State.load(next((tmp_path / "work/state").iterdir()))
     assert 0 < state.done.sum() < IMAGES
+    (root / "labels/08.png").write_bytes(content)  # nothing was counted of it
+    _same(alone, run(_experiment(root), tmp_path / "work", predictor=Dummy()))
 
 
-def test_another_experiment_is_refused(root, tmp_path) -> None:
+def test_the_place_of_the_files_is_no_part_of_an_experiment(root, tmp_path) -> None:
+    one = run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    other = run(_experiment(root.rename(root.with_name("moved"))), tmp_path / "work", predictor=Dummy())
+    assert (other.resumed, other.fingerprint) == (IMAGES, one.fingerprint)
+
+
+def _mini(folder: Path, name: str, scale: float) -> str:
+    """The shipped model as a file, its weights changed a little."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(Path(densevl.__file__).parent / "weights/mini.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    changed = {key: value * scale if value.is_floating_point() else value for key, value in tensors.items()}
+    save_file(changed, folder / name, header)
+    return str(folder / name)
+
+
+def _another_model(root: Path, folder: Path, monkeypatch) -> Any:
+    return {"model": "another"}
+
+
+def _other_weights(root: Path, folder: Path, monkeypatch) -> Any:
+    return {"weights": "b" * 64}
+
+
+def _another_version(root: Path, folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("densevl.evaluation.outcome.__version__", "9.9")
+
+
+def _another_label(root: Path, folder: Path, monkeypatch) -> None:
+    labels = np.asarray(Image.open(root / "labels/02.png")).copy()
+    labels[0, 0] = (labels[0, 0] + 1) % 3
+    Image.fromarray(labels).save(root / "labels/02.png")
+
+
+def _another_class(root: Path, folder: Path, monkeypatch) -> None:
+    (root / "names.txt").write_text("background\ndog\nlorry")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_another_model, "model 'dummy' -> 'another'"),
+        (_other_weights, "weights aaaaaaaaaaaa -> bbbbbbbbbbbb"),
+        (_another_version, "versions.densevl '.*' -> '9.9'"),
+        (_another_label, "1 of the images counted, or their labels, are others now, '02' the first"),
+        (_another_class, "classes [0-9a-f]{12} -> [0-9a-f]{12}"),
+    ],
+)
+def test_what_could_change_a_count_is_another_experiment_and_the_message_says_what(
+    change, told, root, tmp_path, monkeypatch
+) -> None:
+    run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    changed = change(root, tmp_path, monkeypatch) or {}
+    with pytest.raises(EvaluationError, match=rf"counts of another experiment: {told}; .*--out.*--fresh") as caught:
+        run(_experiment(root), tmp_path / "work", predictor=Dummy(**changed))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_differ_are_named(root, tmp_path) -> None:
     run(_experiment(root), tmp_path / "work", predictor=Dummy())
     other = Experiment(root=str(root), **{**EXPERIMENT, "min_share": 0.1})
-    with pytest.raises(EvaluationError, match="counts of another experiment"):
+    with pytest.raises(EvaluationError, match=r"another experiment: experiment.min_share 0.0 -> 0.1; "):
         run(other, tmp_path / "work", predictor=Dummy())
-    moved = root.rename(root.with_name("moved"))  # the place of the files is no part of an experiment
-    assert run(_experiment(moved), tmp_path / "work", predictor=Dummy()).resumed == IMAGES
+
+
+def test_other_weights_of_the_shipped_model_are_not_resumed(root, tmp_path) -> None:
+    files = [_mini(tmp_path, name, scale) for name, scale in (("a.safetensors", 1.0), ("b.safetensors", 1.001))]
+    asked = [Experiment("folder", root=str(root), model="mini", weights=file, limit=2) for file in files]
+    run(asked[0], tmp_path / "work")
+    with pytest.raises(EvaluationError, match=r"another experiment: weights [0-9a-f]{12} -> [0-9a-f]{12}"):
+        run(asked[1], tmp_path / "work")
+    Path(files[0]).rename(tmp_path / "moved.safetensors")
+    moved = Experiment("folder", root=str(root), model="mini", weights=str(tmp_path / "moved.safetensors"), limit=2)
+    assert run(moved, tmp_path / "work").resumed == 2
 
 
 def test_a_damaged_state_is_named(root, tmp_path) -> None:

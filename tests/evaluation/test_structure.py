@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from densevl.evaluation import EvaluationError, Experiment, run
-from densevl.evaluation.metrics import semantic as measuring
 from densevl.evaluation.metrics.structure import (
     UNIT,
     curves,
@@ -204,17 +203,6 @@ def test_several_objects_of_different_classes_are_refused() -> None:
         structure_counts(truth, truth)
 
 
-def test_the_runner_counts_them_beside_the_rest() -> None:
-    class Sample:
-        truth = np.array([[1, 1], [0, 0]], np.int16)
-
-    found = Prediction(Sample.truth, np.ones((2, 2), np.float32))
-    counts = measuring.count(("iou", "structure"), 2, Sample, found, 0.02)
-    table = measuring.summary(measuring.added(measuring.zeros(("iou", "structure"), 2), counts))
-    assert table["mIoU"] == 1
-    assert table["cF max"] == pytest.approx(1)
-
-
 def test_ovcamo_is_reported_by_its_papers_measures(tmp_path) -> None:
     classes = [{"name": "crab", "split": "test"}, {"name": "owl", "split": "test"}]
     samples = [{"unique_id": stem, "base_class": own, "image": "x.png", "mask": "x.png"} for stem, own in _SAMPLES]
@@ -243,6 +231,7 @@ def test_ovcamo_is_reported_by_its_papers_measures(tmp_path) -> None:
     experiment = Experiment("ovcamo", root=str(tmp_path), measures=("structure",))
     outcome = run(experiment, tmp_path / "work", predictor=Painter())
     assert outcome.summary["right class"] == 0.5
+    assert outcome.summary["mIoU"] < 1  # beside the rest
     assert outcome.summary["cS"] == pytest.approx(0.5)
     assert outcome.summary["cMAE"] == 0.5
     page = report.write(outcome, tmp_path / "out")[0].read_text()

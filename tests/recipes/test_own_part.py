@@ -19,7 +19,7 @@ from conftest import PHOTOS
 from densevl import Segmenter
 from densevl.cli import app
 from densevl.errors import RecipeError
-from densevl.evaluation import Experiment
+from densevl.evaluation import Experiment, task_of
 from densevl.inference import slide
 from densevl.recipes import (
     Addition,
@@ -136,7 +136,7 @@ def test_the_documented_one_runs_in_an_evaluation(module, monkeypatch) -> None:
     class Data:
         classes = Classes()
 
-    predictor = experiment.predictor(Data())
+    predictor = task_of(experiment, Data()).predictor()
     assert predictor.segmenter.recipe.name == "mean"
     assert predictor(np.zeros((96, 96, 3), np.uint8)).labels.shape == (96, 96)
 

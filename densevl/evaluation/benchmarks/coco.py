@@ -1,10 +1,10 @@
-"""Instance and panoptic benchmarks in the layouts of COCO and LVIS, read one image at a time. Nothing is downloaded."""
+"""Instance and panoptic benchmarks in the layouts of COCO and LVIS, read one image at a time."""
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,15 +14,23 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from densevl.errors import DatasetError
-from densevl.evaluation.benchmarks.class_lists import ClassList
-from densevl.evaluation.benchmarks.datasets import places, spread
-from densevl.evaluation.benchmarks.layouts import Item
-from densevl.evaluation.benchmarks.region_specs import RegionSpec, class_list_of, read_listing, region_spec
+from densevl.evaluation.benchmarks.base import (
+    INSTANCE,
+    PANOPTIC,
+    Benchmark,
+    Dataset,
+    Item,
+    label_file,
+    same_size,
+)
+from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList
 from densevl.evaluation.metrics.panoptic import VOID, Segment, coco_ids
 from densevl.files import shown
 from densevl.images import read_image
 
 Rle = dict[str, Any]
+Entry = Mapping[str, Any]
+"""An object of the JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,217 +53,168 @@ class PanopticMap:
     segments: tuple[Segment, ...]
 
 
+@dataclass(frozen=True)
+class CocoItem(Item):
+    """Attributes: entry: the JSON's description of the image; annotations: its objects or segments."""
+
+    entry: Entry = field(kw_only=True, repr=False)
+    annotations: Sequence[Entry] = field(kw_only=True, repr=False)
+
+
 @dataclass(frozen=True, eq=False)
-class RegionSample:
-    """Attributes: item, the files; image uint8 RGB (H, W, 3); truth by task."""
-
-    item: Item
-    image: npt.NDArray[np.uint8]
-    truth: Objects | PanopticMap
-
-
-@dataclass(frozen=True, eq=False)
-class RegionDataset:
-    """A benchmark that was found. Index it from 0 to `len` for a `RegionSample`.
+class CocoDataset(Dataset):
+    """Images with instances or segments; its items are sorted by image id.
 
     Attributes:
-        spec: what it is; root: where it lies; classes: its class list.
-        items: its files, by image id; an instance benchmark has its JSON as the label of each.
-        categories: the JSON's entry of each class index, background included.
-        images, annotations: the JSON's entries for each item.
+        listing: the JSON. categories: its entry of each class index, background included.
+        federated: not every category was looked for in every image (LVIS).
     """
 
-    spec: RegionSpec
-    root: Path
-    classes: ClassList
-    items: tuple[Item, ...]
-    categories: tuple[Mapping[str, Any], ...] = field(repr=False)
-    images: tuple[Mapping[str, Any], ...] = field(repr=False)
-    annotations: tuple[Sequence[Mapping[str, Any]], ...] = field(repr=False)
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of the benchmark."""
-        return self.spec.name
-
-    @property
-    def note(self) -> str:
-        """What a reader of results should know."""
-        return self.spec.note
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names by class index, background first where there is one."""
-        return self.classes.all_names
+    listing: Path = field(kw_only=True)
+    categories: tuple[Entry, ...] = field(kw_only=True, repr=False)
+    federated: bool = field(kw_only=True, default=False)
 
     @property
     def things(self) -> tuple[bool, ...]:
         """Whether a class is countable, by class index; True where the JSON does not say."""
         return tuple(bool(category.get("isthing", 1)) for category in self.categories)
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> RegionSample:
-        """Read an image and its truth.
+    def truth(self, item: CocoItem, image: npt.NDArray[np.uint8]) -> Objects | PanopticMap:
+        """The objects or segments of an image.
 
         Raises:
             DatasetError: a file is missing, of another size, or holds categories or ids that are not described.
-            ImageError: a file cannot be read.
+            ImageError: the panoptic map cannot be read.
         """
-        item = self.items[index]
-        if not item.image.exists():
-            raise DatasetError(f"the image '{item.key}' of {shown(item.label)} is missing: {shown(item.image)}")
-        image = read_image(item.image)
-        size = (image.shape[0], image.shape[1])
-        truth = self._segments(index, size) if self.spec.maps else self._objects(index, size)
-        return RegionSample(item, image, truth)
+        return self._objects(item, image) if self.benchmark.task == INSTANCE else self._segments(item, image)
 
-    def subset(self, limit: int | None) -> RegionDataset:
-        """The first `limit` images, spread evenly over the dataset's order; all for None.
-
-        Raises:
-            DatasetError: a limit under 1.
-        """
-        if limit is None or limit >= len(self):
-            return self
-        chosen = spread(limit, len(self))
-        return replace(
-            self,
-            items=tuple(self.items[index] for index in chosen),
-            images=tuple(self.images[index] for index in chosen),
-            annotations=tuple(self.annotations[index] for index in chosen),
-        )
-
-    def truth(self) -> dict[str, Any]:
+    def as_coco(self) -> dict[str, Any]:
         """The truth of all its images as COCO's JSON has it, for measures that need everything at once.
 
         Raises:
             DatasetError: an annotation is of no mask.
         """
         annotations: list[dict[str, Any]] = []
-        for index, image in enumerate(self.images):
-            size = (int(image["height"]), int(image["width"]))
-            for entry in self.annotations[index]:
+        for item in self.items:
+            size = (int(item.entry["height"]), int(item.entry["width"]))
+            for entry in item.annotations:
                 full = {"iscrowd": 0, **entry, "id": len(annotations) + 1}
                 if "area" not in full:
-                    full["area"] = float(coco_mask.area(self._rle(index, entry, size)))
+                    full["area"] = float(coco_mask.area(self._rle(item, entry, size)))
                 annotations.append(full)
-        return {"images": list(self.images), "categories": list(self.categories), "annotations": annotations}
+        images = [item.entry for item in self.items]
+        return {"images": images, "categories": list(self.categories), "annotations": annotations}
 
     @cached_property
     def _numbers(self) -> dict[Any, int]:
         return {entry["id"]: number for number, entry in enumerate(self.categories)}
 
-    def _index(self, index: int, category: Any) -> int:
+    def _index(self, item: CocoItem, category: Any) -> int:
         if category in self._numbers:
             return self._numbers[category]
         ids = list(self._numbers)
         raise DatasetError(
-            f"{shown(self.items[index].label)} has category {category} in image '{self.items[index].key}': it lists "
-            f"{len(ids)} categories, {min(ids)} to {max(ids)}"
+            f"{shown(self.listing)} has category {category} in image '{item.key}': it lists {len(ids)} categories, "
+            f"{min(ids)} to {max(ids)}"
         )
 
-    def _objects(self, index: int, size: tuple[int, int]) -> Objects:
-        entries, told = self.annotations[index], self.images[index]
+    def _objects(self, item: CocoItem, image: npt.NDArray[np.uint8]) -> Objects:
+        size, told = (image.shape[0], image.shape[1]), item.entry
         if size != (int(told["height"]), int(told["width"])):
             raise DatasetError(
-                f"image '{self.items[index].key}' is {size[1]}x{size[0]} and {shown(self.items[index].label)} says "
+                f"image '{item.key}' is {size[1]}x{size[0]} and {shown(self.listing)} says "
                 f"{told['width']}x{told['height']}: masks are never resized"
             )
         return Objects(
-            np.array([self._index(index, entry["category_id"]) for entry in entries], np.int64),
-            np.array([bool(entry.get("iscrowd", 0)) for entry in entries], bool),
-            tuple(self._rle(index, entry, size) for entry in entries),
+            np.array([self._index(item, entry["category_id"]) for entry in item.annotations], np.int64),
+            np.array([bool(entry.get("iscrowd", 0)) for entry in item.annotations], bool),
+            tuple(self._rle(item, entry, size) for entry in item.annotations),
         )
 
-    def _rle(self, index: int, entry: Mapping[str, Any], size: tuple[int, int]) -> Rle:
+    def _rle(self, item: CocoItem, entry: Entry, size: tuple[int, int]) -> Rle:
         """Polygons, run lengths or COCO's string to compressed RLE."""
-        shape = entry.get("segmentation")
+        shape: Any = entry.get("segmentation")
         try:
             if isinstance(shape, list):
                 return dict(coco_mask.merge(coco_mask.frPyObjects(shape, *size)))
-            if isinstance(shape["counts"], list):  # type: ignore[index]
+            if isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, *size)
-            if tuple(shape["size"]) != size:  # type: ignore[index]
-                raise ValueError(f"of size {shape['size']}")  # type: ignore[index]
-            return dict(shape)  # type: ignore[arg-type]
+            if tuple(shape["size"]) != size:
+                raise ValueError(f"of size {shape['size']}")
+            return dict(shape)
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise DatasetError(
-                f"{shown(self.items[index].label)} has no usable mask in image '{self.items[index].key}' ({error}); "
+                f"{shown(self.listing)} has no usable mask in image '{item.key}' ({error}); "
                 f"give polygons or RLE of {size[0]} rows and {size[1]} columns"
             ) from error
 
-    def _segments(self, index: int, size: tuple[int, int]) -> PanopticMap:
-        item = self.items[index]
-        if not item.label.exists():
-            raise DatasetError(f"the labels of {shown(item.image)} are missing: {shown(item.label)}")
-        ids = coco_ids(read_image(item.label))
-        if ids.shape != size:
-            raise DatasetError(
-                f"{shown(item.label)} is {ids.shape[1]}x{ids.shape[0]} and its image {size[1]}x{size[0]}: labels are "
-                "never resized, give them at the image's size"
-            )
+    def _segments(self, item: CocoItem, image: npt.NDArray[np.uint8]) -> PanopticMap:
+        label = label_file(item)
+        ids = coco_ids(read_image(label))
+        same_size(label, ids, image)
         segments = tuple(
-            Segment(int(entry["id"]), self._index(index, entry["category_id"]), bool(entry.get("iscrowd", 0)))
-            for entry in self.annotations[index]
+            Segment(int(entry["id"]), self._index(item, entry["category_id"]), bool(entry.get("iscrowd", 0)))
+            for entry in item.annotations
         )
-        odd = {int(number) for number in np.unique(ids)} ^ ({VOID} | {segment.id for segment in segments})
-        if odd - {VOID}:
-            raise DatasetError(f"{shown(item.label)}: segment {min(odd - {VOID})} is in the PNG or the JSON, not both")
+        odd = ({int(number) for number in np.unique(ids)} ^ {segment.id for segment in segments}) - {VOID}
+        if odd:
+            raise DatasetError(f"{shown(label)}: segment {min(odd)} is in the PNG or the JSON, not both")
         return PanopticMap(ids, segments)
 
 
-def find_regions(spec: RegionSpec, root: str | os.PathLike[str] | None) -> tuple[Path | None, list[Path]]:
-    """The first place that has the JSON, and all places looked at."""
-    looked = places(spec.folder, root)
-    return next((place for place in looked if _listing(spec, place) is not None), None), looked
-
-
-def open_regions(name: str, task: str, root: str | os.PathLike[str] | None = None) -> RegionDataset:
-    """Find a benchmark on disk.
+def _benchmark(
+    name: str,
+    task: str,
+    folder: str,
+    listing: tuple[str, ...],
+    images: tuple[str, ...],
+    maps: str = "",
+    expected: int | None = None,
+    note: str = "",
+    federated: bool = False,
+) -> Benchmark:
+    """A benchmark in COCO's formats.
 
     Args:
-        name: of `REGION_SPECS` for the task, "instance" or "panoptic"; "folder" is any folder with images/,
-            instances.json, or panoptic.json and panoptic/.
-        root: its folder; None looks in $DENSEVL_DATA, ./data and the cache folder.
-
-    Raises:
-        DatasetError: unknown, not found, or empty; the message lists the expected layout.
+        listing: the JSON, places tried in order. images: folders of images, tried in order for each image.
+        maps: the folder of panoptic PNGs, "" for instances.
     """
-    spec = region_spec(name, task)
-    place, looked = find_regions(spec, root)
-    listing = _listing(spec, place) if place is not None else None
-    if place is None or listing is None:
-        raise DatasetError(
-            f"'{name}' for task {task} was not found; looked in {', '.join(map(shown, looked))}; "
-            f"expected there: {'; '.join(spec.expected_files())}"
+
+    def opens(benchmark: Benchmark, root: Path, variant: str) -> Dataset:
+        file = next(root / own for own in listing if (root / own).is_file())
+        data = _read_listing(file, bool(maps))
+        by_image: dict[Any, list[Entry]] = {}
+        for entry in data["annotations"]:
+            by_image.setdefault(entry.get("image_id"), []).extend(entry["segments_info"] if maps else [entry])
+        pictures = {entry["image_id"]: entry["file_name"] for entry in data["annotations"]} if maps else {}
+        items = []
+        for image in sorted(data["images"], key=lambda image: image["id"]):
+            if maps and image["id"] not in pictures:
+                continue
+            picture = _image(root, images, image)
+            key = _key(file, str(image.get("file_name", picture.name)))
+            label = root / maps / pictures[image["id"]] if maps else file
+            annotations = tuple(by_image.get(image["id"], []))
+            items.append(CocoItem(key, picture, label, entry=image, annotations=annotations))
+        if not items:
+            raise DatasetError(f"the split is empty: {shown(file)} names no image")
+        known, categories = _class_list(name, data["categories"]), tuple(data["categories"])
+        return CocoDataset(
+            benchmark, root, known, tuple(items), listing=file, categories=categories, federated=federated
         )
-    data = read_listing(listing, bool(spec.maps))
-    by_image: dict[Any, list[Mapping[str, Any]]] = {}
-    for entry in data["annotations"]:
-        by_image.setdefault(entry.get("image_id"), []).extend(entry["segments_info"] if spec.maps else [entry])
-    maps = {entry["image_id"]: entry["file_name"] for entry in data["annotations"]} if spec.maps else {}
-    images = sorted(data["images"], key=lambda image: image["id"])
-    if spec.maps:
-        images = [image for image in images if image["id"] in maps]
-    if not images:
-        raise DatasetError(f"the split is empty: {shown(listing)} names no image")
-    items = []
-    for image in images:
-        file = _image(spec, place, image)
-        label = place / spec.maps / maps[image["id"]] if spec.maps else listing
-        items.append(Item(_key(listing, str(image.get("file_name", file.name))), file, label))
-    return RegionDataset(
-        spec,
-        place,
-        class_list_of(name, data["categories"]),
-        tuple(items),
-        tuple(data["categories"]),
-        tuple(images),
-        tuple(by_image.get(image["id"], []) for image in images),
-    )
+
+    files = (" or ".join(listing), " or ".join(f"{own}/*" for own in images), *([f"{maps}/*.png"] if maps else []))
+    return Benchmark(name, task, folder, files, listing, opens, expected, note)
+
+
+def _image(root: Path, folders: Sequence[str], image: Entry) -> Path:
+    """Where an image lies; LVIS names only COCO's address, whose last parts are folder and file."""
+    parts = [str(image["file_name"])] if "file_name" in image else str(image["coco_url"]).split("/")[-2:]
+    tried = [root / folder / parts[-1] for folder in folders]
+    tried.sort(key=lambda path: path.parent.name != parts[0])  # the folder of the address first
+    found = next((path for path in tried if path.exists()), None)
+    below = root / folders[0] / Path(*parts)  # a name with folders is below the image folder
+    return found or (below if below.exists() else tried[0])
 
 
 def _key(listing: Path, name: str) -> str:
@@ -270,16 +229,102 @@ def _key(listing: Path, name: str) -> str:
     return path.with_suffix("").as_posix()
 
 
-def _listing(spec: RegionSpec, place: Path) -> Path | None:
-    return next((place / name for name in spec.listing if (place / name).is_file()), None)
+_KEYS = {
+    "categories": ("id", "name"),
+    "images": ("id", "height", "width"),
+    "annotations": ("image_id", "category_id", "segmentation"),
+}
+_PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
 
 
-def _image(spec: RegionSpec, place: Path, image: Mapping[str, Any]) -> Path:
-    """Where an image lies; LVIS names only COCO's address, whose last parts are folder and file."""
-    parts = [str(image["file_name"])] if "file_name" in image else str(image["coco_url"]).split("/")[-2:]
-    tried = [place / folder / parts[-1] for folder in spec.images]
-    tried.sort(key=lambda path: path.parent.name != parts[0])  # the folder of the address first
-    found = next((path for path in tried if path.exists()), None)
-    # A name with folders is below the image folder.
-    below = place / spec.images[0] / Path(*parts)
-    return found or (below if below.exists() else tried[0])
+def _read_listing(path: Path, panoptic: bool) -> dict[str, Any]:
+    """COCO's JSON, with images, annotations and categories.
+
+    Raises:
+        DatasetError: unreadable, or something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
+    parts = ("images", "annotations", "categories")
+    if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in parts):
+        raise DatasetError(f"{shown(path)} is no COCO file: it needs lists of {', '.join(parts)}")
+    if not data["categories"]:
+        raise DatasetError(f"{shown(path)} has no categories: there is nothing to look for")
+    for part in parts:
+        _need(path, part, data[part], _PANOPTIC_KEYS if panoptic and part == "annotations" else _KEYS[part])
+    for entry in data["annotations"] if panoptic else ():
+        _need(path, "segments_info", entry["segments_info"], ("id", "category_id"))
+    return data
+
+
+def _need(path: Path, part: str, entries: list[Any], keys: tuple[str, ...]) -> None:
+    for entry in entries:
+        absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if absent:
+            raise DatasetError(f"{shown(path)} has an entry of {part} without {absent[0]}: {str(entry)[:80]}")
+
+
+def _class_list(name: str, categories: list[dict[str, Any]]) -> ClassList:
+    """Categories as classes in the order of the file; one called "background" comes first and has no string.
+
+    LVIS gives synonyms: strings "synonyms".
+    """
+    background = categories[0]["name"] == BACKGROUND
+    raw = [str(category["name"]) for category in categories[background:]]
+    plain = [_plain(name) for name in raw]
+    names = tuple(plain if len({name.casefold() for name in plain}) == len(plain) else raw)
+    said = [category.get("synonyms") for category in categories[background:]]
+    strings = {"synonyms": _synonyms(names, said)} if all(said) else {}
+    return ClassList(name, names, background, strings, source="the dataset's own JSON")
+
+
+def _synonyms(names: tuple[str, ...], said: list[Any]) -> dict[str, list[str]]:
+    """Each class with its own name first; a word that several classes claim stays with the first."""
+    owner = {name.casefold(): name for name in names}
+    strings = {}
+    for name, words in zip(names, said, strict=True):
+        plain = (_plain(word) for word in words)
+        strings[name] = [name, *(word for word in plain if owner.setdefault(word.casefold(), name) == name)]
+        strings[name] = list({word.casefold(): word for word in reversed(strings[name])}.values())[::-1]
+    return strings
+
+
+def _plain(name: str) -> str:
+    """A category as one would say it: "wall-other-merged" is a wall, "aerosol_can" an aerosol can."""
+    for mark in ("-merged", "-other", "-stuff"):
+        name = name.removesuffix(mark)
+    return name.replace("_", " ").replace("-", " ").strip()
+
+
+_PHOTOS = ("val2017", "images/val2017", "images", "train2017", "images/train2017")
+_RENDERED = "flat drawings: a regression check of methods, no evidence about photographs"
+
+
+def _both(name: str, folder: str, expected: int | None, note: str = "") -> tuple[Benchmark, Benchmark]:
+    """A folder in our own arrangement: images/, instances.json, panoptic.json and panoptic/."""
+    return (
+        _benchmark(name, INSTANCE, folder, ("instances.json",), ("images",), "", expected, note),
+        _benchmark(name, PANOPTIC, folder, ("panoptic.json",), ("images",), "panoptic", expected, note),
+    )
+
+
+BENCHMARKS = (
+    _benchmark("coco", INSTANCE, "coco", ("annotations/instances_val2017.json",), _PHOTOS, "", 5000),
+    _benchmark(
+        *("coco", PANOPTIC, "coco", ("annotations/panoptic_val2017.json",), _PHOTOS),
+        "annotations/panoptic_val2017",
+        5000,
+        "names of stuff without the marks -merged, -other and -stuff",
+    ),
+    _benchmark(
+        *("lvis", INSTANCE, "lvis", ("lvis_v1_val.json", "annotations/lvis_v1_val.json"), _PHOTOS),
+        expected=19809,
+        note="federated: a category counts only in images where it was looked for",
+        federated=True,
+    ),
+    *_both("rendered", "benchmark/scenes", 200, _RENDERED),
+    *_both("rendered2x", "benchmark/scenes2x", 200, f"{_RENDERED}, of twice the side"),
+    *_both("folder", ".", None),
+)

@@ -1,4 +1,4 @@
-"""Standard layouts on disk: which image belongs to which label file. Nothing is downloaded; what is absent is named."""
+"""How segmentation benchmarks lie on disk: which image belongs to which label file."""
 
 from __future__ import annotations
 
@@ -6,17 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densevl.errors import DatasetError
+from densevl.evaluation.benchmarks.base import Item
 from densevl.files import shown
 from densevl.images import EXTENSIONS
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image, its label file, and a key that is its path below the image folder without ending."""
-
-    key: str
-    image: Path
-    label: Path
 
 
 @dataclass(frozen=True)
@@ -38,16 +30,12 @@ class Layout:
     listing: str | None = None
     by_labels: bool = False
 
-    def missing(self, root: Path) -> list[str]:
-        """The folders and lists that are not there, as paths."""
-        wanted = [root / self.images, root / self.labels, *([root / self.listing] if self.listing else [])]
-        return [str(path) for path in wanted if not path.exists()]
-
-    def expected(self, root: Path) -> list[str]:
-        """The layout as lines to read, for messages."""
-        lines = [f"{root / self.images}/**/*{self.image_ends[0] if len(self.image_ends) == 1 else ''}"]
-        lines += [" or ".join(f"{root / self.labels}/**/*{end}" for end in self.label_ends)]
-        return lines + ([str(root / self.listing)] if self.listing else [])
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The layout as lines to read."""
+        lines = [f"{self.images}/**/*{self.image_ends[0] if len(self.image_ends) == 1 else ''}"]
+        lines += [" or ".join(f"{self.labels}/**/*{end}" for end in self.label_ends)]
+        return (*lines, *([self.listing] if self.listing else []))
 
     def label_end(self, root: Path) -> str:
         """The ending that labels have here.
@@ -67,8 +55,9 @@ class Layout:
         Raises:
             DatasetError: a folder or list is missing, or there is nothing in it.
         """
-        if missing := self.missing(root):
-            raise DatasetError(f"{shown(missing[0])} is missing; expected: {'; '.join(self.expected(root))}")
+        for name in (self.images, self.labels, self.listing):
+            if name is not None and not (root / name).exists():
+                raise DatasetError(f"{shown(root / name)} is missing; expected: {'; '.join(self.files)}")
         images, labels, end = root / self.images, root / self.labels, self.label_end(root)
         if self.listing is not None:
             text = (root / self.listing).read_text(encoding="utf-8")

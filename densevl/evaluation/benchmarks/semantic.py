@@ -1,99 +1,151 @@
-"""The segmentation benchmarks: layout, label rule, class list and size of each, as data."""
+"""The segmentation benchmarks, Pascal VOC, Context, COCO, Cityscapes and ADE150 among them: where each lies, how its
+labels are read, its classes and its size, as data.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import DatasetError, suggest
-from densevl.evaluation.benchmarks import label_rules
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import DatasetError
+from densevl.evaluation.benchmarks.base import SEMANTIC, Benchmark, Dataset, Item, label_file, same_size
 from densevl.evaluation.benchmarks.class_lists import ClassList, class_list
-from densevl.evaluation.benchmarks.layouts import ANY_IMAGE, Item, Layout
+from densevl.evaluation.benchmarks.label_rules import (
+    CITYSCAPES_RAW,
+    COCO_OBJECT_KEEP_IGNORE,
+    COCO_OBJECT_RAW,
+    COCO_STUFF_RAW,
+    ILLEGAL,
+    SIZE,
+    Table,
+    identity,
+    mapped,
+    mmseg_default255,
+    shifted,
+)
+from densevl.evaluation.benchmarks.layouts import ANY_IMAGE, Layout
 from densevl.files import shown
+from densevl.images import read_labels
 from densevl.vocabulary import LabelSet
 
-Rules = Mapping[str, label_rules.Table]
+Rule = Callable[[int], Table]
+"""From the number of classes to the table of what stored numbers mean."""
+Rules = Mapping[str, Rule]
+"""Rules by the ending of label files, "" for any."""
 WIDE_IGNORE = 65535
 
 
+@dataclass(frozen=True)
+class SingleClassItem(Item):
+    """Attributes: shows: index of the one class that is in the image; its mask only says where."""
+
+    shows: int = 0
+
+
 @dataclass(frozen=True, eq=False)
-class Spec:
-    """A benchmark.
+class SemanticDataset(Dataset):
+    """Images with label maps.
 
     Attributes:
-        name: as `densevl eval` takes it; folder: where it usually lies below a data folder.
-        layout: files below the root; expected: images of the evaluation split, None where it varies.
-        classes: the class list at a root (most do not look there).
-        rules: from a label file's ending to its rule, "" for any ending; it gets the number of classes.
-        pairs: the images and label files, where a listing of the dataset says more than the layout.
-        note: what a reader of results should know.
+        table: int32 (65536,), the class index of each stored number; see `label_rules`.
     """
 
-    name: str
-    folder: str
-    layout: Layout
-    expected: int | None
-    classes: Callable[[Path], ClassList]
-    rules: Callable[[int], Rules]
-    pairs: Callable[[Path], list[Item]] | None = None
-    note: str = ""
-    variants: Mapping[str, Callable[[int], Rules]] = field(default_factory=dict)
+    table: Table = field(kw_only=True, repr=False)
+
+    def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+        """The label map by the benchmark's rule: int16 (H, W), class index, -1 where not scored.
+
+        Raises:
+            DatasetError: missing, of another size, or numbers outside the rule. ImageError: unreadable.
+        """
+        label = label_file(item)
+        raw = read_labels(label)
+        if raw.min() < 0 or raw.max() >= SIZE:
+            raise DatasetError(f"{shown(label)} holds {raw.min()} to {raw.max()}: label ids are 0 to {SIZE - 1}")
+        truth = self.table.astype(np.int16).take(raw) if raw.size > SIZE else self.table.take(raw).astype(np.int16)
+        if truth.min() == ILLEGAL:  # the least number there is
+            wrong = truth == ILLEGAL
+            known = np.flatnonzero(self.table >= 0)
+            raise DatasetError(
+                f"{shown(label)} holds label {raw[wrong][0]} at {int(wrong.sum())} pixels: '{self.name}' has "
+                f"{len(self.names)} classes, stored as {known.min()} to {known.max()}"
+            )
+        same_size(label, truth, image)
+        return np.where(truth > 0, np.int16(item.shows), truth) if isinstance(item, SingleClassItem) else truth
 
 
-def _shipped(name: str) -> Callable[[Path], ClassList]:
-    return lambda root: class_list(name)
+def _benchmark(
+    name: str,
+    folder: str,
+    layout: Layout,
+    expected: int | None,
+    rules: Rules,
+    *,
+    classes: Callable[[Path], ClassList] | None = None,
+    items: Callable[[Path], list[Item]] | None = None,
+    variants: Mapping[str, Rules] | None = None,
+    note: str = "",
+) -> Benchmark:
+    """A benchmark of label maps.
+
+    Args:
+        classes: the class list at a root; None is the shipped one.
+        items: images and label files, where a listing of the dataset says more than the layout.
+        variants: rules by which others score it.
+    """
+
+    def opens(benchmark: Benchmark, root: Path, variant: str) -> Dataset:
+        known = classes(root) if classes is not None else class_list(name)
+        files = tuple((items or layout.items)(root))
+        chosen = (variants or {})[variant] if variant else rules
+        rule = chosen[""] if "" in chosen else chosen[layout.label_end(root)]
+        return SemanticDataset(benchmark, root, known, files, variant, table=rule(len(known.all_names)))
+
+    marks = (layout.images,)
+    return Benchmark(name, SEMANTIC, folder, layout.files, marks, opens, expected, note, tuple(variants or {}))
 
 
-def _voc(name: str, rule: Callable[[int], label_rules.Table]) -> Spec:
+def _table(table: Table) -> Rule:
+    return lambda count: table
+
+
+def _voc(name: str, rule: Rule) -> Benchmark:
     layout = Layout("JPEGImages", "SegmentationClass", listing="ImageSets/Segmentation/val.txt")
-    return Spec(name, "VOCdevkit/VOC2012", layout, 1449, _shipped(name), lambda count: {"": rule(count)})
+    return _benchmark(name, "VOCdevkit/VOC2012", layout, 1449, {"": rule})
 
 
-def _context(name: str, rule: Callable[[int], label_rules.Table]) -> Spec:
+def _context(name: str, rule: Rule) -> Benchmark:
     layout = Layout("JPEGImages", "SegmentationClassContext", listing="ImageSets/SegmentationContext/val.txt")
-    return Spec(name, "VOCdevkit/VOC2010", layout, None, _shipped(name), lambda count: {"": rule(count)})
+    return _benchmark(name, "VOCdevkit/VOC2010", layout, None, {"": rule})
 
 
-def _coco(
-    name: str, end: str, raw: label_rules.Table, variants: Mapping[str, Callable[[int], Rules]] | None = None
-) -> Spec:
+def _coco(name: str, end: str, raw: Table, variants: Mapping[str, Table] | None = None) -> Benchmark:
     layout = Layout("images/val2017", "annotations/val2017", label_ends=(end, ".png"))
-    return Spec(
-        name,
-        "coco_stuff164k",
-        layout,
-        5000,
-        _shipped(name),
-        lambda count: {end: label_rules.identity(count), ".png": raw},
-        variants=variants or {},
-    )
+    others = {own: {end: identity, ".png": _table(table)} for own, table in (variants or {}).items()}
+    return _benchmark(name, "coco_stuff164k", layout, 5000, {end: identity, ".png": _table(raw)}, variants=others)
 
 
-def _wide(name: str, folder: str, layout: Layout, expected: int | None) -> Spec:
+def _wide(name: str, folder: str, layout: Layout, expected: int | None) -> Benchmark:
     """Benchmarks of more than 255 classes, 16-bit labels with 65535 for none."""
-    return Spec(
-        name,
-        folder,
-        layout,
-        expected,
-        _shipped(name),
-        lambda count: {"": label_rules.identity(count, (WIDE_IGNORE,))},
-        note="labels of 65535 are not scored",
-        variants={"mmseg-default255": lambda count: {"": label_rules.mmseg_default255(count)}},
-    )
+    rules = {"": partial(identity, ignore=(WIDE_IGNORE,))}
+    variants = {"mmseg-default255": {"": mmseg_default255}}
+    return _benchmark(name, folder, layout, expected, rules, variants=variants, note="labels of 65535 are not scored")
 
 
-def _json(path: Path) -> Any:
-    """Raises:
-    DatasetError: missing, or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
+def _own(name: str, folder: str, layout: Layout, expected: int | None, rule: Rule, note: str = "") -> Benchmark:
+    """A folder with images/, labels/ and a list of names."""
+    return _benchmark(name, folder, layout, expected, {"": rule}, classes=_names_file, note=note)
+
+
+def _own_ids(count: int) -> Table:
+    return identity(count, (255, WIDE_IGNORE) if count <= 255 else (WIDE_IGNORE,))
 
 
 def _names_file(root: Path) -> ClassList:
@@ -124,59 +176,50 @@ def _ovcamo_classes(root: Path) -> ClassList:
 
 
 def _ovcamo_items(root: Path) -> list[Item]:
-    """Images of the classes of the test split; the key's first part is the class, which the mask does not say."""
-    names = set(_ovcamo_classes(root).names)
-    items = []
+    """Images of the classes of the test split: the listing says what is in an image, its mask says where."""
+    names = _ovcamo_classes(root).all_names
+    items: list[Item] = []
     for entry in _json(root / "sample_info.json"):
-        if entry["base_class"] in names:
-            image, mask = (root / "test" / kind / entry["unique_id"] for kind in ("image", "mask"))
-            ends = (Path(entry[kind]).suffix for kind in ("image", "mask"))
-            pair = [path.with_name(path.name + end) for path, end in zip((image, mask), ends, strict=True)]
-            items.append(Item(f"{entry['base_class']}/{entry['unique_id']}", *pair))
+        kind = entry["base_class"]
+        if kind in names[1:]:
+            image, mask = (
+                root / "test" / part / (entry["unique_id"] + Path(entry[part]).suffix) for part in ("image", "mask")
+            )
+            items.append(SingleClassItem(f"{kind}/{entry['unique_id']}", image, mask, names.index(kind)))
     return sorted(items, key=lambda item: item.key)
 
 
-_OWN = Layout("images", "labels", ANY_IMAGE, (".png", ".tif", ".tiff"))
-_SPECS = [
-    _voc("voc20", label_rules.shifted),
-    _voc("voc21", label_rules.identity),
-    _context("context59", label_rules.shifted),
-    _context("context60", label_rules.identity),
-    _coco(
-        "coco-object",
-        "_instanceTrainIds.png",
-        label_rules.COCO_OBJECT_RAW,
-        {
-            "keep-ignore": lambda count: {
-                "_instanceTrainIds.png": label_rules.identity(count),
-                ".png": label_rules.COCO_OBJECT_KEEP_IGNORE,
-            }
-        },
-    ),
-    _coco("coco-stuff", "_labelTrainIds.png", label_rules.COCO_STUFF_RAW),
-    Spec(
+def _json(path: Path) -> Any:
+    """Raises:
+    DatasetError: missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
+
+
+_CITY_LABELS = ("_gtFine_labelTrainIds.png", "_gtFine_labelIds.png")
+BENCHMARKS = (
+    _voc("voc20", shifted),
+    _voc("voc21", identity),
+    _context("context59", shifted),
+    _context("context60", identity),
+    _coco("coco-object", "_instanceTrainIds.png", COCO_OBJECT_RAW, {"keep-ignore": COCO_OBJECT_KEEP_IGNORE}),
+    _coco("coco-stuff", "_labelTrainIds.png", COCO_STUFF_RAW),
+    _benchmark(
         "cityscapes",
         "cityscapes",
-        Layout(
-            "leftImg8bit/val",
-            "gtFine/val",
-            ("_leftImg8bit.png",),
-            ("_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"),
-        ),
+        Layout("leftImg8bit/val", "gtFine/val", ("_leftImg8bit.png",), _CITY_LABELS),
         500,
-        _shipped("cityscapes"),
-        lambda count: {
-            "_gtFine_labelTrainIds.png": label_rules.identity(count),
-            "_gtFine_labelIds.png": label_rules.CITYSCAPES_RAW,
-        },
+        {_CITY_LABELS[0]: identity, _CITY_LABELS[1]: _table(CITYSCAPES_RAW)},
     ),
-    Spec(
+    _benchmark(
         "ade150",
         "ade/ADEChallengeData2016",
         Layout("images/validation", "annotations/validation"),
         2000,
-        _shipped("ade150"),
-        lambda count: {"": label_rules.shifted(count)},
+        {"": shifted},
     ),
     _wide(
         "ade847",
@@ -190,54 +233,33 @@ _SPECS = [
         Layout("JPEGImages", "annotations_detectron2/pc459_val", label_ends=(".tif",), by_labels=True),
         None,
     ),
-    Spec(
+    _benchmark(
         "ovcamo",
         "ovcamo",
         Layout("test/image", "test/mask"),
         None,
-        _ovcamo_classes,
-        lambda count: {"": label_rules.mapped({value: int(value > 0) for value in range(256)}, ())},
-        _ovcamo_items,
+        {"": _table(mapped({value: int(value > 0) for value in range(256)}, ()))},
+        classes=_ovcamo_classes,
+        items=_ovcamo_items,
         note="mean IoU with background over the classes of the test split; measures 'structure' are its paper's, for "
         "which the class with most pixels is the answer",
     ),
-    Spec(
+    _own(
         "rendered",
         "benchmark/scenes",
         Layout("images", "labels", (".png",)),
         200,
-        _names_file,
-        lambda count: {"": label_rules.identity(count)},
-        note="flat drawings: a regression check of methods, no evidence about photographs; made by "
+        identity,
+        "flat drawings: a regression check of methods, no evidence about photographs; made by "
         "python -m tools.render benchmark --out data/benchmark",
     ),
-    Spec(
+    _own(
         "rendered2x",
         "benchmark/scenes2x",
         Layout("images", "labels", (".png",)),
         200,
-        _names_file,
-        lambda count: {"": label_rules.identity(count)},
-        note="flat drawings of twice the side",
+        identity,
+        "flat drawings of twice the side",
     ),
-    Spec(
-        "folder",
-        ".",
-        _OWN,
-        None,
-        _names_file,
-        lambda count: {"": label_rules.identity(count, (255, WIDE_IGNORE) if count <= 255 else (WIDE_IGNORE,))},
-    ),
-]
-SPECS = {spec.name: spec for spec in _SPECS}
-
-
-def spec(name: str) -> Spec:
-    """The benchmark of that name.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    if name not in SPECS:
-        raise DatasetError(f"no dataset '{name}'{suggest(name, SPECS)}; there are {', '.join(SPECS)}")
-    return SPECS[name]
+    _own("folder", ".", Layout("images", "labels", ANY_IMAGE, (".png", ".tif", ".tiff")), None, _own_ids),
+)

@@ -1,4 +1,10 @@
-"""COCO's average precision of masks or boxes, by faster-coco-eval where installed, else by pycocotools."""
+"""Average precision of masks or boxes as COCO and LVIS have it, by faster-coco-eval, or else by pycocotools.
+
+In LVIS (Gupta et al., 2019) categories are looked for in some images only: a detection counts in images that have its
+category or were searched for it in vain (neg_category_ids), and where not every object is marked
+(not_exhaustive_category_ids) one that meets none is neither right nor wrong. Only faster-coco-eval knows that; what it
+leaves to us is that the best 300 detections of an image count, over all categories.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import EvaluationError, suggest
-from densevl.evaluation.metrics import federated as lvis
+from densevl.errors import DatasetError, EvaluationError, MissingExtraError, suggest
 
 KINDS = ("segm", "bbox")
 BACKENDS = ("auto", "faster", "pycocotools")
 CAP = 100
 """Detections of an image and category that count."""
+LVIS_CAP = 300
+"""Detections of an image that count in LVIS, over all categories."""
+RARITIES = {"r": "rare", "c": "common", "f": "frequent"}
 Table = dict[str, float]
 Floats = npt.NDArray[np.float64]
 _SIZES = ("", " small", " medium", " large")
@@ -54,7 +62,8 @@ def average_precision(
 
     Raises:
         EvaluationError: an unknown kind or backend, "faster" where it is not installed, or results for images that the
-            truth does not have. DatasetError: federated and no LVIS file.
+            truth does not have. DatasetError: federated and no LVIS file. MissingExtraError: federated without
+            faster-coco-eval.
     """
     for value, allowed, what in ((kind, KINDS, "kind"), (backend, BACKENDS, "backend")):
         if value not in allowed:
@@ -63,15 +72,15 @@ def average_precision(
     odd = next((entry["image_id"] for entry in found if entry["image_id"] not in known), None)
     if odd is not None:
         raise EvaluationError(f"results are given for image {odd}, which the truth does not have")
-    judged, kept = lvis.as_coco(truth, found, cap) if federated else (truth, found)
+    kept = _best(truth, found, cap) if federated else found
     if kept:
-        precision, recall, categories = _accumulated(judged, kept, kind, cap, backend)
+        precision, recall, categories = _accumulated(truth, kept, kind, cap, backend, federated)
     else:
-        precision, recall, categories = _of_nothing(judged)
+        precision, recall, categories = _of_nothing(truth)
     table = _summary(precision, recall, cap)
     if federated:
         kinds = {category["id"]: category.get("frequency") for category in truth["categories"]}
-        for letter, name in lvis.RARITIES.items():
+        for letter, name in RARITIES.items():
             columns = [index for index, own in enumerate(categories) if kinds[own] == letter]
             table[f"AP {name}"] = _mean(precision[:, :, columns, 0, -1])
     rows = {
@@ -81,17 +90,39 @@ def average_precision(
     return table, rows
 
 
+def _best(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], cap: int) -> list[Mapping[str, Any]]:
+    """The best results of each image, over all categories.
+
+    Raises:
+        DatasetError: an image of the truth does not say what was looked for.
+    """
+    for image in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if key not in image:
+                raise DatasetError(f"image {image['id']} has no {key}: this is no LVIS file")
+    by_image: dict[Any, list[Mapping[str, Any]]] = {}
+    for entry in found:
+        by_image.setdefault(entry["image_id"], []).append(entry)
+    return [entry for own in by_image.values() for entry in sorted(own, key=lambda row: -row["score"])[:cap]]
+
+
 def _accumulated(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str, cap: int, backend: str
+    truth: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    kind: str,
+    cap: int,
+    backend: str,
+    federated: bool,
 ) -> tuple[Floats, Floats, list[Any]]:
     """Precision (IoU, recall, category, size, cap), recall without its second axis, and ids of categories; -1 where
     there is no truth."""
-    coco, evaluator = _backend(backend)
+    coco, evaluator = _backend("faster" if federated else backend)
+    how = {"lvis_style": True} if federated else {}
     with contextlib.redirect_stdout(io.StringIO()):  # both print tables
         reference = coco()
         reference.dataset = {"info": {}, "licenses": [], **{key: list(value) for key, value in truth.items()}}
         reference.createIndex()
-        judge = evaluator(reference, reference.loadRes([dict(entry) for entry in found]), kind)
+        judge = evaluator(reference, reference.loadRes([dict(entry) for entry in found]), kind, **how)
         judge.params.maxDets = [1, 10, cap]
         judge.evaluate()
         judge.accumulate()
@@ -134,7 +165,7 @@ def _backend(name: str) -> tuple[Any, Any]:
             return COCO, COCOeval_faster
         except ImportError as error:
             if name == "faster":
-                raise EvaluationError("faster-coco-eval is not installed: pip install faster-coco-eval") from error
+                raise MissingExtraError("faster-coco-eval", "eval", "AP as LVIS has it") from error
     from pycocotools.coco import COCO as SLOW
     from pycocotools.cocoeval import COCOeval
 

@@ -1,4 +1,4 @@
-"""Semantic measures from one matrix of integer counts: IoU, accuracies, Dice, frequency-weighted IoU.
+"""mIoU and its kin from one matrix of integer counts: IoU, accuracies, Dice, frequency-weighted IoU.
 
 Counts are added over the whole dataset and divided once at the end, as mmsegmentation does: not a mean over images. A
 class neither in the truth nor predicted has no IoU (NaN) and is left out of means; one only predicted has 0 and counts.

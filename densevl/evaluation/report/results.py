@@ -10,27 +10,20 @@ import csv
 import io
 import json
 import math
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from densevl import __version__
-from densevl.drawing import draw_overlay
-from densevl.evaluation.benchmarks.class_lists import BACKGROUND
-from densevl.evaluation.experiment import AnyPredictor
+from densevl.evaluation.outcome import Outcome, versions
 from densevl.evaluation.report.page import page
-from densevl.evaluation.runner import Outcome
-from densevl.evaluation.tasks import NOTHING
+from densevl.evaluation.tasks.semantic import NOTHING
 from densevl.files import atomic_write_all
 
-_WIDTH = 320
 SHOWN = 4
 """Best and worst images that the page shows."""
 _HEAT_CLASSES = 64
@@ -64,7 +57,6 @@ _EXPLAINED = {
     "pixel_f1": "largest F1 score of pixels over all thresholds",
     "aupro": "overlap with each damage, over thresholds with at most 30 % false alarms",
 }
-_PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +81,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "measures": outcome.summary,
         "paper": {task.headline: None if paper is None else paper / 100},
         "delta": {task.headline: None if paper is None else outcome.summary[task.headline] - paper / 100},
-        "classes": task.class_rows(outcome.counts, outcome.kept),
+        "classes": outcome.rows,
         "bars": task.column,
         "images": [
             {"image": item.key, "score": float(value)}
@@ -99,8 +91,8 @@ def results(outcome: Outcome) -> dict[str, Any]:
         "protocol": protocol,
         "used": outcome.used,
         "experiment": experiment.facts(),
-        "fingerprint": experiment.fingerprint(dataset),
-        "versions": {"densevl": __version__, "python": platform.python_version(), **_versions()},
+        "fingerprint": outcome.fingerprint,
+        "versions": versions(),
         "run": {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "images": outcome.images,
@@ -113,7 +105,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
     return plain
 
 
-def examples(outcome: Outcome, predictor: AnyPredictor, shown: int = SHOWN) -> tuple[list[Example], list[Example]]:
+def examples(outcome: Outcome, predictor: Any, shown: int = SHOWN) -> tuple[list[Example], list[Example]]:
     """The worst and the best images by their own scores, predicted again."""
     order = np.argsort(outcome.ranking, kind="stable")
     order = order[~np.isnan(outcome.ranking[order])]
@@ -121,15 +113,13 @@ def examples(outcome: Outcome, predictor: AnyPredictor, shown: int = SHOWN) -> t
 
     def look(index: int) -> Example:
         sample = outcome.dataset[index]
-        maps = outcome.task.pictures(sample, outcome.task.predict(predictor, sample))
-        drawn = (_drawn(sample.image, labels, outcome.dataset.names) for labels in maps)
-        pictures = zip(("photo", "truth", "found"), (sample.image, *drawn), strict=True)
-        return Example(sample.item.key, float(outcome.ranking[index]), tuple(pictures))
+        pictures = outcome.task.pictures(sample, outcome.task.predict(predictor, sample))
+        return Example(sample.item.key, float(outcome.ranking[index]), pictures)
 
     return [look(int(i)) for i in order[:count]], [look(int(i)) for i in order[::-1][:count]]
 
 
-def write(outcome: Outcome, folder: str | Path, predictor: AnyPredictor | None = None) -> list[Path]:
+def write(outcome: Outcome, folder: str | Path, predictor: Any | None = None) -> list[Path]:
     """Write the report.
 
     Args:
@@ -162,16 +152,6 @@ def write(outcome: Outcome, folder: str | Path, predictor: AnyPredictor | None =
     return atomic_write_all({Path(folder) / name: content for name, content in files.items()})
 
 
-def _drawn(image: npt.NDArray[np.uint8], labels: npt.NDArray[np.int16], names: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """An overlay with its legend, small images enlarged first so that the legend can be read."""
-    times = max(1, -(-_WIDTH // image.shape[1]))
-    labels = np.where(labels >= len(names), -1, labels).astype(np.int16)
-    if names[0] == BACKGROUND:  # left plain, so that the rest stands out
-        labels, names = np.maximum(labels - 1, -1).astype(np.int16), names[1:]
-    big = image.repeat(times, axis=0).repeat(times, axis=1)
-    return draw_overlay(big, labels.repeat(times, axis=0).repeat(times, axis=1), names)
-
-
 def _times(run: dict[str, Any]) -> dict[str, Any]:
     each = f"{1000 * run['seconds'] / run['images']:.1f} ms" if run["images"] else "none done in this run"
     parts = {f"of it: {name}": f"{seconds:.2f} s" for name, seconds in run["parts"].items()}
@@ -184,16 +164,6 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def as_plain(value: Any) -> Any:

@@ -1,0 +1,54 @@
+"""The one table of benchmarks, by name and task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from densevl.errors import DatasetError, suggest
+from densevl.evaluation.benchmarks import anomaly, coco, semantic
+from densevl.evaluation.benchmarks.base import TASKS, Benchmark, Dataset, Root
+
+_ALL = (*semantic.BENCHMARKS, *coco.BENCHMARKS, *anomaly.BENCHMARKS)
+_NAMES = tuple(dict.fromkeys(entry.name for entry in _ALL))
+BENCHMARKS: Mapping[tuple[str, str], Benchmark] = {
+    (entry.name, entry.task): entry for name in _NAMES for entry in _ALL if entry.name == name
+}
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """The tasks that a benchmark has a truth for.
+
+    Raises:
+        DatasetError: there is no such benchmark.
+    """
+    if name not in _NAMES:
+        raise DatasetError(f"no dataset '{name}'{suggest(name, _NAMES)}; there are {', '.join(_NAMES)}")
+    return tuple(task for own, task in BENCHMARKS if own == name)
+
+
+def benchmark(name: str, task: str | None = None) -> Benchmark:
+    """The benchmark of that name and task; None is the first task it has.
+
+    Raises:
+        DatasetError: there is none, or it has no such task.
+    """
+    own = tasks_of(name)
+    if task is not None and task not in own:
+        raise DatasetError(f"'{name}' is no dataset for task {task}{suggest(task, TASKS)}; {', '.join(own)}")
+    return BENCHMARKS[name, task or own[0]]
+
+
+def open_dataset(name: str, root: Root = None, *, task: str | None = None, variant: str = "") -> Dataset:
+    """Find a benchmark on disk.
+
+    Args:
+        name: of `BENCHMARKS`; "folder" is any folder with images/ and labels/ and names.txt, or instances.json, or
+            panoptic.json and panoptic/; "mvtec" is any folder in that layout.
+        root: its folder; None looks in $DENSEVL_DATA, ./data and the cache folder.
+        task: "semantic", "instance", "panoptic" or "anomaly"; None is the first it has.
+        variant: another label rule: "mmseg-default255" (ade847, pc459), "keep-ignore" (coco-object).
+
+    Raises:
+        DatasetError: unknown, not found, or empty; the message lists the expected files.
+    """
+    return benchmark(name, task).open(root, variant)

@@ -1,0 +1,114 @@
+"""`Outcome`: what an evaluation counted, and what the numbers come to."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl import __version__, digest
+from densevl.evaluation.checkpoint import Identity
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.tasks.base import Counts, Task
+
+_PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an evaluation counted.
+
+    Attributes:
+        task: what was counted. identity, files: what decides it; see `identity_of` and `Dataset.digests`.
+        counts: by measure. ranking: the score of each image by itself.
+        seconds: wall time of this run; parts: of it, waiting to read, model, deciding and counting.
+        images: how many images this run did, in all processes; resumed: how many earlier runs had done.
+        used: `facts` of the predictor that did it.
+        kept: what was kept of images, in the first process; empty in others.
+    """
+
+    task: Task
+    identity: Identity
+    files: npt.NDArray[np.uint64]
+    counts: Counts
+    ranking: npt.NDArray[np.float64]
+    seconds: float
+    parts: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    resumed: int = 0
+    used: dict[str, Any] = field(default_factory=dict)
+    kept: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was asked."""
+        return self.task.experiment
+
+    @property
+    def dataset(self) -> Any:
+        """What was evaluated."""
+        return self.task.dataset
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that could change a count: settings, weights, versions, files, classes."""
+        return digest.of_text(json.dumps(self.identity, sort_keys=True), self.files.tobytes().hex())[:16]
+
+    @cached_property
+    def summary(self) -> dict[str, float]:
+        """The headline numbers, 0..1 or NaN, in the first process."""
+        return self.task.summary(self.counts, self.kept)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a class (a category, for task anomaly), the name under "class"; in the first process."""
+        return self.task.class_rows(self.counts, self.kept)
+
+    @property
+    def headline(self) -> str:
+        """The number that stands for the rest, in words: "mIoU 42.10"."""
+        return f"{self.task.headline} {100 * self.summary[self.task.headline]:.2f}"
+
+    def table(self) -> str:
+        """The rows in Markdown, shares in per cent, and last the summary where it has the same columns."""
+        columns = [name for name, value in self.rows[0].items() if isinstance(value, float)]
+        lines = [f"| {self.task.unit} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        last = {"class": "mean", **{name: self.summary[name] for name in columns if name in self.summary}}
+        for row in [*self.rows, *([last] if len(last) == len(columns) + 1 else [])]:
+            shares = ("-" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in columns)
+            lines.append(f"| {row['class']} | {' | '.join(shares)} |")
+        return "\n".join(lines) + "\n"
+
+
+def identity_of(task: Task, used: dict[str, Any]) -> dict[str, Any]:
+    """Everything but the images' files that decides what is counted: the model as loaded, what was asked, versions,
+    which images, and classes; as JSON has it, so that it can be compared with one that was read back."""
+    dataset = task.dataset
+    found = {
+        **used,
+        "experiment": task.experiment.facts(),
+        "versions": {name: own for name, own in versions().items() if name != "python"},
+        "classes": digest.of_text(*dataset.names),
+        "number of images": len(dataset),
+        "images": digest.of_text(*(item.key for item in dataset.items)),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def versions() -> dict[str, str]:
+    """Of densevl, Python, and the packages that images pass through."""
+    found = {"densevl": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""What an evaluation predicts, counts and reports: one file a task."""

@@ -1,0 +1,157 @@
+"""What a task is. The runner, the saved state and the report are the same for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densevl.drawing import draw_overlay
+from densevl.evaluation.benchmarks.base import Dataset, Sample
+from densevl.evaluation.benchmarks.class_lists import BACKGROUND
+from densevl.evaluation.experiment import Experiment
+from densevl.vocabulary import TextOptions
+
+Counts = dict[str, npt.NDArray[np.int64]]
+"""Integers by measure; those of images are added up."""
+Kept = Mapping[int, Any]
+"""What cannot be added up, by image."""
+Picture = npt.NDArray[np.uint8]
+"""RGB (H, W, 3)."""
+_WIDTH = 320
+"""Pixels that a picture with a legend has at least."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Attributes: counts of one image; ranking, its own score 0..1, NaN for none; kept, what is kept of it."""
+
+    counts: Counts
+    ranking: float
+    kept: Any = None
+
+
+class Task(ABC):
+    """What an experiment does with a dataset.
+
+    Attributes:
+        headline: the number that stands for the rest, a key of `summary`.
+        running: the number shown on the way. column: of `class_rows`, drawn as bars.
+        unit: what a row of `class_rows` is about. keeps: whether `Counted.kept` is used.
+    """
+
+    headline: ClassVar[str]
+    running: ClassVar[str]
+    column: ClassVar[str]
+    unit: ClassVar[str] = "class"
+    keeps: ClassVar[bool] = False
+
+    def __init__(self, experiment: Experiment, dataset: Any) -> None:
+        self.experiment, self.dataset = experiment, dataset
+        self._judged: tuple[Any, Any] = (None, None)
+
+    def predictor(self, *, device: str | None = None) -> Any:
+        """Load the model, with torch and numpy seeded. It has a `clock` and `facts()`.
+
+        Raises:
+            DensevlError: as the pipeline's constructor.
+        """
+        torch.manual_seed(self.experiment.seed)
+        np.random.seed(self.experiment.seed)
+        asked = self.experiment.resolved()
+        return self.load(asked, device or asked.device)
+
+    @abstractmethod
+    def load(self, asked: Experiment, device: str | None) -> Any:
+        """Load the model of an experiment whose settings are all filled in."""
+
+    @abstractmethod
+    def zeros(self) -> Counts:
+        """Counts of no image."""
+
+    @abstractmethod
+    def predict(self, predictor: Any, sample: Sample) -> Any:
+        """Run the model on a sample."""
+
+    @abstractmethod
+    def count(self, index: int, sample: Sample, found: Any) -> Counted:
+        """Count an image."""
+
+    @abstractmethod
+    def so_far(self, counts: Counts) -> float:
+        """The running number, 0..1, from counts alone."""
+
+    @abstractmethod
+    def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
+        """The headline numbers, 0..1 or NaN."""
+
+    @abstractmethod
+    def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
+        """A row a class, the name under "class"."""
+
+    @abstractmethod
+    def facts(self, counts: Counts) -> dict[str, Any]:
+        """More for results.json; "amount" says in words how much was scored, "protocol" how."""
+
+    @abstractmethod
+    def pictures(self, sample: Sample, found: Any) -> tuple[tuple[str, Picture], ...]:
+        """Titles and pictures for the report: the photo, its truth, what was found."""
+
+    @abstractmethod
+    def dump(self, index: int, sample: Sample, found: Any) -> dict[str, bytes]:
+        """Files that keep the prediction, by name."""
+
+    def judge(self, kept: Kept) -> Any:
+        """What is worked out once from all that is kept."""
+        return None
+
+    def judged(self, kept: Kept) -> Any:
+        """The result of `judge`, worked out once."""
+        if self._judged[0] is not kept:
+            self._judged = kept, self.judge(kept)
+        return self._judged[1]
+
+
+def pipeline_of(asked: Experiment, device: str | None) -> dict[str, Any]:
+    """What an experiment says to every pipeline that names things, as their keywords."""
+    return {
+        "weights": asked.weights,
+        "templates": asked.templates,
+        "text": TextOptions.parse(asked.text or None),
+        "presence": asked.presence,
+        "protocol": dict(asked.protocol),
+        "proxy": asked.proxy,
+        "proxy_scope": asked.proxy_scope or "image",
+        "sam": asked.sam,
+        "views": asked.views,
+        "precision": asked.precision,
+        "compat": bool(asked.compat),
+        "device": device,
+    }
+
+
+def classes_of(dataset: Dataset, asked: Experiment) -> dict[str, Any]:
+    """What a predictor that names things is told beside its pipeline, as keywords."""
+    return {"classes": dataset.classes, "strings": asked.strings, "background": asked.background}
+
+
+def compared(
+    image: Picture, truth: npt.NDArray[np.int16], found: npt.NDArray[np.int16], names: Sequence[str]
+) -> tuple[tuple[str, Picture], ...]:
+    """The pictures of a task whose truth and predictions are, or become, label maps."""
+    return ("photo", image), ("truth", painted(image, truth, names)), ("found", painted(image, found, names))
+
+
+def painted(image: Picture, labels: npt.NDArray[np.int16], names: Sequence[str]) -> Picture:
+    """An overlay with its legend, small images enlarged first so that the legend can be read."""
+    times = max(1, -(-_WIDTH // image.shape[1]))
+    labels = np.where(labels >= len(names), -1, labels).astype(np.int16)
+    if names[0] == BACKGROUND:  # left plain, so that the rest stands out
+        labels, names = np.maximum(labels - 1, -1).astype(np.int16), names[1:]
+    big = image.repeat(times, axis=0).repeat(times, axis=1)
+    return draw_overlay(big, labels.repeat(times, axis=0).repeat(times, axis=1), names)

@@ -1,0 +1,18 @@
+"""What the tasks over regions share: a classifier of proposed or true masks."""
+
+from __future__ import annotations
+
+from densevl.evaluation.experiment import TRUTH, Experiment
+from densevl.evaluation.predictors import RegionPredictor
+from densevl.evaluation.tasks.base import Task, classes_of, pipeline_of
+from densevl.pipelines.regions.classifier import RegionClassifier
+
+
+class RegionTask(Task):
+    """Regions that are named."""
+
+    def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
+        proposals = None if asked.proposals == TRUTH else asked.proposals
+        own = {"recipe": asked.recipe, "proposals": proposals}
+        classifier = RegionClassifier(asked.model, asked.operator, **own, **pipeline_of(asked, device))
+        return RegionPredictor(classifier, proposals=asked.proposals, **classes_of(self.dataset, asked))

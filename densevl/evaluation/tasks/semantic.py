@@ -1,0 +1,103 @@
+"""A class a pixel: mIoU and its kin (`metrics.confusion`), outlines, calibration, structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from densevl.evaluation import papers
+from densevl.evaluation.benchmarks.base import Sample
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.metrics.boundary import boundary_counts, boundary_iou
+from densevl.evaluation.metrics.calibration import BINS, calibration, calibration_counts
+from densevl.evaluation.metrics.confusion import confused, confusion, image_miou, measures, per_class
+from densevl.evaluation.metrics.structure import structure_counts, structure_summary, structure_zeros
+from densevl.evaluation.predictors import Prediction, Predictor
+from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, classes_of, compared, pipeline_of
+from densevl.images import encode_png
+from densevl.pipelines.segmentation.segmenter import Segmenter
+
+NOTHING = "nothing"
+
+
+class SemanticTask(Task):
+    """A class a pixel, counted in a confusion matrix."""
+
+    headline = running = "mIoU"
+    column = "IoU"
+
+    def load(self, asked: Experiment, device: str | None) -> Predictor:
+        recipe = papers.recipe(asked.recipe, asked.dataset) if asked.paper and asked.recipe else asked.recipe
+        own = {"proposals": asked.regions, "refine": asked.refine}
+        segmenter = Segmenter(asked.model, recipe, **own, **pipeline_of(asked, device))
+        return Predictor(segmenter, min_share=asked.min_share, **classes_of(self.dataset, asked))
+
+    def zeros(self) -> Counts:
+        classes = len(self.dataset.names)
+        blank = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
+        zeros = {name: np.zeros(shape, np.int64) for name, shape in blank.items()} | {"structure": structure_zeros()}
+        return {name: zeros[name] for name in self.experiment.measures}
+
+    def predict(self, predictor: Any, sample: Sample) -> Any:
+        return predictor(sample.image)
+
+    def count(self, index: int, sample: Sample, found: Prediction) -> Counted:
+        asked, classes = self.experiment, len(self.dataset.names)
+        counts = {"iou": confusion(sample.truth, found.labels, classes)}
+        if "boundary" in asked.measures:
+            counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, asked.boundary_ratio)
+        if "calibration" in asked.measures:
+            counts["calibration"] = calibration_counts(sample.truth, found.labels, found.confidence)
+        if "structure" in asked.measures:
+            counts["structure"] = structure_counts(sample.truth, found.labels)
+        return Counted(counts, image_miou(counts["iou"]))
+
+    def so_far(self, counts: Counts) -> float:
+        return measures(counts["iou"])["mIoU"]
+
+    def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
+        table = measures(counts["iou"])
+        if "boundary" in counts:
+            outline = boundary_iou(counts["boundary"])
+            table["boundary mIoU"] = float(np.nanmean(outline)) if not np.isnan(outline).all() else float("nan")
+        if "calibration" in counts:
+            errors = calibration(counts["calibration"])
+            table |= {name: errors[name] for name in ("ECE", "MCE")}
+        return table | (structure_summary(counts["structure"]) if "structure" in counts else {})
+
+    def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
+        columns = per_class(counts["iou"])
+        if "boundary" in counts:
+            columns["boundary IoU"] = boundary_iou(counts["boundary"])
+        return [
+            {"class": name, **{key: float(values[index]) for key, values in columns.items()}}
+            for index, name in enumerate(self.dataset.names)
+        ]
+
+    def facts(self, counts: Counts) -> dict[str, Any]:
+        names, pixels = (*self.dataset.names, NOTHING), int(counts["iou"].sum())
+        return {
+            "amount": f"{pixels:,} scored pixels",
+            "pixels": pixels,
+            "confused": [
+                {"truth": names[row], "found": names[column], "pixels": amount}
+                for row, column, amount in confused(counts["iou"])
+            ],
+            "calibration": calibration(counts["calibration"])["bins"] if "calibration" in counts else None,
+            "protocol": {
+                "aggregation": "counts over all images, divided once; undefined classes left out of means",
+                "resolution": "labels decided at the image's own size; labels never resized",
+                "ignored": "pixels that the label rule maps to no class",
+                "boundary": f"{self.experiment.boundary_ratio:g} of the diagonal",
+                "calibration": "15 bins of equal width, scored pixels that got a class",
+            },
+        }
+
+    def pictures(self, sample: Sample, found: Prediction) -> tuple[tuple[str, Picture], ...]:
+        return compared(sample.image, sample.truth, found.labels, self.dataset.names)
+
+    def dump(self, index: int, sample: Sample, found: Prediction) -> dict[str, bytes]:
+        # -1 wraps to 65535
+        return {f"{sample.item.key}.png": encode_png(Image.fromarray(found.labels.astype(np.uint16)))}
