@@ -56,7 +56,7 @@ class Experiment:
         proposals, operator: as `RegionClassifier` takes them, for tasks over regions; proposals "truth" are the true
             masks, so that only the naming is judged. resolve: keywords of `RegionResult.instances` or `.panoptic`.
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
-            are learned from, the first by name. options: further keywords of `AnomalyDetector`.
+            are learned from, the first by name. options: fields of the scoring to change.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
@@ -72,9 +72,9 @@ class Experiment:
     views: str | None = _of(*_WORDS, default=None)
     refine: str | None = _of(SEMANTIC, default=None)
     templates: str | None = _of(*_WORDS, default=None)
-    text: Mapping[str, Any] = _of(SEMANTIC, factory=dict)
+    text: Mapping[str, Any] = _of(*_WORDS, factory=dict)
     presence: float | None = _of(*_WORDS, default=None)
-    precision: str | None = _of(SEMANTIC, default=None)
+    precision: str | None = None
     device: str | None = None
     compat: bool | None = _of(*_WORDS, default=None)
     proxy_scope: str | None = _of(*_WORDS, default=None)

@@ -13,6 +13,6 @@ class RegionTask(Task):
 
     def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
         proposals = None if asked.proposals == TRUTH else asked.proposals
-        own = {"recipe": asked.recipe, "proposals": proposals}
-        classifier = RegionClassifier(asked.model, asked.operator, **own, **pipeline_of(asked, device))
+        more = {"recipe": asked.recipe, "proposals": proposals, **pipeline_of(asked, device)}
+        classifier = RegionClassifier(asked.model, asked.operator, **more)
         return RegionPredictor(classifier, proposals=asked.proposals, **classes_of(self.dataset, asked))
