@@ -123,7 +123,7 @@ class WindowGrid:
             blend: where overlaps are averaged, "pixel" or "patch"; the latter rounds crop and stride down to patches.
 
         Raises:
-            ProtocolError: a crop below a patch, a stride or side below 1, a stride that leaves gaps, or an unknown blend.
+            ProtocolError: a crop below a patch, a stride or side below 1, a stride that leaves gaps, or no known blend.
         """
         if min(height, width) < 1 or (stride is not None and stride < 1) or (crop is not None and crop < patch):
             raise ProtocolError(
