@@ -71,6 +71,11 @@ class State:
         for name, array in other.counts.items():
             self.counts[name] = self.counts[name] + array
 
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Kinds and shapes of its arrays: equal for all states of an experiment."""
+        arrays = {"files": self.files, "done": self.done, "ranking": self.ranking, **self.counts}
+        return {name: (array.dtype.str, array.shape) for name, array in sorted(arrays.items())}
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
@@ -89,8 +94,10 @@ class State:
         try:
             with np.load(path, allow_pickle=False) as file:
                 counts = {name.removeprefix("count/"): file[name] for name in file.files if name.startswith("count/")}
-                return cls(json.loads(str(file["identity"])), file["files"], file["done"], file["ranking"], counts)
-        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+                return cls(
+                    dict(json.loads(str(file["identity"]))), file["files"], file["done"], file["ranking"], counts
+                )
+        except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError, zipfile.BadZipFile) as error:
             raise EvaluationError(f"{shown(path)} is no saved state ({error}); remove it to start anew") from error
 
 
@@ -120,6 +127,8 @@ class Checkpoint:
         self.before, self.now = State.empty(identity, files, zeros), State.empty(identity, files, zeros)
         for path in sorted(folder.glob("*.npz")) if folder is not None else ():
             part = State.load(path)
+            if not fitted.differing(part.identity, identity) and part.shapes() != self.before.shapes():
+                raise EvaluationError(f"{shown(path)} is damaged; remove it to start anew")
             if told := _other(part, self.before, keys):
                 raise EvaluationError(
                     f"{shown(path.parent)} holds counts of another experiment: {told}; "

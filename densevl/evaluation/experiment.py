@@ -13,7 +13,7 @@ from densevl.errors import EvaluationError, suggest
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.base import ANOMALY, INSTANCE, PANOPTIC, SEMANTIC, TASKS, Dataset
 from densevl.evaluation.benchmarks.class_lists import DISPLAY
-from densevl.evaluation.benchmarks.table import benchmark
+from densevl.evaluation.benchmarks.table import benchmark, tasks_of
 from densevl.files import shown
 from densevl.proposals import NAMES as PROPOSERS
 
@@ -42,7 +42,7 @@ class Experiment:
 
     Attributes:
         dataset, root, variant: as `open_dataset` takes them.
-        task: "semantic", "instance", "panoptic" or "anomaly".
+        task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
         model, weights, recipe, proxy, sam, regions, views, refine, templates, presence, precision, device: as
             `Segmenter` takes them.
         text: keywords of `TextOptions`; descriptors may be a file.
@@ -85,7 +85,7 @@ class Experiment:
     paper: bool = _of(SEMANTIC, default=False)
     measures: tuple[str, ...] = _of(SEMANTIC, default=("iou", "calibration"))
     boundary_ratio: float = _of(SEMANTIC, default=0.02)
-    task: str = SEMANTIC
+    task: str = ""
     proposals: str = _of(*_REGIONS, default="mini-sam")
     operator: str | None = _of(*_REGIONS, default=None)
     resolve: Mapping[str, Any] = _of(*_REGIONS, factory=dict)
@@ -98,6 +98,7 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
             object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
+        object.__setattr__(self, "task", self.task or tasks_of(self.dataset)[0])
         _one_of("task", self.task, TASKS)
         for entry in fields(self):
             tasks = entry.metadata.get("tasks", TASKS)

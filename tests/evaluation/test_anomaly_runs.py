@@ -63,7 +63,7 @@ class Dummy:
 
 
 def _experiment(root: Path, **more) -> Experiment:
-    return Experiment("mvtec", root=str(root), task="anomaly", **more)
+    return Experiment("mvtec", root=str(root), **more)
 
 
 def _forked(work: Callable[[], None]) -> int:
@@ -149,6 +149,7 @@ def test_the_report_has_the_table_and_heat_maps(root, tmp_path) -> None:
     assert files[2].read_text().splitlines()[0] == f"class,{','.join(COLUMNS)},images,references"
     page = files[0].read_text()
     assert "heat map" in page
+    assert all(f">{name}</th>" in page for name in COLUMNS)
     assert page.count("data:image/jpeg;base64,") == 3 * int((~np.isnan(outcome.ranking)).sum() // 2 * 2)
     assert len(list((tmp_path / "dump").rglob("*.npy"))) == 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -219,11 +220,43 @@ def test_other_weights_of_the_shipped_model_are_not_resumed(root, tmp_path) -> N
     assert run(moved, tmp_path / "work").resumed == 2
 
 
-def test_a_damaged_state_is_named(root, tmp_path) -> None:
-    (tmp_path / "work/state").mkdir(parents=True)
-    (tmp_path / "work/state/0001-0000.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(EvaluationError, match="is no saved state"):
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+DEEP = "[" * 100_000
+DAMAGED = {
+    "empty": (b"", "is no saved state"),
+    "cut": (b"PK\x03\x04 cut", "is no saved state"),
+    "one array": (_npy(), "is no saved state"),
+    "no arrays": (_npz(), "is no saved state"),
+    "no JSON": (_npz(identity=np.array("{")), "is no saved state"),
+    "deep JSON": (_npz(identity=np.array(DEEP)), "is no saved state"),
+    "a list": (_npz(identity=np.array("[1]"), files=[0], done=[0], ranking=[0]), "is no saved state"),
+    "other shapes": (None, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_state_is_named(kind, root, tmp_path) -> None:
+    content, message = DAMAGED[kind]
+    run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    path = tmp_path / "work/state/0001-0000.npz"
+    if content is None:
+        with np.load(path) as file:
+            content = _npz(**{**file, "done": file["done"][:3]})
+    path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=f"0001-0000.npz' {message}") as caught:
         run(_experiment(root), tmp_path / "work", predictor=Dummy())
+    assert "\n" not in str(caught.value)
 
 
 def test_progress_counts_up_and_predictions_mirror_the_tree(root, tmp_path) -> None:
