@@ -40,9 +40,10 @@ Root = Annotated[
 Task = Annotated[
     str | None,
     options.option(
-        "What is predicted: semantic (a class for each pixel), instance (objects), or panoptic (both).",
+        "What is predicted: semantic (a class for each pixel), instance (objects), panoptic (both), or anomaly. The "
+        "first that the benchmark has, if left out.",
         panel=BENCHMARK,
-        values=("semantic", "instance", "panoptic"),
+        values=("semantic", "instance", "panoptic", "anomaly"),
     ),
 ]
 Limit = Annotated[int | None, options.option("Take only this many images, spread evenly.", panel=BENCHMARK, min=1)]
@@ -70,6 +71,21 @@ Trust = Annotated[
         "Run a config that is a Python program, or names one. It can do whatever you can.", "--trust-config", panel=RUN
     ),
 ]
+Scoring = Annotated[
+    str,
+    options.option(
+        "For the task anomaly, how damage is scored: by words, by comparison with flawless images, or both.",
+        panel=options.METHOD,
+        values=options.SCORINGS,
+    ),
+]
+Shots = Annotated[
+    int,
+    options.option(
+        "For the task anomaly, how many flawless images of each category are learned from.", panel=options.METHOD, min=0
+    ),
+]
+Fresh = Annotated[bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)]
 Json = Annotated[bool, options.option("Print one line of JSON for each result instead of text.", "--json", panel=RUN)]
 OUT = "densevl-out/eval"
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
@@ -109,7 +125,7 @@ def run(
     ctx: typer.Context,
     what: What,
     root: Root = None,
-    task: Task = "semantic",
+    task: Task = None,
     limit: Limit = None,
     measures: Measures = "iou,calibration",
     variant: Annotated[
@@ -156,12 +172,13 @@ def run(
     refine: options.Refine = None,
     proposals: options.Proposals = options.PROPOSALS,
     operator: options.Operator = None,
+    scoring: Scoring = "winclip",
+    shots: Shots = 0,
     changes: Changes = None,
     trust: Trust = False,
     out: options.Out = OUT,
-    fresh: Annotated[
-        bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)
-    ] = False,
+    fresh: Fresh = False,
+    overwrite: options.Overwrite = False,
     dump: Annotated[
         bool, options.option("Keep every prediction, label maps as 16-bit PNG files.", "--dump", panel=RUN)
     ] = False,
@@ -182,24 +199,10 @@ def run(
         ),
     ] = "none",
     as_json: Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on a benchmark and write a report. A killed run goes on when started again."""
-    experiment = _experiment(ctx)
-
-    import torch
-
-    from densevl.evaluation import distributed, evaluate
-
-    if threads:
-        torch.set_num_threads(threads)
-    distributed.join(launcher)
-    try:
-        outcome, files = evaluate(experiment, out, fresh=fresh, dump=dump, save_every=save_every)
-        if distributed.rank() == 0:
-            said = f"{outcome.headline}, report in {files[0]}"
-            _say({**_result(outcome), "report": str(files[0])}, said, as_json)
-    finally:
-        distributed.leave()
+    _evaluate(ctx, _experiment(ctx), dump=dump, save_every=save_every)
 
 
 @eval_app.command()
@@ -217,7 +220,7 @@ def compare(
         ),
     ],
     root: Root = None,
-    task: Task = "semantic",
+    task: Task = None,
     limit: Limit = None,
     measures: Measures = "iou,calibration",
     model: options.Model = options.MODEL,
@@ -225,14 +228,18 @@ def compare(
     changes: Changes = None,
     trust: Trust = False,
     out: options.Out = OUT,
+    fresh: Fresh = False,
+    overwrite: options.Overwrite = False,
     as_json: Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure several recipes alike and write a table. A killed comparison goes on when started again."""
     from densevl.evaluation.compare import compare as measure_all
 
-    outcomes, path = measure_all(_experiment(ctx), [name.strip() for name in recipes.split(",")], out)
-    if not as_json:
-        stdout().print(escape(path.read_text(encoding="utf-8")))
+    names = [name.strip() for name in recipes.split(",")]
+    outcomes, path = measure_all(_experiment(ctx), names, out, **_how(ctx))
+    if not (as_json or quiet):
+        _say({}, path.read_text(encoding="utf-8"), as_json)
     for name, outcome in outcomes.items() if as_json else ():
         _say({**_result(outcome), "report": str(Path(out, name, "report.html"))}, "", as_json)
 
@@ -267,6 +274,7 @@ def analyse(
     changes: Changes = None,
     trust: Trust = False,
     out: options.Out = OUT,
+    overwrite: options.Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """See what a score hides: more labels, other backgrounds, worse photos. Writes a page with charts."""
@@ -274,10 +282,12 @@ def analyse(
 
     from densevl.evaluation import analyses
     from densevl.evaluation.report import analyses as analysis_report
+    from densevl.evaluation.report.results import claim
 
     experiment = _experiment(ctx)
     wanted = None if only is None else [name.strip() for name in only.split(",")]
     experiment = replace(experiment, limit=experiment.limit or 50)
+    claim(out, *analysis_report.FILES, overwrite=overwrite)
     with stderr().status("loading the model") as status:
         title, found = analyses.analyse(experiment, wanted, distractors, show=status.update)
     files = analysis_report.write(found, out, title)
@@ -288,28 +298,59 @@ def analyse(
 @eval_app.command()
 @one_line_errors
 def anomaly(
-    dataset: Annotated[str, typer.Argument(help="mvtec (any folder in that layout), visa, mtd, ksdd2.")],
+    ctx: typer.Context,
+    what: What,
     root: Root = None,
-    model: options.Model = "auto",
-    scoring: str = "winclip",
-    shots: Annotated[int, typer.Option(help="Flawless training images to learn from, the first by name.")] = 0,
+    limit: Limit = None,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    scoring: Scoring = "winclip",
+    shots: Shots = 0,
+    proxy: options.Proxy = None,
+    changes: Changes = None,
+    trust: Trust = False,
     out: options.Out = OUT,
+    fresh: Fresh = False,
+    overwrite: options.Overwrite = False,
+    as_json: Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Evaluate anomaly detection on every category of a benchmark."""
-    from densevl.evaluation import Experiment, evaluate
-
-    place = None if root is None else str(root)
-    experiment = Experiment(dataset, place, task="anomaly", model=model, scoring=scoring, shots=shots)
-    outcome, files = evaluate(experiment, out)
-    stdout().print(escape(outcome.table()))
-    stdout().print(f"{outcome.headline}, report in {escape(str(files[0]))}")
+    """Measure anomaly detection, every category of a benchmark by itself: `run --task anomaly`, with its table."""
+    _evaluate(ctx, _experiment(ctx, task="anomaly"), table=True)
 
 
-def _experiment(ctx: typer.Context) -> Experiment:
+def _evaluate(ctx: typer.Context, experiment: Experiment, *, table: bool = False, **how: Any) -> None:
+    """Run an experiment as the options of its command say, and print what came out."""
+    import torch
+
+    from densevl.evaluation import distributed, evaluate
+
+    given = ctx.params
+    if given.get("threads"):
+        torch.set_num_threads(given["threads"])
+    distributed.join(given.get("launcher", "none"))
+    try:
+        outcome, files = evaluate(experiment, given["out"], **_how(ctx), **how)
+        if distributed.rank() == 0 and (given["as_json"] or not given["quiet"]):
+            said = f"{outcome.headline}, report in {files[0]}"
+            text = f"{outcome.table()}\n{said}" if table else said
+            _say({**_result(outcome), "report": str(files[0])}, text, given["as_json"])
+    finally:
+        distributed.leave()
+
+
+def _how(ctx: typer.Context) -> dict[str, bool]:
+    overwrite, quiet = ctx.params["overwrite"], ctx.params["quiet"]
+    return {"overwrite": overwrite, "quiet": quiet, "fresh": ctx.params["fresh"] or overwrite}
+
+
+def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
     """The experiment that WHAT and the options given name; what was not given is the config's."""
     from dataclasses import fields
 
     from densevl.evaluation import Experiment
+    from densevl.evaluation.benchmarks.table import tasks_of
     from densevl.evaluation.config import is_config, load_experiment, merged, parse_change
 
     def said(name: str) -> bool:
@@ -317,7 +358,7 @@ def _experiment(ctx: typer.Context) -> Experiment:
         return source is not None and source.name == "COMMANDLINE"
 
     given = {name: value for name, value in ctx.params.items() if said(name)}
-    settings = {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
+    settings |= {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
     if "measures" in given:
         settings["measures"] = [name.strip() for name in given["measures"].split(",")]
     if "descriptors" in given:
@@ -328,7 +369,7 @@ def _experiment(ctx: typer.Context) -> Experiment:
         settings = merged(settings, parse_change(text))
     if is_config(what := given["what"]):
         return load_experiment(what, settings, trust=ctx.params["trust"])
-    return Experiment.parse({"dataset": what, **settings})
+    return Experiment.parse({"dataset": what, "task": tasks_of(what)[0], **settings})
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
@@ -344,7 +385,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
 
 
 def _say(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
-    stdout().print(escape(json.dumps(facts, ensure_ascii=False) if as_json else text))
+    stdout().print(json.dumps(facts, ensure_ascii=False) if as_json else text, markup=False, emoji=False)
 
 
 @one_line_errors

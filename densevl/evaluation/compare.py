@@ -5,32 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from densevl import __version__
 from densevl.evaluation import distributed
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.outcome import Outcome
 from densevl.evaluation.runner import evaluate
-from densevl.files import atomic_write
+from densevl.files import atomic_write, guard
 from densevl.recipes import get
 
 COLUMNS = ("mIoU", "aAcc", "mAcc", "fwIoU", "boundary mIoU", "ECE", "AP", "AP50", "AP75", "R50", "PQ", "SQ", "RQ")
 
 
-def compare(experiment: Experiment, recipes: Sequence[str], work_dir: str | Path) -> tuple[dict[str, Outcome], Path]:
+def compare(
+    experiment: Experiment, recipes: Sequence[str], work_dir: str | Path, **how: Any
+) -> tuple[dict[str, Outcome], Path]:
     """Evaluate recipes one after the other and write table.md.
 
     Args:
-        experiment: all but the recipe; recipes: names; work_dir: gets a folder a recipe, and the table.
+        experiment: all but the recipe; recipes: names; work_dir: gets a folder a recipe, and the table;
+            how: as `evaluate` takes it.
 
     Raises:
         RecipeError: an unknown recipe, before any is run. DensevlError: as `evaluate`.
     """
     for name in recipes:
         get(name)  # a mistyped one fails before hours are spent on the others
-    outcomes = {
-        name: evaluate(replace(experiment, recipe=name), Path(work_dir) / name)[0] for name in dict.fromkeys(recipes)
-    }
     path = Path(work_dir) / "table.md"
+    guard([path], overwrite=how.get("overwrite", False))
+    outcomes = {
+        name: evaluate(replace(experiment, recipe=name), Path(work_dir) / name, **how)[0]
+        for name in dict.fromkeys(recipes)
+    }
     if distributed.rank() == 0:
         atomic_write(path, table(outcomes).encode())
     return outcomes, path
@@ -41,7 +48,8 @@ def table(outcomes: dict[str, Outcome]) -> str:
     first = next(iter(outcomes.values()))
     columns = [name for name in COLUMNS if name in first.summary]
     ranked = sorted(outcomes.items(), key=lambda pair: -pair[1].summary[first.task.headline])
-    lines = [f"{first.used.get('model')} on {first.dataset.name}, {len(first.dataset)} images, per cent.", ""]
+    asked = f"{first.used.get('model')} on {first.dataset.name}, {len(first.dataset)} images"
+    lines = [f"{asked}, per cent, densevl {__version__}.", ""]
     lines += [f"| recipe | {' | '.join(columns)} | paper |", "|---" * (len(columns) + 2) + "|"]
     for name, outcome in ranked:
         cells = (f"{100 * outcome.summary[column]:.1f}" for column in columns)

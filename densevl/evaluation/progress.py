@@ -15,10 +15,10 @@ Show = Callable[[int, int, float], None]
 
 
 @contextmanager
-def progress(title: str, number: str = "mIoU") -> Iterator[Show]:
+def progress(title: str, number: str = "mIoU", *, quiet: bool = False) -> Iterator[Show]:
     """A bar on standard error while the block runs, in the first process only; gives what `run` takes as `show`.
 
-    Args: number: the name of the running number.
+    Args: number: the name of the running number. quiet: show nothing.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -30,7 +30,7 @@ def progress(title: str, number: str = "mIoU") -> Iterator[Show]:
         TextColumn(f"{number} {{task.fields[running]}}"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=distributed.rank() > 0, refresh_per_second=4) as bar:
+    with Progress(*columns, console=console, disable=quiet or distributed.rank() > 0, refresh_per_second=4) as bar:
         task = bar.add_task(title, total=None, running="")
 
         def show(done: int, total: int, running: float) -> None:

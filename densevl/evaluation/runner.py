@@ -7,8 +7,8 @@ of `checkpoint`.
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
 from densevl.files import atomic_write, shown
 
+_LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
 """Images that a thread reads in one go while others are predicted, and how many threads do. In one go, because every
 hand-over between threads takes time from the model's thread too, which counts where images and model are small."""
@@ -46,6 +47,8 @@ def evaluate(
     fresh: bool = False,
     dump: bool = False,
     save_every: float = SAVE_EVERY,
+    overwrite: bool = False,
+    quiet: bool = False,
 ) -> tuple[Outcome, list[Path]]:
     """Evaluate and report.
 
@@ -56,6 +59,8 @@ def evaluate(
         dump: keep every prediction: label maps as 16-bit PNG (class index, 65535 for nothing), in the tree of the
             images; instances as COCO results; panoptic maps as COCO's PNG and JSON; anomaly maps as .npy.
         save_every: seconds between two savings of the counts.
+        overwrite: replace files of others that have the names of the report's.
+        quiet: show no progress.
 
     Returns:
         The outcome, and the report's files (in the first process; none in others).
@@ -64,12 +69,17 @@ def evaluate(
         DensevlError: as `run` and `report.write`.
     """
     folder = Path(work_dir)
-    if fresh and distributed.rank() == 0:
-        shutil.rmtree(folder / STATE, ignore_errors=True)
+    if distributed.rank() == 0:
+        report.claim(folder, *report.FILES, overwrite=overwrite)
+        for path in (folder / STATE).glob("????-????.*") if fresh else ():
+            path.unlink()
     distributed.barrier()
     task = task_of(experiment)
     predictor = task.predictor(device=distributed.device())
-    with progress(f"{experiment.recipe or predictor.facts()['model']} on {experiment.dataset}", task.running) as show:
+    used = predictor.facts()
+    for warning in used.get("warnings", ()) if distributed.rank() == 0 else ():
+        _LOG.warning(warning)
+    with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
         outcome = count(
             task, predictor, folder, show=show, save_every=save_every, dump=folder / "predictions" if dump else None
         )

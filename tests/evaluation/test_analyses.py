@@ -86,7 +86,7 @@ def test_an_analysis_becomes_a_page_that_needs_no_network(dataset, painter, tmp_
     files = write(found, tmp_path / "out", "Analyses")
     assert [path.name for path in files][:2] == ["analyses.html", "analyses.json"]
     assert "http" not in files[0].read_text()
-    assert json.loads(files[1].read_text())[0]["name"] == "Vocabulary expansion"
+    assert json.loads(files[1].read_text())["analyses"][0]["name"] == "Vocabulary expansion"
     assert (tmp_path / "out/background_reliance.csv").read_text().startswith("class,as it is")
 
 

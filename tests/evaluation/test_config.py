@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from densevl.cli import app
 from densevl.errors import RecipeError
 from densevl.evaluation import EvaluationError, Experiment
-from densevl.evaluation.benchmarks.class_lists import class_list
+from densevl.evaluation.benchmarks.class_lists import class_list, listed
 from densevl.evaluation.config import LIMIT, load_experiment, parse_change
 from densevl.recipes import get
 
@@ -234,7 +234,7 @@ def test_every_config_of_the_clone_loads(path) -> None:
     experiment.resolved()
     if experiment.paper:
         assert experiment.published
-    if experiment.dataset not in ("folder", "rendered"):
+    if experiment.dataset in listed():
         class_list(experiment.dataset).labels(experiment.resolved().strings)
 
 

@@ -250,3 +250,85 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, reason, tmp_path, monkey
     assert reason in done.stderr
     if done.stderr.startswith("error"):
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["report.html", "results.json", "classes.csv", "confusion.csv"])
+def test_files_of_others_are_not_replaced_by_a_report(name, scenes, tmp_path) -> None:
+    command = ["folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path / "out"), "--limit", "1"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    done = _run(*command)
+    assert done.exit_code in (2, 4)
+    assert "not written by densevl" in done.stderr
+    assert (tmp_path / "out" / name).read_text() == "mine"
+    assert _run(*command, "--overwrite").exit_code == 0
+    assert _run(*command).exit_code == 0
+
+
+def test_fresh_forgets_counts_and_nothing_else(scenes, tmp_path) -> None:
+    command = ["folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path)]
+    assert _run(*command, "--limit", "1").exit_code == 0
+    (tmp_path / "state/mine.txt").write_text("mine")
+    done = _run(*command, "--limit", "2", "--fresh", "--quiet")
+    assert (done.exit_code, done.output) == (0, "")
+    assert (tmp_path / "state/mine.txt").read_text() == "mine"
+
+
+def test_words_that_the_model_does_not_know_are_told_of_everywhere(scenes, tmp_path, caplog) -> None:
+    (scenes / "names.txt").write_text("background\npenguin\nquokka\n")
+    assert _run("folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path)).exit_code == 0
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1
+    assert "model 'mini' does not know" in said[0]
+    assert "quokka" in said[0]
+    assert json.loads((tmp_path / "results.json").read_text())["warnings"] == said
+    assert said[0].partition("know")[2] in (tmp_path / "report.html").read_text()
+
+
+@pytest.fixture
+def cups(tmp_path) -> Path:
+    """Two categories of two flawless and two damaged things."""
+    rng = np.random.default_rng(0)
+    for category in ("cup", "nut"):
+        for place in ("train/good", "test/good", "test/dent"):
+            for number in range(2):
+                path = tmp_path / "things" / category / place / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                picture, mask = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8), np.zeros((32, 32), np.uint8)
+                if place == "test/dent":
+                    picture[8:16, 8:16], mask[8:16, 8:16] = 255, 255
+                    truth = tmp_path / "things" / category / "ground_truth/dent" / f"{number:03d}_mask.png"
+                    truth.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(truth)
+                Image.fromarray(picture).save(path)
+    return tmp_path / "things"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["anomaly", "mvtec", "--model", "mini"],
+        ["run", "mvtec", "--model", "mini"],
+        ["run", str(ROOT / "configs/anomaly.yaml"), "--set", "model=mini"],
+    ],
+    ids=["anomaly", "run", "config"],
+)
+def test_anomaly_has_three_ways_and_one_report(command, cups, tmp_path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["eval", *command, "--root", str(cups), "--shots", "1", "--scoring", "patchcore", "--out", out]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "pixel_auroc" in done.stdout
+    assert ("| cup |" in done.stdout) == (command[0] == "anomaly")
+    facts = json.loads((tmp_path / "out/results.json").read_text())
+    assert (facts["task"], facts["experiment"]["shots"], len(facts["images"])) == ("anomaly", 1, 8)
+    assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == 3 * 2 * 2 + 3 * 2 * 2 - 3 * 2 * 2
+    again = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(again.stdout)["measures"]["pixel_auroc"] == pytest.approx(facts["measures"]["pixel_auroc"])
+    assert (
+        json.loads((tmp_path / "out/results.json").read_text())["run"] | {"resumed": 8, "images": 0}
+        == json.loads((tmp_path / "out/results.json").read_text())["run"]
+    )
+    other = CliRunner().invoke(app, [*arguments, "--limit", "2"])
+    assert other.exit_code == 2
+    assert "--fresh" in other.stderr

@@ -6,10 +6,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from densevl import __version__
 from densevl.evaluation.analyses import Analysis
 from densevl.evaluation.report.page import page
 from densevl.evaluation.report.results import as_csv, as_plain
 from densevl.files import atomic_write_all
+
+FILES = ("analyses.json", "analyses.html")
 
 
 def write(analyses: Sequence[Analysis], folder: str | Path, title: str) -> list[Path]:
@@ -18,15 +21,16 @@ def write(analyses: Sequence[Analysis], folder: str | Path, title: str) -> list[
     Raises:
         OutputError: the folder cannot be written.
     """
-    facts = [
+    rows = [
         {"name": analysis.name, "text": analysis.text, "series": analysis.series, "rows": as_plain(analysis.rows)}
         for analysis in analyses
     ]
+    facts = {"title": title, "densevl": __version__, "analyses": rows}
     files = {
         "analyses.html": page("analyses", title=title, analyses=analyses),
         "analyses.json": (json.dumps(facts, indent=1) + "\n").encode(),
     }
     for analysis in analyses:
-        rows = (list(row.values()) for row in analysis.rows)
-        files[f"{analysis.name.lower().replace(' ', '_')}.csv"] = as_csv([list(analysis.rows[0]), *rows])
+        table = (list(row.values()) for row in analysis.rows)
+        files[f"{analysis.name.lower().replace(' ', '_')}.csv"] = as_csv([list(analysis.rows[0]), *table])
     return atomic_write_all({Path(folder) / name: content for name, content in files.items()})

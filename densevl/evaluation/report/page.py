@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
+from densevl import __version__
 from densevl.evaluation.report import charts
 
 _WIDTH = 320
@@ -36,6 +37,7 @@ def _templates() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     drawn = {chart.__name__: _safe(chart) for chart in (charts.bars, charts.heat, charts.lines, charts.reliability)}
+    found.globals["version"] = __version__
     found.globals["charts"] = SimpleNamespace(**drawn)
     found.filters.update(percent=_percent, signed=_signed, cell=_cell, picture=_picture)
     return found

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from densevl.evaluation.outcome import Outcome, versions
 from densevl.evaluation.report.page import page
 from densevl.evaluation.tasks.semantic import NOTHING
-from densevl.files import atomic_write_all
+from densevl.files import atomic_write_all, guard, is_own
 
+FILES = ("results.json", "report.html", "classes.csv", "confusion.csv")
 SHOWN = 4
 """Best and worst images that the page shows."""
 _HEAT_CLASSES = 64
@@ -73,9 +74,12 @@ def results(outcome: Outcome) -> dict[str, Any]:
     experiment, dataset, task = outcome.experiment, outcome.dataset, outcome.task
     paper = experiment.published
     own = task.facts(outcome.counts)
+    used = dict(outcome.used)
     protocol = {name: text for name, text in {**own.pop("protocol"), "note": dataset.note}.items() if text}
     facts = {
-        "title": f"{outcome.used.get('recipe') or outcome.used.get('model')} on {dataset.name}",
+        "title": f"{used.get('recipe') or used.get('model')} on {dataset.name}",
+        "versions": versions(),
+        "warnings": used.pop("warnings", []),
         "task": experiment.task,
         "headline": task.headline,
         "measures": outcome.summary,
@@ -89,10 +93,9 @@ def results(outcome: Outcome) -> dict[str, Any]:
         ],
         **own,
         "protocol": protocol,
-        "used": outcome.used,
+        "used": used,
         "experiment": experiment.facts(),
         "fingerprint": outcome.fingerprint,
-        "versions": versions(),
         "run": {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "images": outcome.images,
@@ -117,6 +120,16 @@ def examples(outcome: Outcome, predictor: Any, shown: int = SHOWN) -> tuple[list
         return Example(sample.item.key, float(outcome.ranking[index]), pictures)
 
     return [look(int(i)) for i in order[:count]], [look(int(i)) for i in order[::-1][:count]]
+
+
+def claim(folder: str | Path, first: str, *others: str, overwrite: bool = False) -> None:
+    """Refuse a folder in which somebody else has files of these names; the first says whose they are.
+
+    Raises:
+        OutputError: there are such files, and `overwrite` is False.
+    """
+    path = Path(folder, first)
+    guard([path] if is_own(path) else [path, *(Path(folder, name) for name in others)], overwrite=overwrite)
 
 
 def write(outcome: Outcome, folder: str | Path, predictor: Any | None = None) -> list[Path]:
