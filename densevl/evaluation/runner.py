@@ -36,6 +36,8 @@ AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
 hand-over between threads takes time from the model's thread too, which counts where images and model are small."""
 SAVE_EVERY = 10.0
 """Seconds between two savings."""
+FIRST = 20
+"""Images after which it is said what is odd about the truth."""
 SHOW_EVERY = 0.2
 """Seconds after which the running number is computed anew."""
 
@@ -154,6 +156,9 @@ def count(
             if dump is not None:
                 for name, content in task.dump(index, sample, found).items():
                     atomic_write(Path(dump) / name, content)
+            if number == min(FIRST, len(mine)) and distributed.rank() == 0:
+                for warning in task.warnings(state.so_far()):
+                    _LOG.warning(warning)
             if show is not None:
                 if number == len(mine) or since - told >= SHOW_EVERY:
                     running, told = task.so_far(state.so_far()), since

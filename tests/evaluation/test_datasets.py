@@ -198,7 +198,10 @@ def _colour(root: Path) -> None:
     [
         (_lose_a_label, r"the labels of '.*0001.png' are missing: '.*labels/0001.png'"),
         (_resize_a_label, r"'.*0001.png' is 3x3 and its image 8x6: labels are never resized"),
-        (_overflow, r"'.*0001.png' holds label 9 at 24 pixels: 'folder' has 3 classes, stored as 0 to 2"),
+        (
+            _overflow,
+            r"holds label 9 at 24 pixels: 'folder' has 3 classes, stored as 0 to 2; names.json may give",
+        ),
         (_colour, r"'.*0001.png' is no label map: it has colours"),
     ],
     ids=["missing", "other size", "out of range", "colours"],
@@ -252,6 +255,40 @@ def test_names_of_a_folder_may_have_synonyms(tmp_path) -> None:
     dataset = open_dataset("folder", tmp_path)
     assert dataset.names == ("background", "dog", "car")
     assert dataset.classes.labels("own@1").synonyms[0] == ("dog", "puppy")
+
+
+def test_a_folder_may_say_what_its_numbers_mean(tmp_path) -> None:
+    _make("folder", tmp_path)
+    _labels(tmp_path / "labels/0000.png", [0, 7, 255, 11])
+    names = {"names": ["background", "dog", "car"], "ids": [0, 7, 255], "ignore": [11]}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    assert open_dataset("folder", tmp_path)[0].truth[:4, 0].tolist() == [0, 1, 2, -1]
+    del names["ids"]
+    (tmp_path / "names.json").write_text(json.dumps({**names, "ignore": [7, 11]}))
+    assert open_dataset("folder", tmp_path)[0].truth[:4, 0].tolist() == [0, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ids": [0, 1]}, "has 3 classes and 2 ids"),
+        ({"ids": [0, 1, 1]}, "none of them twice"),
+        ({"ids": [0, 1, 70000]}, "whole numbers from 0 to 65535"),
+        ({"ids": [0, 1, True]}, "whole numbers from 0 to 65535"),
+        ({"ids": "012"}, "whole numbers from 0 to 65535"),
+        ({"ignore": [2]}, "none of them twice"),
+        ({"ignore": 11}, "whole numbers from 0 to 65535"),
+        ({"names": "dog"}, "lists no classes"),
+        ({"names": []}, "lists no classes"),
+        ({"names": [1, 2]}, "lists no classes"),
+    ],
+)
+def test_what_a_folder_cannot_say_of_its_numbers_is_one_line(change, message, tmp_path) -> None:
+    _make("folder", tmp_path)
+    (tmp_path / "names.json").write_text(json.dumps({"names": ["background", "dog", "car"], **change}))
+    with pytest.raises(DatasetError, match=f"names.json'.*{message}"):
+        open_dataset("folder", tmp_path)
+    assert check("folder", tmp_path).faults
 
 
 def test_a_limit_is_spread_over_the_dataset_and_never_empty(tmp_path) -> None:

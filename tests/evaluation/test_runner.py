@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,30 @@ def test_other_weights_of_the_shipped_model_are_not_resumed(root, tmp_path) -> N
     Path(files[0]).rename(tmp_path / "moved.safetensors")
     moved = Experiment("folder", root=str(root), model="mini", weights=str(tmp_path / "moved.safetensors"), limit=2)
     assert run(moved, tmp_path / "work").resumed == 2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ([0, 255], r"all that is scored of the truth is 'background', and \d+% of its pixels are ignored"),
+        ([0, 1, 255, 255, 255, 255], "of the pixels of the truth are ignored"),
+        ([0, 1, 1, 255], None),
+    ],
+)
+def test_a_truth_that_is_mostly_ignored_is_said_after_the_first_images(numbers, told, root, caplog, tmp_path) -> None:
+    for path in (root / "labels").rglob("*.png"):
+        values = np.array(numbers, np.uint8)[np.arange(12) % len(numbers)][:, None].repeat(16, 1)
+        Image.fromarray(values).save(path)
+    with caplog.at_level("WARNING"):
+        outcome = run(_experiment(root), predictor=Dummy())
+    facts = json.loads(report.write(outcome, tmp_path / "out")[1].read_text())
+    assert bool(told) == bool(facts["warnings"]) == bool(caplog.text)
+    if told:
+        assert re.search(told, facts["warnings"][0])
+        assert "names.json may give other ids" in facts["warnings"][0]
+        assert caplog.text.count(facts["warnings"][0]) == 1
+    assert facts["ignored"] == pytest.approx(numbers.count(255) / len(numbers))
+    assert facts["classes not in the truth"] == [name for k, name in enumerate(CLASSES) if k not in numbers]
 
 
 def _npz(**arrays: Any) -> bytes:

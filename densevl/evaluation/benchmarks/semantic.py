@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from densevl.errors import DatasetError
 from densevl.evaluation.benchmarks.base import SEMANTIC, Benchmark, Dataset, Item, label_file, same_size
-from densevl.evaluation.benchmarks.class_lists import ClassList, class_list
+from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList, class_list
 from densevl.evaluation.benchmarks.label_rules import (
     CITYSCAPES_RAW,
     COCO_OBJECT_KEEP_IGNORE,
@@ -76,6 +76,8 @@ class SemanticDataset(Dataset):
             raise DatasetError(
                 f"{shown(label)} holds label {raw[wrong][0]} at {int(wrong.sum())} pixels: '{self.name}' has "
                 f"{len(self.names)} classes, stored as {known.min()} to {known.max()}"
+                + "; names.json may give other ids, and numbers to ignore"
+                * self.classes.source.startswith("names.")
             )
         same_size(label, truth, image)
         return np.where(truth > 0, np.int16(item.shows), truth) if isinstance(item, SingleClassItem) else truth
@@ -86,7 +88,7 @@ def _benchmark(
     folder: str,
     layout: Layout,
     expected: int | None,
-    rules: Rules,
+    rules: Rules | Callable[[Path], Rules],
     *,
     classes: Callable[[Path], ClassList] | None = None,
     items: Callable[[Path], list[Item]] | None = None,
@@ -96,6 +98,7 @@ def _benchmark(
     """A benchmark of label maps.
 
     Args:
+        rules: how label files are read, at a root where that decides.
         classes: the class list at a root; None is the shipped one.
         items: images and label files, where a listing of the dataset says more than the layout.
         variants: rules by which others score it.
@@ -104,7 +107,8 @@ def _benchmark(
     def opens(benchmark: Benchmark, root: Path, variant: str) -> Dataset:
         known = classes(root) if classes is not None else class_list(name)
         files = tuple((items or layout.items)(root))
-        chosen = (variants or {})[variant] if variant else rules
+        usual = rules(root) if callable(rules) else rules
+        chosen = (variants or {})[variant] if variant else usual
         rule = chosen[""] if "" in chosen else chosen[layout.label_end(root)]
         return SemanticDataset(benchmark, root, known, files, variant, table=rule(len(known.all_names)))
 
@@ -139,20 +143,55 @@ def _wide(name: str, folder: str, layout: Layout, expected: int | None) -> Bench
     return _benchmark(name, folder, layout, expected, rules, variants=variants, note="labels of 65535 are not scored")
 
 
-def _own(name: str, folder: str, layout: Layout, expected: int | None, rule: Rule, note: str = "") -> Benchmark:
+def _own(name: str, folder: str, layout: Layout, expected: int | None, note: str) -> Benchmark:
     """A folder with images/, labels/ and a list of names."""
-    return _benchmark(name, folder, layout, expected, {"": rule}, classes=_names_file, note=note)
+    return _benchmark(name, folder, layout, expected, _own_rules, classes=_own_classes, note=note)
 
 
-def _own_ids(count: int) -> Table:
-    return identity(count, (255, WIDE_IGNORE) if count <= 255 else (WIDE_IGNORE,))
-
-
-def _names_file(root: Path) -> ClassList:
-    """Classes of a folder of the user's own: names.txt, a class a line, or names.json, a list or the renderer's.
+def _own_classes(root: Path) -> ClassList:
+    """Classes of a folder of the user's own.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: there are none.
+    """
+    path, data = _names_file(root)
+    names = data["names"]
+    background = names[0] == BACKGROUND
+    asked = LabelSet.parse(names[background:])  # "car | truck" are two strings for one class
+    strings = {"own@1": {name: list(words) for name, words in zip(asked.names, asked.synonyms, strict=True)}}
+    return ClassList("folder", asked.names, background, strings, source=path.name)
+
+
+def _own_rules(root: Path) -> Rules:
+    """What the numbers of a folder's labels mean: in order the classes, unless its names.json says which.
+
+    Raises:
+        DatasetError: numbers that cannot be.
+    """
+    path, data = _names_file(root)
+
+    def rule(count: int) -> Table:
+        stored, ignored = data.get("ids", list(range(count))), data.get("ignore", [])
+        numbers = [*stored, *ignored] if isinstance(stored, list) and isinstance(ignored, list) else [None]
+        valid = all(type(number) is int and 0 <= number < SIZE for number in numbers)
+        if not valid or len(set(numbers)) < len(numbers):
+            raise DatasetError(
+                f"{shown(path)}: 'ids' and 'ignore' are lists of whole numbers from 0 to {SIZE - 1}, none of them twice"
+            )
+        if len(stored) != count:
+            raise DatasetError(f"{shown(path)} has {count} classes and {len(stored)} ids; give each class its own")
+        usual = {255, WIDE_IGNORE}.difference(stored)
+        return mapped({number: index for index, number in enumerate(stored)}, usual.union(ignored))
+
+    return {"": rule}
+
+
+def _names_file(root: Path) -> tuple[Path, dict[str, Any]]:
+    """names.txt, a class a line; or names.json: a list of classes, or "names" and what is stored for them, "ids", and
+    for pixels that are not scored, "ignore"; or the renderer's.
+
+    Raises:
+        DatasetError: there is none, or it holds no classes.
     """
     for path in (root / "names.txt", root / "names.json", root.parent / "names.json"):
         if path.exists():
@@ -160,14 +199,15 @@ def _names_file(root: Path) -> ClassList:
     else:
         raise DatasetError(f"{shown(root / 'names.txt')} is missing: write a class a line, in the order of label ids")
     if path.suffix == ".txt":
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        data: Any = {"names": [line.strip() for line in lines if line.strip()]}
     else:
         data = _json(path)
-        names = data["nouns"] if isinstance(data, dict) else data
-    background = names[0] == "background"
-    asked = LabelSet.parse(names[background:])  # "car | truck" are two strings for one class
-    strings = {"own@1": {name: list(words) for name, words in zip(asked.names, asked.synonyms, strict=True)}}
-    return ClassList("folder", asked.names, background, strings, source=str(path.name))
+        data = data if isinstance(data, dict) else {"names": data}
+    names = data.get("names", data.get("nouns"))
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"{shown(path)} lists no classes: write a class a line, in the order of label ids")
+    return path, {**data, "names": names}
 
 
 def _ovcamo_classes(root: Path) -> ClassList:
@@ -249,7 +289,6 @@ BENCHMARKS = (
         "benchmark/scenes",
         Layout("images", "labels", (".png",)),
         200,
-        identity,
         "flat drawings: a regression check of methods, no evidence about photographs; made by "
         "python -m tools.render benchmark --out data/benchmark",
     ),
@@ -258,8 +297,13 @@ BENCHMARKS = (
         "benchmark/scenes2x",
         Layout("images", "labels", (".png",)),
         200,
-        identity,
         "flat drawings of twice the side",
     ),
-    _own("folder", ".", Layout("images", "labels", ANY_IMAGE, (".png", ".tif", ".tiff")), None, _own_ids),
+    _own(
+        "folder",
+        ".",
+        Layout("images", "labels", ANY_IMAGE, (".png", ".tif", ".tiff")),
+        None,
+        "labels of 255 and 65535 are not scored; names.json may give other ids of the classes, and numbers to ignore",
+    ),
 )

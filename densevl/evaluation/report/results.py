@@ -79,7 +79,7 @@ def results(outcome: Outcome) -> dict[str, Any]:
     facts = {
         "title": f"{used.get('recipe') or used.get('model')} on {dataset.name}",
         "versions": versions(),
-        "warnings": used.pop("warnings", []),
+        "warnings": [*used.pop("warnings", []), *task.warnings(outcome.counts)],
         "task": experiment.task,
         "headline": task.headline,
         "measures": outcome.summary,

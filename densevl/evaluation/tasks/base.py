@@ -106,6 +106,10 @@ class Task(ABC):
     def dump(self, index: int, sample: Sample, found: Any) -> dict[str, bytes]:
         """Files that keep the prediction, by name."""
 
+    def warnings(self, counts: Counts) -> list[str]:
+        """What is odd about the truth, as far as it was counted."""
+        return []
+
     def judge(self, kept: Kept) -> Any:
         """What is worked out once from all that is kept."""
         return None

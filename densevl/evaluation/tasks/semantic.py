@@ -38,14 +38,14 @@ class SemanticTask(Task):
         classes = len(self.dataset.names)
         blank = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
         zeros = {name: np.zeros(shape, np.int64) for name, shape in blank.items()} | {"structure": structure_zeros()}
-        return {name: zeros[name] for name in self.experiment.measures}
+        return {"pixels": np.zeros(1, np.int64), **{name: zeros[name] for name in self.experiment.measures}}
 
     def predict(self, predictor: Any, sample: Sample) -> Any:
         return predictor(sample.image)
 
     def count(self, index: int, sample: Sample, found: Prediction) -> Counted:
         asked, classes = self.experiment, len(self.dataset.names)
-        counts = {"iou": confusion(sample.truth, found.labels, classes)}
+        counts = {"iou": confusion(sample.truth, found.labels, classes), "pixels": np.array([sample.truth.size])}
         if "boundary" in asked.measures:
             counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, asked.boundary_ratio)
         if "calibration" in asked.measures:
@@ -81,6 +81,8 @@ class SemanticTask(Task):
         return {
             "amount": f"{pixels:,} scored pixels",
             "pixels": pixels,
+            "ignored": _ignored(counts),
+            "classes not in the truth": [name for name in names[:-1] if name not in self._occurring(counts)],
             "confused": [
                 {"truth": names[row], "found": names[column], "pixels": amount}
                 for row, column, amount in confused(counts["iou"])
@@ -95,9 +97,29 @@ class SemanticTask(Task):
             },
         }
 
+    def warnings(self, counts: Counts) -> list[str]:
+        occurring, ignored = self._occurring(counts), _ignored(counts)
+        stored = f"are its labels stored as '{self.dataset.name}' has them?"
+        if ignored and len(occurring) == 1 < len(self.dataset.names):
+            only = f"all that is scored of the truth is '{occurring[0]}'"
+            return [f"{only}, and {ignored:.0%} of its pixels are ignored: {stored} {self.dataset.note}".strip()]
+        if ignored > 0.5:
+            return [f"{ignored:.0%} of the pixels of the truth are ignored: {stored} {self.dataset.note}".strip()]
+        return []
+
+    def _occurring(self, counts: Counts) -> list[str]:
+        """Classes that the truth has."""
+        return [name for name, row in zip(self.dataset.names, counts["iou"][:-1], strict=True) if row.any()]
+
     def pictures(self, sample: Sample, found: Prediction) -> tuple[tuple[str, Picture], ...]:
         return compared(sample.image, sample.truth, found.labels, self.dataset.names)
 
     def dump(self, index: int, sample: Sample, found: Prediction) -> dict[str, bytes]:
         # -1 wraps to 65535
         return {f"{sample.item.key}.png": encode_png(Image.fromarray(found.labels.astype(np.uint16)))}
+
+
+def _ignored(counts: Counts) -> float:
+    """The share of pixels of the truth that are not scored."""
+    total = int(counts["pixels"][0])
+    return 1 - int(counts["iou"].sum()) / total if total else 0.0
