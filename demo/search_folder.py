@@ -22,8 +22,8 @@ words = sys.argv[2:] or ["penguin", "house", "sunflower"]
 
 classify = RegionClassifier("mini", "cls_mask", proposals=PieceProposer(load_proposer("mini-sam")))
 search = RegionSearch(classify, out / "demo-index.npz")
-built = search.build(folders, forget=True, progress=lambda path: print("looking at", path))
-print(f"{len(search.index.photos)} pictures, {len(search.index)} regions, {len(built.kept)} pictures known before")
+built = search.build(folders, forget=True)
+print(f"{len(search.index.photos)} pictures, {len(search.index)} regions, {len(built.added)} pictures looked at")
 
 finds = {word: [hit for hit in search.find(word) if hit.score > 0] for word in words}  # above what else it could be
 if len(sys.argv) == 1:

@@ -93,6 +93,17 @@ def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[P
     return list(contents)
 
 
+def renew(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write one file as `atomic_write` does, unless it holds just that already."""
+    path = Path(path)
+    try:
+        if path.read_bytes() == data:
+            return path
+    except (OSError, ValueError):
+        pass
+    return atomic_write(path, data)
+
+
 def guard(
     paths: Iterable[str | os.PathLike[str]],
     *,
@@ -143,37 +154,41 @@ def _start(path: Path, size: int | None = 2**20) -> bytes:
         return b""
 
 
-def unique_stems(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
+def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] = ()) -> list[str]:
     """Name the outputs of many inputs that go into one folder.
 
     An input keeps its own stem when no other input has it. Equal stems (compared as case-insensitive file systems
-    do) get their folder's name in front, then a hash of their path, then a number: `a/x.jpg` and `b/x.jpg` become
-    `a_x` and `b_x`. A name never holds a separator, a leading dot or a character some system refuses, is at most 150
-    bytes, and never equals the overlay (`x_overlay`) of another. The same inputs in the same order get the same names.
+    do) get their folder's name in front, then their ending behind, then a hash of their path, then a number: `a/x.jpg`
+    and `b/x.jpg` become `a_x` and `b_x`, `x.jpg` and `x.png` in one folder `x-jpg` and `x-png`. A name never holds a
+    separator, a leading dot or a character some system refuses, is at most 150 bytes, and never equals the overlay
+    (`x_overlay`) of another. The same inputs in the same order get the same names.
 
     Args:
-        paths: the inputs; they need not exist.
+        paths: the inputs; they need not exist. taken: names that are given away already.
 
     Returns:
         One stem an input, in order, all different.
     """
     inputs = [Path(os.fspath(path)) for path in paths]
     names = [_safe_name(path.stem) for path in inputs]
+    claimed = {_fold(claim) for name in taken for claim in (name, name + OVERLAY_MARK)}
     ways_out: tuple[Callable[[Path], str], ...] = (
         lambda path: _safe_name(f"{_safe_name(path.parent.name)}_{path.stem}"),
+        lambda path: _safe_name(f"{path.stem}-{path.suffix.lstrip('.')}"),
         lambda path: f"{_safe_name(path.stem)}-{digest.of_text(path.as_posix())[:8]}",
     )
     for rename in ways_out:
         crowd = Counter(map(_fold, names))
-        names = [name if crowd[_fold(name)] == 1 else rename(path) for name, path in zip(names, inputs, strict=True)]
-
-    taken: set[str] = set()
+        names = [
+            name if crowd[_fold(name)] == 1 and _fold(name) not in claimed else rename(path)
+            for name, path in zip(names, inputs, strict=True)
+        ]
     for index, name in enumerate(names):
         number = 2
-        while taken & (claims := {_fold(names[index]), _fold(names[index] + OVERLAY_MARK)}):
+        while claimed & (claims := {_fold(names[index]), _fold(names[index] + OVERLAY_MARK)}):
             names[index] = f"{name}-{number}"
             number += 1
-        taken |= claims
+        claimed |= claims
     return names
 
 

@@ -42,6 +42,7 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     stems = sorted(path.stem for path in PHOTOS.glob("*.jpg"))
     written = {f"{stem}{end}" for stem in stems for end in (".png", ".json", "_overlay.png")} | {"contact_sheet.png"}
+    written.add("densevl.json")
     assert {path.name for path in out.iterdir()} == written
     key = json.loads((out / "cat.json").read_text())
     assert key["names"] == ["cat", "dog"]
@@ -123,7 +124,8 @@ def test_auto_says_what_it_took_and_uncovered_words_are_named(model, tmp_path, m
     monkeypatch.setattr(OpenClipBackbone, "upgrade", "a larger one", raising=False)
     done = _segment(str(PHOTOS), "--labels", "cat,sky", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    first, *rest = done.stderr.splitlines()
+    first, left_out, *rest = done.stderr.splitlines()
+    assert left_out == "left out of the folders: 1 .md"
     assert re.match(r"model \S+: CLIP: any words.*Better: a larger one$", first)
     assert [line for line in rest if "sky" in line] == [line for line in rest if line.startswith("warning: ")]
     assert len(rest) == 1  # named once, not for each image
@@ -148,7 +150,7 @@ def test_a_name_the_terminal_cannot_show_does_not_end_the_run(model, tmp_path) -
     environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").glob("*.json"))) == 3
+    assert len(list((tmp_path / "out").glob("*_overlay.png"))) == 3
     assert len(done.stdout.splitlines()) == 4
 
 
@@ -159,7 +161,7 @@ def test_the_same_name_in_two_folders_does_not_collide(model, tmp_path) -> None:
     out = tmp_path / "out"
     images = [str(tmp_path / "a" / "x.png"), str(tmp_path / "b" / "x.png")]
     assert _segment(*images, "--labels", "cat,dog", "--model", model, "--out", str(out)).exit_code == 0
-    assert len(list(out.glob("*.json"))) == 2
+    assert {path.name for path in out.glob("*.json")} == {"a_x.json", "b_x.json", "densevl.json"}
 
 
 def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from densevl.errors import DensevlError, ImageError
-from densevl.images import encode_png, keep_ratio_size, list_images, read_image, read_labels, resize
+from densevl.images import encode_png, find_images, keep_ratio_size, list_images, read_image, read_labels, resize
 
 FORMATS = {
     "JPEG": {"quality": 90},
@@ -529,13 +529,39 @@ def test_a_photo_is_no_label_map(tmp_path: Path, kind: str) -> None:
 # Folders -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_gives_its_images_in_order_without_hidden_files(tmp_path: Path) -> None:
-    for name in ["b.JPG", "a.png", "._a.png", "notes.txt", "deep/c.png", "folder.png/x.jpg"]:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in list_images(tmp_path)] == ["a.png", "b.JPG"]
+def _touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).touch()
+
+
+def test_a_folder_gives_its_images_with_all_below_it_in_order(tmp_path: Path) -> None:
+    names = ["b.JPG", "a.png", "._a.png", "notes.txt", "deep/c.png", "folder.png/x.jpg", ".hidden/y.jpg", "z.heic"]
+    _touch(tmp_path, *names, "out/r.png", "old/r.png", "old/densevl.json")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "deep" / "back").symlink_to(tmp_path)
+    found = find_images(tmp_path, skip=tmp_path / "out")
+    seen = [os.path.relpath(path, tmp_path) for path in found.paths]
+    assert seen == ["a.png", "b.JPG", "deep/c.png", "folder.png/x.jpg"]
+    assert found.folders == ("", "", "deep", "folder.png")
+    assert found.left_out == {".txt": 1, ".heic": 1, "a broken link": 1, "a folder of results": 1}
+    (tmp_path / "deep" / "back").unlink()
     given = tmp_path / "odd.extension"
     assert list_images([given, tmp_path / "deep"]) == [given, tmp_path / "deep" / "c.png"]
+
+
+def test_patterns_and_lists_name_images_and_a_photo_named_twice_is_taken_once(tmp_path: Path, monkeypatch) -> None:
+    _touch(tmp_path, "a/1.jpg", "a/2.jpg", "a/[3].jpg", "b/4.png")
+    (tmp_path / "a" / "list.txt").write_text("1.jpg\n\nb/4.png\nnowhere.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_images("*/?.*").paths == ("a/1.jpg", "a/2.jpg", "b/4.png")
+    assert find_images("a/[3].jpg").paths == ("a/[3].jpg",)
+    assert find_images(["a/list.txt", tmp_path / "b" / "4.png"]).paths == ("a/1.jpg", "b/4.png", "nowhere.jpg")
+    with pytest.raises(ImageError, match="no file matches"):
+        find_images("*.jpg")
+    (tmp_path / "latin.txt").write_bytes(b"\xe4.jpg")
+    with pytest.raises(ImageError, match="list of paths"):
+        find_images("latin.txt")
 
 
 @pytest.mark.parametrize("paths", [[], ["."]], ids=["nothing given", "a folder without images"])

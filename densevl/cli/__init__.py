@@ -1,6 +1,7 @@
 """The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
 
-Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all.
+Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
+results cannot be written there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typer
 from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
 from densevl.cli.bench import bench
-from densevl.cli.evaluation import eval_app, label
+from densevl.cli.evaluation import eval_app
 from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
@@ -50,7 +51,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, search, models, doctor, label, bench):
+for command in (segment, regions, search, models, doctor, bench):
     app.command()(command)
 for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("eval", eval_app)):
     app.add_typer(group, name=name)

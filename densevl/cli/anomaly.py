@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, fail, file_name, one_line_errors, stderr, stdout
+from densevl.cli.images import run_images
+from densevl.cli.shared import one_line_errors, stderr, stdout
+
+if TYPE_CHECKING:
+    from densevl.anomaly.result import AnomalyResult
 
 SCORING = "winclip"
 
@@ -70,11 +73,15 @@ def anomaly_fit(
     out: Annotated[
         Path, options.option("Where the detector is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
     ] = Path("detector"),
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Remember sound images and set a threshold from them."""
+    from densevl.files import guard
+    from densevl.fitted import files
     from densevl.images import list_images
 
     paths = list_images(normal)
+    guard(files(out), inputs=paths, overwrite=overwrite)
     from densevl.pipelines.anomaly.detector import AnomalyDetector
 
     changes: dict[str, Any] = {"whole": whole} | ({"windows": windows} if windows else {})
@@ -95,9 +102,9 @@ def anomaly_fit(
     )
     with stderr().status(f"{len(paths)} images"):
         detector.fit(paths).calibrate(fpr)
-    files = detector.save(out)
+    written = detector.save(out)
     limit = "" if detector.thresholds is None else f"threshold {detector.thresholds.image:.6g}; "
-    stdout().print(f"{limit}wrote {escape(', '.join(map(str, files)))}")
+    stdout().print(f"{limit}wrote {escape(', '.join(map(str, written)))}")
 
 
 @anomaly_app.command("score")
@@ -125,42 +132,34 @@ def anomaly_score(
     adapters: options.Adapters = None,
     out: options.Out = options.OUT,
     sheet: options.Sheet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
-    from densevl.images import list_images
+    from densevl.pipelines import gathered
+    from densevl.pipelines.tasks import ANOMALY, Scoring
 
-    paths = list_images(images)
-    from densevl.pipelines.anomaly.detector import AnomalyDetector
-    from densevl.pipelines.anomaly.folder import score_folder
-    from densevl.pipelines.folder import ERRORS
+    chosen: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "adapters": adapters}
+    chosen["model"] = model or (None if detector else options.MODEL)
+    if detector is None:
+        chosen |= {"item": item, "scoring": scoring, "options": {"recipe": recipe} if recipe else {}}
+    together: list[gathered.Gathered] = [gathered.Scores()]
+    run_images(
+        Scoring(chosen, detector),
+        images,
+        out,
+        together + ([gathered.Sheet(ANOMALY.picture, columns=4)] if sheet else []),
+        _described,
+        as_json=as_json,
+        quiet=quiet,
+        overwrite=overwrite,
+        strict=strict,
+    )
 
-    given: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "adapters": adapters}
-    if detector is not None:
-        detect = AnomalyDetector.load(detector, model, **given)
-    else:
-        changes = {"recipe": recipe} if recipe else None
-        detect = AnomalyDetector(model or options.MODEL, scoring, item=item, options=changes, **given)
-    progress = stderr().status("")
-    with progress:
-        report = score_folder(
-            detect,
-            paths,
-            Path(out),
-            sheet=sheet,
-            before=lambda job: progress.update(file_name(job.image)),
-            failed=lambda job, error: fail(error),
-        )
-    table = Table("image", "score", "anomalous", "share", box=None, pad_edge=False)
-    for row in report.ranked:
-        verdict = "" if row.is_anomalous is None else "[red]yes[/]" if row.is_anomalous else "no"
-        share = "" if row.anomalous_share is None else f"{row.anomalous_share:.1%}"
-        table.add_row(file_name(row.job.image), f"{row.score:.4f}", verdict, share)
-    if report.rows:
-        stdout().print(table)
-        stdout().print(f"results in {escape(str(out))}")
-    if report.errors:
-        if report.rows:
-            stderr().print(
-                f"{len(report.errors)} of {len(paths)} images failed, listed in {escape(str(Path(out) / ERRORS))}"
-            )
-        raise typer.Exit(PARTLY if report.rows else FAILED)
+
+def _described(name: str, result: AnomalyResult) -> str:
+    verdict = {None: "", True: ", [red]anomalous[/]", False: ", sound"}[result.is_anomalous]
+    share = f", {result.mask.mean():.1%} of it" if result.mask is not None else ""
+    return f"{name}: {result.score:.4f}{verdict}{share}"

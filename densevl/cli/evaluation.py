@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
@@ -386,29 +385,3 @@ def _result(outcome: Outcome) -> dict[str, Any]:
 
 def _say(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
     stdout().print(json.dumps(facts, ensure_ascii=False) if as_json else text, markup=False, emoji=False)
-
-
-@one_line_errors
-def label(
-    source: Annotated[Path, typer.Argument(help="A folder, with all below it, or a text file with a path a line.")],
-    labels: Annotated[str, typer.Option(help="The classes, commas between; or a file.")],
-    out: Annotated[Path, typer.Option(help="A new folder, or one of a run to go on with.")],
-    model: options.Model = "auto",
-    recipe: options.Recipe = None,
-    background: options.Background = "auto",
-    ray: Annotated[str | None, typer.Option(help="'local', or the address of a Ray cluster such as 'auto'.")] = None,
-    workers: Annotated[int, typer.Option(help="Ray workers, each with the model loaded once.")] = 1,
-    shard: Annotated[int, typer.Option(help="Images a shard.")] = 64,
-) -> None:
-    """Label many images, resumable, on one machine or on a Ray cluster; exit code 3 if some could not be read."""
-    from densevl.evaluation.labelling import Labelling
-    from densevl.evaluation.labelling import label as run_labelling
-    from densevl.vocabulary import LabelSet
-
-    asked = LabelSet.parse(labels)
-    words = tuple(" | ".join(strings) for strings in asked.synonyms)
-    work = Labelling(words, str(out), model=model, recipe=recipe, background=background)
-    done, bad = run_labelling(work, source, size=shard, ray=ray, workers=workers)
-    stdout().print(f"{done} images labelled, {bad} could not be; see {escape(str(out))}")
-    if bad:
-        raise typer.Exit(3)

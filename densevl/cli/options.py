@@ -191,7 +191,7 @@ Sam = Annotated[
 Regions = Annotated[
     str | None,
     option(
-        "What proposes segments, for recipes that work within them and for --refine vote.",
+        "What proposes segments, for recipes that work within them and for --refine vote: mini-sam, for drawings.",
         panel=METHOD,
         values=proposer_names,
     ),
@@ -265,7 +265,7 @@ Item = Annotated[str, option('What is looked at, in the singular: "metal nut".',
 
 Out = Annotated[str, option("The folder that results are written to; it is made if there is none.", panel=FILES)]
 Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
-Json = Annotated[bool, option("Print one line of JSON for each image instead of text.", "--json", panel=FILES)]
+Json = Annotated[bool, option("Print one line of JSON for each result instead of text.", "--json", panel=FILES)]
 Quiet = Annotated[
     bool, option("Print nothing but errors: no progress, no line for each image.", "--quiet", "-q", panel=FILES)
 ]

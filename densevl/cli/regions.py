@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, fail, file_name, one_line_errors, stderr, stdout
-from densevl.errors import DensevlError, OutputError
+from densevl.cli.images import run_images, settings
+from densevl.cli.shared import one_line_errors
+from densevl.errors import DensevlError
 
 if TYPE_CHECKING:
     from densevl.regions.result import RegionResult
@@ -28,7 +27,20 @@ def regions(
     device: options.Device = None,
     precision: options.Precision = options.PRECISION,
     recipe: options.Recipe = None,
+    compat: options.Compat = False,
     background: options.Background = options.BACKGROUND,
+    templates: options.Templates = None,
+    descriptors: options.Descriptors = None,
+    presence: options.Presence = None,
+    short_side: options.ShortSide = None,
+    crop: options.Crop = None,
+    stride: options.Stride = None,
+    plan: options.Plan = None,
+    blend: options.Blend = None,
+    views: options.Views = None,
+    proxy: options.Proxy = None,
+    proxy_scope: options.ProxyScope = "image",
+    sam: options.Sam = None,
     proposals: options.Proposals = options.PROPOSALS,
     sam_checkpoint: Annotated[
         Path | None,
@@ -70,102 +82,56 @@ def regions(
             'Labels that are no things to be counted, "sky,road", for --export panoptic.', panel=options.FILES
         ),
     ] = "",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
 ) -> None:
     """Find regions and name them: a JSON of masks, boxes, names and scores, and an overlay, for each image.
 
     With --point or --box, regions are masks that the SAM of --proposals makes there; with proposals that are no SAM,
     boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
-    from densevl.images import list_images
     from densevl.vocabulary import LabelSet
 
-    label_set = LabelSet.parse(labels) if labels else None
-    if label_set is None and export:
+    chosen = settings(locals()) | {"operator": operator}
+    named = LabelSet.parse(labels) if labels else None
+    if named is None and export:
         raise DensevlError("--export needs the classes that its files list: give --labels")
-    points = [_numbers(text, 2, "point", "x,y") for text in point or []]
-    boxes = [_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or []]
-    paths = list_images(images)
-
-    from densevl.pipelines.folder import ERRORS, Job, plan_jobs, segment_folder
-    from densevl.pipelines.regions.classifier import RegionClassifier
-    from densevl.pipelines.regions.prompting import prompted
-    from densevl.proposals import NAMES, load_proposer
-    from densevl.proposals.pieces import PieceProposer
-    from densevl.regions.exports import open_export
+    points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
+    boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
+    from densevl.pipelines import gathered
+    from densevl.pipelines.tasks import REGIONS, Naming
 
     words = [word.strip() for word in stuff.split(",") if word.strip()]
-    exports = [
-        open_export(kind, Path(out), label_set.names, stuff=words) for kind in dict.fromkeys(export or []) if label_set
-    ]
-    jobs = [replace(job, target=job.target.with_suffix(".json")) for job in plan_jobs(paths, Path(out))]
-    clash = next((job for job in jobs if job.target.name in {one.file for one in exports}), None)
-    if clash is not None:
-        raise OutputError(f"{clash.target} is both the result of {clash.image} and the export; rename the image")
-    finder: Any = proposals
-    if sam_checkpoint is not None:
-        finder = load_proposer("sam", checkpoint=sam_checkpoint, device=device, tile=tile)
-    elif proposals not in NAMES or tile or ((points or boxes or pieces) and proposals != "clusters"):
-        finder = load_proposer(proposals, device=device, tile=tile)  # fails, if it does, before a model loads
-    if pieces and isinstance(finder, str):
-        raise DensevlError("--pieces goes with all proposals but clusters, which are in one piece as they are")
-    finder = PieceProposer(finder) if pieces else finder
-    prompter = None if isinstance(finder, str) else finder
-    with stderr().status("loading the model"):
-        classifier = RegionClassifier(
-            model,
-            operator,
-            recipe=recipe,
-            weights=weights,
-            proposals=finder,
-            background=background,
-            device=device,
-            precision=precision,
-        )
-    progress = stderr().status("")
+    together: list[gathered.Gathered] = [gathered.Sheet(REGIONS.picture)] if sheet else []
+    names = named.names if named is not None else ()
+    together += [gathered.Export(kind, names, words, overwrite) for kind in dict.fromkeys(export or [])]
 
-    def name(image: Path, given: LabelSet | None) -> RegionResult:
-        found: dict[str, Any] = {}
-        if points or boxes:
-            found["regions"] = prompted(image, points=points, boxes=boxes, proposer=prompter)
-        if given is None:  # clicks are answered one by one, so nothing is joined
-            return classifier.discover(image, overlap=1.0 if found else 0.5, **found)
-        result = classifier(image, given, **found)
-        return result.instances() if objects and not found else result
+    prompts = [",".join(f"{number:g}" for number in prompt) for prompt in (*points, *boxes)]
 
-    def after(job: Job, result: RegionResult) -> None:
-        for one in exports:
-            one.add(job.image, result)
-        if points or boxes:
-            for prompt, found, score in zip([*points, *boxes], result.names, result.scores, strict=True):
-                place = ",".join(f"{number:g}" for number in prompt)
-                stdout().print(f"{file_name(job.image)} {place}: {escape(found)} [dim]{score:.2f}[/]")
-            return
-        counts = Counter(name for name, label in zip(result.names, result.labels, strict=True) if label >= 0)
-        found = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-        stdout().print(f"{file_name(job.image)}: {escape(found or 'nothing')}")
+    def described(name: str, result: RegionResult) -> str:
+        if prompts:
+            found = zip(prompts, result.names, result.scores, strict=True)
+            return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in found)
+        counts = Counter(label for label, number in zip(result.names, result.labels, strict=True) if number >= 0)
+        listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+        return f"{name}: {escape(listed or 'nothing')}"
 
-    with progress:
-        report = segment_folder(
-            name,  # type: ignore[arg-type]
-            jobs,
-            label_set,  # type: ignore[arg-type]
-            sheet=sheet,
-            before=lambda job: progress.update(file_name(job.image)),
-            after=after,
-            failed=lambda job, error: fail(error),
-        )
-    if report.done:
-        written = [str(path) for one in exports for path in one.close()]
-        stdout().print(f"results in {escape(', '.join([str(out), *written]))}")
-    if report.errors:
-        if report.done:
-            stderr().print(
-                f"{len(report.errors)} of {len(jobs)} images failed, listed in {escape(str(Path(out) / ERRORS))}"
-            )
-        raise typer.Exit(PARTLY if report.done else FAILED)
+    run_images(
+        Naming(named, chosen, proposals, sam_checkpoint, tile, pieces, points, boxes, objects),
+        images,
+        out,
+        together,
+        described,
+        as_json=as_json,
+        quiet=quiet,
+        overwrite=overwrite,
+        strict=strict,
+    )
 
 
-def _numbers(text: str, count: int, what: str, form: str) -> list[float]:
+def _numbers(text: str, count: int, what: str, form: str) -> tuple[float, ...]:
     parts = re.split(r"[,\s]+", text.strip())
     try:
         numbers = [float(part) for part in parts]
@@ -173,4 +139,4 @@ def _numbers(text: str, count: int, what: str, form: str) -> list[float]:
         numbers = []
     if len(numbers) != count:
         raise DensevlError(f"--{what} {text!r} is not {form}: {count} numbers in pixels with commas between")
-    return numbers
+    return tuple(numbers)

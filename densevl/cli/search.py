@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from densevl import __version__
 from densevl.cli import options
+from densevl.cli.images import Screen, print_json
 from densevl.cli.shared import FAILED, PARTLY, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 
@@ -59,6 +62,10 @@ def search(
     ] = None,
     out: options.Out = options.OUT,
     sheet: options.Sheet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
 ) -> None:
     """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
     if bool(words) == bool(like):
@@ -69,8 +76,8 @@ def search(
         raise DensevlError(f"{folder} is not a folder of photos")
 
     from densevl.backbones import load_backbone
-    from densevl.files import atomic_write
-    from densevl.images import encode_png
+    from densevl.files import atomic_write_all, guard
+    from densevl.images import encode_png, list_images
     from densevl.pipelines.regions.classifier import RegionClassifier
     from densevl.pipelines.regions.scores import default_operators
     from densevl.pipelines.regions.search import RegionSearch
@@ -88,27 +95,35 @@ def search(
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
         classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=finder)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
-    found = RegionSearch(classifier, index or Path(out) / name)
-    progress = stderr().status("")
-    with progress:
-        built = found.build(folder, forget=True, progress=lambda path: progress.update(escape(Path(path).name)))
-    for reason in built.failed.values():
-        stderr().print(f"[red]error:[/] {escape(' '.join(reason.split()))}", soft_wrap=True)
-    counts = f"{len(built.added)} new, {len(built.kept)} known, {len(built.removed)} gone"
-    stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
+    picture = Path(out) / "search.png"
+    if sheet:
+        guard([picture, picture.with_suffix(".json")], inputs=list_images(folder), overwrite=overwrite)
+    found = RegionSearch(classifier, index or Path(out) / name, overwrite=overwrite)
+    screen = Screen(quiet=quiet)
+    built = found.build(folder, forget=True, strict=strict, watch=screen)
+    if not quiet:
+        counts = f"{len(built.added)} new, {len(built.kept)} known, {len(built.removed)} gone"
+        stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
     query: Any = _example(classifier, like) if like else words
     others = [word.strip() for word in against.split(",") if word.strip()] or None
     hits = found.find(query, top, each=each, **({} if like else {"against": others}))
     floor = least if least is not None else -1.0 if like else 0.0  # by words, 0 is as like as the words against
     hits = [hit for hit in hits if hit.score >= floor]
-    if not hits:
-        stdout().print("nothing found")
-    for hit in hits:
-        box = ",".join(f"{side:.0f}" for side in hit.box)
-        stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
+    rows = [{"image": hit.path, "score": hit.score, "box": list(hit.box)} for hit in hits]
+    for row in rows if as_json else ():
+        print_json(row)
+    if not as_json:
+        if not hits:
+            stdout().print("nothing found")
+        for hit in hits:
+            box = ",".join(f"{side:.0f}" for side in hit.box)
+            stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
     if sheet and hits:
-        written = atomic_write(Path(out) / "search.png", encode_png(hit_sheet(hits, words or "like the example")))
-        stdout().print(f"sheet in {escape(str(written))}")
+        told = {"densevl": __version__, "query": like or words, "found": rows}
+        drawn = encode_png(hit_sheet(hits, words or "like the example"))
+        atomic_write_all({picture: drawn, picture.with_suffix(".json"): json.dumps(told, indent=1).encode()})
+        if not as_json:
+            stdout().print(f"sheet in {escape(str(picture))}")
     if built.failed:
         raise typer.Exit(PARTLY if found.index.photos else FAILED)
 

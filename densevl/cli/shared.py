@@ -1,6 +1,7 @@
 """What all commands share: consoles, names and errors on one line, exit codes.
 
-Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all.
+Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
+results cannot be written there.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from densevl.errors import DensevlError
+from densevl.errors import DensevlError, OutputError
 
-FAILED, PARTLY = 2, 3
+FAILED, PARTLY, UNWRITTEN = 2, 3, 4
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -34,7 +35,7 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def fail(error: DensevlError) -> None:
+def fail(error: Exception | str) -> None:
     """Print an error on one line."""
     stderr().print(f"[red]error:[/] {escape(' '.join(str(error).split()))}")
 
@@ -68,13 +69,13 @@ class OneLineGroup(TyperGroup):
             sys.exit(FAILED)
 
 
-def file_name(path: Path) -> str:
+def file_name(path: str | Path) -> str:
     """A file name that stays on one line, ready for rich."""
-    return escape(" ".join(path.name.split()))
+    return escape(" ".join(Path(path).name.split()))
 
 
 def one_line_errors(command: _Command) -> _Command:
-    """Turn a DensevlError into one line on stderr and exit code 2."""
+    """Turn a DensevlError into one line on stderr and exit code 2, or 4 where results cannot be written."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -82,6 +83,6 @@ def one_line_errors(command: _Command) -> _Command:
             return command(*args, **kwargs)
         except DensevlError as error:
             fail(error)
-            raise typer.Exit(FAILED) from error
+            raise typer.Exit(UNWRITTEN if isinstance(error, OutputError) else FAILED) from error
 
     return wrapped  # type: ignore[return-value]

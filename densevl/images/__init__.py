@@ -3,7 +3,7 @@
 Only numpy and Pillow are needed; torch is not imported.
 """
 
-from densevl.images.listing import EXTENSIONS, list_images
+from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
 from densevl.images.pixels import UInt8Array, encode_png
 from densevl.images.reading import MAX_PIXELS, read_image, read_labels
 from densevl.images.resizing import keep_ratio_size, resize
@@ -12,6 +12,8 @@ __all__ = [
     "read_image",
     "read_labels",
     "list_images",
+    "find_images",
+    "Found",
     "resize",
     "keep_ratio_size",
     "encode_png",

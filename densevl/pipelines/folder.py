@@ -1,122 +1,285 @@
-"""Many images to files: one bad image is named in the report, the others are done, and no input is ever overwritten."""
+"""Many images to files: the one loop of every command.
+
+A folder of results belongs to one run. Its `densevl.json` says what made it and which image became what, so the same
+call goes on where an earlier one stopped: an image is done when all its files are there, whole, and it has not changed
+since. Another model, other labels or another version do not mix with what is there. A bad image is a row of
+`errors.jsonl` the moment it is met, and the others are done.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from densevl import __version__
+from densevl.errors import OutputError
+from densevl.files import RUN_FILE, guard, renew, shown, unique_stems
+from densevl.fitted import differing
+from densevl.images import Found, read_image
+from densevl.pipelines.errors import ErrorList
+from densevl.pipelines.gathered import Gathered
+from densevl.pipelines.looping import each, stamp
+from densevl.pipelines.tasks import KINDS, Task
+from densevl.pipelines.watch import Job, Watch
 
-from densevl.drawing import contact_sheet
-from densevl.errors import ImageError, OutputError
-from densevl.files import OVERLAY_MARK, atomic_write, unique_stems
-from densevl.images import encode_png, read_image, resize
-from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.segmentation.ensemble import Ensemble
-from densevl.pipelines.segmentation.segmenter import Labels, Segmenter
-
-SHEET, ERRORS = "contact_sheet", "errors.jsonl"
-THUMBNAIL = 800  # longest side of an overlay that is kept for the contact sheet
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image and the label PNG it becomes."""
-
-    image: Path
-    target: Path
+ERRORS = "errors.jsonl"
+RESERVED = ("densevl", "errors", "contact_sheet", "scores", "coco", "panoptic", "labelme")
+"""Names that no result gets, as files of the whole run have them."""
+PARTS = ".densevl-*.part"
 
 
 @dataclass
 class Report:
-    """What a run did: the jobs that were done, and image path to message of those that were not."""
+    """What a run did.
+
+    Attributes:
+        done: the images that have results. fresh: how many of them were computed now. errors: message by image.
+        files: what was written of all images together. seconds: it took.
+    """
 
     done: list[Job] = field(default_factory=list)
-    errors: dict[Path, str] = field(default_factory=dict)
+    fresh: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def plan_jobs(images: Sequence[Path], out: Path) -> list[Job]:
-    """Name the outputs before anything is computed.
+class Folder:
+    """A folder of results: what is in it, what made it, and what is still to be done.
 
-    Raises:
-        ImageError: the only image does not exist.
-        OutputError: `out` cannot be a folder, or an output would overwrite one of the images.
+    Attributes:
+        path: the folder. kind: what is written for each image. facts: what made it. jobs: those of this call.
     """
-    if len(images) == 1 and not images[0].is_file():
-        read_image(images[0])  # raises with the cause
-        raise ImageError(f"{images[0]} is not a file")
-    existing = next((place for place in (out, *out.parents) if place.exists()), None)
-    if existing is not None and not existing.is_dir():
-        raise OutputError(f"{existing} is a file, so results cannot be written to {out}; name a folder")
-    # The sheet's name is taken as if it were an image, so that no result gets it.
-    stems = unique_stems([Path(SHEET), *images])[1:]
-    jobs = [Job(image, out / f"{stem}.png") for image, stem in zip(images, stems, strict=True)]
-    targets = [job.target for job in jobs]
-    overlays = [target.with_name(f"{target.stem}{OVERLAY_MARK}.png") for target in targets]
-    inputs = {image.resolve() for image in images}
-    for path in (*targets, *overlays, out / f"{SHEET}.png"):
-        if path.resolve() in inputs:
-            raise OutputError(f"{path} is one of the images and would be overwritten; name another folder for results")
-    return jobs
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        task: Task,
+        found: Found,
+        *,
+        together: Sequence[Gathered] = (),
+        overwrite: bool = False,
+    ) -> None:
+        """Name the results of all images, and refuse what must not be.
+
+        Args:
+            together: what is written of all images. overwrite: what is there goes.
+
+        Raises:
+            OutputError: the folder holds results of another run, or a file that would be replaced is an image that was
+                given or somebody else's; or it cannot be a folder. ImageError: the only image does not exist.
+        """
+        self.path, self.kind = Path(path), task.kind
+        self.facts = json.loads(json.dumps({"use": task.kind.use, **task.facts}, default=str))
+        if len(found.paths) == 1 and not os.path.isfile(found.paths[0]):
+            read_image(found.paths[0])  # raises with the cause
+        place = next((place for place in (self.path, *self.path.parents) if place.exists()), None)
+        if place is not None and not place.is_dir():
+            raise OutputError(f"{shown(place)} is a file, so results cannot be written to {shown(path)}; name a folder")
+        known, own, gone = self._record(overwrite)
+        keys = [os.path.abspath(image) for image in found.paths]
+        states = [stamp(image) for image in found.paths]
+        names = self._names(found, keys, known)
+        self.jobs = [Job(image, name) for image, name in zip(found.paths, names, strict=True)]
+        new: list[Job] = []
+        old: list[Job] = []
+        stale: list[Job] = []
+        for job, key, state in zip(self.jobs, keys, states, strict=True):
+            (old if key in known else new).append(job)
+            if overwrite or known.get(key, [None])[1:] != state:
+                stale.append(job)
+        files = [one.file for one in together if one.file]
+        common = [RUN_FILE, ERRORS, *files, *(name for one in together for name in one.parts(new))]
+        guard([*self._files(new), *(self.path / name for name in common)], inputs=found.paths, overwrite=overwrite)
+        guard(self._files(old), inputs=found.paths, overwrite=True)  # ours, as the run file says
+        self._remove([*gone, *self._files(stale)])
+        self._sweep()
+        self._images = known | {
+            key: [job.name, *state] for key, job, state in zip(keys, self.jobs, states, strict=True)
+        }
+        self._own = sorted({*own, ERRORS, *files})
+        self.errors, self._begun = ErrorList(self.path / ERRORS), False
+
+    def is_done(self, job: Job) -> bool:
+        """Whether all files of an image are there; each is whole or absent."""
+        return all(map(os.path.exists, self._files([job])))
+
+    def save(self, job: Job, result: Any) -> None:
+        """Write the files of one image.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        self.begin()
+        result.meta.pop("seconds", None)  # files do not differ between two runs
+        result.save(self.output(job, self.kind.main))
+
+    def output(self, job: Job, ending: str) -> Path:
+        """A file of one image."""
+        return self.path / f"{job.name}{ending}"
+
+    def content(self, job: Job) -> dict[str, Any]:
+        """What the JSON of a result says."""
+        return json.loads(self.output(job, self.kind.endings[0]).read_bytes())
+
+    def fail(self, job: Job, error: str) -> None:
+        """Add a row to errors.jsonl, at once."""
+        self.begin()
+        self.errors.add(job.image, error)
+
+    def close(self, errors: dict[str, str]) -> None:
+        """Leave in errors.jsonl the rows of this call, in the order of its images."""
+        self.errors.close([job.image for job in self.jobs], errors)
+        self._sweep()
+
+    def begin(self) -> None:
+        """Write what the folder holds, before its first result; until then nothing is made."""
+        if self._begun:
+            return
+        head = {"densevl": __version__, "files": self._own, "facts": self.facts}
+        images = ",\n".join(f"  {json.dumps(image)}: {json.dumps(entry)}" for image, entry in self._images.items())
+        text = f'{json.dumps(head, indent=1)[:-2]},\n "images": {{\n{images}\n }}\n}}\n'
+        renew(self.path / RUN_FILE, text.encode())
+        self.errors.begin()
+        self._begun = True
+
+    def _record(self, overwrite: bool) -> tuple[dict[str, list[Any]], list[str], list[str]]:
+        """What the run file says: images (name, size and time of change by absolute path), common files, what must go.
+
+        Raises:
+            OutputError: it is damaged, or of another run.
+        """
+        out = "name another --out, or start over with --overwrite"
+        try:
+            record = json.loads((self.path / RUN_FILE).read_bytes())
+            facts, images, own = record["facts"], dict(record["images"]), list(record["files"])
+            kind = KINDS.get(facts.get("use"), self.kind)
+        except FileNotFoundError:
+            return {}, [], []
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if overwrite:
+                return {}, [], []
+            raise OutputError(f"{shown(self.path / RUN_FILE)} is damaged; {out}") from error
+        if facts == self.facts:
+            return images, own, []
+        if not overwrite:
+            told = differing(facts, self.facts)
+            raise OutputError(f"{shown(self.path)} holds results of another run ({told}); {out}")
+        results = self._files([Job(image, str(entry[0])) for image, entry in images.items()], kind.endings)
+        return {}, [], [*results, *(f"{self.path}{os.sep}{name}" for name in own)]
+
+    def _names(self, found: Found, keys: Sequence[str], known: dict[str, list[Any]]) -> list[str]:
+        """A name for each image: the one it has, or a new one that nobody has."""
+        taken: dict[str, list[str]] = {"": [*RESERVED]}
+        for entry in known.values():
+            folder, _, stem = str(entry[0]).rpartition("/")
+            taken.setdefault(folder, []).append(stem)
+        groups: dict[str, list[int]] = {}
+        for index, (key, folder) in enumerate(zip(keys, found.folders, strict=True)):
+            if key not in known:
+                groups.setdefault(Path(folder).as_posix() if folder else "", []).append(index)
+        names = {index: str(known[key][0]) for index, key in enumerate(keys) if key in known}
+        for folder, members in groups.items():
+            stems = unique_stems([found.paths[index] for index in members], taken.get(folder, ()))
+            names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
+        return [names[index] for index in range(len(keys))]
+
+    def _files(self, jobs: Sequence[Job], endings: Sequence[str] = ()) -> list[str]:
+        return [f"{self.path}{os.sep}{job.name}{end}" for job in jobs for end in endings or self.kind.endings]
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot replace {shown(path)}: {error.strerror}") from error
+
+    def _sweep(self) -> None:
+        """Remove what a killed run had begun to write."""
+        for folder in {(self.path / job.name).parent for job in self.jobs} | {self.path}:
+            for part in folder.glob(PARTS):
+                part.unlink(missing_ok=True)
 
 
-def segment_folder(
-    segmenter: Segmenter | Ensemble | RegionClassifier,
-    jobs: Sequence[Job],
-    labels: Labels,
-    *,
-    sheet: bool = False,
-    before: Callable[[Job], None] = lambda job: None,
-    after: Callable[[Job, Any], None] = lambda job, result: None,
-    failed: Callable[[Job, ImageError], None] = lambda job, error: None,
-) -> Report:
-    """Segment every job's image and write its files.
-
-    Args:
-        segmenter: the model; a `RegionClassifier` takes jobs whose targets are .json files.
-        jobs: from `plan_jobs`; labels: as `Segmenter` takes them.
-        sheet: also write contact_sheet.png with all overlays.
-        before, after, failed: called for each job, for progress.
+def work_through(
+    folder: Folder, jobs: Sequence[Job], task: Task, watch: Watch, *, strict: bool = False
+) -> dict[str, str]:
+    """Do jobs that are not done, here and now.
 
     Returns:
-        The report. Bad images are also listed in errors.jsonl beside the results; a list left by an earlier run goes.
+        The message of each image that is bad.
 
     Raises:
-        OutputError: the disk refuses. LabelError, ProtocolError, ...: what is wrong with the whole run, at once.
+        ImageError, ProposalError: the first bad image, if `strict`. OutputError: the disk refuses.
     """
-    report, thumbnails = Report(), []
-    for job in jobs:
-        before(job)
-        try:
-            result = segmenter(job.image, labels)
-        except ImageError as error:
-            report.errors[job.image] = str(error)
-            failed(job, error)
-            continue
-        result.save(job.target)
-        report.done.append(job)
-        if sheet:
-            thumbnails.append(_thumbnail(result.overlay()))
-        after(job, result)
-    if not jobs:
-        return report
-    folder = jobs[0].target.parent
-    if thumbnails:
-        titles = [job.image.name for job in report.done]
-        atomic_write(folder / f"{SHEET}.png", encode_png(contact_sheet(thumbnails, titles)))
-    if report.errors and report.done:
-        rows = [json.dumps({"image": str(image), "error": text}) + "\n" for image, text in report.errors.items()]
-        atomic_write(folder / ERRORS, "".join(rows).encode())
-    elif not report.errors:
-        (folder / ERRORS).unlink(missing_ok=True)
+    by_image = {job.image: job for job in jobs}
+    errors: dict[str, str] = {}
+    alone = len(folder.jobs) == 1
+
+    def failed(image: Any, error: Exception) -> None:
+        if not alone:  # one bad image is a mistake, of which nothing is to be left
+            folder.fail(by_image[image], str(error))
+        if strict or alone:
+            raise error
+        errors[image] = str(error)
+        watch.failed(by_image[image], str(error))
+
+    for image, result in each(task.run, [job.image for job in jobs], failed):
+        job = by_image[image]
+        folder.save(job, result)
+        watch.done(job, result, folder.content(job) if watch.wants_content else {})
+    return errors
+
+
+def to_files(
+    task: Task,
+    found: Found,
+    out: str | os.PathLike[str],
+    *,
+    together: Sequence[Gathered] = (),
+    overwrite: bool = False,
+    strict: bool = False,
+    watch: Watch | None = None,
+) -> Report:
+    """Do a task with every image and write the results; what is done already is left as it is.
+
+    Args:
+        task: see `densevl.pipelines.tasks`. found: the images, from `densevl.images.find_images`.
+        out: the folder; subfolders are those of the images.
+        together: what is written of all images besides; see `densevl.pipelines.gathered`.
+        overwrite: start over, and replace files of others. strict: stop at the first bad image.
+        watch: is told what happens.
+
+    Returns:
+        The report. Bad images are also listed in errors.jsonl.
+
+    Raises:
+        OutputError: see `Folder`; or the disk refuses. ImageError: the only image is bad, or the first one of `strict`.
+        LabelError, ModelError, MissingExtraError, ...: what is wrong with the whole run, at once.
+    """
+    started, watch = time.perf_counter(), watch or Watch()
+    folder = Folder(out, task, found, together=together, overwrite=overwrite)
+    waiting = [job for job in folder.jobs if not folder.is_done(job)]
+    missing = set(waiting)
+    watch.begin(len(folder.jobs), len(folder.jobs) - len(waiting))
+    try:
+        for job in folder.jobs if watch.wants_content else ():
+            if job not in missing:
+                watch.found(job, folder.content(job))
+        errors = work_through(folder, waiting, task, watch, strict=strict)
+    finally:
+        watch.end()
+    report = Report([job for job in folder.jobs if job.image not in errors], len(waiting) - len(errors), errors)
+    if report.done:
+        folder.begin()
+        report.files = [path for one in together for path in one.write(folder, report.done)]
+    folder.close(errors)
+    report.seconds = time.perf_counter() - started
     return report
-
-
-def _thumbnail(overlay: np.ndarray) -> np.ndarray:
-    scale = THUMBNAIL / max(overlay.shape[:2])
-    if scale >= 1:
-        return overlay
-    return resize(overlay, (max(1, round(overlay.shape[0] * scale)), max(1, round(overlay.shape[1] * scale))))

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl import __version__
-from densevl.errors import DensevlError, OutputError, suggest
-from densevl.files import atomic_write, shown, unique_stems
+from densevl.errors import DensevlError, OptionError, OutputError, suggest
+from densevl.files import renew, shown, unique_stems
 from densevl.images import encode_png
 from densevl.regions.polygons import polygons
 
@@ -137,33 +137,48 @@ class Export(ABC):
     Args:
         folder: where it is written. vocabulary: the class names, the same for every result.
         stuff: for "panoptic", names whose regions are one segment together.
+        overwrite: replace files of photos that are there and hold something else.
 
     Attributes:
-        file: what is written in the folder itself, if anything; part: the subfolder of files for each photo, if any.
+        file: what is written in the folder itself, if anything; part, ending: the subfolder and the ending of files
+            for each photo, if any.
     """
 
     file: str | None = None
     part: str | None = None
+    ending = ""
 
-    def __init__(self, folder: str | os.PathLike[str], vocabulary: Sequence[str], stuff: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        vocabulary: Sequence[str],
+        stuff: Collection[str] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.overwrite = overwrite
         self.folder, self.vocabulary, self.stuff = Path(folder), tuple(vocabulary), tuple(stuff)
         self.categories = coco_categories(self.vocabulary, self.stuff)
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
         self._stems: set[str] = set()
+        self._name: str | None = None
 
-    def add(self, path: str | os.PathLike[str], result: Any) -> None:
+    def add(self, path: str | os.PathLike[str], result: Any, name: str | None = None) -> None:
         """Take the result of one photo, a `RegionResult` (for COCO a `SegmentationResult` too).
 
+        Args:
+            name: of the photo's own files, without ending; None takes the photo's, made different from the others.
+
         Raises:
-            DensevlError: a result of other classes. OutputError: the disk refuses, or the photo lies where files for
-            each photo are written.
+            DensevlError: a result of other classes. OutputError: the disk refuses, the photo lies where files for
+            each photo are written, or a file there is other than what would be written: somebody may have edited it.
         """
         own = tuple(getattr(result, "vocabulary", None) or result.names)
         if own != self.vocabulary:
             raise DensevlError(f"the result of {shown(path)} is of other classes than the export")
         if self.part is not None and Path(path).resolve().parent == (self.folder / self.part).resolve():
             raise OutputError(f"{shown(path)} lies where the export writes; name another folder for results")
+        self._name = name
         self.paths.append(Path(path))
         self.sizes.append(result.image.shape[:2])
         self._take(len(self.paths), result)
@@ -198,15 +213,22 @@ class Export(ABC):
 
     def _stem(self) -> str:
         """A file name for the newest photo: its own, with its number behind it where another photo has that name."""
+        if self._name is not None:
+            return self._name
         stem = unique_stems(self.paths[-1:])[0]
         while stem.casefold() in self._stems:
             stem = f"{stem}-{len(self.paths)}"
         self._stems.add(stem.casefold())
         return stem
 
+    def _put(self, path: Path, data: bytes) -> None:
+        if not self.overwrite and path.exists() and path.read_bytes() != data:
+            raise OutputError(f"{shown(path)} was edited, or is somebody else's; move it, or allow it with --overwrite")
+        renew(path, data)
+
     def _write(self, name: str, content: dict[str, Any]) -> Path:
         info = {"description": "regions named by densevl", "version": __version__}
-        return atomic_write(self.folder / name, _as_json({"info": info, "licenses": [], **content}))
+        return renew(self.folder / name, _as_json({"info": info, "licenses": [], **content}))
 
 
 class CocoExport(Export):
@@ -214,8 +236,8 @@ class CocoExport(Export):
 
     file = "coco.json"
 
-    def __init__(self, folder: str | os.PathLike[str], vocabulary: Sequence[str], stuff: Collection[str] = ()) -> None:
-        super().__init__(folder, vocabulary, stuff)
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         self.annotations: list[dict[str, Any]] = []
 
     def _take(self, image_id: int, result: Any) -> None:
@@ -232,16 +254,16 @@ class CocoExport(Export):
 class PanopticExport(Export):
     """`panoptic.json`, and a PNG for each photo in `panoptic/`, as panopticapi reads them."""
 
-    file, part = "panoptic.json", "panoptic"
+    file, part, ending = "panoptic.json", "panoptic", ".png"
 
-    def __init__(self, folder: str | os.PathLike[str], vocabulary: Sequence[str], stuff: Collection[str] = ()) -> None:
-        super().__init__(folder, vocabulary, stuff)
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         self.annotations: list[dict[str, Any]] = []
 
     def _take(self, image_id: int, result: Any) -> None:
         name = f"{self._stem()}.png"
         png, annotation = result.to_panoptic(image_id, name, stuff=self.stuff)
-        atomic_write(self.folder / self.part / name, encode_png(png))
+        self._put(self.folder / self.part / name, encode_png(png))
         self.annotations.append(annotation)
 
     def close(self) -> list[Path]:
@@ -253,16 +275,16 @@ class PanopticExport(Export):
 class LabelMeExport(Export):
     """A JSON of polygons for each photo, in `labelme/`; open that folder with LabelMe."""
 
-    part = "labelme"
+    part, ending = "labelme", ".json"
 
     def _take(self, image_id: int, result: Any) -> None:
-        path = self.paths[-1]
-        folder = self.folder / self.part
+        path = self.folder / self.part / f"{self._stem()}.json"
+        photo = self.paths[-1].absolute()
         try:
-            seen = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+            seen = Path(os.path.relpath(photo, path.parent.absolute())).as_posix()
         except ValueError:  # on another drive
-            seen = path.absolute().as_posix()
-        atomic_write(folder / f"{self._stem()}.json", _as_json(result.to_labelme(seen)))
+            seen = photo.as_posix()
+        self._put(path, _as_json(result.to_labelme(seen)))
 
     def close(self) -> list[Path]:
         """See `Export.close`; nothing was held."""
@@ -273,16 +295,21 @@ EXPORTS: dict[str, type[Export]] = {"coco": CocoExport, "panoptic": PanopticExpo
 
 
 def open_export(
-    kind: str, folder: str | os.PathLike[str], vocabulary: Sequence[str], *, stuff: Collection[str] = ()
+    kind: str,
+    folder: str | os.PathLike[str],
+    vocabulary: Sequence[str],
+    *,
+    stuff: Collection[str] = (),
+    overwrite: bool = False,
 ) -> Export:
-    """Open an export by name: "coco", "panoptic" or "labelme".
+    """Open an export by name: "coco", "panoptic" or "labelme"; see `Export`.
 
     Raises:
-        OutputError: an unknown kind. DensevlError: a name of `stuff` that is no class.
+        OptionError: an unknown kind. DensevlError: a name of `stuff` that is no class.
     """
     if kind not in EXPORTS:
-        raise OutputError(f"no export {kind!r}{suggest(kind, EXPORTS)}; there are {', '.join(EXPORTS)}")
-    return EXPORTS[kind](folder, vocabulary, stuff)
+        raise OptionError(f"no export {kind!r}{suggest(kind, EXPORTS)}; there are {', '.join(EXPORTS)}")
+    return EXPORTS[kind](folder, vocabulary, stuff, overwrite)
 
 
 def _as_json(content: dict[str, Any]) -> bytes:

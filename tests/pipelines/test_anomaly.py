@@ -14,9 +14,12 @@ from conftest import close, random_clip, wrap
 from densevl.anomaly.scoring import BY_NAME
 from densevl.anomaly.trained.learning import LearnedPrompts
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.images import find_images
+from densevl.pipelines import gathered
 from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
 from densevl.pipelines.anomaly.detector import AnomalyDetector
-from densevl.pipelines.anomaly.folder import score_folder
+from densevl.pipelines.folder import to_files
+from densevl.pipelines.tasks import ANOMALY, scoring
 
 RNG = np.random.default_rng(5)
 SURFACE = RNG.integers(90, 130, (40, 40, 3), np.uint8)
@@ -237,12 +240,12 @@ def test_a_folder_is_scored_past_a_bad_image(tiny, tmp_path) -> None:
     (source / "cut.png").write_bytes((source / "good.png").read_bytes()[:200])
     before = {path: path.read_bytes() for path in source.iterdir()}
     detect = AnomalyDetector(tiny, "dino").fit(OTHERS[:1]).calibrate(0.1)
-    report = score_folder(detect, sorted(source.iterdir()), out, sheet=True)
-    assert report.ranked[0].job.image.name == "bad.png"
-    assert [path.name for path in report.errors] == ["cut.png"]
+    together = [gathered.Scores(), gathered.Sheet(ANOMALY.picture)]
+    report = to_files(scoring(detect), find_images(source), out, together=together)
+    assert list(report.errors) == [str(source / "cut.png")]
     names = {path.name for path in out.iterdir()}
     stems = {f"{stem}.{end}" for stem in ("good", "bad") for end in ("png", "json", "npy")}
-    assert names == stems | {"scores.csv", "errors.jsonl", "contact_sheet.png"}
+    assert names == stems | {"scores.csv", "errors.jsonl", "contact_sheet.png", "densevl.json"}
     rows = list(csv.DictReader((out / "scores.csv").open()))
     assert [row["image"].split("/")[-1] for row in rows] == ["bad.png", "good.png"]
     assert float(rows[0]["score"]) > float(rows[1]["score"])

@@ -10,9 +10,11 @@ from conftest import PHOTOS, close, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
+from densevl.images import find_images
 from densevl.inference.views import Views
-from densevl.pipelines.folder import plan_jobs, segment_folder
+from densevl.pipelines.folder import to_files
 from densevl.pipelines.segmentation.ensemble import Ensemble
+from densevl.pipelines.tasks import segmenting
 from densevl.vocabulary import TextOptions
 
 SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)
@@ -73,7 +75,8 @@ def test_models_of_other_grids_and_recipes_are_mixed(first, second) -> None:
 
 
 def test_an_ensemble_does_folders_as_a_segmenter_does(first, second, tmp_path) -> None:
-    report = segment_folder(Ensemble([(first, 1), (second, 1)]), plan_jobs([CAT], tmp_path / "out"), LABELS)
+    both = Ensemble([(first, 1), (second, 1)])
+    report = to_files(segmenting(both, LABELS), find_images(CAT), tmp_path / "out")
     assert not report.errors
     assert (tmp_path / "out" / "cat.png").is_file()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import PHOTOS
 from densevl.errors import ImageError, LabelError, OptionError
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.search import RegionSearch
+from densevl.pipelines.watch import Watch
 from densevl.proposals import Proposals
 from densevl.regions.index import RegionIndexError
 
@@ -23,6 +25,16 @@ def propose(rgb: np.ndarray) -> Proposals:
     red, green, blue = rgb[:8].reshape(-1, 3).mean(axis=0)
     which = "snow" if min(red, green) > 180 else "wood" if red > blue else "water"
     return Proposals.from_boxes([PLACES[which]], rgb.shape[:2])
+
+
+class Count(Watch):
+    bad = 0
+
+    def begin(self, total: int, finished: int) -> None:
+        self.told = (total, finished)
+
+    def failed(self, job, error) -> None:
+        self.bad += 1
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +67,12 @@ def test_words_and_examples_find_the_photo_and_the_place(classify, folder) -> No
 def test_a_second_build_reads_only_what_is_new(classify, folder, monkeypatch) -> None:
     RegionSearch(classify, folder / "index.npz").build(folder)
     again = RegionSearch(classify, folder / "index.npz")
-    looked = []
-    built = again.build(folder, progress=looked.append)
+    watch = Count()
+    built = again.build(folder, watch=watch)
     assert (built.added, len(built.kept)) == ((), 3)
-    assert len(looked) == 1, "the broken one is tried again"
+    assert (watch.told, watch.bad) == ((4, 3), 1), "the broken one is tried again"
+    rows = [json.loads(line) for line in (folder / "index.errors.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == [str(folder / "broken.png")]
     (folder / "water.png").unlink()
     shutil.copy(SCENES / "wood.png", folder / "snow.png")
     built = again.build(folder, forget=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from densevl.errors import DensevlError, OutputError
+from densevl.errors import DensevlError, OptionError, OutputError
 from densevl.evaluation.metrics.panoptic import Segment, coco_ids, panoptic_counts, panoptic_quality
 from densevl.proposals import Proposals
 from densevl.regions.exports import coco_categories, open_export, panoptic_png
@@ -134,7 +134,7 @@ def test_labelme_polygons_fill_to_the_masks(photos, tmp_path) -> None:
 
 
 def test_what_does_not_go_together_is_refused(photos, tmp_path) -> None:
-    with pytest.raises(OutputError, match=r"no export 'coca'.*closest: coco"):
+    with pytest.raises(OptionError, match=r"no export 'coca'.*closest: coco"):
         open_export("coca", tmp_path, NAMES)
     with pytest.raises(DensevlError, match="no class 'sea' to be stuff"):
         open_export("panoptic", tmp_path, NAMES, stuff=["sea"])

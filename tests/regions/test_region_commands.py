@@ -90,10 +90,13 @@ def test_a_mistake_is_one_line(options, reason, tmp_path) -> None:
     assert reason in err
 
 
-def test_an_image_called_as_an_export_is_refused(tmp_path) -> None:
+def test_an_image_called_as_an_export_gets_another_name(tmp_path) -> None:
     shutil.copy(WATER, tmp_path / "coco.png")
-    code, _, err = run("regions", tmp_path / "coco.png", "--labels", "cat", "--export", "coco", "--out", tmp_path / "o")
-    assert (code, "both the result of" in err) == (2, True)
+    command = ["regions", tmp_path / "coco.png", "--labels", "cat", "--export", "coco", "--model", "mini"]
+    code, _, err = run(*command, "--proposals", "grid", "--out", tmp_path / "o")
+    assert code == 0, err
+    assert "annotations" in json.loads((tmp_path / "o" / "coco.json").read_text())
+    assert len(list((tmp_path / "o").glob("*_overlay.png"))) == 1
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +176,7 @@ def test_regions_are_named_without_labels(tmp_path) -> None:
     found = CliRunner().invoke(app, ["regions", *plain])
     assert found.exit_code == 0, found.output
     assert "penguin" in found.output
+    plain += ["--overwrite"]
     clicked = CliRunner().invoke(app, ["regions", *plain, "--point", "10,10", "--point", "40,60"])
     assert clicked.exit_code == 0, clicked.output
     assert all(f"wood.png {place}:" in clicked.output for place in ("10,10", "40,60"))

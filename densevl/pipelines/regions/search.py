@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch.nn import functional as F
 
-from densevl.errors import DensevlError, LabelError, OptionError
+from densevl.errors import LabelError, OptionError
 from densevl.fitted import differing
-from densevl.images import list_images
+from densevl.images import find_images
+from densevl.images.listing import Sources
+from densevl.pipelines.errors import ErrorList
+from densevl.pipelines.looping import each, one_by_one, stamp
 from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.watch import Job, Watch
 from densevl.proposals import Proposals
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import Hit, Photo, RegionIndex, RegionIndexError
@@ -47,11 +51,14 @@ class RegionSearch:
     >>> search.find("umbrella")
     """
 
-    def __init__(self, classifier: RegionClassifier, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, classifier: RegionClassifier, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False
+    ) -> None:
         """Open or begin an index.
 
         Args:
             classifier: proposes and embeds regions, by one operator. path: the .npz file; None keeps it in memory.
+            overwrite: begin anew, whatever the file holds.
 
         Raises:
             OptionError: the classifier has several operators. RegionIndexError: a file that is damaged or of another
@@ -67,61 +74,71 @@ class RegionSearch:
         facts = {key: value for key, value in classifier.facts().items() if key not in WORDS}
         self._model = json.dumps(facts, sort_keys=True, default=str)
         self.index = RegionIndex.empty(self._model, classifier.backbone.embed_dim)
-        if self.path is not None and self.path.exists():
+        if self.path is not None and self.path.exists() and not overwrite:
             self.index = RegionIndex.load(self.path)
             if self.index.model != self._model:
                 settings = differing(json.loads(self.index.model), facts)
                 raise RegionIndexError(
-                    f"index {str(self.path)!r} was made with other settings ({settings}); use those, or another file"
+                    f"index {str(self.path)!r} was made with other settings ({settings}); use those, name another "
+                    "--index, or start over with --overwrite"
                 )
 
     def build(
-        self,
-        photos: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        forget: bool = False,
-        progress: Callable[[str], None] | None = None,
+        self, photos: Sources, *, forget: bool = False, strict: bool = False, watch: Watch | None = None
     ) -> Built:
         """Add photos that are new or changed; a bad one is named in the report, and the others are indexed.
 
         Args:
-            photos: a folder, files, or a pattern; see `images.list_images`.
-            forget: also drop photos of the index that are not among them.
-            progress: called with the path of each photo before it is read.
+            photos: folders with all below them, files, or patterns; see `images.find_images`.
+            forget: also drop photos of the index that are not among them. strict: stop at the first bad one.
+            watch: is told what happens.
+
+        Returns:
+            The report. Bad photos are also listed in a file beside the index, its name ending in .errors.jsonl.
 
         Raises:
-            ImageError: no photos. OutputError: the index cannot be written; what is in memory is kept.
+            ImageError: no photos, or a bad one with `strict`. OutputError: the index cannot be written; what is in
+            memory is kept. MissingExtraError, ModelError, ...: what is wrong with the proposer or the model.
         """
-        paths = list_images(photos)
+        watch, paths = watch or Watch(), find_images(photos).paths
+        states = {path: stamp(path) for path in paths}
         held = {(photo.path, photo.bytes, photo.changed) for photo in self.index.photos}
+        kept = [path for path in paths if (path, *states[path]) in held]
+        waiting = [path for path in paths if (path, *states[path]) not in held]
         new: list[tuple[Photo, Proposals, Any]] = []
         added: list[str] = []
-        kept: list[str] = []
         failed: dict[str, str] = {}
-        for path in paths:
-            name = str(path)
-            try:
-                facts = path.stat()
-                if (name, facts.st_size, facts.st_mtime_ns) in held:
-                    kept.append(name)
-                    continue
-                if progress is not None:
-                    progress(name)
-                found = self.classifier.embed(path)
-            except (DensevlError, OSError) as error:
-                failed[name] = str(error)
-                continue
-            photo = Photo(name, found.regions.size, facts.st_size, facts.st_mtime_ns)
-            new.append((photo, found.regions, found.vectors[self.operator].cpu()))
-            added.append(name)
-            if len(new) == KEPT_BACK:
+        listed = None if self.path is None else ErrorList(self.path.with_suffix(".errors.jsonl"))
+
+        def bad(path: str, error: Exception) -> None:
+            failed[path] = str(error)
+            if listed is not None:
+                listed.add(path, str(error))
+            if strict:
+                raise error
+            watch.failed(Job(path, path), str(error))
+
+        watch.begin(len(paths), len(kept))
+        try:
+            for path, found in each(one_by_one(self.classifier.embed), waiting, bad):
+                size, changed = states[path]
+                photo = Photo(path, found.regions.size, size or 0, changed or 0)
+                new.append((photo, found.regions, found.vectors[self.operator].cpu()))
+                added.append(path)
+                watch.done(Job(path, path), None, {})
+                if len(new) == KEPT_BACK:
+                    self._take(new)
+        finally:
+            watch.end()
+            if new:
                 self._take(new)
-        listed = {str(path) for path in paths}
-        removed = [photo.path for photo in self.index.photos if forget and photo.path not in listed]
-        self.index = self.index.without(removed)
-        if new or removed:
-            self._take(new)
-        return Built(tuple(added), tuple(kept), tuple(removed), failed)
+        gone = [photo.path for photo in self.index.photos if forget and photo.path not in states]
+        if gone:
+            self.index = self.index.without(gone)
+            self._take([])
+        if listed is not None:
+            listed.close(paths, failed)
+        return Built(tuple(added), tuple(kept), tuple(gone), failed)
 
     def _take(self, new: list[tuple[Photo, Proposals, Any]]) -> None:
         """Move photos into the index, and the index to the disk."""

@@ -1,0 +1,191 @@
+"""What the commands over many images share: the screen, and the way from a work to an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Bar
+from rich.text import Text
+
+from densevl.cli.shared import FAILED, PARTLY, fail, file_name, stderr, stdout
+from densevl.pipelines.watch import Job, Watch
+
+if TYPE_CHECKING:
+    from densevl.pipelines.gathered import Gathered
+    from densevl.pipelines.tasks import Kind, Task, Work
+
+Describe = Callable[[str, Any], str]
+"""The name of an image and its result as text."""
+ROW = ("category_name", "score", "bbox", "area")
+"""What a line of JSON says of a region."""
+SETTINGS = (
+    *("model", "weights", "device", "precision", "compat", "background", "templates", "presence", "views"),
+    *("proxy", "proxy_scope", "sam"),
+)
+WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Bar) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
+class Screen(Watch):
+    """A run over images on the terminal: progress and bad images on stderr, results on stdout."""
+
+    def __init__(
+        self,
+        describe: Describe | None = None,
+        kind: Kind | None = None,
+        out: str = "",
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """A screen.
+
+        Args:
+            describe: what is said of an image. kind, out: what is written, and where.
+            as_json: lines of JSON on stdout, and nothing else. quiet: errors only.
+        """
+        self.wants_content, self.kind, self.out = as_json, kind, out
+        self.finished = self.broken = 0
+        self._describe, self._json, self._quiet = describe, as_json, quiet
+        self._warned: set[str] = set()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+            console=stderr(),
+            transient=True,
+            disable=quiet or not stderr().is_terminal,
+            refresh_per_second=4,
+        )
+
+    def begin(self, total: int, finished: int) -> None:
+        """See `Watch`."""
+        self.finished = finished
+        self._progress.start()
+        self._bar = self._progress.add_task("images", total=total, completed=finished)
+        if finished and not self._quiet:
+            stderr().print(f"{finished} of {total} images are done already", style="dim")
+
+    def found(self, job: Job, content: dict[str, Any]) -> None:
+        """See `Watch`."""
+        self._print(job, content)
+
+    def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
+        """See `Watch`."""
+        self.finished += 1
+        self._progress.advance(self._bar)
+        if self._json:
+            self._print(job, content)
+        elif result is not None and self._describe is not None and not self._quiet:
+            for warning in getattr(result, "warnings", ()):
+                if warning not in self._warned:  # each once a run
+                    stderr().print(f"[yellow]warning:[/] {escape(warning)}")
+                    self._warned.add(warning)
+            stdout().print(self._describe(file_name(job.image), result))
+
+    def failed(self, job: Job, error: str) -> None:
+        """See `Watch`."""
+        self.broken += 1
+        self._progress.advance(self._bar)
+        fail(error)
+        if self._json:
+            print_json({"image": job.image, "error": error})
+
+    def _print(self, job: Job, content: dict[str, Any]) -> None:
+        endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
+        outputs = [f"{self.out}/{job.name}{ending}" for ending in endings]
+        told = {key: content[key] for key in tells if key in content}
+        if "regions" in told:  # masks stay in the file
+            told["regions"] = [{key: row[key] for key in ROW if key in row} for row in told["regions"]]
+        print_json({"image": job.image, "outputs": outputs, **told, "warnings": content.get("warnings", [])})
+
+    def end(self) -> None:
+        """See `Watch`."""
+        self._progress.stop()
+
+
+def run_images(
+    work: Work,
+    images: Sequence[str],
+    out: str,
+    together: Sequence[Gathered],
+    describe: Describe,
+    *,
+    as_json: bool,
+    quiet: bool,
+    overwrite: bool,
+    strict: bool,
+    loaded: Callable[[Task], None] = lambda task: None,
+) -> None:
+    """Do a work with images, and end with the exit code that says how it went.
+
+    Args:
+        together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
+    """
+    from densevl.images import find_images
+    from densevl.pipelines.folder import ERRORS, to_files
+    from densevl.pipelines.looping import BAD
+
+    found = find_images(images, skip=out)
+    with stderr().status("loading the model"):  # shown on a terminal only
+        task = work.task()
+    loaded(task)
+    if not quiet:
+        say_left_out(found.left_out)
+    screen = Screen(describe, task.kind, out, as_json=as_json, quiet=quiet)
+    try:
+        report = to_files(task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen)
+    except BAD as error:  # the only image, or the first bad one with --strict
+        fail(error)
+        raise typer.Exit(PARTLY if screen.finished else FAILED) from error
+    if report.done and not quiet and not as_json:
+        places = ", ".join([out, *map(str, report.files)])
+        stdout().print(f"results in {escape(places)}")
+    if report.errors:
+        where = escape(os.path.join(out, ERRORS))
+        stderr().print(f"{len(report.errors)} of {len(found.paths)} images failed, listed in {where}")
+        raise typer.Exit(PARTLY if report.done else FAILED)
+
+
+def settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given, as settings of `Segmenter` that the other classes take too.
+
+    Raises:
+        RecipeError: no such recipe. LabelError: unusable descriptors.
+    """
+    from densevl.recipes import get
+    from densevl.vocabulary import Descriptors, TextOptions
+
+    found = {name: given[name] for name in SETTINGS if name in given}
+    found["recipe"] = get(given["recipe"]) if given["recipe"] else None
+    if given["descriptors"] is not None:
+        found["text"] = TextOptions(descriptors=Descriptors.parse(given["descriptors"]))
+    protocol = {name: given[name] for name in WINDOWS if given[name] is not None}
+    if "crop" in protocol:
+        protocol["crop"] = protocol["crop"] or None
+    return found | {"protocol": protocol}
+
+
+def say_left_out(left_out: Counter[str]) -> None:
+    """Name what stands in the folders and is not taken for an image."""
+    if left_out:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
+        stderr().print(escape(f"left out of the folders: {kinds}"), style="dim")
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one line of JSON."""
+    stdout().print(json.dumps(content, ensure_ascii=False), markup=False)

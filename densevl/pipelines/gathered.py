@@ -1,0 +1,147 @@
+"""What is written of all images of a run together, always from the files of each: so a resumed run gives the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from densevl.drawing import contact_sheet
+from densevl.files import renew
+from densevl.images import encode_png, read_image
+from densevl.pipelines.watch import Job
+from densevl.proposals import Proposals
+from densevl.regions.exports import EXPORTS, open_export
+from densevl.regions.result import RegionResult
+
+SHEET, SCORES = "contact_sheet.png", "scores.csv"
+COLUMNS = ("image", "score", "is_anomalous", "map_max", "anomalous_share", "peak_x", "peak_y")
+WIDTH = 1600  # of a sheet, in pixels
+
+
+class Results(Protocol):
+    """The folder that results are in; see `densevl.pipelines.folder.Folder`."""
+
+    path: Path
+
+    def content(self, job: Job) -> dict[str, Any]: ...
+    def output(self, job: Job, ending: str) -> Path: ...
+
+
+class Gathered(ABC):
+    """One file of all results. Attributes: file: its name, "" if there is none."""
+
+    file: str
+
+    def parts(self, jobs: Sequence[Job]) -> list[str]:
+        """The names of further files, for each image."""
+        return []
+
+    @abstractmethod
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+        """Write it, unless it is there with this content.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+
+
+@dataclass(frozen=True)
+class Sheet(Gathered):
+    """All pictures in one. Attributes: picture: the ending of their files. columns: at least so many in a row."""
+
+    picture: str
+    columns: int = 2
+    file = SHEET
+
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+        """See `Gathered`; scored images come the most anomalous first."""
+        scores = {job: results.content(job).get("score") for job in jobs}
+        ranked = sorted(jobs, key=lambda job: -(scores[job] or 0.0))
+        columns = max(self.columns, min(10, math.ceil(math.sqrt(len(jobs)) / 2)))
+        pictures = []
+        for job in ranked:
+            with Image.open(results.output(job, self.picture)) as picture:
+                picture.thumbnail((WIDTH // columns, 4 * WIDTH))
+                pictures.append(read_image(picture))
+        named = [(Path(job.image).name, scores[job]) for job in ranked]
+        titles = [name if score is None else f"{name}  {score:.3f}" for name, score in named]
+        sheet = contact_sheet(pictures, titles, columns=columns, width=WIDTH)
+        return [renew(results.path / self.file, encode_png(sheet))]
+
+
+class Scores(Gathered):
+    """A table of anomaly scores, a row for each image."""
+
+    file = SCORES
+
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+        """See `Gathered`."""
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer)
+        writer.writerow(COLUMNS)
+        for job in jobs:
+            told = results.content(job)
+            verdict = "" if told["is_anomalous"] is None else str(told["is_anomalous"]).lower()
+            share = f"{told['anomalous_share']:.6g}" if "anomalous_share" in told else ""
+            image = job.image.encode(errors="backslashreplace").decode()
+            largest, peak = told["map"]["max"], told["peak"]
+            writer.writerow([image, f"{told['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]])
+        return [renew(results.path / self.file, buffer.getvalue().encode())]
+
+
+@dataclass(frozen=True)
+class Export(Gathered):
+    """Regions as one data set.
+
+    Attributes:
+        kind: of `EXPORTS`. names: the classes. stuff: those that are no things. overwrite: also what somebody edited.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    stuff: Collection[str] = ()
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        open_export(self.kind, ".", self.names, stuff=self.stuff)  # a wrong kind or name is refused now
+
+    @property
+    def file(self) -> str:  # type: ignore[override]
+        """The file of the whole set, "" if there is none."""
+        return EXPORTS[self.kind].file or ""
+
+    def parts(self, jobs: Sequence[Job]) -> list[str]:
+        """See `Gathered`."""
+        part, ending = EXPORTS[self.kind].part, EXPORTS[self.kind].ending
+        return [f"{part}/{job.name}{ending}" for job in jobs] if part else []
+
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+        """See `Gathered`."""
+        export = open_export(self.kind, results.path, self.names, stuff=self.stuff, overwrite=self.overwrite)
+        for job in jobs:
+            export.add(job.image, _loaded(results.content(job)), job.name)
+        return export.close()
+
+
+def _loaded(content: dict[str, Any]) -> RegionResult:
+    """The named regions of a saved result."""
+    size = (content["size"]["height"], content["size"]["width"])
+    names, rows = tuple(content["vocabulary"]), content["regions"]
+    quality = np.array([row["quality"] for row in rows])
+    labels = np.array([row["category_id"] - 1 for row in rows], np.int64)
+    scores = np.array([row["score"] for row in rows], np.float32)
+    found = Proposals.from_rle([row["segmentation"] for row in rows], size, quality=quality)
+    probs = np.zeros((len(rows), len(names)), np.float32)
+    probs[np.arange(len(rows)), labels] = scores
+    return RegionResult(
+        found, names, probs, np.zeros(len(rows), np.float32), labels, scores, np.zeros((*size, 3), np.uint8)
+    )

@@ -1,0 +1,172 @@
+"""What is done with every image of a run: segmented, its regions named, or scored for anomalies.
+
+A work (`Segmenting`, `Naming`, `Scoring`) is plain data, so it travels to other machines; its task holds the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from densevl.errors import OptionError
+from densevl.files import OVERLAY_MARK
+from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.looping import Run, one_by_one
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.segmentation.ensemble import Ensemble
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.proposals import load_proposer
+from densevl.proposals.pieces import PieceProposer
+from densevl.vocabulary import LabelSet
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is written for an image that is called x.
+
+    Attributes:
+        use: the command. endings: of the files, x + ending; the first is the JSON that tells of the others.
+        main: the ending that the result's `save` is given. picture: what a contact sheet shows.
+        tells: the keys of the JSON that are told of each image.
+    """
+
+    use: str
+    endings: tuple[str, ...]
+    main: str
+    picture: str
+    tells: tuple[str, ...]
+
+
+OVERLAY = f"{OVERLAY_MARK}.png"
+SEGMENT = Kind("segment", (".json", ".png", OVERLAY), ".png", OVERLAY, ("fractions",))
+REGIONS = Kind("regions", (".json", OVERLAY), ".json", OVERLAY, ("regions",))
+ANOMALY = Kind(
+    "anomaly", (".json", ".png", ".npy"), ".png", ".png", ("score", "is_anomalous", "anomalous_share", "peak")
+)
+KINDS = {kind.use: kind for kind in (SEGMENT, REGIONS, ANOMALY)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded model and what it does.
+
+    Attributes:
+        kind: what is written. run: does it. facts: all that decides a result, ready for JSON. pipeline: the model.
+    """
+
+    kind: Kind
+    run: Run
+    facts: dict[str, Any]
+    pipeline: Any
+
+
+class Work(Protocol):
+    """What is done, as data."""
+
+    def task(self, device: str | None = None) -> Task:
+        """Load the model, on a device other than that of the options if one is given."""
+
+
+@dataclass(frozen=True)
+class Segmenting:
+    """Segment images. Attributes: labels, as `LabelSet.parse` takes them; options: of `Segmenter`."""
+
+    labels: LabelSet
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`."""
+        return segmenting(Segmenter(**_on(self.options, device)), self.labels)
+
+
+def segmenting(segmenter: Segmenter | Ensemble, labels: Any) -> Task:
+    """The task of a segmenter that is loaded."""
+    asked = LabelSet.parse(labels)
+    facts = {**segmenter.facts(), "labels": asdict(asked)}
+    return Task(SEGMENT, one_by_one(lambda image: segmenter(image, asked)), facts, segmenter)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Find regions and name them.
+
+    Attributes:
+        labels: None names them from a list of nouns. options: of `RegionClassifier`, but for its proposals.
+        proposals: a name of `proposals.NAMES`. checkpoint: of SAM. tile, pieces: see `load_proposer` and
+            `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
+        objects: only regions that are a label, each thing once.
+    """
+
+    labels: LabelSet | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    proposals: str = "mini-sam"
+    checkpoint: str | Path | None = None
+    tile: int | None = None
+    pieces: bool = False
+    points: tuple[tuple[float, ...], ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
+    objects: bool = False
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`.
+
+        Raises:
+            OptionError: `pieces` of clusters, or points without a SAM.
+        """
+        options = _on(self.options, device)
+        finder = self._finder(options.get("device"))
+        if self.points and not hasattr(finder, "prompt"):
+            raise OptionError("points need a SAM to make masks of them; take the proposals mini-sam or sam")
+        classify = RegionClassifier(**options, proposals=finder)
+        given: dict[str, Any] = {"points": [*self.points], "boxes": [*self.boxes]}
+        clicked = bool(self.points or self.boxes)
+
+        def call(image: Any) -> Any:
+            found: dict[str, Any] = {}
+            if clicked:
+                found["regions"] = prompted(image, **given, proposer=None if isinstance(finder, str) else finder)
+            if self.labels is None:  # clicks are answered one by one, so nothing is joined
+                return classify.discover(image, overlap=1.0 if clicked else 0.5, **found)
+            result = classify(image, self.labels, **found)
+            return result.instances() if self.objects and not clicked else result
+
+        labels = asdict(self.labels) if self.labels is not None else None
+        facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects}
+        return Task(REGIONS, one_by_one(call), facts, classify)
+
+    def _finder(self, device: str | None) -> Any:
+        if self.checkpoint is not None:
+            finder: Any = load_proposer("sam", checkpoint=self.checkpoint, device=device, tile=self.tile)
+        elif self.proposals == "clusters" and not self.tile:
+            finder = self.proposals  # of the classifier's own features
+        else:
+            finder = load_proposer(self.proposals, device=device, tile=self.tile)
+        if self.pieces and isinstance(finder, str):
+            raise OptionError("pieces go with all proposals but clusters, which are in one piece as they are")
+        return PieceProposer(finder) if self.pieces else finder
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Score images for anomalies. Attributes: options: of `AnomalyDetector`; fitted: what `save` wrote, if anything."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fitted: str | Path | None = None
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`."""
+        options = _on(self.options, device)
+        detect = AnomalyDetector(**options) if self.fitted is None else AnomalyDetector.load(self.fitted, **options)
+        return scoring(detect)
+
+
+def scoring(detect: AnomalyDetector) -> Task:
+    """The task of a detector that is loaded."""
+    return Task(ANOMALY, one_by_one(detect), detect.facts(), detect)
+
+
+def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:
+    return {**options, "device": device} if device is not None else dict(options)
