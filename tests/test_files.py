@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from densevl import devices, digest
-from densevl.errors import DensevlError, ModelError, OutputError
+from densevl.errors import DensevlError, OptionError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, guard, unique_stems
 
 
@@ -187,7 +187,7 @@ def test_a_device_is_the_one_asked_for_or_the_best_there_is(monkeypatch: pytest.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [devices.default(rank) for rank in (None, 0, 1, 2)] == ["cuda", "cuda:0", "cuda:1", "cuda:0"]
     for device in ("cuda:99", "gpu"):
-        with pytest.raises(ModelError, match=f"device '{device}' cannot be used here .*; take 'cpu'"):
+        with pytest.raises(OptionError, match=f"device '{device}' cannot be used here .*; take 'cpu'"):
             devices.choose(device)
 
 
