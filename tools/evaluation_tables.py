@@ -11,7 +11,7 @@ from pathlib import Path
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.table import BENCHMARKS as SETS
 from densevl.recipes.catalogue.published import BENCHMARKS
-from tools.recipes.readme import replaced
+from tools.pages import replaced
 
 PAGE = Path(__file__).parents[1] / "docs" / "evaluation.md"
 

@@ -1,0 +1,31 @@
+"""The table of extras in docs/models.md, from setup.py: python -m tools.extras."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tools.pages import replaced
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "models.md"
+START, END = "<!-- extras: python -m tools.extras -->", "<!-- /extras -->"
+
+
+def extras() -> dict[str, tuple[str, list[str]]]:
+    """What setup.py says of each extra: its purpose and its packages. Nothing of setup.py is run."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    (found,) = (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS"
+    )
+    return ast.literal_eval(found)
+
+
+def page(text: str) -> str:
+    """The page with its table as setup.py has it."""
+    rows = [f"| `{name}` | {purpose} |" for name, (purpose, _) in extras().items()]
+    return replaced(text, "\n".join([START, "| extra | brings |", "|---|---|", *rows, END]), START, END)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,15 @@
+"""Pages of docs/ that hold generated parts between two markers."""
+
+from __future__ import annotations
+
+
+def replaced(text: str, new: str, start: str, end: str) -> str:
+    """A page with the part between two markers replaced; `new` has the markers too.
+
+    Raises:
+        SystemExit: the page lacks the markers.
+    """
+    if start not in text or end not in text:
+        raise SystemExit(f"the page lacks the markers {start} and {end}")
+    head, rest = text.split(start, 1)
+    return head + new + rest.split(end, 1)[1]
