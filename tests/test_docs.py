@@ -16,7 +16,7 @@ from densevl.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-REASONS = ("network", "weights", "package", "tools", "GPU", "minutes", "part")
+REASONS = ("network", "weights", "data", "package", "GPU", "minutes", "part")
 """What a block that is not run may need; "part" is a piece of somebody else's code."""
 BLOCK = re.compile(
     r"(?:<!-- (?:needs: (?P<needs>[\w, ]+)|file: (?P<file>[\w./]+)) -->\n+)?```(?P<kind>\w*)\n(?P<text>.*?)```",
@@ -77,3 +77,7 @@ def test_commands_run(clone, page) -> None:
             assert words[0] == "densevl", f"{line}: only densevl's own commands are run; say what others need"
             done = CliRunner().invoke(app, words[1:])
             assert done.exit_code == 0, (line, done.output, done.exception)
+
+
+def test_the_readme_is_read_in_two_minutes() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").split()) < 900

@@ -1,0 +1,34 @@
+"""The scripts of demo/ run as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).parents[1] / "demo"
+SCRIPTS = {
+    "segment_image.py": "cat",
+    "regions_image.py": "pizza",
+    "anomaly_image.py": "",
+    "search_folder.py": "",
+    "detector_integration.py": "",
+}
+"""What each prints; textile_inspection.py needs photographs of a package, and has tests of its parts."""
+
+
+def test_no_script_is_forgotten() -> None:
+    assert {path.name for path in DEMO.glob("*.py")} == {*SCRIPTS, "textile_inspection.py"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs(tmp_path, script) -> None:
+    places = {**os.environ, "PYTHONPATH": str(DEMO.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(DEMO / script)], cwd=tmp_path, env=places, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert SCRIPTS[script] in done.stdout
