@@ -182,6 +182,8 @@ class Checkpoint:
             done = State.load(path).done
             for shard in sorted(path.parent.glob(f"{path.stem}.*{SHARD}")):
                 found |= {index: content for index, content in _read(shard) if done[index]}
+            if not found.keys() >= set(np.flatnonzero(done).tolist()):
+                raise EvaluationError(f"{shown(path)} has lost its shards; remove the 'state' folder to start anew")
         return dict(sorted(found.items()))
 
 

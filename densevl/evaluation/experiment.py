@@ -56,7 +56,8 @@ class Experiment:
         proposals, operator: as `RegionClassifier` takes them, for tasks over regions; proposals "truth" are the true
             masks, so that only the naming is judged. resolve: keywords of `RegionResult.instances` or `.panoptic`.
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
-            are learned from, the first by name. options: fields of the scoring to change.
+            are learned from, the first by name. options: fields of the scoring to change,
+            and states, size, tile and adapters as `AnomalyDetector` takes them.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,26 +175,25 @@ class AnomalyPredictor:
         """
         self.dataset, self.shots = dataset, shots
         self.clock = Clock()
-        self._make = lambda item: AnomalyDetector(backbone, scoring, item=item, **more)
-        self._category, self._detector = "", self._make("object")
-        self._facts = self._detector.facts()
-        for category in dataset.names:
-            dataset.references(category, shots)
+        self._category, self._detector = "", AnomalyDetector(backbone, scoring, **more)
+        more |= {"scoring": self._detector.scoring, "proxy": self._detector.proxy, "options": None}  # loaded once
+        self._make = partial(AnomalyDetector, backbone, **more)
+        learned = [item for name in dataset.names for item in dataset.references(name, shots)]
+        files = digest.of_text(*(digest.of_file(item.image) for item in learned)) if learned else None
+        fitted = ("item", "masked", "memory", "spread", "thresholds")
+        own = {name: value for name, value in self._detector.facts().items() if name not in fitted}
+        self._facts = {**own, "recipe": None, "shots": shots, "references": files}
 
     def facts(self) -> dict[str, Any]:
         """What was really used, ready for JSON."""
-        fitted = ("item", "masked", "memory", "spread", "thresholds")
-        found = {name: value for name, value in self._facts.items() if name not in fitted}
-        learned = [item for name in self.dataset.names for item in self.dataset.references(name, self.shots)]
-        files = digest.of_text(*(digest.of_file(item.image) for item in learned)) if learned else None
-        return {**found, "recipe": None, "shots": self.shots, "references": files}
+        return self._facts
 
     def __call__(self, sample: Sample) -> AnomalyResult:
         """Score an image by the detector of its category."""
         since = time.perf_counter()
         category = sample.item.category
         if category != self._category:
-            self._category, self._detector = category, self._make(category.replace("_", " "))
+            self._category, self._detector = category, self._make(item=category.replace("_", " "))
             if learned := self.dataset.references(category, self.shots):
                 self._detector.fit([item.image for item in learned])
             since = self.clock.add("fit", since)

@@ -141,6 +141,12 @@ def test_a_shard_whose_counts_were_never_saved_is_not_read(root, tmp_path) -> No
     stray = work / "state/0001-0000.99999.jsonl"
     stray.write_text(json.dumps([12, [[0, 1.0, "nonsense"]]]) + "\n")
     _same(alone, run(_experiment(root, "instance"), work, predictor=Dummy("instance")))
+    shard = work / "state/0001-0000.00001.jsonl"
+    content = shard.read_text()
+    shard.unlink()
+    with pytest.raises(EvaluationError, match=r"0001-0000.npz' has lost its shards"):
+        run(_experiment(root, "instance"), work, predictor=Dummy("instance"))
+    shard.write_text(content)
     stray.write_text("[1")
     with pytest.raises(EvaluationError, match=r"99999.jsonl' is damaged"):
         run(_experiment(root, "instance"), work, predictor=Dummy("instance"))

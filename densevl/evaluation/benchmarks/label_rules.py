@@ -21,17 +21,20 @@ SIZE = 2**16
 
 def identity(classes: int, ignore: Iterable[int] = (255,)) -> Table:
     """The stored number is the class index."""
-    return _table({value: value for value in range(classes)}, ignore)
+    return mapped({value: value for value in range(classes)}, ignore)
 
 
 def shifted(classes: int, ignore: Iterable[int] = (0, 255)) -> Table:
     """Numbers start at 1 and 0 is not scored (mmsegmentation's reduce_zero_label)."""
-    return _table({value + 1: value for value in range(classes)}, ignore)
+    return mapped({value + 1: value for value in range(classes)}, ignore)
 
 
 def mapped(pairs: Mapping[int, int], ignore: Iterable[int] = (255,)) -> Table:
     """Each stored number has its class index."""
-    return _table(pairs, ignore)
+    table = np.full(SIZE, ILLEGAL, np.int32)
+    table[list(ignore)] = IGNORE
+    table[list(pairs)] = list(pairs.values())
+    return table
 
 
 def mmseg_default255(classes: int) -> Table:
@@ -42,13 +45,6 @@ def mmseg_default255(classes: int) -> Table:
     """
     table = identity(classes, ignore=())
     table[255], table[65535] = IGNORE, classes
-    return table
-
-
-def _table(pairs: Mapping[int, int], ignore: Iterable[int]) -> Table:
-    table = np.full(SIZE, ILLEGAL, np.int32)
-    table[list(ignore)] = IGNORE
-    table[list(pairs)] = list(pairs.values())
     return table
 
 

@@ -27,6 +27,8 @@ from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, 
 from densevl.pipelines.settings import load
 
 COLUMNS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
+SETTINGS = ("states", "size", "tile", "adapters")
+"""Keywords of `AnomalyDetector`; other options of an experiment are fields of the scoring."""
 UNIT = 2**30
 """The running AUROC is rounded to 1 / UNIT, so that it adds up exactly in any order."""
 NAN = float("nan")
@@ -46,8 +48,10 @@ class AnomalyTask(Task):
 
     def load(self, asked: Experiment, device: str | None) -> AnomalyPredictor:
         backbone = load(asked.model, asked.weights, device, asked.precision)
-        own = {"proxy": asked.proxy, "options": asked.options}
-        return AnomalyPredictor(self.dataset, backbone, asked.scoring, shots=asked.shots, **own)
+        own = {name: value for name, value in asked.options.items() if name in SETTINGS}
+        fields = {name: value for name, value in asked.options.items() if name not in SETTINGS}
+        more = {"proxy": asked.proxy, "options": fields, **own}
+        return AnomalyPredictor(self.dataset, backbone, asked.scoring, shots=asked.shots, **more)
 
     def zeros(self) -> Counts:
         """Of each category: images, damaged ones, and the sum of their own AUROC in 1 / UNIT."""
