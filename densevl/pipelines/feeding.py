@@ -81,13 +81,18 @@ def feed(
     return backbone.normalize(resize(rgb, size))[None], windows
 
 
+def picture_size(backbone: Backbone) -> tuple[int, int]:
+    """(H, W) that whole pictures are fed at: the trained size."""
+    tower = getattr(backbone, "tower", None)
+    return tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
+
+
 def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Tensor:
     """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised.
 
     They are resized to the trained size without a crop, so that nothing at the rim is lost.
     """
-    tower = getattr(backbone, "tower", None)
-    size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
+    size = picture_size(backbone)
     pixels = [backbone.normalize(shrink(picture, size)) for picture in pictures]
     starts = range(0, len(pixels), BATCH)
     return torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,13 @@ from densevl.pipelines.anomaly.setup import (
     fitting_adapters,
     tile_side,
 )
+from densevl.pipelines.many import OnError, batch_size, many, source
 from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
 
 LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
-BATCH = 8
+Batch = tuple[list[str | None], list[np.ndarray], torch.Tensor]
+"""Sources, uint8 RGB images and the pixels (B, 3, H, W) they are fed as."""
 
 
 class AnomalyDetector:
@@ -147,31 +150,42 @@ class AnomalyDetector:
         """
         return next(self.many([image]))
 
-    def many(self, images: Any, *, batch: int = BATCH) -> Iterator[AnomalyResult]:
-        """Score many: a folder, a path, or an iterable of paths and images; neighbours of one size share a pass.
+    def many(
+        self, images: Any, *, batch: int | None = None, on_error: OnError | None = None
+    ) -> Iterator[AnomalyResult]:
+        """Score many images, in order; neighbours of one fed size share a pass, and are read ahead by a thread.
 
-        No result depends on another image of the batch.
+        No result depends on another image of the pass.
+
+        Args:
+            images: a folder, a path, or an iterable of paths and images.
+            batch: at most so many images share a pass; None takes as many as the device runs fastest.
+            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
 
         Raises:
-            ImageError: unreadable. ModelError: the scoring needs normal images and has none.
+            ImageError: from the iterator, at the place of an image that cannot be read. ModelError: the scoring needs
+            normal images and has none.
         """
         self._require_evidence()
-        for sources, rgbs, pixels in self._batches(images, batch):
+        return self._judged(self._batches(images, batch, on_error))
+
+    def _judged(self, batches: Iterator[Batch]) -> Iterator[AnomalyResult]:
+        for sources, rgbs, pixels in batches:
             started = time.perf_counter()
             looked = self.scorer.look(pixels, with_memory=self.is_fitted)
             grids, scores, parts = self.scorer.judge(looked, self.memories)
             seconds = (time.perf_counter() - started) / len(rgbs)
-            for index, (source, rgb) in enumerate(zip(sources, rgbs, strict=True)):
+            for index, (path, rgb) in enumerate(zip(sources, rgbs, strict=True)):
                 yield AnomalyResult(
                     score=float(scores[index]),
                     grid=grids[index].cpu().numpy(),
                     parts={name: values[index].cpu().numpy() for name, values in parts.items()},
                     image=rgb,
                     thresholds=self.thresholds,
-                    meta=self._meta(source, seconds),
+                    meta=self._meta(path, seconds),
                 )
 
-    def fit(self, normal: Any, *, batch: int = BATCH) -> AnomalyDetector:
+    def fit(self, normal: Any, *, batch: int | None = None) -> AnomalyDetector:
         """Remember normal images, and how they score against each other; earlier memories and thresholds go.
 
         Args:
@@ -187,8 +201,8 @@ class AnomalyDetector:
         last = torch.empty(0)
         for sources, _, last in self._batches(normal, batch):
             views = [self.scorer.look(view, with_memory=True) for view in augmented(last, self.scoring.augment)]
-            for index, source in enumerate(sources):
-                names.append(source or f"array {len(names)}")
+            for index, path in enumerate(sources):
+                names.append(path or f"array {len(names)}")
                 seen.append([view.one(index) for view in views])
         if not names:
             raise ImageError("no normal images to fit: give at least one")
@@ -209,7 +223,7 @@ class AnomalyDetector:
             self._learn_spread([pair for pair in zip(looks, kept, strict=True) if all(map(len, pair[1].values()))])
         return self
 
-    def calibrate(self, fpr: float = 0.01, images: Any = None, *, batch: int = BATCH) -> AnomalyDetector:
+    def calibrate(self, fpr: float = 0.01, images: Any = None, *, batch: int | None = None) -> AnomalyDetector:
         """Set thresholds that at most a share `fpr` of normal images, and of their pixels, is expected to exceed.
 
         Args:
@@ -339,22 +353,25 @@ class AnomalyDetector:
         if found:
             self._normal = torch.cat([s.cpu() for _, s, _ in found]), torch.cat([g.flatten().cpu() for g, *_ in found])
 
-    def _batches(self, images: Any, batch: int) -> Iterator[tuple[list[str | None], list[np.ndarray], torch.Tensor]]:
+    def _batches(self, images: Any, batch: int | None = None, on_error: OnError | None = None) -> Iterator[Batch]:
         """Sources, uint8 images and normalised pixels (B, 3, H, W), neighbours of one fed size together."""
-        patch = self.backbone.patch_size
 
-        def read(image: Any) -> tuple[str | None, np.ndarray, tuple[int, int]]:
-            rgb = read_image(image)
-            source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+        def size(rgb: np.ndarray) -> tuple[int, int]:
             if isinstance(self.size, int):
-                return source, rgb, fit_size(rgb.shape[0], rgb.shape[1], self.size, patch)
-            return source, rgb, self.size
+                return fit_size(rgb.shape[0], rgb.shape[1], self.size, self.backbone.patch_size)
+            return self.size
 
-        for size, group in groupby(map(read, each_image(images)), key=lambda entry: entry[2]):
-            while entries := list(islice(group, max(1, batch))):
-                rgbs = [rgb for _, rgb, _ in entries]
-                pixels = torch.stack([self.backbone.normalize(shrink(rgb, size)) for rgb in rgbs])
-                yield [source for source, *_ in entries], rgbs, pixels
+        def run(together: list[tuple[Any, np.ndarray]]) -> Iterator[Batch]:
+            for fed, group in groupby(together, key=lambda one: size(one[1])):
+                few = list(group)
+                pixels = torch.stack([self.backbone.normalize(shrink(rgb, fed)) for _, rgb in few])
+                yield [source(image) for image, _ in few], [rgb for _, rgb in few], pixels
+
+        def share(rgb: np.ndarray) -> float:
+            return 1 / batch_size(batch, self.backbone.device, math.prod(size(rgb)))
+
+        batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
+        return many(each_image(images), read_image, run, share=share, on_error=on_error)
 
     def _require_evidence(self) -> None:
         if not (self.is_fitted or self.scoring.is_textual):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot import files as fewshot_files
 from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.many import OnError, batch_size, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
@@ -200,22 +202,51 @@ class FewShot:
             ModelError: nothing fitted. OptionError: regions for another level. ImageError: unreadable.
             ProposalError: regions that do not fit.
         """
-        labels = self._fitted()
+        self._fitted()
         features = self.features
         if isinstance(features, RegionFeatures):
-            return self._name_regions(features, image, regions)
+            return self._name_regions(features, image, regions, read_image(image))
         if regions:
             raise OptionError(f"{min(regions)}= is for level 'region', and this was made with level '{self.level}'")
         if isinstance(features, PixelFeatures):
-            return self._segment(features, image)
-        row = features.embed([read_image(image)])
-        p = self.heads["image"].logits(row)[0].softmax(dim=0)
-        return Classification(labels.names, p.cpu().numpy())
+            return self._segment(features, image, read_image(image))
+        return next(self._classify([(image, read_image(image))]))
 
-    def _segment(self, features: PixelFeatures, image: Any) -> SegmentationResult:
+    def many(
+        self, images: Iterable[Any], *, batch: int | None = None, on_error: OnError | None = None
+    ) -> Iterator[Classification | RegionResult | SegmentationResult]:
+        """Name many images, in order, as a call names each; whole images go through the tower together.
+
+        Args:
+            images: as a call takes them; they are read ahead by a thread.
+            batch: at most so many whole images share a pass; None takes as many as the device runs fastest.
+            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+
+        Raises:
+            ImageError: from the iterator, at the place of an image that cannot be read. Else as a call.
+        """
+        self._fitted()
+        features = self.features
+        batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
+        if isinstance(features, RegionFeatures):
+            return one_by_one(
+                images, read_image, lambda image, rgb: self._name_regions(features, image, {}, rgb), on_error=on_error
+            )
+        if isinstance(features, PixelFeatures):
+            return one_by_one(
+                images, read_image, lambda image, rgb: self._segment(features, image, rgb), on_error=on_error
+            )
+        share = 1 / batch_size(batch, self.backbone.device, features.pixels)
+        return many(images, read_image, self._classify, share=lambda rgb: share, on_error=on_error)
+
+    def _classify(self, together: Sequence[tuple[Any, np.ndarray]]) -> Iterator[Classification]:
+        rows = ImageFeatures.embed(self.features, [rgb for _, rgb in together])  # type: ignore[arg-type]
+        for p in self.heads["image"].logits(rows).softmax(dim=1):
+            yield Classification(self._fitted().names, p.cpu().numpy())
+
+    def _segment(self, features: PixelFeatures, image: Any, rgb: np.ndarray) -> SegmentationResult:
         labels = self._fitted()
         started = time.perf_counter()
-        rgb = read_image(image)
         features_YXD, windows = features.embed(rgb)
         head = self.heads["pixel"]
         scores = head.logits(features_YXD)[None] / head.scale
@@ -324,9 +355,11 @@ class FewShot:
         numbers = torch.tensor([names.index(name) for name in owners], device=device)
         return features, numbers, torch.cat([part.weights for part in parts]).to(device)
 
-    def _name_regions(self, features: RegionFeatures, image: Any, regions: Mapping[str, Any]) -> RegionResult:
+    def _name_regions(
+        self, features: RegionFeatures, image: Any, regions: Mapping[str, Any], rgb: np.ndarray
+    ) -> RegionResult:
         labels, policy = self._fitted(), self.segmenter.background
-        found = features.embed(image, **regions)
+        found = features.embed(rgb, **regions)
         sources = [
             ScoreSource(self.heads[kind].logits(rows).log_softmax(dim=1), features.classify.operators[kind])
             for kind, rows in found.vectors.items()
@@ -345,7 +378,7 @@ class FewShot:
             image=found.image,
             embeddings=found.vectors,
             meta={
-                "image": found.source,
+                "image": source(image),
                 **features.classify.embedding_facts(),
                 **self._meta(),
                 "seconds": found.seconds,

@@ -5,6 +5,7 @@ Shape letters: N features, D their width, R regions, Y/X tokens of all windows.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
-from densevl.pipelines.feeding import embed_images, feed
+from densevl.pipelines.feeding import embed_images, feed, picture_size
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import Proposals
@@ -67,11 +68,12 @@ class Features(ABC):
 
 
 class ImageFeatures(Features):
-    """Whole images; examples are {name: images}."""
+    """Whole images; examples are {name: images}. Attributes: pixels: of one, as it is fed."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self.scales = {"image": backbone.logit_scale}
+        self.pixels = math.prod(picture_size(backbone))
 
     def named(self, examples: Any) -> list[str]:
         if not isinstance(examples, Mapping) or not examples:

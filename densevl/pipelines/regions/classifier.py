@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.inference.views import Views
 from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.many import OnError, batch_size, one_by_one, source
 from densevl.pipelines.regions.discovery import (
     REPEATED,
     class_probs,
@@ -194,6 +194,35 @@ class RegionClassifier:
         found = self.embed(image, regions=regions, boxes=boxes, rle=rle, points=points)
         return self.name(found, labels, background=background)
 
+    def many(
+        self,
+        images: Iterable[Any],
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        batch: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[RegionResult]:
+        """Propose and name the regions of many images, in order; each result is that of a call with its image.
+
+        Images are read ahead by a thread; the regions of one share its passes.
+
+        Args:
+            images: as a call takes them. labels, background: as for a call, for all of them.
+            batch: taken as by `Segmenter.many`; the regions of a photo are a batch of their own.
+            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+
+        Raises:
+            ImageError: from the iterator, at the place of an image that cannot be read. Else as a call, at once.
+        """
+        batch_size(batch, self.backbone.device, 1)
+        label_set, policy = LabelSet.parse(labels), self.policy(background)
+
+        def call(image: Any, rgb: np.ndarray) -> RegionResult:
+            return self.name(replace(self.embed(rgb), source=source(image)), label_set, background=policy)
+
+        return one_by_one(images, read_image, call, on_error=on_error)
+
     def embed(
         self,
         image: Any,
@@ -208,10 +237,8 @@ class RegionClassifier:
         started = time.perf_counter()
         given = self.regions(rgb, regions=regions, boxes=boxes, rle=rle, points=points)
         vectors, tokens = self.scorer.vectors(rgb, given)
-        source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-        return RegionEmbeddings(
-            rgb, given, vectors, tokens, source=source, seconds=round(time.perf_counter() - started, 3)
-        )
+        seconds = round(time.perf_counter() - started, 3)
+        return RegionEmbeddings(rgb, given, vectors, tokens, source=source(image), seconds=seconds)
 
     def name(self, found: RegionEmbeddings, labels: Labels, *, background: BackgroundSpec = "auto") -> RegionResult:
         """Name embedded regions; the photo is looked at again only where `second_look` asks for it.

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from densevl.errors import LabelError, ModelError
 from densevl.images import read_image
 from densevl.inference.views import regrid
+from densevl.pipelines.many import OnError, batch_size, many
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.pipelines.segmentation.segments import Segments
 from densevl.results import SegmentationResult
-from densevl.vocabulary import LabelSet
+from densevl.vocabulary import Background, LabelSet
 
 
 class Ensemble:
@@ -61,22 +64,66 @@ class Ensemble:
             LabelError: unusable labels or regions, or a background that is not the same strings for all members.
             ImageError: unreadable image.
         """
-        label_set, rgb = LabelSet.parse(labels), read_image(image)
-        same = isinstance(background, str) and background == "auto"
-        policy = self.background if same else self.leader.policy(background)
+        label_set, policy, rgb = LabelSet.parse(labels), self._policy(background), read_image(image)
         started = time.perf_counter()
-        found: list[Evidence] = []
         segments = self.leader.segments(rgb, regions)
-        for segmenter, _ in self.members:
-            own = segments if segmenter is self.leader else segmenter.segments(rgb, regions)
-            found.append(segmenter.look(rgb, label_set, policy, own))
-            self._check_strings(found)
-        result = self.leader.decide(self._joined(found), rgb, label_set, policy, segments, image=image, started=started)
+        found = [
+            segmenter.look(
+                rgb, label_set, policy, segments if segmenter is self.leader else segmenter.segments(rgb, regions)
+            )
+            for segmenter, _ in self.members
+        ]
+        return self._decide(found, rgb, label_set, policy, segments, image, started)
+
+    def many(
+        self,
+        images: Iterable[Any],
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        batch: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[SegmentationResult]:
+        """Segment many images, in order; see `Segmenter.many`."""
+        label_set, policy = LabelSet.parse(labels), self._policy(background)
+
+        def run(together: list[tuple[Any, np.ndarray]]) -> Iterator[SegmentationResult]:
+            started = time.perf_counter()
+            photos = [rgb for _, rgb in together]
+            looks = [segmenter.looks(photos, label_set, policy) for segmenter, _ in self.members]
+            shared = (time.perf_counter() - started) / len(together)
+            for (image, rgb), found in zip(together, zip(*looks, strict=True), strict=True):
+                evidence, segments = [own for own, _ in found], found[0][1]
+                yield self._decide(evidence, rgb, label_set, policy, segments, image, time.perf_counter() - shared)
+
+        def share(rgb: np.ndarray) -> float:
+            return max(segmenter.share(rgb, batch) for segmenter, _ in self.members)
+
+        batch_size(batch, self.leader.backbone.device, 1)  # an impossible one fails at once
+        return many(images, read_image, run, share=share, on_error=on_error)
+
+    def _policy(self, background: BackgroundSpec) -> Background:
+        same = isinstance(background, str) and background == "auto"
+        return self.background if same else self.leader.policy(background)
+
+    def _decide(
+        self,
+        found: Sequence[Evidence],
+        rgb: np.ndarray,
+        labels: LabelSet,
+        policy: Background,
+        segments: Segments | None,
+        image: Any,
+        started: float,
+    ) -> SegmentationResult:
+        for evidence in found:
+            self._check_strings([found[0], evidence])
+        result = self.leader.decide(self._joined(found), rgb, labels, policy, segments, image=image, started=started)
         rows = [
             {"model": segmenter.backbone.name, "recipe": repr(segmenter.recipe), "weight": weight}
             for segmenter, weight in self.members
         ]
-        warned = dict.fromkeys(text for segmenter, _ in self.members for text in segmenter.warnings(label_set, policy))
+        warned = dict.fromkeys(text for segmenter, _ in self.members for text in segmenter.warnings(labels, policy))
         return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
 
     def facts(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
+from densevl.pipelines.many import OnError, batch_size, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
@@ -191,6 +192,41 @@ class Segmenter:
         evidence = self.look(rgb, label_set, policy, segments)
         return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
 
+    def many(
+        self,
+        images: Iterable[Any],
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        batch: int | None = None,
+        on_error: OnError | None = None,
+    ) -> Iterator[SegmentationResult]:
+        """Segment many images, in order; each result is that of a call with its image.
+
+        Images are read ahead by a thread. Where the recipe allows (see `separable`), windows of several photos go
+        through the tower together.
+
+        Args:
+            images: as a call takes them. labels, background: as for a call, for all of them.
+            batch: at most so many windows share a pass; None takes as many as the device runs fastest.
+            on_error: called with an image that cannot be read, and the error, in its place; None raises there.
+
+        Raises:
+            ImageError: from the iterator, at the place of an image that cannot be read. Else as a call, at once.
+        """
+        label_set, policy = LabelSet.parse(labels), self.policy(background)
+        batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
+
+        def run(together: list[tuple[Any, np.ndarray]]) -> Iterator[SegmentationResult]:
+            started = time.perf_counter()
+            found = self.looks([rgb for _, rgb in together], label_set, policy)
+            shared = (time.perf_counter() - started) / len(together)
+            for (image, rgb), (evidence, segments) in zip(together, found, strict=True):
+                since = time.perf_counter() - shared
+                yield self.decide(evidence, rgb, label_set, policy, segments, image=image, started=since)
+
+        return many(images, read_image, run, share=partial(self.share, batch=batch), on_error=on_error)
+
     def facts(self) -> dict[str, Any]:
         """All that decides a result besides the photo, its segments and the labels, as resolved; ready for JSON."""
         text = self._classifier
@@ -281,6 +317,36 @@ class Segmenter:
         rgb = read_image(image)
         pixels, windows = feed(rgb, self.backbone, self.protocol)
         return Prepared(rgb, windows, torch.cat(list(windows.batches(pixels, len(windows)))))
+
+    def looks(
+        self, photos: Sequence[np.ndarray], labels: LabelSet, policy: Background
+    ) -> list[tuple[Evidence, Segments | None]]:
+        """What `look` gives for each of several photos, and their segments; windows of one size share a pass."""
+        found: dict[int, Evidence] = {}
+        alike: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
+        for index, rgb in enumerate(photos if self.separable and len(photos) > 1 else ()):
+            prepared = self.prepare(rgb)
+            alike.setdefault(tuple(prepared.parts.shape[1:]), []).append((index, prepared))
+        for together in alike.values():
+            dense, start = self.run(torch.cat([prepared.parts for _, prepared in together])), 0
+            for index, prepared in together:
+                own = slice(start, start + len(prepared.parts))
+                found[index], start = self.gather(prepared, dense.part(own), labels, policy), own.stop
+        segments = [self.segments(rgb) for rgb in photos]
+        return [
+            (found[index] if index in found else self.look(rgb, labels, policy, own), own)
+            for index, (rgb, own) in enumerate(zip(photos, segments, strict=True))
+        ]
+
+    def share(self, rgb: np.ndarray, batch: int | None = None) -> float:
+        """What part of a pass the windows of a uint8 RGB photo take; 1 where they share it with no other photo's."""
+        if not self.separable:
+            return 1.0
+        size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)
+        own = self.protocol
+        windows = WindowGrid.place(*size, own.crop, own.stride, self.backbone.patch_size, own.blend)
+        pixels = windows.rows.crop * windows.cols.crop
+        return len(windows) / batch_size(batch, self.backbone.device, pixels)
 
     def run(self, parts: torch.Tensor) -> DenseFeatures:
         """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""

@@ -1,0 +1,103 @@
+"""Many images in order: read ahead by a thread, those that share a pass together, errors in their place."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from densevl.errors import ImageError, OptionError
+
+OnError = Callable[[Any, ImageError], None]
+"""Told an image that cannot be read, and why."""
+ON_CPU = 2**18  # pixels a pass: 28 windows of 96 x 96, 5 of 224 x 224; larger passes fall out of the cache
+ON_GPU = 64  # windows, or whole pictures, a pass
+AHEAD = 16  # images that are read before they are needed
+
+Read = TypeVar("Read")
+Result = TypeVar("Result")
+
+
+def batch_size(batch: int | None, device: Any, pixels: int) -> int:
+    """How many windows, or whole pictures, of so many pixels share a pass; None takes what suits the device.
+
+    Raises:
+        OptionError: less than 1, or no whole number.
+    """
+    if batch is None:
+        return max(1, ON_CPU // pixels) if device.type == "cpu" else ON_GPU
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise OptionError(f"batch is {batch!r}; it must be a whole number of at least 1, or None")
+    return batch
+
+
+def many(
+    images: Iterable[Any],
+    read: Callable[[Any], Read],
+    run: Callable[[list[tuple[Any, Read]]], Iterable[Result]],
+    *,
+    share: Callable[[Read], float] = lambda read: 1.0,
+    on_error: OnError | None = None,
+) -> Iterator[Result]:
+    """Results in the order of their images.
+
+    What goes together depends on the images alone, not on time, so that a second run gives the same to the last bit.
+
+    Args:
+        images: anything; they are taken as they are needed.
+        read: reads one, in a thread. run: makes the results of some, in order.
+        share: what part of a pass an image takes; they are handed to `run` together while it has room.
+        on_error: is told of images that cannot be read, in their place; None raises there.
+
+    Raises:
+        ImageError: an image cannot be read, once the results of those before it are out.
+    """
+    together: list[tuple[Any, Read]] = []
+    taken = 0.0
+    for image, waiting in _ahead(images, read, AHEAD):
+        error = waiting.exception()
+        own = 0.0 if error is not None else share(waiting.result())
+        if together and (error is not None or taken + own > 1 + 1e-9):
+            yield from run(together)
+            together, taken = [], 0.0
+        if error is None:
+            together, taken = [*together, (image, waiting.result())], taken + own
+        elif isinstance(error, ImageError) and on_error is not None:
+            on_error(image, error)
+        else:
+            raise error
+    if together:
+        yield from run(together)
+
+
+def source(image: Any) -> str | None:
+    """The path an image was given as, for the meta of its result."""
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def one_by_one(
+    images: Iterable[Any],
+    read: Callable[[Any], Read],
+    call: Callable[[Any, Read], Result],
+    *,
+    on_error: OnError | None = None,
+) -> Iterator[Result]:
+    """`many` where images share nothing but the reading ahead."""
+    return many(images, read, lambda few: (call(*one) for one in few), on_error=on_error)
+
+
+def _ahead(images: Iterable[Any], read: Callable[[Any], Read], depth: int) -> Iterator[tuple[Any, Future[Read]]]:
+    """Each image with its reading, `depth` of them under way."""
+    waiting: deque[tuple[Any, Future[Read]]] = deque()
+    pool = ThreadPoolExecutor(1, "densevl-reading")
+    try:
+        for image in images:
+            waiting.append((image, pool.submit(read, image)))
+            if len(waiting) > depth:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)

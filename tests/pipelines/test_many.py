@@ -1,0 +1,148 @@
+"""`many`: in order, equal to calls one by one, and one bad image does not end a run that does not want it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import PHOTOS
+from densevl import AnomalyDetector, Ensemble, FewShot, RegionClassifier, Segmenter
+from densevl.errors import ImageError, LabelError, OptionError
+from densevl.images import read_image, resize
+from densevl.pipelines.many import many
+
+SMALL = {"short_side": 48, "crop": 32, "stride": 16}
+LABELS = ["cat", "dog | puppy", "sky"]
+SIZES = [(96, 128), (96, 128), (128, 96), (96, 128), (64, 200), (96, 128)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> list:
+    folder = tmp_path_factory.mktemp("photos")
+    sources = [read_image(path) for path in sorted(PHOTOS.glob("*.jpg"))]
+    paths = [folder / f"{number}.png" for number in range(len(SIZES))]
+    for number, (path, size) in enumerate(zip(paths, SIZES, strict=True)):
+        Image.fromarray(resize(sources[number % len(sources)], size)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def bad(photos):
+    path = photos[0].with_name("bad.png")
+    path.write_bytes(b"no image")
+    return path
+
+
+@pytest.mark.parametrize("batch", [None, 1, 13, 64])
+@pytest.mark.parametrize("model", ["mini", "photo", "tiny"])
+def test_segmenting_many_equals_one_by_one(model, batch, photos, tiny) -> None:
+    given = {"protocol": SMALL} if model == "tiny" else {"protocol": {"short_side": 96}} if model == "photo" else {}
+    segment = Segmenter(tiny if model == "tiny" else model, templates="photo", background="none", **given)
+    found = list(segment.many(photos, LABELS, batch=batch))
+    assert len(found) == len(photos)
+    for path, result in zip(photos, found, strict=True):
+        alone = segment(path, LABELS)
+        assert result.meta["image"] == str(path)
+        scale = max(1.0, float(np.abs(alone.scores).max()))  # photo scores by logarithms, which are larger than 1
+        assert np.abs(result.scores - alone.scores).max() <= 1e-6 * scale
+        assert np.abs(result.confidence - alone.confidence).max() <= 1e-5
+        assert (result.labels != alone.labels).mean() < 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"recipe": "proxyclip", "proxy": "mini-sam"}, {"views": "flip"}])
+def test_what_belongs_to_its_photo_is_run_alone(settings, photos, tiny) -> None:
+    segment = Segmenter(tiny, templates="photo", protocol=SMALL, **settings)
+    for path, result in zip(photos, segment.many(photos, LABELS, batch=64), strict=True):
+        assert np.array_equal(result.labels, segment(path, LABELS).labels)
+
+
+def test_an_ensemble_of_many_equals_one_by_one(photos, tiny) -> None:
+    members = [Segmenter(tiny, recipe, templates="photo", protocol=SMALL) for recipe in ("sclip", "vanilla")]
+    both = Ensemble([(members[0], 1.0), (members[1], 2.0)], background="none")
+    for path, result in zip(photos, both.many(photos, LABELS, batch=64), strict=True):
+        alone = both(path, LABELS)
+        assert np.abs(result.scores - alone.scores).max() <= 1e-6
+        assert result.meta["ensemble"] == alone.meta["ensemble"]
+
+
+def test_regions_of_many_equal_one_by_one(photos, tiny) -> None:
+    classify = RegionClassifier(tiny, proposals="grid", templates="photo", protocol=SMALL)
+    for path, result in zip(photos, classify.many(photos, LABELS), strict=True):
+        assert np.array_equal(result.probs, classify(path, LABELS).probs)
+        assert result.meta["image"] == str(path)
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+def test_anomalies_of_many_equal_one_by_one(batch, photos, tiny) -> None:
+    detect = AnomalyDetector(tiny).fit(photos[:2])
+    for path, result in zip(photos, detect.many(photos, batch=batch), strict=True):
+        alone = detect(path)
+        assert np.abs(result.grid - alone.grid).max() <= 1e-6
+        assert result.meta["image"] == str(path)
+
+
+@pytest.mark.parametrize("level", ["image", "pixel"])
+def test_few_shot_of_many_equals_one_by_one(level, photos, tiny) -> None:
+    shown = np.zeros(SIZES[0], np.int64)
+    shown[:, 64:] = 1
+    examples = {"a": photos[:2], "b": photos[2:4]} if level == "image" else [(photos[0], shown, ["a", "b"])]
+    name = FewShot(tiny, "nearest", level=level, templates="photo", protocol=SMALL).fit(examples)
+    for path, result in zip(photos, name.many(photos, batch=4), strict=True):
+        alone = name(path)
+        if level == "image":
+            assert np.abs(result.probabilities - alone.probabilities).max() <= 1e-6
+        else:
+            assert np.array_equal(result.labels, alone.labels)
+
+
+def calls(tiny):
+    settings = {"templates": "photo", "protocol": SMALL}
+    segment = Segmenter(tiny, **settings)
+    classify = RegionClassifier(tiny, proposals="grid", **settings)
+    detect = AnomalyDetector(tiny)
+    yield lambda images, **given: segment.many(images, LABELS, **given)
+    yield lambda images, **given: Ensemble([(segment, 1.0)]).many(images, LABELS, **given)
+    yield lambda images, **given: classify.many(images, LABELS, **given)
+    yield detect.many
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_a_bad_image_is_an_error_in_its_place(which, photos, bad, tiny) -> None:
+    images, call = [*photos[:2], bad, photos[3], 3], list(calls(tiny))[which]
+    found, errors = [], []
+    for result in call(images, on_error=lambda image, error: errors.append((image, len(found)))):
+        found.append(result.meta["image"])
+    assert found == [str(photos[0]), str(photos[1]), str(photos[3])]
+    assert errors == [(bad, 2), (3, 3)]
+    run = call(images)
+    assert [next(run).meta["image"], next(run).meta["image"]] == found[:2]
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        next(run)
+
+
+def test_mistakes_are_told_at_once(photos, tiny) -> None:
+    for call in calls(tiny):
+        for batch in (0, -1, 2.5, "8", True):
+            with pytest.raises(OptionError, match="batch is"):
+                call(photos, batch=batch)
+    with pytest.raises(LabelError):
+        Segmenter(tiny).many(photos, [])
+
+
+def test_images_are_taken_as_they_are_needed_and_the_thread_ends() -> None:
+    taken = []
+
+    def images():
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    before = threading.active_count()
+    run = many(images(), lambda image: image, lambda few: [own for _, own in few], share=lambda image: 0.5)
+    assert [next(run) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(taken) < 50
+    run.close()
+    assert threading.active_count() == before

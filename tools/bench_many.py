@@ -1,0 +1,95 @@
+"""Images a second of `x.many(images)` against `x(image)` one by one: python -m tools.bench_many [--device cuda].
+
+Photos are those of demo/images at three sizes, read from files. For each model, rounds of both take turns, so that a
+busy machine slows both; the ratio is that of the fastest rounds. Figures go to docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from densevl import AnomalyDetector, FewShot, Segmenter
+from densevl.benchmarking.random_model import random_model
+from densevl.images import read_image, resize
+
+PHOTOS = Path(__file__).parents[1] / "demo" / "images"
+SIZES = {"small": (192, 256), "medium": (384, 512), "large": (768, 1024)}
+LABELS = ["cat", "dog", "cup", "person", "sky"]
+ONE_BY_ONE = 0
+
+
+def photos(folder: Path, size: tuple[int, int], count: int) -> list[Path]:
+    """So many photos of one size, as JPEG files."""
+    sources = sorted(PHOTOS.glob("*.jpg"))
+    paths = [folder / f"{size[1]}-{number}.jpg" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.fromarray(resize(read_image(sources[number % len(sources)]), size)).save(path)
+    return paths
+
+
+def pipelines(device: str | None) -> Iterator[tuple[str, Callable[[Any], Any], Callable[..., Any]]]:
+    """What is timed: a name, a call with one image, and one with many."""
+    vit = random_model("ViT-B-16", device)
+    for name, model in (("mini", "mini"), ("photo", "photo"), ("random ViT-B/16", vit)):
+        given = {} if name.startswith("random") else {"device": device}
+        segment = Segmenter(model, background="none", **given)
+        yield (
+            f"Segmenter, {name}",
+            lambda image, run=segment: run(image, LABELS),
+            lambda images, size, run=segment: run.many(images, LABELS, batch=size),
+        )
+    for name, model in (("mini", "mini"), ("random ViT-B/16", vit)):
+        given = {} if name.startswith("random") else {"device": device}
+        for what, run in (("FewShot", FewShot(model, **given)), ("AnomalyDetector", AnomalyDetector(model, **given))):
+            words = (LABELS,) if what == "FewShot" else ()
+            yield (
+                f"{what}, {name}",
+                lambda image, run=run, words=words: run(image, *words),
+                lambda images, size, run=run, words=words: run.many(images, *words, batch=size),
+            )
+
+
+def main() -> None:
+    """Time them and print a row a pipeline and size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["small", "medium"])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    print("| pipeline | photos | one by one, images/s |", *(f"batch {size} |" for size in options.batch))
+    print("|---|---|---|" + "---|" * len(options.batch))
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {name: photos(Path(folder), SIZES[name], options.images) for name in options.sizes}
+        for what, one, many in pipelines(options.device):
+            for name, paths in sets.items() if options.only in what else ():
+                best: dict[int, float] = {}
+                for turn in range(1 + options.rounds):
+                    for size in (ONE_BY_ONE, *options.batch):
+                        started = time.perf_counter()
+                        for _ in map(one, paths) if size == ONE_BY_ONE else many(paths, size):
+                            pass
+                        taken = time.perf_counter() - started
+                        if turn:  # the first warms up
+                            best[size] = min(best.get(size, taken), taken)
+                alone = best.pop(ONE_BY_ONE)
+                height, width = SIZES[name]
+                ratios = " | ".join(f"{alone / taken:.2f}x" for taken in best.values())
+                print(f"| {what} | {width}x{height} | {len(paths) / alone:.2f} | {ratios} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
