@@ -322,13 +322,10 @@ def test_anomaly_has_three_ways_and_one_report(command, cups, tmp_path) -> None:
     assert ("| cup |" in done.stdout) == (command[0] == "anomaly")
     facts = json.loads((tmp_path / "out/results.json").read_text())
     assert (facts["task"], facts["experiment"]["shots"], len(facts["images"])) == ("anomaly", 1, 8)
-    assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == 3 * 2 * 2 + 3 * 2 * 2 - 3 * 2 * 2
+    assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == 4 * 3  # the damaged
     again = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(again.stdout)["measures"]["pixel_auroc"] == pytest.approx(facts["measures"]["pixel_auroc"])
-    assert (
-        json.loads((tmp_path / "out/results.json").read_text())["run"] | {"resumed": 8, "images": 0}
-        == json.loads((tmp_path / "out/results.json").read_text())["run"]
-    )
+    assert json.loads((tmp_path / "out/results.json").read_text())["run"]["resumed"] == 8
     other = CliRunner().invoke(app, [*arguments, "--limit", "2"])
     assert other.exit_code == 2
     assert "--fresh" in other.stderr
