@@ -349,7 +349,6 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
     from dataclasses import fields
 
     from densevl.evaluation import Experiment
-    from densevl.evaluation.benchmarks.table import tasks_of
     from densevl.evaluation.config import is_config, load_experiment, merged, parse_change
 
     def said(name: str) -> bool:
@@ -368,7 +367,7 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
         settings = merged(settings, parse_change(text))
     if is_config(what := given["what"]):
         return load_experiment(what, settings, trust=ctx.params["trust"])
-    return Experiment.parse({"dataset": what, "task": tasks_of(what)[0], **settings})
+    return Experiment.parse({"dataset": what, **settings})
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

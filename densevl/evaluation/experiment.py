@@ -99,6 +99,9 @@ class Experiment:
     def __post_init__(self) -> None:
         for name, hint in _hints().items():
             object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
+        for name, (low, high) in _RANGES.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise EvaluationError(f"{name} of an experiment is {low} to {high}, not {value}")
         object.__setattr__(self, "task", self.task or tasks_of(self.dataset)[0])
         _one_of("task", self.task, TASKS)
         for entry in fields(self):
@@ -116,6 +119,8 @@ class Experiment:
                 raise EvaluationError(
                     f"task {self.task} has no '{name}' to resolve by{suggest(name, own)}; it has {', '.join(own)}"
                 )
+            if name != "metric" and not isinstance(self.resolve[name], int | float | None):
+                raise EvaluationError(f"{name} to resolve by is a number, not {shown(str(self.resolve[name]))}")
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Experiment:
@@ -183,13 +188,14 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise EvaluationError(f"no {what} '{value}'{suggest(value, allowed)}; there are {', '.join(allowed)}")
 
 
+_RANGES = {"seed": (0, 2**32 - 1), "shots": (0, 10**6), "min_share": (0, 1), "boundary_ratio": (0, 1)}
 _KINDS = {
     str: "text",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
     Mapping: "a mapping",
-    tuple: "a list",
+    tuple: "a list of names",
 }
 
 
@@ -208,7 +214,8 @@ def _fitting(name: str, value: Any, hint: Any) -> Any:
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     if float in kinds and type(value) is int:
         value = float(value)
-    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+    wrong = isinstance(value, tuple) and not all(isinstance(entry, str) for entry in value)
+    if wrong or not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
         said = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         raise EvaluationError(f"{name} of an experiment is {said}, not {shown(str(value))}")
     return value

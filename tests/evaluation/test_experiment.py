@@ -231,6 +231,12 @@ def test_every_option_reaches_the_experiment(options, want, what, tmp_path, monk
         (["run", "voc21", "--launcher", "pytorch"], "needs torchrun"),
         (["run", "voc21", "--set", "limit"], "not FIELD=VALUE"),
         (["run", "voc21", "--set", "limits=3"], "no field 'limits' (closest: limit"),
+        (["run", "voc21", "--seed", "-1"], "seed of an experiment is 0 to 4294967295"),
+        (["run", "voc21", "--set", "measures=[1]"], "measures of an experiment is a list of names"),
+        (["run", "voc21", "--set", "min_share=2"], "min_share of an experiment is 0 to 1"),
+        (["run", "coco", "--set", "resolve.threshold=x"], "threshold to resolve by is a number"),
+        (["anomaly", "mvtec", "--set", "shots=-1"], "shots of an experiment is 0 to"),
+        (["run", "voc21", "--shots", "1"], "shots goes with task anomaly"),
         (["run", "voc21", "--presence", "many"], "presence"),
         (
             ["analyse", "voc21", "--only", "nothing"],
