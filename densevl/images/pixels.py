@@ -30,10 +30,11 @@ def from_pillow(image: Image.Image, what: str) -> UInt8Array:
             rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, ValueError, KeyError) as error:  # a mode Pillow cannot convert
         raise ImageError(f"{what} cannot be turned into RGB: {reason(error)}") from error
-    return np.ascontiguousarray(_upright(rgb, _orientation(image)))
+    return np.ascontiguousarray(_upright(rgb, orientation(image)))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """How a picture lies by its EXIF tag, 1 to 8; 1 is upright, or says nothing."""
     try:
         return int(image.getexif().get(0x0112, 1))
     except Exception:  # noqa: BLE001  many devices write broken EXIF; it says nothing about the pixels

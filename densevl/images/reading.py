@@ -17,7 +17,7 @@ from PIL import Image
 from densevl.errors import ImageError
 from densevl.images.decoding import check_size, decode, opened
 from densevl.images.opening import display_name, is_file
-from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor
+from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor, orientation
 
 MAX_PIXELS: Final = 100_000_000
 
@@ -62,6 +62,16 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = 
     hint = "; pass one image at a time" if isinstance(source, list | tuple) else ""
     allowed = "a path, bytes, a binary file, a PIL image, a numpy array (H, W, 3) or a torch tensor (3, H, W)"
     raise ImageError(f"cannot read {display_name(name) or 'an image'} from {type(source).__name__}: {allowed}{hint}")
+
+
+def is_turned(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether a file's EXIF tag says that its pixels are not stored upright; `read_image` turns them.
+
+    Raises:
+        ImageError: the file is missing, too large or no image.
+    """
+    with opened(path, None, max_pixels) as (image, _):
+        return orientation(image) != 1
 
 
 def read_labels(

@@ -257,6 +257,26 @@ def test_names_of_a_folder_may_have_synonyms(tmp_path) -> None:
     assert dataset.classes.labels("own@1").synonyms[0] == ("dog", "puppy")
 
 
+@pytest.mark.parametrize(
+    ("tag", "shape", "fails"), [(6, (8, 6), False), (6, (6, 8), True), (3, (6, 8), False), (1, (6, 8), False)]
+)
+def test_a_picture_turned_by_its_tag_is_told(tag, shape, fails, tmp_path) -> None:
+    """Stored 8 wide and 6 high; tag 6 turns it by a quarter, tag 3 by a half."""
+    _make("folder", tmp_path)
+    (tmp_path / "images/0000.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(tmp_path / "images/0000.jpg", exif=exif)
+    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "labels/0000.png")
+    dataset = open_dataset("folder", tmp_path)
+    if fails:
+        with pytest.raises(DatasetError, match=r"is 8x6 and its image 6x8: .*0000.jpg' is turned by its EXIF tag"):
+            dataset[0]
+    else:
+        assert dataset[0].turned == (tag != 1)
+    assert any("turned by its EXIF tag" in fault for fault in check("folder", tmp_path).faults) == (tag != 1)
+
+
 def test_a_folder_may_say_what_its_numbers_mean(tmp_path) -> None:
     _make("folder", tmp_path)
     _labels(tmp_path / "labels/0000.png", [0, 7, 255, 11])

@@ -19,12 +19,13 @@ from densevl.cache import cache_dir
 from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.files import shown
-from densevl.images import read_image
+from densevl.images import is_turned, read_image
 
 SEMANTIC, INSTANCE, PANOPTIC, ANOMALY = TASKS = ("semantic", "instance", "panoptic", "anomaly")
 DATA_VARIABLE = "DENSEVL_DATA"
 HASHED = 2**28
 """Bytes of label files that are read to know them again: about a second."""
+TURNED = "labels are taken to be those of the turned picture; where they are of the pixels as stored, store it upright"
 Root = str | os.PathLike[str] | None
 
 
@@ -49,11 +50,13 @@ class Sample:
     Attributes:
         item: its files. image: uint8 RGB (H, W, 3).
         truth: by task: int16 (H, W), class index, -1 not scored; `coco.Objects`; `coco.PanopticMap`; bool (H, W).
+        turned: whether the image was turned by its EXIF tag, so that labels might be those of the pixels as stored.
     """
 
     item: Any
     image: npt.NDArray[np.uint8]
     truth: Any
+    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,12 @@ class Dataset:
         if not item.image.exists():
             raise DatasetError(f"the image '{item.key}' is missing: {shown(item.image)}")
         image = read_image(item.image)
-        return Sample(item, image, self.truth(item, image))
+        turned = item.label is not None and item.image.suffix.lower() != ".png" and is_turned(item.image)
+        try:
+            return Sample(item, image, self.truth(item, image), turned)
+        except DatasetError as error:
+            hint = f" ({shown(item.image)} is turned by its EXIF tag; store it upright)" if turned else ""
+            raise DatasetError(f"{error}{hint}") from error
 
     def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> Any:
         """The truth of an image that was read."""

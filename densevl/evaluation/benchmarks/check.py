@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densevl.errors import DatasetError, ImageError
-from densevl.evaluation.benchmarks.base import Dataset, Root
+from densevl.evaluation.benchmarks.base import TURNED, Dataset, Root
 from densevl.evaluation.benchmarks.table import benchmark
 from densevl.files import shown
 
@@ -80,7 +80,8 @@ def _unreadable(dataset: Dataset, read: int) -> list[str]:
     """The first fault among images spread over the dataset."""
     for item in dataset.listed[:: max(1, len(dataset.listed) // max(1, read))]:
         try:
-            dataset.read(item)
+            if dataset.read(item).turned:
+                return [f"the image '{item.key}' is turned by its EXIF tag: {TURNED}"]
         except (DatasetError, ImageError) as error:
             return [str(error)]
     return []

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from densevl.evaluation import papers
-from densevl.evaluation.benchmarks.base import Sample
+from densevl.evaluation.benchmarks.base import TURNED, Sample
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.metrics.boundary import boundary_counts, boundary_iou
 from densevl.evaluation.metrics.calibration import BINS, calibration, calibration_counts
@@ -38,14 +38,17 @@ class SemanticTask(Task):
         classes = len(self.dataset.names)
         blank = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
         zeros = {name: np.zeros(shape, np.int64) for name, shape in blank.items()} | {"structure": structure_zeros()}
-        return {"pixels": np.zeros(1, np.int64), **{name: zeros[name] for name in self.experiment.measures}}
+        return {"pixels": np.zeros(2, np.int64), **{name: zeros[name] for name in self.experiment.measures}}
 
     def predict(self, predictor: Any, sample: Sample) -> Any:
         return predictor(sample.image)
 
     def count(self, index: int, sample: Sample, found: Prediction) -> Counted:
         asked, classes = self.experiment, len(self.dataset.names)
-        counts = {"iou": confusion(sample.truth, found.labels, classes), "pixels": np.array([sample.truth.size])}
+        counts = {
+            "iou": confusion(sample.truth, found.labels, classes),
+            "pixels": np.array([sample.truth.size, sample.turned]),
+        }
         if "boundary" in asked.measures:
             counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, asked.boundary_ratio)
         if "calibration" in asked.measures:
@@ -98,14 +101,15 @@ class SemanticTask(Task):
         }
 
     def warnings(self, counts: Counts) -> list[str]:
-        occurring, ignored = self._occurring(counts), _ignored(counts)
-        stored = f"are its labels stored as '{self.dataset.name}' has them?"
+        occurring, ignored, turned = self._occurring(counts), _ignored(counts), int(counts["pixels"][1])
+        stored = f"are its labels stored as '{self.dataset.name}' has them? {self.dataset.note}".strip()
+        found = []
         if ignored and len(occurring) == 1 < len(self.dataset.names):
             only = f"all that is scored of the truth is '{occurring[0]}'"
-            return [f"{only}, and {ignored:.0%} of its pixels are ignored: {stored} {self.dataset.note}".strip()]
-        if ignored > 0.5:
-            return [f"{ignored:.0%} of the pixels of the truth are ignored: {stored} {self.dataset.note}".strip()]
-        return []
+            found.append(f"{only}, and {ignored:.0%} of its pixels are ignored: {stored}")
+        elif ignored > 0.5:
+            found.append(f"{ignored:.0%} of the pixels of the truth are ignored: {stored}")
+        return [*found, *([f"{turned} of the images are turned by their EXIF tags: {TURNED}"] if turned else [])]
 
     def _occurring(self, counts: Counts) -> list[str]:
         """Classes that the truth has."""
