@@ -75,7 +75,15 @@ def option(help: str, *names: str, panel: str | None = None, values: Any = (), b
         panel: the heading it stands under in `--help`. values, between: see `choose`.
     """
     complete = choose(values, between) if values else None
-    return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, **more)
+    return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, callback=_given, **more)
+
+
+def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+    """An empty text or no number, as a script leaves it by an empty variable, is no value of any option."""
+    empty = isinstance(value, str) and not value.strip()
+    if (empty or value != value) and "COMMANDLINE" in str(context.get_parameter_source(str(parameter.name))):
+        raise typer.BadParameter("it is empty; give a value, or leave the option out")
+    return value
 
 
 ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"

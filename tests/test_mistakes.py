@@ -1,0 +1,187 @@
+"""Every option of every command with values that it cannot have: one line, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from densevl.cli import app
+
+DEMO = Path(__file__).parents[1] / "demo"
+SCENE, TILE = str(DEMO / "scenes" / "wood.png"), str(DEMO / "surfaces" / "tiles_sound.png")
+
+RIGHT: dict[str, list[str]] = {
+    "segment": [SCENE, "--labels", "penguin", "--model", "mini"],
+    "regions": [SCENE, "--labels", "penguin", "--model", "mini", "--proposals", "grid"],
+    "search": [str(DEMO / "scenes"), "--for", "penguin", "--model", "mini", "--proposals", "grid"],
+    "models": [],
+    "doctor": [],
+    "bench": ["--model", "mini", "--rounds", "1", "--plans", "whole", "--precisions", "float32", "--sizes", "96x96"],
+    "recipes show": ["sclip"],
+    "anomaly fit": [TILE, "--model", "mini", "--scoring", "dino"],
+    "anomaly score": [TILE, "--model", "mini"],
+    "eval list": [],
+    "eval check": ["voc21"],
+    "eval run": ["folder", "--root", "data", "--model", "mini"],
+    "eval compare": ["folder", "--root", "data", "--model", "mini", "--recipes", "naclip"],
+    "eval analyse": ["folder", "--root", "data", "--model", "mini"],
+    "eval anomaly": ["mvtec", "--root", "parts", "--model", "mini"],
+}
+"""Arguments with which each command works, or gets as far as looking for its data."""
+ABSENT, FILE = "absent/thing", "file.txt"
+WRONG: dict[str, list[str]] = {
+    "images": [ABSENT, FILE, "empty"],
+    "normal": [ABSENT, FILE, "empty"],
+    "source": [ABSENT, "empty"],
+    "folder": [ABSENT, FILE, "empty"],
+    "dataset": ["voc22", ""],
+    "name": ["sclap", "", "no.such.module:NAME"],
+    "labels": ["", " , ", "cat,cat", "cat,|"],
+    "model": ["minni", "", "ViT-B-16/opnai", "local-dir:absent"],
+    "weights": [ABSENT, FILE],
+    "recipe": ["sclap", "no.such.module:NAME", "os:path"],
+    "recipes": ["sclap", "sclip,sclap", " , "],
+    "out": [f"{FILE}/below"],
+    "root": [ABSENT],
+    "eval check root": [],
+    "background": ["1.5", "-0.1", "nan", "voc,2"],
+    "templates": ["opnai", "no place for a word", ""],
+    "descriptors": [ABSENT, FILE],
+    "presence": ["2", "-1", "nan", "x"],
+    "short_side": ["0", "-3", "x"],
+    "crop": ["-1", "x", "3"],
+    "stride": ["0", "x", "100000"],
+    "plan": ["tile", ""],
+    "plans": ["tile", "tiles,nothing", ""],
+    "precision": ["int7", ""],
+    "precisions": ["int7", ""],
+    "blend": ["pixels", ""],
+    "proxy": ["dinno", ABSENT],
+    "proxy_scope": ["photo", ""],
+    "sam": ["minisam", ABSENT],
+    "regions": ["minisam"],
+    "views": ["flop", ""],
+    "refine": ["pamrr", "vote,pamr", "pamr,pamr"],
+    "device": ["cud", "cuda:99", "", "meta"],
+    "proposals": ["minisam", ""],
+    "sam_checkpoint": [ABSENT, FILE],
+    "tile": ["0", "-5", "x"],
+    "point": ["1", "x,y", "-5,-5", "9999,9999", "nan,1"],
+    "box": ["1,2", "a,b,c,d", "nan,1,2,3"],
+    "operator": ["poool", "pool+", "", "pool+pool"],
+    "export": ["cocoo", ""],
+    "like": [ABSENT, f"{SCENE}:5,x,5,5"],
+    "top": ["0", "-1", "x"],
+    "each": ["0", "x"],
+    "least": ["x", "nan"],
+    "index": [FILE],
+    "sizes": ["axb", "0x0", "96", ""],
+    "rounds": ["0", "x"],
+    "threads": ["0", "x"],
+    "bench labels": ["x", "0", "", "1,-2"],
+    "scoring": ["winclap", ""],
+    "windows": ["shred", ""],
+    "states": [ABSENT, FILE],
+    "size": ["0", "3", "x"],
+    "adapters": [ABSENT, FILE],
+    "fpr": ["2", "0", "nan", "x"],
+    "item": [""],
+    "detector": [ABSENT, FILE],
+    "ray": ["nowhere:1"],
+    "workers": ["0", "x"],
+    "shard": ["0", "x"],
+    "task": ["semantik", ""],
+    "limit": ["0", "-1", "x"],
+    "strings": ["nmaes"],
+    "variant": ["mmsegg"],
+    "measures": ["iuo", "iou,bondary"],
+    "shots": ["-1", "x", "1000"],
+    "distractors": [" , "],
+    "what": ["voc22", "", "absent.yaml", FILE],
+    "changes": ["nothing=1", "limit", "=", "limit=x", "protocol.crop=[", "protocol=3"],
+    "launcher": ["slurm", "pytorch"],
+    "save_every": ["x", "-1"],
+    "seed": ["x"],
+    "only": ["nothing", "vocabulary,foo", ""],
+}
+"""By option, or by command and option where they differ."""
+ANY = {"words", "against", "stuff", "eval check root"}
+"""Options that any text is right for."""
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
+    if hasattr(command, "commands"):
+        return [found for name, own in command.commands.items() for found in _commands(own, (*path, name))]
+    return [(" ".join(path), command)]
+
+
+COMMANDS = dict(_commands(typer.main.get_command(app)))
+
+
+def _values(command: str, option: str) -> list[str]:
+    return WRONG.get(f"{command} {option}", WRONG.get(option, []))
+
+
+def _table() -> list[Any]:
+    rows = []
+    for name, command in COMMANDS.items():
+        for parameter in command.params:
+            for value in () if getattr(parameter, "is_flag", False) else _values(name, parameter.name):
+                rows.append(pytest.param(name, parameter, value, id=f"{name}: {parameter.name} {value!r}"))
+    return rows
+
+
+def test_every_command_and_option_is_in_the_table() -> None:
+    assert set(RIGHT) == set(COMMANDS)
+    options = {
+        f"{name} {parameter.name}"
+        for name, command in COMMANDS.items()
+        for parameter in command.params
+        if not getattr(parameter, "is_flag", False)
+        and not ANY & {parameter.name, f"{name} {parameter.name}"}
+        and not _values(name, parameter.name)
+    }
+    assert not options, "give wrong values for them"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A working folder with a file that is nothing, an empty folder and a small benchmark."""
+    from PIL import Image
+
+    (tmp_path / FILE).write_text("\x00 not what was asked for")
+    (tmp_path / "empty").mkdir()
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.new(mode, (32, 32)).save(tmp_path / "data" / folder / "a.png")
+    (tmp_path / "data" / "names.txt").write_text("penguin\npizza\n")
+    for part in ("train/good", "test/good", "test/hole", "ground_truth/hole"):
+        (tmp_path / "parts" / "tile" / part).mkdir(parents=True)
+        name, mode = ("0_mask.png", "L") if part.startswith("ground") else ("0.png", "RGB")
+        Image.new(mode, (32, 32), 255).save(tmp_path / "parts" / "tile" / part / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "parameter", "value"), _table())
+def test_a_mistake_is_one_line_and_exit_code_2_and_writes_nothing(place, name, parameter, value) -> None:
+    arguments = list(RIGHT[name])
+    if parameter.param_type_name == "argument":
+        arguments[0] = value
+    else:
+        flag = max(parameter.opts, key=len)
+        while flag in arguments:
+            at = arguments.index(flag)
+            del arguments[at : at + 2]
+        arguments += [f"{flag}={value}"]
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, [*name.split(), *arguments])
+    said = done.stderr.strip().splitlines()
+    assert done.exit_code == (4 if parameter.name == "out" else 2), (done.exit_code, done.output, repr(done.exception))
+    assert [line for line in said if line.startswith("error: ")] == said[-1:], done.stderr
+    assert done.stdout == ""
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
