@@ -86,8 +86,8 @@ def test_every_option_reaches_the_result(model, tmp_path, option, value, want) -
     [
         (["--recipe", "proxyclip", "--proxy", "mini-sam"], {"proxy": "mini-sam", "sam": None, "regions": None}),
         (["--recipe", "trident", "--proxy", "mini-sam", "--sam", "mini-sam"], {"proxy": "mini-sam", "sam": "mini-sam"}),
-        (["--recipe", "textregion", "--regions", "mini-sam"], {"proxy": None, "regions": 1}),
-        (["--refine", "vote", "--regions", "mini-sam"], {"refine": "vote", "regions": 1}),
+        (["--recipe", "textregion", "--proposals", "mini-sam"], {"proxy": None, "regions": 1}),
+        (["--refine", "vote", "--proposals", "mini-sam"], {"refine": "vote", "regions": 1}),
     ],
     ids=["proxy", "sam", "regions", "vote"],
 )
@@ -196,7 +196,7 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--blend", "feature"], "one of pixel, patch"),
         (["{cat}", "--labels", "cat", "--refine", "crf"], "no refinement 'crf'"),
         (["{cat}", "--labels", "cat", "--refine", "vote"], "give each call regions="),
-        (["{cat}", "--labels", "cat", "--regions", "slic"], "no proposer 'slic'"),
+        (["{cat}", "--labels", "cat", "--proposals", "slic"], "no proposer 'slic'"),
         (["{cat}", "--labels", "cat", "--views", "flop"], "no views 'flop'"),
         (["{cat}", "--labels", "cat", "--recipe", "proxyclip"], "--proxy mini-sam"),
         (["{cat}", "--labels", "cat", "--recipe", "sclip", "--proxy", "mini-sam"], "borrows nothing"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from densevl.cli import options
+from densevl.cli.images import WINDOWS, print_json
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ Shots = Annotated[
 Fresh = Annotated[bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)]
 Json = Annotated[bool, options.option("Print one line of JSON for each result instead of text.", "--json", panel=RUN)]
 OUT = "densevl-out/eval"
-WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
 @eval_app.command("list")
@@ -167,9 +166,8 @@ def run(
     proxy: options.Proxy = None,
     proxy_scope: options.ProxyScope = "image",
     sam: options.Sam = None,
-    regions: options.Regions = None,
     refine: options.Refine = None,
-    proposals: options.Proposals = options.PROPOSALS,
+    proposals: options.Proposals = None,
     operator: options.Operator = None,
     scoring: Scoring = "winclip",
     shots: Shots = 0,
@@ -383,4 +381,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
 
 
 def _say(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
-    stdout().print(json.dumps(facts, ensure_ascii=False) if as_json else text, markup=False, emoji=False)
+    if as_json:
+        print_json(dict(facts))
+    else:
+        stdout().print(text, markup=False, emoji=False)

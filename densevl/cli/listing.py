@@ -14,8 +14,8 @@ VENUES = (("Pattern Recognition", "PR"), (" Workshops", "W"))
 GIVEN = {
     "proxy": ": --proxy (Segmenter(proxy=...)), a name or file, mini-sam is in the package",
     "sam": ": --sam (Segmenter(sam=...)), a checkpoint of SAM, mini-sam is in the package",
-    "regions": ": segment(image, labels, regions=...), or --regions mini-sam proposes them, for drawings",
-    "masks": ": segment(image, labels, regions=...), or --regions mini-sam proposes them, for drawings",
+    "regions": ": segment(image, labels, regions=...), or --proposals mini-sam proposes them, for drawings",
+    "masks": ": segment(image, labels, regions=...), or --proposals mini-sam proposes them, for drawings",
     "text": ": passed on by itself; encode_dense(hints=Hints(text=...))",
     "boxes": ": encode_dense(hints=Hints(boxes=...))",
 }

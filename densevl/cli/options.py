@@ -196,14 +196,6 @@ Sam = Annotated[
         values=("mini-sam", "sam_vit_b"),
     ),
 ]
-Regions = Annotated[
-    str | None,
-    option(
-        "What proposes segments, for recipes that work within them and for --refine vote: mini-sam, for drawings.",
-        panel=METHOD,
-        values=proposer_names,
-    ),
-]
 Refine = Annotated[
     str | None,
     option(
@@ -243,9 +235,10 @@ Views = Annotated[
 ]
 
 Proposals = Annotated[
-    str,
+    str | None,
     option(
-        "What finds the regions: mini-sam (for drawings), sam, superpixels, clusters, or grid.",
+        "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, clusters, or grid. Label maps "
+        "need them for a few recipes and for --refine vote.",
         panel=METHOD,
         values=proposer_names,
     ),

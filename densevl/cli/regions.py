@@ -119,7 +119,7 @@ def regions(
         return f"{name}: {escape(listed or 'nothing')}"
 
     run_images(
-        Naming(named, chosen, proposals, sam_checkpoint, tile, pieces, points, boxes, objects),
+        Naming(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
         images,
         out,
         together,

@@ -87,7 +87,7 @@ def search(
 
     finder: Any = proposals
     if proposals not in NAMES or pieces:  # what cannot be had is said before any model is loaded
-        finder = load_proposer(proposals, device=device)
+        finder = load_proposer(proposals or options.PROPOSALS, device=device)
     finder = PieceProposer(finder) if pieces else finder
     with stderr().status("loading the model"):
         backbone = load_backbone(model, weights, device=device, precision=precision)

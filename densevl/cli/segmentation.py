@@ -37,7 +37,7 @@ def segment(
     proxy: options.Proxy = None,
     proxy_scope: options.ProxyScope = "image",
     sam: options.Sam = None,
-    regions: options.Regions = None,
+    proposals: options.Proposals = None,
     refine: options.Refine = None,
     out: options.Out = options.OUT,
     sheet: options.Sheet = False,
@@ -52,7 +52,7 @@ def segment(
     """
     from densevl.vocabulary import LabelSet
 
-    labelled, chosen = LabelSet.parse(labels), settings(locals()) | {"proposals": regions, "refine": refine}
+    labelled, chosen = LabelSet.parse(labels), settings(locals()) | {"proposals": proposals, "refine": refine}
 
     from densevl.pipelines import gathered
     from densevl.pipelines.tasks import SEGMENT, Segmenting, Task

@@ -25,7 +25,7 @@ RESOLVE = {INSTANCE: ("top", "threshold", "iou", "metric", "parts"), PANOPTIC: (
 _REGIONS, _WORDS = (INSTANCE, PANOPTIC), (SEMANTIC, INSTANCE, PANOPTIC)
 _PLACES = ("root", "weights", "device")
 _ONE_WAY = (
-    *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "regions", "views"),
+    *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "proposals", "views"),
     *("templates", "text", "presence", "precision", "compat", "proxy_scope"),
 )
 """Fields that a paper says once and for all."""
@@ -43,7 +43,7 @@ class Experiment:
     Attributes:
         dataset, root, variant: as `open_dataset` takes them.
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
-        model, weights, recipe, proxy, sam, regions, views, refine, templates, presence, precision, device: as
+        model, weights, recipe, proxy, sam, views, refine, templates, presence, precision, device: as
             `Segmenter` takes them.
         text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
@@ -53,8 +53,9 @@ class Experiment:
         paper: take protocol, strings, background and threshold from the recipe's paper for this benchmark; what is
             given beside it wins.
         measures: of `MEASURES`, for task semantic; "iou" is always taken. boundary_ratio: see `boundary`.
-        proposals, operator: as `RegionClassifier` takes them, for tasks over regions; proposals "truth" are the true
-            masks, so that only the naming is judged. resolve: keywords of `RegionResult.instances` or `.panoptic`.
+        proposals: as `Segmenter` and `RegionClassifier` take them; None is none, or "mini-sam" for tasks over regions,
+            where "truth" are the true masks, so that only the naming is judged.
+        operator: as `RegionClassifier` takes it. resolve: keywords of `RegionResult.instances` or `.panoptic`.
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
             are learned from, the first by name. options: fields of the scoring to change,
             and states, size, tile and adapters as `AnomalyDetector` takes them.
@@ -69,7 +70,6 @@ class Experiment:
     recipe: str | None = _of(*_WORDS, default=None)
     proxy: str | None = None
     sam: str | None = _of(*_WORDS, default=None)
-    regions: str | None = _of(SEMANTIC, default=None)
     views: str | None = _of(*_WORDS, default=None)
     refine: str | None = _of(SEMANTIC, default=None)
     templates: str | None = _of(*_WORDS, default=None)
@@ -87,7 +87,7 @@ class Experiment:
     measures: tuple[str, ...] = _of(SEMANTIC, default=("iou", "calibration"))
     boundary_ratio: float = _of(SEMANTIC, default=0.02)
     task: str = ""
-    proposals: str = _of(*_REGIONS, default="mini-sam")
+    proposals: str | None = _of(*_WORDS, default=None)
     operator: str | None = _of(*_REGIONS, default=None)
     resolve: Mapping[str, Any] = _of(*_REGIONS, factory=dict)
     scoring: str = _of(ANOMALY, default="winclip")
@@ -113,7 +113,8 @@ class Experiment:
         object.__setattr__(self, "measures", tuple(dict.fromkeys((MEASURES[0], *self.measures))))
         for name in self.measures:
             _one_of("measure", name, MEASURES)
-        _one_of("proposals", self.proposals, (TRUTH, *PROPOSERS))
+        if self.proposals is not None:
+            _one_of("proposals", self.proposals, (*([TRUTH] if self.task in _REGIONS else []), *PROPOSERS))
         for name in self.resolve:
             if name not in (own := RESOLVE[self.task]):
                 raise EvaluationError(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from conftest import close
 from densevl import recipes
-from densevl.cli import app
+from densevl.cli import app, options
 from densevl.evaluation import EvaluationError, Experiment, open_dataset, papers, task_of
 from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.vocabulary import Background
@@ -189,7 +190,7 @@ OPTIONS = [
     ("--stride 8 --plan sliding --blend patch", {"protocol": {"stride": 8, "plan": "sliding", "blend": "patch"}}),
     ("--precision int8", {"precision": "int8"}),
     ("--proxy mini-sam --proxy-scope window", {"proxy": "mini-sam", "proxy_scope": "window"}),
-    ("--sam mini-sam --regions mini-sam", {"sam": "mini-sam", "regions": "mini-sam"}),
+    ("--sam mini-sam --proposals mini-sam", {"sam": "mini-sam", "proposals": "mini-sam"}),
     ("--views flip --refine pamr", {"views": "flip", "refine": "pamr"}),
     ("--device cpu --compat", {"device": "cpu", "compat": True}),
     ("--background voc,0.1 --strings sclip@1", {"background": "voc,0.1", "strings": "sclip@1"}),
@@ -218,6 +219,14 @@ def test_every_option_reaches_the_experiment(options, want, what, tmp_path, monk
     assert done.stderr == "error: enough\n", done.output
     usual = {"background": "none"} if what == "x.yaml" else {}
     assert seen == [Experiment("voc21", **{**usual, **want})]
+
+
+def test_every_option_that_decides_what_segment_finds_is_one_of_eval_run() -> None:
+    panels = (options.WORDS, options.MODELLING, options.METHOD, options.LOOKING)
+    root = typer.main.get_command(app)
+    deciding = {param.name for param in root.commands["segment"].params if param.rich_help_panel in panels}
+    assert len(deciding) > 15
+    assert deciding - {"labels"} <= {param.name for param in root.commands["eval"].commands["run"].params}
 
 
 @pytest.mark.parametrize(

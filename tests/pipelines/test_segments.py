@@ -153,7 +153,7 @@ def test_mistaken_refinements_are_one_line(spec, reason) -> None:
 )
 def test_missing_segments_are_asked_for(clip, recipe, refine, who) -> None:
     segment = Segmenter(clip, recipe, protocol=SMALL, refine=refine)
-    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--regions mini-sam"):
+    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--proposals mini-sam"):
         segment(PHOTOS / "cat.jpg", LABELS)
 
 

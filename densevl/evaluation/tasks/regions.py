@@ -5,14 +5,15 @@ from __future__ import annotations
 from densevl.evaluation.experiment import TRUTH, Experiment
 from densevl.evaluation.predictors import RegionPredictor
 from densevl.evaluation.tasks.base import Task, classes_of, pipeline_of
-from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.classifier import PROPOSER, RegionClassifier
 
 
 class RegionTask(Task):
     """Regions that are named."""
 
     def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
-        proposals = None if asked.proposals == TRUTH else asked.proposals
+        found = asked.proposals or PROPOSER
+        proposals = None if found == TRUTH else found
         more = {"recipe": asked.recipe, "proposals": proposals, **pipeline_of(asked, device)}
         classifier = RegionClassifier(asked.model, asked.operator, **more)
-        return RegionPredictor(classifier, proposals=asked.proposals, **classes_of(self.dataset, asked))
+        return RegionPredictor(classifier, proposals=found, **classes_of(self.dataset, asked))

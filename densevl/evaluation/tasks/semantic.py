@@ -30,7 +30,7 @@ class SemanticTask(Task):
 
     def load(self, asked: Experiment, device: str | None) -> Predictor:
         recipe = papers.recipe(asked.recipe, asked.dataset) if asked.paper and asked.recipe else asked.recipe
-        more = {"proposals": asked.regions, "refine": asked.refine, **pipeline_of(asked, device)}
+        more = {"proposals": asked.proposals, "refine": asked.refine, **pipeline_of(asked, device)}
         segmenter = Segmenter(asked.model, recipe, **more)
         return Predictor(segmenter, min_share=asked.min_share, **classes_of(self.dataset, asked))
 

@@ -267,7 +267,7 @@ class Segmenter:
             who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
             raise RecipeError(
                 f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
-                "masks, or let proposals='mini-sam' (--regions mini-sam) propose them, which is for drawings"
+                "masks, or let proposals='mini-sam' (--proposals mini-sam) propose them, which is for drawings"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2])
 
