@@ -30,7 +30,7 @@ print("wrote", *objects.save("densevl-out/regions_image.json"))
 if len(sys.argv) == 1:  # a click or a box becomes a mask, and gets a name
     places = prompted(image, points=[(116, 108), (58, 40)], boxes=[(12, 130, 60, 182), (145, 58, 188, 118)])
     asked = classify(image, labels, regions=places)
-    for how, name, score in zip(["click", "click", "box", "box"], asked.names, asked.scores, strict=True):
+    for how, name, score in zip(["click", "click", "box", "box"], asked.found, asked.confidence, strict=True):
         print(f"{how:>12}: {name} {score:.2f}")
     print("wrote", *asked.save("densevl-out/regions_prompted.json"))
 print(*result.warnings, sep="\n")

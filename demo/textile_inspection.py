@@ -140,7 +140,7 @@ def picture(judged: list[Any]) -> Image.Image:
         _, verdict, confidence, result, at = next(entry for entry in judged if entry[0] == kind)
         framed = Image.fromarray(result.image)
         ImageDraw.Draw(framed).rectangle(at, outline=(255, 60, 30), width=2)
-        tiles += [np.asarray(framed), result.heat(span)]
+        tiles += [np.asarray(framed), result.overlay(span=span)]
         titles += [f"is {kind}", f"judged {verdict}, {confidence:.2f}"]
     return Image.fromarray(contact_sheet(tiles, titles, columns=6, width=1080))
 

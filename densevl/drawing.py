@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -58,7 +58,12 @@ def palette(count: int) -> UInt8Array:
 
 
 def draw_overlay(
-    image: UInt8Array, labels: npt.NDArray[np.int16], names: Sequence[str], *, alpha: float = 0.5
+    image: UInt8Array,
+    labels: npt.NDArray[np.int16],
+    names: Sequence[str],
+    *,
+    alpha: float = 0.5,
+    legend: bool = True,
 ) -> UInt8Array:
     """Colour a photo by its labels, line the borders of classes, and put a legend below.
 
@@ -66,7 +71,7 @@ def draw_overlay(
         image: uint8 RGB (H, W, 3).
         labels: int16 (H, W), index into names, -1 where nothing; such pixels stay the plain photo.
         names: the display name of each class.
-        alpha: strength of the colours, 0-1.
+        alpha: strength of the colours, 0-1. legend: whether it is put below.
 
     Returns:
         uint8 RGB (H + legend, W, 3); a photo too narrow for a legend is centred on white, so W may grow.
@@ -77,10 +82,29 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise DensevlError(f"alpha is {alpha}: it must be 0 (plain photo) to 1 (plain colours)")
     painted = _paint(image, labels, palette(len(names)), alpha)
-    height, width = labels.shape
-    legend = _draw_legend(_legend_entries(labels, names), max(width, _LEGEND_WIDTH), _text_size(height, width))
+    return _with_legend(painted, _legend_entries(labels, names)) if legend else painted
+
+
+def draw_shares(image: UInt8Array, shares: Mapping[str, float]) -> UInt8Array:
+    """Put names and their shares (0-1) below a photo, each with the colour of its number.
+
+    Args:
+        image: uint8 RGB (H, W, 3). shares: the class numbers are by their order; the largest five are drawn.
+
+    Returns:
+        uint8 RGB (H + legend, W, 3); a photo too narrow for a legend is centred on white, so W may grow.
+    """
+    colours = palette(len(shares)).tolist()
+    entries = [_Entry(name, _percent(p), tuple(colours[number])) for number, (name, p) in enumerate(shares.items())]
+    order = sorted(range(len(entries)), key=lambda number: -list(shares.values())[number])
+    return _with_legend(image, [entries[number] for number in order[:5]])
+
+
+def _with_legend(picture: UInt8Array, entries: list[_Entry]) -> UInt8Array:
+    height, width = picture.shape[:2]
+    legend = _draw_legend(entries, max(width, _LEGEND_WIDTH), _text_size(height, width))
     sheet = Image.new("RGB", (legend.width, height + legend.height), _PAPER)
-    sheet.paste(Image.fromarray(painted), ((legend.width - width) // 2, 0))
+    sheet.paste(Image.fromarray(picture), ((legend.width - width) // 2, 0))
     sheet.paste(legend, (0, height))
     return np.array(sheet)
 

@@ -17,6 +17,9 @@ from densevl.errors import OutputError
 
 #: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
 OVERLAY_MARK = "_overlay"
+#: Likewise for the picture of its confidence.
+CONFIDENCE_MARK = "_confidence"
+_MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
 #: The file in a folder of results that says what made them; see `densevl.pipelines.folder`.
 RUN_FILE = "densevl.json"
 _SIGNED = (".json", ".jsonl", ".html", ".md")
@@ -140,7 +143,7 @@ def is_own(path: Path) -> bool:
     """Whether densevl wrote a file: its text says so, or the JSON of the same stem, or the run file that names it."""
     if path.suffix in _SIGNED and _SIGNATURE in _start(path):
         return True
-    beside = path.with_name(f"{path.stem.removesuffix(OVERLAY_MARK)}.json")
+    beside = path.with_name(f"{path.stem.removesuffix(OVERLAY_MARK).removesuffix(CONFIDENCE_MARK)}.json")
     if beside != path and _SIGNATURE in _start(beside):
         return True
     return json.dumps(path.name).encode() in _start(path.with_name(RUN_FILE), None)
@@ -161,7 +164,7 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] =
     do) get their folder's name in front, then their ending behind, then a hash of their path, then a number: `a/x.jpg`
     and `b/x.jpg` become `a_x` and `b_x`, `x.jpg` and `x.png` in one folder `x-jpg` and `x-png`. A name never holds a
     separator, a leading dot or a character some system refuses, is at most 150 bytes, and never equals the overlay
-    (`x_overlay`) of another. The same inputs in the same order get the same names.
+    (`x_overlay`) or confidence of another. The same inputs in the same order get the same names.
 
     Args:
         paths: the inputs; they need not exist. taken: names that are given away already.
@@ -171,7 +174,7 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] =
     """
     inputs = [Path(os.fspath(path)) for path in paths]
     names = [_safe_name(path.stem) for path in inputs]
-    claimed = {_fold(claim) for name in taken for claim in (name, name + OVERLAY_MARK)}
+    claimed = {_fold(claim) for name in taken for claim in _claims(name)}
     ways_out: tuple[Callable[[Path], str], ...] = (
         lambda path: _safe_name(f"{_safe_name(path.parent.name)}_{path.stem}"),
         lambda path: _safe_name(f"{path.stem}-{path.suffix.lstrip('.')}"),
@@ -185,11 +188,16 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] =
         ]
     for index, name in enumerate(names):
         number = 2
-        while claimed & (claims := {_fold(names[index]), _fold(names[index] + OVERLAY_MARK)}):
+        while claimed & (claims := {_fold(claim) for claim in _claims(names[index])}):
             names[index] = f"{name}-{number}"
             number += 1
         claimed |= claims
     return names
+
+
+def _claims(name: str) -> tuple[str, ...]:
+    """The stems of all files of a result of this name."""
+    return (name, *(name + mark for mark in _MARKS))
 
 
 def _safe_name(text: str) -> str:

@@ -1,24 +1,29 @@
-"""What a segmentation gives back: the label map with its names, and its ways out (picture, files, COCO, boxes)."""
+"""What all results share (files, comparison, notebooks), and that of a segmentation: a label map with its names."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densevl import __version__
 from densevl.drawing import draw_overlay, palette
-from densevl.errors import DensevlError, MissingExtraError, OutputError, suggest
-from densevl.files import OVERLAY_MARK, atomic_write_all
-from densevl.images import encode_png
+from densevl.errors import DensevlError, ImageError, MissingExtraError, OutputError, suggest
+from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, atomic_write_all, shown
+from densevl.images import encode_png, read_image, read_labels
 from densevl.rle import class_runs, coco_segmentation
 
 if TYPE_CHECKING:
@@ -26,10 +31,143 @@ if TYPE_CHECKING:
 
 #: The name of what carries no label, in `fractions` and `mask`.
 UNLABELLED = "nothing"
+VOLATILE = ("seconds",)
+"""Of meta, what is not written: a second run is to give the same files."""
+SHOWN = 800  # pixels along the long side, in a notebook
+
+
+class Result(ABC):
+    """What every result can do besides its own: be saved and read, compared, cut to some classes, and shown.
+
+    Two results are equal if what their files would say is: arrays by their numbers, and not how long it took, the
+    photo's pixels, or what needs the model. As they hold arrays, results have no hash.
+
+    Attributes:
+        names: the classes. image: uint8 RGB (H, W, 3). meta: what made it. warnings: a sentence each.
+    """
+
+    names: tuple[str, ...]
+    image: npt.NDArray[np.uint8]
+    meta: dict[str, Any]
+    warnings: tuple[str, ...]
+
+    @abstractmethod
+    def overlay(self, *, legend: bool = True) -> npt.NDArray[np.uint8]:
+        """Draw what was found over the photo: uint8 RGB. Args: legend: with the names below."""
+
+    @abstractmethod
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the files that `load` reads, all or none, and return their paths."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> Self:
+        """Read what `save` wrote; see `photo_of` for the image."""
+
+    @abstractmethod
+    def only(self, names: str | Iterable[str]) -> Self:
+        """The result with only these classes; what was another is nothing."""
+
+    @abstractmethod
+    def _content(self) -> dict[str, Any]:
+        """All that files hold: arrays, and JSON types."""
+
+    @abstractmethod
+    def _shares(self) -> dict[str, tuple[int | None, str]]:
+        """What a notebook lists: by name the number of its colour, and how much of it there is."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)) or type(other) is not type(self):
+            return NotImplemented
+        return _same(self._content(), other._content())
+
+    __hash__ = None  # type: ignore[assignment]  # arrays may change
+
+    def _repr_html_(self) -> str:
+        """The overlay, at most 800 pixels long, and a legend; one piece of HTML without script."""
+        picture = Image.fromarray(self.overlay(legend=False))
+        picture.thumbnail((SHOWN, SHOWN))
+        data = b64encode(encode_png(picture)).decode()
+        shares = self._shares()
+        colours = palette(1 + max([number for number, _ in shares.values() if number is not None], default=0)).tolist()
+        rows = "".join(
+            f'<span style="white-space:nowrap;margin-right:1em">{_swatch(colours, number)} {escape(name)} '
+            f"{escape(share)}</span> "
+            for name, (number, share) in shares.items()
+        )
+        told = "".join(f"<div>{escape(text)}</div>" for text in self.warnings)
+        return f'<div><img src="data:image/png;base64,{data}" alt="overlay"/><div>{rows}</div>{told}</div>'
+
+    def _facts(self) -> dict[str, Any]:
+        """Meta and warnings as files have them: plain, and without what changes from run to run."""
+        meta = {key: value for key, value in self.meta.items() if key not in VOLATILE}
+        return {"meta": meta, "warnings": list(self.warnings)}
+
+
+def _swatch(colours: list[list[int]], number: int | None) -> str:
+    colour = "none" if number is None else "rgb({}, {}, {})".format(*colours[number])
+    size = "display:inline-block;width:.8em;height:.8em;border:1px solid #888"
+    return f'<span style="{size};background:{colour}"></span>'
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    """The JSON file of a result.
+
+    Raises:
+        OutputError: meta is no JSON.
+    """
+    try:
+        text = json.dumps(
+            {"densevl": __version__, **content}, ensure_ascii=False, indent=1, allow_nan=False, default=_plain
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
+    # A file name that is not UTF-8 holds lone surrogates; as escapes they are valid JSON and read back the same.
+    return text.encode(errors="backslashreplace")
+
+
+def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
+    """Read the JSON file of a result.
+
+    Raises:
+        DensevlError: missing, damaged, or without what is needed, and so of something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
+    missing = set(needed) - set(content if isinstance(content, dict) else ())
+    if missing:
+        raise DensevlError(f"{shown(path)} is no such result: it lacks '{min(missing)}'; save it again")
+    return content
+
+
+def photo_of(meta: Mapping[str, Any], size: tuple[int, int], image: Any = None) -> npt.NDArray[np.uint8]:
+    """The photo of a saved result: the one given, else that whose path meta has, else white, which a warning says.
+
+    Raises:
+        ImageError: the one given cannot be read. DensevlError: it is of another size.
+    """
+    source = image if image is not None else meta.get("image")
+    reason = "the result does not say where it is"
+    if source is not None:
+        try:
+            photo = read_image(source)
+            if photo.shape[:2] == tuple(size):
+                return photo
+            reason = f"{shown(str(source))} is {photo.shape[0]}x{photo.shape[1]} and the result {size[0]}x{size[1]}"
+        except ImageError as error:
+            if image is not None:
+                raise
+            reason = str(error)
+    if image is not None:
+        raise DensevlError(f"the photo of another result: {reason}")
+    logging.getLogger(__name__).warning("a result is read without its photo, white stands for it: %s", reason)
+    return np.full((*size, 3), 255, np.uint8)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SegmentationResult:
+class SegmentationResult(Result):
     """One label a pixel, with its names.
 
     Attributes:
@@ -161,16 +299,39 @@ class SegmentationResult:
         """
         return np.isin(self.labels, self._indices_of(name))
 
-    def overlay(self, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
-        """Draw the labels over the photo, with a legend below.
+    def only(self, names: str | Iterable[str]) -> SegmentationResult:
+        """The result with only these classes, in the order they have; pixels of others are nothing.
+
+        Raises:
+            DensevlError: an unknown name, or none.
+        """
+        kept = chosen(names, self.names)
+        number = np.full(len(self.names) + 1, -1, np.int16)  # the last is nothing's
+        number[kept] = np.arange(len(kept))
+        scores, chances = self.scores_fn, self.chances_fn
+
+        def cut(rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            found = chances(rows, cols) if chances is not None else np.zeros(0)
+            return np.concatenate([found[kept], np.delete(found, kept, axis=0).sum(axis=0, keepdims=True)])
+
+        return replace(
+            self,
+            labels=number[self.labels],
+            names=tuple(self.names[index] for index in kept),
+            scores_fn=None if scores is None else lambda: scores()[kept],
+            chances_fn=None if chances is None else cut,
+        )
+
+    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> npt.NDArray[np.uint8]:
+        """Draw the labels over the photo.
 
         Args:
-            alpha: strength of the colours, 0-1.
+            alpha: strength of the colours, 0-1. legend: with the names below.
 
         Returns:
             uint8 RGB (H + legend, W, 3); a photo narrower than its legend is centred, so W may grow too.
         """
-        return draw_overlay(self.image, self.labels, self.names, alpha=alpha)
+        return draw_overlay(self.image, self.labels, self.names, alpha=alpha, legend=legend)
 
     def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
         """Write the label map, its key and a picture of it: all of them, or none.
@@ -180,6 +341,7 @@ class SegmentationResult:
         - `street.png`: the class index of each pixel, as a palette PNG with 255 where nothing; with more than 255
           classes as 16-bit grey with 65535 where nothing;
         - `street.json`: names, colours, fractions, size, the number for nothing, meta and warnings;
+        - `street_confidence.png`: confidence in 255 steps, 8-bit grey;
         - `street_overlay.png`: `overlay()`.
 
         Args:
@@ -196,9 +358,36 @@ class SegmentationResult:
         if path.suffix.lower() != ".png":
             raise OutputError(f"cannot save {str(path)!r}: label maps are PNG files, end the name in .png")
         contents = {path: self._label_png(), path.with_suffix(".json"): self._key()}
+        contents[path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png")] = encode_png(Image.fromarray(self._steps()))
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
         return atomic_write_all(contents)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> SegmentationResult:
+        """Read what `save` wrote.
+
+        Scores and chances are not in files, and confidence has 255 steps there.
+
+        Args:
+            path: of the label map or its JSON. image: the photo; None looks where `meta["image"]` says, and takes a
+                white one if it is not there.
+
+        Raises:
+            DensevlError: missing or damaged files, or of another size.
+        """
+        path = Path(path).with_suffix(".png")
+        key = from_json(path.with_suffix(".json"), ("size", "names", "nothing", "meta", "warnings"))
+        size = (key["size"]["height"], key["size"]["width"])
+        try:
+            numbers = read_labels(path)
+            steps = read_labels(path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png"))
+        except ImageError as error:
+            raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
+        labels = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
+        confidence = (steps / 255).astype(np.float32)
+        photo = photo_of(key["meta"], size, image)
+        return cls(labels, tuple(key["names"]), confidence, photo, key["meta"], tuple(key["warnings"]))
 
     def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
         """Return one COCO annotation for each class present, ready for JSON.
@@ -287,23 +476,53 @@ class SegmentationResult:
         picture.putpalette(colours.tobytes())
         return encode_png(picture)
 
+    def _steps(self) -> npt.NDArray[np.uint8]:
+        """Confidence as files have it, 0-255."""
+        return np.rint(self.confidence.clip(0, 1) * 255).astype(np.uint8)
+
+    def _content(self) -> dict[str, Any]:
+        return {"labels": self.labels, "names": self.names, "confidence": self._steps(), **self._facts()}
+
+    def _shares(self) -> dict[str, tuple[int | None, str]]:
+        present = sorted(self.fractions().items(), key=lambda item: -item[1])
+        numbers = {name: number for number, name in enumerate(self.names)}
+        return {name: (numbers.get(name), f"{share:.1%}") for name, share in present if share > 0}
+
     def _key(self) -> bytes:
         height, width = self.labels.shape
-        key = {
-            "size": {"height": height, "width": width},
-            "names": self.names,
-            "colours": palette(len(self.names)).tolist(),
-            "fractions": self.fractions(),
-            "nothing": self._nothing_value,
-            "meta": self.meta,
-            "warnings": self.warnings,
-        }
-        try:
-            text = json.dumps(key, ensure_ascii=False, indent=1, allow_nan=False, default=_plain)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
-        # A file name that is not UTF-8 holds lone surrogates; as escapes they are valid JSON and read back the same.
-        return text.encode(errors="backslashreplace")
+        return to_json(
+            {
+                "size": {"height": height, "width": width},
+                "names": self.names,
+                "colours": palette(len(self.names)).tolist(),
+                "fractions": self.fractions(),
+                "nothing": self._nothing_value,
+                **self._facts(),
+            }
+        )
+
+
+def chosen(names: str | Iterable[str], known: Sequence[str]) -> list[int]:
+    """The numbers of some classes, in their own order.
+
+    Raises:
+        DensevlError: an unknown name, or none.
+    """
+    asked = [names] if isinstance(names, str) else list(names)
+    for name in asked:
+        if name not in known:
+            raise DensevlError(f"no class {name!r} in this result{suggest(str(name), known)}")
+    if not asked:
+        raise DensevlError("no names: give only() at least one class")
+    return [number for number, name in enumerate(known) if name in asked]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    return json.dumps(one, default=_plain) == json.dumps(other, default=_plain)
 
 
 def _check_names(names: tuple[str, ...]) -> None:

@@ -41,7 +41,9 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
     done = _segment(str(PHOTOS), "--labels", "cat,dog|puppy", "--model", model, "--out", str(out), "--sheet")
     assert done.exit_code == 0, done.output
     stems = sorted(path.stem for path in PHOTOS.glob("*.jpg"))
-    written = {f"{stem}{end}" for stem in stems for end in (".png", ".json", "_overlay.png")} | {"contact_sheet.png"}
+    written = {f"{stem}{end}" for stem in stems for end in (".png", ".json", "_confidence.png", "_overlay.png")} | {
+        "contact_sheet.png"
+    }
     written.add("densevl.json")
     assert {path.name for path in out.iterdir()} == written
     key = json.loads((out / "cat.json").read_text())
@@ -291,7 +293,7 @@ def test_regions_are_named_in_files(model, tmp_path) -> None:
     assert done.exit_code == 3, done.output  # one image is bad, the other done
     assert "1 of 2 images failed" in done.output
     content = json.loads((tmp_path / "out" / "x.json").read_text())
-    assert content["vocabulary"] == ["cat", "dog"]
+    assert content["names"] == ["cat", "dog"]
     assert len(content["regions"]) > 1
     assert (tmp_path / "out" / "x_overlay.png").is_file()
     assert (tmp_path / "out" / "contact_sheet.png").is_file()

@@ -128,7 +128,7 @@ def picture(backbone: Backbone) -> np.ndarray:
             material.references[0],
             image,
             np.repeat(mask[..., None], 3, 2) * np.uint8(255),
-            words.heat(),
+            words.overlay(),
             one.heat(),
         ]
         tiles += [np.asarray(Image.fromarray(tile).resize((144, 144), Image.Resampling.BICUBIC)) for tile in row]

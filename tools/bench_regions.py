@@ -149,11 +149,11 @@ def discovery(benchmark: Benchmark, proposals: list[Proposals]) -> dict[str, flo
     for number, proposed in enumerate(proposals):
         truth, classes = benchmark.truth(number)
         result = classify.discover(benchmark.photo(number), regions=proposed)
-        words, regions, total = words + len(result.vocabulary), regions + len(result), total + len(classes)
+        words, regions, total = words + len(result.names), regions + len(result), total + len(classes)
         best = overlaps(truth, result.regions)
         for index in np.flatnonzero(best.max(axis=1, initial=0) >= FOUND):
             found += 1
-            right += benchmark.names[classes[index]] in meant.get(result.names[best[index].argmax()], ())
+            right += benchmark.names[classes[index]] in meant.get(result.found[best[index].argmax()], ())
     scenes = len(proposals)
     return {
         "found": 100 * found / total, "right word": 100 * right / max(1, found),

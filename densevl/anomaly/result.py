@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ import torch
 
 from densevl.anomaly.maps import to_pixels
 from densevl.errors import DensevlError, OutputError
-from densevl.files import atomic_write_all
+from densevl.files import atomic_write_all, shown
 from densevl.images import encode_png
+from densevl.results import Result, chosen, from_json, photo_of, to_json
 
 # Dark blue to yellow to red, by position 0..1.
 _STOPS = np.array([0.0, 0.35, 0.6, 0.8, 1.0])
@@ -39,14 +40,15 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class AnomalyResult:
+class AnomalyResult(Result):
     """The anomaly of one image. Scores are raw: larger is more anomalous, comparable among images of one detector.
 
     Attributes:
         score: of the image.
         grid: float32 (h, w), the map on the patch grid.
         parts: the maps it was made of, float32 (h, w) each: "text" probabilities 0..1, "memory" distances.
-        image: uint8 RGB (H, W, 3). thresholds: from `calibrate`, or None. meta: JSON-able facts.
+        image: uint8 RGB (H, W, 3). thresholds: from `calibrate`, or None.
+        meta: what made it; ready for JSON. warnings: what the user should know, a sentence each.
     """
 
     score: float
@@ -55,6 +57,14 @@ class AnomalyResult:
     image: npt.NDArray[np.uint8]
     thresholds: Thresholds | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    names: tuple[str, ...] = ("anomalous",)
+    confidence: None = None  # raw scores are no probabilities; thresholds say what is rare
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """The raw map of each of `names`, of which there is one: float32 (1, H, W)."""
+        return self.map[None]
 
     @cached_property
     def map(self) -> npt.NDArray[np.float32]:
@@ -71,13 +81,25 @@ class AnomalyResult:
         """Where the map exceeds the pixel threshold: bool (H, W); None without one."""
         return None if self.thresholds is None else self.map > self.thresholds.pixel
 
-    def heat(self, span: tuple[float, float] | None = None, *, alpha: float = 0.55) -> npt.NDArray[np.uint8]:
+    def only(self, names: str | Iterable[str]) -> AnomalyResult:
+        """The result itself: its one class is "anomalous".
+
+        Raises:
+            DensevlError: another name, or none.
+        """
+        chosen(names, self.names)
+        return self
+
+    def overlay(
+        self, alpha: float = 0.55, *, span: tuple[float, float] | None = None, legend: bool = True
+    ) -> npt.NDArray[np.uint8]:
         """The image under its map in colours, for looking at only: uint8 RGB (H, W, 3).
 
         Args:
+            alpha: strength of the colours, 0..1.
             span: the scores drawn as dark blue and as red; None takes half and one and a half times the pixel
                 threshold where there is one, else the map's own least and largest, and then pictures do not compare.
-            alpha: strength of the colours, 0..1.
+            legend: taken as by other results; heat maps have none.
 
         Raises:
             DensevlError: an alpha or a span that cannot be.
@@ -108,7 +130,7 @@ class AnomalyResult:
             "map": {"min": float(self.grid.min()), "mean": float(self.grid.mean()), "max": float(self.grid.max())},
             "peak": {"x": round((column + 0.5) * scale[1], 1), "y": round((row + 0.5) * scale[0], 1)},
             "size": {"height": height, "width": width},
-            "meta": self.meta,
+            **self._facts(),
         }
         if self.thresholds is not None and self.mask is not None:
             facts |= {"thresholds": vars(self.thresholds), "anomalous_share": float(self.mask.mean())}
@@ -125,11 +147,39 @@ class AnomalyResult:
             raise OutputError(f"cannot save to {target}: give a name that ends in .png")
         return atomic_write_all(
             {
-                target: encode_png(self.heat()),
-                target.with_suffix(".json"): json.dumps(self.facts(), indent=1).encode(),
+                target: encode_png(self.overlay()),
+                target.with_suffix(".json"): to_json(self.facts()),
                 target.with_suffix(".npy"): _npy(self.grid),
             }
         )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> AnomalyResult:
+        """Read what `save` wrote; the maps it was made of (`parts`) are not in files.
+
+        Args:
+            path: of the heat map, or of a file beside it. image: the photo; None looks where `meta["image"]` says, and
+                takes a white one if it is not there.
+
+        Raises:
+            DensevlError: missing or damaged files, or a photo of another size.
+        """
+        path = Path(path)
+        facts = from_json(path.with_suffix(".json"), ("score", "size", "meta", "warnings"))
+        try:
+            grid = np.load(path.with_suffix(".npy"), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
+        limits = Thresholds(**facts["thresholds"]) if "thresholds" in facts else None
+        photo = photo_of(facts["meta"], (facts["size"]["height"], facts["size"]["width"]), image)
+        return cls(facts["score"], grid, {}, photo, limits, facts["meta"], tuple(facts["warnings"]))
+
+    def _content(self) -> dict[str, Any]:
+        return {"grid": self.grid, **self.facts()}
+
+    def _shares(self) -> dict[str, tuple[int | None, str]]:
+        verdict = {None: "", True: ", anomalous", False: ", normal"}[self.is_anomalous]
+        return {"score": (None, f"{self.score:.4g}{verdict}")}
 
 
 def _npy(array: npt.NDArray[np.float32]) -> bytes:

@@ -112,9 +112,9 @@ def regions(
 
     def described(name: str, result: RegionResult) -> str:
         if prompts:
-            found = zip(prompts, result.names, result.scores, strict=True)
+            found = zip(prompts, result.found, result.confidence, strict=True)
             return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in found)
-        counts = Counter(label for label, number in zip(result.names, result.labels, strict=True) if number >= 0)
+        counts = Counter(label for label, number in zip(result.found, result.labels, strict=True) if number >= 0)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         return f"{name}: {escape(listed or 'nothing')}"
 

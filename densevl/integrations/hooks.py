@@ -69,7 +69,7 @@ def roi_hook(
             )
         if len(found):
             result = classify(image, label_set, boxes=corners, background=background)
-            probs = fused_probs(found, result.probs, result.nothing, weight=weight)
+            probs = fused_probs(found, result.scores, result.nothing, weight=weight)
         else:
             probs = torch.zeros(0, len(label_set) + 1, device=found.device)
         best, index = probs.max(dim=1)

@@ -72,10 +72,10 @@ def label_detections(
     if detections.mask is not None:
         given = {"regions": Proposals.from_masks(detections.mask, rgb.shape[:2])}
     result = classify(rgb, label_set, background=background, **given)
-    ids, confidence = result.labels, result.scores
+    ids, confidence = result.labels, result.confidence
     if weight is not None and detections.confidence is not None:
         own = objectness(np.clip(detections.confidence, 0, 1))
-        best = fused_probs(own, result.probs, result.nothing, weight=weight).max(dim=1)
+        best = fused_probs(own, result.scores, result.nothing, weight=weight).max(dim=1)
         ids, confidence = best.indices.numpy(), best.values.numpy()
     names = np.array([*label_set.names, UNLABELLED])
     ids = np.where(ids >= 0, ids, len(label_set)).astype(int)

@@ -205,7 +205,7 @@ class OpenVocabularyDetector(nn.Module):
             if len(one["boxes"]):
                 regions = _regions(one, size)
                 result = self.classify(image, self.labels, regions=regions, background=self.background)
-                probs, nothing = result.probs, result.nothing
+                probs, nothing = result.scores, result.nothing
             else:
                 probs, nothing = np.zeros((0, len(self.labels)), np.float32), None
             scored = rescore(

@@ -18,7 +18,6 @@ from densevl.drawing import contact_sheet
 from densevl.files import renew
 from densevl.images import encode_png, read_image
 from densevl.pipelines.watch import Job
-from densevl.proposals import Proposals
 from densevl.regions.exports import EXPORTS, open_export
 from densevl.regions.result import RegionResult
 
@@ -128,20 +127,7 @@ class Export(Gathered):
         """See `Gathered`."""
         export = open_export(self.kind, results.path, self.names, stuff=self.stuff, overwrite=self.overwrite)
         for job in jobs:
-            export.add(job.image, _loaded(results.content(job)), job.name)
+            told = results.content(job)
+            nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported
+            export.add(job.image, RegionResult.of(told, nowhere), job.name)
         return export.close()
-
-
-def _loaded(content: dict[str, Any]) -> RegionResult:
-    """The named regions of a saved result."""
-    size = (content["size"]["height"], content["size"]["width"])
-    names, rows = tuple(content["vocabulary"]), content["regions"]
-    quality = np.array([row["quality"] for row in rows])
-    labels = np.array([row["category_id"] - 1 for row in rows], np.int64)
-    scores = np.array([row["score"] for row in rows], np.float32)
-    found = Proposals.from_rle([row["segmentation"] for row in rows], size, quality=quality)
-    probs = np.zeros((len(rows), len(names)), np.float32)
-    probs[np.arange(len(rows)), labels] = scores
-    return RegionResult(
-        found, names, probs, np.zeros(len(rows), np.float32), labels, scores, np.zeros((*size, 3), np.uint8)
-    )

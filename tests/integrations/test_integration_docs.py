@@ -23,7 +23,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch) -> None:
     scope: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(block, scope)
-    assert scope["asked"].names == ("penguin", "mushroom")
+    assert scope["asked"].found == ("penguin", "mushroom")
     assert scope["names"].tolist() == [0, 1]
     assert scope["boxes"].keys() == {"boxes", "labels", "scores"}
     assert len(scope["named"]) == len(scope["found"])

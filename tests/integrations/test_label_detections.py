@@ -45,8 +45,8 @@ def test_boxes_get_names_confidences_and_embeddings(classify, photo) -> None:
     found = label_detections(photo, given, LABELS, classify)
     result = classify(photo, LABELS, boxes=BOXES)
     assert found.class_id.tolist() == result.labels.tolist()
-    assert found.data["class_name"].tolist() == list(result.names)
-    close(found.confidence, result.scores)
+    assert found.data["class_name"].tolist() == list(result.found)
+    close(found.confidence, result.confidence)
     assert found.data["embedding"].shape == (4, classify.backbone.embed_dim)
     close(np.linalg.norm(found.data["embedding"], axis=1), 1)
     assert found.data["proposal_confidence"].tolist() == [0.9, 0.5, 0.3, 0.2]
@@ -67,7 +67,7 @@ def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> Non
     boxes = np.array([[7, 11, 37, 41], [56, 13, 79, 49], [0, 0, 95, 19], [0, 0, 1, 1]], np.float32)
     dense = label_detections(photo, sv.Detections(xyxy=boxes, mask=masks()), LABELS, classify)
     by_mask = classify(photo, LABELS, regions=masks())
-    close(dense.confidence, by_mask.scores)
+    close(dense.confidence, by_mask.confidence)
     compact_mask = pytest.importorskip("supervision.detection.compact_mask").CompactMask
     compact = compact_mask.from_dense(masks(), boxes, image_shape=SIZE)
 

@@ -93,7 +93,7 @@ def test_labels_are_the_classifier_s_and_can_be_changed(classify, images) -> Non
     result = classify(images[0], LABELS, boxes=boxes)
     best = found["boxes"][0]
     index = int((boxes - best).abs().sum(dim=1).argmin())
-    assert int(found["labels"][0]) - 1 == int(result.probs[index].argmax())
+    assert int(found["labels"][0]) - 1 == int(result.scores[index].argmax())
     detect.set_labels(["tree", "car"])
     assert set(detect(images[:1])[0]["labels"].tolist()) <= {1, 2}
     with pytest.raises(LabelError):
@@ -185,5 +185,5 @@ def test_five_thousand_boxes(classify) -> None:
     boxes = np.concatenate([corner, corner + generator.uniform(1, 30, (5000, 2))], axis=1)
     image = generator.integers(0, 255, (64, 96, 3), np.uint8)
     result = classify(image, LABELS, boxes=boxes)
-    found = rescore(boxes, generator.random(5000), result.probs, result.nothing, image_size=(64, 96))
+    found = rescore(boxes, generator.random(5000), result.scores, result.nothing, image_size=(64, 96))
     assert len(found["boxes"]) == 100

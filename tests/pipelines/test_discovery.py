@@ -75,25 +75,25 @@ def test_regions_of_one_word_that_overlap_become_one() -> None:
 def test_a_photo_names_itself(classify, tmp_path) -> None:
     words = ["cat", "dog | puppy", "sky", "sofa", "grass"]
     result = classify.discover(PHOTO, words, regions=halves())
-    assert set(result.names) <= {"cat", "dog", "sky", "sofa", "grass", "nothing"}
-    assert set(result.vocabulary) <= set(words) | {"dog"}
+    assert set(result.found) <= {"cat", "dog", "sky", "sofa", "grass", "nothing"}
+    assert set(result.names) <= set(words) | {"dog"}
     assert 1 <= len(result) <= 5
-    assert result.probs.shape == (len(result), len(result.vocabulary))
-    assert (result.probs.sum(axis=1) <= 1 + 1e-5).all(), "probabilities are among the whole list"
+    assert result.scores.shape == (len(result), len(result.names))
+    assert (result.scores.sum(axis=1) <= 1 + 1e-5).all(), "probabilities are among the whole list"
     again = result.reclassify(["cat", "sky"])
     assert len(again) == len(result)
     assert result.panoptic().ids.shape == result.image.shape[:2]
     listed = tmp_path / "words.txt"
     listed.write_text("cat\ndog, puppy\nsky\nsofa\ngrass\n")
-    assert classify.discover(PHOTO, listed, regions=halves()).names == result.names
+    assert classify.discover(PHOTO, listed, regions=halves()).found == result.found
 
 
 def test_unsure_regions_are_nothing_and_none_are_none(classify) -> None:
     sure = classify.discover(PHOTO, ["cat", "sky", "sofa"], regions=halves(), threshold=0.999)
-    assert set(sure.names) == {"nothing"}
+    assert set(sure.found) == {"nothing"}
     empty = classify.discover(PHOTO, ["cat", "sky"], boxes=[])
     assert len(empty) == 0
-    assert empty.names == ()
+    assert empty.found == ()
 
 
 def test_the_list_is_plain_and_large() -> None:

@@ -143,7 +143,14 @@ def test_another_run_does_not_mix_with_the_first(photos, tmp_path, other, said) 
         run(photos / "0.png", out, task(**other))
     assert tree(out) == before
     run(photos / "0.png", out, task(**other), overwrite=True)
-    assert set(tree(out)) == {"0.json", "0.png", "0_overlay.png", "densevl.json", "contact_sheet.png"}
+    assert set(tree(out)) == {
+        "0.json",
+        "0.png",
+        "0_confidence.png",
+        "0_overlay.png",
+        "densevl.json",
+        "contact_sheet.png",
+    }
 
 
 def test_an_image_that_changed_is_done_anew_and_others_are_added(photos, tmp_path) -> None:

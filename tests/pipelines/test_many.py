@@ -71,7 +71,7 @@ def test_an_ensemble_of_many_equals_one_by_one(photos, tiny) -> None:
 def test_regions_of_many_equal_one_by_one(photos, tiny) -> None:
     classify = RegionClassifier(tiny, proposals="grid", templates="photo", protocol=SMALL)
     for path, result in zip(photos, classify.many(photos, LABELS), strict=True):
-        assert np.array_equal(result.probs, classify(path, LABELS).probs)
+        assert np.array_equal(result.scores, classify(path, LABELS).scores)
         assert result.meta["image"] == str(path)
 
 

@@ -63,7 +63,7 @@ def classify(request, backbone) -> RegionClassifier:
 def test_odd_regions_get_the_right_answer(form, filled, classify) -> None:
     result = classify(PHOTO, WORDS, **form)
     assert len(result) == len(filled)
-    assert np.isfinite(result.probs).all()
+    assert np.isfinite(result.scores).all()
     assert ((result.labels >= 0) == np.array(filled, bool)).all()
     assert (result.regions.areas > 0).tolist() == filled
     assert result.panoptic().ids.shape == result.semantic().labels.shape == SIZE
@@ -91,7 +91,7 @@ def test_five_thousand_regions(operator, backbone) -> None:
     result = classify(PHOTO, WORDS, boxes=boxes(5000))
     assert len(result) == 5000
     assert (result.labels >= 0).all()
-    assert np.isfinite(result.scores).all()
+    assert np.isfinite(result.confidence).all()
     assert 0 < len(result.instances(top=50)) <= 50
     assert result.semantic().labels.shape == SIZE
 

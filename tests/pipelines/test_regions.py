@@ -46,24 +46,24 @@ def result(classify):
 
 
 def test_every_region_gets_a_name_and_a_score(result) -> None:
-    assert len(result) == len(result.names) == len(result.scores) == 4
-    assert set(result.names[:3]) <= set(LABELS) | {"dog"}
-    assert result.vocabulary == ("cat", "dog", "sky")
+    assert len(result) == len(result.found) == len(result.confidence) == 4
+    assert set(result.found[:3]) <= set(LABELS) | {"dog"}
+    assert result.names == ("cat", "dog", "sky")
     assert result.labels[3] == -1
-    assert result.names[3] == "nothing"
-    assert result.scores[3] == 0
+    assert result.found[3] == "nothing"
+    assert result.confidence[3] == 0
     assert result.boxes[0].tolist() == [30, 20, 300, 200]
     assert result.masks.shape == (4, *result.image.shape[:2])
-    assert (result.probs[:3] > 0).all()
-    assert (result.scores[:3] == result.probs[:3].max(axis=1)).all()
+    assert (result.scores[:3] > 0).all()
+    assert (result.confidence[:3] == result.scores[:3].max(axis=1)).all()
     assert "4 regions" in repr(result)
 
 
 def test_a_class_has_the_probability_of_its_best_word(classify, result) -> None:
     found = classify.embed(PHOTO, regions=result.regions)
     flat = classify.name(found, ["cat", "dog", "puppy", "sky"])
-    close(result.probs[:, 1], np.maximum(flat.probs[:, 1], flat.probs[:, 2]))
-    close(flat.probs[:3].sum(axis=1), 1)
+    close(result.scores[:, 1], np.maximum(flat.scores[:, 1], flat.scores[:, 2]))
+    close(flat.scores[:3].sum(axis=1), 1)
 
 
 def test_new_words_cost_no_look_at_the_photo(classify, result, monkeypatch) -> None:
@@ -71,10 +71,10 @@ def test_new_words_cost_no_look_at_the_photo(classify, result, monkeypatch) -> N
     monkeypatch.setattr(classify.backbone, "encode_dense", None)
     monkeypatch.setattr(type(classify.scorer), "_run", None)
     renamed = result.reclassify(["tree", "car"])
-    assert renamed.vocabulary == ("tree", "car")
-    close(renamed.probs, again.probs)
+    assert renamed.names == ("tree", "car")
+    close(renamed.scores, again.scores)
     part = result.select([1, 0]).reclassify(["tree", "car"])
-    close(part.probs, again.probs[[1, 0]])
+    close(part.scores, again.scores[[1, 0]])
     assert set(result.embeddings) == {"pool", "cls_mask"}
 
 
@@ -82,19 +82,19 @@ def test_boxes_rle_and_masks_mean_the_same(classify, result) -> None:
     boxes = result.boxes[:3]
     by_box = classify(PHOTO, LABELS, boxes=boxes)
     by_rle = classify(PHOTO, LABELS, rle=result.regions.select(slice(0, 3)).to_rle())
-    close(by_box.probs, result.probs[:3])
-    close(by_rle.probs, result.probs[:3])
+    close(by_box.scores, result.scores[:3])
+    close(by_rle.scores, result.scores[:3])
 
 
 @pytest.mark.parametrize("boxes", [[], [[-20.5, -9, 10.25, 12.75]], torch.tensor([[400.0, 250, 999, 999]])])
 def test_boxes_of_a_detector_are_taken_as_they_come(boxes, classify) -> None:
     result = classify(PHOTO, LABELS, boxes=boxes)
     assert len(result) == len(boxes)
-    assert all(name != "nothing" for name in result.names)
+    assert all(name != "nothing" for name in result.found)
 
 
 def test_a_box_outside_the_photo_is_nothing(classify) -> None:
-    assert classify(PHOTO, LABELS, boxes=[[900, 900, 950, 950]]).names == ("nothing",)
+    assert classify(PHOTO, LABELS, boxes=[[900, 900, 950, 950]]).found == ("nothing",)
 
 
 def test_a_proposer_may_be_any_function(backbone) -> None:
@@ -120,16 +120,16 @@ def test_regions_may_be_rejected(backbone, result) -> None:
     strict = RegionClassifier(backbone, proposals=None, background=0.999, **given)(
         PHOTO, LABELS, regions=result.regions
     )
-    assert strict.names == ("nothing",) * 4
+    assert strict.found == ("nothing",) * 4
     assert (strict.scores[:3] > 0).all()
     narrow = RegionClassifier(backbone, proposals=None, margin=0.99, **given)(PHOTO, LABELS, regions=result.regions)
-    assert narrow.names == ("nothing",) * 4
+    assert narrow.found == ("nothing",) * 4
     words = RegionClassifier(backbone, proposals=None, **given)(
         PHOTO, ["cat"], regions=result.regions, background=["dog", "sky"]
     )
     plain = RegionClassifier(backbone, proposals=None, **given)(PHOTO, ["cat", "dog", "sky"], regions=result.regions)
-    assert [n == "cat" for n in words.names] == [n == "cat" for n in plain.names]
-    close(words.nothing, plain.probs[:, 1:].max(axis=1))
+    assert [n == "cat" for n in words.found] == [n == "cat" for n in plain.found]
+    close(words.nothing, plain.scores[:, 1:].max(axis=1))
 
 
 def test_one_word_alone_is_warned_about(classify, result) -> None:
@@ -143,10 +143,10 @@ def test_classify_then_pool_averages_the_probabilities_of_places(backbone, resul
     other = RegionClassifier(backbone, "pool", proposals=None, order="classify_then_pool", **given)
     first = RegionClassifier(backbone, "pool", proposals=None, **given)
     named, plain = (c(PHOTO, LABELS, regions=result.regions) for c in (other, first))
-    assert np.isfinite(named.probs).all()
-    assert np.abs(named.probs - plain.probs).max() > 1e-4
+    assert np.isfinite(named.scores).all()
+    assert np.abs(named.scores - plain.scores).max() > 1e-4
     again = other(PHOTO, ["cat", "puppy"], regions=result.regions)
-    close(named.reclassify(["cat", "puppy"]).probs, again.probs)
+    close(named.reclassify(["cat", "puppy"]).scores, again.scores)
 
 
 def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
@@ -157,8 +157,8 @@ def test_a_second_look_is_only_for_the_uncertain(backbone, result) -> None:
     named = twice.name(found, LABELS)
     assert 1 <= len(found.second) <= 2
     same = [i for i in range(4) if i not in found.second]
-    close(named.probs[same], plain.probs[same])
-    assert np.abs(named.probs[list(found.second)] - plain.probs[list(found.second)]).max() > 1e-4
+    close(named.scores[same], plain.scores[same])
+    assert np.abs(named.scores[list(found.second)] - plain.scores[list(found.second)]).max() > 1e-4
 
 
 def test_options_reach_their_operator(backbone, result) -> None:
@@ -168,27 +168,27 @@ def test_options_reach_their_operator(backbone, result) -> None:
     )
     tight = RegionClassifier(backbone, "crop", proposals=None, **given)
     one = result.regions.select([1])
-    assert np.abs(wide(PHOTO, LABELS, regions=one).probs - tight(PHOTO, LABELS, regions=one).probs).max() > 1e-5
+    assert np.abs(wide(PHOTO, LABELS, regions=one).scores - tight(PHOTO, LABELS, regions=one).scores).max() > 1e-5
 
 
 def test_recipes_of_segments_read_the_regions(backbone, result) -> None:
     found = RegionClassifier(
         backbone, "pool", recipe="corrclip", proposals=None, templates="photo", protocol=SMALL, proxy="mini-sam"
     )
-    assert np.isfinite(found(PHOTO, LABELS, regions=result.regions).probs).all()
+    assert np.isfinite(found(PHOTO, LABELS, regions=result.regions).scores).all()
 
 
 def test_examples_stand_for_words(classify, result) -> None:
     found = classify.embed(PHOTO, regions=result.regions.select(slice(0, 3)))
     parts = {name: classify.embed(PHOTO, regions=result.regions.select([i])) for i, name in enumerate("abc")}
-    assert classify.name_like(found, parts).names == ("a", "b", "c")
+    assert classify.name_like(found, parts).found == ("a", "b", "c")
     rejected = classify.name_like(found, {"a": parts["a"], "nothing": parts["c"], "b": parts["b"]})
-    assert rejected.names == ("a", "b", "nothing")
-    assert rejected.vocabulary == ("a", "b")
+    assert rejected.found == ("a", "b", "nothing")
+    assert rejected.names == ("a", "b")
     by_words = classify.name_like(found, {"cat": parts["a"], "sky": parts["b"]}, words=1.0)
     plain = classify.name(found, ["cat", "sky"], background="none")
-    close(by_words.probs, plain.probs)
-    assert classify.name_like(found, parts, threshold=0.9999).names == ("nothing",) * 3
+    close(by_words.scores, plain.scores)
+    assert classify.name_like(found, parts, threshold=0.9999).found == ("nothing",) * 3
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_clicks_become_masks_with_names() -> None:
     pytest.importorskip("segment_anything")
     scene = PHOTOS.parent / "scenes" / "water.png"
     result = RegionClassifier("mini")(scene, ["elephant", "fish", "house"], points=[[116, 108]])
-    assert result.names == ("elephant",)
+    assert result.found == ("elephant",)
     assert result.regions.mask(0)[108, 116]
 
 
@@ -215,8 +215,8 @@ def test_recipes_without_features_of_their_own_are_asked_for_scores(recipe, back
     classify = RegionClassifier(backbone, "pool", recipe=recipe, proposals=None, **given)
     assert classify.order == "classify_then_pool"
     found = classify(PHOTO, LABELS, regions=result.regions)
-    assert np.isfinite(found.probs).all()
-    assert np.abs(found.probs - result.probs).max() > 1e-4
+    assert np.isfinite(found.scores).all()
+    assert np.abs(found.scores - result.scores).max() > 1e-4
     with pytest.raises(RecipeError, match="no features to pool"):
         RegionClassifier(backbone, "pool", recipe=recipe, proposals=None, order="pool_then_classify", **given)
 
@@ -232,8 +232,8 @@ def test_maps_and_instances(result) -> None:
     assert ids.shape == result.image.shape[:2]
     assert len(result.panoptic(stuff=LABELS[:1]).segments) >= 1
     best = result.instances(iou=0.9)
-    assert (np.diff(best.scores) <= 0).all()
-    assert "nothing" not in best.names
+    assert (np.diff(best.confidence) <= 0).all()
+    assert "nothing" not in best.found
     with pytest.raises(DensevlError, match="no class 'car'"):
         result.panoptic(stuff=["car"])
 
@@ -242,11 +242,11 @@ def test_the_ways_out(result, tmp_path) -> None:
     coco = result.to_coco(7)
     assert [entry["image_id"] for entry in coco] == [7] * 3, "an empty region has no name"
     assert coco[0]["bbox"] == [30, 20, 270, 180]
-    assert coco[0]["category_name"] == result.names[0]
+    assert coco[0]["category_name"] == result.found[0]
     written = result.save(tmp_path / "out" / "cat.json")
     assert [path.name for path in written] == ["cat.json", "cat_overlay.png"]
     content = json.loads(written[0].read_text())
-    assert content["vocabulary"] == ["cat", "dog", "sky"]
+    assert content["names"] == ["cat", "dog", "sky"]
     assert len(content["regions"]) == 3
     assert content["meta"]["model"] == "tiny"
     assert Image.open(written[1]).size[0] >= result.image.shape[1]
@@ -258,13 +258,13 @@ def test_supervision_gets_the_named_regions(result) -> None:
     pytest.importorskip("supervision")
     found = result.to_supervision()
     assert len(found) == 3
-    assert found.data["class_name"].tolist() == list(result.names[:3])
+    assert found.data["class_name"].tolist() == list(result.found[:3])
     assert found.mask.shape == (3, *result.image.shape[:2])
 
 
 def test_a_result_travels_without_its_model(result) -> None:
     there = pickle.loads(pickle.dumps(result))
-    assert there.names == result.names
+    assert there.found == result.found
     with pytest.raises(DensevlError, match="left its model"):
         there.reclassify(["cat"])
     with pytest.raises(DensevlError, match="left its model"):
@@ -313,6 +313,6 @@ def test_the_shipped_model_knows_its_own_drawings() -> None:
     classify = RegionClassifier("mini", "cls_mask", proposals=None)
     scene = PHOTOS.parent / "scenes" / "wood.png"
     boxes = [[18, 122, 75, 184], [105, 101, 159, 157], [30, 8, 72, 50], [150, 165, 190, 190]]
-    names = classify(scene, ["penguin", "mushroom", "aeroplane", "cat"], boxes=boxes).names
+    names = classify(scene, ["penguin", "mushroom", "aeroplane", "cat"], boxes=boxes).found
     assert names[:3] == ("penguin", "mushroom", "aeroplane")
     assert names[3] == "nothing", "wood competes as background"

@@ -120,8 +120,8 @@ def test_options_of_the_segmenter_reach_regions(tiny, name) -> None:
         RegionClassifier(tiny, **{**settings, **own})(PHOTO, ["cat", "dog"], boxes=boxes)
         for own in ({}, {name: OPTIONS[name]})
     )
-    assert (plain.probs != other.probs).any()
-    assert np.abs(other.probs.sum(axis=1)).max() <= 1 + 1e-5
+    assert (plain.scores != other.scores).any()
+    assert np.abs(other.scores.sum(axis=1)).max() <= 1 + 1e-5
     if name == "presence":
         assert other.meta["absent"] == ["cat", "dog"]
         assert set(other.labels.tolist()) == {-1}

@@ -70,7 +70,7 @@ def test_a_click_on_the_elephant_is_an_elephant() -> None:
 
     found = prompted(SCENE, points=[(116, 108)], boxes=[(12, 130, 60, 182)])
     result = RegionClassifier("mini", proposals=None)(SCENE, ["elephant", "fish", "house"], regions=found)
-    assert result.names == ("elephant", "house")
+    assert result.found == ("elephant", "house")
     assert found.mask(0)[108, 116]
 
 

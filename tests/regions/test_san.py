@@ -119,7 +119,7 @@ def test_a_photo_is_found_and_named(file, backbone) -> None:
     assert len(result) == QUERIES
     torch.testing.assert_close(san.void.norm(), torch.tensor(1.0))
     filled = result.regions.areas > 0
-    np.testing.assert_array_less((result.probs.sum(axis=1) + result.nothing)[filled], 1 + 1e-5)
+    np.testing.assert_array_less((result.scores.sum(axis=1) + result.nothing)[filled], 1 + 1e-5)
     assert result.semantic("sum").labels.shape == (70, 101)
     assert len(result.reclassify(["sky", "sea"])) == QUERIES
 

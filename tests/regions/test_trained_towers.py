@@ -115,8 +115,8 @@ def test_a_classifier_takes_the_file_as_an_option_and_reads_it_once(files, monke
     monkeypatch.setattr("densevl.regions.operators.trained.read_checkpoint", None)
     photo = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     result = classify(photo, ["cat", "dog"], boxes=[[3, 4, 30, 30], [10.5, 2, 59, 39]])
-    assert len(result.names) == 2
-    assert np.isfinite(result.scores).all()
+    assert len(result.found) == 2
+    assert np.isfinite(result.confidence).all()
 
 
 @pytest.mark.parametrize(

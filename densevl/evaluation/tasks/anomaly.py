@@ -121,7 +121,7 @@ class AnomalyTask(Task):
 
     def pictures(self, sample: Sample, found: AnomalyResult) -> tuple[tuple[str, Picture], ...]:
         truth = painted(sample.image, sample.truth.astype(np.int16) - 1, ("damage",))
-        return ("photo", sample.image), ("truth", truth), ("heat map", found.heat())
+        return ("photo", sample.image), ("truth", truth), ("heat map", found.overlay())
 
     def dump(self, index: int, sample: Sample, found: AnomalyResult) -> dict[str, bytes]:
         buffer = io.BytesIO()

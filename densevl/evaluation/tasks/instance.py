@@ -45,7 +45,7 @@ class InstanceTask(RegionTask):
 
         def best(result: RegionResult) -> Instances:
             found = result.instances(**{"top": self._cap, **self.experiment.resolve})
-            return Instances(found.labels + first, found.scores, tuple(found.regions.to_rle()))
+            return Instances(found.labels + first, found.confidence, tuple(found.regions.to_rle()))
 
         return predictor(sample, best)
 

@@ -370,11 +370,11 @@ class FewShot:
         decided = decide(logp, classes, len(labels), policy, valid=valid)
         return RegionResult(
             regions=found.regions,
-            vocabulary=labels.names,
-            probs=decided.probs.cpu().numpy(),
+            names=labels.names,
+            scores=decided.probs.cpu().numpy(),
             nothing=decided.nothing.cpu().numpy(),
             labels=decided.labels.cpu().numpy(),
-            scores=decided.scores.cpu().numpy(),
+            confidence=decided.scores.cpu().numpy(),
             image=found.image,
             embeddings=found.vectors,
             meta={

@@ -54,7 +54,7 @@ class RegionClassifier:
 
     >>> classify = RegionClassifier("mini")
     >>> result = classify("scene.png", ["cat", "dog | puppy"])
-    >>> result.names, result.boxes, result.scores
+    >>> result.found, result.boxes, result.confidence
     """
 
     @checked
@@ -278,7 +278,7 @@ class RegionClassifier:
             regions: regions=, boxes=, rle= or points=, as of a call; without, the proposer finds them.
 
         Returns:
-            A result whose vocabulary is the words that were kept, and whose regions are merged ones.
+            A result whose names are the words that were kept, and whose regions are merged ones.
 
         Raises:
             As a call. LabelError: the model covers none of the words. OptionError: shares out of range.
@@ -298,7 +298,7 @@ class RegionClassifier:
         groups = together(found.regions, labels.cpu().numpy(), overlap)
         merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
         result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
-        kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.scores, 0), threshold=REPEATED))
+        kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.confidence, 0), threshold=REPEATED))
         warned = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
         return replace(result.select(kept), warnings=warned)
 
@@ -374,11 +374,11 @@ class RegionClassifier:
         decided = decide(logp, classes, len(names), policy, margin=self.margin, valid=valid)
         return RegionResult(
             regions=found.regions,
-            vocabulary=names,
-            probs=decided.probs.cpu().numpy(),
+            names=names,
+            scores=decided.probs.cpu().numpy(),
             nothing=decided.nothing.cpu().numpy(),
             labels=decided.labels.cpu().numpy(),
-            scores=decided.scores.cpu().numpy(),
+            confidence=decided.scores.cpu().numpy(),
             image=found.image,
             embeddings=found.vectors,
             meta=self._meta(found, policy),

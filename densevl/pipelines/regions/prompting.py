@@ -27,7 +27,7 @@ def prompted(
     """Make one mask of each click and each box; the photo is encoded once.
 
     >>> regions = prompted("scene.png", points=[(116, 108)], boxes=[(20, 120, 75, 185)])
-    >>> classify("scene.png", ["elephant", "penguin"], regions=regions).names
+    >>> classify("scene.png", ["elephant", "penguin"], regions=regions).found
 
     Args:
         image: as `read_image` takes it. points: x, y in pixels, a click each. boxes: x0, y0, x1, y1 in pixels.
