@@ -129,7 +129,7 @@ def picture(backbone: Backbone) -> np.ndarray:
             image,
             np.repeat(mask[..., None], 3, 2) * np.uint8(255),
             words.overlay(),
-            one.heat(),
+            one.overlay(),
         ]
         tiles += [np.asarray(Image.fromarray(tile).resize((144, 144), Image.Resampling.BICUBIC)) for tile in row]
         titles += [material.name, DEFECTS[number % len(DEFECTS)], "truth", "words", "1-shot"]
