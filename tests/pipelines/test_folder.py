@@ -305,3 +305,14 @@ def test_exports_and_scores_of_a_resumed_run_are_those_of_a_whole_one(photos, tm
         # the parts were named before they were known to be in a folder, so only the tables are the same
         for name in ("coco.json", "scores.csv", "errors.jsonl", "contact_sheet.png"):
             assert first.get(name) == second.get(name), name
+
+
+def test_a_run_killed_again_and_again_leaves_the_files_of_an_undisturbed_one(tmp_path) -> None:
+    from tools import bench_folder
+
+    photos = tmp_path / "photos"
+    bench_folder.make_images(photos, 30, 3)
+    assert command(*bench_folder.command(photos, tmp_path / "w")[3:])[0] == 3
+    assert bench_folder.killed_run(photos, tmp_path / "k", 30, kills=3) == 3
+    assert len(rows(tmp_path / "k")) == 3
+    assert content(tmp_path / "k") == content(tmp_path / "w")
