@@ -136,6 +136,9 @@ def anomaly_score(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard: options.Shard = options.SHARD,
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
     from densevl.pipelines import gathered
@@ -156,6 +159,9 @@ def anomaly_score(
         quiet=quiet,
         overwrite=overwrite,
         strict=strict,
+        ray=ray,
+        workers=workers,
+        shard=shard,
     )
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as Bar
 from rich.text import Text
 
+from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, fail, file_name, stderr, stdout
 from densevl.pipelines.watch import Job, Watch
 
@@ -128,26 +129,34 @@ def run_images(
     quiet: bool,
     overwrite: bool,
     strict: bool,
+    ray: str | None = None,
+    workers: int = 1,
+    shard: int = options.SHARD,
     loaded: Callable[[Task], None] = lambda task: None,
 ) -> None:
     """Do a work with images, and end with the exit code that says how it went.
 
     Args:
         together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
+        ray, workers, shard: of a `Cluster`; without an address the work is done here.
     """
     from densevl.images import find_images
+    from densevl.pipelines.cluster import Cluster
     from densevl.pipelines.folder import ERRORS, to_files
     from densevl.pipelines.looping import BAD
 
     found = find_images(images, skip=out)
     with stderr().status("loading the model"):  # shown on a terminal only
-        task = work.task()
+        task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
     loaded(task)
     if not quiet:
         say_left_out(found.left_out)
     screen = Screen(describe, task.kind, out, as_json=as_json, quiet=quiet)
     try:
-        report = to_files(task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen)
+        cluster = None if ray is None else Cluster(work, ray, workers, shard)
+        report = to_files(
+            task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen, cluster=cluster
+        )
     except BAD as error:  # the only image, or the first bad one with --strict
         fail(error)
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error

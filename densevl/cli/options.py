@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
+SHARD = 64
 
 MODELS = (
     *("auto", "photo", "mini", "ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/metaclip_fullcc"),

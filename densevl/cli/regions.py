@@ -86,6 +86,9 @@ def regions(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard: options.Shard = options.SHARD,
 ) -> None:
     """Find regions and name them: a JSON of masks, boxes, names and scores, and an overlay, for each image.
 
@@ -128,6 +131,9 @@ def regions(
         quiet=quiet,
         overwrite=overwrite,
         strict=strict,
+        ray=ray,
+        workers=workers,
+        shard=shard,
     )
 
 

@@ -45,6 +45,9 @@ def segment(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard: options.Shard = options.SHARD,
 ) -> None:
     """Segment images by words: a label PNG, an overlay and a JSON for each.
 
@@ -73,6 +76,9 @@ def segment(
         quiet=quiet,
         overwrite=overwrite,
         strict=strict,
+        ray=ray,
+        workers=workers,
+        shard=shard,
         loaded=loaded,
     )
 

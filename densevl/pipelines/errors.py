@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
-from densevl.errors import OutputError
-from densevl.files import renew, shown
+from densevl.pipelines.storing import Store
 
 
 class ErrorList:
-    """A file of JSON lines, {"image": ..., "error": ...}. Attributes: path; rows: message by image."""
+    """A file of JSON lines, {"image": ..., "error": ...}. Attributes: rows: message by image."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows, self._begun = path, dict[str, str](), False
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self.rows, self._begun = dict[str, str](), False
 
     def begin(self) -> None:
         """Read what an earlier run left; a row that a kill cut goes."""
-        if not self._begun and self.path.exists():
-            self.rows = _read(self.path)
+        if not self._begun and self._store.exists(self._name):
+            self.rows = _read(self._store.read(self._name))
             self._write(self.rows)
         self._begun = True
 
@@ -30,15 +29,9 @@ class ErrorList:
             OutputError: the disk refuses.
         """
         self.begin()
-        if self.rows.get(image) == error:
-            return
-        self.rows[image] = error
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_row(image, error))
-        except OSError as reason:
-            raise OutputError(f"cannot write {shown(self.path)}: {reason.strerror}") from reason
+        if self.rows.get(image) != error:
+            self.rows[image] = error
+            self._store.append(self._name, _row(image, error).encode())
 
     def close(self, images: Iterable[str], errors: dict[str, str]) -> None:
         """Leave the rows of these errors, in the order of the images; no file if there are none."""
@@ -46,15 +39,15 @@ class ErrorList:
         if rows and self._begun:
             self._write(rows)
         elif not rows:
-            self.path.unlink(missing_ok=True)
+            self._store.remove([self._name])
 
     def _write(self, rows: dict[str, str]) -> None:
-        renew(self.path, "".join(_row(image, error) for image, error in rows.items()).encode())
+        self._store.renew(self._name, "".join(_row(image, error) for image, error in rows.items()).encode())
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(data: bytes) -> dict[str, str]:
     rows = {}
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in data.split(b"\n")[:-1]:
         try:
             row = json.loads(line)
             rows[row["image"]] = row["error"]

@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from densevl import __version__
-from densevl.errors import OutputError
-from densevl.files import RUN_FILE, guard, renew, shown, unique_stems
+from densevl.errors import ImageError, OutputError
+from densevl.files import RUN_FILE, shown, unique_stems
 from densevl.fitted import differing
 from densevl.images import Found, read_image
+from densevl.pipelines.cluster import Cluster
 from densevl.pipelines.errors import ErrorList
 from densevl.pipelines.gathered import Gathered
 from densevl.pipelines.looping import each, stamp
+from densevl.pipelines.storing import open_store
 from densevl.pipelines.tasks import KINDS, Task
 from densevl.pipelines.watch import Job, Watch
 
 ERRORS = "errors.jsonl"
 RESERVED = ("densevl", "errors", "contact_sheet", "scores", "coco", "panoptic", "labelme")
 """Names that no result gets, as files of the whole run have them."""
-PARTS = ".densevl-*.part"
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Report:
     done: list[Job] = field(default_factory=list)
     fresh: int = 0
     errors: dict[str, str] = field(default_factory=dict)
-    files: list[Path] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -53,7 +54,7 @@ class Folder:
     """A folder of results: what is in it, what made it, and what is still to be done.
 
     Attributes:
-        path: the folder. kind: what is written for each image. facts: what made it. jobs: those of this call.
+        store: the folder. kind: what is written for each image. facts: what made it. jobs: those of this call.
     """
 
     def __init__(
@@ -74,13 +75,10 @@ class Folder:
             OutputError: the folder holds results of another run, or a file that would be replaced is an image that was
                 given or somebody else's; or it cannot be a folder. ImageError: the only image does not exist.
         """
-        self.path, self.kind = Path(path), task.kind
+        self.store, self.kind = open_store(path), task.kind
         self.facts = json.loads(json.dumps({"use": task.kind.use, **task.facts}, default=str))
         if len(found.paths) == 1 and not os.path.isfile(found.paths[0]):
             read_image(found.paths[0])  # raises with the cause
-        place = next((place for place in (self.path, *self.path.parents) if place.exists()), None)
-        if place is not None and not place.is_dir():
-            raise OutputError(f"{shown(place)} is a file, so results cannot be written to {shown(path)}; name a folder")
         known, own, gone = self._record(overwrite)
         keys = [os.path.abspath(image) for image in found.paths]
         states = [stamp(image) for image in found.paths]
@@ -95,19 +93,19 @@ class Folder:
                 stale.append(job)
         files = [one.file for one in together if one.file]
         common = [RUN_FILE, ERRORS, *files, *(name for one in together for name in one.parts(new))]
-        guard([*self._files(new), *(self.path / name for name in common)], inputs=found.paths, overwrite=overwrite)
-        guard(self._files(old), inputs=found.paths, overwrite=True)  # ours, as the run file says
-        self._remove([*gone, *self._files(stale)])
+        self.store.guard([*self._files(new), *common], inputs=found.paths, overwrite=overwrite)
+        self.store.guard(self._files(old), inputs=found.paths, overwrite=True)  # ours, as the run file says
+        self.store.remove([*gone, *self._files(stale)])
         self._sweep()
         self._images = known | {
             key: [job.name, *state] for key, job, state in zip(keys, self.jobs, states, strict=True)
         }
         self._own = sorted({*own, ERRORS, *files})
-        self.errors, self._begun = ErrorList(self.path / ERRORS), False
+        self.errors, self._begun = ErrorList(self.store, ERRORS), False
 
     def is_done(self, job: Job) -> bool:
         """Whether all files of an image are there; each is whole or absent."""
-        return all(map(os.path.exists, self._files([job])))
+        return self.store.has(job, self.kind)
 
     def save(self, job: Job, result: Any) -> None:
         """Write the files of one image.
@@ -117,15 +115,11 @@ class Folder:
         """
         self.begin()
         result.meta.pop("seconds", None)  # files do not differ between two runs
-        result.save(self.output(job, self.kind.main))
-
-    def output(self, job: Job, ending: str) -> Path:
-        """A file of one image."""
-        return self.path / f"{job.name}{ending}"
+        self.store.save(job, self.kind, result)
 
     def content(self, job: Job) -> dict[str, Any]:
         """What the JSON of a result says."""
-        return json.loads(self.output(job, self.kind.endings[0]).read_bytes())
+        return json.loads(self.store.read(f"{job.name}{self.kind.endings[0]}"))
 
     def fail(self, job: Job, error: str) -> None:
         """Add a row to errors.jsonl, at once."""
@@ -144,7 +138,7 @@ class Folder:
         head = {"densevl": __version__, "files": self._own, "facts": self.facts}
         images = ",\n".join(f"  {json.dumps(image)}: {json.dumps(entry)}" for image, entry in self._images.items())
         text = f'{json.dumps(head, indent=1)[:-2]},\n "images": {{\n{images}\n }}\n}}\n'
-        renew(self.path / RUN_FILE, text.encode())
+        self.store.renew(RUN_FILE, text.encode())
         self.errors.begin()
         self._begun = True
 
@@ -156,7 +150,7 @@ class Folder:
         """
         out = "name another --out, or start over with --overwrite"
         try:
-            record = json.loads((self.path / RUN_FILE).read_bytes())
+            record = json.loads(self.store.read(RUN_FILE))
             facts, images, own = record["facts"], dict(record["images"]), list(record["files"])
             kind = KINDS.get(facts.get("use"), self.kind)
         except FileNotFoundError:
@@ -164,14 +158,14 @@ class Folder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if overwrite:
                 return {}, [], []
-            raise OutputError(f"{shown(self.path / RUN_FILE)} is damaged; {out}") from error
+            raise OutputError(f"{shown(self.store.where(RUN_FILE))} is damaged; {out}") from error
         if facts == self.facts:
             return images, own, []
         if not overwrite:
             told = differing(facts, self.facts)
-            raise OutputError(f"{shown(self.path)} holds results of another run ({told}); {out}")
+            raise OutputError(f"{shown(self.store.place)} holds results of another run ({told}); {out}")
         results = self._files([Job(image, str(entry[0])) for image, entry in images.items()], kind.endings)
-        return {}, [], [*results, *(f"{self.path}{os.sep}{name}" for name in own)]
+        return {}, [], [*results, *own]
 
     def _names(self, found: Found, keys: Sequence[str], known: dict[str, list[Any]]) -> list[str]:
         """A name for each image: the one it has, or a new one that nobody has."""
@@ -190,22 +184,10 @@ class Folder:
         return [names[index] for index in range(len(keys))]
 
     def _files(self, jobs: Sequence[Job], endings: Sequence[str] = ()) -> list[str]:
-        return [f"{self.path}{os.sep}{job.name}{end}" for job in jobs for end in endings or self.kind.endings]
-
-    def _remove(self, paths: Sequence[str]) -> None:
-        for path in paths:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise OutputError(f"cannot replace {shown(path)}: {error.strerror}") from error
+        return [f"{job.name}{end}" for job in jobs for end in endings or self.kind.endings]
 
     def _sweep(self) -> None:
-        """Remove what a killed run had begun to write."""
-        for folder in {(self.path / job.name).parent for job in self.jobs} | {self.path}:
-            for part in folder.glob(PARTS):
-                part.unlink(missing_ok=True)
+        self.store.sweep(["", *{job.name.rpartition("/")[0] for job in self.jobs}])
 
 
 def work_through(
@@ -247,6 +229,7 @@ def to_files(
     overwrite: bool = False,
     strict: bool = False,
     watch: Watch | None = None,
+    cluster: Cluster | None = None,
 ) -> Report:
     """Do a task with every image and write the results; what is done already is left as it is.
 
@@ -255,7 +238,7 @@ def to_files(
         out: the folder; subfolders are those of the images.
         together: what is written of all images besides; see `densevl.pipelines.gathered`.
         overwrite: start over, and replace files of others. strict: stop at the first bad image.
-        watch: is told what happens.
+        watch: is told what happens. cluster: does the work; None does it here.
 
     Returns:
         The report. Bad images are also listed in errors.jsonl.
@@ -273,7 +256,10 @@ def to_files(
         for job in folder.jobs if watch.wants_content else ():
             if job not in missing:
                 watch.found(job, folder.content(job))
-        errors = work_through(folder, waiting, task, watch, strict=strict)
+        if cluster is None:
+            errors = work_through(folder, waiting, task, watch, strict=strict)
+        else:
+            errors = _work_on(cluster, folder, waiting, watch, strict=strict)
     finally:
         watch.end()
     report = Report([job for job in folder.jobs if job.image not in errors], len(waiting) - len(errors), errors)
@@ -283,3 +269,23 @@ def to_files(
     folder.close(errors)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _work_on(
+    cluster: Cluster, folder: Folder, jobs: Sequence[Job], watch: Watch, *, strict: bool = False
+) -> dict[str, str]:
+    """Do jobs on other machines; as `work_through`, but bad images are known when their shard is done."""
+    errors: dict[str, str] = {}
+    if jobs:
+        folder.begin()
+    for done, bad in cluster.run(folder.facts, folder.store, jobs):
+        for job in done:
+            if job.image in bad:
+                folder.fail(job, bad[job.image])
+                watch.failed(job, bad[job.image])
+                if strict:
+                    raise ImageError(bad[job.image])
+            else:
+                watch.done(job, None, folder.content(job) if watch.wants_content else {})
+        errors |= bad
+    return errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from densevl.drawing import contact_sheet
-from densevl.files import renew
 from densevl.images import encode_png, read_image
+from densevl.pipelines.storing import Local, Store
 from densevl.pipelines.watch import Job
 from densevl.regions.exports import EXPORTS, open_export
 from densevl.regions.result import RegionResult
@@ -29,10 +30,9 @@ WIDTH = 1600  # of a sheet, in pixels
 class Results(Protocol):
     """The folder that results are in; see `densevl.pipelines.folder.Folder`."""
 
-    path: Path
+    store: Store
 
     def content(self, job: Job) -> dict[str, Any]: ...
-    def output(self, job: Job, ending: str) -> Path: ...
 
 
 class Gathered(ABC):
@@ -45,7 +45,7 @@ class Gathered(ABC):
         return []
 
     @abstractmethod
-    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """Write it, unless it is there with this content.
 
         Raises:
@@ -61,20 +61,20 @@ class Sheet(Gathered):
     columns: int = 2
     file = SHEET
 
-    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`; scored images come the most anomalous first."""
         scores = {job: results.content(job).get("score") for job in jobs}
         ranked = sorted(jobs, key=lambda job: -(scores[job] or 0.0))
         columns = max(self.columns, min(10, math.ceil(math.sqrt(len(jobs)) / 2)))
         pictures = []
         for job in ranked:
-            with Image.open(results.output(job, self.picture)) as picture:
+            with Image.open(io.BytesIO(results.store.read(f"{job.name}{self.picture}"))) as picture:
                 picture.thumbnail((WIDTH // columns, 4 * WIDTH))
                 pictures.append(read_image(picture))
         named = [(Path(job.image).name, scores[job]) for job in ranked]
         titles = [name if score is None else f"{name}  {score:.3f}" for name, score in named]
         sheet = contact_sheet(pictures, titles, columns=columns, width=WIDTH)
-        return [renew(results.path / self.file, encode_png(sheet))]
+        return [results.store.renew(self.file, encode_png(sheet))]
 
 
 class Scores(Gathered):
@@ -82,7 +82,7 @@ class Scores(Gathered):
 
     file = SCORES
 
-    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
         buffer = io.StringIO(newline="")
         writer = csv.writer(buffer)
@@ -94,7 +94,7 @@ class Scores(Gathered):
             image = job.image.encode(errors="backslashreplace").decode()
             largest, peak = told["map"]["max"], told["peak"]
             writer.writerow([image, f"{told['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]])
-        return [renew(results.path / self.file, buffer.getvalue().encode())]
+        return [results.store.renew(self.file, buffer.getvalue().encode())]
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,18 @@ class Export(Gathered):
         part, ending = EXPORTS[self.kind].part, EXPORTS[self.kind].ending
         return [f"{part}/{job.name}{ending}" for job in jobs] if part else []
 
-    def write(self, results: Results, jobs: Sequence[Job]) -> list[Path]:
+    def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
-        export = open_export(self.kind, results.path, self.names, stuff=self.stuff, overwrite=self.overwrite)
+        if isinstance(results.store, Local):
+            return list(map(str, self._into(results.store.path, results, jobs)))
+        with tempfile.TemporaryDirectory() as temporary:
+            self._into(Path(temporary), results, jobs)
+            files = [path for path in sorted(Path(temporary).rglob("*")) if path.is_file()]
+            names = [path.relative_to(temporary).as_posix() for path in files]
+            return [results.store.renew(name, path.read_bytes()) for name, path in zip(names, files, strict=True)]
+
+    def _into(self, folder: Path, results: Results, jobs: Sequence[Job]) -> list[Path]:
+        export = open_export(self.kind, folder, self.names, stuff=self.stuff, overwrite=self.overwrite)
         for job in jobs:
             told = results.content(job)
             nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported

@@ -22,6 +22,7 @@ from densevl.images.listing import Sources
 from densevl.pipelines.errors import ErrorList
 from densevl.pipelines.looping import each, one_by_one, stamp
 from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.storing import open_store
 from densevl.pipelines.watch import Job, Watch
 from densevl.proposals import Proposals
 from densevl.regions.embedded import RegionEmbeddings
@@ -108,7 +109,9 @@ class RegionSearch:
         new: list[tuple[Photo, Proposals, Any]] = []
         added: list[str] = []
         failed: dict[str, str] = {}
-        listed = None if self.path is None else ErrorList(self.path.with_suffix(".errors.jsonl"))
+        listed = None
+        if self.path is not None:
+            listed = ErrorList(open_store(self.path.parent), f"{self.path.stem}.errors.jsonl")
 
         def bad(path: str, error: Exception) -> None:
             failed[path] = str(error)

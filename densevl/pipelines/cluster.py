@@ -1,0 +1,120 @@
+"""The loop over a folder on a Ray cluster: shards of images go to workers, each with the model loaded once.
+
+Nothing but paths and messages travels; all machines see the same folders. A worker that is lost is replaced by Ray, and
+what it had done of its shard is found done: every image has its results once, whoever made them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from densevl.errors import DensevlError, MissingExtraError
+from densevl.fitted import differing
+from densevl.pipelines.looping import each
+from densevl.pipelines.storing import Store
+from densevl.pipelines.tasks import Work
+from densevl.pipelines.watch import Job
+
+SHARD = 64
+Outcome = tuple[list[Job], dict[str, str]]
+"""The jobs of a shard, and the message of each bad image."""
+
+
+class _Worker:
+    """An actor of Ray Data: a row in is a shard, a row out what became of it.
+
+    What is wrong with the whole run goes home in a row: an actor that raised would be started again and again.
+    """
+
+    def __init__(self, work: Work, facts: dict[str, Any], store: Store, threads: int | None) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        self.store, self.wrong = store, ""
+        try:
+            self.task = work.task()
+        except DensevlError as error:
+            self.wrong = str(error)
+            return
+        own = json.loads(json.dumps({"use": self.task.kind.use, **self.task.facts}, default=str))
+        if told := differing(facts, own):
+            self.wrong = f"a worker would give other results than asked for ({told}): install the same everywhere"
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        errors: dict[str, str] = {}
+        try:
+            if not self.wrong:
+                self._work([Job(image, name) for image, name in json.loads(row["jobs"])], errors)
+        except DensevlError as error:
+            self.wrong = str(error)
+        return {"jobs": row["jobs"], "errors": json.dumps(errors), "wrong": self.wrong}
+
+    def _work(self, jobs: Sequence[Job], errors: dict[str, str]) -> None:
+        waiting = {job.image: job for job in jobs if not self.store.has(job, self.task.kind)}
+
+        def failed(image: Any, error: Exception) -> None:
+            errors[image] = str(error)
+
+        for image, result in each(self.task.run, list(waiting), failed):
+            result.meta.pop("seconds", None)  # files do not differ between two runs
+            self.store.save(waiting[image], self.task.kind, result)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster and how work is handed out on it.
+
+    Attributes:
+        work: what is done. address: "local" starts Ray on this machine; else that of a cluster, such as "auto".
+        workers: how many, each with a model of its own. shard: images a worker takes at a time.
+        threads: of torch, for each worker; None leaves it to torch.
+    """
+
+    work: Work
+    address: str = "local"
+    workers: int = 1
+    shard: int = SHARD
+    threads: int | None = None
+
+    def run(self, facts: dict[str, Any], store: Store, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Do jobs, and tell of each shard when it is done.
+
+        Args:
+            facts: of the task, which those of every worker must equal. store: where results go.
+
+        Raises:
+            MissingExtraError: Ray is not installed. DensevlError: a worker has another model or version, or cannot go on.
+        """
+        try:
+            import ray
+            import ray.data
+        except ImportError as error:
+            raise MissingExtraError("ray", "ray", "work on several machines") from error
+        if not ray.is_initialized():
+            place = None if self.address == "local" else self.address
+            ray.init(place, log_to_driver=False, logging_level=logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by `Watch`
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # a GPU each, where there are enough
+        if not jobs:
+            return
+        parts = [jobs[first : first + self.shard] for first in range(0, len(jobs), self.shard)]
+        rows = [{"jobs": json.dumps([[job.image, job.name] for job in part])} for part in parts]
+        # One shard is one block: shards are handed out as workers become free, and only paths are held in memory.
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))
+        worker: Any = _Worker
+        done = data.map(
+            worker,
+            fn_constructor_args=(self.work, facts, store, self.threads),
+            num_gpus=gpus,
+            compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
+        )
+        for row in done.iter_rows():
+            if row["wrong"]:
+                raise DensevlError(row["wrong"])
+            yield [Job(image, name) for image, name in json.loads(row["jobs"])], json.loads(row["errors"])

@@ -1,0 +1,216 @@
+"""Where results are written: a folder that this machine sees, or an address of fsspec ("s3://bucket/results")."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from densevl.errors import MissingExtraError, OutputError
+from densevl.files import atomic_write, guard, shown
+from densevl.pipelines.tasks import Kind
+from densevl.pipelines.watch import Job
+
+PARTS = ".densevl-*.part"
+
+
+class Store(ABC):
+    """A place of files by name, "/" between folders; it travels to other machines. Attributes: place: as given."""
+
+    place: str
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+
+    @abstractmethod
+    def append(self, name: str, data: bytes) -> None:
+        """Add to the end of a file, at once."""
+
+    @abstractmethod
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files that are there."""
+
+    @abstractmethod
+    def save(self, job: Job, kind: Kind, result: Any) -> None:
+        """Write the files of one image."""
+
+    @abstractmethod
+    def guard(self, names: Iterable[str], *, inputs: Iterable[str], overwrite: bool) -> None:
+        """Refuse to write over what densevl did not write; see `files.guard`."""
+
+    def sweep(self, folders: Iterable[str]) -> None:
+        """Remove what a killed run had begun to write in these folders."""
+        return None
+
+    def has(self, job: Job, kind: Kind) -> bool:
+        """Whether all files of an image are there; each is whole or absent."""
+        return all(self.exists(f"{job.name}{ending}") for ending in kind.endings)
+
+    def renew(self, name: str, data: bytes) -> str:
+        """Write a file unless it holds just that; where it is."""
+        try:
+            if self.read(name) == data:
+                return self.where(name)
+        except FileNotFoundError:
+            pass
+        self.write(name, data)
+        return self.where(name)
+
+    def where(self, name: str) -> str:
+        """A file's path or address."""
+        return f"{self.place.rstrip('/')}/{name}"
+
+
+def open_store(place: str | os.PathLike[str]) -> Store:
+    """The store of a path or an address.
+
+    Raises:
+        OutputError: it cannot be a folder. MissingExtraError: an address, without fsspec.
+    """
+    text = os.fspath(place)
+    local = text.removeprefix("file://")
+    return Remote(text) if re.match(r"[a-z0-9+]+://", local) else Local(local)
+
+
+class Local(Store):
+    """A folder that this machine sees."""
+
+    def __init__(self, place: str) -> None:
+        self.place, self.path = place, Path(place)
+        there = next((folder for folder in (self.path, *self.path.parents) if folder.exists()), None)
+        if there is not None and not there.is_dir():
+            raise OutputError(
+                f"{shown(there)} is a file, so results cannot be written to {shown(place)}; name a folder"
+            )
+
+    def read(self, name: str) -> bytes:
+        """See `Store`."""
+        return (self.path / name).read_bytes()
+
+    def exists(self, name: str) -> bool:
+        """See `Store`."""
+        return os.path.exists(f"{self.place}{os.sep}{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store`."""
+        atomic_write(self.path / name, data)
+
+    def append(self, name: str, data: bytes) -> None:
+        """See `Store`."""
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(data)
+        except OSError as reason:
+            raise OutputError(f"cannot write {shown(path)}: {reason.strerror}") from reason
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Store`."""
+        for name in names:
+            try:
+                os.unlink(f"{self.place}{os.sep}{name}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise OutputError(f"cannot replace {shown(self.path / name)}: {error.strerror}") from error
+
+    def save(self, job: Job, kind: Kind, result: Any) -> None:
+        """See `Store`."""
+        result.save(self.path / f"{job.name}{kind.main}")
+
+    def guard(self, names: Iterable[str], *, inputs: Iterable[str], overwrite: bool) -> None:
+        """See `Store`."""
+        guard([self.path / name for name in names], inputs=inputs, overwrite=overwrite)
+
+    def sweep(self, folders: Iterable[str]) -> None:
+        """See `Store`."""
+        for folder in {self.path / folder for folder in folders}:
+            for part in folder.glob(PARTS):
+                part.unlink(missing_ok=True)
+
+
+class Remote(Store):
+    """An address of fsspec; one object is whole or absent there."""
+
+    def __init__(self, place: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+
+            self._fs, self._root = url_to_fs(place)
+        except ImportError as error:  # of fsspec, or of the package behind a protocol
+            package = "fsspec" if error.name in (None, "fsspec") else str(error.name)
+            raise MissingExtraError(package, "remote", f"writing to {place}") from error
+        except ValueError as error:
+            raise OutputError(f"results cannot be written to {shown(place)}: {error}") from error
+        self.place = place
+
+    def read(self, name: str) -> bytes:
+        """See `Store`."""
+        return self._fs.cat_file(self._at(name))
+
+    def exists(self, name: str) -> bool:
+        """See `Store`."""
+        return self._fs.exists(self._at(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Store`."""
+        try:
+            self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+            self._fs.pipe_file(self._at(name), data)
+        except Exception as error:  # each file system raises its own
+            raise OutputError(f"cannot write {self.where(name)} ({len(data):,} bytes): {error}") from error
+
+    def append(self, name: str, data: bytes) -> None:
+        """See `Store`; objects cannot grow, so the whole is written again."""
+        self.write(name, (self.read(name) if self.exists(name) else b"") + data)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Store`."""
+        for name in names:
+            if self.exists(name):
+                self._fs.rm_file(self._at(name))
+
+    def save(self, job: Job, kind: Kind, result: Any) -> None:
+        """See `Store`."""
+        with tempfile.TemporaryDirectory() as folder:
+            result.save(Path(folder) / f"x{kind.main}")
+            for ending in kind.endings:
+                self.write(f"{job.name}{ending}", (Path(folder) / f"x{ending}").read_bytes())
+
+    def guard(self, names: Iterable[str], *, inputs: Iterable[str], overwrite: bool) -> None:
+        """See `Store`."""
+        given = set(inputs)
+        for name in names:
+            where = self.where(name)
+            if where in given:
+                raise OutputError(f"{where} is one of the inputs and would be overwritten; name another --out")
+            if not overwrite and self.exists(name) and b"densevl" not in self.read(name):
+                raise OutputError(
+                    f"{where} was not written by this run and would be replaced; name another --out, or allow it with "
+                    "--overwrite"
+                )
+
+    def _at(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
