@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from densevl.errors import DensevlError, MissingExtraError
 from densevl.fitted import differing
-from densevl.pipelines.looping import each
+from densevl.pipelines.looping import work_through
 from densevl.pipelines.storing import Store
 from densevl.pipelines.tasks import Work
 from densevl.pipelines.watch import Job
@@ -49,20 +49,26 @@ class _Worker:
         errors: dict[str, str] = {}
         try:
             if not self.wrong:
-                self._work([Job(image, name) for image, name in json.loads(row["jobs"])], errors)
+                jobs = [Job(image, name) for image, name in json.loads(row["jobs"])]
+                self._work(jobs, json.loads(row["bad_before"]), errors)
         except DensevlError as error:
             self.wrong = str(error)
         return {"jobs": row["jobs"], "errors": json.dumps(errors), "wrong": self.wrong}
 
-    def _work(self, jobs: Sequence[Job], errors: dict[str, str]) -> None:
-        waiting = {job.image: job for job in jobs if not self.store.has(job, self.task.kind)}
+    def _work(self, jobs: Sequence[Job], bad_before: Sequence[str], errors: dict[str, str]) -> None:
+        kind = self.task.kind
 
-        def failed(image: Any, error: Exception) -> None:
-            errors[image] = str(error)
-
-        for image, result in each(self.task.run, list(waiting), failed):
+        def save(job: Job, result: Any) -> None:
             result.meta.pop("seconds", None)  # files do not differ between two runs
-            self.store.save(waiting[image], self.task.kind, result)
+            self.store.save(job, kind, result)
+
+        def failed(job: Job, error: Exception) -> None:
+            errors[job.image] = str(error)
+
+        def is_done(job: Job) -> bool:
+            return self.store.has(job, kind)
+
+        work_through(self.task.run, jobs, is_done, save, failed, group=self.task.group, bad_before=bad_before)
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,25 @@ class Cluster:
     shard: int = SHARD
     threads: int | None = None
 
-    def run(self, facts: dict[str, Any], store: Store, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Do jobs, and tell of each shard when it is done.
+    def run(
+        self,
+        facts: dict[str, Any],
+        store: Store,
+        jobs: Sequence[Job],
+        missing: Collection[Job],
+        group: int = 1,
+        bad_before: Collection[str] = (),
+    ) -> Iterator[Outcome]:
+        """Do the jobs that are missing, and tell of each shard when it is done.
 
         Args:
             facts: of the task, which those of every worker must equal. store: where results go.
+            jobs: all of them, so that shards are the same in every run. group: shards hold whole groups of so many.
+            bad_before: see `work_through`.
 
         Raises:
-            MissingExtraError: Ray is not installed. DensevlError: a worker has another model or version, or cannot go on.
+            MissingExtraError: Ray is not installed. DensevlError: a worker has another model or version, or cannot go
+                on.
         """
         try:
             import ray
@@ -101,10 +118,18 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by `Watch`
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # a GPU each, where there are enough
-        if not jobs:
+        size = -(-self.shard // group) * group
+        shards = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+        rows = [
+            {
+                "jobs": json.dumps([[job.image, job.name] for job in part]),
+                "bad_before": json.dumps([job.image for job in part if job.image in bad_before]),
+            }
+            for part in shards
+            if any(job in missing for job in part)
+        ]
+        if not rows:
             return
-        parts = [jobs[first : first + self.shard] for first in range(0, len(jobs), self.shard)]
-        rows = [{"jobs": json.dumps([[job.image, job.name] for job in part])} for part in parts]
         # One shard is one block: shards are handed out as workers become free, and only paths are held in memory.
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         worker: Any = _Worker

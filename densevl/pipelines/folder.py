@@ -24,7 +24,7 @@ from densevl.images import Found, read_image
 from densevl.pipelines.cluster import Cluster
 from densevl.pipelines.errors import ErrorList
 from densevl.pipelines.gathered import Gathered
-from densevl.pipelines.looping import each, stamp
+from densevl.pipelines.looping import stamp, work_through
 from densevl.pipelines.storing import open_store
 from densevl.pipelines.tasks import KINDS, Task
 from densevl.pipelines.watch import Job, Watch
@@ -126,6 +126,11 @@ class Folder:
         self.begin()
         self.errors.add(job.image, error)
 
+    def bad_before(self) -> set[str]:
+        """The images that an earlier call could not read."""
+        self.errors.begin()
+        return set(self.errors.rows)
+
     def close(self, errors: dict[str, str]) -> None:
         """Leave in errors.jsonl the rows of this call, in the order of its images."""
         self.errors.close([job.image for job in self.jobs], errors)
@@ -190,33 +195,44 @@ class Folder:
         self.store.sweep(["", *{job.name.rpartition("/")[0] for job in self.jobs}])
 
 
-def work_through(
-    folder: Folder, jobs: Sequence[Job], task: Task, watch: Watch, *, strict: bool = False
-) -> dict[str, str]:
-    """Do jobs that are not done, here and now.
-
-    Returns:
-        The message of each image that is bad.
-
-    Raises:
-        ImageError, ProposalError: the first bad image, if `strict`. OutputError: the disk refuses.
-    """
-    by_image = {job.image: job for job in jobs}
+def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
+    """Do what is not done of a folder, and return the message of each image that is bad."""
     errors: dict[str, str] = {}
     alone = len(folder.jobs) == 1
 
-    def failed(image: Any, error: Exception) -> None:
-        if not alone:  # one bad image is a mistake, of which nothing is to be left
-            folder.fail(by_image[image], str(error))
-        if strict or alone:
-            raise error
-        errors[image] = str(error)
-        watch.failed(by_image[image], str(error))
-
-    for image, result in each(task.run, [job.image for job in jobs], failed):
-        job = by_image[image]
+    def save(job: Job, result: Any) -> None:
         folder.save(job, result)
         watch.done(job, result, folder.content(job) if watch.wants_content else {})
+
+    def failed(job: Job, error: Exception) -> None:
+        if not alone:  # one bad image is a mistake, of which nothing is to be left
+            folder.fail(job, str(error))
+        if strict or alone:
+            raise error
+        errors[job.image] = str(error)
+        watch.failed(job, str(error))
+
+    bad_before = folder.bad_before()
+    work_through(task.run, folder.jobs, folder.is_done, save, failed, group=task.group, bad_before=bad_before)
+    return errors
+
+
+def _work_on(cluster: Cluster, folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
+    """The same on other machines; bad images are known when their shard is done."""
+    errors: dict[str, str] = {}
+    missing = {job for job in folder.jobs if not folder.is_done(job)}
+    if missing:
+        folder.begin()
+    for done, bad in cluster.run(folder.facts, folder.store, folder.jobs, missing, task.group, folder.bad_before()):
+        for job in done:
+            if job.image in bad:
+                folder.fail(job, bad[job.image])
+                if strict:
+                    raise ImageError(bad[job.image])
+                watch.failed(job, bad[job.image])
+            elif job in missing:
+                watch.done(job, None, folder.content(job) if watch.wants_content else {})
+        errors |= bad
     return errors
 
 
@@ -257,9 +273,9 @@ def to_files(
             if job not in missing:
                 watch.found(job, folder.content(job))
         if cluster is None:
-            errors = work_through(folder, waiting, task, watch, strict=strict)
+            errors = _work_here(folder, task, watch, strict=strict)
         else:
-            errors = _work_on(cluster, folder, waiting, watch, strict=strict)
+            errors = _work_on(cluster, folder, task, watch, strict=strict)
     finally:
         watch.end()
     report = Report([job for job in folder.jobs if job.image not in errors], len(waiting) - len(errors), errors)
@@ -269,23 +285,3 @@ def to_files(
     folder.close(errors)
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _work_on(
-    cluster: Cluster, folder: Folder, jobs: Sequence[Job], watch: Watch, *, strict: bool = False
-) -> dict[str, str]:
-    """Do jobs on other machines; as `work_through`, but bad images are known when their shard is done."""
-    errors: dict[str, str] = {}
-    if jobs:
-        folder.begin()
-    for done, bad in cluster.run(folder.facts, folder.store, jobs):
-        for job in done:
-            if job.image in bad:
-                folder.fail(job, bad[job.image])
-                watch.failed(job, bad[job.image])
-                if strict:
-                    raise ImageError(bad[job.image])
-            else:
-                watch.done(job, None, folder.content(job) if watch.wants_content else {})
-        errors |= bad
-    return errors

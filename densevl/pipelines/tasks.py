@@ -5,7 +5,7 @@ A work (`Segmenting`, `Naming`, `Scoring`) is plain data, so it travels to other
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.pipelines.anomaly.detector import AnomalyDetector
-from densevl.pipelines.looping import Run, one_by_one
+from densevl.pipelines.looping import Failed, Run, one_by_one
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.ensemble import Ensemble
@@ -46,6 +46,7 @@ REGIONS = Kind("regions", (".json", OVERLAY), ".json", OVERLAY, ("regions",))
 ANOMALY = Kind(
     "anomaly", (".json", ".png", ".npy"), ".png", ".png", ("score", "is_anomalous", "anomalous_share", "peak")
 )
+GROUP = 16
 KINDS = {kind.use: kind for kind in (SEGMENT, REGIONS, ANOMALY)}
 
 
@@ -55,12 +56,15 @@ class Task:
 
     Attributes:
         kind: what is written. run: does it. facts: all that decides a result, ready for JSON. pipeline: the model.
+        group: images that may share a pass, counted from the first. A group is always run as a whole, also where some
+            of it is done already: what shares a pass decides the last bits, and a resumed run has the same.
     """
 
     kind: Kind
     run: Run
     facts: dict[str, Any]
     pipeline: Any
+    group: int = 1
 
 
 class Work(Protocol):
@@ -86,7 +90,11 @@ def segmenting(segmenter: Segmenter | Ensemble, labels: Any) -> Task:
     """The task of a segmenter that is loaded."""
     asked = LabelSet.parse(labels)
     facts = {**segmenter.facts(), "labels": asdict(asked)}
-    return Task(SEGMENT, one_by_one(lambda image: segmenter(image, asked)), facts, segmenter)
+
+    def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+        return segmenter.many(images, asked, on_error=failed)
+
+    return Task(SEGMENT, run, facts, segmenter, GROUP)
 
 
 @dataclass(frozen=True)
@@ -122,20 +130,26 @@ class Naming:
             raise OptionError("points need a SAM to make masks of them; take the proposals mini-sam or sam")
         classify = RegionClassifier(**options, proposals=finder)
         given: dict[str, Any] = {"points": [*self.points], "boxes": [*self.boxes]}
-        clicked = bool(self.points or self.boxes)
+        clicked, named = bool(self.points or self.boxes), self.labels
 
         def call(image: Any) -> Any:
             found: dict[str, Any] = {}
             if clicked:
                 found["regions"] = prompted(image, **given, proposer=None if isinstance(finder, str) else finder)
-            if self.labels is None:  # clicks are answered one by one, so nothing is joined
+            if named is None:  # clicks are answered one by one, so nothing is joined
                 return classify.discover(image, overlap=1.0 if clicked else 0.5, **found)
-            result = classify(image, self.labels, **found)
+            result = classify(image, named, **found)
             return result.instances() if self.objects and not clicked else result
 
         labels = asdict(self.labels) if self.labels is not None else None
         facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects}
-        return Task(REGIONS, one_by_one(call), facts, classify)
+        if clicked or named is None or self.objects:
+            return Task(REGIONS, one_by_one(call), facts, classify)
+
+        def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+            return classify.many(images, named, on_error=failed)
+
+        return Task(REGIONS, run, facts, classify)
 
     def _finder(self, device: str | None) -> Any:
         if self.checkpoint is not None:
@@ -165,7 +179,11 @@ class Scoring:
 
 def scoring(detect: AnomalyDetector) -> Task:
     """The task of a detector that is loaded."""
-    return Task(ANOMALY, one_by_one(detect), detect.facts(), detect)
+
+    def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+        return detect.many(images, on_error=failed)
+
+    return Task(ANOMALY, run, detect.facts(), detect, GROUP)
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

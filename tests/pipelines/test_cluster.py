@@ -57,7 +57,7 @@ class Losing(Watch):
 
 @pytest.mark.timeout(600)
 def test_a_lost_machine_leaves_every_image_done_once_and_the_bytes_of_one_process(tmp_path, two_nodes) -> None:
-    make_images(tmp_path / "photos", 40, 3)
+    make_images(tmp_path / "photos", 100, 3)
     found = find_images(tmp_path / "photos")
     alone = to_files(WORK.task(), found, tmp_path / "one")
     nodes, second = two_nodes
@@ -75,7 +75,7 @@ def test_a_lost_machine_leaves_every_image_done_once_and_the_bytes_of_one_proces
     (tmp_path / "two" / "00" / "00001.png").unlink()  # as if the run had been killed
     again = Losing(nodes, None)
     to_files(WORK.task(), found, tmp_path / "two", watch=again, cluster=replace(cluster, workers=1))
-    assert len(again.told) == 4, "one image, and the bad ones"
+    assert len(again.told) == 4, "one image, and the bad ones, are told of"
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
     other = replace(WORK, labels=LabelSet.parse("house"))
