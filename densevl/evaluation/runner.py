@@ -28,7 +28,7 @@ from densevl.evaluation.progress import Show, progress
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
-from densevl.files import atomic_write, shown
+from densevl.files import atomic_write, guard, shown
 
 _LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
@@ -61,7 +61,7 @@ def evaluate(
         dump: keep every prediction: label maps as 16-bit PNG (class index, 65535 for nothing), in the tree of the
             images; instances as COCO results; panoptic maps as COCO's PNG and JSON; anomaly maps as .npy.
         save_every: seconds between two savings of the counts.
-        overwrite: replace files of others that have the names of the report's.
+        overwrite: replace files of others that have the names of the report's, or lie in predictions/.
         quiet: show no progress.
 
     Returns:
@@ -71,9 +71,13 @@ def evaluate(
         DensevlError: as `run` and `report.write`.
     """
     folder = Path(work_dir)
+    predictions = folder / "predictions" if dump else None
     if distributed.rank() == 0:
         report.claim(folder, *report.FILES, overwrite=overwrite)
-        for path in (folder / STATE).glob("????-????.*") if fresh else ():
+        counted = list((folder / STATE).glob("????-????.*"))
+        if predictions is not None and not counted:
+            guard([path for path in predictions.rglob("*") if path.is_file()], overwrite=overwrite)
+        for path in counted if fresh else ():
             path.unlink()
     distributed.barrier()
     task = task_of(experiment)
@@ -82,9 +86,7 @@ def evaluate(
     for warning in used.get("warnings", ()) if distributed.rank() == 0 else ():
         _LOG.warning(warning)
     with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
-        outcome = count(
-            task, predictor, folder, show=show, save_every=save_every, dump=folder / "predictions" if dump else None
-        )
+        outcome = count(task, predictor, folder, show=show, save_every=save_every, dump=predictions)
     files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []
     distributed.barrier()
     return outcome, files

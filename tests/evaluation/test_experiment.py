@@ -267,10 +267,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, reason, tmp_path, monkey
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["report.html", "results.json", "classes.csv", "confusion.csv"])
+@pytest.mark.parametrize(
+    "name", ["report.html", "results.json", "classes.csv", "confusion.csv", "predictions/0.png", "predictions/mine.txt"]
+)
 def test_files_of_others_are_not_replaced_by_a_report(name, scenes, tmp_path) -> None:
-    command = ["folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path / "out"), "--limit", "1"]
-    (tmp_path / "out").mkdir()
+    command = ["folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path / "out"), "--dump"]
+    (tmp_path / "out/predictions").mkdir(parents=True)
     (tmp_path / "out" / name).write_text("mine")
     done = _run(*command)
     assert done.exit_code in (2, 4)
