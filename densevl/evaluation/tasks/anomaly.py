@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,8 @@ class AnomalyTask(Task):
         return AnomalyPredictor(self.dataset, backbone, asked.scoring, shots=asked.shots, **more)
 
     def zeros(self) -> Counts:
-        """Of each category: images, damaged ones, and the sum of their own AUROC in 1 / UNIT."""
-        return {"images": np.zeros((3, len(self.dataset.names)), np.int64)}
+        """Of each category: images, damaged ones, those that have an AUROC of their own, and its sum in 1 / UNIT."""
+        return {"images": np.zeros((4, len(self.dataset.names)), np.int64)}
 
     def predict(self, predictor: Any, sample: Sample) -> AnomalyResult:
         found: AnomalyResult = predictor(sample)
@@ -67,9 +68,8 @@ class AnomalyTask(Task):
 
     def count(self, index: int, sample: Sample, found: AnomalyResult) -> Counted:
         counts, own = self.zeros(), _own_auroc(found.grid, sample.truth)
-        counts["images"][:, self.dataset.names.index(sample.item.category)] = (
-            (1, 0, 0) if np.isnan(own) else (1, 1, round(own * UNIT))
-        )
+        ranked_one = (0, 0) if np.isnan(own) else (1, round(own * UNIT))
+        counts["images"][:, self.dataset.names.index(sample.item.category)] = (1, sample.truth.any(), *ranked_one)
         kept = {
             "score": found.score,
             "size": list(sample.truth.shape),
@@ -79,19 +79,21 @@ class AnomalyTask(Task):
         return Counted(counts, own, kept)
 
     def so_far(self, counts: Counts) -> float:
-        _, damaged, own = counts["images"].sum(axis=1)
-        return float(own / damaged / UNIT) if damaged else NAN
+        _, _, images, own = counts["images"].sum(axis=1)
+        return float(own / images / UNIT) if images else NAN
 
     def judge(self, kept: Kept) -> list[dict[str, float]]:
         """The measures of each category."""
-        found = []
-        for name in self.dataset.names:
+
+        def measures(name: str) -> dict[str, float]:
             metrics = AnomalyMetrics()
             for index, item in enumerate(self.dataset.items):
                 if item.category == name:
                     metrics.update(*_unpacked(kept[index]))
-            found.append(metrics.compute())
-        return found
+            return metrics.compute()
+
+        with ThreadPoolExecutor() as pool:  # sorting, which takes most of the time, lets other threads run
+            return list(pool.map(measures, self.dataset.names))
 
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
         columns = {name: np.array([row[name] for row in self.judged(kept)]) for name in COLUMNS}
@@ -106,7 +108,7 @@ class AnomalyTask(Task):
         return rows
 
     def facts(self, counts: Counts) -> dict[str, Any]:
-        images, damaged, _ = counts["images"].sum(axis=1)
+        images, damaged, _, _ = counts["images"].sum(axis=1)
         return {
             "amount": f"{len(self.dataset.names)} categories, {int(damaged):,} of {int(images):,} images damaged",
             "protocol": {
