@@ -26,7 +26,7 @@ from PIL import Image
 from densevl.backbones import load_backbone
 from densevl.benchmarking.clock import seconds as seconds_of
 from densevl.benchmarking.random_model import random_model
-from densevl.evaluation.metrics.average_precision import mask_ap
+from densevl.evaluation.metrics.average_precision import average_precision
 from densevl.evaluation.metrics.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.images import read_image
 from densevl.pipelines.regions.classifier import RegionClassifier, RegionEmbeddings
@@ -136,7 +136,7 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
     row = {"true masks": 100 * right / total, "ms a scene": 1000 * seconds / len(benchmark.images)}
     if proposals is not None:
         row |= {"found": 100 * found / total, "mini-sam": 100 * found_right / max(1, found)}
-        ap, pq = mask_ap(benchmark.content, coco), panoptic_quality(counts)
+        ap, pq = average_precision(benchmark.content, coco)[0], panoptic_quality(counts)
         row |= {"AP": 100 * ap["AP"], "AP50": 100 * ap["AP50"], "PQ": 100 * pq["PQ"]}
     return row
 

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as rle
 
 from densevl.errors import DatasetError, EvaluationError
-from densevl.evaluation.metrics.average_precision import mask_ap
+from densevl.evaluation.metrics.average_precision import average_precision
 from densevl.evaluation.metrics.panoptic import UNIT, Segment, coco_ids, panoptic_counts, panoptic_quality
 
 
@@ -132,7 +132,7 @@ def test_mask_ap_of_the_truth_itself_is_one(backend) -> None:
     if backend == "faster":
         pytest.importorskip("faster_coco_eval")
     truth = _coco(_squares())
-    table = mask_ap(truth, _results(truth, [0.9, 0.8, 0.7]), backend=backend)
+    table, _ = average_precision(truth, _results(truth, [0.9, 0.8, 0.7]), backend=backend)
     assert table["AP"] == pytest.approx(1.0)
     assert math.isnan(table["AP large"])  # no such object
 
@@ -143,14 +143,14 @@ def test_both_backends_agree_where_both_are_installed() -> None:
     truth = _coco(_squares())
     noisy = _coco([np.roll(mask, rng.integers(-4, 5, 2), (0, 1)) for mask in _squares()])
     found = _results(noisy, [0.9, 0.3, 0.6])
-    one, other = (mask_ap(truth, found, backend=name) for name in ("pycocotools", "faster"))
+    one, other = (average_precision(truth, found, backend=name)[0] for name in ("pycocotools", "faster"))
     assert one == pytest.approx(other, nan_ok=True)
 
 
 def test_ap_without_results_is_zero_and_bad_requests_are_named() -> None:
     truth = _coco(_squares())
-    assert mask_ap(truth, [])["AP"] == 0.0
+    assert average_precision(truth, [])[0]["AP"] == 0.0
     with pytest.raises(EvaluationError, match="closest: segm"):
-        mask_ap(truth, [], "segment")
+        average_precision(truth, [], "segment")
     with pytest.raises(EvaluationError, match="image 7"):
-        mask_ap(truth, [{"image_id": 7, "category_id": 1, "score": 1.0, "bbox": [0, 0, 1, 1]}], "bbox")
+        average_precision(truth, [{"image_id": 7, "category_id": 1, "score": 1.0, "bbox": [0, 0, 1, 1]}], "bbox")

@@ -31,13 +31,6 @@ _SIZES = ("", " small", " medium", " large")
 _NAN = float("nan")
 
 
-def mask_ap(
-    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], kind: str = "segm", *, backend: str = "auto"
-) -> Table:
-    """AP and AR of COCO over all categories; see `average_precision`."""
-    return average_precision(truth, found, kind, backend=backend)[0]
-
-
 def average_precision(
     truth: Mapping[str, Any],
     found: Sequence[Mapping[str, Any]],
