@@ -57,8 +57,8 @@ class Experiment:
             where "truth" are the true masks, so that only the naming is judged.
         operator: as `RegionClassifier` takes it. resolve: keywords of `RegionResult.instances` or `.panoptic`.
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
-            are learned from, the first by name. options: fields of the scoring to change,
-            and states, size, tile and adapters as `AnomalyDetector` takes them.
+            are learned from, the first by name. options: fields of the scoring to change, and states, size, tile and
+            adapters as `AnomalyDetector` takes them.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
