@@ -8,7 +8,7 @@ global defect (the weave's parameters are off by 5 %) and 500 with a local one, 
 calibration images and test images are different ones, twice as many sound as of each defect, as in the authors' own
 example. Both looks use one model:
 
-- the whole image against examples of sound and of global defects (`Inspector`);
+- the whole image against examples of sound and of global defects (`FewShot`);
 - no embedding of the whole image shows a small flaw, so a memory of sound patches says where an image is strangest
   (`AnomalyDetector`, fed at twice the size in tiles), and that region is compared with the same of examples.
 """
@@ -27,7 +27,7 @@ import densevl
 from densevl.drawing import contact_sheet
 from densevl.images import read_image
 from densevl.pipelines.anomaly.detector import AnomalyDetector
-from densevl.pipelines.fewshot.inspection import Inspector
+from densevl.pipelines.fewshot.classifier import FewShot
 
 SOUND, GLOBAL, LOCAL = KINDS = ("sound", "global", "local")
 REMEMBERED = 3  # sound images in the memory of patches
@@ -78,6 +78,11 @@ def cut(result: Any) -> np.ndarray:
     return np.ascontiguousarray(result.image[top:bottom, left:right])
 
 
+def chance(verdict: Any, name: str) -> float:
+    """The probability of a class."""
+    return float(verdict.probabilities[verdict.names.index(name)])
+
+
 def main() -> None:
     """Fit, calibrate, test, print, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,7 +97,7 @@ def main() -> None:
     examples, held_out = (images(options.data, start, count) for start in (0, count))
     test = images(options.data, 2 * count, options.test)
 
-    whole = Inspector(backbone).fit({kind: examples[kind] for kind in (SOUND, GLOBAL)})
+    whole = FewShot(backbone, "exemplars").fit({kind: examples[kind] for kind in (SOUND, GLOBAL)})
     whole.calibrate({kind: held_out[kind] for kind in (SOUND, GLOBAL)})
     detect = patch_detector(backbone, examples[SOUND][:REMEMBERED])
     examples[SOUND] = examples[SOUND][REMEMBERED:]  # what is remembered is like nothing that is new
@@ -100,15 +105,15 @@ def main() -> None:
         {kind: [cut(result) for result in detect.many(part[kind])] for kind in (SOUND, LOCAL)}
         for part in (examples, held_out)
     ]
-    local = Inspector(backbone).fit(regions[0]).calibrate(regions[1])
+    local = FewShot(backbone, "exemplars").fit(regions[0]).calibrate(regions[1])
 
     started, judged = time.perf_counter(), []
     for kind in KINDS:
         for result in detect.many(test[kind]):
             at = strangest(result)
-            of_all, of_part = whole(result.image), local(result.image, [at]).regions[0]
-            p = {GLOBAL: of_all.probabilities[GLOBAL]}
-            p |= {name: of_all.probabilities[SOUND] * of_part.probabilities[name] for name in (SOUND, LOCAL)}
+            of_all, of_part = whole(result.image), local(result.image, boxes=[at]).regions[0]
+            p = {GLOBAL: chance(of_all, GLOBAL)}
+            p |= {name: chance(of_all, SOUND) * chance(of_part, name) for name in (SOUND, LOCAL)}
             judged.append((kind, max(p, key=p.__getitem__), max(p.values()), result, at))
     seconds = (time.perf_counter() - started) / len(judged)
 

@@ -13,7 +13,7 @@ import densevl
 
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
-    *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "Ensemble", "RegionSearch", "Inspector"),
+    *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "Ensemble", "RegionSearch"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),

@@ -10,6 +10,7 @@ import torch
 
 from densevl.errors import DensevlError, OptionError, WeightsError, suggest
 from densevl.fewshot.ape import Ape
+from densevl.fewshot.exemplars import Exemplars
 from densevl.fewshot.gda import Gda
 from densevl.fewshot.head import Head
 from densevl.fewshot.linear import LinearProbe
@@ -18,7 +19,7 @@ from densevl.fewshot.prolip import ProLip
 from densevl.fewshot.tip import TipAdapter
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
-    {head.name: head for head in (Nearest, TipAdapter, Ape, Gda, LinearProbe, ProLip)}
+    {head.name: head for head in (Nearest, Exemplars, TipAdapter, Ape, Gda, LinearProbe, ProLip)}
 )
 
 

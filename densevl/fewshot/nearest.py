@@ -20,6 +20,11 @@ class Nearest(Head):
     def settings(self) -> dict[str, Any]:
         return {}
 
+    def distance(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """1 - cosine to the nearest example of any class, 0..2: (N,)."""
+        self._check_width(features_ND)
+        return 1 - nearest(self._embed(features_ND.to(self.rows)), self.rows)[0]
+
     def _fit(self, samples: Samples) -> None:
         self.rows, self.labels = samples.features, samples.labels
 

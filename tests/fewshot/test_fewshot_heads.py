@@ -47,6 +47,7 @@ def make(name: str, **settings):
 
 FIXED = {
     "nearest": {},
+    "exemplars": {},
     "tip": {"alpha": 3.0, "beta": 4.0},
     "ape": {"alpha": 3.0, "beta": 4.0},
     "gda": {"alpha": 0.1},

@@ -314,9 +314,9 @@ def test_impossible_settings_are_refused_before_the_first_example(tiny, given, m
 
 def test_what_belongs_to_another_level_or_head_is_refused(fitted_ones) -> None:
     image, region, pixel = (fitted_ones("linear", level) for level in LEVELS)
-    for other in (image, pixel):
-        with pytest.raises(OptionError, match="boxes= is for level 'region'"):
-            other(TEST, boxes=BOXES)
+    for other, given in ((image, {"rle": []}), (pixel, {"boxes": BOXES})):
+        with pytest.raises(OptionError, match="= is for level 'region'"):
+            other(TEST, **given)
     with pytest.raises(ProposalError, match="no regions"):
         region(TEST)
     with pytest.raises(ModelError, match="learns from all examples at once"):

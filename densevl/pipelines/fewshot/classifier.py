@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,13 +20,17 @@ from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import LabelError, ModelError, OptionError, suggest
 from densevl.fewshot import HEADS, Head, build
+from densevl.fewshot.calibration import Calibration
+from densevl.fewshot.exemplars import Exemplars
+from densevl.fewshot.nearest import Nearest
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
 from densevl.fewshot.words import as_text, class_rows
 from densevl.images import read_image
 from densevl.pipelines.borrowing import Borrowed
+from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
-from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures, cut_out
 from densevl.pipelines.many import OnError, batch_size, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
@@ -45,6 +50,8 @@ OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "ape": {"keep": 64}}
 }
 """Settings of heads that a level has of its own."""
+WORDLESS = ("exemplars", "nearest")
+"""Heads that need no words where all classes have examples."""
 
 
 class FewShot:
@@ -52,6 +59,7 @@ class FewShot:
 
     >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
     >>> name("new.png").name
+    >>> FewShot("mini")("new.png", ["cat", "dog"]).name  # by words alone
     """
 
     @checked
@@ -89,7 +97,7 @@ class FewShot:
             model, recipe, weights, templates, text, background, presence, protocol, proxy, proxy_scope, sam, refine,
                 device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
                 without examples, but not for whole images. Of `text`, descriptors alone.
-            head: "gda", "tip", "ape", "nearest", "linear" or "prolip"; see `densevl.fewshot`.
+            head: "gda", "tip", "ape", "nearest", "exemplars", "linear" or "prolip"; see `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
             options: settings of the head, such as {"alpha": 0.5}.
             operator, operator_options, proposals: for regions, as `RegionClassifier` takes operator, options and
@@ -124,9 +132,11 @@ class FewShot:
             use_cache=use_cache,
         )
         self.backbone = self.segmenter.backbone
-        if self.segmenter.recipe is None:
+        self._has_words = self.segmenter.recipe is not None
+        if not self._has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
-                f"model '{self.backbone.name}' is no CLIP: few-shot heads compare examples and words in one space"
+                f"model '{self.backbone.name}' is no CLIP: few-shot heads compare examples and words in one space; "
+                f"without words it has heads {' and '.join(WORDLESS)}, for whole images"
             )
         self._projection = projection_of(self.backbone) if head == "prolip" else None
         self._build()  # impossible settings fail before the first example
@@ -135,6 +145,7 @@ class FewShot:
         self.labels: LabelSet | None = None
         self.heads: dict[str, Head] = {}
         self.counts: Counter[str] = Counter()
+        self.calibration = Calibration()
 
     def fit(self, examples: Any, labels: Labels | None = None) -> Self:
         """Learn from examples; what was learned before is forgotten.
@@ -158,7 +169,10 @@ class FewShot:
         named = [name for name in names if not (shown and name == UNLABELLED)]
         label_set = LabelSet.parse(named if labels is None else labels)
         found, owners, weights = self._gather(examples, (*label_set.names, *[UNLABELLED] * shown))
-        text = class_rows(self.segmenter.embed_text(label_set, self._background(shown)), len(label_set))
+        if self._has_words:
+            text = class_rows(self.segmenter.embed_text(label_set, self._background(shown)), len(label_set))
+        else:
+            text = self._no_words(label_set, owners, found["image"])
         if self.level == "image":
             text = text[: len(label_set)]  # an image is always one of the classes
         elif shown:
@@ -169,6 +183,7 @@ class FewShot:
             for kind, rows in found.items()
         }
         self.labels, self.counts = label_set, _counted(owners, (*label_set.names, UNLABELLED))
+        self.calibration = Calibration()
         return self
 
     def partial_fit(self, examples: Any) -> Self:
@@ -184,49 +199,86 @@ class FewShot:
         for kind, rows in found.items():
             self.heads[kind].partial_fit(rows, owners, weights=weights)
         self.counts += _counted(owners, names)
+        self.calibration = Calibration()
         return self
 
-    def __call__(self, image: Any, **regions: Any) -> Classification | RegionResult | SegmentationResult:
+    def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
+        """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
+
+        Args:
+            examples: {name: images} of classes that were fitted; None judges every example by the others, which head
+                "exemplars" can.
+            alpha: the share of images whose true class may be missing from `plausible`. With n images nothing below
+                1 / (n + 1) can be had: then all classes are plausible.
+
+        Raises:
+            ModelError: nothing fitted, or too few images. LabelError: a class that was not fitted.
+            OptionError: an impossible alpha, another level, or a head that cannot do without examples.
+        """
+        labels = self._fitted()
+        if self.level != "image":
+            raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
+        head = self.heads["image"]
+        if examples is not None:
+            found, classes, _ = self._gather(examples, labels.names)
+            logits = head.logits(found["image"])
+        elif isinstance(head, Exemplars):
+            logits, classes = head.left_out()
+        else:
+            raise OptionError(f"head '{self.head}' cannot judge its own examples: give others, or take 'exemplars'")
+        self.calibration = Calibration.of(logits, classes, alpha)
+        return self
+
+    def __call__(
+        self, image: Any, labels: Labels | None = None, **regions: Any
+    ) -> Classification | RegionResult | SegmentationResult:
         """Name an image, regions of it, or every pixel.
 
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
+            labels: the classes, for whole images without any examples: words alone (zero-shot).
             regions: for level "region" one of regions, boxes, rle and points, as `RegionClassifier` takes them;
-                without, the proposer finds some.
+                without, the proposer finds some. For level "image" boxes, x0, y0, x1, y1 in pixels, right and bottom
+                exclusive, each of which is judged as an image of its own.
 
         Returns:
             For images a `Classification`; for regions a `RegionResult`; for pixels a `SegmentationResult`, made as
             `Segmenter` does, with the head in place of text scores.
 
         Raises:
-            ModelError: nothing fitted. OptionError: regions for another level. ImageError: unreadable.
-            ProposalError: regions that do not fit.
+            ModelError: nothing fitted. OptionError: regions or labels for another level. ImageError: unreadable, or a
+            box without a pixel. ProposalError: regions that do not fit. LabelError: unusable labels.
         """
-        self._fitted()
-        features = self.features
+        asked, features = self._asked(labels), self.features
         if isinstance(features, RegionFeatures):
             return self._name_regions(features, image, regions, read_image(image))
-        if regions:
-            raise OptionError(f"{min(regions)}= is for level 'region', and this was made with level '{self.level}'")
+        other = sorted(set(regions) - ({"boxes"} if isinstance(features, ImageFeatures) else set()))
+        if other:
+            raise OptionError(f"{other[0]}= is for level 'region', and this was made with level '{self.level}'")
         if isinstance(features, PixelFeatures):
             return self._segment(features, image, read_image(image))
-        return next(self._classify([(image, read_image(image))]))
+        boxes = regions.get("boxes")
+        return next(self._classify([(image, read_image(image))], asked, () if boxes is None else boxes))
 
     def many(
-        self, images: Iterable[Any], *, batch: int | None = None, on_error: OnError | None = None
+        self,
+        images: Iterable[Any],
+        labels: Labels | None = None,
+        *,
+        batch: int | None = None,
+        on_error: OnError | None = None,
     ) -> Iterator[Classification | RegionResult | SegmentationResult]:
         """Name many images, in order, as a call names each; whole images go through the tower together.
 
         Args:
-            images: as a call takes them; they are read ahead by a thread.
+            images: as a call takes them; they are read ahead by a thread. labels: as for a call, for all of them.
             batch: at most so many whole images share a pass; None takes as many as the device runs fastest.
             on_error: called with an image that cannot be read, and the error, in its place; None raises there.
 
         Raises:
             ImageError: from the iterator, at the place of an image that cannot be read. Else as a call.
         """
-        self._fitted()
-        features = self.features
+        asked, features = self._asked(labels), self.features
         batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
         if isinstance(features, RegionFeatures):
             return one_by_one(
@@ -237,12 +289,79 @@ class FewShot:
                 images, read_image, lambda image, rgb: self._segment(features, image, rgb), on_error=on_error
             )
         share = 1 / batch_size(batch, self.backbone.device, features.pixels)
-        return many(images, read_image, self._classify, share=lambda rgb: share, on_error=on_error)
+        return many(
+            images, read_image, partial(self._classify, asked=asked), share=lambda rgb: share, on_error=on_error
+        )
 
-    def _classify(self, together: Sequence[tuple[Any, np.ndarray]]) -> Iterator[Classification]:
-        rows = ImageFeatures.embed(self.features, [rgb for _, rgb in together])  # type: ignore[arg-type]
-        for p in self.heads["image"].logits(rows).softmax(dim=1):
-            yield Classification(self._fitted().names, p.cpu().numpy())
+    def _asked(self, labels: Labels | None) -> LabelSet | None:
+        """The labels of words alone; None where something was fitted.
+
+        Raises:
+            ModelError: nothing was fitted, and there are no labels. OptionError: labels that cannot be.
+        """
+        if labels is None:
+            self._fitted()
+            return None
+        if self.heads or self.level != "image":
+            why = "the classes are those that were fitted" if self.heads else "words alone are for level 'image'"
+            use = {"region": "; RegionClassifier names regions by them", "pixel": "; Segmenter labels pixels by them"}
+            raise OptionError(f"labels are left out: {why}{'' if self.heads else use[self.level]}")
+        if not self._has_words:
+            raise ModelError(f"model '{self.backbone.name}' is no CLIP: it has no words for whole images")
+        return LabelSet.parse(labels)
+
+    def _no_words(self, labels: LabelSet, owners: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Rows (C, D) of words that say nothing."""
+        missing = next((name for index, name in enumerate(labels.names) if index not in owners.tolist()), None)
+        if missing is not None:
+            raise LabelError(
+                f"'{short(missing)}' has no examples, and model '{self.backbone.name}' has no words for whole images"
+            )
+        return rows.new_zeros(len(labels), rows.shape[1])
+
+    def _logits(self, pictures: Sequence[np.ndarray], asked: LabelSet | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, C) of whole pictures, and their features (N, D)."""
+        if asked is None:
+            rows = ImageFeatures.embed(self.features, pictures)  # type: ignore[arg-type]
+            return self.heads["image"].logits(rows), rows
+        rows = embed_images(self.backbone, pictures)
+        text = class_rows(self.segmenter.embed_text(asked, Background()), len(asked))[: len(asked)]
+        return self.backbone.logit_scale * F.normalize(rows, dim=1) @ text.mT, rows
+
+    def _classify(
+        self,
+        together: Sequence[tuple[Any, np.ndarray]],
+        asked: LabelSet | None = None,
+        boxes: Sequence[Sequence[float]] = (),
+    ) -> Iterator[Classification]:
+        """Whole images; boxes are of the only one."""
+        started = time.perf_counter()
+        pictures = [rgb for _, rgb in together]
+        logits, rows = self._logits([*pictures, *(cut_out(pictures[0], box) for box in boxes)], asked)
+        probabilities = self.calibration.probabilities(logits).cpu().numpy()
+        head, names = self.heads.get("image"), (asked or self._fitted()).names
+        far = head.distance(rows).tolist() if isinstance(head, Nearest) else [None] * len(rows)
+        margin, warned = self.calibration.margin, self.segmenter.warnings(asked, Background()) if asked else ()
+        found = [
+            Classification(
+                names,
+                scores,
+                p,
+                pictures[min(index, len(pictures) - 1)],
+                None if margin is None else tuple(n for n, one in zip(names, p, strict=True) if 1 - one <= margin),
+                far[index],
+                warnings=warned,
+            )
+            for index, (scores, p) in enumerate(zip(logits.float().cpu().numpy(), probabilities, strict=True))
+        ]
+        parts = tuple(
+            replace(part, box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])), warnings=())
+            for part, box in zip(found[len(pictures) :], boxes, strict=True)
+        )
+        seconds = round((time.perf_counter() - started) / len(pictures), 4)
+        for (image, _), whole in zip(together, found, strict=False):
+            meta = {"image": source(image), "model": self.backbone.name, **self._meta(), "seconds": seconds}
+            yield replace(whole, regions=parts, meta=meta)
 
     def _segment(self, features: PixelFeatures, image: Any, rgb: np.ndarray) -> SegmentationResult:
         labels = self._fitted()
@@ -400,6 +519,7 @@ class FewShot:
             "coverage": self.coverage,
             "tokens": self.tokens,
             "labels": asdict(self.labels) if self.labels is not None else None,
+            "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
         }
 
@@ -409,7 +529,7 @@ class FewShot:
 
     def _fitted(self) -> LabelSet:
         if self.labels is None or not self.heads:
-            raise ModelError("no examples yet: call fit(examples) first")
+            raise ModelError("no examples yet: call fit(examples) first, or give labels for words alone")
         return self.labels
 
 

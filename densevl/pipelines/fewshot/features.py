@@ -6,10 +6,12 @@ Shape letters: N features, D their width, R regions, Y/X tokens of all windows.
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +92,32 @@ class ImageFeatures(Features):
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
         return embed_images(self._backbone, pictures)
+
+
+def cut_out(rgb: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    """The pixels of a box x0, y0, x1, y1, right and bottom exclusive, of a uint8 RGB image.
+
+    Raises:
+        ImageError: it holds none.
+    """
+    left, top, right, bottom = (int(side) for side in box)
+    part = rgb[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+    if 0 in part.shape:
+        raise ImageError(f"box {tuple(box)} holds no pixel of the {rgb.shape[1]}x{rgb.shape[0]} image")
+    return np.ascontiguousarray(part)
+
+
+def by_folder(root: str | os.PathLike[str]) -> dict[str, list[Any]]:
+    """Images by class from a folder of folders, as `FewShot.fit` takes them for whole images.
+
+    Raises:
+        ImageError: no folder with images in it.
+    """
+    folders = sorted(path for path in Path(root).iterdir() if path.is_dir()) if Path(root).is_dir() else []
+    found = {folder.name: list(each_image(folder)) for folder in folders if not folder.name.startswith(".")}
+    if not found:
+        raise ImageError(f"{root} holds no folders of images; give one folder per class")
+    return found
 
 
 class RegionFeatures(Features):

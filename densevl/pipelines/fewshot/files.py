@@ -12,6 +12,7 @@ from densevl import __version__, fitted
 from densevl.backbones import Backbone
 from densevl.errors import WeightsError
 from densevl.fewshot import restore
+from densevl.fewshot.calibration import Calibration
 from densevl.fewshot.head import Head
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot.features import RegionFeatures
@@ -34,6 +35,7 @@ class Fitted(Protocol):
     labels: LabelSet | None
     heads: dict[str, Head]
     counts: Counter[str]
+    calibration: Calibration
 
 
 FORMAT = "densevl-fewshot-1"
@@ -68,6 +70,7 @@ def save(path: Path, made: Fitted) -> list[Path]:
         "templates": list(segmenter.templates),
         "labels": asdict(made.labels) if made.labels is not None else None,
         "counts": dict(made.counts),
+        "calibration": asdict(made.calibration),
         "heads": {kind: own for kind, (_, own) in states.items()},
     }
     return fitted.save(path, FORMAT, tensors, facts)
@@ -112,6 +115,7 @@ def load(
             fitted.require_same(getattr(made.segmenter, option), weights, whose, what)
         if repr(made.segmenter.recipe) != make:
             raise WeightsError(f"{what} was fitted with another make of recipe '{name}': give that one as recipe=")
+        made.calibration = Calibration(**facts["calibration"])
         made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])
         for part, own in facts["heads"].items():
             mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
