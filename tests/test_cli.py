@@ -166,6 +166,17 @@ def test_the_same_name_in_two_folders_does_not_collide(model, tmp_path) -> None:
     assert {path.name for path in out.glob("*.json")} == {"a_x.json", "b_x.json", "densevl.json"}
 
 
+def test_without_a_folder_other_labels_get_one_of_their_own(model, tmp_path, monkeypatch) -> None:
+    """Else trying another word would be refused, or replace what the first one gave."""
+    monkeypatch.chdir(tmp_path)
+    places = []
+    for labels in ("cat,dog", "cat", "cat,dog"):
+        done = _segment(str(PHOTOS / "cat.jpg"), "--labels", labels, "--model", model)
+        assert done.exit_code == 0, done.output
+        places.append(done.stdout.split()[-1])
+    assert places == ["densevl-out/segment", "densevl-out/segment-2", "densevl-out/segment"]
+
+
 def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
     (tmp_path / "bad.jpg").write_text("not a picture")
     Image.open(PHOTOS / "cat.jpg").resize((40, 40)).save(tmp_path / "good.png")

@@ -130,7 +130,7 @@ def anomaly_score(
     scoring: options.Scoring = SCORING,
     recipe: options.Recipe = None,
     adapters: options.Adapters = None,
-    out: options.Out = options.OUT,
+    out: options.OutFolder = None,
     sheet: options.Sheet = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -121,7 +121,7 @@ class Screen(Watch):
 def run_images(
     work: Work,
     images: Sequence[str],
-    out: str,
+    out: str | None,
     together: Sequence[Gathered],
     describe: Describe,
     *,
@@ -137,18 +137,20 @@ def run_images(
     """Do a work with images, and end with the exit code that says how it went.
 
     Args:
-        together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
+        out: the folder; None chooses one, see `default_folder`. together: what is written of all images.
+        describe: what is said of one. loaded: called with the loaded model.
         ray, workers, shard: of a `Cluster`; without an address the work is done here.
     """
     from densevl.images import find_images
     from densevl.pipelines.cluster import Cluster
-    from densevl.pipelines.folder import ERRORS, to_files
+    from densevl.pipelines.folder import ERRORS, default_folder, to_files
     from densevl.pipelines.looping import BAD
 
-    found = find_images(images, skip=out)
+    found = find_images(images, skip=out or options.OUT)
     with stderr().status("loading the model"):  # shown on a terminal only
         task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
     loaded(task)
+    out = out or default_folder(options.OUT, task, overwrite=overwrite)
     if not quiet:
         say_left_out(found.left_out)
     screen = Screen(describe, task.kind, out, as_json=as_json, quiet=quiet)

@@ -266,6 +266,13 @@ Adapters = Annotated[Path | None, option("The file of trained adapters, for --sc
 Item = Annotated[str, option('What is looked at, in the singular: "metal nut".', panel=WORDS)]
 
 Out = Annotated[str, option("The folder that results are written to; it is made if there is none.", panel=FILES)]
+OutFolder = Annotated[
+    str | None,
+    option(
+        "The folder that results are written to. If left out, a new one in densevl-out for each set of settings.",
+        panel=FILES,
+    ),
+]
 Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
 Json = Annotated[bool, option("Print one line of JSON for each result instead of text.", "--json", panel=FILES)]
 Quiet = Annotated[

@@ -66,7 +66,7 @@ def regions(
             "Keep only regions that are a label, each thing once, the best first.", "--objects", panel=options.ASKED
         ),
     ] = False,
-    out: options.Out = options.OUT,
+    out: options.OutFolder = None,
     sheet: options.Sheet = False,
     export: Annotated[
         list[str] | None,

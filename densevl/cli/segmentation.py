@@ -39,7 +39,7 @@ def segment(
     sam: options.Sam = None,
     proposals: options.Proposals = None,
     refine: options.Refine = None,
-    out: options.Out = options.OUT,
+    out: options.OutFolder = None,
     sheet: options.Sheet = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -12,7 +12,9 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,29 @@ class Report:
     seconds: float = 0.0
 
 
+def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool = False) -> str:
+    """The folder of a run that was not told one: `base`/segment, or the first of segment-2, segment-3, ... that is free
+    or holds this very run.
+
+    Args:
+        overwrite: the first one, whatever it holds.
+    """
+    facts = _facts(task)
+    for number in count(1):
+        place = Path(base, task.kind.use if number == 1 else f"{task.kind.use}-{number}")
+        if overwrite or not place.exists():
+            break
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            if json.loads((place / RUN_FILE).read_bytes())["facts"] == facts:
+                break
+    return str(place)
+
+
+def _facts(task: Task) -> dict[str, Any]:
+    """What decides the results of a task, as JSON has it."""
+    return json.loads(json.dumps({"use": task.kind.use, **task.facts}, default=str))
+
+
 class Folder:
     """A folder of results: what is in it, what made it, and what is still to be done.
 
@@ -76,7 +101,7 @@ class Folder:
                 given or somebody else's; or it cannot be a folder. ImageError: the only image does not exist.
         """
         self.store, self.kind = open_store(path), task.kind
-        self.facts = json.loads(json.dumps({"use": task.kind.use, **task.facts}, default=str))
+        self.facts = _facts(task)
         if len(found.paths) == 1 and not os.path.isfile(found.paths[0]):
             read_image(found.paths[0])  # raises with the cause
         known, own, gone = self._record(overwrite)

@@ -256,9 +256,9 @@ def test_no_command_replaces_an_image_or_a_file_of_somebody_else(tmp_path, monke
 def test_two_commands_do_not_share_a_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (96, 96), "red").save("x.jpg")
-    assert command("segment", "x.jpg", *MINI)[0] == 0
+    assert command("segment", "x.jpg", *MINI, "--out", "out")[0] == 0
     before = content(tmp_path)
-    code, output = command("anomaly", "score", "x.jpg", "--model", "mini")
+    code, output = command("anomaly", "score", "x.jpg", "--model", "mini", "--out", "out")
     assert (code, "use 'segment' -> 'anomaly'" in output) == (4, True), output
     assert content(tmp_path) == before
 
