@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +276,16 @@ def test_a_picture_turned_by_its_tag_is_told(tag, shape, fails, tmp_path) -> Non
     else:
         assert dataset[0].turned == (tag != 1)
     assert any("turned by its EXIF tag" in fault for fault in check("folder", tmp_path).faults) == (tag != 1)
+
+
+def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path) -> None:
+    _make("folder", tmp_path)
+    (tmp_path / "images/0001.png").rename(tmp_path / "images/0001.heix")
+    dataset = open_dataset("folder", tmp_path)
+    assert len(dataset) == 1
+    told = "1 label files have no image that can be read, the first is '.*labels/0001.png'"
+    assert re.fullmatch(told, dataset.subset(1).warnings[0])
+    assert any(re.fullmatch(told, fault) for fault in check("folder", tmp_path).faults)
 
 
 def test_a_folder_may_say_what_its_numbers_mean(tmp_path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -65,7 +65,7 @@ class Dataset:
 
     Attributes:
         benchmark: what it is; root: where it lies; classes: its class list; items: its files, in a fixed order.
-        variant: the label rule, "" for the usual.
+        variant: the label rule, "" for the usual. warnings: what is odd about its files.
     """
 
     benchmark: Benchmark
@@ -73,6 +73,7 @@ class Dataset:
     classes: ClassList
     items: tuple[Any, ...]
     variant: str = ""
+    warnings: tuple[str, ...] = field(kw_only=True, default=())
 
     @property
     def name(self) -> str:

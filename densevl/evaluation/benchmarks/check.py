@@ -59,7 +59,7 @@ def check(name: str, root: Root = None, *, task: str | None = None, read: int = 
     except (DatasetError, ImageError, OSError, KeyError, ValueError) as error:
         faults = [str(error) or type(error).__name__]
         return Check(name, place, tuple(looked), 0, chosen.expected, tuple(faults), chosen.note)
-    faults = []
+    faults = list(dataset.warnings)
     if chosen.expected is not None and len(dataset) != chosen.expected:
         faults.append(f"{len(dataset)} images, the published split has {chosen.expected}")
     absent = _absent("image", (item.image for item in dataset.listed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,11 @@ class Layout:
             where = root / (self.listing or (self.labels if self.by_labels else self.images))
             raise DatasetError(f"the split is empty: {shown(where)} names no image ({', '.join(self.image_ends)})")
         return [Item(stem, _first(images, stem, self.image_ends), labels / (stem + end)) for stem in stems]
+
+    def lonely(self, root: Path, items: Sequence[Item]) -> list[Path]:
+        """Label files that belong to none of the pairs."""
+        known, folder, end = {item.label for item in items}, root / self.labels, self.label_end(root)
+        return [path for stem in _stems(folder, (end,)) if (path := folder / (stem + end)) not in known]
 
 
 def _stems(folder: Path, ends: tuple[str, ...]) -> list[str]:

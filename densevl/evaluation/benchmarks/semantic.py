@@ -5,7 +5,7 @@ labels are read, its classes and its size, as data.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -110,10 +110,18 @@ def _benchmark(
         usual = rules(root) if callable(rules) else rules
         chosen = (variants or {})[variant] if variant else usual
         rule = chosen[""] if "" in chosen else chosen[layout.label_end(root)]
-        return SemanticDataset(benchmark, root, known, files, variant, table=rule(len(known.all_names)))
+        told = _lonely(layout, root, files) if classes is _own_classes else ()
+        return SemanticDataset(benchmark, root, known, files, variant, table=rule(len(known.all_names)), warnings=told)
 
     marks = (layout.images,)
     return Benchmark(name, SEMANTIC, folder, layout.files, marks, opens, expected, note, tuple(variants or {}))
+
+
+def _lonely(layout: Layout, root: Path, items: Sequence[Item]) -> tuple[str, ...]:
+    """Of a folder of the user's own: that some labels have no image, which may be of a kind that is not read."""
+    found = layout.lonely(root, items)
+    more = f"{len(found)} label files have no image that can be read, the first is {shown(found[0])}" if found else ""
+    return (more,) if more else ()
 
 
 def _table(table: Table) -> Rule:

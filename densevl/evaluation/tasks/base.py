@@ -107,8 +107,8 @@ class Task(ABC):
         """Files that keep the prediction, by name."""
 
     def warnings(self, counts: Counts) -> list[str]:
-        """What is odd about the truth, as far as it was counted."""
-        return []
+        """What is odd about the dataset, as far as it was counted."""
+        return list(self.dataset.warnings)
 
     def judge(self, kept: Kept) -> Any:
         """What is worked out once from all that is kept."""

@@ -103,7 +103,7 @@ class SemanticTask(Task):
     def warnings(self, counts: Counts) -> list[str]:
         occurring, ignored, turned = self._occurring(counts), _ignored(counts), int(counts["pixels"][1])
         stored = f"are its labels stored as '{self.dataset.name}' has them? {self.dataset.note}".strip()
-        found = []
+        found = super().warnings(counts)
         if ignored and len(occurring) == 1 < len(self.dataset.names):
             only = f"all that is scored of the truth is '{occurring[0]}'"
             found.append(f"{only}, and {ignored:.0%} of its pixels are ignored: {stored}")
