@@ -300,6 +300,36 @@ def test_a_folder_may_say_what_its_numbers_mean(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("names.txt", "background\ndog\ncar\n"),
+        ("names.txt", "\ufeffbackground\n# animals\ndog\n\ncar\n"),
+        ("names.txt", "0 background\n1 dog\n2 car\n"),
+        ("names.txt", "id,name\n0,background\n1,dog\n2,car\n"),
+        ("names.txt", "1: dog\n2: car\n0: background\n"),
+        ("names.json", '["background", "dog", "car"]'),
+        ("names.json", '{"0": "background", "1": "dog", "2": "car"}'),
+        ("names.json", '{"2": "car", "0": "background", "1": "dog"}'),
+    ],
+)
+def test_numbers_headings_and_remarks_in_a_list_of_classes_are_no_names(name, text, tmp_path) -> None:
+    _make("folder", tmp_path)
+    (tmp_path / "names.json").unlink()
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    dataset = open_dataset("folder", tmp_path)
+    truth = dataset[0].truth[:3, 0]
+    assert dataset.names == ("background", "dog", "car")
+    assert truth.tolist() == [0, 1, 2]
+
+
+def test_a_list_of_classes_that_is_no_text_is_one_line(tmp_path) -> None:
+    _make("folder", tmp_path)
+    (tmp_path / "names.txt").write_bytes(b"ba\xffck\nroad\n")
+    with pytest.raises(DatasetError, match=r"names.txt' cannot be read: 'utf-8'"):
+        open_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ids": [0, 1]}, "has 3 classes and 2 ids"),

@@ -5,7 +5,8 @@ labels are read, its classes and its size, as data.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -207,15 +208,34 @@ def _names_file(root: Path) -> tuple[Path, dict[str, Any]]:
     else:
         raise DatasetError(f"{shown(root / 'names.txt')} is missing: write a class a line, in the order of label ids")
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        data: Any = {"names": [line.strip() for line in lines if line.strip()]}
+        data: Any = _names_in(_text(path))
     else:
         data = _json(path)
+        if isinstance(data, dict) and data and all(key.isdecimal() for key in data):  # such as id2label
+            data = _by_id((int(key), name) for key, name in data.items())
         data = data if isinstance(data, dict) else {"names": data}
     names = data.get("names", data.get("nouns"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{shown(path)} lists no classes: write a class a line, in the order of label ids")
     return path, {**data, "names": names}
+
+
+def _names_in(text: str) -> dict[str, Any]:
+    """The classes of a text, a line each; where every line begins with a number, that is what labels store for it."""
+    lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
+    numbered = [re.fullmatch(r"(\d+)\s*[\s:,;=]\s*(\S.*)", line) for line in lines]
+    if len(lines) > 2 and numbered[0] is None and all(numbered[1:]):  # a row of headings
+        numbered = numbered[1:]
+    found = [match for match in numbered if match is not None]
+    if not found or len(found) < len(numbered):
+        return {"names": lines}
+    return _by_id((int(match[1]), match[2]) for match in found)
+
+
+def _by_id(classes: Iterable[tuple[int, Any]]) -> dict[str, Any]:
+    """Stored numbers and names, in the order of the numbers, so that a background of 0 comes first."""
+    ordered = sorted(classes, key=lambda pair: pair[0])
+    return {"names": [name for _, name in ordered], "ids": [number for number, _ in ordered]}
 
 
 def _ovcamo_classes(root: Path) -> ClassList:
@@ -237,13 +257,23 @@ def _ovcamo_items(root: Path) -> list[Item]:
     return sorted(items, key=lambda item: item.key)
 
 
+def _text(path: Path) -> str:
+    """Raises:
+    DatasetError: missing, or no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{shown(path)} cannot be read: {error}") from error
+
+
 def _json(path: Path) -> Any:
     """Raises:
     DatasetError: missing, or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
 
 
