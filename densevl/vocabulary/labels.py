@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from densevl.errors import LabelError
 from densevl.vocabulary.parsing import as_list, clean, read, short
+from densevl.vocabulary.prompts import Prompt, is_prompt, name_of
+from densevl.vocabulary.prompts import parse as parse_prompt
 
 RESERVED = "nothing"  # what results call the pixels without a label
 MAX_CLASSES = 32_767  # label maps are int16
@@ -22,7 +25,8 @@ class LabelSet:
     Attributes:
         names: display name of each class, unique.
         synonyms: for each class, the strings scored for it; a pixel's class is that of its best string. They may be
-            narrower words than the name, {"animal": ["cat", "dog"]}: a hierarchy, see `TextOptions.parents`.
+            narrower words than the name, {"animal": ["cat", "dog"]}: a hierarchy, see `TextOptions.parents`. Some may
+            be a `Prompt`, an image or a vector in the place of a word.
         negatives: strings that look like a class and are none; they compete, and a pixel they win is labelled nothing.
     """
 
@@ -68,20 +72,29 @@ class LabelSet:
         return [word for words in self.synonyms for word in words]
 
     @property
+    def words(self) -> list[str]:
+        """The `queries` that are words, not images or vectors."""
+        return [word for word in self.queries if not isinstance(word, Prompt)]
+
+    @property
     def query_classes(self) -> list[int]:
         """The class index of each string in `queries`."""
         return [index for index, words in enumerate(self.synonyms) for _ in words]
 
     @classmethod
-    def parse(cls, labels: LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]) -> LabelSet:
+    def parse(cls, labels: LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]) -> LabelSet:
         """Read labels in any form people write them.
 
         Args:
             labels: a list of strings, "car | truck" meaning two words for one class named "car", "dog | not: toy dog"
                 a negative; a dict of name to words; a string "cat,dog"; or a file: .json with a list or a dict, .txt
                 with a class a line, synonyms after commas or "|", lines that start with "#" left out.
+                In a list or a dict an image stands for a class as a word does: a `pathlib.Path`, a PIL image, or uint8
+                RGB (H, W, 3); so does a float vector (D,) of the model's joint space. A class may have several, and
+                words too: {"mug": [Path("mug.jpg"), "cup"]}.
 
         Raises:
+            ImageError: an image that cannot be read.
             LabelError: empty, doubled, too long, not strings, a class that is not itself, or an unreadable file.
         """
         if isinstance(labels, LabelSet):
@@ -96,15 +109,21 @@ class LabelSet:
         pairs: list[tuple[str, Sequence[object]]] = []
         if isinstance(labels, Mapping):
             for name, words in labels.items():
-                listed = [words] if isinstance(words, str) else as_list(words, f"label '{name}'")
+                one = isinstance(words, str) or is_prompt(words)
+                listed = [words] if one else as_list(words, f"label '{name}'")
                 pairs.append((clean(name, "label"), listed or [name]))
         else:
-            for entry in as_list(labels, "labels"):
+            for number, entry in enumerate(as_list(labels, "labels"), start=1):
+                if is_prompt(entry):
+                    pairs.append((clean(name_of(entry, number), "label"), [entry]))
+                    continue
                 parts = clean(entry, "label").split("|")
                 pairs.append((clean(parts[0], "label"), parts))
         names, synonyms, negatives = [], [], []
         for name, given in pairs:
-            means, is_not = _positive_and_negative(name, [clean(word, "label") for word in given])
+            means, is_not = _positive_and_negative(
+                name, [parse_prompt(word) if is_prompt(word) else clean(word, "label") for word in given]
+            )
             names.append(name)
             synonyms.append(means)
             negatives += is_not

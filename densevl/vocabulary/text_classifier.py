@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import OptionError
+from densevl.errors import LabelError, OptionError
+from densevl.images import resize
 from densevl.vocabulary.background import NOTHING, UNKNOWN, Background
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
 from densevl.vocabulary.labels import LabelSet
 from densevl.vocabulary.long_text import CONTEXT, budget, windows
 from densevl.vocabulary.options import TextOptions
+from densevl.vocabulary.prompts import IMAGE, Prompt
 from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.templates import fill, templates
 from densevl.vocabulary.text_cache import TextCache
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 PROMPTS_AT_ONCE = 4096  # bounds the memory of a large vocabulary
 PROMPTS_KEPT = 2**28  # numbers (1 GiB) held when each template of each string keeps its own embedding
 AS_IT_IS = ("{}",)
+KEPT_PROMPTS = 256  # images and vectors whose rows are held
+SIDE = 224  # of image prompts, for a model without a trained size
 _CUT = "\x1f"  # between the windows of a long text in its cache key; never part of a label
 
 
@@ -79,6 +83,7 @@ class TextClassifier:
         self.options = options or TextOptions()
         self._use_cache = use_cache
         self._caches: dict[tuple[str, ...], TextCache] = {}
+        self._prompt_rows: dict[Prompt, torch.Tensor] = {}
 
     def encode(self, labels: LabelSet, background: Background | None = None) -> TextEmbeddings:
         """Embed a label set, then its negatives, the background words and the model's "unknown".
@@ -131,7 +136,11 @@ class TextClassifier:
         if texts is None:
             return []
         pairs = zip(labels.names, labels.synonyms, strict=True)
-        return [name for name, words in pairs if not all(texts.covers(word, name) for word in words)]
+        return [
+            name
+            for name, words in pairs
+            if not all(isinstance(word, Prompt) or texts.covers(word, name) for word in words)
+        ]
 
     def _with_unknown(self, text: TextEmbeddings) -> TextEmbeddings:
         none_of_these = self._backbone.unknown(text.vectors)
@@ -155,7 +164,10 @@ class TextClassifier:
         if texts is None:
             return vectors
         names = [labels.names[index] for index in labels.query_classes]
-        owned = [texts.sentences(query, name) for query, name in zip(labels.queries, names, strict=True)]
+        owned = [
+            () if isinstance(query, Prompt) else texts.sentences(query, name)
+            for query, name in zip(labels.queries, names, strict=True)
+        ]
         unique = list(dict.fromkeys(sentence for sentences in owned for sentence in sentences))
         if not unique:
             return vectors
@@ -179,7 +191,8 @@ class TextClassifier:
         return torch.stack([self._vectors(queries, (template,)) for template in self.templates])
 
     def _vectors(self, texts: Sequence[str], own_templates: tuple[str, ...]) -> torch.Tensor:
-        """Unit rows (T, D): the cached ones, and the others encoded."""
+        """Unit rows (T, D): the cached ones, and the others encoded; images and vectors are never cached on disk."""
+        asked, texts = texts, [text for text in texts if not isinstance(text, Prompt)]
         room = budget(getattr(self._backbone, "context_length", CONTEXT), own_templates)
         cut = {text: windows(text, room) for text in dict.fromkeys(texts)}
         keys = {text: _CUT.join(parts) for text, parts in cut.items()}
@@ -195,7 +208,33 @@ class TextClassifier:
             if cache:
                 cache.put({key: row.numpy() for key, row in zip(part, rows, strict=True)})
             known.update(zip(part, rows, strict=True))
-        return torch.stack([known[keys[text]] for text in texts]).to(self._backbone.device)
+        rows = [self._prompted(text) if isinstance(text, Prompt) else known[keys[text]] for text in asked]
+        return torch.stack(rows).to(self._backbone.device)
+
+    def _prompted(self, prompt: Prompt) -> torch.Tensor:
+        """A unit row (D,) on the CPU for an image or a vector; the last few are kept.
+
+        Raises:
+            LabelError: a model without a joint space, or a vector of another one.
+        """
+        backbone = self._backbone
+        if backbone.default_recipe is None:
+            raise LabelError(f"model '{backbone.name}' compares photos with words only; for {prompt.kind}s take a CLIP")
+        if prompt not in self._prompt_rows:
+            if len(self._prompt_rows) >= KEPT_PROMPTS:
+                self._prompt_rows.pop(next(iter(self._prompt_rows)))
+            row = torch.from_numpy(prompt.content.copy())
+            if prompt.kind == IMAGE:  # without a crop, so that nothing at the rim is lost
+                tower = getattr(backbone, "tower", None)
+                size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
+                row = backbone.encode_image(backbone.normalize(resize(prompt.content, size))[None])[0].float().cpu()
+            elif len(row) != backbone.embed_dim:
+                raise LabelError(
+                    f"a vector among the labels has {len(row)} numbers, and the joint space of model '{backbone.name}' "
+                    f"{backbone.embed_dim}"
+                )
+            self._prompt_rows[prompt] = F.normalize(row, dim=0)
+        return self._prompt_rows[prompt]
 
     def _encode(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> list[torch.Tensor]:
         """A unit row (D,) on the CPU for each text, given as its windows."""

@@ -28,7 +28,7 @@ def readable(words: LabelSet, uncovered: Callable[[Sequence[str]], list[str]]) -
     Raises:
         LabelError: it reads none.
     """
-    unknown = set(uncovered(words.queries))
+    unknown = set(uncovered(words.words))
     synonyms = [tuple(word for word in own if word not in unknown) for own in words.synonyms]
     named = [(name, own) for name, own in zip(words.names, synonyms, strict=True) if own]
     if not named:

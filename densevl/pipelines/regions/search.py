@@ -150,15 +150,14 @@ class RegionSearch:
         if self.path is not None:
             self.index.save(self.path)
 
-    def find(
-        self, query: str | RegionEmbeddings, top: int = 10, *, each: int = 1, against: Sequence[str] | None = None
-    ) -> list[Hit]:
+    def find(self, query: Any, top: int = 10, *, each: int = 1, against: Sequence[str] | None = None) -> list[Hit]:
         """The regions most like some words or an example.
 
         Args:
-            query: words, "umbrella | parasol" being two for one thing, or an example that `classifier.embed` made.
+            query: words, "umbrella | parasol" being two for one thing; an image or a vector, as `LabelSet.parse` takes
+                them in a list; or an example that `classifier.embed` made.
             top: at most so many. each: at most so many of one photo.
-            against: for words, others that a region should be less like; None takes the model's background words.
+            against: others that a region should be less like; None takes the model's background words, for words.
 
         Returns:
             Best first. With `against`, scores are differences of cosines, above 0 where the query wins.
@@ -171,8 +170,10 @@ class RegionSearch:
             if not bool(mean.any()):
                 raise LabelError("the example holds no region; embed at least one that is not empty")
             return self.index.nearest(mean.cpu(), top, each=each)
-        policy = self.classifier.policy() if against is None else Background.parse(list(against) or None)
-        text = self.classifier.embed_text(LabelSet.parse([query]), replace(policy, unknown=False))
+        asked = LabelSet.parse([query])
+        usual = self.classifier.policy() if asked.words else Background()  # an image is nearer than any word
+        policy = usual if against is None else Background.parse(list(against) or None)
+        text = self.classifier.embed_text(asked, replace(policy, unknown=False))
         own, other = (text.vectors[mask].cpu() for mask in (text.classes != NOTHING, text.classes == NOTHING))
         if len(own) == 1:
             return self.index.nearest(own[0], top, each=each, against=other)

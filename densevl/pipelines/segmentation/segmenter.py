@@ -33,9 +33,10 @@ from densevl.recipes import Hints, Recipe, get
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
+from densevl.vocabulary.prompts import IMAGE, Prompt
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 
-Labels = LabelSet | str | Path | Sequence[str] | Mapping[str, Iterable[str]]
+Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
 BackgroundSpec = str | float | Sequence[str] | Background | None
 
 KEPT_VOCABULARIES = 16
@@ -525,8 +526,14 @@ class Segmenter:
 
     def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
         """What the user should know about these words, a sentence each."""
-        words = self.backbone.uncovered([*labels.queries, *labels.negatives, *policy.words])
+        asked = [*labels.words, *labels.negatives, *policy.words]
+        words = self.backbone.uncovered(asked)
         found = [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
+        if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
+            found.append(
+                "images and words are mixed, and photos are nearer to images than to any word: give every class an "
+                "image and leave background words out (background='none'), or take words alone"
+            )
         bare = self._classifier.undescribed(labels)
         if bare:
             listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
