@@ -46,6 +46,10 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         "benchmarks: COCO's and LVIS's average precision, mmengine configs",
         ["mmengine>=0.10.7", "opencv-python>=4.10", "faster-coco-eval>=1.6"],
     ),
+    "remote": (
+        "images and results at addresses: `s3://...` with s3fs, `gs://...` with gcsfs; results in Parquet",
+        ["fsspec>=2024.6", "pyarrow>=17"],
+    ),
     "ray": ("folders on several machines: `densevl segment --ray`", ["ray[data]>=2.40"]),
     "viz": ("`result.to_supervision()`, and supervision's detections named", ["supervision>=0.27"]),
     "textile": ("photographs for `demo/textile_inspection.py`", ["conformal-clip-data>=0.1.4"]),

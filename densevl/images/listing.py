@@ -12,12 +12,15 @@ from typing import Final
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import RUN_FILE, shown
+from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, opened
 
 EXTENSIONS: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
 LISTS: Final = frozenset({".txt", ".lst"})
+Entry = tuple[str, str, str]
+"""The path of an image, the folder its results belong in, and the path they are named after."""
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
@@ -28,11 +31,13 @@ class Found:
     Attributes:
         paths: the images, each once, in the order given; those of a folder are sorted.
         folders: for each the folder its results belong in: its place below the folder that was given, or "".
+        named: for each the path that its results are named after.
         left_out: what stands in the folders and was not taken, and how many: {".heic": 3, "a broken link": 1}.
     """
 
     paths: tuple[str, ...]
     folders: tuple[str, ...]
+    named: tuple[str, ...]
     left_out: Counter[str]
 
 
@@ -51,7 +56,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     Args:
         sources: one or many of: a file, kept as given even when it is missing or has an odd ending, so that reading it
             can name the fault; a folder, taken with all below it, by ending, without hidden files and folders of
-            results; a pattern such as "photos/**/*.jpg"; a .txt or .lst file with a path a line.
+            results; a pattern such as "photos/**/*.jpg"; a .txt or .lst file with a path a line; a tar archive, or
+            several as "photos-{0000..0003}.tar"; and addresses of all these but lists ("s3://bucket/photos").
         skip: a folder that is left out wherever it is met, such as the one that results go to.
 
     Raises:
@@ -59,31 +65,76 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     """
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
     left_out: Counter[str] = Counter()
-    found: dict[str, tuple[str, str]] = {}  # by absolute path, so that a photo named twice is done once
-    for source in given:
-        for path, folder in _expanded(source, left_out, None if skip is None else os.path.realpath(skip)):
-            found.setdefault(os.path.abspath(path), (path, folder))
+    found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
+    for source in (name for text in given for name in braces(text)):
+        for entry in _expanded(source, left_out, None if skip is None else os.fspath(skip)):
+            found.setdefault(key_of(entry[0]), entry)
     if not found:
         where = ", ".join(shown(source) for source in given[:3]) or "an empty list"
         raise ImageError(f"no images in {where}: files must end in {' '.join(sorted(EXTENSIONS))}")
-    paths, folders = zip(*found.values(), strict=True)
-    return Found(paths, folders, left_out)
+    paths, folders, named = zip(*found.values(), strict=True)
+    return Found(paths, folders, named, left_out)
 
 
-def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple[str, str]]:
-    if os.path.isdir(source):
-        if os.path.realpath(source) == skip:
+def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry]:
+    if is_address(source) and not source.startswith(TAR):
+        yield from _at(source, left_out, skip)
+    elif source.endswith(".tar") and os.path.isfile(source):
+        yield from _inside(source, left_out)
+    elif os.path.isdir(source):
+        beyond = None if skip is None else os.path.realpath(skip)
+        if os.path.realpath(source) == beyond:
             raise OutputError(f"results in {shown(source)} would be taken for images of it; name another --out")
-        yield from sorted(_below(source, "", left_out, skip, set()), key=lambda found: found[0].split(os.sep))
+        inside = sorted(_below(source, "", left_out, beyond, set()), key=lambda found: found[0].split(os.sep))
+        yield from ((path, folder, path) for path, folder in inside)
     elif os.path.splitext(source)[1].lower() in LISTS and os.path.isfile(source):
-        yield from ((path, "") for path in _listed(source))
+        yield from ((path, "", path) for path in _listed(source))
     elif glob.has_magic(source) and not os.path.lexists(source):
         matches = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
         if not matches:
             raise ImageError(f"no file matches the pattern {shown(source)}")
-        yield from ((path, "") for path in matches)
+        for path in matches:
+            yield from _inside(path, left_out) if path.endswith(".tar") else [(path, "", path)]
     else:
-        yield source, ""
+        yield source, "", source
+
+
+def _inside(place: str, left_out: Counter[str]) -> Iterator[Entry]:
+    """The images in a tar archive, their results in a folder of its name."""
+    for member in archive_of(place).members:
+        ending = os.path.splitext(member)[1].lower()
+        if ending in EXTENSIONS and not os.path.basename(member).startswith("."):
+            folder = os.path.join(os.path.basename(place).removesuffix(".tar"), os.path.dirname(member))
+            yield f"{TAR}{member}::{place}", folder.rstrip(os.sep), member
+        else:
+            left_out[ending or "no ending"] += 1
+
+
+def _at(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry]:
+    """The images at an address."""
+    files, root = opened(source)
+    if glob.has_magic(source):
+        for path in sorted(files.glob(root)):
+            address = files.unstrip_protocol(path)
+            yield from _inside(address, left_out) if address.endswith(".tar") else [(address, "", path)]
+    elif source.endswith(".tar"):
+        yield from _inside(source, left_out)
+    elif not files.isdir(root):
+        yield source, "", root
+    else:
+        listed = sorted(files.find(root))
+        results = [path.rpartition("/")[0] + "/" for path in listed if path.endswith(f"/{RUN_FILE}")]
+        for path in listed:
+            address, below = files.unstrip_protocol(path), path.removeprefix(root.rstrip("/")).lstrip("/")
+            ending = os.path.splitext(path)[1].lower()
+            if any(part.startswith(".") for part in below.split("/")) or any(map(path.startswith, results)):
+                continue
+            if skip is not None and address.startswith(f"{skip.rstrip('/')}/"):
+                continue
+            if ending in EXTENSIONS:
+                yield address, below.rpartition("/")[0], path
+            else:
+                left_out[ending or "no ending"] += 1
 
 
 def _below(

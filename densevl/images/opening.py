@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from densevl.errors import ImageError, suggest
 from densevl.files import shown
+from densevl.images.addresses import fetch, is_address
 
 CUT: Final = "the file ends before the picture does (cut download or copy?)"
 
@@ -82,8 +83,11 @@ def display_name(name: str | None) -> str:
 
 
 def _open_path(path: str, what: str, *, named: bool) -> StrictReader:
-    if re.match(r"[a-z]+://", path, re.IGNORECASE):
+    if re.match(r"(https?|ftps?)://", path, re.IGNORECASE):
         raise ImageError(f"{what} is an address: download it and give the file's path")
+    if is_address(path):
+        return StrictReader(io.BytesIO(fetch(path)))
+    path = path.removeprefix("file://")
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):

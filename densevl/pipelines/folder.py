@@ -23,10 +23,11 @@ from densevl.errors import ImageError, OutputError
 from densevl.files import RUN_FILE, shown, unique_stems
 from densevl.fitted import differing
 from densevl.images import Found, read_image
+from densevl.images.addresses import is_address, key_of, stamp
 from densevl.pipelines.cluster import Cluster
 from densevl.pipelines.errors import ErrorList
 from densevl.pipelines.gathered import Gathered
-from densevl.pipelines.looping import stamp, work_through
+from densevl.pipelines.looping import work_through
 from densevl.pipelines.storing import open_store
 from densevl.pipelines.tasks import KINDS, Task
 from densevl.pipelines.watch import Job, Watch
@@ -102,10 +103,10 @@ class Folder:
         """
         self.store, self.kind = open_store(path), task.kind
         self.facts = _facts(task)
-        if len(found.paths) == 1 and not os.path.isfile(found.paths[0]):
+        if len(found.paths) == 1 and not is_address(found.paths[0]) and not os.path.isfile(found.paths[0]):
             read_image(found.paths[0])  # raises with the cause
         known, own, gone = self._record(overwrite)
-        keys = [os.path.abspath(image) for image in found.paths]
+        keys = [key_of(image) for image in found.paths]
         states = [stamp(image) for image in found.paths]
         names = self._names(found, keys, known)
         self.jobs = [Job(image, name) for image, name in zip(found.paths, names, strict=True)]
@@ -118,8 +119,10 @@ class Folder:
                 stale.append(job)
         files = [one.file for one in together if one.file]
         common = [RUN_FILE, ERRORS, *files, *(name for one in together for name in one.parts(new))]
-        self.store.guard([*self._files(new), *common], inputs=found.paths, overwrite=overwrite)
-        self.store.guard(self._files(old), inputs=found.paths, overwrite=True)  # ours, as the run file says
+        others = [name for name in common if name not in own]
+        self.store.guard([*self._files(new), *others], inputs=found.paths, overwrite=overwrite)
+        ours = [*self._files(old), *own]  # so the run file says
+        self.store.guard(ours, inputs=found.paths, overwrite=True)
         self.store.remove([*gone, *self._files(stale)])
         self._sweep()
         self._images = known | {
@@ -209,7 +212,7 @@ class Folder:
                 groups.setdefault(Path(folder).as_posix() if folder else "", []).append(index)
         names = {index: str(known[key][0]) for index, key in enumerate(keys) if key in known}
         for folder, members in groups.items():
-            stems = unique_stems([found.paths[index] for index in members], taken.get(folder, ()))
+            stems = unique_stems([found.named[index] for index in members], taken.get(folder, ()))
             names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
         return [names[index] for index in range(len(keys))]
 

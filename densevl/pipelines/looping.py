@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -45,15 +44,6 @@ def each(run: Run, images: Sequence[Any], failed: Failed) -> Iterator[tuple[Any,
         while waiting[0] in bad:
             waiting.popleft()
         yield waiting.popleft(), result
-
-
-def stamp(image: str) -> list[int | None]:
-    """Size and time of change of a file; unknown for one that is not there."""
-    try:
-        facts = os.stat(image)
-    except (OSError, ValueError):
-        return [None, None]
-    return [facts.st_size, facts.st_mtime_ns]
 
 
 def work_through(

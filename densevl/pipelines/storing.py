@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from densevl.errors import MissingExtraError, OutputError
+from densevl.errors import ImageError, OutputError
 from densevl.files import atomic_write, guard, shown
+from densevl.images.addresses import is_address, opened
 from densevl.pipelines.tasks import Kind
 from densevl.pipelines.watch import Job
 
@@ -89,8 +89,7 @@ def open_store(place: str | os.PathLike[str]) -> Store:
         OutputError: it cannot be a folder. MissingExtraError: an address, without fsspec.
     """
     text = os.fspath(place)
-    local = text.removeprefix("file://")
-    return Remote(text) if re.match(r"[a-z0-9+]+://", local) else Local(local)
+    return Remote(text) if is_address(text) else Local(text.removeprefix("file://"))
 
 
 class Local(Store):
@@ -156,13 +155,8 @@ class Remote(Store):
 
     def __init__(self, place: str) -> None:
         try:
-            from fsspec.core import url_to_fs
-
-            self._fs, self._root = url_to_fs(place)
-        except ImportError as error:  # of fsspec, or of the package behind a protocol
-            package = "fsspec" if error.name in (None, "fsspec") else str(error.name)
-            raise MissingExtraError(package, "remote", f"writing to {place}") from error
-        except ValueError as error:
+            self._fs, self._root = opened(place)
+        except ImageError as error:
             raise OutputError(f"results cannot be written to {shown(place)}: {error}") from error
         self.place = place
 
@@ -203,12 +197,12 @@ class Remote(Store):
         """See `Store`."""
         given = set(inputs)
         for name in names:
-            where = self.where(name)
+            where = self._fs.unstrip_protocol(self._at(name))
             if where in given:
                 raise OutputError(f"{where} is one of the inputs and would be overwritten; name another --out")
             if not overwrite and self.exists(name) and b"densevl" not in self.read(name):
                 raise OutputError(
-                    f"{where} was not written by this run and would be replaced; name another --out, or allow it with "
+                    f"{where} was not written by densevl and would be replaced; name another --out, or allow it with "
                     "--overwrite"
                 )
 

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from densevl.errors import LabelError, OptionError
 from densevl.fitted import differing
 from densevl.images import find_images
+from densevl.images.addresses import stamp
 from densevl.images.listing import Sources
 from densevl.pipelines.errors import ErrorList
-from densevl.pipelines.looping import each, one_by_one, stamp
+from densevl.pipelines.looping import each, one_by_one
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.storing import open_store
 from densevl.pipelines.watch import Job, Watch

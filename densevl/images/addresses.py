@@ -1,0 +1,148 @@
+"""Images that are no files of this machine: addresses of fsspec ("s3://bucket/x.jpg"), and members of tar archives.
+
+A member is written as fsspec does it, "tar://folder/x.jpg::photos-0000.tar"; the archive may have an address too.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+import tarfile
+import threading
+from typing import Any
+
+from densevl import digest
+from densevl.errors import ImageError, MissingExtraError
+from densevl.files import shown
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+TAR = "tar://"
+
+
+def is_address(path: Any) -> bool:
+    """Whether this is an address and no path; "file://..." is a path."""
+    return isinstance(path, str) and bool(_ADDRESS.match(path)) and not path.startswith("file://")
+
+
+def key_of(path: str) -> str:
+    """What two names of one image share: the absolute path, or the address."""
+    return path if is_address(path) else os.path.abspath(path.removeprefix("file://"))
+
+
+def opened(address: str) -> tuple[Any, str]:
+    """The file system behind an address, and the path on it.
+
+    Raises:
+        MissingExtraError: fsspec, or the package for this protocol, is not installed. ImageError: no such protocol.
+    """
+    try:
+        from fsspec.core import url_to_fs
+
+        return url_to_fs(address)
+    except ImportError as error:
+        package = "fsspec" if error.name in (None, "fsspec") else str(error.name)
+        raise MissingExtraError(package, "remote", f"reading {address}") from error
+    except ValueError as error:
+        raise ImageError(f"{shown(address)} cannot be read: {error}") from error
+
+
+def fetch(address: str) -> bytes:
+    """The content of an address or a member of an archive.
+
+    Raises:
+        ImageError: it is not there, or cannot be read. MissingExtraError: as `opened`.
+    """
+    if address.startswith(TAR):
+        member, archive = split(address)
+        return archive_of(archive).read(member)
+    files, path = opened(address)
+    try:
+        return files.cat_file(path)
+    except FileNotFoundError as error:
+        raise ImageError(f"{shown(address)} does not exist") from error
+    except Exception as error:  # each file system raises its own
+        raise ImageError(f"{shown(address)} cannot be read: {error}") from error
+
+
+def stamp(path: str) -> list[int | None]:
+    """Size and a number that changes with the content of a file or address; None, None where there is none."""
+    if path.startswith(TAR):
+        path = split(path)[1]
+    try:
+        if not is_address(path):
+            facts = os.stat(path.removeprefix("file://"))
+            return [facts.st_size, facts.st_mtime_ns]
+        files, place = opened(path)
+        told = files.info(place)
+    except (OSError, ValueError, ImageError):
+        return [None, None]
+    changed = next((told[name] for name in ("ETag", "etag", "mtime", "LastModified", "created") if told.get(name)), "")
+    return [told.get("size"), int(digest.of_text(str(changed))[:15], 16)]
+
+
+def split(address: str) -> tuple[str, str]:
+    """Member and archive of "tar://member::archive"."""
+    member, _, archive = address.removeprefix(TAR).partition("::")
+    return member, archive
+
+
+def braces(pattern: str) -> list[str]:
+    """The names that "photos-{0000..0003}.tar" stands for, as WebDataset writes them."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in braces(pattern[: match.start()] + number + pattern[match.end() :])]
+
+
+def archive_of(place: str) -> Archive:
+    """An archive by path or address; the last few stay open.
+
+    Raises:
+        ImageError: it is missing or no tar archive.
+    """
+    return _archive(place, *stamp(place))
+
+
+@functools.lru_cache(maxsize=4)
+def _archive(place: str, size: int | None, changed: int | None) -> Archive:
+    return Archive(place)
+
+
+class Archive:
+    """A tar archive, read member by member. Attributes: members: the names of its files, in order."""
+
+    def __init__(self, place: str) -> None:
+        try:
+            if is_address(place):
+                files, path = opened(place)
+                file = files.open(path, "rb")
+            else:
+                file = open(place.removeprefix("file://"), "rb")  # noqa: SIM115
+            self._tar = tarfile.open(fileobj=file)  # noqa: SIM115
+            self._infos = {info.name.removeprefix("./"): info for info in self._tar if info.isfile()}
+        except FileNotFoundError as error:
+            raise ImageError(f"{shown(place)} does not exist") from error
+        except (OSError, tarfile.TarError, EOFError) as error:
+            raise ImageError(f"{shown(place)} is no tar archive, or is damaged: {error}") from error
+        self.place, self.members, self._lock = place, list(self._infos), threading.Lock()
+
+    def read(self, member: str) -> bytes:
+        """The content of a member.
+
+        Raises:
+            ImageError: there is none of this name, or the archive is cut.
+        """
+        info = self._infos.get(member)
+        if info is None:
+            raise ImageError(f"{shown(self.place)} holds no {shown(member)}")
+        try:
+            with self._lock:
+                file = self._tar.extractfile(info) or io.BytesIO()
+                return file.read()
+        except (OSError, tarfile.TarError) as error:
+            raise ImageError(f"{shown(member)} of {shown(self.place)} cannot be read: {error}") from error
