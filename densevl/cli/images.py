@@ -107,7 +107,8 @@ class Screen(Watch):
 
     def _print(self, job: Job, content: dict[str, Any]) -> None:
         endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
-        outputs = [f"{self.out}/{job.name}{ending}" for ending in endings]
+        packed = self.out.endswith((".tar", ".parquet"))
+        outputs = [self.out] if packed else [f"{self.out}/{job.name}{ending}" for ending in endings]
         told = {key: content[key] for key in tells if key in content}
         if "regions" in told:  # masks stay in the file
             told["regions"] = [{key: row[key] for key in ROW if key in row} for row in told["regions"]]
@@ -163,10 +164,11 @@ def run_images(
         fail(error)
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
     if report.done and not quiet and not as_json:
-        places = ", ".join([out, *map(str, report.files)])
+        places = ", ".join([out, *map(str, report.files[:4])]) + ", ..." * (len(report.files) > 4)
         stdout().print(f"results in {escape(places)}")
     if report.errors:
-        where = escape(os.path.join(out, ERRORS))
+        packed = out.endswith((".tar", ".parquet"))
+        where = escape(f"{os.path.splitext(out)[0]}.{ERRORS}" if packed else os.path.join(out, ERRORS))
         stderr().print(f"{len(report.errors)} of {len(found.paths)} images failed, listed in {where}")
         raise typer.Exit(PARTLY if report.done else FAILED)
 

@@ -269,7 +269,8 @@ Out = Annotated[str, option("The folder that results are written to; it is made 
 OutFolder = Annotated[
     str | None,
     option(
-        "The folder that results are written to. If left out, a new one in densevl-out for each set of settings.",
+        "The folder or address that results are written to; a name that ends in .tar or .parquet packs them in shards. "
+        "If left out, a new folder in densevl-out for each set of settings.",
         panel=FILES,
     ),
 ]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from densevl.errors import DensevlError, MissingExtraError
 from densevl.fitted import differing
 from densevl.pipelines.looping import work_through
+from densevl.pipelines.packing import do_shard
 from densevl.pipelines.storing import Store
 from densevl.pipelines.tasks import Work
 from densevl.pipelines.watch import Job
@@ -42,6 +43,7 @@ class _Worker:
             self.wrong = str(error)
             return
         own = json.loads(json.dumps({"use": self.task.kind.use, **self.task.facts}, default=str))
+        facts = {name: fact for name, fact in facts.items() if name in own}
         if told := differing(facts, own):
             self.wrong = f"a worker would give other results than asked for ({told}): install the same everywhere"
 
@@ -50,7 +52,10 @@ class _Worker:
         try:
             if not self.wrong:
                 jobs = [Job(image, name) for image, name in json.loads(row["jobs"])]
-                self._work(jobs, json.loads(row["bad_before"]), errors)
+                if row["pack"]:
+                    errors = do_shard(self.task, self.store, row["pack"], jobs, _nothing, _nothing)
+                else:
+                    self._work(jobs, json.loads(row["bad_before"]), errors)
         except DensevlError as error:
             self.wrong = str(error)
         return {"jobs": row["jobs"], "errors": json.dumps(errors), "wrong": self.wrong}
@@ -107,6 +112,31 @@ class Cluster:
             MissingExtraError: Ray is not installed. DensevlError: a worker has another model or version, or cannot go
                 on.
         """
+        size = -(-self.shard // group) * group
+        shards = [jobs[first : first + size] for first in range(0, len(jobs), size)]
+        rows = [
+            {
+                "jobs": json.dumps([[job.image, job.name] for job in part]),
+                "pack": "",
+                "bad_before": json.dumps([job.image for job in part if job.image in bad_before]),
+            }
+            for part in shards
+            if any(job in missing for job in part)
+        ]
+        yield from self._hand_out(facts, store, rows)
+
+    def packs(self, facts: dict[str, Any], store: Store, shards: Mapping[str, Sequence[Job]]) -> Iterator[Outcome]:
+        """Do shards that are each packed in one file, by its name; see `run`."""
+        rows = [
+            {"jobs": json.dumps([[job.image, job.name] for job in part]), "pack": name, "bad_before": "[]"}
+            for name, part in shards.items()
+        ]
+        yield from self._hand_out(facts, store, rows)
+
+    def _hand_out(self, facts: dict[str, Any], store: Store, rows: list[dict[str, str]]) -> Iterator[Outcome]:
+        """Give rows to workers as they become free."""
+        if not rows:
+            return
         try:
             import ray
             import ray.data
@@ -118,18 +148,6 @@ class Cluster:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by `Watch`
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # a GPU each, where there are enough
-        size = -(-self.shard // group) * group
-        shards = [jobs[first : first + size] for first in range(0, len(jobs), size)]
-        rows = [
-            {
-                "jobs": json.dumps([[job.image, job.name] for job in part]),
-                "bad_before": json.dumps([job.image for job in part if job.image in bad_before]),
-            }
-            for part in shards
-            if any(job in missing for job in part)
-        ]
-        if not rows:
-            return
         # One shard is one block: shards are handed out as workers become free, and only paths are held in memory.
         data = ray.data.from_items(rows, override_num_blocks=len(rows))
         worker: Any = _Worker
@@ -143,3 +161,7 @@ class Cluster:
             if row["wrong"]:
                 raise DensevlError(row["wrong"])
             yield [Job(image, name) for image, name in json.loads(row["jobs"])], json.loads(row["errors"])
+
+
+def _nothing(job: Job, result: Any) -> None:
+    """A worker tells of its images when the shard is done."""

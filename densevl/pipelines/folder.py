@@ -11,22 +11,23 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from densevl import __version__
-from densevl.errors import ImageError, OutputError
+from densevl import __version__, digest
+from densevl.errors import ImageError, OptionError, OutputError
 from densevl.files import RUN_FILE, shown, unique_stems
 from densevl.fitted import differing
 from densevl.images import Found, read_image
 from densevl.images.addresses import is_address, key_of, stamp
-from densevl.pipelines.cluster import Cluster
+from densevl.pipelines import packing
+from densevl.pipelines.cluster import SHARD, Cluster
 from densevl.pipelines.errors import ErrorList
-from densevl.pipelines.gathered import Gathered
+from densevl.pipelines.gathered import Gathered, Scores
 from densevl.pipelines.looping import work_through
 from densevl.pipelines.storing import open_store
 from densevl.pipelines.tasks import KINDS, Task
@@ -108,7 +109,7 @@ class Folder:
         known, own, gone = self._record(overwrite)
         keys = [key_of(image) for image in found.paths]
         states = [stamp(image) for image in found.paths]
-        names = self._names(found, keys, known)
+        names = names_for(found, keys, known)
         self.jobs = [Job(image, name) for image, name in zip(found.paths, names, strict=True)]
         new: list[Job] = []
         old: list[Job] = []
@@ -200,27 +201,28 @@ class Folder:
         results = self._files([Job(image, str(entry[0])) for image, entry in images.items()], kind.endings)
         return {}, [], [*results, *own]
 
-    def _names(self, found: Found, keys: Sequence[str], known: dict[str, list[Any]]) -> list[str]:
-        """A name for each image: the one it has, or a new one that nobody has."""
-        taken: dict[str, list[str]] = {"": [*RESERVED]}
-        for entry in known.values():
-            folder, _, stem = str(entry[0]).rpartition("/")
-            taken.setdefault(folder, []).append(stem)
-        groups: dict[str, list[int]] = {}
-        for index, (key, folder) in enumerate(zip(keys, found.folders, strict=True)):
-            if key not in known:
-                groups.setdefault(Path(folder).as_posix() if folder else "", []).append(index)
-        names = {index: str(known[key][0]) for index, key in enumerate(keys) if key in known}
-        for folder, members in groups.items():
-            stems = unique_stems([found.named[index] for index in members], taken.get(folder, ()))
-            names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
-        return [names[index] for index in range(len(keys))]
-
     def _files(self, jobs: Sequence[Job], endings: Sequence[str] = ()) -> list[str]:
         return [f"{job.name}{end}" for job in jobs for end in endings or self.kind.endings]
 
     def _sweep(self) -> None:
         self.store.sweep(["", *{job.name.rpartition("/")[0] for job in self.jobs}])
+
+
+def names_for(found: Found, keys: Sequence[str], known: Mapping[str, list[Any]]) -> list[str]:
+    """A name for each image: the one it has, or a new one that nobody has."""
+    taken: dict[str, list[str]] = {"": [*RESERVED]}
+    for entry in known.values():
+        folder, _, stem = str(entry[0]).rpartition("/")
+        taken.setdefault(folder, []).append(stem)
+    groups: dict[str, list[int]] = {}
+    for index, (key, folder) in enumerate(zip(keys, found.folders, strict=True)):
+        if key not in known:
+            groups.setdefault(Path(folder).as_posix() if folder else "", []).append(index)
+    names = {index: str(known[key][0]) for index, key in enumerate(keys) if key in known}
+    for folder, members in groups.items():
+        stems = unique_stems([found.named[index] for index in members], taken.get(folder, ()))
+        names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
+    return [names[index] for index in range(len(keys))]
 
 
 def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
@@ -279,7 +281,7 @@ def to_files(
 
     Args:
         task: see `densevl.pipelines.tasks`. found: the images, from `densevl.images.find_images`.
-        out: the folder; subfolders are those of the images.
+        out: the folder; subfolders are those of the images. Or a name that ends in .tar or .parquet; see `packing`.
         together: what is written of all images besides; see `densevl.pipelines.gathered`.
         overwrite: start over, and replace files of others. strict: stop at the first bad image.
         watch: is told what happens. cluster: does the work; None does it here.
@@ -292,6 +294,10 @@ def to_files(
         LabelError, ModelError, MissingExtraError, ...: what is wrong with the whole run, at once.
     """
     started, watch = time.perf_counter(), watch or Watch()
+    if os.fspath(out).endswith(packing.ENDINGS):
+        if any(not isinstance(one, Scores) for one in together):
+            raise OptionError(f"pictures and exports of all images go with a folder; {shown(out)} is none")
+        return _to_packs(task, found, os.fspath(out), overwrite, strict, watch, cluster, started)
     folder = Folder(out, task, found, together=together, overwrite=overwrite)
     waiting = [job for job in folder.jobs if not folder.is_done(job)]
     missing = set(waiting)
@@ -311,5 +317,69 @@ def to_files(
         folder.begin()
         report.files = [path for one in together for path in one.write(folder, report.done)]
     folder.close(errors)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _to_packs(
+    task: Task,
+    found: Found,
+    out: str,
+    overwrite: bool,
+    strict: bool,
+    watch: Watch,
+    cluster: Cluster | None,
+    started: float,
+) -> Report:
+    """Do a task with every image and write the results shard by shard, each packed in one file."""
+    place, name = os.path.split(out)
+    stem, ending = os.path.splitext(name)
+    store, keys = open_store(place or "."), [key_of(image) for image in found.paths]
+    jobs = [Job(image, name) for image, name in zip(found.paths, names_for(found, keys, {}), strict=True)]
+    size = -(-(cluster.shard if cluster else SHARD) // task.group) * task.group
+    shards = {f"{stem}-{n // size:06d}{ending}": jobs[n : n + size] for n in range(0, len(jobs), size)}
+    images = digest.of_text(json.dumps([[key, *stamp(path)] for key, path in zip(keys, found.paths, strict=True)]))
+    facts = {**_facts(task), "shard": size, "images": images}
+    record = f"{stem}.json"
+    before = json.loads(store.read(record)).get("facts") if store.exists(record) and not overwrite else None
+    if before is not None and before != facts:
+        raise OutputError(
+            f"{shown(out)} holds results of another run ({differing(before, facts)}); name another --out, or start "
+            "over with --overwrite"
+        )
+    errors = ErrorList(store, f"{stem}.errors.jsonl")
+    store.guard([record, *({} if before else shards)], inputs=found.paths, overwrite=overwrite)
+    if before is None:
+        store.remove([*shards, f"{stem}.errors.jsonl"])
+    store.renew(record, json.dumps({"densevl": __version__, "facts": facts}, indent=1).encode())
+    bad: dict[str, str] = {}
+    finished = {name for name in shards if store.exists(name)}
+    watch.begin(len(jobs), sum(len(shards[name]) for name in finished))
+
+    def failed(job: Job, error: Exception | str) -> None:
+        errors.add(job.image, str(error))
+        if strict:
+            raise error if isinstance(error, Exception) else ImageError(error)
+        watch.failed(job, str(error))
+
+    def done(job: Job, result: Any) -> None:
+        watch.done(job, result, {"warnings": [], "image": job.image})
+
+    waiting = {name: part for name, part in shards.items() if name not in finished}
+    try:
+        for name in finished:
+            bad |= packing.errors_of(name, store.read(name))
+        for name, part in waiting.items() if cluster is None else ():
+            bad |= packing.do_shard(task, store, name, part, done, failed)
+        for part, wrong in cluster.packs(facts, store, waiting) if cluster is not None else ():
+            for job in part:
+                failed(job, wrong[job.image]) if job.image in wrong else done(job, None)
+            bad |= wrong
+    finally:
+        watch.end()
+    errors.begin()
+    errors.close([job.image for job in jobs], bad)
+    report = Report([job for job in jobs if job.image not in bad], errors=bad, files=[store.where(n) for n in shards])
+    report.fresh = sum(job.image not in bad for part in waiting.values() for job in part)
     report.seconds = time.perf_counter() - started
     return report

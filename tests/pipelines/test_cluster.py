@@ -78,6 +78,10 @@ def test_a_lost_machine_leaves_every_image_done_once_and_the_bytes_of_one_proces
     assert len(again.told) == 4, "one image, and the bad ones, are told of"
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
+    packs = replace(cluster, workers=1, shard=64)
+    for where, by in (("here", None), ("there", packs)):
+        to_files(WORK.task(), found, tmp_path / where / "results.tar", cluster=by)
+    assert content(tmp_path / "here") == content(tmp_path / "there")
     other = replace(WORK, labels=LabelSet.parse("house"))
     with pytest.raises(OutputError, match="labels"):
         to_files(other.task(), found, tmp_path / "two", cluster=cluster)

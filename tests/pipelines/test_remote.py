@@ -12,8 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from densevl.cli import app
-from densevl.errors import ImageError, MissingExtraError, OutputError
+from densevl.errors import ImageError, MissingExtraError, OptionError, OutputError
 from densevl.images import find_images, read_image
+from densevl.pipelines import gathered
 from densevl.pipelines.folder import to_files
 from densevl.pipelines.tasks import Segmenting
 from densevl.vocabulary import LabelSet
@@ -114,3 +115,43 @@ def test_images_of_tar_archives_go_to_folders_of_their_names(photos, tmp_path, m
         done = CliRunner().invoke(app, ["segment", source, "--labels", "cat", "--model", "mini", "--out", "new"])
         assert done.exit_code == 2
         assert said in done.output
+
+
+@pytest.mark.parametrize("ending", [".tar", ".parquet"])
+def test_packed_results_are_those_of_a_folder_and_a_killed_run_goes_on(photos, tmp_path, ending) -> None:
+    for number in range(70):  # a shard of 64, and the rest
+        Image.new("RGB", (96, 96), (number, 90, 90)).save(tmp_path / f"{number:02d}.png")
+    (tmp_path / "05.png").write_bytes(b"no image")
+    task, found, out = WORK.task(), find_images(tmp_path), tmp_path / "packed" / f"results{ending}"
+    to_files(task, found, tmp_path / "folder")
+    report = to_files(task, found, out)
+    assert (len(report.done), report.fresh, len(report.files)) == (69, 69, 2)
+    names = {path.name for path in out.parent.iterdir()}
+    assert names == {f"results-00000{n}{ending}" for n in range(2)} | {"results.json", "results.errors.jsonl"}
+    before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
+    second = out.parent / f"results-000001{ending}"
+    if ending == ".tar":
+        with tarfile.open(second) as archive:
+            assert archive.extractfile("66.png").read() == (tmp_path / "folder" / "66.png").read_bytes()
+            assert "66.overlay.png" in archive.getnames()
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        row = parquet.read_table(second).to_pylist()[2]
+        assert (row["name"], row["error"]) == ("66", None)
+        assert row["png"] == (tmp_path / "folder" / "66.png").read_bytes()
+        assert parquet.read_table(out.parent / f"results-000000{ending}")["error"].null_count == 63
+    second.unlink()  # as if the run had been killed
+    (out.parent / "results.errors.jsonl").unlink()
+    again = to_files(task, found, out)
+    assert (again.fresh, again.errors) == (6, report.errors)
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
+    with pytest.raises(OutputError, match=r"another run .images"):
+        to_files(task, find_images(tmp_path / "00.png"), out)
+    with pytest.raises(OptionError, match="go with a folder"):
+        to_files(task, found, out, together=[gathered.Sheet("_overlay.png")])
+
+
+def test_packed_results_may_be_at_an_address(memory) -> None:
+    report = to_files(WORK.task(), find_images("memory://photos"), "memory://packed/results.tar")
+    assert report.files == ["memory://packed/results-000000.tar"]
+    assert memory.cat_file("/packed/results.errors.jsonl").count(b"\n") == 1
