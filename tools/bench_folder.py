@@ -4,7 +4,7 @@
 
 Small noisy pictures are written, some of them cut. `densevl segment` does them undisturbed, then in another folder,
 killed by SIGKILL whenever so many results are there, and started again. Then both are compared byte for byte, and the
-loop is timed against the bare `for image in images: segment(image).save(...)` and against the bare `segment.many`, which
+loop is timed against a bare `for image in images: segment(image).save(...)` and a bare `segment.many(images)`, which
 shares passes as the loop does, in CPU seconds of one thread.
 """
 

@@ -15,7 +15,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, fail, file_name, stderr, stdout
+from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout
 from densevl.pipelines.watch import Job, Watch
 
 if TYPE_CHECKING:
@@ -163,6 +163,9 @@ def run_images(
     except BAD as error:  # the only image, or the first bad one with --strict
         fail(error)
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
+    except KeyboardInterrupt as error:
+        fail("stopped; the same command goes on from here")
+        raise typer.Exit(STOPPED) from error
     if report.done and not quiet and not as_json:
         places = ", ".join([out, *map(str, report.files[:4])]) + ", ..." * (len(report.files) > 4)
         stdout().print(f"results in {escape(places)}")

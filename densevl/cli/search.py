@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from densevl import __version__
 from densevl.cli import options
-from densevl.cli.images import Screen, print_json
-from densevl.cli.shared import FAILED, PARTLY, one_line_errors, stderr, stdout
+from densevl.cli.images import Screen, print_json, say_left_out
+from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def search(
 
     from densevl.backbones import load_backbone
     from densevl.files import atomic_write_all, guard
-    from densevl.images import encode_png, list_images
+    from densevl.images import encode_png, find_images
+    from densevl.pipelines.looping import BAD
     from densevl.pipelines.regions.classifier import RegionClassifier
     from densevl.pipelines.regions.scores import default_operators
     from densevl.pipelines.regions.search import RegionSearch
@@ -95,13 +96,20 @@ def search(
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
         classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=finder)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
-    picture = Path(out) / "search.png"
+    kept, picture = index or Path(out) / name, Path(out) / "search.png"
+    beyond = None if folder.resolve() == Path(out).resolve() else out
+    photos = find_images(folder, skip=beyond)
+    guard([kept], inputs=photos.paths, overwrite=True)  # an index says itself whose it is
     if sheet:
-        guard([picture, picture.with_suffix(".json")], inputs=list_images(folder), overwrite=overwrite)
-    found = RegionSearch(classifier, index or Path(out) / name, overwrite=overwrite)
-    screen = Screen(quiet=quiet)
-    built = found.build(folder, forget=True, strict=strict, watch=screen)
+        guard([picture, picture.with_suffix(".json")], inputs=photos.paths, overwrite=overwrite)
+    found = RegionSearch(classifier, kept, overwrite=overwrite)
+    try:
+        built = found.build(folder, forget=True, skip=beyond, strict=strict, watch=Screen(quiet=quiet))
+    except BAD as error:  # the first bad photo, with --strict
+        fail(error)
+        raise typer.Exit(PARTLY if found.index.photos else FAILED) from error
     if not quiet:
+        say_left_out(photos.left_out)
         counts = f"{len(built.added)} new, {len(built.kept)} known, {len(built.removed)} gone"
         stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
     query: Any = _example(classifier, like) if like else words

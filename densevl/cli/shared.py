@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from densevl.errors import DensevlError, OutputError
 
-FAILED, PARTLY, UNWRITTEN = 2, 3, 4
+FAILED, PARTLY, UNWRITTEN, STOPPED = 2, 3, 4, 130
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from conftest import PHOTOS
 from densevl.cli import app
-from densevl.errors import LabelError
+from densevl.errors import LabelError, MissingExtraError
 from densevl.evaluation.metrics.panoptic import coco_ids
 from densevl.images import read_image
 from densevl.pipelines.regions.sheet import hit_sheet
@@ -135,6 +135,28 @@ def test_a_bad_photo_is_named_and_the_rest_searched(folder, tmp_path) -> None:
     assert code == 3
     assert err.count("error:") == 1
     assert "2 photos" in err
+
+
+def test_a_missing_package_ends_the_search_and_is_said_once(folder, tmp_path, monkeypatch) -> None:
+    def lacks(*given, **options) -> None:
+        raise MissingExtraError("segment-anything", "sam", "mini-sam")
+
+    monkeypatch.setattr("densevl.pipelines.regions.classifier.load_proposer", lacks)
+    code, out, err = run("search", folder, "--for", "penguin", "--model", "mini", "--out", tmp_path)
+    assert (code, out, err.count("densevl[sam]"), err.count("error:")) == (2, "", 1, 1)
+
+
+def test_strict_ends_a_search_and_results_are_no_photos(folder, tmp_path, monkeypatch) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(folder, photos)
+    monkeypatch.chdir(photos)
+    command = ["search", ".", "--for", "penguin", "--model", "mini", "--proposals", "grid", "--least", "-2"]
+    assert run(*command, "--sheet")[0] == 0
+    code, _, err = run(*command, "--sheet")
+    assert (code, "2 photos (0 new, 2 known" in err) == (0, True), err
+    (photos / "bad.png").write_bytes(b"no image")
+    assert run(*command, "--strict")[0] == 3
+    assert run(*command, "--index", "wood.png", "--overwrite")[0] == 4
 
 
 @pytest.mark.parametrize(

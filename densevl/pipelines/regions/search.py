@@ -86,13 +86,20 @@ class RegionSearch:
                 )
 
     def build(
-        self, photos: Sources, *, forget: bool = False, strict: bool = False, watch: Watch | None = None
+        self,
+        photos: Sources,
+        *,
+        forget: bool = False,
+        skip: str | os.PathLike[str] | None = None,
+        strict: bool = False,
+        watch: Watch | None = None,
     ) -> Built:
         """Add photos that are new or changed; a bad one is named in the report, and the others are indexed.
 
         Args:
             photos: folders with all below them, files, or patterns; see `images.find_images`.
-            forget: also drop photos of the index that are not among them. strict: stop at the first bad one.
+            forget: also drop photos of the index that are not among them. skip: a folder that is left out, such as that
+                of results. strict: stop at the first bad photo.
             watch: is told what happens.
 
         Returns:
@@ -102,7 +109,7 @@ class RegionSearch:
             ImageError: no photos, or a bad one with `strict`. OutputError: the index cannot be written; what is in
             memory is kept. MissingExtraError, ModelError, ...: what is wrong with the proposer or the model.
         """
-        watch, paths = watch or Watch(), find_images(photos).paths
+        watch, paths = watch or Watch(), find_images(photos, skip=skip).paths
         states = {path: stamp(path) for path in paths}
         held = {(photo.path, photo.bytes, photo.changed) for photo in self.index.photos}
         kept = [path for path in paths if (path, *states[path]) in held]
