@@ -297,8 +297,17 @@ def to_files(
     if os.fspath(out).endswith(packing.ENDINGS):
         if any(not isinstance(one, Scores) for one in together):
             raise OptionError(f"pictures and exports of all images go with a folder; {shown(out)} is none")
-        return _to_packs(task, found, os.fspath(out), overwrite, strict, watch, cluster, started)
-    folder = Folder(out, task, found, together=together, overwrite=overwrite)
+        report = _to_packs(task, found, os.fspath(out), overwrite, strict, watch, cluster)
+    else:
+        folder = Folder(out, task, found, together=together, overwrite=overwrite)
+        report = _to_folder(folder, task, together, strict, watch, cluster)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _to_folder(
+    folder: Folder, task: Task, together: Sequence[Gathered], strict: bool, watch: Watch, cluster: Cluster | None
+) -> Report:
     waiting = [job for job in folder.jobs if not folder.is_done(job)]
     missing = set(waiting)
     watch.begin(len(folder.jobs), len(folder.jobs) - len(waiting))
@@ -317,19 +326,11 @@ def to_files(
         folder.begin()
         report.files = [path for one in together for path in one.write(folder, report.done)]
     folder.close(errors)
-    report.seconds = time.perf_counter() - started
     return report
 
 
 def _to_packs(
-    task: Task,
-    found: Found,
-    out: str,
-    overwrite: bool,
-    strict: bool,
-    watch: Watch,
-    cluster: Cluster | None,
-    started: float,
+    task: Task, found: Found, out: str, overwrite: bool, strict: bool, watch: Watch, cluster: Cluster | None
 ) -> Report:
     """Do a task with every image and write the results shard by shard, each packed in one file."""
     place, name = os.path.split(out)
@@ -340,18 +341,25 @@ def _to_packs(
     shards = {f"{stem}-{n // size:06d}{ending}": jobs[n : n + size] for n in range(0, len(jobs), size)}
     images = digest.of_text(json.dumps([[key, *stamp(path)] for key, path in zip(keys, found.paths, strict=True)]))
     facts = {**_facts(task), "shard": size, "images": images}
-    record = f"{stem}.json"
-    before = json.loads(store.read(record)).get("facts") if store.exists(record) and not overwrite else None
-    if before is not None and before != facts:
+    record, listed = f"{stem}.json", f"{stem}.errors.jsonl"
+    before: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError):  # one that is damaged is not known for ours
+        before = json.loads(store.read(record))
+    own = [name for name in before.get("files", ()) if isinstance(name, str)]
+    fresh = overwrite or before.get("facts") != facts
+    if own and fresh and not overwrite:
+        told = differing(before.get("facts", {}), facts)
         raise OutputError(
-            f"{shown(out)} holds results of another run ({differing(before, facts)}); name another --out, or start "
-            "over with --overwrite"
+            f"{shown(out)} holds results of another run ({told}); name another --out, or start over with --overwrite"
         )
-    errors = ErrorList(store, f"{stem}.errors.jsonl")
-    store.guard([record, *({} if before else shards)], inputs=found.paths, overwrite=overwrite)
-    if before is None:
-        store.remove([*shards, f"{stem}.errors.jsonl"])
-    store.renew(record, json.dumps({"densevl": __version__, "facts": facts}, indent=1).encode())
+    theirs = [name for name in (record, listed, *shards) if not (own and name in (record, *own))]
+    store.guard(theirs, inputs=found.paths, overwrite=overwrite)
+    store.guard(own, inputs=found.paths, overwrite=True)
+    if fresh:
+        store.remove([*own, *shards, listed])
+    content = {"densevl": __version__, "files": [*shards, listed], "facts": facts}
+    store.renew(record, json.dumps(content, indent=1).encode())
+    errors = ErrorList(store, listed)
     bad: dict[str, str] = {}
     finished = {name for name in shards if store.exists(name)}
     watch.begin(len(jobs), sum(len(shards[name]) for name in finished))
@@ -381,5 +389,4 @@ def _to_packs(
     errors.close([job.image for job in jobs], bad)
     report = Report([job for job in jobs if job.image not in bad], errors=bad, files=[store.where(n) for n in shards])
     report.fresh = sum(job.image not in bad for part in waiting.values() for job in part)
-    report.seconds = time.perf_counter() - started
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,21 @@ def test_a_second_run_touches_nothing(photos, tmp_path) -> None:
     report = run(photos, tmp_path / "out")
     assert (report.fresh, len(report.errors)) == (0, 2)
     assert tree(tmp_path / "out") == before
+
+
+def test_images_that_share_passes_are_run_again_only_where_one_is_missing(photos, tmp_path) -> None:
+    """What shares a pass decides the last bits, so a group is run as a whole; a bad image alone does not cost one."""
+    seen: list[str] = []
+    work = replace(task(lambda image: (seen.append(image), segment(image))[1]), group=4)
+    run(photos, tmp_path / "out", work)
+    before, _ = tree(tmp_path / "out"), seen.clear()
+    run(photos, tmp_path / "out", work)
+    assert (seen, tree(tmp_path / "out")) == ([], before)
+    (tmp_path / "out" / "0.json").unlink()
+    run(photos, tmp_path / "out", work)
+    assert [Path(image).stem for image in seen] == ["0", "2", "4", "6"]
+    after = tree(tmp_path / "out")
+    assert {name for name in after if after[name] != before[name]} == {f"0{end}" for end in SEGMENT.endings}
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def test_packed_results_are_those_of_a_folder_and_a_killed_run_goes_on(photos, t
     assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == before
     with pytest.raises(OutputError, match=r"another run .images"):
         to_files(task, find_images(tmp_path / "00.png"), out)
+    to_files(task, find_images(tmp_path / "00.png"), out, overwrite=True)
+    assert {path.name for path in out.parent.iterdir()} == {f"results-000000{ending}", "results.json"}
+    (out.parent / f"theirs-000000{ending}").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="not written by densevl"):
+        to_files(task, found, out.with_name(f"theirs{ending}"))
     with pytest.raises(OptionError, match="go with a folder"):
         to_files(task, found, out, together=[gathered.Sheet("_overlay.png")])
 
