@@ -27,6 +27,8 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.backbones.precision import PRECISIONS
     from densevl.backbones.protocol import BLENDS
     from densevl.backbones.proxies import known_proxies
+    from densevl.cli import fewshot
+    from densevl.fewshot import HEADS
     from densevl.inference.views import Views
     from densevl.pipelines.feeding import PLANS
     from densevl.pipelines.segmentation.refinement import KNOWN
@@ -37,6 +39,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
     assert set(options.PROXIES) <= set(known_proxies())
+    assert set(fewshot.HEADS) == set(HEADS)
     for name in options.SCORINGS:
         assert get_scoring(name).name == name
     for name in options.VIEWS:

@@ -18,6 +18,8 @@ RIGHT: dict[str, list[str]] = {
     "segment": [SCENE, "--labels", "penguin", "--model", "mini"],
     "regions": [SCENE, "--labels", "penguin", "--model", "mini", "--proposals", "grid"],
     "search": [str(DEMO / "scenes"), "--for", "penguin", "--model", "mini", "--proposals", "grid"],
+    "classify": [SCENE, "--labels", "penguin,pizza", "--model", "mini"],
+    "fewshot fit": ["classes", "--model", "mini"],
     "models": [],
     "doctor": [],
     "bench": ["--model", "mini", "--rounds", "1", "--plans", "whole", "--precisions", "float32", "--sizes", "96x96"],
@@ -91,6 +93,10 @@ WRONG: dict[str, list[str]] = {
     "fpr": ["2", "0", "nan", "x"],
     "item": [""],
     "detector": [ABSENT, FILE],
+    "classify head": [ABSENT, FILE],
+    "fewshot fit head": ["gdaa", ""],
+    "calibrate": ["0", "1", "nan", "x"],
+    "held_out": [ABSENT, FILE, "empty"],
     "ray": ["nowhere:1"],
     "workers": ["0", "x"],
     "shard": ["0", "x"],
@@ -163,6 +169,9 @@ def place(tmp_path, monkeypatch) -> Path:
         (tmp_path / "parts" / "tile" / part).mkdir(parents=True)
         name, mode = ("0_mask.png", "L") if part.startswith("ground") else ("0.png", "RGB")
         Image.new(mode, (32, 32), 255).save(tmp_path / "parts" / "tile" / part / name)
+    for kind in ("penguin", "pizza"):
+        (tmp_path / "classes" / kind).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "classes" / kind / "0.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -15,7 +15,9 @@ import typer
 from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
 from densevl.cli.bench import bench
+from densevl.cli.classify import classify
 from densevl.cli.evaluation import eval_app
+from densevl.cli.fewshot import fewshot_app
 from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
@@ -51,7 +53,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, search, models, doctor, bench):
+for command in (segment, regions, search, classify, models, doctor, bench):
     app.command()(command)
-for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("eval", eval_app)):
+for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)):
     app.add_typer(group, name=name)

@@ -1,6 +1,7 @@
-"""What is done with every image of a run: segmented, its regions named, or scored for anomalies.
+"""What is done with every image of a run: segmented, its regions named, scored for anomalies, or named as a whole.
 
-A work (`Segmenting`, `Naming`, `Scoring`) is plain data, so it travels to other machines; its task holds the model.
+A work (`Segmenting`, `Naming`, `Scoring`, `Classifying`) is plain data, so it travels to other machines; its task holds
+the model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.looping import Failed, Run, one_by_one
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
@@ -46,8 +48,9 @@ REGIONS = Kind("regions", (".json", OVERLAY), ".json", OVERLAY, ("regions",))
 ANOMALY = Kind(
     "anomaly", (".json", ".png", ".npy"), ".png", ".png", ("score", "is_anomalous", "anomalous_share", "peak")
 )
+CLASSIFY = Kind("classify", (".json", OVERLAY), ".json", OVERLAY, ("name", "confidence", "plausible"))
 GROUP = 16
-KINDS = {kind.use: kind for kind in (SEGMENT, REGIONS, ANOMALY)}
+KINDS = {kind.use: kind for kind in (SEGMENT, REGIONS, ANOMALY, CLASSIFY)}
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,43 @@ def scoring(detect: AnomalyDetector) -> Task:
         return detect.many(images, on_error=failed)
 
     return Task(ANOMALY, run, detect.facts(), detect, GROUP)
+
+
+@dataclass(frozen=True)
+class Classifying:
+    """Name whole images.
+
+    Attributes:
+        labels: for words alone. options: of `FewShot`. fitted: what `save` wrote, in place of labels.
+    """
+
+    labels: LabelSet | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fitted: str | Path | None = None
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`."""
+        options = _on(self.options, device)
+        return classifying(
+            FewShot(**options) if self.fitted is None else FewShot.load(self.fitted, **options), self.labels
+        )
+
+
+def classifying(name: FewShot, labels: Any = None) -> Task:
+    """The task of a classifier that is loaded; labels where it has no examples.
+
+    Raises:
+        OptionError: it names regions or pixels.
+    """
+    if name.level != "image":
+        raise OptionError(f"this head names {name.level}s; whole images are named by one of level 'image'")
+    asked = None if labels is None else LabelSet.parse(labels)
+
+    def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+        return name.many(images, asked, on_error=failed)
+
+    facts = {**name.facts(), **({} if asked is None else {"labels": asdict(asked)})}
+    return Task(CLASSIFY, run, facts, name, GROUP)
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def test_a_model_without_words_judges_by_examples() -> None:
     with pytest.raises(ModelError, match="no words for whole images"):
         FewShot("photo", "exemplars")(pictures("red", 1)[0], ["red"])
     for given in ({"head": "gda"}, {"head": "exemplars", "level": "region"}):
-        with pytest.raises(ModelError, match="exemplars and nearest"):
+        with pytest.raises(ModelError, match="exemplars or nearest"):
             FewShot("photo", **given)
 
 

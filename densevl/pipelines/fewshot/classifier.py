@@ -136,7 +136,8 @@ class FewShot:
         if not self._has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
                 f"model '{self.backbone.name}' is no CLIP: few-shot heads compare examples and words in one space; "
-                f"without words it has heads {' and '.join(WORDLESS)}, for whole images"
+                f"take one, such as ViT-B-16/openai, or mini for drawings; or for whole images head "
+                f"{' or '.join(WORDLESS)}"
             )
         self._projection = projection_of(self.backbone) if head == "prolip" else None
         self._build()  # impossible settings fail before the first example
@@ -307,7 +308,7 @@ class FewShot:
             use = {"region": "; RegionClassifier names regions by them", "pixel": "; Segmenter labels pixels by them"}
             raise OptionError(f"labels are left out: {why}{'' if self.heads else use[self.level]}")
         if not self._has_words:
-            raise ModelError(f"model '{self.backbone.name}' is no CLIP: it has no words for whole images")
+            raise ModelError(f"model '{self.backbone.name}' is no CLIP: it has no words for whole images; take one")
         return LabelSet.parse(labels)
 
     def _no_words(self, labels: LabelSet, owners: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,90 @@
+"""`densevl classify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.markup import escape
+
+from densevl.cli import options
+from densevl.cli.images import run_images
+from densevl.cli.shared import one_line_errors
+from densevl.errors import OptionError
+
+if TYPE_CHECKING:
+    from densevl.fewshot.result import Classification
+
+
+@one_line_errors
+def classify(
+    images: options.Images,
+    labels: options.Labels = "",
+    head: Annotated[
+        Path | None,
+        options.option(
+            "What `densevl fewshot fit` saved: it knows its classes and its model, so --labels is left out.",
+            panel=options.METHOD,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        options.option(
+            "The CLIP to run: that of --head, or 'auto', if left out; `densevl models` lists them.",
+            panel=options.MODELLING,
+            values=options.MODELS,
+        ),
+    ] = None,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    templates: options.Templates = None,
+    descriptors: options.Descriptors = None,
+    out: options.OutFolder = None,
+    sheet: options.Sheet = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard: options.Shard = options.SHARD,
+) -> None:
+    """Name whole images: a JSON with the probability of each label, and a picture with the likeliest, for each.
+
+    By words alone (--labels), or by what was learned from examples (--head).
+    """
+    from densevl.vocabulary import Descriptors, LabelSet, TextOptions
+
+    if head is not None and (labels or templates is not None or descriptors is not None):
+        raise OptionError("--head knows its classes and their words; leave --labels, --templates and --descriptors out")
+    asked = LabelSet.parse(labels) if head is None else None
+    chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
+    if head is None:
+        chosen |= {"model": model or options.MODEL, "templates": templates}
+        if descriptors is not None:
+            chosen["text"] = TextOptions(descriptors=Descriptors.parse(descriptors))
+
+    from densevl.pipelines import gathered
+    from densevl.pipelines.tasks import CLASSIFY, Classifying
+
+    run_images(
+        Classifying(asked, chosen, head),
+        images,
+        out,
+        [gathered.Sheet(CLASSIFY.picture, columns=4)] if sheet else [],
+        _described,
+        as_json=as_json,
+        quiet=quiet,
+        overwrite=overwrite,
+        strict=strict,
+        ray=ray,
+        workers=workers,
+        shard=shard,
+    )
+
+
+def _described(name: str, result: Classification) -> str:
+    found = ", ".join(f"{label} {p:.0%}" for label, p in result.top(3) if p >= 0.005)
+    sure = "" if result.plausible is None else f"; plausible: {', '.join(result.plausible) or 'none'}"
+    return f"{name}: {escape(found + sure)}"
