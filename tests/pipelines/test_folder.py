@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from conftest import TINY, random_clip
 from densevl.cli import app
 from densevl.errors import ImageError, MissingExtraError, OutputError
 from densevl.images import find_images, read_image
@@ -330,3 +333,27 @@ def test_a_run_killed_again_and_again_leaves_the_files_of_an_undisturbed_one(tmp
     assert bench_folder.killed_run(photos, tmp_path / "k", 30, kills=3) == 3
     assert len(rows(tmp_path / "k")) == 3
     assert content(tmp_path / "k") == content(tmp_path / "w")
+
+
+def test_other_weights_of_the_same_name_and_another_version_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (48, 48), "red").save("x.jpg")
+    Path("model").mkdir()
+    Path("model/open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    weights = {key: value.contiguous() for key, value in random_clip().state_dict().items()}
+    words = ["segment", "x.jpg", "--labels", "cat,dog", "--model", "model", "--templates", "name", "--out", "out"]
+
+    def done(**changed) -> tuple[int, str]:
+        save_file({**weights, **changed}, "model/model.safetensors")
+        return command(*words, "--crop", "32", "--short-side", "48", "--stride", "16")
+
+    assert done()[0] == 0
+    before = tree(tmp_path / "out")
+    code, output = done(**{"visual.proj": weights["visual.proj"] * 1.01})
+    assert (code, re.search(r"\(weights \w{12} -> \w{12}\); name another --out", output) is not None) == (4, True), (
+        output
+    )
+    monkeypatch.setattr("densevl.pipelines.segmentation.segmenter.__version__", "9.9")
+    code, output = done()
+    assert (code, "(densevl '0.1.0' -> '9.9')" in output) == (4, True), output
+    assert tree(tmp_path / "out") == before
