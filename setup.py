@@ -89,6 +89,7 @@ setup(
         "densevl": [
             "py.typed",
             "__init__.pyi",
+            "*/__init__.pyi",
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "evaluation/report/*.jinja",

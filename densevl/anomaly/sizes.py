@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-LONGEST = 4
 GAINS = (0.85, 0.9, 0.95, 0.97, 1.03, 1.06, 1.12, 1.18)  # of the light in stand-ins for normal images
+LONGEST = 4
 """An image longer than this many times its short side is squeezed to that ratio: its cost stays bounded."""
 
 
@@ -46,10 +46,8 @@ def varied(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], pa
     Args:
         pixels: (B, 3, H, W), normalised by `mean` and `std` per channel.
     """
-    channels = (1, 3, 1, 1)
-    black = -torch.tensor(mean, device=pixels.device).view(channels) / torch.tensor(std, device=pixels.device).view(
-        channels
-    )
+    means, deviations = (torch.tensor(each, device=pixels.device).view(1, 3, 1, 1) for each in (mean, std))
+    black = -means / deviations
     views = []
     for number, (gain, view) in enumerate(zip(GAINS, augmented(pixels, "flips") * 2, strict=True)):
         down, right = ((number + 1) * patch // 5 % patch, (2 * number + 1) * patch // 5 % patch)

@@ -17,7 +17,7 @@ from densevl.recipes.hints import Hints
 from densevl.recipes.recipe import Recipe
 from densevl.recipes.run import finish, require
 from densevl.recipes.tower import Grid, Tower
-from densevl.recipes.trunk import Trunk
+from densevl.recipes.trunk import Trunk, run_trunk
 
 STAGES = ("auto", "block", "norm", "joint")
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
@@ -116,11 +116,9 @@ def run(tower: Tower, pixels: torch.Tensor, rule: str = "size", last: int | None
     Args:
         last: the block to stop after, where nothing later is read; None runs all.
     """
-    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
-    outputs = [tower.embed(pixels, rule)]
-    for index in range(tower.depth if last is None else last):
-        outputs.append(tower.run(index, outputs[-1], grid))
-    return Pass(tower, tuple(outputs), grid)
+    last = tower.depth if last is None else last
+    trunk = run_trunk(tower, pixels, rule, leave=tower.depth - last, taps=frozenset(range(last + 1)))
+    return Pass(tower, tuple(trunk.outputs.values()), trunk.grid)
 
 
 def layers_at(shares: Sequence[float | int], depth: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from densevl.anomaly.tokens import Pass
 from densevl.errors import RecipeError, suggest
+from densevl.recipes.parts.regions import through
 from densevl.recipes.tower import Grid
 
 WAYS = ("exact", "shared", "pooled")
@@ -87,10 +88,7 @@ def _shared(seen: Pass, index_Wn: torch.Tensor) -> torch.Tensor:
         allowed.scatter_(1, part_Wn + tower.prefix, True)
         query_BWD = seen.outputs[0][:, :1].expand(-1, len(part_Wn), -1)
         for view, own in zip(views, keys, strict=True):
-            q = view.project(view.norm(query_BWD), "q")["q"]
-            looked = F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=allowed)
-            query_BWD = query_BWD + view.merge(looked)
-            query_BWD = query_BWD + view.ffn(query_BWD)
+            query_BWD = through(view, query_BWD, own, allowed)
         found.append(tower.read(query_BWD))
     return torch.cat(found, dim=1)
 

@@ -15,11 +15,9 @@ def load(name: str, device: str | None = None) -> Backbone:
     Raises:
         ModelError: as `load_backbone`.
     """
-    return (
-        random_model(name.removeprefix(PREFIX), device)
-        if name.startswith(PREFIX)
-        else load_backbone(name, device=device)
-    )
+    if name.startswith(PREFIX):
+        return random_model(name.removeprefix(PREFIX), device)
+    return load_backbone(name, device=device)
 
 
 def random_model(arch: str, device: str | None = None) -> Backbone:

@@ -171,9 +171,5 @@ def _listed(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"the list of paths {shown(path)} cannot be read: {error}") from error
     names = [line.strip() for line in lines if line.strip()]
-    beside = os.path.dirname(path)
-    return [name if os.path.lexists(name) else _or(os.path.join(beside, name), name) for name in names]
-
-
-def _or(path: str, other: str) -> str:
-    return path if os.path.lexists(path) else other
+    beside = ((name, os.path.join(os.path.dirname(path), name)) for name in names)
+    return [other if os.path.lexists(other) and not os.path.lexists(name) else name for name, other in beside]

@@ -28,8 +28,8 @@ def cut(
     height, width = maps.shape[-2:]
     if tokens is None:
         tokens = (
-            max(1, round(_span(windows.rows) * height / windows.rows.length)),
-            max(1, round(_span(windows.cols) * width / windows.cols.length)),
+            max(1, round(windows.rows.span * height / windows.rows.length)),
+            max(1, round(windows.cols.span * width / windows.cols.length)),
         )
     exact = maps.float() if maps.is_floating_point() else maps.double()  # ids of regions may be large
     parts = []
@@ -75,12 +75,8 @@ def batches(pixels: torch.Tensor, windows: WindowGrid, hints: Hints, size: int) 
         yield part, at(hints, windows, corners)
 
 
-def _span(axis: AxisWindows) -> int:
-    return axis.before + axis.crop + axis.after
-
-
 def _places(axis: AxisWindows, start: int, count: int) -> torch.Tensor:
     """Centres of a window's tokens on one axis, -1 and 1 being the image's edges."""
     first = start - axis.margin[0] - axis.before
-    centres = first + (torch.arange(count) + 0.5) * _span(axis) / count
+    centres = first + (torch.arange(count) + 0.5) * axis.span / count
     return 2 * centres / axis.length - 1

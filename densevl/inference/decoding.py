@@ -79,18 +79,15 @@ def _best_query(
     """As `dense_decode`, with the scores refined in between: label, score and logsumexp, (B, H, W) each."""
     if refine is None:
         return dense_decode(scores, plan, scale)
-    label = score = lse = None
+    if not scores.shape[-1]:
+        raise LabelError("no queries to decode")
+    label = torch.zeros(len(scores), *plan.size, dtype=torch.int64, device=scores.device)
+    score = lse = torch.full_like(label, -torch.inf, dtype=torch.float32)
     for first in range(0, scores.shape[-1], REFINED_AT_ONCE):
         volume = refine(dense_scores(scores[..., first : first + REFINED_AT_ONCE], plan))
         best, which = volume.max(dim=1)
-        total = torch.logsumexp(scale * volume, dim=1)
-        if label is None or score is None or lse is None:
-            label, score, lse = which, best, total
-        else:
-            label = torch.where(best > score, which + first, label)  # the first of equals stays
-            score, lse = torch.maximum(score, best), torch.logaddexp(lse, total)
-    if label is None or score is None or lse is None:
-        raise LabelError("no queries to decode")
+        label = torch.where(best > score, which + first, label)  # the first of equals stays
+        score, lse = torch.maximum(score, best), torch.logaddexp(lse, torch.logsumexp(scale * volume, dim=1))
     return label, score, lse
 
 

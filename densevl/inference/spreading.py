@@ -20,9 +20,8 @@ def spread_scores(scores: torch.Tensor, part: Spread, proxy: torch.Tensor, windo
     batch = proxy.shape[0]
     features = cut(proxy, windows, windows.corners, (h, w))
     features = F.normalize(features, dim=1).flatten(2).mT.unflatten(0, (-1, batch))  # (n, B, N, P)
-    step_y = (windows.rows.before + windows.rows.crop + windows.rows.after) / h
-    step_x = (windows.cols.before + windows.cols.crop + windows.cols.after) / w
-    y, x = torch.meshgrid((torch.arange(h) + 0.5) * step_y, (torch.arange(w) + 0.5) * step_x, indexing="ij")
+    y, x = ((torch.arange(axis.tokens) + 0.5) * (axis.span / axis.tokens) for axis in (windows.rows, windows.cols))
+    y, x = torch.meshgrid(y, x, indexing="ij")
     inside = torch.stack([y, x], dim=-1).flatten(0, 1)
     places = torch.cat([inside + torch.tensor(corner, dtype=inside.dtype) for corner in windows.corners])
     spread = torch.empty_like(scores).unflatten(0, (-1, batch))

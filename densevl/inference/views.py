@@ -117,16 +117,10 @@ def view_scores(look: Look, lay: Lay, views: Views, hints: Hints) -> tuple[torch
         look: scores pixels; called `len(views)` times. lay: makes the pixels and windows of a scale.
         hints: of the image; segments and masks are mirrored with it.
     """
-    total: torch.Tensor | None = None
-    grid: WindowGrid | None = None
-    for scale in views.scales:
-        scores, own = _one_scale(look, *lay(scale), views, hints)
-        if total is None or grid is None:
-            total, grid = scores, own
-        else:
-            total += regrid(scores, own, grid)
-    if total is None or grid is None:
-        raise ProtocolError("views without a scale")
+    first, *others = views.scales
+    total, grid = _one_scale(look, *lay(first), views, hints)
+    for scale in others:
+        total += regrid(*_one_scale(look, *lay(scale), views, hints), grid)
     return total.div_(len(views.scales)), grid
 
 
@@ -154,10 +148,8 @@ def seen(pixels: torch.Tensor, kind: str) -> torch.Tensor:
 
 def _mirrored(hints: Hints, dimension: int) -> Hints:
     """Hints of the mirrored image; models look at it anew."""
-    turned = {
-        name: None if t is None else t.flip(dimension) for name in ("regions", "masks") for t in [getattr(hints, name)]
-    }
-    return replace(hints, **turned)
+    regions, masks = (None if maps is None else maps.flip(dimension) for maps in (hints.regions, hints.masks))
+    return replace(hints, regions=regions, masks=masks)
 
 
 def greyscale(pixels: torch.Tensor) -> torch.Tensor:
@@ -205,8 +197,7 @@ def regrid(scores: torch.Tensor, source: WindowGrid, target: WindowGrid) -> torc
 
 def _centres(axis: AxisWindows) -> np.ndarray:
     """Centres of all tokens in pixels of the image, window by window."""
-    span = axis.before + axis.crop + axis.after
-    inside = (np.arange(axis.tokens) + 0.5) * span / axis.tokens - axis.before - axis.margin[0]
+    inside = (np.arange(axis.tokens) + 0.5) * axis.span / axis.tokens - axis.before - axis.margin[0]
     return (np.array(axis.starts)[:, None] + inside).reshape(-1)
 
 
@@ -223,11 +214,10 @@ def _between(at: np.ndarray, count: int) -> np.ndarray:
 def _in_windows(axis: AxisWindows, places: np.ndarray) -> np.ndarray:
     """Weights (P, windows * tokens): the mean of the windows that hold a place, each interpolated for itself."""
     places = np.clip(places, 0, axis.length * (1 - 1e-9))
-    span = axis.before + axis.crop + axis.after
     parts = []
     for start in axis.starts:
         inside = (places >= start) & (places < start + axis.crop)
-        local = (places - start + axis.before) * axis.tokens / span - 0.5
+        local = (places - start + axis.before) * axis.tokens / axis.span - 0.5
         parts.append(_between(local, axis.tokens) * inside[:, None])
     matrix = np.concatenate(parts, axis=1)
     return matrix / matrix.sum(axis=1, keepdims=True)

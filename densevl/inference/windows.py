@@ -77,6 +77,11 @@ class AxisWindows:
     after: int = 0
     margin: tuple[int, int] = (0, 0)
 
+    @property
+    def span(self) -> int:
+        """Pixels of a window with its padding."""
+        return self.before + self.crop + self.after
+
     @classmethod
     def place(cls, length: int, crop: int | None, stride: int | None, patch: int, blend: str = "pixel") -> AxisWindows:
         """Place windows on an axis of `length` pixels; crop None is one window over all of it, stride None is tiles."""

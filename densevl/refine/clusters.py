@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 from scipy import ndimage
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
@@ -38,24 +40,16 @@ def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tenso
         raise RecipeError(f"points to cluster are (N, D), not {tuple(points_ND.shape)}")
     if not eps > 0 or min_samples < 1:
         raise RecipeError(f"eps {eps} and min_samples {min_samples}: eps is above 0 and min_samples at least 1")
-    count = len(points_ND)
     exact = points_ND.double()  # the shortcut through a matrix product loses too many digits in float32
     near = torch.cdist(exact, exact, compute_mode="use_mm_for_euclid_dist") <= eps
     core = near.sum(dim=1) >= min_samples
-    links = near & core[None, :]
-    # every core point takes the smallest index within reach, and that point's own, until nothing changes
-    root = torch.arange(count, device=points_ND.device)
-    while True:
-        reached = torch.where(links, root[None, :], count).amin(dim=1) if count else root
-        following = torch.where(core, torch.minimum(root, reached), root)
-        following = torch.where(core, following[following], following)
-        if torch.equal(following, root):
-            break
-        root = following
-    first = root[core].unique()  # sorted: components in the order of their first core point
-    number = torch.full((count + 1,), count, device=root.device)
-    number[first] = torch.arange(len(first), device=root.device)
-    cluster = torch.where(links, number[root][None, :], count).amin(dim=1) if count else root
+    if not core.any():
+        return torch.full_like(core, NOISE, dtype=torch.int64)
+    links = csr_array(near[core][:, core].numpy(force=True))
+    count, own = connected_components(links, directed=False)  # in the order of their first point
+    number = torch.full_like(core, count, dtype=torch.int64)
+    number[core] = torch.from_numpy(own).to(number)
+    cluster = torch.where(near & core, number, count).amin(dim=1)
     return torch.where(cluster < count, cluster, NOISE)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -209,7 +208,6 @@ def _solve(
     graph: Graph, y: torch.Tensor, dims: tuple[int, ...], alpha: float, tolerance: float, steps: int | None
 ) -> torch.Tensor:
     _check_solver(alpha, tolerance)
-    if steps is not None:
-        solve = partial(conjugate_gradients, iterations=steps, tolerance=COMPAT_TOLERANCE, dims=dims)
-        return solve(graph, y, alpha)
-    return chebyshev(graph, y, alpha, tolerance)
+    if steps is None:
+        return chebyshev(graph, y, alpha, tolerance)
+    return conjugate_gradients(graph, y, alpha, iterations=steps, tolerance=COMPAT_TOLERANCE, dims=dims)

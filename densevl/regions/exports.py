@@ -160,6 +160,7 @@ class Export(ABC):
         self.categories = coco_categories(self.vocabulary, self.stuff)
         self.paths: list[Path] = []
         self.sizes: list[tuple[int, int]] = []
+        self.annotations: list[dict[str, Any]] = []
         self._stems: set[str] = set()
         self._name: str | None = None
 
@@ -236,10 +237,6 @@ class CocoExport(Export):
 
     file = "coco.json"
 
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        self.annotations: list[dict[str, Any]] = []
-
     def _take(self, image_id: int, result: Any) -> None:
         for annotation in result.to_coco(image_id):
             self.annotations.append({"id": len(self.annotations) + 1, **annotation})
@@ -255,10 +252,6 @@ class PanopticExport(Export):
     """`panoptic.json`, and a PNG for each photo in `panoptic/`, as panopticapi reads them."""
 
     file, part, ending = "panoptic.json", "panoptic", ".png"
-
-    def __init__(self, *given: Any, **options: Any) -> None:
-        super().__init__(*given, **options)
-        self.annotations: list[dict[str, Any]] = []
 
     def _take(self, image_id: int, result: Any) -> None:
         name = f"{self._stem()}.png"

@@ -74,17 +74,6 @@ def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tenso
     return torch.where(silent, 0.0, fused).log_softmax(dim=1)
 
 
-def with_void(logp: torch.Tensor, void: torch.Tensor) -> torch.Tensor:
-    """Append a mask head's probability of "no object" (R,), others scaled by what it leaves: (R, C + 1) (FC-CLIP)."""
-    void = void.to(logp).clamp(0, 1)[:, None]
-    return torch.cat([logp + (-void).log1p(), void.log()], dim=1)
-
-
-def seen_weights(seen: Sequence[bool], seen_weight: float = 0.4, unseen_weight: float = 0.8) -> torch.Tensor:
-    """CLIP's weight for each class (C,) beside a head trained on some of them: FC-CLIP's 0.4 where seen, else 0.8."""
-    return torch.where(torch.tensor(list(seen), dtype=torch.bool), seen_weight, unseen_weight)
-
-
 def entropy(logp: torch.Tensor) -> torch.Tensor:
     """Entropy of each row over its largest possible value: (R,) in 0..1."""
     p = logp.exp()

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 ENTROPY = 0.85  # of the largest possible, as in the paper
 STEPS = 40  # of bisection: alpha to 12 digits
-COSINES_AT_ONCE = 2**22  # bounds N x M x T
 
 
 def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0) -> torch.Tensor:
@@ -64,25 +63,3 @@ def image_classifier(
     cosines_MT = prompts_MTD @ F.normalize(image_D.float(), dim=-1)
     weights_M = template_weights(cosines_MT[None], entropy=entropy, temperature=temperature)[0]
     return F.normalize(torch.einsum("m,mtd->td", weights_M, prompts_MTD), dim=-1)
-
-
-def weighted_scores(
-    features_ND: torch.Tensor, prompts_MTD: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0
-) -> torch.Tensor:
-    """Scores (N, T) of features, each under weights of its own: sum_m w_m cos(feature, prompt), the paper's s.
-
-    Args:
-        features_ND: of regions, patches or pixels, any length.
-        prompts_MTD: unit prompt embeddings.
-        entropy, temperature: see `template_weights`.
-
-    A few features at a time, so N x M x T is never held.
-    """
-    templates, strings = prompts_MTD.shape[:2]
-    step = max(1, COSINES_AT_ONCE // (templates * strings))
-    parts = []
-    for part_ND in F.normalize(features_ND.float(), dim=-1).split(step):
-        cosines_NMT = torch.einsum("nd,mtd->nmt", part_ND, prompts_MTD)
-        weights_NM = template_weights(cosines_NMT, entropy=entropy, temperature=temperature)
-        parts.append(torch.einsum("nm,nmt->nt", weights_NM, cosines_NMT))
-    return torch.cat(parts) if parts else features_ND.new_zeros(0, strings, dtype=torch.float32)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import close
-from densevl.vocabulary.template_weights import image_classifier, template_weights, weighted_scores
+from densevl.vocabulary.template_weights import image_classifier, template_weights
 
 
 def _prompts(templates: int, strings: int, width: int = 16) -> torch.Tensor:
@@ -45,17 +44,6 @@ def test_the_step_is_as_long_as_the_entropy_says(entropy, spread) -> None:
 def test_templates_that_do_not_differ_weigh_the_same(prompts) -> None:
     weights = template_weights((prompts @ torch.randn(16))[None])
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / len(prompts)))
-
-
-def test_every_region_has_the_weights_it_would_have_alone(monkeypatch) -> None:
-    prompts, features = _prompts(7, 5), 10 * torch.randn(11, 16)
-    whole = weighted_scores(features, prompts)
-    monkeypatch.setattr("densevl.vocabulary.template_weights.COSINES_AT_ONCE", 80)  # two features at a time
-    close(weighted_scores(features, prompts), whole)
-    for feature, row in zip(features, whole, strict=True):
-        cosines = prompts @ F.normalize(feature, dim=0)
-        close(row, template_weights(cosines[None])[0] @ cosines)
-    assert weighted_scores(features[:0], prompts).shape == (0, 5)
 
 
 def test_a_template_the_image_likes_gains() -> None:

@@ -135,6 +135,9 @@ def at_patches(regions_BHW: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def merge_alike(ids_hw: torch.Tensor, unit_NP: torch.Tensor, eps: float, blank: int | None) -> torch.Tensor:
     """Join regions whose mean features have a cosine within `eps` of the largest there is, links carried on."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     flat = ids_hw.flatten()
     names, member = flat.unique(return_inverse=True)
     regions = [i for i, name in enumerate(names.tolist()) if name != blank]
@@ -144,14 +147,9 @@ def merge_alike(ids_hw: torch.Tensor, unit_NP: torch.Tensor, eps: float, blank: 
     means = F.normalize(sums[regions], dim=-1)
     cosines = means @ means.mT
     near = (cosines.max() - cosines) <= eps
-    cluster = torch.arange(len(regions), device=flat.device)
-    while True:  # each region takes the smallest number among those it is linked with, until nothing changes
-        spread = torch.where(near, cluster[None], len(regions)).amin(dim=1).minimum(cluster)
-        if torch.equal(spread, cluster):
-            break
-        cluster = spread
+    cluster = torch.from_numpy(connected_components(csr_array(near.numpy(force=True)), directed=False)[1])
     renamed = names.clone()
-    renamed[regions] = max(int(names.max()), blank or 0) + 1 + cluster  # no id of the map, nor that of none
+    renamed[regions] = max(int(names.max()), blank or 0) + 1 + cluster.to(names)  # no id of the map, nor that of none
     return renamed[member].view_as(ids_hw)
 
 

@@ -39,7 +39,7 @@ def visual_prompt(
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        LabelError: an unknown style.
+        OptionError: an unknown style.
     """
     styles = (style,) if isinstance(style, str) else tuple(style)
     for each in styles:

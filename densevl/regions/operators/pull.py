@@ -81,7 +81,7 @@ def token_plan(windows: WindowGrid, size: tuple[int, int]) -> tuple[torch.Tensor
 def _axis(axis: AxisWindows, size: int) -> torch.Tensor:
     """(size, windows * tokens) float32: the part of each token that each pixel makes up."""
     scale = size / axis.length
-    token = (axis.before + axis.crop + axis.after) / axis.tokens * scale
+    token = axis.span / axis.tokens * scale
     first = (np.array(axis.starts) - axis.before - axis.margin[0]) * scale
     start = (first[:, None] + np.arange(axis.tokens) * token).ravel()
     pixel = np.arange(size)[:, None]
