@@ -141,6 +141,7 @@ def anomaly_score(
     shard: options.Shard = options.SHARD,
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
+    given = locals()
     from densevl.pipelines import gathered
     from densevl.pipelines.tasks import ANOMALY, Scoring
 
@@ -151,17 +152,9 @@ def anomaly_score(
     together: list[gathered.Gathered] = [gathered.Scores()]
     run_images(
         Scoring(chosen, detector),
-        images,
-        out,
+        given,
         together + ([gathered.Sheet(ANOMALY.picture, columns=4)] if sheet else []),
         _described,
-        as_json=as_json,
-        quiet=quiet,
-        overwrite=overwrite,
-        strict=strict,
-        ray=ray,
-        workers=workers,
-        shard=shard,
     )
 
 

@@ -54,6 +54,7 @@ def classify(
 
     By words alone (--labels), or by what was learned from examples (--head).
     """
+    given = locals()
     from densevl.vocabulary import Descriptors, LabelSet, TextOptions
 
     if head is not None and (labels or templates is not None or descriptors is not None):
@@ -70,17 +71,9 @@ def classify(
 
     run_images(
         Classifying(asked, chosen, head),
-        images,
-        out,
+        given,
         [gathered.Sheet(CLASSIFY.picture, columns=4)] if sheet else [],
         _described,
-        as_json=as_json,
-        quiet=quiet,
-        overwrite=overwrite,
-        strict=strict,
-        ray=ray,
-        workers=workers,
-        shard=shard,
     )
 
 

@@ -30,6 +30,7 @@ SETTINGS = (
     *("model", "weights", "device", "precision", "compat", "background", "templates", "presence", "views"),
     *("proxy", "proxy_scope", "sam"),
 )
+RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
@@ -121,27 +122,21 @@ class Screen(Watch):
 
 def run_images(
     work: Work,
-    images: Sequence[str],
-    out: str | None,
+    given: Mapping[str, Any],
     together: Sequence[Gathered],
     describe: Describe,
     *,
-    as_json: bool,
-    quiet: bool,
-    overwrite: bool,
-    strict: bool,
-    ray: str | None = None,
-    workers: int = 1,
-    shard: int = options.SHARD,
     loaded: Callable[[Task], None] = lambda task: None,
 ) -> None:
     """Do a work with images, and end with the exit code that says how it went.
 
     Args:
-        out: the folder; None chooses one, see `default_folder`. together: what is written of all images.
-        describe: what is said of one. loaded: called with the loaded model.
-        ray, workers, shard: of a `Cluster`; without an address the work is done here.
+        given: the options of the command that all of these share: images, out (None chooses a folder, see
+            `default_folder`), as_json, quiet, overwrite, strict, ray (None works here), workers and shard.
+        together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
     """
+    images, out, as_json, quiet, overwrite, strict = (given[name] for name in RUNNING[:6])
+    ray, workers, shard = (given[name] for name in RUNNING[6:])
     from densevl.images import find_images
     from densevl.pipelines.cluster import Cluster
     from densevl.pipelines.folder import ERRORS, default_folder, to_files

@@ -95,9 +95,10 @@ def regions(
     With --point or --box, regions are masks that the SAM of --proposals makes there; with proposals that are no SAM,
     boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
+    given = locals()
     from densevl.vocabulary import LabelSet
 
-    chosen = settings(locals()) | {"operator": operator}
+    chosen = settings(given) | {"operator": operator}
     named = LabelSet.parse(labels) if labels else None
     if named is None and export:
         raise DensevlError("--export needs the classes that its files list: give --labels")
@@ -123,17 +124,9 @@ def regions(
 
     run_images(
         Naming(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
-        images,
-        out,
+        given,
         together,
         described,
-        as_json=as_json,
-        quiet=quiet,
-        overwrite=overwrite,
-        strict=strict,
-        ray=ray,
-        workers=workers,
-        shard=shard,
     )
 
 

@@ -53,9 +53,10 @@ def segment(
 
     The same call again goes on where it stopped, and does nothing where all is done.
     """
+    given = locals()
     from densevl.vocabulary import LabelSet
 
-    labelled, chosen = LabelSet.parse(labels), settings(locals()) | {"proposals": proposals, "refine": refine}
+    labelled, chosen = LabelSet.parse(labels), settings(given) | {"proposals": proposals, "refine": refine}
 
     from densevl.pipelines import gathered
     from densevl.pipelines.tasks import SEGMENT, Segmenting, Task
@@ -68,17 +69,9 @@ def segment(
 
     run_images(
         Segmenting(labelled, chosen),
-        images,
-        out,
+        given,
         [gathered.Sheet(SEGMENT.picture)] if sheet else [],
         _described,
-        as_json=as_json,
-        quiet=quiet,
-        overwrite=overwrite,
-        strict=strict,
-        ray=ray,
-        workers=workers,
-        shard=shard,
         loaded=loaded,
     )
 
