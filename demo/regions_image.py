@@ -19,7 +19,7 @@ labels = sys.argv[2:] or ["fish", "boat", "elephant", "pizza", "sunflower", "hou
 classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam")))
 result = classify(image, labels)
 objects = result.instances(parts=0.8)  # without those that lie in another of their name
-for name, score, box in zip(objects.names, objects.scores, objects.boxes, strict=True):
+for name, score, box in zip(objects.found, objects.confidence, objects.boxes, strict=True):
     print(f"{name:>12}: {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}")
 
 again = result.reclassify(["animal", "building", "food"])  # other words: the picture is not looked at again

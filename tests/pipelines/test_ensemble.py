@@ -9,7 +9,7 @@ import torch
 from conftest import PHOTOS, close, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import InferenceProtocol
-from densevl.errors import DensevlError, LabelError, ModelError, ProtocolError
+from densevl.errors import DensevlError, OptionError, ProtocolError
 from densevl.images import find_images
 from densevl.inference.views import Views
 from densevl.pipelines.folder import to_files
@@ -96,7 +96,7 @@ def test_image_priors_of_the_text_are_mixed_too(first, second) -> None:
 
 @pytest.mark.parametrize(
     ("members", "error"),
-    [([], ModelError), ([0], ModelError), ([-1, 2], ModelError), ([float("nan")], ModelError)],
+    [([], OptionError), ([0], OptionError), ([-1, 2], OptionError), ([float("nan")], OptionError)],
     ids=["none", "zero", "negative", "nan"],
 )
 def test_mistaken_weights_are_one_line(first, members, error) -> None:
@@ -107,7 +107,7 @@ def test_mistaken_weights_are_one_line(first, members, error) -> None:
 
 def test_a_background_that_only_some_models_know_is_refused(first, second, monkeypatch) -> None:
     monkeypatch.setattr(second.backbone, "unknown", lambda text: torch.zeros(text.shape[1]))
-    with pytest.raises(LabelError, match=r"one, two do not share a background.*background='none'"):
+    with pytest.raises(OptionError, match=r"one, two do not share a background.*background='none'"):
         Ensemble([(first, 1), (second, 1)])(CAT, LABELS, background="unknown")
     assert Ensemble([(first, 1), (second, 1)], background="none")(CAT, LABELS).labels.min() >= 0
 
@@ -144,3 +144,9 @@ def test_mistaken_views_fail_before_the_model_loads() -> None:
     with pytest.raises(ProtocolError, match=r"no views 'flop'.*closest: flip") as caught:
         Segmenter("nonsense", views="flop")
     assert isinstance(caught.value, DensevlError)
+
+
+@pytest.mark.parametrize("members", [3, None, ["mini"], [("mini", 1.0)], [(None, 1)], {"a": 1}])
+def test_what_is_no_list_of_segmenters_is_one_line(members) -> None:
+    with pytest.raises(OptionError, match="pairs of a Segmenter"):
+        Ensemble(members)

@@ -63,6 +63,7 @@ def save(path: Path, made: Fitted) -> list[Path]:
         "coverage": made.coverage,
         "tokens": made.tokens,
         "compat": segmenter.compat,
+        "proxy_scope": segmenter.proxy_scope,
         "precision": segmenter.backbone.precision,
         "recipe": [segmenter.recipe.name, repr(segmenter.recipe)] if segmenter.recipe is not None else None,
         "protocol": asdict(segmenter.protocol),
@@ -107,8 +108,9 @@ def load(
             background=_background(facts["background"]),
             protocol=facts["protocol"],
             compat=facts["compat"],
+            proxy_scope=facts["proxy_scope"],
             proxy=proxy or (borrowed["proxy"][0] if "proxy" in borrowed else None),
-            **{"precision": facts["precision"], **given},
+            **{"precision": facts["precision"], "sam": borrowed["sam"][0] if "sam" in borrowed else None, **given},
         )
         fitted.require_same(made.backbone, facts["fingerprint"], facts["model"], what)
         for option, (whose, weights) in borrowed.items():

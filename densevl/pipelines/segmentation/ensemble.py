@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl.errors import LabelError, ModelError
+from densevl.errors import OptionError
 from densevl.images import read_image
 from densevl.inference.views import regrid
 from densevl.pipelines.many import OnError, batch_size, many
@@ -45,11 +45,13 @@ class Ensemble:
             background: what decides instead of the leader's own policy.
 
         Raises:
-            ModelError: no members, or weights that cannot be used. LabelError: an unusable background.
+            OptionError: no members, weights that cannot be used, or an unusable background.
         """
+        if not isinstance(members, Sequence) or not all(map(_is_member, members)):
+            raise OptionError("members of an ensemble are pairs of a Segmenter and a weight, [(segmenter, 0.6), ...]")
         weights = [weight for _, weight in members]
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
-            raise ModelError(f"weights {weights} of an ensemble: give numbers of at least 0, one of them above 0")
+            raise OptionError(f"weights {weights} of an ensemble: give numbers of at least 0, one of them above 0")
         total = sum(weights)
         self.members = tuple((segmenter, weight / total) for segmenter, weight in members if weight > 0)
         self.leader = self.members[0][0]
@@ -61,7 +63,7 @@ class Ensemble:
         """Segment one image; see `Segmenter.__call__`.
 
         Raises:
-            LabelError: unusable labels or regions, or a background that is not the same strings for all members.
+            LabelError: unusable labels. OptionError: a background that is not the same strings for all members.
             ImageError: unreadable image.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self._policy(background), read_image(image)
@@ -134,7 +136,7 @@ class Ensemble:
     def _check_strings(self, found: Sequence[Evidence]) -> None:
         if found[-1].text.queries != found[0].text.queries:
             names = [segmenter.backbone.name for segmenter, _ in self.members]
-            raise LabelError(
+            raise OptionError(
                 f"models {', '.join(names)} do not share a background: 'unknown' is a notion that only some have; give "
                 "the ensemble background='none', words or a probability"
             )
@@ -155,3 +157,8 @@ class Ensemble:
         if all(evidence.seen is not None for evidence in found):  # else some member has seen every pixel
             seen = torch.stack([evidence.seen for evidence in found if evidence.seen is not None]).any(dim=0)
         return Evidence(total, lead.windows, replace(lead.text, bias=bias), seen)
+
+
+def _is_member(pair: Any) -> bool:
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+    return is_pair and isinstance(pair[0], Segmenter) and isinstance(pair[1], (int, float))
