@@ -139,7 +139,9 @@ def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapp
     """
     from safetensors.torch import save as to_bytes
 
-    blob = to_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, {"format": kind})
+    blob = to_bytes(
+        {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, {"format": kind}
+    )
     content = {"format": kind, **facts, "tensors_sha256": digest.of_bytes(blob)}
     tensor_file, fact_file = files(path)
     return atomic_write_all({tensor_file: blob, fact_file: json.dumps(content, indent=1).encode()})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from densevl import fitted
 from densevl.backbones import load_backbone
 from densevl.fitted import differing, fingerprint, identity
 from densevl.pipelines.anomaly.detector import AnomalyDetector
@@ -76,3 +77,12 @@ def test_a_long_list_of_differences_stays_one_short_line() -> None:
     said = differing({str(n): "x" * 500 for n in range(50)}, {"label": {"name": "a"}})
     assert len(said) < 600
     assert said.endswith("and 45 more")
+
+
+def test_tensors_that_share_memory_are_saved_each(tmp_path) -> None:
+    """Two operators of a region head hold the same rows of words."""
+    rows = torch.randn(3, 4)
+    fitted.save(tmp_path / "head", "kind 1", {"one": rows, "other": rows}, {})
+    tensors, _ = fitted.read(tmp_path / "head", "kind 1", "head")
+    assert torch.equal(tensors["one"], rows)
+    assert torch.equal(tensors["other"], rows)

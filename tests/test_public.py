@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 import densevl
+from densevl.cli import app
 
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
@@ -20,6 +24,65 @@ PUBLIC = {
     *("backbones", "evaluation", "fewshot", "images", "inference", "integrations", "kernels"),
     *("recipes", "regions", "vocabulary"),
 }
+
+COMMANDS = {
+    "segment": (
+        "IMAGES --background --blend --compat --crop --descriptors --device --json --labels --model --out "
+        "--overwrite --plan --precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe "
+        "--refine --sam --shard --sheet --short-side --strict --stride --templates --views --weights "
+        "--workers"
+    ),
+    "regions": (
+        "IMAGES --background --blend --box --compat --crop --descriptors --device --export --json --labels "
+        "--model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
+        "--short-side --strict --stride --stuff --templates --tile --views --weights --workers"
+    ),
+    "search": (
+        "FOLDER --against --device --each --for --index --json --least --like --model --operator --out "
+        "--overwrite --pieces --precision --proposals --quiet --recipe --sheet --strict --top --weights"
+    ),
+    "classify": (
+        "IMAGES --descriptors --device --head --json --labels --model --out --overwrite --precision --quiet "
+        "--ray --shard --sheet --strict --templates --weights --workers"
+    ),
+    "models": "",
+    "doctor": "",
+    "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
+    "recipes show": "NAME",
+    "anomaly fit": (
+        "NORMAL --adapters --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
+        "--recipe --scoring --size --states --tile --weights --whole --windows"
+    ),
+    "anomaly score": (
+        "IMAGES --adapters --detector --device --item --json --model --out --overwrite --precision --quiet "
+        "--ray --recipe --scoring --shard --sheet --strict --weights --workers"
+    ),
+    "fewshot fit": (
+        "FOLDER --calibrate --device --head --held-out --model --out --overwrite --precision --templates --weights"
+    ),
+    "eval list": "--json",
+    "eval check": "DATASET --json --root --task",
+    "eval run": (
+        "WHAT --background --blend --compat --crop --descriptors --device --dump --fresh --json --launcher "
+        "--limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring "
+        "--seed --set --short-side --shots --stride --strings --task --templates --threads --trust-config "
+        "--variant --views --weights"
+    ),
+    "eval compare": (
+        "WHAT --background --fresh --json --limit --measures --model --out --overwrite --quiet --recipes "
+        "--root --set --task --trust-config"
+    ),
+    "eval analyse": (
+        "WHAT --distractors --json --limit --model --only --out --overwrite --recipe --root --set --trust-config"
+    ),
+    "eval anomaly": (
+        "WHAT --device --fresh --json --limit --model --out --overwrite --proxy --quiet --root --scoring "
+        "--set --shots --trust-config --weights"
+    ),
+}
+"""Arguments and options of every command: a script of somebody relies on each."""
 
 
 def test_the_public_names_are_these() -> None:
@@ -54,3 +117,21 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_importing_densevl_imports_no_torch() -> None:
     code = "import densevl, sys; dir(densevl); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "commands"):
+        for name, own in command.commands.items():
+            yield from _commands(own, (*path, name))
+    else:
+        yield " ".join(path), command
+
+
+def test_the_options_of_the_commands_are_these() -> None:
+    found = {}
+    for name, command in _commands(typer.main.get_command(app)):
+        given = [parameter for parameter in command.params if parameter.name != "help"]
+        arguments = [parameter.name.upper() for parameter in given if parameter.param_type_name == "argument"]
+        options = {flag for parameter in given for flag in (*parameter.opts, *parameter.secondary_opts)}
+        found[name] = " ".join([*arguments, *sorted(flag for flag in options if flag.startswith("--"))])
+    assert found == COMMANDS
