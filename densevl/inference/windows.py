@@ -26,14 +26,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.protocol import BLENDS
 from densevl.errors import ProtocolError
-from densevl.kernels.resample import (
-    AxisPlan,
-    DecodePlan,
-    patch_axis_block,
-    patch_axis_plan,
-    pixel_axis_block,
-    pixel_axis_plan,
-)
+from densevl.kernels.resample import AxisPlan, DecodePlan, axis_plan, patch_axis_block, pixel_axis_block
 
 TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
@@ -206,11 +199,8 @@ class WindowGrid:
 
     def plan(self, height: int, width: int) -> DecodePlan:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels."""
-        axes = []
-        for axis, size in ((self.rows, height), (self.cols, width)):
-            make: Callable[..., AxisPlan] = patch_axis_plan if self.blend == "patch" else pixel_axis_plan
-            axes.append(make(*self._geometry(axis), axis.length, size))
-        return DecodePlan(*axes)
+        sides = ((self.rows, height), (self.cols, width))
+        return DecodePlan(*(axis_plan(*self._geometry(axis), axis.tokens, size) for axis, size in sides))
 
     def block(self, rows: bool, size: int, start: int, stop: int) -> tuple[tuple[int, ...], AxisPlan]:
         """The part of a plan for some output pixels of one axis; the whole axis is never built.
@@ -222,12 +212,11 @@ class WindowGrid:
             The numbers of the windows along the axis that these pixels touch, and the plan with the columns of those
             windows alone: its rows are those of the whole plan bit for bit, without the columns that are 0 there.
         """
-        axis = self.rows if rows else self.cols
-        given = (*self._geometry(axis), axis.length, size, start, stop)
-        return patch_axis_block(*given) if self.blend == "patch" else pixel_axis_block(*given)
+        block, geometry = self._geometry(self.rows if rows else self.cols)
+        return block(*geometry, size, start, stop)
 
-    def _geometry(self, axis: AxisWindows) -> tuple[Any, ...]:
-        """An axis as the plans of its blend take it, up to its length."""
+    def _geometry(self, axis: AxisWindows) -> tuple[Callable[..., tuple[tuple[int, ...], AxisPlan]], tuple[Any, ...]]:
+        """What plans an axis in this blend, and what it takes, up to the length."""
         if self.blend == "patch":
-            return axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin
-        return axis.starts, axis.crop, axis.before, axis.after, axis.tokens
+            return patch_axis_block, (axis.starts, axis.crop // axis.tokens, axis.tokens, axis.margin, axis.length)
+        return pixel_axis_block, (axis.starts, axis.crop, axis.before, axis.after, axis.tokens, axis.length)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -211,31 +212,18 @@ def _plan(matrix: np.ndarray) -> AxisPlan:
 
 
 @lru_cache(maxsize=KEPT_PLANS)
-def pixel_axis_plan(
-    starts: tuple[int, ...], crop: int, before: int, after: int, tokens: int, length: int, size: int
+def axis_plan(
+    block: Callable[..., tuple[tuple[int, ...], AxisPlan]], geometry: tuple[Any, ...], tokens: int, size: int
 ) -> AxisPlan:
-    """`pixel_axis_block` of the whole axis, all windows."""
-    block = partial(pixel_axis_block, starts, crop, before, after, tokens, length, size)
-    return _whole(block, size, len(starts), tokens)
+    """The plan of a whole axis, all windows, `PLANNED_ROWS` output pixels at a time; 0 for tokens not touched.
 
-
-@lru_cache(maxsize=KEPT_PLANS)
-def patch_axis_plan(
-    starts: tuple[int, ...], patch: int, tokens: int, margin: tuple[int, int], length: int, size: int
-) -> AxisPlan:
-    """`patch_axis_block` of the whole axis, all windows."""
-    block = partial(patch_axis_block, starts, patch, tokens, margin, length, size)
-    return _whole(block, size, len(starts), tokens)
-
-
-def _whole(
-    block: Callable[[int, int], tuple[tuple[int, ...], AxisPlan]], size: int, windows: int, tokens: int
-) -> AxisPlan:
-    """All output pixels, `PLANNED_ROWS` at a time; 0 for the tokens that a pixel does not touch."""
-    matrix = torch.zeros(size, windows, tokens)
+    Args:
+        block: `pixel_axis_block` or `patch_axis_block`. geometry: what it takes up to the length of the axis.
+    """
+    matrix = torch.zeros(size, len(geometry[0]), tokens)
     for start in range(0, size, PLANNED_ROWS):
         stop = min(start + PLANNED_ROWS, size)
-        touched, part = block(start, stop)
+        touched, part = block(*geometry, size, start, stop)
         matrix[start:stop, list(touched)] = part.matrix.unflatten(1, (len(touched), tokens))
     return AxisPlan(matrix.flatten(1))
 

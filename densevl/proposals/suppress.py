@@ -4,19 +4,68 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from densevl.proposals import packing
 from densevl.proposals.base import Proposals
 
+Ints = npt.NDArray[np.int64]
 DUPLICATES = ("mask", "box", "none")
+AT_ONCE = 2**25  # bytes of packed masks compared in one step
 
 
-def unlike(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> npt.NDArray[np.int64]:
+def intersections(masks: Proposals, one: int, others: npt.ArrayLike) -> Ints:
+    """Pixels that mask `one` shares with each of `others`: int64 (len(others),).
+
+    Nothing is unpacked: only the bytes of the rows that `one` covers are looked at, for masks whose boxes meet.
+    """
+    indices = np.asarray(others, np.int64).reshape(-1)
+    shared = np.zeros(len(indices), np.int64)
+    x0, y0, x1, y1 = masks.boxes[one]
+    box = masks.boxes[indices]
+    met = np.flatnonzero((box[:, 0] < x1) & (box[:, 2] > x0) & (box[:, 1] < y1) & (box[:, 3] > y0))
+    width = masks.size[1]
+    first, last = int(np.floor(y0)) * width // 8, -(-int(np.ceil(y1)) * width // 8)
+    step = max(1, AT_ONCE // max(1, last - first))
+    for start in range(0, len(met), step):
+        part = met[start : start + step]
+        shared[part] = packing.popcount(masks.packed[indices[part], first:last] & masks.packed[one, first:last])
+    return shared
+
+
+def suppressed(
+    masks: Proposals, order: Ints, above: float, labels: npt.ArrayLike | None = None, metric: str = "iou"
+) -> Ints:
+    """What is left of `order`, best first, without those that overlap a better one kept by more than `above`.
+
+    Exact; most pairs are decided by areas and boxes alone. Empty masks overlap nothing and stay.
+
+    Args:
+        order: int64, indices of masks. above: 0-1. labels: (M,) integers: only masks of one label compete; None lets
+            all compete. metric: "iou", or "ios", the intersection over the smaller of the two.
+    """
+    areas, boxes = masks.areas, masks.boxes
+    group = np.zeros(len(masks), np.int64) if labels is None else np.asarray(labels, np.int64)
+    alive = np.ones(len(masks), bool)
+    for place, index in enumerate(order):
+        if not alive[index]:
+            continue
+        rest = order[place + 1 :]
+        rest = rest[alive[rest] & (group[rest] == group[index])]
+        low, high = np.maximum(boxes[rest, :2], boxes[index, :2]), np.minimum(boxes[rest, 2:], boxes[index, 2:])
+        most = np.clip(np.ceil(high) - np.floor(low), 0, None).prod(axis=1)
+        small, total = np.minimum(areas[rest], areas[index]), areas[rest] + areas[index]
+        most = np.minimum(most, small)
+        near = most > above * (small if metric == "ios" else total - most)  # if they overlap as much as they can
+        rest, small, total = rest[near], small[near], total[near]
+        shared = intersections(masks, int(index), rest)
+        alive[rest[shared > above * (small if metric == "ios" else total - shared)]] = False
+    return order[alive[order]]
+
+
+def unlike(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> Ints:
     """Indices of masks none of which overlaps a better one kept by more than an IoU of `above`; best first.
 
-    Greedy in the order of the scores, of equal ones the first. Exact, on packed masks; most pairs are decided by areas
-    and boxes alone, and of the rest only rows that both boxes share are looked at. Two empty masks do not overlap.
+    Greedy in the order of the scores, of equal ones the first; see `suppressed`.
 
     Args:
         proposals: M masks. scores: (M,). above: 0-1.
@@ -24,35 +73,15 @@ def unlike(proposals: Proposals, scores: npt.NDArray[np.floating], above: float)
     Returns:
         int64 (kept,).
     """
-    order = np.argsort(-scores, kind="stable")
-    areas, boxes, packed = proposals.areas, proposals.boxes, proposals.packed
-    width = proposals.size[1]
-    waiting = order
-    kept = []
-    while len(waiting):
-        best, waiting = waiting[0], waiting[1:]
-        kept.append(best)
-        low = np.maximum(boxes[waiting, :2], boxes[best, :2])
-        high = np.minimum(boxes[waiting, 2:], boxes[best, 2:])
-        shared = np.clip(np.ceil(high) - np.floor(low), 0, None).prod(axis=1)
-        most = np.minimum(np.minimum(areas[waiting], areas[best]), shared)
-        total = areas[waiting] + areas[best]
-        near = np.flatnonzero(most > above * (total - most))  # the IoU if they overlap as much as they can
-        again = np.zeros(len(waiting), np.bool_)
-        for index in near:
-            top, bottom = int(low[index, 1]), int(np.ceil(high[index, 1]))
-            part = slice(top * width // 8, -(-bottom * width // 8))
-            common = int(packing.popcount(packed[best, part] & packed[waiting[index], part]))
-            again[index] = common > above * (total[index] - common)
-        waiting = waiting[~again]
-    return np.array(kept, np.int64)
+    return suppressed(proposals, np.argsort(-scores, kind="stable"), above)
 
 
-def unlike_boxes(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> npt.NDArray[np.int64]:
+def unlike_boxes(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> Ints:
     """The same by the IoU of boxes, as the package `segment-anything` does it, down to its boxes a pixel short.
 
     It takes a ring for the disc inside it, and keeps two masks that differ by a stray pixel far away.
     """
+    import torch
     from torchvision.ops import nms
 
     boxes = torch.from_numpy(proposals.boxes - np.array([0, 0, 1, 1], np.float32)).clamp_(min=0)

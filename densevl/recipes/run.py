@@ -26,20 +26,14 @@ WIDE_TOKENS = 4096  # whose hidden layer is held at once
 State = Trunk | Outcome
 
 
-def encode(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> DenseFeatures:
-    """Encode normalised pixels (B, 3, H, W), sides multiples of the patch, by a recipe.
-
-    Raises:
-        RecipeError: the recipe wants blocks the tower has not, or a hint that is missing.
-    """
-    return finish(tower, start(tower, pixels, recipe, hints), recipe, hints)
-
-
 def start(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
     """Run as far as each window goes for itself: the trained blocks, and the rewired end unless windows meet before it.
 
+    Args:
+        pixels: (B, 3, H, W) normalised, sides multiples of the patch.
+
     Raises:
-        RecipeError: as `encode`.
+        RecipeError: the recipe wants blocks the tower has not, or a hint that is missing.
     """
     require(tower, recipe, hints)
     stitch = recipe.stitch

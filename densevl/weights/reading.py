@@ -14,7 +14,7 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ State = dict[str, torch.Tensor]
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """What the names of weights files usually end in."""
 CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model")
-"""Keys under which training programs put the tensors, beside their optimiser's."""
+"""Keys under which training programs put the tensors, beside their optimiser's; the first that is there is taken."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
+"""What DistributedDataParallel and torch.compile put before names; taken off where every name has it."""
 
 MOST_TENSORS = 20_000  # a ViT-bigG with its optimiser has 6,000; a second of reading
 MOST_HEADER = 16 << 20  # bytes of names and shapes in JSON: a second of parsing
@@ -47,13 +47,12 @@ class Checkpoint:
     """The content of a weights file.
 
     Attributes:
-        path: the file. form: "safetensors" or "torch".
+        path: the file.
         tensors: by name, on the CPU, as stored; many are mapped from the file.
         header: the strings of a safetensors header; {} for other forms.
     """
 
     path: Path
-    form: str
     tensors: State
     header: dict[str, str] = field(default_factory=dict)
 
@@ -62,15 +61,11 @@ class _Refusal(Exception):
     """Why a file is not read, in words that follow "it": "is empty: ..."."""
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str], *, containers: Iterable[str] = CONTAINERS, prefixes: Iterable[str] = PREFIXES
-) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a weights file.
 
     Args:
         path: a safetensors file, or a torch checkpoint of a dict of tensors, whatever its name ends in.
-        containers: keys of dicts inside the file's dict in which the tensors may lie; the first that is there is taken.
-        prefixes: taken off the names where every name has them.
 
     Returns:
         Its tensors: dense, and no larger than what the file holds of them. Other values of the dict are left out.
@@ -83,9 +78,8 @@ def read_checkpoint(
         found = "is a folder" if os.path.isdir(path) else "does not exist"
         raise bad_file(path, f"{found}; name a .safetensors, .pt or .pth file")
     try:
-        form, read = _recognised(path)
-        content, header = read(path)
-        return Checkpoint(path, form, _named(_unwrapped(content, tuple(containers)), tuple(prefixes)), header)
+        content, header = _recognised(path)(path)
+        return Checkpoint(path, _named(_unwrapped(content)), header)
     except _Refusal as refusal:
         raise bad_file(path, f"cannot be read: it {refusal}") from refusal.__cause__
     except Exception as error:  # parsers raise many types on damaged data
@@ -108,8 +102,8 @@ def below(tensors: Mapping[str, torch.Tensor], prefix: str) -> State:
 _Read = Callable[[Path], tuple[Any, dict[str, str]]]
 
 
-def _recognised(path: Path) -> tuple[str, _Read]:
-    """The form of a file by its first bytes, and what reads it."""
+def _recognised(path: Path) -> _Read:
+    """What reads a file, by its first bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -119,15 +113,15 @@ def _recognised(path: Path) -> tuple[str, _Read]:
     if head[8:9] == b"{" and header <= MOST_HEADER:  # first, for these eight bytes may be any text
         if 8 + header > size:
             raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
-        return "safetensors", _read_safetensors
+        return _read_safetensors
     if head.startswith(b"version https://git-lfs"):
         raise _Refusal("is a Git LFS pointer, not the file it points to: run 'git lfs pull'")
     if head.lstrip()[:1] == b"<":
         raise _Refusal("is a web page: download the file itself, not the page that shows it")
     if head.startswith(_ZIP):
-        return "torch", _read_zip
+        return _read_zip
     if head.startswith(_LEGACY):
-        return "torch", _read_legacy
+        return _read_legacy
     if head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5":
         raise _Refusal("is a plain pickle, which may run code: convert it to safetensors")
     if path.suffix.lower() == ".safetensors":
@@ -201,19 +195,19 @@ def _require_few(count: int) -> None:
         raise _Refusal(f"holds {count:,} tensors or more, the limit is {MOST_TENSORS:,}: save its state_dict alone")
 
 
-def _unwrapped(content: Any, containers: tuple[str, ...]) -> Mapping[Any, Any]:
+def _unwrapped(content: Any) -> Mapping[Any, Any]:
     """The innermost dict."""
     for _ in range(MOST_NESTED):
         if not isinstance(content, Mapping):
             raise _Refusal(f"holds a {type(content).__name__}, no dict of tensors: save a state_dict")
-        inner = next((content[name] for name in containers if isinstance(content.get(name), Mapping)), None)
+        inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
             return content
         content = inner
     raise _Refusal("holds dicts within dicts: save its state_dict alone")
 
 
-def _named(content: Mapping[Any, Any], prefixes: tuple[str, ...]) -> State:
+def _named(content: Mapping[Any, Any]) -> State:
     """The tensors of a dict, each checked, without prefixes that all names share."""
     _require_few(sum(isinstance(value, torch.Tensor) for value in content.values()))
     tensors = {}
@@ -223,7 +217,7 @@ def _named(content: Mapping[Any, Any], prefixes: tuple[str, ...]) -> State:
                 raise _Refusal(f"names a tensor by the {type(key).__name__} {str(key)[:20]}: save a state_dict")
             _require_plain(key, value)
             tensors[key] = value
-    while shared := next((p for p in prefixes if tensors and all(key.startswith(p) for key in tensors)), ""):
+    while shared := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), ""):
         tensors = below(tensors, shared)
     return tensors
 

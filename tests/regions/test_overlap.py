@@ -7,7 +7,8 @@ import pytest
 
 from densevl.errors import OptionError
 from densevl.proposals.base import Proposals
-from densevl.regions.overlap import intersections, nms, suppress_parts
+from densevl.proposals.suppress import intersections
+from densevl.regions.overlap import nms, suppress_parts
 
 
 def blobs(count: int, seed: int, size: tuple[int, int] = (37, 53)) -> np.ndarray:

@@ -24,7 +24,7 @@ from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import DensevlError, OutputError, RecipeError
 from densevl.files import atomic_write
 from densevl.recipes import Hints, get
-from densevl.recipes.run import encode
+from densevl.recipes.run import finish, start
 from densevl.regions.operators.crop import input_side
 from densevl.regions.operators.dense import has_features
 from densevl.weights import read_checkpoint
@@ -135,7 +135,8 @@ class Run:
     def loss(self, batch: Batch) -> torch.Tensor:
         """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops."""
         wanted_RE = self.teacher.encode_image(batch.crops)
-        dense = encode(self.student.tower, batch.pictures, self.recipe, Hints())
+        tower, recipe, hints = self.student.tower, self.recipe, Hints()
+        dense = finish(tower, start(tower, batch.pictures, recipe, hints), recipe, hints)
         map_BEhw = F.normalize(dense.features, dim=1)
         h, w = map_BEhw.shape[2:]
         scale = map_BEhw.new_tensor([w, h, w, h])

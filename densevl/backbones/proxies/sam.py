@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.proxies.base import Proxy
 from densevl.errors import ImageError, ModelError
-from densevl.proposals.sam.encoder import embed, project, run_block
+from densevl.proposals.sam.encoder import Projections, embed, project, run_block
 
 # of the package's `Sam`, on the 0-1 scale
 MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -22,20 +22,13 @@ STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
 @dataclass(frozen=True, eq=False)
-class LastAttention:
-    """What the encoder's last attention is made of; logits are q k^T / sqrt(d) + the relative position terms.
+class LastAttention(Projections):
+    """What the encoder's last attention is made of, float32; N is all tokens of the square.
 
     Attributes:
-        q, k, v: (B, A, N, d) float32, N = all tokens of the square.
-        rel: (B*A, N, h+w) float32, from the unscaled q: the term of query i and the key at row y, column x is
-            rel[i, y] + rel[i, h + x]; None for an encoder without them.
         grid: (h, w) of the whole square. covered: (h, w) of its top left part that holds the image.
     """
 
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    rel: torch.Tensor | None
     grid: tuple[int, int]
     covered: tuple[int, int]
 
@@ -78,9 +71,8 @@ class SamProxy(Proxy):
             raise ModelError(f"proxy '{self.name}': its last block attends in windows, not over the whole image")
         pixels = pixels.to(self.device, torch.float32)
         x = self._before_last(pixels)
-        grid = (x.shape[1], x.shape[2])
-        q, k, v, rel = project(block.attn, block.norm1(x))
-        return LastAttention(q, k, v, rel, grid, self._covered(pixels))
+        own = project(block.attn, block.norm1(x))
+        return LastAttention(own.q, own.k, own.v, own.rel, (x.shape[1], x.shape[2]), self._covered(pixels))
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
         x = run_block(self.encoder.blocks[-1], self._before_last(pixels))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from densevl.errors import LabelError
 from densevl.proposals import Proposals
+from densevl.proposals.suppress import intersections
 from densevl.regions.embedded import RegionEmbeddings
-from densevl.regions.overlap import intersections
 from densevl.vocabulary import NOTHING, LabelSet
 
 REPEATED = 0.8  # IoU above which two regions of different words are one thing; the likelier word stays

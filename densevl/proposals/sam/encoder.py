@@ -8,14 +8,16 @@ Shape letters: B images or windows, A heads, N = h*w tokens, D width, d head wid
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from densevl.kernels import RelPos, grid_attention
 
 
-class Projections(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Projections:
     """What an attention layer is made of; logits are q k^T / sqrt(d) + the relative position terms.
 
     Attributes:
@@ -55,8 +57,8 @@ def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
     if side:
         y_BhwD, padded = window_partition(y_BhwD, side)
     grid = y_BhwD.shape[1], y_BhwD.shape[2]
-    q, k, v, rel = project(block.attn, y_BhwD)
-    mixed = grid_attention(q, k, v, grid, bias=None if rel is None else RelPos(rel))
+    own = project(block.attn, y_BhwD)
+    mixed = grid_attention(own.q, own.k, own.v, grid, bias=None if own.rel is None else RelPos(own.rel))
     y_BhwD = block.attn.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, grid)
     if side:
         y_BhwD = window_unpartition(y_BhwD, side, padded, size)

@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -66,12 +66,6 @@ class SamConfig:
     def to_json(self) -> str:
         """The sizes as JSON, for the header of a weights file."""
         return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> SamConfig:
-        """Read what `to_json` wrote."""
-        sizes: Any = json.loads(text)
-        return cls(**{**sizes, "mean": tuple(sizes["mean"]), "deviation": tuple(sizes["deviation"])})
 
 
 def build_sam(config: SamConfig) -> Sam:
@@ -138,7 +132,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], SamConfig]:
     """
     file = read_checkpoint(path)
     try:
-        config = SamConfig.from_json(json.dumps(require_sizes(file.header["sam_config"], path)))
+        sizes = require_sizes(file.header["sam_config"], path)
+        config = SamConfig(**{**sizes, "mean": tuple(sizes["mean"]), "deviation": tuple(sizes["deviation"])})
     except (KeyError, TypeError) as error:
         raise bad_file(path, "is not a mini-sam: its header holds no sam_config") from error
     if len(config.mean) != 3 or len(config.deviation) != 3 or not all(config.deviation):
