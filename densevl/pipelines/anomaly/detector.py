@@ -44,6 +44,7 @@ from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
 
 LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
+WINDOWS = 4  # times the work of a plain pass that an image is, seen through windows and compared with a memory
 Batch = tuple[list[str | None], list[np.ndarray], torch.Tensor]
 """Sources, uint8 RGB images and the pixels (B, 3, H, W) they are fed as."""
 
@@ -368,7 +369,7 @@ class AnomalyDetector:
                 yield [source(image) for image, _ in few], [rgb for _, rgb in few], pixels
 
         def share(rgb: np.ndarray) -> float:
-            return 1 / batch_size(batch, self.backbone.device, math.prod(size(rgb)))
+            return 1 / batch_size(batch, self.backbone.device, WINDOWS * math.prod(size(rgb)))
 
         batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
         return many(each_image(images), read_image, run, share=share, on_error=on_error)
