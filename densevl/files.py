@@ -20,7 +20,7 @@ OVERLAY_MARK = "_overlay"
 #: Likewise for the picture of its confidence.
 CONFIDENCE_MARK = "_confidence"
 _MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
-#: The file in a folder of results that says what made them; see `densevl.pipelines.folder`.
+#: The file in a folder of results that says what made them; see `densevl.pipelines.folder.loop`.
 RUN_FILE = "densevl.json"
 _SIGNED = (".json", ".jsonl", ".html", ".md")
 _SIGNATURE = b"densevl"

@@ -41,7 +41,7 @@ ROOMS = {
     "regions": "the arithmetic of regions: embedded, named, resolved, exported; `operators/` from masks to vectors",
     "anomaly": "the arithmetic of anomaly maps: words, windows, memories, scores",
     "fewshot": "the arithmetic of classes by example",
-    "pipelines": "one folder a use; `folder.py` is the loop from many images to files",
+    "pipelines": "one folder a use; `folder/` is the loop from many images to files",
     "integrations": "other people's detectors and result types",
     "benchmarking": "time on this machine",
     "diagnosis": "what `densevl doctor` looks at",

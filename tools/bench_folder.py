@@ -74,9 +74,9 @@ def overhead(photos: Path, work: Path, rounds: int) -> dict[str, float]:
 
     from densevl.errors import ImageError
     from densevl.images import find_images
-    from densevl.pipelines.folder import to_files
+    from densevl.pipelines.folder.loop import to_files
+    from densevl.pipelines.folder.tasks import segmenting
     from densevl.pipelines.segmentation.segmenter import Segmenter
-    from densevl.pipelines.tasks import segmenting
 
     torch.set_num_threads(1)
     segment = Segmenter("mini")

@@ -142,8 +142,8 @@ def anomaly_score(
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
     given = locals()
-    from densevl.pipelines import gathered
-    from densevl.pipelines.tasks import ANOMALY, Scoring
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import ANOMALY, Scoring
 
     chosen: dict[str, Any] = {"weights": weights, "device": device, "precision": precision, "adapters": adapters}
     chosen["model"] = model or (None if detector else options.MODEL)

@@ -66,8 +66,8 @@ def classify(
         if descriptors is not None:
             chosen["text"] = TextOptions(descriptors=Descriptors.parse(descriptors))
 
-    from densevl.pipelines import gathered
-    from densevl.pipelines.tasks import CLASSIFY, Classifying
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import CLASSIFY, Classifying
 
     run_images(
         Classifying(asked, chosen, head),

@@ -16,11 +16,11 @@ from rich.text import Text
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout
-from densevl.pipelines.watch import Job, Watch
+from densevl.pipelines.folder.watch import Job, Watch
 
 if TYPE_CHECKING:
-    from densevl.pipelines.gathered import Gathered
-    from densevl.pipelines.tasks import Kind, Task, Work
+    from densevl.pipelines.folder.gathered import Gathered
+    from densevl.pipelines.folder.tasks import Kind, Task, Work
 
 Describe = Callable[[str, Any], str]
 """The name of an image and its result as text."""
@@ -138,9 +138,9 @@ def run_images(
     images, out, as_json, quiet, overwrite, strict = (given[name] for name in RUNNING[:6])
     ray, workers, shard = (given[name] for name in RUNNING[6:])
     from densevl.images import find_images
-    from densevl.pipelines.cluster import Cluster
-    from densevl.pipelines.folder import ERRORS, default_folder, to_files
-    from densevl.pipelines.looping import BAD
+    from densevl.pipelines.folder.cluster import Cluster
+    from densevl.pipelines.folder.loop import ERRORS, default_folder, to_files
+    from densevl.pipelines.folder.looping import BAD
 
     found = find_images(images, skip=out or options.OUT)
     with stderr().status("loading the model"):  # shown on a terminal only

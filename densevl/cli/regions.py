@@ -104,8 +104,8 @@ def regions(
         raise DensevlError("--export needs the classes that its files list: give --labels")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
-    from densevl.pipelines import gathered
-    from densevl.pipelines.tasks import REGIONS, Naming
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import REGIONS, Naming
 
     words = [word.strip() for word in stuff.split(",") if word.strip()]
     together: list[gathered.Gathered] = [gathered.Sheet(REGIONS.picture)] if sheet else []

@@ -58,8 +58,8 @@ def segment(
 
     labelled, chosen = LabelSet.parse(labels), settings(given) | {"proposals": proposals, "refine": refine}
 
-    from densevl.pipelines import gathered
-    from densevl.pipelines.tasks import SEGMENT, Segmenting, Task
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import SEGMENT, Segmenting, Task
 
     def loaded(task: Task) -> None:
         backbone = task.pipeline.backbone

@@ -4,7 +4,7 @@ All have one contract (`Head`): `fit(features, labels, text)`, `logits(features)
 by name.
 """
 
-from densevl.fewshot.catalogue import HEADS, build, restore
 from densevl.fewshot.head import Head
+from densevl.fewshot.heads.catalogue import HEADS, build, restore
 
 __all__ = ["HEADS", "Head", "build", "restore"]

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from conftest import close
 from densevl.errors import LabelError, ModelError, OptionError, WeightsError
 from densevl.fewshot import HEADS, build, restore
-from densevl.fewshot.ape import Ape, criterion
 from densevl.fewshot.choosing import best
-from densevl.fewshot.gda import ALPHAS, Gda, leave_one_out
 from densevl.fewshot.head import Samples, settle
-from densevl.fewshot.linear import LinearProbe
-from densevl.fewshot.nearest import Nearest
-from densevl.fewshot.prolip import ProLip
-from densevl.fewshot.tip import STEPS, TipAdapter
+from densevl.fewshot.heads.ape import Ape, criterion
+from densevl.fewshot.heads.gda import ALPHAS, Gda, leave_one_out
+from densevl.fewshot.heads.linear import LinearProbe
+from densevl.fewshot.heads.nearest import Nearest
+from densevl.fewshot.heads.prolip import ProLip
+from densevl.fewshot.heads.tip import STEPS, TipAdapter
 
 C, K, D, SCALE = 5, 6, 12, 20.0
 ABSENT = 4

@@ -15,11 +15,11 @@ from densevl.anomaly.scoring import BY_NAME
 from densevl.anomaly.trained.learning import LearnedPrompts
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
 from densevl.images import find_images
-from densevl.pipelines import gathered
 from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
 from densevl.pipelines.anomaly.detector import AnomalyDetector
-from densevl.pipelines.folder import to_files
-from densevl.pipelines.tasks import ANOMALY, scoring
+from densevl.pipelines.folder import gathered
+from densevl.pipelines.folder.loop import to_files
+from densevl.pipelines.folder.tasks import ANOMALY, scoring
 
 RNG = np.random.default_rng(5)
 SURFACE = RNG.integers(90, 130, (40, 40, 3), np.uint8)

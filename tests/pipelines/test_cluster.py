@@ -10,10 +10,10 @@ import pytest
 
 from densevl.errors import DensevlError, OutputError
 from densevl.images import find_images
-from densevl.pipelines.cluster import Cluster
-from densevl.pipelines.folder import to_files
-from densevl.pipelines.tasks import Segmenting
-from densevl.pipelines.watch import Job, Watch
+from densevl.pipelines.folder.cluster import Cluster
+from densevl.pipelines.folder.loop import to_files
+from densevl.pipelines.folder.tasks import Segmenting
+from densevl.pipelines.folder.watch import Job, Watch
 from densevl.vocabulary import LabelSet
 from tools.bench_folder import content, make_images
 

@@ -12,9 +12,9 @@ from densevl.backbones import InferenceProtocol
 from densevl.errors import DensevlError, OptionError, ProtocolError
 from densevl.images import find_images
 from densevl.inference.views import Views
-from densevl.pipelines.folder import to_files
+from densevl.pipelines.folder.loop import to_files
+from densevl.pipelines.folder.tasks import segmenting
 from densevl.pipelines.segmentation.ensemble import Ensemble
-from densevl.pipelines.tasks import segmenting
 from densevl.vocabulary import TextOptions
 
 SMALL = InferenceProtocol(short_side=48, crop=32, stride=16)

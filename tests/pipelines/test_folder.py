@@ -19,10 +19,10 @@ from conftest import TINY, random_clip
 from densevl.cli import app
 from densevl.errors import ImageError, MissingExtraError, OutputError
 from densevl.images import find_images, read_image
-from densevl.pipelines import gathered
-from densevl.pipelines.folder import to_files
-from densevl.pipelines.looping import one_by_one
-from densevl.pipelines.tasks import SEGMENT, Task
+from densevl.pipelines.folder import gathered
+from densevl.pipelines.folder.loop import to_files
+from densevl.pipelines.folder.looping import one_by_one
+from densevl.pipelines.folder.tasks import SEGMENT, Task
 from densevl.results import SegmentationResult
 
 FACTS = {"densevl": "1", "model": "mini", "weights": "a" * 64, "labels": ["cat", "dog"]}

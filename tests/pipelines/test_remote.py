@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from densevl.cli import app
 from densevl.errors import ImageError, MissingExtraError, OptionError, OutputError
 from densevl.images import find_images, read_image
-from densevl.pipelines import gathered
-from densevl.pipelines.folder import to_files
-from densevl.pipelines.tasks import Segmenting
+from densevl.pipelines.folder import gathered
+from densevl.pipelines.folder.loop import to_files
+from densevl.pipelines.folder.tasks import Segmenting
 from densevl.vocabulary import LabelSet
 
 fsspec = pytest.importorskip("fsspec")

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import PHOTOS
 from densevl.errors import ImageError, LabelError, OptionError
+from densevl.pipelines.folder.watch import Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.search import RegionSearch
-from densevl.pipelines.watch import Watch
 from densevl.proposals import Proposals
 from densevl.regions.index import RegionIndexError
 

@@ -21,8 +21,8 @@ from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import LabelError, ModelError, OptionError, suggest
 from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.calibration import Calibration
-from densevl.fewshot.exemplars import Exemplars
-from densevl.fewshot.nearest import Nearest
+from densevl.fewshot.heads.exemplars import Exemplars
+from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
 from densevl.fewshot.words import as_text, class_rows

@@ -20,11 +20,11 @@ from densevl.fitted import differing
 from densevl.images import find_images
 from densevl.images.addresses import stamp
 from densevl.images.listing import Sources
-from densevl.pipelines.errors import ErrorList
-from densevl.pipelines.looping import each, one_by_one
+from densevl.pipelines.folder.errors import ErrorList
+from densevl.pipelines.folder.looping import each, one_by_one
+from densevl.pipelines.folder.storing import open_store
+from densevl.pipelines.folder.watch import Job, Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.storing import open_store
-from densevl.pipelines.watch import Job, Watch
 from densevl.proposals import Proposals
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import Hit, Photo, RegionIndex, RegionIndexError

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from densevl.errors import DensevlError, OptionError, WeightsError, suggest
-from densevl.fewshot.ape import Ape
-from densevl.fewshot.exemplars import Exemplars
-from densevl.fewshot.gda import Gda
 from densevl.fewshot.head import Head
-from densevl.fewshot.linear import LinearProbe
-from densevl.fewshot.nearest import Nearest
-from densevl.fewshot.prolip import ProLip
-from densevl.fewshot.tip import TipAdapter
+from densevl.fewshot.heads.ape import Ape
+from densevl.fewshot.heads.exemplars import Exemplars
+from densevl.fewshot.heads.gda import Gda
+from densevl.fewshot.heads.linear import LinearProbe
+from densevl.fewshot.heads.nearest import Nearest
+from densevl.fewshot.heads.prolip import ProLip
+from densevl.fewshot.heads.tip import TipAdapter
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
     {head.name: head for head in (Nearest, Exemplars, TipAdapter, Ape, Gda, LinearProbe, ProLip)}

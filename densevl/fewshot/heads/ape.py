@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import OptionError
-from densevl.fewshot.tip import TipAdapter
+from densevl.fewshot.heads.tip import TipAdapter
 
 WEIGHTS = (0.7, 0.3)  # of unlikeness and variance, the paper's on ImageNet
 

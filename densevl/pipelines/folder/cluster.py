@@ -14,11 +14,11 @@ from typing import Any
 
 from densevl.errors import DensevlError, MissingExtraError
 from densevl.fitted import differing
-from densevl.pipelines.looping import work_through
-from densevl.pipelines.packing import do_shard
-from densevl.pipelines.storing import Store
-from densevl.pipelines.tasks import Work
-from densevl.pipelines.watch import Job
+from densevl.pipelines.folder.looping import work_through
+from densevl.pipelines.folder.packing import do_shard
+from densevl.pipelines.folder.storing import Store
+from densevl.pipelines.folder.tasks import Work
+from densevl.pipelines.folder.watch import Job
 
 SHARD = 64
 Outcome = tuple[list[Job], dict[str, str]]

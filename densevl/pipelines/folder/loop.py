@@ -24,14 +24,14 @@ from densevl.files import RUN_FILE, shown, unique_stems
 from densevl.fitted import differing
 from densevl.images import Found, read_image
 from densevl.images.addresses import is_address, key_of, stamp
-from densevl.pipelines import packing
-from densevl.pipelines.cluster import SHARD, Cluster
-from densevl.pipelines.errors import ErrorList
-from densevl.pipelines.gathered import Gathered, Scores
-from densevl.pipelines.looping import work_through
-from densevl.pipelines.storing import open_store
-from densevl.pipelines.tasks import KINDS, Task
-from densevl.pipelines.watch import Job, Watch
+from densevl.pipelines.folder import packing
+from densevl.pipelines.folder.cluster import SHARD, Cluster
+from densevl.pipelines.folder.errors import ErrorList
+from densevl.pipelines.folder.gathered import Gathered, Scores
+from densevl.pipelines.folder.looping import work_through
+from densevl.pipelines.folder.storing import open_store
+from densevl.pipelines.folder.tasks import KINDS, Task
+from densevl.pipelines.folder.watch import Job, Watch
 
 ERRORS = "errors.jsonl"
 RESERVED = ("densevl", "errors", "contact_sheet", "scores", "coco", "panoptic", "labelme")
@@ -280,9 +280,9 @@ def to_files(
     """Do a task with every image and write the results; what is done already is left as it is.
 
     Args:
-        task: see `densevl.pipelines.tasks`. found: the images, from `densevl.images.find_images`.
+        task: see `densevl.pipelines.folder.tasks`. found: the images, from `densevl.images.find_images`.
         out: the folder; subfolders are those of the images. Or a name that ends in .tar or .parquet; see `packing`.
-        together: what is written of all images besides; see `densevl.pipelines.gathered`.
+        together: what is written of all images besides; see `densevl.pipelines.folder.gathered`.
         overwrite: start over, and replace files of others. strict: stop at the first bad image.
         watch: is told what happens. cluster: does the work; None does it here.
 

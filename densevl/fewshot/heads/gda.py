@@ -16,7 +16,7 @@ import torch
 from densevl.errors import ModelError, OptionError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Head, Samples
-from densevl.fewshot.moments import NONE, Moments
+from densevl.fewshot.heads.moments import NONE, Moments
 
 ALPHAS = (0.0, *torch.logspace(-4, 2, 37).tolist())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from densevl.pipelines.storing import Store
+from densevl.pipelines.folder.storing import Store
 
 
 class ErrorList:

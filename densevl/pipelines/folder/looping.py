@@ -8,7 +8,7 @@ from typing import Any
 
 from densevl.errors import ImageError, ProposalError
 from densevl.images import read_image
-from densevl.pipelines.watch import Job
+from densevl.pipelines.folder.watch import Job
 
 BAD = (ImageError, ProposalError)
 """What is wrong with one image and not with the run."""

@@ -17,8 +17,8 @@ from PIL import Image
 
 from densevl.drawing import contact_sheet
 from densevl.images import encode_png, read_image
-from densevl.pipelines.storing import Local, Store
-from densevl.pipelines.watch import Job
+from densevl.pipelines.folder.storing import Local, Store
+from densevl.pipelines.folder.watch import Job
 from densevl.regions.exports import EXPORTS, open_export
 from densevl.regions.result import RegionResult
 
@@ -28,7 +28,7 @@ WIDTH = 1600  # of a sheet, in pixels
 
 
 class Results(Protocol):
-    """The folder that results are in; see `densevl.pipelines.folder.Folder`."""
+    """The folder that results are in; see `densevl.pipelines.folder.loop.Folder`."""
 
     store: Store
 

@@ -11,7 +11,7 @@ import torch
 
 from densevl.errors import ModelError, OptionError
 from densevl.fewshot.head import settle
-from densevl.fewshot.nearest import Nearest
+from densevl.fewshot.heads.nearest import Nearest
 
 SHARPNESS = 20.0
 

@@ -12,8 +12,8 @@ from typing import Any
 from densevl.errors import ImageError, OutputError
 from densevl.files import atomic_write, guard, shown
 from densevl.images.addresses import is_address, opened
-from densevl.pipelines.tasks import Kind
-from densevl.pipelines.watch import Job
+from densevl.pipelines.folder.tasks import Kind
+from densevl.pipelines.folder.watch import Job
 
 PARTS = ".densevl-*.part"
 

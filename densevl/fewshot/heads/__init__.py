@@ -1,0 +1,1 @@
+"""The few-shot heads, one file each."""
