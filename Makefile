@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Of setup.py, for `make test`. Ray is heavy (500 MB), so it is left out; .ci/run names it, and then its test runs too.
-EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,render,dev
+EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,remote,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev

@@ -142,6 +142,7 @@ def run_images(
     from densevl.pipelines.folder.loop import ERRORS, default_folder, to_files
     from densevl.pipelines.folder.looping import BAD
 
+    cluster = None if ray is None else Cluster(work, ray, workers, shard)
     found = find_images(images, skip=out or options.OUT)
     with stderr().status("loading the model"):  # shown on a terminal only
         task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
@@ -151,7 +152,6 @@ def run_images(
         say_left_out(found.left_out)
     screen = Screen(describe, task.kind, out, as_json=as_json, quiet=quiet)
     try:
-        cluster = None if ray is None else Cluster(work, ray, workers, shard)
         report = to_files(
             task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen, cluster=cluster
         )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from densevl.errors import DensevlError, MissingExtraError
+from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
 from densevl.pipelines.folder.looping import work_through
 from densevl.pipelines.folder.packing import do_shard
@@ -84,6 +85,9 @@ class Cluster:
         work: what is done. address: "local" starts Ray on this machine; else that of a cluster, such as "auto".
         workers: how many, each with a model of its own. shard: images a worker takes at a time.
         threads: of torch, for each worker; None leaves it to torch.
+
+    Raises:
+        OptionError: nothing answers at the address.
     """
 
     work: Work
@@ -91,6 +95,19 @@ class Cluster:
     workers: int = 1
     shard: int = SHARD
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        host, colon, port = self.address.removeprefix("ray://").rpartition(":")
+        if self.address in ("local", "auto"):
+            return
+        try:  # Ray itself would go on trying for minutes
+            if not (host and colon and port.isdecimal()):
+                raise OSError("it is not HOST:PORT")
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise OptionError(
+                f"no Ray cluster at {self.address!r} ({error}); give HOST:PORT, 'auto' or 'local'"
+            ) from error
 
     def run(
         self,
@@ -144,7 +161,10 @@ class Cluster:
             raise MissingExtraError("ray", "ray", "work on several machines") from error
         if not ray.is_initialized():
             place = None if self.address == "local" else self.address
-            ray.init(place, log_to_driver=False, logging_level=logging.WARNING)
+            try:
+                ray.init(place, log_to_driver=False, logging_level=logging.WARNING)
+            except ConnectionError as error:
+                raise OptionError(f"no Ray cluster at {self.address!r}; start one, or take 'local'") from error
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is told by `Watch`
         ray.data.DataContext.get_current().enable_progress_bars = False
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= self.workers else 0  # a GPU each, where there are enough
