@@ -24,8 +24,8 @@ from densevl.errors import EvaluationError, MissingExtraError
 from densevl.evaluation.experiment import Experiment
 from densevl.files import shown
 
-LIMIT, DEPTH = 100_000, 8
-"""Bytes of a file, and files from a config down to its furthest `_base_`."""
+LIMIT, DEPTH = 20_000, 8
+"""Bytes of a file (tomllib takes a second over as many dots), and files from a config down to its furthest `_base_`."""
 BASE, FOLDER, PROGRAM = "_base_", "configs", ".py"
 Settings = dict[str, Any]
 _LOG = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def parse_change(text: str) -> Settings:
     """
     name, sign, value = text.partition("=")
     try:
-        if not (sign and name.strip()) or len(value) > LIMIT:
+        if not (sign and name.strip()) or len(value) > LIMIT or name.count(".") > DEPTH:
             raise ValueError("it has no field before a '=', or is too long")
         found = _plain(_yaml(value))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
