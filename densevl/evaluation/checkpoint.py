@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class State:
                     dict(json.loads(str(file["identity"]))), file["files"], file["done"], file["ranking"], counts
                 )
         except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError, zipfile.BadZipFile) as error:
-            raise EvaluationError(f"{shown(path)} is no saved state ({error}); remove it to start anew") from error
+            raise EvaluationError(f"{shown(path)} is no saved state or damaged; remove it to start anew") from error
 
 
 class Checkpoint:
@@ -185,6 +186,11 @@ class Checkpoint:
             if not found.keys() >= set(np.flatnonzero(done).tolist()):
                 raise EvaluationError(f"{shown(path)} has lost its shards; remove the 'state' folder to start anew")
         return dict(sorted(found.items()))
+
+
+def saved(folder: Path) -> list[Path]:
+    """Everything that earlier runs keep in a folder; other files are somebody else's."""
+    return sorted(path for path in folder.glob("*") if re.fullmatch(r"\d{4}-\d{4}(\.npz|\.\d{5}\.jsonl)", path.name))
 
 
 def _other(old: State, new: State, keys: Sequence[str]) -> str:

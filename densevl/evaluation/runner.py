@@ -21,7 +21,7 @@ import numpy as np
 from densevl.errors import DensevlError, EvaluationError
 from densevl.evaluation import distributed
 from densevl.evaluation.benchmarks.base import Dataset
-from densevl.evaluation.checkpoint import STATE, Checkpoint
+from densevl.evaluation.checkpoint import STATE, Checkpoint, saved
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.outcome import Outcome, identity_of
 from densevl.evaluation.progress import Show, progress
@@ -74,17 +74,21 @@ def evaluate(
     predictions = folder / "predictions" if dump else None
     if distributed.rank() == 0:
         report.claim(folder, *report.FILES, overwrite=overwrite)
-        counted = list((folder / STATE).glob("????-????.*"))
+        counted = saved(folder / STATE)
         if predictions is not None and not counted:
             guard([path for path in predictions.rglob("*") if path.is_file()], overwrite=overwrite)
-        for path in counted if fresh else ():
-            path.unlink()
-    distributed.barrier()
+        if predictions is not None and counted and not (fresh or predictions.exists()):
+            raise EvaluationError(
+                f"{shown(folder)} counts images whose predictions were not kept; predict anew (--fresh)"
+            )
     task = task_of(experiment)
     predictor = task.predictor(device=distributed.device())
     used = predictor.facts()
     for warning in used.get("warnings", ()) if distributed.rank() == 0 else ():
         _LOG.warning(warning)
+    for path in saved(folder / STATE) if fresh and distributed.rank() == 0 else ():
+        path.unlink()  # not before the dataset and the model are there
+    distributed.barrier()
     with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
         outcome = count(task, predictor, folder, show=show, save_every=save_every, dump=predictions)
     files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []
@@ -149,6 +153,8 @@ def count(
     started = saved = time.perf_counter()
     clock = predictor.clock
     clock.seconds.clear()
+    if show is not None and not mine:
+        show(len(dataset), len(dataset), task.so_far(state.so_far()))
     try:
         for number, (index, sample) in enumerate(_ahead(dataset, mine, clock.add), start=1):
             found = task.predict(predictor, sample)

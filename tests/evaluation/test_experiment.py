@@ -286,9 +286,15 @@ def test_fresh_forgets_counts_and_nothing_else(scenes, tmp_path) -> None:
     command = ["folder", "--root", str(scenes), "--model", "mini", "--out", str(tmp_path)]
     assert _run(*command, "--limit", "1").exit_code == 0
     (tmp_path / "state/mine.txt").write_text("mine")
-    done = _run(*command, "--limit", "2", "--fresh", "--quiet")
+    (tmp_path / "state/2023-2024.csv").write_text("mine")
+    counted = sorted((tmp_path / "state").iterdir())
+    assert _run(*command, "--limit", "2", "--fresh", "--recipe", "nope").exit_code == 2
+    assert sorted((tmp_path / "state").iterdir()) == counted, "a mistake forgets nothing"
+    kept = _run(*command, "--limit", "1", "--dump")
+    assert (kept.exit_code, "predictions were not kept" in kept.stderr) == (2, True)
+    done = _run(*command, "--limit", "2", "--fresh", "--dump", "--quiet")
     assert (done.exit_code, done.output) == (0, "")
-    assert (tmp_path / "state/mine.txt").read_text() == "mine"
+    assert (tmp_path / "state/mine.txt").read_text() == (tmp_path / "state/2023-2024.csv").read_text() == "mine"
 
 
 def test_words_that_the_model_does_not_know_are_told_of_everywhere(scenes, tmp_path, caplog) -> None:
