@@ -185,7 +185,9 @@ def run(
     ] = 10.0,
     threads: Annotated[
         int | None,
-        options.option("Threads of the CPU that each process uses; torch's choice if left out.", panel=RUN, min=1),
+        options.option(
+            "Threads of the CPU that each process uses; torch's choice if left out.", panel=RUN, min=1, max=1024
+        ),
     ] = None,
     launcher: Annotated[
         str,

@@ -18,6 +18,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from densevl.errors import DensevlError, OutputError
+from densevl.files import shown
 
 FAILED, PARTLY, UNWRITTEN, STOPPED = 2, 3, 4, 130
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
@@ -36,8 +37,9 @@ def stderr() -> Console:
 
 
 def fail(error: Exception | str) -> None:
-    """Print an error on one line."""
-    stderr().print(f"[red]error:[/] {escape(' '.join(str(error).split()))}")
+    """Print an error on one line, what a terminal would obey as text."""
+    said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(str(error).split()))
+    stderr().print(f"[red]error:[/] {escape(said)}")
 
 
 class OneLineGroup(TyperGroup):
@@ -84,5 +86,10 @@ def one_line_errors(command: _Command) -> _Command:
         except DensevlError as error:
             fail(error)
             raise typer.Exit(UNWRITTEN if isinstance(error, OutputError) else FAILED) from error
+        except OSError as error:
+            if error.filename is None:  # such as a closed pipe
+                raise
+            fail(f"{shown(str(error.filename))}: {error.strerror}")
+            raise typer.Exit(FAILED) from error
 
     return wrapped  # type: ignore[return-value]

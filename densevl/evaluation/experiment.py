@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
@@ -101,7 +102,7 @@ class Experiment:
             object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
         for name, (low, high) in _RANGES.items():
             if not low <= (value := getattr(self, name)) <= high:
-                raise EvaluationError(f"{name} of an experiment is {low} to {high}, not {value}")
+                raise EvaluationError(f"{name} of an experiment is {low} to {high}, not {shown(str(value))}")
         object.__setattr__(self, "task", self.task or tasks_of(self.dataset)[0])
         _one_of("task", self.task, TASKS)
         for entry in fields(self):
@@ -120,8 +121,11 @@ class Experiment:
                 raise EvaluationError(
                     f"task {self.task} has no '{name}' to resolve by{suggest(name, own)}; it has {', '.join(own)}"
                 )
-            if name != "metric" and not isinstance(self.resolve[name], int | float | None):
-                raise EvaluationError(f"{name} to resolve by is a number, not {shown(str(self.resolve[name]))}")
+            value = self.resolve[name]
+            if name != "metric" and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+                raise EvaluationError(f"{name} to resolve by is a number, not {shown(str(value))}")
+            if name in ("threshold", "iou", "visible") and value is not None and not 0 <= value <= 1:
+                raise EvaluationError(f"{name} to resolve by is 0 to 1, not {shown(str(value))}")
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Experiment:
@@ -186,7 +190,7 @@ def _usual(entry: Field[Any]) -> Any:
 
 def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise EvaluationError(f"no {what} '{value}'{suggest(value, allowed)}; there are {', '.join(allowed)}")
+        raise EvaluationError(f"no {what} {shown(value)}{suggest(value, allowed)}; there are {', '.join(allowed)}")
 
 
 _RANGES = {"seed": (0, 2**32 - 1), "shots": (0, 10**6), "min_share": (0, 1), "boundary_ratio": (0, 1)}
@@ -214,7 +218,8 @@ def _fitting(name: str, value: Any, hint: Any) -> Any:
     value = os.fspath(value) if isinstance(value, os.PathLike) else tuple(value) if isinstance(value, list) else value
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     if float in kinds and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):
+            value = float(value)
     wrong = isinstance(value, tuple) and not all(isinstance(entry, str) for entry in value)
     if wrong or not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
         said = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks import anomaly, coco, semantic
 from densevl.evaluation.benchmarks.base import TASKS, Benchmark, Dataset, Root
+from densevl.files import shown
 
 _ALL = (*semantic.BENCHMARKS, *coco.BENCHMARKS, *anomaly.BENCHMARKS)
 _NAMES = tuple(dict.fromkeys(entry.name for entry in _ALL))
@@ -22,7 +23,7 @@ def tasks_of(name: str) -> tuple[str, ...]:
         DatasetError: there is no such benchmark.
     """
     if name not in _NAMES:
-        raise DatasetError(f"no dataset '{name}'{suggest(name, _NAMES)}; there are {', '.join(_NAMES)}")
+        raise DatasetError(f"no dataset {shown(name)}{suggest(name, _NAMES)}; there are {', '.join(_NAMES)}")
     return tuple(task for own, task in BENCHMARKS if own == name)
 
 
