@@ -197,12 +197,11 @@ def _from_files(name: str, weights: Path, device: str) -> Backbone:
         from densevl.backbones.mini import Mini
 
         return Mini(weights, device=device)
-    if name.endswith(".json"):
-        model_config, preprocess = _read_config(Path(name))
-        return build(Path(name).stem, model_config, weights, preprocess, device)
-    if (Path(name) / CONFIG).is_file():
-        model_config, preprocess = _read_config(Path(name) / CONFIG)
-        return build(Path(name).name, model_config, weights, preprocess, device)
+    is_file = name.endswith(".json")
+    config = Path(name) if is_file else Path(name) / CONFIG
+    if is_file or config.is_file():
+        model_config, preprocess = _read_config(config)
+        return build(Path(name).name.removesuffix(".json"), model_config, weights, preprocess, device)
     return build(name, _architecture(name), weights, _common_preprocess(name), device)
 
 

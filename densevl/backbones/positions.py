@@ -10,6 +10,8 @@ While a graph is exported each rule is one small matrix an axis, made of its siz
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -48,6 +50,21 @@ def resize_positions(
         cells = F.interpolate(cells, size=grid, mode=mode, align_corners=False, antialias=rule == "size_antialias")
     resized = cells[0].permute(1, 2, 0).flatten(0, 1).to(table_ND.dtype)
     return torch.cat([table_ND[:prefix], resized])
+
+
+def timm_tokens(trunk: Any, patches_BND: torch.Tensor, grid: tuple[int, int], rule: str) -> torch.Tensor:
+    """Prefix tokens, patches and positions, joined as timm's ViTs do: the table covers the prefix, or patches alone."""
+    own = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
+    prefix = [token.expand(len(patches_BND), -1, -1).to(patches_BND.dtype) for token in own if token is not None]
+    table = getattr(trunk, "pos_embed", None)
+    if table is None:
+        return torch.cat([*prefix, patches_BND], dim=1)
+    covered = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+    positions = resize_positions(table[0], tuple(trunk.patch_embed.grid_size), grid, rule, covered)
+    positions = positions.to(patches_BND.dtype)
+    if trunk.no_embed_class:
+        return torch.cat([*prefix, patches_BND + positions], dim=1)
+    return torch.cat([*prefix, patches_BND], dim=1) + positions
 
 
 def _in_a_graph(

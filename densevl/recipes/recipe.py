@@ -13,7 +13,7 @@ Parts stand in the file of their operation: `attention`, `affinity`, `heads`, `f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -105,7 +105,7 @@ class Recipe(Slots):
     def __post_init__(self) -> None:
         try:
             self._settle()
-            broken = next((reason for is_broken, reason in self._contradictions() if is_broken), None)
+            broken = next(self._contradictions(), None)
             broken = broken or next(filter(None, (part.objection(self) for part in within(self.slots))), None)
             if broken is None:
                 self._try_changes()
@@ -148,58 +148,33 @@ class Recipe(Slots):
         for part in within((self.blocks, *self.slots)):
             check_types(part)
 
-    def _contradictions(self) -> Iterable[tuple[bool, str]]:
-        """Pairs of (whether the recipe breaks the rule, the rule)."""
+    def _contradictions(self) -> Iterator[str]:
+        """The rules that the recipe breaks."""
         stream = isinstance(self.blocks, SecondStream)
-        around = bool(self.before or self.after or self.adds)
         trained = self.attention == TRAINED and self.residual and self.ffn
-        untouched = trained and self.blocks == 1 and not around
         models = set(found(Proxy, self.slots))
-        misplaced = [
-            (step, slot) for slot in ("before", "after", "joint") for step in getattr(self, slot)
-            if slot not in step.places
-        ]  # fmt: skip
-        return (
-            (
-                len(models) > 1,
-                "its parts read several proxies, or several features of one: "
-                f"{', '.join(sorted(map(repr, models)))}; name the same one in all",
-            ),
-            (
-                bool(misplaced),
-                f"{misplaced[0][0]!r} cannot stand in {misplaced[0][1]}, but in {' or '.join(misplaced[0][0].places)}"
-                if misplaced
-                else "",
-            ),
-            (
-                self.spread is not None and not models,
-                "scores are spread by what another model sees; let the spread hold a Proxy",
-            ),
-            (
-                stream and not (self.residual and self.ffn),
-                "a second stream adds up outputs of attention alone; leave residual and ffn as they are",
-            ),
-            (
-                (stream or self.blocks != 1) and (self.patches_only or bool(self.adds) or "text" in self.reads),
-                "patches alone, second passes and further sources are for the last block; leave blocks out",
-            ),
-            (
-                not stream and max(self.taps(DEPTH), default=0) > DEPTH - self.rewired,
-                "it reads the output of a block that it rewires; tap earlier ones, or rewire fewer",
-            ),
-            (
-                not stream and self.blocks != 1 and trained,
-                f"the last {self.blocks} blocks are as trained; leave blocks out",
-            ),
-            (
-                self.patches_only and (self.residual or self.ffn),
-                "its last block works on patches alone; set residual=False, ffn=False",
-            ),
-            (
-                self.readout.leaves is not None and not (untouched and not self.joint),
-                f"{self.readout!r} runs the blocks itself, as trained; leave the slots of the block as they are",
-            ),
-        )
+        if len(models) > 1:
+            several = ", ".join(sorted(map(repr, models)))
+            yield f"its parts read several proxies, or several features of one: {several}; name the same one in all"
+        for slot in ("before", "after", "joint"):
+            for step in getattr(self, slot):
+                if slot not in step.places:
+                    yield f"{step!r} cannot stand in {slot}, but in {' or '.join(step.places)}"
+        if self.spread is not None and not models:
+            yield "scores are spread by what another model sees; let the spread hold a Proxy"
+        if stream and not (self.residual and self.ffn):
+            yield "a second stream adds up outputs of attention alone; leave residual and ffn as they are"
+        if (stream or self.blocks != 1) and (self.patches_only or self.adds or "text" in self.reads):
+            yield "patches alone, second passes and further sources are for the last block; leave blocks out"
+        if not stream and max(self.taps(DEPTH), default=0) > DEPTH - self.rewired:
+            yield "it reads the output of a block that it rewires; tap earlier ones, or rewire fewer"
+        if not stream and self.blocks != 1 and trained:
+            yield f"the last {self.blocks} blocks are as trained; leave blocks out"
+        if self.patches_only and (self.residual or self.ffn):
+            yield "its last block works on patches alone; set residual=False, ffn=False"
+        untouched = trained and self.blocks == 1 and not (self.before or self.after or self.adds or self.joint)
+        if self.readout.leaves is not None and not untouched:
+            yield f"{self.readout!r} runs the blocks itself, as trained; leave the slots of the block as they are"
 
     def _try_changes(self) -> None:
         """Make each variant once, so that a wrong one is refused here."""

@@ -64,7 +64,8 @@ class NearestMemory:
         equals.
         """
         queries = self._like_rows(queries_QD)
-        index = nearest(self._lifted(queries), self._keys)[1]
+        lifted = queries if self.metric == "cosine" else F.pad(queries - self._centre, (0, 1), value=1.0)
+        index = nearest(lifted, self._keys)[1]
         apart = (queries - self.rows[index]).square().sum(dim=-1)
         return (apart / 2 if self.metric == "cosine" else apart.sqrt()), index
 
@@ -134,11 +135,6 @@ class NearestMemory:
     def _centre(self) -> torch.Tensor:
         """Taken off before products of rows that are not of length 1, which large means would make coarse."""
         return self.rows.mean(dim=0)
-
-    def _lifted(self, queries_QD: torch.Tensor) -> torch.Tensor:
-        if self.metric == "cosine":
-            return queries_QD
-        return F.pad(queries_QD - self._centre, (0, 1), value=1.0)
 
     def _like_rows(self, queries_QD: torch.Tensor) -> torch.Tensor:
         queries = queries_QD.to(self.rows).float()

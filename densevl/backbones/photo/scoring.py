@@ -65,11 +65,6 @@ def unknown_row(classes: int) -> torch.Tensor:
     return torch.full((classes,), -(classes**-0.5))
 
 
-def is_unknown(rows_TK: torch.Tensor) -> torch.Tensor:
-    """Which rows (T,) ask for the unknown channel: bool."""
-    return rows_TK.sum(-1) < 0
-
-
 def score(probabilities_BKhw: torch.Tensor, rows_TK: torch.Tensor, affinity: torch.Tensor | None) -> torch.Tensor:
     """Score T rows at every place.
 
@@ -81,7 +76,7 @@ def score(probabilities_BKhw: torch.Tensor, rows_TK: torch.Tensor, affinity: tor
     Returns:
         (B, h, w, T) float32 log scores; a word row of zeros never wins.
     """
-    unknown_T = is_unknown(rows_TK)
+    unknown_T = rows_TK.sum(-1) < 0
     tuning = PLAIN if affinity is None else SPREAD
     share_TK, members_T = _shares(rows_TK.float().clamp(min=0))
     local_BThw = _smooth(torch.einsum("bkhw,tk->bthw", probabilities_BKhw, share_TK), tuning.radius)

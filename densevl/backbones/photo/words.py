@@ -15,7 +15,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.resources import files
 
 import numpy as np
@@ -113,10 +113,9 @@ def fingerprint() -> str:
 class Lexicon:
     """Turns words into rows over the 1000 classes; loads the sentence encoder when a word needs it."""
 
-    def __init__(self) -> None:
-        self._encoder: minilm.MiniLM | None = None
-        self._keys: torch.Tensor | None = None
-        self._mean: torch.Tensor | None = None
+    @cached_property
+    def _encoder(self) -> minilm.MiniLM:
+        return minilm.MiniLM()
 
     def rows(self, words: Sequence[str]) -> torch.Tensor:
         """(T, 1000) float32, rows sum to 1 or are zero: the table's where it knows the word, else text attention."""
@@ -132,9 +131,9 @@ class Lexicon:
 
     def attention(self, words: Sequence[str]) -> torch.Tensor:
         """Text attention alone, (T, 1000), rows sum to 1: softmax of the cosine to each class's key over 0.1."""
-        keys, mean = self._key_table()
+        keys, mean = self._key_table
         texts = [prompt.format(word) for word in words for prompt in PROMPTS]
-        query = self._sentences(texts).view(len(words), len(PROMPTS), -1).mean(1)
+        query = self._encoder.encode(texts).view(len(words), len(PROMPTS), -1).mean(1)
         return (F.normalize(query - mean, dim=-1) @ keys.T / TAU).softmax(-1)
 
     def uncovered(self, words: Sequence[str]) -> list[str]:
@@ -151,18 +150,12 @@ class Lexicon:
             flat = {word for word, share in zip(unsure, top.tolist(), strict=True) if share < COVERED}
         return [word for word in words if known[word] == [] or word in flat]
 
-    def _sentences(self, texts: Sequence[str]) -> torch.Tensor:
-        if self._encoder is None:
-            self._encoder = minilm.MiniLM()
-        return self._encoder.encode(texts)
-
+    @cached_property
     def _key_table(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit centred keys (1000, 384) and the mean key (384,)."""
-        if self._keys is None or self._mean is None:
-            raw = self._cached_keys()
-            self._mean = raw.mean(0)
-            self._keys = F.normalize(raw - self._mean, dim=-1)
-        return self._keys, self._mean
+        raw = self._cached_keys()
+        mean = raw.mean(0)
+        return F.normalize(raw - mean, dim=-1), mean
 
     def _cached_keys(self) -> torch.Tensor:
         """Raw keys (1000, 384) from the cache, or made now and put there."""
@@ -189,7 +182,7 @@ class Lexicon:
         prompted = [prompt.format(name) for lemmas in names for name in lemmas for prompt in PROMPTS]
         texts = list(dict.fromkeys(prompted))  # lemmas shared between classes are encoded once
         place = {text: i for i, text in enumerate(texts)}
-        embedded = self._sentences([*texts, *(f"{names}: {definition}" for names, definition in _descriptions())])
+        embedded = self._encoder.encode([*texts, *(f"{names}: {definition}" for names, definition in _descriptions())])
         owner = torch.tensor([c for c, lemmas in enumerate(names) for _ in range(len(lemmas) * len(PROMPTS))])
         rows = embedded[torch.tensor([place[text] for text in prompted])]
         sums = torch.zeros(CLASSES, minilm.DIM).index_add_(0, owner, rows)

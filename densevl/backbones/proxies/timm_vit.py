@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from densevl.backbones.positions import resize_positions
+from densevl.backbones.positions import resize_positions, timm_tokens
 from densevl.backbones.proxies.base import Proxy
 from densevl.errors import ModelError
+from densevl.recipes.blocks import TimmBlock
 
 TIMM_RULE = "size_antialias"
 
@@ -86,7 +87,10 @@ class TimmProxy(Proxy):
     def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, _ = self._before_last(pixels)
         block = self.model.blocks[-1]
-        q, k, v = (self._grid(part, pixels) for part in _project(block.attn, block.norm1(x)))
+        attn, x = block.attn, block.norm1(x)
+        joint = TimmBlock(block).joint()  # None where each projection has a layer of its own
+        parts = (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)) if joint is None else F.linear(x, *joint).chunk(3, -1)
+        q, k, v = (self._grid(part, pixels) for part in parts)
         return q, k, v
 
     def _before_last(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -95,7 +99,8 @@ class TimmProxy(Proxy):
         if self._rotary:
             x, rotations = self.model._pos_embed(patches)
         else:
-            x = self._embed(patches)
+            grid = patches.shape[1], patches.shape[2]
+            x = timm_tokens(self.model, patches.flatten(1, 2), grid, self.position_rule or TIMM_RULE)
         x = self.model.norm_pre(x)
         for index in range(len(self.model.blocks) - 1):
             x = self._run(index, x, rotations)
@@ -108,31 +113,7 @@ class TimmProxy(Proxy):
         mixed = rotations is not None and getattr(self.model, "rope_mixed", False)
         return self.model.blocks[index](x, rope=rotations[index] if mixed and rotations is not None else rotations)
 
-    def _embed(self, patches_BhwD: torch.Tensor) -> torch.Tensor:
-        """Prefix tokens and positions, as timm joins them: the table covers the prefix, or patches alone."""
-        model, batch = self.model, len(patches_BhwD)
-        grid = (patches_BhwD.shape[1], patches_BhwD.shape[2])
-        x = patches_BhwD.flatten(1, 2)
-        prefix = [token.expand(batch, -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
-        if model.pos_embed is None:
-            return torch.cat([*prefix, x], dim=1)
-        covered = 0 if model.no_embed_class else model.num_prefix_tokens
-        rule = self.position_rule or TIMM_RULE
-        table = resize_positions(model.pos_embed[0], model.patch_embed.grid_size, grid, rule, covered)
-        if model.no_embed_class:
-            return torch.cat([*prefix, x + table], dim=1)
-        return torch.cat([*prefix, x], dim=1) + table
-
     def _grid(self, x: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """(B, prefix + h*w, D) to (B, D, h, w)."""
         grid = (pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
         return x[:, self.model.num_prefix_tokens :].unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
-
-
-def _project(attn: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """q, k, v of an attention layer, (B, N, A*d) each; fused or apart, with the biases where `Eva` keeps them."""
-    if attn.qkv is None:
-        return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
-    if getattr(attn, "q_bias", None) is None:
-        return attn.qkv(x).chunk(3, dim=-1)
-    return F.linear(x, attn.qkv.weight, torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))).chunk(3, dim=-1)

@@ -12,18 +12,14 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones.positions import resize_positions
-from densevl.errors import RecipeError
-from densevl.recipes.blocks import Block
-from densevl.recipes.tower import Grid
+from densevl.backbones.towers.whole import Undivided
 
 
-class PooledResNet:
+class PooledResNet(Undivided):
     """A `ModifiedResNet` of open_clip: no blocks; token 0 is the mean of the map."""
 
     kind = "a ModifiedResNet, a convolutional tower that runs as a whole"
     prefix = 1
-    reads_cls = False
-    depth = 0
     patch_size = 32
 
     def __init__(self, visual: Any) -> None:
@@ -43,12 +39,6 @@ class PooledResNet:
         positions = resize_positions(table, (side, side), (x.shape[-2], x.shape[-1]), rule)
         patches_BND = x.flatten(2).transpose(1, 2)
         return torch.cat([patches_BND.mean(dim=1, keepdim=True), patches_BND], dim=1) + positions.to(x.dtype)
-
-    def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
-
-    def view(self, index: int, grid: Grid) -> Block:
-        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
 
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
         pool = self._visual.attnpool

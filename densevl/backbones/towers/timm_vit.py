@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from densevl.backbones.positions import resize_positions
+from densevl.backbones.positions import timm_tokens
 from densevl.errors import ImageError, ModelError
 from densevl.recipes.blocks import Block, view
 from densevl.recipes.tower import Grid
@@ -54,22 +54,10 @@ class TimmViT:
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         trunk = self._trunk
-        source = tuple(trunk.patch_embed.grid_size)
         patches_BND, grid = self._patches(pixels)
-        if self._fixed and grid != source:
+        if self._fixed and grid != tuple(trunk.patch_embed.grid_size):
             raise wrong_size(pixels, self.image_size, "a ViT with relative positions")
-        table = getattr(trunk, "pos_embed", None)
-        lead = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
-        lead_BPD = [token.expand(pixels.shape[0], -1, -1).to(patches_BND.dtype) for token in lead if token is not None]
-        if table is None:
-            x_BND = torch.cat([*lead_BPD, patches_BND], dim=1)
-        elif trunk.no_embed_class:
-            positions = resize_positions(table[0], source, grid, rule, prefix=0)
-            x_BND = torch.cat([*lead_BPD, patches_BND + positions.to(patches_BND.dtype)], dim=1)
-        else:
-            positions = resize_positions(table[0], source, grid, rule, prefix=self.prefix)
-            x_BND = torch.cat([*lead_BPD, patches_BND], dim=1) + positions.to(patches_BND.dtype)
-        return getattr(trunk, "norm_pre", nn.Identity())(x_BND)
+        return getattr(trunk, "norm_pre", nn.Identity())(timm_tokens(trunk, patches_BND, grid, rule))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
         rope = self._rope(index, grid)

@@ -16,12 +16,24 @@ from densevl.recipes.blocks import Block
 from densevl.recipes.tower import Grid
 
 
-class WholeTower:
+class Undivided:
+    """A tower that has no blocks to rewire."""
+
+    kind: str
+    reads_cls = False
+    depth = 0
+
+    def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
+        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
+
+    def view(self, index: int, grid: Grid) -> Block:
+        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
+
+
+class WholeTower(Undivided):
     """open_clip's `TimmModel` around a trunk with a final map: no blocks, one token per place of the map."""
 
     prefix = 0
-    reads_cls = False
-    depth = 0
 
     def __init__(self, visual: Any, name: str) -> None:
         """Look at a built tower; nothing is copied.
@@ -56,12 +68,6 @@ class WholeTower:
                 f"{tuple(x.shape)}, not in a map; use a native ViT, ViT-B-16/openai"
             )
         return x.flatten(2).transpose(1, 2)
-
-    def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
-
-    def view(self, index: int, grid: Grid) -> Block:
-        raise RecipeError(f"block {index} is asked for; the tower is {self.kind}")
 
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
         return self._head(y_BND.flatten(0, 1)[:, None]).unflatten(0, y_BND.shape[:2])

@@ -57,16 +57,13 @@ def crop(
     check(square, SQUARES, "square")
     photo = pixels[0]
     outside = background(photo, fill, backbone)
-    boxes = pixel_boxes(masks)
     height, width = photo.shape[1:]
-    scale_y, scale_x = height / masks.size[0], width / masks.size[1]
+    boxes = boxes_at(masks, (height, width))
     scales = (expand,) if isinstance(expand, (int, float)) else tuple(expand)
     side = input_side(backbone)
 
     def cut(index: int, scale: float) -> torch.Tensor:
-        x0, y0, x1, y1 = boxes[index]
-        box = (x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y)
-        x0, y0, x1, y1 = grown(box, scale, (height, width), square == "context")
+        x0, y0, x1, y1 = grown(boxes[index], scale, (height, width), square == "context")
         piece = photo[:, y0:y1, x0:x1]
         if fill != "keep":
             inside = mask_at(masks.mask(index), (height, width), photo.device)[y0:y1, x0:x1]
@@ -102,14 +99,12 @@ def crop_prompted(
         ModelError, WeightsError: see `trained`.
     """
     encode, side = trained(backbone, "crop_prompted", weights), input_side(backbone)
-    photo, boxes = pixels[0], pixel_boxes(masks)
+    photo = pixels[0]
     height, width = photo.shape[1:]
-    scale_y, scale_x = height / masks.size[0], width / masks.size[1]
+    boxes = boxes_at(masks, (height, width))
 
     def view(index: int) -> Iterable[torch.Tensor]:
-        left, top, right, bottom = boxes[index]
-        box = (left * scale_x, top * scale_y, right * scale_x, bottom * scale_y)
-        x0, y0, x1, y1 = grown(box, expand, (height, width), False)
+        x0, y0, x1, y1 = grown(boxes[index], expand, (height, width), False)
         inside = mask_at(masks.mask(index), (height, width), photo.device)[None, y0:y1, x0:x1].to(photo)
         piece = photo[:, y0:y1, x0:x1] * inside  # 0 is the mean colour
         # Bicubic without smoothing and nearest pixels, as in the paper's code: the prompts were trained on such crops.
@@ -167,6 +162,12 @@ def blurred(photo_3HW: torch.Tensor, share: float = 0.02) -> torch.Tensor:
     taps = (taps / taps.sum()).to(photo_3HW)
     padded = F.pad(photo_3HW[:, None], (reach, reach, reach, reach), mode="replicate")
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))[:, 0]
+
+
+def boxes_at(masks: Proposals, size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
+    """x0, y0, x1, y1 of each mask on the photo at another size, (H, W)."""
+    scale_y, scale_x = size[0] / masks.size[0], size[1] / masks.size[1]
+    return [(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y) for x0, y0, x1, y1 in pixel_boxes(masks)]
 
 
 def grown(
