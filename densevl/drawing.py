@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import colorsys
 import math
 import unicodedata
@@ -337,8 +338,6 @@ def _line(text: str, size: int, width: float = math.inf) -> _Line:
             text = text.encode("ascii", "replace").decode()
     if font.getlength(text) <= width:
         return _Line(text, font)
-    low, high = 0, len(text)
-    while low < high:  # the longest beginning that fits
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(f"{text[:middle]}...") <= width else (low, middle - 1)
-    return _Line(f"{text[:low].rstrip()}...", font)
+    lengths = range(1, len(text) + 1)
+    fitting = bisect.bisect_right(lengths, width, key=lambda length: font.getlength(f"{text[:length]}..."))
+    return _Line(f"{text[:fitting].rstrip()}...", font)

@@ -72,3 +72,10 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
     """Return " (closest: a, b, c)" for a mistyped name, or "" when nothing is close."""
     near = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.5)
     return f" (closest: {', '.join(near)})" if near else ""
+
+
+def one_of(given: object, allowed: Iterable[str], what: str, error: type[DensevlError]) -> None:
+    """Raise the error unless a value is one of those allowed."""
+    allowed = list(allowed)
+    if given not in allowed:
+        raise error(f"{what} is {given!r}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")

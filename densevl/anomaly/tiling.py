@@ -32,12 +32,10 @@ def look_by_tiles(
     """
     batch, _, height, width = pixels.shape
     grid = WindowGrid.place(height, width, tile, max(patch, tile - overlap * patch), patch, "patch")
-    side = grid.rows.crop, grid.cols.crop
-    cut = torch.stack([pixels[:, :, top : top + side[0], left : left + side[1]] for top, left in grid.corners])
-    seen = [look(part) for part in cut.flatten(0, 1).split(TILES)]
+    seen = [look(part) for part in grid.batches(pixels, TILES)]
     corners = [(top // patch, left // patch) for top, left in grid.corners]
     cells = height // patch, width // patch
-    inner = side[0] // patch, side[1] // patch
+    inner = grid.rows.tokens, grid.cols.tokens
 
     def laid(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return stitch(torch.cat(list(parts)).unflatten(0, (len(corners), batch)), corners, cells, inner)

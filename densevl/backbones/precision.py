@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, OptionError, RecipeError, suggest
+from densevl.errors import ModelError, OptionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
@@ -145,10 +145,7 @@ def check(precision: str, device: torch.device) -> None:
     Raises:
         OptionError: no such precision. ModelError: not on this device; with the way out.
     """
-    if precision not in PRECISIONS:
-        raise OptionError(
-            f"precision is '{precision}'{suggest(precision, PRECISIONS)}; it is one of {', '.join(PRECISIONS)}"
-        )
+    one_of(precision, PRECISIONS, "precision", OptionError)
     if precision != "int8":
         return
     if device.type != "cpu":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densevl.errors import ProtocolError
+from densevl.errors import ProtocolError, one_of
 
 BLENDS = ("pixel", "patch")
 
@@ -45,7 +45,6 @@ class InferenceProtocol:
             raise ProtocolError(
                 f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
             )
-        if self.blend not in BLENDS:
-            raise ProtocolError(f"blend is {self.blend!r}; it is one of {', '.join(BLENDS)}")
+        one_of(self.blend, BLENDS, "blend", ProtocolError)
         if not (isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0):
             raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0")

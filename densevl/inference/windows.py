@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones.protocol import BLENDS
-from densevl.errors import ProtocolError
+from densevl.errors import ProtocolError, one_of
 from densevl.kernels.resample import AxisPlan, DecodePlan, axis_plan, patch_axis_block, pixel_axis_block
 
 TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
@@ -132,8 +132,7 @@ class WindowGrid:
             raise ProtocolError(
                 f"stride {stride} leaves gaps between windows of crop {crop}; take a stride up to {crop}"
             )
-        if blend not in BLENDS:
-            raise ProtocolError(f"blend is {blend!r}; it is one of {', '.join(BLENDS)}")
+        one_of(blend, BLENDS, "blend", ProtocolError)
         rows, cols = (AxisWindows.place(side, crop, stride, patch, blend) for side in (height, width))
         return cls(rows, cols, blend)
 

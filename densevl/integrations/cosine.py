@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import ModelError, one_of
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.vocabulary import NOTHING, LabelSet
@@ -53,8 +53,7 @@ class CosinePredictor(nn.Module):
         """
         super().__init__()
         width = text.vectors.shape[1]
-        if background not in BACKGROUNDS:
-            raise ModelError(f"background is {background!r}; it is one of {', '.join(BACKGROUNDS)}")
+        one_of(background, BACKGROUNDS, "background", ModelError)
         if background == "words" and not bool((text.classes == NOTHING).any()):
             raise ModelError("background is 'words', and the vocabulary has none; give background words with it")
         if not project and features != width:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, one_of
 
 MODES = ("geometric", "arithmetic", "max")
 
@@ -52,8 +52,7 @@ def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tenso
     Raises:
         OptionError: no sources, shapes that differ, negative weights, or an unknown mode.
     """
-    if mode not in MODES:
-        raise OptionError(f"fusion is {mode!r}{suggest(str(mode), MODES)}; it is one of {', '.join(MODES)}")
+    one_of(mode, MODES, "fusion", OptionError)
     shapes = {tuple(source.logp.shape) for source in sources}
     if len(shapes) != 1:
         raise OptionError(f"sources of shapes {sorted(shapes)}; give at least one, all (R, C) alike")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, one_of
 from densevl.proposals.base import Proposals
 from densevl.proposals.suppress import Ints, suppressed
 
@@ -44,8 +44,7 @@ def nms(
     Raises:
         OptionError: an unknown metric.
     """
-    if metric not in METRICS:
-        raise OptionError(f"metric is {metric!r}{suggest(str(metric), METRICS)}; it is one of {', '.join(METRICS)}")
+    one_of(metric, METRICS, "metric", OptionError)
     return suppressed(masks, ranking(scores, masks.areas), threshold, labels, metric)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, one_of
 from densevl.proposals.base import Proposals
 from densevl.regions.overlap import nms, suppress_parts
 from densevl.stacking import back_to_front
@@ -69,8 +69,7 @@ def semantic(
     Raises:
         OptionError: an unknown mode, or probabilities of another number of masks.
     """
-    if mode not in SEMANTIC:
-        raise OptionError(f"mode is {mode!r}{suggest(str(mode), SEMANTIC)}; it is one of {', '.join(SEMANTIC)}")
+    one_of(mode, SEMANTIC, "mode", OptionError)
     table = _table(masks, probs, nothing)
     if mode == "paint":
         top = masks.segment_map()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, one_of, suggest
 from densevl.vocabulary.descriptors import Descriptors
 
 CHOICES = {"template_weights": ("equal", "image"), "parents": ("none", "pixel", "image")}
@@ -31,11 +31,7 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise OptionError(
-                    f"{name} is {value!r}{suggest(str(value), allowed)}; it is one of {', '.join(allowed)}"
-                )
+            one_of(getattr(self, name), allowed, name, OptionError)
         if self.descriptors is not None and self.template_weights == "image":
             raise OptionError(
                 "template_weights='image' needs the same prompts for every label and descriptors differ by label: "

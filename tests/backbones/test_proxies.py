@@ -20,7 +20,7 @@ from densevl.backbones.proxies import KINDS, known_proxies, load_proxy
 from densevl.backbones.proxies.load import TIMM_NAMES
 from densevl.backbones.proxies.state import load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
-from densevl.errors import DensevlError, ImageError, ModelError, RecipeError, WeightsError
+from densevl.errors import DensevlError, ImageError, ModelError, OptionError, RecipeError, WeightsError
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
 IMAGE = 32
@@ -277,7 +277,7 @@ def test_wrong_settings_and_foreign_weights_are_refused_in_one_line(dino_files, 
             r"does not fit 'test_vit': patch_embed",
         ),
         (lambda: load_proxy("test_vit", small, "cpu", heads=3), ModelError, "own number of heads"),
-        (lambda: load_proxy(small, device="nowhere"), ModelError, "device 'nowhere' cannot be used"),
+        (lambda: load_proxy(small, device="nowhere"), OptionError, "device 'nowhere' cannot be used"),
         (lambda: load_proxy(small, device="cpu", position_rule="sizes"), RecipeError, "no position rule 'sizes'"),
         (lambda: TimmProxy(small_eva(), name="e", position_rule="size"), ModelError, "Eva model"),
         (lambda: TimmProxy(small_vit(dynamic_img_size=False), name="v"), ModelError, "dynamic_img_size=True"),

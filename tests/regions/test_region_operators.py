@@ -20,8 +20,7 @@ from densevl.proposals.base import Proposals
 from densevl.recipes import BoxAttention, Hints
 from densevl.regions.operators import queries
 from densevl.regions.operators.names import OPERATORS, parse
-from densevl.regions.operators.queries import _bumps, cls_bias, cls_mask, look
-from densevl.regions.operators.tower import cls_tower
+from densevl.regions.operators.queries import _bumps, cls_bias, cls_mask, cls_tower, look
 from region_weights import write_files
 
 SIDE = 32

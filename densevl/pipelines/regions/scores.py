@@ -26,7 +26,7 @@ from densevl.regions.fusion import ScoreSource, fuse, uncertain
 from densevl.regions.naming import log_probs
 from densevl.regions.operators.dense import has_features, token_means, unit_features
 from densevl.regions.operators.names import OPERATORS, parse
-from densevl.regions.operators.tower import cls_tower
+from densevl.regions.operators.queries import cls_tower
 from densevl.regions.operators.trained import trained
 from densevl.vocabulary.text_classifier import TextEmbeddings
 

@@ -36,11 +36,8 @@ class LabelPropagation(Spread):
             at_least(self.steps, 1, "the number of steps of label propagation")
 
     def objection(self, recipe: Slots) -> str | None:
-        return (
-            None
-            if recipe.stitch is None
-            else "scores flow between windows, and joined windows are one; leave stitch out"
-        )
+        joined = "scores flow between windows, and joined windows are one; leave stitch out"
+        return None if recipe.stitch is None else joined
 
     def spread(self, scores_NT: torch.Tensor, features_NP: torch.Tensor, places_N2: torch.Tensor) -> torch.Tensor:
         from densevl.refine import PatchGraph

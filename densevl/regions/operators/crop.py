@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, one_of
 from densevl.proposals.base import Proposals
 from densevl.regions.operators.pull import pixel_boxes
 from densevl.regions.operators.trained import trained
@@ -53,8 +53,8 @@ def crop(
     Raises:
         OptionError: an unknown fill or square.
     """
-    check(fill, FILLS, "fill")
-    check(square, SQUARES, "square")
+    one_of(fill, FILLS, "fill", OptionError)
+    one_of(square, SQUARES, "square", OptionError)
     photo = pixels[0]
     outside = background(photo, fill, backbone)
     height, width = photo.shape[1:]
@@ -200,13 +200,3 @@ def resized(piece_3HW: torch.Tensor, side: int, pad: bool) -> torch.Tensor:
         above, left = (long - height) // 2, (long - width) // 2
         piece_3HW = F.pad(piece_3HW, (left, long - width - left, above, long - height - above))
     return F.interpolate(piece_3HW[None], size=(side, side), mode="bicubic", antialias=True, align_corners=False)[0]
-
-
-def check(given: str, allowed: tuple[str, ...], what: str) -> None:
-    """Refuse an unknown option.
-
-    Raises:
-        OptionError: it is not among those allowed.
-    """
-    if given not in allowed:
-        raise OptionError(f"{what} is {given!r}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")

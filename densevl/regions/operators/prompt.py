@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import OptionError, one_of
 from densevl.proposals.base import Proposals
-from densevl.regions.operators.crop import blurred, check, encode_each, input_side, mask_at
+from densevl.regions.operators.crop import blurred, encode_each, input_side, mask_at
 from densevl.regions.operators.pull import pixel_boxes
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def visual_prompt(
     """
     styles = (style,) if isinstance(style, str) else tuple(style)
     for each in styles:
-        check(each, STYLES, "style")
+        one_of(each, STYLES, "style", OptionError)
     side = input_side(backbone)
     photo = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True, align_corners=False)[0]
     mean, std = (photo.new_tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))

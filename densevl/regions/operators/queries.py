@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import ModelError, RecipeError
 from densevl.inference.sliding import WINDOW_BATCH
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
@@ -22,7 +22,6 @@ from densevl.recipes.parts.attention import BoxAttention
 from densevl.recipes.parts.regions import through
 from densevl.recipes.tower import Tower
 from densevl.regions.operators.pull import reaches, window_areas, window_cover
-from densevl.regions.operators.tower import cls_tower
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -204,3 +203,24 @@ def _by_windows(
 def whole_image(pixels: torch.Tensor, patch: int) -> WindowGrid:
     """One window over all of the pixels."""
     return WindowGrid.place(pixels.shape[2], pixels.shape[3], None, 1, patch)
+
+
+def cls_tower(backbone: Backbone, operator: str) -> Tower:
+    """The backbone's tower, if its image embedding is read from a CLS token that went through blocks.
+
+    Raises:
+        ModelError: it is not; copies of CLS would mean nothing.
+    """
+    tower = getattr(backbone, "tower", None)
+    why = "it is not a CLIP" if tower is None else f"its tower is {tower.kind}"
+    if tower is not None and tower.depth and not tower.reads_cls:
+        why += ", pooled over all patches"
+    try:
+        if tower is not None and tower.depth and tower.reads_cls and tower.view(0, (1, 1)) is not None:
+            return tower
+    except RecipeError:
+        why = "its blocks cannot be taken apart"
+    raise ModelError(
+        f"operator '{operator}' looks with copies of CLS, but model '{backbone.name}' reads no image embedding from "
+        f"such a token ({why}); use operator 'pool' or 'crop'"
+    )
