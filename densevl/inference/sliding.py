@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones.base import Backbone
-from densevl.errors import ImageError, LabelError, ProtocolError, suggest
+from densevl.errors import ImageError, LabelError, ProtocolError, one_of
 from densevl.inference.cutting import batches
 from densevl.inference.spreading import spread_scores
 from densevl.inference.stitching import encode_stitched
@@ -56,7 +56,7 @@ def window_scores(
         ProtocolError: an unknown proxy_scope, or windows that the recipe cannot be run on. RecipeError: the recipe does
         not fit, or lacks what it reads.
     """
-    check_scope(proxy_scope)
+    one_of(proxy_scope, PROXY_SCOPES, "proxy_scope", ProtocolError)
     if (windows.rows.length, windows.cols.length) != tuple(pixels.shape[-2:]):
         raise ProtocolError(
             f"windows are laid on {windows.rows.length}x{windows.cols.length} pixels, and the image has "
@@ -80,14 +80,6 @@ def window_scores(
         features = backbone.look(pixels, chosen, hints).proxy  # of the whole image, whatever the scope
         parts = [spread_scores(torch.cat(parts), chosen.spread, features, grid)]
     return grid.assemble(torch.cat(parts), pixels.shape[0]), grid
-
-
-def check_scope(proxy_scope: str) -> None:
-    """Raise ProtocolError unless a proxy may look at that."""
-    if proxy_scope not in PROXY_SCOPES:
-        raise ProtocolError(
-            f"proxy_scope is {proxy_scope!r}{suggest(str(proxy_scope), PROXY_SCOPES)}; it is 'image' or 'window'"
-        )
 
 
 def slide(

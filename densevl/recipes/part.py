@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # these import torch
 
 T = TypeVar("T")
 
-NOTHING: frozenset[str] = frozenset()
-
 
 class Part:
     """What every part has. A part made of other parts reads and taps what they do.
@@ -40,7 +38,7 @@ class Part:
         needs_cls: whether it works only where the tower has a CLS token.
     """
 
-    own_reads: frozenset[str] = NOTHING
+    own_reads: frozenset[str] = frozenset()
     needs_cls: bool = False
 
     def parts(self) -> Iterator[Part]:

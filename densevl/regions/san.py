@@ -21,6 +21,7 @@ from densevl.errors import ModelError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import Block
+from densevl.recipes.trunk import run_trunk
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.operators.trained import load_tower
 from densevl.weights import State, bad_file, below, build_strictly, read_checkpoint
@@ -107,12 +108,10 @@ class San:
         small = F.interpolate(pixels, scale_factor=scale, mode="bilinear", align_corners=False)
         grid = small.shape[2] // tower.patch_size, small.shape[3] // tower.patch_size
         small = small[:, :, : grid[0] * tower.patch_size, : grid[1] * tower.patch_size]
-        x_BND = tower.embed(small, "size")
-        taps = [x_BND]
-        for index in range(self._start):
-            x_BND = tower.run(index, x_BND, grid)
-            taps.append(x_BND)
-        query_BQC, map_BChw = self._beside(pixels, taps, grid)
+        taps = frozenset(range(self._start + 1))
+        trunk = run_trunk(tower, small, "size", leave=tower.depth - self._start, taps=taps)
+        x_BND = trunk.x_BND
+        query_BQC, map_BChw = self._beside(pixels, list(trunk.outputs.values()), grid)
         logits, bias_BAQhw = self._decode(query_BQC, map_BChw)
         bias = F.adaptive_max_pool2d(bias_BAQhw.flatten(1, 2), grid).unflatten(1, bias_BAQhw.shape[1:3]).flatten(3)
         copies = x_BND[:, :1].expand(-1, query_BQC.shape[1], -1)

@@ -9,7 +9,6 @@ from densevl.weights.fitting import (
     build_strictly,
     load_strictly,
     require_buildable,
-    require_fit,
     require_sizes,
 )
 from densevl.weights.reading import SUFFIXES, Checkpoint, State, bad_file, below, read_checkpoint
@@ -23,7 +22,6 @@ __all__ = [
     "load_strictly",
     "build_strictly",
     "require_buildable",
-    "require_fit",
     "require_sizes",
     "SUFFIXES",
     "WAY_OUT",

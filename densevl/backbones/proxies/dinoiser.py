@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from densevl.backbones.proxies.state import read_state
 from densevl.errors import ModelError, WeightsError
 from densevl.recipes.tower import Tower
+from densevl.recipes.trunk import run_trunk
 
 TAP = 3  # blocks from the end
 NAMES = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.bias")
@@ -71,11 +72,9 @@ class DinoiserHeads:
         grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
         if tower.depth < TAP:
             raise ModelError(f"CLIP-DINOiser heads read the third block from the end; the tower has {tower.depth}")
-        x_BND = tower.embed(pixels, rule)
+        x_BND = run_trunk(tower, pixels, rule, leave=TAP, taps=frozenset()).x_BND
         if x_BND.shape[-1] != width:
             raise ModelError(f"CLIP-DINOiser heads are for towers of width {width}, this one has {x_BND.shape[-1]}")
-        for index in range(tower.depth - TAP):
-            x_BND = tower.run(index, x_BND, grid)
         block = tower.view(tower.depth - TAP, grid)
         qkv = block.project(block.norm(x_BND), "qkv")
         attended = F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])

@@ -21,6 +21,7 @@ from densevl.proposals.base import Proposals
 from densevl.recipes.parts.attention import BoxAttention
 from densevl.recipes.parts.regions import through
 from densevl.recipes.tower import Tower
+from densevl.recipes.trunk import run_trunk
 from densevl.regions.operators.pull import reaches, window_areas, window_cover
 
 if TYPE_CHECKING:
@@ -50,10 +51,8 @@ def look(
     Returns:
         (B, R, E) embeddings, not normalised; a row of zeros in `bias_BRN` gives the image embedding.
     """
-    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
-    x_BND = tower.embed(pixels, rule)
-    for index in range(start):
-        x_BND = tower.run(index, x_BND, grid)
+    trunk = run_trunk(tower, pixels, rule, leave=tower.depth - start, taps=frozenset())
+    grid, x_BND = trunk.grid, trunk.x_BND
     count, bias = x_BND.shape[1], bias_BRN[:, None].to(x_BND)
     # One product for tokens and copies wherever both take the same step.
     both = torch.cat([x_BND, x_BND[:, :1].expand(-1, bias.shape[2], -1)], dim=1)
