@@ -104,7 +104,7 @@ WRONG: dict[str, list[str]] = {
     "limit": ["0", "-1", "x"],
     "strings": ["nmaes"],
     "variant": ["mmsegg"],
-    "measures": ["iuo", "iou,bondary"],
+    "measures": ["iuo", "iou,outline"],
     "shots": ["-1", "x", "1000"],
     "distractors": [" , "],
     "what": ["voc22", "", "absent.yaml", FILE],

@@ -77,7 +77,7 @@ def test_every_setting_has_a_rule() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (((), {"backgroud": "none"}), "no setting 'backgroud'"),
+        (((), {"backgrounds": "none"}), "no setting 'backgrounds'"),
         (((), {"deviec": "cpu"}), "closest: device"),
         ((("mini", None, 3, 4), {}), "too many positional"),
         ((("mini",), {"model": "mini"}), "multiple values"),
