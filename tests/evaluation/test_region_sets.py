@@ -89,6 +89,20 @@ def _no_mask(root: Path) -> None:
     )
 
 
+def _endless_run(root: Path) -> None:
+    _change(
+        root / "instances.json",
+        lambda data: data["annotations"][0].update(segmentation={"size": [24, 32], "counts": [10**12, 5]}),
+    )
+
+
+def _endless_polygon(root: Path) -> None:
+    _change(
+        root / "instances.json",
+        lambda data: data["annotations"][0].update(segmentation=[[1e18, 1e18, -1e18, 5, 7, 1e18]]),
+    )
+
+
 def _lose_a_map(root: Path) -> None:
     (root / "panoptic/000000000001.png").unlink()
 
@@ -104,6 +118,8 @@ def _undescribed(root: Path) -> None:
         ("instance", _resize_an_image, "is 9x9 and .*instances.json' says 32x24: masks are never resized"),
         ("instance", _foreign_category, "has category 99 in image '000000000001': it lists 2 categories, 5 to 11"),
         ("instance", _no_mask, "has no usable mask in image '000000000001'"),
+        ("instance", _endless_run, "has no usable mask in image '000000000001'"),
+        ("instance", _endless_polygon, "a polygon far outside"),
         ("panoptic", _lose_an_image, "the image '000000000001' is missing"),
         ("panoptic", _lose_a_map, "the labels of .* are missing: '.*panoptic/000000000001.png'"),
         ("panoptic", _resize_an_image, "is 32x24 and its image 9x9: labels are never resized"),
@@ -126,6 +142,12 @@ def test_a_fault_is_one_clear_line(task, spoil, message, tmp_path) -> None:
     ("content", "message"),
     [
         ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (
+            '{"images": [{"id": "1", "width": 3, "height": 3}], "annotations": [], '
+            '"categories": [{"id": 1, "name": "a"}]}',
+            "an entry of images whose id is no whole number",
+        ),
         ("[]", "is no COCO file"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', "the split is empty"),

@@ -136,13 +136,15 @@ class CocoDataset(Dataset):
         shape: Any = entry.get("segmentation")
         try:
             if isinstance(shape, list):
+                if not all(np.abs(np.asarray(part, np.float64)).max() <= FAR for part in shape):
+                    raise ValueError("a polygon far outside")
                 return dict(coco_mask.merge(coco_mask.frPyObjects(shape, *size)))
             if isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, *size)
             if tuple(shape["size"]) != size:
                 raise ValueError(f"of size {shape['size']}")
             return dict(shape)
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, IndexError, OverflowError) as error:
             raise DatasetError(
                 f"{shown(self.listing)} has no usable mask in image '{item.key}' ({error}); "
                 f"give polygons or RLE of {size[0]} rows and {size[1]} columns"
@@ -186,7 +188,9 @@ def _benchmark(
         by_image: dict[Any, list[Entry]] = {}
         for entry in data["annotations"]:
             by_image.setdefault(entry.get("image_id"), []).extend(entry["segments_info"] if maps else [entry])
-        pictures = {entry["image_id"]: entry["file_name"] for entry in data["annotations"]} if maps else {}
+        pictures = {entry["image_id"]: str(entry["file_name"]) for entry in data["annotations"]} if maps else {}
+        for name_of_map in pictures.values():
+            _key(file, name_of_map)
         items = []
         for image in sorted(data["images"], key=lambda image: image["id"]):
             if maps and image["id"] not in pictures:
@@ -234,6 +238,8 @@ _KEYS = {
     "images": ("id", "height", "width"),
     "annotations": ("image_id", "category_id", "segmentation"),
 }
+FAR = 2**17
+"""Pixels from the corner that a polygon may reach; pycocotools' memory ends somewhere beyond."""
 _PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
 
 
@@ -245,7 +251,7 @@ def _read_listing(path: Path, panoptic: bool) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in parts):
@@ -264,6 +270,10 @@ def _need(path: Path, part: str, entries: list[Any], keys: tuple[str, ...]) -> N
         absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if absent:
             raise DatasetError(f"{shown(path)} has an entry of {part} without {absent[0]}: {str(entry)[:80]}")
+        if odd := [key for key in keys if key.endswith("id") and type(entry[key]) is not int]:
+            raise DatasetError(
+                f"{shown(path)} has an entry of {part} whose {odd[0]} is no whole number: {str(entry)[:80]}"
+            )
 
 
 def _class_list(name: str, categories: list[dict[str, Any]]) -> ClassList:
