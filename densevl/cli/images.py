@@ -139,8 +139,8 @@ def run_images(
     ray, workers, shard = (given[name] for name in RUNNING[6:])
     from densevl.images import find_images
     from densevl.pipelines.folder.cluster import Cluster
+    from densevl.pipelines.folder.each import BAD
     from densevl.pipelines.folder.loop import ERRORS, default_folder, to_files
-    from densevl.pipelines.folder.looping import BAD
 
     cluster = None if ray is None else Cluster(work, ray, workers, shard)
     found = find_images(images, skip=out or options.OUT)

@@ -78,7 +78,7 @@ def search(
     from densevl.backbones import load_backbone
     from densevl.files import atomic_write_all, guard
     from densevl.images import encode_png, find_images
-    from densevl.pipelines.folder.looping import BAD
+    from densevl.pipelines.folder.each import BAD
     from densevl.pipelines.regions.classifier import RegionClassifier
     from densevl.pipelines.regions.scores import default_operators
     from densevl.pipelines.regions.search import RegionSearch

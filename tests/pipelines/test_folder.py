@@ -20,8 +20,8 @@ from densevl.cli import app
 from densevl.errors import ImageError, MissingExtraError, OutputError
 from densevl.images import find_images, read_image
 from densevl.pipelines.folder import gathered
+from densevl.pipelines.folder.each import one_by_one
 from densevl.pipelines.folder.loop import to_files
-from densevl.pipelines.folder.looping import one_by_one
 from densevl.pipelines.folder.tasks import SEGMENT, Task
 from densevl.results import SegmentationResult
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
-from densevl.pipelines.folder.looping import work_through
+from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.packing import do_shard
 from densevl.pipelines.folder.storing import Store
 from densevl.pipelines.folder.tasks import Work

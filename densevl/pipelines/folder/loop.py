@@ -26,9 +26,9 @@ from densevl.images import Found, read_image
 from densevl.images.addresses import is_address, key_of, stamp
 from densevl.pipelines.folder import packing
 from densevl.pipelines.folder.cluster import SHARD, Cluster
+from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.gathered import Gathered, Scores
-from densevl.pipelines.folder.looping import work_through
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.tasks import KINDS, Task
 from densevl.pipelines.folder.watch import Job, Watch

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from densevl.errors import MissingExtraError
-from densevl.pipelines.folder.looping import work_through
+from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.storing import Local, Store
 from densevl.pipelines.folder.tasks import Kind, Task
 from densevl.pipelines.folder.watch import Job

@@ -15,7 +15,7 @@ from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
-from densevl.pipelines.folder.looping import Failed, Run, one_by_one
+from densevl.pipelines.folder.each import Failed, Run, one_by_one
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.ensemble import Ensemble

@@ -20,8 +20,8 @@ from densevl.fitted import differing
 from densevl.images import find_images
 from densevl.images.addresses import stamp
 from densevl.images.listing import Sources
+from densevl.pipelines.folder.each import each, one_by_one
 from densevl.pipelines.folder.errors import ErrorList
-from densevl.pipelines.folder.looping import each, one_by_one
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.watch import Job, Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
