@@ -283,7 +283,7 @@ def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path) -> None:
     (tmp_path / "images/0001.png").rename(tmp_path / "images/0001.heix")
     dataset = open_dataset("folder", tmp_path)
     assert len(dataset) == 1
-    told = "1 label files have no image that can be read, the first is '.*labels/0001.png'"
+    told = "labels without an image that can be read: 1, the first is '.*labels/0001.png'"
     assert re.fullmatch(told, dataset.subset(1).warnings[0])
     assert any(re.fullmatch(told, fault) for fault in check("folder", tmp_path).faults)
 

@@ -121,7 +121,7 @@ def _benchmark(
 def _lonely(layout: Layout, root: Path, items: Sequence[Item]) -> tuple[str, ...]:
     """Of a folder of the user's own: that some labels have no image, which may be of a kind that is not read."""
     found = layout.lonely(root, items)
-    more = f"{len(found)} label files have no image that can be read, the first is {shown(found[0])}" if found else ""
+    more = f"labels without an image that can be read: {len(found)}, the first is {shown(found[0])}" if found else ""
     return (more,) if more else ()
 
 
