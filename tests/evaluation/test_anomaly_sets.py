@@ -106,3 +106,17 @@ def test_faults_are_named(tmp_path) -> None:
         found.read(damaged)
     with pytest.raises(EvaluationError, match="3 shots asked for and 'bottle' has 2 flawless images"):
         found.references("bottle", 3)
+
+
+@pytest.mark.parametrize("limit", range(2, 18))
+def test_some_of_a_set_are_flawless_and_some_damaged(tmp_path, limit) -> None:
+    """An even step over all of them may meet one kind only, and then there is no AUROC."""
+    for kind, count in (("good", 6), ("hole", 6), ("scratch", 6)):
+        for number in range(count):
+            _picture(tmp_path / "tile" / "test" / kind / f"{number}.png")
+            if kind != "good":
+                _picture(tmp_path / "tile" / "ground_truth" / kind / f"{number}_mask.png", 0, 255)
+    _picture(tmp_path / "tile" / "train" / "good" / "0.png")
+    some = open_dataset("mvtec", tmp_path, task="anomaly").subset(limit)
+    assert len(some) == limit
+    assert {item.damaged for item in some.items} == {False, True}

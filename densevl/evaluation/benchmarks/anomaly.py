@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.errors import DatasetError, EvaluationError, ImageError
-from densevl.evaluation.benchmarks.base import ANOMALY, Benchmark, Dataset, Item, label_file, same_size
+from densevl.evaluation.benchmarks.base import ANOMALY, Benchmark, Dataset, Item, evenly, label_file, same_size
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.files import shown
 from densevl.images import EXTENSIONS, read_image, read_labels
@@ -67,6 +67,14 @@ class AnomalyDataset(Dataset):
         if shots > len(own):
             raise EvaluationError(f"{shots} shots asked for and '{category}' has {len(own)} flawless images")
         return own[:shots]
+
+    def _some(self, limit: int) -> tuple[AnomalyItem, ...]:
+        """Flawless and damaged ones in their proportion: an even step over both may meet one kind only."""
+        kinds = [[item for item in self.items if item.damaged == damaged] for damaged in (False, True)]
+        flawless = min(max(round(limit * len(kinds[0]) / len(self)), 1), limit - 1) if all(kinds) and limit > 1 else 0
+        flawless = flawless if kinds[1] else limit
+        chosen = {*evenly(kinds[0], flawless), *evenly(kinds[1], limit - flawless)}
+        return tuple(item for item in self.items if item in chosen)
 
     def truth(self, item: AnomalyItem, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Where damage is: bool (H, W).

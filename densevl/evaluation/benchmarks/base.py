@@ -6,10 +6,10 @@ Benchmarks are read as their publishers lay them out. Nothing is downloaded; wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.files import shown
 from densevl.images import is_turned, read_image
+
+_Item = TypeVar("_Item")
 
 SEMANTIC, INSTANCE, PANOPTIC, ANOMALY = TASKS = ("semantic", "instance", "panoptic", "anomaly")
 DATA_VARIABLE = "DENSEVL_DATA"
@@ -152,7 +154,15 @@ class Dataset:
             return self
         if limit < 1:
             raise DatasetError(f"a limit of {limit} images leaves nothing to evaluate; give 1 or more")
-        return replace(self, items=tuple(self.items[index * len(self) // limit] for index in range(limit)))
+        return replace(self, items=self._some(limit))
+
+    def _some(self, limit: int) -> tuple[Item, ...]:
+        return evenly(self.items, limit)
+
+
+def evenly(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
+    """So many of some, at even steps."""
+    return tuple(items[index * len(items) // count] for index in range(count))
 
 
 @dataclass(frozen=True, eq=False)
