@@ -132,11 +132,14 @@ def guard(
             found = given.stat()
             if (same := there.get((found.st_dev, found.st_ino))) is not None:
                 raise OutputError(f"{shown(same)} is one of the inputs and would be overwritten; name another --out")
-    foreign = [path for path in there.values() if path.is_dir() or not (overwrite or is_own(path))]
-    if foreign:
-        more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
-        what = "is a folder" if foreign[0].is_dir() else "was not written by densevl and would be replaced"
-        raise OutputError(f"{shown(foreign[0])}{more} {what}; name another --out, or allow it with --overwrite")
+    if folders := [path for path in there.values() if path.is_dir()]:
+        raise OutputError(f"{shown(folders[0])} is a folder where a file is to be; name another --out, or move it")
+    if foreign := [] if overwrite else [path for path in there.values() if not is_own(path)]:
+        more = f" and {len(foreign) - 1} more were" if len(foreign) > 1 else " was"
+        raise OutputError(
+            f"{shown(foreign[0])}{more} not written by densevl and would be replaced; name another --out, or allow it "
+            "with --overwrite"
+        )
 
 
 def is_own(path: Path) -> bool:

@@ -376,7 +376,8 @@ class SegmentationResult(Result):
         Raises:
             DensevlError: missing or damaged files, or of another size.
         """
-        path = Path(path).with_suffix(".png")
+        path = Path(path)
+        path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
         key = from_json(path.with_suffix(".json"), ("size", "names", "nothing", "meta", "warnings"))
         size = (key["size"]["height"], key["size"]["width"])
         try:
@@ -508,7 +509,7 @@ def chosen(names: str | Iterable[str], known: Sequence[str]) -> list[int]:
     Raises:
         DensevlError: an unknown name, or none.
     """
-    asked = [names] if isinstance(names, str) else list(names)
+    asked = list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
     for name in asked:
         if name not in known:
             raise DensevlError(f"no class {name!r} in this result{suggest(str(name), known)}")

@@ -137,6 +137,24 @@ def test_damaged_files_are_one_line(make, content, photo, tmp_path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(DensevlError, match="cannot be read"):
         type(made).load(tmp_path / f"none{KINDS[make]}")
+    for names in (5, None, [[]]):
+        with pytest.raises(DensevlError, match="no class"):
+            made.only(names)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\x93NUMPY"])
+def test_a_damaged_map_is_one_line(content, photo, tmp_path) -> None:
+    made = anomaly(photo)
+    made.save(tmp_path / "x.png")
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(DensevlError, match="cannot be read"):
+        type(made).load(tmp_path / "x.png")
+
+
+def test_an_ending_in_capitals_reads_back(photo, tmp_path) -> None:
+    made = segmentation(photo)
+    made.save(tmp_path / "x.PNG")
+    assert type(made).load(tmp_path / "x.PNG") == made
 
 
 @pytest.mark.parametrize("make", [segmentation, regions])

@@ -168,7 +168,7 @@ class AnomalyResult(Result):
         facts = from_json(path.with_suffix(".json"), ("score", "size", "meta", "warnings"))
         try:
             grid = np.load(path.with_suffix(".npy"), allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
         limits = Thresholds(**facts["thresholds"]) if "thresholds" in facts else None
         photo = photo_of(facts["meta"], (facts["size"]["height"], facts["size"]["width"]), image)

@@ -162,7 +162,8 @@ def run_images(
         fail("stopped; the same command goes on from here")
         raise typer.Exit(STOPPED) from error
     if report.done and not quiet and not as_json:
-        places = ", ".join([out, *map(str, report.files[:4])]) + ", ..." * (len(report.files) > 4)
+        folder = [] if out.endswith((".tar", ".parquet")) else [out]
+        places = ", ".join([*folder, *map(str, report.files[:4])]) + ", ..." * (len(report.files) > 4)
         stdout().print(f"results in {escape(places)}")
     if report.errors:
         packed = out.endswith((".tar", ".parquet"))

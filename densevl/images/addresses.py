@@ -36,15 +36,18 @@ def opened(address: str) -> tuple[Any, str]:
     """The file system behind an address, and the path on it.
 
     Raises:
-        MissingExtraError: fsspec, or the package for this protocol, is not installed. ImageError: no such protocol.
+        MissingExtraError: fsspec is not installed. ImageError: no such protocol, or the package for it is missing.
     """
     try:
         from fsspec.core import url_to_fs
 
         return url_to_fs(address)
     except ImportError as error:
-        package = "fsspec" if error.name in (None, "fsspec") else str(error.name)
-        raise MissingExtraError(package, "remote", f"reading {address}") from error
+        missing = error.name or getattr(error.__cause__, "name", None) or "fsspec"
+        package = missing.partition(".")[0]
+        if package == "fsspec":
+            raise MissingExtraError(package, "remote", f"reading {shown(address)}") from error
+        raise ImageError(f"{shown(address)} needs the package {package!r}: pip install {package}") from error
     except ValueError as error:
         raise ImageError(f"{shown(address)} cannot be read: {error}") from error
 

@@ -86,8 +86,9 @@ def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, C
             if formats and format_name not in formats:
                 raise ImageError(f"{what} is a {format_name} file: allowed here are {allowed}")
             return format_name, factory
-    guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "of no image format known here")
-    raise ImageError(f"{what} is not an image but {guess}: allowed are {allowed}")
+    guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "")
+    but = f"not an image but {guess}" if guess else "no image of a format known here"
+    raise ImageError(f"{what} is {but}: allowed are {allowed}")
 
 
 def decode(image: Image.Image, what: str) -> None:

@@ -52,8 +52,12 @@ def many(
         on_error: is told of images that cannot be read, in their place; None raises there.
 
     Raises:
-        ImageError: an image cannot be read, once the results of those before it are out.
+        ImageError: an image cannot be read, once the results of those before it are out. OptionError: one image in
+            place of several, or no images.
     """
+    is_one = isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 0) in (2, 3)
+    if is_one or not hasattr(images, "__iter__"):
+        raise OptionError(f"images are one {type(images).__name__}; give a list, or call the class itself with one")
     together: list[tuple[Any, Read]] = []
     taken = 0.0
     for image, waiting in _ahead(images, read, AHEAD):

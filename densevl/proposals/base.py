@@ -135,6 +135,8 @@ class Proposals:
         Raises:
             ProposalError: masks of another size, values that are no mask, or no masks and no size.
         """
+        if not hasattr(masks, "__len__"):
+            raise ProposalError(f"masks are a {type(masks).__name__}; give a list or an array of them")
         if hasattr(masks, "ndim") and masks.ndim == 2:
             masks = masks[None]
         if not len(masks):

@@ -212,6 +212,51 @@ def test_what_is_wrong_with_the_run_ends_it(photos, tmp_path) -> None:
     (tmp_path / "odd" / "densevl.json").write_text('{"densevl": "1", "facts"')
     with pytest.raises(OutputError, match="is damaged"):
         run(photos, tmp_path / "odd")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for place in (tmp_path / "circle", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match="cannot be"):
+            run(photos, place)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("labels", [["cat", "dog"], ["cat", "car"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"files": ["errors.jsonl", name]} for name in ("../mine.png", "{here}/mine.png", "a/../../mine.png", 5, "")),
+        *({"images": {"{photo}": [name, 1, 2]}} for name in ("../mine", "{here}/mine", "", None, "nul\0", 5)),
+        *({"images": {"{photo}": entry}} for entry in (5, None, [], ["x"], {})),
+        {"images": {"{photo}": ["x", 1, 2], "y": ["x", 1, 2]}},
+    ],
+    ids=str,
+)
+def test_a_record_never_reaches_beyond_its_folder(wrong, labels, overwrite, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    run(photos / "0.png", out)
+    for end in (".json", ".png", "_overlay.png", "_confidence.png"):
+        (tmp_path / f"mine{end}").write_text("mine")
+    before = tree(tmp_path)
+    record = json.loads((out / "densevl.json").read_text()) | wrong
+    text = json.dumps(record).replace("{here}", str(tmp_path)).replace("{photo}", str(photos / "0.png"))
+    (out / "densevl.json").write_text(text)
+    if overwrite:
+        run(photos / "0.png", out, task(labels=labels), overwrite=True)
+    else:
+        with pytest.raises(OutputError, match="is damaged"):
+            run(photos / "0.png", out, task(labels=labels))
+    after = tree(tmp_path)
+    assert {name: after.get(name) for name in before if name.startswith(("mine", "photos"))} == {
+        name: before[name] for name in before if name.startswith(("mine", "photos"))
+    }
+
+
+@pytest.mark.parametrize("wrong", ["[]", '{"files": 5}', '{"densevl": 1, "files": ["../mine.png"], "facts": {}}'])
+def test_a_record_of_an_archive_never_reaches_beyond_its_folder(wrong, photos, tmp_path) -> None:
+    (tmp_path / "mine.png").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "all.json").write_text(wrong)
+    to_files(task(), find_images(photos / "0.png"), tmp_path / "out" / "all.tar", overwrite=True)
+    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 def test_results_are_no_images_and_common_files_no_results(photos, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,9 @@ def test_mistakes_are_told_at_once(photos, tiny) -> None:
                 call(photos, batch=batch)
     with pytest.raises(LabelError):
         Segmenter(tiny).many(photos, [])
+    for one in ("photo.png", Path("photo.png"), np.zeros((9, 9, 3), np.uint8), None, 5):
+        with pytest.raises(OptionError, match="images are one"):
+            list(many(one, lambda image: image, list))
 
 
 def test_images_are_taken_as_they_are_needed_and_the_thread_ends() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from conftest import random_clip, wrap
 from densevl.backbones import InferenceProtocol
-from densevl.errors import ProposalError
+from densevl.errors import OptionError, ProposalError
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals
 
@@ -109,3 +109,15 @@ def test_a_wrong_rle_is_one_clear_line(rle, said, classify) -> None:
     with pytest.raises(ProposalError, match=said) as caught:
         classify(PHOTO, WORDS, rle=rle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["boxes", "points", "rle", "regions"])
+@pytest.mark.parametrize("value", [5, "x"])
+def test_what_is_no_list_of_regions_is_one_clear_line(form, value, classify) -> None:
+    with pytest.raises(ProposalError):
+        classify(PHOTO, WORDS, **{form: value})
+
+
+def test_options_of_an_operator_are_a_mapping(backbone) -> None:
+    with pytest.raises(OptionError, match="options of 'crop' are a int"):
+        RegionClassifier(backbone, "crop", options={"crop": 5})

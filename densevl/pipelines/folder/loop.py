@@ -187,12 +187,14 @@ class Folder:
             record = json.loads(self.store.read(RUN_FILE))
             facts, images, own = record["facts"], dict(record["images"]), list(record["files"])
             kind = KINDS.get(facts.get("use"), self.kind)
+            _require_inside([*own, *(name for name, _, _ in images.values())])
         except FileNotFoundError:
             return {}, [], []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if overwrite:
                 return {}, [], []
-            raise OutputError(f"{shown(self.store.where(RUN_FILE))} is damaged; {out}") from error
+            what = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged"
+            raise OutputError(f"{shown(self.store.where(RUN_FILE))} {what}; {out}") from error
         if facts == self.facts:
             return images, own, []
         if not overwrite:
@@ -223,6 +225,19 @@ def names_for(found: Found, keys: Sequence[str], known: Mapping[str, list[Any]])
         stems = unique_stems([found.named[index] for index in members], taken.get(folder, ()))
         names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
     return [names[index] for index in range(len(keys))]
+
+
+def _require_inside(names: Sequence[str]) -> None:
+    """Refuse a record that would have files outside its folder replaced or removed, or two images in one file.
+
+    Raises:
+        ValueError, TypeError: it says so, or no names at all.
+    """
+    paths = [Path(name) for name in names]
+    if len(set(paths)) < len(paths) or any(
+        not path.parts or path.anchor or ".." in path.parts or "\0" in str(path) for path in paths
+    ):
+        raise ValueError("not the names of files in a folder")
 
 
 def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
@@ -343,9 +358,11 @@ def _to_packs(
     facts = {**_facts(task), "shard": size, "images": images}
     record, listed = f"{stem}.json", f"{stem}.errors.jsonl"
     before: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):  # one that is damaged is not known for ours
-        before = json.loads(store.read(record))
-    own = [name for name in before.get("files", ()) if isinstance(name, str)]
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        told = json.loads(store.read(record))
+        _require_inside(told["files"])
+        before = {"files": told["files"], "facts": dict(told["facts"])}  # one that is damaged is not known for ours
+    own = before.get("files", [])
     fresh = overwrite or before.get("facts") != facts
     if own and fresh and not overwrite:
         told = differing(before.get("facts", {}), facts)

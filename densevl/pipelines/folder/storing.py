@@ -96,8 +96,12 @@ class Local(Store):
     """A folder that this machine sees."""
 
     def __init__(self, place: str) -> None:
-        self.place, self.path = place, Path(place)
-        there = next((folder for folder in (self.path, *self.path.parents) if folder.exists()), None)
+        self.place, self.path = place or ".", Path(place)
+        try:
+            there = next((folder for folder in (self.path, *self.path.parents) if folder.exists()), None)
+        except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
+            reason = getattr(error, "strerror", None) or "its links go in a circle"
+            raise OutputError(f"results cannot be written to {shown(place)}: {reason}") from error
         if there is not None and not there.is_dir():
             raise OutputError(
                 f"{shown(there)} is a file, so results cannot be written to {shown(place)}; name a folder"

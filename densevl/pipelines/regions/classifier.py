@@ -138,6 +138,9 @@ class RegionClassifier:
             compat=compat,
             use_cache=use_cache,
         )
+        for name, own in (options or {}).items():
+            if not isinstance(own, Mapping):
+                raise OptionError(f"options of {name!r} are a {type(own).__name__}; they must be a dict by name")
         segment = self._segment
         self.backbone, self.recipe, self.protocol = segment.backbone, segment.recipe, segment.protocol
         operators = chosen or default_operators(self.backbone)
@@ -393,6 +396,9 @@ class RegionClassifier:
         forms = {name: value for name, value in forms.items() if value is not None}
         if not forms:
             return self._propose(rgb)
+        for name in forms.keys() - {"regions"}:
+            if isinstance(forms[name], str) or not hasattr(forms[name], "__len__"):
+                raise ProposalError(f"{name} are a {type(forms[name]).__name__}; give a list or an array of them")
         if set(forms) == {"points"}:
             return prompted(rgb, points=forms["points"], proposer=self._proposer())
         if set(forms) == {"regions"}:
