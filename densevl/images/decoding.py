@@ -87,7 +87,7 @@ def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, C
                 raise ImageError(f"{what} is a {format_name} file: allowed here are {allowed}")
             return format_name, factory
     guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "")
-    but = f"not an image but {guess}" if guess else "no image of a format known here"
+    but = f"not an image but {guess}" if guess else "not an image, or of no image format known here"
     raise ImageError(f"{what} is {but}: allowed are {allowed}")
 
 
