@@ -73,7 +73,8 @@ class OneLineGroup(TyperGroup):
 
 def file_name(path: str | Path) -> str:
     """A file name that stays on one line, ready for rich."""
-    return escape(" ".join(Path(path).name.split()))
+    member = str(path).partition("::")[0] if str(path).startswith("tar://") else path
+    return escape(" ".join(Path(member).name.split()))
 
 
 def one_line_errors(command: _Command) -> _Command:

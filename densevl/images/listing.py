@@ -66,8 +66,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
     left_out: Counter[str] = Counter()
     found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
-    for source in (name for text in given for name in braces(text)):
-        for entry in _expanded(source, left_out, None if skip is None else os.fspath(skip)):
+    for source in (name for text in given for name in braces(text.removeprefix("file://"))):
+        for entry in _expanded(source, left_out, None if skip is None else os.fspath(skip).removeprefix("file://")):
             found.setdefault(key_of(entry[0]), entry)
     if not found:
         where = ", ".join(shown(source) for source in given[:3]) or "an empty list"

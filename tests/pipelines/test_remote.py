@@ -104,9 +104,10 @@ def test_images_of_tar_archives_go_to_folders_of_their_names(photos, tmp_path, m
     assert found.paths[0] == "tar://a.png::photos-0000.tar"
     assert (len(found.paths), found.left_out[".md"]) == (8, 2)
     command = ["segment", "photos-{0000..0001}.tar", "--labels", "cat,dog", "--model", "mini", "--out", "out"]
-    for _ in range(2):
+    for again in range(2):
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 3, done.output
+        assert again or "a.png: " in done.output, "the image is told of, not the archive"
     assert "6 of 8 images are done" in done.output
     names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*_overlay.png")}
     assert names == {f"photos-000{n}/{name[:-4]}_overlay.png" for n in range(2) for name in NAMES}
@@ -160,3 +161,10 @@ def test_packed_results_may_be_at_an_address(memory) -> None:
     report = to_files(WORK.task(), find_images("memory://photos"), "memory://packed/results.tar")
     assert report.files == ["memory://packed/results-000000.tar"]
     assert memory.cat_file("/packed/results.errors.jsonl").count(b"\n") == 1
+
+
+def test_a_folder_may_be_given_by_its_address(photos, tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(photos["a.png"])
+    assert find_images(f"file://{tmp_path}").paths == find_images(tmp_path).paths
+    with pytest.raises(OutputError, match="would be taken for images"):
+        find_images(tmp_path, skip=f"file://{tmp_path}")
