@@ -23,6 +23,7 @@ from densevl.errors import OptionError, suggest
 from densevl.fewshot import HEADS
 from densevl.inference.sliding import PROXY_SCOPES
 from densevl.inference.views import Views
+from densevl.proposals import NAMES as PROPOSERS
 from densevl.recipes import Recipe
 from densevl.vocabulary import Background, TextOptions
 
@@ -106,7 +107,9 @@ RULES: Mapping[str, Rule] = {
     "proxy_scope": _one_of(PROXY_SCOPES),
     "sam": MODEL_FILE,
     "proposals": Rule(
-        lambda value: value is None or isinstance(value, str) or callable(value), "a name, or a function of the photo"
+        lambda value: value is None or value in PROPOSERS if isinstance(value, str | None) else callable(value),
+        f"one of {', '.join(PROPOSERS)}, or a function of the photo",
+        PROPOSERS,
     ),
     "views": Rule(_is(str, Views), "a name, such as 'flip', or Views"),
     "refine": Rule(lambda value: isinstance(value, str) or _strings(value), "names, such as 'pamr,vote'"),

@@ -107,6 +107,8 @@ class LabelSet:
             is_file = labels.endswith((".txt", ".json")) or labels.startswith("@")
             return cls.parse(_read(Path(labels.removeprefix("@"))) if is_file else labels.split(","))
         pairs: list[tuple[str, Sequence[object]]] = []
+        if isinstance(labels, (set, frozenset)):
+            raise LabelError("labels are a set, which has no order, and classes are numbered; give a list")
         if isinstance(labels, Mapping):
             for name, words in labels.items():
                 one = isinstance(words, str) or is_prompt(words)

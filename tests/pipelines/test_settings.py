@@ -37,7 +37,7 @@ WRONG = {
     "proxy": [3, object()],
     "proxy_scope": ["windows", None, 3],
     "sam": [3, object()],
-    "proposals": [3, ["mini-sam"]],
+    "proposals": [3, ["mini-sam"], "minisam"],
     "views": [7, ["flip"], True],
     "refine": [3.5, [3], object()],
     "order": ["both", 3],
@@ -67,6 +67,12 @@ def test_a_wrong_value_is_one_line_that_names_the_setting(kind, name, value) -> 
         kind(**{"model": "no such model", name: value})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("given", [{"operator": "pool"}, {"operator_options": {}}, {"proposals": "grid"}], ids=str)
+def test_what_is_for_regions_is_refused_elsewhere(given) -> None:
+    with pytest.raises(OptionError, match="for level 'region'"):
+        FewShot("mini", **given)
 
 
 def test_every_setting_has_a_rule() -> None:

@@ -74,6 +74,7 @@ def test_files(tmp_path, name, text, form) -> None:
         ({}, "no labels"),
         (None, "is a NoneType; give a list"),
         (3, "is a int"),
+        ({"cat", "dog"}, "has no order"),
         ({"cat": 3}, "label 'cat' is a int"),
         ({"cat": ["a"], "cat ": ["b"]}, "'cat' is given twice"),
         (["cat", "nothing"], "what pixels without a label are called"),

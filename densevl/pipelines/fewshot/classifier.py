@@ -132,6 +132,9 @@ class FewShot:
             use_cache=use_cache,
         )
         self.backbone = self.segmenter.backbone
+        for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
+            if value is not None and level != "region":
+                raise OptionError(f"{name} is for level 'region', not '{level}'; leave one of them out")
         self._has_words = self.segmenter.recipe is not None
         if not self._has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
