@@ -209,7 +209,7 @@ def test_one_bad_image_does_not_stop_the_others(model, tmp_path) -> None:
         (["{cat}", "--labels", "cat", "--blend", "feature"], "one of pixel, patch"),
         (["{cat}", "--labels", "cat", "--refine", "crf"], "no refinement 'crf'"),
         (["{cat}", "--labels", "cat", "--refine", "vote"], "give each call regions="),
-        (["{cat}", "--labels", "cat", "--proposals", "slic"], "no proposer 'slic'"),
+        (["{cat}", "--labels", "cat", "--proposals", "slic"], "proposals is 'slic'"),
         (["{cat}", "--labels", "cat", "--views", "flop"], "no views 'flop'"),
         (["{cat}", "--labels", "cat", "--recipe", "proxyclip"], "--proxy mini-sam"),
         (["{cat}", "--labels", "cat", "--recipe", "sclip", "--proxy", "mini-sam"], "borrows nothing"),
@@ -311,4 +311,4 @@ def test_regions_are_named_in_files(model, tmp_path) -> None:
     refused = runner.invoke(app, [*command[:-1], "slic", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert refused.output.count("error:") == 1
-    assert "no proposer 'slic'" in refused.output
+    assert "proposals is 'slic'" in refused.output
