@@ -311,4 +311,4 @@ def test_regions_are_named_in_files(model, tmp_path) -> None:
     refused = runner.invoke(app, [*command[:-1], "slic", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert refused.output.count("error:") == 1
-    assert "proposals is 'slic'" in refused.output
+    assert "no proposer 'slic'" in refused.output
