@@ -26,7 +26,7 @@ from .proposals.base import Proposals as Proposals
 from .proposals.load import load_proposer as load_proposer
 from .recipes.recipe import Recipe as Recipe
 from .regions.result import RegionResult as RegionResult
-from .results import SegmentationResult as SegmentationResult
+from .results.segmentation import SegmentationResult as SegmentationResult
 from .vocabulary.descriptors import Descriptors as Descriptors
 from .vocabulary.labels import LabelSet as LabelSet
 from .vocabulary.options import TextOptions as TextOptions

@@ -30,7 +30,7 @@ ROOMS = {
     "drawing": "overlays, legends, contact sheets",
     "images": "any source to uint8 RGB",
     "fitted": "what was fitted on a model, on disk",
-    "results": "`SegmentationResult`, and what all results share",
+    "results": "what all results share, and `SegmentationResult`",
     "kernels": "one file an operator, Triton beside it",
     "refine": "scores and labels sharpened",
     "proposals": "an image to masks; `sam/` is Segment Anything",

@@ -85,13 +85,12 @@ Shots = Annotated[
     ),
 ]
 Fresh = Annotated[bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)]
-Json = Annotated[bool, options.option("Print one line of JSON for each result instead of text.", "--json", panel=RUN)]
 OUT = "densevl-out/eval"
 
 
 @eval_app.command("list")
 @one_line_errors
-def list_benchmarks(as_json: Json = False) -> None:
+def list_benchmarks(as_json: options.Json = False) -> None:
     """List the benchmarks that densevl reads, with their tasks and the files that they need."""
     from densevl.evaluation import BENCHMARKS
 
@@ -105,7 +104,7 @@ def check(
     dataset: Annotated[str, typer.Argument(help="A benchmark that `densevl eval list` names.")],
     root: Root = None,
     task: Task = None,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say whether a benchmark is ready: what is missing, and where it was looked for. Exit code 1 if it is not."""
     from densevl.evaluation import check as look
@@ -197,7 +196,7 @@ def run(
             values=("none", "pytorch"),
         ),
     ] = "none",
-    as_json: Json = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on a benchmark and write a report. A killed run goes on when started again."""
@@ -229,7 +228,7 @@ def compare(
     out: options.Out = OUT,
     fresh: Fresh = False,
     overwrite: options.Overwrite = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure several recipes alike and write a table. A killed comparison goes on when started again."""
@@ -274,7 +273,7 @@ def analyse(
     trust: Trust = False,
     out: options.Out = OUT,
     overwrite: options.Overwrite = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """See what a score hides: more labels, other backgrounds, worse photos. Writes a page with charts."""
     from dataclasses import replace
@@ -312,7 +311,7 @@ def anomaly(
     out: options.Out = OUT,
     fresh: Fresh = False,
     overwrite: options.Overwrite = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Measure anomaly detection, every category of a benchmark by itself: `run --task anomaly`, with its table."""

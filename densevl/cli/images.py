@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout
-from densevl.pipelines.folder.watch import Job, Watch
+from densevl.pipelines.folder.watch import PACKED, Job, Watch
 
 if TYPE_CHECKING:
     from densevl.pipelines.folder.gathered import Gathered
@@ -108,8 +107,7 @@ class Screen(Watch):
 
     def _print(self, job: Job, content: dict[str, Any]) -> None:
         endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
-        packed = self.out.endswith((".tar", ".parquet"))
-        outputs = [self.out] if packed else [f"{self.out}/{job.name}{ending}" for ending in endings]
+        outputs = [self.out] if self.out.endswith(PACKED) else [f"{self.out}/{job.name}{ending}" for ending in endings]
         told = {key: content[key] for key in tells if key in content}
         if "regions" in told:  # masks stay in the file
             told["regions"] = [{key: row[key] for key in ROW if key in row} for row in told["regions"]]
@@ -140,7 +138,7 @@ def run_images(
     from densevl.images import find_images
     from densevl.pipelines.folder.cluster import Cluster
     from densevl.pipelines.folder.each import BAD
-    from densevl.pipelines.folder.loop import ERRORS, default_folder, to_files
+    from densevl.pipelines.folder.loop import default_folder, to_files
 
     cluster = None if ray is None else Cluster(work, ray, workers, shard)
     found = find_images(images, skip=out or options.OUT)
@@ -162,13 +160,11 @@ def run_images(
         fail("stopped; the same command goes on from here")
         raise typer.Exit(STOPPED) from error
     if report.done and not quiet and not as_json:
-        folder = [] if out.endswith((".tar", ".parquet")) else [out]
-        places = ", ".join([*folder, *map(str, report.files[:4])]) + ", ..." * (len(report.files) > 4)
+        places = ", ".join(report.places[:5]) + ", ..." * (len(report.places) > 5)
         stdout().print(f"results in {escape(places)}")
     if report.errors:
-        packed = out.endswith((".tar", ".parquet"))
-        where = escape(f"{os.path.splitext(out)[0]}.{ERRORS}" if packed else os.path.join(out, ERRORS))
-        stderr().print(f"{len(report.errors)} of {len(found.paths)} images failed, listed in {where}")
+        failed = f"{len(report.errors)} of {len(found.paths)} images failed, listed in {report.listed}"
+        stderr().print(escape(failed))
         raise typer.Exit(PARTLY if report.done else FAILED)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from test_reading import FORMATS, encoded, grey_png, one_line, photo
 
 from densevl.errors import ImageError
 from densevl.images import read_image, read_labels
-from test_images import FORMATS, encoded, grey_png, one_line, photo
 
 NAME = "the photo"
 

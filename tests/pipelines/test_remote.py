@@ -126,7 +126,7 @@ def test_packed_results_are_those_of_a_folder_and_a_killed_run_goes_on(photos, t
     task, found, out = WORK.task(), find_images(tmp_path), tmp_path / "packed" / f"results{ending}"
     to_files(task, found, tmp_path / "folder")
     report = to_files(task, found, out)
-    assert (len(report.done), report.fresh, len(report.files)) == (69, 69, 2)
+    assert (len(report.done), report.fresh, len(report.places)) == (69, 69, 2)
     names = {path.name for path in out.parent.iterdir()}
     assert names == {f"results-00000{n}{ending}" for n in range(2)} | {"results.json", "results.errors.jsonl"}
     before = {path.name: path.read_bytes() for path in out.parent.iterdir()}
@@ -159,7 +159,7 @@ def test_packed_results_are_those_of_a_folder_and_a_killed_run_goes_on(photos, t
 
 def test_packed_results_may_be_at_an_address(memory) -> None:
     report = to_files(WORK.task(), find_images("memory://photos"), "memory://packed/results.tar")
-    assert report.files == ["memory://packed/results-000000.tar"]
+    assert report.places == ["memory://packed/results-000000.tar"]
     assert memory.cat_file("/packed/results.errors.jsonl").count(b"\n") == 1
 
 

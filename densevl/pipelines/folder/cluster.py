@@ -43,7 +43,7 @@ class _Worker:
         except DensevlError as error:
             self.wrong = str(error)
             return
-        own = json.loads(json.dumps({"use": self.task.kind.use, **self.task.facts}, default=str))
+        own = self.task.identity
         facts = {name: fact for name, fact in facts.items() if name in own}
         if told := differing(facts, own):
             self.wrong = f"a worker would give other results than asked for ({told}): install the same everywhere"
@@ -65,7 +65,6 @@ class _Worker:
         kind = self.task.kind
 
         def save(job: Job, result: Any) -> None:
-            result.meta.pop("seconds", None)  # files do not differ between two runs
             self.store.save(job, kind, result)
 
         def failed(job: Job, error: Exception) -> None:

@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from densevl import __version__, digest
+from densevl import __version__
 from densevl.errors import ImageError, OptionError, OutputError
-from densevl.files import RUN_FILE, shown, unique_stems
+from densevl.files import RUN_FILE, shown
 from densevl.fitted import differing
 from densevl.images import Found, read_image
 from densevl.images.addresses import is_address, key_of, stamp
@@ -29,29 +28,12 @@ from densevl.pipelines.folder.cluster import SHARD, Cluster
 from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.gathered import Gathered, Scores
+from densevl.pipelines.folder.naming import names_for, require_inside
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.tasks import KINDS, Task
-from densevl.pipelines.folder.watch import Job, Watch
+from densevl.pipelines.folder.watch import PACKED, Job, Report, Watch
 
 ERRORS = "errors.jsonl"
-RESERVED = ("densevl", "errors", "contact_sheet", "scores", "coco", "panoptic", "labelme")
-"""Names that no result gets, as files of the whole run have them."""
-
-
-@dataclass
-class Report:
-    """What a run did.
-
-    Attributes:
-        done: the images that have results. fresh: how many of them were computed now. errors: message by image.
-        files: what was written of all images together. seconds: it took.
-    """
-
-    done: list[Job] = field(default_factory=list)
-    fresh: int = 0
-    errors: dict[str, str] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool = False) -> str:
@@ -61,7 +43,7 @@ def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool 
     Args:
         overwrite: the first one, whatever it holds.
     """
-    facts = _facts(task)
+    facts = task.identity
     for number in count(1):
         place = Path(base, task.kind.use if number == 1 else f"{task.kind.use}-{number}")
         if overwrite or not place.exists():
@@ -70,11 +52,6 @@ def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool 
             if json.loads((place / RUN_FILE).read_bytes())["facts"] == facts:
                 break
     return str(place)
-
-
-def _facts(task: Task) -> dict[str, Any]:
-    """What decides the results of a task, as JSON has it."""
-    return json.loads(json.dumps({"use": task.kind.use, **task.facts}, default=str))
 
 
 class Folder:
@@ -103,7 +80,7 @@ class Folder:
                 given or somebody else's; or it cannot be a folder. ImageError: the only image does not exist.
         """
         self.store, self.kind = open_store(path), task.kind
-        self.facts = _facts(task)
+        self.facts = task.identity
         if len(found.paths) == 1 and not is_address(found.paths[0]) and not os.path.isfile(found.paths[0]):
             read_image(found.paths[0])  # raises with the cause
         known, own, gone = self._record(overwrite)
@@ -143,7 +120,6 @@ class Folder:
             OutputError: the disk refuses.
         """
         self.begin()
-        result.meta.pop("seconds", None)  # files do not differ between two runs
         self.store.save(job, self.kind, result)
 
     def content(self, job: Job) -> dict[str, Any]:
@@ -187,7 +163,7 @@ class Folder:
             record = json.loads(self.store.read(RUN_FILE))
             facts, images, own = record["facts"], dict(record["images"]), list(record["files"])
             kind = KINDS.get(facts.get("use"), self.kind)
-            _require_inside([*own, *(name for name, _, _ in images.values())])
+            require_inside([*own, *(name for name, _, _ in images.values())])
         except FileNotFoundError:
             return {}, [], []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -208,36 +184,6 @@ class Folder:
 
     def _sweep(self) -> None:
         self.store.sweep(["", *{job.name.rpartition("/")[0] for job in self.jobs}])
-
-
-def names_for(found: Found, keys: Sequence[str], known: Mapping[str, list[Any]]) -> list[str]:
-    """A name for each image: the one it has, or a new one that nobody has."""
-    taken: dict[str, list[str]] = {"": [*RESERVED]}
-    for entry in known.values():
-        folder, _, stem = str(entry[0]).rpartition("/")
-        taken.setdefault(folder, []).append(stem)
-    groups: dict[str, list[int]] = {}
-    for index, (key, folder) in enumerate(zip(keys, found.folders, strict=True)):
-        if key not in known:
-            groups.setdefault(Path(folder).as_posix() if folder else "", []).append(index)
-    names = {index: str(known[key][0]) for index, key in enumerate(keys) if key in known}
-    for folder, members in groups.items():
-        stems = unique_stems([found.named[index] for index in members], taken.get(folder, ()))
-        names |= {index: f"{folder}/{stem}".lstrip("/") for index, stem in zip(members, stems, strict=True)}
-    return [names[index] for index in range(len(keys))]
-
-
-def _require_inside(names: Sequence[str]) -> None:
-    """Refuse a record that would have files outside its folder replaced or removed, or two images in one file.
-
-    Raises:
-        ValueError, TypeError: it says so, or no names at all.
-    """
-    paths = [Path(name) for name in names]
-    if len(set(paths)) < len(paths) or any(
-        not path.parts or path.anchor or ".." in path.parts or "\0" in str(path) for path in paths
-    ):
-        raise ValueError("not the names of files in a folder")
 
 
 def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False) -> dict[str, str]:
@@ -309,10 +255,19 @@ def to_files(
         LabelError, ModelError, MissingExtraError, ...: what is wrong with the whole run, at once.
     """
     started, watch = time.perf_counter(), watch or Watch()
-    if os.fspath(out).endswith(packing.ENDINGS):
+    if os.fspath(out).endswith(PACKED):
         if any(not isinstance(one, Scores) for one in together):
             raise OptionError(f"pictures and exports of all images go with a folder; {shown(out)} is none")
-        report = _to_packs(task, found, os.fspath(out), overwrite, strict, watch, cluster)
+        report = packing.to_packs(
+            task,
+            found,
+            os.fspath(out),
+            overwrite=overwrite,
+            strict=strict,
+            watch=watch,
+            shard=cluster.shard if cluster is not None else SHARD,
+            elsewhere=cluster.packs if cluster is not None else None,
+        )
     else:
         folder = Folder(out, task, found, together=together, overwrite=overwrite)
         report = _to_folder(folder, task, together, strict, watch, cluster)
@@ -337,73 +292,9 @@ def _to_folder(
     finally:
         watch.end()
     report = Report([job for job in folder.jobs if job.image not in errors], len(waiting) - len(errors), errors)
+    report.places, report.listed = [folder.store.place], folder.store.where(ERRORS)
     if report.done:
         folder.begin()
-        report.files = [path for one in together for path in one.write(folder, report.done)]
+        report.places += [path for one in together for path in one.write(folder, report.done)]
     folder.close(errors)
-    return report
-
-
-def _to_packs(
-    task: Task, found: Found, out: str, overwrite: bool, strict: bool, watch: Watch, cluster: Cluster | None
-) -> Report:
-    """Do a task with every image and write the results shard by shard, each packed in one file."""
-    place, name = os.path.split(out)
-    stem, ending = os.path.splitext(name)
-    store, keys = open_store(place or "."), [key_of(image) for image in found.paths]
-    jobs = [Job(image, name) for image, name in zip(found.paths, names_for(found, keys, {}), strict=True)]
-    size = -(-(cluster.shard if cluster else SHARD) // task.group) * task.group
-    shards = {f"{stem}-{n // size:06d}{ending}": jobs[n : n + size] for n in range(0, len(jobs), size)}
-    images = digest.of_text(json.dumps([[key, *stamp(path)] for key, path in zip(keys, found.paths, strict=True)]))
-    facts = {**_facts(task), "shard": size, "images": images}
-    record, listed = f"{stem}.json", f"{stem}.errors.jsonl"
-    before: dict[str, Any] = {}
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        told = json.loads(store.read(record))
-        _require_inside(told["files"])
-        before = {"files": told["files"], "facts": dict(told["facts"])}  # one that is damaged is not known for ours
-    own = before.get("files", [])
-    fresh = overwrite or before.get("facts") != facts
-    if own and fresh and not overwrite:
-        told = differing(before.get("facts", {}), facts)
-        raise OutputError(
-            f"{shown(out)} holds results of another run ({told}); name another --out, or start over with --overwrite"
-        )
-    theirs = [name for name in (record, listed, *shards) if not (own and name in (record, *own))]
-    store.guard(theirs, inputs=found.paths, overwrite=overwrite)
-    store.guard(own, inputs=found.paths, overwrite=True)
-    if fresh:
-        store.remove([*own, *shards, listed])
-    content = {"densevl": __version__, "files": [*shards, listed], "facts": facts}
-    store.renew(record, json.dumps(content, indent=1).encode())
-    errors = ErrorList(store, listed)
-    bad: dict[str, str] = {}
-    finished = {name for name in shards if store.exists(name)}
-    watch.begin(len(jobs), sum(len(shards[name]) for name in finished))
-
-    def failed(job: Job, error: Exception | str) -> None:
-        errors.add(job.image, str(error))
-        if strict:
-            raise error if isinstance(error, Exception) else ImageError(error)
-        watch.failed(job, str(error))
-
-    def done(job: Job, result: Any) -> None:
-        watch.done(job, result, {"warnings": [], "image": job.image})
-
-    waiting = {name: part for name, part in shards.items() if name not in finished}
-    try:
-        for name in finished:
-            bad |= packing.errors_of(name, store.read(name))
-        for name, part in waiting.items() if cluster is None else ():
-            bad |= packing.do_shard(task, store, name, part, done, failed)
-        for part, wrong in cluster.packs(facts, store, waiting) if cluster is not None else ():
-            for job in part:
-                failed(job, wrong[job.image]) if job.image in wrong else done(job, None)
-            bad |= wrong
-    finally:
-        watch.end()
-    errors.begin()
-    errors.close([job.image for job in jobs], bad)
-    report = Report([job for job in jobs if job.image not in bad], errors=bad, files=[store.where(n) for n in shards])
-    report.fresh = sum(job.image not in bad for part in waiting.values() for job in part)
     return report

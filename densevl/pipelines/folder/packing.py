@@ -8,18 +8,109 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from densevl.errors import MissingExtraError
+from densevl import __version__, digest
+from densevl.errors import ImageError, MissingExtraError, OutputError
+from densevl.files import shown
+from densevl.fitted import differing
+from densevl.images import Found
+from densevl.images.addresses import key_of, stamp
 from densevl.pipelines.folder.each import work_through
-from densevl.pipelines.folder.storing import Local, Store
+from densevl.pipelines.folder.errors import ErrorList
+from densevl.pipelines.folder.naming import names_for, require_inside
+from densevl.pipelines.folder.storing import Local, Store, open_store
 from densevl.pipelines.folder.tasks import Kind, Task
-from densevl.pipelines.folder.watch import Job
+from densevl.pipelines.folder.watch import Job, Report, Watch
 
-ENDINGS = (".tar", ".parquet")
+Elsewhere = Callable[
+    [dict[str, Any], Store, Mapping[str, Sequence[Job]]], Iterator[tuple[Sequence[Job], dict[str, str]]]
+]
+"""Facts of the task, where results go and shards by name, to the jobs of each shard done and what was bad in it."""
+
+
+def to_packs(
+    task: Task,
+    found: Found,
+    out: str,
+    *,
+    overwrite: bool,
+    strict: bool,
+    watch: Watch,
+    shard: int,
+    elsewhere: Elsewhere | None = None,
+) -> Report:
+    """Do a task with every image and write the results shard by shard, each packed in one file.
+
+    Args:
+        shard: so many images, up to whole groups of the task. elsewhere: does shards on other machines; None does them
+            here. The rest, and the errors: see `loop.to_files`.
+    """
+    place, name = os.path.split(out)
+    stem, ending = os.path.splitext(name)
+    store, keys = open_store(place or "."), [key_of(image) for image in found.paths]
+    jobs = [Job(image, name) for image, name in zip(found.paths, names_for(found, keys, {}), strict=True)]
+    size = -(-shard // task.group) * task.group
+    shards = {f"{stem}-{n // size:06d}{ending}": jobs[n : n + size] for n in range(0, len(jobs), size)}
+    images = digest.of_text(json.dumps([[key, *stamp(path)] for key, path in zip(keys, found.paths, strict=True)]))
+    facts = {**task.identity, "shard": size, "images": images}
+    record, listed = f"{stem}.json", f"{stem}.errors.jsonl"
+    before: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        told = json.loads(store.read(record))
+        require_inside(told["files"])
+        before = {"files": told["files"], "facts": dict(told["facts"])}  # one that is damaged is not known for ours
+    own = before.get("files", [])
+    fresh = overwrite or before.get("facts") != facts
+    if own and fresh and not overwrite:
+        told = differing(before.get("facts", {}), facts)
+        raise OutputError(
+            f"{shown(out)} holds results of another run ({told}); name another --out, or start over with --overwrite"
+        )
+    theirs = [name for name in (record, listed, *shards) if not (own and name in (record, *own))]
+    store.guard(theirs, inputs=found.paths, overwrite=overwrite)
+    store.guard(own, inputs=found.paths, overwrite=True)
+    if fresh:
+        store.remove([*own, *shards, listed])
+    content = {"densevl": __version__, "files": [*shards, listed], "facts": facts}
+    store.renew(record, json.dumps(content, indent=1).encode())
+    errors = ErrorList(store, listed)
+    bad: dict[str, str] = {}
+    finished = {name for name in shards if store.exists(name)}
+    watch.begin(len(jobs), sum(len(shards[name]) for name in finished))
+
+    def failed(job: Job, error: Exception | str) -> None:
+        errors.add(job.image, str(error))
+        if strict:
+            raise error if isinstance(error, Exception) else ImageError(error)
+        watch.failed(job, str(error))
+
+    def done(job: Job, result: Any) -> None:
+        watch.done(job, result, {"warnings": [], "image": job.image})
+
+    waiting = {name: part for name, part in shards.items() if name not in finished}
+    try:
+        for name in finished:
+            bad |= errors_of(name, store.read(name))
+        for name, part in waiting.items() if elsewhere is None else ():
+            bad |= do_shard(task, store, name, part, done, failed)
+        for jobs_done, wrong in elsewhere(facts, store, waiting) if elsewhere is not None else ():
+            for job in jobs_done:
+                failed(job, wrong[job.image]) if job.image in wrong else done(job, None)
+            bad |= wrong
+    finally:
+        watch.end()
+    errors.begin()
+    errors.close([job.image for job in jobs], bad)
+    report = Report([job for job in jobs if job.image not in bad], errors=bad, listed=store.where(listed))
+    report.places = [store.where(name) for name in shards]
+    report.fresh = sum(job.image not in bad for part in waiting.values() for job in part)
+    return report
 
 
 def pack(place: str, kind: Kind, jobs: Sequence[Job], errors: dict[str, str], folder: Local) -> bytes:
@@ -48,7 +139,6 @@ def do_shard(
         folder = Local(temporary)
 
         def save(job: Job, result: Any) -> None:
-            result.meta.pop("seconds", None)  # files do not differ between two runs
             folder.save(job, task.kind, result)
             done(job, result)
 

@@ -6,6 +6,7 @@ the model.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,6 +69,11 @@ class Task:
     facts: dict[str, Any]
     pipeline: Any
     group: int = 1
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the results, as JSON has it: the facts, and what is written."""
+        return json.loads(json.dumps({"use": self.kind.use, **self.facts}, default=str))
 
 
 class Work(Protocol):

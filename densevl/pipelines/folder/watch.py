@@ -1,9 +1,12 @@
-"""Who is told of a run over many images while it goes on. Importing this does not load torch."""
+"""What is told of a run over many images: while it goes on (`Watch`), and at its end (`Report`). Loads no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+PACKED = (".tar", ".parquet")
+"""Endings of --out that pack the results of many images in few files; see `packing`."""
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,21 @@ class Watch:
 
     def end(self) -> None:
         """All images are through, or the run is broken off."""
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        done: the images that have results. fresh: how many of them were computed now. errors: message by image.
+        places: the folder, or the archives, and what was written of all images together. listed: the file that lists
+            the bad ones. seconds: it took.
+    """
+
+    done: list[Job] = field(default_factory=list)
+    fresh: int = 0
+    errors: dict[str, str] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list)
+    listed: str = ""
+    seconds: float = 0.0
