@@ -28,15 +28,19 @@ class LabelSet:
             narrower words than the name, {"animal": ["cat", "dog"]}: a hierarchy, see `TextOptions.parents`. Some may
             be a `Prompt`, an image or a vector in the place of a word.
         negatives: strings that look like a class and are none; they compete, and a pixel they win is labelled nothing.
+        warnings: what was guessed while the labels were read, a sentence each. Two sets that differ only in this are
+            equal.
     """
 
     names: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...] = field(repr=False)
     negatives: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "synonyms", tuple(tuple(words) for words in self.synonyms))
+        object.__setattr__(self, "warnings", tuple(self.warnings))
         if not self.names:
             raise LabelError('no labels; name at least one, such as --labels "cat,dog"')
         if len(self.names) > MAX_CLASSES:

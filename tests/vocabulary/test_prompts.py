@@ -101,6 +101,18 @@ def test_pipelines_take_images_where_they_take_words(tiny) -> None:
     assert fitted(CAT).names == ("cat", "other")
 
 
+def test_what_was_guessed_of_the_labels_reaches_every_result(tiny) -> None:
+    settings = {"templates": "photo", "protocol": SMALL, "background": "none"}
+    told = "taken for two classes"
+    given = LabelSet(("cat", "cup"), (("cat",), ("cup",)), warnings=(told,))
+    assert given == LabelSet.parse("cat,cup")
+    assert hash(given) == hash(LabelSet.parse("cat,cup"))
+    assert told in Segmenter(tiny, **settings)(CAT, given).warnings
+    name = RegionClassifier(tiny, proposals=None, **settings)
+    assert told in name(CAT, given, boxes=[[10, 10, 90, 90]]).warnings
+    assert told in FewShot(tiny, templates="photo")(CAT, given).warnings
+
+
 def test_mixed_words_and_images_are_warned_about(tiny) -> None:
     segment = Segmenter(tiny, templates="photo", protocol=SMALL)
     for labels, background in (({"a": CAT, "b": "dog"}, "none"), ([CAT], ["sky"])):

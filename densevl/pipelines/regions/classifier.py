@@ -302,8 +302,8 @@ class RegionClassifier:
         merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
         result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
         kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.confidence, 0), threshold=REPEATED))
-        warned = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
-        return replace(result.select(kept), warnings=warned)
+        unknown = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
+        return replace(result.select(kept), warnings=(*listed.warnings, *unknown))
 
     def judged(
         self,

@@ -33,7 +33,8 @@ def readable(words: LabelSet, uncovered: Callable[[Sequence[str]], list[str]]) -
     named = [(name, own) for name, own in zip(words.names, synonyms, strict=True) if own]
     if not named:
         raise LabelError(f"the model covers none of the {len(words.queries)} words; give others as words=")
-    return LabelSet(tuple(name for name, _ in named), tuple(own for _, own in named)), len(unknown)
+    read = LabelSet(tuple(name for name, _ in named), tuple(own for _, own in named), warnings=words.warnings)
+    return read, len(unknown)
 
 
 def class_probs(logp_RT: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:

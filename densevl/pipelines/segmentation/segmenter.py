@@ -525,10 +525,11 @@ class Segmenter:
         return logp.masked_fill(~kept, -torch.inf).log_softmax(dim=1).nan_to_num(nan=-torch.inf), absent
 
     def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
-        """What the user should know about these words, a sentence each."""
+        """What the user should know about these words, a sentence each; first what was guessed while they were read."""
         asked = [*labels.words, *labels.negatives, *policy.words]
         words = self.backbone.uncovered(asked)
-        found = [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
+        found = list(labels.warnings)
+        found += [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
         if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
             found.append(
                 "images and words are mixed, and photos are nearer to images than to any word: give every class an "
