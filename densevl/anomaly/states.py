@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
@@ -60,12 +61,16 @@ class States:
         normal, anomalous: state phrases, each with "{}" for the name of the thing.
         templates: sentences, each with "{}" for the state phrase.
         average: "norm_mean", prompts normalised before their mean, or "raw_mean", only the mean is (WinCLIP's code).
+        directions: two vectors (E,) of the model's joint space, normal and anomalous, which then stand for the words.
+
+    A phrase that stands twice weighs double, as one does in the list of templates that most code shares.
     """
 
     normal: tuple[str, ...] = NORMAL
     anomalous: tuple[str, ...] = ANOMALOUS
     templates: tuple[str, ...] = TEMPLATES
     average: str = "norm_mean"
+    directions: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in FIELDS:
@@ -78,28 +83,28 @@ class States:
             for phrase in phrases:
                 if "{}" not in phrase:
                     raise OptionError(f"{name} phrase '{short(phrase)}' has no {{}} for what is put in")
-            doubled = next((phrase for phrase in phrases if phrases.count(phrase) > 1), None)
-            if doubled:
-                raise OptionError(f"{name} phrase '{short(doubled)}' stands twice; it would weigh double, remove one")
             object.__setattr__(self, name, phrases)
         if self.average not in ("norm_mean", "raw_mean"):
             raise OptionError(f"average is {self.average!r}; it is norm_mean or raw_mean")
+        object.__setattr__(self, "directions", _directions(self.directions))
 
     @classmethod
-    def parse(cls, spec: States | str | Path | Mapping[str, Any] | None) -> States:
-        """Read states: None for ours, a dict or a JSON file with any of "normal", "anomalous", "templates", "average".
+    def parse(cls, spec: States | str | Path | Mapping[str, Any] | npt.ArrayLike | None) -> States:
+        """Read states: None for ours, a dict or a JSON file of fields of this class; what it leaves out is ours.
 
-        What the dict leaves out is ours.
+        A float array or tensor (2, E) is the two `directions`.
 
         Raises:
             OptionError: an unreadable file, an unknown key, or unusable phrases.
         """
         if spec is None or isinstance(spec, States):
             return spec or cls()
+        if hasattr(spec, "shape"):
+            return cls(directions=_directions(spec))
         content = read(Path(spec), "states file", error=OptionError) if isinstance(spec, (str, Path)) else spec
         if not isinstance(content, Mapping):
             raise OptionError(f"states are a {type(content).__name__}; give a dict with {', '.join(FIELDS)}")
-        known = (*FIELDS, "average")
+        known = (*FIELDS, "average", "directions")
         for key in content:
             if key not in known:
                 raise OptionError(f"states have no '{key}'{suggest(str(key), known)}; they have {', '.join(known)}")
@@ -120,9 +125,15 @@ class States:
         )
         return normal, anomalous
 
+    def require_width(self, width: int) -> None:
+        """Raise OptionError if directions were given for a joint space of another width."""
+        if self.directions and len(self.directions[0]) != width:
+            raise OptionError(f"directions of states are {len(self.directions[0])} wide, the model's space is {width}")
+
     def digest(self) -> str:
         """A short hash of the words, for caches and reports."""
-        return digest.of_text(*("\1".join(getattr(self, name)) for name in FIELDS), self.average)[:16]
+        words = ("\1".join(getattr(self, name)) for name in FIELDS)
+        return digest.of_text(*words, self.average, *map(str, self.directions))[:16]
 
     def prototypes(self, encode: Callable[[Sequence[str]], torch.Tensor], item: str = THING) -> torch.Tensor:
         """The two directions of a thing, normal first.
@@ -133,9 +144,26 @@ class States:
         Returns:
             (2, E) float32, unit rows.
         """
+        if self.directions:
+            return F.normalize(torch.tensor(self.directions), dim=-1)
         normal, anomalous = self.expand(item)
         rows = encode([*normal, *anomalous]).float()
         rows = rows if self.average == "raw_mean" else F.normalize(rows, dim=-1)
         return F.normalize(
             torch.stack([part.mean(dim=0) for part in rows.split([len(normal), len(anomalous)])]), dim=-1
         )
+
+
+def _directions(given: Any) -> tuple[tuple[float, ...], ...]:
+    """Two vectors of one width as tuples of numbers, or none."""
+    try:
+        rows = torch.as_tensor(given, dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"directions of states are {short(str(given))}; give two vectors of numbers") from error
+    if rows.numel() == 0:
+        return ()
+    if rows.ndim != 2 or len(rows) != 2:
+        raise OptionError(f"directions of states have the shape {tuple(rows.shape)}: (2, E), normal and anomalous")
+    if not bool(rows.isfinite().all() and rows.any(dim=1).all()):
+        raise OptionError("a direction of the states holds only zeros, or numbers that are not finite")
+    return tuple(map(tuple, rows.tolist()))

@@ -119,7 +119,10 @@ RULES: Mapping[str, Rule] = {
     "second_top": COUNT,
     "margin": Rule(lambda value: _number(value) and 0 <= value < 1, "a probability, 0 for none"),
     "item": Rule(lambda value: isinstance(value, str) and bool(value.strip()), "a noun, such as 'metal nut'"),
-    "states": Rule(_is(*PATH, Mapping, States), "a dict of phrases, a JSON file of one, or States"),
+    "states": Rule(
+        lambda value: isinstance(value, (*PATH, Mapping, States)) or hasattr(value, "shape"),
+        "a dict of phrases, a JSON file of one, two vectors, or States",
+    ),
     "size": Rule(_is(int, tuple, list), "a number of pixels, or a pair of height and width"),
     "tile": Rule(_is(int), "a number of pixels"),
     "adapters": Rule(_is(*PATH, Adapters), "Adapters of train_adapters, or their file"),

@@ -1,6 +1,7 @@
 """A disk cache of text embeddings: one small SQLite file, safe for several processes, no pickles.
 
-A broken or unwritable cache costs time, never a result: it is reported once and passed by.
+A broken or unwritable cache costs time, never a result: it is reported once and passed by. Each vector is stored with
+a checksum of itself and its text; one that does not fit is encoded anew.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from densevl.cache import cache_dir
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS embedding (key TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
 _BUSY_SECONDS = 10.0
+_SUM = 16  # bytes of a checksum
 _CHUNK = 500  # SQLite's default limit of variables in a statement is 999
+
+
+def _summed(key: str, vector: bytes) -> bytes:
+    """A vector as it is stored, its checksum behind it."""
+    return vector + bytes.fromhex(digest.of_bytes(key.encode() + vector))[:_SUM]
 
 
 class TextCache:
@@ -52,7 +59,8 @@ class TextCache:
                     marks = ",".join("?" * len(part))
                     query = f"SELECT key, vector FROM embedding WHERE key IN ({marks})"  # noqa: S608 - only "?" marks
                     rows = connection.execute(query, part)
-                    found.update({keys[key]: np.frombuffer(vector, dtype="<f4").copy() for key, vector in rows})
+                    sound = ((key, stored[:-_SUM]) for key, stored in rows if stored == _summed(key, stored[:-_SUM]))
+                    found.update({keys[key]: np.frombuffer(vector, dtype="<f4").copy() for key, vector in sound})
         except (sqlite3.Error, OSError, ValueError) as error:
             self._give_up(error)
         return found
@@ -61,9 +69,8 @@ class TextCache:
         """Store vectors (D,) by text, in one transaction."""
         if self._broken or not vectors:
             return
-        rows = [
-            (self._key(text), np.ascontiguousarray(vector, dtype="<f4").tobytes()) for text, vector in vectors.items()
-        ]
+        content = {self._key(text): np.ascontiguousarray(row, dtype="<f4").tobytes() for text, row in vectors.items()}
+        rows = [(key, _summed(key, vector)) for key, vector in content.items()]
         try:
             with closing(self._connect()) as connection, connection:
                 connection.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?)", rows)

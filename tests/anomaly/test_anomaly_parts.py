@@ -153,7 +153,9 @@ def test_prototypes_average_as_said(average) -> None:
     [
         ({"normal": []}, "no normal phrases"),
         ({"anomalous": ["broken"]}, "has no {}"),
-        ({"templates": ["{}", "{}"]}, "stands twice"),
+        ({"directions": [[1.0, 0.0]]}, r"shape \(1, 2\)"),
+        ({"directions": [[1.0], [1.0, 2.0]]}, "two vectors of numbers"),
+        (torch.zeros(2, 4), "only zeros"),
         ({"nromal": ["{}"]}, "closest: normal"),
         ({"normal": "good {}"}, "one string"),
         ({"average": "median"}, "norm_mean or raw_mean"),
@@ -164,6 +166,23 @@ def test_prototypes_average_as_said(average) -> None:
 def test_bad_states_are_one_clear_line(spec, message) -> None:
     with pytest.raises(OptionError, match=message):
         States.parse(spec)
+
+
+def test_a_phrase_that_stands_twice_weighs_double() -> None:
+    rows = {"a tile": torch.tensor([1.0, 0.0]), "one tile": torch.tensor([0.0, 1.0]), "bad": torch.tensor([1.0, 1.0])}
+    states = States(normal=("{}",), anomalous=("{}",), templates=("a {}", "a {}", "one {}"))
+    found = states.prototypes(lambda texts: torch.stack([rows[text] for text in texts]), "tile")
+    assert torch.allclose(found[0], F.normalize(torch.tensor([2.0, 1.0]), dim=0))
+
+
+def test_vectors_stand_in_for_words() -> None:
+    states = States.parse(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+    found = states.prototypes(lambda texts: pytest.fail("words were encoded"))
+    assert torch.equal(found, torch.eye(2))
+    assert States.parse({"directions": states.directions}) == states
+    assert states.digest() != States().digest()
+    with pytest.raises(OptionError, match="2 wide, the model's space is 512"):
+        states.require_width(512)
 
 
 def test_states_from_a_file_keep_what_is_not_said(tmp_path) -> None:

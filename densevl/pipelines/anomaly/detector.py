@@ -67,7 +67,7 @@ class AnomalyDetector:
         item: str = THING,
         options: Mapping[str, Any] | None = None,
         weights: str | Path | None = None,
-        states: States | str | Path | Mapping[str, Any] | None = None,
+        states: States | str | Path | Mapping[str, Any] | torch.Tensor | None = None,
         size: int | tuple[int, int] | None = None,
         tile: int | None = None,
         proxy: Any = None,
@@ -83,7 +83,8 @@ class AnomalyDetector:
             item: what is looked at, a singular noun: "tile", "metal nut".
             options: fields of the scoring to change, such as {"windows": "shared", "scales": (2, 3, 4)}.
             weights: a checkpoint file, if `model` names an architecture or config.
-            states: words for sound and damaged; None takes ours, see `States.parse`.
+            states: words for sound and damaged, or two vectors in their place (2, E); None takes our words, see
+                `States.parse`.
             size: the short side is resized to this many pixels, keeping the ratio, and both sides to whole patches;
                 None takes the size the model was trained at. A pair is height and width, whatever the ratio.
             tile: images fed larger than this many pixels go through the model in overlapping squares of this side, for
@@ -101,6 +102,7 @@ class AnomalyDetector:
         self.states, self.item = States.parse(states), item
         self.states.expand(item)  # bad words fail before the model loads
         self.backbone = load(model, weights, device, precision)
+        self.states.require_width(self.backbone.embed_dim)
         self.proxy = as_proxy(proxy, str(self.backbone.device))
         tower: Tower | None = getattr(self.backbone, "tower", None)
         if tower is None and (self.scoring.is_textual or "windows" in self.scoring.memory):
