@@ -254,7 +254,7 @@ class RegionClassifier:
         logp, absent = self._segment.without_absent(self.scorer.judge(found, text), text.classes, label_set)
         result = self.judged(found, logp, label_set, text.classes, policy)
         meta = {**result.meta, "absent": list(absent)}
-        return replace(result, meta=meta, warnings=self._warnings(label_set, policy, text))
+        return replace(result, meta=meta, warnings=self._segment.warnings(label_set, policy))
 
     def discover(
         self,
@@ -460,15 +460,6 @@ class RegionClassifier:
             "recipe": repr(self.recipe) if dense and self.recipe is not None else None,
             "protocol": asdict(self.protocol),
         }
-
-    def _warnings(self, labels: LabelSet, policy: Background, text: TextEmbeddings) -> tuple[str, ...]:
-        found = list(self._segment.warnings(labels, policy))
-        if len(text.queries) == 1:
-            found.append(
-                f"'{labels.names[0]}' is the only word, so every region is called that; name what else there may be, "
-                "as labels or as background"
-            )
-        return tuple(found)
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
         return {

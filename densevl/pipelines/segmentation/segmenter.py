@@ -535,6 +535,11 @@ class Segmenter:
                 "images and words are mixed, and photos are nearer to images than to any word: give every class an "
                 "image and leave background words out (background='none'), or take words alone"
             )
+        if len(labels.queries) + len(labels.negatives) + len(policy.words) == 1 and not (policy.unknown or policy.rest):
+            found.append(
+                f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
+                "be, as labels or as background"
+            )
         bare = self._classifier.undescribed(labels)
         if bare:
             listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
