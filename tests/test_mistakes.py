@@ -102,6 +102,7 @@ WRONG: dict[str, list[str]] = {
     "shard": ["0", "x"],
     "task": ["semantik", ""],
     "limit": ["0", "-1", "x"],
+    "ignore": ["x", "-1", "", "1,x"],
     "strings": ["nmaes"],
     "variant": ["mmsegg"],
     "measures": ["iuo", "iou,outline"],

@@ -64,14 +64,14 @@ COMMANDS = {
     "eval list": "--json",
     "eval check": "DATASET --json --root --task",
     "eval run": (
-        "WHAT --background --blend --compat --crop --descriptors --device --dump --fresh --json --launcher "
+        "WHAT --background --blend --compat --crop --descriptors --device --dump --fresh --ignore --json --launcher "
         "--limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "
         "--proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring "
         "--seed --set --short-side --shots --stride --strings --task --templates --threads --trust-config "
         "--variant --views --weights"
     ),
     "eval compare": (
-        "WHAT --background --fresh --json --limit --measures --model --out --overwrite --quiet --recipes "
+        "WHAT --background --fresh --ignore --json --limit --measures --model --out --overwrite --quiet --recipes "
         "--root --set --task --trust-config"
     ),
     "eval analyse": (

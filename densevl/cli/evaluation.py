@@ -11,7 +11,7 @@ import typer
 
 from densevl.cli import options
 from densevl.cli.images import WINDOWS, print_json
-from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.cli.shared import one_line_errors, stderr, stdout, warn
 
 if TYPE_CHECKING:
     from densevl.evaluation import Experiment
@@ -46,6 +46,14 @@ Task = Annotated[
     ),
 ]
 Limit = Annotated[int | None, options.option("Take only this many images, spread evenly.", panel=BENCHMARK, min=1)]
+Ignore = Annotated[
+    str,
+    options.option(
+        "For a folder of your own, label numbers that are not scored, commas between, or others for all that no class "
+        "has. 255 and 65535 if left out.",
+        panel=BENCHMARK,
+    ),
+]
 Measures = Annotated[
     str,
     options.option(
@@ -111,7 +119,8 @@ def check(
 
     found = look(dataset, root, task=task)
     facts = {"name": found.name, "root": found.root and str(found.root), "images": found.images}
-    _say({**facts, "ready": not found.faults, "faults": found.faults}, str(found), as_json)
+    told = {"ready": not found.faults, "faults": found.faults, "warnings": found.warnings}
+    _say({**facts, **told}, str(found), as_json)
     if found.faults:
         raise typer.Exit(1)
 
@@ -124,6 +133,7 @@ def run(
     root: Root = None,
     task: Task = None,
     limit: Limit = None,
+    ignore: Ignore = "",
     measures: Measures = "iou,calibration",
     variant: Annotated[
         str,
@@ -220,6 +230,7 @@ def compare(
     root: Root = None,
     task: Task = None,
     limit: Limit = None,
+    ignore: Ignore = "",
     measures: Measures = "iou,calibration",
     model: options.Model = options.MODEL,
     background: options.Background = options.BACKGROUND,
@@ -338,9 +349,9 @@ def _evaluate(ctx: typer.Context, experiment: Experiment, *, table: bool = False
         distributed.leave()
 
 
-def _how(ctx: typer.Context) -> dict[str, bool]:
+def _how(ctx: typer.Context) -> dict[str, Any]:
     overwrite, quiet = ctx.params["overwrite"], ctx.params["quiet"]
-    return {"overwrite": overwrite, "quiet": quiet, "fresh": ctx.params["fresh"] or overwrite}
+    return {"overwrite": overwrite, "quiet": quiet, "fresh": ctx.params["fresh"] or overwrite, "tell": warn}
 
 
 def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
@@ -356,6 +367,10 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
 
     given = {name: value for name, value in ctx.params.items() if said(name)}
     settings |= {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
+    if "ignore" in given:
+        settings["ignore"] = [
+            int(number) if number.isdecimal() else number for number in map(str.strip, given["ignore"].split(","))
+        ]
     if "measures" in given:
         settings["measures"] = [name.strip() for name in given["measures"].split(",")]
     if "descriptors" in given:

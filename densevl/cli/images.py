@@ -14,7 +14,7 @@ from rich.progress import Task as Bar
 from rich.text import Text
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout
+from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout, warn
 from densevl.pipelines.folder.watch import PACKED, Job, Watch
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Screen(Watch):
         elif result is not None and self._describe is not None and not self._quiet:
             for warning in getattr(result, "warnings", ()):
                 if warning not in self._warned:  # each once a run
-                    stderr().print(f"[yellow]warning:[/] {escape(warning)}")
+                    warn(warning)
                     self._warned.add(warning)
             stdout().print(self._describe(file_name(job.image), result))
 

@@ -42,6 +42,11 @@ def fail(error: Exception | str) -> None:
     stderr().print(f"[red]error:[/] {escape(said)}")
 
 
+def warn(text: str) -> None:
+    """Print a warning on one line."""
+    stderr().print(f"[yellow]warning:[/] {escape(text)}")
+
+
 class OneLineGroup(TyperGroup):
     """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them.
 

@@ -14,6 +14,7 @@ from densevl.errors import EvaluationError, suggest
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.base import ANOMALY, INSTANCE, PANOPTIC, SEMANTIC, TASKS, Dataset
 from densevl.evaluation.benchmarks.class_lists import DISPLAY
+from densevl.evaluation.benchmarks.own import EXIF, OTHERS, RULES
 from densevl.evaluation.benchmarks.table import benchmark, tasks_of
 from densevl.files import shown
 from densevl.proposals import NAMES as PROPOSERS
@@ -43,6 +44,9 @@ class Experiment:
 
     Attributes:
         dataset, root, variant: as `open_dataset` takes them.
+        ignore, label_map, reduce_zero_label: what stored numbers mean in a folder of one's own, as its dataset.json
+            says it (see `benchmarks.own`); what is given here wins.
+        exif: "auto", "stored" or "upright", see `Dataset.exif`.
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
         model, weights, recipe, proxy, sam, views, refine, templates, presence, precision, device: as
             `Segmenter` takes them.
@@ -81,6 +85,10 @@ class Experiment:
     compat: bool | None = _of(*_WORDS, default=None)
     proxy_scope: str | None = _of(*_WORDS, default=None)
     protocol: Mapping[str, Any] = _of(*_WORDS, factory=dict)
+    ignore: tuple[int | str, ...] = _of(SEMANTIC, default=())
+    label_map: Mapping[str, Any] = _of(SEMANTIC, factory=dict)
+    reduce_zero_label: bool = _of(SEMANTIC, default=False)
+    exif: str = _of(SEMANTIC, ANOMALY, default=EXIF[0])
     strings: str = _of(*_WORDS, default=DISPLAY)
     background: str | float = _of(*_WORDS, default="auto")
     min_share: float = _of(SEMANTIC, default=0.0)
@@ -114,6 +122,7 @@ class Experiment:
         object.__setattr__(self, "measures", tuple(dict.fromkeys((MEASURES[0], *self.measures))))
         for name in self.measures:
             _one_of("measure", name, MEASURES)
+        _one_of("exif", self.exif, EXIF)
         if self.proposals is not None:
             _one_of("proposals", self.proposals, (*([TRUTH] if self.task in _REGIONS else []), *PROPOSERS))
         for name in self.resolve:
@@ -175,7 +184,9 @@ class Experiment:
 
     def open(self) -> Dataset:
         """The dataset, cut to `limit`."""
-        return benchmark(self.dataset, self.task).open(self.root, self.variant).subset(self.limit)
+        usual = {entry.name: _usual(entry) for entry in fields(self)}
+        rules = {name: value for name in RULES if (value := getattr(self, name)) != usual[name]}
+        return benchmark(self.dataset, self.task).open(self.root, self.variant, rules).subset(self.limit)
 
     def facts(self) -> dict[str, Any]:
         """The settings of its task after `resolved`, ready for JSON; where files lie and the model runs is left out."""
@@ -193,7 +204,7 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise EvaluationError(f"no {what} {shown(value)}{suggest(value, allowed)}; there are {', '.join(allowed)}")
 
 
-_RANGES = {"seed": (0, 2**32 - 1), "shots": (0, 10**6), "min_share": (0, 1), "boundary_ratio": (0, 1)}
+_RANGES = {"seed": (0, 2**32 - 1), "shots": (0, 10**6), "min_share": (0, 1), "boundary_ratio": (1e-6, 1)}
 _KINDS = {
     str: "text",
     int: "a whole number",
@@ -216,11 +227,15 @@ def _fitting(name: str, value: Any, hint: Any) -> Any:
         EvaluationError: it is of another kind.
     """
     value = os.fspath(value) if isinstance(value, os.PathLike) else tuple(value) if isinstance(value, list) else value
+    if name == "ignore" and not isinstance(value, tuple):
+        value = (value,)
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]
     if float in kinds and type(value) is int:
         with suppress(OverflowError):
             value = float(value)
-    wrong = isinstance(value, tuple) and not all(isinstance(entry, str) for entry in value)
+    if name == "ignore" and (odd := [entry for entry in value if type(entry) is not int and entry != OTHERS]):
+        raise EvaluationError(f"ignore is numbers of labels, or '{OTHERS}', not {shown(str(odd[0]))}")
+    wrong = isinstance(value, tuple) and name != "ignore" and not all(isinstance(entry, str) for entry in value)
     if wrong or not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
         said = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
         raise EvaluationError(f"{name} of an experiment is {said}, not {shown(str(value))}")

@@ -30,10 +30,19 @@ def progress(title: str, number: str = "mIoU", *, quiet: bool = False) -> Iterat
         TextColumn(f"{number} {{task.fields[running]}}"),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet or distributed.rank() > 0, refresh_per_second=4) as bar:
-        task = bar.add_task(title, total=None, running="")
+    bar = Progress(*columns, console=console, disable=quiet or distributed.rank() > 0, refresh_per_second=4)
+    task = bar.add_task(title, total=None, running="")
 
-        def show(done: int, total: int, running: float) -> None:
-            bar.update(task, completed=done, total=total, running=f"{100 * running:.1f}")
+    def show(done: int, total: int, running: float) -> None:
+        bar.start()  # not before there is something to show: a run may be refused
+        bar.update(task, completed=done, total=total, running="n/a" if running != running else f"{100 * running:.1f}")
 
+    try:
         yield show
+    finally:
+        bar.stop()
+
+
+def note(text: str) -> None:
+    """Say something on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, emoji=False)

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from densevl.evaluation.benchmarks.base import Dataset
 from densevl.evaluation.checkpoint import STATE, Checkpoint, saved
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.outcome import Outcome, identity_of
-from densevl.evaluation.progress import Show, progress
+from densevl.evaluation.progress import Show, note, progress
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
@@ -36,8 +36,6 @@ AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
 hand-over between threads takes time from the model's thread too, which counts where images and model are small."""
 SAVE_EVERY = 10.0
 """Seconds between two savings."""
-FIRST = 20
-"""Images after which it is said what is odd about the truth."""
 SHOW_EVERY = 0.2
 """Seconds after which the running number is computed anew."""
 
@@ -51,6 +49,7 @@ def evaluate(
     save_every: float = SAVE_EVERY,
     overwrite: bool = False,
     quiet: bool = False,
+    tell: Callable[[str], None] = _LOG.warning,
 ) -> tuple[Outcome, list[Path]]:
     """Evaluate and report.
 
@@ -62,7 +61,7 @@ def evaluate(
             images; instances as COCO results; panoptic maps as COCO's PNG and JSON; anomaly maps as .npy.
         save_every: seconds between two savings of the counts.
         overwrite: replace files of others that have the names of the report's, or lie in predictions/.
-        quiet: show no progress.
+        quiet: show no progress. tell: is told each warning, once.
 
     Returns:
         The outcome, and the report's files (in the first process; none in others).
@@ -70,6 +69,8 @@ def evaluate(
     Raises:
         DensevlError: as `run` and `report.write`.
     """
+    if not isinstance(work_dir, str | os.PathLike):
+        raise EvaluationError(f"the work folder is a {type(work_dir).__name__}; give a path")
     folder = Path(work_dir)
     predictions = folder / "predictions" if dump else None
     if distributed.rank() == 0:
@@ -82,18 +83,37 @@ def evaluate(
                 f"{shown(folder)} counts images whose predictions were not kept; predict anew (--fresh)"
             )
     task = task_of(experiment)
+    told: set[str] = set()
+
+    def say(warnings: Iterable[str]) -> None:
+        for warning in dict.fromkeys(warnings) if distributed.rank() == 0 else ():
+            if warning not in told:
+                told.add(warning)
+                tell(warning)
+
+    seen = task.look
+    if distributed.rank() == 0 and not quiet:
+        note(f"{experiment.dataset}: {seen.text}")
+    say((*seen.warnings, *seen.of_sample))
     predictor = task.predictor(device=distributed.device())
     used = predictor.facts()
-    for warning in used.get("warnings", ()) if distributed.rank() == 0 else ():
-        _LOG.warning(warning)
-    for path in saved(folder / STATE) if fresh and distributed.rank() == 0 else ():
-        path.unlink()  # not before the dataset and the model are there
+    say(used.get("warnings", ()))
+    if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
+        for path in (*saved(folder / STATE), *_predictions(predictions)):
+            path.unlink()
     distributed.barrier()
     with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
         outcome = count(task, predictor, folder, show=show, save_every=save_every, dump=predictions)
+    say(task.warnings(outcome.counts))
     files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []
     distributed.barrier()
     return outcome, files
+
+
+def _predictions(folder: Path | None) -> list[Path]:
+    """What an earlier run dumped."""
+    kinds = {".png", ".json", ".npy"}
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix in kinds] if folder else []
 
 
 def run(
@@ -115,6 +135,8 @@ def run(
         DensevlError: as `count`, and whatever loading raises.
     """
     task = task_of(experiment, dataset)
+    for warning in (*task.look.warnings, *task.look.of_sample):
+        _LOG.warning(warning)
     return count(task, predictor or task.predictor(device=distributed.device()), work_dir, **how)
 
 
@@ -140,6 +162,8 @@ def count(
         experiment, or several processes have none for what the task keeps. DensevlError: whatever the model raises.
     """
     dataset = task.dataset
+    if isinstance(save_every, bool) or not isinstance(save_every, int | float) or not save_every >= 0:
+        raise EvaluationError(f"save_every is {save_every!r}: give seconds, 0 or more")
     if len(dataset) == 0:
         raise EvaluationError(f"'{dataset.name}' has no images at {shown(dataset.root)}: there is nothing to evaluate")
     if task.keeps and work_dir is None and distributed.world() > 1:
@@ -164,9 +188,6 @@ def count(
             if dump is not None:
                 for name, content in task.dump(index, sample, found).items():
                     atomic_write(Path(dump) / name, content)
-            if number == min(FIRST, len(mine)) and distributed.rank() == 0:
-                for warning in task.warnings(state.so_far()):
-                    _LOG.warning(warning)
             if show is not None:
                 if number == len(mine) or since - told >= SHOW_EVERY:
                     running, told = task.so_far(state.so_far()), since

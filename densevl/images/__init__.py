@@ -5,13 +5,14 @@ Only numpy and Pillow are needed; torch is not imported.
 
 from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
 from densevl.images.pixels import UInt8Array, encode_png
-from densevl.images.reading import MAX_PIXELS, is_turned, read_image, read_labels
+from densevl.images.reading import MAX_PIXELS, Header, header, read_image, read_labels
 from densevl.images.resizing import keep_ratio_size, resize
 
 __all__ = [
     "read_image",
     "read_labels",
-    "is_turned",
+    "header",
+    "Header",
     "list_images",
     "find_images",
     "Found",

@@ -12,6 +12,8 @@ from PIL import Image
 from densevl.errors import ImageError
 
 UInt8Array = npt.NDArray[np.uint8]
+QUARTER_TURNS = frozenset({5, 6, 7, 8})
+"""EXIF orientations that exchange width and height."""
 
 
 def from_pillow(image: Image.Image, what: str) -> UInt8Array:
@@ -30,7 +32,7 @@ def from_pillow(image: Image.Image, what: str) -> UInt8Array:
             rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, ValueError, KeyError) as error:  # a mode Pillow cannot convert
         raise ImageError(f"{what} cannot be turned into RGB: {reason(error)}") from error
-    return np.ascontiguousarray(_upright(rgb, orientation(image)))
+    return np.ascontiguousarray(upright(rgb, orientation(image)))
 
 
 def orientation(image: Image.Image) -> int:
@@ -41,15 +43,15 @@ def orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(rgb: UInt8Array, orientation: int) -> UInt8Array:
-    """Undo one of the eight EXIF orientations."""
-    if orientation in {5, 6, 7, 8}:
-        rgb = rgb.swapaxes(0, 1)
-    if orientation in {3, 4, 7, 8}:
-        rgb = rgb[::-1]
-    if orientation in {2, 3, 6, 7}:
-        rgb = rgb[:, ::-1]
-    return rgb
+def upright(pixels: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    """Undo one of the eight EXIF orientations of (H, W) or (H, W, 3)."""
+    if turn in QUARTER_TURNS:
+        pixels = pixels.swapaxes(0, 1)
+    if turn in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    if turn in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def from_tensor(tensor: Any, what: str) -> UInt8Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -64,14 +65,26 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = 
     raise ImageError(f"cannot read {display_name(name) or 'an image'} from {type(source).__name__}: {allowed}{hint}")
 
 
-def is_turned(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> bool:
-    """Whether a file's EXIF tag says that its pixels are not stored upright; `read_image` turns them.
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its pixels.
+
+    Attributes:
+        size: (height, width) as stored. turn: the EXIF orientation, 1 to 8; 1 is upright. `read_image` turns others.
+    """
+
+    size: tuple[int, int]
+    turn: int
+
+
+def header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
+    """Read the header of an image file, without decoding it.
 
     Raises:
         ImageError: the file is missing, too large or no image.
     """
     with opened(path, None, max_pixels) as (image, _):
-        return orientation(image) != 1
+        return Header((image.height, image.width), orientation(image))
 
 
 def read_labels(

@@ -201,7 +201,7 @@ def _colour(root: Path) -> None:
         (_resize_a_label, r"'.*0001.png' is 3x3 and its image 8x6: labels are never resized"),
         (
             _overflow,
-            r"holds label 9 at 24 pixels: 'folder' has 3 classes, stored as 0 to 2; names.json may give",
+            r"holds label 9 at 24 pixels: 'folder' has 3 classes, stored as 0 to 2; dataset.json may give",
         ),
         (_colour, r"'.*0001.png' is no label map: it has colours"),
     ],
@@ -259,23 +259,34 @@ def test_names_of_a_folder_may_have_synonyms(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "shape", "fails"), [(6, (8, 6), False), (6, (6, 8), True), (3, (6, 8), False), (1, (6, 8), False)]
+    ("tag", "exif", "shape", "turned"),
+    [
+        (6, "auto", (8, 6), False),
+        (6, "auto", (6, 8), True),
+        (3, "auto", (6, 8), False),
+        (3, "stored", (6, 8), True),
+        (1, "auto", (6, 8), False),
+        (1, "stored", (6, 8), False),
+    ],
 )
-def test_a_picture_turned_by_its_tag_is_told(tag, shape, fails, tmp_path) -> None:
+def test_labels_of_a_picture_turned_by_its_tag_are_turned_with_it_if_they_lie_as_stored(
+    tag, exif, shape, turned, tmp_path
+) -> None:
     """Stored 8 wide and 6 high; tag 6 turns it by a quarter, tag 3 by a half."""
     _make("folder", tmp_path)
     (tmp_path / "images/0000.png").unlink()
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(tmp_path / "images/0000.jpg", exif=exif)
-    Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "labels/0000.png")
-    dataset = open_dataset("folder", tmp_path)
-    if fails:
-        with pytest.raises(DatasetError, match=r"is 8x6 and its image 6x8: .*0000.jpg' is turned by its EXIF tag"):
-            dataset[0]
-    else:
-        assert dataset[0].turned == (tag != 1)
-    assert any("turned by its EXIF tag" in fault for fault in check("folder", tmp_path).faults) == (tag != 1)
+    tags = Image.Exif()
+    tags[0x0112] = tag
+    Image.fromarray(np.full((6, 8, 3), 90, np.uint8)).save(tmp_path / "images/0000.jpg", exif=tags)
+    stored = np.zeros(shape, np.uint8)
+    stored[0] = 1
+    Image.fromarray(stored).save(tmp_path / "labels/0000.png")
+    sample = open_dataset("folder", tmp_path, rules={"exif": exif})[0]
+    assert sample.truth.shape == sample.image.shape[:2]
+    wanted = {(6, True): stored[::-1].T, (3, True): stored[::-1, ::-1]}.get((tag, turned), stored)
+    assert (sample.truth == wanted).all()
+    said = [text for text in check("folder", tmp_path).warnings if "turned by EXIF tags" in text]
+    assert len(said) == (tag != 1)
 
 
 def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path) -> None:
@@ -285,7 +296,7 @@ def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path) -> None:
     assert len(dataset) == 1
     told = "labels without an image that can be read: 1, the first is '.*labels/0001.png'"
     assert re.fullmatch(told, dataset.subset(1).warnings[0])
-    assert any(re.fullmatch(told, fault) for fault in check("folder", tmp_path).faults)
+    assert any(re.fullmatch(told, warning) for warning in check("folder", tmp_path).warnings)
 
 
 def test_a_folder_may_say_what_its_numbers_mean(tmp_path) -> None:
@@ -338,7 +349,8 @@ def test_a_list_of_classes_that_is_no_text_is_one_line(tmp_path) -> None:
         ({"ids": [0, 1, True]}, "whole numbers from 0 to 65535"),
         ({"ids": "012"}, "whole numbers from 0 to 65535"),
         ({"ignore": [2]}, "none of them twice"),
-        ({"ignore": 11}, "whole numbers from 0 to 65535"),
+        ({"ignore": "11"}, "whole numbers from 0 to 65535"),
+        ({"ignore": -1}, "whole numbers from 0 to 65535"),
         ({"names": "dog"}, "lists no classes"),
         ({"names": []}, "lists no classes"),
         ({"names": [1, 2]}, "lists no classes"),

@@ -116,7 +116,7 @@ def _undescribed(root: Path) -> None:
     [
         ("instance", _lose_an_image, "the image '000000000001' is missing"),
         ("instance", _resize_an_image, "is 9x9 and .*instances.json' says 32x24: masks are never resized"),
-        ("instance", _foreign_category, "has category 99 in image '000000000001': it lists 2 categories, 5 to 11"),
+        ("instance", _foreign_category, "has category 99 in image 1: it lists 2 categories, 5 to 11"),
         ("instance", _no_mask, "has no usable mask in image '000000000001'"),
         ("instance", _endless_run, "has no usable mask in image '000000000001'"),
         ("instance", _endless_polygon, "a polygon far outside"),
@@ -131,9 +131,8 @@ def test_a_fault_is_one_clear_line(task, spoil, message, tmp_path) -> None:
     make_instances("folder", tmp_path)
     make_panoptic("folder", tmp_path)
     spoil(tmp_path)
-    dataset = open_dataset("folder", tmp_path, task=task)
     with pytest.raises(DatasetError, match=message) as caught:
-        dataset[0]
+        open_dataset("folder", tmp_path, task=task)[0]
     assert "\n" not in str(caught.value)
     assert check("folder", tmp_path, task=task).faults
 

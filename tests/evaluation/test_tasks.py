@@ -14,6 +14,10 @@ from tests.evaluation.region_miniatures import make_instances, make_panoptic
 
 OTHER = {  # a value that each field does not have when nothing is given
     "variant": "keep-ignore",
+    "ignore": (11,),
+    "label_map": {"7": "road"},
+    "reduce_zero_label": True,
+    "exif": "stored",
     "recipe": "naclip",
     "sam": "mini-sam",
     "views": "flip",

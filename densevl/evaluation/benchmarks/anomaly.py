@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from densevl.errors import DatasetError, EvaluationError, ImageError
 from densevl.evaluation.benchmarks.base import ANOMALY, Benchmark, Dataset, Item, evenly, label_file, same_size
 from densevl.evaluation.benchmarks.class_lists import ClassList
+from densevl.evaluation.benchmarks.own import EXIF
 from densevl.files import shown
 from densevl.images import EXTENSIONS, read_image, read_labels
 
@@ -84,14 +86,19 @@ class AnomalyDataset(Dataset):
         """
         if item.label is None:
             return np.zeros(image.shape[:2], bool)
-        mask = _numbers(label_file(item), item.above) > item.above
-        same_size(item.label, mask, image)
-        return mask
+        numbers = mask_numbers(item)
+        same_size(item.label, numbers, image)
+        return numbers > (item.above if numbers.max() > 1 else 0)  # 0 and 1 are meant as they stand
 
 
-def _numbers(path: Path, above: int) -> npt.NDArray[np.int32]:
-    """What the mask file holds; a palette or 1-bit picture by its brightness, unless any number but 0 counts."""
-    if above == 0 and path.suffix.lower() in {".png", ".tif", ".tiff"}:
+def mask_numbers(item: AnomalyItem) -> npt.NDArray[np.int32]:
+    """What the mask file holds; a palette or 1-bit picture by its brightness, unless any number but 0 counts.
+
+    Raises:
+        DatasetError: it is missing. ImageError: it cannot be read.
+    """
+    path = label_file(item)
+    if item.above == 0 and path.suffix.lower() in {".png", ".tif", ".tiff"}:
         with contextlib.suppress(ImageError):
             return read_labels(path)
     return read_image(path).max(axis=2).astype(np.int32)
@@ -113,7 +120,10 @@ def _mvtec(root: Path) -> Split:
             train.append(_item(root, image, category.name, GOOD))
         for defect in _folders(category / "test"):
             for image in _images(defect):
-                mask = category / "ground_truth" / defect.name / f"{image.stem}_mask.png"
+                masks = category / "ground_truth" / defect.name
+                mask = masks / f"{image.stem}_mask.png"
+                plain = masks / f"{image.stem}.png"
+                mask = plain if plain.exists() and not mask.exists() else mask
                 mask_or_none = None if defect.name == GOOD else mask
                 test.append(_item(root, image, category.name, defect.name, mask_or_none, above=127))
     return train, test
@@ -179,15 +189,22 @@ def _images(folder: Path) -> list[Path]:
 def _benchmark(
     name: str, split: Callable[[Path], Split], files: tuple[str, ...], mark: str, note: str = ""
 ) -> Benchmark:
-    def opens(benchmark: Benchmark, root: Path, variant: str) -> Dataset:
+    def opens(benchmark: Benchmark, root: Path, variant: str, rules: Mapping[str, Any]) -> Dataset:
         train, test = split(root)
         if not test:
             raise DatasetError(f"{shown(root)} holds no test images of '{name}'; expected there: {'; '.join(files)}")
         test.sort(key=lambda item: item.category)  # stable: the listing's order within a category
         categories = tuple(dict.fromkeys(item.category for item in test))
-        return AnomalyDataset(benchmark, root, ClassList(name, categories), tuple(test), train=tuple(train))
+        return AnomalyDataset(
+            benchmark,
+            root,
+            ClassList(name, categories),
+            tuple(test),
+            train=tuple(train),
+            exif=rules.get("exif", EXIF[0]),
+        )
 
-    return Benchmark(name, ANOMALY, name, files, (mark,), opens, note=note)
+    return Benchmark(name, ANOMALY, name, files, (mark,), opens, note=note, rules=("exif",))
 
 
 BENCHMARKS = (

@@ -6,8 +6,9 @@ Benchmarks are read as their publishers lay them out. Nothing is downloaded; wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -19,7 +20,8 @@ from densevl.cache import cache_dir
 from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.files import shown
-from densevl.images import is_turned, read_image
+from densevl.images import header, read_image
+from densevl.images.pixels import QUARTER_TURNS, upright
 
 _Item = TypeVar("_Item")
 
@@ -27,7 +29,6 @@ SEMANTIC, INSTANCE, PANOPTIC, ANOMALY = TASKS = ("semantic", "instance", "panopt
 DATA_VARIABLE = "DENSEVL_DATA"
 HASHED = 2**28
 """Bytes of label files that are read to know them again: about a second."""
-TURNED = "labels are taken to be those of the turned picture; where they are of the pixels as stored, store it upright"
 Root = str | os.PathLike[str] | None
 
 
@@ -52,13 +53,11 @@ class Sample:
     Attributes:
         item: its files. image: uint8 RGB (H, W, 3).
         truth: by task: int16 (H, W), class index, -1 not scored; `coco.Objects`; `coco.PanopticMap`; bool (H, W).
-        turned: whether the image was turned by its EXIF tag, so that labels might be those of the pixels as stored.
     """
 
     item: Any
     image: npt.NDArray[np.uint8]
     truth: Any
-    turned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +67,9 @@ class Dataset:
     Attributes:
         benchmark: what it is; root: where it lies; classes: its class list; items: its files, in a fixed order.
         variant: the label rule, "" for the usual. warnings: what is odd about its files.
+        cut: whether there are more images than these.
+        exif: of images that an EXIF tag turns, whether label maps are of the pixels as "stored" or of the "upright"
+            picture; "auto" goes by the size of the label map, where that tells, else by that of others, else "upright".
     """
 
     benchmark: Benchmark
@@ -76,6 +78,8 @@ class Dataset:
     items: tuple[Any, ...]
     variant: str = ""
     warnings: tuple[str, ...] = field(kw_only=True, default=())
+    exif: str = field(kw_only=True, default="auto")
+    cut: bool = field(kw_only=True, default=False)
 
     @property
     def name(self) -> str:
@@ -113,13 +117,41 @@ class Dataset:
         """
         if not item.image.exists():
             raise DatasetError(f"the image '{item.key}' is missing: {shown(item.image)}")
-        image = read_image(item.image)
-        turned = item.label is not None and item.image.suffix.lower() != ".png" and is_turned(item.image)
+        image, turn = read_image(item.image), header(item.image).turn
+        if turn == 1:
+            return Sample(item, image, self.truth(item, image))
+        if self.labels_as_stored(item):
+            stored = image.swapaxes(0, 1) if turn in QUARTER_TURNS else image
+            return Sample(item, image, np.ascontiguousarray(upright(self.truth(item, stored), turn)))
         try:
-            return Sample(item, image, self.truth(item, image), turned)
+            return Sample(item, image, self.truth(item, image))
         except DatasetError as error:
-            hint = f" ({shown(item.image)} is turned by its EXIF tag; store it upright)" if turned else ""
-            raise DatasetError(f"{error}{hint}") from error
+            raise DatasetError(f"{error} ({shown(item.image)} is turned by its EXIF tag; store it upright)") from error
+
+    def labels_as_stored(self, item: Any) -> bool:
+        """Whether the label map of an image that its EXIF tag turns is of the pixels as stored."""
+        if not self.has_maps or item.label is None or self.exif != "auto":
+            return self.has_maps and self.exif == "stored"
+        told = self._told_by_size(item)
+        return told if told is not None else self._usually_stored
+
+    @cached_property
+    def _usually_stored(self) -> bool:
+        told = {self._told_by_size(item) for item in self.listed if item.label is not None and item.image.exists()}
+        return True in told and False not in told
+
+    def _told_by_size(self, item: Any) -> bool | None:
+        """The same if sizes tell, else None."""
+        picture = header(item.image)
+        if picture.turn not in QUARTER_TURNS or picture.size[0] == picture.size[1] or not item.label.exists():
+            return None
+        size = header(item.label).size
+        return {picture.size: True, picture.size[::-1]: False}.get(size)
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the truth of an image is an array (H, W) that can be turned with it."""
+        return self.benchmark.task in (SEMANTIC, ANOMALY)
 
     def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> Any:
         """The truth of an image that was read."""
@@ -154,7 +186,7 @@ class Dataset:
             return self
         if limit < 1:
             raise DatasetError(f"a limit of {limit} images leaves nothing to evaluate; give 1 or more")
-        return replace(self, items=self._some(limit))
+        return replace(self, items=self._some(limit), cut=True)
 
     def _some(self, limit: int) -> tuple[Item, ...]:
         return evenly(self.items, limit)
@@ -172,9 +204,9 @@ class Benchmark:
     Attributes:
         name, task: as an experiment names them. folder: where it usually lies below a data folder.
         files: what lies below its folder, as lines to read. marks: patterns, one of which has a match where it lies.
-        opens: from the benchmark, its place and a variant to the dataset.
+        opens: from the benchmark, its place, a variant and rules to the dataset.
         expected: images of the evaluation split, None where that varies. note: what a reader of results should know.
-        variants: other rules for its labels.
+        variants: other rules for its labels, by name. rules: keys of rules that a user may give (see `own`).
     """
 
     name: str
@@ -182,10 +214,11 @@ class Benchmark:
     folder: str
     files: tuple[str, ...]
     marks: tuple[str, ...]
-    opens: Callable[[Benchmark, Path, str], Dataset]
+    opens: Callable[[Benchmark, Path, str, Mapping[str, Any]], Dataset]
     expected: int | None = None
     note: str = ""
     variants: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
 
     def find(self, root: Root = None) -> tuple[Path | None, list[Path]]:
         """Where it lies, None where it was not found; and all places looked at.
@@ -202,12 +235,16 @@ class Benchmark:
         found = (place for place in looked for mark in self.marks if next(place.glob(mark), None) is not None)
         return next(found, None), looked
 
-    def open(self, root: Root = None, variant: str = "") -> Dataset:
-        """Find it and read the list of its files; `root` as in `find`.
+    def open(self, root: Root = None, variant: str = "", rules: Mapping[str, Any] | None = None) -> Dataset:
+        """Find it and read the list of its files; `root` as in `find`, `rules` as `open_dataset` takes them.
 
         Raises:
-            DatasetError: not found, empty, or no such variant; the message lists the expected files.
+            DatasetError: not found, empty, or no such variant or rule; the message lists the expected files.
         """
+        for key in rules or ():
+            if key not in self.rules:
+                has = "labels of its own rule" if self.task == SEMANTIC else "no such rule"
+                raise DatasetError(f"'{self.name}' ({self.task}) has {has}, so '{key}' is not for it; leave it out")
         place, looked = self.find(root)
         if place is None:
             raise DatasetError(
@@ -219,7 +256,7 @@ class Benchmark:
             raise DatasetError(
                 f"'{self.name}' has no label rule '{variant}'{suggest(variant, self.variants)}; it has {has}"
             )
-        return self.opens(self, place, variant)
+        return self.opens(self, place, variant, rules or {})
 
 
 def label_file(item: Item) -> Path:

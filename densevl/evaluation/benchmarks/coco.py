@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,13 +23,12 @@ from densevl.evaluation.benchmarks.base import (
     same_size,
 )
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList
+from densevl.evaluation.benchmarks.listing import Entry, read_listing
 from densevl.evaluation.metrics.panoptic import VOID, Segment, coco_ids
 from densevl.files import shown
 from densevl.images import read_image
 
 Rle = dict[str, Any]
-Entry = Mapping[str, Any]
-"""An object of the JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +107,6 @@ class CocoDataset(Dataset):
     def _numbers(self) -> dict[Any, int]:
         return {entry["id"]: number for number, entry in enumerate(self.categories)}
 
-    def _index(self, item: CocoItem, category: Any) -> int:
-        if category in self._numbers:
-            return self._numbers[category]
-        ids = list(self._numbers)
-        raise DatasetError(
-            f"{shown(self.listing)} has category {category} in image '{item.key}': it lists {len(ids)} categories, "
-            f"{min(ids)} to {max(ids)}"
-        )
-
     def _objects(self, item: CocoItem, image: npt.NDArray[np.uint8]) -> Objects:
         size, told = (image.shape[0], image.shape[1]), item.entry
         if size != (int(told["height"]), int(told["width"])):
@@ -126,7 +115,7 @@ class CocoDataset(Dataset):
                 f"{told['width']}x{told['height']}: masks are never resized"
             )
         return Objects(
-            np.array([self._index(item, entry["category_id"]) for entry in item.annotations], np.int64),
+            np.array([self._numbers[entry["category_id"]] for entry in item.annotations], np.int64),
             np.array([bool(entry.get("iscrowd", 0)) for entry in item.annotations], bool),
             tuple(self._rle(item, entry, size) for entry in item.annotations),
         )
@@ -155,7 +144,7 @@ class CocoDataset(Dataset):
         ids = coco_ids(read_image(label))
         same_size(label, ids, image)
         segments = tuple(
-            Segment(int(entry["id"]), self._index(item, entry["category_id"]), bool(entry.get("iscrowd", 0)))
+            Segment(int(entry["id"]), self._numbers[entry["category_id"]], bool(entry.get("iscrowd", 0)))
             for entry in item.annotations
         )
         odd = ({int(number) for number in np.unique(ids)} ^ {segment.id for segment in segments}) - {VOID}
@@ -182,9 +171,9 @@ def _benchmark(
         maps: the folder of panoptic PNGs, "" for instances.
     """
 
-    def opens(benchmark: Benchmark, root: Path, variant: str) -> Dataset:
+    def opens(benchmark: Benchmark, root: Path, variant: str, rules: Mapping[str, Any]) -> Dataset:
         file = next(root / own for own in listing if (root / own).is_file())
-        data = _read_listing(file, bool(maps))
+        data, odd = read_listing(file, bool(maps))
         by_image: dict[Any, list[Entry]] = {}
         for entry in data["annotations"]:
             by_image.setdefault(entry.get("image_id"), []).extend(entry["segments_info"] if maps else [entry])
@@ -204,7 +193,14 @@ def _benchmark(
             raise DatasetError(f"the split is empty: {shown(file)} names no image")
         known, categories = _class_list(name, data["categories"]), tuple(data["categories"])
         return CocoDataset(
-            benchmark, root, known, tuple(items), listing=file, categories=categories, federated=federated
+            benchmark,
+            root,
+            known,
+            tuple(items),
+            listing=file,
+            categories=categories,
+            federated=federated,
+            warnings=tuple(odd),
         )
 
     files = (" or ".join(listing), " or ".join(f"{own}/*" for own in images), *([f"{maps}/*.png"] if maps else []))
@@ -233,47 +229,8 @@ def _key(listing: Path, name: str) -> str:
     return path.with_suffix("").as_posix()
 
 
-_KEYS = {
-    "categories": ("id", "name"),
-    "images": ("id", "height", "width"),
-    "annotations": ("image_id", "category_id", "segmentation"),
-}
 FAR = 2**17
 """Pixels from the corner that a polygon may reach; pycocotools' memory ends somewhere beyond."""
-_PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
-
-
-def _read_listing(path: Path, panoptic: bool) -> dict[str, Any]:
-    """COCO's JSON, with images, annotations and categories.
-
-    Raises:
-        DatasetError: unreadable, or something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
-    parts = ("images", "annotations", "categories")
-    if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in parts):
-        raise DatasetError(f"{shown(path)} is no COCO file: it needs lists of {', '.join(parts)}")
-    if not data["categories"]:
-        raise DatasetError(f"{shown(path)} has no categories: there is nothing to look for")
-    for part in parts:
-        _need(path, part, data[part], _PANOPTIC_KEYS if panoptic and part == "annotations" else _KEYS[part])
-    for entry in data["annotations"] if panoptic else ():
-        _need(path, "segments_info", entry["segments_info"], ("id", "category_id"))
-    return data
-
-
-def _need(path: Path, part: str, entries: list[Any], keys: tuple[str, ...]) -> None:
-    for entry in entries:
-        absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-        if absent:
-            raise DatasetError(f"{shown(path)} has an entry of {part} without {absent[0]}: {str(entry)[:80]}")
-        if odd := [key for key in keys if key.endswith("id") and type(entry[key]) is not int]:
-            raise DatasetError(
-                f"{shown(path)} has an entry of {part} whose {odd[0]} is no whole number: {str(entry)[:80]}"
-            )
 
 
 def _class_list(name: str, categories: list[dict[str, Any]]) -> ClassList:

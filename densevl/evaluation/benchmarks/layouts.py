@@ -48,7 +48,13 @@ class Layout:
         for end in self.label_ends:
             if next(folder.rglob(f"*{end}"), None) is not None:
                 return end
-        raise DatasetError(f"no labels in {shown(folder)}: files must end in {' or '.join(self.label_ends)}")
+        found = next((path for path in folder.rglob("*.*") if path.suffix.lower() in {".jpg", ".jpeg"}), None)
+        hint = (
+            f"; {shown(found)} and others are JPEG, which changes numbers: save them as PNG from the source"
+            if found
+            else ""
+        )
+        raise DatasetError(f"no labels in {shown(folder)}: files must end in {' or '.join(self.label_ends)}{hint}")
 
     def items(self, root: Path) -> list[Item]:
         """All pairs, sorted by key; a file of a pair may be missing (see `DatasetError` of the dataset).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks import anomaly, coco, semantic
@@ -39,17 +40,27 @@ def benchmark(name: str, task: str | None = None) -> Benchmark:
     return BENCHMARKS[name, task or own[0]]
 
 
-def open_dataset(name: str, root: Root = None, *, task: str | None = None, variant: str = "") -> Dataset:
+def open_dataset(
+    name: str,
+    root: Root = None,
+    *,
+    task: str | None = None,
+    variant: str = "",
+    rules: Mapping[str, Any] | None = None,
+) -> Dataset:
     """Find a benchmark on disk.
 
     Args:
-        name: of `BENCHMARKS`; "folder" is any folder with images/ and labels/ and names.txt, or instances.json, or
-            panoptic.json and panoptic/; "mvtec" is any folder in that layout.
+        name: of `BENCHMARKS`; "folder" is any folder with images/ and labels/ and a list of classes, or
+            instances.json, or panoptic.json and panoptic/; "mvtec" is any folder in that layout.
         root: its folder; None looks in $DENSEVL_DATA, ./data and the cache folder.
         task: "semantic", "instance", "panoptic" or "anomaly"; None is the first it has.
         variant: another label rule: "mmseg-default255" (ade847, pc459), "keep-ignore" (coco-object).
+        rules: of a "folder" with label maps, what stored numbers mean: keys "ignore", "label_map",
+            "reduce_zero_label" and "exif", which win over those of its dataset.json (see `benchmarks.own`). "exif" goes
+            with all label maps.
 
     Raises:
         DatasetError: unknown, not found, or empty; the message lists the expected files.
     """
-    return benchmark(name, task).open(root, variant)
+    return benchmark(name, task).open(root, variant, rules)

@@ -79,7 +79,10 @@ def results(outcome: Outcome) -> dict[str, Any]:
     facts = {
         "title": f"{used.get('recipe') or used.get('model')} on {dataset.name}",
         "versions": versions(),
-        "warnings": [*used.pop("warnings", []), *task.warnings(outcome.counts)],
+        "warnings": list(
+            dict.fromkeys([*used.pop("warnings", []), *task.look.warnings, *task.warnings(outcome.counts)])
+        ),
+        "first_look": {"seen": task.look.text, **task.look.facts},
         "task": experiment.task,
         "headline": task.headline,
         "measures": outcome.summary,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from densevl.drawing import draw_overlay
 from densevl.evaluation.benchmarks.base import Dataset, Sample
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND
+from densevl.evaluation.benchmarks.look import Look, look
 from densevl.evaluation.experiment import Experiment
 from densevl.vocabulary import TextOptions
 
@@ -106,9 +108,18 @@ class Task(ABC):
     def dump(self, index: int, sample: Sample, found: Any) -> dict[str, bytes]:
         """Files that keep the prediction, by name."""
 
+    @cached_property
+    def look(self) -> Look:
+        """A first look at the dataset.
+
+        Raises:
+            DatasetError: something cannot be right. ImageError: a file cannot be read.
+        """
+        return look(self.dataset)
+
     def warnings(self, counts: Counts) -> list[str]:
-        """What is odd about the dataset, as far as it was counted."""
-        return list(self.dataset.warnings)
+        """What is odd about what was counted."""
+        return []
 
     def judge(self, kept: Kept) -> Any:
         """What is worked out once from all that is kept."""

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from densevl.evaluation import papers
-from densevl.evaluation.benchmarks.base import TURNED, Sample
+from densevl.evaluation.benchmarks.base import Sample
+from densevl.evaluation.benchmarks.look import listed, odd_labels
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.metrics.boundary import boundary_counts, boundary_iou
 from densevl.evaluation.metrics.calibration import BINS, calibration, calibration_counts
@@ -38,7 +39,7 @@ class SemanticTask(Task):
         classes = len(self.dataset.names)
         blank = {"iou": (classes + 1, classes + 1), "boundary": (3, classes), "calibration": (3, BINS)}
         zeros = {name: np.zeros(shape, np.int64) for name, shape in blank.items()} | {"structure": structure_zeros()}
-        return {"pixels": np.zeros(2, np.int64), **{name: zeros[name] for name in self.experiment.measures}}
+        return {"pixels": np.zeros(1, np.int64), **{name: zeros[name] for name in self.experiment.measures}}
 
     def predict(self, predictor: Any, sample: Sample) -> Any:
         return predictor(sample.image)
@@ -47,7 +48,7 @@ class SemanticTask(Task):
         asked, classes = self.experiment, len(self.dataset.names)
         counts = {
             "iou": confusion(sample.truth, found.labels, classes),
-            "pixels": np.array([sample.truth.size, sample.turned]),
+            "pixels": np.array([sample.truth.size]),
         }
         if "boundary" in asked.measures:
             counts["boundary"] = boundary_counts(sample.truth, found.labels, classes, asked.boundary_ratio)
@@ -85,7 +86,10 @@ class SemanticTask(Task):
             "amount": f"{pixels:,} scored pixels",
             "pixels": pixels,
             "ignored": _ignored(counts),
-            "classes not in the truth": [name for name in names[:-1] if name not in self._occurring(counts)],
+            "classes not in the truth": self._absent(counts),
+            "classes never found": [
+                name for name, column in zip(names[:-1], counts["iou"].T, strict=False) if not column.any()
+            ],
             "confused": [
                 {"truth": names[row], "found": names[column], "pixels": amount}
                 for row, column, amount in confused(counts["iou"])
@@ -101,19 +105,19 @@ class SemanticTask(Task):
         }
 
     def warnings(self, counts: Counts) -> list[str]:
-        occurring, ignored, turned = self._occurring(counts), _ignored(counts), int(counts["pixels"][1])
-        stored = f"are its labels stored as '{self.dataset.name}' has them? {self.dataset.note}".strip()
-        found = super().warnings(counts)
-        if ignored and len(occurring) == 1 < len(self.dataset.names):
-            only = f"all that is scored of the truth is '{occurring[0]}'"
-            found.append(f"{only}, and {ignored:.0%} of its pixels are ignored: {stored}")
-        elif ignored > 0.5:
-            found.append(f"{ignored:.0%} of the pixels of the truth are ignored: {stored}")
-        return [*found, *([f"{turned} of the images are turned by their EXIF tags: {TURNED}"] if turned else [])]
+        matrix, names = counts["iou"], self.dataset.names
+        absent = self._absent(counts)
+        found = odd_labels(self.dataset, _ignored(counts), absent, True)
+        never = [name for name, row, column in zip(names, matrix, matrix.T, strict=False) if row.any() > column.any()]
+        if never:
+            found.append(
+                f"{len(never)} of the {len(names) - len(absent)} classes that occur were never found: {listed(never)}"
+            )
+        return found
 
-    def _occurring(self, counts: Counts) -> list[str]:
-        """Classes that the truth has."""
-        return [name for name, row in zip(self.dataset.names, counts["iou"][:-1], strict=True) if row.any()]
+    def _absent(self, counts: Counts) -> list[str]:
+        """Classes that the truth does not have."""
+        return [name for name, row in zip(self.dataset.names, counts["iou"][:-1], strict=True) if not row.any()]
 
     def pictures(self, sample: Sample, found: Prediction) -> tuple[tuple[str, Picture], ...]:
         return compared(sample.image, sample.truth, found.labels, self.dataset.names)
