@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from case import Case, cases, run
+import pytest
+from case import Case, Ran, cases, run
 from PIL import Image
 
-from densevl.evaluation import open_dataset
+from densevl.errors import DensevlError
+from densevl.evaluation import Experiment, evaluate, open_dataset
 from densevl.evaluation.benchmarks.look import Look, look
 from tests.evaluation.region_miniatures import make_instances, make_panoptic
 
@@ -614,3 +616,92 @@ def test_a_listing_is_sound_or_says_what_is_odd(case: Case, tmp_path: Path) -> N
 @cases(*LISTS, *MEANINGS, *EXIF, *LOOKS)
 def test_a_folder_of_ones_own_is_what_was_meant_or_refused(case: Case, tmp_path: Path) -> None:
     case.hold(tmp_path)
+
+
+def _mini(folder: Path, *more: object) -> tuple[Ran, dict[str, Any], str]:
+    """A run of the shipped model; its results and its page."""
+    told = run("eval", "run", "folder", "--root", folder, "--model", "mini", "--out", folder / "out", *more)
+    results = folder / "out/results.json"
+    page = folder / "out/report.html"
+    return told, json.loads(results.read_text()), page.read_text()
+
+
+def _asked(root: str) -> Experiment:
+    return Experiment("folder", root=root, model="mini")
+
+
+def test_what_was_seen_stands_on_stderr_in_results_and_on_the_page(tmp_path: Path) -> None:
+    _set(tmp_path, _stripes(0, 1, 11), _stripes(0, 1, 11), classes="background\npenguin\npizza\nquokka")
+    told, results, page = _mini(tmp_path, "--ignore", "11")
+    assert told.code == 0
+    assert sum("not scored: 11 and 255 and 65535" in line for line in told.warnings) == 1
+    assert "not scored: 11 and 255 and 65535" in results["first_look"]["seen"]
+    assert results["experiment"]["ignore"] == [11]
+    for said in ("quokka", "2 of 4 classes occur nowhere in the truth: pizza, quokka"):
+        assert any(said in line for line in told.warnings), told.warnings
+        assert any(said in text for text in results["warnings"])
+        assert said in page
+    assert results["classes not in the truth"] == ["pizza", "quokka"]
+    assert len(set(told.warnings)) == len(told.warnings), "each once"
+
+
+def test_classes_that_were_never_found_are_named(tmp_path: Path) -> None:
+    _set(tmp_path, _stripes(0, 1, 2))
+    told, results, page = _mini(tmp_path)
+    never = results["classes never found"]
+    assert never
+    assert any(f"never found: {never[0]}" in line or f", {never[0]}" in line for line in told.warnings), told.warnings
+    assert "never found" in page
+
+
+def test_a_fresh_dump_leaves_no_earlier_prediction(tmp_path: Path) -> None:
+    _set(tmp_path)
+    _mini(tmp_path, "--dump")
+    assert len(list((tmp_path / "out/predictions").iterdir())) == 2
+    _mini(tmp_path, "--dump", "--fresh", "--limit", "1")
+    assert len(list((tmp_path / "out/predictions").iterdir())) == 1
+
+
+def test_a_refused_resume_shows_no_progress(tmp_path: Path) -> None:
+    _set(tmp_path)
+    _mini(tmp_path)
+    refused = run(
+        *(
+            "eval",
+            "run",
+            "folder",
+            "--root",
+            tmp_path,
+            "--model",
+            "mini",
+            "--recipe",
+            "naclip",
+            "--out",
+            tmp_path / "out",
+        )
+    )
+    assert refused.code == 2
+    assert not any("0/?" in line for line in refused.warnings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda root: Experiment("folder", root=root, boundary_ratio=0), "boundary_ratio .* 1e-06 to 1, not '0.0'"),
+        (lambda root: evaluate(Experiment("folder", root=root, model="mini"), 5), "the work folder is a int"),
+        (
+            lambda root: evaluate(Experiment("folder", root=root, model="mini"), root, save_every="x"),
+            "save_every is 'x'",
+        ),
+        (
+            lambda root: evaluate(Experiment("folder", root=root, model="mini"), root, save_every=float("nan")),
+            "save_every",
+        ),
+        (lambda root: Experiment("folder", root=root, ignore="x"), "ignore is numbers"),
+        (lambda root: Experiment("folder", root=root, ignore=True), "ignore is numbers"),
+    ],
+)
+def test_what_an_evaluation_cannot_do_is_one_line(asked: Any, message: str, tmp_path: Path) -> None:
+    _set(tmp_path)
+    with pytest.raises(DensevlError, match=message):
+        asked(str(tmp_path))

@@ -154,6 +154,7 @@ def write(outcome: Outcome, folder: str | Path, predictor: Any | None = None) ->
         "bar_rows": [(row["class"], row[facts["bars"]]) for row in facts["classes"]],
         "times": _times(facts["run"]),
         "heat_classes": _HEAT_CLASSES,
+        "facts_of_classes": {name: facts.get(name) for name in ("classes never found", "classes not in the truth")},
         "explained": _EXPLAINED,
     }
     matrix = outcome.counts.get("iou")
