@@ -111,7 +111,7 @@ def read_own(root: Path, rules: Said) -> Own:
         raise DatasetError(f"{shown(path)}: 'exif' is {exif!r}{suggest(str(exif), EXIF)}; it is {', '.join(EXIF)}")
     text = f"{stored}; {ground}; {ignored}"
     told = said.get("ignore") is not None or said.get("label_map") is not None
-    return Own(classes, table, colours, exif, told, text, tuple(warnings))
+    return Own(classes, table, colours, exif, told, text, (*warnings, *asked.warnings))
 
 
 def _span(table: Table) -> str:
