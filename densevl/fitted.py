@@ -8,6 +8,7 @@ pickles.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from densevl import digest
 from densevl.errors import WeightsError
 from densevl.files import atomic_write_all
+from densevl.saved import Kind, read_json
 from densevl.weights import read_checkpoint
 
 if TYPE_CHECKING:
@@ -128,6 +130,11 @@ def require_same(model: Any, weights: str, name: str, what: str) -> None:
         )
 
 
+def kind_of(what: str) -> Kind:
+    """A kind of fitted file."""
+    return Kind(what, WeightsError, "fit and save it again")
+
+
 def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> list[Path]:
     """Write `path`.safetensors and `path`.json, both or neither.
 
@@ -143,30 +150,42 @@ def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapp
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, {"format": kind}
     )
     content = {"format": kind, **facts, "tensors_sha256": digest.of_bytes(blob)}
+    content["facts_sha256"] = stamp(content)
     tensor_file, fact_file = files(path)
     return atomic_write_all({tensor_file: blob, fact_file: json.dumps(content, indent=1).encode()})
 
 
-def read(path: Path, kind: str, what: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(path: str | os.PathLike[str], kind: str, saved: Kind) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read the tensors and facts that `save` wrote.
 
     Args:
-        what: it should be, in a word or two, for messages.
+        kind: as it was saved. saved: what it is, for messages.
 
     Raises:
         WeightsError: a file is missing, damaged, of another kind, or the two do not belong together.
     """
-    tensor_file, fact_file = files(path)
-    try:
-        facts = json.loads(fact_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{what} file {fact_file} cannot be read: {error}") from error
-    if not isinstance(facts, dict) or facts.get("format") != kind:
-        raise WeightsError(f"{fact_file} is no saved {what} of this version; fit and save it again")
+    tensor_file, fact_file = files(saved.path(path))
+    facts = read_json(fact_file, saved)
+    if (found := facts.get("format")) != kind:
+        other = f"a file of the kind {str(found)[:80]!r}" if found is not None else "no such file"
+        raise saved.bad(fact_file, f"is {other}, not {kind!r}")
+    if facts.pop("facts_sha256", None) != stamp(facts):
+        raise saved.bad(fact_file, "was changed after it was saved, or is damaged")
     tensors = read_checkpoint(tensor_file).tensors
     if digest.of_file(tensor_file) != facts.get("tensors_sha256"):
-        raise WeightsError(f"{tensor_file} does not belong to {fact_file.name}, or is damaged; save the {what} again")
+        raise saved.bad(tensor_file, f"does not belong to {fact_file.name}, or is damaged")
+    if odd := next((name for name, value in tensors.items() if not _finite(value)), None):
+        raise saved.bad(tensor_file, f"is damaged: {odd[:80]!r} is not finite")
     return tensors, facts
+
+
+def stamp(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of all other facts of a file."""
+    return digest.of_text(json.dumps(facts, sort_keys=True))
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex()) or bool(tensor.isfinite().all())
 
 
 def files(path: Path) -> tuple[Path, Path]:

@@ -83,6 +83,6 @@ def test_tensors_that_share_memory_are_saved_each(tmp_path) -> None:
     """Two operators of a region head hold the same rows of words."""
     rows = torch.randn(3, 4)
     fitted.save(tmp_path / "head", "kind 1", {"one": rows, "other": rows}, {})
-    tensors, _ = fitted.read(tmp_path / "head", "kind 1", "head")
+    tensors, _ = fitted.read(tmp_path / "head", "kind 1", fitted.kind_of("head"))
     assert torch.equal(tensors["one"], rows)
     assert torch.equal(tensors["other"], rows)

@@ -25,6 +25,7 @@ ROOMS = {
     "stacking": "which mask is on top",
     "devices": "where models run",
     "files": "files written whole or not at all, and never over others",
+    "saved": "files of densevl read again, within limits",
     "weights": "weights read as data",
     "shipped": "the files that the package carries",
     "drawing": "overlays, legends, contact sheets",

@@ -15,9 +15,10 @@ import torch
 
 from densevl.anomaly.maps import to_pixels
 from densevl.errors import DensevlError, OutputError
-from densevl.files import atomic_write_all, shown
+from densevl.files import atomic_write_all
 from densevl.images import encode_png
-from densevl.results import Result, chosen, from_json, photo_of, to_json
+from densevl.results import RESULT, Result, chosen, from_json, photo_of, to_json
+from densevl.saved import read_array
 
 # Dark blue to yellow to red, by position 0..1.
 _STOPS = np.array([0.0, 0.35, 0.6, 0.8, 1.0])
@@ -164,15 +165,18 @@ class AnomalyResult(Result):
         Raises:
             DensevlError: missing or damaged files, or a photo of another size.
         """
-        path = Path(path)
-        facts = from_json(path.with_suffix(".json"), ("score", "size", "meta", "warnings"))
-        try:
-            grid = np.load(path.with_suffix(".npy"), allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
-        limits = Thresholds(**facts["thresholds"]) if "thresholds" in facts else None
-        photo = photo_of(facts["meta"], (facts["size"]["height"], facts["size"]["width"]), image)
-        return cls(facts["score"], grid, {}, photo, limits, facts["meta"], tuple(facts["warnings"]))
+        path = RESULT.path(path)
+        facts = from_json(path.with_suffix(".json"), ("score", "map"))
+        grid = read_array(path.with_suffix(".npy"), RESULT)
+        photo = photo_of(facts, image)
+        with RESULT.sense(path, inner=True):
+            if grid.dtype != np.float32 or grid.ndim != 2 or not grid.size or not np.isfinite(grid).all():
+                raise ValueError(f"its map is {grid.dtype} {grid.shape}, not finite float32 (h, w)")
+            numbers = [facts["score"], *facts.get("thresholds", {}).values()]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise ValueError("its score or a threshold is no number")
+            limits = Thresholds(**facts["thresholds"]) if "thresholds" in facts else None
+            return cls(facts["score"], grid, {}, photo, limits, facts["meta"], tuple(facts["warnings"]))
 
     def _content(self) -> dict[str, Any]:
         return {"grid": self.grid, **self.facts()}

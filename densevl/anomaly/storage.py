@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from densevl import fitted
 from densevl.anomaly.memory.nearest import NearestMemory
 from densevl.anomaly.scoring import Scoring, get_scoring
-from densevl.errors import DensevlError, WeightsError
 from densevl.fitted import fingerprint as fingerprint
-from densevl.weights import bad_file, below
+from densevl.weights import below
 
 FORMAT = "densevl-anomaly-1"
+SAVED = fitted.kind_of("anomaly detector")
 
 
 def save(path: Path, memories: Mapping[str, NearestMemory], prototypes: torch.Tensor | None, facts: dict) -> list[Path]:
@@ -33,40 +34,36 @@ def save(path: Path, memories: Mapping[str, NearestMemory], prototypes: torch.Te
     return fitted.save(path, FORMAT, tensors, facts)
 
 
-def read(path: Path) -> tuple[dict[str, NearestMemory], torch.Tensor | None, dict[str, Any]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, NearestMemory], torch.Tensor | None, dict[str, Any]]:
     """Read what `save` wrote: memories by level, prototypes (2, E) or None, and the facts.
 
     Raises:
         WeightsError: a file is missing, damaged, of another kind, or the two do not belong together.
     """
-    tensors, facts = fitted.read(path, FORMAT, "anomaly detector")
+    tensors, facts = fitted.read(path, FORMAT, SAVED)
     metric = scoring_of(facts, path).metric
     levels, places = below(tensors, "rows."), below(tensors, "place.")
-    try:
+    with SAVED.sense(path):
+        for level, rows in levels.items():
+            owner, place = tensors[f"owner.{level}"], places.get(level)
+            fits = rows.ndim == 2 and rows.is_floating_point() and owner.shape == rows.shape[:1]
+            if not fits or (place is not None and place.shape != (len(rows), 2)):
+                raise ValueError(f"the parts of its memory '{level}' do not fit each other")
         memories = {
-            level: NearestMemory(tensors[f"rows.{level}"], tensors[f"owner.{level}"], metric, places.get(level))
-            for level in levels
+            level: NearestMemory(rows, tensors[f"owner.{level}"], metric, places.get(level))
+            for level, rows in levels.items()
         }
-    except KeyError as error:
-        raise bad_file(path, f"holds no whole detector: {error} is missing; fit and save it again") from error
-    for level, memory in memories.items():
-        rows, place = memory.rows, memory.place
-        fits = rows.ndim == 2 and rows.is_floating_point() and memory.owner.shape == rows.shape[:1]
-        if not fits or (place is not None and place.shape != (len(rows), 2)):
-            raise bad_file(path, f"holds a memory '{level}' whose parts do not fit each other; fit and save it again")
     return memories, tensors.get("prototypes"), facts
 
 
-def scoring_of(facts: Mapping[str, Any], path: Path) -> Scoring:
+def scoring_of(facts: Mapping[str, Any], path: str | os.PathLike[str]) -> Scoring:
     """The scoring a file was saved with.
 
     Raises:
         WeightsError: it holds none that this version knows.
     """
-    try:
+    with SAVED.sense(path, inner=True):
         return get_scoring(Scoring("saved"), **facts["scoring"])
-    except (KeyError, TypeError, DensevlError) as error:
-        raise WeightsError(f"{path} holds no usable scoring: {error}") from error
 
 
 def scoring_facts(scoring: Scoring) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,15 @@ from densevl import fitted
 from densevl.errors import EvaluationError
 from densevl.evaluation import distributed
 from densevl.files import atomic_write, shown
+from densevl.saved import Kind, parse_json, read_arrays, read_bytes
 
 STATE = "state"
 SHARD = ".jsonl"
 Identity = Mapping[str, Any]
 """Everything but the images that decides what is counted, as JSON."""
 AllCounts = dict[str, npt.NDArray[np.int64]]
+SAVED = Kind("saved state", EvaluationError, "remove it to start anew")
+_ARRAYS = {"files": "u8", "done": "b1", "ranking": "f8"}
 
 
 @dataclass(eq=False)
@@ -92,14 +94,18 @@ class State:
         Raises:
             EvaluationError: the file is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                counts = {name.removeprefix("count/"): file[name] for name in file.files if name.startswith("count/")}
-                return cls(
-                    dict(json.loads(str(file["identity"]))), file["files"], file["done"], file["ranking"], counts
-                )
-        except (OSError, ValueError, KeyError, EOFError, TypeError, RecursionError, zipfile.BadZipFile) as error:
-            raise EvaluationError(f"{shown(path)} is no saved state or damaged; remove it to start anew") from error
+        arrays = read_arrays(path, SAVED)
+        with SAVED.sense(path):
+            counts = {name.removeprefix("count/"): arrays[name] for name in arrays if name.startswith("count/")}
+            identity = parse_json(str(arrays["identity"]))
+            found = cls(identity, arrays["files"], arrays["done"], arrays["ranking"], counts)
+            if not isinstance(identity, dict) or any(arrays[name].dtype.str[1:] != _ARRAYS[name] for name in _ARRAYS):
+                raise ValueError("its parts are of other kinds")
+            if any(array.shape != (len(found.files),) for array in (found.files, found.done, found.ranking)):
+                raise ValueError("its parts have different lengths")
+            if any(array.dtype != np.int64 or (array < 0).any() for array in counts.values()):
+                raise ValueError("a count is no integer of 0 or more")
+        return found
 
 
 class Checkpoint:
@@ -210,7 +216,6 @@ def _file_name(folder: Path) -> str:
 
 
 def _read(path: Path) -> list[tuple[int, Any]]:
-    try:
-        return [(int(index), content) for index, content in map(json.loads, path.read_text("utf-8").splitlines())]
-    except (OSError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{shown(path)} is damaged ({error}); remove the 'state' folder to start anew") from error
+    data = read_bytes(path, SAVED)
+    with SAVED.sense(path):
+        return [(int(index), content) for index, content in map(parse_json, data.splitlines())]

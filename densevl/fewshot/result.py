@@ -16,7 +16,7 @@ from densevl.drawing import draw_shares, palette
 from densevl.errors import DensevlError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write_all
 from densevl.images import encode_png
-from densevl.results import UNLABELLED, Result, chosen, from_json, photo_of, to_json
+from densevl.results import RESULT, UNLABELLED, Result, chosen, from_json, photo_of, to_json
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,17 +131,22 @@ class Classification(Result):
         Raises:
             DensevlError: a missing or damaged file, or a photo of another size.
         """
-        content = from_json(Path(path), ("size", "names", "scores", "probabilities", "regions", "meta", "warnings"))
-        photo = photo_of(content["meta"], (content["size"]["height"], content["size"]["width"]), image)
-        return cls._of(content, photo)
+        path = RESULT.path(path)
+        content = from_json(path, ("names", "scores", "probabilities", "regions"))
+        photo = photo_of(content, image)
+        with RESULT.sense(path, inner=True):
+            return cls._of(content, photo)
 
     @classmethod
     def _of(cls, content: Mapping[str, Any], photo: npt.NDArray[np.uint8]) -> Classification:
         plausible, box = content["plausible"], content["box"]
+        chances = np.array(content["probabilities"], np.float32)
+        if not (chances >= 0).all() or (box is not None and not all(type(side) is int for side in box)):
+            raise DensevlError("a probability is below 0, or a side of a box is no integer")
         return cls(
             tuple(content["names"]),
             np.array(content["scores"], np.float32),
-            np.array(content["probabilities"], np.float32),
+            chances,
             photo,
             None if plausible is None else tuple(plausible),
             content["distance"],

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.errors import ProposalError
+from densevl.images import MAX_PIXELS
 from densevl.proposals import packing
 from densevl.proposals.checks import checked_boxes, checked_mask, checked_quality
 from densevl.rle import class_runs, coco_segmentation
 from densevl.stacking import back_to_front
 
 BoolArray = npt.NDArray[np.bool_]
+MOST_PACKED = 4 << 30  # bytes of masks that are made from run lengths, of which a few are masks of any size
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -217,15 +219,24 @@ class Proposals:
             raise ProposalError("no RLE and no image size: pass size=(height, width)")
         rows = []
         for index, entry in enumerate(entries):
+            if size and (index + 1) * packing.row_bytes(size) > MOST_PACKED:
+                raise ProposalError(
+                    f"{len(entries):,} masks of {size[0]}x{size[1]} pixels take more than {MOST_PACKED >> 30} GiB: "
+                    "give fewer, or of a smaller image"
+                )
             try:
                 own = (int(entry["size"][0]), int(entry["size"][1]))
                 counts = packing.rle_counts(entry["counts"])
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise ProposalError(f'RLE {index} is not {{"size": [H, W], "counts": ...}}: {error!r}') from error
+            if not 0 < own[0] * own[1] <= MAX_PIXELS:
+                raise ProposalError(f"RLE {index} is of {own[0]}x{own[1]} pixels, the limit is {MAX_PIXELS:,}")
             size = size or own
             if own != tuple(size):
                 raise ProposalError(f"RLE {index} is of {own[0]}x{own[1]} pixels, the image of {size[0]}x{size[1]}")
-            if counts.sum() != own[0] * own[1] or (counts < 0).any():
+            if ((counts < 0) | (counts > own[0] * own[1])).any():  # before a sum of them wraps round
+                raise ProposalError(f"RLE {index}: a run is below 0, or longer than the {own[0] * own[1]:,} pixels")
+            if counts.sum() != own[0] * own[1]:
                 raise ProposalError(
                     f"RLE {index}: its runs add up to {counts.sum():,} pixels, its size {own[0]}x{own[1]} to "
                     f"{own[0] * own[1]:,}"

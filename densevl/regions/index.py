@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,18 @@ import numpy.typing as npt
 from densevl.errors import DensevlError, OutputError
 from densevl.files import atomic_write, shown
 from densevl.proposals.base import Proposals
+from densevl.saved import Kind, parse_json, read_arrays
 
 VERSION = 1
-MOST_TEXT = 2**31  # bytes of JSON read from a file
 
 
 class RegionIndexError(DensevlError):
     """An index cannot be read, or belongs to another model."""
+
+
+INDEX = Kind("region index", RegionIndexError, "build it anew")
+_ARRAYS = {"facts": ("u1", 1), "owner": ("i4", 1), "vectors": ("f2", 2), "boxes": ("f4", 2)}
+"""Kind of numbers and dimensions of each."""
 
 
 @dataclass(frozen=True)
@@ -189,22 +193,38 @@ class RegionIndex:
         Raises:
             RegionIndexError: missing, damaged, or something else.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                text = file["facts"]
-                if text.nbytes > MOST_TEXT:
-                    raise ValueError("its text is too large")
-                facts = json.loads(text.tobytes())
-                if facts["version"] != VERSION:
-                    raise ValueError(f"it is of version {facts['version']}, this densevl reads {VERSION}")
-                photos = tuple(Photo(p, (int(h), int(w)), int(b), int(t)) for p, h, w, b, t in facts["photos"])
-                found = cls(
-                    str(facts["model"]), photos, file["owner"], file["vectors"], file["boxes"], tuple(facts["masks"])
-                )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise RegionIndexError(f"index {shown(path)} cannot be read: {error}; build it anew") from error
-        count = len(found.masks)
-        shapes = (found.owner.shape, found.vectors.shape[:1], found.boxes.shape)
-        if shapes != ((count,), (count,), (count, 4)) or (count and found.owner.max() >= len(photos)):
-            raise RegionIndexError(f"index {shown(path)} contradicts itself; build it anew")
+        arrays = read_arrays(path, INDEX)
+        if missing := _ARRAYS.keys() - arrays:
+            raise INDEX.bad(path, f"is of another kind: it lacks '{min(missing)}'")
+        with INDEX.sense(path):
+            facts = parse_json(arrays["facts"].tobytes())
+            if facts["version"] != VERSION:
+                raise INDEX.bad(path, f"is of version {str(facts['version'])[:20]}, this densevl reads {VERSION}")
+            photos = tuple(Photo(p, (int(h), int(w)), int(b), int(t)) for p, h, w, b, t in facts["photos"])
+            found = cls(
+                facts["model"],
+                photos,
+                arrays["owner"],
+                arrays["vectors"],
+                arrays["boxes"],
+                tuple(facts["masks"]),
+            )
+            if {name: (arrays[name].dtype.str[1:], arrays[name].ndim) for name in _ARRAYS} != _ARRAYS:
+                raise ValueError("an array has other numbers or dimensions")
+            found._require_sound()
         return found
+
+    def _require_sound(self) -> None:
+        """Raise a ValueError where the parts contradict each other."""
+        count = len(self.masks)
+        if (len(self.owner), len(self.vectors), self.boxes.shape) != (count, count, (count, 4)):
+            raise ValueError("its arrays have different lengths")
+        if count and not 0 <= self.owner.min() <= self.owner.max() < len(self.photos):
+            raise ValueError("a region is of no photo")
+        if not (np.isfinite(self.vectors).all() and np.isfinite(self.boxes).all()):
+            raise ValueError("a vector or a box is not finite")
+        texts = (self.model, *(photo.path for photo in self.photos), *self.masks)
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a path, a mask or the model is no text")
+        if not all(min(photo.size) > 0 for photo in self.photos):
+            raise ValueError("a photo has no size")

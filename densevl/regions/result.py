@@ -15,11 +15,11 @@ import numpy.typing as npt
 from densevl.drawing import draw_overlay
 from densevl.errors import DensevlError, MissingExtraError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write_all
-from densevl.images import encode_png
+from densevl.images import MAX_PIXELS, encode_png
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
 from densevl.regions.exports import labelme_content, panoptic_annotation, panoptic_png
-from densevl.results import UNLABELLED, Result, SegmentationResult, chosen, from_json, photo_of, to_json
+from densevl.results import RESULT, UNLABELLED, Result, SegmentationResult, chosen, from_json, photo_of, to_json
 
 if TYPE_CHECKING:
     import supervision
@@ -343,8 +343,11 @@ class RegionResult(Result):
         Raises:
             DensevlError: a missing or damaged file, or a photo of another size.
         """
-        content = from_json(Path(path), ("size", "names", "regions", "unnamed", "meta", "warnings"))
-        return cls.of(content, photo_of(content["meta"], (content["size"]["height"], content["size"]["width"]), image))
+        path = RESULT.path(path)
+        content = from_json(path, ("names", "regions", "unnamed"))
+        photo = photo_of(content, image)
+        with RESULT.sense(path, inner=True):
+            return cls.of(content, photo)
 
     @classmethod
     def of(cls, content: Mapping[str, Any], image: npt.NDArray[np.uint8]) -> RegionResult:
@@ -355,6 +358,10 @@ class RegionResult(Result):
         rows = [apart[index] if index in apart else next(named) for index in range(count)]
         labels = np.array([row.get("category_id", 0) - 1 for row in rows], np.int64)
         confidence = np.array([row["score"] for row in rows], np.float32)
+        if count and not (labels.min() >= -1 and labels.max() < len(names) and 0 <= confidence.min() <= 1):
+            raise DensevlError(f"labels or scores of regions are none of {len(names)} classes and of 0 to 1")
+        if count * len(names) > MAX_PIXELS:
+            raise DensevlError(f"{count:,} regions and {len(names):,} classes are more scores than memory holds")
         scores = np.zeros((count, len(names)), np.float32)
         scores[labels >= 0, labels[labels >= 0]] = confidence[labels >= 0]
         quality = np.array([row["quality"] for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from base64 import b64encode
@@ -20,7 +21,8 @@ from densevl import __version__
 from densevl.drawing import palette
 from densevl.errors import DensevlError, ImageError, OutputError, suggest
 from densevl.files import shown
-from densevl.images import encode_png, read_image
+from densevl.images import MAX_PIXELS, encode_png, read_image
+from densevl.saved import Kind, read_json
 
 if TYPE_CHECKING:
     pass
@@ -30,6 +32,7 @@ UNLABELLED = "nothing"
 VOLATILE = ("seconds",)
 """Of meta, what is not written: a second run is to give the same files."""
 SHOWN = 800  # pixels along the long side, in a notebook
+RESULT = Kind("result", DensevlError, "save it again")
 
 
 class Result(ABC):
@@ -123,33 +126,47 @@ def to_json(content: dict[str, Any]) -> bytes:
 
 
 def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
-    """Read the JSON file of a result.
+    """Read the JSON file of a result: what is needed is there, and size, names, meta and warnings are sound.
 
     Raises:
-        DensevlError: missing, damaged, or without what is needed, and so of something else.
+        DensevlError: missing, damaged, or of another kind of result.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
-    missing = set(needed) - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise DensevlError(f"{shown(path)} is no such result: it lacks '{min(missing)}'; save it again")
+    content = read_json(path, RESULT, {"size", "meta", "warnings", *needed})
+    with RESULT.sense(path):
+        _require_facts(content)
     return content
 
 
-def photo_of(meta: Mapping[str, Any], size: tuple[int, int], image: Any = None) -> npt.NDArray[np.uint8]:
+def _require_facts(content: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the facts that all results share are what `to_json` wrote."""
+    for name in ("names", "warnings"):
+        texts = content.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"its {name} are no list of texts")
+    if not isinstance(content["meta"], dict) or not isinstance(content["meta"].get("image", ""), str | None):
+        raise ValueError("its meta is no object, or does not name the photo by a text")
+    size = content["size"]
+    sides = [size.get(side, 0) for side in ("height", "width")] if isinstance(size, dict) else [0]
+    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > MAX_PIXELS:
+        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {MAX_PIXELS:,} pixels at most")
+
+
+def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.uint8]:
     """The photo of a saved result: the one given, else that whose path meta has, else white, which a warning says.
+
+    Args:
+        content: what `from_json` read.
 
     Raises:
         ImageError: the one given cannot be read. DensevlError: it is of another size.
     """
-    source = image if image is not None else meta.get("image")
+    size = content["size"]["height"], content["size"]["width"]
+    source = image if image is not None else content["meta"].get("image")
     reason = "the result does not say where it is"
     if source is not None:
         try:
             photo = read_image(source)
-            if photo.shape[:2] == tuple(size):
+            if photo.shape[:2] == size:
                 return photo
             reason = f"{shown(str(source))} is {photo.shape[0]}x{photo.shape[1]} and the result {size[0]}x{size[1]}"
         except ImageError as error:

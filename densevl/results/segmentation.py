@@ -15,15 +15,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.drawing import draw_overlay, palette
-from densevl.errors import DensevlError, ImageError, MissingExtraError, OutputError, suggest
-from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, atomic_write_all, shown
+from densevl.errors import DensevlError, MissingExtraError, OutputError, suggest
+from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, atomic_write_all
 from densevl.images import encode_png, read_labels
 from densevl.rle import class_runs, coco_segmentation
 
 if TYPE_CHECKING:
     import supervision
 
-from densevl.results.base import UNLABELLED, Result, chosen, from_json, photo_of, to_json
+from densevl.results.base import RESULT, UNLABELLED, Result, chosen, from_json, photo_of, to_json
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -236,19 +236,18 @@ class SegmentationResult(Result):
         Raises:
             DensevlError: missing or damaged files, or of another size.
         """
-        path = Path(path)
+        path = RESULT.path(path)
         path = path if path.suffix.lower() == ".png" else path.with_suffix(".png")
-        key = from_json(path.with_suffix(".json"), ("size", "names", "nothing", "meta", "warnings"))
-        size = (key["size"]["height"], key["size"]["width"])
-        try:
+        key = from_json(path.with_suffix(".json"), ("names", "nothing"))
+        photo = photo_of(key, image)
+        with RESULT.sense(path, inner=True):
             numbers = read_labels(path)
             steps = read_labels(path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png"))
-        except ImageError as error:
-            raise DensevlError(f"result {shown(path)} cannot be read: {error}") from error
-        labels = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
-        confidence = (steps / 255).astype(np.float32)
-        photo = photo_of(key["meta"], size, image)
-        return cls(labels, tuple(key["names"]), confidence, photo, key["meta"], tuple(key["warnings"]))
+            if numbers.max() > max(key["nothing"], len(key["names"])):  # before int16 wraps them round
+                raise ValueError(f"a pixel has the number {numbers.max()}, of {len(key['names'])} classes")
+            labels = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
+            confidence = (steps / 255).astype(np.float32)
+            return cls(labels, tuple(key["names"]), confidence, photo, key["meta"], tuple(key["warnings"]))
 
     def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
         """Return one COCO annotation for each class present, ready for JSON.

@@ -61,7 +61,7 @@ class TextCache:
                     rows = connection.execute(query, part)
                     sound = ((key, stored[:-_SUM]) for key, stored in rows if stored == _summed(key, stored[:-_SUM]))
                     found.update({keys[key]: np.frombuffer(vector, dtype="<f4").copy() for key, vector in sound})
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (sqlite3.Error, OSError, TypeError, ValueError) as error:
             self._give_up(error)
         return found
 

@@ -23,6 +23,7 @@ import torch
 
 from densevl.errors import WeightsError
 from densevl.files import shown
+from densevl.saved import foreign, said
 
 State = dict[str, torch.Tensor]
 
@@ -83,10 +84,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except _Refusal as refusal:
         raise bad_file(path, f"cannot be read: it {refusal}") from refusal.__cause__
     except Exception as error:  # parsers raise many types on damaged data
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
         if isinstance(error, PermissionError):
-            raise bad_file(path, f"cannot be read: {reason}") from error
-        raise bad_file(path, f"cannot be read: it is damaged ({reason}); {_AGAIN}") from error
+            raise bad_file(path, f"cannot be read: {said(error)}") from error
+        raise bad_file(path, f"cannot be read: it is damaged ({said(error)}); {_AGAIN}") from error
 
 
 def bad_file(path: str | os.PathLike[str], why: str) -> WeightsError:
@@ -114,10 +114,8 @@ def _recognised(path: Path) -> _Read:
         if 8 + header > size:
             raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
         return _read_safetensors
-    if head.startswith(b"version https://git-lfs"):
-        raise _Refusal("is a Git LFS pointer, not the file it points to: run 'git lfs pull'")
-    if head.lstrip()[:1] == b"<":
-        raise _Refusal("is a web page: download the file itself, not the page that shows it")
+    if reason := foreign(head):
+        raise _Refusal(reason)
     if head.startswith(_ZIP):
         return _read_zip
     if head.startswith(_LEGACY):

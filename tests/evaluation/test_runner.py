@@ -259,14 +259,14 @@ def _npy() -> bytes:
 
 DEEP = "[" * 100_000
 DAMAGED = {
-    "empty": (b"", "is no saved state"),
-    "cut": (b"PK\x03\x04 cut", "is no saved state"),
-    "one array": (_npy(), "is no saved state"),
-    "no arrays": (_npz(), "is no saved state"),
-    "no JSON": (_npz(identity=np.array("{")), "is no saved state"),
-    "deep JSON": (_npz(identity=np.array(DEEP)), "is no saved state"),
-    "a list": (_npz(identity=np.array("[1]"), files=[0], done=[0], ranking=[0]), "is no saved state"),
-    "other shapes": (None, "is damaged"),
+    "empty": (b"", "cannot be read: it is"),
+    "cut": (b"PK\x03\x04 cut", "cannot be read: it is"),
+    "one array": (_npy(), "cannot be read: it is"),
+    "no arrays": (_npz(), "cannot be read: it is"),
+    "no JSON": (_npz(identity=np.array("{")), "cannot be read: it is"),
+    "deep JSON": (_npz(identity=np.array(DEEP)), "cannot be read: it is"),
+    "a list": (_npz(identity=np.array("[1]"), files=[0], done=[0], ranking=[0]), "cannot be read: it is"),
+    "other shapes": (None, "cannot be read: it is damaged"),
 }
 
 

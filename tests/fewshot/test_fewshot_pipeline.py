@@ -121,7 +121,7 @@ def test_files_of_another_model_or_recipe_or_damaged_ones_are_refused(tiny, fitt
         (tmp_path / "a.json").write_text(broken)
         with pytest.raises(WeightsError):
             FewShot.load(tmp_path / "a", tiny)
-    with pytest.raises(WeightsError, match=r"few-shot head file .* cannot be read"):
+    with pytest.raises(WeightsError, match=r"few-shot head .* cannot be read"):
         FewShot.load(tmp_path / "none", tiny)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import close, random_clip, wrap
+from densevl import fitted
 from densevl.anomaly.scoring import BY_NAME
 from densevl.anomaly.trained.learning import LearnedPrompts
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
@@ -129,9 +130,10 @@ def test_a_memory_of_another_backbone_or_damaged_files_are_refused(tiny, tmp_pat
         (tmp_path / "b.json").write_text(broken)
         with pytest.raises(WeightsError):
             AnomalyDetector.load(tmp_path / "b", tiny)
-    facts.pop("item")
-    (tmp_path / "b.json").write_text(json.dumps(facts))
-    with pytest.raises(WeightsError, match="lacks or spoils 'item'"):
+    for lost in ("item", "facts_sha256"):
+        facts.pop(lost)
+    (tmp_path / "b.json").write_text(json.dumps({**facts, "facts_sha256": fitted.stamp(facts)}))
+    with pytest.raises(WeightsError, match="'item' is missing"):
         AnomalyDetector.load(tmp_path / "b.json", tiny)
     with pytest.raises(WeightsError, match="cannot be read"):
         AnomalyDetector.load(tmp_path / "none", tiny)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 
 from conftest import TINY, random_clip, wrap
-from densevl import digest
+from densevl import digest, fitted
 from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.storage import FORMAT as DETECTOR
 from densevl.anomaly.storage import read as read_detector
@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 def _detector(path: Path) -> Any:
     own = digest.of_file(path) if path.is_file() else ""
     facts = {"format": DETECTOR, "scoring": scoring_facts(Scoring("any")), "tensors_sha256": own}
-    path.with_suffix(".json").write_text(json.dumps(facts))
+    path.with_suffix(".json").write_text(json.dumps({**facts, "facts_sha256": fitted.stamp(facts)}))
     return read_detector(path)
 
 

@@ -28,7 +28,7 @@ from densevl.anomaly.sizes import augmented, fit_size, shrink, varied
 from densevl.anomaly.states import THING, States
 from densevl.anomaly.trained.adapters import Adapters
 from densevl.backbones import Backbone
-from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.errors import ImageError, ModelError, OptionError, RecipeError
 from densevl.fitted import identity, require_same
 from densevl.images import read_image
 from densevl.pipelines.anomaly.setup import (
@@ -295,9 +295,9 @@ class AnomalyDetector:
             WeightsError: damaged files, or a backbone or proxy with other weights than the one it was fitted with.
             ModelError: the model cannot be loaded.
         """
-        memories, prototypes, facts = storage.read(Path(path))
-        try:
-            scoring = storage.scoring_of(facts, Path(path))
+        memories, prototypes, facts = storage.read(path)
+        with storage.SAVED.sense(path):
+            scoring = storage.scoring_of(facts, path)
             size = facts["size"] if isinstance(facts["size"], int) else tuple(facts["size"])
             given = {"states": States.parse(facts["states"]), "size": size, "proxy": proxy or facts["proxy"]}
             given |= {"tile": facts["tile"], "precision": facts["precision"]}
@@ -315,8 +315,6 @@ class AnomalyDetector:
                 detector.scorer.spread = Spread(*(tuple(facts["spread"][part]) for part in ("text", "memory")))
             if facts["thresholds"] is not None:
                 detector.thresholds = Thresholds(**facts["thresholds"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"saved detector {path} lacks or spoils {error}; fit and save it again") from error
         return detector
 
     def facts(self) -> dict[str, Any]:

@@ -418,7 +418,7 @@ class FewShot:
             WeightsError: damaged files, or a model, recipe or proxy that is not the one it was fitted with.
             ModelError: the model cannot be loaded.
         """
-        return fewshot_files.load(cls, Path(path), model, recipe, proxy, given)
+        return fewshot_files.load(cls, path, model, recipe, proxy, given)
 
     def _look(self, operator: Any, options: Any, proposals: Any) -> ImageFeatures | RegionFeatures | PixelFeatures:
         """Where features come from; for "prolip" they are those before the projection."""

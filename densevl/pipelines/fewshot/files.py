@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -39,6 +40,7 @@ class Fitted(Protocol):
 
 
 FORMAT = "densevl-fewshot-1"
+SAVED = fitted.kind_of("few-shot head")
 BORROWED = ("proxy", "sam")
 
 
@@ -82,16 +84,16 @@ Made = TypeVar("Made", bound=Fitted)
 
 def load(
     kind: Callable[..., Made],
-    path: Path,
+    path: str | os.PathLike[str],
     model: str | Backbone | None,
     recipe: str | Recipe | None,
     proxy: Borrowed,
     given: Mapping[str, Any],
 ) -> Made:
     """Read what `save` wrote; see `FewShot.load`."""
-    tensors, facts = fitted.read(path, FORMAT, "few-shot head")
+    tensors, facts = fitted.read(path, FORMAT, SAVED)
     what = f"few-shot head {path}"
-    try:
+    with SAVED.sense(path):
         name, make = facts["recipe"]
         borrowed = facts["borrowed"]
         made = kind(
@@ -122,8 +124,6 @@ def load(
         for part, own in facts["heads"].items():
             mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
             made.heads[part] = restore({key: value.to(made.backbone.device) for key, value in mine.items()}, own)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise WeightsError(f"saved {what} lacks or spoils {error}; fit and save it again") from error
     return made
 
 

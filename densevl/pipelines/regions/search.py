@@ -27,7 +27,7 @@ from densevl.pipelines.folder.watch import Job, Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals
 from densevl.regions.embedded import RegionEmbeddings
-from densevl.regions.index import Hit, Photo, RegionIndex, RegionIndexError
+from densevl.regions.index import INDEX, Hit, Photo, RegionIndex, RegionIndexError
 from densevl.vocabulary import NOTHING, Background, LabelSet
 
 WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
@@ -79,7 +79,8 @@ class RegionSearch:
         if self.path is not None and self.path.exists() and not overwrite:
             self.index = RegionIndex.load(self.path)
             if self.index.model != self._model:
-                settings = differing(json.loads(self.index.model), facts)
+                with INDEX.sense(self.path):
+                    settings = differing(json.loads(self.index.model), facts)
                 raise RegionIndexError(
                     f"index {str(self.path)!r} was made with other settings ({settings}); use those, name another "
                     "--index, or start over with --overwrite"
