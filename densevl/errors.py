@@ -42,7 +42,7 @@ class WeightsError(ModelError):
 
 
 class ProposalError(DensevlError):
-    """Masks, boxes, points or RLE that do not fit their image, or a setting of a proposer out of range."""
+    """Masks, boxes, points, RLE or label maps that do not fit their image, or a proposer's setting out of range."""
 
 
 class OutputError(DensevlError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from densevl.errors import ProposalError
-from densevl.images import MAX_PIXELS
 from densevl.proposals import packing
-from densevl.proposals.checks import checked_boxes, checked_mask, checked_quality
+from densevl.proposals.checks import as_array, box_edges, checked_quality, each_mask, image_boxes, image_mask
+from densevl.proposals.coco import coco_mask, entries_of
+from densevl.proposals.maps import integer_map
 from densevl.rle import class_runs, coco_segmentation
 from densevl.stacking import back_to_front
 
@@ -130,119 +130,94 @@ class Proposals:
         """Make proposals of masks.
 
         Args:
-            masks: (M, H, W) or one (H, W), a sequence of (H, W), arrays or tensors: bool, or integers 0 and 1 (or 255).
+            masks: (M, H, W), (M, 1, H, W) or one (H, W), or a sequence of (H, W): bool, 0 and 1, or 0 and 255; arrays,
+                tensors or PIL images of one channel. Soft masks and logits are refused, as nobody said where to cut.
             size: (H, W) of the image; needed when there are no masks, checked otherwise.
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
             ProposalError: masks of another size, values that are no mask, or no masks and no size.
         """
-        if not hasattr(masks, "__len__"):
-            raise ProposalError(f"masks are a {type(masks).__name__}; give a list or an array of them")
-        if hasattr(masks, "ndim") and masks.ndim == 2:
-            masks = masks[None]
-        if not len(masks):
+        given = each_mask(masks, size)
+        if not len(given):
             shape = tuple(getattr(masks, "shape", ()))
             size = size or (shape[1:] if len(shape) == 3 else None)
             if size is None:
                 raise ProposalError("no masks and no image size: pass size=(height, width)")
             return cls.empty(size)
-        rows, size = [], size or tuple(masks[0].shape)
-        for index, mask in enumerate(masks):  # one at a time: packed before the next is looked at
-            rows.append(packing.pack(checked_mask(mask, size, index)))
-        return cls.from_packed(np.stack(rows), size, quality)
+        rows = []
+        for index, mask in enumerate(given):  # one at a time: packed before the next is looked at
+            size = size or as_array(mask, f"mask {index}", "(H, W)").shape[:2]
+            rows.append(packing.pack(image_mask(mask, size, index)))
+        return cls.from_packed(np.stack(rows), size or (0, 0), quality)
 
     @classmethod
     def from_boxes(cls, boxes: Any, size: tuple[int, int], *, quality: Any = None) -> Proposals:
         """Make rectangular masks of boxes, of a detector for instance.
 
         A pixel belongs to a box that holds its centre; a box too thin to hold one takes the pixel its own centre is
-        in. Parts outside the image are cut off; a box all outside, or of no area, has an empty mask.
+        in. Parts outside the image are cut off.
 
         Args:
-            boxes: (M, 4) x0 y0 x1 y1 in pixels, integers or floats. size: (H, W) of the image.
+            boxes: (M, 4) x0 y0 x1 y1 in pixels of the image, integers or floats; (4,) is one. size: (H, W).
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: another shape, NaN or infinity, or a box with x1 < x0 or y1 < y0.
+            ProposalError: another shape, NaN or infinity, boxes all within 0-1, or one without area or all outside.
         """
-        given = checked_boxes(boxes)
-        height, width = size
-        cut = np.clip(given, 0, [width, height, width, height])
-        has_area = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
-        cut[~has_area] = 0
-        edges = np.ceil(cut - 0.5).astype(np.int64)
-        middle = ((cut[:, :2] + cut[:, 2:]) / 2).astype(np.int64)
-        for low, high in ((0, 2), (1, 3)):
-            thin = has_area & (edges[:, high] <= edges[:, low])
-            edges[thin, low], edges[thin, high] = middle[thin, low], middle[thin, low] + 1
+        cut = image_boxes(boxes, size)
         packed = np.zeros((len(cut), packing.row_bytes(size)), np.uint8)
-        for index in np.flatnonzero(has_area):
-            left, top, right, bottom = edges[index]
+        for index, (left, top, right, bottom) in enumerate(box_edges(cut)):
             mask = np.zeros(size, np.bool_)
             mask[top:bottom, left:right] = True
             packed[index] = packing.pack(mask)
         return cls(packed, size, checked_quality(quality, len(cut)), cut.astype(np.float32))
 
     @classmethod
-    def from_segments(cls, segments: npt.NDArray[np.integer[Any]], *, quality: Any = None) -> Proposals:
+    def from_segments(cls, segments: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
         """Make proposals of a map of segments, which do not overlap.
 
         Args:
-            segments: integer (H, W): each number above 0 is a mask, 0 and below is none; as `segment_map` returns.
+            segments: integers (H, W), see `maps.integer_map`: each number above 0 is a mask, 0 and below is none; as
+                `segment_map` returns.
+            size: (H, W) of the image, checked if it is given.
             quality: (M,) floats 0-1, by ascending number; None is 1 everywhere.
 
         Raises:
             ProposalError: no such map.
         """
-        array = np.asarray(segments)
-        if array.ndim != 2 or array.dtype.kind not in "iu":
-            raise ProposalError(f"segments {array.dtype} {array.shape}: an integer map (H, W)")
+        what = "a segment map"
+        array = integer_map(segments, size or as_array(segments, what, "of integers (H, W)").shape[-2:], what)
+        height, width = array.shape
         numbers = np.unique(array[array > 0])
-        return cls.from_masks([array == number for number in numbers], array.shape, quality=quality)
+        return cls.from_masks([array == number for number in numbers], (height, width), quality=quality)
 
     @classmethod
-    def from_rle(
-        cls, entries: Sequence[Mapping[str, Any]], size: tuple[int, int] | None = None, *, quality: Any = None
-    ) -> Proposals:
+    def from_rle(cls, entries: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
         """Make proposals of COCO "segmentation" entries.
 
         Args:
-            entries: M times {"size": [H, W], "counts": list of run lengths, or COCO's short string}.
-            size: (H, W) of the image; needed when there are no entries, checked otherwise.
+            entries: a list, or one, of {"size": [H, W], "counts": list of run lengths, or COCO's short string}; of
+                polygons [[x0, y0, x1, y1, ...], ...]; or of annotations that have a "segmentation".
+            size: (H, W) of the image; needed for polygons and when there are no entries, checked otherwise.
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
             ProposalError: an entry of another size, or whose runs do not add up to its size.
         """
-        if not len(entries) and size is None:
+        given = entries_of(entries)
+        if not len(given) and size is None:
             raise ProposalError("no RLE and no image size: pass size=(height, width)")
         rows = []
-        for index, entry in enumerate(entries):
+        for index, entry in enumerate(given):
             if size and (index + 1) * packing.row_bytes(size) > MOST_PACKED:
                 raise ProposalError(
-                    f"{len(entries):,} masks of {size[0]}x{size[1]} pixels take more than {MOST_PACKED >> 30} GiB: "
+                    f"{len(given):,} masks of {size[0]}x{size[1]} pixels take more than {MOST_PACKED >> 30} GiB: "
                     "give fewer, or of a smaller image"
                 )
-            try:
-                own = (int(entry["size"][0]), int(entry["size"][1]))
-                counts = packing.rle_counts(entry["counts"])
-            except (KeyError, TypeError, ValueError, IndexError) as error:
-                raise ProposalError(f'RLE {index} is not {{"size": [H, W], "counts": ...}}: {error!r}') from error
-            if not 0 < own[0] * own[1] <= MAX_PIXELS:
-                raise ProposalError(f"RLE {index} is of {own[0]}x{own[1]} pixels, the limit is {MAX_PIXELS:,}")
-            size = size or own
-            if own != tuple(size):
-                raise ProposalError(f"RLE {index} is of {own[0]}x{own[1]} pixels, the image of {size[0]}x{size[1]}")
-            if ((counts < 0) | (counts > own[0] * own[1])).any():  # before a sum of them wraps round
-                raise ProposalError(f"RLE {index}: a run is below 0, or longer than the {own[0] * own[1]:,} pixels")
-            if counts.sum() != own[0] * own[1]:
-                raise ProposalError(
-                    f"RLE {index}: its runs add up to {counts.sum():,} pixels, its size {own[0]}x{own[1]} to "
-                    f"{own[0] * own[1]:,}"
-                )
-            column_order = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-            rows.append(packing.pack(column_order.reshape(own[1], own[0]).T))
+            mask = coco_mask(entry, size, index)
+            size = (mask.shape[0], mask.shape[1])
+            rows.append(packing.pack(mask))
         return cls.from_packed(np.stack(rows), size, quality) if rows and size else cls.empty(size or (0, 0))
 
 

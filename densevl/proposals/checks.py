@@ -1,7 +1,12 @@
-"""What callers give as masks, boxes, points and qualities: made uniform, or one line that says what is wrong."""
+"""What callers give as boxes, points, masks and qualities: made uniform, or one line that says what is wrong.
+
+Every door goes through here: a call with regions, prompts of a SAM, examples, detections, `Proposals` made by hand.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,25 +14,213 @@ import numpy.typing as npt
 
 from densevl.errors import ProposalError
 
+Floats = npt.NDArray[np.float64]
+NEAR = 0.05  # normalised boxes of a detector reach this far over the edge
+WAYS = "torchvision.ops.box_convert(boxes, 'xywh', 'xyxy'), or 'cxcywh', converts"
 
-def checked_mask(mask: Any, size: tuple[int, ...], index: int) -> npt.NDArray[np.bool_]:
-    """One mask as bool (H, W).
+
+def as_array(given: Any, what: str, form: str) -> npt.NDArray[Any]:
+    """An array of numbers of an array, a tensor, a PIL image, a list of lists, or what holds one as `.tensor`.
+
+    Args:
+        what: what messages call it, "boxes". form: what it should be, "(M, 4), x0 y0 x1 y1 in pixels".
 
     Raises:
-        ProposalError: another size, or values that are no mask.
+        ProposalError: anything else.
     """
-    array = _array(mask)
+    if type(given).__module__.startswith("detectron2."):
+        given = given.tensor  # of its Boxes
+    wrong = f"{what} are a {type(given).__name__}; give an array {form}"
+    if given is None or isinstance(given, (str, bytes, os.PathLike, Mapping, set, frozenset)):
+        raise ProposalError(wrong)
+    if not isinstance(given, Sequence) and not any(
+        hasattr(given, name) for name in ("__array__", "__array_interface__")
+    ):
+        raise ProposalError(wrong)
+    try:
+        if hasattr(given, "detach"):
+            given = given.detach().cpu()
+            given = given.float() if given.is_floating_point() else given  # numpy has no bfloat16
+        elif isinstance(given, Sequence):
+            given = [one.detach().cpu().tolist() if hasattr(one, "detach") else one for one in given]
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of unequal length, tensors without values
+        raise ProposalError(f"{what} cannot be read as one array ({str(error).splitlines()[0]}): {form}") from error
+    if array.dtype.kind not in "biuf" and array.size:
+        raise ProposalError(f"{what} hold {_kind(array)}, not numbers; give an array {form}")
+    return array
+
+
+def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floats:
+    """Boxes of an image, parts outside cut off: float64 (M, 4), x0 y0 x1 y1, each with area.
+
+    Args:
+        boxes: (M, 4), or (4,) for one, in pixels of the image. `BoundingBoxes` of torchvision know their own format and
+            are converted. size: (H, W). what: what messages call one of them.
+
+    Raises:
+        ProposalError: another shape, no numbers, NaN or infinity, all within 0-1, or a box without area or wholly
+            outside; the message has its number, its corners and the way out.
+    """
+    array = box_corners(boxes, what=what)
+    height, width = size
+    of = f"an image of {width}x{height} pixels"
+    if not array.size:
+        return array
+    low, high = array[:, :2], array[:, 2:]
+    if max(size) > 1 and array.min() >= -NEAR and array.max() <= 1 + NEAR:
+        centred = ", and converted first if they are centre, width and height" if (high < low).any() else ""
+        raise ProposalError(
+            f"{_plural(what)} lie within 0-1 on {of}, the first at {_numbers(array[0])}: they look normalised; "
+            f"multiply them by [{width}, {height}, {width}, {height}]{centred}"
+        )
+    for index in np.flatnonzero((high <= low).any(axis=1))[:1]:
+        if (high[index] < low[index]).any():
+            why = f"x1 is below x0 or y1 below y0; if it is x, y, width, height, {WAYS}"
+        else:
+            why = "it has no area; leave it out, or add 1 if x1 and y1 are the last pixels: they are exclusive"
+        raise ProposalError(f"{what} {index} is {_numbers(array[index])} on {of}: {why}")
+    outside = (high <= 0) | (low >= [width, height])
+    for index in np.flatnonzero(outside.any(axis=1))[:1]:
+        swapped = ((array[:, [1, 0]] < [width, height]) & (array[:, [3, 2]] > 0)).all()
+        raise ProposalError(
+            f"{what} {index} is {_numbers(array[index])}, outside {of}; boxes are in pixels of the image as given: "
+            + (
+                "with x and y swapped all would be inside"
+                if swapped
+                else "scale those of another size, or leave it out"
+            )
+        )
+    return np.clip(array, 0, [width, height, width, height])
+
+
+def box_corners(boxes: Any, *, what: str = "box") -> Floats:
+    """Boxes as float64 (M, 4), finite, of whatever image.
+
+    Raises:
+        ProposalError: another shape, no numbers, NaN or infinity.
+    """
+    form = "(M, 4), x0 y0 x1 y1 in pixels"
+    if type(boxes).__module__.startswith("torchvision.tv_tensors"):
+        boxes = _converted(boxes)
+    array = as_array(boxes, _plural(what), form)
+    array = array.reshape(0, 4) if array.size == 0 else array
+    array = array[None] if array.shape == (4,) else array
+    if array.dtype == np.bool_:
+        raise ProposalError(f"{_plural(what)} are bool; give an array {form}")
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ProposalError(f"{_plural(what)} of shape {array.shape}: {form}{_box_hint(array.shape)}")
+    array = array.astype(np.float64)
+    for index in np.flatnonzero(~np.isfinite(array).all(axis=1))[:1]:
+        raise ProposalError(f"{what} {index} is {_numbers(array[index])}: corners must be finite")
+    return array
+
+
+def box_edges(boxes: Floats) -> npt.NDArray[np.int64]:
+    """The pixels of boxes as `image_boxes` gives them: int64 (M, 4), right and bottom exclusive, at least one pixel.
+
+    A pixel belongs to a box that holds its centre; a box too thin to hold one takes the pixel its own centre is in.
+    """
+    edges = np.ceil(boxes - 0.5).astype(np.int64)
+    middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.int64)
+    for low, high in ((0, 2), (1, 3)):
+        thin = edges[:, high] <= edges[:, low]
+        edges[thin, low], edges[thin, high] = middle[thin, low], middle[thin, low] + 1
+    return edges
+
+
+def image_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Points as float64 (P, K, 2) and their labels as int64 (P, K).
+
+    Args:
+        points: (P, 2), (P, K, 2), or (2,) for one; x and y in pixels. labels: 0 or 1 for each; None is 1. size: (H, W).
+
+    Raises:
+        ProposalError: other shapes, a label that is not 0 or 1, all within 0-1, or a point outside the image.
+    """
+    form = "(P, 2) or (P, K, 2), x and y in pixels"
+    array = as_array(points, "points", form)
+    array = array.reshape(0, 1, 2) if array.size == 0 else array
+    array = array[None] if array.shape == (2,) else array
+    array = array[:, None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[2] != 2 or array.dtype == np.bool_:
+        raise ProposalError(f"points of shape {array.shape}: {form}")
+    array = array.astype(np.float64)
+    height, width = size
+    if array.size and array.min() >= 0 and array.max() <= 1 and (array % 1).any() and max(size) > 1:
+        raise ProposalError(
+            f"points lie within 0-1 on an image of {width}x{height} pixels, the first at {_numbers(array[0, 0])}: they "
+            f"look normalised; multiply them by [{width}, {height}]"
+        )
+    outside = ~((array >= 0) & (array <= [width, height])).all(axis=2)
+    if outside.any():
+        index, place = np.argwhere(outside)[0]
+        turned = ((array[..., ::-1] >= 0) & (array[..., ::-1] <= [width, height])).all()
+        raise ProposalError(
+            f"point {_numbers(array[index, place])} of prompt {index} is outside the image of {width}x{height} pixels"
+            + "; with x and y swapped all points would be inside" * bool(turned)
+        )
+    if labels is None:
+        return array, np.ones(array.shape[:2], np.int64)
+    marks = as_array(labels, "labels of points", "(P, K) of 0 and 1")
+    marks = marks[:, None] if marks.ndim == 1 else marks
+    if marks.shape != array.shape[:2] or not np.isin(marks, (0, 1)).all():
+        raise ProposalError(f"labels of shape {marks.shape} for points {array.shape[:2]}: a 0 or 1 for each point")
+    return array, marks.astype(np.int64)
+
+
+def each_mask(masks: Any, size: tuple[int, ...] | None = None) -> Sequence[Any]:
+    """Masks one after the other, of whatever holds them: (M, H, W), (H, W), (M, 1, H, W), (1, M, H, W), or a list.
+
+    Args:
+        masks: of one image. size: its (H, W), if it is known.
+
+    Raises:
+        ProposalError: no masks at all, or (H, W, M).
+    """
+    if hasattr(masks, "convert") and hasattr(masks, "mode"):
+        return [masks]  # one PIL image
+    if isinstance(masks, (str, bytes, os.PathLike, Mapping)) or not hasattr(masks, "__len__"):
+        raise ProposalError(f"masks are a {type(masks).__name__}; give an array (M, H, W) or a list of (H, W)")
+    rank = getattr(masks, "ndim", None)
+    if rank == 2:
+        return [masks]
+    if rank == 4 and masks.shape[1] == 1:
+        return list(masks[:, 0])
+    if rank == 4 and masks.shape[3] == 1:
+        return list(masks[..., 0])
+    if rank == 4 and masks.shape[0] == 1:
+        return list(masks[0])
+    if rank is not None and rank not in (0, 3):
+        raise ProposalError(f"masks of shape {tuple(masks.shape)}: (M, H, W), of one image")
+    shape = tuple(getattr(masks, "shape", ()))
+    if rank == 3 and size is not None and shape[:2] == tuple(size) != shape[1:] and shape[2] not in (3, 4):
+        raise ProposalError(f"masks are {shape} on an image {tuple(size)}: masks come first, (M, H, W)")
+    return masks  # an array, a list, or a CompactMask, which is read one at a time
+
+
+def image_mask(mask: Any, size: tuple[int, ...], index: int) -> npt.NDArray[np.bool_]:
+    """One mask of an image: bool (H, W), without a copy if it is that already.
+
+    Args:
+        mask: bool, 0 and 1, or 0 and 255; an array, a tensor, or a PIL image of one channel. size: (H, W).
+        index: its number, for messages.
+
+    Raises:
+        ProposalError: another size, or values that are no mask, such as soft masks, logits and label maps.
+    """
+    if isinstance(mask, Mapping):
+        raise ProposalError(f"mask {index} is a dict; give COCO's run lengths as rle=")
+    array = as_array(mask, f"the values of mask {index}", "(H, W)")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
     if array.shape != tuple(size) or array.ndim != 2:
-        shape = "x".join(map(str, array.shape))
-        raise ProposalError(f"mask {index} is of {shape or 'no'} pixels, the image of {'x'.join(map(str, size))}")
+        raise ProposalError(f"mask {index} is {array.shape}, the image {tuple(size)}{_mask_hint(array, tuple(size))}")
     if array.dtype == np.bool_:
         return array
     values = np.unique(array)
-    if not np.isin(values, (0, 1, 255)).all():
-        raise ProposalError(
-            f"mask {index} holds values from {values[0]:g} to {values[-1]:g}: a mask is bool or 0 and 1; "
-            "threshold soft masks, split label maps (labels == 3)"
-        )
+    if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
+        raise ProposalError(f"mask {index} holds values from {values[0]:g} to {values[-1]:g}: {_value_hint(values)}")
     return array != 0
 
 
@@ -39,7 +232,7 @@ def checked_quality(quality: Any, count: int) -> npt.NDArray[np.float32]:
     """
     if quality is None:
         return np.ones(count, np.float32)
-    array = np.asarray(_array(quality), np.float32)
+    array = as_array(quality, "quality", "(M,) of numbers from 0 to 1").astype(np.float32)
     if array.shape != (count,):
         raise ProposalError(f"quality of shape {array.shape} for {count} masks: ({count},)")
     if not ((array >= 0) & (array <= 1)).all():
@@ -47,54 +240,61 @@ def checked_quality(quality: Any, count: int) -> npt.NDArray[np.float32]:
     return array
 
 
-def checked_boxes(boxes: Any) -> npt.NDArray[np.float64]:
-    """Boxes as float64 (M, 4).
-
-    Raises:
-        ProposalError: another shape, NaN or infinity, or a box with x1 < x0 or y1 < y0.
-    """
-    array = np.asarray(_array(boxes), np.float64)
-    array = array.reshape(0, 4) if array.size == 0 else array
-    array = array[None] if array.shape == (4,) else array
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise ProposalError(f"boxes of shape {array.shape}: (M, 4), x0 y0 x1 y1 in pixels")
-    wrong = ~np.isfinite(array).all(axis=1) | (array[:, 2:] < array[:, :2]).any(axis=1)
-    if wrong.any():
-        index = int(wrong.argmax())
-        x0, y0, x1, y1 = array[index]
-        raise ProposalError(
-            f"box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}): finite x0 y0 x1 y1 with x0 <= x1 and y0 <= y1"
-        )
-    return array
+def _kind(array: npt.NDArray[Any]) -> str:
+    return {"O": "objects", "c": "complex numbers"}.get(array.dtype.kind, "text")
 
 
-def checked_points(
-    points: Any, labels: Any, size: tuple[int, int]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Points as float64 (P, K, 2) and their labels as int64 (P, K).
-
-    Raises:
-        ProposalError: other shapes, a label that is not 0 or 1, or a point outside the image.
-    """
-    array = np.asarray(_array(points), np.float64)
-    array = array.reshape(0, 1, 2) if array.size == 0 else array
-    array = array[:, None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[2] != 2:
-        raise ProposalError(f"points of shape {array.shape}: (P, 2) or (P, K, 2), x and y in pixels")
-    height, width = size
-    outside = ~((array >= 0) & (array <= [width, height])).all(axis=2)
-    if outside.any():
-        index, place = np.argwhere(outside)[0]
-        x, y = array[index, place]
-        raise ProposalError(f"point ({x:g}, {y:g}) of prompt {index} is outside the image of {width} x {height} pixels")
-    if labels is None:
-        return array, np.ones(array.shape[:2], np.int64)
-    marks = _array(labels)
-    marks = marks[:, None] if marks.ndim == 1 else marks
-    if marks.shape != array.shape[:2] or not np.isin(marks, (0, 1)).all():
-        raise ProposalError(f"labels of shape {marks.shape} for points {array.shape[:2]}: a 0 or 1 for each point")
-    return array, marks.astype(np.int64)
+def _numbers(row: Floats) -> str:
+    return f"({', '.join(f'{number:g}' for number in row)})"
 
 
-def _array(given: Any) -> npt.NDArray[Any]:
-    return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+def _plural(what: str) -> str:
+    return f"{what}es" if what.endswith("x") else f"{what}s"
+
+
+def _converted(boxes: Any) -> Any:
+    """torchvision's `BoundingBoxes` as corners."""
+    form = str(getattr(boxes, "format", "XYXY")).rpartition(".")[2]
+    if form in ("XYWH", "CXCYWH"):
+        from torchvision.ops import box_convert
+
+        return box_convert(boxes.data, form.lower(), "xyxy")
+    if form != "XYXY":
+        raise ProposalError(f"boxes are rotated ({form}): give upright ones, x0 y0 x1 y1 in pixels")
+    return boxes.data
+
+
+def _box_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 2 and shape[1] in (6, 7):
+        return "; if scores and classes follow the corners, give boxes[:, :4]"
+    if len(shape) == 2 and shape[1] == 5:
+        return "; give boxes[:, :4] if a score follows, upright boxes if an angle does"
+    if shape[-1:] == (8,) or shape[1:] == (4, 2):
+        return "; of four corners take the least and the largest x and y"
+    if len(shape) == 2 and shape[0] == 4:
+        return "; boxes.T if each row is one of the four numbers"
+    if shape[1:] == (2, 2):
+        return "; boxes.reshape(-1, 4) of pairs of corners"
+    return "; those of one image" if len(shape) == 3 and shape[2] == 4 else ""
+
+
+def _mask_hint(array: npt.NDArray[Any], size: tuple[int, ...]) -> str:
+    if array.shape == size[::-1]:
+        return ": it looks transposed; give mask.T"
+    if array.ndim == 3 and array.shape[:2] == size and array.shape[2] in (3, 4):
+        return ": it is a colour picture; a mask has one channel"
+    if array.ndim == 2 and min(array.shape, default=0) > 1:
+        return ": both are (height, width); enlarge it with the nearest value, or give the image it belongs to"
+    return ": give masks (M, H, W)"
+
+
+def _value_hint(values: npt.NDArray[Any]) -> str:
+    if not np.isfinite(values.astype(np.float64)).all():
+        return "a mask is bool, or 0 and 1"
+    if values.dtype.kind == "f" and values[0] >= 0 and values[-1] <= 1:
+        return "it is soft; threshold it, masks > 0.5"
+    if values.dtype.kind == "f" and (values % 1).any():
+        return "they look like logits; threshold them, masks > 0"
+    if values.tolist() == [0, 1, 255]:
+        return "255 beside 1 marks what is unknown; give mask == 1"
+    return "a mask is bool, 0 and 1, or 0 and 255; give a label map as an integer map (H, W), or split it (labels == 3)"

@@ -1,9 +1,13 @@
-"""From a name to a `Proposer`, and from what a caller has (masks, boxes, RLE, points) to `Proposals`."""
+"""From a name to a `Proposer`, and from the regions that a caller has, in whatever form, to `Proposals`."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from densevl import devices
 from densevl.errors import ModelError, ProposalError, suggest
@@ -75,50 +79,66 @@ def load_proposer(
         raise ProposalError(f"proposer '{name}': {str(error).partition('__init__() ')[2] or error}") from error
 
 
-def given(
-    image: Any,
-    *,
-    masks: Any = None,
-    boxes: Any = None,
-    rle: Any = None,
-    points: Any = None,
-    proposals: Proposals | Proposer | str | None = None,
-    quality: Any = None,
-) -> Proposals:
-    """Make proposals of what the caller has, in whatever form.
+def given(image: Any, *, regions: Any = None, boxes: Any = None, rle: Any = None, quality: Any = None) -> Proposals:
+    """Make proposals of the regions that a caller has, in whatever form; each holds a pixel.
 
     Args:
         image: what they belong to, as `read_image` takes it.
-        masks: (M, H, W). boxes: (M, 4) x0 y0 x1 y1 in pixels. rle: COCO "segmentation" entries.
-        points: (M, 2) x and y in pixels; masks are made of them by `proposals`, a `SamProposer` or its name.
-        proposals: ready ones, a `Proposer`, or the name of one. Besides `points`, one of all these is given.
-        quality: (M,) floats 0-1 of masks, boxes or RLE.
+        regions: masks, as `Proposals.from_masks` takes them; an integer map (H, W), 0 where no region is, as
+            `Proposals.from_segments`; ready `Proposals`; or boxes or RLE.
+        boxes: (M, 4) x0 y0 x1 y1 in pixels, see `Proposals.from_boxes`. rle: COCO "segmentation" entries, see
+            `Proposals.from_rle`. One of these three is given.
+        quality: (M,) floats 0-1; None is 1 everywhere.
 
     Raises:
-        ProposalError: none or several of them, or anything that does not fit the image.
+        ProposalError: none or several of them, anything that does not fit the image, or a region without a pixel.
     """
-    forms = {"masks": masks, "boxes": boxes, "rle": rle, "points": points, "proposals": proposals}
+    forms = {"regions": regions, "boxes": boxes, "rle": rle}
     named = [key for key, value in forms.items() if value is not None]
-    if len(named) != 1 and named != ["points", "proposals"]:
+    if len(named) != 1:
         raise ProposalError(f"give one of {', '.join(forms)}, not {' and '.join(named) or 'none'}")
-    if isinstance(proposals, str) or (points is not None and proposals is None):
-        proposals = load_proposer(proposals or "mini-sam")
-    if points is not None:
-        prompt = getattr(proposals, "prompt", None)
-        if prompt is None:
-            raise ProposalError("points need a SAM to make masks of them: proposals='mini-sam' or 'sam'")
-        return prompt(image, points=points)
-    if isinstance(proposals, Proposer):
-        return proposals(image)
-    size = read_image(image).shape[:2]
-    if isinstance(proposals, Proposals):
-        if proposals.size != size:
-            raise ProposalError(
-                f"the proposals are of {proposals.size[0]}x{proposals.size[1]} pixels, the image of {size[0]}x{size[1]}"
-            )
-        return proposals
-    if masks is not None:
-        return Proposals.from_masks(masks, size, quality=quality)
-    if boxes is not None:
-        return Proposals.from_boxes(boxes, size, quality=quality)
-    return Proposals.from_rle(rle, size, quality=quality)
+    rgb = read_image(image)
+    size = (rgb.shape[0], rgb.shape[1])
+    form = form_of(regions, size) if regions is not None else named[0]
+    value = forms[named[0]]
+    if form == "proposals":
+        if value.size != size:
+            raise ProposalError(f"the proposals are of {value.size}, the image {size}: both are (height, width)")
+        found = value
+    elif form == "boxes":
+        found = Proposals.from_boxes(value, size, quality=quality)
+    elif form == "rle":
+        found = Proposals.from_rle(value, size, quality=quality)
+    elif form == "segments":
+        found = Proposals.from_segments(value, size, quality=quality)
+    else:
+        found = Proposals.from_masks(value, size, quality=quality)
+    for index in np.flatnonzero(found.areas == 0)[:1]:
+        raise ProposalError(
+            f"region {index} of {len(found)} holds no pixel of the image; leave it out: masks[masks.any((1, 2))], or "
+            "proposals.select(proposals.areas > 0)"
+        )
+    return found
+
+
+def form_of(regions: Any, size: tuple[int, int]) -> str:
+    """What regions are, by their look: "proposals", "rle", "boxes", "segments" (an integer map) or "masks".
+
+    Args:
+        regions: whatever a caller has. size: (H, W) of the image: (H, W) is a map or a mask, (M, 4) else boxes.
+    """
+    if isinstance(regions, Proposals):
+        return "proposals"
+    if isinstance(regions, Mapping) or (isinstance(regions, Sequence) and regions and isinstance(regions[0], Mapping)):
+        return "rle"
+    if isinstance(regions, Sequence) and not isinstance(regions, (str, bytes)):
+        first = np.ndim(regions[0]) if len(regions) and isinstance(regions[0], Sequence) else 2
+        return "boxes" if first == 1 and len(regions[0]) == 4 and size[1] != 4 else "masks"
+    if hasattr(regions, "mode") and hasattr(regions, "convert"):
+        return "masks" if regions.mode == "1" else "segments"
+    shape = tuple(getattr(regions, "shape", ()))
+    if isinstance(regions, (str, bytes, os.PathLike)):
+        return "segments"
+    if len(shape) == 2 and shape[1] == 4 and shape != size:
+        return "boxes"
+    return "segments" if len(shape) == 2 and "bool" not in str(regions.dtype) else "masks"

@@ -85,7 +85,7 @@ class San:
             raise bad_file(path, f"is not SAN's, or of another CLIP ({reason})") from error
 
     def __call__(self, image: Any) -> RegionEmbeddings:
-        """Find and embed the regions of a photo, as `read_image` takes it; some masks are empty."""
+        """Find and embed the regions of a photo, as `read_image` takes it; queries that fill no pixel are left out."""
         rgb = read_image(image)
         size = keep_ratio_size(rgb.shape[0], rgb.shape[1], self.side, LONGEST)
         pixels = self._backbone.normalize(resize(rgb, size))[None]
@@ -97,8 +97,9 @@ class San:
         inside = probs > 0.5
         sure = ((probs * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)).cpu().numpy()
         masks = Proposals.from_masks(inside.cpu().numpy(), rgb.shape[:2], quality=sure)
-        filled = torch.from_numpy(masks.areas > 0).to(vectors.device)
-        return RegionEmbeddings(rgb, masks, {OPERATOR: F.normalize(vectors[0], dim=-1) * filled[:, None]})
+        filled = masks.areas > 0
+        rows = vectors[0][torch.from_numpy(filled).to(vectors.device)]
+        return RegionEmbeddings(rgb, masks.select(filled), {OPERATOR: F.normalize(rows, dim=-1)})
 
     @torch.no_grad()
     def look(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from conftest import close, random_clip, wrap
 from densevl import fitted
 from densevl.anomaly.scoring import BY_NAME
 from densevl.anomaly.trained.learning import LearnedPrompts
-from densevl.errors import ImageError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.errors import ImageError, ModelError, OptionError, ProposalError, RecipeError, WeightsError
 from densevl.images import find_images
 from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
 from densevl.pipelines.anomaly.detector import AnomalyDetector
@@ -320,7 +320,7 @@ def test_adapters_need_sound_and_damaged_samples(tiny) -> None:
     sound = Sample(SURFACE, np.zeros((40, 40), bool), SURFACE)
     with pytest.raises(ModelError, match="0 of them damaged"):
         train_adapters(tiny, [sound])
-    with pytest.raises(ImageError, match="of one size"):
+    with pytest.raises(ProposalError, match=r"mask 0 is \(4, 4\), the image"):
         train_adapters(tiny, [Sample(SURFACE, np.zeros((4, 4), bool), SURFACE)])
 
 

@@ -144,12 +144,31 @@ MASK[3:9, 4:8] = True
 @pytest.mark.parametrize(
     "form",
     [
-        {"masks": [MASK]},
+        {"regions": [MASK]},
+        {"regions": MASK},
+        {"regions": MASK.astype(np.uint8) * 255},
+        {"regions": [[4, 3, 8, 9]]},
+        {"regions": np.array([[4, 3, 8, 9]])},
+        {"regions": Proposals.from_masks([MASK]).to_rle()},
         {"boxes": [[4, 3, 8, 9]]},
         {"rle": Proposals.from_masks([MASK]).to_rle()},
-        {"proposals": Proposals.from_masks([MASK])},
+        {"rle": [[[4, 3, 8, 3, 8, 9, 4, 9]]]},
+        {"rle": {"segmentation": Proposals.from_masks([MASK]).to_rle()[0], "bbox": [4, 3, 4, 6]}},
+        {"regions": Proposals.from_masks([MASK])},
     ],
-    ids=lambda form: next(iter(form)),
+    ids=[
+        "a mask",
+        "a bool map",
+        "0 and 255",
+        "a box",
+        "boxes",
+        "RLE as regions",
+        "boxes=",
+        "rle=",
+        "a polygon",
+        "an annotation",
+        "proposals",
+    ],
 )
 def test_what_the_caller_has_becomes_proposals(form) -> None:
     np.testing.assert_array_equal(given(_two_squares(), **form).masks(), MASK[None])
@@ -158,22 +177,20 @@ def test_what_the_caller_has_becomes_proposals(form) -> None:
 @pytest.mark.parametrize(
     ("form", "said"),
     [
-        ({}, "give one of masks, boxes, rle, points, proposals, not none"),
-        ({"masks": [MASK], "boxes": [[0, 0, 1, 1]]}, "not masks and boxes"),
-        ({"masks": [MASK.T]}, "mask 0 is of 80x60 pixels, the image of 60x80"),
-        ({"rle": [{"size": [80, 60], "counts": [4800]}]}, "RLE 0 is of 80x60 pixels, the image of 60x80"),
-        ({"proposals": Proposals.empty((4, 5))}, "the proposals are of 4x5 pixels, the image of 60x80"),
-        ({"points": [[1, 1]], "proposals": "grid"}, "points need a SAM"),
+        ({}, "give one of regions, boxes, rle, not none"),
+        ({"regions": [MASK], "boxes": [[0, 0, 1, 1]]}, "not regions and boxes"),
+        ({"regions": [MASK.T]}, r"mask 0 is \(80, 60\), the image \(60, 80\): it looks transposed"),
+        (
+            {"rle": [{"size": [80, 60], "counts": [4800]}]},
+            r"RLE 0 is of \(80, 60\), .*; its size looks like",
+        ),
+        ({"regions": Proposals.empty((4, 5))}, r"the proposals are of \(4, 5\), the image \(60, 80\)"),
+        ({"regions": [MASK, ~MASK & MASK]}, "region 1 of 2 holds no pixel"),
     ],
 )
 def test_what_does_not_belong_to_the_image_is_one_line(form, said: str) -> None:
     with pytest.raises(ProposalError, match=said):
         given(_two_squares(), **form)
-
-
-def test_a_proposer_may_be_given_by_name_or_itself() -> None:
-    assert len(given(_two_squares(), proposals="grid")) == 64
-    assert len(given(_two_squares(), proposals=load_proposer("grid", cells=(2, 3)))) == 6
 
 
 def test_a_proxy_and_a_backbone_give_features(tiny) -> None:

@@ -178,10 +178,10 @@ def test_the_foveal_bias_is_a_gaussian_over_the_box_stretched_to_its_peak() -> N
 @pytest.mark.parametrize(
     "masks",
     [
-        Proposals.from_boxes([[-9, -9, 12.5, 8.25], [20.2, 20.2, 20.6, 20.7], [40, 40, 50, 50]], (SIDE, SIDE)),
-        Proposals.from_masks(np.ones((7, SIDE, SIDE), bool)),
+        Proposals.from_boxes([[-9, -9, 12.5, 8.25], [20.2, 20.2, 20.6, 20.7]], (SIDE, SIDE)),
+        Proposals.from_masks(np.arange(7)[:, None, None] < np.full((SIDE, SIDE), 6)),
     ],
-    ids=["boxes outside, thin and of floats", "masks that are the same"],
+    ids=["boxes over the edge, thin and of floats", "masks that are the same, and an empty one"],
 )
 @pytest.mark.parametrize("name", OPERATORS)
 def test_odd_regions_are_finite(name, masks, operators, tiny, pixels) -> None:

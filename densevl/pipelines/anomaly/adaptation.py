@@ -18,8 +18,9 @@ from densevl.anomaly.tokens import QUARTERS, layers_at, run
 from densevl.anomaly.trained.adapters import Adapters, QueryAdapter, VisualAdapter, nearest_rows
 from densevl.anomaly.trained.learning import LearnedPrompts, map_loss
 from densevl.backbones import Backbone
-from densevl.errors import ImageError, ModelError
+from densevl.errors import ModelError
 from densevl.images import read_image
+from densevl.proposals.checks import image_mask
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ def train_adapters(
         rate: of Adam. report: called with each epoch's number and mean loss.
 
     Raises:
-        ModelError: no CLIP, no samples, none damaged or none sound. ImageError: a mask of another size than its image.
+        ModelError: no CLIP, no samples, none damaged or none sound. ProposalError: a mask of another size than
+            its image, or values that are no mask.
     """
     tower = getattr(backbone, "tower", None)
     if tower is None:
         raise ModelError(f"model '{backbone.name}' is no CLIP; adapters need words and patches in one space")
     numbers = layers_at(layers, tower.depth)
     side = min(tower.image_size)
-    looks = [_look(backbone, tower, sample, numbers, (side, side)) for sample in samples]
+    looks = [_look(backbone, tower, one, index, numbers, (side, side)) for index, one in enumerate(samples)]
     bad = sum(bool(look["mask"].any()) for look in looks)
     if not 0 < bad < len(looks):
         raise ModelError(f"{len(looks)} samples, {bad} of them damaged: adapters need sound and damaged ones")
@@ -123,13 +125,11 @@ def _logits(
 
 @torch.no_grad()
 def _look(
-    backbone: Backbone, tower: Any, sample: Sample, layers: tuple[int, ...], size: tuple[int, int]
+    backbone: Backbone, tower: Any, sample: Sample, index: int, layers: tuple[int, ...], size: tuple[int, int]
 ) -> dict[str, Any]:
     """Everything the adapters read of one image, at the trained size, and its mask at that size."""
     rgb, normal = read_image(sample.image), read_image(sample.normal)
-    mask = np.asarray(sample.mask).astype(bool)
-    if mask.shape != rgb.shape[:2]:
-        raise ImageError(f"a mask is {mask.shape} and its image {rgb.shape[:2]}: they must be of one size")
+    mask = image_mask(sample.mask, rgb.shape[:2], index)
     fed = fit_size(*size, min(size), backbone.patch_size)
     pixels = torch.stack([backbone.normalize(shrink(picture, fed)) for picture in (rgb, normal)])
     seen = run(tower, pixels)

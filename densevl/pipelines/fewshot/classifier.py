@@ -36,6 +36,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
 from densevl.pipelines.settings import checked
+from densevl.proposals.checks import box_edges, image_boxes
 from densevl.recipes import Recipe
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide
@@ -158,15 +159,16 @@ class FewShot:
             examples: for images {name: images}, a folder, a path, a list of both, or arrays; an empty list is a class
                 without examples. For regions a list of (image, masks or boxes, names), masks (R, H, W) bool or boxes
                 (R, 4), a name each. For pixels a list of (image, label map, names), an integer map (H, W) of numbers of
-                names, below 0, or 255 in a uint8 map, where it is not known. Regions and pixels named "nothing" are
-                examples of what is no class: they stand in for the background words, whose mean they share.
+                names, below 0 or 255 where it is not known (see `proposals.maps.class_map`). Regions and pixels named
+                "nothing" are examples of what is no class: they stand in for the background words, whose mean they
+                share.
             labels: all classes, with or without examples; see `LabelSet.parse`. None takes those of the examples. The
                 words of a class ("car | truck") are averaged.
 
         Raises:
             LabelError: no examples, of another form, of a class that is not in `labels`, or for pixels a class none of
-            whose pixels fill a token. ImageError: an unreadable image, or a map of another size. ModelError: settings
-            that do not fit the head.
+            whose pixels fill a token. ImageError: an unreadable image. ProposalError: regions or maps that do not fit
+            their image. ModelError: settings that do not fit the head.
         """
         names = self.features.named(examples)
         shown = self.level != "image" and UNLABELLED in names
@@ -250,8 +252,8 @@ class FewShot:
             `Segmenter` does, with the head in place of text scores.
 
         Raises:
-            ModelError: nothing fitted. OptionError: regions or labels for another level. ImageError: unreadable, or a
-            box without a pixel. ProposalError: regions that do not fit. LabelError: unusable labels.
+            ModelError: nothing fitted. OptionError: regions or labels for another level. ImageError: unreadable.
+            ProposalError: regions or boxes that do not fit. LabelError: unusable labels.
         """
         asked, features = self._asked(labels), self.features
         if isinstance(features, RegionFeatures):
@@ -336,11 +338,12 @@ class FewShot:
         self,
         together: Sequence[tuple[Any, np.ndarray]],
         asked: LabelSet | None = None,
-        boxes: Sequence[Sequence[float]] = (),
+        boxes: Any = (),
     ) -> Iterator[Classification]:
         """Whole images; boxes are of the only one."""
         started = time.perf_counter()
         pictures = [rgb for _, rgb in together]
+        boxes = box_edges(image_boxes(boxes, pictures[0].shape[:2])).tolist()
         logits, rows = self._logits([*pictures, *(cut_out(pictures[0], box) for box in boxes)], asked)
         probabilities = self.calibration.probabilities(logits).cpu().numpy()
         head, names = self.heads.get("image"), (asked or self._fitted()).names
@@ -359,7 +362,7 @@ class FewShot:
             for index, (scores, p) in enumerate(zip(logits.float().cpu().numpy(), probabilities, strict=True))
         ]
         parts = tuple(
-            replace(part, box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])), warnings=())
+            replace(part, box=(box[0], box[1], box[2], box[3]), warnings=())
             for part, box in zip(found[len(pictures) :], boxes, strict=True)
         )
         seconds = round((time.perf_counter() - started) / len(pictures), 4)
@@ -470,7 +473,7 @@ class FewShot:
         lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
         if lost:
             small = "fills no token of any example; lower coverage, or take level 'region'"
-            raise LabelError(f"'{short(lost[0])}' {small if self.level == 'pixel' else 'has only empty regions'}")
+            raise LabelError(f"'{short(lost[0])}' {small}")
         if not owners:
             raise LabelError("no examples: give at least one class some images")
         features = {kind: torch.cat([part.features[kind] for part in parts]) for kind in parts[0].features}

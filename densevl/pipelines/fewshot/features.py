@@ -26,14 +26,13 @@ from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.feeding import embed_images, feed, picture_size
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
-from densevl.proposals import Proposals
+from densevl.proposals.maps import class_map
 from densevl.recipes import Hints
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.operators.dense import unit_features
 from densevl.vocabulary.parsing import short
 
 BATCH = 32  # images that are read together
-VOID = 255  # of uint8 label maps: no class
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +93,10 @@ class ImageFeatures(Features):
         return embed_images(self._backbone, pictures)
 
 
-def cut_out(rgb: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """The pixels of a box x0, y0, x1, y1, right and bottom exclusive, of a uint8 RGB image.
-
-    Raises:
-        ImageError: it holds none.
-    """
-    left, top, right, bottom = (int(side) for side in box)
-    part = rgb[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
-    if 0 in part.shape:
-        raise ImageError(f"box {tuple(box)} holds no pixel of the {rgb.shape[1]}x{rgb.shape[0]} image")
-    return np.ascontiguousarray(part)
+def cut_out(rgb: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """The pixels of a box, as `box_edges` gives it, of a uint8 RGB image."""
+    left, top, right, bottom = box
+    return np.ascontiguousarray(rgb[top:bottom, left:right])
 
 
 def by_folder(root: str | os.PathLike[str]) -> dict[str, list[Any]]:
@@ -132,13 +124,11 @@ class RegionFeatures(Features):
 
     def rows(self, examples: Any) -> Iterator[Shown]:
         for image, regions, names in _triples(examples, "regions"):
-            found = self.embed(image, **regions_form(regions))
+            found = self.embed(image, **(regions if isinstance(regions, Mapping) else {"regions": regions}))
             if len(names) != len(found):
                 raise LabelError(f"{len(names)} names for {len(found)} regions: give one for each")
-            filled = torch.from_numpy(found.regions.areas > 0).nonzero().flatten()
-            owners = [str(names[index]) for index in filled.tolist()]
-            features = {kind: rows[filled.to(rows.device)] for kind, rows in found.vectors.items()}
-            yield Shown(list(map(str, names)), features, owners, torch.ones(len(owners)))
+            owners = list(map(str, names))
+            yield Shown(owners, found.vectors, owners, torch.ones(len(owners)))
 
     def embed(self, image: Any, **regions: Any) -> RegionEmbeddings:
         """The regions of a photo, as `RegionClassifier.embed`."""
@@ -160,7 +150,7 @@ class PixelFeatures(Features):
     def rows(self, examples: Any) -> Iterator[Shown]:
         for image, given, names in _triples(examples, "a label map"):
             rgb = read_image(image)
-            labels_HW = _label_map(given, names, rgb)
+            labels_HW = class_map(given, names, rgb.shape[:2])
             features_YXD, windows = self.embed(rgb)
             labels_YX, share_YX = token_labels(labels_HW, windows, self._coverage)
             chosen = chosen_tokens(labels_YX, self._tokens)
@@ -177,22 +167,6 @@ class PixelFeatures(Features):
         return unit_features(self._backbone, pixels, windows, segment.recipe, hints, segment.proxy_scope)
 
 
-def regions_form(regions: Any) -> dict[str, Any]:
-    """Regions of an example by the keyword that `RegionClassifier.embed` takes them under."""
-    if isinstance(regions, Mapping):
-        return dict(regions)
-    if isinstance(regions, Proposals):
-        return {"regions": regions}
-    if isinstance(regions, Sequence) and len(regions) and isinstance(regions[0], Mapping):
-        return {"rle": regions}
-    array = regions if hasattr(regions, "ndim") else np.asarray(regions)
-    if array.ndim == 3:
-        return {"regions": regions}
-    if array.ndim == 2 and array.shape[1] == 4:
-        return {"boxes": regions}
-    raise LabelError(f"regions of shape {tuple(array.shape)}: masks (R, H, W), boxes (R, 4), RLE or Proposals")
-
-
 def _triples(examples: Any, middle: str) -> list[tuple[Any, Any, Sequence[str]]]:
     found = [] if isinstance(examples, (str, Mapping)) or not hasattr(examples, "__iter__") else list(examples)
     if not found or not all(isinstance(example, (tuple, list)) and len(example) == 3 for example in found):
@@ -201,17 +175,3 @@ def _triples(examples: Any, middle: str) -> list[tuple[Any, Any, Sequence[str]]]
         if isinstance(names, str):
             raise LabelError(f"names of an example are one string, '{short(names)}': give a list")
     return [(image, thing, list(names)) for image, thing, names in found]
-
-
-def _label_map(given: Any, names: Sequence[str], rgb: np.ndarray) -> np.ndarray:
-    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-    if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise LabelError(f"a label map is {array.dtype} {array.shape}: integers (H, W), numbers of names")
-    if array.shape != rgb.shape[:2]:
-        raise ImageError(f"a label map is {array.shape} and its image {rgb.shape[:2]}: they must be of one size")
-    found = array.astype(np.int64)
-    if array.dtype == np.uint8:
-        found[array == VOID] = -1
-    if found.max() >= len(names):
-        raise LabelError(f"a label map holds {found.max()}: {len(names)} names allow 0 to {len(names) - 1}, or below 0")
-    return found

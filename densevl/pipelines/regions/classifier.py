@@ -30,9 +30,9 @@ from densevl.pipelines.regions.discovery import (
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.regions.scores import RegionScorer, default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
-from densevl.pipelines.segmentation.segments import Segments
 from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST, checked
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
+from densevl.proposals.load import form_of
 from densevl.recipes import Recipe
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse
@@ -180,11 +180,12 @@ class RegionClassifier:
         Args:
             image: path, PIL image, numpy (H, W, 3) uint8 RGB, or torch (3, H, W).
             labels: the classes; see `LabelSet.parse`.
-            regions: bool masks (R, H, W) of that photo, an (H, W) integer map, 0 where no region is, or `Proposals`.
-            boxes: (R, 4) x0, y0, x1, y1 in pixels, floats allowed, parts outside are cut off.
-            rle: COCO's run lengths.
-            points: (R, 2) x, y, a click each, of which the classifier's proposer, a SAM, makes masks (Open-Vocabulary
-                SAM). At most one of these four; none of them lets the proposer find regions.
+            regions: masks (R, H, W) of that photo, bool or 0 and 1; an (H, W) integer map, 0 where no region is; or
+                `Proposals`.
+            boxes: (R, 4) x0, y0, x1, y1 in pixels of the photo, floats allowed, parts outside are cut off.
+            rle: COCO's "segmentation" entries: run lengths, or polygons.
+            points: (R, 2) x, y in pixels, a click each, of which the classifier's proposer, a SAM, makes masks
+                (Open-Vocabulary SAM). At most one of these four; none of them lets the proposer find regions.
             background: overrides the classifier's policy for this call.
 
         Returns:
@@ -192,7 +193,8 @@ class RegionClassifier:
 
         Raises:
             ImageError: unreadable image. LabelError: unusable labels. ProposalError: regions that do not fit the photo,
-            several kinds of them, or none and no proposer.
+            such as boxes in 0-1, boxes without area and masks without a pixel; several kinds of them; or none and no
+            proposer.
         """
         found = self.embed(image, regions=regions, boxes=boxes, rle=rle, points=points)
         return self.name(found, labels, background=background)
@@ -395,20 +397,13 @@ class RegionClassifier:
         """
         forms = {name: value for name, value in forms.items() if value is not None}
         if not forms:
-            return self._propose(rgb)
-        for name in forms.keys() - {"regions"}:
-            if isinstance(forms[name], str) or not hasattr(forms[name], "__len__"):
-                raise ProposalError(f"{name} are a {type(forms[name]).__name__}; give a list or an array of them")
-        if set(forms) == {"points"}:
-            return prompted(rgb, points=forms["points"], proposer=self._proposer())
-        if set(forms) == {"regions"}:
-            return _as_given(rgb, forms["regions"])
+            found = _read(rgb, self._proposer()(rgb))
+            return found.select(found.areas > 0)
         if len(forms) > 1:
             raise ProposalError(f"give one of regions=, boxes=, rle= and points=, not {' and '.join(forms)}")
+        if "points" in forms:
+            return prompted(rgb, points=forms["points"], proposer=self._proposer())
         return given(rgb, **forms)
-
-    def _propose(self, rgb: np.ndarray) -> Proposals:
-        return _as_given(rgb, self._proposer()(rgb))
 
     def _proposer(self) -> Any:
         """The proposer, loaded when first needed."""
@@ -474,9 +469,11 @@ class RegionClassifier:
         }
 
 
-def _as_given(rgb: np.ndarray, regions: Any) -> Proposals:
-    """Regions of a photo: `Proposals`, bool masks (R, H, W), or an integer map (H, W)."""
-    if isinstance(regions, Proposals):
-        return given(rgb, proposals=regions)
-    is_map = getattr(regions, "ndim", 3) == 2
-    return given(rgb, masks=Segments.parse(regions, rgb.shape[:2]).masks_array() if is_map else regions)
+def _read(rgb: np.ndarray, proposed: Any) -> Proposals:
+    """What a proposer returned: `Proposals`, masks, or an integer map."""
+    size = (rgb.shape[0], rgb.shape[1])
+    if isinstance(proposed, Proposals):
+        return given(rgb, regions=proposed.select(proposed.areas > 0))
+    if form_of(proposed, size) == "masks":
+        return Proposals.from_masks(proposed, size)
+    return given(rgb, regions=proposed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +10,15 @@ import numpy.typing as npt
 from densevl.errors import ProposalError
 from densevl.images import read_image
 from densevl.proposals import Proposals, load_proposer
+from densevl.proposals.checks import image_points
 from densevl.proposals.components import components
-
-Prompt = Sequence[float]
 
 
 def prompted(
     image: Any,
     *,
-    points: Sequence[Prompt] = (),
-    boxes: Sequence[Prompt] = (),
+    points: Any = (),
+    boxes: Any = (),
     proposer: Any = "mini-sam",
     near: bool = True,
 ) -> Proposals:
@@ -30,47 +28,54 @@ def prompted(
     >>> classify("scene.png", ["elephant", "penguin"], regions=regions).found
 
     Args:
-        image: as `read_image` takes it. points: x, y in pixels, a click each. boxes: x0, y0, x1, y1 in pixels.
+        image: as `read_image` takes it. points: (P, 2) x, y in pixels, a click each. boxes: (R, 4) x0, y0,
+            x1, y1 in pixels.
         proposer: a SAM, or its name. With one that is none, boxes stay rectangles.
         near: of a click's mask keep the connected part that it hit, if it hit any; of a box's mask what is in the box.
-            Small models put things of one look into one mask, wherever they are. False leaves masks as they come.
+            Small models put things of one look into one mask, wherever they are. False leaves masks as they come. A
+            box in which the SAM finds nothing stays a rectangle.
 
     Returns:
         Masks of the points, then of the boxes, in order; the boxes of the result are those of the masks.
 
     Raises:
-        ProposalError: clicks without a SAM, points outside the photo, or malformed prompts.
+        ProposalError: clicks without a SAM, or where it finds nothing; prompts in 0-1, outside the photo or malformed.
         ModelError, MissingExtraError: the proposer cannot be loaded.
     """
     if isinstance(proposer, str):
         proposer = load_proposer(proposer)
     rgb = read_image(image)
+    size = (rgb.shape[0], rgb.shape[1])
+    clicks = image_points(points, None, size)[0][:, 0]
+    whole = Proposals.from_boxes(boxes, size)
     if not hasattr(proposer, "prompt"):
-        if len(points):
+        if len(clicks):
             raise ProposalError("points need a SAM to make masks of them; take the proposer mini-sam or sam")
-        return Proposals.from_boxes(boxes, rgb.shape[:2])
+        return whole
     encoded = proposer.encode(rgb)
     found = []
-    if len(points):
-        found.append(proposer.prompt(encoded, points=points))
+    if len(clicks):
+        found.append(proposer.prompt(encoded, points=clicks))
         if near:
-            found[-1] = _kept(found[-1], [_part_at(found[-1].mask(i), point) for i, point in enumerate(points)])
-    if len(boxes):
-        found.append(proposer.prompt(encoded, boxes=boxes))
-        if near:
-            inside = Proposals.from_boxes(boxes, rgb.shape[:2])
-            found[-1] = _kept(found[-1], [found[-1].mask(i) & inside.mask(i) for i in range(len(boxes))])
+            found[-1] = _kept(found[-1], [_part_at(found[-1].mask(i), point) for i, point in enumerate(clicks)])
+        for index in np.flatnonzero(found[-1].areas == 0)[:1]:
+            x, y = clicks[index]
+            raise ProposalError(f"{proposer.name} finds nothing at point {index} ({x:g}, {y:g}); give a box around it")
+    if len(whole):
+        made = proposer.prompt(encoded, boxes=boxes)
+        masks = [made.mask(i) & whole.mask(i) if near else made.mask(i) for i in range(len(whole))]
+        found.append(_kept(made, [mask if mask.any() else whole.mask(i) for i, mask in enumerate(masks)]))
     if not found:
-        return Proposals.empty(rgb.shape[:2])
+        return Proposals.empty(size)
     packed, quality = (np.concatenate([getattr(part, name) for part in found]) for name in ("packed", "quality"))
-    return Proposals.from_packed(packed, rgb.shape[:2], quality)
+    return Proposals.from_packed(packed, size, quality)
 
 
 def _kept(found: Proposals, masks: list[npt.NDArray[np.bool_]]) -> Proposals:
     return Proposals.from_masks(masks, found.size, quality=found.quality)
 
 
-def _part_at(mask: npt.NDArray[np.bool_], point: Prompt) -> npt.NDArray[np.bool_]:
+def _part_at(mask: npt.NDArray[np.bool_], point: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """The connected part of a mask that holds a point; all of it where the point is outside."""
     numbers = components(mask)
     x, y = (min(int(place), length - 1) for place, length in zip(point, mask.shape[::-1], strict=True))

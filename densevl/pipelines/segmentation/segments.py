@@ -12,6 +12,9 @@ import torch
 from densevl.errors import ProposalError
 from densevl.images import keep_ratio_size, resize
 from densevl.proposals.base import Proposals
+from densevl.proposals.load import form_of
+from densevl.proposals.load import given as read_regions
+from densevl.proposals.maps import integer_map
 from densevl.recipes import Hints
 
 MINI = "mini-sam"
@@ -35,29 +38,27 @@ class Segments:
 
     @classmethod
     def parse(cls, given: Any, size: tuple[int, int]) -> Segments:
-        """Read an (H, W) integer map, 0 or less where no segment is, or (M, H, W) bool masks, which may overlap.
+        """Read regions of a photo.
 
         Args:
-            given: a tensor, an array, or a list of masks. size: (H, W) of the photo.
+            given: an (H, W) integer map, 0 or less where no segment is; else masks, boxes, RLE or `Proposals`, which
+                may overlap, as `proposals.given` takes them. size: (H, W) of the photo.
 
         Raises:
-            ProposalError: another shape or type, no masks, or the size of another photo.
+            ProposalError: none of these, no regions, or those of another photo.
         """
-        try:
-            array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-        except ValueError as error:
-            raise ProposalError(f"regions cannot be read: {error}") from error
-        is_map = array.ndim == 2 and array.dtype.kind in "iu"
-        is_masks = array.ndim == 3 and array.dtype.kind == "b" and len(array) > 0
-        if not (is_map or is_masks) or array.shape[-2:] != tuple(size):
+        form = form_of(given, size)
+        if form == "segments":
+            return cls(torch.from_numpy(integer_map(given, size, "a segment map")).clamp_(min=0))
+        photo = np.zeros((*size, 3), np.uint8)
+        regions = Proposals.from_masks(given, size) if form == "masks" else read_regions(photo, regions=given)
+        if not len(regions):
             raise ProposalError(
-                f"regions are {array.dtype} {array.shape}; for this photo give an integer segment map {tuple(size)}, 0 "
-                f"where no segment is, or bool masks (M, {size[0]}, {size[1]})"
+                f"there are no regions; for this photo give an integer segment map {tuple(size)}, 0 where no segment "
+                f"is, or masks (M, {size[0]}, {size[1]})"
             )
-        if is_map:
-            return cls(torch.from_numpy(array.astype(np.int64)).clamp_(min=0))
-        on_top = Proposals.from_masks(array).segment_map()
-        return cls(torch.from_numpy(on_top.astype(np.int64)), torch.from_numpy(array))
+        on_top = regions.segment_map().astype(np.int64)
+        return cls(torch.from_numpy(on_top), torch.from_numpy(regions.masks()))
 
     def __len__(self) -> int:
         """How many segments there are."""

@@ -19,7 +19,7 @@ from densevl.errors import ProposalError, suggest
 from densevl.images import read_image
 from densevl.proposals import packing
 from densevl.proposals.base import Proposals, Proposer
-from densevl.proposals.checks import checked_boxes, checked_points
+from densevl.proposals.checks import image_boxes, image_points
 from densevl.proposals.components import tidy
 from densevl.proposals.sam.crops import Crop, crops, cut_by, laid_back
 from densevl.proposals.sam.image import Decoded, SamImage
@@ -166,27 +166,25 @@ class SamProposer(Proposer):
 
         Returns:
             P masks in the order of the prompts. One point is ambiguous: the best of three masks, by the quality the
-            model predicts. Several points, or a box: its one mask. A box outside the image: an empty mask, quality 0.
+            model predicts. Several points, or a box: its one mask. Where the model finds nothing, a mask is empty.
 
         Raises:
-            ProposalError: both or none of points and boxes, other shapes, or a point outside the image.
+            ProposalError: both or none of points and boxes, other shapes, prompts all within 0-1, or one outside the
+            image.
         """
         encoded = self.encode(image)
-        height, width = encoded.size
         if (points is None) == (boxes is None):
             raise ProposalError("give points or boxes, one of the two")
         if points is not None:
-            points_PK2, labels_PK = checked_points(points, labels, encoded.size)
-            usable = np.arange(len(points_PK2))
+            points_PK2, labels_PK = image_points(points, labels, encoded.size)
             several = points_PK2.shape[1] == 1
         else:
-            boxes_P4 = np.clip(checked_boxes(boxes), 0, [width, height, width, height])
-            usable = np.flatnonzero((boxes_P4[:, 2:] > boxes_P4[:, :2]).all(axis=1))
+            boxes_P4 = image_boxes(boxes, encoded.size)
             several = False
         count = len(points_PK2) if points is not None else len(boxes_P4)
         packed = np.zeros((count, packing.row_bytes(encoded.size)), np.uint8)
         quality = np.zeros(count, np.float32)
-        for batch in _batches(usable, self.settings.points_per_batch):
+        for batch in _batches(np.arange(count), self.settings.points_per_batch):
             if points is not None:
                 decoded = encoded.decode(points_PK2[batch], labels_PK[batch], several=several)
             else:

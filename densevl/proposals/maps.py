@@ -1,0 +1,92 @@
+"""What callers give as label maps and segment maps: made uniform, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import ProposalError
+from densevl.images import read_labels
+from densevl.proposals.checks import as_array
+
+VOID = 255
+"""In a map of fewer than 256 classes: not known."""
+
+
+def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") -> npt.NDArray[np.int64]:
+    """A map of numbers: int64 (H, W).
+
+    Args:
+        given: integers (H, W), an array, a tensor, or a PIL image with a palette or in grey; floats if all are whole;
+            or the path of a PNG or TIFF, as `read_labels` takes it. size: (H, W) of the image. what: for messages.
+
+    Raises:
+        ProposalError: a colour picture, scores, another size. ImageError: the file cannot be read.
+    """
+    if isinstance(given, (str, bytes, os.PathLike)):
+        given = read_labels(given)
+    if getattr(given, "mode", "P") in ("RGB", "RGBA", "CMYK", "YCbCr", "LA", "PA"):
+        raise ProposalError(f"{what} is a picture of mode {given.mode}: {_COLOUR}")
+    array = as_array(given, what, "of integers (H, W)")
+    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
+        array = array[0] if array.shape[0] == 1 else array[..., 0]
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[:2] == tuple(size):
+        raise ProposalError(f"{what} is {array.shape}, a colour picture: {_COLOUR}")
+    if array.ndim == 3 and array.shape[1:] == tuple(size):
+        raise ProposalError(f"{what} is {array.shape}, one map a class: give scores.argmax(0), integers (H, W)")
+    if array.ndim != 2:
+        raise ProposalError(f"{what} is {array.dtype} {array.shape}: integers (H, W)")
+    if array.shape != tuple(size):
+        turned = ": it looks transposed, give its .T" if array.shape == tuple(size)[::-1] else ""
+        raise ProposalError(f"{what} is {array.shape}, the image {tuple(size)}{turned or ': they must be of one size'}")
+    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array % 1 == 0).all()):
+        raise ProposalError(
+            f"{what} holds {array.min():g} to {array.max():g}, not whole numbers: integers (H, W); resize maps with "
+            "the nearest value"
+        )
+    if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
+        raise ProposalError(f"{what} holds {array.max()}: numbers fit 63 bits")
+    return array.astype(np.int64)
+
+
+def class_map(given: Any, names: Sequence[str], size: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """A map of numbers of names, some of which it shows: int64 (H, W), -1 where the class is not known.
+
+    Args:
+        given: as `integer_map` takes it; below 0, or 255 where there are fewer than 256 names, is not known.
+        names: of the classes, from 0. size: (H, W) of the image.
+
+    Raises:
+        ProposalError: no such map, a number without a name, no class anywhere, or 0 and 255 alone, which may be two
+            classes or one.
+    """
+    found = integer_map(given, size)
+    if len(names) > 1 and np.array_equal(np.unique(found), [0, VOID]):
+        raise ProposalError(
+            "a label map holds 0 and 255 alone: give (map == 255).astype(int) if 255 is a class, "
+            "numpy.where(map == 255, -1, 0) if it is not known there"
+        )
+    if len(names) <= VOID:
+        found[found == VOID] = -1
+    found = np.maximum(found, -1)
+    if found.max(initial=-1) >= len(names):
+        known = found[found >= 0]
+        from_one = found.max() == len(names) and known.min() >= 1
+        raise ProposalError(
+            f"a label map holds {found.max()}: {len(names)} names allow 0 to {len(names) - 1}, or below 0"
+            + (
+                "; if it counts from 1, give map - 1"
+                if from_one
+                else "; numpy.where(map == n, -1, map) if n is no class"
+            )
+        )
+    if found.max(initial=-1) < 0:
+        raise ProposalError("a label map holds no class: below 0 and 255 are where it is not known; leave it out")
+    return found
+
+
+_COLOUR = "one class number a pixel is needed; save it as a palette or grey PNG, or look its colours up"
