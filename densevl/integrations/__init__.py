@@ -1,4 +1,4 @@
-"""Named regions inside other people's detectors: supervision, torchvision, and hooks for RoI heads.
+"""Named regions for other people's detectors: their results named, and words in place of their classes.
 
 What a name needs is imported when it is first asked for; a package that is missing is said in one line with its
 install command.

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import ModelError, one_of
+from densevl.integrations.torchvision import check_detector
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.vocabulary import NOTHING, LabelSet
@@ -114,6 +115,7 @@ def replace_predictor(
         LabelError: unusable labels. ModelError: a detector without such a head, with masks for each class, or settings
         that do not fit.
     """
+    check_detector(detector)
     heads: Any = getattr(detector, "roi_heads", None)
     old: Any = getattr(heads, "box_predictor", None)
     if not isinstance(getattr(old, "bbox_pred", None), nn.Linear):

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from densevl.errors import ProposalError
-from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
+from densevl.images import read_image
+from densevl.integrations.scores import WEIGHT, fused_probs, objectness
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
+from densevl.proposals.checks import box_corners, refuse_normalised
 from densevl.vocabulary import LabelSet
 
 
@@ -48,8 +50,8 @@ def roi_hook(
 
     Returns:
         hook(image, boxes, scores) -> RoiScores, without state of its own. image: RGB, of the size that boxes refer to,
-        as `read_image` takes it. boxes: (N, 4) x0, y0, x1, y1 in pixels, an array, a tensor, or something that holds
-        one as `.tensor` (detectron2's Boxes). scores: (N,) objectness, or (N, K + 1) probabilities with background
+        as `read_image` takes it. boxes: (N, 4) x0, y0, x1, y1 in pixels, an array, a tensor, or detectron2's Boxes;
+        those off the image are background. scores: (N,) objectness, or (N, K + 1) probabilities with background
         last, K being the head's own classes; one column besides background is enough.
 
     Raises:
@@ -59,17 +61,23 @@ def roi_hook(
 
     def hook(image: Any, boxes: Any, scores: Any) -> RoiScores:
         found = objectness(scores, background=-1)
-        corners = as_tensor(boxes)
-        if corners.numel() == 0:
-            corners = corners.reshape(0, 4)
-        if corners.shape != (len(found), 4):
+        rgb = read_image(image)
+        if len(getattr(boxes, "shape", ())) == 2 and boxes.shape[1] > 4:
             raise ProposalError(
-                f"boxes of shape {tuple(corners.shape)} for {len(found)} scores: ({len(found)}, 4), one box for all "
-                "classes; of a box for each class take that of its best"
+                f"boxes of shape {tuple(boxes.shape)}: ({len(found)}, 4), one box for all classes; of a box for each "
+                "class take that of its best"
             )
+        corners = box_corners(boxes)
+        if len(corners) != len(found):
+            raise ProposalError(f"boxes of shape {corners.shape} for {len(found)} scores: ({len(found)}, 4)")
+        refuse_normalised(corners, rgb.shape[:2])
         if len(found):
-            result = classify(image, label_set, boxes=corners, background=background)
-            probs = fused_probs(found, result.scores, result.nothing, weight=weight)
+            cut = np.clip(corners, 0, [rgb.shape[1], rgb.shape[0]] * 2)
+            seen = np.all(cut[:, 2:] > cut[:, :2], axis=1)  # proposals may be off the image; then they are background
+            result = classify(rgb, label_set, boxes=cut[seen], background=background)
+            scores_NC, nothing_N = np.zeros((len(seen), len(label_set)), np.float32), np.zeros(len(seen), np.float32)
+            scores_NC[seen], nothing_N[seen] = result.scores, result.nothing
+            probs = fused_probs(found, scores_NC, nothing_N, weight=weight)
         else:
             probs = torch.zeros(0, len(label_set) + 1, device=found.device)
         best, index = probs.max(dim=1)

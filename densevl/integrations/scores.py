@@ -13,17 +13,25 @@ from typing import Any
 import torch
 
 from densevl.errors import ProposalError
+from densevl.proposals.checks import as_array
 from densevl.regions.fusion import ScoreSource, fuse
 
 WEIGHT = 0.5
 _SURE = 1 - 1e-6  # no detector is surer than this, so that background is never ruled out
 
 
-def as_tensor(given: Any, device: Any = None) -> torch.Tensor:
-    """A float32 tensor of an array, a list, a tensor, or something that holds one as `.tensor`."""
-    held = getattr(given, "tensor", given)
-    held = held.detach() if isinstance(held, torch.Tensor) else held
-    return torch.as_tensor(held, dtype=torch.float32, device=device)
+def as_tensor(given: Any, device: Any = None, *, what: str = "numbers") -> torch.Tensor:
+    """A float32 tensor of an array, a list, a tensor, or detectron2's `Boxes`.
+
+    Raises:
+        ProposalError: anything else. NaN or infinity.
+    """
+    if not isinstance(given, torch.Tensor):
+        given = torch.from_numpy(as_array(given, what, "of numbers"))
+    found = given.detach().to(device=device, dtype=torch.float32)
+    if not bool(torch.isfinite(found).all()):
+        raise ProposalError(f"{what} hold NaN or infinity: the detector overflowed, or its weights are damaged")
+    return found
 
 
 def objectness(scores: Any, background: int = 0) -> torch.Tensor:
@@ -36,13 +44,13 @@ def objectness(scores: Any, background: int = 0) -> torch.Tensor:
     Raises:
         ProposalError: another shape, or numbers outside 0..1, such as logits.
     """
-    found = as_tensor(scores)
+    found = as_tensor(scores, what="detector scores")
     if found.ndim not in (1, 2) or (found.ndim == 2 and found.shape[1] < 2):
         raise ProposalError(f"detector scores of shape {tuple(found.shape)}: (N,), or (N, classes and background)")
-    if not bool(((found >= 0) & (found <= 1 + 1e-4)).all()):  # "not" also catches NaN
+    if not bool(((found >= 0) & (found <= 1 + 1e-4)).all()):
         raise ProposalError(
             f"detector scores span {float(found.min()):.4g} to {float(found.max()):.4g}: probabilities, 0 to 1; take "
-            "softmax or sigmoid first"
+            "softmax or sigmoid first, or divide percentages by 100"
         )
     return (1 - found[:, background] if found.ndim == 2 else found).clamp(0, 1)
 
@@ -67,10 +75,10 @@ def fused_probs(
     Raises:
         ProposalError: other numbers of boxes, or a weight outside 0..1.
     """
-    p_NC = as_tensor(probs, objectness_N.device)
+    p_NC = as_tensor(probs, objectness_N.device, what="probabilities")
     if p_NC.ndim != 2 or len(p_NC) != len(objectness_N):
         raise ProposalError(f"{len(objectness_N)} boxes with probabilities {tuple(p_NC.shape)}: (N, classes)")
-    clip_C = as_tensor(weight, p_NC.device).expand(p_NC.shape[1])
+    clip_C = torch.as_tensor(weight, dtype=torch.float32, device=p_NC.device).expand(p_NC.shape[1])
     if not bool(((clip_C >= 0) & (clip_C <= 1)).all()):
         raise ProposalError(f"weight is {weight}; it is CLIP's share, 0 to 1")
     rest_N = torch.zeros(len(p_NC), device=p_NC.device) if nothing is None else as_tensor(nothing, p_NC.device)

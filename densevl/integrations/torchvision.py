@@ -6,6 +6,7 @@ Conventions are torchvision's: background is class 0, labels start at 1, scores 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,19 @@ from torch import nn
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import batched_nms, clip_boxes_to_image, nms, remove_small_boxes
 
-from densevl.errors import DensevlError, ProposalError
+from densevl.errors import DensevlError, ImageError, ModelError, ProposalError
+from densevl.images import read_image
+from densevl.integrations.foreign import READERS, THRESHOLD, Found, packages
+from densevl.integrations.labelling import regions_of
 from densevl.integrations.scores import WEIGHT, as_tensor, fused_probs, objectness
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
-from densevl.proposals import Proposals
+from densevl.proposals.checks import refuse_normalised
 from densevl.vocabulary import LabelSet
 
 SMALLEST = 1e-2  # pixels: boxes with a shorter side are dropped, as torchvision does
 Detection = dict[str, torch.Tensor]
+OTHERS = {*READERS, "ultralytics", "transformers", "supervision", "rfdetr", "groundingdino"}
 
 
 def rescore(
@@ -57,12 +62,13 @@ def rescore(
     Raises:
         ProposalError: shapes that do not fit each other, or scores that are no probabilities.
     """
-    corners = as_tensor(boxes)
+    corners = as_tensor(boxes, what="boxes")
     corners = corners.reshape(0, 4) if corners.numel() == 0 else corners
     sure = objectness(det_scores, background=0).to(corners.device)
     if corners.shape != (len(sure), 4):
         raise ProposalError(f"boxes of shape {tuple(corners.shape)} for {len(sure)} scores: ({len(sure)}, 4)")
     if image_size is not None:
+        refuse_normalised(corners.cpu().double().numpy(), image_size)
         corners = clip_boxes_to_image(corners, image_size)
     scores_NC = fused_probs(sure, probs, nothing, weight=weight)[:, :-1]
     index, label = torch.nonzero(scores_NC > score_thresh, as_tuple=True)
@@ -89,14 +95,20 @@ def candidates(
     Returns:
         For each image boxes float32 (N, 4) in its pixels, scores float32 (N,), and, of a Mask R-CNN, masks float32
         (N, 1, H, W), 0..1.
+
+    Raises:
+        ModelError: no torchvision detector.
     """
+    check_detector(detector)
     if not images:
         return []
     if not (hasattr(detector, "rpn") and hasattr(detector, "roi_heads")):
-        found = []
-        for one in detector(list(images)):
+        found: list[Detection] = []
+        for one in _as_detections(detector, detector(list(images)), len(images)):
+            usable = remove_small_boxes(one["boxes"], SMALLEST)
+            one = {key: value[usable] for key, value in one.items()}
             kept = nms(one["boxes"], one["scores"], nms_thresh)[:top]
-            found.append({key: one[key][kept] for key in ("boxes", "scores", "masks") if key in one})
+            found.append({key: value[kept] for key, value in one.items()})
         return found
     rcnn: Any = detector
     heads = rcnn.roi_heads
@@ -151,15 +163,18 @@ class OpenVocabularyDetector(nn.Module):
         """Wrap a detector; it is put into eval mode.
 
         Args:
-            detector: Faster or Mask R-CNN, or another that returns boxes and scores. classify: names its boxes, or its
-                masks where it has some; its proposer is not used. labels: the classes.
+            detector: Faster or Mask R-CNN, or another module that takes a list of images and returns a dict of boxes
+                and scores for each, as torchvision's do. What other detectors find `label_detections` names.
+            classify: names its boxes, or its masks where it has some; its proposer is not used. labels: the classes.
             weight, score_thresh, nms_thresh, detections_per_img: see `rescore`. background: see `RegionClassifier`.
             top: boxes of an image that are named; see `candidates`.
 
         Raises:
-            LabelError: unusable labels.
+            LabelError: unusable labels. ModelError: no torchvision detector, or one whose weights are damaged.
         """
         super().__init__()
+        check_detector(detector)
+        check_weights(detector)
         self.detector, self.classify = detector, classify
         self.background, self.top, self.weight = background, top, weight
         self.settings: dict[str, Any] = {
@@ -188,22 +203,25 @@ class OpenVocabularyDetector(nn.Module):
         """Detect.
 
         Args:
-            images: float (3, H, W), 0..1, RGB, of any sizes.
+            images: a list of tensors (3, H, W), float 0..1, RGB, of any sizes; or of what else `read_image` takes.
 
         Returns:
             For each image boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), and masks float32
             (D, 1, H, W) if the detector makes masks.
 
         Raises:
-            DensevlError: in training mode.
+            DensevlError: in training mode. ImageError: no images, such as tensors of 0..255 as floats.
         """
         if self.training:
             raise DensevlError("the detector is in training mode; call eval() first")
+        if not isinstance(images, (list, tuple)) and not (isinstance(images, torch.Tensor) and images.ndim == 4):
+            raise ImageError("give a list of images, [image] for one")
+        images = [self._tensor(image) for image in images]
         found = []
         for image, one in zip(images, candidates(self.detector, images, top=self.top), strict=True):
             size = (int(image.shape[-2]), int(image.shape[-1]))
             if len(one["boxes"]):
-                regions = _regions(one, size)
+                regions = regions_of(Found(one["boxes"], _masks(one), None), size)
                 result = self.classify(image, self.labels, regions=regions, background=self.background)
                 probs, nothing = result.scores, result.nothing
             else:
@@ -217,12 +235,54 @@ class OpenVocabularyDetector(nn.Module):
             found.append(scored)
         return found
 
+    def _tensor(self, image: Any) -> torch.Tensor:
+        """An image as the detector takes it; tensors of floats stay as they are."""
+        rgb = read_image(image)
+        if isinstance(image, torch.Tensor) and image.is_floating_point():
+            return image
+        device = next((one.device for one in self.detector.parameters()), None)
+        return torch.from_numpy(rgb).permute(2, 0, 1).to(device) / 255
 
-def _regions(one: Detection, size: tuple[int, int]) -> Proposals:
-    """The masks of a detection, and the box of each that has none."""
-    boxes = Proposals.from_boxes(one["boxes"], size)
-    if "masks" not in one:
-        return boxes
-    masks = Proposals.from_masks((one["masks"][:, 0] > 0.5).cpu(), size)
-    packed = np.where(masks.areas[:, None] > 0, masks.packed, boxes.packed)
-    return Proposals.from_packed(packed, size)
+
+def check_detector(detector: Any) -> None:
+    """Refuse what is no module of torchvision's kind, before it is touched.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    own = packages(detector)
+    name, strange = type(detector).__name__, own & OTHERS
+    way = "run it, and give what it returns to label_detections(image, found, labels)"
+    if isinstance(detector, type):
+        raise ModelError(f"{detector.__name__} is a class, not a detector; make one: {detector.__name__}(...)")
+    if strange or not isinstance(detector, nn.Module):
+        raise ModelError(f"{name}{f' of {min(strange)}' if strange else ''} is no torchvision detector; {way}")
+    for module in detector.modules():
+        if "mode" not in inspect.signature(type(module).train).parameters:  # eval() calls train(False)
+            raise ModelError(f"{name} holds a {type(module).__name__}, whose train() is no switch but trains; {way}")
+
+
+def check_weights(detector: nn.Module) -> None:
+    """Refuse weights that are no numbers: a detector of such finds nothing, and says nothing.
+
+    Raises:
+        ModelError: NaN or infinity.
+    """
+    for name, weight in detector.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"weights {name} of {type(detector).__name__} hold NaN or infinity: load sound ones")
+
+
+def _as_detections(detector: nn.Module, found: Any, count: int) -> list[Detection]:
+    fits = isinstance(found, (list, tuple)) and len(found) == count
+    if not fits or not all(isinstance(one, dict) and {"boxes", "scores"} <= one.keys() for one in found):
+        raise ModelError(
+            f"{type(detector).__name__} returned a {type(found).__name__}, not a dict of boxes and scores for each "
+            "image; give what it returns to label_detections(image, found, labels)"
+        )
+    columns: tuple[str, ...] = ("boxes", "scores", "masks")
+    return [{key: one[key] for key in columns if key in one} for one in found]
+
+
+def _masks(one: Detection) -> torch.Tensor | None:
+    return (one["masks"] > THRESHOLD).cpu() if "masks" in one else None

@@ -68,12 +68,7 @@ def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floa
     if not array.size:
         return array
     low, high = array[:, :2], array[:, 2:]
-    if max(size) > 1 and array.min() >= -NEAR and array.max() <= 1 + NEAR:
-        centred = ", and converted first if they are centre, width and height" if (high < low).any() else ""
-        raise ProposalError(
-            f"{_plural(what)} lie within 0-1 on {of}, the first at {_numbers(array[0])}: they look normalised; "
-            f"multiply them by [{width}, {height}, {width}, {height}]{centred}"
-        )
+    refuse_normalised(array, size, what=what)
     for index in np.flatnonzero((high <= low).any(axis=1))[:1]:
         if (high[index] < low[index]).any():
             why = f"x1 is below x0 or y1 below y0; if it is x, y, width, height, {WAYS}"
@@ -114,6 +109,23 @@ def box_corners(boxes: Any, *, what: str = "box") -> Floats:
     for index in np.flatnonzero(~np.isfinite(array).all(axis=1))[:1]:
         raise ProposalError(f"{what} {index} is {_numbers(array[index])}: corners must be finite")
     return array
+
+
+def refuse_normalised(boxes: Floats, size: tuple[int, ...], *, what: str = "box") -> None:
+    """Refuse corners (M, 4) that all lie within 0-1 on a larger image.
+
+    Raises:
+        ProposalError: they do.
+    """
+    height, width = size
+    if boxes.size and max(size) > 1 and boxes.min() >= -NEAR and boxes.max() <= 1 + NEAR:
+        centred = (boxes[:, 2:] < boxes[:, :2]).any()
+        raise ProposalError(
+            f"{_plural(what)} lie within 0-1 on an image of {width}x{height} pixels, the first {_numbers(boxes[0])}: "
+            f"they look normalised; multiply them by [{width}, {height}, {width}, {height}]"
+            + ", after converting them if they are centre, width and height"
+            * bool(centred)
+        )
 
 
 def box_edges(boxes: Floats) -> npt.NDArray[np.int64]:

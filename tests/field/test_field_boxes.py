@@ -47,7 +47,7 @@ TABLE = (
         "normalised centres are not corners",
         "YOLO's label files: centre, width, height in 0-1",
         boxes([[0.5, 0.5, 0.2, 0.3]]),
-        "converted first if they are centre",
+        "converting them if they are centre",
     ),
     Case("whole image in 0-1", "normalised integers", boxes([[0, 0, 1, 1]]), "look normalised"),
     Case("a command takes no normalised box", "the same, typed", lambda f: run(

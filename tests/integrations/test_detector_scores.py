@@ -122,6 +122,8 @@ def test_the_hook_sits_in_an_roi_head(classify, photo) -> None:
     """A head of 80 classes as both frameworks have it: refined boxes, and softmax with background last."""
 
     class Boxes:  # detectron2's holds its tensor so
+        __module__ = "detectron2.structures.boxes"
+
         def __init__(self, tensor: torch.Tensor) -> None:
             self.tensor = tensor
 

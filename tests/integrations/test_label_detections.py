@@ -64,10 +64,11 @@ def test_the_embedding_of_several_operators_ranks_words_as_the_fused_scores_do(c
 
 
 def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> None:
-    boxes = np.array([[7, 11, 37, 41], [56, 13, 79, 49], [0, 0, 95, 19], [0, 0, 1, 1]], np.float32)
+    boxes = np.array([[7, 11, 37, 41], [56, 13, 79, 49], [0, 0, 95, 19], [0, 0, 4, 9]], np.float32)
     dense = label_detections(photo, sv.Detections(xyxy=boxes, mask=masks()), LABELS, classify)
-    by_mask = classify(photo, LABELS, regions=masks())
-    close(dense.confidence, by_mask.confidence)
+    by_mask = classify(photo, LABELS, regions=masks()[:3])
+    close(dense.confidence[:3], by_mask.confidence)
+    close(dense.confidence[3:], classify(photo, LABELS, boxes=boxes[3:]).confidence)  # the last mask is empty
     compact_mask = pytest.importorskip("supervision.detection.compact_mask").CompactMask
     compact = compact_mask.from_dense(masks(), boxes, image_shape=SIZE)
 
@@ -83,16 +84,11 @@ def test_masks_compact_or_not_mean_the_same(classify, photo, monkeypatch) -> Non
 
 
 def test_what_is_nothing_has_the_id_behind_the_last(classify, photo) -> None:
-    boxes = np.array([[4, 3, 40, 50], [500, 500, 600, 600]], np.float32)
-    found = label_detections(photo, sv.Detections(xyxy=boxes), LABELS, classify, background="none")
-    assert found.class_id[1] == 3
-    assert found.data["class_name"][1] == "nothing"
-    assert found.confidence[1] == 0
-    assert not found.data["embedding"][1].any()
-    kept = label_detections(photo, sv.Detections(xyxy=boxes), LABELS, classify, background="none", drop_nothing=True)
-    assert len(kept) == 1
-    strict = label_detections(photo, sv.Detections(xyxy=BOXES), LABELS, classify, background=0.999)
+    given = sv.Detections(xyxy=BOXES)
+    strict = label_detections(photo, given, LABELS, classify, background=0.999)
     assert strict.class_id.tolist() == [3] * 4
+    assert set(strict.data["class_name"]) == {"nothing"}
+    assert len(label_detections(photo, given, LABELS, classify, background=0.999, drop_nothing=True)) == 0
 
 
 @pytest.mark.parametrize("confidence", [None, np.zeros(0, np.float32)])
@@ -125,7 +121,7 @@ def test_the_detections_own_confidence_may_have_a_say(classify, photo) -> None:
 
 def test_masks_of_another_image_are_refused(classify, photo) -> None:
     wrong = sv.Detections(xyxy=BOXES[:1], mask=np.ones((1, 5, 5), bool))
-    with pytest.raises(ProposalError, match="mask 0 is of 5x5 pixels, the image of 64x96"):
+    with pytest.raises(ProposalError, match=r"mask 0 is \(5, 5\), the image \(64, 96\)"):
         label_detections(photo, wrong, LABELS, classify)
 
 
@@ -136,16 +132,11 @@ def test_five_thousand_boxes_in_one_call(classify, photo) -> None:
     assert found.data["embedding"].shape == (5000, classify.backbone.embed_dim)
 
 
-def test_without_supervision_one_line_says_how_to_get_it() -> None:
+def test_none_of_the_packages_is_imported() -> None:
     code = (
-        "import sys; sys.modules['supervision'] = None\n"
-        "import densevl.integrations\n"
-        "from densevl.integrations import rescore\n"
-        "from densevl.errors import MissingExtraError\n"
-        "try:\n    from densevl.integrations import label_detections\n"
-        "except MissingExtraError as error:\n    print(error)\n"
+        "import sys\n"
+        "for name in ('supervision', 'ultralytics', 'transformers'): sys.modules[name] = None\n"
+        "from densevl.integrations import label_detections\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == (
-        "densevl.integrations.supervision needs the package 'supervision': pip install \"densevl[viz]\""
-    ), done.stderr
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,128 @@
+"""Names for the boxes or masks that a detector found, whichever package it is of."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import ImageError, ProposalError
+from densevl.images import read_image
+from densevl.integrations.foreign import Found, Named, read
+from densevl.integrations.scores import fused_probs, objectness
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
+from densevl.proposals import Proposals
+from densevl.results import UNLABELLED
+from densevl.vocabulary import LabelSet
+
+
+def label_detections(
+    image: Any,
+    detections: Any,
+    labels: Labels,
+    classify: RegionClassifier | None = None,
+    *,
+    background: BackgroundSpec = "auto",
+    weight: float | None = None,
+    drop_nothing: bool = False,
+) -> Any:
+    """Name detections: a copy of the same kind, row for row, with classes in place of what it had.
+
+    Taken as they are, alone or in a list of one:
+
+    - `supervision.Detections`. In the copy class_id, int (N,), counts the labels from 0, confidence float32 (N,) is the
+      probability of the label, data["class_name"] holds strings (N,), data["embedding"] float32 unit rows (N, E) that
+      can be compared with words and with each other, and data["proposal_confidence"] the confidence as it was.
+    - ultralytics' `Results` with boxes, and masks if it has some. The copy has the labels as `names`, so that `plot()`,
+      `summary()` and `save_txt()` speak of them.
+    - A dict of boxes (N, 4) in pixels, scores (N,) and perhaps masks, as torchvision's detectors and transformers'
+      `post_process_object_detection` give. In the copy labels, int64 (N,), counts from 0, scores is the probability,
+      text_labels holds strings, embeddings float32 (N, E), and proposal_scores the scores as they were. Soft masks are
+      cut at 0.5.
+    - Outputs of a model of transformers' DETR family for one image; queries as sure as 0.5 come back as such a dict.
+    - A dict of segmentation and segments_info, of `post_process_instance_segmentation` or `_panoptic_`; the copy has
+      label_id, label and score in each info.
+
+    What is none of the labels has the number one past the last, and the name "nothing"; its confidence is that of what
+    won instead. Everything else is taken over. None of these packages is imported.
+
+    Args:
+        image: what was looked at, as `read_image` takes it. Arrays are RGB: pass frame[:, :, ::-1] of OpenCV's BGR.
+            None takes the picture that ultralytics' `Results` hold.
+        detections: with masks, those are named; where one holds no pixel, and where there are none, the box. A
+            `CompactMask` is read one mask at a time and stays compact. Parts outside the image are cut off.
+        labels: the classes. classify: names regions; None is `RegionClassifier("auto")`, loaded once.
+        background: what competes with the labels; see `RegionClassifier`.
+        weight: None gives CLIP's probabilities; a number 0..1 mixes in the detections' own confidence, (1 - weight)
+            being its say: see `fused_probs`.
+        drop_nothing: leave out the rows that are "nothing".
+
+    Raises:
+        LabelError: unusable labels. ProposalError: other objects, boxes or masks that do not fit the image, scores that
+        are no numbers, or a weight without confidences.
+    """
+    label_set = LabelSet.parse(labels)
+    rgb = None if image is None else read_image(image)
+    found = read(detections, None if rgb is None else (rgb.shape[0], rgb.shape[1]))
+    if rgb is None:
+        if found.bgr is None:
+            raise ImageError("image is None, and only ultralytics' Results hold their picture; give the image")
+        rgb = read_image(found.bgr[..., ::-1] if found.bgr.ndim == 3 else found.bgr)
+    size = (rgb.shape[0], rgb.shape[1])
+    if found.size not in (None, size):
+        raise ProposalError(f"detections are of an image {found.size}, this one is {size}: both are (height, width)")
+    if weight is not None and found.scores is None and len(found):
+        raise ProposalError("weight mixes in the detections' confidence, and they have none; leave it out")
+    classify = classify or _default()
+    names = (*label_set.names, UNLABELLED)
+    width = classify.backbone.embed_dim
+    if not len(found):
+        none = Named(
+            np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, width), np.float32), names, np.ones(0, bool)
+        )
+        return found.write(none)
+    result = classify(rgb, label_set, background=background, regions=regions_of(found, size))
+    ids, confidence = result.labels, result.confidence
+    if weight is not None and found.scores is not None:
+        best = fused_probs(objectness(found.scores), result.scores, result.nothing, weight=weight).max(dim=1)
+        ids, confidence = best.indices.numpy(), best.values.numpy()
+    ids = np.where(ids >= 0, ids, len(label_set)).astype(np.int64)
+    vectors = _joined(result.embeddings, classify.operators, len(found), width)
+    kept = ids < len(label_set) if drop_nothing else np.ones(len(ids), bool)
+    return found.write(Named(ids, confidence.astype(np.float32), vectors, names, kept))
+
+
+def regions_of(found: Found, size: tuple[int, int]) -> Proposals:
+    """The masks of detections on an image (H, W), or their boxes; of a mask without a pixel the box.
+
+    Raises:
+        ProposalError: what does not fit the image, or another number of masks than of boxes.
+    """
+    if found.masks is None:
+        return Proposals.from_boxes(found.boxes, size)
+    masks = Proposals.from_masks(found.masks, size)
+    if len(masks) != len(found):
+        raise ProposalError(f"{len(masks)} masks for {len(found)} boxes: one each")
+    empty = np.flatnonzero(masks.areas == 0)
+    if not len(empty):
+        return masks
+    packed = masks.packed.copy()
+    packed[empty] = Proposals.from_boxes(found.boxes[empty], size).packed
+    return Proposals.from_packed(packed, size)
+
+
+@cache
+def _default() -> RegionClassifier:
+    return RegionClassifier("auto", proposals=None)
+
+
+def _joined(vectors: dict[str, torch.Tensor], weights: Any, count: int, width: int) -> np.ndarray:
+    """One unit row a region of those of several operators, weighted as their judgements are."""
+    rows = torch.zeros(count, width)
+    for operator, own in vectors.items():
+        rows += weights[operator] * own.float().cpu()
+    return F.normalize(rows, dim=1).numpy()
