@@ -1,7 +1,8 @@
 # The two commands of the README: `make demo` and `make test`. Each makes .venv if there is none and installs into it.
 PYTHON ?= python3
 VENV ?= .venv
-# Of setup.py, for `make test`. Ray is heavy (500 MB), so it is left out; .ci/run names it, and then its test runs too.
+# Of setup.py, for `make test`. Ray (500 MB) and detectors (350 MB) are heavy, so they are left out; .ci/run names them,
+# and then their tests run too.
 EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,remote,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo

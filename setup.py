@@ -51,7 +51,11 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         ["fsspec>=2024.6", "pyarrow>=17"],
     ),
     "ray": ("folders on several machines: `densevl segment --ray`", ["ray[data]>=2.40"]),
-    "viz": ("`result.to_supervision()`, and supervision's detections named", ["supervision>=0.27"]),
+    "viz": ("`result.to_supervision()`", ["supervision>=0.27"]),
+    "detectors": (
+        "detectors that the tests name the results of; densevl imports none (ultralytics is under AGPL-3.0)",
+        ["supervision>=0.27", "transformers>=4.40", "ultralytics>=8.3"],
+    ),
     "textile": ("photographs for `demo/textile_inspection.py`", ["conformal-clip-data>=0.1.4"]),
     "render": ("`tools/` of a clone: the renderer and the training", ["resvg-py>=0.3", "opencv-python>=4.10"]),
     "dev": (
@@ -73,7 +77,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
     ),
 }
 PACKAGES = {name: packages for name, (_, packages) in EXTRAS.items()}
-FOR_WORK_ON_DENSEVL = {"textile", "render", "dev"}
+FOR_WORK_ON_DENSEVL = {"detectors", "textile", "render", "dev"}
 PACKAGES["all"] = sorted({one for name, own in PACKAGES.items() if name not in FOR_WORK_ON_DENSEVL for one in own})
 
 setup(
