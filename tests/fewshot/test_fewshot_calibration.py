@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from conftest import PHOTOS, close
-from densevl.errors import ImageError, LabelError, ModelError, OptionError
+from densevl.errors import ImageError, LabelError, ModelError, OptionError, ProposalError
 from densevl.fewshot import build
 from densevl.fewshot.calibration import TEMPERATURES, Calibration
 from densevl.fewshot.result import Classification
@@ -123,7 +123,7 @@ def test_boxes_are_judged_for_themselves(inspect) -> None:
     assert result.regions[1].box == (24, 0, 48, 24)
     np.testing.assert_allclose(result.regions[1].probabilities, inspect(both[:, 24:]).probabilities, atol=1e-5)
     assert result.overlay(legend=False).shape == both.shape
-    with pytest.raises(ImageError, match="no pixel"):
+    with pytest.raises(ProposalError, match="outside an image of 48x24"):
         inspect(both, boxes=[(50, 0, 60, 24)])
 
 
