@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from densevl import digest
 from densevl.errors import OptionError, suggest
-from densevl.vocabulary.parsing import as_list, clean, read, short
+from densevl.vocabulary.parsing import as_list, clean, short
+from densevl.vocabulary.reading import read_data
 from densevl.vocabulary.templates import fill
 
 NORMAL = (
@@ -101,7 +102,7 @@ class States:
             return spec or cls()
         if hasattr(spec, "shape"):
             return cls(directions=_directions(spec))
-        content = read(Path(spec), "states file", error=OptionError) if isinstance(spec, (str, Path)) else spec
+        content = read_data(Path(spec), "states file", error=OptionError) if isinstance(spec, (str, Path)) else spec
         if not isinstance(content, Mapping):
             raise OptionError(f"states are a {type(content).__name__}; give a dict with {', '.join(FIELDS)}")
         known = (*FIELDS, "average", "directions")

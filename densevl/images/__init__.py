@@ -3,6 +3,7 @@
 Only numpy and Pillow are needed; torch is not imported.
 """
 
+from densevl.images.decoding import kind_of
 from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
 from densevl.images.pixels import UInt8Array, encode_png
 from densevl.images.reading import MAX_PIXELS, Header, header, read_image, read_labels
@@ -19,6 +20,7 @@ __all__ = [
     "resize",
     "keep_ratio_size",
     "encode_png",
+    "kind_of",
     "UInt8Array",
     "MAX_PIXELS",
     "EXTENSIONS",

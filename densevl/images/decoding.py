@@ -35,6 +35,8 @@ _FORMATS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[..., ImageFile]], .
     ("PPM", re.compile(rb"P[456]\s"), PpmImageFile),
 )
 _READABLE: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, binary PPM/PGM/PBM"
+_TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z")
+_TEXT_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
     (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)", re.I), "an HTML or XML page, saved by mistake?"),
     (re.compile(rb"\s*<svg", re.I), "an SVG drawing; export it as PNG"),
@@ -44,7 +46,7 @@ _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
     (re.compile(rb"%PDF"), "a PDF; export its pages as PNG"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "an archive; unpack it first"),
     (re.compile(rb"P[123]\s"), "a plain-text PPM; save it as binary PPM or PNG"),
-    (re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z"), "text"),
+    (_TEXT, "text"),
 )
 
 
@@ -75,6 +77,17 @@ def opened(
             raise ImageError(f"{what} is a damaged or unsupported {format_name}: {reason(error)}") from error
         check_size(what, image.size, max_pixels)
         yield image, what
+
+
+def kind_of(head: bytes) -> str:
+    """What the first 512 bytes of a file say that it is, "a picture (PNG)" or "a PDF"; "" for text and the unknown."""
+    if head.startswith(_TEXT_MARKS):
+        return ""
+    picture = next((name for name, magic, _ in _FORMATS if magic.match(head)), "")
+    if picture not in ("", "BMP", "PPM") or (picture and not _TEXT.match(head)):
+        return f"a picture ({picture})"
+    found = next((kind for magic, kind in _FOREIGN[:-1] if magic.match(head)), "")
+    return found.partition(";")[0]
 
 
 def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, Callable[..., ImageFile]]:

@@ -6,13 +6,18 @@ old one. They compete with the classes; a word that is also a class, synonym or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from numbers import Real
 
 from densevl.errors import OptionError, suggest
+from densevl.vocabulary.nouns import nouns
 from densevl.vocabulary.parsing import as_list, clean
+from densevl.vocabulary.reading import words_in
 
+MAX_WORDS = 5_000
 NOTHING = -1  # the label of a pixel that belongs to no class
 UNKNOWN = "unknown"
 REST = "1-max"
@@ -28,7 +33,10 @@ WORD_LISTS: dict[str, tuple[str, ...]] = {
     # Context60: the word itself.
     "context@1": ("background",),
 }
+ALONE = ("auto", "none")
+"""Policies that are the whole of a string."""
 NEWEST = {name.split("@")[0]: name for name in WORD_LISTS}
+NAMES = (*ALONE, UNKNOWN, REST, *NEWEST, *WORD_LISTS)
 
 
 @dataclass(frozen=True)
@@ -58,22 +66,26 @@ class Background:
         """Read a policy.
 
         Args:
-            spec: None or "none"; a probability; words as a list; or a string of parts with commas between, each a word,
-                a probability, "unknown", "1-max", or a list of `WORD_LISTS` ("voc", or "voc@1" for that version):
-                "voc, 0.1" is 26 words and a threshold.
+            spec: None or "none"; a probability; words as a list, or as a file that `LabelSet.parse` reads; or a string
+                of parts with commas between, each a word, a probability, "unknown", "1-max", or a list of `WORD_LISTS`
+                ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a threshold.
 
         Raises:
-            OptionError: a threshold outside 0..1, an unknown version, or words that are not strings.
+            OptionError: a threshold outside 0..1, an unknown version, a mistyped name, words that are not strings or
+                that something else than commas parts, or an unreadable file.
         """
         if isinstance(spec, Background):
             return spec
-        if spec is None or spec == "none":
+        if spec is None or (isinstance(spec, str) and spec.strip() == "none"):
             return cls()
         if isinstance(spec, Real):
             return cls(threshold=float(spec))
         policy = cls()
-        if isinstance(spec, str):
-            for part in spec.split(","):
+        if isinstance(spec, (str, os.PathLike)):
+            parts = words_in(spec, "background", OptionError)
+            if len(parts) > MAX_WORDS:
+                raise OptionError(f"{len(parts)} background words; the limit is {MAX_WORDS}")
+            for part in parts:
                 policy = policy._with(clean(part, "background", error=OptionError))
             return policy
         for word in as_list(spec, "background", error=OptionError):
@@ -93,6 +105,7 @@ class Background:
         try:
             return replace(self, threshold=float(part))
         except ValueError:
+            _no_mistyped_name(part)
             return self._with_words(part)
 
     def _with_words(self, text: str) -> Background:
@@ -104,3 +117,25 @@ class Background:
         parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown + [REST] * self.rest
         parts += [f"probability under {self.threshold:g}"] * (self.threshold > 0)
         return "; ".join(parts) or "none"
+
+
+def _no_mistyped_name(word: str) -> None:
+    """Refuse a word that is nearly one of the names, and no common noun."""
+    text = word.casefold()
+    if text in NAMES and word != text:
+        raise OptionError(f"no background '{word}' (closest: {text})")
+    if text in ALONE:
+        raise OptionError(f"background '{text}' stands alone; leave it out beside other words")
+    near = [name for name in NAMES if len(text) > 2 and (name.startswith(text) or text.startswith(name))]
+    near += [name for name in NAMES if _one_slip(text, name)]
+    if near and " " not in text and text not in (noun.casefold() for noun in nouns().queries):
+        raise OptionError(f"no background '{word}' (closest: {near[0]}); a word of this name goes in a list of words")
+
+
+def _one_slip(word: str, name: str) -> bool:
+    """Whether one letter is missing, too many or another, or two are swapped."""
+    before = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(word, name, strict=False)))
+    word, name = word[before:][::-1], name[before:][::-1]
+    behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(word, name, strict=False)))
+    word, name = word[behind:], name[behind:]
+    return max(len(word), len(name)) <= 1 or (len(word) == 2 and word == name[::-1])

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from densevl.errors import OptionError
-from densevl.vocabulary.parsing import as_list, clean, read, short
+from densevl.vocabulary.parsing import as_list, clean, short
+from densevl.vocabulary.reading import read_data
 from densevl.vocabulary.templates import fill
 
+MAX_LABELS = 100_000
 # What a feature may begin with; any other is had.
 _SAYS = ("is", "are", "was", "has", "have", "can", "may", "will", "often", "usually", "looks", "contains", "consists")
 _IS = ("a", "an", "the", "made", "used", "found", "worn", "seen", "shaped", "covered", "painted")
@@ -46,16 +48,20 @@ class Descriptors:
         weight: float = 1.0,
         unit: bool = True,
     ) -> Descriptors:
-        """Read {label: text or list of texts}, a dict or a JSON file of one.
+        """Read {label: text or list of texts}, a dict, or a JSON or YAML file of one.
 
         Raises:
             OptionError: an unreadable file, something else than such a dict, an empty text, a weight outside 0..1.
         """
         if isinstance(spec, Descriptors):
             return spec
-        content = read(Path(spec), "descriptors file", error=OptionError) if isinstance(spec, (str, Path)) else spec
+        content = (
+            read_data(Path(spec), "descriptors file", error=OptionError) if isinstance(spec, (str, Path)) else spec
+        )
         if not isinstance(content, Mapping) or not content:
             raise OptionError(f"descriptors are a {type(content).__name__}; give a dict of label to texts, not empty")
+        if len(content) > MAX_LABELS:
+            raise OptionError(f"descriptors of {len(content)} labels; the limit is {MAX_LABELS}")
         texts = {}
         for label, given in content.items():
             listed = (

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from densevl.errors import LabelError
-from densevl.vocabulary.parsing import as_list, clean, read, short
+from densevl.vocabulary.parsing import as_list, clean, require_few, short
 from densevl.vocabulary.prompts import Prompt, is_prompt, name_of
 from densevl.vocabulary.prompts import parse as parse_prompt
+from densevl.vocabulary.reading import Notes, read
+from densevl.vocabulary.reading.data import Content
+from densevl.vocabulary.reading.words import scored, tidied
 
 RESERVED = "nothing"  # what results call the pixels without a label
-MAX_CLASSES = 32_767  # label maps are int16
 NOT = "not:"  # before a string that a class is not
 
 
@@ -43,8 +45,7 @@ class LabelSet:
         object.__setattr__(self, "warnings", tuple(self.warnings))
         if not self.names:
             raise LabelError('no labels; name at least one, such as --labels "cat,dog"')
-        if len(self.names) > MAX_CLASSES:
-            raise LabelError(f"{len(self.names)} labels; a label map holds at most {MAX_CLASSES}")
+        require_few(self.names)
         if len(self.names) != len(self.synonyms) or not all(self.synonyms):
             raise LabelError(
                 f"{len(self.names)} names for {len(self.synonyms)} lists of strings; each needs one, not empty"
@@ -85,55 +86,67 @@ class LabelSet:
         """The class index of each string in `queries`."""
         return [index for index, words in enumerate(self.synonyms) for _ in words]
 
+    def facts(self) -> dict[str, Any]:
+        """What tells this set from others, ready for JSON."""
+        return {"names": self.names, "synonyms": self.synonyms, "negatives": self.negatives}
+
     @classmethod
     def parse(cls, labels: LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]) -> LabelSet:
         """Read labels in any form people write them.
 
         Args:
             labels: a list of strings, "car | truck" meaning two words for one class named "car", "dog | not: toy dog"
-                a negative; a dict of name to words; a string "cat,dog"; or a file: .json with a list or a dict, .txt
-                with a class a line, synonyms after commas or "|", lines that start with "#" left out.
+                a negative; a dict of name to words, or of numbers to names; a string "cat,dog"; or the path of a file
+                with any ending: text with a class a line, synonyms after commas or "|", lines that start with "#" left
+                out; CSV or TSV with a column of names; JSON or YAML with a list or a dict, in which Hugging Face's
+                id2label, COCO's categories and Ultralytics' names are found. What other tools part labels by, and what
+                else had to be guessed, is said in `warnings`.
                 In a list or a dict an image stands for a class as a word does: a `pathlib.Path`, a PIL image, or uint8
                 RGB (H, W, 3); so does a float vector (D,) of the model's joint space. A class may have several, and
                 words too: {"mug": [Path("mug.jpg"), "cup"]}.
 
         Raises:
             ImageError: an image that cannot be read.
-            LabelError: empty, doubled, too long, not strings, a class that is not itself, or an unreadable file.
+            LabelError: empty, doubled, too long, not strings, a class that is not itself, the name of a file within
+                a list, or a file that is missing, unreadable or holds something else.
         """
         if isinstance(labels, LabelSet):
             return labels
-        if isinstance(labels, Path):
-            return cls.parse(_read(labels))
-        if isinstance(labels, str):
-            if not labels.strip():
-                return cls.parse([])
-            is_file = labels.endswith((".txt", ".json")) or labels.startswith("@")
-            return cls.parse(_read(Path(labels.removeprefix("@"))) if is_file else labels.split(","))
-        pairs: list[tuple[str, Sequence[object]]] = []
-        if isinstance(labels, (set, frozenset)):
-            raise LabelError("labels are a set, which has no order, and classes are numbered; give a list")
-        if isinstance(labels, Mapping):
-            for name, words in labels.items():
-                one = isinstance(words, str) or is_prompt(words)
-                listed = [words] if one else as_list(words, f"label '{name}'")
-                pairs.append((clean(name, "label"), listed or [name]))
-        else:
-            for number, entry in enumerate(as_list(labels, "labels"), start=1):
-                if is_prompt(entry):
-                    pairs.append((clean(name_of(entry, number), "label"), [entry]))
-                    continue
-                parts = clean(entry, "label").split("|")
-                pairs.append((clean(parts[0], "label"), parts))
+        notes = Notes()
+        content = read(labels, notes)
+        require_few(content)
         names, synonyms, negatives = [], [], []
-        for name, given in pairs:
-            means, is_not = _positive_and_negative(
-                name, [parse_prompt(word) if is_prompt(word) else clean(word, "label") for word in given]
-            )
+        for name, given in _pairs(content, notes):
+            means, is_not = _positive_and_negative(name, given)
             names.append(name)
             synonyms.append(means)
             negatives += is_not
-        return cls(tuple(names), tuple(synonyms), tuple(negatives))
+        return cls(tuple(names), tuple(synonyms), tuple(negatives), notes.warnings)
+
+
+def _pairs(content: Content, notes: Notes) -> Iterator[tuple[str, list[str]]]:
+    """Each class with its words."""
+    if isinstance(content, Mapping):
+        for key, words in content.items():
+            name = tidied(key, notes)
+            one = isinstance(words, str) or is_prompt(words)
+            listed = [words] if one else as_list(() if words is None else words, f"label '{short(name)}'")
+            if isinstance(words, Mapping):
+                raise LabelError(f"label '{short(name)}' has a dict for its words; give a list of strings")
+            yield name, [_word(word, notes) for word in listed or [name]]
+        return
+    for number, entry in enumerate(content, start=1):
+        if is_prompt(entry):
+            yield clean(name_of(entry, number), "label"), [parse_prompt(entry)]
+            continue
+        parts = tidied(entry, notes).split("|")
+        if len(content) == 1 and "," in parts[0]:
+            notes.say("a comma within an entry of a list does not part labels; write them one by one", parts[0])
+        yield tidied(parts[0], notes), [_word(part, notes) for part in parts]
+
+
+def _word(word: object, notes: Notes) -> str:
+    return parse_prompt(word) if is_prompt(word) else scored(tidied(word, notes), notes)
 
 
 def _positive_and_negative(name: str, words: list[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -146,16 +159,3 @@ def _positive_and_negative(name: str, words: list[str]) -> tuple[tuple[str, ...]
         if word.casefold() in meant:
             raise LabelError(f"label '{short(name)}' is '{short(word)}' and not '{short(word)}'; remove one of them")
     return means, is_not
-
-
-def _lines(text: str) -> list[str]:
-    """A class a line; within a line a comma means what "|" does, as in the class files of the papers."""
-    lines = (line.strip() for line in text.splitlines())
-    return [line.replace(",", "|") for line in lines if line and not line.startswith("#")]
-
-
-def _read(path: Path) -> list[str] | dict[str, list[str]]:
-    content = read(path, "labels file", _lines)
-    if not isinstance(content, (list, dict)):
-        raise LabelError(f"labels file {path} holds a {type(content).__name__}; it needs a list of labels or a dict")
-    return content

@@ -1,14 +1,12 @@
-"""Strings as users give them: tidied, checked, and quoted in errors; files read with one clear line if that fails."""
+"""Strings as users give them: tidied, checked, and quoted in errors."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sized
 
 from densevl.errors import DensevlError, LabelError
 
+MAX_CLASSES = 32_767  # label maps are int16
 MAX_LENGTH = 20_000  # characters of one string; longer than a text tower reads is fine (see `long_text`), a book is not
 
 
@@ -41,21 +39,16 @@ def clean(text: object, what: str, error: type[DensevlError] = LabelError) -> st
     return tidy
 
 
-def short(text: str) -> str:
-    """A string as errors quote it, at most 40 characters."""
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def read(
-    path: Path, what: str, lines: Callable[[str], Any] | None = None, error: type[DensevlError] = LabelError
-) -> Any:
-    """The content of a file: JSON if it is named so or no reader of lines is given.
+def require_few(labels: Sized) -> None:
+    """Refuse more labels than a label map holds.
 
     Raises:
-        LabelError, or the error given: missing, not UTF-8, or malformed.
+        LabelError: there are more.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text) if lines is None or path.suffix == ".json" else lines(text)
-    except (OSError, ValueError, RecursionError) as reason:
-        raise error(f"{what} {path} cannot be read: {reason}") from reason
+    if len(labels) > MAX_CLASSES:
+        raise LabelError(f"{len(labels)} labels; a label map holds at most {MAX_CLASSES}")
+
+
+def short(text: str, limit: int = 40) -> str:
+    """A string as errors quote it, at most so many characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -5,11 +5,15 @@ A template holds "{}" where the label goes; it is filled by plain replacement, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from densevl.errors import OptionError, suggest
+from densevl.vocabulary.parsing import short
 from densevl.vocabulary.template_sets import SETS
 
+_PICTURE = r"(?:\w+ ){0,2}(?:photo(?:graph)?|picture|image|rendering) of\b"
+_PROMPT = re.compile(rf"(?:(?:this|there|it) is |it's |itap of )?(?:(?:a|an|the|one) )?{_PICTURE}", re.IGNORECASE)
 _MARK = "\0"  # stands for the label while open_clip's own templates (functions) are turned into strings
 _FROM_OPEN_CLIP = ("openai", "simple")
 NAMES = (*_FROM_OPEN_CLIP, *SETS)
@@ -42,6 +46,16 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
 def fill(template: str, label: str) -> str:
     """Put a label into a template, by replacement: braces in the label mean nothing."""
     return template.replace("{}", label)
+
+
+def prompted(words: Sequence[str], templates: Sequence[str]) -> str:
+    """What to say where words are sentences already and are put into templates once more; "" for nothing."""
+    if tuple(templates) == ("{}",):
+        return ""
+    twice = next((word for word in words if _PROMPT.match(word) or "{}" in word), None)
+    if twice is None:
+        return ""
+    return f"'{short(twice)}' is put into templates once more: give the bare word, or templates='name' for no others"
 
 
 def _by_name(name: str) -> tuple[str, ...]:

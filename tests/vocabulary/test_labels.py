@@ -75,7 +75,7 @@ def test_files(tmp_path, name, text, form) -> None:
         (None, "is a NoneType; give a list"),
         (3, "is a int"),
         ({"cat", "dog"}, "has no order"),
-        ({"cat": 3}, "label 'cat' is a int"),
+        ({"cat": 3.5}, "label 'cat' is a float"),
         ({"cat": ["a"], "cat ": ["b"]}, "'cat' is given twice"),
         (["cat", "nothing"], "what pixels without a label are called"),
         (["half \ud800"], "lone surrogate"),

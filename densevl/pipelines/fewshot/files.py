@@ -71,7 +71,7 @@ def save(path: Path, made: Fitted) -> list[Path]:
         "protocol": asdict(segmenter.protocol),
         "background": asdict(segmenter.background),
         "templates": list(segmenter.templates),
-        "labels": asdict(made.labels) if made.labels is not None else None,
+        "labels": made.labels.facts() if made.labels is not None else None,
         "counts": dict(made.counts),
         "calibration": asdict(made.calibration),
         "heads": {kind: own for kind, (_, own) in states.items()},

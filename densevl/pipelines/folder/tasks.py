@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +98,7 @@ class Segmenting:
 def segmenting(segmenter: Segmenter | Ensemble, labels: Any) -> Task:
     """The task of a segmenter that is loaded."""
     asked = LabelSet.parse(labels)
-    facts = {**segmenter.facts(), "labels": asdict(asked)}
+    facts = {**segmenter.facts(), "labels": asked.facts()}
 
     def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
         return segmenter.many(images, asked, on_error=failed)
@@ -150,7 +150,7 @@ class Naming:
             result = classify(image, named, **found)
             return result.instances() if self.objects and not clicked else result
 
-        labels = asdict(self.labels) if self.labels is not None else None
+        labels = self.labels.facts() if self.labels is not None else None
         facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects}
         if clicked or named is None or self.objects:
             return Task(REGIONS, one_by_one(call), facts, classify)
@@ -228,7 +228,7 @@ def classifying(name: FewShot, labels: Any = None) -> Task:
     def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
         return name.many(images, asked, on_error=failed)
 
-    facts = {**name.facts(), **({} if asked is None else {"labels": asdict(asked)})}
+    facts = {**name.facts(), **({} if asked is None else {"labels": asked.facts()})}
     return Task(CLASSIFY, run, facts, name, GROUP)
 
 

@@ -34,6 +34,7 @@ from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
 from densevl.vocabulary.prompts import IMAGE, Prompt
+from densevl.vocabulary.templates import prompted
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 
 Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
@@ -530,6 +531,8 @@ class Segmenter:
         words = self.backbone.uncovered(asked)
         found = list(labels.warnings)
         found += [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
+        if told := prompted(labels.words, self.templates):
+            found.append(told)
         if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
             found.append(
                 "images and words are mixed, and photos are nearer to images than to any word: give every class an "
