@@ -55,7 +55,7 @@ def resize_positions(
 def timm_tokens(trunk: Any, patches_BND: torch.Tensor, grid: tuple[int, int], rule: str) -> torch.Tensor:
     """Prefix tokens, patches and positions, joined as timm's ViTs do: the table covers the prefix, or patches alone."""
     own = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
-    prefix = [token.expand(len(patches_BND), -1, -1).to(patches_BND.dtype) for token in own if token is not None]
+    prefix = [token.expand(patches_BND.shape[0], -1, -1).to(patches_BND.dtype) for token in own if token is not None]
     table = getattr(trunk, "pos_embed", None)
     if table is None:
         return torch.cat([*prefix, patches_BND], dim=1)

@@ -79,7 +79,7 @@ def affinity_apply(
             under = weights < (beta * mean).view(-1, 1, 1)
             out = under if out is None else out | under
         if out is not None:
-            out.diagonal(offset=rows.start, dim1=1, dim2=2).fill_(False)
+            out = _seen_by_itself(out, rows)
         if linear:
             weights = weights if out is None else weights.masked_fill_(out, 0)
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
@@ -130,6 +130,15 @@ def _cosine_rows(x: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
         cosines[:, rows, rows.start :] = part
         cosines[:, rows.stop :, rows] = part[:, :, rows.stop - rows.start :].mT
         yield rows, cosines[:, rows]
+
+
+def _seen_by_itself(out: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Pairs that are left out (B, R, N), without those of a token and itself."""
+    if torch.compiler.is_exporting():  # ONNX knows no writing into a diagonal
+        places = torch.arange(out.shape[2], device=out.device)
+        return out & (places[rows, None] != places)
+    out.diagonal(offset=rows.start, dim1=1, dim2=2).fill_(False)
+    return out
 
 
 def _elsewhere(

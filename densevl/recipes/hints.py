@@ -87,5 +87,5 @@ class Hints:
                 raise RecipeError(f"{name} is {found}; give {what} {shape} for the {batch} images")
         if self.regions is not None and self.regions.is_floating_point():
             raise RecipeError(f"regions are {self.regions.dtype}; give a segment map of integers, or masks=")
-        if self.text is not None and (self.text.ndim != 2 or not len(self.text) or self.text.shape[1] != embed_dim):
+        if self.text is not None and (self.text.ndim != 2 or not self.text.shape[0] or self.text.shape[1] != embed_dim):
             raise RecipeError(f"text is {tuple(self.text.shape)}; give unit rows (T, {embed_dim}) of this model")

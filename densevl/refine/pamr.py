@@ -41,7 +41,7 @@ class Pamr:
         for neighbour in self._neighbours(image):
             squares += (neighbour - mean) ** 2
         spread = _EPS + _SHARPNESS * (squares / (count - 1)).sqrt()
-        weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), len(image), *image.shape[-2:])
+        weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), image.shape[0], *image.shape[-2:])
         for weight_BHW, neighbour in zip(weights_PBHW, self._neighbours(image), strict=True):
             torch.mean((neighbour - image).abs_().div_(spread), dim=1, out=weight_BHW)
         # softmax of the negated logits, in place: the weights are the largest thing held

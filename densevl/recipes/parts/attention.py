@@ -244,13 +244,14 @@ class BoxAttention(Attention):
         return kernels.grid_attention(run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, scale, extra=bias_B1NN)
 
     def _bias(self, run: Pass) -> torch.Tensor:
-        """(B, 1, N, N): row 0 over the patches of each image's box, 0 elsewhere."""
+        """(B or 1, 1, N, N): row 0 over the patches of each image's box, 0 elsewhere; without boxes, over all."""
         pixels, boxes = run.batch.hints.pixels, run.batch.hints.boxes
         if pixels is None:
             raise RecipeError("a box needs the pixels it is for; call encode_dense")
         count, (height, width), (h, w) = pixels.shape[0], pixels.shape[2:], run.grid
         if boxes is None:
-            boxes = pixels.new_tensor([[0, 0, width, height]]).expand(count, 4)
+            row = F.pad(self._bump(h, w).to(pixels.device).flatten(), (run.prefix, 0))
+            return F.pad(row[None], (0, 0, 0, run.prefix + h * w - 1))[None, None]
         if tuple(boxes.shape) != (count, 4):
             raise RecipeError(f"boxes are {tuple(boxes.shape)} for {count} images; give one box each, (B, 4)")
         tokens = run.prefix + h * w

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densevl.errors import RecipeError
+from densevl.kernels.common import runs
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Part
@@ -100,7 +101,7 @@ class LabelFeedback(Feedback):
     ) -> torch.Tensor:
         features_BNE = run.read(run.finish(once))[:, run.prefix :]
         labels_Bhw = self._labels(run, features_BNE, text_TD)
-        drawn = torch.stack([label_affinity(labels_hw, self.literal) for labels_hw in labels_Bhw])
+        drawn = label_affinity(labels_Bhw, self.literal)
         term = drawn / drawn.amax(dim=(1, 2), keepdim=True)
         term = (self.share * term.half()).to(term) if self.literal else self.share * term
         return attention(run.steered(self.gain * (1 - self.share), self.gain * term), v)
@@ -117,49 +118,59 @@ class LabelFeedback(Feedback):
         at_pixels = F.interpolate(cosines, size=pixels.shape[2:], mode="bilinear", align_corners=False)
         probability, label = (self.temperature * Pamr(pixels)(at_pixels)).softmax(dim=1).max(dim=1)
         label = torch.where(probability < self.threshold, 0, label)
-        cells = label.unflatten(2, (w, -1)).unflatten(1, (h, -1)).transpose(2, 3)  # (B, h, w, patch, patch)
-        return cells.flatten(3).mode(dim=-1).values
+        cells_BhwP = label.unflatten(2, (w, -1)).unflatten(1, (h, -1)).transpose(2, 3).flatten(3)
+        votes_BhwT = cosines.new_zeros(*cells_BhwP.shape[:3], text_TD.shape[0])
+        return votes_BhwT.scatter_add(3, cells_BhwP, torch.ones_like(cells_BhwP, dtype=votes_BhwT.dtype)).argmax(dim=3)
 
     def __str__(self) -> str:
         return "a second pass draws patches with like labels together"
 
 
-def label_affinity(labels_hw: torch.Tensor, literal: bool = False) -> torch.Tensor:
-    """How patches of one label draw each other: (N, N), rows sum to 1.
+def label_affinity(labels_Bhw: torch.Tensor, literal: bool = False) -> torch.Tensor:
+    """How patches of one label draw each other: (B, N, N), rows sum to 1.
 
     1 where two patches share a label, damped by exp(-distance / largest distance) where the straight line between them
     leaves the label; blurred by a Gaussian over the grid.
     """
-    h, w = labels_hw.shape
-    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    cell = torch.stack([rows, columns], dim=-1).flatten(0, 1)
-    flat = labels_hw.flatten()
-    start, end = cell[:, None].float(), cell[None].float()
-    far = (end - start).abs().amax(dim=-1)
-    clear = torch.ones_like(far, dtype=torch.bool)
-    longest = int(far.max())
-    for step, share in enumerate(torch.linspace(0, 1, longest + 1)):
-        at = share if literal else (step / far.clamp(min=1)).clamp(max=1)[..., None]
-        here = (start * (1 - at) + end * at).round().long()
-        clear &= (labels_hw[here[..., 0], here[..., 1]] == flat[:, None]) | (step > far)
-    same = (flat[:, None] == flat[None]).float()
-    same = torch.where(clear, same, same * torch.exp(-far / max(longest, 1)))
+    h, w = labels_Bhw.shape[1:]
+    place = torch.arange(h * w, device=labels_Bhw.device)
+    flat = labels_Bhw.flatten(1)
+    (y0, x0), (y1, x1) = ((at // w, at % w) for at in (place[:, None, None], place[None, :, None]))
+    far = torch.maximum((y1 - y0).abs(), (x1 - x0).abs()).float()
+    longest: Any = torch.sym_max(h, w) - 1
+    steps, shares = torch.arange(longest + 1, device=place.device), None
+    if literal:
+        shares = torch.linspace(0, 1, longest + 1).to(far)
+    clear = torch.ones_like(flat[:1, :1, None], dtype=torch.bool)
+    for part in runs(longest + 1, 1):  # one step of all lines at a time, or all in a graph
+        of_line = (steps[part] * far.clamp(min=1).reciprocal()).clamp(max=1)
+        at = of_line if shares is None else shares[part]
+        y, x = ((start * (1 - at) + end * at).round().long() for start, end in ((y0, y1), (x0, x1)))
+        seen = flat[:, y * w + x] == flat[:, :, None, None]
+        clear = clear & (seen | (steps[part] > far)).all(dim=-1)
+    same = (flat[:, :, None] == flat[:, None]).float()
+    damped = torch.exp(-far[..., 0] / torch.sym_max(longest, 1))
+    same = torch.where(clear, same, same * damped)
     same = _blur(same, (h, w), literal)
-    return same / (same.sum(dim=1, keepdim=True) + 1e-8)
+    return same / (same.sum(dim=2, keepdim=True) + 1e-8)
 
 
 def _blur(same: torch.Tensor, grid: Grid, literal: bool) -> torch.Tensor:
     def line(x: torch.Tensor, length: int) -> torch.Tensor:
-        taps = min(length, int(6 * BLUR_STD + 1)) // 2 * 2 + 1
-        offsets = torch.arange(taps) - taps // 2
-        kernel = torch.exp(-(offsets**2) / (2 * BLUR_STD**2)).to(x)
-        kernel = (kernel / kernel.sum()).view(1, 1, -1)
-        return F.conv1d(x.reshape(-1, 1, x.shape[-1]), kernel, padding=taps // 2).reshape(x.shape)
+        reach = torch.sym_min(length, int(6 * BLUR_STD + 1)) // 2
+        taps = torch.arange(int(6 * BLUR_STD + 1), device=x.device) - int(3 * BLUR_STD)
+        places = torch.arange(x.shape[-1], device=x.device)
+
+        def kernel(offsets: torch.Tensor) -> torch.Tensor:
+            return torch.exp(-(offsets**2) / (2 * BLUR_STD**2)).to(x) * (offsets.abs() <= reach)
+
+        # The sum of all taps is 1, and a place near the rim lacks those beyond it.
+        return x @ (kernel(places[:, None] - places) / kernel(taps).sum())
 
     if literal:
         return line(same, same.shape[-1])
-    planes = line(same.unflatten(1, grid), same.shape[-1])
-    return line(planes.mT, same.shape[-1]).mT.flatten(1)
+    planes = line(same.unflatten(2, grid), same.shape[-1])
+    return line(planes.mT, same.shape[-1]).mT.flatten(2)
 
 
 @dataclass(frozen=True, repr=False)

@@ -106,12 +106,12 @@ class FeatureSurgery(Tokens):
 
     def _compare(self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
         scores = cosines(dense.features, text_TD)
-        if text_TD.shape[0] == 1 or dense.cls is None:
+        if dense.cls is None:
             return scores
         image_B11T = (F.normalize(dense.cls.float(), dim=-1) @ text_TD.mT)[:, None, None]
         weight = (self.heat * image_B11T).softmax(dim=-1)
         weighted = scores * (weight / weight.mean(dim=-1, keepdim=True))
-        return weighted - weighted.mean(dim=-1, keepdim=True)
+        return torch.where(_alone(text_TD), scores, weighted - weighted.mean(dim=-1, keepdim=True))
 
     def __str__(self) -> str:
         return "what all words share is taken off the scores"
@@ -170,7 +170,12 @@ class Contributions(Readout):
 
 def _contrast(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
     dots = torch.einsum("bdhw,td->bhwt", dense.features.float(), text_TD)
-    return dots if text_TD.shape[0] == 1 else dots - dots.mean(dim=-1, keepdim=True)
+    return torch.where(_alone(text_TD), dots, dots - dots.mean(dim=-1, keepdim=True))
+
+
+def _alone(text_TD: torch.Tensor) -> torch.Tensor:
+    """Whether there is one word alone, however often: a graph takes no fewer than two rows."""
+    return (text_TD == text_TD[:1]).all()
 
 
 @dataclass(frozen=True, repr=False)

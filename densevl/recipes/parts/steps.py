@@ -59,7 +59,7 @@ class RepairByDensity(RepairOutliers):
         between(self.share, 0, 1, "the share of outliers")
 
     def outliers(self, batch: Batch, x_BND: torch.Tensor) -> torch.Tensor:
-        return torch.stack([local_outliers(x_ND, self.neighbours, self.share) for x_ND in x_BND])
+        return local_outliers(x_BND, self.neighbours, self.share)
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,24 +89,28 @@ class RepairByAttention(RepairOutliers):
         to_patch = attention[:, 0, trunk.prefix :]
         to_self = attention.diagonal(dim1=1, dim2=2)[:, trunk.prefix :]
         seen = torch.where(self.factor * to_patch > to_self, to_patch, -1)
-        best, who = seen.topk(min(self.most, seen.shape[1]), dim=1)
+        best, who = seen.topk(torch.sym_min(self.most, seen.shape[1]), dim=1)
         return torch.zeros_like(seen, dtype=torch.bool).scatter(1, who, best > 0)
 
 
-def local_outliers(x_ND: torch.Tensor, neighbours: int, share: float) -> torch.Tensor:
-    """The patches whose surroundings are emptiest for their neighbourhood: (N,) bool, about `share` of them.
+def local_outliers(x_BND: torch.Tensor, neighbours: int, share: float) -> torch.Tensor:
+    """The patches whose surroundings are emptiest for their neighbourhood: (B, N) bool, about `share` of them.
 
     Local outlier factor with each point's own k-distance as its reach: mean over its k nearest of d_k(i) / d_k(j),
     d the squared Euclidean distance.
     """
-    k = min(neighbours, x_ND.shape[0] - 1)
-    if k < 1:
-        return torch.zeros(x_ND.shape[0], dtype=torch.bool, device=x_ND.device)
-    distance = torch.cdist(x_ND, x_ND).square()
-    nearest, who = distance.topk(k + 1, largest=False)
-    reach = nearest[:, -1].clamp(min=1e-12)
-    factor = (reach[:, None] / reach[who[:, 1:]]).mean(dim=1)
-    return factor > torch.quantile(factor.float(), 1 - share)
+    last = x_BND.shape[1] - 1
+    if last < 1:
+        return torch.zeros_like(x_BND[:, :, 0], dtype=torch.bool)
+    distance = torch.cdist(x_BND, x_BND).square()
+    nearest, who = distance.topk(torch.sym_min(neighbours, last) + 1, largest=False)
+    reach_BN = nearest[:, :, -1].clamp(min=1e-12)
+    of_others = reach_BN.gather(1, who[:, :, 1:].flatten(1)).unflatten(1, (last + 1, -1))
+    factor_BN = (reach_BN[:, :, None] / of_others).mean(dim=2)
+    # The first entry of the order at or under the quantile: nothing lies between it and the quantile.
+    ordered_BN = factor_BN.float().sort(dim=1).values
+    place = ((1 - share) * (torch.ones_like(ordered_BN[:1]).sum() - 1)).long()
+    return factor_BN > ordered_BN.index_select(1, place[None])
 
 
 def fill(patches_BND: torch.Tensor, outliers_BN: torch.Tensor, grid: Grid) -> torch.Tensor:
