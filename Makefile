@@ -1,9 +1,9 @@
 # The two commands of the README: `make demo` and `make test`. Each makes .venv if there is none and installs into it.
 PYTHON ?= python3
 VENV ?= .venv
-# Of setup.py, for `make test`. Ray (500 MB) and detectors (350 MB) are heavy, so they are left out; .ci/run names them,
-# and then their tests run too.
-EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,remote,render,dev
+# Of setup.py, for `make test`. Ray (500 MB), detectors (350 MB) and browser (165 MB) are heavy, so they are left out;
+# .ci/run names them, and then their tests run too.
+EXTRAS ?= photo,photo-affinity,sam,superpixels,eval,viz,remote,serve,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev

@@ -56,12 +56,18 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         "detectors that the tests name the results of; densevl imports none (ultralytics is under AGPL-3.0)",
         ["supervision>=0.27", "transformers>=4.40", "ultralytics>=8.3"],
     ),
+    "serve": (
+        "the page and the API: `densevl serve`",
+        ["fastapi>=0.115", "starlette>=1.0", "uvicorn>=0.34", "python-multipart>=0.0.27"],
+    ),
     "textile": ("photographs for `demo/textile_inspection.py`", ["conformal-clip-data>=0.1.4"]),
     "render": ("`tools/` of a clone: the renderer and the training", ["resvg-py>=0.3", "opencv-python>=4.10"]),
+    "browser": ("tests of the page of `densevl serve`, which need Chromium too", ["playwright>=1.50"]),
     "dev": (
         "what `make check test docs` needs",
         [
             "codespell>=2.3",
+            "httpx>=0.27",
             "hypothesis>=6.100",
             "mypy>=1.13",
             "onnxruntime>=1.20",
@@ -77,7 +83,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
     ),
 }
 PACKAGES = {name: packages for name, (_, packages) in EXTRAS.items()}
-FOR_WORK_ON_DENSEVL = {"detectors", "textile", "render", "dev"}
+FOR_WORK_ON_DENSEVL = {"detectors", "textile", "render", "browser", "dev"}
 PACKAGES["all"] = sorted({one for name, own in PACKAGES.items() if name not in FOR_WORK_ON_DENSEVL for one in own})
 
 setup(
@@ -97,6 +103,8 @@ setup(
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "evaluation/report/*.jinja",
+            "serving/page/*",
+            "serving/page/examples/*",
             "vocabulary/words/*.txt",
             "weights/*.json",
             "weights/*.safetensors",

@@ -45,6 +45,7 @@ ROOMS = {
     "pipelines": "one folder a use; `folder/` is the loop from many images to files",
     "integrations": "other people's detectors and result types",
     "benchmarking": "time on this machine",
+    "serving": "the pipelines over HTTP, and `page/`, one page over the same API",
     "diagnosis": "what `densevl doctor` looks at",
     "evaluation": "an experiment from data to report; `benchmarks/`, `metrics/`, `report/`",
     "cli": "the command, no logic; `options.py` has each shared option once",

@@ -46,6 +46,10 @@ COMMANDS = {
         "IMAGES --descriptors --device --head --json --labels --model --out --overwrite --precision --quiet "
         "--ray --shard --sheet --strict --templates --weights --workers"
     ),
+    "serve": (
+        "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
+        "--queue --recipes --refine --scoring"
+    ),
     "models": "",
     "doctor": "",
     "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",

@@ -22,6 +22,7 @@ from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
+from densevl.cli.serve import serve
 from densevl.cli.shared import OneLineGroup
 
 __all__ = ["app"]
@@ -53,7 +54,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, search, classify, models, doctor, bench):
+for command in (segment, regions, search, classify, models, doctor, bench, serve):
     app.command()(command)
 for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)):
     app.add_typer(group, name=name)

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from densevl.errors import OptionError
+
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
 
@@ -66,6 +68,18 @@ def choose(values: Iterable[str] | Callable[[], Iterable[str]], between: str = "
         return [f"{before}{mark}{value}" for value in known if value.startswith(last)]
 
     return offered
+
+
+def listed(text: str | None) -> tuple[str, ...]:
+    """Names with commas between; none where the option is left out.
+
+    Raises:
+        OptionError: a text without a name.
+    """
+    found = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if text is not None and not found:
+        raise OptionError(f"{text!r} names nothing; give names with commas between, or leave the option out")
+    return found
 
 
 def option(help: str, *names: str, panel: str | None = None, values: Any = (), between: str = "", **more: Any) -> Any:

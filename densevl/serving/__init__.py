@@ -1,0 +1,1 @@
+"""A server: the pipelines over HTTP, and one page over the same API."""

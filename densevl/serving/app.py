@@ -1,0 +1,230 @@
+"""The routes of the server, over FastAPI; the work is the `Service`'s."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from densevl import __version__
+from densevl.errors import DensevlError, MissingExtraError, WeightsError
+from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation
+from densevl.serving.counters import Counters
+from densevl.serving.gate import INTERNAL, Gate
+from densevl.serving.service import Service, Upload
+
+PAGE = Path(__file__).parent / "page"
+CODES = {404: "not_found", 405: "method", 400: "malformed"}
+FAILURES: dict[int | str, dict[str, Any]] = {
+    413: {"model": Failure, "description": "larger than the server takes"},
+    422: {"model": Failure, "description": "an image, labels or a setting that cannot be used; the message says why"},
+    503: {"model": Failure, "description": "too many requests at once; Retry-After says when to ask again"},
+}
+
+Image = Annotated[UploadFile, File(description="the photo: JPEG, PNG, WebP, ...")]
+Labels = Annotated[
+    str,
+    Form(description='classes: "cat, dog | puppy, sky", or JSON: a list of such, or a dict of name to list of words'),
+]
+Model = Annotated[str, Form(description="one of /v1/models; the first if left out")]
+Recipe = Annotated[str, Form(description="one of the model's recipes; the first if left out")]
+Background = Annotated[
+    str, Form(description='when a pixel is none of the labels: "auto", "none", a probability, words, or a list: "voc"')
+]
+Presence = Annotated[str, Form(description="labels that reach this probability nowhere in the photo are dropped")]
+Edits = Annotated[
+    str, Form(description='corrections, JSON [[x, y, "name"], ...]: the region around that pixel is of that class')
+]
+Proposals = Annotated[str, Form(description="what finds regions: one of /v1/models; the first if left out")]
+Boxes = Annotated[str, Form(description="JSON [[x0, y0, x1, y1], ...] in pixels: what is in these boxes is named")]
+Points = Annotated[str, Form(description="JSON [[x, y], ...] in pixels: what lies there is named")]
+Objects = Annotated[bool, Form(description="only regions that are a label, each thing once, the best first")]
+Normal = Annotated[list[UploadFile], File(description="images of sound things, to compare with")]
+Item = Annotated[str, Form(description='what is looked at, in the singular: "metal nut"')]
+Fpr = Annotated[str, Form(description="the share of normal images that may be called anomalous; 0.01 if left out")]
+Format = Annotated[str, Form(description="json, or a file; /v1/models lists them")]
+
+
+def create_app(service: Service, *, local: bool = True, origin: str | None = None) -> Gate:
+    """The ASGI application.
+
+    Args:
+        local: only this machine is served. origin: of a page elsewhere that may ask too; see `Gate`.
+    """
+    counters = Counters()
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="densevl",
+        version=__version__,
+        description="Open-vocabulary dense prediction.",
+        docs_url=None,  # their scripts lie on another host
+        redoc_url=None,
+        lifespan=life,
+    )
+    app.add_exception_handler(DensevlError, _unusable)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _other)
+    app.add_exception_handler(Exception, _broken)
+
+    @app.post("/v1/segment", **_route(Segmentation, labels="elephant, fish, sailboat, pizza", background="none"))
+    async def segment(
+        image: Image,
+        labels: Labels,
+        model: Model = "",
+        recipe: Recipe = "",
+        background: Background = "",
+        presence: Presence = "",
+        edits: Edits = "",
+        format: Format = "json",
+    ) -> Response:
+        """Label every pixel of a photo by words."""
+        return _sent(
+            await service.segment(
+                await _read(image), labels, model, recipe, background, presence, edits, format or "json"
+            ),
+            image,
+            format,
+        )
+
+    @app.post("/v1/regions", **_route(Regions, labels="elephant, fish, sailboat, pizza", boxes="[[85, 92, 140, 152]]"))
+    async def regions(
+        image: Image,
+        labels: Labels = "",
+        model: Model = "",
+        proposals: Proposals = "",
+        background: Background = "",
+        boxes: Boxes = "",
+        points: Points = "",
+        objects: Objects = False,
+        format: Format = "json",
+    ) -> Response:
+        """Find regions of a photo, or take those at boxes and points, and name them by words.
+
+        Without labels they are named from a list of common nouns.
+        """
+        return _sent(
+            await service.regions(
+                await _read(image),
+                labels,
+                model,
+                proposals,
+                background,
+                boxes,
+                points,
+                objects,
+                format or "json",
+            ),
+            image,
+            format,
+        )
+
+    @app.post("/v1/anomaly", **_route(Anomaly, image="tiles_damaged.png", item="tile"))
+    async def anomaly(
+        image: Image,
+        normal: Normal = [],  # noqa: B006  FastAPI copies it
+        item: Item = "object",
+        model: Model = "",
+        fpr: Fpr = "",
+        format: Format = "json",
+    ) -> Response:
+        """Say how anomalous an image is, and where: by words alone, or against normal images."""
+        return _sent(
+            await service.anomaly(
+                await _read(image), [await _read(one) for one in normal], item, model, fpr, format or "json"
+            ),
+            image,
+            format,
+        )
+
+    @app.post("/v1/classify", **_route(Naming, labels="harbour, street, kitchen"))
+    async def classify(image: Image, labels: Labels, model: Model = "", format: Format = "json") -> Response:
+        """Say which label a whole photo is."""
+        return _sent(await service.classify(await _read(image), labels, model, format or "json"), image, format)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """What this server offers: models, their recipes and tasks, proposals, formats and limits."""
+        return service.catalogue()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, Any]:
+        """Whether the server works, and how much it has to do."""
+        waiting = sum(worker.load for _, worker in service.sites)
+        return {"status": "ok", "running": gate.running, "on_devices": waiting, "queue": service.limits.queue}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        """Counts and times in the text format of Prometheus."""
+        now = {"running": ("Requests that are worked on or wait.", float(gate.running))}
+        return counters.text(now | service.gauges())
+
+    routes = [route.path for route in app.routes if hasattr(route, "path")]
+    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    asgi: Any = app
+    if origin is not None:
+        from starlette.middleware.cors import CORSMiddleware
+
+        asgi = CORSMiddleware(app, allow_origins=[origin], allow_methods=["GET", "POST"])
+    gate = Gate(asgi, service.limits, counters, routes, local=local, origin=origin)
+    return gate
+
+
+def _route(answer: type[Any], *, image: str = "water.png", **example: str) -> dict[str, Any]:
+    """What the description of a route says: its answers, and an example, whose files lie in /examples/."""
+    form = {"image": f"examples/{image}", **example}
+    return {
+        "responses": {200: {"model": answer}, **FAILURES},
+        "openapi_extra": {"requestBody": {"content": {"multipart/form-data": {"example": form}}}},
+    }
+
+
+async def _read(upload: UploadFile) -> Upload:
+    return await upload.read(), upload.filename
+
+
+def _sent(answer: Answer, image: UploadFile, format: str) -> Response:
+    headers = {}
+    if format not in ("", "json"):
+        stem = Path(image.filename or "photo").stem or "photo"
+        name = quote(f"{stem}{'' if answer.ending == '.json' else f'_{format}'}{answer.ending}", safe="")
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{name}"
+    return Response(answer.body, media_type=answer.media, headers=headers)
+
+
+def _problem(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+
+
+def _unusable(request: Request, error: Any) -> Response:
+    if isinstance(error, WeightsError | MissingExtraError):  # the operator's, and it may hold paths
+        raise RuntimeError("the server lacks something") from error
+    return _problem(422, type(error).__name__.removesuffix("Error").lower() or "error", str(error))
+
+
+def _broken(request: Request, error: Exception) -> Response:
+    return _problem(500, INTERNAL.code, INTERNAL.message)
+
+
+def _malformed(request: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    field = str(first["loc"][-1])
+    reason = "is missing" if first["type"] == "missing" else f"cannot be used: {first['msg']}"
+    return _problem(422, "field", f"field '{field}' {reason}")
+
+
+def _other(request: Request, error: Any) -> Response:
+    code = CODES.get(error.status_code, "error")
+    return _problem(error.status_code, code, str(error.detail), error.headers)

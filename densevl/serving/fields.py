@@ -1,0 +1,117 @@
+"""What clients send as text, read: labels, background, numbers.
+
+The library opens a string that looks like a file's name, as its user wants. A client's string is never handed on as
+one: it becomes a list, a number, or a name that is on a list of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from densevl.errors import DensevlError, LabelError, OptionError, ProposalError
+from densevl.serving.settings import Limits
+from densevl.vocabulary import LabelSet
+from densevl.vocabulary.background import NEWEST, REST, UNKNOWN, WORD_LISTS
+
+FAR = 1e6  # pixels
+NAMED = {"auto", "none", UNKNOWN, REST, *NEWEST, *WORD_LISTS}
+
+
+def labels(text: str, limits: Limits) -> LabelSet:
+    """Labels with commas between, "dog | puppy" for two words of one class; or JSON: a list, or a dict of lists.
+
+    Raises:
+        LabelError: none, too many, or unusable ones.
+    """
+    given: Any = _json(text, "labels", LabelError) if text.lstrip()[:1] in ("[", "{") else text.split(",")
+    if isinstance(given, dict):
+        given = {name: [words] if isinstance(words, str) else words for name, words in given.items()}
+        strings = [word for words in given.values() for word in (words if isinstance(words, list) else [words])]
+    else:
+        strings = given
+    if not all(isinstance(word, str) for word in strings):
+        raise LabelError("labels in JSON are a list of strings, or a dict of name to list of strings")
+    if not any(word.strip() for word in strings):
+        raise LabelError('no labels; name at least one, such as "cat, dog"')
+    count = sum(word.count("|") + 1 for word in strings)
+    if count > limits.labels:
+        raise LabelError(f"{count} labels and synonyms; this server takes at most {limits.labels}")
+    return LabelSet.parse(given)
+
+
+def background(text: str) -> Any:
+    """When a pixel is none of the labels, as the pipelines take it: a name of ours, a probability, or words.
+
+    Raises:
+        OptionError: unusable words.
+    """
+    text = text.strip()
+    if not text or text in NAMED:
+        return text or "auto"
+    try:
+        return float(text)
+    except ValueError:
+        return [word for word in text.split(",") if word.strip()]
+
+
+def share(text: str, what: str) -> float | None:
+    """A probability above 0 and below 1; None if left out.
+
+    Raises:
+        OptionError: anything else.
+    """
+    if not text.strip():
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise OptionError(f"{what} is {text[:40]!r}; it must be a probability above 0 and below 1")
+    return value
+
+
+def prompts(text: str, what: str, count: int, limits: Limits) -> list[list[float]]:
+    """Boxes or points: JSON, a list of lists of `count` numbers in pixels; none if left out.
+
+    Raises:
+        ProposalError: anything else, or too many.
+    """
+    if not text.strip():
+        return []
+    given = _json(text, what, ProposalError)
+    form = "[[x0, y0, x1, y1], ...]" if count == 4 else "[[x, y], ...]"
+    if not isinstance(given, list) or not all(isinstance(row, list) and len(row) == count for row in given):
+        raise ProposalError(f"{what} must be {form} in pixels, as JSON")
+    if not all(type(number) in (int, float) and abs(number) < FAR for row in given for number in row):
+        raise ProposalError(f"{what} must be {form} in pixels, as JSON; not all of these are such numbers")
+    if len(given) > limits.prompts:
+        raise ProposalError(f"{len(given)} {what}; this server takes at most {limits.prompts}")
+    return [[float(number) for number in row] for row in given]
+
+
+def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
+    """Corrections: JSON, a list of [x, y, name]: the region of one label around that pixel is of this name.
+
+    Raises:
+        OptionError: anything else, or too many.
+    """
+    if not text.strip():
+        return []
+    given = _json(text, "edits", OptionError)
+    if not isinstance(given, list) or not all(
+        isinstance(row, list) and len(row) == 3 and all(type(n) is int for n in row[:2]) and isinstance(row[2], str)
+        for row in given
+    ):
+        raise OptionError('edits must be [[x, y, "name"], ...], as JSON')
+    if len(given) > limits.labels:
+        raise OptionError(f"{len(given)} edits; this server takes at most {limits.labels}")
+    return [(x, y, name) for x, y, name in given]
+
+
+def _json(text: str, what: str, error: type[DensevlError]) -> Any:
+    try:
+        return json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{what} are no JSON: {reason}") from reason

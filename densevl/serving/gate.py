@@ -1,0 +1,210 @@
+"""What stands before the app, as plain ASGI: who may ask, how much, how many at once, and what every answer carries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from densevl.serving.counters import Counters
+from densevl.serving.settings import MEGABYTE, Limits
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Any]
+Send = Callable[[MutableMapping[str, Any]], Any]
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+PIECE = 2**16  # bytes of a body that the app is given at once
+DISCARDED = 4  # times the limit that is read and thrown away, so that a client that still sends gets the answer
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Refused(Exception):
+    """A request that the app never sees. Attributes: status, code, message; headers: of the answer."""
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        """An answer."""
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+INTERNAL = Refused(500, "internal", "something went wrong here; it is in the server's log")
+
+
+class Gate:
+    """The app behind its limits."""
+
+    def __init__(
+        self, app: Any, limits: Limits, counters: Counters, routes: Collection[str], *, local: bool, origin: str | None
+    ) -> None:
+        """A gate.
+
+        Args:
+            routes: the paths that are counted by their names.
+            local: only this machine is served, so requests name it so: another name is a page elsewhere that has its
+                own name point here.
+            origin: of a page elsewhere that may ask too, "https://example.org".
+        """
+        self.app, self.limits, self.counters, self.routes = app, limits, counters, frozenset(routes)
+        self.origin = origin
+        self.hosts = LOOPBACK | {urlsplit(origin).hostname or ""} if local and origin else LOOPBACK if local else None
+        self.running = self.arriving = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, answer = time.perf_counter(), _Answer(send)
+        try:
+            await self._serve(scope, receive, answer)
+        except Refused as refused:
+            await answer.problem(refused)
+        except Exception:
+            logging.getLogger(__name__).exception("%s %s", scope["method"], scope["path"])
+            await answer.problem(INTERNAL)
+        finally:
+            route = scope["path"] if scope["path"] in self.routes else "other"
+            self.counters.add(route, answer.status, time.perf_counter() - started)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+        if self.hosts is not None and host not in self.hosts:
+            raise Refused(403, "host", "this server answers this machine alone; see densevl serve --origin")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, answer)
+            return
+        asking = headers.get("origin")
+        if asking is not None and asking != self.origin and urlsplit(asking).netloc != headers.get("host"):
+            raise Refused(403, "origin", "pages elsewhere may not ask this server; see densevl serve --origin")
+        if self.running + self.arriving >= 4 * self.limits.queue:
+            raise self._busy()
+        self.arriving += 1
+        try:
+            body = await self._body(headers, receive)
+        finally:
+            self.arriving -= 1
+        if self.running >= self.limits.queue:
+            raise self._busy()
+        self.running += 1
+        try:
+            await self._run(scope, body, receive, answer)
+        finally:
+            self.running -= 1
+
+    def _busy(self) -> Refused:
+        seconds = max(self.counters.mean(route) for route in self.routes)
+        return Refused(
+            503,
+            "busy",
+            f"{self.limits.queue} requests are being worked on; try again soon",
+            retry_after=str(min(30, max(1, round(seconds)))),
+        )
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """All of a request's body.
+
+        Raises:
+            Refused: it is too large or too slow. What still comes is read and thrown away: a client whose connection
+            closes while it sends sees a reset, not the answer.
+        """
+        most = self.limits.body * MEGABYTE
+        large = Refused(413, "too_large", f"the request is larger than {self.limits.body} MB", connection="close")
+        declared = headers.get("content-length", "0")
+        if (int(declared) if declared.isdecimal() else 0) > most and "expect" in headers:
+            raise large  # the client waits to be told to send
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refused(499, "gone", "the client has gone")
+                    size += len(message.get("body", b""))
+                    if size > DISCARDED * most:
+                        raise large
+                    if size <= most:
+                        parts.append(message.get("body", b""))
+                    else:
+                        parts.clear()
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            if size > most:
+                raise large from None
+            told = f"the request did not arrive within {self.limits.seconds} seconds"
+            raise Refused(408, "too_slow", told, connection="close") from None
+        if size > most:
+            raise large
+        return b"".join(parts)
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """The app, until it is done or the client has gone."""
+        left = memoryview(body)
+
+        async def replay() -> dict[str, Any]:
+            nonlocal left
+            piece, left = left[:PIECE], left[PIECE:]
+            await asyncio.sleep(0)  # other requests have their turn
+            return {"type": "http.request", "body": bytes(piece), "more_body": bool(left)}
+
+        work = asyncio.ensure_future(self.app(scope, replay, answer))
+        gone = asyncio.ensure_future(receive())  # behind a body comes nothing but the end of the connection
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+                answer.status = 499
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.result()
+        finally:
+            gone.cancel()
+            work.cancel()
+
+
+class _Answer:
+    """A `send` that knows what it has sent, and adds the headers of all answers."""
+
+    def __init__(self, send: Send) -> None:
+        self.status = 0
+        self._send = send
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            own = {name.lower() for name, _ in message.setdefault("headers", [])}
+            added = {**HEADERS, "cache-control": "no-cache" if b"etag" in own else "no-store"}
+            pairs = [(name.encode(), value.encode()) for name, value in added.items() if name.encode() not in own]
+            message["headers"] = [*message["headers"], *pairs]
+        await self._send(message)
+
+    async def problem(self, refused: Refused) -> None:
+        """Answer with an error, unless an answer is under way or nobody waits for it."""
+        if self.status:
+            return
+        if refused.status == 499:
+            self.status = 499
+            return
+        body = json.dumps({"error": {"code": refused.code, "message": refused.message}}).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": refused.status, "headers": pairs})
+        await self._send({"type": "http.response.body", "body": body})

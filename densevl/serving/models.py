@@ -1,0 +1,285 @@
+"""The models of one device, and what each request makes of them: all that is allowed is loaded at the start."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densevl import digest
+from densevl.anomaly.result import AnomalyResult
+from densevl.anomaly.scoring import get_scoring
+from densevl.backbones import Backbone, load_backbone
+from densevl.errors import DensevlError, ModelError, OptionError, one_of
+from densevl.fewshot.result import Classification
+from densevl.images import read_image
+from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.fewshot.classifier import FewShot
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.segmentation import refinement
+from densevl.pipelines.segmentation.segmenter import Prepared, Segmenter
+from densevl.proposals import NAMES, Proposer, load_proposer
+from densevl.recipes import get
+from densevl.regions.result import RegionResult
+from densevl.results import UNLABELLED, SegmentationResult
+from densevl.serving.settings import Settings
+from densevl.serving.worker import Job
+from densevl.vocabulary import Background, LabelSet
+
+ALTERNATIVES = 5
+FITTED = 4  # detectors that are kept with what they remember of normal images
+RGB = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmented:
+    """A label map, and for a coarse grid the likeliest classes (k, h, w), -1 for nothing, with probabilities 0..1."""
+
+    result: SegmentationResult
+    classes: npt.NDArray[np.int16]
+    chances: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A photo and what is asked of it. Attributes: segmenter: with the settings of this request."""
+
+    segmenter: Segmenter
+    photo: Prepared | RGB
+    labels: LabelSet
+    policy: Background
+
+
+class Models:
+    """The models that are served on one device."""
+
+    def __init__(self, settings: Settings, device: str | None) -> None:
+        """Load all that is allowed, and run each model once.
+
+        Raises:
+            DensevlError: something of it cannot be had.
+        """
+        for recipe in settings.recipes:  # mistyped ones fail before a model loads
+            get(recipe)
+        for proposer in settings.proposals:
+            one_of(proposer, NAMES, "proposals", OptionError)
+        get_scoring(settings.scoring)
+        refinement.parse(settings.refine)
+        self.settings = settings
+        self.backbones: dict[str, Backbone] = {}
+        for name in settings.models:
+            backbone = load_backbone(name, device=device, precision=settings.precision)
+            self.backbones[backbone.name if name == "auto" else name] = backbone
+        self.device = next(iter(self.backbones.values())).device
+        self.proposers: dict[str, Proposer | str] = {
+            name: name if name == "clusters" else load_proposer(name, device=str(self.device))
+            for name in settings.proposals
+        }
+        self.segmenters: dict[tuple[str, str | None], Segmenter] = {}
+        self.regions: dict[tuple[str, str], RegionClassifier] = {}
+        self.namers: dict[str, FewShot] = {}
+        self._fitted: OrderedDict[str, AnomalyDetector] = OrderedDict()
+        for name, backbone in self.backbones.items():
+            self._build(name, backbone)
+
+    def _build(self, name: str, backbone: Backbone) -> None:
+        takes = backbone.default_recipe is not None
+        finder = next(iter(self.proposers.values()), None)
+        for recipe in self.settings.recipes if takes and self.settings.recipes else (backbone.default_recipe,):
+            own: dict[str, Any] = {"refine": self.settings.refine, "proposals": finder if takes else None}
+            self.segmenters[name, recipe] = Segmenter(backbone, recipe, **own)
+        for proposer, loaded in self.proposers.items():
+            recipe = self.recipes(name)[0]
+            self.regions[name, proposer] = RegionClassifier(backbone, recipe=recipe, proposals=loaded)
+        if takes:
+            self.namers[name] = FewShot(backbone)
+        for (own_name, _), segmenter in self.segmenters.items():
+            if own_name == name:
+                segmenter(np.zeros((32, 32, 3), np.uint8), ["thing"])
+
+    def recipes(self, model: str) -> list[str | None]:
+        """The recipes of a model, the default first; None alone where it takes none."""
+        return [recipe for name, recipe in self.segmenters if name == model]
+
+    def tasks(self, model: str) -> list[str]:
+        """What a model can be asked for."""
+        named = ["regions"] if self.proposers else []
+        return ["segment", *named, "anomaly", *(["classify"] if model in self.namers else [])]
+
+    def segment(
+        self, rgb: RGB, labels: LabelSet, model: str, recipe: str, background: Any, presence: float | None
+    ) -> Job:
+        """A label map of a uint8 RGB photo; see `Segmented`.
+
+        Raises:
+            ModelError, RecipeError, OptionError: what is not allowed, or cannot be.
+        """
+        model = self._model(model)
+        chosen = recipe or self.recipes(model)[0]
+        if (model, chosen) not in self.segmenters:
+            one_of(chosen, [name or "none" for name in self.recipes(model)], "recipe", OptionError)
+        segmenter = self.segmenters[model, chosen]
+        if presence is not None:
+            segmenter = copy.copy(segmenter)  # with the words that it knows
+            segmenter.presence = presence
+        policy = segmenter.policy(background)
+        share = segmenter.share(rgb)
+        if not segmenter.separable or share >= 1:
+            return Job(_segment, _Asked(segmenter, rgb, labels, policy))
+        photo = segmenter.prepare(rgb)
+        kind = ("segment", model, chosen, tuple(photo.parts.shape[1:]))
+        return Job(_segment, _Asked(segmenter, photo, labels, policy), kind, share)
+
+    def name_regions(
+        self,
+        rgb: RGB,
+        labels: LabelSet | None,
+        model: str,
+        proposals: str,
+        background: Any,
+        boxes: Sequence[Sequence[float]],
+        points: Sequence[Sequence[float]],
+        objects: bool,
+    ) -> Job:
+        """The regions of a uint8 RGB photo: those at boxes and points, else proposed ones; `RegionResult`.
+
+        Raises:
+            ModelError, OptionError: what is not allowed, or cannot be.
+        """
+        proposer = proposals or next(iter(self.proposers), "")
+        one_of(proposer, self.proposers, "proposals", OptionError)
+        classify = self.regions[self._model(model), proposer]
+        loaded = self.proposers[proposer]
+        if points and not hasattr(loaded, "prompt"):
+            raise OptionError(f"points need proposals that make masks of them, and '{proposer}' does not")
+        policy = classify.policy(background)
+        clicked = bool(len(boxes) or len(points))
+
+        def call() -> RegionResult:
+            given: dict[str, Any] = {}
+            if clicked:
+                given["regions"] = prompted(rgb, points=points, boxes=boxes, proposer=loaded)
+            if labels is None:
+                return classify.discover(rgb, overlap=1.0 if clicked else 0.5, **given)
+            result = classify(rgb, labels, background=policy, **given)
+            return result.instances() if objects and not clicked else result
+
+        return Job(partial(_alone, call))
+
+    def score(self, rgb: RGB, item: str, normal: Sequence[RGB], model: str, fpr: float) -> Job:
+        """The anomaly of a uint8 RGB image, by words or against normal images; `AnomalyResult`.
+
+        Raises:
+            ModelError: what is not allowed, or cannot be.
+        """
+        name = self._model(model)
+        clip = self.backbones[name].default_recipe is not None
+        if not clip and not normal:
+            raise ModelError(f"model '{name}' is no CLIP, so words tell nothing of anomalies: give normal images")
+        key = repr((name, item, fpr, [(one.shape, digest.of_bytes(one.tobytes())) for one in normal]))
+
+        def call() -> AnomalyResult:
+            detect = self._fitted.get(key)
+            if detect is None:
+                scoring = self.settings.scoring if clip else "dino"
+                detect = AnomalyDetector(self.backbones[name], scoring, item=item)
+                if normal:
+                    detect.fit(normal).calibrate(fpr)
+            self._fitted[key] = detect
+            self._fitted.move_to_end(key)
+            while len(self._fitted) > FITTED:
+                self._fitted.popitem(last=False)
+            return detect(rgb)
+
+        return Job(partial(_alone, call))
+
+    def classify(self, rgb: RGB, labels: LabelSet, model: str) -> Job:
+        """The likeliest label of a whole uint8 RGB photo; `Classification`.
+
+        Raises:
+            ModelError: what is not allowed, or cannot be.
+        """
+        name = self._model(model)
+        if name not in self.namers:
+            raise ModelError(f"model '{name}' is no CLIP: it has no words for whole images")
+
+        def call() -> Classification:
+            return self.namers[name](rgb, labels)  # type: ignore[return-value]
+
+        return Job(partial(_alone, call))
+
+    def _model(self, name: str) -> str:
+        chosen = name or next(iter(self.backbones))
+        one_of(chosen, self.backbones, "model", OptionError)
+        return chosen
+
+
+def photo(data: bytes, name: str | None, pixels: int) -> RGB:
+    """An uploaded image as uint8 RGB (H, W, 3).
+
+    Raises:
+        ImageError: unreadable, or of more megapixels than allowed.
+    """
+    return read_image(data, max_pixels=pixels * 1_000_000, name=name or "the photo")
+
+
+def _alone(call: Callable[[], Any], items: Sequence[Any]) -> list[Any]:
+    return [call() for _ in items]
+
+
+def _segment(asked: Sequence[_Asked]) -> list[Segmented]:
+    """Label maps of photos that share a pass, or of one that does not."""
+    found: list[Segmented] = []
+    photos = [one.photo for one in asked if isinstance(one.photo, Prepared)]
+    dense = asked[0].segmenter.run(torch.cat([each.parts for each in photos])) if photos else None
+    start = 0
+    for one in asked:
+        segmenter = one.segmenter
+        if isinstance(one.photo, Prepared) and dense is not None:
+            own = slice(start, start + len(one.photo.parts))
+            start, rgb, segments = own.stop, one.photo.rgb, None
+            evidence = segmenter.gather(one.photo, dense.part(own), one.labels, one.policy)
+        else:
+            rgb = one.photo  # type: ignore[assignment]
+            segments = segmenter.segments(rgb)
+            evidence = segmenter.look(rgb, one.labels, one.policy, segments)
+        result = segmenter.decide(evidence, rgb, one.labels, one.policy, segments)
+        found.append(Segmented(result, *result.top(ALTERNATIVES)))
+    return found
+
+
+def corrected(found: Segmented, edits: Sequence[tuple[int, int, str]]) -> Segmented:
+    """A label map whose regions were given other names.
+
+    Args:
+        edits: each x, y and a name: the connected pixels of one label around that pixel are of that class, for sure.
+
+    Raises:
+        DensevlError: outside the photo. LabelError: an unusable name.
+    """
+    from scipy import ndimage
+
+    result = found.result
+    labels, confidence, names = result.labels.copy(), result.confidence.copy(), list(result.names)
+    for x, y, name in edits:
+        if not (0 <= y < labels.shape[0] and 0 <= x < labels.shape[1]):
+            raise DensevlError(f"pixel ({x}, {y}) is outside the photo of {labels.shape[1]} x {labels.shape[0]} pixels")
+        number = -1
+        if name.strip() != UNLABELLED:
+            (name,) = LabelSet.parse([name]).names
+            names += [] if name in names else [name]
+            number = names.index(name)
+        pieces, _ = ndimage.label(labels == labels[y, x])
+        region = pieces == pieces[y, x]
+        labels[region], confidence[region] = number, 1
+    changes: dict[str, Any] = {"labels": labels, "names": tuple(names), "confidence": confidence}
+    changes["meta"] = {**result.meta, "edits": [list(edit) for edit in edits]}
+    return replace(found, result=replace(result, **changes, scores_fn=None, chances_fn=None))

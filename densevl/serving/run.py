@@ -1,0 +1,80 @@
+"""The server as a process: a socket, the models, and uvicorn until it is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from densevl.errors import MissingExtraError, OptionError
+from densevl.serving.settings import Limits, Settings
+
+GRACE = 30  # seconds that requests under way have to finish once the process is told to stop
+
+
+def serve(
+    settings: Settings,
+    limits: Limits,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    origin: str | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are finished.
+
+    Args:
+        settings: what is offered. limits: of requests. port: 0 takes a free one. origin: see `Gate`.
+        ready: called with the address, once models are loaded.
+
+    Raises:
+        MissingExtraError: the packages of the extra are not installed. OptionError: the address cannot be had.
+        DensevlError: a model cannot.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(error.name or "fastapi", "serve", "densevl serve") from error
+    if origin is not None and (not origin.startswith(("http://", "https://")) or urlsplit(origin).path):
+        raise OptionError(f"origin is {origin!r}; it is a scheme and a host, such as https://example.org")
+    with _listening(host, port) as listening:  # before models are loaded, which takes a while
+        from densevl.serving.app import create_app
+        from densevl.serving.models import Models
+        from densevl.serving.service import Service
+
+        service = Service([Models(settings, device) for device in settings.devices], limits)
+        app = create_app(service, local=is_local(host), origin=origin)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
+            lifespan="on",
+        )
+        place, number = listening.getsockname()[:2]
+        ready(f"http://{f'[{place}]' if ':' in place else place}:{number}")
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again once it has stopped
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def is_local(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(f"cannot listen on {host}, port {port}: {reason}; give another --port or --host") from error

@@ -1,0 +1,224 @@
+"""From what a client sends to what it gets, whatever the transport: read, handed to a device, kept for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from densevl import __version__, digest
+from densevl.errors import OptionError, one_of
+from densevl.images.opening import display_name
+from densevl.proposals import NAMES
+from densevl.serving import answers, fields
+from densevl.serving.answers import Answer
+from densevl.serving.models import RGB, Models, corrected, photo
+from densevl.serving.settings import MEGABYTE, Limits
+from densevl.serving.worker import Job, Worker
+
+Upload = tuple[bytes, str | None]
+"""The content of a file and its name."""
+FPR = 0.01
+
+
+class Service:
+    """The models of all devices, each with its worker."""
+
+    def __init__(self, models: Sequence[Models], limits: Limits) -> None:
+        """Start a worker for the models of each device; all offer the same."""
+        self.limits = limits
+        self.sites = [(each, Worker(each.device)) for each in models]
+        self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+
+    def close(self) -> None:
+        """Finish what waits, and end the threads."""
+        for _, worker in self.sites:
+            worker.close()
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """What the workers are at, for the counters."""
+        workers = [worker for _, worker in self.sites]
+        passes, shared = sum(w.passes for w in workers), sum(w.shared for w in workers)
+        return {
+            "load": ("Requests that run or wait on the devices.", sum(worker.load for worker in workers)),
+            "devices": ("Devices that models are loaded on.", len(workers)),
+            "passes": ("Times that a device was given work.", passes),
+            "requests_per_pass": ("Requests that shared such a time, on average.", shared / max(1, passes)),
+            "kept": ("Answers that are kept.", len(self._kept)),
+        }
+
+    def catalogue(self) -> dict[str, Any]:
+        """What there is: models, recipes, proposals and limits."""
+        from densevl.recipes import get
+
+        models, _ = self.sites[0]
+        return {
+            "densevl": __version__,
+            "models": [
+                {
+                    "name": name,
+                    "about": backbone.summary,
+                    "device": str(backbone.device),
+                    "tasks": models.tasks(name),
+                    "normal_needed": backbone.default_recipe is None,
+                    "recipes": [
+                        {"name": recipe, "about": "; ".join(get(recipe).clauses())}
+                        for recipe in models.recipes(name)
+                        if recipe is not None
+                    ],
+                }
+                for name, backbone in models.backbones.items()
+            ],
+            "proposals": [
+                {"name": name, "clicks": hasattr(loaded, "prompt")} for name, loaded in models.proposers.items()
+            ],
+            "limits": {**vars(self.limits), "bytes": self.limits.body * MEGABYTE},
+            "formats": {
+                "segment": ["json", *answers.SEGMENT],
+                "regions": ["json", *answers.REGIONS],
+                "anomaly": ["json", *answers.ANOMALY],
+                "classify": ["json", *answers.CLASSIFY],
+            },
+        }
+
+    async def segment(
+        self,
+        image: Upload,
+        labels: str,
+        model: str,
+        recipe: str,
+        background: str,
+        presence: str,
+        edits: str,
+        format: str,
+    ) -> Answer:
+        """Label every pixel.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
+        asked = fields.labels(labels, self.limits)
+        policy, least = fields.background(background), fields.share(presence, "presence")
+        changes = fields.edits(edits, self.limits)
+
+        def job(models: Models, rgbs: Sequence[RGB]) -> Job:
+            return models.segment(rgbs[0], asked, model, recipe, policy, least)
+
+        found = await self._found(job, [image], "segment", labels, model, recipe, background, presence)
+        found = await asyncio.to_thread(corrected, found, changes) if changes else found
+        if format == "json":
+            return await asyncio.to_thread(lambda: answers.as_json(answers.segmentation(found)))
+        return await asyncio.to_thread(answers.SEGMENT[format], found.result, _stem(image))
+
+    async def regions(
+        self,
+        image: Upload,
+        labels: str,
+        model: str,
+        proposals: str,
+        background: str,
+        boxes: str,
+        points: str,
+        objects: bool,
+        format: str,
+    ) -> Answer:
+        """Find regions, or take those at boxes and points, and name them; without labels from a list of nouns.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        one_of(format, ("json", *answers.REGIONS), "format", OptionError)
+        one_of(proposals, ("", *NAMES), "proposals", OptionError)
+        asked = fields.labels(labels, self.limits) if labels.strip() else None
+        policy = fields.background(background)
+        corners = fields.prompts(boxes, "boxes", 4, self.limits)
+        clicks = fields.prompts(points, "points", 2, self.limits)
+
+        def job(models: Models, rgbs: Sequence[RGB]) -> Job:
+            return models.name_regions(rgbs[0], asked, model, proposals, policy, corners, clicks, objects)
+
+        given = ("regions", labels, model, proposals, background, boxes, points, str(objects))
+        return await self._answer(job, [image], given, answers.regions, answers.REGIONS, format)
+
+    async def anomaly(
+        self, image: Upload, normal: Sequence[Upload], item: str, model: str, fpr: str, format: str
+    ) -> Answer:
+        """Score an image by words, or against normal images.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        one_of(format, ("json", *answers.ANOMALY), "format", OptionError)
+        if len(normal) > self.limits.normal:
+            raise OptionError(f"{len(normal)} normal images; this server takes at most {self.limits.normal}")
+        share = fields.share(fpr, "fpr") or FPR
+        thing = " ".join(item.split())[:200] or "object"
+
+        def job(models: Models, rgbs: Sequence[RGB]) -> Job:
+            return models.score(rgbs[0], thing, rgbs[1:], model, share)
+
+        given = ("anomaly", thing, model, str(share))
+        return await self._answer(job, [image, *normal], given, answers.anomaly, answers.ANOMALY, format)
+
+    async def classify(self, image: Upload, labels: str, model: str, format: str) -> Answer:
+        """The likeliest label of a whole photo.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        one_of(format, ("json", *answers.CLASSIFY), "format", OptionError)
+        asked = fields.labels(labels, self.limits)
+
+        def job(models: Models, rgbs: Sequence[RGB]) -> Job:
+            return models.classify(rgbs[0], asked, model)
+
+        return await self._answer(job, [image], ("classify", labels, model), answers.naming, answers.CLASSIFY, format)
+
+    async def _answer(
+        self,
+        job: Callable[[Models, Sequence[RGB]], Job],
+        images: Sequence[Upload],
+        given: Sequence[str],
+        told: Callable[[Any], Any],
+        files: Mapping[str, Callable[[Any, str], Answer]],
+        format: str,
+    ) -> Answer:
+        found = await self._found(job, images, *given)
+        if format == "json":
+            return await asyncio.to_thread(lambda: answers.as_json(told(found)))
+        return await asyncio.to_thread(files[format], found, _stem(images[0]))
+
+    async def _found(self, job: Callable[[Models, Sequence[RGB]], Job], images: Sequence[Upload], *given: str) -> Any:
+        """What a job finds, or found lately: the same question about the same images."""
+        key = await asyncio.to_thread(_key, images, given)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key][0]
+        models, worker = min(self.sites, key=lambda site: site[1].load)
+        rgbs, ready = await asyncio.to_thread(partial(_ready, job, models, images, self.limits))
+        found = await worker.run(ready)
+        self._kept[key] = found, rgbs[0].shape[0] * rgbs[0].shape[1]
+        while len(self._kept) > self.limits.kept or (
+            len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self.limits.pixels * MEGABYTE
+        ):
+            self._kept.popitem(last=False)
+        return found
+
+
+def _ready(
+    job: Callable[[Models, Sequence[RGB]], Job], models: Models, images: Sequence[Upload], limits: Limits
+) -> tuple[list[RGB], Job]:
+    rgbs = [photo(data, name, limits.pixels) for data, name in images]
+    return rgbs, job(models, rgbs)
+
+
+def _key(images: Sequence[Upload], given: Sequence[str]) -> str:
+    return digest.of_text(*(digest.of_bytes(data) for data, _ in images), *map(repr, given))
+
+
+def _stem(image: Upload) -> str:
+    """The name of an upload without folders; it goes into files that clients keep."""
+    return display_name(image[1]).replace("\\", "/").rpartition("/")[2] or "photo"

@@ -1,0 +1,65 @@
+"""What an operator decides: what may be asked for, and how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from densevl.errors import OptionError
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the operator allows.
+
+    Attributes:
+        models: as `load_backbone` takes them, the first is the default. recipes: for those models that take recipes,
+            the first is the default; none is the model's own. proposals: of `proposals.NAMES`, likewise.
+        devices: the models are loaded on each. precision, refine: of `Segmenter`. scoring: of `AnomalyDetector`.
+
+    Raises:
+        OptionError: no model, or no device.
+    """
+
+    models: tuple[str, ...] = ("auto",)
+    recipes: tuple[str, ...] = ()
+    proposals: tuple[str, ...] = ("mini-sam",)
+    devices: tuple[str | None, ...] = (None,)
+    precision: str = "float32"
+    refine: str | None = None
+    scoring: str = "winclip"
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.devices:
+            raise OptionError("nothing to serve: name at least one model and one device")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request, and all of them together, may take.
+
+    Attributes:
+        queue: requests that are worked on or wait; one more is answered with 503.
+        body: of a request, in megabytes. pixels: of an image, in megapixels. seconds: that a request may take to
+            arrive.
+        labels: classes and synonyms of a request. normal: normal images of a request. prompts: boxes or points of one.
+        kept: finished answers that are kept, so that another format of the same is not computed again.
+
+    Raises:
+        OptionError: a limit below 1.
+    """
+
+    queue: int = 8
+    body: int = 20
+    pixels: int = 40
+    seconds: int = 30
+    labels: int = 1000
+    normal: int = 16
+    prompts: int = 200
+    kept: int = 16
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise OptionError(f"{field.name} is {getattr(self, field.name)}; it is at least 1")
