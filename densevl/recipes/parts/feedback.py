@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from densevl.errors import RecipeError
-from densevl.kernels.common import runs
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Attention, Part
@@ -132,6 +131,8 @@ def label_affinity(labels_Bhw: torch.Tensor, literal: bool = False) -> torch.Ten
     1 where two patches share a label, damped by exp(-distance / largest distance) where the straight line between them
     leaves the label; blurred by a Gaussian over the grid.
     """
+    from densevl.kernels.common import runs
+
     h, w = labels_Bhw.shape[1:]
     place = torch.arange(h * w, device=labels_Bhw.device)
     flat = labels_Bhw.flatten(1)
