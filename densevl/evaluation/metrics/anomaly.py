@@ -1,4 +1,4 @@
-"""Anomaly metrics in one pass over any number of maps: memory that does not grow, raw scores.
+"""Anomaly metrics in one pass over any number of maps: exact below `EXACT` pixels, in bounded memory above; raw scores.
 
 Pixels of all images, flawless ones too, are pooled. Cells add up, so workers can be merged. AUPRO follows Bergmann
 et al. (MVTec AD, IJCV 2021): mean overlap with the connected regions of the truth against the false positive rate, up
@@ -17,14 +17,15 @@ from densevl.errors import DensevlError
 
 FPR_LIMIT = 0.3
 TOLERANCE = 2.5e-4  # share by which counts may differ within a cell
-WAITING = 2**18  # pixels that are held before they are put into cells
+EXACT = 2**22  # pixels up to which every score has a cell of its own: 128 MiB
+WAITING = 2**18  # pixels beyond these that are held before they are put into cells
 FloatArray = npt.NDArray[np.float64]
 
 
 class RankSketch:
     """How many normal and anomalous pixels score how high, in cells that follow ranks and not values.
 
-    Neighbouring scores share a cell while none of the counts above it grows by more than a share of `TOLERANCE`. So the
+    Up to `EXACT` pixels each score has its cell. Beyond, neighbouring scores share a cell while none of the counts above it grows by more than a share of `TOLERANCE`. So the
     highest scores stay exact, every rate of hits and misses is right to that share, any monotone change of all scores
     changes nothing, and there are at most some hundred thousand cells for any number of pixels.
     """
@@ -33,32 +34,47 @@ class RankSketch:
         self._cells = np.zeros((4, 0))
         self._pending: list[FloatArray] = []
         self._waiting = 0
+        self.exact = True
 
     @property
     def cells(self) -> FloatArray:
         """(4, K) by descending score: the lowest score in a cell; normal and anomalous pixels; sum of 1 / area."""
-        self._compress()
+        self._sort()
         return self._cells
 
     def add(self, scores: FloatArray, normal: FloatArray, anomalous: FloatArray, weights: FloatArray) -> None:
         """Add pixels, (n,) each."""
-        self._pending.append(np.stack([scores, normal, anomalous, weights]))
-        self._waiting += scores.size
-        if self._waiting > WAITING:
-            self._compress()
+        self._hold(np.stack([scores, normal, anomalous, weights]))
 
     def merge(self, other: RankSketch) -> None:
         """Add another's cells."""
-        self._pending.append(other.cells)
-        self._waiting += other.cells.shape[1]
+        self.exact &= other.exact
+        self._hold(other.cells)
 
-    def _compress(self) -> None:
+    def _hold(self, cells: FloatArray) -> None:
+        self._pending.append(cells)
+        self._waiting += cells.shape[1]
+        if self.exact and self._waiting + self._cells.shape[1] > EXACT:
+            self._sort()  # pixels of equal scores share a cell, and there may be few scores
+            self.exact = self._cells.shape[1] <= EXACT // 2
+            self._share()
+        elif not self.exact and self._waiting > WAITING:
+            self._sort()
+
+    def _sort(self) -> None:
         if not self._pending:
             return
         cells = np.concatenate([self._cells, *self._pending], axis=1)
         self._pending, self._waiting = [], 0
         cells = cells[:, np.argsort(-cells[0], kind="stable")]
-        cells = _merged(cells, cells[0, 1:] != cells[0, :-1])
+        self._cells = _merged(cells, cells[0, 1:] != cells[0, :-1])
+        self._share()
+
+    def _share(self) -> None:
+        """Neighbours into one cell, where there are too many."""
+        cells = self._cells
+        if self.exact or not cells.shape[1]:
+            return
         with np.errstate(divide="ignore"):  # a count of 0 so far has a cell of its own
             steps = np.floor(np.log(cells[1:].cumsum(axis=1)) / np.log1p(TOLERANCE))
         self._cells = _merged(cells, (steps[:, 1:] != steps[:, :-1]).any(axis=0))
@@ -127,12 +143,14 @@ class AnomalyMetrics:
 
         Returns:
             pixel_auroc, pixel_ap, pixel_f1 (largest over thresholds, which is chosen by the truth), pixel_f1_threshold,
-            aupro; image_auroc, image_ap, image_f1; pixel_auroc_error, what ties within cells could hide at most.
+            aupro; image_auroc, image_ap, image_f1; pixel_auroc_error, by how much pixel_auroc may be off at most: 0
+            up to `EXACT` pixels.
         """
         values, negative, positive, weighted = self.sketch.cells
         found = {f"pixel_{name}": value for name, value in ranked(negative, positive, values).items()}
         pairs = negative.sum() * positive.sum()
-        found["pixel_auroc_error"] = float(0.5 * (negative * positive).sum() / pairs) if pairs else float("nan")
+        shared = 0.0 if self.sketch.exact else float((negative * positive).sum())
+        found["pixel_auroc_error"] = 0.5 * shared / pairs if pairs else float("nan")
         found["aupro"] = aupro(negative, weighted, self.regions, self.fpr_limit)
         scores = np.array([score for score, _ in self.images])
         truth = np.array([is_bad for _, is_bad in self.images], bool)
