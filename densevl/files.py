@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from densevl import digest
 from densevl.errors import OutputError
@@ -36,6 +38,23 @@ def shown(path: str | os.PathLike[str]) -> str:
     """Return a path in quotes on one line, whatever characters it holds and however long it is."""
     text = os.fspath(path)
     return repr(text if len(text) < 300 else f"...{text[-200:]}")
+
+
+def json_text(content: Any, **how: Any) -> str:
+    """JSON text; it has no NaN and no infinity: null in their place.
+
+    Args:
+        how: as `json.dumps` takes it.
+    """
+    return json.dumps(_finite(content), allow_nan=False, **how)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> Path:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from densevl import digest
 from densevl.errors import WeightsError
-from densevl.files import atomic_write_all
+from densevl.files import atomic_write_all, json_text
 from densevl.saved import Kind, read_json
 from densevl.weights import read_checkpoint
 
@@ -152,7 +152,7 @@ def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapp
     content = {"format": kind, **facts, "tensors_sha256": digest.of_bytes(blob)}
     content["facts_sha256"] = stamp(content)
     tensor_file, fact_file = files(path)
-    return atomic_write_all({tensor_file: blob, fact_file: json.dumps(content, indent=1).encode()})
+    return atomic_write_all({tensor_file: blob, fact_file: json_text(content, indent=1).encode()})
 
 
 def read(path: str | os.PathLike[str], kind: str, saved: Kind) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

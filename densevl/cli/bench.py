@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.files import json_text
 
 
 @one_line_errors
@@ -52,7 +52,7 @@ def bench(
             status.update(f"{recipe or backbone.default_recipe}, {plan}, {precision}, {height}x{width}, {count} labels")
             row = measure(backbone, Case(recipe, plan, precision, height, width, count), rounds)
             if as_json:
-                console.print(json.dumps(row), markup=False)
+                console.print(json_text(row), markup=False)
                 continue
             extra = "-" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
             cells = (row["recipe"], plan, precision, f"{height}x{width}", str(count), f"{row['seconds']:.3f}")

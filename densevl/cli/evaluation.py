@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -392,7 +391,9 @@ def _result(outcome: Outcome) -> dict[str, Any]:
         "model": outcome.used.get("model"),
         "recipe": outcome.used.get("recipe"),
         "images": len(outcome.dataset),
-        "measures": {name: None if math.isnan(value) else value for name, value in outcome.summary.items()},
+        "measures": outcome.summary,
+        "n/a": outcome.undefined,
+        "warnings": outcome.warnings,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout, warn
+from densevl.files import json_text
 from densevl.pipelines.folder.watch import PACKED, Job, Watch
 
 if TYPE_CHECKING:
@@ -196,4 +196,4 @@ def say_left_out(left_out: Counter[str]) -> None:
 
 def print_json(content: dict[str, Any]) -> None:
     """Print one line of JSON."""
-    stdout().print(json.dumps(content, ensure_ascii=False), markup=False)
+    stdout().print(json_text(content, ensure_ascii=False), markup=False)

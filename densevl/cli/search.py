@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from densevl.cli import options
 from densevl.cli.images import Screen, print_json, say_left_out
 from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
+from densevl.files import json_text
 
 if TYPE_CHECKING:
     from densevl.pipelines.regions.classifier import RegionClassifier
@@ -129,7 +129,7 @@ def search(
     if sheet and hits:
         told = {"densevl": __version__, "query": like or words, "found": rows}
         drawn = encode_png(hit_sheet(hits, words or "like the example"))
-        atomic_write_all({picture: drawn, picture.with_suffix(".json"): json.dumps(told, indent=1).encode()})
+        atomic_write_all({picture: drawn, picture.with_suffix(".json"): json_text(told, indent=1).encode()})
         if not as_json:
             stdout().print(f"sheet in {escape(str(picture))}")
     if built.failed:

@@ -17,7 +17,7 @@ from densevl.evaluation.benchmarks.base import SEMANTIC, Dataset, Sample
 from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from densevl.evaluation.experiment import Experiment
-from densevl.evaluation.metrics.confusion import Counts, confusion, measures, per_class
+from densevl.evaluation.metrics.confusion import Counts, confusion, mean, measures, per_class
 from densevl.evaluation.predictors import Predictor
 from densevl.evaluation.tasks.table import task_of
 from densevl.vocabulary import LabelSet
@@ -108,7 +108,7 @@ def background_reliance(predictor: Predictor, dataset: Dataset, *, show: Show | 
         {"class": name, **{key: float(values[index]) for key, values in columns.items()}}
         for index, name in enumerate(dataset.names[1:])
     ]
-    means = {name: float(np.nanmean(values)) for name, values in columns.items()}
+    means = {name: mean(values) for name, values in columns.items()}
     rows.insert(0, {"class": "mean", **means})
     text = (
         "Share of each class's pixels that get its label: in the photo, with everything but objects painted grey, and "

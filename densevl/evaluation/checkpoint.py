@@ -22,7 +22,7 @@ import numpy.typing as npt
 from densevl import fitted
 from densevl.errors import EvaluationError
 from densevl.evaluation import distributed
-from densevl.files import atomic_write, shown
+from densevl.files import atomic_write, json_text, shown
 from densevl.saved import Kind, parse_json, read_arrays, read_bytes
 
 STATE = "state"
@@ -83,7 +83,7 @@ class State:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         arrays = {f"count/{name}": array for name, array in self.counts.items()}
-        identity = np.array(json.dumps(self.identity, default=str))
+        identity = np.array(json_text(self.identity, default=str))
         np.savez(buffer, identity=identity, files=self.files, done=self.done, ranking=self.ranking, **arrays)  # type: ignore[arg-type]
         atomic_write(path, buffer.getvalue())
 
@@ -151,7 +151,7 @@ class Checkpoint:
         """Count an image; `kept`, anything that JSON holds, is kept with it."""
         self.now.add(index, counts, ranking)
         if kept is not None:
-            self._lines.append(json.dumps([index, kept]) + "\n")
+            self._lines.append(json_text([index, kept]) + "\n")
 
     def so_far(self) -> AllCounts:
         """Counts of earlier runs and of this process."""

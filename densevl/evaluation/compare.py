@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from densevl import __version__
 from densevl.evaluation import distributed
@@ -47,12 +50,13 @@ def table(outcomes: dict[str, Outcome]) -> str:
     """Markdown, per cent, the best first."""
     first = next(iter(outcomes.values()))
     columns = [name for name in COLUMNS if name in first.summary]
-    ranked = sorted(outcomes.items(), key=lambda pair: -pair[1].summary[first.task.headline])
+    ranked = sorted(outcomes.items(), key=lambda pair: -np.nan_to_num(pair[1].summary[first.task.headline], nan=-1))
     asked = f"{first.used.get('model')} on {first.dataset.name}, {len(first.dataset)} images"
     lines = [f"{asked}, per cent, densevl {__version__}.", ""]
     lines += [f"| recipe | {' | '.join(columns)} | paper |", "|---" * (len(columns) + 2) + "|"]
     for name, outcome in ranked:
-        cells = (f"{100 * outcome.summary[column]:.1f}" for column in columns)
+        values = (outcome.summary[column] for column in columns)
+        cells = ("n/a" if math.isnan(value) else f"{100 * value:.1f}" for value in values)
         paper = outcome.experiment.published
         lines.append(f"| `{name}` | {' | '.join(cells)} | {'-' if paper is None else f'{paper:.1f}'} |")
     return "\n".join(lines) + "\n"

@@ -74,7 +74,29 @@ class Outcome:
     @property
     def headline(self) -> str:
         """The number that stands for the rest, in words: "mIoU 42.10"."""
-        return f"{self.task.headline} {100 * self.summary[self.task.headline]:.2f}"
+        name, value = self.task.headline, self.summary[self.task.headline]
+        return f"{name} {100 * value:.2f}" if math.isfinite(value) else f"{name} n/a ({self.undefined[name]})"
+
+    @cached_property
+    def undefined(self) -> dict[str, str]:
+        """Why a measure of `summary` cannot be computed, by its name."""
+        return {
+            name: self.task.why_not(name, self.counts)
+            for name, value in self.summary.items()
+            if not math.isfinite(value)
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about the counts, and the measures that cannot be computed; in the first process."""
+        names: dict[str, list[str]] = {}
+        for name, why in self.undefined.items():
+            if not name.endswith(self.task.parts):
+                names.setdefault(why, []).append(name)
+        return [
+            *self.task.warnings(self.counts),
+            *(f"n/a: {', '.join(measures)} ({why})" for why, measures in names.items()),
+        ]
 
     def table(self) -> str:
         """The rows in Markdown, shares in per cent, and last the summary where it has the same columns."""
@@ -82,7 +104,7 @@ class Outcome:
         lines = [f"| {self.task.unit} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         last = {"class": "mean", **{name: self.summary[name] for name in columns if name in self.summary}}
         for row in [*self.rows, *([last] if len(last) == len(columns) + 1 else [])]:
-            shares = ("-" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in columns)
+            shares = ("n/a" if math.isnan(row[name]) else f"{100 * row[name]:.1f}" for name in columns)
             lines.append(f"| {row['class']} | {' | '.join(shares)} |")
         return "\n".join(lines) + "\n"
 

@@ -104,7 +104,7 @@ def evaluate(
     distributed.barrier()
     with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
         outcome = count(task, predictor, folder, show=show, save_every=save_every, dump=predictions)
-    say(task.warnings(outcome.counts))
+    say(outcome.warnings if distributed.rank() == 0 else ())
     files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []
     distributed.barrier()
     return outcome, files

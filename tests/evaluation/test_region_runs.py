@@ -148,7 +148,7 @@ def test_a_shard_whose_counts_were_never_saved_is_not_read(root, tmp_path) -> No
         run(_experiment(root, "instance"), work, predictor=Dummy("instance"))
     shard.write_text(content)
     stray.write_text("[1")
-    with pytest.raises(EvaluationError, match=r"99999.jsonl' is damaged"):
+    with pytest.raises(EvaluationError, match=r"99999.jsonl' cannot be read: it is damaged"):
         run(_experiment(root, "instance"), work, predictor=Dummy("instance"))
 
 

@@ -25,9 +25,10 @@ FloatArray = npt.NDArray[np.float64]
 class RankSketch:
     """How many normal and anomalous pixels score how high, in cells that follow ranks and not values.
 
-    Up to `EXACT` pixels each score has its cell. Beyond, neighbouring scores share a cell while none of the counts above it grows by more than a share of `TOLERANCE`. So the
-    highest scores stay exact, every rate of hits and misses is right to that share, any monotone change of all scores
-    changes nothing, and there are at most some hundred thousand cells for any number of pixels.
+    Up to `EXACT` pixels each score has its cell. Beyond, neighbouring scores share a cell while none of the counts
+    above it grows by more than a share of `TOLERANCE`. So the highest scores stay exact, every rate of hits and misses
+    is right to that share, any monotone change of all scores changes nothing, and there are at most some hundred
+    thousand cells for any number of pixels.
     """
 
     def __init__(self) -> None:

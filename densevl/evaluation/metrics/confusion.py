@@ -50,10 +50,10 @@ def measures(counts: Counts) -> dict[str, float]:
     ious, scored = _divide(both, truth + found - both), max(1, int(truth.sum()))
     share = truth / scored
     return {
-        "mIoU": _mean(ious),
+        "mIoU": mean(ious),
         "aAcc": float(both.sum() / scored) if truth.sum() else float("nan"),
-        "mAcc": _mean(_divide(both, truth)),
-        "mDice": _mean(_divide(2 * both, truth + found)),
+        "mAcc": mean(_divide(both, truth)),
+        "mDice": mean(_divide(2 * both, truth + found)),
         "fwIoU": float(np.nansum(share * ious)) if truth.sum() else float("nan"),
         "unassigned": float(counts[:, -1].sum() / max(1, int(counts.sum()))),
         "absent": float(np.isnan(ious).sum()),
@@ -83,7 +83,7 @@ def confused(counts: Counts, most: int = 20) -> list[tuple[int, int, int]]:
 def image_miou(counts: Counts) -> float:
     """mIoU of one image over the classes of its truth, for ranking images; NaN for an image with no scored pixel."""
     both, truth, found = _areas(counts)
-    return _mean(_divide(both, truth + found - both)[truth > 0])
+    return mean(_divide(both, truth + found - both)[truth > 0])
 
 
 def _areas(counts: Counts) -> tuple[Counts, Counts, Counts]:
@@ -95,6 +95,7 @@ def _divide(above: Counts, below: Counts) -> Floats:
     return np.where(below > 0, above / np.maximum(below, 1), np.nan)
 
 
-def _mean(values: Floats) -> float:
+def mean(values: Floats) -> float:
+    """The mean of the numbers that are there; NaN for none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from densevl import __version__
 from densevl.evaluation.analyses import Analysis
 from densevl.evaluation.report.page import page
 from densevl.evaluation.report.results import as_csv, as_plain
-from densevl.files import atomic_write_all
+from densevl.files import atomic_write_all, json_text
 
 FILES = ("analyses.json", "analyses.html")
 
@@ -28,7 +27,7 @@ def write(analyses: Sequence[Analysis], folder: str | Path, title: str) -> list[
     facts = {"title": title, "densevl": __version__, "analyses": rows}
     files = {
         "analyses.html": page("analyses", title=title, analyses=analyses),
-        "analyses.json": (json.dumps(facts, indent=1) + "\n").encode(),
+        "analyses.json": (json_text(facts, indent=1) + "\n").encode(),
     }
     for analysis in analyses:
         table = (list(row.values()) for row in analysis.rows)

@@ -26,7 +26,7 @@ def bars(rows: Sequence[tuple[str, float | None]]) -> str:
         parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{escape(shown)}</text>')
         parts.append(f'<rect x="{left}" y="{y + 2}" width="{width}" height="14" fill="{_LINE}"/>')
         if value is None:
-            parts.append(f'<text x="{left + 6}" y="{y + 13}" style="fill:{_SOFT}">absent</text>')
+            parts.append(f'<text x="{left + 6}" y="{y + 13}" style="fill:{_SOFT}">n/a</text>')
         else:
             parts.append(f'<rect x="{left}" y="{y + 2}" width="{width * value:.1f}" height="14" fill="{_MARK}"/>')
             parts.append(f'<text x="{left + width + 8}" y="{y + 13}">{100 * value:.1f}</text>')

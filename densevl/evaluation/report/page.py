@@ -57,7 +57,7 @@ def _picture(picture: npt.NDArray[np.uint8]) -> str:
 
 
 def _percent(value: Any) -> str:
-    return "-" if not isinstance(value, int | float) or value != value else f"{100 * value:.1f}"
+    return "n/a" if value is None or value != value else f"{100 * value:.1f}" if isinstance(value, int | float) else "-"
 
 
 def _signed(value: Any) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy.typing as npt
 from densevl.evaluation.outcome import Outcome, versions
 from densevl.evaluation.report.page import page
 from densevl.evaluation.tasks.semantic import NOTHING
-from densevl.files import atomic_write_all, guard, is_own
+from densevl.files import atomic_write_all, guard, is_own, json_text
 
 FILES = ("results.json", "report.html", "classes.csv", "confusion.csv")
 SHOWN = 4
@@ -79,13 +78,12 @@ def results(outcome: Outcome) -> dict[str, Any]:
     facts = {
         "title": f"{used.get('recipe') or used.get('model')} on {dataset.name}",
         "versions": versions(),
-        "warnings": list(
-            dict.fromkeys([*used.pop("warnings", []), *task.look.warnings, *task.warnings(outcome.counts)])
-        ),
+        "warnings": list(dict.fromkeys([*used.pop("warnings", []), *task.look.warnings, *outcome.warnings])),
         "first_look": {"seen": task.look.text, **task.look.facts},
         "task": experiment.task,
         "headline": task.headline,
         "measures": outcome.summary,
+        "n/a": outcome.undefined,
         "paper": {task.headline: None if paper is None else paper / 100},
         "delta": {task.headline: None if paper is None else outcome.summary[task.headline] - paper / 100},
         "classes": outcome.rows,
@@ -156,11 +154,12 @@ def write(outcome: Outcome, folder: str | Path, predictor: Any | None = None) ->
         "heat_classes": _HEAT_CLASSES,
         "facts_of_classes": {name: facts.get(name) for name in ("classes never found", "classes not in the truth")},
         "explained": _EXPLAINED,
+        "undefined": outcome.undefined,
     }
     matrix = outcome.counts.get("iou")
     files = {
         "report.html": page("results", **facts, **more, matrix=matrix, names=names, worst=worst, best=best),
-        "results.json": (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode(),
+        "results.json": (json_text(facts, indent=1, ensure_ascii=False) + "\n").encode(),
         "classes.csv": as_csv([list(facts["classes"][0]), *(row.values() for row in facts["classes"])]),
     }
     if matrix is not None:
@@ -190,5 +189,5 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_plain(entry) for entry in value]
     if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 8)
+        return round(value, 8) if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool) or value is None else str(value)

@@ -22,7 +22,7 @@ from densevl.anomaly.result import AnomalyResult
 from densevl.errors import EvaluationError
 from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.experiment import Experiment
-from densevl.evaluation.metrics.anomaly import AnomalyMetrics, ranked
+from densevl.evaluation.metrics.anomaly import EXACT, TOLERANCE, AnomalyMetrics, ranked
 from densevl.evaluation.predictors import AnomalyPredictor
 from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, painted
 from densevl.pipelines.settings import load
@@ -99,6 +99,12 @@ class AnomalyTask(Task):
         columns = {name: np.array([row[name] for row in self.judged(kept)]) for name in COLUMNS}
         return {name: NAN if np.isnan(own).all() else float(np.nanmean(own)) for name, own in columns.items()}
 
+    def why_not(self, measure: str, counts: Counts) -> str:
+        if not counts["images"][1].any():
+            return "no pixel is marked as damaged"
+        what = "flawless and damaged images" if measure.startswith("image") else "sound and damaged pixels"
+        return f"no category has both {what}"
+
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         rows = []
         for name, images, found in zip(self.dataset.names, counts["images"][0], self.judged(kept), strict=True):
@@ -115,6 +121,7 @@ class AnomalyTask(Task):
                 "aggregation": "every category by itself, then the plain mean of categories",
                 "pixels": "those of all test images of a category together, flawless ones too; raw scores, at the size "
                 "of the image",
+                "accuracy": f"rates exact up to {EXACT:,} pixels a category, beyond to {TOLERANCE:.3%} of their counts",
                 "F1": "the largest over thresholds, which are chosen by the truth",
                 "AUPRO": "up to a false positive rate of 0.3",
                 "shots": f"{self.experiment.shots} flawless training images a category, the first by name",

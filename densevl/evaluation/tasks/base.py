@@ -44,12 +44,14 @@ class Task(ABC):
     Attributes:
         headline: the number that stands for the rest, a key of `summary`.
         running: the number shown on the way. column: of `class_rows`, drawn as bars.
+        parts: ends of names of measures that are over a part of the truth, which may well be empty.
         unit: what a row of `class_rows` is about. keeps: whether `Counted.kept` is used.
     """
 
     headline: ClassVar[str]
     running: ClassVar[str]
     column: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[str] = "class"
     keeps: ClassVar[bool] = False
 
@@ -91,6 +93,10 @@ class Task(ABC):
     @abstractmethod
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
         """The headline numbers, 0..1 or NaN."""
+
+    @abstractmethod
+    def why_not(self, measure: str, counts: Counts) -> str:
+        """Why a measure of `summary` cannot be computed."""
 
     @abstractmethod
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,10 @@ from pycocotools import mask as coco_mask
 
 from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.benchmarks.coco import Objects
-from densevl.evaluation.metrics.average_precision import CAP, LVIS_CAP, Table, average_precision
+from densevl.evaluation.metrics.average_precision import CAP, LVIS_CAP, RARITIES, Table, average_precision
 from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, compared
 from densevl.evaluation.tasks.regions import RegionTask
+from densevl.files import json_text
 from densevl.proposals.base import Proposals
 from densevl.regions.result import RegionResult
 
@@ -35,6 +35,7 @@ class InstanceTask(RegionTask):
     """Objects with scores; every image's are kept, for AP ranks them over the dataset."""
 
     headline, running, column, keeps = "AP", "R50", "AP", True
+    parts = (" small", " medium", " large", *(f" {name}" for name in RARITIES.values()))
 
     def zeros(self) -> Counts:
         """ "objects": objects of the truth that are no crowd, objects found, and those of the truth that were met."""
@@ -83,6 +84,11 @@ class InstanceTask(RegionTask):
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
         return {**self.judged(kept)[0], "R50": self.so_far(counts)}
 
+    def why_not(self, measure: str, counts: Counts) -> str:
+        if not counts["objects"][0].any():
+            return "the truth has no objects"
+        return f"the truth has no {measure.split()[-1]} objects" if " " in measure else "the truth has no objects of it"
+
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         rows, by_category = [], self.judged(kept)[1]
         for number, (name, category) in enumerate(zip(self.dataset.names, self.dataset.categories, strict=True)):
@@ -117,7 +123,7 @@ class InstanceTask(RegionTask):
 
     def dump(self, index: int, sample: Sample, found: Instances) -> dict[str, bytes]:
         rows = self.results({index: self.count(index, sample, found).kept})
-        return {f"{sample.item.key}.json": (json.dumps(rows) + "\n").encode()}
+        return {f"{sample.item.key}.json": (json_text(rows) + "\n").encode()}
 
     def results(self, kept: Kept) -> list[dict[str, Any]]:
         """Everything kept as COCO results."""

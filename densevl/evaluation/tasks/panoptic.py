@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from densevl.evaluation.benchmarks.coco import PanopticMap
 from densevl.evaluation.metrics.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, compared
 from densevl.evaluation.tasks.regions import RegionTask
+from densevl.files import json_text
 from densevl.regions.result import RegionResult
 
 
@@ -22,6 +22,7 @@ class PanopticTask(RegionTask):
     """A segment a pixel, counted by matched segments."""
 
     headline = running = column = "PQ"
+    parts = (" things", " stuff")
 
     def zeros(self) -> Counts:
         return {"panoptic": np.zeros((4, len(self.dataset.names)), np.int64)}
@@ -57,6 +58,10 @@ class PanopticTask(RegionTask):
             table |= {f"{key} {name}": value for key, value in panoptic_quality(counts["panoptic"], chosen).items()}
         return table
 
+    def why_not(self, measure: str, counts: Counts) -> str:
+        what = measure.split()[-1] if " " in measure else "segments"
+        return f"no {what} in truth or prediction"
+
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         rows = []
         for index, name in enumerate(self.dataset.names):
@@ -85,7 +90,7 @@ class PanopticTask(RegionTask):
         segments = [{"id": s.id, "category_id": self.dataset.categories[s.category]["id"]} for s in found.segments]
         name = f"{sample.item.key}.png"
         entry = {"image_id": sample.item.entry["id"], "file_name": name, "segments_info": segments}
-        return {name: buffer.getvalue(), f"{sample.item.key}.json": (json.dumps(entry) + "\n").encode()}
+        return {name: buffer.getvalue(), f"{sample.item.key}.json": (json_text(entry) + "\n").encode()}
 
 
 def _classes(panoptic: PanopticMap) -> npt.NDArray[np.int16]:

@@ -71,6 +71,13 @@ class SemanticTask(Task):
             table |= {name: errors[name] for name in ("ECE", "MCE")}
         return table | (structure_summary(counts["structure"]) if "structure" in counts else {})
 
+    def why_not(self, measure: str, counts: Counts) -> str:
+        if not counts["iou"].sum():
+            return "no pixel of the truth is scored"
+        if measure in ("ECE", "MCE"):
+            return "no scored pixel got a class"
+        return "no pixel of the truth is of a class"
+
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         columns = per_class(counts["iou"])
         if "boundary" in counts:
