@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -107,7 +108,7 @@ class Scoring:
             (uses_windows and not self.scales, "windows need scales, such as (2, 3)"),
             (any(scale < 1 for scale in self.scales), f"scales are {self.scales}; a window has at least 1 patch"),
             (any(level not in LEVELS for level in self.memory), f"memory is {self.memory}; it holds {_or(LEVELS)}"),
-            (not self.temperature > 0, f"temperature is {self.temperature}; it is above 0"),
+            (not 0 < self.temperature < math.inf, f"temperature is {self.temperature}; it is above 0, and finite"),
             (len(self.image) != 2 or any(rule not in IMAGE for rule in self.image), f"image is {_or(IMAGE)}, or two"),
             (not 0 <= self.top <= 1, f"top is {self.top}; it is a share 0..1"),
             (self.around < 1 or self.around % 2 == 0, f"around is {self.around}; it is odd"),

@@ -47,6 +47,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NearestMemory], torch.
         for level, rows in levels.items():
             owner, place = tensors[f"owner.{level}"], places.get(level)
             fits = rows.ndim == 2 and rows.is_floating_point() and owner.shape == rows.shape[:1]
+            if fits and not torch.isfinite(rows).all():
+                raise ValueError(f"its memory '{level}' holds NaN or infinite numbers")
             if not fits or (place is not None and place.shape != (len(rows), 2)):
                 raise ValueError(f"the parts of its memory '{level}' do not fit each other")
         memories = {

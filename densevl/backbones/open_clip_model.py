@@ -7,6 +7,7 @@ from outside.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -56,7 +57,9 @@ class OpenClipBackbone(Backbone):
         self.patch_size = self.tower.patch_size
         self.embed_dim = self.tower.embed_dim
         self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)
-        self.logit_scale = float(self._model.logit_scale.exp())
+        self.logit_scale = float(self._model.logit_scale.float().exp())
+        if not 0 < self.logit_scale < math.inf:
+            raise ModelError(f"model '{name}' has a logit scale of {self.logit_scale:g}: its weights are damaged")
         self.default_recipe = "sclip" if _rewires(self.tower) else "vanilla"
         self.summary = "CLIP: any words, photos and drawings"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from densevl.errors import ProtocolError, one_of
@@ -46,5 +47,5 @@ class InferenceProtocol:
                 f"stride {self.stride} leaves gaps between windows of crop {self.crop}; take a stride up to {self.crop}"
             )
         one_of(self.blend, BLENDS, "blend", ProtocolError)
-        if not (isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0):
-            raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0")
+        if not (isinstance(self.logit_scale, (int, float)) and 0 < self.logit_scale < math.inf):
+            raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0, and finite")

@@ -28,6 +28,7 @@ from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
 from densevl.proposals import Proposals
 from densevl.regions.result import RegionResult
 from densevl.vocabulary import LabelSet
+from densevl.weights import require_finite
 
 
 @dataclass
@@ -93,6 +94,7 @@ class Predictor:
         segments = self.segmenter.segments(rgb)
         evidence = self.segmenter.look(rgb, self.labels, self.policy, segments)
         since = self.clock.add("score", since)
+        require_finite(evidence.scores, f"scores of model '{self.segmenter.backbone.name}'")
         if self.min_share:
             protocol, text = self.segmenter.protocol, evidence.text
             bias = 0 if text.bias is None else text.bias / protocol.logit_scale

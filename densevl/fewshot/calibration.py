@@ -28,6 +28,10 @@ class Calibration:
     margin: float | None = None
     alpha: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise OptionError(f"temperature is {self.temperature}: it is above 0, and finite")
+
     @classmethod
     def of(cls, logits_NC: torch.Tensor, classes_N: torch.Tensor, alpha: float) -> Calibration:
         """Fit to images that the head has not learned from.
@@ -41,6 +45,8 @@ class Calibration:
             raise OptionError(f"alpha is {alpha}: it is a share between 0 and 1, such as 0.1")
         if not len(logits_NC):
             raise ModelError("no images to calibrate on: give at least one")
+        if not torch.isfinite(logits_NC).all():
+            raise ModelError("logits are NaN or infinite: there is nothing to calibrate")
         classes = classes_N.cpu()
         scaled = logits_NC.double().cpu()[None] / TEMPERATURES[:, None, None]
         true = classes[None, :, None].expand(len(TEMPERATURES), -1, 1)

@@ -9,6 +9,7 @@ Shape letters: N samples, C classes, D width of features.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class Head(ABC):
         text = torch.as_tensor(text_CD).float()
         if text.ndim != 2 or not len(text) or not torch.isfinite(text).all():
             raise ModelError(f"text is {tuple(text.shape)}: finite rows (C, D), one for each class")
-        if not scale > 0:
-            raise ModelError(f"scale is {scale}: it is above 0")
+        if not 0 < scale < math.inf:
+            raise ModelError(f"scale is {scale}: it is above 0, and finite")
         samples = Samples.check(features_ND, labels_N, weights, len(text))
         self.text, self.scale, self.found = text.to(samples.features.device), float(scale), {}
         self._check_width(samples.features)

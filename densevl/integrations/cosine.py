@@ -8,6 +8,7 @@ features, E joint space, T strings, C classes.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ class CosinePredictor(nn.Module):
         one_of(background, BACKGROUNDS, "background", ModelError)
         if background == "words" and not bool((text.classes == NOTHING).any()):
             raise ModelError("background is 'words', and the vocabulary has none; give background words with it")
+        if not 0 < scale < math.inf:
+            raise ModelError(f"scale is {scale}: it is above 0, and finite")
         if not project and features != width:
             raise ModelError(f"box features are {features} wide, text {width}; a projection has to be trained")
         self.project: nn.Module = nn.Linear(features, width, bias=False) if project else nn.Identity()

@@ -15,6 +15,7 @@ from densevl.errors import ProtocolError, suggest
 from densevl.images import keep_ratio_size, resize
 from densevl.inference import WindowGrid
 from densevl.recipes import Recipe
+from densevl.weights import require_finite
 
 SIDE = 224  # of whole pictures, for a backbone without a trained size
 BATCH = 32  # of whole pictures, a pass
@@ -95,4 +96,6 @@ def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Te
     size = picture_size(backbone)
     pixels = [backbone.normalize(shrink(picture, size)) for picture in pictures]
     starts = range(0, len(pixels), BATCH)
-    return torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()
+    rows = torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()
+    require_finite(rows, f"image embeddings of model '{backbone.name}'")
+    return rows

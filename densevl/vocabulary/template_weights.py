@@ -14,6 +14,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import OptionError
+
 ENTROPY = 0.85  # of the largest possible, as in the paper
 STEPS = 40  # of bisection: alpha to 12 digits
 
@@ -27,6 +29,8 @@ def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, tem
         temperature: divides cosines before the logsumexp. The paper has 1, where all strings count nearly alike; CLIP's
             own 0.01 lets the likely ones count.
     """
+    if not 0 < temperature < math.inf:
+        raise OptionError(f"temperature is {temperature}: it is above 0, and finite")
     count = cosines_NMT.shape[1]
     if count == 1 or entropy >= 1:
         return cosines_NMT.new_full(cosines_NMT.shape[:2], 1 / count)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import LabelError, OptionError
+from densevl.errors import LabelError, ModelError, OptionError
 from densevl.images import resize
 from densevl.vocabulary.background import NOTHING, UNKNOWN, Background
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
@@ -23,6 +23,7 @@ from densevl.vocabulary.prompts import IMAGE, Prompt
 from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.templates import fill, templates
 from densevl.vocabulary.text_cache import TextCache
+from densevl.weights import require_finite
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -239,7 +240,11 @@ class TextClassifier:
     def _encode(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> list[torch.Tensor]:
         """A unit row (D,) on the CPU for each text, given as its windows."""
         prompts = [fill(template, part) for parts in texts for template in own_templates for part in parts]
-        unit_prompts = F.normalize(self._backbone.encode_text(prompts).float().cpu(), dim=-1)
+        rows = self._backbone.encode_text(prompts).float().cpu()
+        require_finite(rows, f"text embeddings of model '{self._backbone.name}'")
+        if self._backbone.default_recipe is not None and not rows.any(dim=-1).all():
+            raise ModelError(f"model '{self._backbone.name}' gives a text embedding of zeros, which is like no image")
+        unit_prompts = F.normalize(rows, dim=-1)
         each = unit_prompts.split([len(parts) * len(own_templates) for parts in texts])
         return [F.normalize(rows.mean(dim=0), dim=-1) for rows in each]
 

@@ -4,6 +4,7 @@ This room lies below every room that loads a network (proposals, regions, backbo
 file is the same one line for all of them. The files that densevl ships lie here too.
 """
 
+from densevl.weights.finite import require_finite
 from densevl.weights.fitting import (
     WAY_OUT,
     build_strictly,
@@ -23,6 +24,7 @@ __all__ = [
     "build_strictly",
     "require_buildable",
     "require_sizes",
+    "require_finite",
     "SUFFIXES",
     "WAY_OUT",
 ]

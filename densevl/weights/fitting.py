@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from densevl.weights.finite import spoilt
 from densevl.weights.reading import bad_file
 
 SHOWN_KEYS = 3
@@ -35,7 +36,8 @@ def require_fit(
         path: the file. what: it should fit, for the message: "'ViT-B-16'".
 
     Raises:
-        WeightsError: names, shapes or kinds of numbers differ; up to three of each are listed.
+        WeightsError: names, shapes or kinds of numbers differ, up to three of each are listed; or numbers are NaN or
+            infinite.
     """
     both = [key for key in wanted if key in found]
     shapes = [key for key in both if found[key].shape != wanted[key].shape]
@@ -51,6 +53,12 @@ def require_fit(
     ]
     if any(odd):
         raise bad_file(path, f"does not fit {what}: {'; '.join(part for part in odd if part)}; {way_out}")
+    if names := spoilt(found):
+        raise bad_file(
+            path,
+            f"holds NaN or infinite numbers in {len(names)} of {len(found)} tensors, {_short(names[0])} first: it is "
+            "damaged, or its training diverged",
+        )
 
 
 def load_strictly(

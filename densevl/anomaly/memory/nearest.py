@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from densevl.errors import ModelError
 from densevl.kernels import nearest
+from densevl.weights import require_finite
 
 METRICS = ("cosine", "euclid")
 PROJECTED = 128  # width in which the coreset is chosen
@@ -49,6 +50,7 @@ class NearestMemory:
         if not features:
             raise ModelError("a memory needs at least one normal image")
         rows = torch.cat([part.float() for part in features])
+        require_finite(rows, "features of the normal images")
         owner = torch.cat([torch.full((len(part),), index) for index, part in enumerate(features)])
         place = None if places is None else torch.cat(places).to(rows.device)
         return cls(F.normalize(rows, dim=-1) if metric == "cosine" else rows, owner.to(rows.device), metric, place)

@@ -9,6 +9,7 @@ ours. Shape letters: B images, E joint space, D width, W text width, h/w grid, L
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,10 @@ class Adapters:
     temperature: float
     model: str
     fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ModelError(f"temperature of adapters is {self.temperature}: it is above 0, and finite")
 
     def text(self, image_BE: torch.Tensor, patch_BhwE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, h, w) and (B,) from features in the joint space: the mean of both adapters' probabilities."""

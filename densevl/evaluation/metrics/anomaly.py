@@ -17,7 +17,7 @@ from densevl.errors import DensevlError
 
 FPR_LIMIT = 0.3
 TOLERANCE = 2.5e-4  # share by which counts may differ within a cell
-EXACT = 2**22  # pixels up to which every score has a cell of its own: 128 MiB
+EXACT = 2**22  # pixels up to which every score has a cell of its own: 160 MiB
 WAITING = 2**18  # pixels beyond these that are held before they are put into cells
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class RankSketch:
     """
 
     def __init__(self) -> None:
-        self._cells = np.zeros((4, 0))
+        self._cells = np.zeros((5, 0))  # those of `cells`, and the highest score in each
         self._pending: list[FloatArray] = []
         self._waiting = 0
         self.exact = True
@@ -41,16 +41,36 @@ class RankSketch:
     def cells(self) -> FloatArray:
         """(4, K) by descending score: the lowest score in a cell; normal and anomalous pixels; sum of 1 / area."""
         self._sort()
-        return self._cells
+        return self._cells[:4]
+
+    @property
+    def pairs(self) -> float:
+        """How many pairs of a normal and an anomalous pixel are not sure to be in order, at most."""
+        self._sort()
+        low, normal, anomalous, _, high = self._cells
+        if self.exact or not len(low):
+            return 0.0
+        pairs = 0.5 * float((normal * anomalous)[high > low].sum())  # each counted half
+        # A score that came later may lie within an earlier cell: which cells below reach up to a cell.
+        reach = np.maximum.accumulate(high[::-1])[::-1]
+        after = np.arange(1, len(low) + 1)
+        last = np.maximum(np.searchsorted(-reach, -low, side="right"), after)
+        below = np.pad(self._cells[1:3].cumsum(axis=1), ((0, 0), (1, 0)))
+        return (
+            pairs
+            + float((normal * (below[1, last] - below[1, after])).sum())
+            + float((anomalous * (below[0, last] - below[0, after])).sum())
+        )
 
     def add(self, scores: FloatArray, normal: FloatArray, anomalous: FloatArray, weights: FloatArray) -> None:
         """Add pixels, (n,) each."""
-        self._hold(np.stack([scores, normal, anomalous, weights]))
+        self._hold(np.stack([scores, normal, anomalous, weights, scores]))
 
     def merge(self, other: RankSketch) -> None:
         """Add another's cells."""
         self.exact &= other.exact
-        self._hold(other.cells)
+        other._sort()
+        self._hold(other._cells)
 
     def _hold(self, cells: FloatArray) -> None:
         self._pending.append(cells)
@@ -77,17 +97,18 @@ class RankSketch:
         if self.exact or not cells.shape[1]:
             return
         with np.errstate(divide="ignore"):  # a count of 0 so far has a cell of its own
-            steps = np.floor(np.log(cells[1:].cumsum(axis=1)) / np.log1p(TOLERANCE))
+            steps = np.floor(np.log(cells[1:4].cumsum(axis=1)) / np.log1p(TOLERANCE))
         self._cells = _merged(cells, (steps[:, 1:] != steps[:, :-1]).any(axis=0))
 
 
 def _merged(cells: FloatArray, is_cut: npt.NDArray[np.bool_]) -> FloatArray:
-    """Sum neighbours (4, K) that no cut (K - 1,) parts; the last and lowest score stands for all."""
+    """Sum neighbours (5, K) that no cut (K - 1,) parts; the last and lowest score stands for all."""
     starts = np.concatenate([[0], np.flatnonzero(is_cut) + 1]) if cells.shape[1] else np.zeros(0, int)
     if not len(starts):
         return cells
     ends = np.append(starts[1:], cells.shape[1]) - 1
-    return np.concatenate([cells[:1, ends], np.add.reduceat(cells[1:], starts, axis=1)])
+    sums, highest = np.add.reduceat(cells[1:4], starts, axis=1), np.maximum.reduceat(cells[4:], starts, axis=1)
+    return np.concatenate([cells[:1, ends], sums, highest])
 
 
 @dataclass
@@ -150,8 +171,7 @@ class AnomalyMetrics:
         values, negative, positive, weighted = self.sketch.cells
         found = {f"pixel_{name}": value for name, value in ranked(negative, positive, values).items()}
         pairs = negative.sum() * positive.sum()
-        shared = 0.0 if self.sketch.exact else float((negative * positive).sum())
-        found["pixel_auroc_error"] = 0.5 * shared / pairs if pairs else float("nan")
+        found["pixel_auroc_error"] = float(self.sketch.pairs / pairs) if pairs else float("nan")
         found["aupro"] = aupro(negative, weighted, self.regions, self.fpr_limit)
         scores = np.array([score for score, _ in self.images])
         truth = np.array([is_bad for _, is_bad in self.images], bool)

@@ -53,6 +53,7 @@ _EXPLAINED = {
     "image_ap": "average precision of images",
     "image_f1": "largest F1 score of images over all thresholds",
     "pixel_auroc": "area under the ROC curve of pixels",
+    "pixel_auroc_error": "by how much that of a category may be off, its pixels being too many to be kept",
     "pixel_ap": "average precision of pixels",
     "pixel_f1": "largest F1 score of pixels over all thresholds",
     "aupro": "overlap with each damage, over thresholds with at most 30 % false alarms",

@@ -28,6 +28,7 @@ from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, 
 from densevl.pipelines.settings import load
 
 COLUMNS = ("image_auroc", "image_ap", "image_f1", "pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
+ERROR = "pixel_auroc_error"
 SETTINGS = ("states", "size", "tile", "adapters")
 """Keywords of `AnomalyDetector`; other options of an experiment are fields of the scoring."""
 UNIT = 2**30
@@ -97,7 +98,9 @@ class AnomalyTask(Task):
 
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
         columns = {name: np.array([row[name] for row in self.judged(kept)]) for name in COLUMNS}
-        return {name: NAN if np.isnan(own).all() else float(np.nanmean(own)) for name, own in columns.items()}
+        means = {name: NAN if np.isnan(own).all() else float(np.nanmean(own)) for name, own in columns.items()}
+        errors = [row[ERROR] for row in self.judged(kept) if not np.isnan(row[ERROR])]
+        return means | ({ERROR: max(errors)} if any(errors) else {})
 
     def why_not(self, measure: str, counts: Counts) -> str:
         if not counts["images"][1].any():

@@ -42,6 +42,7 @@ from densevl.pipelines.anomaly.setup import (
 from densevl.pipelines.many import OnError, batch_size, many, source
 from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
+from densevl.weights import require_finite
 
 LEFT_OUT = 32  # normal images that are scored against the others, for the spread of normal scores
 WINDOWS = 4  # times the work of a plain pass that an image is, seen through windows and compared with a memory
@@ -177,6 +178,7 @@ class AnomalyDetector:
             started = time.perf_counter()
             looked = self.scorer.look(pixels, with_memory=self.is_fitted)
             grids, scores, parts = self.scorer.judge(looked, self.memories)
+            require_finite(grids, f"anomaly maps of model '{self.scorer.backbone.name}'")
             seconds = (time.perf_counter() - started) / len(rgbs)
             for index, (path, rgb) in enumerate(zip(sources, rgbs, strict=True)):
                 yield AnomalyResult(

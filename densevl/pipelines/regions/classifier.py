@@ -45,6 +45,7 @@ from densevl.results import UNLABELLED
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.nouns import nouns
 from densevl.vocabulary.text_classifier import TextEmbeddings
+from densevl.weights import require_finite
 
 PROPOSER = "mini-sam"
 
@@ -242,6 +243,8 @@ class RegionClassifier:
         started = time.perf_counter()
         given = self.regions(rgb, regions=regions, boxes=boxes, rle=rle, points=points)
         vectors, tokens = self.scorer.vectors(rgb, given)
+        for operator, rows in vectors.items():
+            require_finite(rows, f"vectors of regions, by '{operator}', of model '{self.backbone.name}'")
         seconds = round(time.perf_counter() - started, 3)
         return RegionEmbeddings(rgb, given, vectors, tokens, source=source(image), seconds=seconds)
 

@@ -36,6 +36,7 @@ from densevl.vocabulary.parsing import short
 from densevl.vocabulary.prompts import IMAGE, Prompt
 from densevl.vocabulary.templates import prompted
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
+from densevl.weights import require_finite
 
 Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
 BackgroundSpec = str | float | Sequence[str] | Background | None
@@ -58,6 +59,12 @@ class Evidence:
     windows: WindowGrid
     text: TextEmbeddings
     seen: torch.Tensor | None = None
+
+    @property
+    def flat(self) -> bool:
+        """Whether several strings score alike at every token, so that none of them wins anywhere."""
+        alike = (self.scores == self.scores[..., :1]).all()
+        return self.scores.shape[-1] > 1 and self.text.bias is None and bool(alike)
 
     def limited(self, decided: LabelMap) -> LabelMap:
         """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
@@ -383,6 +390,8 @@ class Segmenter:
         """
         started = time.perf_counter() if started is None else started
         scores, text = evidence.scores, evidence.text
+        require_finite(scores, f"scores of model '{self.backbone.name}'")
+        flat = [f"all {scores.shape[-1]} words score alike everywhere: the label is the first of them, not a finding"]
         plan = evidence.windows.plan(rgb.shape[0], rgb.shape[1])
         part, absent = self._present(scores, text, labels)
         # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
@@ -411,7 +420,7 @@ class Segmenter:
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
             meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
-            warnings=self.warnings(labels, policy),
+            warnings=(*self.warnings(labels, policy), *(flat if evidence.flat else ())),
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
