@@ -215,3 +215,8 @@ class Backbone(ABC):
         mean = torch.tensor(self.mean, device=self.device).view(3, 1, 1) * 255
         std = torch.tensor(self.std, device=self.device).view(3, 1, 1) * 255
         return (chw - mean) / std
+
+    @property
+    def about(self) -> str:
+        """What the model is good for, and how to get a better one."""
+        return f"{self.summary}. Better: {self.upgrade}" if self.upgrade else self.summary

@@ -64,8 +64,7 @@ def segment(
     def loaded(task: Task) -> None:
         backbone = task.pipeline.backbone
         if model == options.MODEL and not quiet:
-            advice = f". Better: {backbone.upgrade}" if backbone.upgrade else ""
-            stderr().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.summary + advice)}")
+            stderr().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.about)}")
 
     run_images(
         Segmenting(labelled, chosen),

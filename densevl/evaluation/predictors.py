@@ -184,7 +184,7 @@ class AnomalyPredictor:
         files = digest.of_text(*(digest.of_file(item.image) for item in learned)) if learned else None
         fitted = ("item", "masked", "memory", "spread", "thresholds")
         own = {name: value for name, value in self._detector.facts().items() if name not in fitted}
-        self._facts = {**own, "recipe": None, "shots": shots, "references": files}
+        self._facts = {**own, "about": backbone.about, "recipe": None, "shots": shots, "references": files}
 
     def facts(self) -> dict[str, Any]:
         """What was really used, ready for JSON."""
@@ -214,6 +214,7 @@ def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, lab
     return {
         **found,
         "warnings": [said] if unknown else [],
+        "about": pipeline.backbone.about,
         "recipe": recipe.name if recipe is not None else None,
         "parts": found["recipe"],
         "background": str(policy),

@@ -97,6 +97,8 @@ def evaluate(
     say((*seen.warnings, *seen.of_sample))
     predictor = task.predictor(device=distributed.device())
     used = predictor.facts()
+    if distributed.rank() == 0 and not quiet and "about" in used:
+        note(f"model {used['model']}: {used['about']}")
     say(used.get("warnings", ()))
     if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
         for path in (*saved(folder / STATE), *_predictions(predictions)):

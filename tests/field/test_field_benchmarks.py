@@ -203,6 +203,23 @@ MEANINGS = (
         )[2:],
         right=lambda found: found == (("background", "pizza"), [0] * 6),
     ),
+    *(
+        Case(
+            f"colours of {name}",
+            "CamVid's lists of colours",
+            lambda folder, name=name, text=text: (
+                _set(folder, np.zeros((12, 12, 3), np.uint8), np.full((12, 12, 3), 9, np.uint8), classes=None),
+                (folder / name).write_text(text),
+                open_dataset("folder", folder).names,
+                _truth(folder),
+            )[2:],
+            right=lambda found: found == (("sky", "road side"), [0] * 6),
+        )
+        for name, text in (
+            ("class_dict.csv", "name,r,g,b\nsky,0,0,0\nroad side,9,9,9\n"),
+            ("label_colors.txt", "0 0 0\tsky\n9 9 9\t\troad side\n"),
+        )
+    ),
     Case(
         "what is not scored is said where nobody said it",
         "labels with 255",
@@ -637,6 +654,9 @@ def test_what_was_seen_stands_on_stderr_in_results_and_on_the_page(tmp_path: Pat
     assert sum("not scored: 11 and 255 and 65535" in line for line in told.warnings) == 1
     assert "not scored: 11 and 255 and 65535" in results["first_look"]["seen"]
     assert results["experiment"]["ignore"] == [11]
+    assert any("model mini: small CLIP in the package" in line for line in told.warnings)
+    assert "small CLIP in the package" in results["used"]["about"]
+    assert "small CLIP in the package" in page
     for said in ("quokka", "2 of 4 classes occur nowhere in the truth: pizza, quokka"):
         assert any(said in line for line in told.warnings), told.warnings
         assert any(said in text for text in results["warnings"])
@@ -665,21 +685,8 @@ def test_a_fresh_dump_leaves_no_earlier_prediction(tmp_path: Path) -> None:
 def test_a_refused_resume_shows_no_progress(tmp_path: Path) -> None:
     _set(tmp_path)
     _mini(tmp_path)
-    refused = run(
-        *(
-            "eval",
-            "run",
-            "folder",
-            "--root",
-            tmp_path,
-            "--model",
-            "mini",
-            "--recipe",
-            "naclip",
-            "--out",
-            tmp_path / "out",
-        )
-    )
+    asked = ("folder", "--root", tmp_path, "--model", "mini", "--recipe", "naclip", "--out", tmp_path / "out")
+    refused = run("eval", "run", *asked)
     assert refused.code == 2
     assert not any("0/?" in line for line in refused.warnings)
 

@@ -1,7 +1,8 @@
 """What the numbers of label maps mean in a folder of the user's own: its list of classes, and rules beside it.
 
 Classes are read from the files that other tools write: a class a line (classes.txt, obj.names), data.yaml of
-Ultralytics, labelmap.txt of CVAT, id2label of Hugging Face, dataset.json of nnU-Net. Rules are keys of dataset.json:
+Ultralytics, labelmap.txt of CVAT, class_dict.csv, id2label of Hugging Face, dataset.json of nnU-Net. Rules are keys of
+dataset.json:
 
 - "names": the classes in the order of their numbers, or {number: name}; "ids": the number stored for each.
 - "ignore": a number or a list of them that are not scored, "others" for all that are not listed.
@@ -23,13 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from densevl.errors import DatasetError, suggest
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND, ClassList
 from densevl.evaluation.benchmarks.label_rules import IGNORE, SIZE, Table, mapped
 from densevl.files import shown
 from densevl.vocabulary import LabelSet
+from densevl.vocabulary.reading.files import data_of, text_of
 
 RULES = ("ignore", "label_map", "reduce_zero_label", "exif")
 """Keys that an experiment may say too; it wins over the file."""
@@ -43,12 +43,16 @@ _THEIRS |= {"palette": "colours", "colors": "colours"}
 """Keys that other tools write."""
 _FILES = (
     *("dataset.json", "names.txt", "classes.txt", "labels.txt", "class_names.txt", "labelmap.txt"),
-    *("names.json", "classes.json", "id2label.json"),
+    *("names.json", "classes.json", "id2label.json", "class_dict.csv", "label_colors.txt", "classes.csv"),
     *("classes.names", "obj.names", "data.names", "data.yaml", "data.yml", "dataset.yaml"),
 )
+_COLOURED = (
+    r"(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+):[^:]*:[^:]*",
+    r"(?P<name>[^,\d][^,]*?)\s*,\s*(?P<colour>\d+\s*,\s*\d+\s*,\s*\d+)",
+    r"(?P<colour>\d+[,\s]+\d+[,\s]+\d+)[,\s]+(?P<name>[^\d\s].*)",
+)
+"""Lines of a class and its colour: CVAT's, class_dict.csv's and label_colors.txt's."""
 _BACKGROUNDS = (BACKGROUND, "_background_", "__background__")
-_LIMIT = 2**19
-"""Bytes of a list of classes."""
 Said = Mapping[str, Any]
 
 
@@ -154,17 +158,10 @@ def _found(root: Path) -> tuple[Path, dict[str, Any], list[str]]:
 
 def _read(path: Path) -> dict[str, Any]:
     """What a file says, by our keys."""
-    if path.stat().st_size > _LIMIT:
-        raise DatasetError(f"{shown(path)} has more than {_LIMIT:,} bytes: this is no list of classes")
-    if path.suffix == ".json":
-        data = read_json(path)
-    elif path.suffix in (".yaml", ".yml"):
-        try:
-            data = yaml.safe_load(read_text(path))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DatasetError(f"{shown(path)} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from error
-    else:
-        return _lines(read_text(path))
+    text = text_of(path, "list of classes", DatasetError)
+    data = data_of(text, f"list of classes {shown(path)}", ending=path.suffix.lower(), error=DatasetError)
+    if data is None:
+        return _lines(text)
     if isinstance(data, dict) and data and all(str(key).isdecimal() for key in data):  # such as id2label
         data = {"names": data}
     data = data if isinstance(data, dict) else {"names": data}
@@ -174,16 +171,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _lines(text: str) -> dict[str, Any]:
     """The classes of a text, a line each; where every line begins with a number, that is what labels store for it."""
     lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
-    if lines and all(match := [re.fullmatch(r"([^:]+):(\d+,\d+,\d+):[^:]*:[^:]*", line) for line in lines]):
-        return {
-            "colours": {m[2]: m[1] for m in match if m is not None},
-            "names": [m[1] for m in match if m is not None],
-        }
+    for form in _COLOURED:
+        found = [re.fullmatch(form, line) for line in lines]
+        headed = len(found) > 1 and found[0] is None
+        coloured = [match for match in found[headed:] if match is not None]
+        if coloured and len(coloured) == len(found) - headed:
+            pairs = [(re.sub(r"[,\s]+", ",", match["colour"]), match["name"]) for match in coloured]
+            return {"colours": dict(pairs), "names": [name for _, name in pairs]}
     numbered = [re.fullmatch(r"(\d+)\s*[\s:,;=]\s*(\S.*)", line) for line in lines]
     if len(lines) > 2 and numbered[0] is None and all(numbered[1:]):  # a row of headings
         numbered = numbered[1:]
-    found = [match for match in numbered if match is not None]
-    return {"names": {m[1]: m[2] for m in found} if found and len(found) == len(numbered) else lines}
+    matches = [match for match in numbered if match is not None]
+    return {"names": {m[1]: m[2] for m in matches} if matches and len(matches) == len(numbered) else lines}
 
 
 def _classes(path: Path, said: Said) -> tuple[list[str], list[int]]:
