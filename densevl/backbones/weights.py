@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from densevl.weights import WAY_OUT, State, bad_file, below, load_strictly, read_checkpoint
+from densevl.weights import WAY_OUT, State, bad_file, load_strictly, read_checkpoint
 
+PATCHES = ("conv1.weight", "patch_embed.proj.weight")
+"""Names of an image tower's first layer where nothing stands before them, so that it is the whole file."""
 POSITIONS = "positional_embedding"
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
 
@@ -26,8 +28,7 @@ def load_weights(model: Any, path: Path, name: str) -> None:
     """
     tensors = read_checkpoint(path).tensors
     wanted = model.state_dict()
-    visual = below(wanted, "visual.")
-    if tensors and (visual.keys() >= tensors.keys() or all(key.startswith("visual.") for key in tensors)):
+    if tensors.keys() & set(PATCHES) or (tensors and all(key.startswith("visual.") for key in tensors)):
         raise bad_file(
             path,
             f"holds the image tower alone, and '{name}' needs its text tower too: give the file "
@@ -35,7 +36,7 @@ def load_weights(model: Any, path: Path, name: str) -> None:
         )
     try:
         tensors = _as_open_clip(model, tensors, wanted)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise bad_file(path, f"does not fit '{name}' ({reason}); {WAY_OUT}") from error
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}

@@ -23,6 +23,7 @@ import yaml
 from densevl.errors import EvaluationError, MissingExtraError
 from densevl.evaluation.experiment import Experiment
 from densevl.files import shown
+from densevl.saved import foreign
 
 LIMIT, DEPTH = 20_000, 8
 """Bytes of a file (tomllib takes a second over as many dots), and files from a config down to its furthest `_base_`."""
@@ -143,6 +144,8 @@ def _data(path: Path) -> Settings:
         raise ValueError("there is no such file")
     with path.open("rb") as file:
         content = file.read(LIMIT + 1)
+    if reason := foreign(content[:64]):
+        raise ValueError(f"it {reason}")
     if len(content) > LIMIT:
         raise ValueError(f"it has more than {LIMIT:,} bytes")
     found = _plain(read(content.decode("utf-8-sig")))

@@ -133,12 +133,16 @@ def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
     """
     content = read_json(path, RESULT, {"size", "meta", "warnings", *needed})
     with RESULT.sense(path):
-        _require_facts(content)
+        require_facts(content)
     return content
 
 
-def _require_facts(content: Mapping[str, Any]) -> None:
-    """Raise a ValueError unless the facts that all results share are what `to_json` wrote."""
+def require_facts(content: Mapping[str, Any]) -> None:
+    """Refuse content in which the facts that all results share are not what was saved.
+
+    Raises:
+        ValueError, KeyError: what is wrong.
+    """
     for name in ("names", "warnings"):
         texts = content.get(name, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

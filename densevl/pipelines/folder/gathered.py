@@ -8,6 +8,7 @@ import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ class Results(Protocol):
     store: Store
 
     def content(self, job: Job) -> dict[str, Any]: ...
+
+    def sense(self, job: Job) -> AbstractContextManager[None]: ...
 
 
 class Gathered(ABC):
@@ -63,12 +66,17 @@ class Sheet(Gathered):
 
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`; scored images come the most anomalous first."""
-        scores = {job: results.content(job).get("score") for job in jobs}
+        scores: dict[Job, float | None] = {}
+        for job in jobs:
+            told = results.content(job)
+            with results.sense(job):
+                scores[job] = float(told["score"]) if told.get("score") is not None else None
         ranked = sorted(jobs, key=lambda job: -(scores[job] or 0.0))
         columns = max(self.columns, min(10, math.ceil(math.sqrt(len(jobs)) / 2)))
         pictures = []
         for job in ranked:
-            with Image.open(io.BytesIO(results.store.read(f"{job.name}{self.picture}"))) as picture:
+            data = results.store.read(f"{job.name}{self.picture}")
+            with results.sense(job), Image.open(io.BytesIO(data)) as picture:
                 picture.thumbnail((WIDTH // columns, 4 * WIDTH))
                 pictures.append(read_image(picture))
         named = [(Path(job.image).name, scores[job]) for job in ranked]
@@ -89,11 +97,12 @@ class Scores(Gathered):
         writer.writerow(COLUMNS)
         for job in jobs:
             told = results.content(job)
-            verdict = "" if told["is_anomalous"] is None else str(told["is_anomalous"]).lower()
-            share = f"{told['anomalous_share']:.6g}" if "anomalous_share" in told else ""
-            image = job.image.encode(errors="backslashreplace").decode()
-            largest, peak = told["map"]["max"], told["peak"]
-            writer.writerow([image, f"{told['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]])
+            with results.sense(job):
+                verdict = "" if told["is_anomalous"] is None else str(told["is_anomalous"]).lower()
+                share = f"{told['anomalous_share']:.6g}" if "anomalous_share" in told else ""
+                image = job.image.encode(errors="backslashreplace").decode()
+                largest, peak = told["map"]["max"], told["peak"]
+                writer.writerow([image, f"{told['score']:.9g}", verdict, f"{largest:.9g}", share, peak["x"], peak["y"]])
         return [results.store.renew(self.file, buffer.getvalue().encode())]
 
 
@@ -137,6 +146,8 @@ class Export(Gathered):
         export = open_export(self.kind, folder, self.names, stuff=self.stuff, overwrite=self.overwrite)
         for job in jobs:
             told = results.content(job)
-            nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported
-            export.add(job.image, RegionResult.of(told, nowhere), job.name)
+            with results.sense(job):
+                nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported
+                found = RegionResult.of(told, nowhere)
+            export.add(job.image, found, job.name)
         return export.close()

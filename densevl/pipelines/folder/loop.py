@@ -12,13 +12,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from densevl import __version__
-from densevl.errors import ImageError, OptionError, OutputError
+from densevl.errors import DensevlError, ImageError, OptionError, OutputError
 from densevl.files import RUN_FILE, shown
 from densevl.fitted import differing
 from densevl.images import Found, read_image
@@ -32,8 +32,11 @@ from densevl.pipelines.folder.naming import names_for, require_inside
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.tasks import KINDS, Task
 from densevl.pipelines.folder.watch import PACKED, Job, Report, Watch
+from densevl.results import require_facts
+from densevl.saved import Kind, parse_json
 
 ERRORS = "errors.jsonl"
+EARLIER = Kind("result", DensevlError, "remove it, and it is made again")
 
 
 def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool = False) -> str:
@@ -123,8 +126,19 @@ class Folder:
         self.store.save(job, self.kind, result)
 
     def content(self, job: Job) -> dict[str, Any]:
-        """What the JSON of a result says."""
-        return json.loads(self.store.read(f"{job.name}{self.kind.endings[0]}"))
+        """What the JSON of a result says.
+
+        Raises:
+            DensevlError: it is damaged.
+        """
+        with self.sense(job):
+            content = dict(parse_json(self.store.read(f"{job.name}{self.kind.endings[0]}")))
+            require_facts(content)
+            return content
+
+    def sense(self, job: Job) -> AbstractContextManager[None]:
+        """Make sense of the content of a result; see `Kind.sense`."""
+        return EARLIER.sense(self.store.where(f"{job.name}{self.kind.endings[0]}"), inner=True)
 
     def fail(self, job: Job, error: str) -> None:
         """Add a row to errors.jsonl, at once."""
