@@ -2,7 +2,8 @@
 
 First a Faster R-CNN of torchvision. Its weights are random, as none are in this repository: it shows that the parts
 fit together, and its boxes mean nothing. With weights="DEFAULT" it is a detector. Then regions that mean something,
-the masks of mini-sam, which have no classes, as a supervision.Detections.
+the masks of mini-sam, which have no classes, as a supervision.Detections (pip install "densevl[viz,sam]"). Results of
+ultralytics and transformers are named in the same way; see docs/integrations.md.
 """
 
 import sys
@@ -13,7 +14,7 @@ import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from densevl.images import encode_png, read_image
-from densevl.integrations import OpenVocabularyDetector, label_detections  # the second needs supervision: densevl[viz]
+from densevl.integrations import OpenVocabularyDetector, label_detections
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import load_proposer
 from densevl.proposals.pieces import PieceProposer
@@ -21,7 +22,7 @@ from densevl.proposals.pieces import PieceProposer
 image = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "scenes" / "water.png"
 labels = sys.argv[2:] or ["fish", "boat", "elephant", "pizza", "sunflower", "house", "penguin", "cat"]
 rgb = read_image(image)
-classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam")))
+classify = RegionClassifier("mini", proposals=PieceProposer(load_proposer("mini-sam"), duplicate_iou=0.5))
 
 torch.manual_seed(0)
 detector = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
@@ -34,7 +35,10 @@ for box, label, score in list(zip(found["boxes"].tolist(), found["labels"].tolis
 masks = classify.regions(rgb)
 detections = sv.Detections(xyxy=masks.boxes, mask=masks.masks(), confidence=masks.quality)  # no classes
 named = label_detections(rgb, detections, labels, classify, drop_nothing=True)
-named = named.with_nms(0.5, overlap_metric=sv.OverlapMetric.IOS)  # parts of a thing go too
+sure = named.confidence
+named.data["sure"], named.confidence = sure, named.area / max(named.area, default=1)
+named = named.with_nms(0.5, overlap_metric=sv.OverlapMetric.IOS)  # of a thing and its parts the largest stays
+named.confidence = named.data["sure"]
 print(f"mini-sam: {len(detections)} masks, of which {len(named)} are one of the labels")
 for box, name, score in zip(named.xyxy, named.data["class_name"], named.confidence, strict=True):
     print(f"{name:>12}: {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}")
