@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from conftest import PHOTOS, TINY, random_clip
 from densevl.backbones.load import ModelInfo
 from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.backbones.reach import Reach
 from densevl.cli import app
 from densevl.recipes import names
 
@@ -120,9 +121,10 @@ def test_descriptors_come_from_a_file_and_absent_labels_are_named(model, tmp_pat
     assert meta["absent"] == ["cat", "dog"]
 
 
-def test_auto_says_what_it_took_and_uncovered_words_are_named(model, tmp_path, monkeypatch) -> None:
+def test_auto_says_what_it_took_and_unknown_words_are_named(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("densevl.backbones.load.best_at_hand", lambda: model)
-    monkeypatch.setattr(OpenClipBackbone, "uncovered", lambda self, texts: [t for t in texts if t == "sky"])
+    sky = {"sky": Reach("sky", "none", "none", "never seen")}
+    monkeypatch.setattr(OpenClipBackbone, "reach", lambda self, words: [sky.get(word, Reach(word)) for word in words])
     monkeypatch.setattr(OpenClipBackbone, "upgrade", "a larger one", raising=False)
     done = _segment(str(PHOTOS), "--labels", "cat,sky", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output

@@ -8,7 +8,7 @@ A backbone may be CLIP (scores are cosines) or something else that can turn word
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from densevl.backbones.protocol import InferenceProtocol
+from densevl.backbones.reach import Reach, doubts
 from densevl.errors import ModelError, RecipeError
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
@@ -43,6 +44,7 @@ class Backbone(ABC):
         templates: name of the prompt template set that suits the text side.
         protocol: how photos are fed when the caller does not say.
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
+        pictures: what it was made for: "photos", "drawings", or "" for both.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 
@@ -59,6 +61,7 @@ class Backbone(ABC):
     templates: str = "openai"
     protocol: InferenceProtocol = InferenceProtocol()
     background: ClassVar[str] = "none"
+    pictures: ClassVar[str] = ""
     precision: str = "float32"
     preprocess: Callable[..., torch.Tensor]
 
@@ -205,9 +208,17 @@ class Backbone(ABC):
         """
         return None
 
-    def uncovered(self, texts: Sequence[str]) -> list[str]:
-        """The texts the model is known to have no idea of; a caller warns about them."""
-        return []
+    def reach(self, words: Sequence[str]) -> list[Reach]:
+        """How each word is reached and how far that may be trusted; a text tower makes no claim about any."""
+        return [Reach(word) for word in words]
+
+    def doubts(self, words: Iterable[str]) -> tuple[str, ...]:
+        """Warnings about words that this model does not know, or knows weakly, a sentence each; for every pipeline.
+
+        Args:
+            words: labels, their synonyms and words of the background; a repeated or empty one counts once or not.
+        """
+        return doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
 
     def normalize(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""

@@ -6,6 +6,7 @@ trained row for every other token; `full_state` expands them, and the result loa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.protocol import InferenceProtocol
+from densevl.backbones.reach import Reach
 from densevl.shipped import shipped_file
 from densevl.weights import bad_file, read_checkpoint, require_buildable, require_sizes
 
@@ -40,12 +42,24 @@ SURFACES = (
 )
 """The backgrounds it was trained on: they compete with the labels, and a pixel they win is labelled nothing."""
 
+_NOUNS = """
+dog, puppy, elephant, penguin, fish, butterfly, car, automobile, bicycle, bike, aeroplane, airplane, plane, sailboat,
+sailing boat, house, home, umbrella, parasol, key, guitar, pizza, slice of pizza, banana, strawberry, sunflower,
+cactus, mushroom, toadstool, football, soccer ball, bus, coach, apple, cat, kitten, horse, pig, frog, turtle,
+tortoise, snail, octopus, crab, bee, honeybee, ladybird, ladybug, owl, rabbit, bunny, watermelon, pineapple, carrot,
+pair of cherries, cherries, bunch of grapes, grapes, hamburger, burger
+"""  # what it was trained on as drawings, by each of its names
+PLACES = (*SURFACES, "surface", "floor", "street", "lawn", "beach", "leaves", "wool", "cloth", "plate", "stars")
+STATES = ("scratch", "hole", "stain", "defect", "damage", "flaw")
+_NAMED = re.compile(rf"\b(?:{'|'.join((*' '.join(_NOUNS.split()).split(', '), *PLACES, *STATES))})(?:s|es)?$")
+
 
 class Mini(OpenClipBackbone):
     """The shipped CLIP: 96 px, patch 8; forty nouns and fifteen surfaces, as flat drawings."""
 
     upgrade = 'photo knows real objects: pip install "densevl[photo]"'
     background: ClassVar[str] = ",".join(SURFACES)
+    pictures: ClassVar[str] = "drawings"
 
     def __init__(self, path: Path | None = None, *, device: str = "cpu") -> None:
         """Load the shipped weights, or a file that `tools.mini.export` wrote.
@@ -93,9 +107,16 @@ class Mini(OpenClipBackbone):
         self.templates = "simple"
         self.protocol = InferenceProtocol(short_side=None, crop=side, logit_scale=patch_scale)
 
-    def uncovered(self, texts: Sequence[str]) -> list[str]:
-        """The texts that hold a token whose embedding was not trained: it is read as "something unknown"."""
-        return [text for text in texts if not self._trained.issuperset(self._encode(text))]
+    def reach(self, words: Sequence[str]) -> list[Reach]:
+        """Words with a token whose embedding was not trained are not known; those that name nothing drawn, weakly."""
+        return [self._reach(word) for word in words]
+
+    def _reach(self, word: str) -> Reach:
+        if not self._trained.issuperset(self._encode(word)):
+            return Reach(word, "none", "none", "it was not trained on the word, and reads it as something unknown")
+        if not _NAMED.search(word.lower().strip(" .")):
+            return Reach(word, "similarity", "weak", "it was trained on no drawing of that name")
+        return Reach(word, "name")
 
 
 def full_state(state: dict[str, torch.Tensor], vocabulary: int) -> dict[str, torch.Tensor]:

@@ -114,6 +114,9 @@ def search(
         stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
     query: Any = _example(classifier, like) if like else words
     others = [word.strip() for word in against.split(",") if word.strip()] or None
+    warned = found.warnings(query, others)
+    for warning in () if quiet or as_json else warned:
+        stderr().print(f"[yellow]warning:[/] {escape(warning)}")
     hits = found.find(query, top, each=each, **({} if like else {"against": others}))
     floor = least if least is not None else -1.0 if like else 0.0  # by words, 0 is as like as the words against
     hits = [hit for hit in hits if hit.score >= floor]
@@ -127,7 +130,7 @@ def search(
             box = ",".join(f"{side:.0f}" for side in hit.box)
             stdout().print(f"{hit.score:6.3f}  {escape(hit.path)}:{box}")
     if sheet and hits:
-        told = {"densevl": __version__, "query": like or words, "found": rows}
+        told = {"densevl": __version__, "query": like or words, "found": rows, "warnings": list(warned)}
         drawn = encode_png(hit_sheet(hits, words or "like the example"))
         atomic_write_all({picture: drawn, picture.with_suffix(".json"): json_text(told, indent=1).encode()})
         if not as_json:

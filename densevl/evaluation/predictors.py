@@ -208,12 +208,9 @@ def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, lab
     """Of a pipeline that names things: its own, the recipe by name too, the background rule, and the words."""
     found = pipeline.facts()
     words = [*labels.queries, *policy.words]
-    unknown = pipeline.backbone.uncovered(words)
-    some = ", ".join(unknown[:8]) + ", ..." * (len(unknown) > 8)
-    said = f"model '{found['model']}' does not know {len(unknown)} of the {len(words)} words: {some}"
     return {
         **found,
-        "warnings": [said] if unknown else [],
+        "warnings": list(pipeline.backbone.doubts(words)),
         "about": pipeline.backbone.about,
         "recipe": recipe.name if recipe is not None else None,
         "parts": found["recipe"],

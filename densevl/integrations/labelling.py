@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -48,7 +49,8 @@ def label_detections(
       label_id, label and score in each info.
 
     What is none of the labels has the number one past the last, and the name "nothing"; its confidence is that of what
-    won instead. Everything else is taken over. None of these packages is imported.
+    won instead. Everything else is taken over. None of these packages is imported. What the user should know about the
+    words and the image is a Python warning, as these types have no place for it.
 
     Args:
         image: what was looked at, as `read_image` takes it. Arrays are RGB: pass frame[:, :, ::-1] of OpenCV's BGR.
@@ -86,6 +88,8 @@ def label_detections(
         )
         return found.write(none)
     result = classify(rgb, label_set, background=background, regions=regions_of(found, size))
+    for text in result.warnings:
+        warnings.warn(text, stacklevel=2)
     ids, confidence = result.labels, result.confidence
     if weight is not None and found.scores is not None:
         best = fused_probs(objectness(found.scores), result.scores, result.nothing, weight=weight).max(dim=1)

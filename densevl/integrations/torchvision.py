@@ -7,6 +7,7 @@ Conventions are torchvision's: background is class 0, labels start at 1, scores 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,12 +187,14 @@ class OpenVocabularyDetector(nn.Module):
         self.eval()
 
     def set_labels(self, labels: Labels) -> None:
-        """Take other classes; nothing is trained or loaded anew.
+        """Take other classes; nothing is trained or loaded anew. What the user should know of them is a warning.
 
         Raises:
             LabelError: unusable.
         """
         self.labels = LabelSet.parse(labels)
+        for text in self.classify.warnings(self.labels, self.background):
+            warnings.warn(text, stacklevel=2)
 
     @property
     def categories(self) -> tuple[str, ...]:

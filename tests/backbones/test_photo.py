@@ -169,11 +169,38 @@ def test_a_bad_alias_table_is_refused(table) -> None:
 
 
 def test_words_without_classes_are_reported(photo) -> None:
-    assert photo.uncovered(["sky", "dog", "road", "tree", "grass", "water", "democracy"]) == [
-        "sky", "road", "tree", "grass", "water", "democracy",
-    ]  # fmt: skip
-    assert photo.uncovered(["dog", "cat", "cup", "rocket", "space shuttle", "airliner", "studio couch", "sheep"]) == []
-    assert photo.uncovered(["poodle", "wristwatch", "honeybee", "sailing boat"]) == []
+    stuff = ["sky", "road", "tree", "grass", "water", "palm tree", "blue sky", "brick wall"]
+    assert {reach.trust for reach in photo.reach(stuff)} == {"none"}
+    assert photo.encode_text(stuff).sum() == 0
+    known = ["dog", "cat", "cup", "rocket", "space shuttle", "airliner", "studio couch", "sheep", "a photo of a dog"]
+    assert {reach.trust for reach in photo.reach([*known, "poodle", "wristwatch", "honeybee", "sailing boat"])} == {
+        "good"
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "way", "why"),
+    [
+        ("person", "table", "clothes"),
+        ("sofa", "table", "a few kinds"),
+        ("kite", "name", "hawks"),
+        ("mirror", "kind", "car mirror"),
+        ("red car", "head", "'car'"),
+        ("man riding a bike", "head", "clothes"),
+        ("frisbee", "similarity", "in common with"),
+        ("democracy", "similarity", "in common with"),
+    ],
+)
+def test_words_that_are_reached_weakly_say_how(photo, word, way, why) -> None:
+    (reach,) = photo.reach([word])
+    assert (reach.way, reach.trust) == (way, "weak")
+    assert why in reach.why
+    assert photo.doubts([word, word, ""]) == (f"model 'photo' may be wrong about '{word}': {reach.why}",)
+
+
+def test_every_weak_word_is_one_that_is_reached() -> None:
+    assert all(words.look_up(word) is not None for word in words.weak())
+    assert all(words.look_up(word).why for word in words.weak())
 
 
 def test_text_rows_are_distributions(photo) -> None:
@@ -212,7 +239,7 @@ def test_a_damaged_key_file_is_made_again(photo, own_cache, monkeypatch, tmp_pat
 def test_the_fingerprint_follows_the_alias_table(photo, monkeypatch) -> None:
     before = photo.text_fingerprint
     assert before == photo.text_fingerprint
-    monkeypatch.setattr(words, "_alias_text", lambda: "{}")
+    monkeypatch.setattr(words, "_shipped", lambda name: "{}")
     assert photo.text_fingerprint != before
 
 

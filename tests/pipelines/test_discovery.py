@@ -8,6 +8,7 @@ import torch
 
 from conftest import PHOTOS, random_clip, wrap
 from densevl.backbones import InferenceProtocol
+from densevl.backbones.reach import Reach
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.pipelines.regions.classifier import RegionClassifier
@@ -105,11 +106,12 @@ def test_the_list_is_plain_and_large() -> None:
 
 def test_words_that_the_model_does_not_read_are_left_out() -> None:
     words = LabelSet.parse(["cat | moggy", "dog", "quokka"])
-    few, count = readable(words, lambda asked: [word for word in asked if word in ("moggy", "quokka")])
+    unknown = ("moggy", "quokka")
+    few, count = readable(words, lambda asked: [Reach(w, trust="none" if w in unknown else "weak") for w in asked])
     assert few == LabelSet.parse(["cat", "dog"])
     assert count == 2
-    with pytest.raises(LabelError, match="covers none of the 4 words"):
-        readable(words, list)
+    with pytest.raises(LabelError, match="knows none of the 4 words"):
+        readable(words, lambda asked: [Reach(word, "similarity", "weak") for word in asked])
 
 
 @pytest.mark.parametrize("shares", [{"agree": 0}, {"agree": 1.5}, {"overlap": -0.1}])

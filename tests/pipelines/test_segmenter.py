@@ -12,6 +12,7 @@ from PIL import Image
 from conftest import PHOTOS, close, random_clip, wrap
 from densevl import Recipe, Segmenter
 from densevl.backbones import InferenceProtocol
+from densevl.backbones.reach import Reach
 from densevl.errors import (
     DensevlError,
     ImageError,
@@ -104,10 +105,16 @@ def test_background_words_compete_beside_the_models_own_unknown(segment, monkeyp
     assert Segmenter(segment.backbone, background=0.2).background == Background(threshold=0.2)
 
 
-def test_uncovered_background_words_are_named_too(segment, monkeypatch) -> None:
-    monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "wall"])
+def test_unknown_background_words_are_named_too(segment, monkeypatch) -> None:
+    _does_not_know(segment.backbone, "wall", monkeypatch)
     result = segment(PHOTOS / "cat.jpg", LABELS, background=["wall"])
-    assert result.warnings == ("word not covered by model 'tiny': wall",)
+    assert result.warnings == ("model 'tiny' does not know 'wall': never seen",)
+
+
+def _does_not_know(backbone, unknown: str, monkeypatch) -> None:
+    """Make a model say so of one word."""
+    reached = {unknown: Reach(unknown, "none", "none", "never seen")}
+    monkeypatch.setattr(backbone, "reach", lambda words: [reached.get(word, Reach(word)) for word in words])
 
 
 def _variant(segment, **options) -> Segmenter:
@@ -266,9 +273,9 @@ def test_refinement_changes_labels_and_scores_alike(segment) -> None:
     assert refined.meta["refine"] == "pamr"
 
 
-def test_uncovered_words_become_warnings(segment, monkeypatch) -> None:
-    monkeypatch.setattr(segment.backbone, "uncovered", lambda texts: [t for t in texts if t == "sky"])
-    assert segment(PHOTOS / "cat.jpg", LABELS).warnings == ("word not covered by model 'tiny': sky",)
+def test_unknown_words_become_warnings(segment, monkeypatch) -> None:
+    _does_not_know(segment.backbone, "sky", monkeypatch)
+    assert segment(PHOTOS / "cat.jpg", LABELS).warnings == ("model 'tiny' does not know 'sky': never seen",)
 
 
 @pytest.mark.parametrize(

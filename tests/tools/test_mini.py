@@ -137,7 +137,7 @@ def test_the_expanded_table_gives_the_same_texts_and_images(finished: Path, weig
 
 def test_unknown_words_are_accepted_and_reported(weights: Path) -> None:
     model = Mini(weights)
-    assert model.uncovered(["dog", "a photo of a dog", "xyzzy"]) == ["xyzzy"]
+    assert [reach.trust for reach in model.reach(["dog", "a photo of a dog", "xyzzy"])] == ["good", "good", "none"]
     assert torch.isfinite(model.encode_text(["xyzzy", "größe", ""])).all()
     assert get(model.default_recipe).name == "maskclip_value"
     assert model.protocol.crop == 24

@@ -14,6 +14,7 @@ from densevl.backbones.base import Backbone
 from densevl.backbones.photo import efficientnet, minilm, scoring, words
 from densevl.backbones.photo.affinity import PatchAffinity, affinity
 from densevl.backbones.protocol import InferenceProtocol
+from densevl.backbones.reach import Reach
 from densevl.errors import ImageError, ModelError, RecipeError
 from densevl.recipes import Hints, Recipe
 from densevl.recipes.features import DenseFeatures
@@ -31,7 +32,7 @@ class Photo(Backbone):
 
     The joint space is the 1000 classes: an image gives class probabilities at each place, a word gives a row that says
     how much of it lies on each class, and the score is the log of their product. A word that means none of the classes
-    is reported by `uncovered`.
+    is not reached, and `reach` says so.
     """
 
     name = "photo"
@@ -49,6 +50,7 @@ class Photo(Backbone):
     templates = "name"
     protocol = InferenceProtocol(short_side=448, crop=None, logit_scale=1.0)
     background: ClassVar[str] = "unknown"
+    pictures: ClassVar[str] = "photos"
 
     def __init__(self, device: str | torch.device | None = None, *, grouping: str | None = None) -> None:
         """Load the classifier; the sentence encoder follows when a word first needs it.
@@ -134,9 +136,12 @@ class Photo(Backbone):
         """The row (1000,) that makes `score` answer "none of these words" where no word has enough evidence."""
         return scoring.unknown_row(self.embed_dim).to(text_TD)
 
-    def uncovered(self, texts: Sequence[str]) -> list[str]:
-        """The words that mean no ImageNet class: stuff, materials, body parts, rooms, and what attends to nothing."""
-        return self._lexicon.uncovered(texts)
+    def reach(self, words: Sequence[str]) -> list[Reach]:
+        """How each word is reached and how far that may be trusted: its classes, its kinds, its last word, or likeness.
+
+        Words that mean no ImageNet class (stuff, materials, body parts, rooms) are not reached at all.
+        """
+        return [meaning.reach(word) for word, meaning in zip(words, self._lexicon.meanings(words), strict=True)]
 
     @property
     def text_fingerprint(self) -> str:

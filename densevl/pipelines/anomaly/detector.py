@@ -136,6 +136,12 @@ class AnomalyDetector:
         """Whether there is a memory of normal images."""
         return bool(self.memories)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the word for the item, if words have a say, a sentence each."""
+        named = self.scoring.is_textual and self.item != THING and not self.states.directions
+        return self.backbone.doubts([self.item]) if named else ()
+
     def _words(self) -> torch.Tensor:
         return self.prototypes
 
@@ -188,6 +194,7 @@ class AnomalyDetector:
                     image=rgb,
                     thresholds=self.thresholds,
                     meta=self._meta(path, seconds),
+                    warnings=self.warnings,
                 )
 
     def fit(self, normal: Any, *, batch: int | None = None) -> AnomalyDetector:

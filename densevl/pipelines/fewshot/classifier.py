@@ -348,7 +348,7 @@ class FewShot:
         probabilities = self.calibration.probabilities(logits).cpu().numpy()
         head, names = self.heads.get("image"), (asked or self._fitted()).names
         far = head.distance(rows).tolist() if isinstance(head, Nearest) else [None] * len(rows)
-        margin, warned = self.calibration.margin, self.segmenter.warnings(asked, Background()) if asked else ()
+        margin, warned = self.calibration.margin, self._warnings(asked or self._fitted())
         found = [
             Classification(
                 names,
@@ -377,7 +377,8 @@ class FewShot:
         head = self.heads["pixel"]
         scores = head.logits(features_YXD)[None] / head.scale
         evidence = Evidence(scores, windows, as_text(head.text, labels.names))
-        result = self.segmenter.decide(evidence, rgb, labels, self.segmenter.background, image=image, started=started)
+        policy, taught = self.segmenter.background, self._taught()
+        result = self.segmenter.decide(evidence, rgb, labels, policy, image=image, started=started, taught=taught)
         return replace(result, meta={**result.meta, **self._meta()})
 
     def adapted(self) -> Backbone:
@@ -503,6 +504,7 @@ class FewShot:
             confidence=decided.scores.cpu().numpy(),
             image=found.image,
             embeddings=found.vectors,
+            warnings=self._warnings(labels),
             meta={
                 "image": source(image),
                 **features.classify.embedding_facts(),
@@ -529,6 +531,18 @@ class FewShot:
             "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
         }
+
+    def _taught(self) -> tuple[str, ...]:
+        """The classes that have examples."""
+        return tuple(name for name in self._fitted().names if self.counts[name])
+
+    def _warnings(self, labels: LabelSet) -> tuple[str, ...]:
+        """What the user should know about classes that only their words tell of."""
+        if not self._has_words:
+            return ()
+        taught = self._taught() if self.labels is not None else ()
+        policy = Background() if self.level == "image" else self.segmenter.background
+        return self.segmenter.warnings(labels, policy, taught=taught)
 
     def _meta(self) -> dict[str, Any]:
         found = {kind: dict(head.found) for kind, head in self.heads.items()}

@@ -16,6 +16,7 @@ from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.inference.views import Views
+from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.many import OnError, batch_size, one_by_one, source
 from densevl.pipelines.regions.discovery import (
@@ -259,7 +260,8 @@ class RegionClassifier:
         logp, absent = self._segment.without_absent(self.scorer.judge(found, text), text.classes, label_set)
         result = self.judged(found, logp, label_set, text.classes, policy)
         meta = {**result.meta, "absent": list(absent)}
-        return replace(result, meta=meta, warnings=self._segment.warnings(label_set, policy))
+        warned = (*self._segment.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region"))
+        return replace(result, meta=meta, warnings=warned)
 
     def discover(
         self,
@@ -278,7 +280,7 @@ class RegionClassifier:
 
         Args:
             image: as of a call. words: the list, in any form of `LabelSet.parse`; None is `vocabulary.nouns`, some
-                1,300 plain nouns. Words that the model does not cover are left out. Embeddings are cached on disk.
+                1,300 plain nouns. Words that the model does not know are left out. Embeddings are cached on disk.
             threshold: regions whose word is less likely than this are nothing; probabilities are among the whole list.
             agree: 1 gives every region its likeliest word.
             overlap: share of the smaller of two regions; 1 merges none, None makes one region of each word, as suits
@@ -289,12 +291,12 @@ class RegionClassifier:
             A result whose names are the words that were kept, and whose regions are merged ones.
 
         Raises:
-            As a call. LabelError: the model covers none of the words. OptionError: shares out of range.
+            As a call. LabelError: the model knows none of the words. OptionError: shares out of range.
         """
         if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
             raise OptionError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
         found = self.embed(image, **regions)
-        listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.uncovered)
+        listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.reach)
         text = self.embed_text(listed, Background())
         p_RC = class_probs(self.scorer.judge(found, text), text.classes, len(listed))
         p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
@@ -307,8 +309,9 @@ class RegionClassifier:
         merged, p_RC = merge(found, groups), merged_probs(p_RC, found.regions.areas, groups)
         result = self.judged(merged, p_RC.log(), few, torch.arange(len(few)), Background(threshold=threshold))
         kept = np.sort(nms(result.regions, np.where(result.labels >= 0, result.confidence, 0), threshold=REPEATED))
-        unknown = (f"{unread} words of the list are not covered by model '{self.backbone.name}'",) * bool(unread)
-        return replace(result.select(kept), warnings=(*listed.warnings, *unknown))
+        unknown = (f"model '{self.backbone.name}' does not know {unread} words of the list, so they are left out",)
+        warned = (*listed.warnings, *unknown[: bool(unread)], *remarks.of_picture(self.backbone, found.image))
+        return replace(result.select(kept), warnings=warned)
 
     def judged(
         self,
@@ -458,6 +461,10 @@ class RegionClassifier:
             "recipe": repr(self.recipe) if dense and self.recipe is not None else None,
             "protocol": asdict(self.protocol),
         }
+
+    def warnings(self, labels: Labels, background: BackgroundSpec = "auto") -> tuple[str, ...]:
+        """What the user should know about these words before anything is looked at, a sentence each."""
+        return self._segment.warnings(LabelSet.parse(labels), self._segment.policy(background))
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
         return {

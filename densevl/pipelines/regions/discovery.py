@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl.backbones.reach import Reach
 from densevl.errors import LabelError
 from densevl.proposals import Proposals
 from densevl.proposals.suppress import intersections
@@ -22,17 +23,17 @@ from densevl.vocabulary import NOTHING, LabelSet
 REPEATED = 0.8  # IoU above which two regions of different words are one thing; the likelier word stays
 
 
-def readable(words: LabelSet, uncovered: Callable[[Sequence[str]], list[str]]) -> tuple[LabelSet, int]:
-    """The classes of which a model reads some string, with those strings, and how many strings it does not read.
+def readable(words: LabelSet, reach: Callable[[Sequence[str]], list[Reach]]) -> tuple[LabelSet, int]:
+    """The classes of which a model knows some string, with those strings, and how many strings it does not know.
 
     Raises:
-        LabelError: it reads none.
+        LabelError: it knows none.
     """
-    unknown = set(uncovered(words.words))
+    unknown = {reached.word for reached in reach(words.words) if not reached.known}
     synonyms = [tuple(word for word in own if word not in unknown) for own in words.synonyms]
     named = [(name, own) for name, own in zip(words.names, synonyms, strict=True) if own]
     if not named:
-        raise LabelError(f"the model covers none of the {len(words.queries)} words; give others as words=")
+        raise LabelError(f"the model knows none of the {len(words.queries)} words; give others as words=")
     read = LabelSet(tuple(name for name, _ in named), tuple(own for _, own in named), warnings=words.warnings)
     return read, len(unknown)
 

@@ -159,6 +159,14 @@ class RegionSearch:
         if self.path is not None:
             self.index.save(self.path)
 
+    def warnings(self, query: Any, against: Sequence[str] | None = None) -> tuple[str, ...]:
+        """What the user should know about the words of a query, a sentence each; none for an example."""
+        if isinstance(query, RegionEmbeddings):
+            return ()
+        words = LabelSet.parse([query]).words
+        usual = self.classifier.policy().words if words and against is None else against or ()
+        return self.classifier.backbone.doubts([*words, *usual])
+
     def find(self, query: Any, top: int = 10, *, each: int = 1, against: Sequence[str] | None = None) -> list[Hit]:
         """The regions most like some words or an example.
 

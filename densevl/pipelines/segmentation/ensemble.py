@@ -125,7 +125,8 @@ class Ensemble:
             {"model": segmenter.backbone.name, "recipe": repr(segmenter.recipe), "weight": weight}
             for segmenter, weight in self.members
         ]
-        warned = dict.fromkeys(text for segmenter, _ in self.members for text in segmenter.warnings(labels, policy))
+        of_members = (text for segmenter, _ in self.members for text in segmenter.warnings(labels, policy, rgb))
+        warned = dict.fromkeys((*result.warnings, *of_members))
         return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
 
     def facts(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import LabelMap, Refine, chances, present
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
+from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.many import OnError, batch_size, many
@@ -382,11 +383,13 @@ class Segmenter:
         *,
         image: Any = None,
         started: float | None = None,
+        taught: Collection[str] = (),
     ) -> SegmentationResult:
         """Labels and all else from the evidence; scores are taken to be at this segmenter's own logit scale.
 
         Args:
             image: where the photo came from. started: `time.perf_counter()` when the work began.
+            taught: names of the classes that are known by examples, whatever the model thinks of their words.
         """
         started = time.perf_counter() if started is None else started
         scores, text = evidence.scores, evidence.text
@@ -420,7 +423,11 @@ class Segmenter:
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
             meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
-            warnings=(*self.warnings(labels, policy), *(flat if evidence.flat else ())),
+            warnings=(
+                *self.warnings(labels, policy, rgb, taught),
+                *(flat if evidence.flat else ()),
+                *remarks.of_labels(decided.labels.cpu().numpy()),
+            ),
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
@@ -534,13 +541,18 @@ class Segmenter:
         absent = tuple(name for name, p in zip(labels.names, best.tolist(), strict=True) if p < self.presence)
         return logp.masked_fill(~kept, -torch.inf).log_softmax(dim=1).nan_to_num(nan=-torch.inf), absent
 
-    def warnings(self, labels: LabelSet, policy: Background) -> tuple[str, ...]:
-        """What the user should know about these words, a sentence each; first what was guessed while they were read."""
-        asked = [*labels.words, *labels.negatives, *policy.words]
-        words = self.backbone.uncovered(asked)
-        found = list(labels.warnings)
-        found += [f"word not covered by model '{self.backbone.name}': {short(word)}" for word in words]
-        if told := prompted(labels.words, self.templates):
+    def warnings(
+        self, labels: LabelSet, policy: Background, rgb: np.ndarray | None = None, taught: Collection[str] = ()
+    ) -> tuple[str, ...]:
+        """What the user should know about these words and a uint8 RGB photo, a sentence each.
+
+        First what was guessed while the words were read, then what the model does not know or knows weakly.
+        """
+        named = zip(labels.names, labels.synonyms, strict=True)
+        words = [word for name, own in named if name not in taught for word in own if not isinstance(word, Prompt)]
+        asked = [*words, *labels.negatives, *policy.words]
+        found = [*labels.warnings, *self.backbone.doubts(asked)]
+        if told := prompted(words, self.templates):
             found.append(told)
         if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
             found.append(
@@ -556,7 +568,7 @@ class Segmenter:
         if bare:
             listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
             found.append(f"no descriptors for {listed}: embedded by the templates alone")
-        return tuple(found)
+        return (*found, *(remarks.of_picture(self.backbone, rgb) if rgb is not None else ()))
 
     def _meta(
         self, image: Any, policy: Background, absent: Sequence[str], segments: Segments | None, seconds: float

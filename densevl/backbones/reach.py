@@ -1,0 +1,65 @@
+"""What a model thinks of the words asked of it: how each is reached and how far that may be trusted, and the warnings.
+
+Pipelines of every kind ask `Backbone.doubts`, so the same words get the same warnings wherever they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Way = Literal["text", "name", "table", "kind", "head", "similarity", "none"]
+Trust = Literal["good", "weak", "none"]
+
+LISTED = 30  # words of one warning that are spelled out
+SENTENCES = 12  # reasons that are
+VERBS = {"weak": "may be wrong about", "none": "does not know"}
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How a model reaches a word.
+
+    Attributes:
+        word: as asked.
+        way: "text", by a text tower; "name", the model was trained on it; "table", listed by hand; "kind", several
+            names are kinds of it; "head", by its last word; "similarity", by names that mean something like it;
+            "none", not at all.
+        trust: "good"; "weak", results may be wrong; "none", the model does not know the word.
+        why: the reason, if trust is not good; to follow "model 'photo' may be wrong about 'x': ".
+    """
+
+    word: str
+    way: Way = "text"
+    trust: Trust = "good"
+    why: str = ""
+
+    @property
+    def known(self) -> bool:
+        """Whether the word itself was taught, and not only what it is like."""
+        return self.trust != "none" and self.way not in ("head", "similarity")
+
+
+def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:
+    """Warnings about the words that a model does not know, or knows weakly: a sentence for each reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for reach in reaches:
+        if reach.trust != "good":
+            grouped.setdefault((reach.trust, reach.why), []).append(reach.word)
+    # What is unknown first, then the reasons that most words share.
+    ordered = sorted(grouped.items(), key=lambda group: (group[0][0] != "none", -len(group[1])))
+    said = [f"model '{model}' {VERBS[trust]} {listed(words)}: {why}" for (trust, why), words in ordered[:SENTENCES]]
+    if rest := [word for _, words in ordered[SENTENCES:] for word in words]:
+        said.append(f"model '{model}' may be wrong about {listed(rest)} too")
+    return tuple(said)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in quotes, the first few of many."""
+    some = ", ".join(f"'{_short(word)}'" for word in words[:LISTED])
+    return some + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 40 else word[:37] + "..."

@@ -1,0 +1,28 @@
+"""What results say besides what was found, in the same sentences everywhere, so that a run prints each once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from densevl.backbones import Backbone
+from densevl.images.drawn import is_drawn
+
+
+def of_picture(backbone: Backbone, rgb: np.ndarray) -> tuple[str, ...]:
+    """A warning that a model for photos is given a drawing. The other way round cannot be told from pixels reliably."""
+    if backbone.pictures != "photos" or not is_drawn(rgb):
+        return ()
+    return (
+        f"the picture looks drawn, and model '{backbone.name}' was trained on photos: take model 'mini', which is for "
+        "drawings (--model mini), or a CLIP model",
+    )
+
+
+def of_labels(labels: np.ndarray, what: str = "pixel") -> tuple[str, ...]:
+    """What to try if no pixel (or region) has a label; labels below 0 are nothing, none at all is no result."""
+    if not labels.size or (labels >= 0).any():
+        return ()
+    return (
+        f"no {what} was given a label; if what you look for is there: other words for it, background 'none' "
+        "(--background none) or a lower threshold, or another model (densevl models)",
+    )
