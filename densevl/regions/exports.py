@@ -229,7 +229,7 @@ class Export(ABC):
 
     def _write(self, name: str, content: dict[str, Any]) -> Path:
         info = {"description": "regions named by densevl", "version": __version__}
-        return renew(self.folder / name, _json_text({"info": info, "licenses": [], **content}))
+        return renew(self.folder / name, _as_json({"info": info, "licenses": [], **content}))
 
 
 class CocoExport(Export):
@@ -277,7 +277,7 @@ class LabelMeExport(Export):
             seen = Path(os.path.relpath(photo, path.parent.absolute())).as_posix()
         except ValueError:  # on another drive
             seen = photo.as_posix()
-        self._put(path, _json_text(result.to_labelme(seen)))
+        self._put(path, _as_json(result.to_labelme(seen)))
 
     def close(self) -> list[Path]:
         """See `Export.close`; nothing was held."""
@@ -305,6 +305,6 @@ def open_export(
     return EXPORTS[kind](folder, vocabulary, stuff, overwrite)
 
 
-def _json_text(content: dict[str, Any]) -> bytes:
+def _as_json(content: dict[str, Any]) -> bytes:
     # A file name that is not UTF-8 holds lone surrogates; as escapes they are valid JSON and read back the same.
     return json.dumps(content, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
