@@ -111,6 +111,7 @@ WRONG: dict[str, list[str]] = {
     "task": ["semantik", ""],
     "limit": ["0", "-1", "x"],
     "ignore": ["x", "-1", "", "1,x"],
+    "eval check ignore": ["x", "-1"],
     "strings": ["nmaes"],
     "variant": ["mmsegg"],
     "measures": ["iuo", "iou,outline"],

@@ -66,7 +66,7 @@ COMMANDS = {
         "FOLDER --calibrate --device --head --held-out --model --out --overwrite --precision --templates --weights"
     ),
     "eval list": "--json",
-    "eval check": "DATASET --json --root --task",
+    "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
         "WHAT --background --blend --compat --crop --descriptors --device --dump --fresh --ignore --json --launcher "
         "--limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "

@@ -21,6 +21,7 @@ from densevl.errors import ModelError, RecipeError
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State
+from densevl.weights import require_finite
 
 
 def variant(recipe: Recipe, *, position_rule: str | None, compat: bool) -> Recipe:
@@ -150,7 +151,9 @@ class Backbone(ABC):
                 f"this proxy reads CLIP's own tokens, which model '{self.name}' has not; use another proxy"
             )
         kind = recipe.proxy.features if recipe.proxy is not None else "tokens"
-        return proxy.from_clip(pixels, self.mean, self.std, kind).to(self.device)
+        features: torch.Tensor = proxy.from_clip(pixels, self.mean, self.std, kind).to(self.device)
+        require_finite(features, f"features of proxy '{getattr(proxy, 'name', type(proxy).__name__)}'")
+        return features
 
     def start(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
         """Run one batch of windows as far as each goes for itself; `finish` does the rest, see `recipes.run`.

@@ -111,12 +111,14 @@ def check(
     dataset: Annotated[str, typer.Argument(help="A benchmark that `densevl eval list` names.")],
     root: Root = None,
     task: Task = None,
+    ignore: Ignore = "",
     as_json: options.Json = False,
 ) -> None:
     """Say whether a benchmark is ready: what is missing, and where it was looked for. Exit code 1 if it is not."""
     from densevl.evaluation import check as look
 
-    found = look(dataset, root, task=task)
+    rules = {"ignore": _numbers(ignore)} if ignore else {}
+    found = look(dataset, root, task=task, rules=rules)
     facts = {"name": found.name, "root": found.root and str(found.root), "images": found.images}
     told = {"ready": not found.faults, "faults": found.faults, "warnings": found.warnings}
     _say({**facts, **told}, str(found), as_json)
@@ -297,7 +299,7 @@ def analyse(
     experiment = replace(experiment, limit=experiment.limit or 50)
     claim(out, *analysis_report.FILES, overwrite=overwrite)
     with stderr().status("loading the model") as status:
-        title, found = analyses.analyse(experiment, wanted, distractors, show=status.update)
+        title, found = analyses.analyse(experiment, wanted, distractors, show=status.update, tell=warn)
     files = analysis_report.write(found, out, title)
     facts = {"analyses": [analysis.name for analysis in found], "report": str(files[0])}
     _say(facts, f"report in {files[0]}", as_json)
@@ -367,9 +369,7 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
     given = {name: value for name, value in ctx.params.items() if said(name)}
     settings |= {entry.name: given[entry.name] for entry in fields(Experiment) if entry.name in given}
     if "ignore" in given:
-        settings["ignore"] = [
-            int(number) if number.isdecimal() else number for number in map(str.strip, given["ignore"].split(","))
-        ]
+        settings["ignore"] = _numbers(given["ignore"])
     if "measures" in given:
         settings["measures"] = [name.strip() for name in given["measures"].split(",")]
     if "descriptors" in given:
@@ -381,6 +381,11 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
     if is_config(what := given["what"]):
         return load_experiment(what, settings, trust=ctx.params["trust"])
     return Experiment.parse({"dataset": what, **settings})
+
+
+def _numbers(text: str) -> list[int | str]:
+    """Numbers with commas between; words stay as they are."""
+    return [int(part) if part.isdecimal() else part for part in map(str.strip, text.split(","))]
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Each analysis runs a predictor over a dataset under several conditions and gives
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -174,6 +175,7 @@ def analyse(
     distractors: LabelSet | str = "",
     *,
     show: Show | None = None,
+    tell: Show = logging.getLogger(__name__).warning,
 ) -> tuple[str, list[Analysis]]:
     """Run analyses of an experiment's model on its images.
 
@@ -181,7 +183,7 @@ def analyse(
         experiment: of task "semantic".
         only: of `NAMES`; None is all that the benchmark allows.
         distractors: labels to add, as `LabelSet.parse` takes them; "" is ADE20K's.
-        show: told what is run.
+        show: told what is run. tell: told each warning about the dataset and the words.
 
     Returns:
         A title, and the analyses.
@@ -197,7 +199,11 @@ def analyse(
     dataset: Any = experiment.open()
     wanted = only or [name for name in NAMES if name != "background" or dataset.classes.background]
     words = LabelSet.parse(distractors).names if distractors else class_list("ade150").names
-    predictor: Any = task_of(experiment, dataset).predictor()
+    task = task_of(experiment, dataset)
+    seen = task.look
+    predictor: Any = task.predictor()
+    for warning in dict.fromkeys((*seen.warnings, *seen.of_sample, *predictor.facts()["warnings"])):
+        tell(warning)
     run: dict[str, Callable[[], Analysis]] = {
         "vocabulary": lambda: vocabulary_expansion(predictor, dataset, words, show=show),
         "background": lambda: background_reliance(predictor, dataset, show=show),

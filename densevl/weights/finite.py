@@ -8,7 +8,6 @@ import torch
 
 from densevl.errors import ModelError
 
-
 UNUSED = "text_decoder."
 """Of CoCa: the part that writes captions, of which some numbers are never set."""
 

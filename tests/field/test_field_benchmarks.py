@@ -398,7 +398,7 @@ LOOKS = (
             Image.fromarray(np.zeros((6, 8), np.uint8)).save(_set(folder) / "labels/1.png"),
             _look(folder),
         ),
-        refused="1 of 2 label maps are of another size than their image, the first is .*1.png', 8x6 for 16x12",
+        refused="1 of 2 label maps differ from their image, the first is .*1.png', 8x6 for 16x12",
     ),
     Case(
         "numbers beyond the classes",
@@ -528,6 +528,12 @@ LISTINGS = (
         refused="a width and height of",
     ),
     Case(
+        "a listing of another size than its images",
+        "annotations of images before they were shrunk",
+        _coco(lambda data: [image.update(height=48, width=64) for image in data["images"]]),
+        refused="3 of 3 sizes of the listing differ from .* 64x48 for 32x24",
+    ),
+    Case(
         "two panoptic segments of one id",
         "COCO panoptic",
         _coco(
@@ -607,7 +613,7 @@ ANOMALIES = (
         "masks of another size",
         "masks at the camera's size",
         _parts(_mask(255, side=24)),
-        refused="are of another size",
+        refused="differ from their image",
     ),
     Case(
         "a mask that is missing",

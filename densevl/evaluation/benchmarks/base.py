@@ -6,7 +6,7 @@ Benchmarks are read as their publishers lay them out. Nothing is downloaded; wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -235,16 +235,24 @@ class Benchmark:
         found = (place for place in looked for mark in self.marks if next(place.glob(mark), None) is not None)
         return next(found, None), looked
 
+    def require(self, rules: Iterable[str]) -> None:
+        """Refuse rules that are not for it.
+
+        Raises:
+            DatasetError: there are such.
+        """
+        for key in rules:
+            if key not in self.rules:
+                has = "labels of its own rule" if self.task == SEMANTIC else "no such rule"
+                raise DatasetError(f"'{self.name}' ({self.task}) has {has}, so '{key}' is not for it; leave it out")
+
     def open(self, root: Root = None, variant: str = "", rules: Mapping[str, Any] | None = None) -> Dataset:
         """Find it and read the list of its files; `root` as in `find`, `rules` as `open_dataset` takes them.
 
         Raises:
             DatasetError: not found, empty, or no such variant or rule; the message lists the expected files.
         """
-        for key in rules or ():
-            if key not in self.rules:
-                has = "labels of its own rule" if self.task == SEMANTIC else "no such rule"
-                raise DatasetError(f"'{self.name}' ({self.task}) has {has}, so '{key}' is not for it; leave it out")
+        self.require(rules or ())
         place, looked = self.find(root)
         if place is None:
             raise DatasetError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from densevl.errors import DatasetError, ImageError
 from densevl.evaluation.benchmarks.base import Root, evenly
@@ -41,22 +43,25 @@ class Check:
         return "\n".join([*lines, *([f"  note: {self.note}"] if self.note else [])])
 
 
-def check(name: str, root: Root = None, *, task: str | None = None, read: int = 8) -> Check:
+def check(
+    name: str, root: Root = None, *, task: str | None = None, rules: Mapping[str, Any] | None = None, read: int = 8
+) -> Check:
     """Say whether a benchmark is ready, what is missing, and where it was looked for.
 
     Args:
-        name, root, task: as `open_dataset` takes them. read: so many images, spread over it, are read whole.
+        name, root, task, rules: as `open_dataset` takes them. read: so many images, spread over it, are read whole.
 
     Raises:
-        DatasetError: no benchmark of that name, or not for that task.
+        DatasetError: no benchmark of that name, or not for that task, or rules that are not for it.
     """
     chosen = benchmark(name, task)
+    chosen.require(rules or ())
     place, looked = chosen.find(root)
     if place is None:
         faults: list[str] = [f"expected: {'; '.join(chosen.files)}"]
         return Check(name, None, tuple(looked), 0, chosen.expected, tuple(faults), chosen.note)
     try:
-        dataset = chosen.open(root)
+        dataset = chosen.open(root, rules=rules)
     except (DatasetError, ImageError, OSError, KeyError, ValueError) as error:
         faults = [str(error) or type(error).__name__]
         return Check(name, place, tuple(looked), 0, chosen.expected, tuple(faults), chosen.note)

@@ -84,7 +84,10 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
     for item in labelled:
         picture = header(item.image)
         turned += picture.turn != 1
-        if not dataset.has_maps:
+        if isinstance(dataset, CocoDataset):
+            said = (int(item.entry["height"]), int(item.entry["width"]))
+            size = picture.size[::-1] if picture.turn in QUARTER_TURNS else picture.size
+            odd += [(item, said, size)] if said != size else []
             continue
         as_stored = picture.turn != 1 and dataset.labels_as_stored(item)
         stored += as_stored
@@ -93,10 +96,14 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
             odd.append((item, own, size))
     if odd:
         item, own, size = odd[0]
+        first = shown(item.label) if dataset.has_maps else f"that of '{item.key}'"
+        what = "label maps" if dataset.has_maps else "sizes of the listing"
+        side = turned and own == size[::-1]
+        hint = f" ({shown(item.image)} is turned by its EXIF tag; store it upright)" if side else ""
         raise DatasetError(
-            f"{len(odd)} of {_amount(len(labelled), 'label map')} are of another size than their image, the first is "
-            f"{shown(item.label)}, {own[1]}x{own[0]} for {size[1]}x{size[0]}: labels are never resized, give them at "
-            "the image's size"
+            f"{len(odd)} of {len(labelled)} {what} differ from their image, the first is "
+            f"{first}, {own[1]}x{own[0]} for {size[1]}x{size[0]}: labels are never resized, give them at the image's "
+            f"size{hint}"
         )
     return [*_turned(dataset, turned, stored)]
 
