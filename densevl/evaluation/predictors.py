@@ -221,12 +221,12 @@ def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, lab
 
 
 def true_masks(sample: Sample) -> Proposals:
-    """The masks of the truth as proposals: crowds and void are left out."""
+    """The masks of the truth as proposals: crowds, void, and annotations too small to hold a pixel are left out."""
     size = (sample.image.shape[0], sample.image.shape[1])
     truth = sample.truth
     if isinstance(truth, Objects):
-        return Proposals.from_rle(
-            [mask for mask, crowd in zip(truth.masks, truth.crowd, strict=True) if not crowd], size
-        )
+        masks = [mask for mask, crowd in zip(truth.masks, truth.crowd, strict=True) if not crowd]
+        found = Proposals.from_rle(masks, size)
+        return found.select(found.areas > 0)
     segments = [segment for segment in truth.segments if not segment.crowd]
     return Proposals.from_masks([truth.ids == segment.id for segment in segments], size)

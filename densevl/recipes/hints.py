@@ -7,6 +7,7 @@ from typing import Any
 
 from densevl.errors import RecipeError
 from densevl.lazy import torch
+from densevl.proposals.checks import image_boxes
 
 HOW = {
     "proxy": "another model's patch features, whose affinity is borrowed",
@@ -68,7 +69,7 @@ class Hints:
             embed_dim: width of text rows.
 
         Raises:
-            RecipeError: another shape than the attributes say.
+            RecipeError: another shape than the attributes say. ProposalError: boxes in 0-1, without area or outside.
         """
         batch = None if self.pixels is None else self.pixels.shape[0]
         wanted = {
@@ -85,6 +86,8 @@ class Hints:
             if not fits or (batch is not None and given.shape[0] != batch) or (name == "boxes" and given.shape[1] != 4):
                 found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
                 raise RecipeError(f"{name} is {found}; give {what} {shape} for the {batch} images")
+        if self.boxes is not None and self.pixels is not None:
+            image_boxes(self.boxes, tuple(self.pixels.shape[2:]))
         if self.regions is not None and self.regions.is_floating_point():
             raise RecipeError(f"regions are {self.regions.dtype}; give a segment map of integers, or masks=")
         if self.text is not None and (self.text.ndim != 2 or not self.text.shape[0] or self.text.shape[1] != embed_dim):

@@ -16,6 +16,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.proposals import Proposals
 from densevl.proposals.simple import GridProposer
+from densevl.recipes import Hints
 
 SIZE = (48, 64)
 SCENE = PHOTOS.parent / "scenes" / "water.png"
@@ -101,6 +102,12 @@ TABLE = (
     Case("an example to search with, outside", "a box of another photo", lambda folder: run(
         "search", PHOTOS.parent / "scenes", "--model", "mini", "--like", f"{SCENE}:500,1,600,9", "--out", folder,
         "--proposals", "grid", "--quiet"), "box 0 .* outside"),
+    Case(
+        "boxes of a recipe in 0-1",
+        "a hint of falip",
+        lambda folder: Hints(pixels=torch.zeros(1, 3, *SIZE), boxes=torch.rand(1, 4)).check(8),
+        "look normalised",
+    ),
     Case("points in 0-1", "normalised clicks", clicked([(0.5, 0.4)]), r"normalised.*\[64, 48\]"),
     Case("points outside", "clicks on a larger view", clicked([(5, 5), (70, 9)]), r"\(70, 9\) of prompt 1 is outside"),
     Case("points y first", "rows and columns", clicked([(9, 60)]), "x and y swapped"),
