@@ -244,11 +244,15 @@ def _files(ending: str) -> Callable[[Any, str], Answer]:
     return lambda result, stem: _zip(_written(result, f"{Path(stem).stem}{ending}"))
 
 
+def _of_map(write: Callable[[Any, str], Answer]) -> Callable[[Segmented, str], Answer]:
+    return lambda found, stem: write(found.result, stem)
+
+
 SEGMENT: Mapping[str, Callable[[Any, str], Answer]] = {
-    "png": _label_map,
-    "overlay": _overlay,
-    "coco": _coco,
-    "zip": _files(".png"),
+    "png": _of_map(_label_map),
+    "overlay": _of_map(_overlay),
+    "coco": _of_map(_coco),
+    "zip": _of_map(_files(".png")),
 }
 REGIONS: Mapping[str, Callable[[Any, str], Answer]] = {
     "overlay": _overlay,

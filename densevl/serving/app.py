@@ -109,6 +109,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
         boxes: Boxes = "",
         points: Points = "",
         objects: Objects = False,
+        edits: Edits = "",
         format: Format = "json",
     ) -> Response:
         """Find regions of a photo, or take those at boxes and points, and name them by words.
@@ -125,6 +126,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
                 boxes,
                 points,
                 objects,
+                edits,
                 format or "json",
             ),
             image,

@@ -17,7 +17,7 @@ from densevl import digest
 from densevl.anomaly.result import AnomalyResult
 from densevl.anomaly.scoring import get_scoring
 from densevl.backbones import Backbone, load_backbone
-from densevl.errors import DensevlError, ModelError, OptionError, one_of
+from densevl.errors import DensevlError, ModelError, OptionError, ProposalError, one_of
 from densevl.fewshot.result import Classification
 from densevl.images import read_image
 from densevl.pipelines.anomaly.detector import AnomalyDetector
@@ -256,11 +256,12 @@ def _segment(asked: Sequence[_Asked]) -> list[Segmented]:
     return found
 
 
-def corrected(found: Segmented, edits: Sequence[tuple[int, int, str]]) -> Segmented:
-    """A label map whose regions were given other names.
+Edit = tuple[int, int, str]
+"""x, y and a name: the region at that pixel is of that class, for sure."""
 
-    Args:
-        edits: each x, y and a name: the connected pixels of one label around that pixel are of that class, for sure.
+
+def corrected(found: Segmented, edits: Sequence[Edit]) -> Segmented:
+    """A label map whose regions, the connected pixels of one label, were given other names.
 
     Raises:
         DensevlError: outside the photo. LabelError: an unusable name.
@@ -270,16 +271,59 @@ def corrected(found: Segmented, edits: Sequence[tuple[int, int, str]]) -> Segmen
     result = found.result
     labels, confidence, names = result.labels.copy(), result.confidence.copy(), list(result.names)
     for x, y, name in edits:
-        if not (0 <= y < labels.shape[0] and 0 <= x < labels.shape[1]):
-            raise DensevlError(f"pixel ({x}, {y}) is outside the photo of {labels.shape[1]} x {labels.shape[0]} pixels")
-        number = -1
-        if name.strip() != UNLABELLED:
-            (name,) = LabelSet.parse([name]).names
-            names += [] if name in names else [name]
-            number = names.index(name)
+        _inside(x, y, labels.shape)
+        number = _number(name, names)
         pieces, _ = ndimage.label(labels == labels[y, x])
         region = pieces == pieces[y, x]
         labels[region], confidence[region] = number, 1
     changes: dict[str, Any] = {"labels": labels, "names": tuple(names), "confidence": confidence}
-    changes["meta"] = {**result.meta, "edits": [list(edit) for edit in edits]}
+    changes["meta"] = _noted(result.meta, edits)
     return replace(found, result=replace(result, **changes, scores_fn=None, chances_fn=None))
+
+
+def renamed(result: RegionResult, edits: Sequence[Edit]) -> RegionResult:
+    """Regions, of which those seen on top at some pixels were given other names.
+
+    Raises:
+        DensevlError: outside the photo, or no region there. LabelError: an unusable name.
+    """
+    seen, names = result.regions.segment_map(), list(result.names)
+    labels, confidence = result.labels.copy(), result.confidence.copy()
+    for x, y, name in edits:
+        _inside(x, y, seen.shape)
+        if not seen[y, x]:
+            raise ProposalError(f"there is no region at pixel ({x}, {y})")
+        labels[seen[y, x] - 1], confidence[seen[y, x] - 1] = _number(name, names), 1
+    scores = np.pad(result.scores, ((0, 0), (0, len(names) - len(result.names))))
+    changed = (labels != result.labels) | (confidence != result.confidence)
+    scores[changed] = 0
+    scores[changed & (labels >= 0), labels[changed & (labels >= 0)]] = 1
+    return replace(
+        result,
+        names=tuple(names),
+        scores=scores,
+        nothing=np.where(changed, labels < 0, result.nothing).astype(np.float32),
+        labels=labels,
+        confidence=confidence,
+        meta=_noted(result.meta, edits),
+        rename_fn=None,
+        dense_fn=None,
+    )
+
+
+def _inside(x: int, y: int, size: tuple[int, ...]) -> None:
+    if not (0 <= y < size[0] and 0 <= x < size[1]):
+        raise DensevlError(f"pixel ({x}, {y}) is outside the photo of {size[1]} x {size[0]} pixels")
+
+
+def _number(name: str, names: list[str]) -> int:
+    """The number of a class by name, -1 for "nothing"; a new name is added."""
+    if name.strip() == UNLABELLED:
+        return -1
+    (name,) = LabelSet.parse([name]).names
+    names += [] if name in names else [name]
+    return names.index(name)
+
+
+def _noted(meta: dict[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:
+    return {**meta, "edits": [list(edit) for edit in edits]}

@@ -14,7 +14,7 @@ from densevl.images.opening import display_name
 from densevl.proposals import NAMES
 from densevl.serving import answers, fields
 from densevl.serving.answers import Answer
-from densevl.serving.models import RGB, Models, corrected, photo
+from densevl.serving.models import RGB, Models, corrected, photo, renamed
 from densevl.serving.settings import MEGABYTE, Limits
 from densevl.serving.worker import Job, Worker
 
@@ -109,9 +109,7 @@ class Service:
 
         found = await self._found(job, [image], "segment", labels, model, recipe, background, presence)
         found = await asyncio.to_thread(corrected, found, changes) if changes else found
-        if format == "json":
-            return await asyncio.to_thread(lambda: answers.as_json(answers.segmentation(found)))
-        return await asyncio.to_thread(answers.SEGMENT[format], found.result, _stem(image))
+        return await _told(found, answers.segmentation, answers.SEGMENT, format, image)
 
     async def regions(
         self,
@@ -123,6 +121,7 @@ class Service:
         boxes: str,
         points: str,
         objects: bool,
+        edits: str,
         format: str,
     ) -> Answer:
         """Find regions, or take those at boxes and points, and name them; without labels from a list of nouns.
@@ -133,7 +132,7 @@ class Service:
         one_of(format, ("json", *answers.REGIONS), "format", OptionError)
         one_of(proposals, ("", *NAMES), "proposals", OptionError)
         asked = fields.labels(labels, self.limits) if labels.strip() else None
-        policy = fields.background(background)
+        policy, changes = fields.background(background), fields.edits(edits, self.limits)
         corners = fields.prompts(boxes, "boxes", 4, self.limits)
         clicks = fields.prompts(points, "points", 2, self.limits)
 
@@ -141,7 +140,9 @@ class Service:
             return models.name_regions(rgbs[0], asked, model, proposals, policy, corners, clicks, objects)
 
         given = ("regions", labels, model, proposals, background, boxes, points, str(objects))
-        return await self._answer(job, [image], given, answers.regions, answers.REGIONS, format)
+        found = await self._found(job, [image], *given)
+        found = await asyncio.to_thread(renamed, found, changes) if changes else found
+        return await _told(found, answers.regions, answers.REGIONS, format, image)
 
     async def anomaly(
         self, image: Upload, normal: Sequence[Upload], item: str, model: str, fpr: str, format: str
@@ -161,7 +162,8 @@ class Service:
             return models.score(rgbs[0], thing, rgbs[1:], model, share)
 
         given = ("anomaly", thing, model, str(share))
-        return await self._answer(job, [image, *normal], given, answers.anomaly, answers.ANOMALY, format)
+        found = await self._found(job, [image, *normal], *given)
+        return await _told(found, answers.anomaly, answers.ANOMALY, format, image)
 
     async def classify(self, image: Upload, labels: str, model: str, format: str) -> Answer:
         """The likeliest label of a whole photo.
@@ -175,21 +177,8 @@ class Service:
         def job(models: Models, rgbs: Sequence[RGB]) -> Job:
             return models.classify(rgbs[0], asked, model)
 
-        return await self._answer(job, [image], ("classify", labels, model), answers.naming, answers.CLASSIFY, format)
-
-    async def _answer(
-        self,
-        job: Callable[[Models, Sequence[RGB]], Job],
-        images: Sequence[Upload],
-        given: Sequence[str],
-        told: Callable[[Any], Any],
-        files: Mapping[str, Callable[[Any, str], Answer]],
-        format: str,
-    ) -> Answer:
-        found = await self._found(job, images, *given)
-        if format == "json":
-            return await asyncio.to_thread(lambda: answers.as_json(told(found)))
-        return await asyncio.to_thread(files[format], found, _stem(images[0]))
+        found = await self._found(job, [image], "classify", labels, model)
+        return await _told(found, answers.naming, answers.CLASSIFY, format, image)
 
     async def _found(self, job: Callable[[Models, Sequence[RGB]], Job], images: Sequence[Upload], *given: str) -> Any:
         """What a job finds, or found lately: the same question about the same images."""
@@ -206,6 +195,19 @@ class Service:
         ):
             self._kept.popitem(last=False)
         return found
+
+
+async def _told(
+    found: Any,
+    told: Callable[[Any], Any],
+    files: Mapping[str, Callable[[Any, str], Answer]],
+    format: str,
+    image: Upload,
+) -> Answer:
+    """What was found, as JSON or as a file."""
+    if format == "json":
+        return await asyncio.to_thread(lambda: answers.as_json(told(found)))
+    return await asyncio.to_thread(files[format], found, _stem(image))
 
 
 def _ready(

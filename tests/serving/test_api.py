@@ -242,9 +242,21 @@ def test_names_of_files_do_no_harm(client, name) -> None:
     assert "\\" not in stored
 
 
+def test_regions_that_are_called_otherwise_are_so_in_files_too(client) -> None:
+    asked = {"labels": LABELS, "boxes": "[[85, 92, 140, 152], [145, 60, 190, 120]]"}
+    edits = json.dumps([[112, 130, "mammoth"], [167, 90, "nothing"]])
+    got = post(client, "regions", edits=edits, **asked).json()
+    assert [(one["name"], one["score"]) for one in got["regions"]] == [("mammoth", 1), ("nothing", 1)]
+    assert got["regions"][0]["alternatives"][0] == ["mammoth", 1]
+    coco = post(client, "regions", edits=edits, format="coco", **asked).json()
+    assert [row["category_name"] for row in coco["annotations"]] == ["mammoth"]
+    nowhere = post(client, "regions", edits='[[2, 2, "x"]]', **asked)
+    assert "no region at pixel (2, 2)" in nowhere.json()["error"]["message"]
+
+
 FIELDS = {
     "segment": ("labels", "model", "recipe", "background", "presence", "edits", "format"),
-    "regions": ("labels", "model", "proposals", "background", "boxes", "points", "objects", "format"),
+    "regions": ("labels", "model", "proposals", "background", "boxes", "points", "objects", "edits", "format"),
     "anomaly": ("item", "model", "fpr", "format"),
     "classify": ("labels", "model", "format"),
 }
@@ -254,10 +266,11 @@ FIELDS = {
 def test_a_path_is_only_ever_a_word(client, tmp_path, monkeypatch, route, field) -> None:
     """No field opens a file of the server, in any of the ways in which the library lets its own user name one."""
     monkeypatch.chdir(tmp_path)
-    for name, content in (("secret.txt", "hidden"), ("secret.json", '["hidden"]')):
+    for name, content in (("secret.json", '["hidden"]'), ("secret.txt", "hidden"))[field == "item" :]:
         (tmp_path / name).write_text(content)
         path = str(tmp_path / name)
-        for given in (name, f"@{name}", path, json.dumps([path]), json.dumps({"x": path})):
+        ways = (path, name, f"@{name}", json.dumps([path]), json.dumps({"x": path}))
+        for given in ways[: 1 if field == "item" else 5]:
             fields = {"labels": "cat"} | {field: given}
             if route == "regions":
                 fields.setdefault("boxes", "[[5, 5, 60, 60]]")

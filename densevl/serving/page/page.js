@@ -1,0 +1,775 @@
+// The page: photos, a question, and the answer. What clients and models say is always text, never markup.
+
+import { ask, catalogue, save, sentence } from "./api.js";
+import { canvasSize, marks, paint } from "./draw.js";
+import { NOTHING, decoded, fromRuns, heat, maskFile, region, stacked } from "./maps.js";
+
+const $ = (id) => document.getElementById(id);
+const MODES = { segment: "Segment", regions: "Regions", anomaly: "Anomaly", classify: "Classify" };
+const ABOUT = {
+  segment: "Every pixel gets one of your words.",
+  regions: "Finds regions and names them; or draw boxes and click points yourself.",
+  anomaly: "Where does it look damaged? By words alone, or compared with normal pictures.",
+  classify: "Which of your words is the photo as a whole?",
+};
+const TOOLS = { look: ["Find all", ""], box: ["Box", "Drag over the photo to draw boxes."], point: ["Point", "Click things on the photo."] };
+const FILES = {
+  json: "JSON", png: "Label map", overlay: "Picture", coco: "COCO", panoptic: "COCO panoptic", labelme: "LabelMe",
+  npy: "Raw map", zip: "Everything (ZIP)",
+};
+const EXAMPLES = [
+  { file: "cat.jpg", title: "A photo", mode: "segment", labels: ["cat", "sofa"], model: /^(?!mini$)/ },
+  { file: "wood.png", title: "A drawing", mode: "segment", labels: ["penguin", "football", "mushroom", "bicycle", "aeroplane", "sunflower", "pizza"], model: /^mini$/ },
+  { file: "water.png", title: "Things, named", mode: "regions", labels: ["elephant", "fish", "sailboat", "pizza", "sunflower", "house"], model: /^mini$/, objects: true },
+  { file: "tiles_damaged.png", title: "Damage", mode: "anomaly", item: "tile", normal: "tiles_sound.png", model: /^mini$/ },
+];
+
+const state = {
+  offer: null, mode: "segment", photos: [], at: -1, labels: [], normal: [], tool: "look",
+  only: null, hover: null, picked: null, draft: null, cursor: null, running: null,
+};
+const photo = () => state.photos[state.at];
+const found = () => photo()?.answers[state.mode];
+const percent = (share) => (share >= 0.0995 || share === 0 ? `${Math.round(100 * share)} %` : share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`);
+
+function element(tag, { text, on = {}, ...rest } = {}, ...children) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  for (const [name, value] of Object.entries(rest)) made.setAttribute(name, value);
+  for (const [name, handler] of Object.entries(on)) made.addEventListener(name, handler);
+  made.append(...children);
+  return made;
+}
+
+function swatch(colour) {
+  const made = element("span", { class: "swatch" });
+  if (colour) made.style.background = `rgb(${colour.join(",")})`;
+  return made;
+}
+
+// Messages ------------------------------------------------------------------------------------------------------------
+
+function become(name, said = "") {
+  document.body.dataset.state = name;
+  $("status").textContent = said;
+  $("error").hidden = true;
+  $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: "Name", anomaly: "Inspect", classify: "Name" }[state.mode];
+}
+
+function fail(error) {
+  if (error.name === "AbortError") return become(found() ? "done" : "ready");
+  become("error");
+  $("error").textContent = sentence(error.message);
+  $("error").hidden = false;
+  $("error").scrollIntoView({ block: "nearest" });
+}
+
+// Photos --------------------------------------------------------------------------------------------------------------
+
+async function addPhotos(files) {
+  const first = state.photos.length;
+  for (const file of files) {
+    if (file.size > state.offer.limits.bytes) {
+      fail(new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes at most ${state.offer.limits.body} MB.`));
+      continue;
+    }
+    const bitmap = await createImageBitmap(file).catch(() => null); // the server may read what the browser cannot
+    state.photos.push({ file, bitmap, url: URL.createObjectURL(file), answers: {}, boxes: [], points: [], edits: {} });
+  }
+  if (state.photos.length > first) show(first);
+}
+
+function show(index) {
+  state.at = index;
+  [state.only, state.hover, state.picked, state.cursor] = [null, null, null, null];
+  $("tip").hidden = true;
+  render();
+  if (document.body.dataset.state !== "busy") become(found() ? "done" : "ready");
+}
+
+function remove(index) {
+  URL.revokeObjectURL(state.photos[index].url);
+  state.photos.splice(index, 1);
+  show(Math.min(state.at, state.photos.length - 1));
+}
+
+function renderStrip() {
+  const strip = $("strip");
+  strip.hidden = !state.photos.length;
+  strip.replaceChildren(
+    ...state.photos.map((one, index) =>
+      element("div", { class: `thumb${index === state.at ? " current" : ""}` },
+        element("button", { type: "button", "aria-label": `Photo ${index + 1}: ${one.file.name}`, "aria-current": String(index === state.at), on: { click: () => show(index) } },
+          one.bitmap ? element("img", { src: one.url, alt: "" }) : element("span", { class: "blank", text: "?" })),
+        element("button", { type: "button", class: "close", "aria-label": `Remove ${one.file.name}`, text: "×", on: { click: () => remove(index) } }))),
+    element("button", { type: "button", class: "add", "aria-label": "Add photos", text: "+", on: { click: () => $("files").click() } }),
+  );
+  $("run-all").hidden = state.photos.length < 2;
+}
+
+// The question --------------------------------------------------------------------------------------------------------
+
+function addLabels(text) {
+  const words = text.split(/[,\n]/).map((word) => word.trim()).filter(Boolean);
+  for (const word of words) if (!state.labels.includes(word)) state.labels.push(word);
+  renderChips();
+}
+
+function renderChips() {
+  const answer = found();
+  for (const chip of $("chips").querySelectorAll(".chip")) chip.remove();
+  $("label").before( // it stays where it is, and keeps its focus
+    ...state.labels.map((word, index) => {
+      const name = word.split("|")[0].trim(), number = answer?.told.names.indexOf(name) ?? -1;
+      const colour = answer?.told.colours?.[number];
+      return element("span", { class: "chip" }, ...(colour ? [swatch(colour)] : []), element("span", { text: word }),
+        element("button", { type: "button", "aria-label": `Remove ${word}`, text: "×", on: { click: () => (state.labels.splice(index, 1), renderChips(), $("label").focus()) } }));
+    }),
+  );
+  $("label").placeholder = state.labels.length ? "" : state.mode === "regions" ? "cat, dog; empty: common things" : "cat, dog | puppy, sky";
+}
+
+function chosenModel() {
+  return state.offer.models.find((model) => model.name === $("model").value) ?? state.offer.models[0];
+}
+
+function renderSettings() {
+  const able = state.offer.models.filter((model) => model.tasks.includes(state.mode));
+  const keep = $("model").value;
+  $("model").replaceChildren(...able.map((model) => element("option", { value: model.name, text: model.name })));
+  if (able.some((model) => model.name === keep)) $("model").value = keep;
+  $("model-label").hidden = able.length < 2;
+  renderModel();
+  $("proposals").replaceChildren(...state.offer.proposals.map((one) => element("option", { value: one.name, text: one.name })));
+  $("proposals").parentElement.hidden = state.offer.proposals.length < 2;
+  $("settings").hidden = ["anomaly", "classify"].includes(state.mode) && able.length < 2;
+}
+
+function renderModel() {
+  const model = chosenModel();
+  $("recipe").replaceChildren(...model.recipes.map((recipe) => element("option", { value: recipe.name, text: recipe.name, title: recipe.about })));
+  $("recipe-label").hidden = model.recipes.length < 2;
+  $("label-hint").textContent = model.about;
+  $("normal-note").textContent = model.normal_needed ? "(needed by this model)" : "(optional)";
+}
+
+function renderTools() {
+  const clicks = state.offer.proposals.find((one) => one.name === $("proposals").value)?.clicks;
+  const tools = Object.entries(TOOLS).filter(([name]) => name !== "point" || clicks);
+  if (!tools.some(([name]) => name === state.tool)) state.tool = "look";
+  renew($("tools"),
+    ...tools.map(([name, [title]]) =>
+      element("button", { type: "button", role: "radio", "aria-checked": String(state.tool === name), text: title, on: { click: () => pickTool(name) } })),
+  );
+  $("tools-hint").textContent = TOOLS[state.tool][1];
+  $("overlay").classList.toggle("drawing", state.mode === "regions" && state.tool !== "look");
+  const one = photo(), lists = one ? [["boxes", one.boxes], ["points", one.points]] : [];
+  $("prompts").replaceChildren(
+    ...lists.flatMap(([kind, list]) =>
+      list.map((numbers, index) =>
+        element("li", {}, element("span", { text: `${kind === "boxes" ? "box" : "point"} ${numbers.join(", ")}` }),
+          element("button", { type: "button", class: "close", "aria-label": "Remove", text: "×", on: { click: () => (list.splice(index, 1), renderTools(), redraw()) } })))),
+  );
+}
+
+function pickTool(name) {
+  state.tool = name;
+  if (name === "look" && photo()) [photo().boxes, photo().points] = [[], []];
+  renderTools();
+  redraw();
+}
+
+function addPrompt(numbers) {
+  const one = photo();
+  if (!one) return fail(new Error("Add a photo first."));
+  const rounded = numbers.map((number) => Math.round(number));
+  if (rounded.length === 4) {
+    const [x0, y0, x1, y1] = rounded;
+    one.boxes.push([Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)]);
+  } else one.points.push(rounded);
+  renderTools();
+  redraw();
+  if (state.labels.length) run();
+}
+
+function renderNormal() {
+  $("normal-thumbs").replaceChildren(
+    ...state.normal.map((one, index) =>
+      element("div", { class: "thumb" }, element("img", { src: one.url, alt: one.file.name }),
+        element("button", { type: "button", class: "close", "aria-label": `Remove ${one.file.name}`, text: "×", on: { click: () => (state.normal.splice(index, 1), renderNormal()) } }))),
+  );
+}
+
+function addNormal(files) {
+  const room = state.offer.limits.normal - state.normal.length;
+  if (files.length > room) fail(new Error(`This server compares with at most ${state.offer.limits.normal} pictures.`));
+  state.normal.push(...files.slice(0, room).map((file) => ({ file, url: URL.createObjectURL(file) })));
+  renderNormal();
+}
+
+function fields(one) {
+  const labels = state.labels.length ? JSON.stringify(state.labels) : "";
+  const background = $("background").value.trim(), model = $("model").value;
+  const edits = one.edits[state.mode]?.length ? JSON.stringify(one.edits[state.mode]) : "";
+  const image = one.file;
+  if (state.mode === "anomaly") return { image, model, item: $("item").value, normal: state.normal.map((each) => each.file) };
+  if (state.mode === "classify") return { image, labels, model };
+  if (state.mode === "segment") return { image, labels, model, recipe: $("recipe").value, background, edits };
+  const prompts = state.tool === "look" ? {} : { boxes: JSON.stringify(one.boxes), points: JSON.stringify(one.points) };
+  return { image, labels, model, background, edits, proposals: $("proposals").value, objects: String($("objects").checked), ...prompts };
+}
+
+// The answer ----------------------------------------------------------------------------------------------------------
+
+const READ = {
+  async segment(told) {
+    const map = await decoded(told.map), near = await decoded(told.alternatives.map);
+    return { layer: { ...map, colours: told.colours }, near: { ...near, ...told.alternatives } };
+  },
+  async regions(told) {
+    const { width, height } = told.size, masks = told.regions.map((one) => fromRuns(one.segmentation));
+    const layer = stacked(masks, told.regions.map((one) => one.area), width, height);
+    return { masks, layer: { ...layer, groups: told.regions.map((one) => one.label), colours: told.colours } };
+  },
+  async anomaly(told) {
+    const layer = await heat(told.map), [low, high] = told.range;
+    const trusted = told.threshold && told.meta.references > 1; // one normal picture says little of what is rare
+    const limit = trusted ? (told.threshold.pixel - low) / Math.max(high - low, 1e-12) : 0.5;
+    return { layer, limit: Math.min(1, Math.max(0, limit)) };
+  },
+  async classify() {
+    return {};
+  },
+};
+
+async function askAbout(one, mode, signal) {
+  const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
+  const sent = fields(one);
+  const told = await (await ask(mode, sent, { signal, busy })).json();
+  one.answers[mode] = { told, sent, ...(await READ[mode](told)) };
+}
+
+async function run(all = false) {
+  if (state.running) return state.running.abort();
+  addLabels($("label").value);
+  $("label").value = "";
+  const mode = state.mode;
+  if (!photo()) return fail(new Error("Drop a photo first."));
+  if (["segment", "classify"].includes(mode) && !state.labels.length) {
+    fail(new Error("Say what to look for first: a word or several."));
+    return $("label").focus();
+  }
+  if (mode === "anomaly" && chosenModel().normal_needed && !state.normal.length) return fail(new Error("This model needs normal pictures to compare with."));
+  state.running = new AbortController();
+  const some = all ? state.photos : [photo()];
+  try {
+    for (const [index, one] of some.entries()) {
+      become("busy", some.length > 1 ? `Looking at photo ${index + 1} of ${some.length} …` : "Looking …");
+      await askAbout(one, mode, state.running.signal);
+      if (all) state.at = state.photos.indexOf(one);
+      [state.only, state.picked, state.hover] = [null, null, null];
+      render();
+    }
+    become("done");
+  } catch (error) {
+    render();
+    fail(error);
+  } finally {
+    state.running = null;
+    if (document.body.dataset.state !== "busy") $("run").textContent = $("run").textContent.replace("Stop", MODES[mode]);
+  }
+}
+
+function render() {
+  document.body.dataset.mode = state.mode;
+  const one = photo(), answer = found();
+  $("empty").hidden = Boolean(one);
+  $("view").hidden = !one;
+  $("bar").hidden = !answer?.layer;
+  renderStrip();
+  renderChips();
+  renderTools();
+  renderEdits();
+  $("answer").hidden = !answer;
+  $("warnings").replaceChildren(...(answer?.told.warnings ?? []).map((text) => element("li", { text: sentence(text) })));
+  if (answer) {
+    renderLegend();
+    renderDownloads();
+    renderFacts(answer.told);
+    if (state.mode === "anomaly") $("limit").value = Math.round(1000 * answer.limit);
+  }
+  renderPicked();
+  if (one) drawPhoto();
+}
+
+function shares() {
+  const { told, layer } = found();
+  const pixels = layer.ids.length, counts = new Map();
+  for (const id of layer.ids) counts.set(id, (counts.get(id) ?? 0) + 1);
+  return [...told.names.keys(), NOTHING].map((id) => [id, (counts.get(id) ?? 0) / pixels]).sort((a, b) => (b[0] !== NOTHING) - (a[0] !== NOTHING) || b[1] - a[1]);
+}
+
+/** Renew the buttons of a list; the one that had the focus, by its place, has it again. */
+function renew(list, ...children) {
+  const at = [...list.querySelectorAll("button")].indexOf(document.activeElement);
+  list.replaceChildren(...children);
+  if (at >= 0) list.querySelectorAll("button")[at]?.focus();
+}
+
+function renderLegend() {
+  const { told, layer, limit } = found();
+  const named = (id) => (id === NOTHING ? "nothing" : told.names[id]);
+  const item = (id, much, share) =>
+    element("li", {},
+      element("button", { type: "button", "aria-pressed": String(state.only === id), class: share === 0 ? "none" : "",
+        on: { click: () => isolate(state.only === id ? null : id), pointerenter: (event) => event.pointerType === "mouse" && hoverGroup(id), pointerleave: () => hoverGroup(null) } },
+        swatch(told.colours[id]), element("span", { class: "what", text: named(id) }), element("span", { class: "much", text: much })));
+  $("answer-title").textContent = "Found";
+  if (state.mode === "segment") {
+    $("summary").textContent = "";
+    renew($("legend"), ...shares().filter(([id, share]) => id !== NOTHING || share > 0).map(([id, share]) => item(id, percent(share), share)));
+  } else if (state.mode === "regions") {
+    $("summary").textContent = told.regions.length === 1 ? "One region." : `${told.regions.length} regions.`;
+    const rows = told.regions.map((one, index) => [one, index]).sort((a, b) => (b[0].label >= 0) - (a[0].label >= 0) || b[0].score - a[0].score);
+    renew($("legend"), ...rows.map(([one, index]) =>
+        element("li", {}, element("button", { type: "button", "aria-pressed": String(state.picked?.index === index), on: { click: () => pickRegion(state.picked?.index === index ? null : index) } },
+          swatch(told.colours[one.label]), element("span", { class: "what", text: one.name }), element("span", { class: "much", text: percent(one.score) })))));
+  } else if (state.mode === "anomaly") {
+    const over = layer.values.reduce((sum, value) => sum + (value >= limit), 0) / layer.values.length;
+    const [low, high] = told.range, at = low + limit * (high - low);
+    const verdict = told.is_anomalous === null ? "" : told.is_anomalous ? ": anomalous" : ": normal";
+    $("answer-title").textContent = `Score ${told.score.toPrecision(3)}${verdict}`;
+    const normal = told.meta.references, by = !normal
+      ? "Scores compare between pictures of one model; normal pictures would set a threshold. "
+      : `Normal pictures rarely score over ${told.threshold.image.toPrecision(3)}${normal > 1 ? "" : ", as far as one of them tells; add more"}. `;
+    $("summary").textContent = `${by}${percent(over)} of the picture is over ${at.toPrecision(3)}.`;
+    $("limit-value").textContent = at.toPrecision(3);
+    renew($("legend"));
+  } else {
+    $("answer-title").textContent = told.name;
+    $("summary").textContent = "";
+    renew($("legend"), ...told.probabilities.map(([name, share]) => barRow(name, share)));
+  }
+}
+
+function barRow(name, share, on) {
+  const bar = element("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" });
+  const inner = [element("span", { class: "what", text: name }), bar, element("span", { class: "much", text: percent(share) })];
+  return element("li", {}, on ? element("button", { type: "button", title: `Name it ${name}`, on: { click: on } }, ...inner) : element("div", { class: "row" }, ...inner));
+}
+
+function renderDownloads() {
+  $("downloads").replaceChildren(
+    ...state.offer.formats[state.mode].map((format) =>
+      element("button", { type: "button", "data-format": format, text: FILES[format] ?? format, on: { click: () => download(format) } })),
+  );
+}
+
+async function download(format) {
+  const { sent } = found(), route = state.mode, one = photo();
+  const edits = one.edits[route]?.length ? { edits: JSON.stringify(one.edits[route]) } : {};
+  try {
+    become("busy", "Making the file …");
+    await save(await ask(route, { ...sent, ...edits, format }), `${one.file.name.replace(/\.[^.]*$/, "")}.${format}`);
+    become("done");
+  } catch (error) {
+    fail(error);
+  }
+}
+
+function renderFacts({ meta, size }) {
+  const rows = [["size", `${size.width} x ${size.height}`], ...Object.entries(meta).filter(([, value]) => value !== null && value !== "" && value !== false)];
+  $("facts").replaceChildren(
+    ...rows.flatMap(([name, value]) => [element("dt", { text: name.replaceAll("_", " ") }), element("dd", { text: typeof value === "string" ? value : JSON.stringify(value) })]),
+  );
+}
+
+// Looking at it -------------------------------------------------------------------------------------------------------
+
+function size() {
+  const told = found()?.told.size, bitmap = photo().bitmap;
+  return told ? [told.width, told.height] : bitmap ? [bitmap.width, bitmap.height] : [640, 360];
+}
+
+function drawPhoto() {
+  const [width, height] = size(), canvases = [$("photo"), $("overlay")];
+  for (const canvas of canvases) [canvas.width, canvas.height] = canvasSize(width, height);
+  const context = canvases[0].getContext("2d");
+  context.fillStyle = "#888";
+  context.fillRect(0, 0, canvases[0].width, canvases[0].height);
+  if (photo().bitmap) context.drawImage(photo().bitmap, 0, 0, canvases[0].width, canvases[0].height);
+  else {
+    [context.fillStyle, context.font, context.textAlign] = ["#fff", "32px sans-serif", "center"];
+    context.fillText("No preview of this file", canvases[0].width / 2, canvases[0].height / 2, canvases[0].width - 40);
+  }
+  fit();
+  redraw();
+}
+
+function fit() {
+  if (!photo()) return;
+  const [width, height] = size(), room = $("view").clientWidth;
+  const tall = Math.max(240, (innerWidth < 900 ? 0.6 : 0.74) * innerHeight);
+  const scale = Math.min(room / width, tall / height, 4);
+  $("frame").style.width = `${Math.floor(width * scale)}px`;
+}
+
+let waiting = 0;
+function redraw() {
+  cancelAnimationFrame(waiting);
+  waiting = requestAnimationFrame(() => {
+    if (!photo()) return;
+    const canvas = $("overlay"), context = canvas.getContext("2d"), answer = found();
+    if (answer?.layer) {
+      const mask = state.picked?.mask ?? null, only = state.hover ?? state.only;
+      paint(context, answer.layer, { opacity: $("opacity").value / 100, outline: $("outline").checked, only, mask, limit: answer.limit });
+    } else context.clearRect(0, 0, canvas.width, canvas.height);
+    const drawn = state.mode === "regions" ? photo() : { boxes: [], points: [] };
+    marks(context, canvas.width / size()[0], { boxes: drawn.boxes, points: drawn.points, draft: state.draft, cursor: state.cursor });
+  });
+}
+
+function isolate(group) {
+  [state.only, state.hover, state.picked] = [group, null, null];
+  renderLegend();
+  renderPicked();
+  redraw();
+}
+
+function hoverGroup(group) {
+  if (state.mode !== "segment" || state.picked) return;
+  state.hover = group;
+  redraw();
+}
+
+/** What is at a pixel, in words. */
+function told(x, y) {
+  const { told, layer } = found(), at = y * layer.width + x;
+  if (state.mode === "anomaly") {
+    const [low, high] = told.range;
+    return (low + layer.values[at] * (high - low)).toPrecision(3);
+  }
+  const id = layer.ids[at];
+  if (state.mode === "regions") return id < 0 ? "no region" : `${told.regions[id].name} ${percent(told.regions[id].score)}`;
+  return `${id < 0 ? "nothing" : told.names[id]} ${percent(layer.blue[at] / 255)}`;
+}
+
+function tip(x, y) {
+  const answer = found(), here = $("tip");
+  here.hidden = !answer?.layer || state.draft !== null;
+  if (here.hidden) return;
+  here.textContent = told(x, y);
+  const [width, height] = size();
+  here.style.left = `${(100 * (x + 0.5)) / width}%`;
+  here.style.top = `${(100 * (y + 0.5)) / height}%`;
+  here.classList.toggle("left", x > 0.6 * width);
+  here.classList.toggle("above", y > 0.8 * height);
+}
+
+function place(event) {
+  const box = $("overlay").getBoundingClientRect(), [width, height] = size();
+  const clamp = (value, most) => Math.min(most - 1, Math.max(0, Math.floor(value)));
+  return [clamp(((event.clientX - box.left) / box.width) * width, width), clamp(((event.clientY - box.top) / box.height) * height, height)];
+}
+
+function pick(x, y) {
+  const answer = found();
+  if (!answer?.layer || state.mode === "anomaly") return;
+  if (state.mode === "regions") return pickRegion(answer.layer.ids[y * answer.layer.width + x]);
+  const { layer, near, told } = answer;
+  if (state.picked?.mask[y * layer.width + x]) return unpick();
+  const mask = region(layer, x, y), cells = near.height * near.width;
+  const cell = Math.floor((y * near.height) / layer.height) * near.width + Math.floor((x * near.width) / layer.width);
+  const likely = Array.from({ length: near.count }, (_, k) => [near.ids[k * cells + cell], near.blue[k * cells + cell] / 255]);
+  const id = layer.ids[y * layer.width + x], pixels = mask.reduce((sum, one) => sum + one, 0);
+  state.picked = {
+    x, y, mask, name: id < 0 ? "nothing" : told.names[id], colour: told.colours[id],
+    note: `${percent(layer.blue[y * layer.width + x] / 255)} sure here; this region is ${percent(pixels / mask.length)} of the photo.`,
+    likely: likely.filter(([, share]) => share >= 0.005).map(([which, share]) => [which < 0 ? "nothing" : told.names[which], share]),
+  };
+  afterPick();
+}
+
+function pickRegion(index) {
+  if (index === null || index < 0) return unpick();
+  const { told, layer, masks } = found(), one = told.regions[index], at = layer.ids.indexOf(index);
+  state.picked = {
+    index, mask: masks[index], name: one.name, colour: told.colours[one.label],
+    x: at % layer.width, y: Math.floor(at / layer.width), hidden: at < 0,
+    note: `Score ${percent(one.score)}; ${one.area} pixels, box ${one.box.map((side) => Math.round(side)).join(", ")}.`,
+    likely: one.alternatives.filter(([, share]) => share >= 0.005),
+  };
+  afterPick();
+}
+
+function afterPick() {
+  renderPicked();
+  if (state.mode === "regions" || state.only !== null) [state.only, state.hover] = [null, null], renderLegend();
+  redraw();
+}
+
+function unpick() {
+  state.picked = null;
+  renderPicked();
+  if (found()) renderLegend();
+  redraw();
+}
+
+function renderPicked() {
+  const one = state.picked;
+  $("picked").hidden = !one;
+  if (!one) return;
+  $("picked-name").textContent = one.name;
+  $("picked-swatch").style.background = one.colour ? `rgb(${one.colour.join(",")})` : "none";
+  $("picked-note").textContent = one.note;
+  $("alternatives").replaceChildren(...one.likely.map(([name, share]) => barRow(name, share, () => rename(name))));
+  $("known").replaceChildren(...found().told.names.map((name) => element("option", { value: name })));
+  $("rename").hidden = Boolean(one.hidden);
+}
+
+function rename(name) {
+  const { x, y } = state.picked, edits = (photo().edits[state.mode] ??= []);
+  if (!name.trim() || name === state.picked.name) return;
+  edits.push([x, y, name.trim()]);
+  rerun(() => edits.pop());
+}
+
+async function rerun(otherwise) {
+  const one = photo(), answer = found();
+  try {
+    become("busy", "Renaming …");
+    const edits = JSON.stringify(one.edits[state.mode]), mode = state.mode;
+    const told = await (await ask(mode, { ...answer.sent, edits })).json();
+    one.answers[mode] = { told, sent: answer.sent, ...(await READ[mode](told)) };
+    state.picked = null;
+    render();
+    become("done");
+  } catch (error) {
+    otherwise();
+    renderEdits();
+    fail(error);
+  }
+}
+
+function renderEdits() {
+  const edits = photo()?.edits[state.mode] ?? [];
+  $("edits").hidden = !edits.length || !found();
+  $("edits-note").textContent = edits.length === 1 ? "One region was renamed; files have it too." : `${edits.length} regions were renamed; files have them too.`;
+}
+
+// Wiring --------------------------------------------------------------------------------------------------------------
+
+function setMode(mode) {
+  state.mode = mode;
+  [state.only, state.hover, state.picked, state.draft] = [null, null, null, null];
+  for (const tab of $("modes").children) tab.setAttribute("aria-selected", String(tab.dataset.mode === mode));
+  for (const tab of $("modes").children) tab.tabIndex = tab.dataset.mode === mode ? 0 : -1;
+  document.body.dataset.mode = mode;
+  $("about").textContent = ABOUT[mode];
+  $("tip").hidden = true;
+  renderSettings();
+  render();
+  if (!state.running) become(photo() ? (found() ? "done" : "ready") : "empty");
+}
+
+async function example({ file, mode, labels = [], item = "", normal, model, background = "", objects = false }) {
+  const load = async (name) => new File([await (await fetch(`examples/${name}`)).blob()], name);
+  const suited = state.offer.models.find((one) => model.test(one.name) && one.tasks.includes(mode));
+  setMode(mode);
+  if (suited) $("model").value = suited.name;
+  renderModel();
+  state.labels = [...labels];
+  [$("item").value, $("background").value, $("objects").checked] = [item, background, objects];
+  if (normal) [state.normal, state.tool] = [[], "look"], addNormal([await load(normal)]);
+  await addPhotos([await load(file)]);
+  await run();
+}
+
+function renderExamples() {
+  const offered = EXAMPLES.filter(({ mode, model }) => state.offer.models.some((one) => model.test(one.name) && one.tasks.includes(mode)));
+  $("examples").replaceChildren(
+    ...offered.map((one) =>
+      element("button", { type: "button", on: { click: () => example(one).catch(fail) } }, element("img", { src: `examples/${one.file}`, alt: "" }), element("span", { text: one.title }))),
+  );
+}
+
+const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/") || !file.type);
+
+function wire() {
+  $("form").addEventListener("submit", (event) => (event.preventDefault(), run()));
+  $("run-all").addEventListener("click", () => run(true));
+  $("choose").addEventListener("click", () => $("files").click());
+  $("normal-choose").addEventListener("click", () => $("normal-files").click());
+  for (const [input, add] of [[$("files"), addPhotos], [$("normal-files"), addNormal]]) {
+    input.addEventListener("change", () => {
+      add([...input.files]);
+      input.value = "";
+    });
+  }
+  $("label").addEventListener("keydown", (event) => {
+    if (event.key === "," || (event.key === "Enter" && $("label").value.trim())) {
+      event.preventDefault();
+      addLabels($("label").value);
+      $("label").value = "";
+      $("label").focus();
+    } else if (event.key === "Backspace" && !$("label").value && state.labels.length) {
+      state.labels.pop();
+      renderChips();
+      $("label").focus();
+    }
+  });
+  $("label").addEventListener("paste", (event) => {
+    const text = event.clipboardData.getData("text");
+    if (!/[,\n]/.test(text)) return;
+    event.preventDefault();
+    addLabels(text);
+    $("label").focus();
+  });
+  $("chips").addEventListener("click", (event) => event.target === $("chips") && $("label").focus());
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    const numbers = $("prompt").value.split(/[\s,]+/).filter(Boolean).map(Number);
+    if (![2, 4].includes(numbers.length) || !numbers.every(Number.isFinite)) return fail(new Error("Give two numbers for a point, or four for a box, in pixels."));
+    state.tool = numbers.length === 4 ? "box" : "point";
+    $("prompt").value = "";
+    addPrompt(numbers);
+  });
+  $("rename").addEventListener("submit", (event) => {
+    event.preventDefault();
+    rename($("new-name").value);
+    $("new-name").value = "";
+  });
+  $("undo").addEventListener("click", () => {
+    const edits = photo().edits[state.mode], last = edits.pop();
+    rerun(() => edits.push(last));
+  });
+  $("unpick").addEventListener("click", unpick);
+  $("save-mask").addEventListener("click", async () => {
+    const [width, height] = size();
+    save(await maskFile(state.picked.mask, width, height), `${state.picked.name.replace(/[^\p{L}\p{N} -]/gu, "_") || "region"}_mask.png`);
+  });
+  for (const id of ["opacity", "outline"]) $(id).addEventListener("input", redraw);
+  $("limit").addEventListener("input", () => {
+    found().limit = $("limit").value / 1000;
+    renderLegend();
+    redraw();
+  });
+  $("model").addEventListener("change", renderModel);
+  $("proposals").addEventListener("change", renderTools);
+  wireCanvas();
+  wireDrops();
+  $("modes").addEventListener("keydown", (event) => {
+    const tabs = [...$("modes").children], at = tabs.findIndex((tab) => tab.dataset.mode === state.mode);
+    const next = { ArrowRight: at + 1, ArrowLeft: at - 1 }[event.key];
+    if (next !== undefined) tabs.at(next % tabs.length).focus(), tabs.at(next % tabs.length).click();
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && state.picked) unpick();
+  });
+  new ResizeObserver(fit).observe($("view"));
+  addEventListener("resize", fit);
+  $("theme").addEventListener("click", () => theme(next[document.documentElement.dataset.theme ?? "auto"]));
+}
+
+const next = { auto: "light", light: "dark", dark: "auto" };
+function theme(name) {
+  if (name === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = name;
+  $("theme").textContent = { auto: "◐", light: "☀", dark: "☾" }[name];
+  $("theme").title = `Colours: ${name}`;
+  try {
+    localStorage.setItem("theme", name);
+  } catch {
+    // not kept, then
+  }
+}
+
+function wireCanvas() {
+  const canvas = $("overlay");
+  let from = null;
+  const drawing = () => state.mode === "regions" && state.tool !== "look";
+  canvas.addEventListener("pointerdown", (event) => {
+    from = place(event);
+    if (drawing() && state.tool === "box") canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const [x, y] = place(event);
+    if (from && drawing() && state.tool === "box" && event.buttons) {
+      state.draft = [Math.min(from[0], x), Math.min(from[1], y), Math.max(from[0], x) + 1, Math.max(from[1], y) + 1];
+      redraw();
+    }
+    tip(x, y);
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    const [x, y] = place(event), draft = state.draft;
+    state.draft = null;
+    if (!from) return;
+    from = null;
+    if (draft && draft[2] - draft[0] > 2 && draft[3] - draft[1] > 2) return addPrompt(draft);
+    if (drawing() && state.tool === "point") return addPrompt([x, y]);
+    pick(x, y);
+    tip(x, y);
+  });
+  canvas.addEventListener("pointercancel", () => ([from, state.draft] = [null, null]));
+  canvas.addEventListener("pointerleave", () => ($("tip").hidden = state.cursor === null));
+  canvas.addEventListener("keydown", (event) => {
+    const step = event.shiftKey ? 20 : 4, [width, height] = size();
+    const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
+    if (!move && !["Enter", " "].includes(event.key)) return;
+    event.preventDefault();
+    const [x, y] = state.cursor ?? [Math.floor(width / 2), Math.floor(height / 2)];
+    if (move) state.cursor = [Math.min(width - 1, Math.max(0, x + move[0])), Math.min(height - 1, Math.max(0, y + move[1]))];
+    else if (drawing() && state.tool === "point") addPrompt([x, y]);
+    else pick(x, y);
+    tip(...(state.cursor ?? [x, y]));
+    if (found()?.layer) $("status").textContent = $("tip").textContent;
+    redraw();
+  });
+  canvas.addEventListener("blur", () => ((state.cursor = null), ($("tip").hidden = true), redraw()));
+}
+
+function wireDrops() {
+  let depth = 0;
+  const files = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragenter", (event) => files(event) && (depth++, ($("veil").hidden = false)));
+  addEventListener("dragleave", (event) => files(event) && --depth <= 0 && ($("veil").hidden = true));
+  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    [depth, $("veil").hidden] = [0, true];
+    const dropped = pictures(event.dataTransfer.files), box = $("normal").getBoundingClientRect();
+    const inside = event.clientX >= box.left && event.clientX <= box.right && event.clientY >= box.top && event.clientY <= box.bottom;
+    if (!dropped.length) return files(event) ? fail(new Error("That is no picture; drop a photo.")) : undefined;
+    if (state.mode === "anomaly" && inside) addNormal(dropped);
+    else addPhotos(dropped);
+  });
+  addEventListener("paste", (event) => {
+    const pasted = pictures(event.clipboardData.files);
+    if (pasted.length) addPhotos(pasted);
+  });
+}
+
+async function start() {
+  let kept = "auto";
+  try {
+    kept = localStorage.getItem("theme") ?? "auto";
+  } catch {
+    // no storage here
+  }
+  theme(next[kept] ? kept : "auto");
+  try {
+    state.offer = await catalogue();
+  } catch (error) {
+    return fail(error);
+  }
+  const able = Object.keys(MODES).filter((mode) => state.offer.models.some((model) => model.tasks.includes(mode)));
+  $("modes").replaceChildren(
+    ...able.map((mode) => element("button", { type: "button", role: "tab", "data-mode": mode, text: MODES[mode], on: { click: () => setMode(mode) } })),
+  );
+  renderExamples();
+  wire();
+  setMode("segment");
+}
+
+start();
