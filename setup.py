@@ -51,6 +51,10 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         ["fsspec>=2024.6", "pyarrow>=17"],
     ),
     "ray": ("folders on several machines: `densevl segment --ray`", ["ray[data]>=2.40"]),
+    "export": (
+        "`densevl export`: models as ONNX, which run without torch; OpenVINO's package apart",
+        ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    ),
     "viz": ("`result.to_supervision()`", ["supervision>=0.27"]),
     "detectors": (
         "detectors that the tests name the results of; densevl imports none (ultralytics is under AGPL-3.0)",

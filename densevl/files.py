@@ -161,6 +161,18 @@ def guard(
         )
 
 
+def require_folder(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file that long work will write, so that an impossible one fails before the work.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {shown(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def is_own(path: Path) -> bool:
     """Whether densevl wrote a file: its text says so, or the JSON of the same stem, or the run file that names it."""
     if path.suffix in _SIGNED and _SIGNATURE in _start(path):

@@ -38,6 +38,7 @@ ROOMS = {
     "recipes": "methods as data, and the engine; `parts/` one file a kind of operation, `catalogue/` the papers",
     "backbones": "models behind one contract; `towers/`, `photo/`, `proxies/`",
     "vocabulary": "words to embeddings",
+    "exporting": "models as files that other programs run",
     "inference": "windows, the one loop over them, stitching, decoding to labels",
     "regions": "the arithmetic of regions: embedded, named, resolved, exported; `operators/` from masks to vectors",
     "anomaly": "the arithmetic of anomaly maps: words, windows, memories, scores",

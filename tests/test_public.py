@@ -52,6 +52,10 @@ COMMANDS = {
     ),
     "models": "",
     "doctor": "",
+    "export model": (
+        "OUT --background --check --compat --format --labels --model --overwrite --recipe --templates --weights"
+    ),
+    "export words": "OUT --background --labels --model --overwrite --templates --weights",
     "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
     "recipes show": "NAME",
     "anomaly fit": (

@@ -211,6 +211,10 @@ class Backbone(ABC):
         """
         return None
 
+    def held_text(self, texts: Sequence[str], templates: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Unit rows (D,) that are at hand for some of the texts, put into these templates; most models have none."""
+        return {}
+
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """How each word is reached and how far that may be trusted; a text tower makes no claim about any."""
         return [Reach(word) for word in words]

@@ -2,12 +2,13 @@
 
 Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "mini" · "ARCH/TAG" as open_clip lists them, such as
 "ViT-B-16/openai" · "local-dir:PATH" or a path to a folder with `open_clip_config.json` and weights · an architecture or
-a config file together with `weights=`.
+a config file together with `weights=` · a .onnx file that `densevl export` wrote.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,9 +73,14 @@ def load_backbone(
     """
     import torch
 
+    from densevl.backbones.exported import ENDING, Exported
     from densevl.backbones.precision import check
 
     where = devices.choose(device)
+    if weights is None and name.lower().endswith(ENDING):
+        if device is not None and where != "cpu":
+            raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
+        return Exported(name, partial(load_backbone, device="cpu")).at_precision(precision)
     check(precision, torch.device(where))
     return _load(name, weights, where).at_precision(precision)
 

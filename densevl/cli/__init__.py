@@ -17,6 +17,7 @@ from densevl.cli.anomaly import anomaly_app
 from densevl.cli.bench import bench
 from densevl.cli.classify import classify
 from densevl.cli.evaluation import eval_app
+from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
 from densevl.cli.listing import doctor, models, recipes_app
 from densevl.cli.regions import regions
@@ -56,5 +57,8 @@ def _root(
 
 for command in (segment, regions, search, classify, models, doctor, bench, serve):
     app.command()(command)
-for name, group in (("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)):
+for name, group in (
+    *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),
+    ("export", export_app),
+):
     app.add_typer(group, name=name)

@@ -66,7 +66,7 @@ class DenseFeatures:
         text_TD = text_TD.to(self.features.device).float()
         if foreground_T is None:
             foreground_T = torch.ones(text_TD.shape[0], dtype=torch.bool)
-        elif foreground_T.shape != text_TD.shape[:1] or not foreground_T.any():
+        elif foreground_T.shape != text_TD.shape[:1] or not (torch.compiler.is_exporting() or foreground_T.any()):
             raise LabelError(
                 f"foreground is {tuple(foreground_T.shape)} for {text_TD.shape[0]} texts, {int(foreground_T.sum())} of "
                 "them classes; give one bool for each text, at least one of them true"

@@ -342,12 +342,14 @@ class Readout(Part, ABC):
         projects: projections of the last block that it needs where windows are joined at them.
         needs_trunk: whether it looks at more than the outcome, so that windows cannot be joined right before it.
         cosine: whether words are compared by the cosine alone, so that features mean something without words.
+        asks_foreground: whether a score depends on which words are classes and which background words.
     """
 
     leaves: ClassVar[int | None] = None
     projects: ClassVar[str] = ""
     needs_trunk: bool = False
     cosine: ClassVar[bool] = True
+    asks_foreground: ClassVar[bool] = False
 
     @abstractmethod
     def read(self, batch: Batch, outcome: Outcome, embed: Callable[[torch.Tensor], torch.Tensor]) -> DenseFeatures:

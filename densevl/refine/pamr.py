@@ -41,9 +41,13 @@ class Pamr:
         for neighbour in self._neighbours(image):
             squares += (neighbour - mean) ** 2
         spread = _EPS + _SHARPNESS * (squares / (count - 1)).sqrt()
-        weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), image.shape[0], *image.shape[-2:])
-        for weight_BHW, neighbour in zip(weights_PBHW, self._neighbours(image), strict=True):
-            torch.mean((neighbour - image).abs_().div_(spread), dim=1, out=weight_BHW)
+        gaps = ((neighbour - image).abs_().div_(spread) for neighbour in self._neighbours(image))
+        if torch.compiler.is_exporting():  # a graph does not write into parts of a tensor
+            weights_PBHW = torch.stack([gap.mean(dim=1) for gap in gaps])
+        else:
+            weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), image.shape[0], *image.shape[-2:])
+            for weight_BHW, gap in zip(weights_PBHW, gaps, strict=True):
+                torch.mean(gap, dim=1, out=weight_BHW)
         # softmax of the negated logits, in place: the weights are the largest thing held
         weights_PBHW.sub_(weights_PBHW.amin(dim=0)).neg_().exp_()
         self._weights_PBHW = weights_PBHW.div_(weights_PBHW.sum(dim=0))

@@ -200,6 +200,7 @@ class TextClassifier:
         cache = self._cache(own_templates)
         cached = cache.get(list(keys.values())) if cache else {}
         known = {key: torch.from_numpy(v) for key, v in cached.items() if len(v) == self._backbone.embed_dim}
+        known |= {keys[text]: row for text, row in self._backbone.held_text(list(keys), own_templates).items()}
         missing = [text for text, key in keys.items() if key not in known]
         step = max(1, PROMPTS_AT_ONCE // len(own_templates))
         for start in range(0, len(missing), step):

@@ -84,7 +84,7 @@ def score(probabilities_BKhw: torch.Tensor, rows_TK: torch.Tensor, affinity: tor
     weight_T = members_T**BREADTH
     scores_BThw = (local_BThw * weight_T[:, None, None] + _FLOOR).log()
     scores_BThw = scores_BThw + (image_BT * weight_T + _FLOOR).log()[:, :, None, None]
-    if unknown_T.any():
+    if torch.compiler.is_exporting() or unknown_T.any():
         scores_BThw = scores_BThw.masked_fill(unknown_T[:, None, None], -torch.inf)
         best_B1hw = scores_BThw.argmax(1, keepdim=True)
         here_B1hw = (local_BThw * members_T[:, None, None]).gather(1, best_B1hw)

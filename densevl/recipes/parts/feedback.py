@@ -134,12 +134,12 @@ def label_affinity(labels_Bhw: torch.Tensor, literal: bool = False) -> torch.Ten
     from densevl.kernels.common import runs
 
     h, w = labels_Bhw.shape[1:]
-    place = torch.arange(h * w, device=labels_Bhw.device)
-    flat = labels_Bhw.flatten(1)
-    (y0, x0), (y1, x1) = ((at // w, at % w) for at in (place[:, None, None], place[None, :, None]))
+    flat, axes = labels_Bhw.flatten(1), (torch.arange(side, device=labels_Bhw.device) for side in (h, w))
+    rows, cols = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))
+    (y0, x0), (y1, x1) = (rows[:, None, None], cols[:, None, None]), (rows[None, :, None], cols[None, :, None])
     far = torch.maximum((y1 - y0).abs(), (x1 - x0).abs()).float()
     longest: Any = torch.sym_max(h, w) - 1
-    steps, shares = torch.arange(longest + 1, device=place.device), None
+    steps, shares = torch.arange(longest + 1, device=rows.device), None
     if literal:
         shares = torch.linspace(0, 1, longest + 1).to(far)
     clear = torch.ones_like(flat[:1, :1, None], dtype=torch.bool)

@@ -192,6 +192,7 @@ class ScoredSources(Readout):
 
     needs_trunk = True
     cosine = False
+    asks_foreground = True
 
     scale: float = 100.0
     floor: float = 0.1
@@ -218,7 +219,7 @@ class ScoredSources(Readout):
         return DenseFeatures(features, _cls(batch, outcome, y_BNE), affinity, tuple(layers), self._compare)
 
     def _compare(self, dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
-        mean_1D = F.normalize(text_TD[foreground_T].mean(dim=0, keepdim=True), dim=-1)
+        mean_1D = F.normalize((foreground_T.to(text_TD) @ text_TD)[None], dim=-1)
         rivals = torch.cat([text_TD, mean_1D])
 
         def probabilities(features: torch.Tensor) -> torch.Tensor:
