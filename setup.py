@@ -41,6 +41,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         "Segment Anything: `mini-sam`, SAM's masks, SAM as a proxy",
         ["segment-anything>=1.0", "opencv-python>=4.10"],
     ),
+    "heif": ("HEIC photos, as iPhones take them", ["pi-heif>=1.0"]),
     "superpixels": ("superpixels as regions", ["scikit-image>=0.24"]),
     "eval": (
         "benchmarks: COCO's and LVIS's average precision, mmengine configs",

@@ -128,7 +128,7 @@ def test_auto_says_what_it_took_and_unknown_words_are_named(model, tmp_path, mon
     monkeypatch.setattr(OpenClipBackbone, "upgrade", "a larger one", raising=False)
     done = _segment(str(PHOTOS), "--labels", "cat,sky", "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
-    first, left_out, *rest = done.stderr.splitlines()
+    first, *rest, left_out = done.stderr.splitlines()
     assert left_out == "left out of the folders: 1 .md"
     assert re.match(r"model \S+: CLIP: any words.*Better: a larger one$", first)
     assert [line for line in rest if "sky" in line] == [line for line in rest if line.startswith("warning: ")]

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images
+from densevl.cli.images import run_images, say_left_out
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ def anomaly_fit(
     """Remember sound images and set a threshold from them."""
     from densevl.files import guard
     from densevl.fitted import files
-    from densevl.images import list_images
+    from densevl.images import find_images
 
-    paths = list_images(normal)
+    found = find_images(normal)
+    paths = found.paths
+    say_left_out(found)
     guard(files(out), inputs=paths, overwrite=overwrite)
     from densevl.pipelines.anomaly.detector import AnomalyDetector
 

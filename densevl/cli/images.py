@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from rich.text import Text
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout, warn
 from densevl.files import json_text
-from densevl.pipelines.folder.watch import PACKED, Job, Watch
+from densevl.pipelines.folder.watch import Job, Watch
 
 if TYPE_CHECKING:
+    from densevl.images import Found
     from densevl.pipelines.folder.gathered import Gathered
     from densevl.pipelines.folder.tasks import Kind, Task, Work
 
@@ -46,6 +47,7 @@ class Screen(Watch):
         describe: Describe | None = None,
         kind: Kind | None = None,
         out: str = "",
+        images: Sequence[str] = (),
         *,
         as_json: bool = False,
         quiet: bool = False,
@@ -53,11 +55,13 @@ class Screen(Watch):
         """A screen.
 
         Args:
-            describe: what is said of an image. kind, out: what is written, and where.
+            describe: what is said of an image. kind, out: what is written, and where. images: all of them, which are
+                told apart by their places below the folder that they share.
             as_json: lines of JSON on stdout, and nothing else. quiet: errors only.
         """
         self.wants_content, self.kind, self.out = as_json, kind, out
         self.finished = self.broken = 0
+        self._names = _below_common(images)
         self._describe, self._json, self._quiet = describe, as_json, quiet
         self._warned: set[str] = set()
         self._progress = Progress(
@@ -78,7 +82,8 @@ class Screen(Watch):
         self._progress.start()
         self._bar = self._progress.add_task("images", total=total, completed=finished)
         if finished and not self._quiet:
-            stderr().print(f"{finished} of {total} images are done already", style="dim")
+            done = f"{finished} of {total} images {'is' if finished == 1 else 'are'}" if total > 1 else "the image is"
+            stderr().print(f"{done} done already", style="dim")
 
     def found(self, job: Job, content: dict[str, Any]) -> None:
         """See `Watch`."""
@@ -95,7 +100,7 @@ class Screen(Watch):
                 if warning not in self._warned:  # each once a run
                     warn(warning)
                     self._warned.add(warning)
-            stdout().print(self._describe(file_name(job.image), result))
+            stdout().print(self._describe(self._names.get(job.image) or file_name(job.image), result))
 
     def failed(self, job: Job, error: str) -> None:
         """See `Watch`."""
@@ -107,7 +112,7 @@ class Screen(Watch):
 
     def _print(self, job: Job, content: dict[str, Any]) -> None:
         endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
-        outputs = [self.out] if self.out.endswith(PACKED) else [f"{self.out}/{job.name}{ending}" for ending in endings]
+        outputs = [content["shard"]] if "shard" in content else [f"{self.out}/{job.name}{end}" for end in endings]
         told = {key: content[key] for key in tells if key in content}
         if "regions" in told:  # masks stay in the file
             told["regions"] = [{key: row[key] for key in ROW if key in row} for row in told["regions"]]
@@ -116,6 +121,18 @@ class Screen(Watch):
     def end(self) -> None:
         """See `Watch`."""
         self._progress.stop()
+
+
+def _below_common(images: Sequence[str]) -> dict[str, str]:
+    """Images by their paths below the folder that they share; addresses are left out."""
+    from densevl.images.addresses import is_address
+
+    files = [path for path in images if not is_address(path)]
+    try:
+        shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in files])
+        return {path: escape(" ".join(os.path.relpath(path, shared).split())) for path in files}
+    except ValueError:  # none, or on several drives
+        return {}
 
 
 def run_images(
@@ -146,9 +163,7 @@ def run_images(
         task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
     loaded(task)
     out = out or default_folder(options.OUT, task, overwrite=overwrite)
-    if not quiet:
-        say_left_out(found.left_out)
-    screen = Screen(describe, task.kind, out, as_json=as_json, quiet=quiet)
+    screen = Screen(describe, task.kind, out, found.paths, as_json=as_json, quiet=quiet)
     try:
         report = to_files(
             task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen, cluster=cluster
@@ -159,6 +174,8 @@ def run_images(
     except KeyboardInterrupt as error:
         fail("stopped; the same command goes on from here")
         raise typer.Exit(STOPPED) from error
+    if not quiet:
+        say_left_out(found)
     if report.done and not quiet and not as_json:
         places = ", ".join(report.places[:5]) + ", ..." * (len(report.places) > 5)
         stdout().print(f"results in {escape(places)}")
@@ -187,11 +204,10 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"protocol": protocol}
 
 
-def say_left_out(left_out: Counter[str]) -> None:
+def say_left_out(found: Found) -> None:
     """Name what stands in the folders and is not taken for an image."""
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        stderr().print(escape(f"left out of the folders: {kinds}"), style="dim")
+    if found.told:
+        stderr().print(escape(f"left out of the folders: {found.told}"), style="dim")
 
 
 def print_json(content: dict[str, Any]) -> None:

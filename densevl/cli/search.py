@@ -109,7 +109,7 @@ def search(
         fail(error)
         raise typer.Exit(PARTLY if found.index.photos else FAILED) from error
     if not quiet:
-        say_left_out(photos.left_out)
+        say_left_out(photos)
         counts = f"{len(built.added)} new, {len(built.kept)} known, {len(built.removed)} gone"
         stderr().print(f"{len(found.index.photos)} photos ({counts}), {len(found.index)} regions", style="dim")
     query: Any = _example(classifier, like) if like else words

@@ -5,6 +5,7 @@ Only numpy and Pillow are needed; torch is not imported.
 
 from densevl.images.decoding import kind_of
 from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
+from densevl.images.notes import ImageWarning
 from densevl.images.pixels import UInt8Array, encode_png
 from densevl.images.reading import MAX_PIXELS, Header, header, read_image, read_labels
 from densevl.images.resizing import keep_ratio_size, resize
@@ -21,6 +22,7 @@ __all__ = [
     "keep_ratio_size",
     "encode_png",
     "kind_of",
+    "ImageWarning",
     "UInt8Array",
     "MAX_PIXELS",
     "EXTENSIONS",

@@ -27,6 +27,18 @@ def is_address(path: Any) -> bool:
     return isinstance(path, str) and bool(_ADDRESS.match(path)) and not path.startswith("file://")
 
 
+def refuse_web(path: str, what: str) -> None:
+    """Refuse pages of the web, and addresses of which `pathlib.Path` took a slash.
+
+    Raises:
+        ImageError: it is one.
+    """
+    if re.match(r"(https?|ftps?):/", path, re.IGNORECASE):
+        raise ImageError(f"{what} is an address: download it and give the file's path")
+    if re.match(r"(?!file:)[a-z][a-z0-9+]+:/(?!/)", path, re.IGNORECASE) and not os.path.lexists(path):
+        raise ImageError(f"{what} is an address that lost a slash in a path: give it as a string")
+
+
 def key_of(path: str) -> str:
     """What two names of one image share: the absolute path, or the address."""
     return path if is_address(path) else os.path.abspath(path.removeprefix("file://"))

@@ -7,9 +7,10 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Final
 
-from PIL import Image
+from PIL import Image, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -19,31 +20,72 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from densevl.errors import ImageError
+from densevl.errors import ImageError, MissingExtraError
 from densevl.images.opening import CUT, StrictReader, reader
 from densevl.images.pixels import reason
+
+
+def _avif(file: Any, name: str) -> ImageFile:
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    if not features.check("avif"):
+        raise OSError("this build of Pillow reads no AVIF; convert it to PNG, or install Pillow's wheel")
+    return AvifImageFile(file, name)
+
+
+def _heif(file: Any, name: str) -> ImageFile:
+    from pi_heif import HeifImageFile
+
+    return HeifImageFile(file, name)
+
+
+def reads_heif() -> bool:
+    """Whether HEIC pictures, as iPhones take them, can be read here."""
+    return find_spec("pi_heif") is not None
+
 
 # The classes are called directly, not through `Image.open`: that function has a pixel limit of its own, held in a
 # global, which warns or raises where ours should speak. JPEG without the MPO wrapper gives the first picture of an MPO.
 _FORMATS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[..., ImageFile]], ...]] = (
+    ("AVIF", re.compile(rb"....ftyp(avi[fs]|mi[af].{5,60}avi[fs])", re.DOTALL), _avif),
+    ("HEIC", re.compile(rb"....ftyp(he[iv][cmsx]|mif1|msf1)", re.DOTALL), _heif),
     ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
-    ("TIFF", re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"), TiffImageFile),
+    ("TIFF", re.compile(rb"(?:II\*\0(?!....CR)|MM\0\*|II\+\0|MM\0\+)", re.DOTALL), TiffImageFile),
     ("GIF", re.compile(rb"GIF8[79]a"), GifImageFile),
     ("BMP", re.compile(rb"BM"), BmpImageFile),
     ("PPM", re.compile(rb"P[456]\s"), PpmImageFile),
 )
-_READABLE: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, binary PPM/PGM/PBM"
+_READABLE: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, binary PPM/PGM/PBM, AVIF, and HEIC with densevl[heif]"
 _TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z")
 _TEXT_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_RAW: Final = "a raw photo of a camera; develop it, or export it as JPEG or TIFF"
+_RAW_ENDINGS: Final = (".dng", ".nef", ".nrw", ".arw", ".sr2", ".cr2", ".pef", ".orf", ".rw2", ".srw", ".3fr", ".iiq")
 _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
+    (
+        re.compile(rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.I | re.S),
+        "an SVG drawing; export it as PNG",
+    ),
     (re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head)", re.I), "an HTML or XML page, saved by mistake?"),
-    (re.compile(rb"\s*<svg", re.I), "an SVG drawing; export it as PNG"),
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer; run 'git lfs pull'"),
-    (re.compile(rb"....ftyp(hei|mif|msf|avi)", re.DOTALL), "a HEIC or AVIF picture; convert it to JPEG or PNG"),
+    (
+        re.compile(rb"\0\x05\x16[\0\x07]"),
+        "what macOS keeps beside a file; the picture is the file without '._' in its name",
+    ),
+    (re.compile(rb"....ftyp(hei|hev|mif|msf|avi)", re.DOTALL), "a HEIC or AVIF picture; convert it to JPEG or PNG"),
+    (re.compile(rb"FUJIFILMCCD-RAW|II[RU][OS\0]|MMOR|FOVb|II\*\0.{4}CR|....ftypcrx", re.DOTALL), _RAW),
     (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; extract frames first"),
     (re.compile(rb"%PDF"), "a PDF; export its pages as PNG"),
+    (re.compile(rb"%!PS"), "PostScript; export it as PNG"),
+    (re.compile(rb"8BPS"), "a Photoshop document; export it as PNG"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL; convert it to JPEG or PNG"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000; convert it to JPEG or PNG"),
+    (re.compile(rb"v/1\x01|#\?RADIANCE"), "a picture of high dynamic range; map its tones and save it as PNG"),
+    (re.compile(rb"\0\0[\1\2]\0"), "an icon; save it as PNG"),
+    (re.compile(rb".{128}DICM", re.DOTALL), "DICOM; read it with pydicom, and give an array"),
+    (re.compile(rb"SIMPLE  =|\x89HDF"), "data of FITS or HDF; read it with its own package, and give an array"),
+    (re.compile(rb"\x93NUMPY"), "an array of NumPy; give numpy.load of it"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "an archive; unpack it first"),
     (re.compile(rb"P[123]\s"), "a plain-text PPM; save it as binary PPM or PNG"),
     (_TEXT, "text"),
@@ -71,10 +113,14 @@ def opened(
         if format_name == "WebP" and (size := _webp_size(head)):
             check_size(what, size, max_pixels)  # its decoder takes the memory on opening
         file.seek(0)
+        if format_name == "HEIC" and not reads_heif():
+            raise MissingExtraError("pi-heif", "heif", f"reading {what}, a HEIC picture,")
         try:
             image = factory(file, "")  # no name: Pillow would map the file into memory behind our reader's back
         except Exception as error:  # decoders raise many types on damaged data
             raise ImageError(f"{what} is a damaged or unsupported {format_name}: {reason(error)}") from error
+        if isinstance(image, TiffImageFile) and _is_raw(image, what):
+            raise ImageError(f"{what} is not an image but {_RAW}")
         check_size(what, image.size, max_pixels)
         yield image, what
 
@@ -102,6 +148,24 @@ def _recognise(what: str, head: bytes, formats: tuple[str, ...]) -> tuple[str, C
     guess = next((kind for magic, kind in _FOREIGN if magic.match(head)), "")
     but = f"not an image but {guess}" if guess else "not an image, or of no image format known here"
     raise ImageError(f"{what} is {but}: allowed are {allowed}")
+
+
+def _is_raw(image: TiffImageFile, what: str) -> bool:
+    """Whether a TIFF is what cameras write: its first picture is a thumbnail then."""
+    tags = image.tag_v2
+    return (
+        50706 in tags
+        or (330 in tags and bool(tags.get(254, 0) & 1))
+        or what.lower().rstrip("'\"").endswith(_RAW_ENDINGS)
+    )
+
+
+def frames(image: Image.Image) -> int:
+    """How many pages or frames a picture has."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # noqa: BLE001  later frames are damaged, and not asked for
+        return 1
 
 
 def decode(image: Image.Image, what: str) -> None:

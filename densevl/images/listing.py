@@ -12,13 +12,17 @@ from typing import Final
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import RUN_FILE, shown
-from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, opened
+from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, opened, refuse_web
+from densevl.images.decoding import reads_heif
 
 EXTENSIONS: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".hif"}
 )
+_HEIF: Final = frozenset({".heic", ".heif", ".hif"})
+_HINT: Final = 'of HEIC (pip install "densevl[heif]")'
 LISTS: Final = frozenset({".txt", ".lst"})
+NAMELESS: Final = "file without ending"
 Entry = tuple[str, str, str]
 """The path of an image, the folder its results belong in, and the path they are named after."""
 Sources = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -32,13 +36,24 @@ class Found:
         paths: the images, each once, in the order given; those of a folder are sorted.
         folders: for each the folder its results belong in: its place below the folder that was given, or "".
         named: for each the path that its results are named after.
-        left_out: what stands in the folders and was not taken, and how many: {".heic": 3, "a broken link": 1}.
+        left_out: what stands in the folders and was not taken, and how many: {".txt": 3, "broken link": 1}.
     """
 
     paths: tuple[str, ...]
     folders: tuple[str, ...]
     named: tuple[str, ...]
     left_out: Counter[str]
+
+    @property
+    def told(self) -> str:
+        """What was left out, in words: "3 .txt, 1 broken link"; "" for nothing."""
+        return ", ".join(f"{count} {_many(kind, count)}" for kind, count in sorted(self.left_out.items()))
+
+
+def _many(kind: str, count: int) -> str:
+    first, space, rest = kind.partition(" of ")
+    plain = count == 1 or kind.startswith((".", "of "))
+    return kind if plain else f"{first}s{space}{rest}"
 
 
 def list_images(sources: Sources) -> list[Path]:
@@ -69,14 +84,17 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     for source in (name for text in given for name in braces(text.removeprefix("file://"))):
         for entry in _expanded(source, left_out, None if skip is None else os.fspath(skip).removeprefix("file://")):
             found.setdefault(key_of(entry[0]), entry)
+    left_out = +left_out  # without zeros
     if not found:
         where = ", ".join(shown(source) for source in given[:3]) or "an empty list"
-        raise ImageError(f"no images in {where}: files must end in {' '.join(sorted(EXTENSIONS))}")
+        there = f" (left out: {told})" if (told := Found((), (), (), left_out).told) else ""
+        raise ImageError(f"no images in {where}{there}: files must end in {' '.join(sorted(EXTENSIONS))}")
     paths, folders, named = zip(*found.values(), strict=True)
     return Found(paths, folders, named, left_out)
 
 
 def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry]:
+    refuse_web(source, shown(source))
     if is_address(source) and not source.startswith(TAR):
         yield from _at(source, left_out, skip)
     elif source.endswith(".tar") and os.path.isfile(source):
@@ -85,7 +103,7 @@ def _expanded(source: str, left_out: Counter[str], skip: str | None) -> Iterator
         beyond = None if skip is None else os.path.realpath(skip)
         if os.path.realpath(source) == beyond:
             raise OutputError(f"results in {shown(source)} would be taken for images of it; name another --out")
-        inside = sorted(_below(source, "", left_out, beyond, set()), key=lambda found: found[0].split(os.sep))
+        inside = sorted(_below(source, left_out, beyond), key=lambda found: found[0].split(os.sep))
         yield from ((path, folder, path) for path, folder in inside)
     elif os.path.splitext(source)[1].lower() in LISTS and os.path.isfile(source):
         yield from ((path, "", path) for path in _listed(source))
@@ -103,11 +121,11 @@ def _inside(place: str, left_out: Counter[str]) -> Iterator[Entry]:
     """The images in a tar archive, their results in a folder of its name."""
     for member in archive_of(place).members:
         ending = os.path.splitext(member)[1].lower()
-        if ending in EXTENSIONS and not os.path.basename(member).startswith("."):
+        if _is_readable(ending) and not os.path.basename(member).startswith("."):
             folder = os.path.join(os.path.basename(place).removesuffix(".tar"), os.path.dirname(member))
             yield f"{TAR}{member}::{place}", folder.rstrip(os.sep), member
         else:
-            left_out[ending or "no ending"] += 1
+            left_out[ending or NAMELESS] += 1
 
 
 def _at(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry]:
@@ -131,37 +149,62 @@ def _at(source: str, left_out: Counter[str], skip: str | None) -> Iterator[Entry
                 continue
             if skip is not None and address.startswith(f"{skip.rstrip('/')}/"):
                 continue
-            if ending in EXTENSIONS:
+            if _is_readable(ending):
                 yield address, below.rpartition("/")[0], path
             else:
-                left_out[ending or "no ending"] += 1
+                left_out[ending or NAMELESS] += 1
 
 
-def _below(
-    top: str, folder: str, left_out: Counter[str], skip: str | None, seen: set[str]
-) -> Iterator[tuple[str, str]]:
-    """Images in `top` and below, each with its folder; a link that leads back to a folder above is not followed."""
-    try:
-        entries = list(os.scandir(top))
-    except OSError as error:
-        raise ImageError(f"cannot list folder {shown(top)}: {error.strerror}") from error
-    here = os.path.realpath(top)
-    if here in seen or here == skip:
-        return
-    if folder and any(entry.name == RUN_FILE for entry in entries):
-        left_out["a folder of results"] += 1
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
+def _below(top: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple[str, str]]:
+    """Images in `top` and below, each with its folder and each once: links come last, and none leads in a circle."""
+    waiting: list[tuple[str, str]] = [(top, "")]
+    linked: list[tuple[str, str]] = []
+    files: list[tuple[str, str]] = []
+    walked, taken = set[str](), set[str]()
+    while waiting or linked:
+        place, folder = waiting.pop() if waiting else linked.pop(0)
+        here = os.path.realpath(place)
+        if here == skip:
             continue
-        if entry.is_dir():
-            yield from _below(entry.path, os.path.join(folder, entry.name), left_out, skip, seen | {here})
-        elif not entry.is_file():
-            left_out["a broken link" if entry.is_symlink() else "no regular file"] += 1
-        elif (ending := os.path.splitext(entry.name)[1].lower()) in EXTENSIONS:
-            yield entry.path, folder
+        if here in walked:
+            left_out["link to a folder that is taken"] += 1
+            continue
+        walked.add(here)
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            if not folder:
+                raise ImageError(f"cannot list folder {shown(place)}: {error.strerror}") from error
+            left_out["folder that cannot be read"] += 1
+            continue
+        if folder and any(entry.name == RUN_FILE for entry in entries):
+            left_out["folder of results"] += 1
+            continue
+        left_out["empty folder"] += not entries and bool(folder)
+        for entry in entries:
+            if entry.name.startswith("."):
+                left_out["hidden file" if not entry.is_dir() else "hidden folder"] += 1
+            elif entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append((entry.path, os.path.join(folder, entry.name)))
+            elif not entry.is_file():
+                left_out["broken link" if entry.is_symlink() else "special file"] += 1
+            elif not _is_readable(ending := os.path.splitext(entry.name)[1].lower()):
+                left_out[(_HINT if ending in _HEIF else ending) or NAMELESS] += 1
+            elif entry.is_symlink():
+                files.append((entry.path, folder))
+            else:
+                taken.add(os.path.join(here, entry.name))
+                yield entry.path, folder
+    for path, folder in files:
+        if (target := os.path.realpath(path)) in taken:
+            left_out["link to an image that is taken"] += 1
         else:
-            left_out[ending or "no ending"] += 1
+            taken.add(target)
+            yield path, folder
+
+
+def _is_readable(ending: str) -> bool:
+    return ending in EXTENSIONS and (ending not in _HEIF or reads_heif())
 
 
 def _listed(path: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Final
 
 from densevl.errors import ImageError, suggest
 from densevl.files import shown
-from densevl.images.addresses import fetch, is_address
+from densevl.images.addresses import fetch, is_address, refuse_web
 
 CUT: Final = "the file ends before the picture does (cut download or copy?)"
 
@@ -83,8 +82,7 @@ def display_name(name: str | None) -> str:
 
 
 def _open_path(path: str, what: str, *, named: bool) -> StrictReader:
-    if re.match(r"(https?|ftps?)://", path, re.IGNORECASE):
-        raise ImageError(f"{what} is an address: download it and give the file's path")
+    refuse_web(path, what)
     if is_address(path):
         return StrictReader(io.BytesIO(fetch(path)))
     path = path.removeprefix("file://")

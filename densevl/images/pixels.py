@@ -10,13 +10,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.errors import ImageError
+from densevl.images.notes import say
 
+DARK = 2**14
+"""16-bit images that reach no more come out dark: nobody would use so little of the range on purpose."""
 UInt8Array = npt.NDArray[np.uint8]
 QUARTER_TURNS = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
 
 
-def from_pillow(image: Image.Image, what: str) -> UInt8Array:
+def from_pillow(image: Image.Image, what: str, bits: int | None = None) -> UInt8Array:
     """Turn a decoded PIL image of any mode into upright uint8 RGB (H, W, 3)."""
     try:
         if image.mode == "F" or image.mode.startswith("I"):
@@ -25,7 +28,7 @@ def from_pillow(image: Image.Image, what: str) -> UInt8Array:
                 if values.min() < 0 or values.max() > 65535:
                     raise ImageError(f"{what} has 32-bit values outside 0-65535: scale them to 16 bits first")
                 values = values.astype(np.uint16)
-            rgb = from_array(values, what)
+            rgb = from_array(values, what, bits)
         elif image.has_transparency_data:
             rgb = from_array(np.asarray(image.convert("RGBA")), what)
         else:
@@ -54,7 +57,7 @@ def upright(pixels: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
     return pixels
 
 
-def from_tensor(tensor: Any, what: str) -> UInt8Array:
+def from_tensor(tensor: Any, what: str, bits: int | None = None) -> UInt8Array:
     """Turn a torch tensor (H, W) or (C, H, W) on any device into uint8 RGB (H, W, 3), a copy."""
     kinds = {"nested": tensor.is_nested, "meta": tensor.is_meta, "quantized": tensor.is_quantized}
     odd = next((kind for kind, found in kinds.items() if found), str(tensor.layout).removeprefix("torch."))
@@ -67,10 +70,10 @@ def from_tensor(tensor: Any, what: str) -> UInt8Array:
         raise ImageError(f"{what}: give (H, W) or (C, H, W); pass the images of a batch one by one")
     tensor = tensor.detach().cpu()
     array = (tensor.float() if tensor.is_floating_point() else tensor).numpy(force=True)
-    return from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), what)
+    return from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), what, bits)
 
 
-def from_array(array: npt.NDArray[Any], what: str) -> UInt8Array:
+def from_array(array: npt.NDArray[Any], what: str, bits: int | None = None) -> UInt8Array:
     """Turn (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) into uint8 RGB (H, W, 3), a copy."""
     if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {1, 3, 4}):
         hint = ""
@@ -81,7 +84,7 @@ def from_array(array: npt.NDArray[Any], what: str) -> UInt8Array:
         raise ImageError(f"{what}: give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4){hint}")
     if 0 in array.shape:
         raise ImageError(f"{what}: an image needs at least one pixel")
-    values = _to_uint8(array, what)
+    values = _to_uint8(array, what, bits)
     if values.ndim == 2 or values.shape[2] == 1:
         return np.repeat(values.reshape(*values.shape[:2], 1), 3, axis=2)
     if values.shape[2] == 4:
@@ -89,14 +92,14 @@ def from_array(array: npt.NDArray[Any], what: str) -> UInt8Array:
     return np.array(values, order="C")
 
 
-def _to_uint8(array: npt.NDArray[Any], what: str) -> UInt8Array:
+def _to_uint8(array: npt.NDArray[Any], what: str, bits: int | None) -> UInt8Array:
     """Scale bool, uint16 and float 0-1 to uint8 0-255."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return _of_16_bits(array, what, bits)
     if array.dtype.kind != "f":
         hint = "; array.astype(numpy.uint8) if its values are 0-255" if array.dtype.kind == "i" else ""
         raise ImageError(f"{what}: the type must be uint8, uint16, bool or float 0-1{hint}")
@@ -107,6 +110,29 @@ def _to_uint8(array: npt.NDArray[Any], what: str) -> UInt8Array:
         hint = "divide by 255" if low >= 0 and high <= 255 else "undo its normalisation"
         raise ImageError(f"{what}: its values span {low:.4g} to {high:.4g}, floats must be 0-1; {hint}")
     return (np.clip(array, 0, 1).astype(np.float32) * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def _of_16_bits(array: npt.NDArray[Any], what: str, bits: int | None) -> UInt8Array:
+    """Scale uint16 to uint8: its whole range, or as many of its bits as are used."""
+    highest = int(array.max())
+    if bits is not None and highest >> bits:
+        raise ImageError(f"{what} holds {highest}, which is more than {bits} bits: give bits={highest.bit_length()}")
+    if bits is None and 0 < highest < DARK:
+        used = max(8, highest.bit_length())
+        told = f"its 16-bit values reach only {highest} of 65535, so it comes out dark"
+        say(what, f"{told}; if it has {used} bits, read it with read_image(..., bits={used})")
+    top = 2 ** (bits or 16) - 1
+    return ((array.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def require_light(rgb: UInt8Array, what: str) -> None:
+    """Say it where the high bytes of 16-bit colours are so low that the image comes out dark."""
+    highest = int(rgb.max())
+    if highest < DARK >> 8:
+        say(
+            what,
+            f"its 16-bit colours reach only {highest} of 255, so it comes out dark; save it with 8 bits, stretched",
+        )
 
 
 def _on_white(rgba: UInt8Array) -> UInt8Array:

@@ -16,19 +16,24 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.errors import ImageError
-from densevl.images.decoding import check_size, decode, opened
+from densevl.images.decoding import check_size, decode, frames, opened
+from densevl.images.notes import say
 from densevl.images.opening import display_name, is_file
-from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor, orientation
+from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor, orientation, require_light
 
 MAX_PIXELS: Final = 100_000_000
 
 
-def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> UInt8Array:
+def read_image(
+    source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None, bits: int | None = None
+) -> UInt8Array:
     """Read one image, whatever it comes as.
 
-    Rules: EXIF orientation is applied; of an animation the first frame is taken; transparency is laid on white, as
-    most drawings with transparency are made for it; 16-bit grey is divided by 257 (its full range becomes 0-255, no
-    stretching); 16-bit colour files keep their high byte; colour profiles are not applied.
+    Rules: EXIF orientation is applied; of several frames or pages the first is taken; transparency is laid on white,
+    as most drawings with transparency are made for it; 16-bit grey is divided by 257 (its full range becomes 0-255, no
+    stretching); 16-bit colour files keep their high byte; colour profiles are not applied. An `ImageWarning` says where
+    there were further frames, and where 16 bits hold so low values that they come out dark; in the pipelines it is
+    one of the result's `warnings`.
 
     Args:
         source: a path (str or PathLike); the content of an image file (bytes); an open binary file that can seek, read
@@ -37,29 +42,41 @@ def read_image(source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = 
             uint8 0-255, uint16 0-65535, bool, or float 0-1.
         max_pixels: the most pixels a file or PIL image may have, checked before it is decoded.
         name: what messages call the image. They then hold no path, which suits a server.
+        bits: how many of its 16 bits a grey image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
+            values 0 to 2**bits - 1 become 0-255. None takes all 16.
 
     Returns:
         uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
 
     Raises:
-        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above.
+        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above; or
+            it holds values of more than `bits`.
+        MissingExtraError: a HEIC picture, without the extra "heif".
 
     >>> rgb = read_image(await upload.read(), name=upload.filename)
     """
+    if bits is not None and (not isinstance(bits, int) or not 8 <= bits <= 16):
+        raise ImageError(f"bits is {bits!r}; 16-bit images use 8 to 16 of them")
     if is_file(source):
         with opened(source, name, max_pixels) as (image, what):
+            _say_frame(image, what)
+            deep = ";16" in str(image.tile[0].args if image.tile else "") and image.mode.startswith("RGB")
             decode(image, what)
-            return from_pillow(image, what)
+            rgb = from_pillow(image, what, bits)
+        if deep:
+            require_light(rgb, what)
+        return rgb
     if isinstance(source, Image.Image):
         what = display_name(name) or f"the PIL image ({source.mode}, {source.width}x{source.height})"
         check_size(what, source.size, max_pixels)
+        _say_frame(source, what)
         decode(source, what)
-        return from_pillow(source, what)
+        return from_pillow(source, what, bits)
     if isinstance(source, np.ndarray):
-        return from_array(source, _described(name, f"numpy array {source.dtype} {source.shape}"))
+        return from_array(source, _described(name, f"numpy array {source.dtype} {source.shape}"), bits)
     torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
     if torch is not None and isinstance(source, torch.Tensor):
-        return from_tensor(source, _described(name, f"torch tensor {str(source.dtype).removeprefix('torch.')}"))
+        return from_tensor(source, _described(name, f"torch tensor {str(source.dtype).removeprefix('torch.')}"), bits)
     hint = "; pass one image at a time" if isinstance(source, list | tuple) else ""
     allowed = "a path, bytes, a binary file, a PIL image, a numpy array (H, W, 3) or a torch tensor (3, H, W)"
     raise ImageError(f"cannot read {display_name(name) or 'an image'} from {type(source).__name__}: {allowed}{hint}")
@@ -119,6 +136,13 @@ def read_labels(
     if image.mode == "L":
         labels //= {"L;4": 17, "L;2": 85}.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
     return labels
+
+
+def _say_frame(image: Image.Image, what: str) -> None:
+    if (count := frames(image)) > 1:
+        here = image.tell() + 1
+        taken = "the first is" if here == 1 else f"number {here} is"
+        say(what, f"the image has {count} frames or pages, of which {taken} taken; others are read by PIL's seek()")
 
 
 def _described(name: str | None, what: str) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from densevl.errors import ImageError, OptionError
+from densevl.images.notes import ImageWarning, collected
 
 OnError = Callable[[Any, ImageError], None]
 """Told an image that cannot be read, and why."""
@@ -16,6 +20,7 @@ ON_CPU = 2**18  # pixels a pass: 28 windows of 96 x 96, 5 of 224 x 224; larger p
 ON_GPU = 64  # windows, or whole pictures, a pass
 AHEAD = 16  # images that are read before they are needed
 
+Call = TypeVar("Call", bound=Callable[..., Any])
 Read = TypeVar("Read")
 Result = TypeVar("Result")
 
@@ -60,20 +65,54 @@ def many(
         raise OptionError(f"images are one {type(images).__name__}; give a list, or call the class itself with one")
     together: list[tuple[Any, Read]] = []
     taken = 0.0
-    for image, waiting in _ahead(images, read, AHEAD):
+    told: list[tuple[str, ...]] = []
+    for image, waiting in _ahead(images, _hearing(read), AHEAD):
         error = waiting.exception()
-        own = 0.0 if error is not None else share(waiting.result())
+        own = 0.0 if error is not None else share(waiting.result()[0])
         if together and (error is not None or taken + own > 1 + 1e-9):
-            yield from run(together)
-            together, taken = [], 0.0
+            yield from map(with_warnings, run(together), told)
+            together, taken, told = [], 0.0, []
         if error is None:
-            together, taken = [*together, (image, waiting.result())], taken + own
+            given, said = waiting.result()
+            together, taken, told = [*together, (image, given)], taken + own, [*told, said]
         elif isinstance(error, ImageError) and on_error is not None:
             on_error(image, error)
         else:
             raise error
     if together:
-        yield from run(together)
+        yield from map(with_warnings, run(together), told)
+
+
+def with_warnings(result: Result, said: Iterable[str]) -> Result:
+    """A result with what was said of its image among its warnings; where it has none, Python warns."""
+    changed: Any = result
+    if said and hasattr(result, "warnings"):
+        return replace(changed, warnings=(*changed.warnings, *said))
+    for sentence in said:
+        warnings.warn(sentence, ImageWarning, stacklevel=2)
+    return result
+
+
+def hearing(call: Call) -> Call:
+    """Decorate a function of images to a result: what is said of those images is among its warnings."""
+
+    @functools.wraps(call)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with collected() as said:
+            result = call(*args, **kwargs)
+        return with_warnings(result, said)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _hearing(read: Callable[[Any], Read]) -> Callable[[Any], tuple[Read, tuple[str, ...]]]:
+    """`read`, with what is said of the image."""
+
+    def reading(image: Any) -> tuple[Read, tuple[str, ...]]:
+        with collected() as said:
+            return read(image), tuple(said)
+
+    return reading
 
 
 def source(image: Any) -> str | None:

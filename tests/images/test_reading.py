@@ -535,7 +535,8 @@ def _touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def test_a_folder_gives_its_images_with_all_below_it_in_order(tmp_path: Path) -> None:
+def test_a_folder_gives_its_images_with_all_below_it_in_order(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("densevl.images.listing.reads_heif", lambda: False)
     names = ["b.JPG", "a.png", "._a.png", "notes.txt", "deep/c.png", "folder.png/x.jpg", ".hidden/y.jpg", "z.heic"]
     _touch(tmp_path, *names, "out/r.png", "old/r.png", "old/densevl.json")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -544,7 +545,10 @@ def test_a_folder_gives_its_images_with_all_below_it_in_order(tmp_path: Path) ->
     seen = [os.path.relpath(path, tmp_path) for path in found.paths]
     assert seen == ["a.png", "b.JPG", "deep/c.png", "folder.png/x.jpg"]
     assert found.folders == ("", "", "deep", "folder.png")
-    assert found.left_out == {".txt": 1, ".heic": 1, "a broken link": 1, "a folder of results": 1}
+    told = (
+        "1 .txt, 1 broken link, 1 folder of results, 1 hidden file, 1 hidden folder, 1 link to a folder that is taken"
+    )
+    assert found.told == f'{told}, 1 of HEIC (pip install "densevl[heif]")'
     (tmp_path / "deep" / "back").unlink()
     given = tmp_path / "odd.extension"
     assert list_images([given, tmp_path / "deep"]) == [given, tmp_path / "deep" / "c.png"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +32,7 @@ from densevl.backbones import Backbone
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError
 from densevl.fitted import identity, require_same
 from densevl.images import read_image
+from densevl.images.notes import collected
 from densevl.pipelines.anomaly.setup import (
     as_proxy,
     dense_recipe,
@@ -39,7 +41,7 @@ from densevl.pipelines.anomaly.setup import (
     fitting_adapters,
     tile_side,
 )
-from densevl.pipelines.many import OnError, batch_size, many, source
+from densevl.pipelines.many import OnError, batch_size, many, source, with_warnings
 from densevl.pipelines.settings import checked, load
 from densevl.recipes.tower import Tower
 from densevl.weights import require_finite
@@ -177,7 +179,16 @@ class AnomalyDetector:
             normal images and has none.
         """
         self._require_evidence()
-        return self._judged(self._batches(images, batch, on_error))
+        said: deque[list[str]] = deque()  # of each image that was read; a pass is no result that could hold it
+
+        def read(image: Any) -> np.ndarray:
+            with collected() as heard:
+                rgb = read_image(image)
+            said.append(heard)
+            return rgb
+
+        results = self._judged(self._batches(images, batch, on_error, read))
+        return (with_warnings(result, said.popleft()) for result in results)
 
     def _judged(self, batches: Iterator[Batch]) -> Iterator[AnomalyResult]:
         for sources, rgbs, pixels in batches:
@@ -363,7 +374,13 @@ class AnomalyDetector:
         if found:
             self._normal = torch.cat([s.cpu() for _, s, _ in found]), torch.cat([g.flatten().cpu() for g, *_ in found])
 
-    def _batches(self, images: Any, batch: int | None = None, on_error: OnError | None = None) -> Iterator[Batch]:
+    def _batches(
+        self,
+        images: Any,
+        batch: int | None = None,
+        on_error: OnError | None = None,
+        read: Callable[[Any], np.ndarray] = read_image,
+    ) -> Iterator[Batch]:
         """Sources, uint8 images and normalised pixels (B, 3, H, W), neighbours of one fed size together."""
 
         def size(rgb: np.ndarray) -> tuple[int, int]:
@@ -381,7 +398,7 @@ class AnomalyDetector:
             return 1 / batch_size(batch, self.backbone.device, WINDOWS * math.prod(size(rgb)))
 
         batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
-        return many(each_image(images), read_image, run, share=share, on_error=on_error)
+        return many(each_image(images), read, run, share=share, on_error=on_error)
 
     def _require_evidence(self) -> None:
         if not (self.is_fitted or self.scoring.is_textual):

@@ -31,7 +31,7 @@ from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
 from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures, cut_out
-from densevl.pipelines.many import OnError, batch_size, many, one_by_one, source
+from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
@@ -235,6 +235,7 @@ class FewShot:
         self.calibration = Calibration.of(logits, classes, alpha)
         return self
 
+    @hearing
     def __call__(
         self, image: Any, labels: Labels | None = None, **regions: Any
     ) -> Classification | RegionResult | SegmentationResult:
@@ -527,7 +528,7 @@ class FewShot:
             "settings": self.settings,
             "coverage": self.coverage,
             "tokens": self.tokens,
-            "labels": asdict(self.labels) if self.labels is not None else None,
+            "labels": self.labels.facts() if self.labels is not None else None,
             "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
         }

@@ -80,6 +80,7 @@ def to_packs(
     content = {"densevl": __version__, "files": [*shards, listed], "facts": facts}
     store.renew(record, json.dumps(content, indent=1).encode())
     errors = ErrorList(store, listed)
+    places = {job: store.where(name) for name, part in shards.items() for job in part}
     bad: dict[str, str] = {}
     finished = {name for name in shards if store.exists(name)}
     watch.begin(len(jobs), sum(len(shards[name]) for name in finished))
@@ -91,7 +92,8 @@ def to_packs(
         watch.failed(job, str(error))
 
     def done(job: Job, result: Any) -> None:
-        watch.done(job, result, {"warnings": [], "image": job.image})
+        said = list(getattr(result, "warnings", ()))
+        watch.done(job, result, {"warnings": said, "image": job.image, "shard": places[job]})
 
     waiting = {name: part for name, part in shards.items() if name not in finished}
     try:

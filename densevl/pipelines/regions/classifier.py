@@ -18,7 +18,7 @@ from densevl.images import read_image
 from densevl.inference.views import Views
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
-from densevl.pipelines.many import OnError, batch_size, one_by_one, source
+from densevl.pipelines.many import OnError, batch_size, hearing, one_by_one, source
 from densevl.pipelines.regions.discovery import (
     REPEATED,
     class_probs,
@@ -166,6 +166,7 @@ class RegionClassifier:
         self._named: Any = proposals
         self._proposals: Any = proposals  # the same, loaded when first needed
 
+    @hearing
     def __call__(
         self,
         image: Any,
@@ -263,6 +264,7 @@ class RegionClassifier:
         warned = (*self._segment.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region"))
         return replace(result, meta=meta, warnings=warned)
 
+    @hearing
     def discover(
         self,
         image: Any,

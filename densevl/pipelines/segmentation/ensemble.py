@@ -20,7 +20,7 @@ import torch
 from densevl.errors import OptionError
 from densevl.images import read_image
 from densevl.inference.views import regrid
-from densevl.pipelines.many import OnError, batch_size, many
+from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
 from densevl.pipelines.segmentation.segments import Segments
 from densevl.results import SegmentationResult
@@ -57,6 +57,7 @@ class Ensemble:
         self.leader = self.members[0][0]
         self.background = self.leader.policy("auto" if background is None else background)
 
+    @hearing
     def __call__(
         self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
     ) -> SegmentationResult:

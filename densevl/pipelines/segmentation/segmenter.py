@@ -26,7 +26,7 @@ from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
-from densevl.pipelines.many import OnError, batch_size, many
+from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
@@ -175,6 +175,7 @@ class Segmenter:
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
+    @hearing
     def __call__(
         self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
     ) -> SegmentationResult:
