@@ -57,11 +57,13 @@ def _file(name: str, content: bytes) -> Callable[[Path], np.ndarray]:
 
 
 class _Told:
-    """An image and what was said of it, by a segmenter."""
+    """An image and what was said of it by a segmenter, which says less of its pixels alone."""
 
     def __init__(self, source: Any) -> None:
-        result = Segmenter("mini")(source, "penguin,pizza")
-        self.image, self.warnings = result.image, result.warnings
+        segment = Segmenter("mini")
+        result = segment(source, "penguin,pizza")
+        self.image = result.image
+        self.warnings = tuple(set(result.warnings) - set(segment(self.image, "penguin,pizza").warnings))
 
 
 def _told(name: str, content: bytes) -> Callable[[Path], _Told]:
@@ -349,9 +351,7 @@ FOLDERS = (
         "nothing is left out",
         "a folder of photos alone",
         lambda folder: _segment(folder, _folder(folder)),
-        None,
-        "",
-        _done,
+        right=lambda done: _done(done) and "left out" not in str(done.warnings),
     ),
     Case(
         "a folder of no images",
@@ -411,7 +411,7 @@ def test_equal_names_and_what_is_done_are_told_apart(tmp_path: Path) -> None:
     first = _segment(tmp_path, photos)
     assert {line.partition(": ")[0] for line in first.out.splitlines()[:2]} == {"a/x.png", "b/x.png"}
     again = _segment(tmp_path, photos)
-    assert again.warnings == ("2 of 2 images are done already",)
+    assert again.warnings[-1] == "2 of 2 images are done already"
     alone = run("segment", photos / "a/x.png", "--labels", "penguin", "--model", "mini", "--out", tmp_path / "o")
     assert alone.out.startswith("x.png: ")
     told = run("segment", photos / "a/x.png", "--labels", "penguin", "--model", "mini", "--out", tmp_path / "o")
