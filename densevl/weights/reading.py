@@ -1,7 +1,7 @@
 """From the path of a weights file to its tensors by name, read as data: nothing in a file is run.
 
-What a file is, its first bytes say. Safetensors and torch's own checkpoints are read, the latter by restricted
-unpickling (`torch.load(weights_only=True)`); all else is refused, with what it is and the way out. Tensors are mapped
+What a file is, its first bytes say. Safetensors, torch's archives (see `inert`) and its files from before version 1.6
+(`torch.load(weights_only=True)`) are read; all else is refused, with what it is and the way out. Tensors are mapped
 from the file where its form allows, so those that are not used cost no memory. Sizes are checked before anything of
 that size is made: a file cannot make the reader take much more time or memory than a model of its size would.
 """
@@ -24,6 +24,7 @@ import torch
 from densevl.errors import WeightsError
 from densevl.files import shown
 from densevl.saved import foreign, said
+from densevl.weights.inert import LARGER, Inert, Odd, read_archive, tensors_of
 
 State = dict[str, torch.Tensor]
 
@@ -149,17 +150,15 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
     _require_few(int.from_bytes(end[at + 10 : at + 12], "little"))  # before a list of them is made
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-    names = [record.filename for record in records]
-    if any(name.endswith("constants.pkl") for name in names):
-        raise _Refusal("is a TorchScript program, not a list of tensors: save its state_dict as safetensors")
-    pickles = [record for record in records if record.filename.endswith("/data.pkl")]
-    if not pickles:
-        raise _Refusal("is a zip archive and no torch checkpoint: unpack it first")
-    if any(record.compress_type for record in records):
-        raise _Refusal("is compressed, which torch does not do: unpack and save it anew")
-    if pickles[0].file_size > MOST_PICKLE:
-        raise _Refusal("holds more names than any model: save its state_dict alone")
-    return _unpickled(path, mmap=True), {}
+        pickles = [record for record in records if record.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise _Refusal("is a zip archive and no torch checkpoint: unpack it first")
+        root = pickles[0].filename.removesuffix("data.pkl")
+        if any(record.compress_type for record in records if record.filename.startswith(f"{root}data")):
+            raise _Refusal("is compressed, which torch does not do: unpack and save it anew")
+        if pickles[0].file_size > MOST_PICKLE:
+            raise _Refusal("holds more names than any model: save its state_dict alone")
+        return read_archive(path, archive, root), {}
 
 
 def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
@@ -171,14 +170,9 @@ def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
         for opcode, _, _ in pickletools.genops(head):
             tensors += opcode.name == "BINPERSID"  # a storage, which is not part of the pickle
             _require_few(tensors)
-    return _unpickled(path, mmap=False), {}
-
-
-def _unpickled(path: Path, *, mmap: bool) -> Any:
-    mmap = mmap and path.suffix != ".safetensors"  # which torch.load would take for what its name says
     try:
         with path.open("rb") as file:
-            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(file, map_location="cpu", weights_only=True), {}
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if not found:
@@ -194,11 +188,13 @@ def _require_few(count: int) -> None:
 
 
 def _unwrapped(content: Any) -> Mapping[Any, Any]:
-    """The innermost dict."""
+    """The innermost dict; of a module that was saved whole, its tensors."""
     for _ in range(MOST_NESTED):
+        if isinstance(content, Inert):
+            content = tensors_of(content)
         if not isinstance(content, Mapping):
             raise _Refusal(f"holds a {type(content).__name__}, no dict of tensors: save a state_dict")
-        inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping | Inert)), None)
         if inner is None:
             return content
         content = inner
@@ -208,22 +204,28 @@ def _unwrapped(content: Any) -> Mapping[Any, Any]:
 def _named(content: Mapping[Any, Any]) -> State:
     """The tensors of a dict, each checked, without prefixes that all names share."""
     _require_few(sum(isinstance(value, torch.Tensor) for value in content.values()))
-    tensors = {}
+    tensors: State = {}
     for key, value in content.items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor | Odd):
             if not isinstance(key, str):
                 raise _Refusal(f"names a tensor by the {type(key).__name__} {str(key)[:20]}: save a state_dict")
-            _require_plain(key, value)
-            tensors[key] = value
+            tensors[key] = _plain(key, value)
+    if not tensors:
+        raise _Refusal("holds no tensors: save a state_dict")
     while shared := next((p for p in PREFIXES if tensors and all(key.startswith(p) for key in tensors)), ""):
         tensors = below(tensors, shared)
     return tensors
 
 
-def _require_plain(key: str, tensor: torch.Tensor) -> None:
+def _plain(key: str, tensor: torch.Tensor | Odd) -> torch.Tensor:
     """Refuse a tensor without values of its own, or that repeats them to a size the file does not have."""
+    if isinstance(tensor, Odd) and tensor.kind != LARGER:
+        raise _Refusal(f"holds a {tensor.kind} tensor ({key[:80]!r}): save a dense state_dict")
+    if isinstance(tensor, Odd):
+        raise _Refusal(f"holds a tensor {LARGER} ({key[:80]!r}): save it with .contiguous()")
     if tensor.is_quantized or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
         kind = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else "sparse or nested"
         raise _Refusal(f"holds a {kind} tensor ({key[:80]!r}): save a dense state_dict")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise _Refusal(f"holds a tensor larger than its values ({key[:80]!r}): save it with .contiguous()")
+    return tensor

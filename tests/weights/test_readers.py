@@ -8,7 +8,6 @@ import pickle
 import struct
 import warnings
 import zipfile
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +110,31 @@ def repacked(content: bytes, change: Callable[[str, bytes], bytes] = lambda name
         return zipped({name: change(name, archive.read(name)) for name in archive.namelist()}, **how)
 
 
+def pickled(content: bytes) -> bytes:
+    return zipped({"x/data.pkl": content, "x/version": b"3"})
+
+
+def stored(held: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...], count: int | None = None) -> bytes:
+    """A checkpoint of one float tensor whose storage has `held` numbers, with sizes that may be wrong."""
+    buffer = io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing: Any) -> Any:
+            return (
+                ("storage", torch.FloatStorage, "0", "cpu", held if count is None else count) if thing is MARK else None
+            )
+
+    class Tensor:
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, (MARK, offset, size, stride, False, {})
+
+    Pickler(buffer, 2).dump({"a": Tensor()})
+    return zipped({"x/data.pkl": buffer.getvalue(), "x/data/0": bytes(4 * held)})
+
+
+MARK = object()
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('a weights file ran code')",)
@@ -159,7 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
         "the limit is 20,000",
     ),
     # torch
-    "TorchScript": (lambda: zipped({"model/constants.pkl": b"x", "model/data.pkl": b"x"}), "is a TorchScript program"),
+    "a damaged program": (lambda: zipped({"model/constants.pkl": b"x", "model/data.pkl": b"x"}), "is damaged"),
     "another archive": (lambda: zipped({"x": b"y"}), "is a zip archive"),
     "a cut checkpoint": (lambda: torch_file({"a": torch.ones(1000)})[:-3000], "its end is missing"),
     "a checkpoint without its storage": (
@@ -175,9 +199,16 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: repacked(torch_file({"a": ONE}), lambda name, data: data[:-9] if name.endswith("data.pkl") else data),
         "is damaged",
     ),
-    "code": (lambda: torch_file({"state_dict": Bomb()}), "holds more than plain tensors"),
-    "options of a program": (lambda: torch_file({"a": ONE, "args": Namespace()}), "(argparse.Namespace)"),
-    "a whole module": (lambda: torch_file(torch.nn.Linear(1, 1)), "holds more than plain tensors"),
+    "code": (lambda: torch_file({"state_dict": Bomb()}), "holds no tensors"),
+    "code alone": (lambda: torch_file(Bomb()), "holds no tensors"),
+    "a module without tensors": (lambda: torch_file(torch.nn.ReLU()), "holds no tensors"),
+    "nothing": (lambda: torch_file({}), "holds no tensors"),
+    "a huge text": (lambda: pickled(b"\x80\x05\x96" + b"\xff" * 7 + b"\x00."), "is damaged"),
+    "a huge number of objects": (lambda: pickled(b"\x80\x02}r\xff\xff\xff\xff."), "is damaged"),
+    "a storage outside": (lambda: stored(1, 0, (1,), (1,), count=10**9), "is damaged"),
+    "a tensor outside": (lambda: stored(4, 3, (2,), (1,)), "is damaged"),
+    "a stride outside": (lambda: stored(4, 0, (2,), (10**12,)), "is damaged"),
+    "a negative stride": (lambda: stored(4, 0, (2,), (-1,)), "is damaged"),
     "a list": (lambda: torch_file([1, 2]), "holds a list, no dict"),
     "a tensor": (lambda: torch_file(ONE), "holds a Tensor, no dict"),
     "a container of itself": (lambda: torch_file(cyclic()), "dicts within dicts"),
