@@ -8,7 +8,7 @@ A backbone may be CLIP (scores are cosines) or something else that can turn word
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -64,6 +64,8 @@ class Backbone(ABC):
     background: ClassVar[str] = "none"
     pictures: ClassVar[str] = ""
     precision: str = "float32"
+    reading: Mapping[str, Any] = {}
+    guesses: tuple[str, ...] = ()
     preprocess: Callable[..., torch.Tensor]
 
     @abstractmethod
@@ -225,7 +227,7 @@ class Backbone(ABC):
         Args:
             words: labels, their synonyms and words of the background; a repeated or empty one counts once or not.
         """
-        return doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
+        return *self.guesses, *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
 
     def normalize(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""

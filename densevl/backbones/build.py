@@ -1,79 +1,89 @@
-"""From a config of open_clip and a weights file to a `Backbone`: built, loaded strictly, wrapped."""
+"""From a form of weights and its facts to a `Backbone`: built without memory, loaded strictly, wrapped."""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densevl.errors import MissingExtraError, ModelError
+import torch
+from torch import nn
+
+from densevl.errors import MissingExtraError, ModelError, WeightsError
+from densevl.saved import said
+from densevl.weights import WAY_OUT, State, assign_strictly, bad_file
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
+POSITIONS = "positional_embedding"
+OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
 
 def build(
     name: str,
-    model_config: dict[str, Any],
-    weights: Path,
-    preprocess: dict[str, Any],
+    form: Form,
+    config: dict[str, Any],
+    path: Path,
+    facts: Facts,
     device: str,
-    quick_gelu: bool = False,
-    tokenizer_folder: Path | None = None,
+    *,
+    folder: Path | None = None,
+    warnings: tuple[str, ...] = (),
 ) -> Backbone:
     """Build the architecture, load the weights strictly, wrap it.
 
     Args:
         name: for messages and results.
-        model_config: as open_clip's JSON files have it: embed_dim, vision_cfg, text_cfg, ...
-        weights: the checkpoint; it holds both towers, so neither fetches weights of its own.
-        preprocess: mean, std, interpolation, resize_mode as far as known.
+        form: the weights.
+        config: as open_clip's JSON files have it: embed_dim, vision_cfg, text_cfg, ...
+        path: of the weights, for messages.
+        facts: activations, pixels.
         device: where to put the model.
-        quick_gelu: force QuickGELU, whatever the config says.
-        tokenizer_folder: a folder that may hold the tokenizer's files.
+        folder: may hold the tokenizer's files.
+        warnings: about guesses among the facts.
 
     Raises:
-        ModelError: open_clip cannot build it, or it gives no dense features. WeightsError: see `load_weights`.
+        ModelError: open_clip cannot build it, or it gives no dense features. WeightsError: the weights do not fit.
         MissingExtraError: its text side needs a package that is not installed.
     """
-    import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     from densevl.backbones.open_clip_model import OpenClipBackbone
     from densevl.backbones.towers import tower_of
-    from densevl.backbones.weights import load_weights
 
-    config = _without_downloads(model_config)
     text = config["text_cfg"]
-    if (text.get("hf_model_name") or text.get("hf_tokenizer_name")) and not find_spec("transformers"):
+    hugging = text.get("hf_model_name") or text.get("hf_tokenizer_name") or form.text
+    if hugging and not find_spec("transformers"):
         raise MissingExtraError("transformers", "hf", f"the text side of '{name}'")
-    custom_text = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
-    config["quick_gelu"] = bool(config.get("quick_gelu")) or quick_gelu
-    if custom_text and "multimodal_cfg" in config:
-        model_class = open_clip.CoCa
-    else:
-        model_class = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    logging.getLogger(__name__).info("building %s from %s", name, weights)
+    logging.getLogger(__name__).info("building %s from %s", name, path)
     try:
-        model = model_class(**config, cast_dtype=None)
-        merged = merge_preprocess_dict(PreprocessCfg(), preprocess)
-        settings = PreprocessCfg(**{**merged, "size": tower_of(model.visual, name).image_size})
-        transform, tokenizer = image_transform_v2(settings, is_train=False), _tokenizer(text, tokenizer_folder)
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {reason}") from error
-    load_weights(model, weights, name)
+        with _parameters_on_meta():
+            model = _network(config, form)
+        _activate(model, facts)
+        tokenizer = _tokenizer(text, form, folder)
+        pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
+        settings = PreprocessCfg(
+            **{"mean": CLIP_MEAN, "std": CLIP_STD, **pixels, "size": tower_of(model.visual, name).image_size}
+        )
+        transform = image_transform_v2(settings, is_train=False)
+    except ModelError:
+        raise
+    except Exception as error:  # what a config can spoil in open_clip, timm and transformers has no end
+        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {said(error)}") from error
+    wanted = model.state_dict()
+    tensors = _fitting(model, form.state, wanted, path, name)
+    misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
+    # open_clip would resize these tables, which hides weights of another input size or context
+    sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
+    assign_strictly(model, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
     return OpenClipBackbone(
         model.to(device).requires_grad_(False),
         tokenizer,
@@ -81,30 +91,126 @@ def build(
         name=name,
         mean=tuple(settings.mean),
         std=tuple(settings.std),
+        reading={"form": form.name, **{key: [fact.value, fact.source] for key, fact in facts.items()}},
+        guesses=warnings,
     )
 
 
-def _without_downloads(model_config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a config in which neither tower fetches weights of its own: the checkpoint holds both."""
+def _network(model_config: Mapping[str, Any], form: Form) -> Any:
+    """The modules, without weights of their own."""
+    import open_clip
+    import timm
+
     config = {
         **model_config,
         "text_cfg": dict(model_config["text_cfg"]),
         "vision_cfg": dict(model_config["vision_cfg"]),
     }
-    if config["text_cfg"].get("hf_model_name"):
-        config["text_cfg"]["hf_model_pretrained"] = False
-    if config["vision_cfg"].get("timm_model_name"):
-        config["vision_cfg"]["timm_model_pretrained"] = False
-    return config
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    if text.get("hf_model_name"):  # the checkpoint holds both towers, so neither fetches one
+        text["hf_model_pretrained"] = False
+    if vision.get("timm_model_name"):
+        vision["timm_model_pretrained"] = False
+    custom = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
+    kind = (
+        open_clip.CoCa
+        if custom and "multimodal_cfg" in config
+        else open_clip.CustomTextCLIP
+        if custom
+        else open_clip.CLIP
+    )
+    model = kind(**config, cast_dtype=None)
+    if form.trunk:
+        model.visual.trunk = timm.create_model(
+            vision["timm_model_name"], num_classes=0, global_pool=vision["timm_pool"], **form.trunk
+        )
+    if form.text:
+        model.text = _text_side(form.text, config["embed_dim"])
+    return model
 
 
-def _tokenizer(text: dict[str, Any], folder: Path | None) -> Any:
-    """The tokenizer a text config names; a model folder that holds the files of one is used instead of the hub."""
+def _text_side(told: Mapping[str, Any], width: int) -> nn.Module:
+    """A text tower of transformers, whose sizes are in the config beside the weights."""
+    from open_clip.hf_model import HFTextEncoder
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**told["config"])
+    side = HFTextEncoder("", width, config=config, pooler_type=told["pooler"], proj_type="linear")
+    side.transformer.pooler = None
+    if told["head"] == "norm":
+        hidden = config.hidden_size
+        side.proj = nn.Sequential(nn.LayerNorm(hidden, eps=config.layer_norm_eps), nn.Linear(hidden, width))
+    return side
+
+
+def _activate(model: Any, facts: Facts) -> None:
+    """Give both towers the activation that the facts say."""
+    from open_clip.transformer import QuickGELU
+
+    makes = {QUICK: QuickGELU, TANH: partial(nn.GELU, approximate="tanh")}
+    sides = {"image_activation": [model.visual], "text_activation": [getattr(model, "text", None) or model.transformer]}
+    for name, modules in sides.items():
+        kind = facts[name].value if name in facts else None
+        for module in modules if kind is not None else ():
+            if hasattr(module, "trunk") and kind == QUICK:
+                continue  # timm's towers have their own, which the flag of open_clip does not reach
+            for parent in module.modules():
+                for child, own in parent.named_children():
+                    if isinstance(own, nn.GELU | QuickGELU):
+                        setattr(parent, child, makes.get(str(kind), nn.GELU)())
+
+
+def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -> State:
+    """Names of older versions of open_clip, and of MobileCLIP, turned into those of today."""
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    try:
+        tensors = convert_state_dict(model, dict(tensors))
+    except Exception as error:
+        raise bad_file(path, f"does not fit '{name}' ({said(error)}); {WAY_OUT}") from error
+    if POSITIONS in tensors and not hasattr(model, POSITIONS):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for key in ("logit_scale", "logit_bias"):  # a number, in a shape of its own
+        if key in tensors and key in wanted and tensors[key].numel() == wanted[key].numel():
+            tensors[key] = tensors[key].reshape(wanted[key].shape)
+    if "logit_bias" in wanted and "logit_scale" in tensors:
+        tensors.setdefault("logit_bias", torch.zeros_like(tensors["logit_scale"]))
+    places = "text.transformer.embeddings.position_ids"  # of transformers before 4.31
+    return {key: value for key, value in tensors.items() if key != places or key in wanted}
+
+
+def _tokenizer(text: Mapping[str, Any], form: Form, folder: Path | None) -> Any:
+    """The tokenizer of a text side; a model folder that holds the files of one is used instead of the hub."""
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    if not text.get("hf_tokenizer_name"):
+    named = text.get("hf_tokenizer_name")
+    own = folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
+    if not named and not form.text:
         return SimpleTokenizer(context_length=length, **settings)
-    own = folder is not None and any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-    source = str(folder) if own else text["hf_tokenizer_name"]
-    return HFTokenizer(source, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **settings)
+    if not own and (form.text or named == "folder"):
+        raise WeightsError(
+            f"{form.name}: its text side needs its own tokenizer: put {' or '.join(TOKENIZERS)} into the folder of the "
+            "weights, and name the folder"
+        )
+    return HFTokenizer(
+        str(folder) if own else named, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **settings
+    )
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules built within have parameters without memory; buffers, which files may lack, are real."""
+    register, mine = nn.Module.register_parameter, threading.get_ident()
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and threading.get_ident() == mine:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

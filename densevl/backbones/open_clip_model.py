@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -42,8 +42,13 @@ class OpenClipBackbone(Backbone):
         name: str,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        reading: Mapping[str, Any] | None = None,
+        guesses: tuple[str, ...] = (),
     ) -> None:
         """Wrap a built model; it is switched to eval mode and its parameters need no gradient here.
+
+        Args:
+            reading: see `Backbone.reading`. guesses: warnings about what the weights do not say.
 
         Raises:
             ModelError: patches of the image tower cannot be brought into the joint space.
@@ -54,6 +59,7 @@ class OpenClipBackbone(Backbone):
         self.preprocess = preprocess
         self.name = name
         self.mean, self.std = mean, std
+        self.reading, self.guesses = dict(reading or {}), guesses
         self.patch_size = self.tower.patch_size
         self.embed_dim = self.tower.embed_dim
         self.context_length = int(getattr(tokenizer, "context_length", None) or self.context_length)

@@ -7,6 +7,7 @@ file is the same one line for all of them. The files that densevl ships lie here
 from densevl.weights.finite import require_finite
 from densevl.weights.fitting import (
     WAY_OUT,
+    assign_strictly,
     build_strictly,
     load_strictly,
     require_buildable,
@@ -21,6 +22,7 @@ __all__ = [
     "below",
     "bad_file",
     "load_strictly",
+    "assign_strictly",
     "build_strictly",
     "require_buildable",
     "require_sizes",

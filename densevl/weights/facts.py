@@ -1,0 +1,67 @@
+"""What weights alone do not say: activations, pixels and tokenizer, each with where it was taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from densevl.weights.reading import State
+
+QUICK, GELU, TANH = "quick_gelu", "gelu", "gelu_tanh"
+ACTIVATIONS = (QUICK, GELU, TANH)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value and where it was taken from.
+
+    Attributes:
+        value: JSON types. source: in words, "config.json". guessed: nothing says it.
+    """
+
+    value: Any
+    source: str
+    guessed: bool = False
+
+
+Facts = Mapping[str, Fact]
+"""By name: image_activation, text_activation, mean, std, interpolation, resize_mode, tokenizer."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model as a file or folder holds it, in open_clip's names.
+
+    Attributes:
+        name: of the form, "CLIP of transformers".
+        state: tensors by open_clip's names.
+        config: open_clip's model_cfg where the file or its config says the sizes, else None.
+        trunk: keywords of timm's `create_model` that differ from the model that `config` names.
+        text: a text side of transformers: config (dict), pooler, and head ("linear" or "norm").
+        facts: what the form says.
+        tower: it is the image tower alone.
+        decides: the network is not what open_clip's config of the architecture says, so `config` holds.
+    """
+
+    name: str
+    state: State
+    config: dict[str, Any] | None = None
+    trunk: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    facts: Facts = field(default_factory=dict)
+    tower: bool = False
+    decides: bool = False
+
+
+def said(source: str, **values: Any) -> dict[str, Fact]:
+    """Facts of one source."""
+    return {name: Fact(value, source) for name, value in values.items()}
+
+
+def activations(kind: str, source: str) -> dict[str, Fact]:
+    """One activation for both towers."""
+    return said(source, image_activation=kind, text_activation=kind)

@@ -1,0 +1,64 @@
+"""Weights in a folder: which of its files they are, and shards put together by their index."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from densevl.errors import WeightsError
+from densevl.saved import Kind, read_json
+from densevl.weights.reading import Checkpoint, State, bad_file, read_checkpoint
+
+INDEX = Kind("index of shards", WeightsError, "download the model again")
+OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+"""open_clip's, safe formats first."""
+THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Those of transformers."""
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def weights_in(folder: Path, *, own: bool) -> Path | None:
+    """The weights file, or the index of shards, of a folder; None if there is none.
+
+    Args:
+        own: of open_clip's config, whose files are looked for first; a folder may hold the same model in two forms.
+
+    Raises:
+        WeightsError: several files, and none of a known name.
+    """
+    names = (*OWN_NAMES, *THEIR_NAMES) if own else (*THEIR_NAMES, *OWN_NAMES)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    if len(others) > 1:
+        raise bad_file(others[0], f"is one of {len(others)} in its folder: name the file itself with weights=FILE")
+    return others[0] if others else None
+
+
+def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a weights file, or the shards that an index names, as one.
+
+    Args:
+        path: as `read_checkpoint` takes it, or an index: a JSON file with a weight_map from tensors to files beside it.
+
+    Raises:
+        WeightsError: see `read_checkpoint`; an index that names other places, or shards that lack what it says.
+    """
+    path = Path(path)
+    if path.suffix != ".json":
+        return read_checkpoint(path)
+    told = read_json(path, INDEX, ("weight_map",))["weight_map"]
+    if not isinstance(told, dict) or not told or not all(isinstance(name, str) for name in told.values()):
+        raise INDEX.bad(path, "has no weight_map from tensors to files")
+    if odd := next(
+        (name for name in told.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
+    ):
+        raise INDEX.bad(path, f"names {odd[:80]!r}, which is no weights file beside it")
+    tensors: State = {}
+    for name in dict.fromkeys(told.values()):
+        tensors |= read_checkpoint(path.with_name(name)).tensors
+    missing = [key for key in told if key not in tensors]
+    if missing and not any(key.endswith(missing[0].split(".", 1)[-1]) for key in tensors):
+        raise INDEX.bad(path, f"names {missing[0][:80]!r}, which {told[missing[0]]!r} does not hold")
+    return Checkpoint(path, tensors)

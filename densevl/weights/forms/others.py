@@ -1,0 +1,143 @@
+"""Models of training programs in open_clip's names: OpenAI's and open_clip's own, EVA, SLIP's family, cn_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from densevl.weights.facts import (
+    CLIP_MEAN,
+    CLIP_STD,
+    GELU,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    QUICK,
+    Fact,
+    Form,
+    activations,
+    said,
+)
+from densevl.weights.forms.naming import Rule, renamed
+from densevl.weights.forms.sizes import depth, native_config, text_sizes, vision_sizes
+from densevl.weights.reading import State, bad_file, below
+
+OPENAI = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's own files hold beside the weights, and no others."""
+_EVA: tuple[Rule, ...] = (
+    (r"visual\.(?:.*\.)?rope\..*", None, ""),
+    (r".*\.relative_position_index", None, ""),
+    (r"visual\.blocks\.(\d+)\.attn\.inner_attn_ln\.(.*)", r"visual.trunk.blocks.\1.attn.norm.\2", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.ffn_ln\.(.*)", r"visual.trunk.blocks.\1.mlp.norm.\2", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.w1\.(.*)", r"visual.trunk.blocks.\1.mlp.fc1_g.\2", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.w2\.(.*)", r"visual.trunk.blocks.\1.mlp.fc1_x.\2", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.w3\.(.*)", r"visual.trunk.blocks.\1.mlp.fc2.\2", ""),
+    (r"visual\.(.*)", r"visual.trunk.\1", ""),
+)
+_SEPARATE: Rule = (r"visual\.blocks\.(\d+)\.attn\.([qv])_bias", r"visual.trunk.blocks.\1.attn.\2_proj.bias", "")
+_SLIP: tuple[Rule, ...] = (
+    (r"image_mlp\..*", None, ""),
+    (r"visual\.head\..*", None, ""),
+    (r"visual\.cls_token", "visual.class_embedding", "flat"),
+    (r"visual\.pos_embed", "visual.positional_embedding", ""),
+    (r"visual\.patch_embed\.proj\.weight", "visual.conv1.weight", ""),
+    (r"visual\.norm\.(.*)", r"visual.ln_post.\1", ""),
+    (r"visual\.blocks\.(\d+)\.attn\.qkv\.(.*)", r"visual.transformer.resblocks.\1.attn.in_proj_\2", ""),
+    (r"visual\.blocks\.(\d+)\.attn\.proj\.(.*)", r"visual.transformer.resblocks.\1.attn.out_proj.\2", ""),
+    (r"visual\.blocks\.(\d+)\.norm([12])\.(.*)", r"visual.transformer.resblocks.\1.ln_\2.\3", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.fc1\.(.*)", r"visual.transformer.resblocks.\1.mlp.c_fc.\2", ""),
+    (r"visual\.blocks\.(\d+)\.mlp\.fc2\.(.*)", r"visual.transformer.resblocks.\1.mlp.c_proj.\2", ""),
+    (r"image_projection", "visual.proj", ""),
+    (r"logit_scale", "logit_scale", "[]"),
+)
+_CN: tuple[Rule, ...] = (
+    (r"bert\.pooler\..*", None, ""),
+    (r".*\.position_ids", None, ""),
+    (r"bert\.(.*)", r"text.transformer.\1", ""),
+    (r"text_projection", "text.proj.weight", "T"),
+    (r"logit_scale", "logit_scale", "[]"),
+)
+
+
+def native(state: State, path: Path) -> Form:
+    """open_clip's names, which are OpenAI's too; the sizes are read off where the image tower is a ViT."""
+    marks = {key: value for key, value in state.items() if key in OPENAI}
+    own = {key: value for key, value in state.items() if key not in (*OPENAI, "attn_mask")}
+    plain = {"visual.conv1.weight", "visual.proj", "token_embedding.weight"} <= own.keys()
+    config = native_config(own, path) if plain and "visual.class_embedding" in own else None
+    if len(marks) < len(OPENAI):
+        return Form("open_clip", own, config)
+    facts = {**activations(QUICK, "OpenAI's own file"), **said("OpenAI's own file", mean=CLIP_MEAN, std=CLIP_STD)}
+    return Form("CLIP of OpenAI", own, config, facts=facts)
+
+
+def eva(state: State, path: Path) -> Form:
+    """EVA-CLIP, EVA-02-CLIP and what is trained from them with their code (CLIPSelf, DeCLIP)."""
+    separate = any(key.endswith(".attn.q_proj.weight") for key in state)
+    named = renamed(state, (_SEPARATE, *_EVA) if separate else _EVA, path)
+    facts = {**activations(GELU, "EVA's code"), **said("EVA's code", mean=CLIP_MEAN, std=CLIP_STD)}
+    return Form("EVA-CLIP", named, facts=facts)
+
+
+def slip(state: State, path: Path) -> Form:
+    """SLIP, SynthCLIP, LaCLIP and others of that program: timm's ViT as open_clip's own, which every recipe rewires."""
+    named = renamed(state, _SLIP, path)
+    bias = named.pop("visual.patch_embed.proj.bias", None)
+    places = named.get("visual.positional_embedding")
+    if bias is None or places is None or places.ndim != 3 or places.shape[-1] != len(bias):
+        raise bad_file(path, "is no whole SLIP: its patch embedding and positions do not fit; download it again")
+    places = places[0].clone()
+    places[1:] += bias
+    named["visual.positional_embedding"] = places
+    width = places.shape[-1]
+    heads = 12 if width == 384 else None  # its small one's are half as wide as usual
+    vision = {**vision_sizes(named, path, heads), "no_ln_pre": True, "norm_kwargs": {"eps": 1e-6}}
+    config = {"embed_dim": named["visual.proj"].shape[1], "vision_cfg": vision, "text_cfg": text_sizes(named, path)}
+    source = "SLIP's code"
+    facts = said(source, image_activation=GELU, text_activation=QUICK, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return Form("SLIP", named, config, facts=facts, decides=True)
+
+
+def cn_clip(state: State, path: Path) -> Form:
+    """Chinese-CLIP of its authors' program."""
+    if "visual.class_embedding" not in state:
+        raise bad_file(path, "is a Chinese-CLIP with a ResNet, which densevl does not read; take one with a ViT")
+    named = renamed(state, _CN, path)
+    text = below(named, "text.transformer.")
+    words, places = text.get("embeddings.word_embeddings.weight"), text.get("embeddings.position_embeddings.weight")
+    hidden = text.get("encoder.layer.0.intermediate.dense.weight")
+    kinds = text.get("embeddings.token_type_embeddings.weight")
+    if words is None or places is None or hidden is None or kinds is None:
+        raise bad_file(path, "is no whole Chinese-CLIP: its BERT lacks a table; download it again")
+    width = words.shape[1]
+    side = {
+        "config": {
+            "model_type": "bert",
+            "vocab_size": len(words),
+            "hidden_size": width,
+            "num_hidden_layers": depth(text, "encoder.layer."),
+            "num_attention_heads": max(1, width // 64),
+            "intermediate_size": len(hidden),
+            "max_position_embeddings": len(places),
+            "type_vocab_size": len(kinds),
+        },
+        "pooler": "cls_last_hidden_state_pooler",
+        "head": "linear",
+        "context": 52,
+        "vocabulary": len(words),
+    }
+    config: dict[str, Any] = {
+        "embed_dim": named["visual.proj"].shape[1],
+        "custom_text": True,
+        "vision_cfg": vision_sizes(named, path, 16 if named["visual.conv1.weight"].shape[0] == 1280 else None),
+        "text_cfg": {"context_length": 52, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
+    }
+    source = "cn_clip's code"
+    facts = {**said(source, mean=CLIP_MEAN, std=CLIP_STD, resize_mode="squash"), **activations(QUICK, source)}
+    facts["text_activation"] = Fact(None, "the text side's own")
+    return Form("Chinese-CLIP", named, config, text=side, facts=facts, decides=True)
+
+
+def tower(state: State) -> Form:
+    """The image tower of a CLIP alone, as FARE, TeCoA and CLIPSelf publish it."""
+    named = {key if key.startswith("visual.") else f"visual.{key}": value for key, value in state.items()}
+    return Form("an image tower alone", named, tower=True)

@@ -1,0 +1,86 @@
+"""The sizes of open_clip's own networks, read off their tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.weights.reading import bad_file
+
+HEAD = 64
+"""Width of an attention head where nothing says it: heads are not in the shapes. CLIP's are so wide but for ViT-H (80),
+g (88) and bigG (104)."""
+KERNEL, POSITIONS, TOKENS = "visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"
+
+
+def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None) -> dict[str, Any]:
+    """open_clip's vision_cfg of a native ViT.
+
+    Raises:
+        WeightsError: shapes of no such network.
+    """
+    kernel, table = _shape(state, KERNEL, 4, path), _shape(state, POSITIONS, 2, path)
+    width, patch = kernel[0], kernel[-1]
+    grid = math.isqrt(max(table[0] - 1, 0))
+    if grid * grid + 1 != table[0] or not grid:
+        raise bad_file(path, f"has {table[0]} positions, which is no square of patches and a class; name its config")
+    hidden = _shape(state, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2, path)[0]
+    return {
+        "image_size": grid * patch,
+        "patch_size": patch,
+        "width": width,
+        "layers": depth(state, "visual.transformer.resblocks."),
+        "head_width": width // heads if heads else min(HEAD, width),
+        "mlp_ratio": hidden / width,
+    }
+
+
+def text_sizes(
+    state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None, below: str = ""
+) -> dict[str, Any]:
+    """open_clip's text_cfg of its own transformer, whose names begin with `below`.
+
+    Raises:
+        WeightsError: shapes of no such network.
+    """
+    words = _shape(state, f"{below}{TOKENS}", 2, path)
+    width = words[1]
+    hidden = _shape(state, f"{below}transformer.resblocks.0.mlp.c_fc.weight", 2, path)[0]
+    return {
+        "context_length": _shape(state, f"{below}positional_embedding", 2, path)[0],
+        "vocab_size": words[0],
+        "width": width,
+        "heads": heads or max(1, width // HEAD),
+        "layers": depth(state, f"{below}transformer.resblocks."),
+        "mlp_ratio": hidden / width,
+    }
+
+
+def native_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """open_clip's model_cfg of its plain CLIP with a ViT.
+
+    Raises:
+        WeightsError: shapes of no such network.
+    """
+    return {
+        "embed_dim": _shape(state, "visual.proj", 2, path)[1],
+        "vision_cfg": vision_sizes(state, path),
+        "text_cfg": text_sizes(state, path),
+    }
+
+
+def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:
+    """How many blocks there are below a name."""
+    return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _shape(state: Mapping[str, torch.Tensor], key: str, dimensions: int, path: Path) -> tuple[int, ...]:
+    found = state.get(key)
+    if found is None or found.ndim != dimensions or not found.numel():
+        what = "lacks" if found is None else f"has a {tuple(found.shape)} for"
+        raise bad_file(path, f"{what} {key}, so its sizes are not known; name the architecture it was trained with")
+    return tuple(found.shape)

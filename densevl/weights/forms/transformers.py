@@ -1,0 +1,287 @@
+"""Models of Hugging Face's transformers in open_clip's names: CLIP, MetaCLIP 2, Chinese-CLIP, AltCLIP, SigLIP.
+
+Their weights and their config.json are read; none of their code is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.errors import ModelError
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, HALF, QUICK, TANH, Fact, Form, said
+from densevl.weights.forms.naming import Rule, layers, renamed
+from densevl.weights.forms.sizes import depth, text_sizes, vision_sizes
+from densevl.weights.reading import State, bad_file
+
+KERNEL = "vision_model.embeddings.patch_embedding.weight"
+CONFIG, PIXELS = "config.json", "preprocessor_config.json"
+_ACTIVATIONS = {"quick_gelu": QUICK, "gelu": GELU, "gelu_pytorch_tanh": TANH, "gelu_new": TANH}
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+_SIGLIP_WIDTHS = {768: "base", 1024: "large", 1152: "so400m"}
+_VISION: tuple[Rule, ...] = (
+    (r".*\.position_ids", None, ""),
+    (r"vision_model\.embeddings\.class_embedding", "visual.class_embedding", "flat"),
+    (r"vision_model\.embeddings\.patch_embedding\.weight", "visual.conv1.weight", ""),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "visual.positional_embedding", ""),
+    (r"vision_model\.pre_layrnorm\.(.*)", r"visual.ln_pre.\1", ""),
+    (r"vision_model\.post_layernorm\.(.*)", r"visual.ln_post.\1", ""),
+    (r"visual_projection\.weight", "visual.proj", "T"),
+    *layers("vision_model", "visual."),
+    (r"logit_scale", "logit_scale", "[]"),
+)
+_TEXT: tuple[Rule, ...] = (
+    (r"text_model\.embeddings\.token_embedding\.weight", "token_embedding.weight", ""),
+    (r"text_model\.embeddings\.position_embedding\.weight", "positional_embedding", ""),
+    (r"text_model\.final_layer_norm\.(.*)", r"ln_final.\1", ""),
+    (r"text_projection\.weight", "text_projection", "T"),
+    *layers("text_model", ""),
+)
+_SIGLIP: tuple[Rule, ...] = (
+    (r".*\.position_ids", None, ""),
+    (r"vision_model\.embeddings\.patch_embedding\.(.*)", r"visual.trunk.patch_embed.proj.\1", ""),
+    (r"vision_model\.embeddings\.position_embedding\.weight", "visual.trunk.pos_embed", ""),
+    (
+        r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)",
+        r"visual.trunk.blocks.\1.attn.qkv.\3",
+        "qkv",
+    ),
+    (r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"visual.trunk.blocks.\1.attn.proj.\2", ""),
+    (r"vision_model\.encoder\.layers\.(\d+)\.layer_norm([12])\.(.*)", r"visual.trunk.blocks.\1.norm\2.\3", ""),
+    (r"vision_model\.encoder\.layers\.(\d+)\.mlp\.(.*)", r"visual.trunk.blocks.\1.mlp.\2", ""),
+    (r"vision_model\.post_layernorm\.(.*)", r"visual.trunk.norm.\1", ""),
+    (r"vision_model\.head\.probe", "visual.trunk.attn_pool.latent", ""),
+    (r"vision_model\.head\.attention\.in_proj_(weight|bias)", r"visual.trunk.attn_pool.in_proj_\1", ""),
+    (r"vision_model\.head\.attention\.out_proj\.(.*)", r"visual.trunk.attn_pool.proj.\1", ""),
+    (r"vision_model\.head\.layernorm\.(.*)", r"visual.trunk.attn_pool.norm.\1", ""),
+    (r"vision_model\.head\.mlp\.(.*)", r"visual.trunk.attn_pool.mlp.\1", ""),
+    (r"text_model\.embeddings\.token_embedding\.weight", "text.token_embedding.weight", ""),
+    (r"text_model\.embeddings\.position_embedding\.weight", "text.positional_embedding", ""),
+    (r"text_model\.final_layer_norm\.(.*)", r"text.ln_final.\1", ""),
+    (r"text_model\.head\.(.*)", r"text.text_projection.\1", ""),
+    *layers("text_model", "text."),
+    (r"logit_(scale|bias)", r"logit_\1", "[]"),
+)
+
+
+def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any]) -> Form:
+    """A model of transformers.
+
+    Args:
+        state: its tensors. config: config.json; None where there is only the file. pixels: preprocessor_config.json.
+
+    Raises:
+        WeightsError: tensors that are missing or do not fit each other. ModelError: a kind that is not read.
+    """
+    if "vision_model.embeddings.patch_embedding.bias" in state:
+        return _siglip(state, path, config, pixels)
+    told = config or {}
+    vision, text = dict(told.get("vision_config") or {}), dict(told.get("text_config") or {})
+    bert = any(key.startswith("text_model.embeddings.word_embeddings") for key in state)
+    alt = any(key.startswith("text_model.roberta.") for key in state)
+    if bert or alt:
+        return _of_bert(state, path, config, vision, text, pixels, alt=alt)
+    named = renamed(state, (*_VISION, *_TEXT), path)
+    words = {**text_sizes(named, path, _heads(text, 8 if config else None)), **_eps(text)}
+    end = text.get("eos_token_id", 49407)
+    if told.get("model_type") == "metaclip_2" and isinstance(end, int):
+        words |= {"pool_type": "eos", "eos_id": end}
+    own = {
+        "embed_dim": _projected(named, path),
+        "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)},
+        "text_cfg": {**words, **_tokenizer(words["vocab_size"])},
+    }
+    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+    return Form("CLIP of transformers", named, own if config or not _guess(named) else None, facts=facts)
+
+
+def _of_bert(
+    state: State,
+    path: Path,
+    config: Mapping[str, Any] | None,
+    vision: dict[str, Any],
+    text: dict[str, Any],
+    pixels: Mapping[str, Any],
+    *,
+    alt: bool,
+) -> Form:
+    """Chinese-CLIP, whose text side is a BERT, and AltCLIP, whose text side is an XLM-R with another head."""
+    if config is None:
+        raise bad_file(path, f"holds a text side whose sizes stand in {CONFIG}: name the folder of both")
+    start = r"text_model\.roberta\." if alt else r"text_model\."
+    rules: list[Rule] = [
+        *_VISION,
+        (rf"{start}pooler\..*", None, ""),
+        (r"text_model\.pooler\..*", None, ""),
+        (r"text_model\.pre_LN\.(.*)", r"text.proj.0.\1", ""),
+        (rf"{start}encoder\.layers?\.(.*)", r"text.transformer.encoder.layer.\1", ""),
+        (rf"{start}(embeddings\..*)", r"text.transformer.\1", ""),
+    ]
+    if not alt:
+        rules.append((r"text_projection\.weight", "text.proj.weight", ""))
+    named = renamed(state, rules, path)
+    if alt:
+        try:  # two layers without anything between them are one
+            one, two = named.pop("text_model.transformation.weight"), named.pop("text_projection.weight")
+            bias = named.pop("text_model.transformation.bias")
+        except KeyError as error:
+            raise bad_file(path, f"is no whole AltCLIP: {error} is missing; download it again") from error
+        named["text.proj.1.weight"] = two.float() @ one.float()
+        named["text.proj.1.bias"] = two.float() @ bias.float()
+    kind = {"model_type": "xlm-roberta" if alt else "bert"}
+    keep = {
+        key: value for key, value in text.items() if key not in ("model_type", "architectures", "transformers_version")
+    }
+    defaults = _ALT_TEXT if alt else {}
+    words = named.get("text.transformer.embeddings.word_embeddings.weight")
+    side = {
+        "config": {**defaults, **keep, **kind},
+        "pooler": "cls_last_hidden_state_pooler",
+        "head": "norm" if alt else "linear",
+        "context": 77 if alt else 52,
+        "vocabulary": len(words) if words is not None else 0,
+    }
+    own = {
+        "embed_dim": _projected(named, path),
+        "custom_text": True,
+        "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12)), **_eps(vision)},
+        "text_cfg": {"context_length": side["context"], "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
+    }
+    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+    facts["text_activation"] = Fact(None, "the text side's own")
+    return Form("AltCLIP" if alt else "Chinese-CLIP of transformers", named, own, text=side, facts=facts, decides=True)
+
+
+_ALT_TEXT = {
+    "vocab_size": 250002,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+"""Of AltCLIP where its config leaves them out."""
+
+
+def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any]) -> Form:
+    """SigLIP, and SigLIP 2 of one resolution."""
+    kernel = state[KERNEL]
+    if kernel.ndim != 4:
+        raise bad_file(path, "is a SigLIP 2 of any resolution (naflex), which is not read; take one of a fixed one")
+    told = config or {}
+    vision, text = dict(told.get("vision_config") or {}), dict(told.get("text_config") or {})
+    named = renamed(state, _SIGLIP, path)
+    width, patch = kernel.shape[0], kernel.shape[-1]
+    try:
+        places = named["visual.trunk.pos_embed"]
+        named["visual.trunk.pos_embed"] = places[None] if places.ndim == 2 else places
+        for kind in ("weight", "bias"):
+            joint = named.pop(f"visual.trunk.attn_pool.in_proj_{kind}")
+            named[f"visual.trunk.attn_pool.q.{kind}"], named[f"visual.trunk.attn_pool.kv.{kind}"] = joint.split(
+                [width, 2 * width]
+            )
+        hidden = named["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0]
+        grid = round(len(places.reshape(-1, width)) ** 0.5)
+        embed = named["text.text_projection.weight"].shape[0]
+        words = text_sizes(named, path, _heads(text, 12 if config else None), "text.")
+    except (KeyError, RuntimeError) as error:
+        raise bad_file(path, f"is no whole SigLIP: {' '.join(str(error).split())[:80]}; download it again") from error
+    heads = _heads(vision, 12 if config else max(1, width // 64)) or 1
+    own = {
+        "embed_dim": embed,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {
+            "image_size": grid * patch,
+            "timm_model_name": f"vit_{_SIGLIP_WIDTHS.get(width, 'base')}_patch16_siglip_256",
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            **words,
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": float(text.get("layer_norm_eps", 1e-6))},
+            "hf_tokenizer_name": told.get("_name_or_path") or "timm/ViT-B-16-SigLIP",
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+        },
+    }
+    trunk = {
+        "img_size": grid * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(named, "visual.trunk.blocks."),
+        "num_heads": heads,
+        "mlp_ratio": hidden / width,
+    }
+    facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF))
+    return Form("SigLIP of transformers", named, own, trunk=trunk, facts=facts, decides=True)
+
+
+def _projected(named: Mapping[str, torch.Tensor], path: Path) -> int:
+    proj = named.get("visual.proj")
+    if proj is None or proj.ndim != 2:
+        raise bad_file(path, "has no visual_projection, so images do not reach the words; give the whole model's file")
+    return int(proj.shape[1])
+
+
+def _heads(config: Mapping[str, Any], usual: int | None) -> int | None:
+    heads = config.get("num_attention_heads", usual)
+    if heads is not None and (type(heads) is not int or not 0 < heads < 1000):
+        raise ModelError(f"{CONFIG} says {str(heads)[:20]} attention heads; download it again")
+    return heads
+
+
+def _eps(config: Mapping[str, Any]) -> dict[str, Any]:
+    eps = config.get("layer_norm_eps", 1e-5)
+    return {} if eps == 1e-5 else {"norm_kwargs": {"eps": float(eps)}}
+
+
+def _tokenizer(words: int) -> dict[str, Any]:
+    return {} if words <= 49408 else {"hf_tokenizer_name": "folder"}
+
+
+def _guess(named: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the number of heads would be a guess: a width that published models divide otherwise."""
+    return named["visual.conv1.weight"].shape[0] in (1280, 1408, 1664)
+
+
+def _facts(
+    config: Mapping[str, Any] | None,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    pixels: Mapping[str, Any],
+    usual: str,
+    colours: tuple[tuple[float, ...], tuple[float, ...]],
+) -> dict[str, Fact]:
+    facts: dict[str, Fact] = {}
+    for side, own in (("image", vision), ("text", text)):
+        kind = own.get("hidden_act", usual)
+        if config is not None and _ACTIVATIONS.get(str(kind)) is None:
+            raise ModelError(f"{CONFIG}: the activation {str(kind)[:40]!r} is none of {', '.join(_ACTIVATIONS)}")
+        if config is not None:
+            facts[f"{side}_activation"] = Fact(_ACTIVATIONS[str(kind)], CONFIG)
+    source = PIXELS if pixels else f"{CONFIG}'s model type"
+    for name, key, value in (("mean", "image_mean", colours[0]), ("std", "image_std", colours[1])):
+        given = pixels.get(key, value)
+        if not (isinstance(given, list | tuple) and len(given) == 3 and all(isinstance(x, int | float) for x in given)):
+            raise ModelError(f"{PIXELS}: {key} is {str(given)[:40]}; it is three numbers")
+        if config is not None or pixels:
+            facts[name] = Fact(tuple(map(float, given)), source)
+    size = pixels.get("size")
+    squash = isinstance(size, dict) and "height" in size
+    facts |= said(
+        source,
+        interpolation=_RESAMPLE.get(pixels.get("resample", 3), "bicubic"),
+        resize_mode="squash" if squash or re.match("siglip", str((config or {}).get("model_type"))) else "shortest",
+    )
+    return facts

@@ -1,0 +1,94 @@
+"""What open_clip's table says of published weights: activations and pixels, of one tag or of all of an architecture."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, QUICK, Fact
+
+PIXELS: Mapping[str, Any] = {
+    "mean": CLIP_MEAN,
+    "std": CLIP_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+"""What the table says of pixels, and what it is where it says nothing."""
+LISTED = 4  # tags in a message
+
+
+def of_tag(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Fact]:
+    """The facts of published weights.
+
+    Args:
+        config: open_clip's model_cfg of the architecture, which may say the activation.
+    """
+    return {name: Fact(value, f"open_clip's table, {arch}/{tag}") for name, value in _values(arch, tag, config).items()}
+
+
+def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fact], tuple[str, ...]]:
+    """The facts of weights of which only the architecture is known, and a warning for each that is a guess.
+
+    What all published weights of the architecture agree on is taken; else what most say of pixels, and the plain config
+    of the activation.
+    """
+    from open_clip.pretrained import list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(arch)
+    plain = QUICK if config.get("quick_gelu") else GELU
+    usual = {"image_activation": plain, "text_activation": plain, **PIXELS}
+    told: dict[str, dict[Any, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for tag in tags:
+        for name, value in _values(arch, tag, config).items():
+            told[name][value].append(tag)
+    facts, warnings = {}, []
+    for name, value in usual.items():
+        values = told.get(name, {})
+        if len(values) == 1:
+            facts[name] = Fact(next(iter(values)), f"all published weights of {arch}")
+        else:
+            facts[name] = Fact(value, f"open_clip's config of {arch}", guessed=len(values) > 1)
+    for what, name in (("activation", "image_activation"), ("mean and deviation", "mean"), ("resizing", "resize_mode")):
+        if facts[name].guessed:
+            warnings.append(_warning(arch, what, facts[name].value, told[name]))
+    return facts, tuple(warnings)
+
+
+def unknown(what: str) -> tuple[dict[str, Fact], tuple[str, ...]]:
+    """The facts of weights of which nothing is known; `what` they are called."""
+    guess = {"image_activation": GELU, "text_activation": GELU, **PIXELS}
+    facts = {name: Fact(value, "a guess", guessed=True) for name, value in guess.items()}
+    return facts, (
+        f"weights file {what} does not say its activation and pixel statistics: taken GELU and CLIP's own; if its "
+        "model is another, name it, such as ViT-B-32/openai, or write them down with 'densevl models convert'",
+    )
+
+
+def _values(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    from open_clip.pretrained import get_pretrained_cfg
+
+    told = get_pretrained_cfg(arch, tag)
+    kind = QUICK if told.get("quick_gelu") or config.get("quick_gelu") else GELU
+    pixels = {name: told.get(name, usual) for name, usual in PIXELS.items()}
+    pixels = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in pixels.items()}
+    return {"image_activation": kind, "text_activation": kind, **pixels}
+
+
+def _warning(arch: str, what: str, taken: Any, told: Mapping[Any, list[str]]) -> str:
+    def listed(tags: list[str]) -> str:
+        return ", ".join(tags[:LISTED]) + ", ..." * (len(tags) > LISTED)
+
+    others = "; ".join(f"{_shown(value)} for {listed(tags)}" for value, tags in told.items() if value != taken)
+    like = next((tags[0] for value, tags in told.items() if value != taken), "")
+    return (
+        f"the weights file does not say its {what}, and published weights of {arch} differ: taken {_shown(taken)}; it "
+        f"is {others}. If it comes from one of these, name it beside the file: {arch}/{like}"
+    )
+
+
+def _shown(value: Any) -> str:
+    names = {QUICK: "QuickGELU", GELU: "GELU", CLIP_MEAN: "CLIP's own"}
+    if value in names:
+        return names[value]
+    return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value)
