@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from torch import nn
 from densevl import digest
 from densevl.backbones.base import Backbone
 from densevl.backbones.precision import LoweredTower, check
+from densevl.backbones.reach import Reach
 from densevl.backbones.towers import tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
 from densevl.recipes import Hints, Recipe, get
@@ -28,6 +30,7 @@ from densevl.recipes.tower import Tower
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
 PLACEHOLDER = "x"  # one token in CLIP's vocabulary, where a learned word goes
+FOREIGN = "its text tower was trained on English; give the words in English, or take a multilingual model"
 
 
 class OpenClipBackbone(Backbone):
@@ -207,6 +210,11 @@ class OpenClipBackbone(Backbone):
                 return table
         raise ModelError(f"model '{self.name}' has no table of words to learn others beside; train without prompts")
 
+    def reach(self, words: Sequence[str]) -> list[Reach]:
+        """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""
+        english = type(self._tokenizer).__name__ == "SimpleTokenizer"
+        return [Reach(w, "text", "weak", FOREIGN) if english and _is_foreign(w) else Reach(w) for w in words]
+
     @cached_property
     def text_fingerprint(self) -> str:
         """SHA-256 of the text tower's weights, its make-up and the tokenizer's: keys the text cache.
@@ -227,6 +235,12 @@ def _rewires(tower: Tower) -> bool:
         return tower.depth > 0 and tower.view(tower.depth - 1, (1, 1)) is not None
     except RecipeError:
         return False
+
+
+def _is_foreign(word: str) -> bool:
+    """Whether a word has letters, and none of the Latin script."""
+    letters = [unicodedata.name(letter, "") for letter in word if letter.isalpha()]
+    return bool(letters) and not any(name.startswith(("LATIN", "FULLWIDTH LATIN")) for name in letters)
 
 
 def _text_side(model: Any) -> nn.Module:

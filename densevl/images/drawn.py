@@ -22,7 +22,7 @@ def is_drawn(rgb: np.ndarray) -> bool:
 
     Two or more areas of different colours, inside the picture, must cover 0.5 % of it.
     """
-    import cv2
+    from scipy import ndimage  # slow to import
 
     top, left = (max(0, (side - SIDE) // 2) for side in rgb.shape[:2])
     rgb = np.ascontiguousarray(rgb[top : top + SIDE, left : left + SIDE])
@@ -34,20 +34,23 @@ def is_drawn(rgb: np.ndarray) -> bool:
     inside = np.zeros(packed.shape, np.uint8)  # equal to all four neighbours
     across, down = packed[:, 1:] == packed[:, :-1], packed[1:] == packed[:-1]
     inside[1:-1, 1:-1] = across[1:-1, 1:] & across[1:-1, :-1] & down[1:, 1:-1] & down[:-1, 1:-1]
-    _, areas, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=4)
-    sizes = stats[1:, cv2.CC_STAT_AREA]
+    areas, _ = ndimage.label(inside)
+    sizes = np.bincount(areas.ravel())[1:]
     covered, colours = 0, set()
-    for index in np.argsort(-sizes)[:LARGEST] + 1:
-        x, y, width, height, size = stats[index]
-        at_edge = x == 1 or y == 1 or x + width == rgb.shape[1] - 1 or y + height == rgb.shape[0] - 1
-        if at_edge or size * LARGEST < SHARE * inside.size:  # bars beside a photo are flat
+    for index in np.argsort(-sizes, kind="stable")[:LARGEST] + 1:
+        size = sizes[index - 1]
+        if size * LARGEST < SHARE * inside.size:
+            break
+        rows, columns = (np.flatnonzero((areas == index).any(axis=axis)) for axis in (1, 0))
+        far = rgb.shape[0] - 2, rgb.shape[1] - 2
+        if rows[0] == 1 or columns[0] == 1 or rows[-1] == far[0] or columns[-1] == far[1]:  # bars beside a photo
             continue
-        part = slice(max(0, y - 4), y + height + 4), slice(max(0, x - 4), x + width + 4)
-        mask = (areas[part] == index).astype(np.uint8)
-        colour = rgb[part][mask > 0][0].astype(np.int16)
+        part = tuple(slice(max(0, places[0] - 4), places[-1] + 5) for places in (rows, columns))
+        mask = areas[part] == index
+        colour = rgb[part][mask][0].astype(np.int16)
         if colour.max() <= CLIPPED or colour.min() >= 255 - CLIPPED:
             continue
-        around = (cv2.dilate(mask, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(mask, np.ones((5, 5), np.uint8)) == 0)
+        around = ndimage.maximum_filter(mask, 9) & ~ndimage.maximum_filter(mask, 5)
         if np.median(np.abs(rgb[part][around] - colour).max(axis=-1)) >= CONTRAST:
             covered += int(size)
             colours.add(tuple(colour))
