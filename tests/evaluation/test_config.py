@@ -65,7 +65,7 @@ HOSTILE = {
     "environment": ("x.yaml", 'dataset: voc21\nroot: "{{$SECRET:}}"', "asks for a value to be filled in"),
     "mmengine's names": ("x.json", '{"dataset": "{{ fileDirname }}"}', "asks for a value to be filled in"),
     "list": ("x.yaml", "- voc21", "holds no fields"),
-    "nothing": ("x.yaml", "", "holds no fields"),
+    "nothing": ("x.yaml", "", "it is empty"),
     "text": ("x.json", '"voc21"', "holds no fields"),
     "key that is no number": ("x.yaml", "!!float .nan: voc21", "tags (!name) are not read"),
     "number as key": ("x.yaml", "1: voc21", "key '1' is no text"),

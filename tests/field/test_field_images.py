@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -400,7 +401,8 @@ def test_a_folder_that_cannot_be_read_does_not_end_the_run(tmp_path: Path) -> No
 
 
 def test_a_missing_extra_ends_a_search_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "segment_anything", None)
+    for module in ("segment_anything", "segment_anything.modeling"):  # the second, as others may have imported it
+        monkeypatch.setitem(sys.modules, module, None)
     done = run("search", _folder(tmp_path), "--for", "penguin", "--model", "mini", "--out", tmp_path / "out")
     assert (done.code, len([line for line in done.warnings if "densevl[sam]" in line])) == (2, 1), done.warnings
     assert "nothing found" not in done.out
