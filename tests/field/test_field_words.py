@@ -328,3 +328,45 @@ def test_each_warning_is_said_once_a_run(tmp_path: Path) -> None:
     for scene in ("snow", "water", "wood"):
         kept = json.loads((tmp_path / "out" / f"{scene}.json").read_text())["warnings"]
         assert any(SAMOVAR in text for text in kept)
+
+
+WORDS_OF_PHOTOS = {
+    # What a photo shows: names the model was trained on; what it knows weakly or by likeness; what it cannot know.
+    "skimage/data/astronaut.png": (("space shuttle", "helmet"), ("person", "woman", "flag", "astronaut"), ("face",)),
+    "skimage/data/chelsea.png": (("cat", "tabby cat", "kitten"), ("whiskers", "fur"), ("eye", "ear")),
+    "skimage/data/coffee.png": (("coffee mug", "cup", "spoon", "saucer"), ("table", "coffee"), ("wood",)),
+    "skimage/data/rocket.jpg": (("rocket", "missile"), ("launch tower", "launch pad"), ("sky", "cloud")),
+    "skimage/data/camera.png": (("camera", "tripod", "coat"), ("man", "photographer", "tower"), ("grass", "sky")),
+    "skimage/data/coins.png": ((), ("coin", "coins"), ("metal",)),
+    "skimage/data/clock_motion.png": (("clock", "wall clock"), ("number",), ("wall",)),
+    "skimage/data/motorcycle_left.png": (("motorcycle", "bicycle", "wheel"), ("garage",), ("concrete", "floor")),
+    "skimage/data/brick.png": ((), ("masonry",), ("brick", "brick wall")),
+    "skimage/data/grass.png": ((), ("turf",), ("grass", "lawn")),
+    "skimage/data/gravel.png": ((), ("pebble",), ("gravel", "stone")),
+    "skimage/data/moon.png": ((), ("crater",), ("moon",)),
+    "skimage/data/retina.jpg": ((), ("retina", "blood vessel"), ("eye",)),
+    "skimage/data/hubble_deep_field.jpg": ((), ("galaxy",), ("star",)),
+    "skimage/data/page.png": ((), ("page",), ("paper", "text")),
+    "sklearn/datasets/images/china.jpg": (("stupa",), ("temple", "building", "pagoda"), ("sky", "tree", "roof")),
+    "sklearn/datasets/images/flower.jpg": (("flower",), ("dahlia", "petal"), ("leaf",)),
+    "matplotlib/mpl-data/sample_data/grace_hopper.jpg": (
+        ("military uniform", "tie", "glasses", "cap"),
+        ("woman", "person", "flag", "medal"),
+        ("hair",),
+    ),
+}
+
+
+@pytest.mark.skipif(not HAVE_PHOTO, reason="needs the packages of densevl[photo]")
+@pytest.mark.parametrize("name", WORDS_OF_PHOTOS)
+def test_natural_words_for_photos_that_packages_carry(name: str) -> None:
+    known, weak, unknown = WORDS_OF_PHOTOS[name]
+    spec = find_spec(name.partition("/")[0])
+    path = Path(spec.submodule_search_locations[0]).parent / name if spec is not None else Path(name)
+    if not path.exists():
+        pytest.skip("another release of the package, without this photo")
+    result = _segmenter("photo")(path, [*known, *weak, *unknown])
+    said = "\n".join(result.warnings)
+    assert [word for word in (*weak, *unknown) if f"'{word}'" not in said.replace("in common with", "\0")] == []
+    assert [word for word in known if f"about '{word}'" in said or f"know '{word}'" in said] == []
+    assert "drawn" not in said
