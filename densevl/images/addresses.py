@@ -33,6 +33,8 @@ def refuse_web(path: str, what: str) -> None:
     Raises:
         ImageError: it is one.
     """
+    if re.match(r"data:\w+/", path, re.IGNORECASE):
+        raise ImageError("a data: address holds the image itself: decode it (base64), and give the bytes")
     if re.match(r"(https?|ftps?):/", path, re.IGNORECASE):
         raise ImageError(f"{what} is an address: download it and give the file's path")
     if re.match(r"(?!file:)[a-z][a-z0-9+]+:/(?!/)", path, re.IGNORECASE) and not os.path.lexists(path):

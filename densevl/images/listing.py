@@ -213,6 +213,7 @@ def _listed(path: str) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"the list of paths {shown(path)} cannot be read: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
+    written = (line.strip() for line in lines)
+    names = [name for name in written if name and (not name.startswith("#") or os.path.lexists(name))]
     beside = ((name, os.path.join(os.path.dirname(path), name)) for name in names)
     return [other if os.path.lexists(other) and not os.path.lexists(name) else name for name, other in beside]

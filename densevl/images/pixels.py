@@ -75,6 +75,7 @@ def from_tensor(tensor: Any, what: str, bits: int | None = None) -> UInt8Array:
 
 def from_array(array: npt.NDArray[Any], what: str, bits: int | None = None) -> UInt8Array:
     """Turn (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) into uint8 RGB (H, W, 3), a copy."""
+    array = np.asarray(array).astype(array.dtype.newbyteorder("="), copy=False)  # no matrix, and as this machine has it
     if array.ndim not in {2, 3} or (array.ndim == 3 and array.shape[2] not in {1, 3, 4}):
         hint = ""
         if array.ndim == 3 and array.shape[0] in {1, 3, 4}:

@@ -105,6 +105,10 @@ class Background:
         try:
             return replace(self, threshold=float(part))
         except ValueError:
+            if part.endswith("%"):
+                raise OptionError(
+                    f"background '{part}' is no word; a threshold is a probability, such as 0.3"
+                ) from None
             _no_mistyped_name(part)
             return self._with_words(part)
 

@@ -133,16 +133,21 @@ def _pairs(content: Content, notes: Notes) -> Iterator[tuple[str, list[str]]]:
             listed = [words] if one else as_list(() if words is None else words, f"label '{short(name)}'")
             if isinstance(words, Mapping):
                 raise LabelError(f"label '{short(name)}' has a dict for its words; give a list of strings")
-            yield name, [_word(word, notes) for word in listed or [name]]
+            yield name, [_word(part, notes) for word in listed or [name] for part in _parts(word)]
         return
     for number, entry in enumerate(content, start=1):
         if is_prompt(entry):
             yield clean(name_of(entry, number), "label"), [parse_prompt(entry)]
             continue
         parts = tidied(entry, notes).split("|")
-        if len(content) == 1 and "," in parts[0]:
-            notes.say("a comma within an entry of a list does not part labels; write them one by one", parts[0])
+        if (len(content) == 1 and "," in parts[0]) or ";" in parts[0] or " . " in parts[0]:
+            notes.say("what parts labels in a string parts none within a list; write them one by one", parts[0])
         yield tidied(parts[0], notes), [_word(part, notes) for part in parts]
+
+
+def _parts(word: object) -> Sequence[object]:
+    """The words for one class that a string holds with "|" between, as in a list."""
+    return word.split("|") if isinstance(word, str) and not isinstance(word, Prompt) else [word]
 
 
 def _word(word: object, notes: Notes) -> str:

@@ -99,8 +99,29 @@ KINDS = {
     "nothing": (b"", "0 bytes"),
     "text": (b"cat\ndog\n", "text"),
 }
+ARRAYS = (
+    Case(
+        "numbers of another machine refused",
+        "a big-endian array, as TIFF readers give it",
+        lambda folder: read_image(np.full((2, 2), 0x8080, ">u2")),
+        right=lambda rgb: (rgb == 128).all(),
+    ),
+    Case(
+        "a traceback for a matrix",
+        "an array of another class",
+        lambda folder: read_image(np.matrix(np.full((2, 2), 9, np.uint8))),
+        right=lambda rgb: rgb.shape == (2, 2, 3),
+    ),
+    Case(
+        "an image taken for a path",
+        "a data: address",
+        lambda folder: read_image("data:image/png;base64,iVBO"),
+        "give the bytes",
+    ),
+)
 NEF = _encoded(PHOTO, "TIFF")
 READ = (
+    *ARRAYS,
     *(
         Case(f"{kind} named .jpg", "a file of another kind", _file("x.jpg", data), said)
         for kind, (data, said) in KINDS.items()

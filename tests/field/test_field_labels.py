@@ -363,7 +363,7 @@ STRINGS = (
     Case("a number as a label", "ids in place of names", _given("0,1"), None, "number or an id", _are("0", "1")),
     Case("LABEL_0", "names of a model that nobody named", _given("LABEL_0,LABEL_1"), None, "number or an id", None),
     Case("underscores", "names of folders", _given(["traffic_light"]), None, "underscores", _mean(("traffic light",))),
-    Case("a list of one string with commas", "a shell argument not parted", _given(["cat,dog"]), None, "comma", None),
+    Case("a list of one string with commas", "a shell argument not parted", _given(["cat,dog"]), None, "parts none within a list", None),
     *(
         Case(f"{word!r} warns for nothing", "an ordinary label", _given(f"{word},sky"), None, "", _are(word, "sky"))
         for word in ORDINARY
@@ -446,7 +446,23 @@ OTHERS = (
     Case("descriptors with numbers", "JSON of the wrong kind", _looks('{"cat": 3}'), "int"),
     Case("descriptors that are no JSON", "a damaged file", _looks("{"), "JSON"),
 )
-TABLE = (*FILES, *NUMBERED, *TABLES, *DATA, *STRINGS, *LARGE, *OTHERS)
+INSIDE = (
+    Case(
+        "an entry of a list that is a list of its own",
+        "marks of other tools within a list",
+        _given(["cat; dog", "bird"]),
+        None,
+        "parts none within a list",
+    ),
+    Case(
+        "words for one class as one word",
+        "a dict of strings",
+        _given({"cat": "kitty|tom"}),
+        right=_mean(("kitty", "tom")),
+    ),
+    Case("a threshold in per cent becomes a word", "a number with a sign", _background("30%"), "such as 0.3"),
+)
+TABLE = (*INSIDE, *FILES, *NUMBERED, *TABLES, *DATA, *STRINGS, *LARGE, *OTHERS)
 
 
 @cases(*TABLE)
