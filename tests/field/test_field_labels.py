@@ -363,7 +363,14 @@ STRINGS = (
     Case("a number as a label", "ids in place of names", _given("0,1"), None, "number or an id", _are("0", "1")),
     Case("LABEL_0", "names of a model that nobody named", _given("LABEL_0,LABEL_1"), None, "number or an id", None),
     Case("underscores", "names of folders", _given(["traffic_light"]), None, "underscores", _mean(("traffic light",))),
-    Case("a list of one string with commas", "a shell argument not parted", _given(["cat,dog"]), None, "parts none within a list", None),
+    Case(
+        "a list of one string with commas",
+        "a shell argument not parted",
+        _given(["cat,dog"]),
+        None,
+        "parts none within a list",
+        None,
+    ),
     *(
         Case(f"{word!r} warns for nothing", "an ordinary label", _given(f"{word},sky"), None, "", _are(word, "sky"))
         for word in ORDINARY
