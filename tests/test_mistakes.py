@@ -24,7 +24,7 @@ RIGHT: dict[str, list[str]] = {
     "models": [],
     "doctor": [],
     "bench": ["--model", "mini", "--rounds", "1", "--plans", "whole", "--precisions", "float32", "--sizes", "96x96"],
-    "export model": ["out.onnx", "--model", "mini", "--labels", "penguin"],
+    "export model": ["out.pt2", "--format", "torch", "--model", "mini", "--labels", "penguin"],
     "export words": ["words.npz", "--model", "mini", "--labels", "penguin"],
     "recipes show": ["sclip"],
     "anomaly fit": [TILE, "--model", "mini", "--scoring", "dino"],
