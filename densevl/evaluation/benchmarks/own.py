@@ -251,6 +251,18 @@ def _table(path: Path, said: Said, by_id: Mapping[int, int], index: Mapping[str,
     reached = set(moved.values())
     kept = {stored: place for stored, place in by_id.items() if place not in reached and stored not in map(int, given)}
     numbers = [*moved, *kept]
+    for number in ignore:
+        if isinstance(number, str):
+            raise DatasetError(
+                f"{shown(path)}: what is ignored is {number!r}; give the number that is stored, or '{OTHERS}' for all "
+                "that no class has"
+            )
+        if number in numbers and number not in moved:
+            name = next(name for name, place in index.items() if place == kept[number])
+            raise DatasetError(
+                f"{shown(path)}: {number} is ignored, and the number of class '{name}'; give it to one of them "
+                '("ids" lists the classes\' own numbers)'
+            )
     if not all(_is_number(number) for number in [*numbers, *ignore]) or set(numbers).intersection(ignore):
         raise _rule_error(path)
     zero = [0] * (said.get("reduce_zero_label", False) and 0 not in numbers)
