@@ -84,14 +84,13 @@ class Gate:
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-        if self.hosts is not None and host not in self.hosts:
+        if self.hosts is not None and _host(f"//{headers.get('host', '')}")[0] not in self.hosts:
             raise Refused(403, "host", "this server answers this machine alone; see densevl serve --origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, answer)
             return
         asking = headers.get("origin")
-        if asking is not None and asking != self.origin and urlsplit(asking).netloc != headers.get("host"):
+        if asking is not None and asking != self.origin and _host(asking)[1] != headers.get("host"):
             raise Refused(403, "origin", "pages elsewhere may not ask this server; see densevl serve --origin")
         if self.running + self.arriving >= 4 * self.limits.queue:
             raise self._busy()
@@ -103,10 +102,14 @@ class Gate:
         if self.running >= self.limits.queue:
             raise self._busy()
         self.running += 1
+        answer.begins = self._release  # a client that reads slowly holds no place
         try:
             await self._run(scope, body, receive, answer)
         finally:
-            self.running -= 1
+            answer.begin()
+
+    def _release(self) -> None:
+        self.running -= 1
 
     def _busy(self) -> Refused:
         seconds = max(self.counters.mean(route) for route in self.routes)
@@ -180,16 +183,33 @@ class Gate:
             work.cancel()
 
 
+def _host(address: str) -> tuple[str, str]:
+    """The host of an address, and the host with its port; empty where it has none."""
+    try:
+        parts = urlsplit(address)
+        return parts.hostname or "", parts.netloc
+    except ValueError:
+        return "", ""
+
+
 class _Answer:
-    """A `send` that knows what it has sent, and adds the headers of all answers."""
+    """A `send` that knows what it has sent, and adds the headers of all answers. Attributes: begins: see `begin`."""
 
     def __init__(self, send: Send) -> None:
         self.status = 0
+        self.begins: Callable[[], None] | None = None
         self._send = send
+
+    def begin(self) -> None:
+        """Call `begins`, once."""
+        begins, self.begins = self.begins, None
+        if begins is not None:
+            begins()
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.begin()
             own = {name.lower() for name, _ in message.setdefault("headers", [])}
             added = {**HEADERS, "cache-control": "no-cache" if b"etag" in own else "no-store"}
             pairs = [(name.encode(), value.encode()) for name, value in added.items() if name.encode() not in own]

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from densevl.errors import MissingExtraError, OptionError
 from densevl.serving.settings import Limits, Settings
 
+CONNECTIONS = 1000  # at once; the rest is turned away before it is read
 GRACE = 30  # seconds that requests under way have to finish once the process is told to stop
 
 
@@ -52,6 +53,8 @@ def serve(
         config = uvicorn.Config(
             app,
             log_level="warning",
+            ws="none",
+            limit_concurrency=CONNECTIONS,
             server_header=False,
             timeout_graceful_shutdown=GRACE,
             lifespan="on",

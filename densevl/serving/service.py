@@ -30,6 +30,7 @@ class Service:
         """Start a worker for the models of each device; all offer the same."""
         self.limits = limits
         self.sites = [(each, Worker(each.device)) for each in models]
+        self._asked = [0] * len(self.sites)  # requests of each, those whose images are read included
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
 
     def close(self) -> None:
@@ -186,9 +187,14 @@ class Service:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key][0]
-        models, worker = min(self.sites, key=lambda site: site[1].load)
-        rgbs, ready = await asyncio.to_thread(partial(_ready, job, models, images, self.limits))
-        found = await worker.run(ready)
+        site = min(range(len(self.sites)), key=lambda index: self._asked[index])
+        self._asked[site] += 1
+        try:
+            models, worker = self.sites[site]
+            rgbs, ready = await asyncio.to_thread(partial(_ready, job, models, images, self.limits))
+            found = await worker.run(ready)
+        finally:
+            self._asked[site] -= 1
         self._kept[key] = found, rgbs[0].shape[0] * rgbs[0].shape[1]
         while len(self._kept) > self.limits.kept or (
             len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > self.limits.pixels * MEGABYTE

@@ -202,3 +202,19 @@ def test_64_clients_get_their_own_answers_bit_for_bit(models, slots) -> None:
 def test_the_policy_allows_nothing_of_another_host() -> None:
     assert "http" not in gates.POLICY
     assert "*" not in gates.POLICY
+
+
+def test_requests_go_to_the_device_with_the_least_to_do() -> None:
+    from densevl.serving.service import Service
+    from densevl.serving.settings import Limits
+
+    devices = [Slow(0.2), Slow(0.2)]
+    service = Service(devices, Limits())
+
+    async def both() -> None:
+        asked = [((png((20 + n, 20)), "a.png"), "cat", "", "", "", "", "", "json") for n in range(4)]
+        await asyncio.gather(*(service.segment(*one) for one in asked))
+
+    asyncio.run(both())
+    service.close()
+    assert [models.ran for models in devices] == [2, 2]

@@ -56,8 +56,10 @@ function become(name, said = "") {
   $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: "Name", anomaly: "Inspect", classify: "Name" }[state.mode];
 }
 
+/** The state that fits what there is. */
+const settle = () => state.running || become(photo() ? (found() ? "done" : "ready") : "empty");
+
 function fail(error) {
-  if (error.name === "AbortError") return become(found() ? "done" : "ready");
   become("error");
   $("error").textContent = sentence(error.message);
   $("error").hidden = false;
@@ -84,7 +86,7 @@ function show(index) {
   [state.only, state.hover, state.picked, state.cursor] = [null, null, null, null];
   $("tip").hidden = true;
   render();
-  if (document.body.dataset.state !== "busy") become(found() ? "done" : "ready");
+  settle();
 }
 
 function remove(index) {
@@ -210,13 +212,12 @@ function addNormal(files) {
 function fields(one) {
   const labels = state.labels.length ? JSON.stringify(state.labels) : "";
   const background = $("background").value.trim(), model = $("model").value;
-  const edits = one.edits[state.mode]?.length ? JSON.stringify(one.edits[state.mode]) : "";
   const image = one.file;
   if (state.mode === "anomaly") return { image, model, item: $("item").value, normal: state.normal.map((each) => each.file) };
   if (state.mode === "classify") return { image, labels, model };
-  if (state.mode === "segment") return { image, labels, model, recipe: $("recipe").value, background, edits };
+  if (state.mode === "segment") return { image, labels, model, recipe: $("recipe").value, background };
   const prompts = state.tool === "look" ? {} : { boxes: JSON.stringify(one.boxes), points: JSON.stringify(one.points) };
-  return { image, labels, model, background, edits, proposals: $("proposals").value, objects: String($("objects").checked), ...prompts };
+  return { image, labels, model, background, proposals: $("proposals").value, objects: String($("objects").checked), ...prompts };
 }
 
 // The answer ----------------------------------------------------------------------------------------------------------
@@ -245,11 +246,33 @@ const READ = {
 async function askAbout(one, mode, signal) {
   const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
   const sent = fields(one);
-  const told = await (await ask(mode, sent, { signal, busy })).json();
+  await read(one, mode, sent, await ask(mode, sent, { signal, busy }));
+}
+
+async function read(one, mode, sent, answer) {
+  const told = await answer.json();
   one.answers[mode] = { told, sent, ...(await READ[mode](told)) };
 }
 
-async function run(all = false) {
+const edits = (one, mode) => (one.edits[mode]?.length ? JSON.stringify(one.edits[mode]) : "");
+
+/** Do something that takes a while, which the main button stops; errors are told. */
+async function working(words, work) {
+  if (state.running) return;
+  state.running = new AbortController();
+  try {
+    become("busy", words);
+    await work(state.running.signal);
+    state.running = null;
+    settle();
+  } catch (error) {
+    state.running = null;
+    if (error.name === "AbortError") settle();
+    else fail(error);
+  }
+}
+
+function run(all = false) {
   if (state.running) return state.running.abort();
   addLabels($("label").value);
   $("label").value = "";
@@ -260,24 +283,17 @@ async function run(all = false) {
     return $("label").focus();
   }
   if (mode === "anomaly" && chosenModel().normal_needed && !state.normal.length) return fail(new Error("This model needs normal pictures to compare with."));
-  state.running = new AbortController();
-  const some = all ? state.photos : [photo()];
-  try {
+  const some = all ? [...state.photos] : [photo()];
+  return working("Looking …", async (signal) => {
     for (const [index, one] of some.entries()) {
-      become("busy", some.length > 1 ? `Looking at photo ${index + 1} of ${some.length} …` : "Looking …");
-      await askAbout(one, mode, state.running.signal);
+      if (all) $("status").textContent = `Looking at photo ${index + 1} of ${some.length} …`;
+      one.edits[mode] = []; // they were of the answer before
+      await askAbout(one, mode, signal);
       if (all) state.at = state.photos.indexOf(one);
       [state.only, state.picked, state.hover] = [null, null, null];
       render();
     }
-    become("done");
-  } catch (error) {
-    render();
-    fail(error);
-  } finally {
-    state.running = null;
-    if (document.body.dataset.state !== "busy") $("run").textContent = $("run").textContent.replace("Stop", MODES[mode]);
-  }
+  });
 }
 
 function render() {
@@ -365,16 +381,12 @@ function renderDownloads() {
   );
 }
 
-async function download(format) {
+function download(format) {
   const { sent } = found(), route = state.mode, one = photo();
-  const edits = one.edits[route]?.length ? { edits: JSON.stringify(one.edits[route]) } : {};
-  try {
-    become("busy", "Making the file …");
-    await save(await ask(route, { ...sent, ...edits, format }), `${one.file.name.replace(/\.[^.]*$/, "")}.${format}`);
-    become("done");
-  } catch (error) {
-    fail(error);
-  }
+  return working("Making the file …", async (signal) => {
+    const answer = await ask(route, { ...sent, edits: edits(one, route), format }, { signal });
+    await save(answer, `${one.file.name.replace(/\.[^.]*$/, "")}.${format}`);
+  });
 }
 
 function renderFacts({ meta, size }) {
@@ -528,33 +540,30 @@ function renderPicked() {
 }
 
 function rename(name) {
-  const { x, y } = state.picked, edits = (photo().edits[state.mode] ??= []);
+  const { x, y } = state.picked, own = (photo().edits[state.mode] ??= []);
   if (!name.trim() || name === state.picked.name) return;
-  edits.push([x, y, name.trim()]);
-  rerun(() => edits.pop());
+  own.push([x, y, name.trim()]);
+  rerun(() => own.pop());
 }
 
-async function rerun(otherwise) {
-  const one = photo(), answer = found();
-  try {
-    become("busy", "Renaming …");
-    const edits = JSON.stringify(one.edits[state.mode]), mode = state.mode;
-    const told = await (await ask(mode, { ...answer.sent, edits })).json();
-    one.answers[mode] = { told, sent: answer.sent, ...(await READ[mode](told)) };
+/** Ask the same again, with other corrections; `otherwise` takes them back. */
+function rerun(otherwise) {
+  const one = photo(), { sent } = found(), mode = state.mode;
+  return working("Renaming …", async (signal) => {
+    const answer = await ask(mode, { ...sent, edits: edits(one, mode) }, { signal }).catch((error) => {
+      otherwise();
+      throw error;
+    });
+    await read(one, mode, sent, answer);
     state.picked = null;
     render();
-    become("done");
-  } catch (error) {
-    otherwise();
-    renderEdits();
-    fail(error);
-  }
+  });
 }
 
 function renderEdits() {
-  const edits = photo()?.edits[state.mode] ?? [];
-  $("edits").hidden = !edits.length || !found();
-  $("edits-note").textContent = edits.length === 1 ? "One region was renamed; files have it too." : `${edits.length} regions were renamed; files have them too.`;
+  const count = photo()?.edits[state.mode]?.length ?? 0;
+  $("edits").hidden = !count || !found();
+  $("edits-note").textContent = count === 1 ? "One region was renamed; files have it too." : `${count} regions were renamed; files have them too.`;
 }
 
 // Wiring --------------------------------------------------------------------------------------------------------------
@@ -569,7 +578,7 @@ function setMode(mode) {
   $("tip").hidden = true;
   renderSettings();
   render();
-  if (!state.running) become(photo() ? (found() ? "done" : "ready") : "empty");
+  settle();
 }
 
 async function example({ file, mode, labels = [], item = "", normal, model, background = "", objects = false }) {
@@ -641,8 +650,8 @@ function wire() {
     $("new-name").value = "";
   });
   $("undo").addEventListener("click", () => {
-    const edits = photo().edits[state.mode], last = edits.pop();
-    rerun(() => edits.push(last));
+    const own = photo().edits[state.mode], last = own.pop();
+    rerun(() => own.push(last));
   });
   $("unpick").addEventListener("click", unpick);
   $("save-mask").addEventListener("click", async () => {

@@ -1,0 +1,60 @@
+"""`densevl serve`: what its options become, and what it says."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from densevl.cli import app
+from densevl.errors import MissingExtraError, OptionError
+from densevl.serving import run
+from densevl.serving.settings import Limits, Settings
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    seen: list[tuple] = []
+
+    def serve(settings, limits, *, host, port, origin, ready):
+        seen.append((settings, limits, host, port, origin))
+        ready("http://somewhere:1")
+
+    monkeypatch.setattr(run, "serve", serve)
+    return seen
+
+
+def test_options_become_settings_and_limits(calls) -> None:
+    given = "--model photo --model mini --recipes sclip,naclip --proposals mini-sam,grid --device cpu,cuda:1 --queue 3"
+    more = "--max-body 5 --max-pixels 6 --max-labels 7 --host 0.0.0.0 --port 80 --origin https://a.example"
+    done = CliRunner().invoke(app, ["serve", *given.split(), *more.split(), "--refine", "pamr"])
+    assert done.exit_code == 0, done.output
+    settings, limits, *where = calls[0]
+    assert settings == Settings(
+        ("photo", "mini"), ("sclip", "naclip"), ("mini-sam", "grid"), ("cpu", "cuda:1"), "float32", "pamr", "winclip"
+    )
+    assert limits == Limits(queue=3, body=5, pixels=6, labels=7)
+    assert where == ["0.0.0.0", 80, "https://a.example"]
+    assert "densevl serve: http://somewhere:1" in done.stdout
+    assert "no password" in done.stderr
+
+
+def test_left_alone_it_serves_this_machine_and_its_best_model(calls) -> None:
+    done = CliRunner().invoke(app, ["serve"])
+    assert calls == [(Settings(), Limits(), "127.0.0.1", 8000, None)]
+    assert done.stderr == ""
+
+
+def test_a_port_that_is_taken_is_said_before_models_load() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port}.*give another --port"):
+            run.serve(Settings(("no such model",)), Limits(), port=port)
+
+
+def test_missing_packages_are_named_with_their_extra(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtraError, match=r"densevl\[serve\]"):
+        run.serve(Settings(), Limits())
