@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--shots", default=",".join(SHOTS))
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     parser.add_argument("--themes", default="light,dark")
+    parser.add_argument("--sheet", type=Path, help="also write one picture of some of them, as docs/serve.jpg is")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with server(*(given.model or ["mini"])) as address, chromium() as browser:
@@ -113,6 +114,27 @@ def main() -> None:
                     page.screenshot(path=given.out / f"{shot}-{width}-{theme}.png", full_page=width < 900)
                     page.close()
                 context.close()
+    if given.sheet:
+        sheet(given.out, given.sheet)
+
+
+def sheet(shots: Path, out: Path) -> None:
+    """Three of the pictures beside each other."""
+    from PIL import Image
+
+    wide, dark, phone = (
+        Image.open(shots / f"{name}.png").convert("RGB")
+        for name in ("picked-1120-light", "anomaly-1120-dark", "segment-390-light")
+    )
+    height = 520
+    few = [one.crop((0, 0, one.width, min(one.height, 844))) for one in (wide, dark, phone)]
+    few = [one.resize((round(one.width * height / one.height), height), Image.Resampling.LANCZOS) for one in few]
+    page = Image.new("RGB", (sum(one.width for one in few) + 2 * 16, height), "white")
+    left = 0
+    for one in few:
+        page.paste(one, (left, 0))
+        left += one.width + 16
+    page.save(out, quality=82, optimize=True)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class Models:
         self.backbones: dict[str, Backbone] = {}
         for name in settings.models:
             backbone = load_backbone(name, device=device, precision=settings.precision)
-            self.backbones[backbone.name if name == "auto" else name] = backbone
+            if backbone.name in self.backbones:
+                raise OptionError(f"two of the models are called '{backbone.name}'; clients could not tell them apart")
+            self.backbones[backbone.name] = backbone  # not by the name given, which may be a path
         self.device = next(iter(self.backbones.values())).device
         self.proposers: dict[str, Proposer | str] = {
             name: name if name == "clusters" else load_proposer(name, device=str(self.device))

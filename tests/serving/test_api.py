@@ -15,6 +15,8 @@ from PIL import Image
 from scipy import ndimage
 
 from densevl import Segmenter
+from densevl.errors import OptionError
+from densevl.serving.settings import Settings
 from serving.server import EXAMPLES
 
 WATER = (EXAMPLES / "water.png").read_bytes()
@@ -322,3 +324,13 @@ def test_every_answer_carries_the_policy(client) -> None:
         assert "unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "access-control-allow-origin" not in answer.headers
+
+
+def test_models_are_offered_by_names_that_are_no_paths(models, monkeypatch) -> None:
+    from densevl.serving import models as served
+
+    monkeypatch.setattr(served, "load_backbone", lambda name, **options: models.backbones["mini"])
+    offered = served.Models(Settings(("/srv/private/mini.onnx",), (), ("grid",)), "cpu")
+    assert list(offered.backbones) == ["mini"]
+    with pytest.raises(OptionError, match="two of the models are called 'mini'"):
+        served.Models(Settings(("a", "b"), (), ("grid",)), "cpu")

@@ -58,3 +58,11 @@ def test_missing_packages_are_named_with_their_extra(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"densevl\[serve\]"):
         run.serve(Settings(), Limits())
+
+
+def test_answers_are_not_held_back_for_the_next_packet() -> None:
+    """The kernel otherwise waits up to 40 ms for company; what is accepted inherits the setting."""
+    with run._listening("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()[:2]):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
