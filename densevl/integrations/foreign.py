@@ -21,6 +21,7 @@ from densevl.errors import ProposalError
 
 THRESHOLD = 0.5  # of torchvision's soft masks, and of queries in raw outputs, as transformers has it
 SOFTMAX = ("Detr", "Yolos", "TableTransformer")  # output types whose last class is "no object"; others are sigmoids
+SQUARE = "Owlv2"  # output types whose boxes are of the image padded to a square, right and below
 KNOWN = (
     "supervision.Detections, ultralytics' Results, or a dict of boxes, scores and labels as torchvision and "
     "transformers give"
@@ -204,15 +205,29 @@ def _queries(found: dict[str, Any], size: tuple[int, int] | None) -> Found:
     if not bool(torch.isfinite(sure).all() and torch.isfinite(boxes).all()):
         raise ProposalError("detector outputs hold NaN or infinity: the model overflowed, or its weights are damaged")
     which = sure >= THRESHOLD
-    x, y, w, h = (boxes[0][which] * torch.tensor([size[1], size[0]] * 2)).unbind(dim=1)
+    sides = [max(size)] * 4 if type(found).__name__.startswith(SQUARE) else [size[1], size[0]] * 2
+    x, y, w, h = (boxes[0][which] * torch.tensor(sides)).unbind(dim=1)
     corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=1)
     return _records({"boxes": corners, "scores": sure[which]})
 
 
 def _segments(found: dict[str, Any]) -> Found:
-    """transformers' post-processed segments: a map, and for each segment its number and score."""
-    numbers, infos = torch.as_tensor(found["segmentation"]).detach().cpu(), list(found["segments_info"])
-    masks = torch.stack([numbers == info["id"] for info in infos]) if infos else torch.zeros(0, *numbers.shape).bool()
+    """transformers' post-processed segments: a map of numbers, or a mask of each; and of each its number and score."""
+    given, infos = found["segmentation"], list(found["segments_info"])
+    if isinstance(given, (list, tuple)):  # return_coco_annotation=True
+        raise ProposalError(
+            "segmentation is a list of run lengths, which do not know their size; post-process without "
+            "return_coco_annotation"
+        )
+    numbers = torch.as_tensor(given).detach().cpu()
+    if numbers.ndim == 3:  # return_binary_maps=True
+        if len(numbers) != len(infos):
+            raise ProposalError(f"{len(numbers)} masks for {len(infos)} segments_info: one each")
+        masks = numbers > THRESHOLD
+    elif infos:
+        masks = torch.stack([numbers == info["id"] for info in infos])
+    else:
+        masks = torch.zeros(0, *numbers.shape, dtype=torch.bool)
 
     def write(named: Named) -> dict[str, Any]:
         rows = zip(infos, named.ids.tolist(), named.confidence.tolist(), strict=True)

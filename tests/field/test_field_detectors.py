@@ -33,6 +33,8 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 SIZE = (48, 64)
 PHOTO = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
 BOXES = torch.tensor([[4.0, 3, 30, 40], [20, 10, 60, 44]])
+MAP = torch.zeros(SIZE, dtype=torch.int32)
+MAP[3:40, 4:30] = 1
 FOUND = {"boxes": BOXES, "scores": torch.tensor([0.9, 0.4]), "labels": torch.tensor([1, 7])}
 LABELS = ["cat", "dog"]
 
@@ -49,6 +51,13 @@ class Odd(nn.Module):
 
     def forward(self, images: Any) -> Any:
         return torch.zeros(len(images), 6)
+
+
+class Owlv2ObjectDetectionOutput(dict):
+    """As transformers' own: its boxes are of the image padded to a square."""
+
+
+Owlv2ObjectDetectionOutput.__module__ = "transformers.models.owlv2.modeling_owlv2"
 
 
 class Strange:
@@ -107,6 +116,17 @@ def holder() -> nn.Module:
     return module
 
 
+def segments(maps: Any) -> dict[str, Any]:
+    """As post_process_instance_segmentation gives one, numbered from 0."""
+    return {"segmentation": maps, "segments_info": [{"id": 0, "label_id": 3, "score": 0.9}]}
+
+
+def as_the_map(got: Any) -> bool:
+    """A mask of its own is named as a map of its number is."""
+    same = labelled(segments(MAP - 1))(Path())
+    return abs(got["segments_info"][0]["score"] - same["segments_info"][0]["score"]) < 1e-6
+
+
 def is_named(found: Any) -> bool:
     own = {"boxes", "scores", "labels", "text_labels", "embeddings", "proposal_scores"}
     return own == found.keys() and len(found["text_labels"]) == 2 and FOUND["labels"].tolist() == [1, 7]
@@ -156,6 +176,15 @@ TABLE = (
     Case("records of SAM", "dicts with segmentation", labelled([{"segmentation": 1}] * 2), "regions=masks"),
     Case("outputs of the first DETR", "pred_logits",
          labelled({"pred_logits": 1, "pred_boxes": 2}), "post_process_object"),
+    Case("boxes of OWLv2 are of a square", "raw outputs of an image that is none",
+         labelled(Owlv2ObjectDetectionOutput(
+             logits=torch.tensor([[[3.0, -1]]]), pred_boxes=torch.tensor([[[0.5, 0.3, 0.2, 0.2]]]))),
+         right=lambda got: torch.allclose(got["boxes"], torch.tensor([[25.6, 12.8, 38.4, 25.6]]))),
+    Case("a mask for each segment is no map", "return_binary_maps=True", labelled(segments(MAP[None].float())),
+         right=as_the_map),
+    Case("masks for some segments", "the same, cut", labelled(segments(torch.stack([MAP, MAP]))), "2 masks for 1"),
+    Case("run lengths of segments", "return_coco_annotation=True", labelled(segments([[1, 5, 9, 2], [3, 4]])),
+         "without return_coco_annotation"),
     Case("a generator", "stream=True", labelled(iter([FOUND])), "one by one"),
     Case("an empty list", "no images", labelled([]), "without anything"),
     Case("no image", "None with a dict", labelled(FOUND, None), "give the image"),
