@@ -57,6 +57,7 @@ WRONG: dict[str, list[str]] = {
     "templates": ["opnai", "no place for a word", ""],
     "descriptors": [ABSENT, FILE],
     "presence": ["2", "-1", "nan", "x"],
+    "bits": ["7", "17", "x", ""],
     "short_side": ["0", "-3", "x"],
     "crop": ["-1", "x", "3"],
     "stride": ["0", "x", "100000"],

@@ -27,24 +27,23 @@ PUBLIC = {
 
 COMMANDS = {
     "segment": (
-        "IMAGES --background --blend --compat --crop --descriptors --device --json --labels --model --out "
+        "IMAGES --background --bits --blend --compat --crop --descriptors --device --json --labels --model --out "
         "--overwrite --plan --precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe "
-        "--refine --sam --shard --sheet --short-side --strict --stride --templates --views --weights "
-        "--workers"
+        "--refine --sam --shard --sheet --short-side --strict --stride --templates --views --weights --workers"
     ),
     "regions": (
-        "IMAGES --background --blend --box --compat --crop --descriptors --device --export --json --labels "
-        "--model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
+        "IMAGES --background --bits --blend --box --compat --crop --descriptors --device --export --json "
+        "--labels --model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
         "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
         "--short-side --strict --stride --stuff --templates --tile --views --weights --workers"
     ),
     "search": (
-        "FOLDER --against --device --each --for --index --json --least --like --model --operator --out "
+        "FOLDER --against --bits --device --each --for --index --json --least --like --model --operator --out "
         "--overwrite --pieces --precision --proposals --quiet --recipe --sheet --strict --top --weights"
     ),
     "classify": (
-        "IMAGES --descriptors --device --head --json --labels --model --out --overwrite --precision --quiet "
-        "--ray --shard --sheet --strict --templates --weights --workers"
+        "IMAGES --bits --descriptors --device --head --json --labels --model --out --overwrite --precision "
+        "--quiet --ray --shard --sheet --strict --templates --weights --workers"
     ),
     "serve": (
         "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
@@ -59,34 +58,35 @@ COMMANDS = {
     "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
     "recipes show": "NAME",
     "anomaly fit": (
-        "NORMAL --adapters --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
+        "NORMAL --adapters --bits --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
         "--recipe --scoring --size --states --tile --weights --whole --windows"
     ),
     "anomaly score": (
-        "IMAGES --adapters --detector --device --item --json --model --out --overwrite --precision --quiet "
-        "--ray --recipe --scoring --shard --sheet --strict --weights --workers"
+        "IMAGES --adapters --bits --detector --device --item --json --model --out --overwrite --precision "
+        "--quiet --ray --recipe --scoring --shard --sheet --strict --weights --workers"
     ),
     "fewshot fit": (
-        "FOLDER --calibrate --device --head --held-out --model --out --overwrite --precision --templates --weights"
+        "FOLDER --bits --calibrate --device --head --held-out --model --out --overwrite --precision --templates "
+        "--weights"
     ),
     "eval list": "--json",
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
-        "WHAT --background --blend --compat --crop --descriptors --device --dump --fresh --ignore --json --launcher "
-        "--limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring "
-        "--seed --set --short-side --shots --stride --strings --task --templates --threads --trust-config "
-        "--variant --views --weights"
+        "WHAT --background --bits --blend --compat --crop --descriptors --device --dump --fresh --ignore --json "
+        "--launcher --limit --measures --model --operator --out --overwrite --paper --plan --precision "
+        "--presence --proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every "
+        "--scoring --seed --set --short-side --shots --stride --strings --task --templates --threads "
+        "--trust-config --variant --views --weights"
     ),
     "eval compare": (
-        "WHAT --background --fresh --ignore --json --limit --measures --model --out --overwrite --quiet --recipes "
-        "--root --set --task --trust-config"
+        "WHAT --background --bits --fresh --ignore --json --limit --measures --model --out --overwrite --quiet "
+        "--recipes --root --set --task --trust-config"
     ),
     "eval analyse": (
-        "WHAT --distractors --json --limit --model --only --out --overwrite --recipe --root --set --trust-config"
+        "WHAT --bits --distractors --json --limit --model --only --out --overwrite --recipe --root --set --trust-config"
     ),
     "eval anomaly": (
-        "WHAT --device --fresh --json --limit --model --out --overwrite --proxy --quiet --root --scoring "
+        "WHAT --bits --device --fresh --json --limit --model --out --overwrite --proxy --quiet --root --scoring "
         "--set --shots --trust-config --weights"
     ),
 }

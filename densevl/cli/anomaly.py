@@ -73,6 +73,7 @@ def anomaly_fit(
     out: Annotated[
         Path, options.option("Where the detector is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
     ] = Path("detector"),
+    bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Remember sound images and set a threshold from them."""
@@ -138,6 +139,7 @@ def anomaly_score(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    bits: options.Bits = None,
     ray: options.Ray = None,
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,

@@ -46,6 +46,7 @@ def classify(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    bits: options.Bits = None,
     ray: options.Ray = None,
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,

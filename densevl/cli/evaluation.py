@@ -53,6 +53,9 @@ Ignore = Annotated[
         panel=BENCHMARK,
     ),
 ]
+Bits = Annotated[
+    int | None, options.option("How many of their 16 bits the images use.", panel=BENCHMARK, min=8, max=16)
+]
 Measures = Annotated[
     str,
     options.option(
@@ -134,6 +137,7 @@ def run(
     root: Root = None,
     task: Task = None,
     limit: Limit = None,
+    bits: Bits = None,
     ignore: Ignore = "",
     measures: Measures = "iou,calibration",
     variant: Annotated[
@@ -231,6 +235,7 @@ def compare(
     root: Root = None,
     task: Task = None,
     limit: Limit = None,
+    bits: Bits = None,
     ignore: Ignore = "",
     measures: Measures = "iou,calibration",
     model: options.Model = options.MODEL,
@@ -263,6 +268,7 @@ def analyse(
     limit: Annotated[
         int | None, options.option("Take only this many images; 50 if left out.", panel=BENCHMARK, min=1)
     ] = None,
+    bits: Bits = None,
     only: Annotated[
         str | None,
         options.option(
@@ -312,6 +318,7 @@ def anomaly(
     what: What,
     root: Root = None,
     limit: Limit = None,
+    bits: Bits = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,

@@ -52,6 +52,7 @@ def fewshot_fit(
     device: options.Device = None,
     precision: options.Precision = options.PRECISION,
     templates: options.Templates = None,
+    bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Learn classes from a few example images of each; `densevl classify --head OUT` then names others."""

@@ -90,7 +90,8 @@ def option(help: str, *names: str, panel: str | None = None, values: Any = (), b
         panel: the heading it stands under in `--help`. values, between: see `choose`.
     """
     complete = choose(values, between) if values else None
-    return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, callback=_given, **more)
+    more = {"callback": _given, **more}
+    return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, **more)
 
 
 def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
@@ -99,6 +100,15 @@ def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -
     if (empty or value != value) and "COMMANDLINE" in str(context.get_parameter_source(str(parameter.name))):
         raise typer.BadParameter("it is empty; give a value, or leave the option out")
     return value
+
+
+def _read_so(context: typer.Context, bits: int | None) -> int | None:
+    """Read all images of the command so."""
+    if bits is not None:
+        from densevl.images import bit_depth
+
+        context.with_resource(bit_depth(bits))
+    return bits
 
 
 ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"
@@ -110,6 +120,18 @@ Images = Annotated[
         help="Images, folders of images with all below them, patterns such as 'photos/*.jpg', or a text file with one "
         "path a line.",
         show_default=False,
+    ),
+]
+
+Bits = Annotated[
+    int | None,
+    option(
+        "How many of their 16 bits images use, as those of cameras and scanners with 10, 12 or 14: they come out dark "
+        "otherwise.",
+        panel=LOOKING,
+        min=8,
+        max=16,
+        callback=_read_so,
     ),
 ]
 

@@ -86,6 +86,7 @@ def regions(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    bits: options.Bits = None,
     ray: options.Ray = None,
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,

@@ -66,6 +66,7 @@ def search(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
+    bits: options.Bits = None,
 ) -> None:
     """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
     if bool(words) == bool(like):

@@ -64,6 +64,7 @@ class Experiment:
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
             are learned from, the first by name. options: fields of the scoring to change, and states, size, tile and
             adapters as `AnomalyDetector` takes them.
+        bits: how many of their 16 bits images use, as `read_image` takes it.
         limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
@@ -102,6 +103,7 @@ class Experiment:
     scoring: str = _of(ANOMALY, default="winclip")
     shots: int = _of(ANOMALY, default=0)
     options: Mapping[str, Any] = _of(ANOMALY, factory=dict)
+    bits: int | None = None
     limit: int | None = None
     seed: int = 0
 
@@ -109,7 +111,7 @@ class Experiment:
         for name, hint in _hints().items():
             object.__setattr__(self, name, _fitting(name, getattr(self, name), hint))
         for name, (low, high) in _RANGES.items():
-            if not low <= (value := getattr(self, name)) <= high:
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
                 raise EvaluationError(f"{name} of an experiment is {low} to {high}, not {shown(str(value))}")
         object.__setattr__(self, "task", self.task or tasks_of(self.dataset)[0])
         _one_of("task", self.task, TASKS)
@@ -186,7 +188,8 @@ class Experiment:
         """The dataset, cut to `limit`."""
         usual = {entry.name: _usual(entry) for entry in fields(self)}
         rules = {name: value for name in RULES if (value := getattr(self, name)) != usual[name]}
-        return benchmark(self.dataset, self.task).open(self.root, self.variant, rules).subset(self.limit)
+        dataset = benchmark(self.dataset, self.task).open(self.root, self.variant, rules).subset(self.limit)
+        return replace(dataset, bits=self.bits)
 
     def facts(self) -> dict[str, Any]:
         """The settings of its task after `resolved`, ready for JSON; where files lie and the model runs is left out."""
@@ -204,7 +207,13 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise EvaluationError(f"no {what} {shown(value)}{suggest(value, allowed)}; there are {', '.join(allowed)}")
 
 
-_RANGES = {"seed": (0, 2**32 - 1), "shots": (0, 10**6), "min_share": (0, 1), "boundary_ratio": (1e-6, 1)}
+_RANGES = {
+    "seed": (0, 2**32 - 1),
+    "bits": (8, 16),
+    "shots": (0, 10**6),
+    "min_share": (0, 1),
+    "boundary_ratio": (1e-6, 1),
+}
 _KINDS = {
     str: "text",
     int: "a whole number",

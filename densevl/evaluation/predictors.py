@@ -21,6 +21,7 @@ from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.benchmarks.class_lists import DISPLAY, ClassList
 from densevl.evaluation.benchmarks.coco import Objects
 from densevl.evaluation.experiment import TRUTH
+from densevl.images import bit_depth
 from densevl.inference import decode
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.regions.classifier import RegionClassifier
@@ -197,7 +198,8 @@ class AnomalyPredictor:
         if category != self._category:
             self._category, self._detector = category, self._make(item=category.replace("_", " "))
             if learned := self.dataset.references(category, self.shots):
-                self._detector.fit([item.image for item in learned])
+                with bit_depth(self.dataset.bits):
+                    self._detector.fit([item.image for item in learned])
             since = self.clock.add("fit", since)
         found = self._detector(sample.image)
         self.clock.add("score", since)

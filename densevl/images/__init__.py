@@ -4,6 +4,7 @@ Only numpy and Pillow are needed; torch is not imported.
 """
 
 from densevl.images.decoding import kind_of
+from densevl.images.depth import bit_depth
 from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
 from densevl.images.notes import ImageWarning
 from densevl.images.pixels import UInt8Array, encode_png
@@ -23,6 +24,7 @@ __all__ = [
     "encode_png",
     "kind_of",
     "ImageWarning",
+    "bit_depth",
     "UInt8Array",
     "MAX_PIXELS",
     "EXTENSIONS",

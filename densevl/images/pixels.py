@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.errors import ImageError
+from densevl.images.depth import MOST
 from densevl.images.notes import say
 
 DARK = 2**14
@@ -114,26 +115,42 @@ def _to_uint8(array: npt.NDArray[Any], what: str, bits: int | None) -> UInt8Arra
 
 
 def _of_16_bits(array: npt.NDArray[Any], what: str, bits: int | None) -> UInt8Array:
-    """Scale uint16 to uint8: its whole range, or as many of its bits as are used."""
+    """Scale uint16 to uint8: its whole range, or as many of its bits as are used; of RGBA the alpha by itself."""
+    if array.ndim == 3 and array.shape[2] == 4:
+        alpha = array[..., 3:]
+        own = bits if bits is not None and not int(alpha.max()) >> bits else MOST
+        return np.concatenate([_of_16_bits(array[..., :3], what, bits), _of_16_bits(alpha, what, own)], axis=2)
     highest = int(array.max())
     if bits is not None and highest >> bits:
         raise ImageError(f"{what} holds {highest}, which is more than {bits} bits: give bits={highest.bit_length()}")
     if bits is None and 0 < highest < DARK:
         used = max(8, highest.bit_length())
         told = f"its 16-bit values reach only {highest} of 65535, so it comes out dark"
-        say(what, f"{told}; if it has {used} bits, read it with read_image(..., bits={used})")
+        say(what, f"{told}; {_way_out(used)}")
     top = 2 ** (bits or 16) - 1
     return ((array.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def _way_out(bits: int) -> str:
+    return f"if it has {bits} bits, say so: --bits {bits}, or images.bit_depth({bits}) in Python"
 
 
 def require_light(rgb: UInt8Array, what: str) -> None:
     """Say it where the high bytes of 16-bit colours are so low that the image comes out dark."""
     highest = int(rgb.max())
     if highest < DARK >> 8:
-        say(
-            what,
-            f"its 16-bit colours reach only {highest} of 255, so it comes out dark; save it with 8 bits, stretched",
-        )
+        bits = 8 + highest.bit_length()
+        say(what, f"its 16-bit colours reach only {highest} of 255, so it comes out dark; {_way_out(bits)}")
+
+
+def deep_colours(content: bytes, what: str) -> npt.NDArray[np.uint16]:
+    """The 16-bit colours of a PNG or TIFF file, (H, W, 3) or (H, W, 4) RGBA; Pillow keeps their high bytes alone."""
+    import cv2
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise ImageError(f"the 16-bit colours of {what} cannot be read; save it as PNG, or with 8 bits, stretched")
+    return np.asarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], np.uint16)
 
 
 def _on_white(rgba: UInt8Array) -> UInt8Array:

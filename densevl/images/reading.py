@@ -17,9 +17,19 @@ from PIL import Image
 
 from densevl.errors import ImageError
 from densevl.images.decoding import check_size, decode, frames, opened
+from densevl.images.depth import checked, used_bits
 from densevl.images.notes import say
-from densevl.images.opening import display_name, is_file
-from densevl.images.pixels import UInt8Array, from_array, from_pillow, from_tensor, orientation, require_light
+from densevl.images.opening import display_name, is_file, reader
+from densevl.images.pixels import (
+    UInt8Array,
+    deep_colours,
+    from_array,
+    from_pillow,
+    from_tensor,
+    orientation,
+    require_light,
+    upright,
+)
 
 MAX_PIXELS: Final = 100_000_000
 
@@ -31,9 +41,9 @@ def read_image(
 
     Rules: EXIF orientation is applied; of several frames or pages the first is taken; transparency is laid on white,
     as most drawings with transparency are made for it; 16-bit grey is divided by 257 (its full range becomes 0-255, no
-    stretching); 16-bit colour files keep their high byte; colour profiles are not applied. An `ImageWarning` says where
-    there were further frames, and where 16 bits hold so low values that they come out dark; in the pipelines it is
-    one of the result's `warnings`.
+    stretching); 16-bit colour files keep their high byte, unless `bits` is given; colour profiles are not applied. An
+    `ImageWarning` says where there were further frames, and where 16 bits hold so low values that they come out dark;
+    in the pipelines it is one of the result's `warnings`.
 
     Args:
         source: a path (str or PathLike); the content of an image file (bytes); an open binary file that can seek, read
@@ -42,8 +52,9 @@ def read_image(
             uint8 0-255, uint16 0-65535, bool, or float 0-1.
         max_pixels: the most pixels a file or PIL image may have, checked before it is decoded.
         name: what messages call the image. They then hold no path, which suits a server.
-        bits: how many of its 16 bits a grey image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
-            values 0 to 2**bits - 1 become 0-255. None takes all 16.
+        bits: how many of its 16 bits an image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
+            values 0 to 2**bits - 1 become 0-255. None takes what `bit_depth` says, else all 16. Images of 8 bits stay
+            as they are.
 
     Returns:
         uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
@@ -55,14 +66,17 @@ def read_image(
 
     >>> rgb = read_image(await upload.read(), name=upload.filename)
     """
-    if bits is not None and (not isinstance(bits, int) or not 8 <= bits <= 16):
-        raise ImageError(f"bits is {bits!r}; 16-bit images use 8 to 16 of them")
+    bits = used_bits() if bits is None else checked(bits)
     if is_file(source):
         with opened(source, name, max_pixels) as (image, what):
             _say_frame(image, what)
             deep = ";16" in str(image.tile[0].args if image.tile else "") and image.mode.startswith("RGB")
             decode(image, what)
-            rgb = from_pillow(image, what, bits)
+            turn = orientation(image)
+            if not deep or bits is None:
+                rgb = from_pillow(image, what, bits)
+        if deep and bits is not None:
+            return np.ascontiguousarray(upright(from_array(deep_colours(_content(source), what), what, bits), turn))
         if deep:
             require_light(rgb, what)
         return rgb
@@ -136,6 +150,11 @@ def read_labels(
     if image.mode == "L":
         labels //= {"L;4": 17, "L;2": 85}.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
     return labels
+
+
+def _content(source: Any) -> bytes:
+    with reader(source, None) as (file, _):
+        return file.read()
 
 
 def _say_frame(image: Image.Image, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import os
 import warnings
@@ -137,7 +138,7 @@ def _ahead(images: Iterable[Any], read: Callable[[Any], Read], depth: int) -> It
     pool = ThreadPoolExecutor(1, "densevl-reading")
     try:
         for image in images:
-            waiting.append((image, pool.submit(read, image)))
+            waiting.append((image, pool.submit(contextvars.copy_context().run, read, image)))
             if len(waiting) > depth:
                 yield waiting.popleft()
         while waiting:

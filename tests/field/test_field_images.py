@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from case import Case, Ran, cases, run
@@ -18,7 +19,7 @@ from PIL import Image
 
 from densevl import Segmenter
 from densevl.errors import MissingExtraError
-from densevl.images import find_images, read_image
+from densevl.images import bit_depth, find_images, read_image
 
 HEIC = base64.b64decode(
     b"AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
@@ -71,6 +72,23 @@ def _told(name: str, content: bytes) -> Callable[[Path], _Told]:
     def read(folder: Path) -> _Told:
         (folder / name).write_bytes(content)
         return _Told(folder / name)
+
+    return read
+
+
+def _colours16(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit RGB or RGBA; OpenCV writes BGR."""
+    return bytes(cv2.imencode(".png", values[..., [2, 1, 0, 3][: values.shape[2]]].astype(np.uint16))[1])
+
+
+def _within_12_bits(content: bytes) -> Callable[[Path], _Told]:
+    def read(folder: Path) -> _Told:
+        (folder / "x.png").write_bytes(content)
+        with bit_depth(12):
+            (result,) = Segmenter("mini").many([folder / "x.png"], "penguin,pizza")  # reads ahead in a thread
+        told = _Told(result.image)
+        told.warnings = tuple(set(result.warnings) - set(Segmenter("mini")(result.image, "penguin,pizza").warnings))
+        return told
 
     return read
 
@@ -185,7 +203,7 @@ READ = (
         "a camera's PNG",
         _told("x.png", _png16(np.full((16, 24), 4000))),
         None,
-        "bits=12",
+        "--bits 12",
         None,
     ),
     Case(
@@ -193,7 +211,7 @@ READ = (
         "a camera's TIFF",
         lambda folder: _Told(np.full((16, 24), 1000, np.uint16)),
         None,
-        "bits=10",
+        "--bits 10",
         None,
     ),
     Case(
@@ -201,7 +219,7 @@ READ = (
         "a thermal camera",
         lambda folder: _Told(np.full((16, 24), 16000, np.uint16)),
         None,
-        "bits=14",
+        "--bits 14",
         None,
     ),
     Case(
@@ -221,6 +239,54 @@ READ = (
         "bits that are wrong",
         lambda folder: read_image(_png16(np.full((2, 2), 9)), bits=3),
         "8 to 16",
+    ),
+    Case(
+        "bits that nobody can tell a pipeline",
+        "a folder of a microscope",
+        _within_12_bits(_png16(np.full((16, 24), 4095))),
+        None,
+        "",
+        lambda got: (got.image == 255).all(),
+    ),
+    Case(
+        "12 bits of 16-bit colours are dropped",
+        "a colour scan: Pillow reads its high bytes alone",
+        _within_12_bits(_colours16(np.full((16, 24, 3), (100, 200, 4095)))),
+        None,
+        "",
+        lambda got: got.image[3, 3].tolist() == [6, 12, 255],
+    ),
+    Case(
+        "12 bits beside a full alpha",
+        "a colour scan with transparency",
+        _within_12_bits(_colours16(np.full((16, 24, 4), (100, 200, 4095, 65535)))),
+        None,
+        "",
+        lambda got: got.image[3, 3].tolist() == [6, 12, 255],
+    ),
+    Case(
+        "a full alpha hides that 12 bits come out dark",
+        "an array of RGBA",
+        lambda folder: _Told(np.full((16, 24, 4), (100, 200, 4095, 65535), np.uint16)),
+        None,
+        "--bits 12",
+        None,
+    ),
+    Case(
+        "16-bit colours come out dark",
+        "a colour scan",
+        _told("x.png", _colours16(np.full((16, 24, 3), 4095))),
+        None,
+        "--bits 12",
+        None,
+    ),
+    Case(
+        "8 bits among images of 12",
+        "a mixed folder",
+        _within_12_bits(_encoded(PHOTO, "PNG")),
+        None,
+        "",
+        _is_red,
     ),
     Case(
         "full 16 bits warn",

@@ -67,7 +67,7 @@ class Dataset:
     Attributes:
         benchmark: what it is; root: where it lies; classes: its class list; items: its files, in a fixed order.
         variant: the label rule, "" for the usual. warnings: what is odd about its files.
-        cut: whether there are more images than these.
+        cut: whether there are more images than these. bits: of 16-bit images, as `read_image` takes them.
         exif: of images that an EXIF tag turns, whether label maps are of the pixels as "stored" or of the "upright"
             picture; "auto" goes by the size of the label map, where that tells, else by that of others, else "upright".
     """
@@ -80,6 +80,7 @@ class Dataset:
     warnings: tuple[str, ...] = field(kw_only=True, default=())
     exif: str = field(kw_only=True, default="auto")
     cut: bool = field(kw_only=True, default=False)
+    bits: int | None = field(kw_only=True, default=None)
 
     @property
     def name(self) -> str:
@@ -117,7 +118,7 @@ class Dataset:
         """
         if not item.image.exists():
             raise DatasetError(f"the image '{item.key}' is missing: {shown(item.image)}")
-        image, turn = read_image(item.image), header(item.image).turn
+        image, turn = read_image(item.image, bits=self.bits), header(item.image).turn
         if turn == 1:
             return Sample(item, image, self.truth(item, image))
         if self.labels_as_stored(item):

@@ -32,6 +32,7 @@ from densevl.backbones import Backbone
 from densevl.errors import ImageError, ModelError, OptionError, RecipeError
 from densevl.fitted import identity, require_same
 from densevl.images import read_image
+from densevl.images.depth import used_bits
 from densevl.images.notes import collected
 from densevl.pipelines.anomaly.setup import (
     as_proxy,
@@ -347,6 +348,7 @@ class AnomalyDetector:
         )
         return {
             "densevl": __version__,
+            "bits": used_bits(),
             "model": self.backbone.name,
             "weights": storage.fingerprint(self.backbone),
             "text_side": self.backbone.text_fingerprint,

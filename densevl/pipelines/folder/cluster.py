@@ -15,6 +15,7 @@ from typing import Any
 
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
+from densevl.images import bit_depth
 from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.packing import do_shard
 from densevl.pipelines.folder.storing import Store
@@ -37,13 +38,14 @@ class _Worker:
             import torch
 
             torch.set_num_threads(threads)
-        self.store, self.wrong = store, ""
+        self.store, self.wrong, self.bits = store, "", facts.get("bits")
         try:
-            self.task = work.task()
+            with bit_depth(self.bits):
+                self.task = work.task()
+                own = self.task.identity
         except DensevlError as error:
             self.wrong = str(error)
             return
-        own = self.task.identity
         facts = {name: fact for name, fact in facts.items() if name in own}
         if told := differing(facts, own):
             self.wrong = f"a worker would give other results than asked for ({told}): install the same everywhere"
@@ -53,10 +55,11 @@ class _Worker:
         try:
             if not self.wrong:
                 jobs = [Job(image, name) for image, name in json.loads(row["jobs"])]
-                if row["pack"]:
-                    errors = do_shard(self.task, self.store, row["pack"], jobs, _nothing, _nothing)
-                else:
-                    self._work(jobs, json.loads(row["bad_before"]), errors)
+                with bit_depth(self.bits):
+                    if row["pack"]:
+                        errors = do_shard(self.task, self.store, row["pack"], jobs, _nothing, _nothing)
+                    else:
+                        self._work(jobs, json.loads(row["bad_before"]), errors)
         except DensevlError as error:
             self.wrong = str(error)
         return {"jobs": row["jobs"], "errors": json.dumps(errors), "wrong": self.wrong}

@@ -19,6 +19,7 @@ from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.errors import RecipeError
 from densevl.images import read_image
+from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import LabelMap, Refine, chances, present
 from densevl.inference.views import Views, view_scores
@@ -260,6 +261,7 @@ class Segmenter:
             "proposals": self._proposals,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": list(self.refine),
+            "bits": used_bits(),
         }
 
     def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
