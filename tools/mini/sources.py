@@ -17,6 +17,8 @@ Sources = Callable[[int, int, list[int]], tuple[Callable[[], Scene], Callable[[]
 
 BENCHMARK_SHARE = 0.75
 """Share of the scenes that show only nouns of the benchmark; the others draw from all trained nouns."""
+UNNAMED_SCENES, UNNAMED_SURFACES = 0.6, 0.4
+"""Shares that stand on, or are, a texture without a name."""
 
 
 class Rendered:
@@ -39,9 +41,10 @@ class Rendered:
     @staticmethod
     def _make(size: int, nouns: int, seed: int) -> tuple[SceneMaker, SceneMaker, SurfaceMaker]:
         cv2.setNumThreads(1)
-        few = SceneMaker(size, styles=TRAIN_STYLES, nouns=range(min(nouns, BENCHMARK_NOUNS)), seed=seed)
-        many = SceneMaker(size, styles=few.book, nouns=range(nouns), seed=seed)
-        surfaces = SurfaceMaker(size, seed=seed, augment=True)
+        some, share = range(min(nouns, BENCHMARK_NOUNS)), UNNAMED_SCENES
+        few = SceneMaker(size, styles=TRAIN_STYLES, nouns=some, seed=seed, unnamed=share)
+        many = SceneMaker(size, styles=few.book, nouns=range(nouns), seed=seed, unnamed=share)
+        surfaces = SurfaceMaker(size, seed=seed, unnamed=UNNAMED_SURFACES, augment=True)
         many.textures = surfaces.textures = few.textures
         return few, many, surfaces
 

@@ -29,6 +29,8 @@ GROUND = 0.2
 """Share of prompts that point at the background."""
 GROUP = 0.15
 """Share of prompts on an object that mean its group, where it has one."""
+UNNAMED = 0.5
+"""Share of the scenes on a texture without a name."""
 JITTER = 0.08
 """Deviation of the sides of a box, as a share of its size."""
 
@@ -53,9 +55,9 @@ class Batch:
 
 
 def rendered(size: int, seed: int) -> Source:
-    """`Sources` from the training styles, one to three objects, strong changes of style."""
+    """`Sources` from the training styles, one to three objects, strong changes of style, half on textures without a name."""
     cv2.setNumThreads(1)
-    maker = SceneMaker(size, styles=TRAIN_STYLES, seed=seed)
+    maker = SceneMaker(size, styles=TRAIN_STYLES, seed=seed, unnamed=UNNAMED)
 
     def source(rng: np.random.Generator) -> Any:
         maker.rng = rng

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from tools.mini_sam.data import Batch
-from tools.mini_sam.model import decode
+from tools.mini_sam.model import decode, encode_prompts
 
 FOCAL, DICE, IOU = 20.0, 1.0, 1.0
 SPREAD = 0.1  # of the loss of the best guess goes to all three alike, so that none is left behind
@@ -100,8 +100,8 @@ def _first(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode lone points, then boxes; the package pads a point, so both are two tokens."""
     labels = torch.ones(points.shape[:2], dtype=torch.long)
-    point, dense = sam.prompt_encoder((points, labels), None, None)
-    box, _ = sam.prompt_encoder(None, boxes, None)
+    point, dense = encode_prompts(sam, (points, labels), None, None)
+    box, _ = encode_prompts(sam, None, boxes, None)
     return decode(sam, images, torch.cat([point, box]), dense[:1])
 
 
@@ -115,8 +115,8 @@ def _second(
     """Decode points and boxes (few of each) with one more point; every second one also sees its first mask."""
     (points, boxes), (extra, labels), few = prompts, more, len(prompts[0])
     point_labels = torch.cat([torch.ones_like(labels[:few]), labels[:few]], dim=1)
-    point, _ = sam.prompt_encoder((torch.cat([points, extra[:few]], dim=1), point_labels), None, None)
-    box, plain = sam.prompt_encoder((extra[few:], labels[few:]), boxes, None)
-    _, masked = sam.prompt_encoder(None, None, guess[:, None])
+    point, _ = encode_prompts(sam, (torch.cat([points, extra[:few]], dim=1), point_labels), None, None)
+    box, plain = encode_prompts(sam, (extra[few:], labels[few:]), boxes, None)
+    _, masked = encode_prompts(sam, None, None, guess[:, None])
     seen = (torch.arange(len(guess)) % 2 == 0)[:, None, None, None]
     return decode(sam, images, torch.cat([point, box]), torch.where(seen, masked, plain[:1]))

@@ -23,24 +23,32 @@ RENAMED = {
 """Parts of a block, as open_clip and as segment-anything call them; both are the same pre-norm block."""
 
 
+def encode_prompts(sam: Any, *prompts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode points, boxes and masks as the package does, in float32: in bfloat16 places would move."""
+    with torch.autocast("cpu", enabled=False):
+        return sam.prompt_encoder(*prompts)
+
+
 def decode(
     sam: Any, images_PChw: torch.Tensor, sparse_PKC: torch.Tensor, dense_PChw: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode prompts that each have their own image embedding (the package's decoder takes one image a call).
 
     Returns:
-        Logits (P, 4, L, L) and predicted IoU (P, 4): first the single mask, then the three guesses.
+        Logits (P, 4, L, L) and predicted IoU (P, 4), float32: first the single mask, then the three guesses.
     """
+    with torch.autocast("cpu", enabled=False):
+        places = sam.prompt_encoder.get_dense_pe().expand(len(sparse_PKC), -1, -1, -1)
     decoder = sam.mask_decoder
     output_TC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([output_TC.expand(len(sparse_PKC), -1, -1), sparse_PKC], dim=1)
-    places = sam.prompt_encoder.get_dense_pe().expand(len(sparse_PKC), -1, -1, -1)
     source = images_PChw + dense_PChw
     tokens, cells = decoder.transformer(source, places, tokens)
     pixels = decoder.output_upscaling(cells.transpose(1, 2).reshape(source.shape))
     heads = decoder.output_hypernetworks_mlps
     filters = torch.stack([head(tokens[:, 1 + i]) for i, head in enumerate(heads)], dim=1)
-    return (filters @ pixels.flatten(2)).unflatten(2, pixels.shape[2:]), decoder.iou_prediction_head(tokens[:, 0])
+    logits = (filters @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+    return logits.float(), decoder.iou_prediction_head(tokens[:, 0]).float()
 
 
 def split_parameters(sam: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from densevl.backbones.mini import read_compact
-from densevl.proposals.sam.mini_sam import SamConfig, build_sam
+from densevl.proposals.sam.mini_sam import SamConfig, build_sam, read_weights
+from densevl.weights import read_checkpoint
 from tools.mini.muon import Muon
 from tools.mini.run import CHECKPOINT
 from tools.mini.run import Run as ClipRun
@@ -41,7 +42,9 @@ class Plan:
     Attributes:
         out: folder of checkpoint and log.
         total: budget in seconds, or in steps if `by_steps`; `checkpoint` is in the same unit.
-        start: weights of a mini whose image tower the encoder starts from, None for fresh ones.
+        start: weights of a mini-sam to go on from, or of a mini whose image tower the encoder starts from, None for
+            fresh ones.
+        fast: matrix products in bfloat16.
         config: the network; its image side is that of the last stage.
         batch: images of a worker's step; prompts: for each image.
     """
@@ -55,16 +58,22 @@ class Plan:
     prompts: int = 4
     seed: int = 0
     start: Path | None = None
+    fast: bool = True
     config: SamConfig = field(default_factory=SamConfig)
     stages: tuple[Stage, ...] = (Stage(96, 0.6), Stage(128, 1.0))
     muon_lr: float = 0.02
     adam_lr: float = 1.5e-3
-    ema: float = 0.995
+    ema: float = 0.998
     warm_up: int = 0
 
     def rate(self, progress: float) -> float:
         """Factor on the learning rates: a ramp, then a cosine down to .02."""
         return min(max(progress / 0.03, 0.05), 0.51 + 0.49 * math.cos(math.pi * min(progress, 1.0)))
+
+
+def goes_on(start: Path) -> bool:
+    """Whether the weights to start from are a whole mini-sam."""
+    return "sam_config" in read_checkpoint(start).header
 
 
 class Run(ClipRun):
@@ -93,7 +102,8 @@ class Run(ClipRun):
     def step(self) -> dict[str, float]:
         """Do one update; returns the parts of the loss."""
         plan = self.plan
-        parts = objective(self.learner, self.stream.batch(), self.generator)
+        with torch.autocast("cpu", torch.bfloat16, enabled=plan.fast):
+            parts = objective(self.learner, self.stream.batch(), self.generator)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         parts["loss"].backward()
@@ -148,7 +158,14 @@ class Run(ClipRun):
         self.restart_stream()
 
     def _start_from(self, path: Path) -> None:
-        """Start the encoder from a mini, with the first worker's images in every worker: the weights must be equal."""
+        """Start from a mini-sam, or the encoder alone from a mini.
+
+        The latter takes the first worker's images in every worker: the weights must be equal.
+        """
+        if goes_on(path):
+            state, _ = read_weights(path)
+            self._hold(resized_state({key: value.float() for key, value in state.items()}, self.config.grid))
+            return
         state, _ = read_compact(path)
         tower = {key: value for key, value in state.items() if key.startswith("visual.")}
         source = self.sources(self.config.image, self.plan.seed * 101)

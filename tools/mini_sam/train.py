@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from tools.mini_sam.data import Sources, rendered
-from tools.mini_sam.run import Plan, Run
+from tools.mini_sam.run import Plan, Run, goes_on
 
 LOG_EVERY = 50
 
@@ -74,11 +75,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--minutes", type=float, default=14, help="wall time, start-up not counted")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--start", type=Path, help="weights of mini for the image encoder; default: fresh ones")
+    parser.add_argument("--start", type=Path, help="a mini-sam to go on from, or a mini for the image encoder")
+    parser.add_argument("--float32", action="store_true", help="no bfloat16 (CPUs without AVX512-BF16)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    train(Plan(given.out, given.minutes * 60, workers=given.workers, seed=given.seed, start=given.start))
+    plan = Plan(
+        given.out,
+        given.minutes * 60,
+        workers=given.workers,
+        seed=given.seed,
+        start=given.start,
+        fast=not given.float32,
+    )
+    if given.start and goes_on(given.start):
+        plan = replace(plan, stages=plan.stages[-1:])
+    train(plan)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def scene_caption(nouns: Sequence[int], texture: Texture, rng: np.random.Generat
         again = f"more {name}" if is_plural(name) else f"another {name}"
         things.append(again if index in seen else with_article(name))
         seen.add(index)
-    return pick(rng, SCENE_TEMPLATES).format(things=listed(things), place=pick(rng, texture.places))
+    return pick(rng, SCENE_TEMPLATES).format(things=listed(things), place=pick(rng, texture.places)).strip()
 
 
 def bare(texture: Texture, state: str = "") -> str:

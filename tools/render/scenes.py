@@ -17,7 +17,7 @@ from .augment import restyle, spoil, warp
 from .captions import scene_caption
 from .nouns import all_nouns, is_held_out
 from .sprites import SpriteBook, sprite_size
-from .textures import TextureBook, all_textures
+from .textures import UNNAMED, TextureBook, all_textures, texture_of
 
 SIZES = {1: (0.4, 0.7), 2: (0.4, 0.65), 3: (0.4, 0.58)}
 """Longest side of an object as a share of the scene's, by the number of objects it shares the scene with."""
@@ -38,7 +38,7 @@ class Scene:
         objects: int16 (S, S), noun index of each pixel, -1 for background.
         instances: int16 (S, S), instance number from 0, -1 for background.
         nouns: noun index of each instance; the same noun may occur twice.
-        texture: texture index of the background.
+        texture: texture index of the background, `textures.UNNAMED` for one without a name.
         caption: one sentence that names the objects and the background.
         defect: bool (S, S), damaged pixels of a bare surface (`surfaces`), None for scenes.
     """
@@ -84,6 +84,7 @@ class SceneMaker:
             None takes any pair.
         objects: least and most objects; 0 gives bare textures.
         augment: change colours, shading, outlines and shape strongly (training) or only turn a little and mirror.
+        unnamed: share of the scenes that stand on a texture without a name; with it, `held_out` is not True.
         tiles: 2 gives scenes of twice the side with four times as many objects of the same size in pixels.
 
     Attributes:
@@ -100,8 +101,10 @@ class SceneMaker:
         held_out: bool | None = False,
         objects: tuple[int, int] = (1, 3),
         augment: bool = True,
+        unnamed: float = 0.0,
         tiles: int = 1,
     ) -> None:
+        self.unnamed = unnamed
         self.size, self.side, self.tiles = size, size * tiles, tiles
         self.held_out, self.counts, self.augment = held_out, objects, augment
         self.book = styles if isinstance(styles, SpriteBook) else SpriteBook.load(styles, sprite_size(size))
@@ -127,6 +130,8 @@ class SceneMaker:
     def choose(self, count: int) -> tuple[list[int], int]:
         """Choose `count` nouns and a texture that respect `held_out`; nouns repeat when no others go together."""
         texture = int(self.rng.integers(len(all_textures())))
+        if self.unnamed and self.rng.random() < self.unnamed:
+            texture = UNNAMED
         chosen: list[int] = []
         if self.held_out and count:
             chosen, texture = self._held_out_pair(count, texture)
@@ -134,7 +139,9 @@ class SceneMaker:
             if chosen and (len(chosen) >= len(self.nouns) or self.rng.random() < AGAIN):
                 chosen.append(chosen[int(self.rng.integers(len(chosen)))])
                 continue
-            free = np.ones(len(self.nouns), bool) if self.held_out is not False else ~self._on[:, texture]
+            free = np.ones(len(self.nouns), bool)
+            if self.held_out is False and texture != UNNAMED:
+                free &= ~self._on[:, texture]
             if self.held_out is False and chosen:
                 free &= ~self._pairs[chosen].any(0)
             free[chosen] = False
@@ -196,5 +203,5 @@ class SceneMaker:
         if (shown < np.maximum(1, VISIBLE * np.array(whole))).any():
             return None
         image = spoil(image, rng) if self.augment else image
-        caption = scene_caption(nouns, all_textures()[texture], rng)
+        caption = scene_caption(nouns, texture_of(texture), rng)
         return Scene(image, objects, instances, tuple(nouns), texture, caption)

@@ -12,7 +12,7 @@ from densevl.errors import DensevlError, suggest
 from .augment import spoil
 from .captions import DEFECTS, surface_caption
 from .scenes import Scene
-from .textures import TextureBook, all_textures
+from .textures import UNNAMED, TextureBook, all_textures, texture_of
 
 TRAIN_DEFECTS = tuple(d for d in DEFECTS if d != "crack")
 """What training may see; cracks stay unseen until the evaluation."""
@@ -138,6 +138,7 @@ class SurfaceMaker:
         defects: kinds of damage to choose from; the default leaves out cracks.
         share: how many surfaces are damaged, 0..1.
         variants: textures per material; 1 makes every crop part of the same surface, as on a production line.
+        unnamed: share of the surfaces that have no name.
         augment: strong changes of light, blur and noise (training), or weak ones of light only.
     """
 
@@ -150,8 +151,10 @@ class SurfaceMaker:
         defects: Sequence[str] = TRAIN_DEFECTS,
         share: float = 0.5,
         variants: int = 16,
+        unnamed: float = 0.0,
         augment: bool = False,
     ) -> None:
+        self.unnamed = unnamed
         self.size, self.defects, self.share, self.augment = size, tuple(defects), share, augment
         self.choices = solid_textures() if textures is None else tuple(textures)
         self.textures = TextureBook(size, seed, variants=variants, side=3 * size if variants == 1 else None)
@@ -160,6 +163,8 @@ class SurfaceMaker:
     def surface(self) -> Scene:
         """Make the next surface, damaged or not."""
         texture = self.choices[int(self.rng.integers(len(self.choices)))]
+        if self.unnamed and self.rng.random() < self.unnamed:
+            texture = UNNAMED
         damaged = self.rng.random() < self.share
         return self.of(texture, self.defects[int(self.rng.integers(len(self.defects)))] if damaged else None)
 
@@ -175,5 +180,5 @@ class SurfaceMaker:
             image, mask = damage(image, defect, self.rng)
         image = spoil(image, self.rng) if self.augment else image
         nothing = np.full(mask.shape, -1, np.int16)
-        caption = surface_caption(all_textures()[texture], defect, self.rng)
+        caption = surface_caption(texture_of(texture), defect, self.rng)
         return Scene(image, nothing, nothing, (), texture, caption, mask)

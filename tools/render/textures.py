@@ -8,7 +8,7 @@ from functools import cache
 import cv2
 import numpy as np
 
-from . import materials
+from . import grounds, materials
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,32 @@ def all_textures() -> tuple[Texture, ...]:
     )
 
 
-def make_variant(texture: int, seed: int, side: int, unit: float) -> np.ndarray:
+UNNAMED = len(all_textures())
+"""The texture index of all backgrounds without a name."""
+FREE_VARIANTS = 1000
+"""How many of them a `TextureBook` holds."""
+
+
+def texture_of(index: int) -> Texture:
+    """Return a texture by its index; `UNNAMED` has no name and no place, and its surface is "surface"."""
+    return Texture("", ("",), "surface", grounds.free, turns=True) if index == UNNAMED else all_textures()[index]
+
+
+def make_variant(
+    texture: int, seed: int, side: int, unit: float, free: materials.Maker = grounds.free
+) -> np.ndarray:
     """Return one variant of a texture: uint8 (side, side, 3) RGB.
 
     Args:
-        texture: index into `all_textures()`.
+        texture: index into `all_textures()`, or `UNNAMED`.
         seed: any number; the same seed gives the same pixels.
         side: pixels.
         unit: scale of the pattern, 1 for scenes of 64 px, 1.5 for 96.
+        free: the generator of `UNNAMED`.
     """
     rng = np.random.default_rng([seed, texture])
-    values = all_textures()[texture].make(rng, side, unit * rng.uniform(0.85, 1.25))
+    make = free if texture == UNNAMED else all_textures()[texture].make
+    values = make(rng, side, unit * rng.uniform(0.85, 1.25))
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -80,18 +95,29 @@ class TextureBook:
         size: side of an ordinary scene in pixels; fixes the scale of the patterns.
         seed: all variants follow from it.
         side: pixels of a variant; the default is twice the size.
-        variants: how many per texture.
+        variants: how many per texture; `FREE_VARIANTS` of `UNNAMED`.
+        free: the generator of `UNNAMED`.
     """
 
-    def __init__(self, size: int, seed: int, *, side: int | None = None, variants: int = 16) -> None:
-        self.size, self.seed, self.side, self.variants = size, seed, side or 2 * size, variants
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        *,
+        side: int | None = None,
+        variants: int = 16,
+        free: materials.Maker = grounds.free,
+    ) -> None:
+        self.size, self.seed, self.side, self.variants, self.free = size, seed, side or 2 * size, variants, free
         self._made: dict[tuple[int, int], np.ndarray] = {}
 
     def variant(self, texture: int, number: int) -> np.ndarray:
         """Return variant `number` of a texture: uint8 (side, side, 3), not to be written to."""
         key = (texture, number)
         if key not in self._made:
-            self._made[key] = make_variant(texture, self.seed * 1009 + number, self.side, self.size / 64)
+            self._made[key] = make_variant(
+                texture, self.seed * 1009 + number, self.side, self.size / 64, self.free
+            )
         return self._made[key]
 
     def crop(self, texture: int, rng: np.random.Generator, side: int, jitter: float = 0.0) -> np.ndarray:
@@ -106,13 +132,14 @@ class TextureBook:
             side: pixels of the crop, at most the side of the variants.
             jitter: strength of the change of light and tint, 0 for none, 1 for up to a third.
         """
-        whole = self.variant(texture, int(rng.integers(self.variants)))
+        count = FREE_VARIANTS if texture == UNNAMED else self.variants
+        whole = self.variant(texture, int(rng.integers(count)))
         y, x = rng.integers(0, self.side - side + 1, 2)
         cut = whole[y : y + side, x : x + side]
         mirror, turn = (rng.random(2) < 0.5) & (self.variants > 1)
         if mirror:
             cut = cut[:, ::-1]
-        if turn and all_textures()[texture].turns:
+        if turn and texture_of(texture).turns:
             cut = cut.transpose(1, 0, 2)
         cut = np.ascontiguousarray(cut)
         return relight(cut, rng, jitter) if jitter else cut.copy()
