@@ -1,6 +1,7 @@
 """From rendered scenes to training batches: pixels, the share of every class in every patch, captions, defects.
 
-Shape letters: B batch, N patches, C classes of the bank (nouns, then textures), h patch rows and columns, S surfaces.
+Shape letters: B batch, N patches, C classes of the bank (nouns, then textures), c those and one more for a background
+without a name, h patch rows and columns, S surfaces.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SEEN = 0.02  # a class counts as present above this share of the image's patches
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: uint8 (S, S, 3); class shares float32 (h, h, C); caption; damage (h, h) or None if not a surface."""
+    """One image: uint8 (S, S, 3); class shares float32 (h, h, c); caption; damage (h, h) or None if not a surface."""
 
     image: np.ndarray
     shares: np.ndarray
@@ -45,8 +46,10 @@ class Batch:
 
     Attributes:
         pixels: (B, 3, S, S) float32, normalised.
-        shares: (B, N, C) float32, rows sum to 1.
+        shares: (B, N, c) float32, rows sum to 1.
         truth: (B, C) float32, weight of each class that is present.
+        absent: (B, C) bool, the nouns that a scene on a named texture does not show. Which nouns stand on which of
+            the few textures is chance, so the losses of objects leave these out.
         captions: B sentences.
         surfaces: (S,) indices of the bare surfaces; textures: their texture indices; damage: (S, N) 0 to 1.
     """
@@ -54,6 +57,7 @@ class Batch:
     pixels: torch.Tensor
     shares: torch.Tensor
     truth: torch.Tensor
+    absent: torch.Tensor
     captions: list[str]
     surfaces: torch.Tensor
     textures: list[int]
@@ -61,12 +65,12 @@ class Batch:
 
 
 def to_sample(scene: Any, nouns: int, classes: int, *, surface: bool = False) -> Sample:
-    """Reduce a `tools.render` scene to a `Sample`."""
+    """Reduce a `tools.render` scene to a `Sample`; `classes` is C."""
     side = len(scene.image) // PATCH
     index = np.where(scene.objects >= 0, scene.objects, nouns + scene.texture).astype(np.int64)
     cell = np.arange(len(scene.image)) // PATCH
-    flat = (cell[:, None] * side + cell[None]) * classes + index
-    counts = np.bincount(flat.ravel(), minlength=side * side * classes).reshape(side, side, classes)
+    flat = (cell[:, None] * side + cell[None]) * (classes + 1) + index  # `UNNAMED` comes after the last texture
+    counts = np.bincount(flat.ravel(), minlength=side * side * (classes + 1)).reshape(side, side, -1)
     damage = None
     if surface:
         mask = np.zeros(index.shape, bool) if scene.defect is None else scene.defect
@@ -116,14 +120,17 @@ def normalized(images: np.ndarray) -> torch.Tensor:
 def collate(samples: list[Sample], nouns: int) -> Batch:
     """Stack samples; the first `nouns` classes are objects."""
     shares = torch.from_numpy(np.stack([s.shares for s in samples])).flatten(1, 2)
-    weights = torch.full((shares.shape[-1],), TEXTURE_WEIGHT)
+    means = shares.mean(dim=1)
+    weights = torch.full((shares.shape[-1] - 1,), TEXTURE_WEIGHT)
     weights[:nouns] = 1.0
+    named = torch.tensor([s.damage is None for s in samples]) & (means[:, -1] == 0)
     surfaces = [i for i, s in enumerate(samples) if s.damage is not None]
     damage = [torch.from_numpy(np.ascontiguousarray(samples[i].damage)).flatten() for i in surfaces]
     return Batch(
         pixels=normalized(np.stack([s.image for s in samples])),
         shares=shares,
-        truth=weights * (shares.mean(dim=1) > SEEN),
+        truth=weights * (means[:, :-1] > SEEN),
+        absent=named[:, None] & (weights == 1) & (means[:, :-1] == 0),
         captions=[s.caption for s in samples],
         surfaces=torch.tensor(surfaces, dtype=torch.long),
         textures=[samples[i].texture for i in surfaces],

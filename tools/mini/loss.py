@@ -1,6 +1,6 @@
 """The losses: patches against the prompt bank, CLS against the bank, captions against images, sound against damaged.
 
-Shape letters: B images, n patches, C classes of the bank, E joint space. All embeddings are unit vectors.
+Shape letters: B images, n patches, C classes of the bank, c those and one more (see `data`), E joint space. All embeddings are unit vectors.
 """
 
 from __future__ import annotations
@@ -9,20 +9,38 @@ import torch
 from torch.nn import functional as F
 
 
+NEVER = -1e4
+"""A logit of no probability, and no NaN where it is multiplied by nothing."""
+
+
 def patch_loss(
-    patches_BnE: torch.Tensor, bank_CE: torch.Tensor, shares_BnC: torch.Tensor, nouns: int, scale: torch.Tensor
+    patches_BnE: torch.Tensor,
+    bank_CE: torch.Tensor,
+    shares_Bnc: torch.Tensor,
+    nouns: int,
+    scale: torch.Tensor,
+    absent_BC: torch.Tensor,
 ) -> torch.Tensor:
     """Cross-entropy of every patch's softmax over the bank against the shares of the classes in it (soft labels).
 
-    Patches that an object touches count twice as much as pure background.
+    The last share is of a background without a name: there the probabilities of all textures count together. Patches
+    that an object touches count twice as much as pure background, and the absent nouns do not compete in them.
     """
-    log_p = F.log_softmax(scale * patches_BnE @ bank_CE.T, dim=-1)
-    weight = 1.0 + (shares_BnC[..., :nouns].sum(-1) > 0.05).float()
-    return -(weight * (shares_BnC * log_p).sum(-1)).sum() / weight.sum()
+    logits = scale * patches_BnE @ bank_CE.T
+    touched = shares_Bnc[..., :nouns].sum(-1) > 0.05
+    logits = logits.masked_fill(touched[..., None] & absent_BC[:, None], NEVER)
+    log_p = F.log_softmax(logits, dim=-1)
+    log_p = torch.cat([log_p, log_p[..., nouns:].logsumexp(dim=-1, keepdim=True)], dim=-1)
+    weight = 1.0 + touched.float()
+    return -(weight * (shares_Bnc * log_p).sum(-1)).sum() / weight.sum()
 
 
 def image_loss(
-    cls_BE: torch.Tensor, bank_CE: torch.Tensor, truth_BC: torch.Tensor, scale: torch.Tensor
+    cls_BE: torch.Tensor,
+    bank_CE: torch.Tensor,
+    truth_BC: torch.Tensor,
+    scale: torch.Tensor,
+    absent_BC: torch.Tensor,
 ) -> torch.Tensor:
     """Multi-positive softmax both ways: each image over the bank, each true prompt over the images of the batch.
 
@@ -31,8 +49,9 @@ def image_loss(
         bank_CE: one prompt per class.
         truth_BC: weight of each class that is in the image, 0 if it is not.
         scale: factor on cosines.
+        absent_BC: bool, the classes that do not compete.
     """
-    logits = scale * cls_BE @ bank_CE.T
+    logits = (scale * cls_BE @ bank_CE.T).masked_fill(absent_BC, NEVER)
     to_text = truth_BC / truth_BC.sum(dim=1, keepdim=True).clamp_min(1e-6)
     forward = -(to_text * F.log_softmax(logits, dim=1)).sum(dim=1).mean()
     present = truth_BC.sum(dim=0) > 0

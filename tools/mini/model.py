@@ -42,6 +42,20 @@ class MiniConfig:
             "text_cfg": {**text, "heads": max(1, self.text_width // HEAD), "layers": self.text_layers},
         }
 
+    @classmethod
+    def of(cls, model_cfg: dict[str, Any]) -> MiniConfig:
+        """The sizes of what `open_clip` returned."""
+        vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+        return cls(
+            image=vision["image_size"],
+            width=vision["width"],
+            layers=vision["layers"],
+            embed=model_cfg["embed_dim"],
+            text_width=text["width"],
+            text_layers=text["layers"],
+            context=text["context_length"],
+        )
+
     def to_dict(self) -> dict[str, int]:
         """Plain values, for a checkpoint."""
         return asdict(self)
@@ -60,6 +74,11 @@ class Learner(nn.Module):
         super().__init__()
         self.clip = CLIP(**config.open_clip(rows))
         self.patch_scale = nn.Parameter(torch.tensor(10.0).log())
+
+    def load(self, state: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        """Take the weights of a compact file, as `densevl.backbones.mini.read_compact` returns it."""
+        self.clip.load_state_dict({key: value.float() for key, value in state.items() if key != "token_ids"})
+        self.patch_scale.data.fill_(float(header["patch_scale"])).log_()
 
     def encode_images(
         self, pixels: torch.Tensor, keep: torch.Tensor | None = None, *, dtype: torch.dtype = torch.float32

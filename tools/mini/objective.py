@@ -11,7 +11,7 @@ from tools.mini.loss import caption_loss, image_loss, patch_loss, state_loss
 from tools.mini.model import Learner
 from tools.mini.prompts import Bank, states
 from tools.mini.tokens import CompactTokenizer
-from tools.render.textures import all_textures
+from tools.render.textures import texture_of
 
 UNKNOWN_SHARE = 0.03  # of the words, read as the unknown token
 PATCH_WEIGHT, CAPTION_WEIGHT, STATE_WEIGHT = 1.5, 0.25, 0.25
@@ -46,15 +46,16 @@ class Objective:
         cells = self._kept(batch, keep)
         cls, patches = learner.encode_images(batch.pixels, cells, dtype=self.dtype)
         cls, patches = F.normalize(cls, dim=-1), F.normalize(patches, dim=-1)
-        surfaces = [all_textures()[t].surface for t in batch.textures]
+        surfaces = [texture_of(t).surface for t in batch.textures]
         pairs = [text for surface in surfaces for text in states(surface, self._rng)]
         size = len(self.bank)
         texts = self._texts(learner, self.bank.draw(self._rng) + pairs)
         scale, patch_scale = _scale(learner.clip.logit_scale), _scale(learner.patch_scale)
         shares = batch.shares if cells is None else batch.shares.take_along_dim(cells[..., None], dim=1)
+        bank, nouns = texts[:size], self.bank.nouns
         parts = {
-            "patch": PATCH_WEIGHT * patch_loss(patches, texts[:size], shares, self.bank.nouns, patch_scale),
-            "image": image_loss(cls, texts[:size], batch.truth, scale),
+            "patch": PATCH_WEIGHT * patch_loss(patches, bank, shares, nouns, patch_scale, batch.absent),
+            "image": image_loss(cls, bank, batch.truth, scale, batch.absent),
             "caption": CAPTION_WEIGHT * self._captions(learner, batch, cls, scale),
         }
         if len(batch.surfaces):

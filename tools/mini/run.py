@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from densevl.backbones.mini import read_compact
 from densevl.files import atomic_write
 from tools.mini.data import Stream
 from tools.mini.model import Learner, MiniConfig
@@ -45,6 +46,7 @@ class Plan:
         out: folder of checkpoint and log.
         total: budget in seconds, or in steps if `by_steps`; `checkpoint` and `probe` are in the same unit.
         config: the network at the first stage; nouns: how many are trained.
+        start: weights of a mini of `config`'s sizes and with as many nouns to go on from, None for fresh ones.
         warm_up: steps of text-only training.
         fast: matrix products in bfloat16.
     """
@@ -58,6 +60,7 @@ class Plan:
     batch: int = 64
     seed: int = 0
     nouns: int = 40
+    start: Path | None = None
     warm_up: int = 200
     fast: bool = True
     config: MiniConfig = field(default_factory=MiniConfig)
@@ -65,6 +68,14 @@ class Plan:
     muon_lr: float = 0.02
     adam_lr: float = 1.5e-3
     ema: float = 0.999
+
+    @classmethod
+    def going_on(cls, out: Path, total: float, start: Path, **others: Any) -> Plan:
+        """A plan that goes on from the file of a mini at its own image side, without a warm-up."""
+        config = MiniConfig.of(read_compact(start)[1]["model_cfg"])
+        stages = (Stage(config.image, 1.0, 0.5),)
+        rates = {"muon_lr": 0.01, "adam_lr": 8e-4}
+        return cls(out, total, start=start, config=config, stages=stages, warm_up=0, **rates, **others)
 
     def rate(self, step: int, progress: float) -> float:
         """Factor on the learning rates: a ramp for the texts, a ramp for the rest, then a cosine down to .02."""
@@ -80,8 +91,10 @@ class Run:
         self.plan, self.sources, self.rank = plan, sources, rank
         saved = torch.load(plan.out / CHECKPOINT, weights_only=True) if (plan.out / CHECKPOINT).exists() else None
         self.bank = Bank(plan.nouns)
-        if saved:
-            self.tokenizer = CompactTokenizer(saved["token_ids"].tolist(), plan.config.context)
+        started = read_compact(plan.start) if plan.start and not saved else None
+        if saved or started:
+            ids = (saved or started[0])["token_ids"]
+            self.tokenizer = CompactTokenizer(ids.tolist(), plan.config.context)
         else:
             self.tokenizer = CompactTokenizer.covering(self.bank.texts(), plan.config.context)
         self.dtype = torch.bfloat16 if plan.fast else torch.float32
@@ -89,6 +102,8 @@ class Run:
         self.step_count, self.clock, self.stage, self.images = 0, 0.0, 0, 0
         torch.manual_seed(plan.seed)
         self._hold(Learner(plan.config, self.tokenizer.rows))
+        if started:
+            self.learner.load(*started)
         self.ema = {key: value.clone() for key, value in self.learner.state_dict().items()}
         if saved:
             self._restore(saved)

@@ -91,21 +91,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--width", type=int, default=192, help="width of the image tower")
     parser.add_argument("--nouns", type=int, default=40, help="how many nouns of nouns.json are trained")
+    parser.add_argument("--start", type=Path, help="go on from the weights of a mini, at its sizes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 (CPUs without AVX512-BF16)")
     given = parser.parse_args()
     from tools.mini.probe import Probe as StandardProbe
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    plan = Plan(
-        given.out,
-        given.minutes * 60,
-        workers=given.workers,
-        seed=given.seed,
-        nouns=given.nouns,
-        fast=not given.float32,
-        config=MiniConfig(width=given.width),
-    )
+    chosen = {"workers": given.workers, "seed": given.seed, "nouns": given.nouns, "fast": not given.float32}
+    total = given.minutes * 60
+    if given.start:
+        plan = Plan.going_on(given.out, total, given.start, **chosen)
+    else:
+        plan = Plan(given.out, total, config=MiniConfig(width=given.width), **chosen)
     train(plan, probe=StandardProbe(given.nouns))
 
 

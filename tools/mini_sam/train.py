@@ -89,7 +89,7 @@ def main() -> None:
         fast=not given.float32,
     )
     if given.start and goes_on(given.start):
-        plan = replace(plan, stages=plan.stages[-1:])
+        plan = replace(plan, stages=plan.stages[-1:], muon_lr=0.007, adam_lr=6e-4)
     train(plan)
 
 
