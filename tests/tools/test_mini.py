@@ -20,10 +20,10 @@ from densevl.backbones.mini import Mini, full_state, read_compact
 from densevl.errors import ModelError, WeightsError
 from densevl.recipes import get
 from tools.mini.anomaly import memory_map, window_map
-from tools.mini.data import Stream, to_sample
+from tools.mini.data import Stream, collate, to_sample
 from tools.mini.evaluate import SETS
 from tools.mini.export import export
-from tools.mini.loss import patch_loss
+from tools.mini.loss import image_loss, patch_loss
 from tools.mini.metrics import auroc, confusion, mean_iou
 from tools.mini.model import Learner, MiniConfig
 from tools.mini.muon import orthogonalize
@@ -34,6 +34,7 @@ from tools.mini.tokens import CompactTokenizer
 from tools.mini.train import train
 from tools.render.nouns import HASHES, HELD_OUT
 from tools.render.scenes import Scene
+from tools.render.textures import UNNAMED
 
 CONFIG = MiniConfig(image=16, width=64, layers=2, embed=32, text_width=64, text_layers=1)
 NOUNS = 3
@@ -181,12 +182,65 @@ def test_a_batch_holds_surfaces_and_recent_images() -> None:
     assert sum(len(batch.surfaces) for batch in batches) > 0
 
 
+NOBODY = torch.zeros(1, 4, dtype=torch.bool)
+
+
 def test_patch_loss_is_least_where_the_scores_say_the_truth() -> None:
     bank = torch.eye(4)
-    shares = torch.eye(4)[torch.tensor([[0, 3]])]
+    shares = torch.eye(4, 5)[torch.tensor([[0, 3]])]
     right, wrong = bank[[0, 3]][None], bank[[3, 0]][None]
     scale = torch.tensor(10.0)
-    assert patch_loss(right, bank, shares, 2, scale) < 0.01 < patch_loss(wrong, bank, shares, 2, scale)
+    losses = [patch_loss(patches, bank, shares, 2, scale, NOBODY) for patches in (right, wrong)]
+    assert losses[0] < 0.01 < losses[1]
+
+
+def test_a_background_without_a_name_may_be_any_texture_but_no_noun() -> None:
+    bank, scale, shares = torch.eye(4), torch.tensor(10.0), torch.eye(5)[4].view(1, 1, 5)
+    loss = [float(patch_loss(bank[None, [c]], bank, shares, 2, scale, NOBODY)) for c in range(4)]
+    assert loss[2] == loss[3] < 0.01 < 5 < loss[0] == loss[1]
+    between = torch.nn.functional.normalize(bank[2] + bank[3], dim=0)
+    assert patch_loss(between.view(1, 1, 4), bank, shares, 2, scale, NOBODY) < 0.1
+
+
+def test_nouns_that_a_named_texture_does_not_show_compete_for_the_background_only() -> None:
+    bank, scale = torch.eye(4), torch.tensor(10.0)
+    unsure = torch.nn.functional.normalize(bank[0] + bank[1], dim=0).view(1, 1, 4)
+    absent = torch.tensor([[False, True, False, False]])
+    for shares, less in ((torch.eye(5)[0], True), (torch.eye(5)[2], False)):
+        losses = [patch_loss(unsure, bank, shares.view(1, 1, 5), 2, scale, some) for some in (NOBODY, absent)]
+        assert (losses[1] < losses[0] - 0.5) == less
+    truth = torch.tensor([[1.0, 0, 0.4, 0]])
+    losses = [image_loss(unsure[0], bank, truth, scale, some) for some in (NOBODY, absent)]
+    assert losses[1] < losses[0]
+
+
+def test_a_batch_tells_the_absent_nouns_of_named_scenes_alone() -> None:
+    rng, classes = np.random.default_rng(0), len(Bank(NOUNS))
+    named, unnamed = (replace(_painted(16, rng, False), texture=t) for t in (0, UNNAMED))
+    bare = to_sample(_painted(16, rng, True), NOUNS, classes, surface=True)
+    batch = collate([*(to_sample(scene, NOUNS, classes) for scene in (named, unnamed)), bare], NOUNS)
+    assert batch.shares.shape[-1] == classes + 1
+    assert batch.truth.shape == batch.absent.shape == (3, classes)
+    others = [noun for noun in range(NOUNS) if noun not in named.nouns]
+    assert batch.absent[0].nonzero().flatten().tolist() == others
+    assert not batch.absent[1:].any()
+    assert batch.shares[1, :, -1].sum() > 0 == batch.truth[1, NOUNS:].sum()
+
+
+def test_a_run_goes_on_from_a_file_with_its_weights_sizes_and_words(weights: Path, tmp_path: Path) -> None:
+    run = Run(Plan.going_on(tmp_path, 4, weights, by_steps=True, batch=8, nouns=NOUNS, fast=False), sources)
+    state, header = read_compact(weights)
+    assert run.config == replace(CONFIG, image=24)
+    assert run.tokenizer.ids.tolist() == state["token_ids"].tolist()
+    assert all(torch.equal(run.ema[f"clip.{key}"], v.float()) for key, v in state.items() if key != "token_ids")
+    assert float(run.ema["patch_scale"].exp()) == pytest.approx(float(header["patch_scale"]))
+    assert np.isfinite(run.step()["loss"])
+    run.save()
+    again = Run(run.plan, sources)
+    assert again.step_count == 1
+    assert all(torch.equal(value, again.ema[key]) for key, value in run.ema.items())
+    export(tmp_path, tmp_path)
+    assert (tmp_path / "mini.safetensors").stat().st_size == weights.stat().st_size
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 32), (2, 32, 8)])

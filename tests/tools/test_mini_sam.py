@@ -26,7 +26,7 @@ from tools.mini_sam.evaluate import PROMPTS, automatic, innermost, iou, prompted
 from tools.mini_sam.export import NAME, export
 from tools.mini_sam.loss import mask_loss, overlap, wrong_points
 from tools.mini_sam.model import decode, start_from_clip
-from tools.mini_sam.run import Plan, Run, Stage
+from tools.mini_sam.run import Plan, Run, Stage, goes_on
 from tools.mini_sam.train import train
 from tools.render.scenes import Scene
 
@@ -52,7 +52,7 @@ def sources(size: int, seed: int) -> Source:
 
 
 def plan(out: Path, steps: int = 6) -> Plan:
-    return Plan(out, steps, by_steps=True, checkpoint=2, batch=4, prompts=2, config=CONFIG, stages=STAGES)
+    return Plan(out, steps, by_steps=True, checkpoint=2, batch=4, prompts=2, config=CONFIG, stages=STAGES, fast=False)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,15 @@ def test_workers_start_from_a_mini_with_equal_weights(tmp_path: Path) -> None:
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     block = one["image_encoder.blocks.1.mlp.lin1.weight"]
     assert torch.equal(block, state["visual.transformer.resblocks.1.mlp.c_fc.weight"])
+
+
+def test_a_run_goes_on_from_a_mini_sam_at_its_own_side(weights: Path, tmp_path: Path) -> None:
+    assert goes_on(weights)
+    started = replace(plan(tmp_path), start=weights, stages=STAGES[-1:], fast=True)
+    run, state = Run(started, sources), read_weights(weights)[0]
+    assert all(torch.equal(run.ema[key], value.float()) for key, value in state.items())
+    assert np.isfinite(run.step()["loss"])
+    assert all(value.dtype == torch.float32 for value in run.learner.state_dict().values())
 
 
 def _by_seed(size: int, seed: int) -> Source:

@@ -18,13 +18,14 @@ from pycocotools import mask as coco_mask
 cv2 = pytest.importorskip("cv2", reason="OpenCV cannot be imported (apt-get install libgl1)", exc_type=ImportError)
 
 from densevl.errors import DensevlError, OutputError
-from tools.render import art, augment, benchmark, captions
+from tools.render import art, augment, benchmark, captions, grounds, materials
 from tools.render.__main__ import main
 from tools.render.nouns import BENCHMARK_NOUNS, all_nouns, is_held_out, listed, with_article
 from tools.render.scenes import OVERLAP_CAP, Scene, SceneMaker, place
 from tools.render.sprites import SpriteBook, level_for, mipmaps
 from tools.render.surfaces import TRAIN_DEFECTS, SurfaceMaker, damage, solid_textures
-from tools.render.textures import TextureBook, all_textures, make_variant
+from tools.render.textures import UNNAMED, TextureBook, all_textures, make_variant
+from tools.unseen_materials import PATTERNS
 
 ART = Path(os.environ.get("DENSEVL_CACHE") or Path.home() / ".cache" / "densevl") / "art"
 TINY = benchmark.Plan(size=32, scenes=4, single=1, references=1, flawless=1, damaged=1, seed=7)
@@ -64,7 +65,8 @@ def same(first: Scene, second: Scene) -> bool:
 def held_out(scene: Scene) -> bool:
     """Whether a scene shows a held-out pair."""
     nouns = sorted({all_nouns()[n].name for n in scene.nouns})
-    pairs = [(a, b) for a in nouns for b in [*nouns, all_textures()[scene.texture].name] if a != b]
+    ground = [all_textures()[scene.texture].name] if scene.texture != UNNAMED else []
+    pairs = [(a, b) for a in nouns for b in [*nouns, *ground] if a != b]
     return any(is_held_out(a, b) for a, b in pairs)
 
 
@@ -206,6 +208,60 @@ def test_textures_are_repeatable_various_and_not_flat(texture: int) -> None:
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert first.std((0, 1)).max() > 1
+
+
+@pytest.mark.parametrize("name", [s.__name__ for s in grounds.STRUCTURES])
+@pytest.mark.parametrize("unit", [1.0, 1.5])
+def test_a_structure_without_a_name_is_various_and_stays_near_its_range(name: str, unit: float) -> None:
+    drawn = [getattr(grounds, name)(np.random.default_rng(seed), 48, unit) for seed in range(12)]
+    assert all(one.shape == (48, 48) and np.isfinite(one).all() for one in drawn)
+    assert np.percentile(drawn, [2, 98]) == pytest.approx([0, 1], abs=0.35)
+    assert len({one.tobytes() for one in drawn}) == 12
+
+
+def test_textures_without_a_name_are_repeatable_and_of_many_colours() -> None:
+    drawn = [make_variant(UNNAMED, seed, 48, 1.0) for seed in range(40)]
+    assert np.array_equal(drawn[3], make_variant(UNNAMED, 3, 48, 1.0))
+    means = np.array([one.mean((0, 1)) for one in drawn])
+    assert means.std(0).min() > 30
+    assert np.ptp(means.max(1) - means.min(1)) > 60, "grey ones and strong ones"
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_for_the_test_are_like_no_texture_of_training(name: str) -> None:
+    make = PATTERNS[name]
+    trained = [t.make for t in all_textures()] + [getattr(grounds, s.__name__) for s in grounds.STRUCTURES]
+    assert make not in trained
+    assert make.__name__ not in {*vars(materials), *vars(grounds)}
+    first, again, other = (make(np.random.default_rng(seed), 64, 1.0) for seed in (1, 1, 2))
+    assert first.shape == (64, 64, 3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert np.clip(first, 0, 1).std((0, 1)).max() > 0.01
+
+
+def test_scenes_without_a_named_texture_say_no_place_and_others_stay_as_they_were(book: SpriteBook) -> None:
+    scenes = maker(book, unnamed=0.5, objects=(1, 2))
+    made = [scenes.scene() for _ in range(60)]
+    places = [place for texture in all_textures() for place in texture.places]
+    for scene in made:
+        assert (scene.texture == UNNAMED) == (not scene.caption.endswith(tuple(places)))
+        assert scene.caption == scene.caption.strip()
+        assert not held_out(scene)
+    assert 15 < sum(scene.texture == UNNAMED for scene in made) < 45
+    surfaces = SurfaceMaker(32, seed=0, unnamed=1.0)
+    assert {surfaces.surface().texture for _ in range(5)} == {UNNAMED}
+    assert "surface" in surfaces.of(UNNAMED, "hole").caption
+
+
+def test_a_twin_on_another_texture_has_its_objects_at_the_same_places(book: SpriteBook) -> None:
+    first, second = maker(book), maker(book)
+    second.textures = TextureBook(32, 1, free=PATTERNS["rings"])
+    for number in range(8):
+        first.rng, second.rng = np.random.default_rng(number), np.random.default_rng(number)
+        one, other = first.of([2, 5], 4), second.of([2, 5], UNNAMED)
+        assert np.array_equal(one.instances, other.instances)
+        assert not np.array_equal(one.image, other.image)
 
 
 def test_a_crop_never_writes_into_its_texture() -> None:

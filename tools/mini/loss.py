@@ -1,13 +1,13 @@
 """The losses: patches against the prompt bank, CLS against the bank, captions against images, sound against damaged.
 
-Shape letters: B images, n patches, C classes of the bank, c those and one more (see `data`), E joint space. All embeddings are unit vectors.
+Shape letters: B images, n patches, C classes of the bank, c those and one more (see `data`), E joint space. All
+embeddings are unit vectors.
 """
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
-
 
 NEVER = -1e4
 """A logit of no probability, and no NaN where it is multiplied by nothing."""

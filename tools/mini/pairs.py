@@ -123,10 +123,10 @@ def _cost(contents: tuple[Content, Content], avoided: set[int]) -> float:
     return sum(content.shows(avoided) for content in contents)
 
 
-def drawn(maker: SceneMaker, contents: list[Content], seed: int) -> list[Scene]:
-    """Draw each scene from a seed of its own, so that a twin has the sizes, turns and corners of its scene."""
+def drawn(maker: SceneMaker, contents: list[Content], seed: int, first: int = 0) -> list[Scene]:
+    """Draw each scene from its number, so that a twin has the sizes, turns and corners of its scene."""
     scenes = []
-    for number, content in enumerate(contents):
+    for number, content in enumerate(contents, first):
         maker.rng = np.random.default_rng([seed, number])
         scenes.append(maker.of(content.nouns, content.texture))
     return scenes

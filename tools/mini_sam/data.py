@@ -55,7 +55,7 @@ class Batch:
 
 
 def rendered(size: int, seed: int) -> Source:
-    """`Sources` from the training styles, one to three objects, strong changes of style, half on textures without a name."""
+    """`Sources` from the training styles, one to three objects, strong changes of style; `UNNAMED` of the grounds."""
     cv2.setNumThreads(1)
     maker = SceneMaker(size, styles=TRAIN_STYLES, seed=seed, unnamed=UNNAMED)
 

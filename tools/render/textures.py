@@ -70,9 +70,7 @@ def texture_of(index: int) -> Texture:
     return Texture("", ("",), "surface", grounds.free, turns=True) if index == UNNAMED else all_textures()[index]
 
 
-def make_variant(
-    texture: int, seed: int, side: int, unit: float, free: materials.Maker = grounds.free
-) -> np.ndarray:
+def make_variant(texture: int, seed: int, side: int, unit: float, free: materials.Maker = grounds.free) -> np.ndarray:
     """Return one variant of a texture: uint8 (side, side, 3) RGB.
 
     Args:
@@ -115,9 +113,7 @@ class TextureBook:
         """Return variant `number` of a texture: uint8 (side, side, 3), not to be written to."""
         key = (texture, number)
         if key not in self._made:
-            self._made[key] = make_variant(
-                texture, self.seed * 1009 + number, self.side, self.size / 64, self.free
-            )
+            self._made[key] = make_variant(texture, self.seed * 1009 + number, self.side, self.size / 64, self.free)
         return self._made[key]
 
     def crop(self, texture: int, rng: np.random.Generator, side: int, jitter: float = 0.0) -> np.ndarray:
