@@ -3,7 +3,8 @@
 Rules: "size" is bicubic to the grid's size; "size_antialias" the same with antialiasing (open_clip, timm);
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
 segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
-rounded to half precision whatever the grid, as CLIPer's code does. Align-corners is off in all of them.
+rounded to half precision whatever the grid, as CLIPer's code does; "square" is bilinear to a square of the grid's
+longer side, of which the top left part is taken (RADIO). Align-corners is off in all of them.
 
 While a graph is exported each rule is one small matrix an axis, made of its size alone, so that it resizes to any size.
 """
@@ -38,16 +39,20 @@ def resize_positions(
         return resize_positions(table_ND, source, grid, "bilinear", prefix).half().to(table_ND.dtype)
     if torch.compiler.is_exporting():
         return _in_a_graph(table_ND, source, grid, rule, prefix)
-    if tuple(source) == tuple(grid):
+    whole = (max(grid),) * 2 if rule == "square" else tuple(grid)
+    if tuple(source) == tuple(grid) == whole:
         return table_ND
     # float32 throughout: bicubic is not defined for half precision on every device
     cells = table_ND[prefix:].float().unflatten(0, source).permute(2, 0, 1)[None]
     if rule == "scale_factor":
         factor = tuple((n + SHIFT) / g for n, g in zip(grid, source, strict=True))
         cells = F.interpolate(cells, scale_factor=factor, mode="bicubic", align_corners=False)
+    elif rule == "square":
+        cells = F.interpolate(cells, size=whole, mode="bilinear", align_corners=False)
+        cells = cells[..., : grid[0], : grid[1]]
     else:
         mode = "bilinear" if rule == "bilinear" else "bicubic"
-        cells = F.interpolate(cells, size=grid, mode=mode, align_corners=False, antialias=rule == "size_antialias")
+        cells = F.interpolate(cells, size=whole, mode=mode, align_corners=False, antialias=rule == "size_antialias")
     resized = cells[0].permute(1, 2, 0).flatten(0, 1).to(table_ND.dtype)
     return torch.cat([table_ND[:prefix], resized])
 
@@ -72,8 +77,10 @@ def _in_a_graph(
 ) -> torch.Tensor:
     """The same while a graph is exported: sizes are symbols, and the trained grid is one of those it must take."""
     sizes = torch.stack([table_ND.new_ones(side).sum() for side in grid])
-    shift = (SHIFT if rule == "scale_factor" else 0.0) * (sizes != sizes.new_tensor(source)).any()
-    rows, cols = (position_matrix(n, g, rule, shift) for n, g in zip(grid, source, strict=True))
+    shifts = (SHIFT if rule == "scale_factor" else 0.0) * (sizes != sizes.new_tensor(source)).any() * torch.ones(2)
+    if rule == "square":
+        shifts = sizes.max() - sizes
+    rows, cols = (position_matrix(n, g, rule, s) for n, g, s in zip(grid, source, shifts.unbind(), strict=True))
     cells_ghgwD = table_ND[prefix:].float().unflatten(0, source)
     resized = torch.einsum("yi,xj,ijd->yxd", rows, cols, cells_ghgwD).flatten(0, 1)
     return torch.cat([table_ND[:prefix], resized.to(table_ND.dtype)])
@@ -83,7 +90,8 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
     """(n, g) float32: what each of n places takes of g, by a rule; the same as torch's own resizing.
 
     Args:
-        shift: scalar, what is added to n before g is divided by it. Its device is the result's.
+        shift: scalar, what is added to n before g is divided by it: of "square", what the longer side has more.
+            Its device is the result's.
     """
     # float64 inside, as places are differences of large numbers
     out = torch.arange(n, dtype=torch.float64, device=shift.device)[:, None] + 0.5
@@ -93,7 +101,7 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
         near = _cubic((at + 0.5 - out * step) / step.clamp(min=1.0), CUBIC_ANTIALIAS)
         return (near / near.sum(dim=1, keepdim=True)).float()
     place = out * step - 0.5
-    if rule == "bilinear":
+    if rule in ("bilinear", "square"):
         return (1 - (at - place.clamp(0, g - 1)).abs()).clamp(min=0).float()
     # beyond the border the border's entry is read: taps outside are added to the first or the last
     low = place.floor()

@@ -19,6 +19,7 @@ CALLS = {
     },
     "bilinear": lambda n, g: {"size": n, "mode": "bilinear"},
 }
+SQUARE = {"square": lambda n, g: {"size": (max(n), max(n)), "mode": "bilinear"}}  # then cropped
 GRIDS = [
     ((4, 6), (7, 5)),
     ((14, 14), (21, 28)),
@@ -30,15 +31,17 @@ GRIDS = [
 
 
 @pytest.mark.parametrize(("source", "grid"), GRIDS, ids=str)
-@pytest.mark.parametrize("rule", CALLS)
+@pytest.mark.parametrize("rule", [*CALLS, *SQUARE])
 def test_a_rule_is_the_call_of_torch_it_names(rule, source, grid) -> None:
     table = torch.randn(1 + source[0] * source[1], 8)
     cells = table[1:].unflatten(0, source).permute(2, 0, 1)[None]
-    want = F.interpolate(cells, align_corners=False, **CALLS[rule](grid, source))[0].permute(1, 2, 0).flatten(0, 1)
+    resized = F.interpolate(cells, align_corners=False, **{**CALLS, **SQUARE}[rule](grid, source))[0]
+    want = resized[:, : grid[0], : grid[1]].permute(1, 2, 0).flatten(0, 1)
     got = resize_positions(table, source, grid, rule)
     torch.testing.assert_close(got, torch.cat([table[:1], want]), atol=0, rtol=0)
-    shift = torch.tensor(0.1 if rule == "scale_factor" else 0.0, dtype=torch.float64)
-    rows, cols = (position_matrix(n, g, rule, shift) for n, g in zip(grid, source, strict=True))
+    more = {"scale_factor": (0.1, 0.1), "square": (max(grid) - grid[0], max(grid) - grid[1])}.get(rule, (0, 0))
+    shifts = torch.tensor(more, dtype=torch.float64)
+    rows, cols = (position_matrix(n, g, rule, s) for n, g, s in zip(grid, source, shifts, strict=True))
     written_out = torch.einsum("yi,xj,ijd->yxd", rows, cols, table[1:].unflatten(0, source)).flatten(0, 1)
     torch.testing.assert_close(written_out, want, atol=2e-5, rtol=0)
 
@@ -46,16 +49,16 @@ def test_a_rule_is_the_call_of_torch_it_names(rule, source, grid) -> None:
 def test_half_positions_are_rounded_on_any_grid() -> None:
     """CLIPer's code rounds even where nothing is resized."""
     table = torch.randn(25, 8)
-    assert {*CALLS, "bilinear_half"} == set(POSITION_RULES)
+    assert {*CALLS, *SQUARE, "bilinear_half"} == set(POSITION_RULES)
     assert torch.equal(resize_positions(table, (4, 6), (4, 6), "bilinear_half"), table.half().float())
     rounded = resize_positions(table, (4, 6), (7, 5), "bilinear").half().float()
     assert torch.equal(resize_positions(table, (4, 6), (7, 5), "bilinear_half"), rounded)
 
 
-@pytest.mark.parametrize("rule", CALLS)
-def test_the_trained_grid_is_untouched(rule) -> None:
-    table = torch.randn(25, 8)
-    assert resize_positions(table, (4, 6), (4, 6), rule) is table
+@pytest.mark.parametrize(("rule", "grid"), [*((rule, (4, 6)) for rule in CALLS), ("square", (5, 5))])
+def test_the_trained_grid_is_untouched(rule, grid) -> None:
+    table = torch.randn(1 + grid[0] * grid[1], 8)
+    assert resize_positions(table, grid, grid, rule) is table
 
 
 @pytest.mark.parametrize("rule", POSITION_RULES)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from conftest import close
 from densevl.backbones import hub
+from densevl.backbones.positions import timm_tokens
 from densevl.backbones.proxies import KINDS, known_proxies, load_proxy
 from densevl.backbones.proxies.load import TIMM_NAMES
 from densevl.backbones.proxies.state import load_timm, read_state
@@ -218,6 +219,32 @@ def test_a_timm_name_takes_a_file_and_timms_rule(tmp_path) -> None:
     assert (proxy.position_rule, proxy.mean) == ("size_antialias", network.pretrained_cfg["mean"])
 
 
+@pytest.mark.parametrize("grid", [(8, 8), (6, 9), (11, 4), (3, 3)], ids=str)
+def test_radio_sees_the_positions_of_its_own_code_on_any_shape(grid) -> None:
+    """RADIO cuts its table from a square; stretched to the grid instead, features differ by half on 336 x 448."""
+    radio = pytest.importorskip("transformers.models.radio.modeling_radio", reason="transformers before 5.24")
+    from transformers import RadioConfig
+
+    settings = {"hidden_size": 32, "patch_size": 4, "max_img_size": 32, "num_cls_tokens": 1, "num_registers": 2}
+    own = radio.RadioPatchEmbeddings(RadioConfig(**settings))
+    for parameter in own.parameters():
+        torch.nn.init.normal_(parameter)
+    network = small_vit(4, img_size=32, embed_dim=32, num_heads=2, reg_tokens=2, no_embed_class=True)
+    state = {
+        "pos_embed": own.position_embedding,
+        "cls_token": own.cls_register_token[None, :1],
+        "reg_token": own.cls_register_token[None, 1:],
+        "patch_embed.proj.weight": own.patch_projection.weight.unflatten(1, (3, 4, 4)),
+        "patch_embed.proj.bias": torch.zeros(32),
+    }
+    network.load_state_dict(state, strict=False)
+    proxy = TimmProxy(network, name="radio", position_rule="square")
+    pixels = torch.randn(2, 3, 4 * grid[0], 4 * grid[1])
+    with torch.no_grad():
+        patches = proxy.model.patch_embed(pixels).flatten(1, 2)
+        close(timm_tokens(proxy.model, patches, grid, proxy.position_rule), own(pixels))
+
+
 def test_short_names_exist_in_timm_and_dino_keeps_its_own_rule() -> None:
     pretrained = timm.list_models(pretrained=True)
     assert [name for name, _ in TIMM_NAMES.values() if name not in pretrained] == []
@@ -225,6 +252,7 @@ def test_short_names_exist_in_timm_and_dino_keeps_its_own_rule() -> None:
         *(f"dino_vit{size}{patch}" for size in "sb" for patch in (8, 16)),
         *(f"dinov2_vit{size}14" for size in "sblg"),
     }
+    assert {name for name, (_, rule) in TIMM_NAMES.items() if rule == "square"} == {"radio_b", "radio_l", "radio_g"}
     assert {"dino_vitb8", "sam_vit_b", "mini-sam"} <= set(known_proxies())
 
 

@@ -205,7 +205,7 @@ POOLS: dict[str, list[Any]] = {
     ],
     "stitch": [None, None, JoinedProjections(), JoinedFeatures(), JoinedFeatures(SamAttention(factor=0.5))],
     "spread": [None, None, None, LabelPropagation(DINO, neighbours=9)],
-    "position_rule": ["scale_factor", "size", "size_antialias", "bilinear", "bilinear_half"],
+    "position_rule": ["scale_factor", "size", "size_antialias", "bilinear", "bilinear_half", "square"],
 }  # fmt: skip
 COMBINATIONS, SLICES = 300, 10
 

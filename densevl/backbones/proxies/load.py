@@ -25,7 +25,7 @@ from densevl.proposals.sam.mini_sam import load_mini_sam
 from densevl.weights import SUFFIXES, Checkpoint, bad_file, read_checkpoint
 
 MINI = "mini-sam"
-DINO_RULE = "scale_factor"
+DINO_RULE, RADIO_RULE = "scale_factor", "square"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # The rule is the one the authors' code runs: DINO, and DINOv2 without registers, shift the sampling points.
 DINO = {
@@ -36,7 +36,7 @@ DINO = {
 DINOV2 = {f"dinov2_vit{size}14": (f"vit_{_SIZES[size]}_patch14_dinov2.lvd142m", DINO_RULE) for size in "sblg"}
 DINOV2_REG = {f"dinov2_vit{size}14_reg": (f"vit_{_SIZES[size]}_patch14_reg4_dinov2.lvd142m", None) for size in "sblg"}
 DINOV3 = {f"dinov3_vit{size}16": (f"vit_{_SIZES[size]}_patch16_dinov3.lvd1689m", None) for size in "sbl"}
-RADIO = {f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", None) for size in "blg"}
+RADIO = {f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", RADIO_RULE) for size in "blg"}
 TIMM_NAMES: dict[str, tuple[str, str | None]] = {**DINO, **DINOV2, **DINOV2_REG, **DINOV3, **RADIO}
 """Our name to timm's and to the position rule, None for timm's own."""
 SAM_NAMES = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
@@ -65,7 +65,7 @@ def load_proxy(
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         heads: of a bare DINO-named weights file; None takes heads of width 64 if that divides the width, else 32.
         position_rule: overrides the default: "scale_factor" for DINO, DINOv2 without registers and weights files in
-            DINO's naming, "size_antialias" for other models of timm. SAM has none.
+            DINO's naming, "square" for RADIO, "size_antialias" for other models of timm. SAM has none.
 
     Raises:
         ModelError: unknown name or device, no weights at hand, or a model that gives no proxy features, with the
@@ -92,7 +92,7 @@ def load_proxy(
 
 
 def _timm(name: str, weights: str | Path | None, position_rule: str | None) -> TimmProxy:
-    timm_name, own_rule = TIMM_NAMES.get(name, (name, DINO_RULE if name.endswith(".dino") else None))
+    timm_name, own_rule = TIMM_NAMES.get(name, (name, _rule_of(name)))
     rule = position_rule or own_rule
     if weights is not None:
         proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
@@ -102,6 +102,13 @@ def _timm(name: str, weights: str | Path | None, position_rule: str | None) -> T
         proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
     _require_reachable(proxy.model, name)
     return TimmProxy(_create(timm_name, name, pretrained=True), name=name, position_rule=rule)
+
+
+def _rule_of(timm_name: str) -> str | None:
+    """How the authors of a model of timm resize its positions; None for timm's own way."""
+    if timm_name.endswith(".dino"):
+        return DINO_RULE
+    return RADIO_RULE if "_radio_" in timm_name else None
 
 
 def _create(timm_name: str, name: str, *, pretrained: bool) -> nn.Module:
