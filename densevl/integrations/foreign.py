@@ -122,8 +122,15 @@ def _way(found: Any, own: set[str]) -> str:
             return f"give {reader}"
     if isinstance(found, dict) and "pred_boxes" in found:
         return "give what processor.post_process_object_detection(outputs, target_sizes=[(H, W)]) returns"
+    if isinstance(found, dict) and ("masks_queries_logits" in found or "pred_masks" in found):
+        return "give what processor.post_process_instance_segmentation(outputs, target_sizes=[(H, W)])[0] is"
     if isinstance(found, (np.ndarray, torch.Tensor)):
-        return "of plain boxes RegionClassifier(model)(image, labels, boxes=found[:, :4]) names each"
+        named, shape = "RegionClassifier(model)(image, labels, ", tuple(found.shape)
+        if len(shape) == 2 and 4 <= shape[1] <= 7:
+            return f"of plain boxes {named}boxes=found[:, :4]) names each"
+        if len(shape) == 2:
+            return f"of a map {named}regions=found) names each number above 0; regions=found + 1 if 0 is a class"
+        return f"of masks (M, H, W) {named}regions=masks) names each"
     if isinstance(found, Iterator):
         return "give its results one by one, each with its image"
     if isinstance(found, (list, tuple)) and len(found) and isinstance(found[0], dict) and "segmentation" in found[0]:
@@ -134,14 +141,16 @@ def _way(found: Any, own: set[str]) -> str:
 
 
 def _supervision(found: Any) -> Found:
+    sure = found.data.get("proposal_confidence", found.confidence)  # the detector's own, named before or not
+
     def write(named: Named) -> Any:
-        before = {} if found.confidence is None else {"proposal_confidence": np.array(found.confidence)}
+        before = {} if sure is None else {"proposal_confidence": np.array(sure)}
         own = {"class_name": np.array(named.names)[named.ids], "embedding": named.vectors}
         data = {**found.data, **before, **own}
         made = replace(found, class_id=named.ids.astype(int), confidence=named.confidence, data=data)
         return made if named.kept.all() else made[named.kept]
 
-    return Found(found.xyxy, found.mask, _scores(found.confidence), write)
+    return Found(found.xyxy, found.mask, _scores(sure), write)
 
 
 def _ultralytics(found: Any) -> Found:
@@ -178,7 +187,7 @@ def _unboxed(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def _records(found: dict[str, Any]) -> Found:
     """torchvision's detections, and transformers' post-processed ones; torchvision's masks are soft (N, 1, H, W)."""
-    boxes, masks = found["boxes"], found.get("masks")
+    boxes, masks, sure = found["boxes"], found.get("masks"), found.get("proposal_scores", found["scores"])
     if masks is not None and torch.is_tensor(masks) and masks.is_floating_point():
         masks = masks > THRESHOLD
 
@@ -188,11 +197,11 @@ def _records(found: dict[str, Any]) -> Found:
             "scores": torch.from_numpy(named.confidence),
             "text_labels": [named.names[index] for index in named.ids],
             "embeddings": torch.from_numpy(named.vectors),
-            "proposal_scores": found["scores"],
+            "proposal_scores": sure,
         }
         return {key: _rows(value, named.kept) for key, value in {**found, **own}.items()}
 
-    return Found(boxes, masks, _scores(found["scores"]), write)
+    return Found(boxes, masks, _scores(sure), write)
 
 
 def _queries(found: dict[str, Any], size: tuple[int, int] | None) -> Found:

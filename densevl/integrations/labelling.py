@@ -17,6 +17,7 @@ from densevl.integrations.scores import fused_probs, objectness
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.proposals import Proposals
+from densevl.proposals.checks import detected_boxes
 from densevl.results import UNLABELLED
 from densevl.vocabulary import LabelSet
 
@@ -49,8 +50,10 @@ def label_detections(
       label_id, label and score in each info.
 
     What is none of the labels has the number one past the last, and the name "nothing"; its confidence is that of what
-    won instead. Everything else is taken over. None of these packages is imported. What the user should know about the
-    words and the image is a Python warning, as these types have no place for it.
+    won instead. Among others, a box without area or outside the image, as detectors and trackers make them, is such
+    too, with confidence 0, a row of zeros and a warning. Everything else is taken over. None of these packages is
+    imported. What the user should know about the words and the image is a Python warning, as these types have no place
+    for it.
 
     Args:
         image: what was looked at, as `read_image` takes it. Arrays are RGB: pass frame[:, :, ::-1] of OpenCV's BGR.
@@ -87,36 +90,52 @@ def label_detections(
             np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, width), np.float32), names, np.ones(0, bool)
         )
         return found.write(none)
-    result = classify(rgb, label_set, background=background, regions=regions_of(found, size))
-    for text in result.warnings:
-        warnings.warn(text, stacklevel=2)
-    ids, confidence = result.labels, result.confidence
-    if weight is not None and found.scores is not None:
-        best = fused_probs(objectness(found.scores), result.scores, result.nothing, weight=weight).max(dim=1)
-        ids, confidence = best.indices.numpy(), best.values.numpy()
-    ids = np.where(ids >= 0, ids, len(label_set)).astype(np.int64)
-    vectors = _joined(result.embeddings, classify.operators, len(found), width)
+    regions, seen = regions_of(found, size)
+    if not seen.all():
+        warnings.warn(
+            f"{(~seen).sum()} of {len(seen)} boxes have no area within the image, so they are '{UNLABELLED}'",
+            stacklevel=2,
+        )
+    ids, confidence = np.full(len(seen), len(label_set)), np.zeros(len(seen), np.float32)
+    vectors = np.zeros((len(seen), width), np.float32)
+    if seen.any():
+        result = classify(rgb, label_set, background=background, regions=regions)
+        for text in result.warnings:
+            warnings.warn(text, stacklevel=2)
+        named, sure = np.where(result.labels >= 0, result.labels, len(label_set)), result.confidence
+        if weight is not None and found.scores is not None:
+            own = objectness(found.scores)[torch.from_numpy(seen)]
+            best = fused_probs(own, result.scores, result.nothing, weight=weight).max(dim=1)
+            named, sure = best.indices.numpy(), best.values.numpy()
+        ids[seen], confidence[seen] = named, sure
+        vectors[seen] = _joined(result.embeddings, classify.operators, len(regions), width)
     kept = ids < len(label_set) if drop_nothing else np.ones(len(ids), bool)
-    return found.write(Named(ids, confidence.astype(np.float32), vectors, names, kept))
+    return found.write(Named(ids, confidence, vectors, names, kept))
 
 
-def regions_of(found: Found, size: tuple[int, int]) -> Proposals:
-    """The masks of detections on an image (H, W), or their boxes; of a mask without a pixel the box.
+def regions_of(found: Found, size: tuple[int, int]) -> tuple[Proposals, np.ndarray]:
+    """The masks of detections on an image (H, W), or their boxes, of a mask without a pixel the box; and whose they
+    are, bool (N,): not of those whose box has no area within the image either.
 
     Raises:
-        ProposalError: what does not fit the image, or another number of masks than of boxes.
+        ProposalError: what does not fit the image, such as boxes whose far corner is before the near one, or which are
+            all outside; or another number of masks than of boxes.
     """
     if found.masks is None:
-        return Proposals.from_boxes(found.boxes, size)
+        corners, seen = detected_boxes(found.boxes, size)
+        return Proposals.from_boxes(corners[seen], size), seen
     masks = Proposals.from_masks(found.masks, size)
     if len(masks) != len(found):
         raise ProposalError(f"{len(masks)} masks for {len(found)} boxes: one each")
-    empty = np.flatnonzero(masks.areas == 0)
+    seen = masks.areas > 0
+    empty = np.flatnonzero(~seen)
     if not len(empty):
-        return masks
+        return masks, seen
+    corners, boxed = detected_boxes(found.boxes[empty], size)
     packed = masks.packed.copy()
-    packed[empty] = Proposals.from_boxes(found.boxes[empty], size).packed
-    return Proposals.from_packed(packed, size)
+    packed[empty[boxed]] = Proposals.from_boxes(corners[boxed], size).packed
+    seen[empty[boxed]] = True
+    return Proposals.from_packed(packed[seen], size), seen
 
 
 @cache

@@ -98,9 +98,12 @@ def candidates(
         (N, 1, H, W), 0..1.
 
     Raises:
-        ModelError: no torchvision detector.
+        ModelError: no torchvision detector, one in training mode, or one in half precision.
     """
     check_detector(detector)
+    if name := next((type(one).__name__ for one in detector.modules() if one.training), None):
+        raise ModelError(f"{name} of the detector is in training mode; call detector.eval() first")
+    images = [image.to(_precision(detector, image)) for image in images]
     if not images:
         return []
     if not (hasattr(detector, "rpn") and hasattr(detector, "roi_heads")):
@@ -224,7 +227,8 @@ class OpenVocabularyDetector(nn.Module):
         for image, one in zip(images, candidates(self.detector, images, top=self.top), strict=True):
             size = (int(image.shape[-2]), int(image.shape[-1]))
             if len(one["boxes"]):
-                regions = regions_of(Found(one["boxes"], _masks(one), None), size)
+                regions, seen = regions_of(Found(one["boxes"], _masks(one), None), size)
+                one = {key: value[torch.from_numpy(seen).to(value.device)] for key, value in one.items()}
                 result = self.classify(image, self.labels, regions=regions, background=self.background)
                 probs, nothing = result.scores, result.nothing
             else:
@@ -274,6 +278,21 @@ def check_weights(detector: nn.Module) -> None:
     for name, weight in detector.named_parameters():
         if not bool(torch.isfinite(weight).all()):
             raise ModelError(f"weights {name} of {type(detector).__name__} hold NaN or infinity: load sound ones")
+
+
+def _precision(detector: nn.Module, image: torch.Tensor) -> torch.dtype:
+    """What images are computed in.
+
+    Raises:
+        ModelError: half precision, in which torchvision has no NMS, and boxes beyond 2048 pixels are off by one.
+    """
+    own = next((weight.dtype for weight in detector.parameters() if weight.is_floating_point()), torch.float32)
+    if own not in (torch.float32, torch.float64):
+        raise ModelError(
+            f"the detector's weights are {str(own).rpartition('.')[2]}: torchvision suppresses boxes in float32; call "
+            "detector.float(), and for speed torch.autocast"
+        )
+    return own
 
 
 def _as_detections(detector: nn.Module, found: Any, count: int) -> list[Detection]:

@@ -13,12 +13,12 @@ from densevl.errors import ProposalError
 from densevl.proposals import packing
 from densevl.proposals.checks import as_array, box_edges, checked_quality, each_mask, image_boxes, image_mask
 from densevl.proposals.coco import coco_mask, entries_of
-from densevl.proposals.maps import integer_map
+from densevl.proposals.maps import segment_map
 from densevl.rle import class_runs, coco_segmentation
 from densevl.stacking import back_to_front
 
 BoolArray = npt.NDArray[np.bool_]
-MOST_PACKED = 4 << 30  # bytes of masks that are made from run lengths, of which a few are masks of any size
+MOST_PACKED = 4 << 30  # bytes of masks that are made of little: boxes, run lengths, segments
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -163,34 +163,44 @@ class Proposals:
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: another shape, NaN or infinity, boxes all within 0-1, or one without area or all outside.
+            ProposalError: another shape, NaN or infinity, boxes all within 0-1, one without area or all outside, or
+            more than fit in 4 GiB.
         """
         cut = image_boxes(boxes, size)
-        packed = np.zeros((len(cut), packing.row_bytes(size)), np.uint8)
-        for index, (left, top, right, bottom) in enumerate(box_edges(cut)):
-            mask = np.zeros(size, np.bool_)
-            mask[top:bottom, left:right] = True
-            packed[index] = packing.pack(mask)
-        return cls(packed, size, checked_quality(quality, len(cut)), cut.astype(np.float32))
+        packed, edges = _blank(len(cut), size), box_edges(cut)
+        for row, (left, top, right, bottom) in zip(packed, edges, strict=True):
+            rows = np.zeros((bottom - top, size[1]), np.bool_)
+            rows[:, left:right] = True
+            packing.put(row, int(top) * size[1], rows.ravel())
+        own = cut.astype(np.float32)
+        thin = (own[:, 2:] <= own[:, :2]).any(axis=1)  # than float32 can say
+        own[thin] = edges[thin]
+        return cls(packed, size, checked_quality(quality, len(cut)), own)
 
     @classmethod
     def from_segments(cls, segments: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
         """Make proposals of a map of segments, which do not overlap.
 
         Args:
-            segments: integers (H, W), see `maps.integer_map`: each number above 0 is a mask, 0 and below is none; as
-                `segment_map` returns.
+            segments: integers (H, W), see `maps.segment_map`: each number above 0 is a mask, 0 and below is none; as
+                `Proposals.segment_map` returns.
             size: (H, W) of the image, checked if it is given.
             quality: (M,) floats 0-1, by ascending number; None is 1 everywhere.
 
         Raises:
-            ProposalError: no such map.
+            ProposalError: no such map, or more segments than fit in 4 GiB.
         """
-        what = "a segment map"
-        array = integer_map(segments, size or as_array(segments, what, "of integers (H, W)").shape[-2:], what)
-        height, width = array.shape
-        numbers = np.unique(array[array > 0])
-        return cls.from_masks([array == number for number in numbers], (height, width), quality=quality)
+        array = segment_map(segments, size)
+        pixels = np.flatnonzero(array)
+        numbers = array.ravel()[pixels]
+        pixels = pixels[np.argsort(numbers, kind="stable")]
+        counts = np.unique(numbers, return_counts=True)[1]
+        packed = _blank(len(counts), array.shape)
+        for row, own in zip(packed, np.split(pixels, np.cumsum(counts)[:-1]), strict=bool(len(counts))):
+            bits = np.zeros(own[-1] - own[0] + 1, np.bool_)
+            bits[own - own[0]] = True
+            packing.put(row, int(own[0]), bits)
+        return cls.from_packed(packed, (array.shape[0], array.shape[1]), quality)
 
     @classmethod
     def from_rle(cls, entries: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
@@ -210,15 +220,26 @@ class Proposals:
             raise ProposalError("no RLE and no image size: pass size=(height, width)")
         rows = []
         for index, entry in enumerate(given):
-            if size and (index + 1) * packing.row_bytes(size) > MOST_PACKED:
-                raise ProposalError(
-                    f"{len(given):,} masks of {size[0]}x{size[1]} pixels take more than {MOST_PACKED >> 30} GiB: "
-                    "give fewer, or of a smaller image"
-                )
+            if size:
+                _affordable(index + 1, size)
             mask = coco_mask(entry, size, index)
             size = (mask.shape[0], mask.shape[1])
             rows.append(packing.pack(mask))
         return cls.from_packed(np.stack(rows), size, quality) if rows and size else cls.empty(size or (0, 0))
+
+
+def _affordable(count: int, size: tuple[int, ...]) -> None:
+    if count * packing.row_bytes((size[0], size[1])) > MOST_PACKED:
+        raise ProposalError(
+            f"{count:,} masks of {size[0]}x{size[1]} pixels take more than {MOST_PACKED >> 30} GiB: give fewer, or of "
+            "a smaller image"
+        )
+
+
+def _blank(count: int, size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Packed masks without a pixel."""
+    _affordable(count, size)
+    return np.zeros((count, packing.row_bytes((size[0], size[1]))), np.uint8)
 
 
 class Proposer(ABC):

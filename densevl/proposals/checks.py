@@ -16,6 +16,9 @@ from densevl.errors import ProposalError
 
 Floats = npt.NDArray[np.float64]
 NEAR = 0.05  # normalised boxes of a detector reach this far over the edge
+THIN = 0.3  # of a soft mask's numbers, neighbours that are the same; superpixels of 2x2 pixels have 0.5
+VOID = 255
+"""In a map of fewer than 256 classes or segments: not known."""
 WAYS = "torchvision.ops.box_convert(boxes, 'xywh', 'xyxy'), or 'cxcywh', converts"
 
 
@@ -63,30 +66,59 @@ def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floa
             outside; the message has its number, its corners and the way out.
     """
     array = box_corners(boxes, what=what)
-    height, width = size
-    of = f"an image of {width}x{height} pixels"
-    if not array.size:
-        return array
-    low, high = array[:, :2], array[:, 2:]
     refuse_normalised(array, size, what=what)
-    for index in np.flatnonzero((high <= low).any(axis=1))[:1]:
+    cut = _cut(array, size)
+    _refuse_first(array, _no_area(cut), size, what)
+    return cut
+
+
+def detected_boxes(boxes: Any, size: tuple[int, ...]) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Boxes of a detector or a tracker, some of which may have no area or be outside: float64 (M, 4), parts outside cut
+    off, and which have area, bool (M,).
+
+    Raises:
+        ProposalError: as `image_boxes`, but of boxes without area only where x1 is below x0 or y1 below y0, and of
+            those outside only where none is within the image, as are those of another image.
+    """
+    array = box_corners(boxes)
+    refuse_normalised(array, size)
+    cut = _cut(array, size)
+    seen = ~_no_area(cut)
+    wrong = (array[:, 2:] < array[:, :2]).any(axis=1) | (~_no_area(array) & (not seen.any()))
+    _refuse_first(array, wrong, size, "box")
+    return cut, seen
+
+
+def _cut(boxes: Floats, size: tuple[int, ...]) -> Floats:
+    return np.clip(boxes, 0, [size[1], size[0]] * 2)
+
+
+def _no_area(boxes: Floats) -> npt.NDArray[np.bool_]:
+    return np.asarray((boxes[:, 2:] <= boxes[:, :2]).any(axis=1))
+
+
+def _refuse_first(boxes: Floats, wrong: npt.NDArray[np.bool_], size: tuple[int, ...], what: str) -> None:
+    """Say what is wrong with the first of some boxes (M, 4) that have no area within the image."""
+    height, width = size
+    low, high = boxes[:, :2], boxes[:, 2:]
+    for index in np.flatnonzero(wrong)[:1]:
+        this = f"{what} {index} is {_numbers(boxes[index])}"
+        of = f"an image of {width}x{height} pixels"
         if (high[index] < low[index]).any():
-            why = f"x1 is below x0 or y1 below y0; if it is x, y, width, height, {WAYS}"
-        else:
-            why = "it has no area; leave it out, or add 1 if x1 and y1 are the last pixels: they are exclusive"
-        raise ProposalError(f"{what} {index} is {_numbers(array[index])} on {of}: {why}")
-    outside = (high <= 0) | (low >= [width, height])
-    for index in np.flatnonzero(outside.any(axis=1))[:1]:
-        swapped = ((array[:, [1, 0]] < [width, height]) & (array[:, [3, 2]] > 0)).all()
-        raise ProposalError(
-            f"{what} {index} is {_numbers(array[index])}, outside {of}; boxes are in pixels of the image as given: "
-            + (
-                "with x and y swapped all would be inside"
-                if swapped
-                else "scale those of another size, or leave it out"
+            raise ProposalError(f"{this} on {of}: x1 is below x0 or y1 below y0; if it is x, y, width, height, {WAYS}")
+        if (high[index] == low[index]).any():
+            raise ProposalError(
+                f"{this} on {of}: it has no area; leave it out, or add 1 if x1 and y1 are the last pixels: they are "
+                "exclusive"
             )
+        # Most of them reach over the edge, and none would: not one thing that has left the image.
+        over = ((low < 0) | (high > [width, height])).any(axis=1)
+        turned = boxes[:, [1, 0, 3, 2]]
+        swapped = len(boxes) > 1 and over.mean() > 0.5 and ((turned >= 0) & (turned <= [width, height] * 2)).all()
+        raise ProposalError(
+            f"{this}, outside {of}; boxes are in pixels of the image as given: leave it out, or scale those of another "
+            "size" + "; with x and y swapped all would be inside" * bool(swapped)
         )
-    return np.clip(array, 0, [width, height, width, height])
 
 
 def box_corners(boxes: Any, *, what: str = "box") -> Floats:
@@ -118,7 +150,7 @@ def refuse_normalised(boxes: Floats, size: tuple[int, ...], *, what: str = "box"
         ProposalError: they do.
     """
     height, width = size
-    if boxes.size and max(size) > 1 and boxes.min() >= -NEAR and boxes.max() <= 1 + NEAR:
+    if boxes.any() and max(size) > 1 and boxes.min() >= -NEAR and boxes.max() <= 1 + NEAR:
         centred = (boxes[:, 2:] < boxes[:, :2]).any()
         raise ProposalError(
             f"{_plural(what)} lie within 0-1 on an image of {width}x{height} pixels, the first {_numbers(boxes[0])}: "
@@ -135,6 +167,7 @@ def box_edges(boxes: Floats) -> npt.NDArray[np.int64]:
     """
     edges = np.ceil(boxes - 0.5).astype(np.int64)
     middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.int64)
+    middle = np.minimum(middle, np.ceil(boxes[:, 2:]).astype(np.int64) - 1)  # a sum may round up to the far side
     for low, high in ((0, 2), (1, 3)):
         thin = edges[:, high] <= edges[:, low]
         edges[thin, low], edges[thin, high] = middle[thin, low], middle[thin, low] + 1
@@ -206,6 +239,11 @@ def each_mask(masks: Any, size: tuple[int, ...] | None = None) -> Sequence[Any]:
     if rank is not None and rank not in (0, 3):
         raise ProposalError(f"masks of shape {tuple(masks.shape)}: (M, H, W), of one image")
     shape = tuple(getattr(masks, "shape", ()))
+    if rank == 3 and size is not None and shape[:2] == tuple(size) and shape[2] in (3, 4) and shape[1:] != tuple(size):
+        raise ProposalError(
+            f"masks are {shape}, a colour picture: give masks (M, H, W), or an integer map (H, W); of a mask saved in "
+            "colour picture[..., 0] > 127"
+        )
     if rank == 3 and size is not None and shape[:2] == tuple(size) != shape[1:] and shape[2] not in (3, 4):
         raise ProposalError(f"masks are {shape} on an image {tuple(size)}: masks come first, (M, H, W)")
     return masks  # an array, a list, or a CompactMask, which is read one at a time
@@ -232,7 +270,8 @@ def image_mask(mask: Any, size: tuple[int, ...], index: int) -> npt.NDArray[np.b
         return array
     values = np.unique(array)
     if not (np.isin(values, (0, 1)).all() or np.isin(values, (0, 255)).all()):
-        raise ProposalError(f"mask {index} holds values from {values[0]:g} to {values[-1]:g}: {_value_hint(values)}")
+        hint = _value_hint(array, values)
+        raise ProposalError(f"mask {index} holds values from {values[0]:g} to {values[-1]:g}: {hint}")
     return array != 0
 
 
@@ -300,13 +339,54 @@ def _mask_hint(array: npt.NDArray[Any], size: tuple[int, ...]) -> str:
     return ": give masks (M, H, W)"
 
 
-def _value_hint(values: npt.NDArray[Any]) -> str:
+def soft_cut(array: npt.NDArray[Any], values: npt.NDArray[Any] | None = None) -> str | None:
+    """Where numbers (H, W) that are soft are cut to be one mask: "> 0.5", "> 127", "> 0" for logits; None if they are
+    no soft mask: class numbers, or segments.
+
+    Args:
+        array: numbers (H, W). values: `np.unique` of them, if that is known.
+    """
+    values = np.unique(array) if values is None else values
+    if (len(values) < 3 and not (values % 1).any()) or not np.isfinite(values.astype(np.float64)).all():
+        return None
+    least, most = float(values[0]), float(values[-1])
+    middle = "> 127" if most <= VOID else f"> {most / 2:g}"
+    if (values % 1).any():
+        return "> 0" if least < 0 else "> 0.5" if most <= 1 else middle
+    near = (values <= 15) | (values >= 240)
+    if (
+        least >= 0
+        and most <= VOID
+        and near.all()
+        and (values < 240).any()
+        and ((values >= 240) & (values < VOID)).any()
+    ):
+        return middle  # a hard mask of a lossy file
+    if least < 0 or len(values) < 8 or most < 32:
+        return None
+    # Segments have an inside. Of a soft mask's numbers each lies beside others, or they rise step by step.
+    beside = []
+    for one, other in ((array[:, 1:], array[:, :-1]), (array[1:], array[:-1])):
+        both = (one > 0) & (other > 0)
+        beside.append(np.searchsorted(values, np.stack([one[both], other[both]])))
+    pairs = np.concatenate(beside, axis=1)
+    equal = pairs[0] == pairs[1]
+    inner = 2 * np.bincount(pairs[0][equal], minlength=len(values))
+    edges = np.bincount(pairs[:, ~equal].ravel(), minlength=len(values))
+    met = inner + edges > 0
+    thin = met.sum() >= 8 and float(np.median(inner[met] / (inner + edges)[met])) < THIN
+    steps = np.abs(np.subtract(*values[pairs[:, ~equal]].astype(np.float64)))
+    return middle if thin or (len(values) > 100 and len(steps) and float((steps <= 2).mean()) > 0.99) else None
+
+
+def _value_hint(array: npt.NDArray[Any], values: npt.NDArray[Any]) -> str:
     if not np.isfinite(values.astype(np.float64)).all():
         return "a mask is bool, or 0 and 1"
-    if values.dtype.kind == "f" and values[0] >= 0 and values[-1] <= 1:
-        return "it is soft; threshold it, masks > 0.5"
-    if values.dtype.kind == "f" and (values % 1).any():
-        return "they look like logits; threshold them, masks > 0"
     if values.tolist() == [0, 1, 255]:
         return "255 beside 1 marks what is unknown; give mask == 1"
+    cut = soft_cut(array, values)
+    if cut == "> 0":
+        return "they look like logits; threshold them, masks > 0"
+    if cut is not None:
+        return f"it is soft; threshold it, masks {cut}"
     return "a mask is bool, 0 and 1, or 0 and 255; give a label map as an integer map (H, W), or split it (labels == 3)"

@@ -11,10 +11,7 @@ import numpy.typing as npt
 
 from densevl.errors import ProposalError
 from densevl.images import read_labels
-from densevl.proposals.checks import as_array
-
-VOID = 255
-"""In a map of fewer than 256 classes: not known."""
+from densevl.proposals.checks import VOID, as_array, soft_cut
 
 
 def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") -> npt.NDArray[np.int64]:
@@ -44,13 +41,46 @@ def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") ->
         turned = ": it looks transposed, give its .T" if array.shape == tuple(size)[::-1] else ""
         raise ProposalError(f"{what} is {array.shape}, the image {tuple(size)}{turned or ': they must be of one size'}")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array % 1 == 0).all()):
+        cut = soft_cut(array)
         raise ProposalError(
             f"{what} holds {array.min():g} to {array.max():g}, not whole numbers: integers (H, W); resize maps with "
-            "the nearest value"
+            "the nearest value" + f", and of a soft mask give mask {cut}" * (cut is not None)
         )
     if array.dtype == np.uint64 and array.max(initial=0) > np.iinfo(np.int64).max:
         raise ProposalError(f"{what} holds {array.max()}: numbers fit 63 bits")
     return array.astype(np.int64)
+
+
+def segment_map(given: Any, size: tuple[int, ...] | None = None) -> npt.NDArray[np.int64]:
+    """A map of segments: int64 (H, W), 0 where none is; of 0 and 255 alone one segment.
+
+    Args:
+        given: as `integer_map` takes it; 0 and below is none. size: (H, W) of the image; None takes that of the map.
+
+    Raises:
+        ProposalError: no such map, a soft mask or a grey picture, or 255 beside lower numbers as for what is unknown.
+    """
+    what = "a segment map"
+    if size is None:
+        given = read_labels(given) if isinstance(given, (str, bytes, os.PathLike)) else given
+        shape = as_array(given, what, "of integers (H, W)").shape
+        size = shape[:2] if len(shape) == 3 and shape[2] == 1 else shape[-2:]
+    found = np.maximum(integer_map(given, size, what), 0)
+    numbers = np.unique(found)
+    if cut := soft_cut(found, numbers):
+        raise ProposalError(
+            f"{what} holds {numbers[0]} to {numbers[-1]}, like a soft mask or a grey picture: give map {cut} "
+            "for one region, or masks (M, H, W)"
+        )
+    numbers = numbers[numbers > 0]
+    if len(numbers) > 1 and numbers[-1] in (VOID, 65535) and numbers[-2] < numbers[-1] - 1:
+        void = numbers[-1]
+        raise ProposalError(
+            f"{what} holds {void} beside {numbers[-2]}: give numpy.where(map == {void}, 0, map) if it is not known "
+            f"there, numpy.where(map == {void}, {numbers[-2] + 1}, map) if it is a region, map > {void // 2} of a soft "
+            "mask"
+        )
+    return found
 
 
 def class_map(given: Any, names: Sequence[str], size: tuple[int, ...]) -> npt.NDArray[np.int64]:

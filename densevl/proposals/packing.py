@@ -24,6 +24,13 @@ def pack(mask: npt.NDArray[np.bool_]) -> Packed:
     return np.packbits(mask.reshape(*mask.shape[:-2], mask.shape[-2] * mask.shape[-1]), axis=-1)
 
 
+def put(packed: Packed, first: int, bits: npt.NDArray[np.bool_]) -> None:
+    """Write bits (n,) into one packed mask (bytes,) of zeros, from pixel `first` on; no other byte is touched."""
+    lead, start = first % 8, first // 8
+    own = np.packbits(np.concatenate([np.zeros(lead, np.bool_), bits]) if lead else bits)
+    packed[start : start + len(own)] = own
+
+
 def unpack(packed: Packed, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Undo `pack`: uint8 (..., bytes) to bool (..., H, W)."""
     flat = np.unpackbits(packed, axis=-1, count=size[0] * size[1]).view(np.bool_)

@@ -76,7 +76,7 @@ def decide(
         margin: a region whose best class leads the second, or nothing, by less is nothing: it is unknown which.
         valid: (R,) bool; regions without a pixel are nothing, with probabilities 0.
     """
-    p_RT = logp_RT.exp()
+    p_RT = logp_RT.float().exp()  # half precision of a caller's autocast
     probs = torch.zeros(len(p_RT), count, device=p_RT.device)
     owned = classes != NOTHING
     probs.scatter_reduce_(1, classes[owned].expand(len(p_RT), -1), p_RT[:, owned], "amax")

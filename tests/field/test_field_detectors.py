@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "HF_HUB_OFFLINE": "1"}  # read on import
@@ -127,12 +130,87 @@ def as_the_map(got: Any) -> bool:
     return abs(got["segments_info"][0]["score"] - same["segments_info"][0]["score"]) < 1e-6
 
 
+def spoiled(change: Callable[[nn.Module], Any], image: torch.Tensor | None = None) -> Any:
+    """A detector that was changed after it was wrapped."""
+
+    def run(folder: Path) -> Any:
+        detect = OpenVocabularyDetector(torchvision_detector(), classify(), LABELS)
+        change(detect.detector)
+        return detect([torch.rand(3, *SIZE) if image is None else image])
+
+    return run
+
+
+def warned(image: Any, found: Any, **settings: Any) -> Any:
+    """Named with their Python warnings."""
+
+    def run(folder: Path) -> Any:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            made = label_detections(image, found, LABELS, classify(), **settings)
+        return SimpleNamespace(found=made, warnings=[str(one.message) for one in said])
+
+    return run
+
+
+def supervised(**columns: Any) -> Any:
+    return pytest.importorskip("supervision").Detections(xyxy=BOXES.numpy(), **columns)
+
+
+def twice(folder: Path) -> Any:
+    sure = np.array([0.9, 0.4], np.float32)
+    once = label_detections(PHOTO, supervised(confidence=sure), LABELS, classify())
+    return label_detections(PHOTO, once, ["car", "bus"], classify(), weight=0.5), once, sure
+
+
 def is_named(found: Any) -> bool:
     own = {"boxes", "scores", "labels", "text_labels", "embeddings", "proposal_scores"}
     return own == found.keys() and len(found["text_labels"]) == 2 and FOUND["labels"].tolist() == [1, 7]
 
 
+RAW = {"class_queries_logits": torch.zeros(1, 3, 4), "masks_queries_logits": torch.zeros(1, 3, 8, 8)}
+LINE = torch.tensor([[64.0, 5, 64, 20]])  # clamped to the image
+AWAY = torch.tensor([[90.0, 5, 99, 20]])
+SOME = {"boxes": torch.cat([BOXES[:1], LINE, AWAY]), "scores": torch.tensor([0.9, 0.4, 0.3])}
 TABLE = (
+    Case("training inside", "detector.train() after wrapping", spoiled(lambda own: own.train()), "FCOS .*call .*eval"),
+    Case("a part in training", "frozen but for its head", spoiled(lambda own: own.head.train()), "FCOSHead .*training"),
+    Case("candidates in training", "the function alone",
+         lambda f: candidates(torchvision_detector().train(), []), "training mode"),
+    *(Case(f"images of {kind}", "a detector of float32", spoiled(lambda own: own, torch.rand(3, *SIZE).to(kind)),
+           right=lambda found: found[0]["boxes"].dtype == torch.float32)
+      for kind in (torch.float64, torch.float16, torch.bfloat16)),
+    Case("a detector of float64", "exported or checked", spoiled(lambda own: own.double()),
+         right=lambda found: len(found) == 1),
+    *(Case(f"a detector of {kind}", "half precision", spoiled(lambda own, kind=kind: own.to(kind)), "suppresses boxes")
+      for kind in (torch.float16, torch.bfloat16)),
+    Case("autocast", "half precision around everything",
+         lambda f: torch.autocast("cpu", torch.bfloat16)(detected([torch.rand(3, *SIZE)]))(f),
+         right=lambda found: len(found) == 1),
+    Case("a map of classes", "post_process_semantic_segmentation", labelled([MAP]), r"a map .*regions=found \+ 1 if 0"),
+    Case("masks alone", "(N, H, W)", labelled(torch.zeros(3, *SIZE)), "of masks .*regions=masks"),
+    Case("raw outputs of Mask2Former", "not post-processed", labelled(RAW), "post_process_instance_segmentation"),
+    Case("boxes without area among others", "video", warned(PHOTO, SOME),
+         warned="2 of 3 boxes have no area within", right=lambda got: got.found["labels"][1:].tolist() == [2, 2]
+         and got.found["scores"][1:].tolist() == [0, 0] and len(got.found["embeddings"]) == 3),
+    Case("the others are what they were", "the same",
+         lambda f: (warned(PHOTO, SOME)(f).found, labelled({**FOUND, "boxes": BOXES[:1], "scores": torch.ones(1)})(f)),
+         right=lambda got: torch.allclose(got[0]["embeddings"][:1], got[1]["embeddings"])),
+    Case("with the detector's say", "the same, weight=", warned(PHOTO, SOME, weight=0.5), warned="2 of 3"),
+    Case("left out with nothing", "the same, drop_nothing=", warned(PHOTO, SOME, drop_nothing=True),
+         right=lambda got: len(got.found["labels"]) <= 1),
+    Case("all without area", "clamped", warned(PHOTO, {"boxes": LINE, "scores": torch.ones(1)}), warned="1 of 1"),
+    Case("all outside", "boxes of another image", labelled({"boxes": AWAY, "scores": torch.ones(1)}), "outside"),
+    Case("x, y, width, height of detections", "COCO's bbox",
+         labelled({**FOUND, "boxes": torch.tensor([[4.0, 3, 30, 40], [40, 30, 20, 10]])}), "box 1 .*xywh"),
+    Case("a mask and a box without a pixel", "padding", warned(
+        PHOTO, {**SOME, "masks": torch.zeros(3, 1, *SIZE)}), warned="2 of 3"),
+    Case("an empty segment", "a map without one of its numbers", warned(PHOTO, {
+        "segmentation": MAP, "segments_info": [{"id": 1, "score": 0.9}, {"id": 5, "score": 0.8}]}), warned="1 of 2"),
+    Case("named twice keeps the detector's confidence", "supervision", twice, right=lambda got: np.array_equal(
+        got[0].data["proposal_confidence"], got[2]) and not np.array_equal(got[1].confidence, got[2])),
+    Case("a dict named twice", "torchvision", lambda f: labelled(labelled(FOUND)(f))(f),
+         right=lambda got: torch.equal(got["proposal_scores"], FOUND["scores"])),
     Case("a trainer is not started", "OpenVocabularyDetector(YOLO(...))", wrapped(Trainer()), "train.. is no switch"),
     Case("a trainer inside is not started", "a module that holds one",
          wrapped(holder()), "holds a Trainer.*label_detections"),

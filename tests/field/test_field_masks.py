@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from case import Case, cases
-from PIL import Image
+from PIL import Image, ImageFilter
 from pycocotools import mask as coco
 
 from conftest import PHOTOS
 from densevl import FewShot
 from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segments import Segments
 from densevl.proposals import Proposals, given
 from densevl.proposals.maps import class_map
 
@@ -53,6 +55,37 @@ def learned(labels: Any) -> Any:
     return lambda folder: FewShot("mini", "nearest", level="pixel").fit([(SMALL, labels, ["sea", "house"])])
 
 
+def disc(size: int = 96) -> Image.Image:
+    """A hard mask of a disc."""
+    y, x = np.mgrid[:size, :size] - size / 2
+    return Image.fromarray((np.hypot(x, y) < size / 3).astype(np.uint8) * 255)
+
+
+def lossy(picture: Image.Image, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file))
+
+
+def blurred(radius: float) -> np.ndarray:
+    return np.array(disc().filter(ImageFilter.GaussianBlur(radius)))
+
+
+def of_map(numbers: np.ndarray) -> Any:
+    """A map as regions of a photo of its size: how many it holds."""
+    return lambda folder: len(given(np.zeros((*numbers.shape[:2], 3), np.uint8), regions=numbers))
+
+
+def of_segmenter(numbers: np.ndarray) -> Any:
+    return lambda folder: Segments.parse(numbers, numbers.shape[:2])
+
+
+def cells(side: int, count: int = 14) -> np.ndarray:
+    """Square segments numbered from 1."""
+    return np.kron(np.arange(count * count).reshape(count, count) + 1, np.ones((side, side), np.int64))
+
+
+OBJECTS = np.kron(np.array([[0, 1, 2], [3, 0, 255]], np.uint8), np.ones((4, 4), np.uint8))
 COMPRESSED = coco.encode(np.asfortranarray(MAP))
 TABLE = (
     *(Case(f"{name} are a mask", name, regions(form), right=is_mask) for name, form in {
@@ -64,6 +97,43 @@ TABLE = (
     }.items()),
     Case("soft masks are not cut unasked", "torchvision's 0..1", regions(np.full((1, *SIZE), 0.3)), "soft; .* > 0.5"),
     Case("logits are not cut unasked", "SAM's logits", regions(torch.full((1, *SIZE), -3.2)), "logits; .* > 0"),
+    *(Case(f"{name} is no map of segments", name, of_map(numbers), "soft mask.* > 127") for name, numbers in {
+        "a soft edge": blurred(2), "a wide soft edge": blurred(8), "a soft mask as int64": blurred(3).astype(np.int64),
+        "a soft mask as whole floats": blurred(3).astype(float), "a lossy mask": lossy(disc(), 75),
+        "a hardly lossy mask": lossy(disc(), 95), "a grey photo": np.array(Image.open(SCENE).convert("L")),
+        "a ramp": np.tile(np.arange(256, dtype=np.uint8).repeat(3), (9, 1)),
+        "a mask made smaller": np.array(disc(512).resize((96, 96), Image.Resampling.BOX)),
+    }.items()),
+    Case("a soft picture of Pillow", "opened", lambda folder: given(
+        np.zeros((96, 96, 3), np.uint8), regions=Image.fromarray(blurred(2))), "soft mask.* > 127"),
+    Case("a soft mask for Segmenter", "the other door", of_segmenter(blurred(2)), "soft mask.* > 127"),
+    Case("soft masks of bytes", "(M, H, W)", lambda folder: given(
+        np.zeros((96, 96, 3), np.uint8), regions=blurred(2)[None]), "soft; threshold it, masks > 127"),
+    Case("a soft mask of 16 bits", "0-65535", of_map(blurred(2).astype(np.uint16) * 257), "soft mask.* > 32767"),
+    Case("a soft mask alone", "(H, W), 0-1", of_map(blurred(2) / 255), "of a soft mask give mask > 0.5"),
+    Case("a soft mask of fractions to 255", "(H, W), resized", of_map(blurred(2) * 0.99), "give mask > 127"),
+    Case("logits alone", "(H, W)", of_map(blurred(2) / 100 - 1), "give mask > 0$"),
+    *(Case(f"{name} are segments", name, of_map(numbers), right=lambda found, want=want: found == want)
+      for name, numbers, want in [
+        ("superpixels", cells(6), 196), ("superpixels of bytes", cells(6).astype(np.uint8), 196),
+        ("the smallest superpixels", cells(2), 196), ("superpixels above 255", cells(4, 20), 400),
+        ("0 and 255", np.array(disc()), 1), ("255 segments without a gap", np.minimum(cells(3, 16), 255), 255),
+        ("single pixels apart", np.diag(np.arange(40)), 39),
+        ("class numbers with gaps", np.kron([[0, 24, 148], [171, 9, 62]], np.ones((4, 4), int)), 5),
+        ("unknown as -1", np.where(OBJECTS == 255, -1, OBJECTS.astype(int)), 3),
+    ]),
+    Case("void beside objects", "VOC's instance maps", of_map(OBJECTS), r"holds 255 beside 3: .*map == 255, 0, map"),
+    Case("void beside objects, int64", "the same, widened", of_map(OBJECTS.astype(np.int64)), "255 beside 3"),
+    Case("void of 16 bits", "as 8", of_map(np.where(OBJECTS == 255, 65535, OBJECTS.astype(np.uint16))), "65535 be"),
+    Case("void for Segmenter", "the other door", of_segmenter(OBJECTS), "255 beside 3"),
+    Case("void is where it was told", "zeroed", of_map(np.where(OBJECTS == 255, 0, OBJECTS)),
+         right=lambda found: found == 3),
+    Case("a colour picture alone", "a mask saved as RGB", regions(np.zeros((*SIZE, 3), np.uint8)), "a colour picture"),
+    Case("a colour picture for Segmenter", "the photo itself", of_segmenter(np.zeros((192, 256, 3), np.uint8)),
+         r"\(192, 256, 3\), a colour picture"),
+    Case("an empty map", "no segments", of_map(np.zeros((6, 8), int)), right=lambda found: found == 0),
+    Case("more segments than memory", "each pixel its own", lambda folder: Proposals.from_segments(
+        np.kron(np.arange(400 * 400).reshape(400, 400), np.ones((2, 2), int))), "4 GiB"),
     Case("NaN is no mask", "a model that overflowed", regions(np.full((1, *SIZE), np.nan)), "bool, or 0 and 1"),
     Case("a stack of label maps is no mask", "class numbers", regions(np.full((2, *SIZE), 3)), "split it"),
     Case("void beside 1", "VOC's 255 in a mask", regions([np.where(MASK, 1, 255) * (np.arange(8) > 0)]), "unknown"),

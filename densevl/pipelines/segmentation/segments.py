@@ -14,7 +14,7 @@ from densevl.images import keep_ratio_size, resize
 from densevl.proposals.base import Proposals
 from densevl.proposals.load import form_of
 from densevl.proposals.load import given as read_regions
-from densevl.proposals.maps import integer_map
+from densevl.proposals.maps import segment_map
 from densevl.recipes import Hints
 
 MINI = "mini-sam"
@@ -49,7 +49,7 @@ class Segments:
         """
         form = form_of(given, size)
         if form == "segments":
-            return cls(torch.from_numpy(integer_map(given, size, "a segment map")).clamp_(min=0))
+            return cls(torch.from_numpy(segment_map(given, size)))
         photo = np.zeros((*size, 3), np.uint8)
         regions = Proposals.from_masks(given, size) if form == "masks" else read_regions(photo, regions=given)
         if not len(regions):
