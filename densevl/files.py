@@ -24,7 +24,7 @@ CONFIDENCE_MARK = "_confidence"
 _MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
 #: The file in a folder of results that says what made them; see `densevl.pipelines.folder.loop`.
 RUN_FILE = "densevl.json"
-_SIGNED = (".json", ".jsonl", ".html", ".md")
+_SIGNED = (".json", ".jsonl", ".html", ".md", ".xml")
 _SIGNATURE = b"densevl"
 
 # File systems allow 255 bytes a name; this leaves room for a mark, an ending and a temporary name.

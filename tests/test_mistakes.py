@@ -80,7 +80,7 @@ WRONG: dict[str, list[str]] = {
     "point": ["1", "x,y", "-5,-5", "9999,9999", "nan,1"],
     "box": ["1,2", "a,b,c,d", "nan,1,2,3"],
     "operator": ["poool", "pool+", "", "pool+pool"],
-    "export": ["cocoo", ""],
+    "forms": ["cocoo", "coco,", ""],
     "like": [ABSENT, f"{SCENE}:5,x,5,5"],
     "top": ["0", "-1", "x"],
     "each": ["0", "x"],

@@ -27,13 +27,14 @@ PUBLIC = {
 
 COMMANDS = {
     "segment": (
-        "IMAGES --background --bits --blend --compat --crop --descriptors --device --json --labels --model --out "
-        "--overwrite --plan --precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe "
-        "--refine --sam --shard --sheet --short-side --strict --stride --templates --views --weights --workers"
+        "IMAGES --as --background --bits --blend --compat --crop --descriptors --device --json --labels --model "
+        "--out --overwrite --plan --precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe "
+        "--refine --sam --shard --sheet --short-side --strict --stride --stuff --templates --views --weights "
+        "--workers"
     ),
     "regions": (
-        "IMAGES --background --bits --blend --box --compat --crop --descriptors --device --export --json "
-        "--labels --model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
+        "IMAGES --as --background --bits --blend --box --compat --crop --descriptors --device --json --labels "
+        "--model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
         "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
         "--short-side --strict --stride --stuff --templates --tile --views --weights --workers"
     ),
@@ -45,25 +46,21 @@ COMMANDS = {
         "IMAGES --bits --descriptors --device --head --json --labels --model --out --overwrite --precision "
         "--quiet --ray --shard --sheet --strict --templates --weights --workers"
     ),
+    "models": "",
+    "doctor": "",
+    "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
     "serve": (
         "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
         "--queue --recipes --refine --scoring"
     ),
-    "models": "",
-    "doctor": "",
-    "export model": (
-        "OUT --background --check --compat --format --labels --model --overwrite --recipe --templates --weights"
-    ),
-    "export words": "OUT --background --labels --model --overwrite --templates --weights",
-    "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
     "recipes show": "NAME",
     "anomaly fit": (
         "NORMAL --adapters --bits --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
         "--recipe --scoring --size --states --tile --weights --whole --windows"
     ),
     "anomaly score": (
-        "IMAGES --adapters --bits --detector --device --item --json --model --out --overwrite --precision "
-        "--quiet --ray --recipe --scoring --shard --sheet --strict --weights --workers"
+        "IMAGES --adapters --bits --detector --device --item --json --model --out --overwrite --precision --quiet "
+        "--ray --recipe --scoring --shard --sheet --strict --weights --workers"
     ),
     "fewshot fit": (
         "FOLDER --bits --calibrate --device --head --held-out --model --out --overwrite --precision --templates "
@@ -73,10 +70,10 @@ COMMANDS = {
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
         "WHAT --background --bits --blend --compat --crop --descriptors --device --dump --fresh --ignore --json "
-        "--launcher --limit --measures --model --operator --out --overwrite --paper --plan --precision "
-        "--presence --proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every "
-        "--scoring --seed --set --short-side --shots --stride --strings --task --templates --threads "
-        "--trust-config --variant --views --weights"
+        "--launcher --limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring --seed "
+        "--set --short-side --shots --stride --strings --task --templates --threads --trust-config --variant "
+        "--views --weights"
     ),
     "eval compare": (
         "WHAT --background --bits --fresh --ignore --json --limit --measures --model --out --overwrite --quiet "
@@ -89,6 +86,10 @@ COMMANDS = {
         "WHAT --bits --device --fresh --json --limit --model --out --overwrite --proxy --quiet --root --scoring "
         "--set --shots --trust-config --weights"
     ),
+    "export model": (
+        "OUT --background --check --compat --format --labels --model --overwrite --recipe --templates --weights"
+    ),
+    "export words": "OUT --background --labels --model --overwrite --templates --weights",
 }
 """Arguments and options of every command: a script of somebody relies on each."""
 

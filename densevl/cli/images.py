@@ -204,6 +204,21 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"protocol": protocol}
 
 
+def exports(given: Mapping[str, Any], names: Sequence[str]) -> list[Gathered]:
+    """The data sets that a command was asked for by --as, --stuff and --overwrite.
+
+    Raises:
+        OptionError: no such format. DensevlError: a label of --stuff that is none.
+    """
+    if given["forms"] is None:
+        return []
+    from densevl.pipelines.folder.gathered import Export
+    from densevl.regions.exports.kinds import parse_kinds
+
+    stuff = [word.strip() for word in given["stuff"].split(",") if word.strip()]
+    return [Export(kind, tuple(names), stuff, given["overwrite"]) for kind in parse_kinds(given["forms"])]
+
+
 def say_left_out(found: Found) -> None:
     """Name what stands in the folders and is not taken for an image."""
     if found.told:

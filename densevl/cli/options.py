@@ -31,6 +31,7 @@ VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
 PROXIES = ("mini-sam", "dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dinov2_vits14", "sam_vit_b")
+EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz")
 SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
 
 
@@ -310,6 +311,18 @@ OutFolder = Annotated[
         panel=FILES,
     ),
 ]
+As = Annotated[
+    str | None,
+    option(
+        "Also hand the whole set on in the formats of other tools, with commas between: coco, panoptic, labelme, "
+        "labelstudio, yolo, geojson, png, npz.",
+        "--as",
+        panel=FILES,
+        values=EXPORTS,
+        between=",",
+    ),
+]
+Stuff = Annotated[str, option('Labels that are no things to be counted, "sky,road", for --as panoptic.', panel=FILES)]
 Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
 Json = Annotated[bool, option("Print one line of JSON for each result instead of text.", "--json", panel=FILES)]
 Quiet = Annotated[

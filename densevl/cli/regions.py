@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images, settings
+from densevl.cli.images import exports, run_images, settings
 from densevl.cli.shared import one_line_errors
 from densevl.errors import DensevlError
 
@@ -68,20 +68,8 @@ def regions(
     ] = False,
     out: options.OutFolder = None,
     sheet: options.Sheet = False,
-    export: Annotated[
-        list[str] | None,
-        options.option(
-            "Also write the whole set as coco, panoptic or labelme. The option may be given several times.",
-            panel=options.FILES,
-            values=("coco", "panoptic", "labelme"),
-        ),
-    ] = None,
-    stuff: Annotated[
-        str,
-        options.option(
-            'Labels that are no things to be counted, "sky,road", for --export panoptic.', panel=options.FILES
-        ),
-    ] = "",
+    forms: options.As = None,
+    stuff: options.Stuff = "",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
@@ -101,17 +89,15 @@ def regions(
 
     chosen = settings(given) | {"operator": operator}
     named = LabelSet.parse(labels) if labels else None
-    if named is None and export:
-        raise DensevlError("--export needs the classes that its files list: give --labels")
+    if named is None and forms:
+        raise DensevlError("--as needs the classes that its files list: give --labels")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import REGIONS, Naming
 
-    words = [word.strip() for word in stuff.split(",") if word.strip()]
     together: list[gathered.Gathered] = [gathered.Sheet(REGIONS.picture)] if sheet else []
-    names = named.names if named is not None else ()
-    together += [gathered.Export(kind, names, words, overwrite) for kind in dict.fromkeys(export or [])]
+    together += exports(given, named.names if named is not None else ())
 
     prompts = [",".join(f"{number:g}" for number in prompt) for prompt in (*points, *boxes)]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images, settings
+from densevl.cli.images import exports, run_images, settings
 from densevl.cli.shared import one_line_errors, stderr
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def segment(
     proposals: options.Proposals = None,
     refine: options.Refine = None,
     out: options.OutFolder = None,
+    forms: options.As = None,
+    stuff: options.Stuff = "",
     sheet: options.Sheet = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -70,7 +72,7 @@ def segment(
     run_images(
         Segmenting(labelled, chosen),
         given,
-        [gathered.Sheet(SEGMENT.picture)] if sheet else [],
+        [*([gathered.Sheet(SEGMENT.picture)] if sheet else []), *exports(given, labelled.names)],
         _described,
         loaded=loaded,
     )

@@ -70,6 +70,60 @@ def polygons(mask: npt.NDArray[np.bool_], *, tolerance: float = 0.0, min_area: i
     ]
 
 
+def outlined(mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
+    """Every connected part of a mask along the edges of its pixels: first its outline, then its holes.
+
+    Pixels that touch at a corner do not hang together, so that no ring meets itself in a line.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        Rings float64 (N, 2), x and y of pixel corners, (0, 0) the top left one; the first point not repeated. Outlines
+        run clockwise as seen, holes the other way; areas are exact.
+    """
+    parts, _ = ndimage.label(mask)
+    found: dict[int, list[Ring]] = {}
+    for ring, pixel, outside in _edges(mask):
+        rings = found.setdefault(int(parts[pixel]), [])
+        rings.insert(0 if outside else len(rings), ring)
+    return list(found.values())
+
+
+def _edges(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, tuple[int, int], bool]]:
+    """All boundaries along cracks: corners (N, 2), a pixel (row, column) inside, and whether it is an outer one."""
+    padded = np.pad(mask, 1)
+    width = padded.shape[1]
+    inside = padded.ravel().tolist()
+    steps = [row * width + column for row, column in _AHEAD]
+    corner = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) where a crack in each direction starts, from the pixel
+    seen: set[int] = set()
+    found = []
+    for start in (np.flatnonzero(padded[1:-1] & ~padded[:-2]) + width).tolist():
+        if start in seen:
+            continue
+        pixel, way, turns, turned = start, 0, 0, True  # the first of its row that the scan meets, so a corner
+        corners: list[tuple[int, int]] = []
+        while True:
+            if way == 0:
+                seen.add(pixel)
+            if turned:
+                row, column = divmod(pixel, width)
+                corners.append((column - 1 + corner[way][1], row - 1 + corner[way][0]))
+            ahead = pixel + steps[way]
+            if not inside[ahead]:
+                way, turns, turned = (way + 1) % 4, turns + 1, True
+            elif inside[ahead + steps[way - 1]]:
+                pixel, way, turns, turned = ahead + steps[way - 1], (way - 1) % 4, turns - 1, True
+            else:
+                pixel, turned = ahead, False
+            if pixel == start and way == 0:
+                break
+        row, column = divmod(start, width)
+        found.append((np.array(corners, np.float64), (row - 1, column - 1), turns > 0))
+    return found
+
+
 def simplified(ring: Ring, tolerance: float) -> Ring:
     """Leave out vertices of a ring (N, 2) that lie within `tolerance` of the line between those kept."""
     if len(ring) < 4:

@@ -18,7 +18,7 @@ from densevl.files import OVERLAY_MARK, atomic_write_all
 from densevl.images import MAX_PIXELS, encode_png
 from densevl.proposals.base import Proposals
 from densevl.regions import resolve
-from densevl.regions.exports import labelme_content, panoptic_annotation, panoptic_png
+from densevl.regions.exports.contents import labelme_content, panoptic_annotation, panoptic_png
 from densevl.results import RESULT, UNLABELLED, Result, SegmentationResult, chosen, from_json, photo_of, to_json
 
 if TYPE_CHECKING:

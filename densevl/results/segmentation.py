@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -217,14 +217,14 @@ class SegmentationResult(Result):
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise OutputError(f"cannot save {str(path)!r}: label maps are PNG files, end the name in .png")
-        contents = {path: self._label_png(), path.with_suffix(".json"): self._key()}
+        contents = {path: self.label_png(), path.with_suffix(".json"): self._key()}
         contents[path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png")] = encode_png(Image.fromarray(self._steps()))
         if overlay:
             contents[path.with_name(f"{path.stem}{OVERLAY_MARK}.png")] = encode_png(self.overlay())
         return atomic_write_all(contents)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> SegmentationResult:
+    def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> Self:
         """Read what `save` wrote.
 
         Scores and chances are not in files, and confidence has 255 steps there.
@@ -241,13 +241,21 @@ class SegmentationResult(Result):
         key = from_json(path.with_suffix(".json"), ("names", "nothing"))
         photo = photo_of(key, image)
         with RESULT.sense(path, inner=True):
-            numbers = read_labels(path)
-            steps = read_labels(path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png"))
-            if numbers.max() > max(key["nothing"], len(key["names"])):  # before int16 wraps them round
-                raise ValueError(f"a pixel has the number {numbers.max()}, of {len(key['names'])} classes")
-            labels = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
-            confidence = (steps / 255).astype(np.float32)
-            return cls(labels, tuple(key["names"]), confidence, photo, key["meta"], tuple(key["warnings"]))
+            return cls.of(key, path, path.with_name(f"{path.stem}{CONFIDENCE_MARK}.png"), photo)
+
+    @classmethod
+    def of(cls, key: Mapping[str, Any], labels: Any, confidence: Any, image: npt.NDArray[np.uint8]) -> Self:
+        """The result that saved files tell of, over a photo uint8 RGB (H, W, 3).
+
+        Args:
+            key: what the JSON holds. labels, confidence: the two PNG files, as paths or bytes.
+        """
+        numbers, steps = read_labels(labels), read_labels(confidence)
+        if numbers.max() > max(key["nothing"], len(key["names"])):  # before int16 wraps them round
+            raise ValueError(f"a pixel has the number {numbers.max()}, of {len(key['names'])} classes")
+        found = np.where(numbers == key["nothing"], -1, numbers).astype(np.int16)
+        shares = (steps / 255).astype(np.float32)
+        return cls(found, tuple(key["names"]), shares, image, dict(key["meta"]), tuple(key["warnings"]))
 
     def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
         """Return one COCO annotation for each class present, ready for JSON.
@@ -327,7 +335,8 @@ class SegmentationResult(Result):
     def _nothing_value(self) -> int:
         return 255 if len(self.names) <= 255 else 65535
 
-    def _label_png(self) -> bytes:
+    def label_png(self) -> bytes:
+        """The class index of each pixel as a PNG file, as `save` writes it."""
         if self._nothing_value > 255:
             return encode_png(Image.fromarray(self.labels.astype(np.uint16)))  # -1 wraps to 65535
         picture = Image.fromarray(self.labels.astype(np.uint8))  # -1 wraps to 255

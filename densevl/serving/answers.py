@@ -24,7 +24,7 @@ from densevl.anomaly.result import AnomalyResult
 from densevl.drawing import palette
 from densevl.fewshot.result import Classification
 from densevl.images import encode_png
-from densevl.regions.exports import coco_categories
+from densevl.regions.exports.contents import coco_categories
 from densevl.regions.result import RegionResult
 from densevl.results import Result, SegmentationResult
 from densevl.serving.models import Segmented

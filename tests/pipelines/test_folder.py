@@ -286,8 +286,8 @@ GRID = (*MINI, "--proposals", "grid")
         (["segment", "p/x.jpg", *MINI, "--out", "p", "--overwrite"], 0, ""),
         (["segment", "p", *MINI, "--out", "p", "--overwrite"], 4, "would be taken for images"),
         (["regions", "p/x.jpg", *MINI, "--out", "taken", "--proposals", "grid"], 4, "not written by densevl"),
-        (["regions", "p/x.jpg", *GRID, "--export", "coco", "--out", "set"], 4, "coco.json"),
-        (["regions", "p/x.jpg", *GRID, "--export", "labelme", "--out", "set"], 4, "labelme/x.json"),
+        (["regions", "p/x.jpg", *GRID, "--as", "coco", "--out", "set"], 4, "coco.json"),
+        (["regions", "p/x.jpg", *GRID, "--as", "labelme", "--out", "set"], 4, "labelme/x.json"),
         (
             ["search", "p", "--for", "cat", "--model", "mini", "--proposals", "grid", "--sheet", "--out", "p"],
             4,
@@ -355,7 +355,7 @@ def test_json_is_one_line_an_image_and_quiet_is_silent(photos, tmp_path, monkeyp
 
 def test_exports_and_scores_of_a_resumed_run_are_those_of_a_whole_one(photos, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exports = [word for kind in ("coco", "panoptic", "labelme") for word in ("--export", kind)]
+    exports = ["--as", "coco,panoptic,labelme"]
     named = [*MINI, "--proposals", "grid", "--background", "none", "--sheet", *exports]
     scored = ["--model", "mini", "--sheet"]
     for words, options in ((["regions"], named), (["anomaly", "score"], scored)):

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 from densevl.errors import DensevlError, OptionError, OutputError
 from densevl.evaluation.metrics.panoptic import Segment, coco_ids, panoptic_counts, panoptic_quality
 from densevl.proposals import Proposals
-from densevl.regions.exports import coco_categories, open_export, panoptic_png
+from densevl.regions.exports.contents import coco_categories, panoptic_png
+from densevl.regions.exports.kinds import open_export
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult
 

@@ -47,7 +47,7 @@ def test_clicks_and_boxes_get_names(tmp_path) -> None:
 def test_boxes_of_a_grid_stay_rectangles_and_exports_are_written(tmp_path) -> None:
     options = ["--proposals", "grid", "--box", "94,66,140,142", "--box", "12,130,60,182", "--stuff", "house"]
     options += ["--background", "none"]
-    code, out, err = regions(*options, "--export", "coco", "--export", "panoptic", "--export", "labelme", out=tmp_path)
+    code, out, err = regions(*options, "--as", "coco,panoptic,labelme", out=tmp_path)
     assert code == 0, err
     assert "coco.json" in out
     first = json.loads((tmp_path / "coco.json").read_text())["annotations"][0]
@@ -79,8 +79,8 @@ def test_objects_are_in_pieces_and_not_repeated(tmp_path) -> None:
         (["--box", "900,900,950,950"], "outside an image of 192x192"),
         (["--box", "0.1,0.1,0.5,0.6"], "they look normalised"),
         (["--box", "9,9,1,1"], "box 0 is (9, 9, 1, 1)"),
-        (["--export", "yolo"], "no export 'yolo'"),
-        (["--export", "panoptic", "--stuff", "sea"], "no class 'sea' to be stuff"),
+        (["--as", "yola"], "no export 'yola'"),
+        (["--as", "panoptic", "--stuff", "sea"], "no class 'sea' to be stuff"),
         (["--pieces", "--proposals", "clusters"], "all proposals but clusters"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line(options, reason, tmp_path) -> None:
 
 def test_an_image_called_as_an_export_gets_another_name(tmp_path) -> None:
     shutil.copy(WATER, tmp_path / "coco.png")
-    command = ["regions", tmp_path / "coco.png", "--labels", "cat", "--export", "coco", "--model", "mini"]
+    command = ["regions", tmp_path / "coco.png", "--labels", "cat", "--as", "coco", "--model", "mini"]
     code, _, err = run(*command, "--proposals", "grid", "--out", tmp_path / "o")
     assert code == 0, err
     assert "annotations" in json.loads((tmp_path / "o" / "coco.json").read_text())
@@ -203,6 +203,6 @@ def test_regions_are_named_without_labels(tmp_path) -> None:
     clicked = CliRunner().invoke(app, ["regions", *plain, "--point", "10,10", "--point", "40,60"])
     assert clicked.exit_code == 0, clicked.output
     assert all(f"wood.png {place}:" in clicked.output for place in ("10,10", "40,60"))
-    refused = CliRunner().invoke(app, ["regions", *plain, "--export", "coco"])
+    refused = CliRunner().invoke(app, ["regions", *plain, "--as", "coco"])
     assert refused.exit_code == 2
     assert "give --labels" in refused.output

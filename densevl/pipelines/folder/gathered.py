@@ -17,11 +17,14 @@ import numpy as np
 from PIL import Image
 
 from densevl.drawing import contact_sheet
+from densevl.files import CONFIDENCE_MARK
 from densevl.images import encode_png, read_image
 from densevl.pipelines.folder.storing import Local, Store
+from densevl.pipelines.folder.tasks import REGIONS, Kind
 from densevl.pipelines.folder.watch import Job
-from densevl.regions.exports import EXPORTS, open_export
+from densevl.regions.exports.kinds import EXPORTS, open_export
 from densevl.regions.result import RegionResult
+from densevl.results import SegmentationResult
 
 SHEET, SCORES = "contact_sheet.png", "scores.csv"
 COLUMNS = ("image", "score", "is_anomalous", "map_max", "anomalous_share", "peak_x", "peak_y")
@@ -32,6 +35,7 @@ class Results(Protocol):
     """The folder that results are in; see `densevl.pipelines.folder.loop.Folder`."""
 
     store: Store
+    kind: Kind
 
     def content(self, job: Job) -> dict[str, Any]: ...
 
@@ -108,7 +112,7 @@ class Scores(Gathered):
 
 @dataclass(frozen=True)
 class Export(Gathered):
-    """Regions as one data set.
+    """Regions or label maps as one data set.
 
     Attributes:
         kind: of `EXPORTS`. names: the classes. stuff: those that are no things. overwrite: also what somebody edited.
@@ -129,8 +133,8 @@ class Export(Gathered):
 
     def parts(self, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
-        part, ending = EXPORTS[self.kind].part, EXPORTS[self.kind].ending
-        return [f"{part}/{job.name}{ending}" for job in jobs] if part else []
+        one = EXPORTS[self.kind]
+        return [*one.others, *(f"{one.part}/{job.name}{one.ending}" for job in jobs if one.part)]
 
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
@@ -148,6 +152,14 @@ class Export(Gathered):
             told = results.content(job)
             with results.sense(job):
                 nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported
-                found = RegionResult.of(told, nowhere)
+                found = _result(results, job, told, nowhere)
             export.add(job.image, found, job.name)
         return export.close()
+
+
+def _result(results: Results, job: Job, told: dict[str, Any], photo: np.ndarray) -> RegionResult | SegmentationResult:
+    """The result of an image from its files."""
+    if results.kind == REGIONS:
+        return RegionResult.of(told, photo)
+    labels, confidence = (results.store.read(f"{job.name}{ending}") for ending in (".png", f"{CONFIDENCE_MARK}.png"))
+    return SegmentationResult.of(told, labels, confidence, photo)

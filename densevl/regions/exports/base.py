@@ -1,0 +1,148 @@
+"""What all data sets of results share: an export is opened on a folder, given results, and closed.
+
+`open_export("coco", "out", names)` of `kinds` opens one. What is written per photo is written at once; lists of all
+photos are held until `close`. Every file is whole or absent.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densevl import __version__
+from densevl.errors import DensevlError, OutputError
+from densevl.files import renew, shown, unique_stems
+from densevl.proposals.base import Proposals
+from densevl.regions.exports.contents import as_json, coco_categories
+from densevl.regions.result import RegionResult
+from densevl.results import SegmentationResult
+
+
+def as_regions(result: RegionResult | SegmentationResult) -> RegionResult:
+    """A label map as regions, one for each class present; the named ones of a region result."""
+    if isinstance(result, RegionResult):
+        return result.select(result.labels >= 0)
+    present = np.unique(result.labels[result.labels >= 0])
+    names, image = result.names, result.image
+    shares = [float(result.confidence[result.labels == label].mean()) for label in present]
+    scores = np.zeros((len(present), len(names)), np.float32)
+    scores[np.arange(len(present)), present] = shares
+    masks = result.labels == present[:, None, None]
+    found = Proposals.from_masks(masks) if len(present) else Proposals.from_masks(np.zeros((0, *image.shape[:2]), bool))
+    nothing, confidence = np.zeros(len(present), np.float32), np.array(shares, np.float32)
+    labels = present.astype(np.int64)
+    return RegionResult(found, names, scores, nothing, labels, confidence, image, meta=result.meta)
+
+
+class Export(ABC):
+    """One data set of many results.
+
+    Args:
+        folder: where it is written. vocabulary: the class names, the same for every result.
+        stuff: for "panoptic", names whose regions are one segment together.
+        overwrite: replace files of photos that are there and hold something else.
+
+    Attributes:
+        file: what is written in the folder itself, if anything, and others beside it; part, ending: the subfolder and
+            the ending of files for each photo, if any.
+    """
+
+    file: str | None = None
+    others: tuple[str, ...] = ()
+    part: str | None = None
+    ending = ""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        vocabulary: Sequence[str],
+        stuff: Collection[str] = (),
+        overwrite: bool = False,
+    ) -> None:
+        self.overwrite = overwrite
+        self.folder, self.vocabulary, self.stuff = Path(folder), tuple(vocabulary), tuple(stuff)
+        self.categories = coco_categories(self.vocabulary, self.stuff)
+        self.paths: list[Path] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self._stems: set[str] = set()
+        self._name: str | None = None
+
+    def add(self, path: str | os.PathLike[str], result: Any, name: str | None = None) -> None:
+        """Take the result of one photo, a `RegionResult` or a `SegmentationResult`.
+
+        Args:
+            name: of the photo's own files, without ending; None takes the photo's, made different from the others.
+
+        Raises:
+            DensevlError: a result of other classes. OutputError: the disk refuses, the photo lies where files for
+            each photo are written, or a file there is other than what would be written: somebody may have edited it.
+        """
+        own = tuple(result.names)
+        if own != self.vocabulary:
+            raise DensevlError(f"the result of {shown(path)} is of other classes than the export")
+        if self.part is not None and Path(path).resolve().parent == (self.folder / self.part).resolve():
+            raise OutputError(f"{shown(path)} lies where the export writes; name another folder for results")
+        self._name = name
+        self.paths.append(Path(path))
+        self.sizes.append(result.image.shape[:2])
+        self._take(len(self.paths), result)
+
+    @abstractmethod
+    def _take(self, image_id: int, result: Any) -> None:
+        """Keep or write what the result of photo `image_id`, from 1, holds."""
+
+    @abstractmethod
+    def close(self) -> list[Path]:
+        """Write what was held.
+
+        Returns:
+            The files, and folders of files, of the data set.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+
+    def images(self) -> list[dict[str, Any]]:
+        """COCO's "images": ids from 1; file names from the folder that all photos have in common."""
+        files = [path.absolute() for path in self.paths]
+        try:
+            root = os.path.commonpath([path.parent for path in files]) if files else ""
+            names = [path.relative_to(root).as_posix() for path in files]
+        except ValueError:  # on several drives
+            names = [path.as_posix() for path in files]
+        return [
+            {"id": number, "file_name": name, "height": height, "width": width}
+            for number, (name, (height, width)) in enumerate(zip(names, self.sizes, strict=True), start=1)
+        ]
+
+    def _stem(self) -> str:
+        """A file name for the newest photo: its own, with its number behind it where another photo has that name."""
+        if self._name is not None:
+            return self._name
+        stem = unique_stems(self.paths[-1:])[0]
+        while stem.casefold() in self._stems:
+            stem = f"{stem}-{len(self.paths)}"
+        self._stems.add(stem.casefold())
+        return stem
+
+    def _own_path(self) -> Path:
+        """The path of the newest photo's own file."""
+        return self.folder / str(self.part) / f"{self._stem()}{self.ending}"
+
+    def _put(self, path: Path, data: bytes) -> None:
+        if not self.overwrite and path.exists() and path.read_bytes() != data:
+            raise OutputError(f"{shown(path)} was edited, or is somebody else's; move it, or allow it with --overwrite")
+        renew(path, data)
+
+    def _write(self, name: str, content: dict[str, Any]) -> Path:
+        info = {"description": "named by densevl", "version": __version__}
+        return self._renew(name, as_json({"info": info, "licenses": [], **content}))
+
+    def _renew(self, name: str, data: bytes) -> Path:
+        return renew(self.folder / name, data)

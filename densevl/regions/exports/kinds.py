@@ -1,0 +1,228 @@
+"""The formats that results are handed on in, by name; one registry serves `segment` and `regions`."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Collection, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densevl.drawing import palette
+from densevl.errors import OptionError, suggest
+from densevl.images import encode_png
+from densevl.regions.exports.base import Export, as_regions
+from densevl.regions.exports.contents import (
+    STUDIO_IMAGE,
+    STUDIO_LABELS,
+    as_json,
+    coco_categories,
+    geojson_content,
+    labelstudio_task,
+    yolo_rows,
+)
+from densevl.regions.result import RegionResult
+
+
+class CocoExport(Export):
+    """`coco.json`: images, categories, and an annotation with RLE for each named region."""
+
+    file = "coco.json"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        for annotation in result.to_coco(image_id):
+            self.annotations.append({"id": len(self.annotations) + 1, **annotation})
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        plain = coco_categories(self.vocabulary)
+        content = {"images": self.images(), "annotations": self.annotations, "categories": plain}
+        return [self._write(self.file, content)]
+
+
+class PanopticExport(Export):
+    """`panoptic.json`, and a PNG for each photo in `panoptic/`, as panopticapi reads them."""
+
+    file, part, ending = "panoptic.json", "panoptic", ".png"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        name = f"{self._stem()}.png"
+        png, annotation = as_regions(result).to_panoptic(image_id, name, stuff=self.stuff)
+        self._put(self.folder / self.part / name, encode_png(png))
+        self.annotations.append(annotation)
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        content = {"images": self.images(), "annotations": self.annotations, "categories": self.categories}
+        return [self._write(self.file, content), self.folder / self.part]
+
+
+class LabelMeExport(Export):
+    """A JSON of polygons for each photo, in `labelme/`; open that folder with LabelMe."""
+
+    part, ending = "labelme", ".json"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        path = self.folder / self.part / f"{self._stem()}.json"
+        photo = self.paths[-1].absolute()
+        try:
+            seen = Path(os.path.relpath(photo, path.parent.absolute())).as_posix()
+        except ValueError:  # on another drive
+            seen = photo.as_posix()
+        self._put(path, as_json(as_regions(result).to_labelme(seen)))
+
+    def close(self) -> list[Path]:
+        """See `Export.close`; nothing was held."""
+        return [self.folder / self.part]
+
+
+class LabelStudioExport(Export):
+    """`labelstudio.json`, tasks with brush masks as predictions, and `labelstudio.xml`, the labelling interface."""
+
+    file = "labelstudio.json"
+    others = ("labelstudio.xml",)
+
+    def _take(self, image_id: int, result: Any) -> None:
+        found = as_regions(result)
+        image = self.paths[-1].absolute().as_posix()
+        model = str(found.meta.get("model") or "densevl")
+        self.annotations.append(labelstudio_task(found.regions, found.found, found.confidence, image, model))
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        colours = palette(len(self.vocabulary)).tolist()
+        labels = "".join(
+            f'    <Label value="{escape(name)}" background="#{r:02x}{g:02x}{b:02x}"/>\n'
+            for name, (r, g, b) in zip(self.vocabulary, colours, strict=True)
+        )
+        page = (
+            f'<!-- made by densevl -->\n<View>\n  <Image name="{STUDIO_IMAGE}" value="$image" zoom="true"/>\n'
+            f'  <BrushLabels name="{STUDIO_LABELS}" toName="{STUDIO_IMAGE}">\n{labels}  </BrushLabels>\n</View>\n'
+        )
+        return [
+            self._renew(self.file, as_json(self.annotations)),
+            self._renew(self.others[0], page.encode(errors="backslashreplace")),
+        ]
+
+
+class YoloExport(Export):
+    """A text of polygons for each photo, in `yolo/`, and `yolo.yaml`, which lists the classes."""
+
+    file, part, ending = "yolo.yaml", "yolo", ".txt"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        found = as_regions(result)
+        self._put(self._own_path(), yolo_rows(found.regions, found.labels.tolist()).encode())
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        import yaml
+
+        names = dict(enumerate(self.vocabulary))
+        content = yaml.safe_dump({"path": ".", "train": "images", "names": names}, allow_unicode=True, sort_keys=False)
+        return [self._renew(self.file, content.encode(errors="backslashreplace")), self.folder / self.part]
+
+
+class GeoJsonExport(Export):
+    """A FeatureCollection for each photo, in `geojson/`, in pixel coordinates."""
+
+    part, ending = "geojson", ".geojson"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        found = as_regions(result)
+        self._put(self._own_path(), as_json(geojson_content(found.regions, found.found, found.confidence)))
+
+    def close(self) -> list[Path]:
+        """See `Export.close`; nothing was held."""
+        return [self.folder / self.part]
+
+
+class ArraysExport(Export):
+    """An archive of arrays for each photo, in `npz/`.
+
+    names (C,); labels int16 (H, W), -1 where nothing, and confidence float32 (H, W). Of regions: masks, bits of
+    (R, H, W) along its last axis as `numpy.unpackbits(masks, axis=-1, count=W)` reads them; labels int64 (R,) and
+    confidence float32 (R,).
+    """
+
+    part, ending = "npz", ".npz"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        own: dict[str, Any] = {"labels": result.labels, "confidence": result.confidence}
+        if isinstance(result, RegionResult):
+            own["masks"] = np.packbits(result.masks, axis=-1)
+        buffer = io.BytesIO()
+        np.savez(buffer, names=np.array(self.vocabulary), **own)
+        self._put(self._own_path(), buffer.getvalue())
+
+    def close(self) -> list[Path]:
+        """See `Export.close`; nothing was held."""
+        return [self.folder / self.part]
+
+
+class LabelMapExport(Export):
+    """A PNG of class numbers for each photo, in `png/`, and `legend.json`: number, name and colour of each class.
+
+    With up to 255 classes a palette PNG, 255 where nothing; with more 16-bit grey, 65535 where nothing.
+    """
+
+    file, part, ending = "legend.json", "png", ".png"
+
+    def _take(self, image_id: int, result: Any) -> None:
+        labelled = result.semantic() if isinstance(result, RegionResult) else result
+        self._put(self._own_path(), labelled.label_png())
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        rows = [
+            {"number": number, "name": name, "colour": colour}
+            for number, (name, colour) in enumerate(
+                zip(self.vocabulary, palette(len(self.vocabulary)).tolist(), strict=True)
+            )
+        ]
+        nothing = 255 if len(rows) <= 255 else 65535
+        return [self._write(self.file, {"classes": rows, "nothing": nothing}), self.folder / self.part]
+
+
+EXPORTS: dict[str, type[Export]] = {
+    "coco": CocoExport,
+    "panoptic": PanopticExport,
+    "labelme": LabelMeExport,
+    "labelstudio": LabelStudioExport,
+    "yolo": YoloExport,
+    "geojson": GeoJsonExport,
+    "png": LabelMapExport,
+    "npz": ArraysExport,
+}
+
+
+def parse_kinds(text: str) -> tuple[str, ...]:
+    """Names of `EXPORTS` with commas between, each once.
+
+    Raises:
+        OptionError: an unknown one, or none.
+    """
+    kinds = tuple(dict.fromkeys(kind.strip() for kind in text.split(",")))
+    for kind in kinds:
+        if kind not in EXPORTS:
+            raise OptionError(f"no export {kind!r}{suggest(kind, EXPORTS)}; there are {', '.join(EXPORTS)}")
+    return kinds
+
+
+def open_export(
+    kind: str,
+    folder: str | os.PathLike[str],
+    vocabulary: Sequence[str],
+    *,
+    stuff: Collection[str] = (),
+    overwrite: bool = False,
+) -> Export:
+    """Open an export by name, one of `EXPORTS`; see `Export`.
+
+    Raises:
+        OptionError: an unknown kind. DensevlError: a name of `stuff` that is no class.
+    """
+    return EXPORTS[parse_kinds(kind)[0]](folder, vocabulary, stuff, overwrite)
