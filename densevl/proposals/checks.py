@@ -362,7 +362,7 @@ def soft_cut(array: npt.NDArray[Any], values: npt.NDArray[Any] | None = None) ->
         and ((values >= 240) & (values < VOID)).any()
     ):
         return middle  # a hard mask of a lossy file
-    if least < 0 or len(values) < 8 or most < 32:
+    if least < 0 or len(values) < 8 or most < 32 or array.size < 2 * len(values):  # the last: each pixel is a segment
         return None
     # Segments have an inside. Of a soft mask's numbers each lies beside others, or they rise step by step.
     beside = []
