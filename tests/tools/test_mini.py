@@ -241,6 +241,10 @@ def test_a_run_goes_on_from_a_file_with_its_weights_sizes_and_words(weights: Pat
     assert all(torch.equal(value, again.ema[key]) for key, value in run.ema.items())
     export(tmp_path, tmp_path)
     assert (tmp_path / "mini.safetensors").stat().st_size == weights.stat().st_size
+    export(tmp_path, tmp_path / "mixed", weights)
+    alone, both = (read_compact(folder / "mini.safetensors")[0] for folder in (tmp_path, tmp_path / "mixed"))
+    for key, value in both.items():
+        torch.testing.assert_close(value.float(), (alone[key].float() + state[key].float()) / 2, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 32), (2, 32, 8)])

@@ -15,16 +15,17 @@ from safetensors.torch import save
 from densevl import digest
 from densevl.files import atomic_write
 from densevl.proposals.sam.mini_sam import SamConfig
+from tools.mini.export import mixed
 from tools.mini.run import CHECKPOINT
 
 NAME = "mini_sam.safetensors"
 
 
-def export(run: Path, folder: Path) -> str:
-    """Write mini_sam.safetensors into `folder`; returns its SHA-256."""
+def export(run: Path, folder: Path, mix: Path | None = None) -> str:
+    """Write mini_sam.safetensors into `folder`, mixed as `tools.mini.export` does; returns its SHA-256."""
     checkpoint = torch.load(run / CHECKPOINT, weights_only=True)
     state = {key: value.half().contiguous() for key, value in checkpoint["ema"].items()}
-    content = save(state, {"sam_config": SamConfig(**checkpoint["config"]).to_json()})
+    content = save(mixed(state, mix), {"sam_config": SamConfig(**checkpoint["config"]).to_json()})
     atomic_write(folder / NAME, content)
     return digest.of_bytes(content)
 
@@ -34,8 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="folder for the file")
+    parser.add_argument("--mix", type=Path, help="the weights that the run went on from, to take the mean with")
     given = parser.parse_args()
-    found = export(given.run, given.to)
+    found = export(given.run, given.to, given.mix)
     size = (given.to / NAME).stat().st_size
     print(f"{given.to / NAME}: {size / 1e6:.2f} MB, sha256 {found}")
 
