@@ -224,6 +224,8 @@ def _malformed(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     field = str(first["loc"][-1])
     reason = "is missing" if first["type"] == "missing" else f"cannot be used: {first['msg']}"
+    if "UploadFile" in first["msg"]:
+        reason = "is text; send it as a file, in multipart/form-data"
     return _problem(422, "field", f"field '{field}' {reason}")
 
 

@@ -40,11 +40,11 @@ def labels(text: str, limits: Limits) -> LabelSet:
     return LabelSet.parse(given)
 
 
-def background(text: str) -> Any:
+def background(text: str, limits: Limits) -> Any:
     """When a pixel is none of the labels, as the pipelines take it: a name of ours, a probability, or words.
 
     Raises:
-        OptionError: unusable words.
+        OptionError: unusable words, or too many.
     """
     text = text.strip()
     if not text or text in NAMED:
@@ -52,7 +52,10 @@ def background(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return [word for word in text.split(",") if word.strip()]
+        words = [word for word in text.split(",") if word.strip()]
+    if len(words) > limits.labels:
+        raise OptionError(f"{len(words)} words for the background; this server takes at most {limits.labels}")
+    return words
 
 
 def share(text: str, what: str) -> float | None:

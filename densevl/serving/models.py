@@ -17,7 +17,7 @@ from densevl import digest
 from densevl.anomaly.result import AnomalyResult
 from densevl.anomaly.scoring import get_scoring
 from densevl.backbones import Backbone, load_backbone
-from densevl.errors import DensevlError, ModelError, OptionError, ProposalError, one_of
+from densevl.errors import DensevlError, ImageError, ModelError, OptionError, ProposalError, one_of
 from densevl.fewshot.result import Classification
 from densevl.images import read_image
 from densevl.pipelines.anomaly.detector import AnomalyDetector
@@ -30,7 +30,7 @@ from densevl.proposals import NAMES, Proposer, load_proposer
 from densevl.recipes import get
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED, SegmentationResult
-from densevl.serving.settings import Settings
+from densevl.serving.settings import MEGABYTE, Limits, Settings
 from densevl.serving.worker import Job
 from densevl.vocabulary import Background, LabelSet
 
@@ -224,13 +224,18 @@ class Models:
         return chosen
 
 
-def photo(data: bytes, name: str | None, pixels: int) -> RGB:
+def photo(data: bytes, name: str | None, limits: Limits) -> RGB:
     """An uploaded image as uint8 RGB (H, W, 3).
 
     Raises:
-        ImageError: unreadable, or of more megapixels than allowed.
+        ImageError: unreadable, or larger than allowed.
     """
-    return read_image(data, max_pixels=pixels * 1_000_000, name=name or "the photo")
+    name = name or "the photo"
+    rgb = read_image(data, max_pixels=limits.pixels * MEGABYTE, name=name)
+    height, width = rgb.shape[:2]
+    if max(height, width) > limits.side:  # memory for decoding grows with the square of a side
+        raise ImageError(f"{name} is {width}x{height}; this server takes at most {limits.side:,} pixels a side: cut it")
+    return rgb
 
 
 def _alone(call: Callable[[], Any], items: Sequence[Any]) -> list[Any]:

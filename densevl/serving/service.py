@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from densevl import __version__, digest
 from densevl.errors import OptionError, one_of
+from densevl.images.notes import collected
 from densevl.images.opening import display_name
+from densevl.pipelines.many import with_warnings
 from densevl.proposals import NAMES
 from densevl.serving import answers, fields
 from densevl.serving.answers import Answer
-from densevl.serving.models import RGB, Models, corrected, photo, renamed
+from densevl.serving.models import RGB, Models, Segmented, corrected, photo, renamed
 from densevl.serving.settings import MEGABYTE, Limits
 from densevl.serving.worker import Job, Worker
 
@@ -102,7 +105,7 @@ class Service:
         """
         one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
         asked = fields.labels(labels, self.limits)
-        policy, least = fields.background(background), fields.share(presence, "presence")
+        policy, least = fields.background(background, self.limits), fields.share(presence, "presence")
         changes = fields.edits(edits, self.limits)
 
         def job(models: Models, rgbs: Sequence[RGB]) -> Job:
@@ -133,7 +136,7 @@ class Service:
         one_of(format, ("json", *answers.REGIONS), "format", OptionError)
         one_of(proposals, ("", *NAMES), "proposals", OptionError)
         asked = fields.labels(labels, self.limits) if labels.strip() else None
-        policy, changes = fields.background(background), fields.edits(edits, self.limits)
+        policy, changes = fields.background(background, self.limits), fields.edits(edits, self.limits)
         corners = fields.prompts(boxes, "boxes", 4, self.limits)
         clicks = fields.prompts(points, "points", 2, self.limits)
 
@@ -191,8 +194,8 @@ class Service:
         self._asked[site] += 1
         try:
             models, worker = self.sites[site]
-            rgbs, ready = await asyncio.to_thread(partial(_ready, job, models, images, self.limits))
-            found = await worker.run(ready)
+            rgbs, ready, said = await asyncio.to_thread(partial(_ready, job, models, images, self.limits))
+            found = _with_warnings(await worker.run(ready), said)
         finally:
             self._asked[site] -= 1
         self._kept[key] = found, rgbs[0].shape[0] * rgbs[0].shape[1]
@@ -218,9 +221,17 @@ async def _told(
 
 def _ready(
     job: Callable[[Models, Sequence[RGB]], Job], models: Models, images: Sequence[Upload], limits: Limits
-) -> tuple[list[RGB], Job]:
-    rgbs = [photo(data, name, limits.pixels) for data, name in images]
-    return rgbs, job(models, rgbs)
+) -> tuple[list[RGB], Job, tuple[str, ...]]:
+    """Images, the job on them, and what is said of the images."""
+    with collected() as said:
+        rgbs = [photo(data, name, limits) for data, name in images]
+    return rgbs, job(models, rgbs), tuple(said)
+
+
+def _with_warnings(found: Any, said: Sequence[str]) -> Any:
+    if isinstance(found, Segmented):
+        return replace(found, result=with_warnings(found.result, said))
+    return with_warnings(found, said)
 
 
 def _key(images: Sequence[Upload], given: Sequence[str]) -> str:

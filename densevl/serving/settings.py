@@ -41,9 +41,10 @@ class Limits:
 
     Attributes:
         queue: requests that are worked on or wait; one more is answered with 503.
-        body: of a request, in megabytes. pixels: of an image, in megapixels. seconds: that a request may take to
-            arrive.
-        labels: classes and synonyms of a request. normal: normal images of a request. prompts: boxes or points of one.
+        body: of a request, in megabytes. pixels: of an image, in megapixels. side: of an image, in pixels.
+        seconds: that a request may take to arrive.
+        labels: classes and synonyms of a request, and words for its background. normal: normal images of a request.
+        prompts: boxes or points of one.
         kept: finished answers that are kept, so that another format of the same is not computed again.
 
     Raises:
@@ -53,6 +54,7 @@ class Limits:
     queue: int = 8
     body: int = 20
     pixels: int = 40
+    side: int = 20_000
     seconds: int = 30
     labels: int = 1000
     normal: int = 16

@@ -178,6 +178,7 @@ def test_corrections_are_in_the_map_and_in_files(client) -> None:
         ("segment", {"labels": "cat", "recipe": "os:path"}, "option", "one of maskclip_value, sclip"),
         ("segment", {"labels": "cat", "background": "1.5"}, "option", "outside 0..1"),
         ("segment", {"labels": "cat", "background": "nan"}, "option", "outside 0..1"),
+        ("segment", {"labels": "cat", "background": ",".join("abcdefghijklmnopqrstu")}, "option", "21 words"),
         ("segment", {"labels": "cat", "presence": "2"}, "option", "presence is '2'"),
         ("segment", {"labels": "cat", "format": "gif"}, "option", "one of json, png"),
         ("segment", {"labels": "cat", "edits": "[[1, 2]]"}, "option", "edits must be"),
@@ -216,9 +217,10 @@ CUT = png((64, 64), format="JPEG")[:400]
         (CUT, "hello.png"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "hello.png"),
         (png((1200, 1000), optimize=True), "1200x1000|1,200"),
+        (png((30_000, 2)), "at most 20,000 pixels a side"),
         (b"/etc/hostname", "hello.png"),
     ],
-    ids=["empty", "text", "cut", "svg", "bomb", "path"],
+    ids=["empty", "text", "cut", "svg", "bomb", "thread", "path"],
 )
 def test_what_is_no_photo_is_one_line(client, image, message) -> None:
     answer = post(client, "segment", image, "hello.png", labels="cat")
@@ -232,6 +234,23 @@ def test_a_photo_of_any_kind_has_the_size_that_people_see(client) -> None:
     exif[0x0112] = 6
     for image in (png((40, 20), format="JPEG", exif=exif), png((20, 40), format="WEBP"), png((20, 40), format="GIF")):
         assert post(client, "segment", image, labels="cat").json()["size"] == {"height": 40, "width": 20}
+
+
+def test_what_is_said_of_an_image_is_among_the_warnings(client) -> None:
+    frames = [Image.new("RGB", (40, 30), (80 * number, 0, 0)) for number in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    for route in ("segment", "classify"):
+        told = post(client, route, buffer.getvalue(), "turning.gif", labels="cat, dog").json()["warnings"]
+        assert sum("3 frames" in sentence for sentence in told) == 1
+
+
+def test_an_image_that_is_sent_as_text_is_told_so(client) -> None:
+    answer = client.post("/v1/segment", data={"labels": "cat", "image": "data:image/png;base64,AAAA"})
+    assert answer.json()["error"] == {
+        "code": "field",
+        "message": "field 'image' is text; send it as a file, in multipart/form-data",
+    }
 
 
 @pytest.mark.parametrize("name", ["../../etc/x.png", "a\r\nSet-Cookie: b.png", "ü" * 300, '"; x="', "C:\\me\\x.png"])
