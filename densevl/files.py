@@ -161,6 +161,45 @@ def guard(
         )
 
 
+class Hold:
+    """A folder that one run alone writes to while it lasts; `take` takes it, and leaving the context lets go.
+
+    The system lets go of what a killed run held. Where a file system knows no locks, nothing is held.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = folder
+        self._place: int | None = None
+
+    def take(self) -> None:
+        """Take the folder, which is made if need be; again does nothing.
+
+        Raises:
+            OutputError: another run has it, or it cannot be made.
+        """
+        if self._place is not None:
+            return
+        require_folder(Path(self.folder, RUN_FILE))
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            self._place = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(self._place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another run is writing to {shown(self.folder)}; wait for it, or name another --out"
+                ) from error
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._place is not None:
+            os.close(self._place)
+            self._place = None
+
+
 def require_folder(path: str | os.PathLike[str]) -> None:
     """Make the folder of a file that long work will write, so that an impossible one fails before the work.
 

@@ -28,7 +28,7 @@ from densevl.evaluation.progress import Show, note, progress
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
-from densevl.files import atomic_write, guard, shown
+from densevl.files import Hold, atomic_write, guard, shown
 
 _LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
@@ -100,11 +100,15 @@ def evaluate(
     if distributed.rank() == 0 and not quiet and "about" in used:
         note(f"model {used['model']}: {used['about']}")
     say(used.get("warnings", ()))
+    hold = Hold(folder / STATE)
+    if distributed.rank() == 0:
+        hold.take()
     if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
         for path in (*saved(folder / STATE), *_predictions(predictions)):
             path.unlink()
     distributed.barrier()
-    with progress(f"{experiment.recipe or used['model']} on {experiment.dataset}", task.running, quiet=quiet) as show:
+    title = f"{experiment.recipe or used['model']} on {experiment.dataset}"
+    with hold, progress(title, task.running, quiet=quiet) as show:
         outcome = count(task, predictor, folder, show=show, save_every=save_every, dump=predictions)
     say(outcome.warnings if distributed.rank() == 0 else ())
     files = report.write(outcome, folder, predictor) if distributed.rank() == 0 else []

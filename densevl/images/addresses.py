@@ -12,6 +12,7 @@ import re
 import tarfile
 import threading
 from typing import Any
+from urllib.parse import unquote
 
 from densevl import digest
 from densevl.errors import ImageError, MissingExtraError
@@ -25,6 +26,15 @@ TAR = "tar://"
 def is_address(path: Any) -> bool:
     """Whether this is an address and no path; "file://..." is a path."""
     return isinstance(path, str) and bool(_ADDRESS.match(path)) and not path.startswith("file://")
+
+
+def local(path: str) -> str:
+    """The path that "file:///my%20photos" means; others as they are."""
+    if not path.startswith("file://"):
+        return path
+    plain = path.removeprefix("file://")
+    plain = plain.removeprefix("localhost") if plain.startswith("localhost/") else plain
+    return plain if os.path.lexists(plain) else unquote(plain)
 
 
 def refuse_web(path: str, what: str) -> None:
@@ -43,7 +53,7 @@ def refuse_web(path: str, what: str) -> None:
 
 def key_of(path: str) -> str:
     """What two names of one image share: the absolute path, or the address."""
-    return path if is_address(path) else os.path.abspath(path.removeprefix("file://"))
+    return path if is_address(path) else os.path.abspath(local(path))
 
 
 def opened(address: str) -> tuple[Any, str]:
@@ -90,7 +100,7 @@ def stamp(path: str) -> list[int | None]:
         path = split(path)[1]
     try:
         if not is_address(path):
-            facts = os.stat(path.removeprefix("file://"))
+            facts = os.stat(local(path))
             return [facts.st_size, facts.st_mtime_ns]
         files, place = opened(path)
         told = files.info(place)
@@ -139,7 +149,7 @@ class Archive:
                 files, path = opened(place)
                 file = files.open(path, "rb")
             else:
-                file = open(place.removeprefix("file://"), "rb")  # noqa: SIM115
+                file = open(local(place), "rb")  # noqa: SIM115
             self._tar = tarfile.open(fileobj=file)  # noqa: SIM115
             self._infos = {info.name.removeprefix("./"): info for info in self._tar if info.isfile()}
         except FileNotFoundError as error:

@@ -12,7 +12,7 @@ from typing import Final
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import RUN_FILE, shown
-from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, opened, refuse_web
+from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, local, opened, refuse_web
 from densevl.images.decoding import reads_heif
 
 EXTENSIONS: Final = frozenset(
@@ -81,8 +81,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
     left_out: Counter[str] = Counter()
     found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
-    for source in (name for text in given for name in braces(text.removeprefix("file://"))):
-        for entry in _expanded(source, left_out, None if skip is None else os.fspath(skip).removeprefix("file://")):
+    for source in (name for text in given for name in braces(local(text))):
+        for entry in _expanded(source, left_out, None if skip is None else local(os.fspath(skip))):
             found.setdefault(key_of(entry[0]), entry)
     left_out = +left_out  # without zeros
     if not found:
@@ -214,6 +214,13 @@ def _listed(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"the list of paths {shown(path)} cannot be read: {error}") from error
     written = (line.strip() for line in lines)
-    names = [name for name in written if name and (not name.startswith("#") or os.path.lexists(name))]
+    names = [_bare(name) for name in written if name and (not name.startswith("#") or os.path.lexists(name))]
     beside = ((name, os.path.join(os.path.dirname(path), name)) for name in names)
     return [other if os.path.lexists(other) and not os.path.lexists(name) else name for name, other in beside]
+
+
+def _bare(name: str) -> str:
+    """A path without quotes around it, as shells and spreadsheets write them; and what "file://" means."""
+    if len(name) > 2 and name[0] == name[-1] and name[0] in "\"'" and not os.path.lexists(name):
+        name = name[1:-1]
+    return local(name)

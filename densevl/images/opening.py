@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from densevl.errors import ImageError, suggest
 from densevl.files import shown
-from densevl.images.addresses import fetch, is_address, refuse_web
+from densevl.images.addresses import fetch, is_address, local, refuse_web
 
 CUT: Final = "the file ends before the picture does (cut download or copy?)"
 
@@ -85,7 +85,7 @@ def _open_path(path: str, what: str, *, named: bool) -> StrictReader:
     refuse_web(path, what)
     if is_address(path):
         return StrictReader(io.BytesIO(fetch(path)))
-    path = path.removeprefix("file://")
+    path = local(path)
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISDIR(kind):

@@ -124,8 +124,8 @@ def read_labels(
     """Read a label map, keeping the stored numbers as class ids: no colours, no scaling.
 
     Args:
-        source: a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8, 16 or 32 bits; a path, bytes or an open
-            binary file.
+        source: a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8, 16 or 32 bits; or with three that are
+            equal at every pixel, which are read as one, and opaque alpha. A path, bytes or an open binary file.
         max_pixels: the most pixels the file may have, checked before it is decoded.
         name: what messages call it; see `read_image`.
 
@@ -141,6 +141,8 @@ def read_labels(
         # Pillow stretches grey of 2 and 4 bits over 0-255; the decoder's name for the layout tells how far.
         layout = image.tile[0].args if image.tile else None
         decode(image, what)
+        if (grey := _grey(image)) is not None:
+            return grey
         if image.mode not in {"P", "L", "1", "I"} and not image.mode.startswith("I;16"):
             raise ImageError(
                 f"{what} is no label map: it has colours (mode {image.mode}); "
@@ -150,6 +152,16 @@ def read_labels(
     if image.mode == "L":
         labels //= {"L;4": 17, "L;2": 85}.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
     return labels
+
+
+def _grey(image: Image.Image) -> npt.NDArray[np.int32] | None:
+    """The one channel of a decoded picture in RGB, RGBA or LA whose colours are all grey and opaque; else None."""
+    if image.mode not in {"RGB", "RGBA", "LA"} or ";16" in str(image.tile[0].args if image.tile else ""):
+        return None
+    pixels = np.asarray(image)
+    colours, alpha = (pixels, pixels[..., :0]) if image.mode == "RGB" else (pixels[..., :-1], pixels[..., -1])
+    same = (colours == colours[..., :1]).all() and (alpha == 255).all()
+    return colours[..., 0].astype(np.int32) if same else None
 
 
 def _content(source: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from densevl.backbones import Backbone
 from densevl.images.drawn import is_drawn
@@ -16,6 +17,18 @@ def of_picture(backbone: Backbone, rgb: np.ndarray) -> tuple[str, ...]:
         f"the picture looks drawn, and model '{backbone.name}' was trained on photos: take model 'mini', which is for "
         "drawings (--model mini), or a CLIP model",
     )
+
+
+def is_flat(scores: torch.Tensor) -> bool:
+    """Whether several strings score alike everywhere, so that none wins; scores (..., T), T strings."""
+    return scores.numel() > 0 and scores.shape[-1] > 1 and bool((scores == scores[..., :1]).all())
+
+
+def of_scores(scores: torch.Tensor) -> tuple[str, ...]:
+    """A warning that no string wins; scores (..., T), T strings."""
+    if not is_flat(scores):
+        return ()
+    return (f"all {scores.shape[-1]} words score alike everywhere: the label is the first of them, not a finding",)
 
 
 def of_labels(labels: np.ndarray, what: str = "pixel") -> tuple[str, ...]:

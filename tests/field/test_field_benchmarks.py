@@ -184,6 +184,54 @@ MEANINGS = (
         ),
         right=lambda rows: rows[:3] == [0, 1, -1],
     ),
+    *(
+        Case(
+            f"label maps of one number in {kind}",
+            "numbers that a program saved as a grey picture",
+            lambda folder, channels=channels: _truth(_set(folder, np.dstack([_stripes(0, 1, 2)] * 3 + channels))),
+            right=lambda rows: rows[:3] == [0, 1, 2],
+        )
+        for kind, channels in (("RGB", []), ("RGBA", [np.full((SIDE, SIDE + 4), 255, np.uint8)]))
+    ),
+    Case(
+        "numbers below transparency",
+        "a grey picture that is partly transparent: what is hidden is no label",
+        lambda folder: _look(_set(folder, np.dstack([_stripes(0, 1, 2)] * 4))),
+        refused="no label map",
+    ),
+    Case(
+        "two photos of one label map",
+        "0.png and its JPEG in one folder: one of them was taken in silence",
+        lambda folder: (
+            _set(folder),
+            Image.new("RGB", (16, 12)).save(folder / "images/0.jpg"),
+            _look(folder),
+        ),
+        refused=r"0\.jpg.* and 0\.png beside it share one label map",
+    ),
+    Case(
+        "an ending of a camera",
+        "0.JPG",
+        lambda folder: (
+            _set(folder),
+            (folder / "images/0.png").unlink(),
+            Image.new("RGB", (16, 12)).save(folder / "images/0.JpG"),
+            _truth(folder),
+        )[-1],
+        right=lambda rows: rows[:3] == [0, 1, 2],
+    ),
+    Case(
+        "label maps with a mark behind their name",
+        "x_mask.png for x.png",
+        lambda folder: (_set(folder), (folder / "labels/0.png").rename(folder / "labels/0_mask.png"), _look(folder)),
+        refused=r"0\.png.* was looked for; 0_mask\.png is there",
+    ),
+    Case(
+        "label maps in a folder of another name",
+        "masks/ in place of labels/",
+        lambda folder: ((_set(folder) / "labels").rename(folder / "masks"), _look(folder)),
+        refused=r"labels' is missing \(there: masks\)",
+    ),
     Case(
         "a colour that nobody told of",
         "an edge smoothed by resizing",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from densevl import Segmenter
 from densevl.errors import MissingExtraError
-from densevl.images import bit_depth, find_images, read_image
+from densevl.images import Found, bit_depth, find_images, read_image
 
 HEIC = base64.b64decode(
     b"AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
@@ -337,6 +337,17 @@ READ = (
 )
 
 
+def _listed(lines: str) -> Callable[[Path], Found]:
+    """What a list of images beside "a b.png" holds."""
+
+    def found(folder: Path) -> Found:
+        PHOTO.save(folder / "a b.png")
+        (folder / "list.txt").write_text(lines)
+        return find_images(folder / "list.txt")
+
+    return found
+
+
 def _second(folder: Path) -> Image.Image:
     image = Image.open(io.BytesIO(_encoded(PHOTO, "TIFF", save_all=True, append_images=FRAMES[1:])))
     image.seek(1)
@@ -371,6 +382,24 @@ def _done(done: Ran) -> bool:
 
 
 FOLDERS = (
+    Case(
+        "quotes around a path become part of it",
+        "a list that a spreadsheet or a shell has written",
+        _listed("\"a b.png\"\n'a b.png'\n"),
+        right=lambda found: len(found.paths) == 1,
+    ),
+    Case(
+        "an address of a file with its blanks encoded",
+        "file:///my%20photos, from a browser",
+        lambda folder: _listed(f"file://{folder}/a%20b.png\n")(folder),
+        right=lambda found: len(found.paths) == 1 and os.path.isfile(found.paths[0]),
+    ),
+    Case(
+        "a path whose name has a per cent sign",
+        "50%20.png, as it stands on disk",
+        lambda folder: (PHOTO.save(folder / "50%20.png"), read_image(f"file://{folder}/50%20.png"))[1],
+        right=_is_red,
+    ),
     Case(
         "a file of another kind in silence",
         "text beside photos",

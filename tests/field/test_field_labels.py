@@ -191,6 +191,14 @@ NUMBERED = (
         CAT_DOG,
     ),
     Case(
+        "colours and colons of CVAT become part of a class",
+        "labelmap.txt of CVAT",
+        _file("labelmap.txt", "# label:color_rgb:parts:actions\ncat:0,0,0::\ndog:128,0,9:a,b:\n"),
+        None,
+        "",
+        CAT_DOG,
+    ),
+    Case(
         "ids of ImageNet become class names",
         "synset_words.txt",
         _file("c.txt", "n02123045 tabby, tabby cat\nn02084071 dog"),

@@ -129,6 +129,18 @@ MODELS = (
         )
     ),
     Case(
+        "scores of regions without a winner",
+        "an image tower of zeros",
+        lambda folder: RegionClassifier(_spoilt("visual.proj", 0.0), "pool", proposals="grid")(PHOTO, WORDS),
+        warned="all 2 words score alike everywhere",
+    ),
+    Case(
+        "scores of whole images without a winner",
+        "an image tower of zeros",
+        lambda folder: FewShot(_spoilt("visual.proj", 0.0))(PHOTO, WORDS),
+        warned="all 2 words score alike everywhere",
+    ),
+    Case(
         "scores without a winner",
         "an image tower of zeros",
         lambda folder: Segmenter(_spoilt("visual.proj", 0.0), "vanilla")(PHOTO, WORDS),

@@ -14,6 +14,7 @@ from case import Case, Ran, cases, run
 from PIL import Image
 
 from densevl import LabelSet
+from densevl.files import Hold
 from densevl.vocabulary.text_classifier import TextClassifier
 
 DEMO = Path(__file__).parents[2] / "demo"
@@ -59,7 +60,27 @@ def _resumed_with_another_recipe(folder: Path) -> Ran:
     return run(*command, "--limit", 1, "--recipe", "naclip")
 
 
+def _while_another_writes(folder: Path, *command: object, place: str = "") -> Ran:
+    with Hold(folder / "out" / place) as hold:
+        hold.take()
+        return run(*command, "--out", folder / "out")
+
+
 TABLE = (
+    Case(
+        "two runs on one folder at once",
+        "the same command in two terminals",
+        lambda folder: _while_another_writes(folder, "segment", SCENE, "--labels", "penguin", *FAST),
+        right=lambda done: done.code == 4 and "another run is writing to" in done.warnings[-1],
+    ),
+    Case(
+        "two evaluations on one folder at once",
+        "the same command in two terminals",
+        lambda folder: _while_another_writes(
+            folder, "eval", "run", "folder", "--root", _cups(folder / "cups"), *FAST, place="state"
+        ),
+        right=lambda done: done.code == 4 and "another run is writing to" in done.warnings[-1],
+    ),
     Case(
         "one figure for two methods",
         "a run that is started again with another setting",

@@ -125,6 +125,8 @@ class CocoDataset(Dataset):
         shape: Any = entry.get("segmentation")
         try:
             if isinstance(shape, list):
+                if not shape:
+                    raise ValueError("no polygon")
                 if not all(np.abs(np.asarray(part, np.float64)).max() <= FAR for part in shape):
                     raise ValueError("a polygon far outside")
                 return dict(coco_mask.merge(coco_mask.frPyObjects(shape, *size)))

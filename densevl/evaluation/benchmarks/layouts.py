@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from densevl.errors import DatasetError
@@ -60,11 +61,13 @@ class Layout:
         """All pairs, sorted by key; a file of a pair may be missing (see `DatasetError` of the dataset).
 
         Raises:
-            DatasetError: a folder or list is missing, or there is nothing in it.
+            DatasetError: a folder or list is missing, or there is nothing in it; or two images have one label map.
         """
         for name in (self.images, self.labels, self.listing):
             if name is not None and not (root / name).exists():
-                raise DatasetError(f"{shown(root / name)} is missing; expected: {'; '.join(self.files)}")
+                beside = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name != self.images)
+                there = f" (there: {', '.join(beside[:8])})" if beside else ""
+                raise DatasetError(f"{shown(root / name)} is missing{there}; expected: {'; '.join(self.files)}")
         images, labels, end = root / self.images, root / self.labels, self.label_end(root)
         if self.listing is not None:
             text = (root / self.listing).read_text(encoding="utf-8")
@@ -96,7 +99,17 @@ def _stems(folder: Path, ends: tuple[str, ...]) -> list[str]:
 
 def _first(folder: Path, stem: str, ends: tuple[str, ...]) -> Path:
     paths = [folder / (stem + end) for end in ends]
-    return paths[0] if len(paths) == 1 else next((path for path in paths if path.exists()), paths[0])
+    if len(paths) == 1:
+        return paths[0]
+    there = [path for path in paths if path.exists()]
+    if not there:  # endings such as .Jpg
+        there = [path for path in folder.glob(f"{escape(stem)}.*") if path.suffix.lower() in ends]
+    if len(there) > 1 and not there[0].samefile(there[1]):
+        raise DatasetError(
+            f"{shown(there[0])} and {there[1].name} beside it share one label map: give each image a name of its "
+            "own, or move one away"
+        )
+    return there[0] if there else paths[0]
 
 
 ANY_IMAGE = tuple(sorted(EXTENSIONS))

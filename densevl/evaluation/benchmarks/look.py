@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
     if bare:
         raise DatasetError(
             f"{len(bare)} of {_amount(len(items), 'image')} have no labels, the first is {shown(bare[0].image)} "
-            f"({shown(bare[0].label)} was looked for): add them, or move these images away"
+            f"({shown(bare[0].label)} was looked for{_near(bare[0].label)}): add them, or move these images away"
         )
     turned, stored, odd = 0, 0, []
     for item in labelled:
@@ -106,6 +107,15 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
             f"size{hint}"
         )
     return [*_turned(dataset, turned, stored)]
+
+
+def _near(label: Path) -> str:
+    """A label map whose name begins as one that is missing, such as x_mask.png."""
+    stem = label.stem
+    for mark in ("_leftImg8bit", "_sat", "_image", "_img"):
+        stem = stem.removesuffix(mark)
+    found = next(iter(sorted(label.parent.glob(f"{escape(stem)}[-_. ]*"))), None)
+    return f"; {found.name} is there: label maps have the names of their images" if found else ""
 
 
 def _turned(dataset: Dataset, turned: int, stored: int) -> list[str]:

@@ -30,6 +30,7 @@ from densevl.evaluation.benchmarks.label_rules import IGNORE, SIZE, Table, mappe
 from densevl.files import shown
 from densevl.vocabulary import LabelSet
 from densevl.vocabulary.reading.files import data_of, text_of
+from densevl.vocabulary.reading.lines import coloured
 
 RULES = ("ignore", "label_map", "reduce_zero_label", "exif")
 """Keys that an experiment may say too; it wins over the file."""
@@ -46,12 +47,6 @@ _FILES = (
     *("names.json", "classes.json", "id2label.json", "class_dict.csv", "label_colors.txt", "classes.csv"),
     *("classes.names", "obj.names", "data.names", "data.yaml", "data.yml", "dataset.yaml"),
 )
-_COLOURED = (
-    r"(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+):[^:]*:[^:]*",
-    r"(?P<name>[^,\d][^,]*?)\s*,\s*(?P<colour>\d+\s*,\s*\d+\s*,\s*\d+)",
-    r"(?P<colour>\d+[,\s]+\d+[,\s]+\d+)[,\s]+(?P<name>[^\d\s].*)",
-)
-"""Lines of a class and its colour: CVAT's, class_dict.csv's and label_colors.txt's."""
 _BACKGROUNDS = (BACKGROUND, "_background_", "__background__")
 Said = Mapping[str, Any]
 
@@ -171,13 +166,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _lines(text: str) -> dict[str, Any]:
     """The classes of a text, a line each; where every line begins with a number, that is what labels store for it."""
     lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
-    for form in _COLOURED:
-        found = [re.fullmatch(form, line) for line in lines]
-        headed = len(found) > 1 and found[0] is None
-        coloured = [match for match in found[headed:] if match is not None]
-        if coloured and len(coloured) == len(found) - headed:
-            pairs = [(re.sub(r"[,\s]+", ",", match["colour"]), match["name"]) for match in coloured]
-            return {"colours": dict(pairs), "names": [name for _, name in pairs]}
+    if pairs := coloured(lines):
+        return {"colours": dict(pairs), "names": [name for _, name in pairs]}
     numbered = [re.fullmatch(r"(\d+)\s*[\s:,;=]\s*(\S.*)", line) for line in lines]
     if len(lines) > 2 and numbered[0] is None and all(numbered[1:]):  # a row of headings
         numbered = numbered[1:]

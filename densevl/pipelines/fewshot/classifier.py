@@ -27,6 +27,7 @@ from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
 from densevl.fewshot.words import as_text, class_rows
 from densevl.images import read_image
+from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
@@ -358,7 +359,7 @@ class FewShot:
                 pictures[min(index, len(pictures) - 1)],
                 None if margin is None else tuple(n for n, one in zip(names, p, strict=True) if 1 - one <= margin),
                 far[index],
-                warnings=warned,
+                warnings=(*warned, *remarks.of_scores(logits[index])),
             )
             for index, (scores, p) in enumerate(zip(logits.float().cpu().numpy(), probabilities, strict=True))
         ]

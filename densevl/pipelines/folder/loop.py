@@ -19,17 +19,17 @@ from typing import Any
 
 from densevl import __version__
 from densevl.errors import DensevlError, ImageError, OptionError, OutputError
-from densevl.files import RUN_FILE, shown
+from densevl.files import RUN_FILE, Hold, shown
 from densevl.fitted import differing
 from densevl.images import Found, read_image
-from densevl.images.addresses import is_address, key_of, stamp
+from densevl.images.addresses import is_address, key_of, local, stamp
 from densevl.pipelines.folder import packing
 from densevl.pipelines.folder.cluster import SHARD, Cluster
 from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.gathered import Gathered, Scores
 from densevl.pipelines.folder.naming import names_for, require_inside
-from densevl.pipelines.folder.storing import open_store
+from densevl.pipelines.folder.storing import Local, open_store
 from densevl.pipelines.folder.tasks import KINDS, Task
 from densevl.pipelines.folder.watch import PACKED, Job, Report, Watch
 from densevl.results import require_facts
@@ -72,20 +72,25 @@ class Folder:
         *,
         together: Sequence[Gathered] = (),
         overwrite: bool = False,
+        hold: Hold | None = None,
     ) -> None:
         """Name the results of all images, and refuse what must not be.
 
         Args:
-            together: what is written of all images. overwrite: what is there goes.
+            together: what is written of all images. overwrite: what is there goes. hold: keeps other runs out.
 
         Raises:
-            OutputError: the folder holds results of another run, or a file that would be replaced is an image that was
-                given or somebody else's; or it cannot be a folder. ImageError: the only image does not exist.
+            OutputError: another run is at work in the folder; it holds results of another, or a file that would be
+                replaced is an image that was given or somebody else's; or it cannot be a folder. ImageError: the only
+                image does not exist.
         """
         self.store, self.kind = open_store(path), task.kind
         self.facts = task.identity
         if len(found.paths) == 1 and not is_address(found.paths[0]) and not os.path.isfile(found.paths[0]):
             read_image(found.paths[0])  # raises with the cause
+        self._hold = hold if isinstance(self.store, Local) else None
+        if self._hold is not None and os.path.isdir(self.store.place):
+            self._hold.take()
         known, own, gone = self._record(overwrite)
         keys = [key_of(image) for image in found.paths]
         states = [stamp(image) for image in found.paths]
@@ -159,6 +164,8 @@ class Folder:
         """Write what the folder holds, before its first result; until then nothing is made."""
         if self._begun:
             return
+        if self._hold is not None:
+            self._hold.take()
         head = {"densevl": __version__, "files": self._own, "facts": self.facts}
         images = ",\n".join(f"  {json.dumps(image)}: {json.dumps(entry)}" for image, entry in self._images.items())
         text = f'{json.dumps(head, indent=1)[:-2]},\n "images": {{\n{images}\n }}\n}}\n'
@@ -283,8 +290,9 @@ def to_files(
             elsewhere=cluster.packs if cluster is not None else None,
         )
     else:
-        folder = Folder(out, task, found, together=together, overwrite=overwrite)
-        report = _to_folder(folder, task, together, strict, watch, cluster)
+        with Hold(local(os.fspath(out))) as hold:
+            folder = Folder(out, task, found, together=together, overwrite=overwrite, hold=hold)
+            report = _to_folder(folder, task, together, strict, watch, cluster)
     report.seconds = time.perf_counter() - started
     return report
 

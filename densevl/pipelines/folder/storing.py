@@ -11,7 +11,7 @@ from typing import Any
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import atomic_write, guard, shown
-from densevl.images.addresses import is_address, opened
+from densevl.images.addresses import is_address, local, opened
 from densevl.pipelines.folder.tasks import Kind
 from densevl.pipelines.folder.watch import Job
 
@@ -89,7 +89,7 @@ def open_store(place: str | os.PathLike[str]) -> Store:
         OutputError: it cannot be a folder. MissingExtraError: an address, without fsspec.
     """
     text = os.fspath(place)
-    return Remote(text) if is_address(text) else Local(text.removeprefix("file://"))
+    return Remote(text) if is_address(text) else Local(local(text))
 
 
 class Local(Store):

@@ -258,10 +258,16 @@ class RegionClassifier:
         """
         label_set, policy = LabelSet.parse(labels), self._segment.policy(background)
         text = self._segment.text_for(found.image, label_set, policy)
-        logp, absent = self._segment.without_absent(self.scorer.judge(found, text), text.classes, label_set)
+        judged = self.scorer.judge(found, text)
+        flat = remarks.of_scores(judged) if text.bias is None else ()
+        logp, absent = self._segment.without_absent(judged, text.classes, label_set)
         result = self.judged(found, logp, label_set, text.classes, policy)
         meta = {**result.meta, "absent": list(absent)}
-        warned = (*self._segment.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region"))
+        warned = (
+            *self._segment.warnings(label_set, policy, found.image),
+            *flat,
+            *remarks.of_labels(result.labels, "region"),
+        )
         return replace(result, meta=meta, warnings=warned)
 
     @hearing

@@ -65,8 +65,7 @@ class Evidence:
     @property
     def flat(self) -> bool:
         """Whether several strings score alike at every token, so that none of them wins anywhere."""
-        alike = (self.scores == self.scores[..., :1]).all()
-        return self.scores.shape[-1] > 1 and self.text.bias is None and bool(alike)
+        return self.text.bias is None and remarks.is_flat(self.scores)
 
     def limited(self, decided: LabelMap) -> LabelMap:
         """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
@@ -397,7 +396,7 @@ class Segmenter:
         started = time.perf_counter() if started is None else started
         scores, text = evidence.scores, evidence.text
         require_finite(scores, f"scores of model '{self.backbone.name}'")
-        flat = [f"all {scores.shape[-1]} words score alike everywhere: the label is the first of them, not a finding"]
+        flat = remarks.of_scores(scores) if evidence.flat else ()
         plan = evidence.windows.plan(rgb.shape[0], rgb.shape[1])
         part, absent = self._present(scores, text, labels)
         # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
@@ -428,7 +427,7 @@ class Segmenter:
             meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
             warnings=(
                 *self.warnings(labels, policy, rgb, taught),
-                *(flat if evidence.flat else ()),
+                *flat,
                 *remarks.of_labels(decided.labels.cpu().numpy()),
             ),
             scores_fn=lambda: (

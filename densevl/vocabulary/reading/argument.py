@@ -12,6 +12,7 @@ import numpy as np
 
 from densevl.errors import DensevlError, LabelError
 from densevl.files import shown
+from densevl.images.addresses import local
 from densevl.vocabulary.parsing import require_few, short
 from densevl.vocabulary.prompts import is_prompt
 from densevl.vocabulary.reading.data import Content, classes_of
@@ -123,7 +124,7 @@ def _read_string(text: str, notes: Notes) -> Content:
 def _path_of(text: str, notes: Notes) -> Path | None:
     """The file that a string means, if it means one."""
     name = text.strip()
-    path = Path(os.path.expanduser(name.removeprefix("@").removeprefix("file://")))
+    path = Path(os.path.expanduser(local(name.removeprefix("@"))))
     if name.startswith("@"):
         return path
     if _REMOTE.match(name) and not name.startswith("file:/"):

@@ -30,6 +30,12 @@ _LAST = re.compile(r"(?<=\S)(\s*[:,;=|\t]\s*|\s+)[\"']?(\d+(?:\.\d+)?|#[0-9a-fA-
 _BULLET = re.compile(r"[-*+•]\s+")
 _COLUMN_OF_IDS = re.compile(rf"\s*(?:{_ID}|-?\d*\.\d+|#[0-9a-fA-F]{{6}})?\s*")
 _VOID = re.compile(r"_+(?:background|ignore|void|unlabell?ed)_+")  # as labelme writes them
+_COLOURED = (
+    r"(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+):[^:]*:[^:]*",
+    r"(?P<name>[^,\d][^,]*?)\s*,\s*(?P<colour>\d+\s*,\s*\d+\s*,\s*\d+)",
+    r"(?P<colour>\d+[,\s]+\d+[,\s]+\d+)[,\s]+(?P<name>[^\d\s].*)",
+)
+"""Lines of a class and its colour: CVAT's, class_dict.csv's and label_colors.txt's."""
 _QUOTES = ("''", '""', "``", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
 _CODE = re.compile(r"<|\w+\s*=|.*[\[{(]$")
 
@@ -44,6 +50,7 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
     """
     lines = _lines(text)
     require_few(lines)
+    lines = [name for _, name in coloured(lines, _COLOURED[:1])] or lines
     if len(lines) == 1 and re.search(r"[,;]|\s\.\s", lines[0]):
         entries = split(lines[0], notes)
         if len(entries) > 1 and "," in lines[0]:
@@ -77,6 +84,17 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
             "after commas, or a dict in a .yaml file"
         )
     return [unquoted(line).replace(",", "|") for line in lines]
+
+
+def coloured(lines: Sequence[str], forms: Sequence[str] = _COLOURED) -> list[tuple[str, str]]:
+    """The colour, "128,64,128", and the class of each line, where all but a first row of headings have both."""
+    for form in forms:
+        found = [re.fullmatch(form, line) for line in lines if len(line) <= LONGEST]
+        headed = len(found) > 1 and found[0] is None
+        matches = [match for match in found[headed:] if match is not None]
+        if matches and len(matches) == len(lines) - headed:
+            return [(re.sub(r"[,\s]+", ",", match["colour"]), match["name"].strip()) for match in matches]
+    return []
 
 
 def classes_of_table(text: str, notes: Notes, what: str, *, delimiter: str = "") -> list[str]:
