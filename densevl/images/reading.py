@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from densevl.errors import ImageError
 from densevl.images.decoding import check_size, decode, frames, opened
@@ -154,7 +155,7 @@ def read_labels(
     return labels
 
 
-def _grey(image: Image.Image) -> npt.NDArray[np.int32] | None:
+def _grey(image: ImageFile) -> npt.NDArray[np.int32] | None:
     """The one channel of a decoded picture in RGB, RGBA or LA whose colours are all grey and opaque; else None."""
     if image.mode not in {"RGB", "RGBA", "LA"} or ";16" in str(image.tile[0].args if image.tile else ""):
         return None
