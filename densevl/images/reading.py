@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.ImageFile import ImageFile
 
 from densevl.errors import ImageError
 from densevl.images.decoding import check_size, decode, frames, opened
@@ -142,7 +141,7 @@ def read_labels(
         # Pillow stretches grey of 2 and 4 bits over 0-255; the decoder's name for the layout tells how far.
         layout = image.tile[0].args if image.tile else None
         decode(image, what)
-        if (grey := _grey(image)) is not None:
+        if ";16" not in str(layout) and (grey := _grey(image)) is not None:
             return grey
         if image.mode not in {"P", "L", "1", "I"} and not image.mode.startswith("I;16"):
             raise ImageError(
@@ -155,9 +154,9 @@ def read_labels(
     return labels
 
 
-def _grey(image: ImageFile) -> npt.NDArray[np.int32] | None:
+def _grey(image: Image.Image) -> npt.NDArray[np.int32] | None:
     """The one channel of a decoded picture in RGB, RGBA or LA whose colours are all grey and opaque; else None."""
-    if image.mode not in {"RGB", "RGBA", "LA"} or ";16" in str(image.tile[0].args if image.tile else ""):
+    if image.mode not in {"RGB", "RGBA", "LA"}:
         return None
     pixels = np.asarray(image)
     colours, alpha = (pixels, pixels[..., :0]) if image.mode == "RGB" else (pixels[..., :-1], pixels[..., -1])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -192,6 +193,16 @@ MEANINGS = (
             right=lambda rows: rows[:3] == [0, 1, 2],
         )
         for kind, channels in (("RGB", []), ("RGBA", [np.full((SIDE, SIDE + 4), 255, np.uint8)]))
+    ),
+    Case(
+        "high bytes of 16-bit numbers in three channels",
+        "16-bit RGB, of which Pillow keeps the high bytes",
+        lambda folder: (
+            _set(folder),
+            cv2.imwrite(str(folder / "labels/0.png"), np.dstack([_stripes(0, 1, 2).astype(np.uint16)] * 3)),
+            _look(folder),
+        ),
+        refused="no label map",
     ),
     Case(
         "numbers below transparency",
