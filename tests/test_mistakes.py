@@ -21,7 +21,10 @@ RIGHT: dict[str, list[str]] = {
     "classify": [SCENE, "--labels", "penguin,pizza", "--model", "mini"],
     "fewshot fit": ["classes", "--model", "mini"],
     "serve": ["--model", "mini", "--port", "0", "--proposals", "grid"],
-    "models": [],
+    "models list": ["ViT-B-16/*"],
+    "models get": ["ViT-B-16/openai"],
+    "models check": ["mini"],
+    "models convert": ["mini", "out"],
     "doctor": [],
     "bench": ["--model", "mini", "--rounds", "1", "--plans", "whole", "--precisions", "float32", "--sizes", "96x96"],
     "export model": ["out.pt2", "--format", "torch", "--model", "mini", "--labels", "penguin"],
@@ -48,6 +51,11 @@ WRONG: dict[str, list[str]] = {
     "labels": ["", " , ", "cat,cat", "cat,|"],
     "model": ["minni", "", "ViT-B-16/opnai", "local-dir:absent"],
     "weights": [ABSENT, FILE],
+    "pattern": ["no such name"],
+    "models get name": ["minni", "", "ViT-B-16/opnai", "a/b/c"],
+    "activation": ["relu", ""],
+    "mean": ["x", "0.1,0.2", "2", "nan", ""],
+    "std": ["x", "0.1,0.2", "0", "nan", ""],
     "recipe": ["sclap", "no.such.module:NAME", "os:path"],
     "recipes": ["sclap", "sclip,sclap", " , "],
     "out": [f"{FILE}/below"],
@@ -194,7 +202,8 @@ def place(tmp_path, monkeypatch) -> Path:
 def test_a_mistake_is_one_line_and_exit_code_2_and_writes_nothing(place, name, parameter, value) -> None:
     arguments = list(RIGHT[name])
     if parameter.param_type_name == "argument":
-        arguments[0] = value
+        places = [own.name for own in COMMANDS[name].params if own.param_type_name == "argument"]
+        arguments[places.index(parameter.name)] = value
     else:
         flag = max(parameter.opts, key=len)
         while flag in arguments:

@@ -17,7 +17,7 @@ from torch import nn
 from densevl.errors import MissingExtraError, ModelError, WeightsError
 from densevl.saved import said
 from densevl.weights import WAY_OUT, State, assign_strictly, bad_file
-from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form, Plan
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -84,7 +84,7 @@ def build(
     # open_clip would resize these tables, which hides weights of another input size or context
     sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
     assign_strictly(model, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
-    return OpenClipBackbone(
+    backbone = OpenClipBackbone(
         model.to(device).requires_grad_(False),
         tokenizer,
         transform,
@@ -94,6 +94,8 @@ def build(
         reading={"form": form.name, **{key: [fact.value, fact.source] for key, fact in facts.items()}},
         guesses=warnings,
     )
+    backbone.plan = Plan(config, form.trunk, form.text, folder)
+    return backbone
 
 
 def _network(model_config: Mapping[str, Any], form: Form) -> Any:

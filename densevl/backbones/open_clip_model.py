@@ -27,6 +27,7 @@ from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State, finish, start
 from densevl.recipes.tower import Tower
+from densevl.weights.facts import Plan
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
 PLACEHOLDER = "x"  # one token in CLIP's vocabulary, where a learned word goes
@@ -35,6 +36,8 @@ FOREIGN = "its text tower was trained on English; give the words in English, or 
 
 class OpenClipBackbone(Backbone):
     """A CLIP-style model of open_clip."""
+
+    plan: Plan | None = None
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class OpenClipBackbone(Backbone):
         """
         self._model = model.eval()
         self.tower: Tower = tower_of(model.visual, name)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
         self.mean, self.std = mean, std
@@ -164,7 +167,7 @@ class OpenClipBackbone(Backbone):
         """Encode T strings into (T, D) float32 by open_clip's own text tower, in batches, not normalised."""
         if not texts:
             return torch.zeros(0, self.embed_dim)
-        tokens = self._tokenizer(list(texts)).to(self.device)
+        tokens = self.tokenizer(list(texts)).to(self.device)
         return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
 
     @property
@@ -191,7 +194,7 @@ class OpenClipBackbone(Backbone):
                 f"{length} learned words and a noun exceed the {self.context_length} tokens that '{self.name}' reads; "
                 f"take at most {self.context_length - 3}"
             )
-        tokens = self._tokenizer([" ".join([PLACEHOLDER] * length + [noun])] * count).to(self.device)
+        tokens = self.tokenizer([" ".join([PLACEHOLDER] * length + [noun])] * count).to(self.device)
 
         def learned(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
             return torch.cat([found[:, :1], words_TnW.to(found), found[:, 1 + length :]], dim=1)
@@ -212,7 +215,7 @@ class OpenClipBackbone(Backbone):
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""
-        english = type(self._tokenizer).__name__ == "SimpleTokenizer"
+        english = type(self.tokenizer).__name__ == "SimpleTokenizer"
         return [Reach(w, "text", "weak", FOREIGN) if english and _is_foreign(w) else Reach(w) for w in words]
 
     @cached_property
@@ -221,7 +224,7 @@ class OpenClipBackbone(Backbone):
 
         The make-up counts because equal weights mean something else under another activation or number of heads.
         """
-        tokenizer = self._tokenizer
+        tokenizer = self.tokenizer
         facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
         facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]
         facts += [str(getattr(self._model, name, "")) for name in ("context_length", "text_pool_type")]

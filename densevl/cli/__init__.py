@@ -19,7 +19,8 @@ from densevl.cli.classify import classify
 from densevl.cli.evaluation import eval_app
 from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
-from densevl.cli.listing import doctor, models, recipes_app
+from densevl.cli.listing import doctor, recipes_app
+from densevl.cli.models import models_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
@@ -55,10 +56,11 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, search, classify, models, doctor, bench, serve):
+for command in (segment, regions, search, classify, doctor, bench, serve):
     app.command()(command)
 for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),
     ("export", export_app),
+    ("models", models_app),
 ):
     app.add_typer(group, name=name)

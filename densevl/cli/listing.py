@@ -1,4 +1,4 @@
-"""What there is: `densevl models`, `densevl recipes`, `densevl doctor`."""
+"""What there is: `densevl recipes`, `densevl doctor`."""
 
 from __future__ import annotations
 
@@ -20,22 +20,6 @@ GIVEN = {
     "boxes": ": encode_dense(hints=Hints(boxes=...))",
 }
 """How each hint is given, by command line and in Python."""
-
-
-@one_line_errors
-def models() -> None:
-    """List the models, best first, and which are on this machine."""
-    from densevl.backbones import available
-    from densevl.backbones.proxies import known_proxies
-
-    table = Table("model", "on this machine", "what it is", box=None, pad_edge=False)
-    for info in available():
-        table.add_row(info.name, "[green]yes[/]" if info.ready else "no", escape(info.about))
-    stdout().print(table)
-    stdout().print(
-        "Any other open_clip ViT works by name (ARCH/TAG), from a folder (local-dir:PATH) or from a file (--weights)."
-    )
-    stdout().print(f"Recipes that borrow take --proxy: {', '.join(known_proxies())}, a ViT of timm, or a file.")
 
 
 @recipes_app.callback()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from densevl.weights.reading import State
@@ -55,6 +56,16 @@ class Form:
     facts: Facts = field(default_factory=dict)
     tower: bool = False
     decides: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a network was built from. Attributes: config, trunk, text: see `Form`. folder: that held its files."""
+
+    config: dict[str, Any]
+    trunk: dict[str, Any] | None
+    text: dict[str, Any] | None
+    folder: Path | None
 
 
 def said(source: str, **values: Any) -> dict[str, Fact]:

@@ -22,11 +22,12 @@ from densevl.saved import read_json
 from densevl.weights.folders import ENDINGS, INDEX, OWN_NAMES, THEIR_NAMES
 
 PROBE_SECONDS = 5
-BESIDE = (
-    *("open_clip_config.json", "config.json", "preprocessor_config.json"),
+WORDS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("sentencepiece.bpe.model", "spiece.model"),
 )
+"""Files of tokenizers."""
+BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json", *WORDS)
 """Files of a repository that a model may need besides its weights."""
 PREFIX = "hf-hub:"
 _ADDRESS = re.compile(r"https?://[^/]+/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/(.+))?)?/?")
@@ -51,12 +52,21 @@ class Repo:
 
 def parse(name: str) -> Repo | None:
     """hf-hub:ORG/REPO[@REVISION][/FILE], ORG/REPO, or the address of its page; None for anything else."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     if match := _ADDRESS.fullmatch(name):
-        return Repo(match[1], match[2], match[3])
-    match = _NAME.fullmatch(name.removeprefix(PREFIX))
-    if match is None or (match["file"] and not name.startswith(PREFIX)):
+        found = Repo(match[1], match[2], match[3])
+    else:
+        match = _NAME.fullmatch(name.removeprefix(PREFIX))
+        if match is None or (match["file"] and not name.startswith(PREFIX)):
+            return None
+        found = Repo(match["repo"], match["revision"], match["file"])
+    try:
+        validate_repo_id(found.repo)
+    except HFValidationError:
         return None
-    return Repo(match["repo"], match["revision"], match["file"])
+    return found
 
 
 def split_hub_id(hub_id: str) -> tuple[str, tuple[str, ...]]:
@@ -140,6 +150,23 @@ def fetch_model(named: Repo) -> Path:
         for shard in _shards(path):
             _download(named.repo, shard, commit)
         return path.parent
+
+
+def fetch_words(repo: str) -> None:
+    """Bring the config and the tokenizer of a text side into the cache, which transformers looks for by themselves.
+
+    Raises:
+        ModelError: not at hand.
+    """
+    from huggingface_hub import HfApi
+
+    if any(_cached(repo, name, None) for name in WORDS):
+        return
+    with asking(repo, repo):
+        there = {row.rfilename for row in HfApi().model_info(repo).siblings or ()}
+        for name in ("config.json", *WORDS):
+            if name in there:
+                _download(repo, name, None)
 
 
 def _weights_among(there: set[str]) -> str | None:

@@ -27,8 +27,8 @@ def of_tag(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Fact]:
     return {name: Fact(value, f"open_clip's table, {arch}/{tag}") for name, value in _values(arch, tag, config).items()}
 
 
-def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fact], tuple[str, ...]]:
-    """The facts of weights of which only the architecture is known, and a warning for each that is a guess.
+def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fact], dict[str, str]]:
+    """The facts of weights of which only the architecture is known, and warnings of those that are guesses, by name.
 
     What all published weights of the architecture agree on is taken; else what most say of pixels, and the plain config
     of the activation.
@@ -42,7 +42,8 @@ def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fac
     for tag in tags:
         for name, value in _values(arch, tag, config).items():
             told[name][value].append(tag)
-    facts, warnings = {}, []
+    facts: dict[str, Fact] = {}
+    warnings = {}
     for name, value in usual.items():
         values = told.get(name, {})
         if len(values) == 1:
@@ -51,18 +52,19 @@ def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fac
             facts[name] = Fact(value, f"open_clip's config of {arch}", guessed=len(values) > 1)
     for what, name in (("activation", "image_activation"), ("mean and deviation", "mean"), ("resizing", "resize_mode")):
         if facts[name].guessed:
-            warnings.append(_warning(arch, what, facts[name].value, told[name]))
-    return facts, tuple(warnings)
+            warnings[name] = _warning(arch, what, facts[name].value, told[name])
+    return facts, warnings
 
 
-def unknown(what: str) -> tuple[dict[str, Fact], tuple[str, ...]]:
+def unknown(what: str) -> tuple[dict[str, Fact], dict[str, str]]:
     """The facts of weights of which nothing is known; `what` they are called."""
     guess = {"image_activation": GELU, "text_activation": GELU, **PIXELS}
     facts = {name: Fact(value, "a guess", guessed=True) for name, value in guess.items()}
-    return facts, (
-        f"weights file {what} does not say its activation and pixel statistics: taken GELU and CLIP's own; if its "
-        "model is another, name it, such as ViT-B-32/openai, or write them down with 'densevl models convert'",
-    )
+    return facts, {
+        "image_activation": f"weights file {what} does not say its activation and pixel statistics: taken GELU and "
+        "CLIP's own; if its model is another, name it beside the file, such as ViT-B-32/openai, or write them down "
+        "once: densevl models convert FILE OUT --activation quick_gelu"
+    }
 
 
 def _values(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +85,8 @@ def _warning(arch: str, what: str, taken: Any, told: Mapping[Any, list[str]]) ->
     like = next((tags[0] for value, tags in told.items() if value != taken), "")
     return (
         f"the weights file does not say its {what}, and published weights of {arch} differ: taken {_shown(taken)}; it "
-        f"is {others}. If it comes from one of these, name it beside the file: {arch}/{like}"
+        f"is {others}. If it comes from one of these, name it beside the file: {arch}/{like}; "
+        "or write it down once with densevl models convert"
     )
 
 

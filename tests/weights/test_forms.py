@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from densevl import load_backbone
+from densevl.backbones.managing import convert
 
 transformers = pytest.importorskip("transformers", reason="the publishing library")
 
@@ -141,6 +142,10 @@ def test_a_folder_of_transformers_gives_the_features_of_transformers(tmp_path: P
     assert max(_compare(model, backbone)) < 1e-5
     assert backbone.reading["image_activation"][1] == "config.json"
     assert backbone.guesses == ()
+    convert(backbone, tmp_path / "out")
+    again = load_backbone(f"local-dir:{tmp_path / 'out'}", device="cpu")
+    assert max(_compare(model, again)) < 1e-5
+    assert (again.mean, again.guesses) == (backbone.mean, ())
     dense = backbone.encode_dense(torch.randn(1, 3, 32, 48), "vanilla")
     assert dense.features.shape == (1, backbone.embed_dim, 4, 6)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from conftest import TINY, random_clip
 from densevl import load_backbone
+from densevl.backbones import managing
 from densevl.errors import DensevlError
 from loopback_hub import COMMIT, GATED, OLD, Loopback
 
@@ -139,3 +140,18 @@ def test_two_processes_at_once_get_the_same_model(hub, tmp_path) -> None:
         for _ in range(2)
     ]
     assert [worker.communicate(timeout=300)[0].decode().strip() for worker in workers] == [COMMIT] * 2
+
+
+def test_what_is_got_is_whole_with_the_tokenizer_of_another_repository(hub, ask, tmp_path) -> None:
+    named = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "someone/words"}}
+    model = {**hub.files[REPO][COMMIT], "open_clip_config.json": json.dumps({"model_cfg": named}).encode()}
+    hub.add("someone/whole", model)
+    hub.add("someone/words", {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"not asked for"})
+    ask("someone/none")  # the settings of this test
+    path = managing.get(f"hf-hub:someone/whole@{COMMIT}")
+    assert (path / "open_clip_model.safetensors").is_file()
+    words = next((tmp_path / "cache" / "models--someone--words" / "snapshots").iterdir())
+    assert {file.name for file in words.iterdir()} == {"config.json", "tokenizer.json"}
+    hub.asked.clear()
+    assert managing.get(f"hf-hub:someone/whole@{COMMIT}") == path
+    assert hub.asked == []

@@ -1,0 +1,191 @@
+"""Models got, looked at and written down: what `densevl models` does."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.backbones.base import Backbone
+from densevl.backbones.build import TOKENIZERS
+from densevl.backbones.load import CONFIG, MODEL_CONFIG, published, published_file
+from densevl.backbones.open_clip_model import OpenClipBackbone
+from densevl.errors import ModelError
+from densevl.files import atomic_write_all, guard
+from densevl.saved import read_json
+from densevl.weights import hub, require_finite
+from densevl.weights.facts import QUICK
+from densevl.weights.folders import OWN_NAMES
+from densevl.weights.published import PIXELS
+
+WEIGHTS = OWN_NAMES[0]
+TEXT_REPOS = ("hf_tokenizer_name", "hf_model_name")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Published weights of open_clip's table.
+
+    Attributes:
+        name: ARCH/TAG. hub: its repository, or the address of its file. ready: it is in the hub cache.
+        activation: of both towers. size: side of the photos that it was trained on, in pixels.
+    """
+
+    name: str
+    hub: str
+    ready: bool
+    activation: str
+    size: int
+
+
+def listed(pattern: str = "*") -> list[Listed]:
+    """The published weights whose names fit a pattern with wildcards; without network.
+
+    Raises:
+        ModelError: none does.
+    """
+    from open_clip.factory import get_model_config
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained
+
+    from densevl.weights.published import of_tag
+
+    rows = []
+    for arch, tag in list_pretrained():
+        if fnmatchcase(f"{arch}/{tag}".lower(), pattern.lower()):
+            config, told = get_model_config(arch), get_pretrained_cfg(arch, tag)
+            place = str(told.get("hf_hub", ""))
+            size = config["vision_cfg"]["image_size"]
+            rows.append(
+                Listed(
+                    f"{arch}/{tag}",
+                    place.strip("/") or str(told.get("url", "")),
+                    bool(place and hub.cached_file(place)),
+                    str(of_tag(arch, tag, config)["image_activation"].value),
+                    size[0] if isinstance(size, list | tuple) else size,
+                )
+            )
+    if not rows:
+        raise ModelError(f"no published weights fit '{pattern}'; '*' stands for any signs, as in 'ViT-L-*/*'")
+    return rows
+
+
+def get(name: str) -> Path:
+    """Bring all that a model of the hub needs into the hub cache: weights, config, and its text side's tokenizer.
+
+    Args:
+        name: ARCH/TAG, or hf-hub:ORG/REPO with "@REVISION" or "/FILE" behind it.
+
+    Returns:
+        The weights file, or the folder of the repository at its commit.
+
+    Raises:
+        ModelError: no name of the hub, or it cannot be had. WeightsError: what came is damaged.
+    """
+    found = published(name)
+    if found:
+        path, config = published_file(*found)
+    elif (repo := hub.parse(name)) is not None:
+        path, config = hub.fetch_model(repo), {}
+        if (path / CONFIG).is_file():
+            content = read_json(path / CONFIG, MODEL_CONFIG)
+            config = content.get("model_cfg", content)
+    else:
+        raise ModelError(f"'{name}' is no name of the hub: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
+    text = config.get("text_cfg") if isinstance(config, dict) else None
+    for key in TEXT_REPOS:
+        named = hub.parse(str(text[key])) if isinstance(text, dict) and text.get(key) else None
+        if named:
+            hub.fetch_words(named.repo)
+    return path
+
+
+def describe(backbone: Backbone) -> dict[str, Any]:
+    """What a loaded model is, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
+    found: dict[str, Any] = {"name": backbone.name, **dict(backbone.reading)}
+    found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
+    if isinstance(backbone, OpenClipBackbone):
+        sizes = {False: 0, True: 0}
+        for key, value in backbone.model.state_dict().items():
+            sizes[key.startswith("visual.")] += value.numel()
+        found |= {
+            "image_size": list(backbone.tower.image_size),
+            "context_length": backbone.context_length,
+            "image_parameters": sizes[True],
+            "text_parameters": sizes[False],
+            "logit_scale": round(backbone.logit_scale, 3),
+        }
+    return found
+
+
+@torch.no_grad()
+def try_out(backbone: Backbone) -> None:
+    """Run a model once on a word and on noise.
+
+    Raises:
+        ModelError: it gives NaN or infinite numbers.
+    """
+    side = 2 * backbone.patch_size
+    if isinstance(backbone, OpenClipBackbone):
+        side = max(backbone.tower.image_size[0] // backbone.patch_size, 1) * backbone.patch_size
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(backbone.device)
+    require_finite(backbone.encode_dense(pixels).features, f"dense features of model '{backbone.name}'")
+    require_finite(backbone.encode_text(["a photo of a dog"]), f"text embeddings of model '{backbone.name}'")
+
+
+def convert(
+    backbone: Backbone, folder: Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False
+) -> list[Path]:
+    """Write a model as a folder that `local-dir:` reads, and open_clip where it has its architecture.
+
+    The config says activation and pixel statistics, so nothing is guessed again.
+
+    Args:
+        inputs: files that it was read from, which are not overwritten.
+
+    Returns:
+        The files written: config, weights as safetensors, and a tokenizer's if it has one of its own.
+
+    Raises:
+        ModelError: a model that is not of weights that open_clip's names fit. OutputError: files of others are there.
+    """
+    plan = backbone.plan if isinstance(backbone, OpenClipBackbone) else None
+    if plan is None or not isinstance(backbone, OpenClipBackbone):
+        raise ModelError(f"model '{backbone.name}' is no CLIP of a weights file: there is nothing to convert")
+    from safetensors.torch import save
+
+    facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
+    facts.pop("revision", None)
+    pixels = {name: facts[name] for name in PIXELS if name in facts}
+    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text}
+    model = {**plan.config, "quick_gelu": facts.get("image_activation") == QUICK}
+    content = {
+        "model_cfg": model,
+        "preprocess_cfg": {"mean": backbone.mean, "std": backbone.std, **pixels},
+        "densevl": {name: value for name, value in extra.items() if value},
+    }
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.model.state_dict().items()}
+    files = {
+        folder / CONFIG: json.dumps(content, indent=1).encode(),
+        folder / WEIGHTS: save(state, {"format": "pt", "densevl": backbone.name}),
+        **{folder / name: data for name, data in _tokenizer_files(backbone, plan.folder).items()},
+    }
+    guard(files, inputs=inputs, overwrite=overwrite)
+    return atomic_write_all(files)
+
+
+def _tokenizer_files(backbone: OpenClipBackbone, folder: Path | None) -> dict[str, bytes]:
+    """A tokenizer of transformers, as its folder has it, or as it saves itself; open_clip's own has no files."""
+    if folder is not None and any((folder / name).is_file() for name in TOKENIZERS):
+        return {name: (folder / name).read_bytes() for name in hub.WORDS if (folder / name).is_file()}
+    own = getattr(backbone.tokenizer, "tokenizer", None)
+    if own is None or not hasattr(own, "save_pretrained"):
+        return {}
+    with tempfile.TemporaryDirectory() as made:
+        own.save_pretrained(made)
+        return {path.name: path.read_bytes() for path in Path(made).iterdir() if path.is_file()}

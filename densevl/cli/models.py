@@ -1,0 +1,185 @@
+"""`densevl models`: list them, get one, check one, convert one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from densevl.cli import options
+from densevl.cli.shared import one_line_errors, stderr, stdout, warn
+
+models_app = typer.Typer(
+    invoke_without_command=True, help="Models: list them, get one of the hub, check one, convert one."
+)
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+GUESSED = 1
+
+Name = Annotated[str, typer.Argument(help="A model's name, folder or weights file.", show_default=False)]
+Weights = Annotated[
+    Path | None, options.option("A weights file, when NAME is an architecture, a tag or a config file.")
+]
+Activation = Annotated[
+    str | None,
+    options.option("The activation of both towers, where the weights do not say it.", values=ACTIVATIONS),
+]
+Mean = Annotated[
+    str | None,
+    options.option("The mean of the pixels, 0 to 1: one number, or three with commas between for red, green, blue."),
+]
+Std = Annotated[str | None, options.option("The standard deviation of the pixels, in the same form.")]
+Json = Annotated[bool, options.option("Print JSON.", "--json")]
+
+
+@models_app.callback()
+@one_line_errors
+def models(context: typer.Context) -> None:
+    """List the models, best first, and which are on this machine."""
+    if context.invoked_subcommand is None:
+        _print_usual()
+
+
+def _print_usual() -> None:
+    from densevl.backbones import available
+    from densevl.backbones.proxies import known_proxies
+
+    table = Table("model", "on this machine", "what it is", box=None, pad_edge=False)
+    for info in available():
+        table.add_row(info.name, "[green]yes[/]" if info.ready else "no", escape(info.about))
+    stdout().print(table)
+    stdout().print(
+        "Any other CLIP works by name (ARCH/TAG, see densevl models list --all; hf-hub:ORG/REPO), from a folder "
+        "(local-dir:PATH) or from a file (--weights)."
+    )
+    stdout().print(f"Recipes that borrow take --proxy: {', '.join(known_proxies())}, a ViT of timm, or a file.")
+
+
+@models_app.command("list")
+@one_line_errors
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Names to list, with wildcards: 'ViT-L-*'.")] = "",
+    every: Annotated[bool, options.option("List all published weights of open_clip's table.", "--all")] = False,
+    as_json: Json = False,
+) -> None:
+    """List models: activation, size, whether on this machine, and where on the hub; the usual ones if left out."""
+    from densevl.backbones.managing import listed
+
+    if not (pattern or every or as_json):
+        return _print_usual()
+    rows = listed(pattern if "*" in pattern else f"*{pattern}*")
+    if as_json:
+        return typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+    table = Table("model", "activation", "pixels", "here", "hub", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.name, row.activation, str(row.size), "[green]yes[/]" if row.ready else "no", escape(row.hub))
+    console = stdout()
+    if not console.is_terminal:
+        console.width = 300  # one line a model, for grep
+    console.print(table)
+
+
+@models_app.command("get")
+@one_line_errors
+def get_model(name: Annotated[str, typer.Argument(help="ARCH/TAG, or hf-hub:ORG/REPO[@REVISION][/FILE].")]) -> None:
+    """Download a model of the hub, with all that it needs, into the hub cache; a cut download goes on."""
+    from densevl.backbones.managing import get
+
+    path = get(name)
+    stdout().print(escape(f"{name} is here: {path}"))
+    if path.is_dir():
+        stdout().print(escape(f"it stays the same by the name hf-hub:{_repository(path)}@{path.name}"))
+
+
+def _repository(path: Path) -> str:
+    """The repository of a folder of the hub cache: models--ORG--REPO/snapshots/COMMIT."""
+    return path.parents[1].name.removeprefix("models--").replace("--", "/", 1)
+
+
+@models_app.command("check")
+@one_line_errors
+def check_model(
+    name: Name,
+    weights: Weights = None,
+    activation: Activation = None,
+    mean: Mean = None,
+    std: Std = None,
+    as_json: Json = False,
+) -> None:
+    """Load a model, run it once, and say what it is and where each fact was taken from.
+
+    Exits with 0 if it works, 1 if it works by a guess, which a warning names, and 2 if it is refused.
+    """
+    from densevl.backbones.managing import describe, try_out
+
+    backbone = _loaded(name, weights, activation, mean, std)
+    try_out(backbone)
+    facts = describe(backbone)
+    if as_json:
+        typer.echo(json.dumps({**facts, "warnings": list(backbone.guesses)}, indent=1))
+    else:
+        table = Table("what", "value", "taken from", box=None, pad_edge=False)
+        for key, value in facts.items():
+            shown, source = value if isinstance(value, list) and key in backbone.reading else (value, "")
+            table.add_row(key.replace("_", " "), escape(_words(shown)), escape(str(source)))
+        stdout().print(table)
+    for warning in backbone.guesses:
+        warn(warning)
+    if backbone.guesses:
+        raise typer.Exit(GUESSED)
+
+
+@models_app.command("convert")
+@one_line_errors
+def convert_model(
+    name: Name,
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    weights: Weights = None,
+    activation: Activation = None,
+    mean: Mean = None,
+    std: Std = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write a model as a folder with open_clip_config.json and safetensors, with its facts written down.
+
+    The folder works as local-dir:OUT, on machines without a network too.
+    """
+    from densevl.backbones.managing import convert
+    from densevl.files import require_folder
+
+    require_folder(out / "weights")
+    backbone = _loaded(name, weights, activation, mean, std)
+    for warning in backbone.guesses:
+        warn(warning)
+    written = convert(backbone, out, inputs=[path for path in (name, weights) if path], overwrite=overwrite)
+    stdout().print(escape(f"wrote {', '.join(map(str, written))}"))
+
+
+def _loaded(name: str, weights: Path | None, activation: str | None, mean: str | None, std: str | None) -> Any:
+    from densevl.backbones import load_backbone
+
+    colours: dict[str, Any] = {"mean": _colour(mean, "--mean"), "std": _colour(std, "--std")}
+    with stderr().status("loading the model"):
+        return load_backbone(name, weights, device="cpu", activation=activation, **colours)
+
+
+def _colour(text: str | None, flag: str) -> list[float] | None:
+    from densevl.errors import OptionError
+
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise OptionError(f"{flag} is {text[:60]!r}; it is one number, or three with commas between") from error
+    return found * 3 if len(found) == 1 else found
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(f"{x:g}" for x in value) if isinstance(value, list | tuple) else str(value)

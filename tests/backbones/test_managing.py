@@ -1,0 +1,130 @@
+"""`densevl models`: what is checked says where facts come from, and what is converted is equal and sure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from conftest import random_clip
+from densevl import load_backbone
+from densevl.backbones.managing import convert, get, listed
+from densevl.cli import app
+from densevl.errors import ModelError, OptionError
+
+FACTS = {"activation": "quick_gelu", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["models", *words])
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file of a plain ViT, which does not say its activation."""
+    path = tmp_path / "own.safetensors"
+    save_file({key: value.contiguous() for key, value in random_clip().state_dict().items()}, path)
+    return path
+
+
+def test_what_is_given_goes_before_a_guess_and_is_no_guess(weights: Path) -> None:
+    guess = load_backbone("auto", weights, device="cpu")
+    assert "does not say its activation" in guess.guesses[0]
+    told = load_backbone("auto", weights, device="cpu", **FACTS)
+    assert told.guesses == ()
+    assert told.reading["image_activation"] == ["quick_gelu", "given by the caller"]
+    assert (told.mean, told.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+    pixels = torch.randn(1, 3, 32, 32)
+    assert not torch.equal(told.encode_image(pixels), guess.encode_image(pixels))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"activation": "relu"},
+        {"mean": [0.5]},
+        {"mean": 0.5},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"mean": [123.7, 116.3, 103.5]},
+        {"std": [0.0, 0.1, 0.1]},
+        {"std": "abc"},
+    ],
+)
+def test_no_activation_and_no_colours(weights: Path, wrong) -> None:
+    with pytest.raises(OptionError, match=r"it is one of|it is three numbers of 0 to 1"):
+        load_backbone("auto", weights, device="cpu", **wrong)
+
+
+def test_a_model_that_says_its_facts_takes_no_others() -> None:
+    with pytest.raises(ModelError, match="says its activation"):
+        load_backbone("mini", device="cpu", activation="gelu")
+
+
+def test_what_is_converted_reads_back_equal_and_without_a_guess(weights: Path, tmp_path: Path) -> None:
+    told = load_backbone("auto", weights, device="cpu", **FACTS)
+    written = convert(told, tmp_path / "out")
+    assert {path.name for path in written} == {"open_clip_config.json", "open_clip_model.safetensors"}
+    again = load_backbone(f"local-dir:{tmp_path / 'out'}", device="cpu")
+    pixels = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.encode_image(pixels), told.encode_image(pixels))
+    assert torch.equal(again.encode_text(["a dog"]), told.encode_text(["a dog"]))
+    assert (again.mean, again.std, again.guesses) == (told.mean, told.std, ())
+    assert again.reading["image_activation"] == ["quick_gelu", "open_clip_config.json"]
+
+
+def test_open_clip_reads_what_is_converted(weights: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    told = load_backbone("auto", weights, device="cpu", **FACTS)
+    convert(told, tmp_path / "out")
+    model, _ = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'out'}")
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert float((model.encode_image(pixels) - told.encode_image(pixels)).abs().max()) < 1e-6
+    assert model.visual.image_mean == pytest.approx((0.5, 0.4, 0.3))
+
+
+def test_the_commands_check_and_convert(weights: Path, tmp_path: Path) -> None:
+    guessed = run("check", str(weights))
+    assert guessed.exit_code == 1
+    assert "a guess" in guessed.output
+    done = run("convert", str(weights), str(tmp_path / "out"), "--activation", "gelu", "--mean", "0.5", "--std", "0.5")
+    assert done.exit_code == 0, done.output
+    sure = run("check", str(tmp_path / "out"), "--json")
+    assert sure.exit_code == 0, sure.output
+    facts = json.loads(sure.stdout)
+    assert facts["mean"] == [[0.5, 0.5, 0.5], "open_clip_config.json"]
+    assert facts["image_parameters"] > 1000
+    assert facts["warnings"] == []
+    assert "was not written by densevl" in run("convert", str(weights), str(tmp_path / "out")).output
+    assert run("convert", "mini", str(tmp_path / "new")).exit_code == 2
+    assert not any((tmp_path / "new").iterdir())
+
+
+def test_a_model_whose_numbers_overflow_is_told(weights: Path) -> None:
+    state = {key: value * 1e30 for key, value in random_clip().state_dict().items()} | {"logit_scale": torch.ones(())}
+    save_file(state, weights)
+    checked = run("check", str(weights))
+    assert checked.exit_code == 2
+    assert "NaN or infinite" in checked.output
+
+
+def test_the_list_has_every_published_weight() -> None:
+    import open_clip
+
+    assert len(listed()) == len(open_clip.list_pretrained())
+    assert [row.name for row in listed("vit-b-16/o*")] == ["ViT-B-16/openai"]
+    assert run("list", "ViT-H-14-378").output.count("\n") == 3
+    assert run("list", "nothing").exit_code == 2
+    assert run("list").output == run().output
+
+
+@pytest.mark.parametrize("name", ["mini", "./here", "a/b/c", "ViT-B-16", ""])
+def test_what_is_no_name_of_the_hub_is_not_got(name) -> None:
+    with pytest.raises(ModelError, match="is no name of the hub"):
+        get(name)
