@@ -108,6 +108,7 @@ setup(
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "evaluation/report/*.jinja",
+            "regions/exports/gallery.*",
             "serving/page/*",
             "serving/page/examples/*",
             "vocabulary/words/*.txt",

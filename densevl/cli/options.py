@@ -31,7 +31,7 @@ VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
 PROXIES = ("mini-sam", "dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dinov2_vits14", "sam_vit_b")
-EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz")
+EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz", "html")
 SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
 
 
@@ -315,7 +315,7 @@ As = Annotated[
     str | None,
     option(
         "Also hand the whole set on in the formats of other tools, with commas between: coco, panoptic, labelme, "
-        "labelstudio, yolo, geojson, png, npz.",
+        "labelstudio, yolo, geojson, png, npz; or html, one page to look at.",
         "--as",
         panel=FILES,
         values=EXPORTS,

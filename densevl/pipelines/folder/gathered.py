@@ -24,7 +24,7 @@ from densevl.pipelines.folder.tasks import REGIONS, Kind
 from densevl.pipelines.folder.watch import Job
 from densevl.regions.exports.kinds import EXPORTS, open_export
 from densevl.regions.result import RegionResult
-from densevl.results import SegmentationResult
+from densevl.results import SegmentationResult, photo_of
 
 SHEET, SCORES = "contact_sheet.png", "scores.csv"
 COLUMNS = ("image", "score", "is_anomalous", "map_max", "anomalous_share", "peak_x", "peak_y")
@@ -151,8 +151,11 @@ class Export(Gathered):
         for job in jobs:
             told = results.content(job)
             with results.sense(job):
-                nowhere = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)  # no photo is exported
-                found = _result(results, job, told, nowhere)
+                if export.wants_photo:
+                    photo = photo_of(told, None)
+                else:
+                    photo = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)
+                found = _result(results, job, told, photo)
             export.add(job.image, found, job.name)
         return export.close()
 

@@ -49,13 +49,14 @@ class Export(ABC):
 
     Attributes:
         file: what is written in the folder itself, if anything, and others beside it; part, ending: the subfolder and
-            the ending of files for each photo, if any.
+            the ending of files for each photo, if any. wants_photo: whether results must have their photo.
     """
 
     file: str | None = None
     others: tuple[str, ...] = ()
     part: str | None = None
     ending = ""
+    wants_photo = False
 
     def __init__(
         self,

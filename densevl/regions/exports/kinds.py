@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+from base64 import b64encode
 from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from densevl.drawing import palette
 from densevl.errors import OptionError, suggest
+from densevl.files import json_text
 from densevl.images import encode_png
 from densevl.regions.exports.base import Export, as_regions
 from densevl.regions.exports.contents import (
@@ -25,6 +29,8 @@ from densevl.regions.exports.contents import (
     yolo_rows,
 )
 from densevl.regions.result import RegionResult
+
+GALLERY_SIDE = 640  # of photos, in pixels
 
 
 class CocoExport(Export):
@@ -187,6 +193,49 @@ class LabelMapExport(Export):
         return [self._write(self.file, {"classes": rows, "nothing": nothing}), self.folder / self.part]
 
 
+class GalleryExport(Export):
+    """`gallery.html`, all photos with their labels: opacity, labels to look at, warnings; it asks for no other file.
+
+    Photos are shrunk to 640 pixels; a photo takes about 60 kB of the file.
+    """
+
+    file, wants_photo = "gallery.html", True
+
+    def _take(self, image_id: int, result: Any) -> None:
+        labelled = result.semantic() if isinstance(result, RegionResult) else result
+        photo = Image.fromarray(labelled.image)
+        photo.thumbnail((GALLERY_SIDE, GALLERY_SIDE))
+        ids = np.array(Image.fromarray(labelled.labels.astype(np.int32)).resize(photo.size, Image.Resampling.NEAREST))
+        coded = np.stack([ids & 255, ids >> 8 & 255, 0 * ids], axis=-1).astype(np.uint8)  # -1 is 65535
+        shares = [labelled.fractions()[name] for name in self.vocabulary]
+        order = sorted((number for number, share in enumerate(shares) if share), key=lambda number: -shares[number])
+        buffer = io.BytesIO()
+        photo.save(buffer, "JPEG", quality=85)
+        self.annotations.append(
+            {
+                "photo": b64encode(buffer.getvalue()).decode(),
+                "map": b64encode(encode_png(coded)).decode(),
+                "width": photo.width,
+                "height": photo.height,
+                "shares": [[number, round(shares[number], 4)] for number in order],
+                "warnings": list(result.warnings),
+            }
+        )
+
+    def close(self) -> list[Path]:
+        """See `Export.close`."""
+        photos = [{"name": told["file_name"], **row} for told, row in zip(self.images(), self.annotations, strict=True)]
+        colours = palette(len(self.vocabulary)).tolist()
+        data = json_text({"names": self.vocabulary, "colours": colours, "photos": photos}).replace("<", r"\u003c")
+        page, script = (
+            Path(__file__).with_name(f"gallery.{kind}").read_text(encoding="utf-8") for kind in ("html", "js")
+        )
+        allowed = f"sha256-{b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+        for mark, text in (("{{hash}}", allowed), ("{{script}}", script), ("{{data}}", data)):
+            page = page.replace(mark, text)
+        return [self._renew(self.file, page.encode())]
+
+
 EXPORTS: dict[str, type[Export]] = {
     "coco": CocoExport,
     "panoptic": PanopticExport,
@@ -196,6 +245,7 @@ EXPORTS: dict[str, type[Export]] = {
     "geojson": GeoJsonExport,
     "png": LabelMapExport,
     "npz": ArraysExport,
+    "html": GalleryExport,
 }
 
 
