@@ -326,7 +326,7 @@ def test_adapters_need_sound_and_damaged_samples(tiny) -> None:
 
 def test_learned_words_are_read_in_place_of_words_and_alone_get_gradients(tiny) -> None:
     table = tiny._model.token_embedding
-    word = table(tiny._tokenizer(["red"]))[0, 1]
+    word = table(tiny.tokenizer(["red"]))[0, 1]
     found = tiny.encode_learned(torch.stack([word, word])[:, None], "tile")
     close(found, tiny.encode_text(["red tile"]).expand(2, -1))
     words = torch.zeros(2, 3, tiny.word_width, requires_grad=True)
