@@ -10,7 +10,7 @@ import re
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +88,56 @@ def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[P
     Raises:
         OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
     """
-    staged: list[tuple[Path, Path]] = []
-    current = Path()
+    with staged(contents) as parts:
+        for part, (path, data) in zip(parts, contents.items(), strict=True):
+            try:
+                with open(part, "wb") as file:
+                    for piece in [data] if isinstance(data, bytes) else data:
+                        file.write(piece)
+            except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+                raise _unwritten(path, error, f" ({len(data):,} bytes)" if isinstance(data, bytes) else "") from error
+    return list(contents)
+
+
+@contextlib.contextmanager
+def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """Stage files that belong together: they are written within, and moved to their places if nothing was raised.
+
+    Args:
+        paths: where they go; missing folders are made, existing files are replaced.
+
+    Yields:
+        A new name for each, beside its place.
+
+    Raises:
+        OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
+    """
+    parts: list[tuple[Path, Path]] = []
+    path = Path()
     try:
-        for current, data in contents.items():
-            current.parent.mkdir(parents=True, exist_ok=True)
-            if current.is_dir():
-                raise IsADirectoryError("a folder has this name")
-            temporary = current.parent / f".densevl-{secrets.token_hex(8)}.part"
-            staged.append((temporary, current))
-            with open(temporary, "xb") as file:
-                for piece in [data] if isinstance(data, bytes) else data:
-                    file.write(piece)
-        for temporary, current in staged:
-            os.replace(temporary, current)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        whole = contents.get(current)
-        size = f" ({len(whole):,} bytes)" if isinstance(whole, bytes) else ""
-        raise OutputError(f"cannot write {shown(current)}{size}: {reason}") from error
+        try:
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    raise IsADirectoryError("a folder has this name")
+                parts.append((path.parent / f".densevl-{secrets.token_hex(8)}.part", path))
+        except (OSError, ValueError) as error:
+            raise _unwritten(path, error) from error
+        yield [part for part, _ in parts]
+        try:
+            for part, path in parts:
+                os.replace(part, path)
+        except (OSError, ValueError) as error:
+            raise _unwritten(path, error) from error
     finally:
         # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
-        for temporary, _ in staged:
+        for part, _ in parts:
             with contextlib.suppress(OSError, ValueError):
-                temporary.unlink(missing_ok=True)
-    return list(contents)
+                part.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: Exception, size: str = "") -> OutputError:
+    return OutputError(f"cannot write {shown(path)}{size}: {getattr(error, 'strerror', None) or error}")
 
 
 def renew(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy.typing as npt
 
 from densevl.errors import ImageError
 from densevl.images.pixels import UInt8Array
+
+Rows = Callable[[int, int], UInt8Array]
+"""First and last (exclusive) row to these rows of an image, uint8 (rows, W, C)."""
 
 
 def keep_ratio_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
@@ -52,18 +56,53 @@ def resize(rgb: UInt8Array, size: tuple[int, int]) -> UInt8Array:
     height, width = size
     if min(size) < 1:
         raise ImageError(f"cannot resize to {height}x{width}: both sides must be at least 1")
-    top, bottom, down = _taps(rgb.shape[0], height)
-    left, right, across = _taps(rgb.shape[1], width)
+    return resized_rows(lambda start, stop: rgb[start:stop], (rgb.shape[0], rgb.shape[1]), size)(0, height)
+
+
+def resized_rows(read: Rows, source: tuple[int, int], size: tuple[int, int]) -> Rows:
+    """Rows of an image as `resize` gives them, from rows of it.
+
+    Args:
+        read: rows of the image, uint8 (rows, W, C); of (height, width) `source`. size: the new (height, width).
+    """
+    top, bottom, down = _taps(source[0], size[0])
+    left, right, across = _taps(source[1], size[1])
     down, across = down[:, None, None], across[:, None]
-    out = np.empty((height, width, rgb.shape[2]), np.uint8)
-    step = max(1, 2**18 // out[0].size)  # bands that stay in the processor's cache
-    for start in range(0, height, step):
-        band = slice(start, start + step)
-        upper, lower = rgb[top[band]], rgb[bottom[band]]
-        above = _lerp(upper[:, left], upper[:, right], across)
-        below = _lerp(lower[:, left], lower[:, right], across)
-        out[band] = _lerp(above, below, down[band]) + np.float32(0.5)
-    return out
+
+    def rows(first: int, last: int) -> UInt8Array:
+        lowest = int(top[first])
+        rgb = read(lowest, int(bottom[last - 1]) + 1)
+        out = np.empty((last - first, size[1], rgb.shape[2]), np.uint8)
+        step = max(1, 2**18 // out[0].size)  # bands that stay in the processor's cache
+        for start in range(first, last, step):
+            band = slice(start, min(start + step, last))
+            upper, lower = rgb[top[band] - lowest], rgb[bottom[band] - lowest]
+            above = _lerp(upper[:, left], upper[:, right], across)
+            below = _lerp(lower[:, left], lower[:, right], across)
+            out[band.start - first : band.stop - first] = _lerp(above, below, down[band]) + np.float32(0.5)
+        return out
+
+    return rows
+
+
+class Band:
+    """Rows of an image that is read once from top to bottom: those that overlap the last ones asked for are kept."""
+
+    def __init__(self, read: Rows) -> None:
+        self._read, self._first = read, 0
+        self._rows: UInt8Array = np.empty((0, 0, 3), np.uint8)
+
+    def __call__(self, start: int, stop: int) -> UInt8Array:
+        """Rows from `start` to `stop`; neither may go back."""
+        end = self._first + len(self._rows)
+        if end <= start:
+            self._rows = self._read(start, stop)
+        elif end < stop:
+            self._rows = np.concatenate([self._rows[start - self._first :], self._read(end, stop)])
+        else:
+            return self._rows[start - self._first : stop - self._first]
+        self._first = start
+        return self._rows
 
 
 def _taps(old: int, new: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]:

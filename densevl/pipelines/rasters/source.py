@@ -1,0 +1,244 @@
+"""Pictures of any size, read in rows by rasterio (GDAL): GeoTIFF and TIFF, PNG, JPEG and JPEG 2000."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import ImageError, MissingExtraError, OptionError
+from densevl.files import shown
+from densevl.images import UInt8Array, header
+from densevl.images.addresses import is_address
+from densevl.images.opening import reader
+from densevl.images.pixels import from_array, reason
+
+DRIVERS: Final = {
+    "GTiff": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "PNG": re.compile(rb"\x89PNG"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "JP2OpenJPEG": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+}
+"""Drivers of GDAL that read one file and follow no names that stand in it, and how such files begin."""
+CACHE_MB: Final = 128
+PREVIEWED: Final = 1024  # pixels along the long side, of which the range of values is told
+Range = tuple[float, float]
+
+
+class Raster:
+    """A picture that is read in rows; use it as a context manager.
+
+    Attributes:
+        path: of the file. size: (height, width). crs, transform, gcps: where it lies on the ground, as rasterio has
+            them; None where it is not said. bands: those that are read, from 1. notes: what a user should know of it, a
+            sentence each.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, bands: Sequence[int] | None = None, value_range: Range | None = None
+    ) -> None:
+        """Open a file.
+
+        Args:
+            bands: one for grey, or three for red, green and blue, counted from 1; None takes those that the file calls
+                so, or the only one or three.
+            value_range: the values that become 0 and 255; None is that of 8-bit values.
+
+        Raises:
+            ImageError: missing, damaged, of another format, or of bands or values that say nothing of colours.
+            OptionError: bands or a range that the file cannot have. MissingExtraError: rasterio is not installed.
+        """
+        try:
+            import rasterio
+        except ImportError as error:
+            raise MissingExtraError("rasterio", "geo", f"segmenting {shown(path)} block by block") from error
+        self.path, self._what = os.fspath(path).removeprefix("file://"), shown(path)
+        if is_address(self.path):
+            raise ImageError(f"{self._what} is an address; block by block, files are read from a disk: copy it first")
+        with reader(self.path, None) as (content, _):  # says what is wrong with a path
+            head = content.read(16)
+        driver = next((name for name, begin in DRIVERS.items() if begin.match(head)), None)
+        if driver is None:
+            raise ImageError(f"{self._what} is no TIFF, PNG, JPEG or JPEG 2000, which are read block by block")
+        self._require_upright()
+        with self._told("is damaged"):
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            self._file = rasterio.open(os.path.abspath(self.path), driver=driver)
+        file = self._file
+        self.size: tuple[int, int] = (file.height, file.width)
+        self.gcps = file.gcps if file.gcps[0] else None
+        self.crs = file.crs
+        placed = file.crs is not None or not file.transform.is_identity
+        self.transform = file.transform if placed and self.gcps is None else None
+        try:
+            self.bands = self._chosen(bands)
+            self.range = self._checked(value_range)
+        except BaseException:
+            file.close()
+            raise
+        pages = len(file.subdatasets)
+        self.notes = (f"the file has {pages} pages, of which the first is taken",) if pages > 1 else ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether the file says where it lies on the ground."""
+        return self.crs is not None and (self.transform is not None or self.gcps is not None)
+
+    def rows(self, start: int, stop: int) -> UInt8Array:
+        """Rows as uint8 RGB (stop - start, W, 3).
+
+        Raises:
+            ImageError: they cannot be read.
+        """
+        return self._rgb(self._read(self.bands, (start, stop)), self._alpha(start, stop))
+
+    def valid(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Where rows hold values, by the file's mask, alpha or number for nothing: bool (stop - start, W)."""
+        if not self._masked:
+            return np.ones((stop - start, self.size[1]), bool)
+        with self._told():
+            return self._file.dataset_mask(window=((start, stop), (0, self.size[1]))) > 0
+
+    def middle(self, side: int) -> UInt8Array:
+        """The middle of the picture, at most `side` pixels high and wide: uint8 RGB."""
+        height, width = self.size
+        top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+        part = (top, min(top + side, height)), (left, min(left + side, width))
+        return self._rgb(self._read(self.bands, *part), None)
+
+    def small(self, side: int) -> UInt8Array:
+        """The picture with at most `side` pixels along its long side, pixels left out: uint8 RGB."""
+        return self._rgb(self._small(self.bands, side), None)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the pixels besides the file, and where they lie; ready for JSON."""
+        return {
+            "bands": list(self.bands),
+            "range": None if self.range is None else list(self.range),
+            "crs": None if self.crs is None else self.crs.to_string(),
+            "transform": None if self.transform is None else list(self.transform)[:6],
+        }
+
+    @cached_property
+    def _masked(self) -> bool:
+        from rasterio.enums import MaskFlags
+
+        return any(flags != [MaskFlags.all_valid] for flags in self._file.mask_flag_enums)
+
+    @cached_property
+    def _colours(self) -> list[str]:
+        return [colour.name for colour in self._file.colorinterp]
+
+    def _require_upright(self) -> None:
+        """Refuse pictures whose EXIF says that they lie turned; what has none is upright."""
+        try:
+            turn = header(self.path, max_pixels=2**62).turn
+        except ImageError:  # of a format that only GDAL reads
+            return
+        if turn != 1:
+            raise ImageError(
+                f"{self._what} lies turned by its EXIF (orientation {turn}), and rows are read as they are stored: "
+                "save it upright first"
+            )
+
+    def _chosen(self, bands: Sequence[int] | None) -> tuple[int, ...]:
+        count, colours = self._file.count, self._colours
+        if bands is not None:
+            if len(bands) not in (1, 3) or not all(1 <= band <= count for band in bands):
+                raise OptionError(
+                    f"bands {','.join(map(str, bands))} of {self._what}, which has {count}: give one, or three for "
+                    "red, green and blue, counted from 1"
+                )
+            return tuple(bands)
+        if self._file.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE", "").startswith("CIE"):
+            raise ImageError(f"{self._what} has Lab colours: convert it to RGB first")
+        if all(name in colours for name in ("red", "green", "blue")):
+            return tuple(colours.index(name) + 1 for name in ("red", "green", "blue"))
+        plain = [number for number, name in enumerate(colours, 1) if name != "alpha"]
+        if len(plain) in (1, 3):
+            return tuple(plain)
+        raise ImageError(
+            f"{self._what} has {count} bands and does not say which are red, green and blue: name three, such as "
+            "bands 3,2,1 (--bands 3,2,1)"
+        )
+
+    def _checked(self, value_range: Range | None) -> Range | None:
+        kinds = {self._file.dtypes[band - 1] for band in self.bands}
+        if any(kind.startswith("complex") for kind in kinds):
+            raise ImageError(f"{self._what} holds complex numbers: make it a picture first")
+        if value_range is not None:
+            low, high = value_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise OptionError(f"range {low:g},{high:g}: give the values that become black and white, low,high")
+            return float(low), float(high)
+        if kinds == {"uint8"}:
+            bits = int(self._file.tags(self.bands[0], ns="IMAGE_STRUCTURE").get("NBITS", 8))
+            return (0.0, 2.0**bits - 1) if bits < 8 and self._colours[self.bands[0] - 1] == "gray" else None
+        values = self._small(self.bands, PREVIEWED)
+        known = values[:, np.isfinite(values).all(axis=0) & (self._small(None, PREVIEWED) > 0)]
+        low, high = np.percentile(known, (2, 98)) if known.size else (0, 1)
+        raise ImageError(
+            f"{self._what} holds {', '.join(sorted(kinds))} and no 8-bit colours: say which values become black and "
+            f"white, such as range {low:.6g},{high:.6g} (--range {low:.6g},{high:.6g}), 2 % being darker and 2 % brighter"
+        )
+
+    def _read(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int] | None = None) -> Any:
+        with self._told():
+            return self._file.read(list(bands), window=(rows, cols or (0, self.size[1])))
+
+    def _small(self, bands: Sequence[int] | None, side: int) -> Any:
+        """Bands (n, h, w), or None for the mask (h, w), with pixels left out."""
+        scale = min(1.0, side / max(self.size))
+        shape = tuple(max(1, round(length * scale)) for length in self.size)
+        with self._told():
+            if bands is None:
+                return self._file.dataset_mask(out_shape=shape)
+            return self._file.read(list(bands), out_shape=(len(bands), *shape))
+
+    def _alpha(self, start: int, stop: int) -> UInt8Array | None:
+        """Opacity of 8-bit colours, which are then laid on white as `read_image` does it."""
+        if self.range is not None or "alpha" not in self._colours:
+            return None
+        return self._read([self._colours.index("alpha") + 1], (start, stop))[0]
+
+    def _rgb(self, values: Any, alpha: UInt8Array | None) -> UInt8Array:
+        if self.range is not None:
+            low, high = self.range
+            scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - np.float32(low)) / np.float32(high - low)
+            values = (np.clip(scaled, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
+        elif self._colours[self.bands[0] - 1] == "palette":
+            table = np.zeros((256, 3), np.uint8)
+            for number, colour in self._file.colormap(self.bands[0]).items():
+                table[number] = colour[:3]
+            return table[values[0]]
+        rgb = np.broadcast_to(values, (3, *values.shape[1:])).transpose(1, 2, 0)
+        if alpha is not None and alpha.dtype == np.uint8:
+            return from_array(np.dstack([rgb, alpha]), self._what)
+        return np.ascontiguousarray(rgb)
+
+    @contextmanager
+    def _told(self, what: str = "cannot be read to its end") -> Iterator[None]:
+        """GDAL with a bounded cache; whatever it says of the file is an `ImageError`."""
+        import rasterio
+
+        try:
+            with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+                yield
+        except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+            told = str(error.__cause__ or error)
+            raise ImageError(f"{self._what} {what}: {reason(Exception(told))}") from error
