@@ -56,6 +56,8 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         "`densevl export`: models as ONNX, which run without torch; OpenVINO's package apart",
         ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     ),
+    "geo": ("huge images and GeoTIFF: `densevl segment --geotiff`", ["rasterio>=1.4"]),
+    "video": ("videos: `densevl video`", ["av>=14"]),
     "viz": ("`result.to_supervision()`", ["supervision>=0.27"]),
     "detectors": (
         "detectors that the tests name the results of; densevl imports none (ultralytics is under AGPL-3.0)",

@@ -64,6 +64,8 @@ WRONG: dict[str, list[str]] = {
     "background": ["1.5", "-0.1", "nan", "voc,2"],
     "templates": ["opnai", "no place for a word", ""],
     "descriptors": [ABSENT, FILE],
+    "bands": ["x", "", "1,2,3"],
+    "value_range": ["x", "5", "", "0,9"],
     "presence": ["2", "-1", "nan", "x"],
     "bits": ["7", "17", "x", ""],
     "short_side": ["0", "-3", "x"],

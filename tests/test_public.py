@@ -27,9 +27,10 @@ PUBLIC = {
 
 COMMANDS = {
     "segment": (
-        "IMAGES --as --background --bits --blend --compat --crop --descriptors --device --json --labels --model "
-        "--out --overwrite --plan --precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe "
-        "--refine --sam --shard --sheet --short-side --strict --stride --stuff --templates --views --weights "
+        "IMAGES --as --background --bands --bits --blend --compat --crop --descriptors --device --geotiff --json --labels "
+        "--model --out --overwrite --plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet "
+        "--range --ray --recipe --refine --sam --shard --sheet --short-side --strict --stride --stuff --templates "
+        "--views --weights "
         "--workers"
     ),
     "regions": (

@@ -92,7 +92,7 @@ class Screen(Watch):
     def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
         """See `Watch`."""
         self.finished += 1
-        self._progress.advance(self._bar)
+        self._progress.update(self._bar, completed=self.finished + self.broken)
         if self._json:
             self._print(job, content)
         elif result is not None and self._describe is not None and not self._quiet:
@@ -102,10 +102,14 @@ class Screen(Watch):
                     self._warned.add(warning)
             stdout().print(self._describe(self._names.get(job.image) or file_name(job.image), result))
 
+    def part(self, job: Job, share: float) -> None:
+        """See `Watch`."""
+        self._progress.update(self._bar, completed=self.finished + self.broken + share)
+
     def failed(self, job: Job, error: str) -> None:
         """See `Watch`."""
         self.broken += 1
-        self._progress.advance(self._bar)
+        self._progress.update(self._bar, completed=self.finished + self.broken)
         fail(error)
         if self._json:
             print_json({"image": job.image, "error": error})

@@ -83,6 +83,21 @@ def listed(text: str | None) -> tuple[str, ...]:
     return found
 
 
+def numbers(text: str | None, kind: Callable[[str], Any], what: str) -> tuple[Any, ...] | None:
+    """Numbers with commas between; None where the option is left out.
+
+    Args:
+        kind: int or float. what: the option and an example, for the message.
+
+    Raises:
+        OptionError: something else.
+    """
+    try:
+        return None if text is None else tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"{text!r} is not {what}") from error
+
+
 def option(help: str, *names: str, panel: str | None = None, values: Any = (), between: str = "", **more: Any) -> Any:
     """An option of typer with one panel and one way to complete.
 
@@ -114,6 +129,7 @@ def _read_so(context: typer.Context, bits: int | None) -> int | None:
 
 ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"
 LOOKING, FILES, MACHINES = "How the photo is looked at", "Results", "Several machines"
+HUGE = "Huge images"
 
 Images = Annotated[
     list[str],
@@ -323,6 +339,28 @@ As = Annotated[
     ),
 ]
 Stuff = Annotated[str, option('Labels that are no things to be counted, "sky,road", for --as panoptic.', panel=FILES)]
+Geotiff = Annotated[
+    bool,
+    option(
+        "Work block by block at the image's own size, which may be any, and write tiled GeoTIFF with its CRS. Taken by "
+        "itself for one image over 100 megapixels.",
+        "--geotiff",
+        panel=HUGE,
+    ),
+]
+Polygons = Annotated[
+    bool, option("With --geotiff: also write GeoJSON polygons of the labels.", "--polygons", panel=HUGE)
+]
+Bands = Annotated[
+    str | None,
+    option("With --geotiff: the bands that are red, green and blue, counted from 1: 4,3,2.", panel=HUGE),
+]
+Range = Annotated[
+    str | None,
+    option(
+        "With --geotiff: the values that become black and white, for more than 8 bits: 0,3000.", "--range", panel=HUGE
+    ),
+]
 Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
 Json = Annotated[bool, option("Print one line of JSON for each result instead of text.", "--json", panel=FILES)]
 Quiet = Annotated[

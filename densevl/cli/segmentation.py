@@ -9,6 +9,7 @@ from rich.markup import escape
 from densevl.cli import options
 from densevl.cli.images import exports, run_images, settings
 from densevl.cli.shared import one_line_errors, stderr
+from densevl.errors import DensevlError, OptionError
 
 if TYPE_CHECKING:
     from densevl.results import SegmentationResult
@@ -42,6 +43,10 @@ def segment(
     out: options.OutFolder = None,
     forms: options.As = None,
     stuff: options.Stuff = "",
+    geotiff: options.Geotiff = False,
+    polygons: options.Polygons = False,
+    bands: options.Bands = None,
+    value_range: options.Range = None,
     sheet: options.Sheet = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,17 +65,31 @@ def segment(
     from densevl.vocabulary import LabelSet
 
     labelled, chosen = LabelSet.parse(labels), settings(given) | {"proposals": proposals, "refine": refine}
+    wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
+    ends = options.numbers(value_range, float, "a range, such as --range 0,3000")
+    if ends is not None and len(ends) != 2:
+        raise OptionError(f"--range {value_range}: give the values that become black and white, such as 0,3000")
+    if not geotiff and is_huge(images):
+        geotiff = True
+        stderr().print("a huge image: it is segmented block by block, to GeoTIFF (--geotiff)", style="dim")
+    if not geotiff and (polygons or bands or value_range):
+        raise OptionError("--polygons, --bands and --range go with --geotiff; give it too")
+    if geotiff and (forms or bits):
+        raise OptionError("--as and --bits are for images that are read at once; block by block: --polygons, --range")
 
     from densevl.pipelines.folder import gathered
-    from densevl.pipelines.folder.tasks import SEGMENT, Segmenting, Task
+    from densevl.pipelines.folder.tasks import SEGMENT, BlockSegmenting, Segmenting, Task, Work
 
     def loaded(task: Task) -> None:
         backbone = task.pipeline.backbone
         if model == options.MODEL and not quiet:
             stderr().print(f"model [bold]{escape(backbone.name)}[/]: {escape(backbone.about)}")
 
+    work: Work = Segmenting(labelled, chosen)
+    if geotiff:
+        work = BlockSegmenting(labelled, chosen, wanted, ends, polygons)
     run_images(
-        Segmenting(labelled, chosen),
+        work,
         given,
         [*([gathered.Sheet(SEGMENT.picture)] if sheet else []), *exports(given, labelled.names)],
         _described,
@@ -78,10 +97,23 @@ def segment(
     )
 
 
+def is_huge(images: list[str]) -> bool:
+    """Whether one image is given, and it is larger than is read at once."""
+    from densevl.images import MAX_PIXELS, header
+
+    if len(images) != 1:
+        return False
+    try:
+        height, width = header(images[0], max_pixels=2**62).size
+    except (DensevlError, OSError, ValueError):  # what is wrong with it is said where it is read
+        return False
+    return height * width > MAX_PIXELS
+
+
 def _described(name: str, result: SegmentationResult) -> str:
     shares = sorted(result.fractions().items(), key=lambda item: -item[1])
     found = ", ".join(f"{label} {share:.0%}" for label, share in shares if share >= 0.005)
-    if absent := result.meta["absent"]:
+    if absent := result.meta.get("absent"):
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         found += f"; not in it: {', '.join(absent[:5])}{more}"
     return f"{name}: {escape(found)}"

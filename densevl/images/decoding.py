@@ -200,7 +200,7 @@ def check_size(what: str, size: tuple[int, int], max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{what} is {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}: "
-            "shrink it, or raise max_pixels if you trust it"
+            "shrink it, raise max_pixels if you trust it, or segment it block by block (docs/huge.md)"
         )
 
 

@@ -35,8 +35,9 @@ def window_rows(
     """Score an image, one row of windows after the other: its number, and scores (h, columns * w, T).
 
     Args:
-        read: rows of the image, asked for from top to bottom. windows: the grid on it. normalize: uint8 RGB (H, W, 3) to float (3, H, W).
-        score: windows (n, 3, H, W) to scores (n, h, w, T). batch: windows a pass. first: row of windows to begin with.
+        read: rows of the image, asked for from top to bottom. windows: the grid on it.
+        normalize: uint8 RGB (H, W, 3) to float (3, H, W). score: windows (n, 3, H, W) to scores (n, h, w, T).
+        batch: windows a pass. first: row of windows to begin with.
     """
     corners, across, band = windows.corners, len(windows.cols.starts), Band(read)
     parts: list[torch.Tensor] = []

@@ -137,8 +137,11 @@ def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
     return content
 
 
-def require_facts(content: Mapping[str, Any]) -> None:
+def require_facts(content: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> None:
     """Refuse content in which the facts that all results share are not what was saved.
+
+    Args:
+        max_pixels: of its size.
 
     Raises:
         ValueError, KeyError: what is wrong.
@@ -151,8 +154,8 @@ def require_facts(content: Mapping[str, Any]) -> None:
         raise ValueError("its meta is no object, or does not name the photo by a text")
     size = content["size"]
     sides = [size.get(side, 0) for side in ("height", "width")] if isinstance(size, dict) else [0]
-    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > MAX_PIXELS:
-        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {MAX_PIXELS:,} pixels at most")
+    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > max_pixels:
+        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {max_pixels:,} pixels at most")
 
 
 def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.uint8]:

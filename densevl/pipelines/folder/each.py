@@ -77,7 +77,10 @@ def work_through(
                     missing.remove(image)
         for image, result in each(run, [job.image for job in part], bad) if missing else ():
             if image in missing:
-                save(by_image[image], result)
+                try:
+                    save(by_image[image], result)
+                except BAD as error:  # some results are made while they are written
+                    bad(image, error)
 
 
 def _parts(jobs: Sequence[Job], size: int, is_done: Callable[[Job], bool]) -> Iterator[Sequence[Job]]:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ class Folder:
         """
         with self.sense(job):
             content = dict(parse_json(self.store.read(f"{job.name}{self.kind.endings[0]}")))
-            require_facts(content)
+            require_facts(content, self.kind.max_pixels)
             return content
 
     def sense(self, job: Job) -> AbstractContextManager[None]:
@@ -213,6 +214,8 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
     alone = len(folder.jobs) == 1
 
     def save(job: Job, result: Any) -> None:
+        if hasattr(result, "progress"):
+            result.progress = partial(watch.part, job)
         folder.save(job, result)
         watch.done(job, result, folder.content(job) if watch.wants_content else {})
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
+from densevl.images import MAX_PIXELS
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.folder.each import Failed, Run, one_by_one
+from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.ensemble import Ensemble
@@ -33,7 +35,7 @@ class Kind:
     Attributes:
         use: the command. endings: of the files, x + ending; the first is the JSON that tells of the others.
         main: the ending that the result's `save` is given. picture: what a contact sheet shows.
-        tells: the keys of the JSON that are told of each image.
+        tells: the keys of the JSON that are told of each image. max_pixels: of an image.
     """
 
     use: str
@@ -41,6 +43,7 @@ class Kind:
     main: str
     picture: str
     tells: tuple[str, ...]
+    max_pixels: int = MAX_PIXELS
 
 
 OVERLAY = f"{OVERLAY_MARK}.png"
@@ -49,9 +52,13 @@ REGIONS = Kind("regions", (".json", OVERLAY), ".json", OVERLAY, ("regions",))
 ANOMALY = Kind(
     "anomaly", (".json", ".png", ".npy"), ".png", ".png", ("score", "is_anomalous", "anomalous_share", "peak")
 )
+GEOTIFF = Kind(
+    "geotiff", (".json", ".tif", f"{CONFIDENCE_MARK}.tif", OVERLAY), ".tif", OVERLAY, ("fractions",), max_pixels=2**40
+)
+POLYGONS = replace(GEOTIFF, use="geotiff+polygons", endings=(*GEOTIFF.endings, ".geojson"))
 CLASSIFY = Kind("classify", (".json", OVERLAY), ".json", OVERLAY, ("name", "confidence", "plausible"))
 GROUP = 16
-KINDS = {kind.use: kind for kind in (SEGMENT, REGIONS, ANOMALY, CLASSIFY)}
+KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, REGIONS, ANOMALY, CLASSIFY)}
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,33 @@ def segmenting(segmenter: Segmenter | Ensemble, labels: Any) -> Task:
         return segmenter.many(images, asked, on_error=failed)
 
     return Task(SEGMENT, run, facts, segmenter, GROUP)
+
+
+@dataclass(frozen=True)
+class BlockSegmenting:
+    """Segment images of any size block by block, to GeoTIFF.
+
+    Attributes:
+        labels: as `LabelSet.parse` takes them. options: of `BlockSegmenter`. bands, value_range: see `Raster`.
+        polygons: also write them.
+    """
+
+    labels: LabelSet
+    options: Mapping[str, Any] = field(default_factory=dict)
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    polygons: bool = False
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`."""
+        segment = BlockSegmenter(**_on(self.options, device))
+        read = {"bands": self.bands, "value_range": self.value_range}
+
+        def call(image: Any) -> Any:
+            return replace(segment(image, self.labels, **read), polygons=self.polygons)
+
+        facts = {**segment.facts(), "labels": self.labels.facts(), **read}
+        return Task(POLYGONS if self.polygons else GEOTIFF, one_by_one(call), facts, segment.segmenter)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ class Watch:
     def found(self, job: Job, content: dict[str, Any]) -> None:
         """An image was done before: its JSON; told only if content is wanted."""
 
+    def part(self, job: Job, share: float) -> None:
+        """So much of an image is done, 0 to 1; told only of images that take long."""
+
     def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
         """An image is done: its result, None if it was done on another machine; and its JSON, if wanted."""
 

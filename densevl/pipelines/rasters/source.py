@@ -194,7 +194,8 @@ class Raster:
         low, high = np.percentile(known, (2, 98)) if known.size else (0, 1)
         raise ImageError(
             f"{self._what} holds {', '.join(sorted(kinds))} and no 8-bit colours: say which values become black and "
-            f"white, such as range {low:.6g},{high:.6g} (--range {low:.6g},{high:.6g}), 2 % being darker and 2 % brighter"
+            f"white, such as range {low:.6g},{high:.6g} (--range {low:.6g},{high:.6g}), its 2nd and "
+            "98th percentile"
         )
 
     def _read(self, bands: Sequence[int], rows: tuple[int, int], cols: tuple[int, int] | None = None) -> Any:

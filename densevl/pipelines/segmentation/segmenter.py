@@ -424,7 +424,7 @@ class Segmenter:
             names=labels.names,
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
-            meta=self._meta(image, policy, absent, segments, time.perf_counter() - started),
+            meta=self.meta(image, policy, absent, segments, time.perf_counter() - started),
             warnings=(
                 *self.warnings(labels, policy, rgb, taught),
                 *flat,
@@ -572,9 +572,15 @@ class Segmenter:
             found.append(f"no descriptors for {listed}: embedded by the templates alone")
         return (*found, *(remarks.of_picture(self.backbone, rgb) if rgb is not None else ()))
 
-    def _meta(
-        self, image: Any, policy: Background, absent: Sequence[str], segments: Segments | None, seconds: float
+    def meta(
+        self,
+        image: Any,
+        policy: Background,
+        absent: Sequence[str] = (),
+        segments: Segments | None = None,
+        seconds: float = 0.0,
     ) -> dict[str, Any]:
+        """What a result of an image says of its making."""
         return {
             "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,

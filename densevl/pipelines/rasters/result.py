@@ -1,0 +1,244 @@
+"""`BlockSegmenter`: a picture of any size and some words to a label map, which is decided while it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl.errors import OptionError, ProtocolError, RecipeError
+from densevl.images.resizing import Band, resized_rows
+from densevl.inference import LabelMap, WindowGrid, decode
+from densevl.inference.blocks import block_rows, decoded_blocks, window_rows
+from densevl.inference.sliding import WINDOW_BATCH
+from densevl.kernels import DecodePlan
+from densevl.pipelines import remarks
+from densevl.pipelines.feeding import fed_size
+from densevl.pipelines.rasters import writing
+from densevl.pipelines.rasters.source import Range, Raster
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
+from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.weights import require_finite
+
+SIDE = 448  # of windows, for a model that looks at whole photos and does not say at what size
+LOOKED_AT = 1024  # pixels in the middle, of which warnings are
+OVERLAY_SIDE = 1600  # pixels of the picture that is drawn
+UNLIMITED = 2**31
+Block = tuple[int, np.ndarray, np.ndarray]
+"""First row, labels (rows, W) int16 with -1 for nothing, and confidence (rows, W) float32."""
+
+
+class BlockSegmenter:
+    """Segment pictures of any size at their own resolution, block by block; equal to the whole picture at once.
+
+    >>> segment = BlockSegmenter("mini")
+    >>> segment("field.tif", ["forest", "road", "water"]).save("out/field.tif")
+
+    Attributes:
+        segmenter: the `Segmenter` whose result it is.
+    """
+
+    def __init__(self, model: Any = "auto", recipe: Any = None, **settings: Any) -> None:
+        """Load the model.
+
+        Args:
+            model, recipe, settings: as `Segmenter` takes them. Without `short_side` in the protocol a picture keeps its
+                size; a model that looks at whole photos gets windows of the size it shrinks those to.
+
+        Raises:
+            RecipeError, OptionError, ProtocolError: a setting that needs the whole picture at once. Else as
+                `Segmenter`.
+        """
+        given = settings.pop("protocol", None) or {}
+        if not isinstance(given, dict):
+            raise ProtocolError("block by block, protocol is a dict of changes to the model's own")
+        if given.get("plan") == "whole" or given.get("crop", 1) is None:
+            raise ProtocolError("one window over the whole picture does not go block by block; give windows a crop")
+        own = {"short_side": None, "long_side": UNLIMITED, **given}
+        whole = Segmenter(model, recipe, **settings)
+        if whole.protocol.crop is None and "crop" not in own:
+            own["crop"] = whole.protocol.short_side or SIDE
+        self.segmenter = Segmenter(whole.backbone, recipe, **_loaded(settings), protocol=own)
+        self._require_local()
+
+    def __call__(
+        self,
+        path: str | os.PathLike[str],
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        bands: Sequence[int] | None = None,
+        value_range: Range | None = None,
+    ) -> BlockResult:
+        """Look at the header of a picture; the model runs when blocks are asked for, or written.
+
+        Args:
+            path: a TIFF, PNG, JPEG or JPEG 2000. labels, background: as `Segmenter` takes them.
+            bands, value_range: see `Raster`.
+
+        Raises:
+            ImageError: unreadable. LabelError, OptionError: unusable labels, background, bands or range.
+        """
+        label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
+        self.segmenter.embed_text(label_set, policy)
+        with Raster(path, bands=bands, value_range=value_range):
+            pass
+        return BlockResult(self.segmenter, os.fspath(path), label_set, policy, bands, value_range)
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the picture and the labels; see `Segmenter.facts`."""
+        return self.segmenter.facts()
+
+    def _require_local(self) -> None:
+        """Refuse what looks at more than a window.
+
+        Raises:
+            RecipeError, OptionError: with the way out.
+        """
+        segment = self.segmenter
+        if not segment.separable:
+            what = f"recipe '{segment.recipe.name}'" if segment.recipe is not None else "this"
+            what = "views" if segment.views is not None else what
+            raise RecipeError(
+                f"{what} looks at the whole picture, which does not go block by block; take a recipe that looks at one "
+                "window at a time, such as sclip, without views"
+            )
+        if segment.refine or segment.presence is not None:
+            what = "refine" if segment.refine else "presence"
+            raise OptionError(f"{what} needs the whole picture, which does not go block by block; leave it out")
+
+
+def _loaded(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in ("weights", "device", "precision")}
+
+
+@dataclass
+class BlockResult:
+    """The label map of one picture, made block by block as it is asked for.
+
+    Attributes:
+        progress: is told the share of rows that are done, 0 to 1.
+    """
+
+    segmenter: Segmenter
+    path: str
+    labels: LabelSet
+    background: Background
+    bands: Sequence[int] | None = None
+    value_range: Range | None = None
+    polygons: bool = False
+    progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
+    warnings: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.labels.names
+
+    def fractions(self) -> dict[str, float]:
+        """Share of pixels (0-1) of each class, and of "nothing"; once it is saved."""
+        return self.shares
+
+    def open(self) -> Raster:
+        """The picture, to be closed again."""
+        return Raster(self.path, bands=self.bands, value_range=self.value_range)
+
+    def blocks(self, raster: Raster | None = None, start: int = 0) -> Iterator[Block]:
+        """Decide the picture from top to bottom.
+
+        Args:
+            raster: the open picture; None opens it. start: row to begin with, a multiple of `self.rows`.
+
+        Raises:
+            ImageError: it cannot be read to its end.
+        """
+        if raster is None:
+            with self.open() as own:
+                yield from self.blocks(own, start)
+            return
+        segment, windows = self.segmenter, self.windows(raster)
+        text = segment.embed_text(self.labels, self.background)
+        scale = segment.protocol.logit_scale
+
+        @torch.no_grad()
+        def score(parts: torch.Tensor) -> torch.Tensor:
+            scores = segment.backbone.score(segment.run(parts), text.vectors, text.classes != NOTHING)
+            require_finite(scores, f"scores of model '{segment.backbone.name}'")
+            return scores
+
+        def decide(scores: torch.Tensor, plan: DecodePlan) -> LabelMap:
+            if text.bias is not None:
+                scores = scores + text.bias / scale
+            policy = self.background
+            return decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold, rest=policy.rest)
+
+        fed = (windows.rows.length, windows.cols.length)
+        read = raster.rows if fed == raster.size else resized_rows(Band(raster.rows), raster.size, fed)
+        device = segment.backbone.device.type
+        batch = WINDOW_BATCH.get(device, WINDOW_BATCH["cpu"])
+        scored = partial(window_rows, read, windows, segment.backbone.normalize, score, batch)
+        rows = self.rows(raster)
+        for top, labels, confidence in decoded_blocks(scored, windows, raster.size, decide, rows, start):
+            nothing = ~raster.valid(top, top + len(labels))
+            labels[nothing], confidence[nothing] = NOTHING, 0
+            yield top, labels, confidence
+
+    def windows(self, raster: Raster) -> WindowGrid:
+        """The windows over the picture."""
+        protocol, patch = self.segmenter.protocol, self.segmenter.backbone.patch_size
+        size = fed_size(raster.size, protocol, patch)
+        return WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
+
+    def rows(self, raster: Raster) -> int:
+        """Rows of a block."""
+        text = self.segmenter.embed_text(self.labels, self.background)
+        return block_rows(self.windows(raster), raster.size[0], len(text.classes))
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Decide the picture and write it: all files, or none.
+
+        For "out/field.tif":
+
+        - `field.tif`: the class of each pixel, a tiled GeoTIFF with the CRS of the picture, a palette, and 255 where
+          nothing; with more than 255 classes 16 bits, and 65535 where nothing;
+        - `field_confidence.tif`: confidence in 255 steps;
+        - `field.json`: names, colours, fractions, size, meta and warnings, as `SegmentationResult.save` has them;
+        - `field_overlay.png`: a small picture of it;
+        - `field.geojson`: polygons of the classes, if `polygons`; in longitude and latitude, or in pixels where the
+          picture does not say where it lies.
+
+        A run that is broken off leaves `.densevl-field.rows` beside, and goes on from there.
+
+        Returns:
+            The paths written.
+
+        Raises:
+            ImageError: the picture cannot be read to its end. OutputError: the disk refuses.
+        """
+        with self.open() as raster:
+            self._describe(raster)
+            facts = {"meta": self.meta, "names": self.names, "file": os.stat(raster.path).st_mtime_ns}
+            target = writing.Target(Path(path), raster, self.names, self.meta, polygons=self.polygons)
+            with target.rows(facts, self.rows(raster)) as kept:
+                for top, labels, confidence in self.blocks(raster, kept.done):
+                    kept.append(labels, confidence)
+                    self.progress((top + len(labels)) / raster.size[0])
+            self.shares = kept.shares(self.names)
+            if self.shares["nothing"] == 1:
+                self.warnings += remarks.of_labels(np.full((1, 1), NOTHING))
+            return target.write(kept, self.shares, self.warnings, OVERLAY_SIDE)
+
+    def _describe(self, raster: Raster) -> None:
+        segment = self.segmenter
+        meta = segment.meta(raster.path, self.background)
+        middle = raster.middle(LOOKED_AT)
+        self.meta = {**meta, "raster": raster.facts()}
+        self.warnings = tuple(dict.fromkeys((*segment.warnings(self.labels, self.background, middle), *raster.notes)))

@@ -1,0 +1,84 @@
+"""Peak memory of segmenting huge pictures block by block, and whether the result is that of the whole picture.
+
+    python -m tools.huge_memory --height 20000 --width 20000 --labels 150
+    python -m tools.huge_memory --height 6000 --width 6000 --labels 150 --compare
+
+A picture of that size is drawn from the scenes of demo/, with noise, as a tiled TIFF. `mini` segments it in a process of
+its own, whose peak of resident memory is printed; with --compare another one segments the whole picture at once, and
+pixels that differ are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from densevl.images import read_image, resize
+
+ROOT = Path(__file__).parents[1]
+SIDE = 512
+BLOCKS = """
+import resource, sys, time
+from densevl.pipelines.rasters.result import BlockSegmenter
+started = time.process_time()
+BlockSegmenter("mini", background="none")(sys.argv[1], sys.argv[3].split(",")).save(sys.argv[2])
+print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+WHOLE = """
+import resource, sys, time
+import rasterio
+from densevl import Segmenter
+from densevl.images import read_image
+started = time.process_time()
+result = Segmenter("mini", background="none")(read_image(sys.argv[1]), sys.argv[3].split(","))
+print(time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+with rasterio.open(sys.argv[2]) as file:
+    print(int((file.read(1) != result.labels.astype("uint8")).sum()))
+"""
+
+
+def draw(path: Path, height: int, width: int) -> None:
+    """Write scenes side by side, each with noise of its own."""
+    import rasterio
+
+    rng = np.random.default_rng(0)
+    scenes = [resize(read_image(scene), (SIDE, SIDE)) for scene in sorted((ROOT / "demo" / "scenes").glob("*.png"))]
+    size = {"height": height, "width": width, "count": 3, "dtype": "uint8", "photometric": "RGB"}
+    tiles = {"tiled": True, "blockxsize": SIDE, "blockysize": SIDE, "compress": "deflate", "zlevel": 1}
+    with rasterio.open(path, "w", driver="GTiff", **size, **tiles) as file:
+        for top in range(0, height, SIDE):
+            for left in range(0, width, SIDE):
+                scene = scenes[rng.integers(len(scenes))] ^ rng.integers(0, 8, (SIDE, SIDE, 3), np.uint8)
+                part = scene[: height - top, : width - left].transpose(2, 0, 1)
+                rows, cols = (top, top + part.shape[1]), (left, left + part.shape[2])
+                file.write(part, window=(rows, cols))
+
+
+def main() -> None:
+    """Draw, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("height", 20_000), ("width", 20_000), ("labels", 150)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--compare", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        picture, out = Path(folder, "picture.tif"), Path(folder, "labels.tif")
+        draw(picture, given.height, given.width)
+        labels = ",".join(f"thing {number}" for number in range(given.labels))
+        for name, code in (("block by block", BLOCKS), *([("at once", WHOLE)] if given.compare else [])):
+            command = [sys.executable, "-c", code, str(picture), str(out), labels]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            seconds, mib, *differing = done.stdout.split()
+            told = f", {differing[0]} pixels differ" if differing else ""
+            print(
+                f"{given.height} x {given.width}, {name}: peak {float(mib):.0f} MiB, {float(seconds):.0f} CPU s{told}"
+            )
+
+
+if __name__ == "__main__":
+    main()
