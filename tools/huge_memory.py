@@ -3,8 +3,8 @@
     python -m tools.huge_memory --height 20000 --width 20000 --labels 150
     python -m tools.huge_memory --height 6000 --width 6000 --labels 150 --compare
 
-A picture of that size is drawn from the scenes of demo/, with noise, as a tiled TIFF. `mini` segments it in a process of
-its own, whose peak of resident memory is printed; with --compare another one segments the whole picture at once, and
+A picture of that size is drawn from the scenes of demo/, with noise, as a tiled TIFF. `mini` segments it in a process
+of its own, whose peak of resident memory is printed; with --compare another one segments the whole picture at once, and
 pixels that differ are counted.
 """
 
