@@ -101,6 +101,22 @@ def draw_shares(image: UInt8Array, shares: Mapping[str, float]) -> UInt8Array:
     return _with_legend(image, [entries[number] for number in order[:5]])
 
 
+def draw_key(names: Sequence[str], height: int, width: int) -> UInt8Array:
+    """The colours of classes, whether they are there or not: the same below every frame of a video.
+
+    Args:
+        height, width: of the picture that it is for.
+
+    Returns:
+        uint8 RGB (h, W, 3), at least as wide as the picture.
+    """
+    colours = palette(len(names)).tolist()
+    entries = [_Entry(name, "", tuple(colours[number])) for number, name in enumerate(names[:_MOST_ENTRIES])]
+    if more := len(names) - len(entries):
+        entries.append(_Entry(f"+{more} more", "", None))
+    return np.array(_draw_legend(entries, max(width, _LEGEND_WIDTH), _text_size(height, width)))
+
+
 def _with_legend(picture: UInt8Array, entries: list[_Entry]) -> UInt8Array:
     height, width = picture.shape[:2]
     legend = _draw_legend(entries, max(width, _LEGEND_WIDTH), _text_size(height, width))

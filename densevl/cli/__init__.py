@@ -26,6 +26,7 @@ from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
 from densevl.cli.shared import OneLineGroup
+from densevl.cli.video import video
 
 __all__ = ["app"]
 
@@ -56,7 +57,7 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (segment, regions, search, classify, doctor, bench, serve):
+for command in (segment, video, regions, search, classify, doctor, bench, serve):
     app.command()(command)
 for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),

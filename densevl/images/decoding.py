@@ -75,7 +75,7 @@ _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
     ),
     (re.compile(rb"....ftyp(hei|hev|mif|msf|avi)", re.DOTALL), "a HEIC or AVIF picture; convert it to JPEG or PNG"),
     (re.compile(rb"FUJIFILMCCD-RAW|II[RU][OS\0]|MMOR|FOVb|II\*\0.{4}CR|....ftypcrx", re.DOTALL), _RAW),
-    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; extract frames first"),
+    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", re.DOTALL), "a video; `densevl video` segments it"),
     (re.compile(rb"%PDF"), "a PDF; export its pages as PNG"),
     (re.compile(rb"%!PS"), "PostScript; export it as PNG"),
     (re.compile(rb"8BPS"), "a Photoshop document; export it as PNG"),

@@ -23,6 +23,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.pipelines.video.result import VideoSegmenter
 from densevl.proposals import load_proposer
 from densevl.proposals.pieces import PieceProposer
 from densevl.vocabulary import LabelSet
@@ -55,10 +56,13 @@ ANOMALY = Kind(
 GEOTIFF = Kind(
     "geotiff", (".json", ".tif", f"{CONFIDENCE_MARK}.tif", OVERLAY), ".tif", OVERLAY, ("fractions",), max_pixels=2**40
 )
+VIDEO = Kind(
+    "video", (".json", ".mp4", "_labels.zip", "_frames.jsonl"), ".mp4", ".mp4", ("fractions", "frames", "cuts")
+)
 POLYGONS = replace(GEOTIFF, use="geotiff+polygons", endings=(*GEOTIFF.endings, ".geojson"))
 CLASSIFY = Kind("classify", (".json", OVERLAY), ".json", OVERLAY, ("name", "confidence", "plausible"))
 GROUP = 16
-KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, REGIONS, ANOMALY, CLASSIFY)}
+KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, VIDEO, REGIONS, ANOMALY, CLASSIFY)}
 
 
 @dataclass(frozen=True)
@@ -131,13 +135,29 @@ class BlockSegmenting:
     def task(self, device: str | None = None) -> Task:
         """See `Work`."""
         segment = BlockSegmenter(**_on(self.options, device))
-        read = {"bands": self.bands, "value_range": self.value_range}
+        read: dict[str, Any] = {"bands": self.bands, "value_range": self.value_range}
 
         def call(image: Any) -> Any:
             return replace(segment(image, self.labels, **read), polygons=self.polygons)
 
         facts = {**segment.facts(), "labels": self.labels.facts(), **read}
         return Task(POLYGONS if self.polygons else GEOTIFF, one_by_one(call), facts, segment.segmenter)
+
+
+@dataclass(frozen=True)
+class VideoSegmenting:
+    """Segment videos. Attributes: as `Segmenting`; smooth, every: of `VideoSegmenter`."""
+
+    labels: LabelSet
+    options: Mapping[str, Any] = field(default_factory=dict)
+    smooth: float = 0.0
+    every: int = 1
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`."""
+        segment = VideoSegmenter(Segmenter(**_on(self.options, device)), smooth=self.smooth, every=self.every)
+        facts = {**segment.facts(), "labels": self.labels.facts()}
+        return Task(VIDEO, one_by_one(lambda video: segment(video, self.labels)), facts, segment)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""Videos as upright RGB frames, one at a time: files by PyAV (FFmpeg), cameras by OpenCV."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from densevl.errors import ImageError, MissingExtraError
+from densevl.files import shown
+from densevl.images import MAX_PIXELS, UInt8Array
+from densevl.images.addresses import is_address
+from densevl.images.decoding import check_size
+from densevl.images.opening import reader
+
+ENDINGS: Final = frozenset(
+    (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv")
+)
+FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,gif,m4v,h264,hevc,ivf"
+"""Of FFmpeg: those that hold the video themselves, and name no other files or addresses."""
+ATTACHED_PICTURE: Final = 1024  # the cover of a piece of music
+HDR: Final = (16, 18)  # transfer curves, PQ and HLG
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A frame. Attributes: rgb: uint8 (H, W, 3), upright; pts: when it is shown, in units of its video's time_base."""
+
+    rgb: UInt8Array
+    pts: int
+
+
+class Source(Protocol):
+    """Where frames come from.
+
+    Attributes:
+        name: for messages. rate: frames a second, about. time_base: seconds of a pts. frames: how many, 0 if that is
+            not known. live: frames come as time goes by, until it is stopped. sound: the codec of its sound, "" for
+            none. notes: what a user should know, a sentence each; whole once all frames are read.
+    """
+
+    name: str
+    rate: Fraction
+    time_base: Fraction
+    frames: int
+    live: bool
+    sound: str
+    notes: list[str]
+
+    def read(self, hear: Callable[[Any], None] | None = None) -> Iterator[Frame]:
+        """The frames in order. Args: hear: is given packets of sound."""
+
+    def template(self) -> Any:
+        """The stream of sound."""
+
+
+class VideoFile:
+    """A file; see `Source`.
+
+    Raises:
+        ImageError: missing, damaged, no video or of a format that is not read. MissingExtraError: no PyAV.
+    """
+
+    live = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._av = _av()
+        self.name, self.notes = os.fspath(path), list[str]()
+        if is_address(self.name):
+            raise ImageError(f"{shown(self.name)} is an address; videos are read from a disk: copy it first")
+        with reader(self.name, None):  # says what is wrong with a path
+            pass
+        with self._told("is no video that can be read (MP4, MOV, MKV, WebM, AVI, MPEG, ...), or is damaged"):
+            self._file = open(self.name.removeprefix("file://"), "rb")  # noqa: SIM115  closed by `close`
+            self._container = self._av.open(self._file, options={"format_whitelist": FORMATS})
+        videos = [s for s in self._container.streams.video if not int(s.disposition) & ATTACHED_PICTURE]
+        if not videos:
+            raise ImageError(f"{shown(self.name)} holds no video, only sound or data")
+        self._video = videos[0]
+        if not self._video.width or not self._video.height:
+            raise ImageError(f"{shown(self.name)} does not say how large its frames are; it is damaged")
+        self._video.thread_type = "AUTO"
+        self._sound = next(iter(self._container.streams.audio), None)
+        self.sound = self._sound.codec_context.codec.canonical_name if self._sound is not None else ""
+        self.rate = Fraction(self._video.average_rate or self._video.guessed_rate or 25)
+        self.time_base = Fraction(self._video.time_base or 1 / self.rate)
+        self.frames = int(self._video.frames)
+        check_size(shown(self.name), (self._video.width, self._video.height), MAX_PIXELS)
+        if self._video.codec_context.color_trc in HDR:
+            self.notes.append("the video has HDR colours, which come out dull: convert it to SDR for better labels")
+
+    def template(self) -> Any:
+        """See `Source`."""
+        return self._sound
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+        self._file.close()
+
+    def read(self, hear: Callable[[Any], None] | None = None) -> Iterator[Frame]:
+        """See `Source`; damaged parts are left out and noted.
+
+        Raises:
+            ImageError: no frame can be decoded.
+        """
+        size: tuple[int, int] | None = None
+        last: int | None = None
+        count = damaged = 0
+        step = max(1, round(1 / (self.rate * self.time_base)))
+        for frame in self._decoded(hear):
+            if frame is None:
+                damaged += 1
+                continue
+            damaged += bool(frame.is_corrupt)
+            size = size or (frame.width, frame.height)
+            rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+            turned = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90) % 4))
+            pts = frame.pts if frame.pts is not None else 0 if last is None else last + step
+            last = pts if last is None else max(pts, last + 1)  # a muxer takes no time twice
+            count += 1
+            yield Frame(turned, last)
+        if not count:
+            raise ImageError(f"no frame of {shown(self.name)} can be decoded; it is damaged, or cut")
+        if damaged:
+            self.notes.append(f"{damaged} parts of the video are damaged, and their frames are missing or wrong")
+        if count < self.frames - 1:
+            self.notes.append(f"the video says that it has {self.frames} frames, of which {count} are there: cut copy?")
+
+    def _decoded(self, hear: Callable[[Any], None] | None) -> Iterator[Any]:
+        """Frames, and None for each damaged part."""
+        streams = [self._video] if hear is None or self._sound is None else [self._video, self._sound]
+        packets = self._container.demux(*streams)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (self._av.FFmpegError, OSError):  # where the file is cut
+                yield None
+                packet = None
+            if packet is None:
+                return
+            if packet.stream is self._sound and hear is not None:
+                hear(packet)
+                continue
+            try:
+                yield from packet.decode()
+            except self._av.FFmpegError:
+                yield None
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (self._av.FFmpegError, OSError, ValueError) as error:
+            raise ImageError(f"{shown(self.name)} {what}: {getattr(error, 'strerror', None) or error}") from error
+
+
+class Camera:
+    """A camera of this machine, by its number; the newest frame is taken, those before are let go.
+
+    Raises:
+        ImageError: there is none. MissingExtraError: no OpenCV.
+    """
+
+    live, frames, sound = True, 0, ""
+
+    def __init__(self, number: int, seconds: float | None = None) -> None:
+        _av()
+        try:
+            import cv2
+        except ImportError as error:
+            raise MissingExtraError("opencv-python", "video", "a camera") from error
+        self.name, self.notes = f"camera {number}", list[str]()
+        self.rate, self.time_base = Fraction(25), Fraction(1, 1000)
+        self._seconds, self._waiting = seconds, threading.Condition()
+        self._newest: Any = None
+        self._camera = cv2.VideoCapture(number)
+        self._open = bool(self._camera.isOpened())
+        if not self._open:
+            raise ImageError(f"there is no camera {number}, or it is in use; cameras are counted from 0")
+
+    def template(self) -> Any:
+        """See `Source`."""
+        return None
+
+    def read(self, hear: Callable[[Any], None] | None = None) -> Iterator[Frame]:
+        """See `Source`."""
+        taking = threading.Thread(target=self._take, daemon=True)
+        taking.start()
+        started, last = time.monotonic(), -1
+        try:
+            while self._seconds is None or time.monotonic() - started < self._seconds:
+                with self._waiting:
+                    self._waiting.wait_for(lambda: self._newest is not None or not self._open, timeout=10)
+                    taken, self._newest = self._newest, None
+                if taken is None:
+                    self.notes.append("the camera gave no more frames")
+                    return
+                last = max(last + 1, round((time.monotonic() - started) * 1000))
+                yield Frame(np.ascontiguousarray(taken[..., ::-1]), last)
+        finally:
+            self._open = False
+            taking.join(timeout=5)
+
+    def close(self) -> None:
+        """Let the camera go."""
+        self._open = False
+        self._camera.release()
+
+    def _take(self) -> None:
+        while self._open:
+            there, bgr = self._camera.read()
+            with self._waiting:
+                self._open &= bool(there)
+                self._newest = bgr if there else self._newest
+                self._waiting.notify()
+
+
+def find_videos(sources: Iterable[str]) -> list[str]:
+    """Files as they are given, and of folders the videos in them and below.
+
+    Raises:
+        ImageError: a folder without any.
+    """
+    found: list[str] = []
+    for source in sources:
+        if not os.path.isdir(source):
+            found.append(source)
+            continue
+        inside = [p for p in sorted(Path(source).rglob("*")) if p.suffix.lower() in ENDINGS and p.is_file()]
+        if not inside:
+            raise ImageError(f"no videos in {shown(source)}: files must end in {' '.join(sorted(ENDINGS))}")
+        found += map(str, inside)
+    return found
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtraError("av", "video", "reading videos") from error
+    av.logging.set_level(None)  # what is wrong is said once, by an error or a note
+    return av
