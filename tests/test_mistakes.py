@@ -16,6 +16,7 @@ SCENE, TILE = str(DEMO / "scenes" / "wood.png"), str(DEMO / "surfaces" / "tiles_
 
 RIGHT: dict[str, list[str]] = {
     "segment": [SCENE, "--labels", "penguin", "--model", "mini"],
+    "video": ["clip.mp4", "--labels", "penguin", "--model", "mini"],
     "regions": [SCENE, "--labels", "penguin", "--model", "mini", "--proposals", "grid"],
     "search": [str(DEMO / "scenes"), "--for", "penguin", "--model", "mini", "--proposals", "grid"],
     "classify": [SCENE, "--labels", "penguin,pizza", "--model", "mini"],
@@ -43,6 +44,10 @@ RIGHT: dict[str, list[str]] = {
 ABSENT, FILE = "absent/thing", "file.txt"
 WRONG: dict[str, list[str]] = {
     "images": [ABSENT, FILE, "empty"],
+    "videos": [ABSENT, FILE, "empty", "https://example.org/a.mp4"],
+    "smooth": ["1", "-0.1", "nan", "x"],
+    "every": ["0", "x"],
+    "seconds": ["0", "nan", "x"],
     "normal": [ABSENT, FILE, "empty"],
     "source": [ABSENT, "empty"],
     "folder": [ABSENT, FILE, "empty"],
