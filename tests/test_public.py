@@ -28,9 +28,9 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --as --background --bands --bits --blend --compat --crop --descriptors --device --geotiff --json "
-        "--labels --model --out --overwrite --plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet "
-        "--range --ray --recipe --refine --sam --shard --sheet --short-side --strict --stride --stuff --templates "
-        "--views --weights "
+        "--labels --model --out --overwrite --plan --polygons --precision --presence --proposals --proxy --proxy-scope "
+        "--quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --strict --stride --stuff "
+        "--templates --views --weights "
         "--workers"
     ),
     "video": (
