@@ -72,7 +72,7 @@ def main() -> None:
         labels = ",".join(f"thing {number}" for number in range(given.labels))
         for name, code in (("block by block", BLOCKS), *([("at once", WHOLE)] if given.compare else [])):
             command = [sys.executable, "-c", code, str(picture), str(out), labels]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             seconds, mib, *differing = done.stdout.split()
             told = f", {differing[0]} pixels differ" if differing else ""
             print(

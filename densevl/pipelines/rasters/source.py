@@ -29,7 +29,7 @@ DRIVERS: Final = {
     "JP2OpenJPEG": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
 }
 """Drivers of GDAL that read one file and follow no names that stand in it, and how such files begin."""
-CACHE_MB: Final = 128
+CACHE: Final = 128 * 2**20  # bytes
 PREVIEWED: Final = 1024  # pixels along the long side, of which the range of values is told
 Range = tuple[float, float]
 
@@ -238,7 +238,7 @@ class Raster:
         import rasterio
 
         try:
-            with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+            with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
                 yield
         except (rasterio.errors.RasterioError, OSError, ValueError) as error:
             told = str(error.__cause__ or error)

@@ -18,7 +18,7 @@ from densevl.drawing import draw_overlay, palette
 from densevl.errors import OutputError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, shown, staged
 from densevl.images import encode_png
-from densevl.pipelines.rasters.source import CACHE_MB, Raster
+from densevl.pipelines.rasters.source import CACHE, Raster
 from densevl.results import UNLABELLED, to_json
 
 TILE = 256
@@ -165,7 +165,7 @@ class Target:
             **{"tiled": True, "blockxsize": TILE, "blockysize": TILE},
         }
         how = {name: value for name, value in how.items() if value is not None}
-        quiet, env = warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_PAM_ENABLED="NO")
+        quiet, env = warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE, GDAL_PAM_ENABLED="NO")
         with quiet, env:
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path, "w", **how) as file:
@@ -204,7 +204,7 @@ class Target:
         ground = self.raster.georeferenced and self.raster.gcps is None
         head = {"type": "FeatureCollection", "densevl": __version__, "coordinates": GROUND if ground else "pixels"}
         colours = palette(len(self.names)).tolist()
-        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
+        with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(labels, driver="GTiff") as file, open(path, "w", encoding="utf-8") as out:
                 band, between = rasterio.band(file, 1), "\n"
