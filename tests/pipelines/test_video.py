@@ -211,11 +211,13 @@ def test_a_cut_copy_gives_what_is_there_or_one_line(ending, segment, tmp_path) -
     assert 0 < len(rows(tmp_path / "o_frames.jsonl")) < 12
 
 
-@pytest.mark.parametrize("name", ["text", "empty", "sound", "playlist", "absent", "folder", "address"])
+@pytest.mark.parametrize("name", ["text", "empty", "sound", "playlist", "absent", "folder", "address", "picture"])
 def test_what_is_no_video_is_one_line(name, segment, tmp_path) -> None:
     path: Any = tmp_path / "x.mp4"
     if name == "text":
         path.write_text("no video")
+    elif name == "picture":
+        Image.fromarray(scene("wood")).save(path, format="png")
     elif name == "empty":
         path.write_bytes(b"")
     elif name == "folder":
@@ -339,6 +341,13 @@ def test_a_video_is_not_written_over_itself(clip) -> None:
 def test_settings_out_of_range_are_refused(given, segment) -> None:
     with pytest.raises(OptionError):
         VideoSegmenter(segment.segmenter, **given)
+
+
+def test_hidden_files_and_results_are_no_videos_of_a_folder(tmp_path) -> None:
+    for name in ("b.MP4", "a/c.mov", "._b.mp4", ".trash/x.mp4", "out/densevl.json", "out/b.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [Path(path).name for path in find_videos([str(tmp_path)])] == ["b.MP4", "c.mov"]
 
 
 def test_a_folder_without_videos_says_what_they_are(tmp_path) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from densevl.errors import ImageError, MissingExtraError
-from densevl.files import shown
-from densevl.images import MAX_PIXELS, UInt8Array
+from densevl.files import RUN_FILE, shown
+from densevl.images import MAX_PIXELS, UInt8Array, kind_of
 from densevl.images.addresses import is_address
 from densevl.images.decoding import check_size
 from densevl.images.opening import reader
@@ -76,8 +76,10 @@ class VideoFile:
         self.name, self.notes = os.fspath(path), list[str]()
         if is_address(self.name):
             raise ImageError(f"{shown(self.name)} is an address; videos are read from a disk: copy it first")
-        with reader(self.name, None):  # says what is wrong with a path
-            pass
+        with reader(self.name, None) as (content, _):  # says what is wrong with a path
+            kind = kind_of(content.read(512))
+        if kind.startswith("a picture") and "GIF" not in kind:
+            raise ImageError(f"{shown(self.name)} is {kind} and no video; `densevl segment` is for pictures")
         with self._told("is no video that can be read (MP4, MOV, MKV, WebM, AVI, MPEG, ...), or is damaged"):
             self._file = open(self.name.removeprefix("file://"), "rb")  # noqa: SIM115  closed by `close`
             self._container = self._av.open(self._file, options={"format_whitelist": FORMATS})
@@ -235,10 +237,18 @@ def find_videos(sources: Iterable[str]) -> list[str]:
         if not os.path.isdir(source):
             found.append(source)
             continue
-        inside = [p for p in sorted(Path(source).rglob("*")) if p.suffix.lower() in ENDINGS and p.is_file()]
+        inside = list[str]()
+        for folder, below, files in os.walk(source):
+            # Hidden ones hold what macOS keeps beside files; results are no videos of the user's.
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if RUN_FILE in files:
+                below[:] = []
+                continue
+            names = (name for name in sorted(files) if not name.startswith("."))
+            inside += [os.path.join(folder, name) for name in names if Path(name).suffix.lower() in ENDINGS]
         if not inside:
             raise ImageError(f"no videos in {shown(source)}: files must end in {' '.join(sorted(ENDINGS))}")
-        found += map(str, inside)
+        found += inside
     return found
 
 
