@@ -160,7 +160,7 @@ class VideoResult:
         total, count, cuts, said = np.zeros(len(names) + 1), 0, list[float](), dict[str, None]()
         size = (0, 0)
         try:
-            with staged([path, *beside]) as parts, VideoWriter(*parts[:3], source, names) as writer:
+            with staged([path, *beside]) as parts, VideoWriter(parts[0], parts[1], parts[2], source, names) as writer:
                 try:
                     for frame, result, cut in self.frames(source, writer.hear if writer.hears else None):
                         writer.add(count, frame, result, cut=cut)
