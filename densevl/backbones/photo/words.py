@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from densevl import digest
 from densevl.backbones.photo import minilm
+from densevl.backbones.photo.scoring import Tier
 from densevl.backbones.reach import Reach, Trust, Way
 from densevl.cache import cache_dir
 from densevl.errors import ModelError, OutputError
@@ -43,6 +44,12 @@ TAU = 0.1
 # "democracy"), written down without looking at the table, the area under the curve is 0.976. A larger share says that
 # the word is about these classes, not that it means them: coffee 0.77 (coffeepot, mug), fur 0.54, baseball bat 0.67.
 TOP = 10
+ATTENDED = 5  # classes that attention keeps: the tail of a softmax says "I do not know", not "all of these"
+WEAKER = {
+    **dict.fromkeys(("chair", "sofa"), Tier(-2.0, 1.0)),
+    **dict.fromkeys(("dining table", "building"), Tier(-1.5)),
+    "potted plant": Tier(-1.0),
+}
 COVERED = 0.30
 PREPOSITIONS = {"of", "with", "on", "in", "at", "by", "from", "for", "under", "near", "behind", "beside", "without"}
 BREAKS = PREPOSITIONS | {"a", "an", "the"}
@@ -142,6 +149,14 @@ def weak() -> dict[str, str]:
     return {word: why for why, words in json.loads(_shipped("weak.json")).items() for word in words}
 
 
+@lru_cache(maxsize=1)
+def tiers() -> dict[frozenset[int], Tier]:
+    """The words that are weak by nature, by their classes, and how much less evidence is asked of them."""
+    person = next(words for why, words in json.loads(_shipped("weak.json")).items() if "person" in words and why)
+    listed = {**dict.fromkeys(person, Tier(-2.0, 1.0)), **WEAKER}
+    return {frozenset(classes): tier for word, tier in listed.items() if (classes := alias_rows(word))}
+
+
 @dataclass(frozen=True)
 class Meaning:
     """Where a word lies: the way to it, its classes if that is known without attention, and the doubts about it.
@@ -210,7 +225,7 @@ def _stuff(phrase: str) -> Meaning | None:
 
 def fingerprint() -> str:
     """A hash of everything that shapes a row, apart from the code."""
-    return digest.of_text("names, kinds and heads", _shipped("aliases.json"), *_key_recipe(), str(TAU))
+    return digest.of_text("heads and kinds", _shipped("aliases.json"), *_key_recipe(), str(TAU), str(ATTENDED))
 
 
 class Lexicon:
@@ -232,7 +247,9 @@ class Lexicon:
                 row[list(meaning.classes)] = 1 / len(meaning.classes)
         other = [i for i, meaning in enumerate(meanings) if not meaning.classes and meaning.trust != "none"]
         if other:
-            result[other] = self.attention([words[i] for i in other])
+            share = self.attention([words[i] for i in other])
+            best = share.topk(ATTENDED, dim=-1)
+            result[other] = torch.zeros_like(share).scatter(1, best.indices, best.values / best.values.sum(1, True))
         return result
 
     def meanings(self, words: Sequence[str]) -> list[Meaning]:

@@ -1,4 +1,4 @@
-"""What is done to scores at pixels, and to labels, once a recipe has given its scores: "pamr", "lposs+", "vote"."""
+"""What is done to scores at pixels, and to labels, once a recipe has given its scores; see `KNOWN`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from densevl.errors import RecipeError, suggest
 from densevl.inference.decoding import LabelMap, Refine
@@ -13,24 +14,29 @@ from densevl.pipelines.segmentation.segments import Segments
 from densevl.refine import Pamr, PixelPropagation, majority_vote
 from densevl.refine.propagation import ALPHA
 
-VOTE = "vote"
-SCORES = ("pamr", "lposs+")
-KNOWN = (*SCORES, VOTE)
+VOTE, NONE = "vote", "none"
+SCORES = ("pamr", "edges", "lposs+")
+EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
+KNOWN = (*SCORES, VOTE, NONE)
 
 
 def parse(spec: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names of refinements in the order they are applied: "pamr,vote" to ("pamr", "vote"); none of them for None.
+    """Names of refinements in the order they are applied: "pamr,vote" to ("pamr", "vote"); none for None and "none".
 
     Raises:
         RecipeError: an unknown or repeated name, or a vote that is not last.
     """
     parts = spec.split(",") if isinstance(spec, str) else spec or ()
     chosen = tuple(part.strip() for part in parts)
+    if chosen == (NONE,):
+        return ()
     for name in chosen:
         if name not in KNOWN:
             raise RecipeError(f"no refinement '{name}'{suggest(name, KNOWN)}; known: {', '.join(KNOWN)}")
     if len(set(chosen)) < len(chosen):
         raise RecipeError(f"refine='{','.join(chosen)}' names one twice; each is applied once")
+    if NONE in chosen:
+        raise RecipeError(f"refine='{','.join(chosen)}' names others beside 'none'; it stands alone")
     if VOTE in chosen[:-1]:
         raise RecipeError(f"refine='{','.join(chosen)}': a vote decides labels, so it comes last")
     return chosen
@@ -46,10 +52,27 @@ def score_refiner(chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tens
     for name in chosen:
         if name == "pamr":
             steps.append(Pamr(normalised[None]))
+        elif name == "edges":
+            steps.append(_small(normalised))
         elif name == "lposs+":
             photo = torch.from_numpy(rgb.copy()).to(normalised.device).permute(2, 0, 1)[None] / 255
             steps.append(_kept_in_range(PixelPropagation(photo)))
     return _one_after_the_other(steps) if steps else None
+
+
+def _small(normalised: torch.Tensor) -> Refine:
+    """PAMR of a few rounds and short distances on the photo (3, H, W) made small: cheap, and as good at borders."""
+    scale = min(1.0, EDGES_SIDE / min(normalised.shape[1:]))
+    size = [max(1, round(side * scale)) for side in normalised.shape[1:]]
+    pamr = Pamr(
+        F.interpolate(normalised[None], size=size, mode="bilinear", antialias=True), iterations=5, dilations=(2, 6)
+    )
+
+    def refine(scores: torch.Tensor) -> torch.Tensor:
+        small = F.interpolate(scores, size=size, mode="bilinear", antialias=True)
+        return F.interpolate(pamr(small), size=scores.shape[-2:], mode="bilinear", align_corners=False)
+
+    return refine
 
 
 def _kept_in_range(propagation: PixelPropagation) -> Refine:

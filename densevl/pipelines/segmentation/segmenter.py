@@ -143,8 +143,9 @@ class Segmenter:
             proposals: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
                 (H, W, 3) that returns what a call's `regions` may be.
             views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
-            refine: one or more of "pamr", scores flow between pixels of like colour; "lposs+", they are propagated over
-                them; and, last, "vote", each segment takes its most frequent label ("pamr,vote"). None is none.
+            refine: one or more of "pamr", scores flow between pixels of like colour; "edges", the same over short
+                distances on a small copy, cheaply; "lposs+", they are propagated over pixels; and, last, "vote", each
+                segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice.
             device: "cpu", "cuda"; None chooses.
             precision: "float32", "int8" or "bfloat16", of the image tower's linear layers (`backbones.precision`); None
                 keeps that of the backbone.
@@ -158,9 +159,10 @@ class Segmenter:
             OptionError: a value that a setting cannot have. ProtocolError: impossible windows or views.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
-        self.refine, self.views = refinement.parse(refine), Views.parse(views)
+        asked, self.views = refinement.parse(refine), Views.parse(views)
         self.presence = presence
         self.backbone = load(model, weights, device, precision)
+        self.refine = refinement.parse(self.backbone.refine) if refine is None else asked
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
