@@ -95,7 +95,9 @@ def read(found: Any, size: tuple[int, int] | None) -> Found:
         return _ultralytics(found)
     if isinstance(found, dict) and {"boxes", "scores"} <= found.keys():
         return _records(found)
-    if isinstance(found, dict) and {"logits", "pred_boxes"} <= found.keys() and "transformers" in own:
+    # with masks beside them the boxes alone would lose what was found
+    queries = isinstance(found, dict) and {"logits", "pred_boxes"} <= found.keys() and "pred_masks" not in found
+    if queries and "transformers" in own:
         return _queries(found, size)
     if isinstance(found, dict) and {"segmentation", "segments_info"} <= found.keys():
         return _segments(found)
@@ -120,10 +122,10 @@ def _way(found: Any, own: set[str]) -> str:
     for package, reader in READERS.items():
         if package in own:
             return f"give {reader}"
-    if isinstance(found, dict) and "pred_boxes" in found:
-        return "give what processor.post_process_object_detection(outputs, target_sizes=[(H, W)]) returns"
     if isinstance(found, dict) and ("masks_queries_logits" in found or "pred_masks" in found):
         return "give what processor.post_process_instance_segmentation(outputs, target_sizes=[(H, W)])[0] is"
+    if isinstance(found, dict) and "pred_boxes" in found:
+        return "give what processor.post_process_object_detection(outputs, target_sizes=[(H, W)]) returns"
     if isinstance(found, (np.ndarray, torch.Tensor)):
         named, shape = "RegionClassifier(model)(image, labels, ", tuple(found.shape)
         if len(shape) == 2 and 4 <= shape[1] <= 7:

@@ -190,6 +190,9 @@ TABLE = (
     Case("a map of classes", "post_process_semantic_segmentation", labelled([MAP]), r"a map .*regions=found \+ 1 if 0"),
     Case("masks alone", "(N, H, W)", labelled(torch.zeros(3, *SIZE)), "of masks .*regions=masks"),
     Case("raw outputs of Mask2Former", "not post-processed", labelled(RAW), "post_process_instance_segmentation"),
+    Case("raw outputs of DetrForSegmentation", "boxes beside masks that would be lost",
+         labelled({"logits": MAP, "pred_boxes": BOXES, "pred_masks": MAP}),
+         "post_process_instance_segmentation"),
     Case("boxes without area among others", "video", warned(PHOTO, SOME),
          warned="2 of 3 boxes have no area within", right=lambda got: got.found["labels"][1:].tolist() == [2, 2]
          and got.found["scores"][1:].tolist() == [0, 0] and len(got.found["embeddings"]) == 3),
