@@ -47,6 +47,8 @@ class Backbone(ABC):
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
         pictures: what it was made for: "photos", "drawings", or "" for both.
         refine: refinements of scores that are made unless others are asked for, as `Segmenter` takes them.
+        reading: what its weights were read as, ready for JSON: their form, and for activations, pixels and the commit
+            of the hub the value and where it was taken from. guesses: warnings about those that nothing says.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 

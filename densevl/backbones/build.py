@@ -91,7 +91,7 @@ def build(
         name=name,
         mean=tuple(settings.mean),
         std=tuple(settings.std),
-        reading={"form": form.name, **{key: [fact.value, fact.source] for key, fact in facts.items()}},
+        reading={"form": form.name, **{key: fact.told() for key, fact in facts.items()}},
         guesses=warnings,
     )
     backbone.plan = Plan(config, form.trunk, form.text, folder)

@@ -28,6 +28,10 @@ class Fact:
     source: str
     guessed: bool = False
 
+    def told(self) -> list[Any]:
+        """Value and source, as results have them."""
+        return [list(self.value) if isinstance(self.value, tuple) else self.value, self.source]
+
 
 Facts = Mapping[str, Fact]
 """By name: image_activation, text_activation, mean, std, interpolation, resize_mode, tokenizer."""

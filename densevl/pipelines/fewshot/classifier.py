@@ -369,7 +369,8 @@ class FewShot:
         )
         seconds = round((time.perf_counter() - started) / len(pictures), 4)
         for (image, _), whole in zip(together, found, strict=False):
-            meta = {"image": source(image), "model": self.backbone.name, **self._meta(), "seconds": seconds}
+            meta = {"image": source(image), "model": self.backbone.name, "reading": dict(self.backbone.reading)}
+            meta |= {**self._meta(), "seconds": seconds}
             yield replace(whole, regions=parts, meta=meta)
 
     def _segment(self, features: PixelFeatures, image: Any, rgb: np.ndarray) -> SegmentationResult:

@@ -463,6 +463,7 @@ class RegionClassifier:
         dense = any(OPERATORS[name].dense for name in self.operators)
         return {
             "model": self.backbone.name,
+            "reading": dict(self.backbone.reading),
             "operators": dict(self.operators),
             "options": self.scorer.options,
             "order": self.order,

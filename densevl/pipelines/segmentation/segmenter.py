@@ -246,6 +246,7 @@ class Segmenter:
         return {
             "densevl": __version__,
             "model": self.backbone.name,
+            "reading": dict(self.backbone.reading),
             "weights": fitted.fingerprint(self.backbone),
             "text_side": self.backbone.text_fingerprint,
             "recipe": repr(self.recipe) if self.recipe else None,
@@ -587,6 +588,7 @@ class Segmenter:
             "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
+            "reading": dict(self.backbone.reading),
             "recipe": repr(self.recipe) if self.recipe else None,
             "compat": self.compat,
             "proxy": self.proxy.name if self.proxy is not None else None,
