@@ -58,8 +58,12 @@ class Loopback:
             return self.send(asked, 500, b"{}")
         if parts[:2] == ["api", "models"]:
             repo, rest = "/".join(parts[2:4]), parts[4:]
+            if parts[2] in self.files:
+                repo, rest = parts[2], parts[3:]
         else:
             repo, rest = "/".join(parts[:2]), parts[2:]
+            if parts[0] in self.files:
+                repo, rest = parts[0], parts[1:]
         if repo == GATED and asked.headers.get("Authorization") != "Bearer hf_right":
             return self.send(asked, 403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         if repo not in self.files:

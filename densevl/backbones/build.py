@@ -64,26 +64,22 @@ def build(
     if hugging and not find_spec("transformers"):
         raise MissingExtraError("transformers", "hf", f"the text side of '{name}'")
     logging.getLogger(__name__).info("building %s from %s", name, path)
-    try:
-        with _parameters_on_meta():
-            model = _network(config, form)
+    with _explained(name, text.get("hf_model_name")):
+        model = _empty(config, form)
         _activate(model, facts)
-        tokenizer = _tokenizer(text, form, folder)
         pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
         settings = PreprocessCfg(
             **{"mean": CLIP_MEAN, "std": CLIP_STD, **pixels, "size": tower_of(model.visual, name).image_size}
         )
         transform = image_transform_v2(settings, is_train=False)
-    except ModelError:
-        raise
-    except Exception as error:  # what a config can spoil in open_clip, timm and transformers has no end
-        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {said(error)}") from error
     wanted = model.state_dict()
     tensors = _fitting(model, form.state, wanted, path, name)
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
     # open_clip would resize these tables, which hides weights of another input size or context
     sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
     assign_strictly(model, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
+    with _explained(name, None if _holds_tokenizer(folder) else text.get("hf_tokenizer_name")):
+        tokenizer = _tokenizer(text, form, folder)
     backbone = OpenClipBackbone(
         model.to(device).requires_grad_(False),
         tokenizer,
@@ -96,6 +92,37 @@ def build(
     )
     backbone.plan = Plan(config, form.trunk, form.text, folder)
     return backbone
+
+
+@contextmanager
+def _explained(name: str, repo: str | None) -> Iterator[None]:
+    """Any error as one of ours; `repo` of the hub is looked into."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # what a config can spoil in open_clip, timm and transformers has no end
+        if repo and isinstance(error, OSError):
+            raise ModelError(
+                f"model '{name}': its text side needs files of the hub's {repo}, which are not on this machine: where "
+                f"the hub can be reached, run 'densevl models get' with its name, or 'hf download {repo}'"
+            ) from error
+        raise ModelError(f"model '{name}': open_clip cannot build it from its config: {said(error)}") from error
+
+
+def _holds_tokenizer(folder: Path | None) -> bool:
+    return folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def _empty(config: Mapping[str, Any], form: Form) -> Any:
+    """The modules, without weights of their own, and without memory where that is possible."""
+    try:
+        with _parameters_on_meta():
+            return _network(config, form)
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+        return _network(config, form)  # MobileCLIP's are computed with while they are made
 
 
 def _network(model_config: Mapping[str, Any], form: Form) -> Any:
@@ -188,7 +215,7 @@ def _tokenizer(text: Mapping[str, Any], form: Form, folder: Path | None) -> Any:
 
     length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
     named = text.get("hf_tokenizer_name")
-    own = folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
+    own = _holds_tokenizer(folder)
     if not named and not form.text:
         return SimpleTokenizer(context_length=length, **settings)
     if not own and (form.text or named == "folder"):

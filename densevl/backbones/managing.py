@@ -99,9 +99,9 @@ def get(name: str) -> Path:
         raise ModelError(f"'{name}' is no name of the hub: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
     text = config.get("text_cfg") if isinstance(config, dict) else None
     for key in TEXT_REPOS:
-        named = hub.parse(str(text[key])) if isinstance(text, dict) and text.get(key) else None
-        if named:
-            hub.fetch_words(named.repo)
+        words = text.get(key) if isinstance(text, dict) else None
+        if words and not Path(words).exists():
+            hub.fetch_words(str(words))
     return path
 
 

@@ -287,6 +287,25 @@ def test_eva_in_its_own_names(tmp_path: Path, monkeypatch) -> None:
     assert _differences(model, backbone) < 1e-5
 
 
+def test_a_tower_that_computes_with_its_weights_while_it_is_made_is_built_too(tmp_path: Path, monkeypatch) -> None:
+    """MobileCLIP-B's, which cannot be made without memory."""
+    import open_clip
+    import timm
+    from safetensors.torch import save_file
+
+    small, make = {"img_size": 64, "depth": 1}, timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **how: make(name, **{**how, **small}))
+    vision = {"timm_model_name": "vit_base_mci_224", "timm_pool": "token", "timm_proj": None, "image_size": 64}
+    config = {"embed_dim": 768, "vision_cfg": vision, "text_cfg": OWN["text_cfg"]}
+    model = _scaled(open_clip.CustomTextCLIP(**config))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "x.safetensors")
+    (tmp_path / "b.json").write_text(json.dumps({**config, "custom_text": True}))
+    backbone = load_backbone(str(tmp_path / "b.json"), tmp_path / "x.safetensors", device="cpu")
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.encode_image(pixels), model.encode_image(pixels))
+
+
 def test_chinese_clip_of_its_authors_program(tmp_path: Path, no_tokenizer) -> None:
     model = _scaled(
         transformers.ChineseCLIPModel(

@@ -143,14 +143,14 @@ def test_two_processes_at_once_get_the_same_model(hub, tmp_path) -> None:
 
 
 def test_what_is_got_is_whole_with_the_tokenizer_of_another_repository(hub, ask, tmp_path) -> None:
-    named = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "someone/words"}}
+    named = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "words"}}
     model = {**hub.files[REPO][COMMIT], "open_clip_config.json": json.dumps({"model_cfg": named}).encode()}
     hub.add("someone/whole", model)
-    hub.add("someone/words", {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"not asked for"})
+    hub.add("words", {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"not asked for"})
     ask("someone/none")  # the settings of this test
     path = managing.get(f"hf-hub:someone/whole@{COMMIT}")
     assert (path / "open_clip_model.safetensors").is_file()
-    words = next((tmp_path / "cache" / "models--someone--words" / "snapshots").iterdir())
+    words = next((tmp_path / "cache" / "models--words" / "snapshots").iterdir())
     assert {file.name for file in words.iterdir()} == {"config.json", "tokenizer.json"}
     hub.asked.clear()
     assert managing.get(f"hf-hub:someone/whole@{COMMIT}") == path
