@@ -42,7 +42,7 @@ def dense(arch: str, config: dict[str, Any]) -> str:
     tower = tower_of(visual.eval(), arch)
     patch = tower.patch_size
     height, width = 6 * patch, 8 * patch
-    if not tower.depth:  # towers without attention look at any size
+    if not tower.depth or "relpos" in str(vision.get("timm_model_name")):  # convolutions; positions of one size
         height, width = tower.image_size
     pixels = torch.empty(1, 3, height, width, device="meta")
     recipe = get("vanilla")
