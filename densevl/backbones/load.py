@@ -9,6 +9,7 @@ an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,10 +152,11 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         return _from_folder(Path(name.removeprefix(FOLDER)), how)
     if found := published(name):
         return _from_hub(*found, how)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _from_folder(Path(name), how)
-    if Path(name).is_file():
-        return _of_file(Path(name), how)
+    if os.path.isfile(name):
+        path = Path(name)
+        return _from_folder(path.parent, how) if path.name in (CONFIG, THEIR_CONFIG) else _of_file(path, how)
     if repo := hub.parse(name):
         return _from_repo(repo, how)
     known = ["auto", "mini", *PHOTO_NAMES, *PREFERRED]
@@ -225,7 +227,8 @@ def _architectures() -> list[str]:
 
 def _alike(arch: str) -> list[str]:
     """Architectures that a mistyped name is meant for; what is like none may be an organisation of the hub."""
-    return difflib.get_close_matches(arch, _architectures(), cutoff=0.8)
+    known = {name.lower(): name for name in _architectures()}
+    return [known[name] for name in difflib.get_close_matches(arch.lower().replace("_", "-"), known, cutoff=0.8)]
 
 
 def published(name: str) -> tuple[str, str] | None:
@@ -237,7 +240,7 @@ def published(name: str) -> tuple[str, str] | None:
     arch, _, tag = name.removeprefix(TABLE).partition("/")
     if not tag or not (name.startswith(TABLE) or arch in _architectures() or _alike(arch)):
         return None
-    if Path(name).is_dir() and not name.startswith(TABLE):
+    if os.path.isdir(name) and not name.startswith(TABLE):
         raise ModelError(
             f"'{name}' is a folder here and a name of open_clip's: write {FOLDER}{name} for the folder, or "
             f"{TABLE}{name} for the published weights"
@@ -276,7 +279,8 @@ def _listed(arch: str, tag: str) -> Mapping[str, Any]:
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     if arch not in _architectures():
-        raise ModelError(f"no architecture '{arch}' in open_clip{suggest(arch, _architectures())}")
+        near = f" (closest: {', '.join(_alike(arch))})" if _alike(arch) else suggest(arch, _architectures())
+        raise ModelError(f"no architecture '{arch}' in open_clip{near}")
     told: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
     if not told:
         tags = list_pretrained_tags_by_model(arch)
@@ -289,6 +293,10 @@ def _listed(arch: str, tag: str) -> Mapping[str, Any]:
 def _from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
     """A folder with a config of open_clip or of transformers, or with nothing but weights."""
     own, theirs = folder / CONFIG, folder / THEIR_CONFIG
+    if (folder / "snapshots").is_dir():
+        raise ModelError(
+            f"folder {folder} is a repository of the hub cache: name it {hub.PREFIX}ORG/REPO, or one of its snapshots"
+        )
     if not own.is_file() and not theirs.is_file():
         raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one and its weights")
     path = weights_in(folder, own=own.is_file())
@@ -304,7 +312,8 @@ def _from_files(name: str, weights: Path, how: How) -> Backbone:
         return Mini(weights, device=how.device)
     if name.endswith(".json"):
         return _of_config(Path(name).stem, Path(name), weights, how, Path(name).parent)
-    if (folder := Path(name)).is_dir():
+    folder = Path(name)
+    if any(os.path.isfile(folder / config) for config in (CONFIG, THEIR_CONFIG)):
         own = folder / CONFIG
         return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, how, folder)
     if name == "auto":
@@ -339,7 +348,8 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         told = read_json(pixels, MODEL_CONFIG) if pixels.is_file() else {}
         form = recognise(read_weights(path).tensors, path, content, told)
         if form.config is None:
-            raise bad_file(path, f"is {form.name}, whose sizes {config.name} does not say; name its architecture")
+            kind = str(content.get("model_type") or "no model type")[:40]
+            raise bad_file(path, f"holds no CLIP that densevl reads: {config.name} beside it says {kind}; name another")
         _require_whole(form, path)
         return _built(name, form, form.config, path, {}, how, folder=folder)
     model, preprocess = _own_config(config, content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from densevl.errors import WeightsError
@@ -14,6 +15,7 @@ OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors
 """open_clip's, safe formats first."""
 THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Those of transformers."""
+_SHARD = re.compile(r"-\d+-of-\d+$")
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -31,6 +33,10 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    if len(others) > 1 and all(_SHARD.search(path.stem) for path in others):
+        raise bad_file(
+            others[0], f"is one of {len(others)} shards, and their index ({THEIR_NAMES[1]}) is not beside them"
+        )
     if len(others) > 1:
         raise bad_file(others[0], f"is one of {len(others)} in its folder: name the file itself with weights=FILE")
     return others[0] if others else None
@@ -55,6 +61,8 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
         (name for name in told.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
     ):
         raise INDEX.bad(path, f"names {odd[:80]!r}, which is no weights file beside it")
+    if absent := [name for name in dict.fromkeys(told.values()) if not path.with_name(name).is_file()]:
+        raise INDEX.bad(path, f"names {len(absent)} files that are not beside it, {absent[0][:80]} first")
     tensors: State = {}
     for name in dict.fromkeys(told.values()):
         tensors |= read_checkpoint(path.with_name(name)).tensors

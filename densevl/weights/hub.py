@@ -55,7 +55,7 @@ def parse(name: str) -> Repo | None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if match := _ADDRESS.fullmatch(name):
+    if match := _ADDRESS.fullmatch(name.partition("?")[0]):
         found = Repo(match[1], match[2], match[3])
     else:
         match = _NAME.fullmatch(name.removeprefix(PREFIX))

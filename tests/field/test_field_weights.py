@@ -57,7 +57,75 @@ def _kept(tensors: Any) -> bool:
     return set(tensors) == {"a"}
 
 
+def _other(folder: Path) -> Any:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"model.embed_tokens.weight": torch.ones(2, 2)}, folder / "model.safetensors")
+    return load_backbone(str(folder), device="cpu")
+
+
+def _folder(folder: Path, names: dict[str, bytes], model: str | None = None) -> Any:
+    """Load a folder of a config, a tiny CLIP's first tensors in two shards, and other files."""
+    state = {key: value.contiguous() for key, value in random_clip().state_dict().items()}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY}))
+    for number, keys in enumerate((list(state)[:9], list(state)[9:]), 1):
+        save_file({key: state[key] for key in keys}, folder / f"model-{number}-of-2.safetensors")
+    for name, content in names.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return load_backbone(model or str(folder), device="cpu")
+
+
 TABLE = (
+    Case(
+        "shards whose index was not downloaded",
+        "half of what a repository holds",
+        lambda folder: _folder(folder, {}),
+        refused=r"is one of 2 shards, and their index \(model.safetensors.index.json\) is not beside them",
+    ),
+    Case(
+        "an index whose shard was not downloaded",
+        "a download that was stopped",
+        lambda folder: _folder(
+            folder, {"model.safetensors.index.json": b'{"weight_map": {"a": "model-3-of-3.safetensors"}}'}
+        ),
+        refused="names 1 files that are not beside it, model-3-of-3.safetensors first",
+    ),
+    Case(
+        "a repository of the hub cache",
+        "the folder above the one with the files",
+        lambda folder: _folder(folder, {"snapshots/x": b""}),
+        refused="is a repository of the hub cache: name it hf-hub:ORG/REPO",
+    ),
+    Case(
+        "a folder of another kind of model",
+        "a language model",
+        _other,
+        refused="holds no CLIP that densevl reads: config.json beside it says llama",
+    ),
+    Case(
+        "a name in lower case",
+        "names as other programs write them",
+        lambda folder: load_backbone("vit-b-16/openai"),
+        refused=r"no architecture 'vit-b-16' in open_clip \(closest: ViT-B-16",
+    ),
+    Case(
+        "a name that no disk takes",
+        "a text pasted into the wrong place",
+        lambda folder: load_backbone("a" * 300),
+        refused="no model 'aaa",
+    ),
+    Case(
+        "the config instead of its folder",
+        "a file picked in a dialogue",
+        lambda folder: (
+            (
+                _torch(folder, random_clip().state_dict()).rename(folder / "x.bin"),
+                (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY})),
+                load_backbone(str(folder / "open_clip_config.json"), device="cpu"),
+            )[-1].embed_dim
+        ),
+        right=lambda width: width == TINY["embed_dim"],
+    ),
     Case(
         "another CLIP in an EVA",
         "a file and an architecture that do not belong together",

@@ -369,7 +369,11 @@ class FewShot:
         )
         seconds = round((time.perf_counter() - started) / len(pictures), 4)
         for (image, _), whole in zip(together, found, strict=False):
-            meta = {"image": source(image), "model": self.backbone.name, "reading": dict(self.backbone.reading)}
+            meta: dict[str, Any] = {
+                "image": source(image),
+                "model": self.backbone.name,
+                "reading": dict(self.backbone.reading),
+            }
             meta |= {**self._meta(), "seconds": seconds}
             yield replace(whole, regions=parts, meta=meta)
 
