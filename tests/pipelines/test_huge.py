@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,17 @@ def test_options_of_geotiff_do_not_stand_alone(field) -> None:
     done = run(field, "--bands", "1,2,3")
     assert done.exit_code == 2
     assert "--geotiff" in done.stderr
+
+
+def test_without_the_extra_the_line_names_it(field, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    done = run(field, "--geotiff")
+    assert done.exit_code == 2
+    assert 'pip install "densevl[geo]"' in done.stderr
+
+
+def test_exports_and_bits_do_not_go_block_by_block(field) -> None:
+    for more in (["--as", "coco"], ["--bits", "12"]):
+        done = run(field, "--geotiff", *more)
+        assert done.exit_code == 2, done.output
+        assert "--as and --bits" in done.stderr

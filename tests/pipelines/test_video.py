@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import struct
+import sys
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -353,3 +354,10 @@ def test_hidden_files_and_results_are_no_videos_of_a_folder(tmp_path) -> None:
 def test_a_folder_without_videos_says_what_they_are(tmp_path) -> None:
     with pytest.raises(ImageError, match=r"\.mp4"):
         find_videos([str(tmp_path)])
+
+
+def test_without_the_extra_the_line_names_it(clip, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = run(clip)
+    assert done.exit_code == 2
+    assert 'pip install "densevl[video]"' in done.stderr
