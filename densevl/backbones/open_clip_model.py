@@ -22,11 +22,12 @@ from densevl.backbones.base import Backbone
 from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.reach import Reach
 from densevl.backbones.towers import tower_of
-from densevl.errors import ImageError, ModelError, RecipeError
+from densevl.errors import ImageError, ModelError, RecipeError, suggest
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State, finish, start
 from densevl.recipes.tower import Tower
+from densevl.weights import require_finite
 from densevl.weights.facts import Plan
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
@@ -38,6 +39,7 @@ class OpenClipBackbone(Backbone):
     """A CLIP-style model of open_clip."""
 
     plan: Plan | None = None
+    _vectors: Mapping[str, torch.Tensor] | None = None
 
     def __init__(
         self,
@@ -101,6 +103,27 @@ class OpenClipBackbone(Backbone):
         other._model, other.tower = model, tower_of(model.visual, self.name)
         other.embed_dim = other.tower.embed_dim
         return other.at_precision(self.precision)
+
+    def with_words(self, vectors: Mapping[str, Any]) -> OpenClipBackbone:
+        """This model with text vectors of another text side, such as a language model's, in place of its own.
+
+        Args:
+            vectors: (D,) numbers of each text that will be asked for; labels are asked for as they are, without
+                templates.
+
+        Raises:
+            ModelError: none, or of another width than D, or NaN or infinite.
+        """
+        rows = {str(text): torch.as_tensor(row, dtype=torch.float32) for text, row in vectors.items()}
+        bad = next((text for text, row in rows.items() if row.shape != (self.embed_dim,)), None)
+        if bad is not None or not rows:
+            found = "none are given" if bad is None else f"that of '{bad[:40]}' is {tuple(rows[bad].shape)}"
+            raise ModelError(f"text vectors for '{self.name}' have {self.embed_dim} numbers each; {found}")
+        require_finite(torch.stack([*rows.values()]), "text vectors")
+        other = copy.copy(self)
+        vars(other).pop("text_fingerprint", None)
+        other._vectors, other.templates = rows, "name"
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +190,11 @@ class OpenClipBackbone(Backbone):
         """Encode T strings into (T, D) float32 by open_clip's own text tower, in batches, not normalised."""
         if not texts:
             return torch.zeros(0, self.embed_dim)
+        if self._vectors is not None:
+            if unknown := [text for text in texts if text not in self._vectors]:
+                known = suggest(unknown[0], self._vectors)
+                raise ModelError(f"no text vector of {unknown[0][:60]!r} was given{known}; give one in with_words")
+            return torch.stack([self._vectors[text] for text in texts]).to(self.device)
         tokens = self.tokenizer(list(texts)).to(self.device)
         return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
 
@@ -224,6 +252,8 @@ class OpenClipBackbone(Backbone):
 
         The make-up counts because equal weights mean something else under another activation or number of heads.
         """
+        if self._vectors is not None:
+            return digest.of_tensors(sorted(self._vectors.items()))
         tokenizer = self.tokenizer
         facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
         facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]

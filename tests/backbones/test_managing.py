@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -128,3 +129,27 @@ def test_the_list_has_every_published_weight() -> None:
 def test_what_is_no_name_of_the_hub_is_not_got(name) -> None:
     with pytest.raises(ModelError, match="is no name of the hub"):
         get(name)
+
+
+def test_words_of_another_text_side_take_the_place_of_its_own() -> None:
+    from densevl import Segmenter
+
+    own = load_backbone("mini", device="cpu")
+    rows = own.encode_text(["pizza", "penguin"])
+    other = own.with_words({"pizza": rows[0].tolist(), "penguin": rows[1].numpy()})
+    assert torch.equal(other.encode_text(["penguin", "pizza"]), rows.flip(0))
+    assert other.text_fingerprint != own.text_fingerprint
+    photo = np.zeros((96, 96, 3), np.uint8)
+    given = Segmenter(other)(photo, "pizza,penguin", background="none")
+    plain = Segmenter(own, templates="name")(photo, "pizza,penguin", background="none")
+    assert np.array_equal(given.labels, plain.labels)
+    with pytest.raises(ModelError, match=r"no text vector of 'pizzas' was given \(closest: pizza\)"):
+        other.encode_text(["pizzas"])
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": [1.0, 2.0]}, {"a": [float("nan")] * 128}])
+def test_no_text_vectors(rows) -> None:
+    own = load_backbone("mini", device="cpu")
+    sized = {text: row * (own.embed_dim // 128) if len(row) > 2 else row for text, row in rows.items()}
+    with pytest.raises(ModelError, match="text vectors"):
+        own.with_words(sized)

@@ -40,7 +40,7 @@ class Photo(Backbone):
         "ImageNet-1k vocabulary extended by sentence similarity; objects, not stuff, not people; "
         "supervised, not CLIP, so not zero-shot in CLIP's sense"
     )
-    upgrade = "CLIP knows any word: --model ViT-B-16/openai, where a model hub can be reached"
+    upgrade = "CLIP knows any word: densevl models get ViT-B-16/openai, where a model hub can be reached"
     patch_size = efficientnet.STRIDE
     embed_dim = efficientnet.CLASSES
     logit_scale = 1.0
