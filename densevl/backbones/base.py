@@ -225,6 +225,10 @@ class Backbone(ABC):
         """How each word is reached and how far that may be trusted; a text tower makes no claim about any."""
         return [Reach(word) for word in words]
 
+    def alike(self, words: Sequence[str]) -> list[list[str]]:
+        """Groups of words that this model cannot tell apart; a text tower makes no claim."""
+        return []
+
     def doubts(self, words: Iterable[str]) -> tuple[str, ...]:
         """Warnings about words that this model does not know, or knows weakly, a sentence each; for every pipeline.
 

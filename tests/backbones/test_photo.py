@@ -18,6 +18,7 @@ if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]
     pytest.skip(f"the photo extra is not installed: {', '.join(absent)}", allow_module_level=True)
 
 from conftest import close
+from densevl import LabelSet, Segmenter
 from densevl.backbones import load_backbone
 from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
 from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError
@@ -160,6 +161,27 @@ def test_spelling_does_not_lose_a_word() -> None:
     assert words.alias_rows("butterflies") == words.alias_rows("butterfly")
     assert words.alias_rows("bus") is not None
     assert words.alias_rows("democracy") is None
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("my dog", "dog"), ("the dog's", "dog"), ("Dogs\u2019", "dog"), ("those cats", "cat"), ("mice", "mouse"),
+        ("oxen", "ox"), ("wolves", "wolf"), ("calves", "calf"), ("shelves", "shelf"), ("cleavers", "cleaver"),
+        ("french loaves", "french loaf"), ("tennis rackets", "racket"),
+    ],
+)  # fmt: skip
+def test_plurals_and_owners_are_read(said, meant) -> None:
+    assert words.look_up(said).classes == words.look_up(meant).classes != ()
+    assert words.look_up(said).trust == words.look_up(meant).trust
+
+
+def test_words_that_mean_the_same_are_told(photo) -> None:
+    assert photo.alike(["man", "dog", "child", "sky", "grass"]) == [["man", "child"]]
+    segment = Segmenter(photo, protocol={"short_side": 64})
+    told = segment.warnings(LabelSet.parse("man, child, sofa | couch"), segment.policy())
+    said = "model 'photo' cannot tell 'man', 'child' apart: it calls all of them 'man'"
+    assert [text for text in told if "cannot tell" in text] == [said], "synonyms of one class are no rivals"
 
 
 @pytest.mark.parametrize("table", ['{"1000": ["x"]}', '{"5-3": ["x"]}', '{"one": ["x"]}', '{"1": ["x"], "2": ["x"]}'])

@@ -144,6 +144,10 @@ class Photo(Backbone):
         """
         return [meaning.reach(word) for word, meaning in zip(words, self._lexicon.meanings(words), strict=True)]
 
+    def alike(self, words: Sequence[str]) -> list[list[str]]:
+        """Groups of words that mean the same classes; `score` gives what they mean to the first of them."""
+        return self._lexicon.alike(words)
+
     @property
     def text_fingerprint(self) -> str:
         """Changes with the sentence encoder, the class texts, the alias table and the constants."""

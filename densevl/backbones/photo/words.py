@@ -57,10 +57,17 @@ SHOWN = 3  # classes that a warning names
 MEANT = 60  # characters of a definition that it quotes
 
 
+_BEFORE = re.compile(
+    r"^(?:(?:a |an |the )?(?:photo|picture|image|drawing) of )?"
+    r"(?:(?:a|an|the|my|your|his|her|its|our|their|this|that|these|those|some) )?"
+)
+IRREGULAR = {"mice": "mouse", "oxen": "ox", "lice": "louse"}  # plurals of names that are not formed by a rule
+
+
 def fold(word: str) -> str:
-    """A word as the table spells it: lower case, single blanks, no hyphens, no leading article or "photo of"."""
+    """A word as the table spells it: lower case, single blanks, no hyphens; "a photo of", articles, "my" are gone."""
     plain = " ".join(re.sub(r"[-_]", " ", word.lower()).split())
-    return re.sub(r"^(?:(?:a |an |the )?(?:photo|picture|image|drawing) of )?(?:a |an |the )?", "", plain) or plain
+    return _BEFORE.sub("", plain) or plain
 
 
 def parse_rows(spec: str) -> list[int]:
@@ -106,8 +113,11 @@ def aliases() -> dict[str, list[int]]:
 
 def forms(word: str) -> tuple[str, ...]:
     """A word as tables spell it, what its singular may be, and its plural."""
-    word = fold(word)
-    return (word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word), f"{word}s")
+    word = re.sub("['\u2019]s?$", "", fold(word))  # "the dog's"
+    before, _, last = word.rpartition(" ")
+    one = f"{before} {IRREGULAR.get(last, last)}".strip()
+    ends = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
+    return (word, one, *(re.sub(f"{many}$", single, word) for many, single in ends), f"{word}s")
 
 
 def alias_rows(word: str) -> list[int] | None:
@@ -261,6 +271,14 @@ class Lexicon:
             rows = zip(unsure, best.values.sum(-1).tolist(), best.indices.tolist(), strict=True)
             self._guessed |= {word: _guess(word, share, top) for word, share, top in rows}
         return [known[word] or self._guessed[word] for word in words]
+
+    def alike(self, words: Sequence[str]) -> list[list[str]]:
+        """Words that mean the same classes, so that none of them is found beside another: groups of two or more."""
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for word, meaning in zip(words, self.meanings(words), strict=True):
+            if meaning.classes:
+                groups.setdefault(meaning.classes, []).append(word)
+        return [group for group in groups.values() if len(group) > 1]
 
     def attention(self, words: Sequence[str]) -> torch.Tensor:
         """Text attention alone, (T, 1000), rows sum to 1: softmax of the cosine to each class's key over 0.1."""

@@ -17,6 +17,7 @@ from PIL import Image
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
+from densevl.backbones.reach import listed as quoted
 from densevl.errors import RecipeError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
@@ -557,6 +558,13 @@ class Segmenter:
         words = [word for name, own in named if name not in taught for word in own if not isinstance(word, Prompt)]
         asked = [*words, *labels.negatives, *policy.words]
         found = [*labels.warnings, *self.backbone.doubts(asked)]
+        owner = {word: name for name, own in zip(labels.names, labels.synonyms, strict=True) for word in own}
+        for group in self.backbone.alike(list(dict.fromkeys(words))):
+            if len(classes := list(dict.fromkeys(owner[word] for word in group))) > 1:
+                found.append(
+                    f"model '{self.backbone.name}' cannot tell {quoted(classes)} apart: it calls all of them "
+                    f"'{short(classes[0])}'"
+                )
         if told := prompted(words, self.templates):
             found.append(told)
         if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
