@@ -18,6 +18,7 @@ from .fewshot.result import Classification as Classification
 from .pipelines.anomaly.adaptation import train_adapters as train_adapters
 from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
 from .pipelines.fewshot.classifier import FewShot as FewShot
+from .pipelines.fewshot.session import LabelSession as LabelSession
 from .pipelines.regions.classifier import RegionClassifier as RegionClassifier
 from .pipelines.regions.search import RegionSearch as RegionSearch
 from .pipelines.segmentation.ensemble import Ensemble as Ensemble

@@ -106,6 +106,27 @@ class Naming(Told):
     probabilities: list[tuple[str, float]] = Field(description="best first")
 
 
+class SessionPhoto(BaseModel):
+    """A photo of a labelling session."""
+
+    number: int = Field(description="by which it is asked for")
+    name: str
+    doubt: float = Field(description="the share of places where words and corrections disagree, 0 to 1")
+    corrections: int
+
+
+class Session(BaseModel):
+    """A labelling session."""
+
+    session: str = Field(description="by which it is asked for; who knows it may see its photos' labels")
+    names: list[str]
+    colours: list[tuple[int, int, int]] = Field(description="RGB of each class")
+    photos: list[SessionPhoto] = Field(description="those to look at first come first")
+    corrections: int
+    warnings: list[str]
+    missing: list[str] = Field(description="photos that a file spoke of and that are not here")
+
+
 class Problem(BaseModel):
     """What went wrong, in one shape for all routes."""
 
@@ -135,7 +156,7 @@ def segmentation(found: Segmented) -> Segmentation:
     grids = _map(found.classes.reshape(-1, width), found.chances.reshape(-1, width))
     return Segmentation(
         **_told(result),
-        colours=_colours(result),
+        colours=colours(len(result.names)),
         fractions=result.fractions(),
         map=_map(result.labels, result.confidence),
         alternatives=Alternatives(height=height, width=width, count=count, map=grids),
@@ -159,7 +180,7 @@ def regions(result: RegionResult) -> Regions:
         )
         for index, (rle, area) in enumerate(zip(masks.to_rle(), masks.areas, strict=True))
     ]
-    return Regions(**_told(result), colours=_colours(result), regions=rows)
+    return Regions(**_told(result), colours=colours(len(result.names)), regions=rows)
 
 
 def anomaly(result: AnomalyResult) -> Anomaly:
@@ -185,6 +206,11 @@ def naming(result: Classification) -> Naming:
 def as_json(told: BaseModel) -> Answer:
     """An answer as JSON."""
     return Answer(told.model_dump_json().encode(errors="backslashreplace"), "application/json", ".json")
+
+
+def as_file(content: dict[str, Any]) -> Answer:
+    """COCO that is there already, as a file."""
+    return Answer(json.dumps(content).encode(), "application/json", ".coco.json")
 
 
 def _png(picture: npt.NDArray[np.uint8]) -> Answer:
@@ -277,8 +303,9 @@ def _told(result: Any) -> dict[str, Any]:
     }
 
 
-def _colours(result: Any) -> list[tuple[int, int, int]]:
-    return [(red, green, blue) for red, green, blue in palette(len(result.names)).tolist()]
+def colours(count: int) -> list[tuple[int, int, int]]:
+    """RGB of so many classes."""
+    return [(red, green, blue) for red, green, blue in palette(count).tolist()]
 
 
 def _map(numbers: npt.NDArray[Any], shares: npt.NDArray[Any]) -> str:

@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 
 from densevl import __version__
 from densevl.errors import DensevlError, MissingExtraError, WeightsError
-from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation
+from densevl.serving import answers
+from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation, Session
 from densevl.serving.counters import Counters
 from densevl.serving.gate import INTERNAL, Gate
 from densevl.serving.service import Service, Upload
@@ -50,6 +51,13 @@ Objects = Annotated[bool, Form(description="only regions that are a label, each 
 Normal = Annotated[list[UploadFile], File(description="images of sound things, to compare with")]
 Item = Annotated[str, Form(description='what is looked at, in the singular: "metal nut"')]
 Fpr = Annotated[str, Form(description="the share of normal images that may be called anomalous; 0.01 if left out")]
+SessionKey = Annotated[str, Form(description="which session: as /v1/session gave it")]
+Number = Annotated[int, Form(description="which photo: its number in the session")]
+Name = Annotated[str, Form(description='the class; a new one is added; "nothing" for none of them')]
+Box = Annotated[str, Form(description="JSON [x0, y0, x1, y1] in pixels: what is in this box")]
+Point = Annotated[str, Form(description="JSON [x, y] in pixels: the region of one label there")]
+Mask = Annotated[UploadFile | None, File(description="a picture of the photo's size, bright where it is meant")]
+Saved = Annotated[UploadFile, File(description="what /v1/session/coco gave")]
 Format = Annotated[str, Form(description="json, or a file; /v1/models lists them")]
 
 
@@ -95,7 +103,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
             await service.segment(
                 await _read(image), labels, model, recipe, background, presence, edits, format or "json"
             ),
-            image,
+            image.filename,
             format,
         )
 
@@ -129,7 +137,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
                 edits,
                 format or "json",
             ),
-            image,
+            image.filename,
             format,
         )
 
@@ -147,14 +155,18 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
             await service.anomaly(
                 await _read(image), [await _read(one) for one in normal], item, model, fpr, format or "json"
             ),
-            image,
+            image.filename,
             format,
         )
 
     @app.post("/v1/classify", **_route(Naming, labels="harbour, street, kitchen"))
     async def classify(image: Image, labels: Labels, model: Model = "", format: Format = "json") -> Response:
         """Say which label a whole photo is."""
-        return _sent(await service.classify(await _read(image), labels, model, format or "json"), image, format)
+        return _sent(
+            await service.classify(await _read(image), labels, model, format or "json"), image.filename, format
+        )
+
+    sessions(app, service)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -184,9 +196,66 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
     return gate
 
 
+def sessions(app: FastAPI, service: Service) -> None:
+    """The routes of labelling sessions: photos that are corrected here and there, and learn from it."""
+
+    @app.post("/v1/session", **_route(Session, image="", labels="elephant, fish, sailboat"))
+    async def begin(labels: Labels, model: Model = "", recipe: Recipe = "", background: Background = "") -> Session:
+        """Begin a labelling session."""
+        return await service.begin(labels, model, recipe, background)
+
+    @app.post("/v1/session/photo", **_route(Session, session="..."))
+    async def add(session: SessionKey, image: Image) -> Session:
+        """Add a photo."""
+        return await service.add(session, await _read(image))
+
+    @app.post("/v1/session/labels", **_route(Segmentation, image="", session="...", photo="0"))
+    async def labelled(session: SessionKey, photo: Number, format: Format = "json") -> Response:
+        """Label every pixel of a photo, by words and by all that was corrected."""
+        answer, name = await service.labelled(session, photo, format or "json")
+        return _sent(answer, name, format)
+
+    @app.post(
+        "/v1/session/correct", **_route(Session, image="", session="...", photo="0", name="house", point="[37, 160]")
+    )
+    async def correct(
+        session: SessionKey, photo: Number, name: Name, box: Box = "", point: Point = "", mask: Mask = None
+    ) -> Session:
+        """Say what a box, the region at a point, or the pixels of a mask show; all photos learn from it."""
+        read = None if mask is None else await _read(mask)
+        return await service.correct(session, photo, name, box, point, read)
+
+    @app.post("/v1/session/confirm", **_route(Session, image="", session="...", photo="0"))
+    async def confirm(session: SessionKey, photo: Number) -> Session:
+        """Say that a photo is right as it is: all of it becomes an example."""
+        return await service.sessions.confirm(session, photo)
+
+    @app.post("/v1/session/undo", **_route(Session, image="", session="..."))
+    async def undo(session: SessionKey) -> Session:
+        """Take back the last correction."""
+        return await service.sessions.undo(session)
+
+    @app.post("/v1/session/coco", **_route(dict[str, Any], image="", session="..."))
+    async def coco(session: SessionKey) -> Response:
+        """All photos as COCO: what was said, then what was found."""
+        answer = answers.as_file(await service.sessions.coco(session))
+        return _sent(answer, "session", "coco")
+
+    @app.post("/v1/session/restore", **_route(Session, image="", session="...", file="session.coco.json"))
+    async def restore(session: SessionKey, file: Saved) -> Session:
+        """Say again what a file says of the photos that are in the session, by their names."""
+        return await service.restore(session, await file.read())
+
+    @app.post("/v1/session/end", **_route(dict[str, Any], image="", session="..."))
+    async def end(session: SessionKey) -> dict[str, Any]:
+        """Forget a session."""
+        service.sessions.end(session)
+        return {}
+
+
 def _route(answer: type[Any], *, image: str = "water.png", **example: str) -> dict[str, Any]:
     """What the description of a route says: its answers, and an example, whose files lie in /examples/."""
-    form = {"image": f"examples/{image}", **example}
+    form = {**({"image": f"examples/{image}"} if image else {}), **example}
     return {
         "responses": {200: {"model": answer}, **FAILURES},
         "openapi_extra": {"requestBody": {"content": {"multipart/form-data": {"example": form}}}},
@@ -197,10 +266,10 @@ async def _read(upload: UploadFile) -> Upload:
     return await upload.read(), upload.filename
 
 
-def _sent(answer: Answer, image: UploadFile, format: str) -> Response:
+def _sent(answer: Answer, file: str | None, format: str) -> Response:
     headers = {}
     if format not in ("", "json"):
-        stem = Path(image.filename or "photo").stem or "photo"
+        stem = Path(file or "photo").stem or "photo"
         name = quote(f"{stem}{'' if answer.ending == '.json' else f'_{format}'}{answer.ending}", safe="")
         headers["content-disposition"] = f"attachment; filename*=UTF-8''{name}"
     return Response(answer.body, media_type=answer.media, headers=headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from densevl.fewshot.result import Classification
 from densevl.images import read_image
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.fewshot.classifier import FewShot
+from densevl.pipelines.fewshot.session import LabelSession
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation import refinement
@@ -31,7 +32,7 @@ from densevl.recipes import get
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED, SegmentationResult
 from densevl.serving.settings import MEGABYTE, Limits, Settings
-from densevl.serving.worker import Job
+from densevl.serving.worker import Job, alone
 from densevl.vocabulary import Background, LabelSet
 
 ALTERNATIVES = 5
@@ -114,7 +115,7 @@ class Models:
     def tasks(self, model: str) -> list[str]:
         """What a model can be asked for."""
         named = ["regions"] if self.proposers else []
-        return ["segment", *named, "anomaly", *(["classify"] if model in self.namers else [])]
+        return ["segment", *named, "anomaly", *(["classify", "session"] if model in self.namers else [])]
 
     def segment(
         self, rgb: RGB, labels: LabelSet, model: str, recipe: str, background: Any, presence: float | None
@@ -174,7 +175,7 @@ class Models:
             result = classify(rgb, labels, background=policy, **given)
             return result.instances() if objects and not clicked else result
 
-        return Job(partial(_alone, call))
+        return Job(partial(alone, call))
 
     def score(self, rgb: RGB, item: str, normal: Sequence[RGB], model: str, fpr: float) -> Job:
         """The anomaly of a uint8 RGB image, by words or against normal images; `AnomalyResult`.
@@ -201,7 +202,7 @@ class Models:
                 self._fitted.popitem(last=False)
             return detect(rgb)
 
-        return Job(partial(_alone, call))
+        return Job(partial(alone, call))
 
     def classify(self, rgb: RGB, labels: LabelSet, model: str) -> Job:
         """The likeliest label of a whole uint8 RGB photo; `Classification`.
@@ -216,7 +217,20 @@ class Models:
         def call() -> Classification:
             return self.namers[name](rgb, labels)  # type: ignore[return-value]
 
-        return Job(partial(_alone, call))
+        return Job(partial(alone, call))
+
+    def session(self, labels: LabelSet, model: str, recipe: str, background: Any, megabytes: int) -> LabelSession:
+        """A labelling session of at most so many megabytes.
+
+        Raises:
+            ModelError, RecipeError, OptionError: what is not allowed, or cannot be.
+        """
+        name = self._model(model)
+        chosen = recipe or self.recipes(name)[0]
+        one_of(chosen, [own or "none" for own in self.recipes(name)], "recipe", OptionError)
+        finder = next((one for one in self.proposers.values() if hasattr(one, "prompt")), None)
+        own: dict[str, Any] = {"recipe": chosen, "background": background, "refine": self.settings.refine}
+        return LabelSession(self.backbones[name], labels, proposals=finder, most=megabytes, **own)
 
     def _model(self, name: str) -> str:
         chosen = name or next(iter(self.backbones))
@@ -236,10 +250,6 @@ def photo(data: bytes, name: str | None, limits: Limits) -> RGB:
     if max(height, width) > limits.side:  # memory for decoding grows with the square of a side
         raise ImageError(f"{name} is {width}x{height}; this server takes at most {limits.side:,} pixels a side: cut it")
     return rgb
-
-
-def _alone(call: Callable[[], Any], items: Sequence[Any]) -> list[Any]:
-    return [call() for _ in items]
 
 
 def _segment(asked: Sequence[_Asked]) -> list[Segmented]:

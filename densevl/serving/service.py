@@ -15,9 +15,11 @@ from densevl.images.notes import collected
 from densevl.images.opening import display_name
 from densevl.pipelines.many import with_warnings
 from densevl.proposals import NAMES
+from densevl.saved import parse_json
 from densevl.serving import answers, fields
 from densevl.serving.answers import Answer
 from densevl.serving.models import RGB, Models, Segmented, corrected, photo, renamed
+from densevl.serving.sessions import Sessions
 from densevl.serving.settings import MEGABYTE, Limits
 from densevl.serving.worker import Job, Worker
 
@@ -35,6 +37,7 @@ class Service:
         self.sites = [(each, Worker(each.device)) for each in models]
         self._asked = [0] * len(self.sites)  # requests of each, those whose images are read included
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self.sessions = Sessions(limits)
 
     def close(self) -> None:
         """Finish what waits, and end the threads."""
@@ -51,6 +54,7 @@ class Service:
             "passes": ("Times that a device was given work.", passes),
             "requests_per_pass": ("Requests that shared such a time, on average.", shared / max(1, passes)),
             "kept": ("Answers that are kept.", len(self._kept)),
+            "sessions": ("Labelling sessions under way.", len(self.sessions)),
         }
 
     def catalogue(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ class Service:
                 "regions": ["json", *answers.REGIONS],
                 "anomaly": ["json", *answers.ANOMALY],
                 "classify": ["json", *answers.CLASSIFY],
+                "session": ["json", *answers.SEGMENT],
             },
         }
 
@@ -183,6 +188,67 @@ class Service:
 
         found = await self._found(job, [image], "classify", labels, model)
         return await _told(found, answers.naming, answers.CLASSIFY, format, image)
+
+    async def begin(self, labels: str, model: str, recipe: str, background: str) -> answers.Session:
+        """Begin a labelling session, on the device with the least to do.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        asked, policy = fields.labels(labels, self.limits), fields.background(background, self.limits)
+        models, worker = self.sites[min(range(len(self.sites)), key=lambda index: self._asked[index])]
+        most = self.limits.session_megabytes
+        return await self.sessions.begin(models, worker, asked, model, recipe, policy, most)
+
+    async def add(self, session: str, image: Upload) -> answers.Session:
+        """Add a photo to a session.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        rgb = await asyncio.to_thread(photo, *image, self.limits)
+        return await self.sessions.add(session, rgb, _stem(image))
+
+    async def labelled(self, session: str, number: int, format: str) -> tuple[Answer, str]:
+        """The labels of a photo of a session, as JSON or as a file, and its name.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
+        found, name = await self.sessions.labels(session, number)
+        return await _told(found, answers.segmentation, answers.SEGMENT, format, (b"", name)), name
+
+    async def correct(
+        self, session: str, number: int, name: str, box: str, point: str, mask: Upload | None
+    ) -> answers.Session:
+        """Say what some pixels of a photo of a session show.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        where: dict[str, Any] = {}
+        if box.strip():
+            where["box"] = fields.prompts(f"[{box}]", "boxes", 4, self.limits)[0]
+        if point.strip():
+            x, y = fields.prompts(f"[{point}]", "points", 2, self.limits)[0]
+            where["point"] = (int(x), int(y))
+        if mask is not None and mask[0]:
+            rgb = await asyncio.to_thread(photo, mask[0], "the mask", self.limits)
+            where["mask"] = rgb.max(axis=2) > 127
+        return await self.sessions.correct(session, number, name, **where)
+
+    async def restore(self, session: str, file: bytes) -> answers.Session:
+        """Say again in a session what a file of one says.
+
+        Raises:
+            DensevlError: anything unusable, in one line.
+        """
+        try:
+            content = await asyncio.to_thread(parse_json, file)
+        except (ValueError, RecursionError) as error:
+            raise OptionError("the file is no JSON; it is what /v1/session/coco gives") from error
+        return await self.sessions.restore(session, content)
 
     async def _found(self, job: Callable[[Models, Sequence[RGB]], Job], images: Sequence[Upload], *given: str) -> Any:
         """What a job finds, or found lately: the same question about the same images."""

@@ -45,6 +45,8 @@ class Limits:
         seconds: that a request may take to arrive.
         labels: classes and synonyms of a request, and words for its background. normal: normal images of a request.
         prompts: boxes or points of one.
+        sessions: labelling sessions at once. session_photos, session_megabytes: of one; corrections: that it takes.
+        session_minutes: after which one that nobody asks is forgotten.
         kept: finished answers that are kept, so that another format of the same is not computed again.
 
     Raises:
@@ -59,6 +61,11 @@ class Limits:
     labels: int = 1000
     normal: int = 16
     prompts: int = 200
+    sessions: int = 8
+    session_photos: int = 100
+    session_megabytes: int = 1000
+    session_minutes: int = 60
+    corrections: int = 2000
     kept: int = 16
 
     def __post_init__(self) -> None:

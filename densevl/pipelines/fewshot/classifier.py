@@ -31,7 +31,7 @@ from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
-from densevl.pipelines.fewshot.features import ImageFeatures, PixelFeatures, RegionFeatures, cut_out
+from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures, cut_out
 from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
@@ -264,7 +264,7 @@ class FewShot:
         if other:
             raise OptionError(f"{other[0]}= is for level 'region', and this was made with level '{self.level}'")
         if isinstance(features, PixelFeatures):
-            return self._segment(features, image, read_image(image))
+            return self._segment(features, image, features.encode(image))
         boxes = regions.get("boxes")
         return next(self._classify([(image, read_image(image))], asked, () if boxes is None else boxes))
 
@@ -294,7 +294,10 @@ class FewShot:
             )
         if isinstance(features, PixelFeatures):
             return one_by_one(
-                images, read_image, lambda image, rgb: self._segment(features, image, rgb), on_error=on_error
+                images,
+                lambda image: image if isinstance(image, Encoded) else read_image(image),
+                lambda image, read: self._segment(features, image, features.encode(read)),
+                on_error=on_error,
             )
         share = 1 / batch_size(batch, self.backbone.device, features.pixels)
         return many(
@@ -377,16 +380,40 @@ class FewShot:
             meta |= {**self._meta(), "seconds": seconds}
             yield replace(whole, regions=parts, meta=meta)
 
-    def _segment(self, features: PixelFeatures, image: Any, rgb: np.ndarray) -> SegmentationResult:
+    def _segment(self, features: PixelFeatures, image: Any, encoded: Encoded) -> SegmentationResult:
         labels = self._fitted()
         started = time.perf_counter()
-        features_YXD, windows = features.embed(rgb)
-        head = self.heads["pixel"]
-        scores = head.logits(features_YXD)[None] / head.scale
-        evidence = Evidence(scores, windows, as_text(head.text, labels.names))
-        policy, taught = self.segmenter.background, self._taught()
-        result = self.segmenter.decide(evidence, rgb, labels, policy, image=image, started=started, taught=taught)
+        evidence, policy, taught = self.judge(encoded), self.segmenter.background, self._taught()
+        result = self.segmenter.decide(
+            evidence, encoded.rgb, labels, policy, image=image, started=started, taught=taught
+        )
         return replace(result, meta={**result.meta, **self._meta()})
+
+    def encode(self, image: Any) -> Encoded:
+        """A photo as the model sees it, for level "pixel": `fit` and a call take it in place of the photo, at once.
+
+        Args:
+            image: as a call takes it.
+
+        Raises:
+            OptionError: another level. ImageError: unreadable.
+        """
+        if not isinstance(self.features, PixelFeatures):
+            raise OptionError(f"encode is for level 'pixel', and this was made with level '{self.level}'")
+        return self.features.encode(image)
+
+    def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
+        """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
+
+        Raises:
+            ModelError: nothing fitted, and no labels.
+        """
+        if labels is not None:
+            text = self.segmenter.embed_text(labels, self.segmenter.background)
+            return Evidence((encoded.features @ text.vectors.mT)[None], encoded.windows, text)
+        names, head = self._fitted().names, self.heads["pixel"]
+        scores = head.logits(encoded.features)[None] / head.scale
+        return Evidence(scores, encoded.windows, as_text(head.text, names))
 
     def adapted(self) -> Backbone:
         """The model with the projection that head "prolip" trained; any words can be asked of it, in any pipeline.

@@ -50,6 +50,20 @@ class Shown:
     weights: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A photo as a model sees it, for places: it stands wherever the photo would, and is not encoded again.
+
+    Attributes:
+        rgb: uint8 (H, W, 3), the photo. features: (Y, X, D) float32, unit rows of the tokens of all windows.
+        windows: where they lie.
+    """
+
+    rgb: np.ndarray
+    features: torch.Tensor
+    windows: WindowGrid
+
+
 class Features(ABC):
     """Attributes: scales: what text cosines of each kind of feature are multiplied by, by its name."""
 
@@ -136,7 +150,9 @@ class RegionFeatures(Features):
 
 
 class PixelFeatures(Features):
-    """Places of photos; examples are (image, label map, names), of which the map holds the numbers."""
+    """Places of photos; examples are (image, label map, names), of which the map holds the numbers, or what `show`
+    made of such. An image may be `Encoded`.
+    """
 
     def __init__(self, segment: Segmenter, backbone: Backbone, coverage: float = COVERAGE, tokens: int = MOST) -> None:
         """Prepare; `backbone` encodes, all else is as the segmenter does it."""
@@ -145,19 +161,33 @@ class PixelFeatures(Features):
         self.scales = {"pixel": segment.protocol.logit_scale}
 
     def named(self, examples: Any) -> list[str]:
-        return list(dict.fromkeys(str(name) for example in _triples(examples, "a label map") for name in example[2]))
+        known, given = _shown(examples)
+        named = [name for shown in known for name in shown.names]
+        named += [str(name) for example in _triples(given, "a label map") for name in example[2]] if given else []
+        return list(dict.fromkeys(named))
 
     def rows(self, examples: Any) -> Iterator[Shown]:
-        for image, given, names in _triples(examples, "a label map"):
-            rgb = read_image(image)
-            labels_HW = class_map(given, names, rgb.shape[:2])
-            features_YXD, windows = self.embed(rgb)
-            labels_YX, share_YX = token_labels(labels_HW, windows, self._coverage)
-            chosen = chosen_tokens(labels_YX, self._tokens)
-            owners = [str(names[index]) for index in labels_YX.flatten()[chosen].tolist()]
-            shown = [str(names[index]) for index in np.unique(labels_HW[labels_HW >= 0])]
-            rows = features_YXD.flatten(0, 1)[chosen.to(features_YXD.device)]
-            yield Shown(shown, {"pixel": rows}, owners, share_YX.flatten()[chosen])
+        known, given = _shown(examples)
+        yield from known
+        yield from (self.show(*example) for example in (_triples(given, "a label map") if given else ()))
+
+    def show(self, image: Any, given: Any, names: Sequence[str]) -> Shown:
+        """What one photo with its label map shows."""
+        encoded = self.encode(image)
+        labels_HW = class_map(given, names, encoded.rgb.shape[:2])
+        labels_YX, share_YX = token_labels(labels_HW, encoded.windows, self._coverage)
+        chosen = chosen_tokens(labels_YX, self._tokens)
+        owners = [str(names[index]) for index in labels_YX.flatten()[chosen].tolist()]
+        shown = [str(names[index]) for index in np.unique(labels_HW[labels_HW >= 0])]
+        rows = encoded.features.flatten(0, 1)[chosen.to(encoded.features.device)]
+        return Shown(shown, {"pixel": rows}, owners, share_YX.flatten()[chosen])
+
+    def encode(self, image: Any) -> Encoded:
+        """A photo and its features; one that is encoded stays as it is."""
+        if isinstance(image, Encoded):
+            return image
+        rgb = read_image(image)
+        return Encoded(rgb, *self.embed(rgb))
 
     def embed(self, rgb: np.ndarray) -> tuple[torch.Tensor, WindowGrid]:
         """Unit features (Y, X, D) of a uint8 RGB photo and the windows they lie on."""
@@ -165,6 +195,14 @@ class PixelFeatures(Features):
         pixels, windows = feed(rgb, self._backbone, segment.protocol)
         hints = Hints(proxy=segment.proxy, sam=segment.sam)
         return unit_features(self._backbone, pixels, windows, segment.recipe, hints, segment.proxy_scope)
+
+
+def _shown(examples: Any) -> tuple[list[Shown], Any]:
+    """What is known of examples already, and the others."""
+    if not isinstance(examples, (list, tuple)):
+        return [], examples
+    known = [example for example in examples if isinstance(example, Shown)]
+    return known, [example for example in examples if not isinstance(example, Shown)] if known else examples
 
 
 def _triples(examples: Any, middle: str) -> list[tuple[Any, Any, Sequence[str]]]:

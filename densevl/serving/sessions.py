@@ -1,0 +1,189 @@
+"""Labelling sessions of clients: photos that stay for a while, corrected and labelled again; see `LabelSession`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from densevl.errors import DensevlError, LabelError, OptionError, ProposalError
+from densevl.pipelines.fewshot.session import LabelSession
+from densevl.serving.answers import Session, SessionPhoto, colours
+from densevl.serving.models import ALTERNATIVES, RGB, Models, Segmented
+from densevl.serving.settings import Limits
+from densevl.serving.worker import Job, Worker, alone
+
+LATELY = 600  # seconds within which a session that was asked something is not given up for a new one
+
+
+class SessionError(DensevlError):
+    """There is no such session, or no room for another."""
+
+
+@dataclass(eq=False)
+class _Open:
+    """A session of a client, and where it runs."""
+
+    work: LabelSession
+    worker: Worker
+    asked: float = field(default_factory=time.monotonic)
+
+
+class Sessions:
+    """The sessions under way: a few, each on one device, of a few photos, for as long as somebody asks."""
+
+    def __init__(self, limits: Limits) -> None:
+        """None yet."""
+        self.limits = limits
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+
+    def __len__(self) -> int:
+        self._drop()
+        return len(self._open)
+
+    async def begin(self, models: Models, worker: Worker, *given: Any) -> Session:
+        """Begin one; `given` is what `Models.session` takes.
+
+        Raises:
+            SessionError: there are too many. DensevlError: as `Models.session`.
+        """
+        self._drop()
+        if len(self._open) >= self.limits.sessions:
+            oldest = next(iter(self._open.values()))
+            if time.monotonic() - oldest.asked < LATELY:
+                raise SessionError(f"{len(self._open)} sessions are under way; try again in some minutes")
+            self._open.popitem(last=False)
+        key = secrets.token_urlsafe(16)
+        work = await worker.run(Job(partial(alone, partial(models.session, *given))))
+        self._open[key] = _Open(work, worker)
+        return _told(key, work)
+
+    async def add(self, key: str, rgb: RGB, name: str) -> Session:
+        """Add a photo; of two of one name the second is given another.
+
+        Raises:
+            SessionError: no such session. OptionError: no more room.
+        """
+
+        def call(work: LabelSession) -> None:
+            if len(work.photos) >= self.limits.session_photos:
+                raise OptionError(f"a session takes at most {self.limits.session_photos} photos")
+            own, number = name, 1
+            while own in work.photos:
+                number += 1
+                stem, dot, ending = name.rpartition(".")
+                own = f"{stem or ending} ({number}){dot}{ending if stem else ''}"
+            work.add(rgb, own)
+
+        return await self._run(key, call)
+
+    async def labels(self, key: str, photo: int) -> tuple[Segmented, str]:
+        """The labels of a photo, and its name."""
+
+        def call(work: LabelSession) -> tuple[Segmented, str]:
+            name = _name(work, photo)
+            result = work.result(name)
+            return Segmented(result, *result.top(ALTERNATIVES)), name
+
+        return await self._do(key, call)  # type: ignore[no-any-return]
+
+    async def correct(self, key: str, photo: int, name: str, **where: Any) -> Session:
+        """Say what some pixels show; see `LabelSession.correct`.
+
+        Raises:
+            SessionError: no such session. DensevlError: what cannot be.
+        """
+
+        def call(work: LabelSession) -> None:
+            if len(work.corrections) >= self.limits.corrections:
+                raise OptionError(f"a session takes at most {self.limits.corrections} corrections")
+            if name.strip() not in work.labels.names and len(work.labels) >= self.limits.labels:
+                raise LabelError(f"{len(work.labels)} labels; this server takes at most {self.limits.labels}")
+            given = where.get("mask")
+            size = work.result(_name(work, photo)).labels.shape if given is not None else ()
+            if given is not None and given.shape != size:
+                raise ProposalError(f"the mask is {given.shape[1]}x{given.shape[0]}, the photo {size[1]}x{size[0]}")
+            work.correct(_name(work, photo), name, **where)
+
+        return await self._run(key, call)
+
+    async def confirm(self, key: str, photo: int) -> Session:
+        """Say that a photo is right."""
+        return await self._run(key, lambda work: work.confirm(_name(work, photo)))
+
+    async def undo(self, key: str) -> Session:
+        """Take back the last correction."""
+        return await self._run(key, lambda work: work.undo())
+
+    async def coco(self, key: str) -> dict[str, Any]:
+        """All of it as COCO."""
+        return await self._do(key, lambda work: work.to_coco())  # type: ignore[no-any-return]
+
+    async def restore(self, key: str, content: Any) -> Session:
+        """Say again what a saved session says of the photos that are here."""
+        found: list[str] = []
+
+        def call(work: LabelSession) -> None:
+            rows = content.get("annotations") if isinstance(content, dict) else None
+            if isinstance(rows, list) and len(rows) > 10 * self.limits.corrections:
+                raise OptionError(f"a session takes at most {self.limits.corrections} corrections")
+            found.extend(work.restore(content))
+
+        told = await self._run(key, call)
+        return told.model_copy(update={"missing": found})
+
+    def end(self, key: str) -> None:
+        """Forget one."""
+        self._open.pop(key, None)
+
+    async def _run(self, key: str, call: Callable[[LabelSession], Any]) -> Session:
+        def both(work: LabelSession) -> Session:
+            call(work)
+            return _told(key, work)
+
+        return await self._do(key, both)  # type: ignore[no-any-return]
+
+    async def _do(self, key: str, call: Callable[[LabelSession], Any]) -> Any:
+        self._drop()
+        if key not in self._open:
+            raise SessionError("this session has ended; begin another, and open what was saved of it")
+        one = self._open[key]
+        one.asked = time.monotonic()
+        self._open.move_to_end(key)
+        return await one.worker.run(Job(partial(alone, partial(call, one.work))))
+
+    def _drop(self) -> None:
+        """Forget those that nobody asked for long."""
+        late = time.monotonic() - 60 * self.limits.session_minutes
+        for key in [key for key, one in self._open.items() if one.asked < late]:
+            del self._open[key]
+
+
+def _name(work: LabelSession, photo: int) -> str:
+    if not 0 <= photo < len(work.photos):
+        raise OptionError(f"there is no photo {photo}; they are numbered from 0, as they were added")
+    return work.photos[photo]
+
+
+def _told(key: str, work: LabelSession) -> Session:
+    numbers = {name: number for number, name in enumerate(work.photos)}
+    counts = Counter(one.photo for one in work.corrections)
+    return Session(
+        session=key,
+        names=list(work.labels.names),
+        colours=colours(len(work.labels)),
+        photos=[
+            SessionPhoto(number=numbers[name], name=name, doubt=doubt, corrections=counts[name])
+            for name, doubt in work.order()
+        ],
+        corrections=len(work.corrections),
+        warnings=[
+            f"what was marked as '{name}' is too small to learn from; those pixels alone have it"
+            for name in work.untaught
+        ],
+        missing=[],
+    )
