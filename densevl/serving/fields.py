@@ -94,6 +94,18 @@ def prompts(text: str, what: str, count: int, limits: Limits) -> list[list[float
     return [[float(number) for number in row] for row in given]
 
 
+def prompt(text: str, what: str, count: int, limits: Limits) -> list[float]:
+    """One box or point: JSON, a list of `count` numbers in pixels.
+
+    Raises:
+        ProposalError: anything else.
+    """
+    found = prompts(f"[{text}]", what, count, limits)
+    if len(found) != 1:
+        raise ProposalError(f"{len(found)} {what} where one is asked for")
+    return found[0]
+
+
 def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
     """Corrections: JSON, a list of [x, y, name]: the region of one label around that pixel is of this name.
 

@@ -229,9 +229,9 @@ class Service:
         """
         where: dict[str, Any] = {}
         if box.strip():
-            where["box"] = fields.prompts(f"[{box}]", "boxes", 4, self.limits)[0]
+            where["box"] = fields.prompt(box, "boxes", 4, self.limits)
         if point.strip():
-            x, y = fields.prompts(f"[{point}]", "points", 2, self.limits)[0]
+            x, y = fields.prompt(point, "points", 2, self.limits)
             where["point"] = (int(x), int(y))
         if mask is not None and mask[0]:
             rgb = await asyncio.to_thread(photo, mask[0], "the mask", self.limits)

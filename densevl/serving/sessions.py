@@ -17,6 +17,7 @@ from densevl.serving.models import ALTERNATIVES, RGB, Models, Segmented
 from densevl.serving.settings import Limits
 from densevl.serving.worker import Job, Worker, alone
 
+MINUTE = 60  # seconds
 LATELY = 600  # seconds within which a session that was asked something is not given up for a new one
 
 
@@ -89,7 +90,7 @@ class Sessions:
             result = work.result(name)
             return Segmented(result, *result.top(ALTERNATIVES)), name
 
-        return await self._do(key, call)  # type: ignore[no-any-return]
+        return await self._do(key, call)
 
     async def correct(self, key: str, photo: int, name: str, **where: Any) -> Session:
         """Say what some pixels show; see `LabelSession.correct`.
@@ -121,7 +122,7 @@ class Sessions:
 
     async def coco(self, key: str) -> dict[str, Any]:
         """All of it as COCO."""
-        return await self._do(key, lambda work: work.to_coco())  # type: ignore[no-any-return]
+        return await self._do(key, lambda work: work.to_coco())
 
     async def restore(self, key: str, content: Any) -> Session:
         """Say again what a saved session says of the photos that are here."""
@@ -145,7 +146,7 @@ class Sessions:
             call(work)
             return _told(key, work)
 
-        return await self._do(key, both)  # type: ignore[no-any-return]
+        return await self._do(key, both)
 
     async def _do(self, key: str, call: Callable[[LabelSession], Any]) -> Any:
         self._drop()
@@ -158,7 +159,7 @@ class Sessions:
 
     def _drop(self) -> None:
         """Forget those that nobody asked for long."""
-        late = time.monotonic() - 60 * self.limits.session_minutes
+        late = time.monotonic() - MINUTE * self.limits.session_minutes
         for key in [key for key, one in self._open.items() if one.asked < late]:
             del self._open[key]
 

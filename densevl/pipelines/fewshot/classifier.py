@@ -31,7 +31,7 @@ from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
-from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures, cut_out
+from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures, Shown, cut_out
 from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
@@ -398,9 +398,23 @@ class FewShot:
         Raises:
             OptionError: another level. ImageError: unreadable.
         """
+        return self._places().encode(image)
+
+    def show(self, image: Any, label_map: Any, names: Sequence[str]) -> Shown:
+        """What an example of level "pixel" shows; `fit` takes it in place of the example, and reads nothing anew.
+
+        Args:
+            image, label_map, names: as `fit` takes them.
+
+        Raises:
+            OptionError: another level. ImageError, ProposalError: as `fit`.
+        """
+        return self._places().show(image, label_map, names)
+
+    def _places(self) -> PixelFeatures:
         if not isinstance(self.features, PixelFeatures):
-            raise OptionError(f"encode is for level 'pixel', and this was made with level '{self.level}'")
-        return self.features.encode(image)
+            raise OptionError(f"this is for level 'pixel', and this `FewShot` was made with level '{self.level}'")
+        return self.features
 
     def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
         """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.

@@ -18,10 +18,10 @@ import torch
 from scipy import ndimage
 
 from densevl.backbones import Backbone
-from densevl.errors import OptionError, ProposalError, WeightsError, suggest
+from densevl.errors import LabelError, OptionError, ProposalError, suggest
 from densevl.files import atomic_write, json_text
 from densevl.pipelines.fewshot.classifier import FewShot
-from densevl.pipelines.fewshot.features import Encoded, PixelFeatures, Shown
+from densevl.pipelines.fewshot.features import Encoded, Shown
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.proposals.base import Proposals
@@ -34,7 +34,7 @@ from densevl.vocabulary import LabelSet
 from densevl.vocabulary.parsing import short
 
 Mask = npt.NDArray[np.bool_]
-SAVED = Kind("labelling session", WeightsError, "save it anew")
+SAVED = Kind("labelling session", LabelError, "save it anew")
 UNKNOWN = -1  # in a map of what was said
 MOST_MEGABYTES = 4096
 ANCHORS, WEIGHT = 64, 0.3  # places of a class that words are sure of, and what each counts
@@ -52,7 +52,7 @@ class Correction:
     @classmethod
     def of(cls, photo: str, name: str, mask: Mask) -> Correction:
         """Of a mask, bool (H, W)."""
-        return cls(photo, name, mask.shape, zlib.compress(np.packbits(mask).tobytes(), 1))  # type: ignore[arg-type]
+        return cls(photo, name, mask.shape, zlib.compress(np.packbits(mask).tobytes(), 1))
 
     @property
     def mask(self) -> Mask:
@@ -303,7 +303,7 @@ class LabelSession:
             The names of photos that it speaks of and that are not here.
 
         Raises:
-            WeightsError: it is no session, or of photos of another size.
+            LabelError: it is no session, or of photos of another size.
         """
         with SAVED.sense("of these photos"):
             names = {row["id"]: str(row["name"]) for row in content["categories"]}
@@ -314,7 +314,7 @@ class LabelSession:
                 name = files[row["image_id"]]
                 if name in self._photos:
                     size = self._photos[name].said.shape
-                    mask = Proposals.from_rle([row["segmentation"]], size).mask(0)  # type: ignore[arg-type]
+                    mask = Proposals.from_rle([row["segmentation"]], size).mask(0)
                     found.append((name, names[row["category_id"]], mask))
         missing = sorted(set(files.values()) - set(self._photos))
         step = [Correction.of(name, self._known(label), mask) for name, label, mask in found if mask.any()]
@@ -339,7 +339,7 @@ class LabelSession:
             path: of what `save` wrote. folder: where the photos are. model, options: as the constructor takes them.
 
         Raises:
-            WeightsError: it is no session. ImageError: a photo is missing or unreadable. Else as the constructor.
+            LabelError: it is no session. ImageError: a photo is missing or unreadable. Else as the constructor.
         """
         content = read_json(path, SAVED, ("info", "images", "annotations", "categories"))
         with SAVED.sense(path):
@@ -400,12 +400,12 @@ class LabelSession:
 
     def _learn(self, changed: Iterable[str]) -> None:
         """Fit the head to all that was said, and judge every photo."""
-        names, features = [*self.labels.names, UNLABELLED], self.learner.features
-        for name in changed if isinstance(features, PixelFeatures) else ():
+        names = [*self.labels.names, UNLABELLED]
+        for name in changed:
             photo = self._photos[name]
             photo.open = _open(photo.encoded, photo.said)
             told = (photo.said != UNKNOWN).any()
-            photo.shown = features.show(photo.encoded, photo.said.astype(np.int64), names) if told else None
+            photo.shown = self.learner.show(photo.encoded, photo.said, names) if told else None
         shown = [photo.shown for photo in self._photos.values() if photo.shown is not None]
         known = [replace(one, names=list(dict.fromkeys(one.owners))) for one in shown if one.owners]
         if known:
