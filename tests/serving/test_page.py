@@ -222,6 +222,63 @@ def test_an_anomaly_is_compared_with_normal_pictures(open_page) -> None:
     assert float(page.inner_text("#tip")) > 0.3
 
 
+def test_photos_learn_from_corrections(open_page, tmp_path) -> None:
+    page = open_page()
+    page.click("#modes [data-mode=session]")
+    page.set_input_files("#files", [WATER, EXAMPLES / "wood.png"])
+    page.fill("#label", "elephant, fish, sailboat")
+    page.click("#run")
+    page.wait_for_selector("body[data-state=done]")
+    before = overlay(page)
+
+    page.click("#tools button:has-text('Box')")
+    page.mouse.move(*spot(page, 14, 132))
+    page.mouse.down()
+    page.mouse.move(*spot(page, 40, 160))
+    page.mouse.move(*spot(page, 60, 184))
+    page.mouse.up()
+    page.fill("#new-name", "house")
+    page.press("#new-name", "Enter")
+    page.wait_for_selector("#edits-note:text('One correction.')")
+    page.wait_for_selector("body[data-state=done]")
+    assert overlay(page) != before
+    page.mouse.move(*spot(page, 37, 165))
+    assert page.inner_text("#tip") == "house 100 %"
+    assert page.locator(".chip > span:text('house')").count() == 1
+    assert page.locator("#strip .mark").count() == 2
+
+    page.click("#tools button:has-text('Paint')")
+    page.mouse.move(*spot(page, 5, 5))
+    page.mouse.down()
+    page.mouse.move(*spot(page, 60, 5))
+    page.mouse.up()
+    page.click("#alternatives button:has-text('nothing')")
+    page.wait_for_selector("#edits-note:text('2 corrections.')")
+    page.wait_for_selector("body[data-state=done]")
+    page.click("#confirm")
+    page.wait_for_selector("#strip .current [aria-label$='wood.png']")
+    page.wait_for_selector("body[data-state=done]")
+    with page.expect_download() as saved:
+        page.click("#save-session")
+    saved.value.save_as(tmp_path / "session.json")
+    said = [row for row in json.loads((tmp_path / "session.json").read_text())["annotations"] if row["corrected"]]
+    assert len(said) >= 3
+    page.wait_for_selector("body[data-state=done]")
+
+    page.reload()
+    page.wait_for_selector("body[data-state=empty]")
+    page.click("#modes [data-mode=session]")
+    page.set_input_files("#files", [WATER])
+    page.fill("#label", "elephant, fish, sailboat")
+    page.click("#run")
+    page.wait_for_selector("body[data-state=done]")
+    page.set_input_files("#session-file", tmp_path / "session.json")
+    page.wait_for_selector("body[data-state=error]")
+    assert "wood.png" in page.inner_text("#error")
+    page.mouse.move(*spot(page, 37, 165))
+    assert page.inner_text("#tip") == "house 100 %"
+
+
 def test_a_whole_photo_gets_its_likeliest_word(open_page) -> None:
     page = open_page()
     ask(page, "pizza", "penguin", mode="classify")

@@ -5,14 +5,20 @@ import { canvasSize, marks, paint } from "./draw.js";
 import { NOTHING, decoded, fromRuns, heat, maskFile, region, stacked } from "./maps.js";
 
 const $ = (id) => document.getElementById(id);
-const MODES = { segment: "Segment", regions: "Regions", anomaly: "Anomaly", classify: "Classify" };
+const MODES = { segment: "Segment", regions: "Regions", anomaly: "Anomaly", classify: "Classify", session: "Correct" };
 const ABOUT = {
   segment: "Every pixel gets one of your words.",
   regions: "Finds regions and names them; or draw boxes and click points yourself.",
   anomaly: "Where does it look damaged? By words alone, or compared with normal pictures.",
   classify: "Which of your words is the photo as a whole?",
+  session: "Correct a region here and there; all photos learn from it.",
 };
-const TOOLS = { look: ["Find all", ""], box: ["Box", "Drag over the photo to draw boxes."], point: ["Point", "Click things on the photo."] };
+const TOOLS = {
+  regions: { look: ["Find all", ""], box: ["Box", "Drag over the photo to draw boxes."], point: ["Point", "Click things on the photo."] },
+  session: { look: ["Click", "Click a region that is wrong, then name it."], box: ["Box", "Drag a box around a thing, then name it."], paint: ["Paint", "Paint over a thing, in as many strokes as you like, then name it."] },
+};
+const tools = () => TOOLS[state.mode] ?? TOOLS.regions;
+const MAPPED = ["segment", "session"]; // modes whose answer is a label map
 const FILES = {
   json: "JSON", png: "Label map", overlay: "Picture", coco: "COCO", panoptic: "COCO panoptic", labelme: "LabelMe",
   npy: "Raw map", zip: "Everything (ZIP)",
@@ -26,7 +32,7 @@ const EXAMPLES = [
 
 const state = {
   offer: null, mode: "segment", photos: [], at: -1, labels: [], normal: [], tool: "look",
-  only: null, hover: null, picked: null, draft: null, cursor: null, running: null,
+  only: null, hover: null, picked: null, draft: null, cursor: null, running: null, session: null,
 };
 const photo = () => state.photos[state.at];
 const found = () => photo()?.answers[state.mode];
@@ -53,7 +59,7 @@ function become(name, said = "") {
   document.body.dataset.state = name;
   $("status").textContent = said;
   $("error").hidden = true;
-  $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: "Name", anomaly: "Inspect", classify: "Name" }[state.mode];
+  $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: "Name", anomaly: "Inspect", classify: "Name", session: state.session ? "Label again" : "Begin" }[state.mode];
 }
 
 /** The state that fits what there is. */
@@ -87,6 +93,7 @@ function show(index) {
   $("tip").hidden = true;
   render();
   settle();
+  if (state.mode === "session") freshen();
 }
 
 function remove(index) {
@@ -99,14 +106,23 @@ function renderStrip() {
   const strip = $("strip");
   strip.hidden = !state.photos.length;
   strip.replaceChildren(
-    ...state.photos.map((one, index) =>
-      element("div", { class: `thumb${index === state.at ? " current" : ""}` },
+    ...ordered().map(([one, index, mark]) =>
+      element("div", { class: `thumb${index === state.at ? " current" : ""}` }, ...(mark ? [element("span", { class: "mark", text: mark, title: "Where words and corrections disagree" })] : []),
         element("button", { type: "button", "aria-label": `Photo ${index + 1}: ${one.file.name}`, "aria-current": String(index === state.at), on: { click: () => show(index) } },
           one.bitmap ? element("img", { src: one.url, alt: "" }) : element("span", { class: "blank", text: "?" })),
         element("button", { type: "button", class: "close", "aria-label": `Remove ${one.file.name}`, text: "×", on: { click: () => remove(index) } }))),
     element("button", { type: "button", class: "add", "aria-label": "Add photos", text: "+", on: { click: () => $("files").click() } }),
   );
-  $("run-all").hidden = state.photos.length < 2;
+  $("run-all").hidden = state.photos.length < 2 || state.mode === "session";
+}
+
+/** Photos with their places, in a session those to look at first. */
+function ordered() {
+  const all = state.photos.map((one, index) => [one, index, ""]), session = state.mode === "session" && state.session;
+  if (!session) return all;
+  const ranks = new Map(session.told.photos.map((one, rank) => [one.number, { rank, ...one }]));
+  const of = (one) => ranks.get(session.numbers.get(one));
+  return all.map(([one, index]) => [one, index, of(one) && session.told.corrections ? percent(of(one).doubt) : ""]).sort((a, b) => (of(a[0])?.rank ?? 1e6) - (of(b[0])?.rank ?? 1e6));
 }
 
 // The question --------------------------------------------------------------------------------------------------------
@@ -157,15 +173,15 @@ function renderModel() {
 
 function renderTools() {
   const clicks = state.offer.proposals.find((one) => one.name === $("proposals").value)?.clicks;
-  const tools = Object.entries(TOOLS).filter(([name]) => name !== "point" || clicks);
-  if (!tools.some(([name]) => name === state.tool)) state.tool = "look";
+  const able = Object.entries(tools()).filter(([name]) => name !== "point" || clicks);
+  if (!able.some(([name]) => name === state.tool)) state.tool = "look";
   renew($("tools"),
-    ...tools.map(([name, [title]]) =>
+    ...able.map(([name, [title]]) =>
       element("button", { type: "button", role: "radio", "aria-checked": String(state.tool === name), text: title, on: { click: () => pickTool(name) } })),
   );
-  $("tools-hint").textContent = TOOLS[state.tool][1];
-  $("overlay").classList.toggle("drawing", state.mode === "regions" && state.tool !== "look");
-  const one = photo(), lists = one ? [["boxes", one.boxes], ["points", one.points]] : [];
+  $("tools-hint").textContent = tools()[state.tool][1];
+  $("overlay").classList.toggle("drawing", drawing());
+  const one = photo(), lists = one && state.mode === "regions" ? [["boxes", one.boxes], ["points", one.points]] : [];
   $("prompts").replaceChildren(
     ...lists.flatMap(([kind, list]) =>
       list.map((numbers, index) =>
@@ -176,7 +192,7 @@ function renderTools() {
 
 function pickTool(name) {
   state.tool = name;
-  if (name === "look" && photo()) [photo().boxes, photo().points] = [[], []];
+  if (name === "look" && state.mode === "regions" && photo()) [photo().boxes, photo().points] = [[], []];
   renderTools();
   redraw();
 }
@@ -185,6 +201,7 @@ function addPrompt(numbers) {
   const one = photo();
   if (!one) return fail(new Error("Add a photo first."));
   const rounded = numbers.map((number) => Math.round(number));
+  if (state.mode === "session") return rounded.length === 4 ? pickBox(rounded) : found() && pick(...rounded);
   if (rounded.length === 4) {
     const [x0, y0, x1, y1] = rounded;
     one.boxes.push([Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)]);
@@ -227,6 +244,7 @@ const READ = {
     const map = await decoded(told.map), near = await decoded(told.alternatives.map);
     return { layer: { ...map, colours: told.colours }, near: { ...near, ...told.alternatives } };
   },
+  session: (told) => READ.segment(told),
   async regions(told) {
     const { width, height } = told.size, masks = told.regions.map((one) => fromRuns(one.segmentation));
     const layer = stacked(masks, told.regions.map((one) => one.area), width, height);
@@ -278,11 +296,12 @@ function run(all = false) {
   $("label").value = "";
   const mode = state.mode;
   if (!photo()) return fail(new Error("Drop a photo first."));
-  if (["segment", "classify"].includes(mode) && !state.labels.length) {
+  if (["segment", "classify", "session"].includes(mode) && !state.labels.length) {
     fail(new Error("Say what to look for first: a word or several."));
     return $("label").focus();
   }
   if (mode === "anomaly" && chosenModel().normal_needed && !state.normal.length) return fail(new Error("This model needs normal pictures to compare with."));
+  if (mode === "session") return working("Looking …", begin);
   const some = all ? [...state.photos] : [photo()];
   return working("Looking …", async (signal) => {
     for (const [index, one] of some.entries()) {
@@ -307,7 +326,8 @@ function render() {
   renderTools();
   renderEdits();
   $("answer").hidden = !answer;
-  $("warnings").replaceChildren(...(answer?.told.warnings ?? []).map((text) => element("li", { text: sentence(text) })));
+  const more = state.mode === "session" && state.session ? state.session.told.warnings : [];
+  $("warnings").replaceChildren(...[...(answer?.told.warnings ?? []), ...more].map((text) => element("li", { text: sentence(text) })));
   if (answer) {
     renderLegend();
     renderDownloads();
@@ -341,7 +361,7 @@ function renderLegend() {
         on: { click: () => isolate(state.only === id ? null : id), pointerenter: (event) => event.pointerType === "mouse" && hoverGroup(id), pointerleave: () => hoverGroup(null) } },
         swatch(told.colours[id]), element("span", { class: "what", text: named(id) }), element("span", { class: "much", text: much })));
   $("answer-title").textContent = "Found";
-  if (state.mode === "segment") {
+  if (MAPPED.includes(state.mode)) {
     $("summary").textContent = "";
     renew($("legend"), ...shares().filter(([id, share]) => id !== NOTHING || share > 0).map(([id, share]) => item(id, percent(share), share)));
   } else if (state.mode === "regions") {
@@ -369,8 +389,8 @@ function renderLegend() {
 }
 
 function barRow(name, share, on) {
-  const bar = element("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" });
-  const inner = [element("span", { class: "what", text: name }), bar, element("span", { class: "much", text: percent(share) })];
+  const much = share === null ? [] : [element("meter", { min: 0, max: 1, value: share, "aria-hidden": "true" }), element("span", { class: "much", text: percent(share) })];
+  const inner = [element("span", { class: "what", text: name }), ...much];
   return element("li", {}, on ? element("button", { type: "button", title: `Name it ${name}`, on: { click: on } }, ...inner) : element("div", { class: "row" }, ...inner));
 }
 
@@ -382,6 +402,7 @@ function renderDownloads() {
 }
 
 function download(format) {
+  if (state.mode === "session") return takeAlong(format);
   const { sent } = found(), route = state.mode, one = photo();
   return working("Making the file …", async (signal) => {
     const answer = await ask(route, { ...sent, edits: edits(one, route), format }, { signal });
@@ -449,7 +470,7 @@ function isolate(group) {
 }
 
 function hoverGroup(group) {
-  if (state.mode !== "segment" || state.picked) return;
+  if (!MAPPED.includes(state.mode) || state.picked) return;
   state.hover = group;
   redraw();
 }
@@ -540,6 +561,7 @@ function renderPicked() {
 }
 
 function rename(name) {
+  if (state.mode === "session") return correct(name.trim());
   const { x, y } = state.picked, own = (photo().edits[state.mode] ??= []);
   if (!name.trim() || name === state.picked.name) return;
   own.push([x, y, name.trim()]);
@@ -561,10 +583,121 @@ function rerun(otherwise) {
 }
 
 function renderEdits() {
-  const count = photo()?.edits[state.mode]?.length ?? 0;
+  const count = state.mode === "session" ? (state.session?.told.corrections ?? 0) : (photo()?.edits[state.mode]?.length ?? 0);
   $("edits").hidden = !count || !found();
+  if (state.mode === "session") return ($("edits-note").textContent = count === 1 ? "One correction." : `${count} corrections.`);
   $("edits-note").textContent = count === 1 ? "One region was renamed; files have it too." : `${count} regions were renamed; files have them too.`;
 }
+
+// A session: photos that learn from corrections --------------------------------------------------------------------
+
+/** Begin a session with all photos, or bring the one there is up to date. */
+async function begin(signal) {
+  const setup = JSON.stringify([state.labels, $("model").value, $("recipe").value, $("background").value.trim()]);
+  const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
+  const post = async (what, sent) => (await ask(`session${what}`, sent, { signal, busy })).json();
+  if (state.session?.setup !== setup) {
+    if (state.session) post("/end", { session: state.session.key }).catch(() => {});
+    const [labels, model, recipe, background] = [JSON.stringify(state.labels), $("model").value, $("recipe").value, $("background").value.trim()];
+    const told = await post("", { labels, model, recipe, background });
+    state.session = { key: told.session, told, setup, numbers: new Map(), version: 0 };
+  }
+  const { session } = state;
+  const missing = state.photos.filter((one) => !session.numbers.has(one));
+  for (const [index, one] of missing.entries()) {
+    $("status").textContent = `Looking at photo ${index + 1} of ${missing.length} …`;
+    session.told = await post("/photo", { session: session.key, image: one.file });
+    session.numbers.set(one, session.told.photos.length - 1);
+  }
+  session.version++;
+  await fetchLabels(signal);
+}
+
+async function fetchLabels(signal) {
+  const one = photo(), { session } = state;
+  if (!session?.numbers.has(one)) return;
+  const version = session.version;
+  await read(one, "session", null, await ask("session/labels", { session: session.key, photo: String(session.numbers.get(one)) }, { signal }));
+  one.answers.session.version = version;
+  state.picked = null;
+  render();
+}
+
+/** The labels of the photo that is shown, if they are older than the last correction. */
+function freshen() {
+  const { session } = state;
+  if (!session?.numbers.has(photo()) || found()?.version === session.version) return;
+  if (!state.running) working("Labelling …", fetchLabels);
+}
+
+function teach(what, fields, next = false) {
+  const { session } = state;
+  return working("Learning …", async (signal) => {
+    const sent = { session: session.key, ...(what === "undo" || what === "restore" ? {} : { photo: String(session.numbers.get(photo())) }), ...fields };
+    session.told = await (await ask(`session/${what}`, sent, { signal })).json();
+    session.version++;
+    if (next) {
+      const first = session.told.photos.find((one) => one.number !== session.numbers.get(photo()));
+      const at = state.photos.findIndex((one) => first && session.numbers.get(one) === first.number);
+      if (at >= 0) [state.at, state.cursor] = [at, null];
+    }
+    await fetchLabels(signal);
+    const { missing } = session.told;
+    if (missing.length) throw new Error(`The file also speaks of ${missing.join(", ")}: add those photos, then open it again.`);
+  });
+}
+
+async function correct(name) {
+  const one = state.picked, [width, height] = size();
+  if (!name || name === one.name) return;
+  const where = one.box ? { box: JSON.stringify(one.box) } : one.painted
+    ? { mask: await maskFile(one.mask, width, height) } : { point: JSON.stringify([one.x, one.y]) };
+  await teach("correct", { name, ...where });
+  if (document.body.dataset.state === "done" && name !== "nothing" && !state.labels.some((word) => word.split("|").some((each) => each.trim() === name))) {
+    state.labels.push(name);
+    state.session.setup = JSON.stringify([state.labels, ...JSON.parse(state.session.setup).slice(1)]);
+    renderChips();
+  }
+}
+
+function pickBox([x0, y0, x1, y1]) {
+  const [width, height] = size(), mask = new Uint8Array(width * height);
+  for (let y = Math.max(0, y0); y < Math.min(height, y1); y++) mask.fill(1, y * width + Math.max(0, x0), y * width + Math.min(width, x1));
+  state.picked = { box: [x0, y0, x1, y1], mask, ...unnamed("This box", "What is in it?") };
+  afterPick();
+  $("new-name").focus();
+}
+
+const unnamed = (name, note) => ({ name, note, colour: null, likely: [...found()?.told.names ?? [], "nothing"].map((each) => [each, null]) });
+
+function stroke([x0, y0], [x1, y1]) {
+  const [width, height] = size(), reach = Math.max(2, Math.round(Math.max(width, height) / 50));
+  if (!state.picked?.painted) state.picked = { painted: true, mask: new Uint8Array(width * height), ...unnamed("What you painted", "More strokes add to it.") };
+  const { mask } = state.picked, steps = Math.max(1, Math.ceil(Math.hypot(x1 - x0, y1 - y0)));
+  for (let step = 0; step <= steps; step++) {
+    const cx = Math.round(x0 + ((x1 - x0) * step) / steps), cy = Math.round(y0 + ((y1 - y0) * step) / steps);
+    for (let y = Math.max(0, cy - reach); y <= Math.min(height - 1, cy + reach); y++) {
+      const half = Math.floor(Math.sqrt(reach * reach - (y - cy) * (y - cy)));
+      mask.fill(1, y * width + Math.max(0, cx - half), y * width + Math.min(width, cx + half + 1));
+    }
+  }
+  redraw();
+}
+
+function pickPainted() {
+  if (state.picked) afterPick();
+}
+
+/** Save the session, or a file of the photo. */
+function takeAlong(format) {
+  const { session } = state, one = photo();
+  return working("Making the file …", async (signal) => {
+    const sent = { session: session.key, ...(format ? { photo: String(session.numbers.get(one)), format } : {}) };
+    await save(await ask(format ? "session/labels" : "session/coco", sent, { signal }), `${one.file.name.replace(/\.[^.]*$/, "")}.${format ?? "coco.json"}`);
+  });
+}
+
+const reopen = (file) => file && teach("restore", { file });
 
 // Wiring --------------------------------------------------------------------------------------------------------------
 
@@ -579,6 +712,7 @@ function setMode(mode) {
   renderSettings();
   render();
   settle();
+  if (mode === "session" && photo()) freshen();
 }
 
 async function example({ file, mode, labels = [], item = "", normal, model, background = "", objects = false }) {
@@ -650,8 +784,18 @@ function wire() {
     $("new-name").value = "";
   });
   $("undo").addEventListener("click", () => {
+    if (state.mode === "session") return teach("undo", {});
     const own = photo().edits[state.mode], last = own.pop();
     rerun(() => own.push(last));
+  });
+  $("confirm").addEventListener("click", () => teach("confirm", {}, true));
+  $("next").addEventListener("click", () => show(ordered().find(([one, index]) => index !== state.at && state.session.numbers.has(one))?.[1] ?? state.at));
+  $("save-session").addEventListener("click", () => takeAlong());
+  $("open-session").addEventListener("click", () => $("session-file").click());
+  $("session-file").addEventListener("change", () => (reopen($("session-file").files[0]), ($("session-file").value = "")));
+  addEventListener("pagehide", () => {
+    const form = new FormData();
+    if (state.session) form.append("session", state.session.key), navigator.sendBeacon("v1/session/end", form);
   });
   $("unpick").addEventListener("click", unpick);
   $("save-mask").addEventListener("click", async () => {
@@ -694,13 +838,16 @@ function theme(name) {
   }
 }
 
+/** Whether dragging draws. */
+const drawing = () => ["regions", "session"].includes(state.mode) && state.tool !== "look";
+
 function wireCanvas() {
   const canvas = $("overlay");
   let from = null;
-  const drawing = () => state.mode === "regions" && state.tool !== "look";
   canvas.addEventListener("pointerdown", (event) => {
     from = place(event);
-    if (drawing() && state.tool === "box") canvas.setPointerCapture(event.pointerId);
+    if (drawing() && state.tool !== "point") canvas.setPointerCapture(event.pointerId);
+    if (drawing() && state.tool === "paint" && found()) stroke(from, from);
   });
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = place(event);
@@ -708,6 +855,7 @@ function wireCanvas() {
       state.draft = [Math.min(from[0], x), Math.min(from[1], y), Math.max(from[0], x) + 1, Math.max(from[1], y) + 1];
       redraw();
     }
+    if (from && drawing() && state.tool === "paint" && event.buttons && found()) stroke(from, [x, y]), (from = [x, y]);
     tip(x, y);
   });
   canvas.addEventListener("pointerup", (event) => {
@@ -717,6 +865,7 @@ function wireCanvas() {
     from = null;
     if (draft && draft[2] - draft[0] > 2 && draft[3] - draft[1] > 2) return addPrompt(draft);
     if (drawing() && state.tool === "point") return addPrompt([x, y]);
+    if (drawing() && state.tool === "paint") return found() && pickPainted();
     pick(x, y);
     tip(x, y);
   });
