@@ -17,7 +17,7 @@ from densevl.cli import app
 
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
-    *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "Ensemble", "RegionSearch"),
+    *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),

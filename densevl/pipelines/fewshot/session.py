@@ -67,8 +67,8 @@ class _Photo:
 
     Attributes:
         said: int16 (H, W), what was said of each pixel. shown: what that shows. open: (Y, X) float32, the share of each
-            token of which nothing was said. words, now: (Y, X) the class of each token by words alone, and by all that
-            was said. sure: (Y, X) float32, how likely words find theirs. doubt: see `order`.
+            token of which nothing was said. words, sure: (Y, X) the class of each token by words alone, and how likely
+            they find it. doubt: see `order`.
     """
 
     encoded: Encoded
@@ -76,7 +76,6 @@ class _Photo:
     open: torch.Tensor
     shown: Shown | None = None
     words: torch.Tensor = field(default_factory=torch.Tensor)
-    now: torch.Tensor = field(default_factory=torch.Tensor)
     sure: torch.Tensor = field(default_factory=torch.Tensor)
     doubt: tuple[float, float] = (0.0, 0.0)
 
@@ -168,6 +167,7 @@ class LabelSession:
                 "begin another session, or give most="
             )
         self._photos[name] = photo
+        self._read([name])
         self._judge([name])
         return name
 
@@ -406,6 +406,7 @@ class LabelSession:
             photo.open = _open(photo.encoded, photo.said)
             told = (photo.said != UNKNOWN).any()
             photo.shown = self.learner.show(photo.encoded, photo.said, names) if told else None
+        self._read(self._photos)  # labels may have changed
         shown = [photo.shown for photo in self._photos.values() if photo.shown is not None]
         known = [replace(one, names=list(dict.fromkeys(one.owners))) for one in shown if one.owners]
         if known:
@@ -435,20 +436,22 @@ class LabelSession:
             found.append(Shown([name], {"pixel": rows}, [name] * len(rows), torch.full((len(rows),), WEIGHT)))
         return [one for one in found if one.owners]
 
+    def _read(self, names: Iterable[str]) -> None:
+        """What words alone say of photos."""
+        scale = self.learner.segmenter.protocol.logit_scale
+        for photo in map(self._photo, names):
+            words = self.learner.judge(photo.encoded, self.labels)
+            photo.sure, best = (scale * words.scores[0]).softmax(dim=-1).max(dim=-1)
+            photo.words = words.text.classes[best]
+
     def _judge(self, names: Iterable[str]) -> None:
         """How far words and corrections disagree in photos, and how unsure they are."""
-        learner = self.learner
-        scale = learner.segmenter.protocol.logit_scale
-        for name in names:
-            photo = self._photos[name]
-            words = learner.judge(photo.encoded, self.labels)
-            now = learner.judge(photo.encoded) if learner.heads else words
-            sure, best = (scale * words.scores[0]).softmax(dim=-1).max(dim=-1)
-            photo.words, photo.sure = words.text.classes[best], sure
+        scale = self.learner.segmenter.protocol.logit_scale
+        for photo in map(self._photo, names):
+            now = self.learner.judge(photo.encoded, None if self.learner.heads else self.labels)
             chances, best = (scale * now.scores[0]).softmax(dim=-1).max(dim=-1)
-            photo.now = now.text.classes[best]
             open_YX = photo.open.to(chances.device)
-            apart = float(((photo.words != photo.now) * open_YX).mean())
+            apart = float(((photo.words != now.text.classes[best]) * open_YX).mean())
             photo.doubt = apart, float(((1 - chances) * open_YX).mean())
 
 
