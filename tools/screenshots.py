@@ -19,7 +19,7 @@ ARGUMENTS = (
     *("--disable-component-update", "--disable-sync"),
 )
 WIDTHS = {390: 844, 1120: 800, 1600: 1000}
-SHOTS = ("empty", "segment", "picked", "regions", "anomaly", "classify", "error")
+SHOTS = ("empty", "segment", "picked", "regions", "anomaly", "classify", "correct", "error")
 PLACES = {"segment": (0.2, 0.82), "picked": (0.2, 0.82), "regions": (0.6, 0.62)}
 """Where the pointer is, or clicks, as shares of the photo."""
 
@@ -77,6 +77,18 @@ def pose(page: Any, shot: str) -> None:
         page.set_input_files("#files", Path(__file__).parents[1] / "demo" / "scenes" / "snow.png")
         page.fill("#label", "harbour, ski resort, kitchen, parking lot")
         page.click("#run")
+    elif shot == "correct":
+        page.click("#modes [data-mode=session]")
+        scenes = Path(__file__).parents[1] / "demo" / "scenes"
+        page.set_input_files("#files", [scenes / f"{name}.png" for name in ("water", "wood", "snow")])
+        page.fill("#label", "elephant, fish, sailboat, penguin")
+        page.click("#run")
+        page.wait_for_selector("body[data-state=done]", timeout=120_000)
+        page.fill("#prompt", "10, 130, 60, 190")
+        page.press("#prompt", "Enter")
+        page.fill("#new-name", "house")
+        page.press("#new-name", "Enter")
+        page.wait_for_selector("#edits:visible", timeout=120_000)
     else:
         titles = {"segment": "A drawing", "picked": "A drawing", "regions": "Things, named", "anomaly": "Damage"}
         page.click(f"#examples button:has-text('{titles[shot]}')")

@@ -44,8 +44,29 @@ def test_before_a_correction_it_is_the_segmenter(session, backbone) -> None:
         assert np.array_equal(got.confidence, want.confidence)
 
 
-def test_what_was_said_stands_and_teaches_all_photos(session) -> None:
-    before = {name: session.result(name).labels for name in session.photos}
+def taught(session) -> None:
+    """Two classes corrected twice each."""
+    for half in ((10, 130, 60, 160), (10, 160, 60, 190)):
+        session.correct("water.png", "house", box=half)
+    for half in ((85, 92, 140, 122), (85, 122, 140, 152)):
+        session.correct("water.png", "mammoth", box=half)
+
+
+def test_a_class_is_learned_from_its_second_correction_on(session) -> None:
+    before = session.result("wood.png").labels
+    session.correct("water.png", "house", box=HOUSE)
+    session.correct("water.png", "mammoth", box=(85, 92, 140, 152))
+    assert session.taught == []
+    assert [doubt for _, doubt in session.order()] == [0, 0]
+    session.undo()
+    session.undo()
+    taught(session)
+    assert session.taught == ["house", "mammoth"]
+    assert session.order()[0][1] > 0
+    assert not np.array_equal(before, session.result("wood.png").labels)
+
+
+def test_what_was_said_stands(session) -> None:
     session.correct("water.png", "house", box=HOUSE)
     session.correct("water.png", "nothing", mask=boxed((0, 0, 192, 20)))
     water = session.result("water.png")
@@ -53,7 +74,6 @@ def test_what_was_said_stands_and_teaches_all_photos(session) -> None:
     assert (water.labels[boxed()] == 3).all()
     assert (water.labels[:20] == -1).all()
     assert (water.confidence[boxed()] == 1).all()
-    assert not np.array_equal(before["wood.png"], session.result("wood.png").labels)
     assert water.meta["corrections"] == 2
 
 
@@ -76,13 +96,14 @@ def test_a_click_takes_the_connected_pixels_of_one_label(session) -> None:
 
 def test_undo_takes_back_words_and_all(session) -> None:
     before = session.result("wood.png").labels
-    session.correct("water.png", "house", box=HOUSE)
+    taught(session)
     once = session.result("wood.png").labels
     session.correct("wood.png", "penguin", box=(14, 120, 70, 182))
     assert [one.name for one in session.undo()] == ["penguin"]
-    assert session.labels.names[-1] == "house"
+    assert session.labels.names[-1] == "mammoth"
     assert np.array_equal(session.result("wood.png").labels, once)
-    session.undo()
+    for _ in range(4):
+        session.undo()
     assert session.labels.names == ("elephant", "fish", "sailboat")
     assert np.array_equal(session.result("wood.png").labels, before)
     assert session.undo() == []
@@ -105,11 +126,18 @@ def test_a_thing_too_small_to_learn_from_holds_for_itself(session) -> None:
 
 
 def test_a_session_is_saved_as_coco_and_comes_back(session, backbone, tmp_path) -> None:
-    session.correct("water.png", "house", box=HOUSE)
+    taught(session)
     session.correct("water.png", "nothing", mask=boxed((0, 0, 192, 20)))
     session.correct("wood.png", "fish", mask=boxed((10, 130, 60, 150)))
     content = json.loads(session.save(tmp_path / "session.json").read_text())
-    assert [row["name"] for row in content["categories"]] == ["elephant", "fish", "sailboat", "house", "nothing"]
+    assert [row["name"] for row in content["categories"]] == [
+        "elephant",
+        "fish",
+        "sailboat",
+        "house",
+        "mammoth",
+        "nothing",
+    ]
     assert [row["id"] for row in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
     again = LabelSession.load(tmp_path / "session.json", PAGE, backbone)
     assert again.labels == session.labels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ Mask = npt.NDArray[np.bool_]
 SAVED = Kind("labelling session", LabelError, "save it anew")
 UNKNOWN = -1  # in a map of what was said
 MOST_MEGABYTES = 4096
-ANCHORS, WEIGHT = 64, 0.3  # places of a class that words are sure of, and what each counts
+LEAST = 2  # corrections from which a class is learned: of one example a head makes too much
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,9 @@ class _Photo:
 class LabelSession:
     """Photos labelled by words; a few corrections teach the rest.
 
-    Photos are encoded once. A correction is an example for a few-shot head on their features (`FewShot`, level
-    "pixel"), so that all photos are labelled anew at once. What was said of a pixel stays.
+    Photos are encoded once. Corrections are examples for a few-shot head on their features (`FewShot`, level "pixel"),
+    so that all photos are labelled anew at once; a class is learned from its second correction on. What was said of a
+    pixel stays.
 
     >>> session = LabelSession("mini", ["penguin", "pizza"])
     >>> name = session.add("wood.png")
@@ -134,11 +136,17 @@ class LabelSession:
         return [one for step in self._steps for one in step]
 
     @property
+    def taught(self) -> list[str]:
+        """Classes that are learned: those corrected twice or more. "nothing" never is: it is too many things."""
+        counts = Counter(one.name for one in self.corrections)
+        return [name for name in self.labels.names if counts[name] >= LEAST]
+
+    @property
     def untaught(self) -> list[str]:
         """Classes that corrections name, none of which fills a token: they hold for their own pixels alone."""
         shown = [photo.shown for photo in self._photos.values() if photo.shown is not None]
         taught = {name for one in shown for name in one.owners}
-        return sorted({name for one in shown for name in one.names} - taught)
+        return sorted({name for one in shown for name in one.names} - taught - {UNLABELLED})
 
     def add(self, image: Any, name: str | None = None) -> str:
         """Encode a photo.
@@ -407,34 +415,13 @@ class LabelSession:
             told = (photo.said != UNKNOWN).any()
             photo.shown = self.learner.show(photo.encoded, photo.said, names) if told else None
         self._read(self._photos)  # labels may have changed
-        shown = [photo.shown for photo in self._photos.values() if photo.shown is not None]
-        known = [replace(one, names=list(dict.fromkeys(one.owners))) for one in shown if one.owners]
+        known = [_only(photo.shown, self.taught) for photo in self._photos.values() if photo.shown is not None]
+        known = [one for one in known if one.owners]
         if known:
-            self.learner.fit([*known, *self._anchors(names)], self.labels)
+            self.learner.fit(known, self.labels)
         else:
             self.learner.heads, self.learner.labels = {}, None
         self._judge(self._photos)
-
-    def _anchors(self, names: list[str]) -> list[Shown]:
-        """Places that words are surest of, as weak examples of their classes.
-
-        A head tells classes with examples apart, and how likely a place is to be any of these is left to the words: so
-        a class, "nothing" too, is not taken from before it has an example.
-        """
-        if not ANCHORS:
-            return []
-        photos = list(self._photos.values())
-        words = torch.cat([photo.words.flatten() for photo in photos])
-        free = torch.cat([photo.open.flatten() for photo in photos]).to(words.device) > 1 - 1e-3
-        sure = torch.cat([photo.sure.flatten() for photo in photos]).masked_fill(~free, -1)
-        features = torch.cat([photo.encoded.features.flatten(0, 1) for photo in photos])
-        found = []
-        for number in words.unique().tolist():
-            best = torch.where(words == number, sure, -1).topk(min(ANCHORS, len(sure)))
-            rows = features[best.indices[best.values > 0]]
-            name = names[number]  # -1 is the last, "nothing"
-            found.append(Shown([name], {"pixel": rows}, [name] * len(rows), torch.full((len(rows),), WEIGHT)))
-        return [one for one in found if one.owners]
 
     def _read(self, names: Iterable[str]) -> None:
         """What words alone say of photos."""
@@ -453,6 +440,14 @@ class LabelSession:
             open_YX = photo.open.to(chances.device)
             apart = float(((photo.words != now.text.classes[best]) * open_YX).mean())
             photo.doubt = apart, float(((1 - chances) * open_YX).mean())
+
+
+def _only(shown: Shown, names: list[str]) -> Shown:
+    """The examples of some classes."""
+    kept = [index for index, owner in enumerate(shown.owners) if owner in names]
+    owners = [shown.owners[index] for index in kept]
+    rows = {kind: features[kept] for kind, features in shown.features.items()}
+    return Shown(list(dict.fromkeys(owners)), rows, owners, shown.weights[kept])
 
 
 def _open(encoded: Encoded, said: npt.NDArray[np.int16] | None = None) -> torch.Tensor:
