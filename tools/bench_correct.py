@@ -9,9 +9,9 @@ whose words say nothing to it. Three ways to label 20 of them, with the same cli
   and corrections disagree most comes next.
 
 A region that is mostly right but for its name is clicked and renamed: 1 click; else a box is drawn around the object,
-2 clicks, from which mini-sam makes a mask. A photo without a mistake of over 2 % is done (with `--confirm` one more click
-says so, and all of it is an example then). mIoU counts the nouns and the background, on all pixels of the 20 photos, and for
-"unseen" on 20 others, on which nothing is ever clicked.
+2 clicks, from which mini-sam makes a mask. A photo without a mistake of over 2 % is done (with `--confirm` one more
+click says so, and all of it is an example then). mIoU counts the nouns and the background, on all pixels of the 20
+photos, and for "unseen" on 20 others, on which nothing is ever clicked.
 """
 
 from __future__ import annotations

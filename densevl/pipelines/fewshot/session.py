@@ -26,7 +26,7 @@ from densevl.pipelines.fewshot.features import Encoded, Shown
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.proposals.base import Proposals
-from densevl.regions.exports import coco_categories
+from densevl.regions.exports.contents import coco_categories
 from densevl.regions.operators.pull import token_plan
 from densevl.results import UNLABELLED, SegmentationResult
 from densevl.rle import class_runs, coco_segmentation
@@ -68,8 +68,7 @@ class _Photo:
 
     Attributes:
         said: int16 (H, W), what was said of each pixel. shown: what that shows. open: (Y, X) float32, the share of each
-            token of which nothing was said. words, sure: (Y, X) the class of each token by words alone, and how likely
-            they find it. doubt: see `order`.
+            token of which nothing was said. words: (Y, X), the class of each token by words alone. doubt: see `order`.
     """
 
     encoded: Encoded
@@ -77,7 +76,6 @@ class _Photo:
     open: torch.Tensor
     shown: Shown | None = None
     words: torch.Tensor = field(default_factory=torch.Tensor)
-    sure: torch.Tensor = field(default_factory=torch.Tensor)
     doubt: tuple[float, float] = (0.0, 0.0)
 
 
@@ -425,11 +423,9 @@ class LabelSession:
 
     def _read(self, names: Iterable[str]) -> None:
         """What words alone say of photos."""
-        scale = self.learner.segmenter.protocol.logit_scale
         for photo in map(self._photo, names):
             words = self.learner.judge(photo.encoded, self.labels)
-            photo.sure, best = (scale * words.scores[0]).softmax(dim=-1).max(dim=-1)
-            photo.words = words.text.classes[best]
+            photo.words = words.text.classes[words.scores[0].argmax(dim=-1)]
 
     def _judge(self, names: Iterable[str]) -> None:
         """How far words and corrections disagree in photos, and how unsure they are."""
