@@ -142,7 +142,8 @@ def gaussian_bias(
     of_axis = _gaussian if torch.compiler.is_compiling() else _kept_gaussian
     gy, gx = of_axis(h, std), of_axis(w, std)
     patches = torch.arange(max(start, prefix), max(stop, prefix)) - prefix
-    between = (gy[patches // w, :, None] * gx[patches % w, None, :]).flatten(1)
+    rows = patches // w
+    between = (gy[rows, :, None] * gx[patches - rows * w, None, :]).flatten(1)  # ONNX has no remainder by a symbol
     return F.pad(between, (prefix, 0, stop - start - between.shape[0], 0)) if prefix else between
 
 
