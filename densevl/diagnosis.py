@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from densevl import __version__, devices
 from densevl.cache import cache_dir
 from densevl.errors import ModelError
 
 CORE = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors", "huggingface-hub")
+FOR_WORK = ("detectors", "textile", "render", "browser", "dev")
+"""Extras that only work on densevl itself needs."""
+PRECISIONS = ("float32", "int8", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,21 @@ class Finding:
     found: str
 
 
-def diagnose() -> list[Finding]:
-    """Look at everything; takes a few seconds, touches no network."""
+def diagnose(*, speed: bool = False) -> list[Finding]:
+    """Look at everything; takes a few seconds, touches no network.
+
+    Args:
+        speed: time the precisions, too; a minute or two.
+    """
     return [
         Finding("densevl", "ok", f"{__version__} on Python {platform.python_version()}, {platform.machine()}"),
         *_packages(),
+        *_extras(),
         *_opencv(),
         _torch(),
         _cache(),
         *_models(),
+        *([_speed()] if speed else []),
     ]
 
 
@@ -49,6 +59,41 @@ def _packages() -> Iterator[Finding]:
         yield Finding(package, "ok" if found else "bad", found or "not installed; reinstall densevl")
 
 
+def _extras() -> Iterator[Finding]:
+    """What of each extra is not installed, and how it is."""
+    wanted: dict[str, list[str]] = {}
+    try:
+        declared = requires("densevl") or []
+    except PackageNotFoundError:  # run from a folder, not installed
+        return
+    for text in declared:
+        package, extra = re.match(r"[\w.-]+", text), re.search(r"extra == ['\"]([\w.-]+)", text)
+        if package and extra and extra[1] not in ("all", *FOR_WORK):
+            wanted.setdefault(extra[1], []).append(package[0])
+    missing = {name: [one for one in own if not _installed(one)] for name, own in wanted.items()}
+    for name, absent in missing.items():
+        if absent:
+            yield Finding(f"extra {name}", "ok", f'{", ".join(absent)} not installed: pip install "densevl[{name}]"')
+    if whole := [name for name, absent in missing.items() if not absent]:
+        yield Finding("extras", "ok", f"installed: {', '.join(whole)}")
+
+
+def _speed() -> Finding:
+    """CPU or GPU seconds of a window in each precision: a ViT-B/16 with random weights, for time does not depend on
+    what weights know."""
+    from densevl.benchmarking.cases import Case, measure
+    from densevl.benchmarking.random_model import random_model
+
+    model = random_model("ViT-B-16")
+    cases = {name: Case(plan="whole", precision=name, height=224, width=224) for name in PRECISIONS}
+    taken = {name: measure(model, case, rounds=2)["seconds"] for name, case in cases.items()}
+    told = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in taken.items())
+    best = min(taken, key=lambda name: taken[name])
+    times = taken["float32"] / taken[best]
+    way = f"; --precision {best} is {times:.1f} times as fast" if times > 1.05 else "; float32 is best"
+    return Finding("speed", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
+
+
 def _opencv() -> Iterator[Finding]:
     found = {name: _installed(name) for name in ("opencv-python", "opencv-python-headless")}
     if all(found.values()):
@@ -62,8 +107,13 @@ def _opencv() -> Iterator[Finding]:
 def _torch() -> Finding:
     import torch
 
-    device = torch.cuda.get_device_name() if devices.default() == "cuda" else "no CUDA device, runs on the CPU"
-    return Finding("compute", "ok", f"{device}; {torch.get_num_threads()} threads")
+    if devices.default() == "cuda":
+        return Finding("compute", "ok", torch.cuda.get_device_name())
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    told = f"no CUDA device, runs on the CPU with {threads} threads"
+    if threads < cores // 2:  # of twins on one core, one is enough
+        return Finding("compute", "note", f"{told} of {cores} cores; slow: unset OMP_NUM_THREADS")
+    return Finding("compute", "ok", told)
 
 
 def _cache() -> Finding:

@@ -277,6 +277,15 @@ def test_doctor_tells_whether_anything_can_run(monkeypatch, at_hand, code) -> No
     assert "torch" in done.output
 
 
+def test_doctor_says_what_an_extra_lacks_and_how_to_get_it(monkeypatch) -> None:
+    declared = ["numpy>=1", 'absent-one>=2; extra == "sea"', 'numpy; extra == "sea"', "typer; extra == 'cli'"]
+    monkeypatch.setattr("densevl.diagnosis.requires", lambda package: declared)
+    done = runner.invoke(app, ["doctor", "--json"])
+    rows = {row["what"]: row["found"] for row in map(json.loads, done.stdout.splitlines())}
+    assert rows["extra sea"] == 'absent-one not installed: pip install "densevl[sea]"'
+    assert rows["extras"] == "installed: cli"
+
+
 def test_version() -> None:
     import densevl
 

@@ -52,16 +52,12 @@ COMMANDS = {
         "IMAGES --bits --descriptors --device --head --json --labels --model --out --overwrite --precision "
         "--quiet --ray --shard --sheet --strict --templates --weights --workers"
     ),
-    "doctor": "",
+    "doctor": "--json --speed",
     "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
     "serve": (
         "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
         "--queue --recipes --refine --scoring"
     ),
-    "models list": "PATTERN --all --json",
-    "models get": "NAME",
-    "models check": "NAME --activation --json --mean --std --weights",
-    "models convert": "NAME OUT --activation --mean --overwrite --std --weights",
     "recipes show": "NAME",
     "anomaly fit": (
         "NORMAL --adapters --bits --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
@@ -99,6 +95,10 @@ COMMANDS = {
         "OUT --background --check --compat --format --labels --model --overwrite --recipe --templates --weights"
     ),
     "export words": "OUT --background --labels --model --overwrite --templates --weights",
+    "models list": "PATTERN --all --json",
+    "models get": "NAME",
+    "models check": "NAME --activation --json --mean --std --weights",
+    "models convert": "NAME OUT --activation --mean --overwrite --std --weights",
 }
 """Arguments and options of every command: a script of somebody relies on each."""
 

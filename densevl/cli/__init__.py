@@ -16,6 +16,7 @@ from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
 from densevl.cli.bench import bench
 from densevl.cli.classify import classify
+from densevl.cli.config import defaults
 from densevl.cli.evaluation import eval_app
 from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
@@ -25,7 +26,7 @@ from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
-from densevl.cli.shared import OneLineGroup
+from densevl.cli.shared import OneLineGroup, one_line_errors
 from densevl.cli.video import video
 
 __all__ = ["app"]
@@ -46,15 +47,26 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
+@one_line_errors
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A TOML file of defaults: a table for each command, such as [segment], with its options.",
+        ),
+    ] = None,
 ) -> None:
     """Open-vocabulary dense prediction: name labels, get masks, without training."""
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if config is not None:
+        context.default_map = defaults(config, context.command)
 
 
 for command in (segment, video, regions, search, classify, doctor, bench, serve):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Annotated
+
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from densevl.cli.shared import one_line_errors, stdout
+from densevl.cli import options
+from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.files import json_text
 
 recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
 PIPED_WIDTH = 600
@@ -85,15 +90,24 @@ def show(name: str) -> None:
 
 
 @one_line_errors
-def doctor() -> None:
-    """Check this installation: versions, models at hand, and known traps."""
+def doctor(
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Also find which precision is fastest here; takes a minute or two.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check this installation: versions, extras, models at hand, known traps, and what to do about them."""
     from densevl.diagnosis import diagnose
 
     table = Table("what", "", "found", box=None, pad_edge=False)
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
-    rows = diagnose()
+    with stderr().status("looking"):
+        rows = diagnose(speed=speed)
     for row in rows:
         table.add_row(row.what, marks[row.verdict], escape(row.found))
-    stdout().print(table)
+        if as_json:
+            stdout().print(json_text(asdict(row), ensure_ascii=False), markup=False)
+    if not as_json:
+        stdout().print(table)
     if any(row.verdict == "bad" for row in rows):
         raise typer.Exit(1)

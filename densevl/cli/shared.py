@@ -72,7 +72,11 @@ class OneLineGroup(TyperGroup):
                 error.show()
             else:
                 where = error.ctx.command_path if error.ctx is not None else "densevl"
-                fail(DensevlError(f"{error.format_message().rstrip('.')}; see {where} --help"))
+                message = error.format_message().rstrip(".")
+                name = getattr(getattr(error, "param", None), "name", None)
+                if name and error.ctx and "DEFAULT_MAP" in str(error.ctx.get_parameter_source(name)):
+                    message += " (it stands in the file of --config)"
+                fail(DensevlError(f"{message}; see {where} --help"))
             sys.exit(FAILED)
 
 
