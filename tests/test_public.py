@@ -28,15 +28,14 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --as --background --bands --bits --blend --compat --crop --descriptors --device --geotiff --json "
-        "--labels --model --out --overwrite --plan --polygons --precision --presence --proposals --proxy --proxy-scope "
-        "--quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --strict --stride --stuff "
-        "--templates --views --weights "
-        "--workers"
+        "--labels --model --out --overwrite --plan --polygons --precision --presence --proposals --proxy "
+        "--proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --strict "
+        "--stride --stuff --templates --views --weights --workers"
     ),
     "video": (
-        "VIDEOS --background --blend --crop --descriptors --device --every --json --labels --model --out --overwrite "
-        "--plan --precision --presence --proposals --proxy --quiet --recipe --refine --seconds --short-side --smooth "
-        "--strict --stride --templates --weights"
+        "VIDEOS --background --blend --crop --descriptors --device --every --json --labels --model --out "
+        "--overwrite --plan --precision --presence --proposals --proxy --quiet --recipe --refine --seconds "
+        "--short-side --smooth --strict --stride --templates --weights"
     ),
     "regions": (
         "IMAGES --as --background --bits --blend --box --compat --crop --descriptors --device --json --labels "
