@@ -134,7 +134,7 @@ def test_refinements_are_applied_in_order(clip) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("crf", "no refinement 'crf'.*known: pamr, lposs\\+, vote"),
+        ("crf", "no refinement 'crf'.*known: pamr, edges, lposs\\+, vote"),
         ("pamr,pmr", "closest: pamr"),
         ("pamr,pamr", "twice"),
         ("vote,pamr", "comes last"),

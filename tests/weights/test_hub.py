@@ -134,7 +134,7 @@ FETCH = "import sys; from densevl.weights import hub; print(hub.fetch_model(hub.
 
 
 def test_two_processes_at_once_get_the_same_model(hub, tmp_path) -> None:
-    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}  # read when it is imported
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
     workers = [
         subprocess.Popen([sys.executable, "-c", FETCH, REPO], stdout=subprocess.PIPE, env={**os.environ, **settings})
         for _ in range(2)
