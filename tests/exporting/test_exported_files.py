@@ -66,6 +66,13 @@ def test_what_cannot_be_one_graph_is_refused_with_the_reason(small, recipe) -> N
         graph.capture(small, get(recipe))
 
 
+def test_a_model_of_photos_is_refused_before_it_is_traced() -> None:
+    """Its tower was traced for minutes, without an end."""
+    pytest.importorskip("timm")
+    with pytest.raises(RecipeError, match="every size; export a CLIP"):
+        graph.capture(load_backbone("photo"), None)
+
+
 def test_segmenting_by_the_file_gives_the_labels_of_the_model(mini, monkeypatch) -> None:
     labels = ["penguin", "cactus | plant"]
     by_file, by_model = Segmenter(str(mini)), Segmenter("mini")
