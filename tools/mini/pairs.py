@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -223,9 +224,11 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measure(
+    description: str, evaluate: Callable[..., dict[str, Any]], markdown: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    """The command line of a tool that measures mini on drawn scenes, once a seed, and prints a table."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--weights", type=Path, help="a file of tools.mini.export; default: the shipped one")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds, to show the noise")
@@ -247,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    measure(__doc__, evaluate, markdown)

@@ -6,19 +6,16 @@ showed with its nouns, and on a pattern of `tools.unseen_materials`. All figures
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from densevl.backbones.mini import Mini
-from tools.mini.evaluate import SEED, Judge, Set
+from tools.mini.evaluate import Judge, Set
 from tools.mini.metrics import confusion, mean_iou
-from tools.mini.pairs import Content, drawn
+from tools.mini.pairs import Content, drawn, measure
 from tools.render.nouns import BENCHMARK_NOUNS
 from tools.render.textures import UNNAMED, TextureBook
 from tools.unseen_materials import PATTERNS
@@ -71,24 +68,5 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="a file of tools.mini.export; default: the shipped one")
-    parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds, to show the noise")
-    parser.add_argument("--recipe", default="maskclip_value")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    cv2.setNumThreads(1)
-    results = [
-        evaluate(given.weights, scenes=given.scenes, seed=SEED + 1000 * i, recipe=given.recipe)
-        for i in range(given.seeds)
-    ]
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(markdown(results))
-
-
 if __name__ == "__main__":
-    main()
+    measure(__doc__, evaluate, markdown)
