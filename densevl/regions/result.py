@@ -216,10 +216,10 @@ class RegionResult(Result):
             labels=number[self.labels],
         )
 
-    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> npt.NDArray[np.uint8]:
-        """Draw the named regions over the photo, small ones on top, and their names below if `legend`: uint8 RGB."""
+    def overlay(self, alpha: float = 0.5, *, legend: bool = True, captions: bool = True) -> npt.NDArray[np.uint8]:
+        """Draw the named regions over the photo, small ones on top: uint8 RGB; see `SegmentationResult.overlay`."""
         labels = np.concatenate([[resolve.NOTHING], self.labels]).astype(np.int16)[self.regions.segment_map()]
-        return draw_overlay(self.image, labels, self.names, alpha=alpha, legend=legend)
+        return draw_overlay(self.image, labels, self.names, alpha=alpha, legend=legend, captions=captions)
 
     def to_coco(self, image_id: int = 0, compressed: bool = True) -> list[dict[str, Any]]:
         """Return one COCO annotation for each named region, ready for JSON.

@@ -182,16 +182,17 @@ class SegmentationResult(Result):
             chances_fn=None if chances is None else cut,
         )
 
-    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> npt.NDArray[np.uint8]:
+    def overlay(self, alpha: float = 0.5, *, legend: bool = True, captions: bool = True) -> npt.NDArray[np.uint8]:
         """Draw the labels over the photo.
 
         Args:
-            alpha: strength of the colours, 0-1. legend: with the names below.
+            alpha: strength of the colours, 0-1. legend: with names and shares below.
+            captions: with a name on the largest part of each class, where it fits.
 
         Returns:
             uint8 RGB (H + legend, W, 3); a photo narrower than its legend is centred, so W may grow too.
         """
-        return draw_overlay(self.image, self.labels, self.names, alpha=alpha, legend=legend)
+        return draw_overlay(self.image, self.labels, self.names, alpha=alpha, legend=legend, captions=captions)
 
     def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
         """Write the label map, its key and a picture of it: all of them, or none.

@@ -43,7 +43,7 @@ def _tile(hit: Hit, query: str) -> npt.NDArray[np.uint8]:
     scale = SIDE / max(rgb.shape[:2])
     size = (max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale)))
     large = resize(mask.astype(np.uint8)[..., None] * 255, size)[..., 0] > 127
-    drawn = draw_overlay(resize(rgb, size), large.astype(np.int16) - 1, [query])
+    drawn = draw_overlay(resize(rgb, size), large.astype(np.int16) - 1, [query], captions=False)
     left = (drawn.shape[1] - size[1]) // 2
     picture = Image.fromarray(drawn[: size[0], left : left + size[1]])  # every tile would have the same legend
     x0, y0, x1, y1 = (side * scale for side in hit.box)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from densevl.drawing import draw_key, draw_overlay
+from densevl.drawing import Captions, draw_key, draw_overlay
 from densevl.errors import OutputError
 from densevl.files import json_text, shown
 from densevl.pipelines.video.reading import Frame, Source
@@ -45,6 +45,7 @@ class VideoWriter:
         self._rate, self._time_base = source.rate, source.time_base
         self._video: Any = None
         self._key: np.ndarray | None = None
+        self._captions = Captions()
         with self._refusing():
             self._movie = av.open(str(movie), "w", format="mp4", options={"movflags": "faststart"})
             self._labels = zipfile.ZipFile(labels, "w")
@@ -111,7 +112,7 @@ class VideoWriter:
 
     def _drawn(self, rgb: np.ndarray, result: SegmentationResult) -> np.ndarray:
         """The overlay with the same key below every frame, and even sides, which yuv420p needs."""
-        painted = draw_overlay(rgb, result.labels, self._names, legend=False)
+        painted = draw_overlay(rgb, result.labels, self._names, legend=False, captions=self._captions)
         if self._key is None:
             self._key = draw_key(self._names, painted.shape[0], painted.shape[1])
         width = max(painted.shape[1], self._key.shape[1])

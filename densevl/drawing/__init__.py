@@ -1,0 +1,8 @@
+"""Pictures of label maps: the palette, the coloured photo with names and legend, and sheets of several pictures."""
+
+from densevl.drawing.captions import Captions
+from densevl.drawing.colours import palette
+from densevl.drawing.overlays import draw_key, draw_overlay, draw_shares
+from densevl.drawing.sheets import contact_sheet
+
+__all__ = ["palette", "draw_overlay", "draw_shares", "draw_key", "contact_sheet", "Captions"]
