@@ -105,8 +105,7 @@ class _Part:
         self._step = step
         inside = np.pad(largest[self._box], 1)  # the border of a picture is an edge, too
         self._far = ndimage.distance_transform_edt(inside)[1:-1, 1:-1]
-        self._sums = np.zeros(np.add(inside.shape, -1), np.int64)
-        self._sums[1:, 1:] = inside[1:-1, 1:-1].cumsum(axis=0).cumsum(axis=1)
+        self._sums = inside[:-1, :-1].cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
 
     def place(self, high: int, wide: int, before: tuple[int, int] | None) -> tuple[int, int] | None:
         """The middle of a box of so many pixels that lies inside, farthest from the edge; `before` if it does there."""

@@ -116,7 +116,10 @@ class VideoWriter:
         if self._key is None:
             self._key = draw_key(self._names, painted.shape[0], painted.shape[1])
         width = max(painted.shape[1], self._key.shape[1])
-        rows = [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0))) for part in (painted, self._key)]
+        rows = [
+            np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
+            for part in (painted, self._key)
+        ]
         sheet = np.concatenate(rows)
         return np.pad(sheet, ((0, sheet.shape[0] % 2), (0, sheet.shape[1] % 2), (0, 0)), mode="edge")
 
