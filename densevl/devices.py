@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from densevl.errors import OptionError
@@ -39,3 +42,38 @@ def choose(device: str | torch.device | None = None) -> str:
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error
     return chosen
+
+
+def free_memory(device: str = "cpu") -> int | None:
+    """Bytes that can be had on a device without swapping; None where nothing says it.
+
+    On a CPU that is what the system has left, and no more than what this process's control group (a container) has.
+    """
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if torch.device(device).type != "cpu":
+        return None
+    bounds = [found for found in (_of_system(), _of_group()) if found is not None]
+    return min(bounds, default=None)
+
+
+def _of_system() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _of_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What is left of the limit of a control group of version 2, whose cached files give way."""
+    try:
+        limit, used = ((folder / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
+        cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)
+        return int(limit) - int(used) + int(cached[1] if cached else 0)
+    except (OSError, ValueError):  # no such group, or its limit is "max"
+        return None

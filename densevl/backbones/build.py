@@ -14,14 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from densevl import devices
+from densevl.backbones.precision import BYTES, LoweredTower, lowerable
 from densevl.errors import MissingExtraError, ModelError, WeightsError
 from densevl.saved import said
-from densevl.weights import WAY_OUT, State, assign_strictly, bad_file
+from densevl.weights import WAY_OUT, State, assign, bad_file, require_fit
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form, Plan
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
+PLAN = "densevl.memory"
+"""The logger that is told what a model takes, before it is loaded; of large ones at the level of INFO."""
+LARGE = 2e9
+TRUNK = {
+    *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_layer"),
+    "use_post_norm",
+}
+"""Keywords of timm's `create_model` that a form or a config may say."""
 POSITIONS = "positional_embedding"
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -35,6 +45,7 @@ def build(
     facts: Facts,
     device: str,
     *,
+    precision: str = "float32",
     folder: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Backbone:
@@ -47,11 +58,13 @@ def build(
         path: of the weights, for messages.
         facts: activations, pixels.
         device: where to put the model.
+        precision: of the linear layers of its image tower's blocks; only those lowered weights are held.
         folder: may hold the tokenizer's files.
         warnings: about guesses among the facts.
 
     Raises:
-        ModelError: open_clip cannot build it, or it gives no dense features. WeightsError: the weights do not fit.
+        ModelError: open_clip cannot build it, it gives no dense features, or not at this precision.
+        WeightsError: the weights do not fit it, or it does not fit the memory.
         MissingExtraError: its text side needs a package that is not installed.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -68,30 +81,74 @@ def build(
         model = _empty(config, form)
         _activate(model, facts)
         pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
-        settings = PreprocessCfg(
-            **{"mean": CLIP_MEAN, "std": CLIP_STD, **pixels, "size": tower_of(model.visual, name).image_size}
-        )
+        tower: Any = tower_of(model.visual, name)
+        settings = PreprocessCfg(**{"mean": CLIP_MEAN, "std": CLIP_STD, **pixels, "size": tower.image_size})
         transform = image_transform_v2(settings, is_train=False)
     wanted = model.state_dict()
     tensors = _fitting(model, form.state, wanted, path, name)
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
     # open_clip would resize these tables, which hides weights of another input size or context
     sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
-    assign_strictly(model, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
+    require_fit(wanted, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
+    needs = memory(model, tower, name)
+    lowered = {id(weight) for weight in lowerable(tower, name)} if precision != "float32" else ()
+    _require_room(path, name, needs, precision, device)
+    assign(model, tensors, device, {key for key, own in model.named_parameters() if id(own) in lowered})
+    if lowered:
+        tower = LoweredTower(tower, precision, name, device)
     with _explained(name, None if _holds_tokenizer(folder) else text.get("hf_tokenizer_name")):
         tokenizer = _tokenizer(text, form, folder)
     backbone = OpenClipBackbone(
         model.to(device).requires_grad_(False),
         tokenizer,
         transform,
+        tower=tower,
         name=name,
         mean=tuple(settings.mean),
         std=tuple(settings.std),
         reading={"form": form.name, **{key: fact.told() for key, fact in facts.items()}},
         guesses=warnings,
     )
-    backbone.plan = Plan(config, form.trunk, form.text, folder)
+    backbone.precision = precision
+    backbone.plan = Plan(config, form.trunk, form.text, folder, _parameters(wanted), needs)
     return backbone
+
+
+def memory(model: nn.Module, tower: Any, name: str) -> dict[str, int]:
+    """Bytes that a model's weights take, by precision; those of its image tower's blocks are what it lowers."""
+    whole = sum(value.nbytes for value in model.state_dict().values())
+    try:
+        lowered = sum(weight.numel() for weight in lowerable(tower, name))
+    except ModelError:
+        return {"float32": whole}
+    return {precision: whole - (BYTES["float32"] - size) * lowered for precision, size in BYTES.items()}
+
+
+def _require_room(path: Path, name: str, needs: Mapping[str, int], precision: str, device: str) -> None:
+    """Log what a model will take, and refuse one that does not fit."""
+    needed, free = needs[precision], devices.free_memory(device)
+    left = "unknown" if free is None else f"{free / 1e9:.1f} GB"
+    logging.getLogger(PLAN).log(
+        logging.INFO if needed >= LARGE else logging.DEBUG,
+        *("'%s' takes %.1f GB in %s on %s; free: %s", name, needed / 1e9, precision, device, left),
+    )
+    if free is None or needed <= free:
+        return
+    fitting = {other: size for other, size in needs.items() if size <= free and (other != "int8" or device == "cpu")}
+    ways = [f"precision {other} ({size / 1e9:.1f} GB)" for other, size in fitting.items()]
+    raise bad_file(
+        path,
+        f"takes {needed / 1e9:.1f} GB as '{name}' in {precision}, and {left} are free on {device}: take "
+        f"{', '.join([*ways, 'or a smaller model' if ways else 'a smaller model'])}",
+    )
+
+
+def _parameters(state: State) -> tuple[int, int]:
+    """How many numbers the image tower has, and the text side."""
+    sizes = {False: 0, True: 0}
+    for key, value in state.items():
+        sizes[key.startswith("visual.")] += value.numel()
+    return sizes[True], sizes[False]
 
 
 @contextmanager
@@ -118,17 +175,17 @@ def _empty(config: Mapping[str, Any], form: Form) -> Any:
     """The modules, without weights of their own, and without memory where that is possible."""
     try:
         with _parameters_on_meta():
-            return _network(config, form)
+            made = _network(config, form)
     except RuntimeError as error:
         if "meta" not in str(error):
             raise
         return _network(config, form)  # MobileCLIP's are computed with while they are made
+    return _network(config, form) if any(buffer.is_meta for buffer in made.buffers()) else made
 
 
 def _network(model_config: Mapping[str, Any], form: Form) -> Any:
     """The modules, without weights of their own."""
     import open_clip
-    import timm
 
     config = {
         **model_config,
@@ -150,12 +207,30 @@ def _network(model_config: Mapping[str, Any], form: Form) -> Any:
     )
     model = kind(**config, cast_dtype=None)
     if form.trunk:
-        model.visual.trunk = timm.create_model(
-            vision["timm_model_name"], num_classes=0, global_pool=vision["timm_pool"], **form.trunk
-        )
+        _replace_trunk(model.visual, vision, form.trunk)
     if form.text:
         model.text = _text_side(form.text, config["embed_dim"])
     return model
+
+
+def _replace_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Give open_clip's `TimmModel` a trunk of other sizes, and a projection that fits it.
+
+    Raises:
+        ModelError: other keywords than sizes.
+    """
+    import timm
+    from timm.layers import get_norm_layer
+
+    if odd := sizes.keys() - TRUNK:
+        raise ModelError(f"the sizes of its trunk have {', '.join(sorted(map(repr, odd)))[:80]}, which is no size")
+    norm = {"norm_layer": get_norm_layer(sizes["norm_layer"])} if "norm_layer" in sizes else {}
+    visual.trunk = timm.create_model(
+        vision["timm_model_name"], num_classes=0, global_pool=vision["timm_pool"], **{**sizes, **norm}
+    )
+    old = getattr(visual.head, "proj", None)
+    if isinstance(old, nn.Linear) and old.in_features != visual.trunk.num_features:
+        visual.head.proj = nn.Linear(visual.trunk.num_features, old.out_features, bias=old.bias is not None)
 
 
 def _text_side(told: Mapping[str, Any], width: int) -> nn.Module:

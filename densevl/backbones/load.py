@@ -26,7 +26,17 @@ from densevl.weights import bad_file, hub
 from densevl.weights.facts import ACTIVATIONS, GELU, QUICK, Fact, Facts, Form, activations, said
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
-from densevl.weights.published import PIXELS, of_architecture, of_tag, unknown
+from densevl.weights.large import TRUNKS
+from densevl.weights.published import (
+    PIXELS,
+    architectures,
+    config_of,
+    of_architecture,
+    of_tag,
+    tags_of,
+    unknown,
+)
+from densevl.weights.published import told as told_of
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
@@ -62,9 +72,14 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class How:
-    """How a model is loaded. Attributes: device. given: facts that the caller says, which go before all others."""
+    """How a model is loaded.
+
+    Attributes:
+        device. precision. given: facts that the caller says, which go before all others.
+    """
 
     device: str
+    precision: str
     given: Facts
 
 
@@ -106,15 +121,16 @@ def load_backbone(
         weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16"), a config JSON file, or "mini"
             for a file that `tools.mini` or `tools.clipself` wrote.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
-        precision: "float32", "int8" (faster on a CPU) or "bfloat16", of the image tower's linear layers; see
-            `Backbone.at_precision`.
+        precision: "float32", "int8" (faster on a CPU), "bfloat16" or "float16", of the linear layers of the image
+            tower's blocks. Of CLIPs only the lowered weights are held: `encode_image` runs with them too, and the model
+            takes half the memory, or a quarter. See `Backbone.at_precision` to keep both.
         activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
             wrongly.
         mean, std: the same of pixels: three numbers, RGB on the 0-1 scale.
 
     Raises:
         ModelError: unknown name, files not at hand, a model that gives no dense features, or a precision it cannot run.
-        WeightsError: damaged weights, or weights of another architecture.
+        WeightsError: damaged weights, weights of another architecture, or more of them than the memory holds.
         MissingExtraError: "photo" without its packages, or a text side of Hugging Face without transformers.
     """
     import torch
@@ -123,7 +139,7 @@ def load_backbone(
     from densevl.backbones.precision import check
 
     where = devices.choose(device)
-    how = How(where, given(activation, mean, std))
+    how = How(where, precision, given(activation, mean, std))
     if weights is None and name.lower().endswith(ENDING):
         if device is not None and where != "cpu":
             raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
@@ -168,8 +184,6 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
 
 def available() -> list[ModelInfo]:
     """The backbones `auto` chooses from, best first, then mask proposers; whether each is at hand. Without network."""
-    from open_clip.pretrained import get_pretrained_cfg
-
     from densevl.backbones.mini import WEIGHTS
     from densevl.proposals.sam import mini_sam
     from densevl.shipped import is_shipped
@@ -177,7 +191,7 @@ def available() -> list[ModelInfo]:
     rows = []
     for name in PREFERRED:
         arch, _, tag = name.partition("/")
-        hub_id = get_pretrained_cfg(arch, tag).get("hf_hub", "")
+        hub_id = told_of(arch, tag).get("hf_hub", "")
         rows.append(
             ModelInfo(name, bool(hub_id and hub.cached_file(hub_id)), f"CLIP, any words; hub {hub_id.strip('/')}")
         )
@@ -218,16 +232,9 @@ def best_at_hand() -> str:
     )
 
 
-def _architectures() -> list[str]:
-    from open_clip import list_models
-
-    names: list[str] = list_models()
-    return names
-
-
 def _alike(arch: str) -> list[str]:
     """Architectures that a mistyped name is meant for; what is like none may be an organisation of the hub."""
-    known = {name.lower(): name for name in _architectures()}
+    known = {name.lower(): name for name in architectures()}
     return [known[name] for name in difflib.get_close_matches(arch.lower().replace("_", "-"), known, cutoff=0.8)]
 
 
@@ -238,7 +245,7 @@ def published(name: str) -> tuple[str, str] | None:
         ModelError: it is that of a folder here too.
     """
     arch, _, tag = name.removeprefix(TABLE).partition("/")
-    if not tag or not (name.startswith(TABLE) or arch in _architectures() or _alike(arch)):
+    if not tag or not (name.startswith(TABLE) or arch in architectures() or _alike(arch)):
         return None
     if os.path.isdir(name) and not name.startswith(TABLE):
         raise ModelError(
@@ -276,14 +283,12 @@ def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _listed(arch: str, tag: str) -> Mapping[str, Any]:
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    if arch not in _architectures():
-        near = f" (closest: {', '.join(_alike(arch))})" if _alike(arch) else suggest(arch, _architectures())
+    if arch not in architectures():
+        near = f" (closest: {', '.join(_alike(arch))})" if _alike(arch) else suggest(arch, architectures())
         raise ModelError(f"no architecture '{arch}' in open_clip{near}")
-    told: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
+    told = told_of(arch, tag)
     if not told:
-        tags = list_pretrained_tags_by_model(arch)
+        tags = tags_of(arch)
         raise ModelError(
             f"'{arch}' has no weights tagged '{tag}'{suggest(tag, tags)}; known: {', '.join(tags) or 'none'}"
         )
@@ -336,6 +341,9 @@ def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, confi
             )
         base = recognise(read_weights(published_file(arch, tag)[0]).tensors, path)
         form = replace(form, state={**base.state, **form.state}, tower=False)
+    if arch in TRUNKS:
+        form, head = replace(form, trunk=TRUNKS[arch]), form.state.get("visual.head.proj.weight")
+        config |= {"embed_dim": len(head)} if head is not None and head.ndim else {}
     facts, warnings = (of_tag(arch, tag, config), {}) if tag else of_architecture(arch, config)
     return _built(name, form, _sized(config, form), path, facts, how, warnings=warnings)
 
@@ -398,7 +406,17 @@ def _built(
     """
     surer = {**form.facts, **how.given}
     left = tuple(text for fact, text in (warnings or {}).items() if fact not in surer)
-    return build(name, form, config, path, {**facts, **surer}, how.device, folder=folder, warnings=left)
+    return build(
+        name,
+        form,
+        config,
+        path,
+        {**facts, **surer},
+        how.device,
+        precision=how.precision,
+        folder=folder,
+        warnings=left,
+    )
 
 
 def _require_whole(form: Form, path: Path) -> None:
@@ -416,12 +434,10 @@ def _sized(config: dict[str, Any], form: Form) -> dict[str, Any]:
 
 
 def _architecture(arch: str) -> dict[str, Any]:
-    from open_clip.factory import get_model_config
-
-    config = get_model_config(arch)
+    config = config_of(arch)
     if config is None:
         raise ModelError(
-            f"no architecture '{arch}' in open_clip{suggest(arch, _architectures())}; or name a config .json file"
+            f"no architecture '{arch}' in open_clip{suggest(arch, architectures())}; or name a config .json file"
         )
     return config
 

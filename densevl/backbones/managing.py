@@ -22,7 +22,7 @@ from densevl.saved import read_json
 from densevl.weights import hub, require_finite
 from densevl.weights.facts import QUICK
 from densevl.weights.folders import OWN_NAMES
-from densevl.weights.published import PIXELS
+from densevl.weights.published import PIXELS, config_of, of_tag, pairs, told
 
 WEIGHTS = OWN_NAMES[0]
 TEXT_REPOS = ("hf_tokenizer_name", "hf_model_name")
@@ -50,21 +50,16 @@ def listed(pattern: str = "*") -> list[Listed]:
     Raises:
         ModelError: none does.
     """
-    from open_clip.factory import get_model_config
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained
-
-    from densevl.weights.published import of_tag
-
     rows = []
-    for arch, tag in list_pretrained():
+    for arch, tag in pairs():
         if fnmatchcase(f"{arch}/{tag}".lower(), pattern.lower()):
-            config, told = get_model_config(arch), get_pretrained_cfg(arch, tag)
-            place = str(told.get("hf_hub", ""))
+            config, entry = config_of(arch) or {}, told(arch, tag)
+            place = str(entry.get("hf_hub", ""))
             size = config["vision_cfg"]["image_size"]
             rows.append(
                 Listed(
                     f"{arch}/{tag}",
-                    place.strip("/") or str(told.get("url", "")),
+                    place.strip("/") or str(entry.get("url", "")),
                     bool(place and hub.cached_file(place)),
                     str(of_tag(arch, tag, config)["image_activation"].value),
                     size[0] if isinstance(size, list | tuple) else size,
@@ -110,14 +105,13 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     found: dict[str, Any] = {"name": backbone.name, **dict(backbone.reading)}
     found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
     if isinstance(backbone, OpenClipBackbone):
-        sizes = {False: 0, True: 0}
-        for key, value in backbone.model.state_dict().items():
-            sizes[key.startswith("visual.")] += value.numel()
+        if backbone.plan is not None:
+            image, text = backbone.plan.parameters
+            found |= {"image_parameters": image, "text_parameters": text}
+            found |= {f"bytes_in_{precision}": size for precision, size in backbone.plan.memory.items()}
         found |= {
             "image_size": list(backbone.tower.image_size),
             "context_length": backbone.context_length,
-            "image_parameters": sizes[True],
-            "text_parameters": sizes[False],
             "logit_scale": round(backbone.logit_scale, 3),
         }
     return found
@@ -157,6 +151,8 @@ def convert(
     plan = backbone.plan if isinstance(backbone, OpenClipBackbone) else None
     if plan is None or not isinstance(backbone, OpenClipBackbone):
         raise ModelError(f"model '{backbone.name}' is no CLIP of a weights file: there is nothing to convert")
+    if backbone.precision != "float32":
+        raise ModelError(f"model '{backbone.name}' is in {backbone.precision}: load it in float32 to convert it")
     from safetensors.torch import save
 
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}

@@ -50,19 +50,21 @@ class OpenClipBackbone(Backbone):
         name: str,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        tower: Tower | None = None,
         reading: Mapping[str, Any] | None = None,
         guesses: tuple[str, ...] = (),
     ) -> None:
         """Wrap a built model; it is switched to eval mode and its parameters need no gradient here.
 
         Args:
-            reading: see `Backbone.reading`. guesses: warnings about what the weights do not say.
+            tower: its image tower, wrapped already. reading: see `Backbone.reading`.
+            guesses: warnings about what the weights do not say.
 
         Raises:
             ModelError: patches of the image tower cannot be brought into the joint space.
         """
         self._model = model.eval()
-        self.tower: Tower = tower_of(model.visual, name)
+        self.tower: Tower = tower_of(model.visual, name) if tower is None else tower
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.name = name
@@ -183,6 +185,8 @@ class OpenClipBackbone(Backbone):
         size = self.tower.image_size
         if tuple(pixels.shape[1:]) != (3, *size):
             raise ImageError(f"pixels are {tuple(pixels.shape)}; encode_image takes (B, 3, {size[0]}, {size[1]})")
+        if isinstance(self.tower, LoweredTower) and self.tower.replaces:
+            return self.tower.encode(pixels)
         return self._model.encode_image(pixels.to(next(self._model.visual.parameters()).dtype), normalize=False)
 
     @torch.no_grad()

@@ -1,8 +1,9 @@
-"""Linear layers of the image tower at lower precision: `precision="int8"` or `"bfloat16"`.
+"""Linear layers of the image tower at lower precision: `precision="int8"`, `"bfloat16"` or `"float16"`.
 
-The model is not touched: each attention block is copied without its weights, the linear layers of the copy are replaced
-by ones that hold lowered weights, and the copy runs through the same view as every recipe uses. Norms, softmax,
-residual stream, patch embedding and read-out stay float32, and so do `encode_image` and the text side.
+A model that is loaded so holds the lowered weights alone, which are made block by block as they are read. A model that
+is brought to another precision later is not touched: each attention block is copied without its weights, the linear
+layers of the copy are replaced by ones that hold lowered weights, and the copy runs through the same view as every
+recipe uses. Norms, softmax, residual stream, patch embedding and read-out stay float32, and so does the text side.
 
 int8 is dynamic: a scale for each output channel of the weights, fixed, and one for each token, taken from the token
 itself; so the result does not depend on what else is in the batch. Rounding to 8 bits costs about 1 % of a layer's
@@ -12,9 +13,9 @@ output (root mean square). Shape letters: M tokens, K inputs, N outputs of a lay
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,12 +25,17 @@ from densevl.errors import ModelError, OptionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
-PRECISIONS = ("float32", "int8", "bfloat16")
+PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 TINY = 1e-12
+WHOLE_BLOCKS = ("EvaBlockPostNorm",)
+"""Blocks that no recipe takes apart, of which plain linear layers are all that multiplies."""
 
 
 class Int8Linear(nn.Module):
     """A linear layer in 8-bit integers on a CPU, by oneDNN's product of unsigned by signed bytes."""
+
+    _bias: torch.Tensor | None
+    _scale: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int | None = None) -> None:
         """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs.
@@ -40,8 +46,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = weight.detach().float()
         self._half = 2 ** ((_exact_bits() if bits is None else bits) - 1)
-        self._bias = None if bias is None else bias.detach().float()
-        self._scale = weight.abs().amax(dim=1).clamp(min=TINY) / 127
+        self.register_buffer("_bias", None if bias is None else bias.detach().float())
+        self.register_buffer("_scale", weight.abs().amax(dim=1).clamp(min=TINY) / 127)
         rounded = (weight / self._scale[:, None]).round().to(torch.int8)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
         self._unit, self._zero = torch.ones(1), torch.tensor([self._half], dtype=torch.int32)
@@ -83,60 +89,131 @@ def _exact_bits() -> int:
 class BFloat16Linear(nn.Module):
     """A linear layer in bfloat16, which a CPU with AVX-512 BF16 or AMX, or a GPU, multiplies faster than float32."""
 
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
+    _bias: torch.Tensor | None
+    _weight: torch.Tensor
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Round weights (N, K) and bias to bfloat16."""
+        """Round weights (N, K) and bias to `dtype`."""
         super().__init__()
-        self._weight = weight.detach().bfloat16()
-        self._bias = None if bias is None else bias.detach().bfloat16()
+        # a copy, as the weights may be mapped from a file that another program writes to
+        self.register_buffer("_weight", weight.detach().to(self.dtype, copy=True))
+        self.register_buffer("_bias", None if bias is None else bias.detach().to(self.dtype, copy=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., K) to (..., N) float32."""
         return self.multiply(*self.lower(x)).unflatten(0, x.shape[:-1])
 
     def lower(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        """(..., K) as (M, K) bfloat16."""
-        return (x.reshape(-1, x.shape[-1]).bfloat16(),)
+        """(..., K) as (M, K) of `dtype`."""
+        return (x.reshape(-1, x.shape[-1]).to(self.dtype),)
 
     def multiply(self, x_MK: torch.Tensor) -> torch.Tensor:
         """The layer's output (M, N) float32 for what `lower` gave."""
         return F.linear(x_MK, self._weight, self._bias).float()
 
 
+class Float16Linear(BFloat16Linear):
+    """The same in float16, which is finer, and overflows above 65,504."""
+
+    dtype = torch.float16
+
+
 LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
     "int8": Int8Linear,
     "bfloat16": BFloat16Linear,
+    "float16": Float16Linear,
 }
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 class LoweredTower:
     """A tower whose blocks run with lowered linear layers; everything else is the tower's own."""
 
-    def __init__(self, tower: Tower, precision: str, name: str) -> None:
-        """Lower the blocks of a tower; it is left as it is.
+    def __init__(self, tower: Tower, precision: str, name: str, device: str | None = None) -> None:
+        """Lower the blocks of a tower.
+
+        Args:
+            device: the tower itself is lowered, one block after another, each once it was moved there: its weights are
+                not kept. None leaves it as it is.
 
         Raises:
-            ModelError: it has no blocks that can be taken apart.
+            ModelError: it has no blocks that can be lowered.
         """
-        self.trained = tower
-        grid = tower.image_size[0] // tower.patch_size, tower.image_size[1] // tower.patch_size
-        try:
-            views = [tower.view(index, grid) for index in range(tower.depth)]
-        except RecipeError as error:
-            raise ModelError(f"model '{name}' runs in float32 only: {error}") from error
-        if not views:
-            raise ModelError(f"model '{name}' runs in float32 only: its tower is {tower.kind}, without linear blocks")
-        self._modules = [_lowered(view, LINEARS[precision]) for view in views]
+        self._tower, self._name, self._precision, self.replaces = tower, name, precision, device is not None
+        views = _views(tower, name)
+        self._modules = [_lowered(view, LINEARS[precision], device) for view in views]
+
+    @property
+    def trained(self) -> Tower:
+        """The tower as it was trained.
+
+        Raises:
+            ModelError: it was not kept.
+        """
+        if self.replaces:
+            raise ModelError(
+                f"model '{self._name}' was loaded in {self._precision}, and its float32 weights, which this needs, "
+                "were not kept: load it in float32"
+            )
+        return self._tower
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.trained, name)
+        if name.startswith("__"):  # of a copy that is not filled yet
+            raise AttributeError(name)
+        return getattr(self.trained if name == "module" else self._tower, name)
 
     def view(self, index: int, grid: Grid) -> Block:
         """The parts of block `index`, lowered; see `Tower.view`."""
-        return self.trained.view(index, grid).over(self._modules[index])
+        return self._tower.view(index, grid).over(self._modules[index])
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Block `index` as it was trained, lowered; see `Tower.run`."""
+        if type(self._modules[index]).__name__ in WHOLE_BLOCKS:
+            found: torch.Tensor = self._modules[index](x_BND)
+            return found
         return as_trained(self.view(index, grid), x_BND)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, S, S) of the trained size to image embeddings (B, D), lowered."""
+        grid = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
+        x_BND = self.embed(pixels, "size")
+        for index in range(self.depth):
+            x_BND = self.run(index, x_BND, grid)
+        found: torch.Tensor = self.pool(x_BND)
+        return found
+
+
+def lowerable(tower: Tower, name: str) -> Iterator[torch.Tensor]:
+    """The weights of a tower that another precision lowers.
+
+    Raises:
+        ModelError: it has no blocks that can be lowered.
+    """
+    for view in _views(tower, name):
+        module = view if isinstance(view, nn.Module) else view.module
+        joint = None if view is module else view.joint()
+        if joint is not None:
+            yield joint[0]
+        yield from (
+            m.weight for m in module.modules() if isinstance(m, nn.Linear) and not (joint and m.weight is joint[0])
+        )
+
+
+def _views(tower: Tower, name: str) -> list[Any]:
+    """The views of a tower's blocks; of those that run whole, the modules."""
+    grid = tower.image_size[0] // tower.patch_size, tower.image_size[1] // tower.patch_size
+    blocks: Any = getattr(tower, "_blocks", ())
+    try:
+        views = [
+            blocks[index] if type(blocks[index]).__name__ in WHOLE_BLOCKS else tower.view(index, grid)
+            for index in range(tower.depth)
+        ]
+    except RecipeError as error:
+        raise ModelError(f"model '{name}' runs in float32 only: {error}") from error
+    if not views:
+        raise ModelError(f"model '{name}' runs in float32 only: its tower is {tower.kind}, without linear blocks")
+    return views
 
 
 def check(precision: str, device: torch.device) -> None:
@@ -154,19 +231,42 @@ def check(precision: str, device: torch.device) -> None:
         raise ModelError("this PyTorch has no 8-bit linear layers (oneDNN); take precision 'bfloat16' or 'float32'")
 
 
-def _lowered(view: Block, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module]) -> nn.Module:
-    """A copy of the block that shares its tensors, with lowered linear layers in the place of its own."""
-    module = view.module
-    tensors = [*module.parameters(), *module.buffers()]
-    lowered = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
-    joint = view.joint()
+def _lowered(
+    view: Any, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module], device: str | None
+) -> nn.Module:
+    """A copy of the block that shares its tensors, with lowered linear layers in the place of its own.
+
+    Args:
+        view: of the block, or a block that runs whole. device: the block itself is lowered, there, and no copy is made.
+    """
+    whole = isinstance(view, nn.Module)
+    module = view if whole else view.module
+    if device is None:
+        lowered = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+    else:
+        lowered = module.to(device)
+    joint: Any = None if whole else view.joint()
     if joint is not None:
-        lowered.lowered_joint = _Joint(*joint, make)
+        lowered.lowered_joint = _Joint(joint[0], joint[1], make)
+        if device is not None:
+            _drop(lowered, joint[0])
     for parent in list(lowered.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]):
-                setattr(parent, name, make(child.weight, child.bias))
+            if isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]) and child.weight.numel():
+                bias = child.bias
+                if whole and name == "qkv" and parent.q_bias is not None:  # timm adds it by hand
+                    bias = torch.cat([parent.q_bias, parent.k_bias, parent.v_bias])  # type: ignore[assignment]
+                    parent.q_bias = None
+                setattr(parent, name, make(child.weight, bias))
     return lowered
+
+
+def _drop(module: nn.Module, weight: torch.Tensor) -> None:
+    """Put an empty tensor in the place of a joint projection's weights, whose layer says what kind of block it is."""
+    for parent in module.modules():
+        for name, own in list(parent.named_parameters(recurse=False)):
+            if own is weight:
+                setattr(parent, name, nn.Parameter(weight.new_empty(0), requires_grad=False))
 
 
 class _Joint(nn.Module):

@@ -26,7 +26,7 @@ from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
-from densevl.cli.shared import OneLineGroup, one_line_errors
+from densevl.cli.shared import OneLineGroup, one_line_errors, tell_plans
 from densevl.cli.video import video
 
 __all__ = ["app"]
@@ -65,6 +65,7 @@ def _root(
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    tell_plans()
     if config is not None:
         context.default_map = defaults(config, context.command)
 

@@ -22,7 +22,7 @@ MODELS = (
     *("ViT-L-14/openai", "ViT-L-14-336/openai", "ViT-B-32/openai"),
 )
 DEVICES = ("cpu", "cuda", "cuda:0", "mps")
-PRECISIONS = ("float32", "int8", "bfloat16")
+PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
@@ -172,7 +172,8 @@ Device = Annotated[
 Precision = Annotated[
     str,
     option(
-        "Number format of the image tower: float32, int8 (often faster on a CPU), or bfloat16.",
+        "Number format of the image tower: float32, int8 (often faster on a CPU, a quarter of the memory), bfloat16 or "
+        "float16 (half the memory).",
         panel=MODELLING,
         values=PRECISIONS,
     ),

@@ -7,8 +7,10 @@ results cannot be written there.
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from densevl.files import shown
 FAILED, PARTLY, UNWRITTEN, STOPPED = 2, 3, 4, 130
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -40,6 +43,22 @@ def fail(error: Exception | str) -> None:
     """Print an error on one line, what a terminal would obey as text."""
     said = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in " ".join(str(error).split()))
     stderr().print(f"[red]error:[/] {escape(said)}")
+
+
+class _Plans(logging.Handler):
+    """Prints what a large model will take, before it is loaded."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not _quiet.get():
+            stderr().print(escape(f"memory: {record.getMessage()}"))
+
+
+def tell_plans() -> None:
+    """Print the memory plans of large models on standard error, once."""
+    logger = logging.getLogger("densevl.memory")
+    if not logger.handlers:
+        logger.addHandler(_Plans())
+        logger.setLevel(logging.INFO)
 
 
 def warn(text: str) -> None:
@@ -91,6 +110,7 @@ def one_line_errors(command: _Command) -> _Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        _quiet.set(bool(kwargs.get("quiet")))
         try:
             return command(*args, **kwargs)
         except DensevlError as error:

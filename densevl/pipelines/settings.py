@@ -183,7 +183,9 @@ def load(model: str | Backbone, weights: Any = None, device: Any = None, precisi
             raise OptionError("weights and device belong to loading; this backbone is loaded already, leave them out")
         backbone = model
     else:
-        backbone = load_backbone(model, weights, device=str(device) if device is not None else None)
+        backbone = load_backbone(
+            model, weights, device=None if device is None else str(device), precision=precision or "float32"
+        )
     return backbone if precision is None else backbone.at_precision(precision)
 
 

@@ -7,10 +7,11 @@ file is the same one line for all of them. The files that densevl ships lie here
 from densevl.weights.finite import require_finite
 from densevl.weights.fitting import (
     WAY_OUT,
-    assign_strictly,
+    assign,
     build_strictly,
     load_strictly,
     require_buildable,
+    require_fit,
     require_sizes,
 )
 from densevl.weights.reading import SUFFIXES, Checkpoint, State, bad_file, below, read_checkpoint
@@ -22,7 +23,8 @@ __all__ = [
     "below",
     "bad_file",
     "load_strictly",
-    "assign_strictly",
+    "assign",
+    "require_fit",
     "build_strictly",
     "require_buildable",
     "require_sizes",

@@ -64,12 +64,19 @@ class Form:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a network was built from. Attributes: config, trunk, text: see `Form`. folder: that held its files."""
+    """What a network was built from.
+
+    Attributes:
+        config, trunk, text: see `Form`. folder: that held its files.
+        parameters: of the image tower and of the text side. memory: bytes by precision.
+    """
 
     config: dict[str, Any]
     trunk: dict[str, Any] | None
     text: dict[str, Any] | None
     folder: Path | None
+    parameters: tuple[int, int]
+    memory: Mapping[str, int]
 
 
 def said(source: str, **values: Any) -> dict[str, Fact]:

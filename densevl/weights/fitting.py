@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,33 +73,21 @@ def load_strictly(
     model.load_state_dict(tensors, strict=True)
 
 
-def assign_strictly(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
+def assign(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], device: str = "cpu", as_stored: Collection[str] = ()
 ) -> None:
-    """Give a network whose parameters are on the meta device copies of tensors, in its own precision.
+    """Give a network whose parameters are on the meta device copies of tensors that fit it, in its own precision.
 
-    Raises:
-        WeightsError: they do not fit, or take more memory than there is.
+    Args:
+        device: of the copies, which are made one by one.
+        as_stored: names of those that are given as they are, mapped from the file, for the caller to turn into others.
     """
-    wanted = model.state_dict()
-    require_fit(wanted, tensors, path, what, way_out)
-    needed, free = sum(value.nbytes for value in wanted.values()), _free_memory()
-    if free is not None and needed > free:
-        raise bad_file(
-            path, f"takes {needed / 1e9:.1f} GB as {what}, and {free / 1e9:.1f} GB are free here: take a smaller model"
-        )
     plain = torch.contiguous_format
-    own = {key: tensors[key].to(value.dtype, copy=True, memory_format=plain) for key, value in wanted.items()}
+    own = {
+        key: tensors[key] if key in as_stored else tensors[key].to(device, value.dtype, copy=True, memory_format=plain)
+        for key, value in model.state_dict().items()
+    }
     model.load_state_dict(own, strict=True, assign=True)
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
 
 
 def build_strictly(

@@ -1,12 +1,17 @@
-"""What open_clip's table says of published weights: activations and pixels, of one tag or of all of an architecture."""
+"""What is published: architectures, tags, and activations and pixels of one tag or of all of an architecture.
+
+That is open_clip's table, and the models of `large`.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, QUICK, Fact
+from densevl.weights.large import ARCHITECTURES, PUBLISHED
 
 PIXELS: Mapping[str, Any] = {
     "mean": CLIP_MEAN,
@@ -16,6 +21,43 @@ PIXELS: Mapping[str, Any] = {
 }
 """What the table says of pixels, and what it is where it says nothing."""
 LISTED = 4  # tags in a message
+
+
+def architectures() -> list[str]:
+    """Their names."""
+    from open_clip import list_models
+
+    return [*list_models(), *ARCHITECTURES]
+
+
+def config_of(arch: str) -> dict[str, Any] | None:
+    """open_clip's model_cfg of an architecture; None for an unknown one."""
+    from open_clip.factory import get_model_config
+
+    found: dict[str, Any] | None = (
+        copy.deepcopy(ARCHITECTURES[arch]) if arch in ARCHITECTURES else get_model_config(arch)
+    )
+    return found
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Architecture and tag of all published weights."""
+    from open_clip.pretrained import list_pretrained
+
+    return [*list_pretrained(), *PUBLISHED]
+
+
+def tags_of(arch: str) -> list[str]:
+    """The tags of an architecture."""
+    return [tag for name, tag in pairs() if name == arch]
+
+
+def told(arch: str, tag: str) -> Mapping[str, Any]:
+    """What the table says of published weights, as open_clip has it: hf_hub, mean, ...; empty for unknown ones."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    found: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
+    return {"hf_hub": PUBLISHED[arch, tag]} if (arch, tag) in PUBLISHED else found
 
 
 def of_tag(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Fact]:
@@ -33,26 +75,24 @@ def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fac
     What all published weights of the architecture agree on is taken; else what most say of pixels, and the plain config
     of the activation.
     """
-    from open_clip.pretrained import list_pretrained_tags_by_model
-
-    tags = list_pretrained_tags_by_model(arch)
+    tags = tags_of(arch)
     plain = QUICK if config.get("quick_gelu") else GELU
     usual = {"image_activation": plain, "text_activation": plain, **PIXELS}
-    told: dict[str, dict[Any, list[str]]] = defaultdict(lambda: defaultdict(list))
+    by_value: dict[str, dict[Any, list[str]]] = defaultdict(lambda: defaultdict(list))
     for tag in tags:
         for name, value in _values(arch, tag, config).items():
-            told[name][value].append(tag)
+            by_value[name][value].append(tag)
     facts: dict[str, Fact] = {}
     warnings = {}
     for name, value in usual.items():
-        values = told.get(name, {})
+        values = by_value.get(name, {})
         if len(values) == 1:
             facts[name] = Fact(next(iter(values)), f"all published weights of {arch}")
         else:
             facts[name] = Fact(value, f"open_clip's config of {arch}", guessed=len(values) > 1)
     for what, name in (("activation", "image_activation"), ("mean and deviation", "mean"), ("resizing", "resize_mode")):
         if facts[name].guessed:
-            warnings[name] = _warning(arch, what, facts[name].value, told[name])
+            warnings[name] = _warning(arch, what, facts[name].value, by_value[name])
     return facts, warnings
 
 
@@ -68,21 +108,19 @@ def unknown(what: str) -> tuple[dict[str, Fact], dict[str, str]]:
 
 
 def _values(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    from open_clip.pretrained import get_pretrained_cfg
-
-    told = get_pretrained_cfg(arch, tag)
-    kind = QUICK if told.get("quick_gelu") or config.get("quick_gelu") else GELU
-    pixels = {name: told.get(name, usual) for name, usual in PIXELS.items()}
+    entry = told(arch, tag)
+    kind = QUICK if entry.get("quick_gelu") or config.get("quick_gelu") else GELU
+    pixels = {name: entry.get(name, usual) for name, usual in PIXELS.items()}
     pixels = {name: tuple(value) if isinstance(value, list | tuple) else value for name, value in pixels.items()}
     return {"image_activation": kind, "text_activation": kind, **pixels}
 
 
-def _warning(arch: str, what: str, taken: Any, told: Mapping[Any, list[str]]) -> str:
+def _warning(arch: str, what: str, taken: Any, by_value: Mapping[Any, list[str]]) -> str:
     def listed(tags: list[str]) -> str:
         return ", ".join(tags[:LISTED]) + ", ..." * (len(tags) > LISTED)
 
-    others = "; ".join(f"{_shown(value)} for {listed(tags)}" for value, tags in told.items() if value != taken)
-    like = next((tags[0] for value, tags in told.items() if value != taken), "")
+    others = "; ".join(f"{_shown(value)} for {listed(tags)}" for value, tags in by_value.items() if value != taken)
+    like = next((tags[0] for value, tags in by_value.items() if value != taken), "")
     return (
         f"the weights file does not say its {what}, and published weights of {arch} differ: taken {_shown(taken)}; it "
         f"is {others}. If it comes from one of these, name it beside the file: {arch}/{like}; "

@@ -20,7 +20,7 @@ from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import ModelError, OptionError
 
 LOWERED = [name for name in PRECISIONS if name != "float32"]
-LIMIT = {"int8": 0.12, "bfloat16": 0.04}
+LIMIT = {"int8": 0.12, "bfloat16": 0.04, "float16": 0.006}
 """Relative error of features of these small towers, whose widths of 32 average little away."""
 
 

@@ -74,6 +74,9 @@ def eva(state: State, path: Path) -> Form:
     """EVA-CLIP, EVA-02-CLIP and what is trained from them with their code (CLIPSelf, DeCLIP)."""
     separate = any(key.endswith(".attn.q_proj.weight") for key in state)
     named = renamed(state, (_SEPARATE, *_EVA) if separate else _EVA, path)
+    head, bias = "visual.trunk.head.weight", "visual.trunk.head.bias"
+    if head in named and bias not in named:  # of 8 and 18 billion weights: a projection, as open_clip has it
+        named["visual.head.proj.weight"] = named.pop(head)
     facts = {**activations(GELU, "EVA's code"), **said("EVA's code", mean=CLIP_MEAN, std=CLIP_STD)}
     return Form("EVA-CLIP", named, facts=facts)
 
