@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl import devices
 from densevl.errors import ModelError, OptionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
@@ -142,7 +143,11 @@ class LoweredTower:
         """
         self._tower, self._name, self._precision, self.replaces = tower, name, precision, device is not None
         views = _views(tower, name)
-        self._modules = [_lowered(view, LINEARS[precision], device) for view in views]
+        self._modules = []
+        for view in views:
+            self._modules.append(_lowered(view, LINEARS[precision], device))
+            if self.replaces:
+                devices.give_back()
 
     @property
     def trained(self) -> Tower:
