@@ -95,6 +95,7 @@ COMMANDS = {
     ),
     "export words": "OUT --background --labels --model --overwrite --templates --weights",
     "models list": "PATTERN --all --json",
+    "models show": "NAME --json",
     "models get": "NAME",
     "models check": "NAME --activation --json --mean --std --weights",
     "models convert": "NAME OUT --activation --mean --overwrite --std --weights",

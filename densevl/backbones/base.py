@@ -225,6 +225,10 @@ class Backbone(ABC):
         """How each word is reached and how far that may be trusted; a text tower makes no claim about any."""
         return [Reach(word) for word in words]
 
+    def listed_words(self) -> tuple[str, ...]:
+        """Words that this model was taught or has in a table, of which `reach` tells more; a text tower has none."""
+        return ()
+
     def alike(self, words: Sequence[str]) -> list[list[str]]:
         """Groups of words that this model cannot tell apart; a text tower makes no claim."""
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,19 @@ import torch
 
 from densevl.backbones.base import Backbone
 from densevl.backbones.build import TOKENIZERS
-from densevl.backbones.load import CONFIG, MODEL_CONFIG, published, published_file
+from densevl.backbones.load import (
+    CONFIG,
+    MODEL_CONFIG,
+    PHOTO_NAMES,
+    available,
+    best_at_hand,
+    load_backbone,
+    published,
+    published_file,
+)
 from densevl.backbones.open_clip_model import OpenClipBackbone
-from densevl.errors import ModelError
+from densevl.backbones.reach import by_reason
+from densevl.errors import ModelError, suggest
 from densevl.files import atomic_write_all, guard
 from densevl.saved import read_json
 from densevl.weights import hub, require_finite
@@ -68,6 +78,49 @@ def listed(pattern: str = "*") -> list[Listed]:
     if not rows:
         raise ModelError(f"no published weights fit '{pattern}'; '*' stands for any signs, as in 'ViT-L-*/*'")
     return rows
+
+
+def show(name: str) -> dict[str, Any]:
+    """What is known of a model by its name, ready for JSON; no weights of the hub are read, and nothing is downloaded.
+
+    Returns:
+        name, what it is and whether it is ready. Of published weights, what `Listed` has. Of a model of the package or
+        of an index: its sizes, and its words: knows, by way (see `Reach`); half_knows and does_not_know, by reason.
+
+    Raises:
+        ModelError: no table has the name, or the model's packages are not installed.
+    """
+    if name == "auto":
+        name = best_at_hand()
+    about = {info.name: info for info in available()}
+    if name in (*PHOTO_NAMES, "mini"):
+        backbone = load_backbone(name, device="cpu")
+        sizes = {key: value for key, value in describe(backbone).items() if key != "name"}
+        known = {key: value for key, value in sizes.items() if value is not None}
+        what = {"name": name, "what": backbone.summary, "better": backbone.upgrade, "ready": True}
+        return {**what, "made_for": backbone.pictures, **known, **_words_of(backbone)}
+    if name in about and not about[name].backbone:
+        return {"name": name, "what": about[name].about, "ready": about[name].ready}
+    if (found := published(name)) and (rows := [row for row in listed(name) if row.name == "/".join(found)]):
+        return {"what": "CLIP: any words, and no table of those that it knows", **asdict(rows[0])}
+    known_names = dict.fromkeys(("auto", *about, *PHOTO_NAMES))
+    raise ModelError(
+        f"no table has '{name}'{suggest(name, known_names)}: densevl models list names the published ones, and densevl "
+        "models check loads any other and says what it is"
+    )
+
+
+def _words_of(backbone: Backbone) -> dict[str, Any]:
+    """The listed words of a model by how far each may be trusted."""
+    reaches = backbone.reach(backbone.listed_words())
+    knows: dict[str, list[str]] = {}
+    for reach in reaches:
+        if reach.trust == "good":
+            knows.setdefault(reach.way, []).append(reach.word)
+    reasons = {trust: [] for trust in ("weak", "none")}
+    for (trust, why), words in by_reason(reach for reach in reaches if reach.trust != "good"):
+        reasons[trust].append({"why": why, "words": words})
+    return {"knows": knows, "half_knows": reasons["weak"], "does_not_know": reasons["none"]}
 
 
 def get(name: str) -> Path:

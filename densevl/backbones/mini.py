@@ -51,7 +51,8 @@ pair of cherries, cherries, bunch of grapes, grapes, hamburger, burger
 """  # what it was trained on as drawings, by each of its names
 PLACES = (*SURFACES, "surface", "floor", "street", "lawn", "beach", "leaves", "wool", "cloth", "plate", "stars")
 STATES = ("scratch", "hole", "stain", "defect", "damage", "flaw")
-_NAMED = re.compile(rf"\b(?:{'|'.join((*' '.join(_NOUNS.split()).split(', '), *PLACES, *STATES))})(?:s|es)?$")
+NAMED = (*" ".join(_NOUNS.split()).split(", "), *PLACES, *STATES)
+_NAMED = re.compile(rf"\b(?:{'|'.join(NAMED)})(?:s|es)?$")
 
 
 class Mini(OpenClipBackbone):
@@ -114,6 +115,10 @@ class Mini(OpenClipBackbone):
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """Words with a token whose embedding was not trained are not known; those that name nothing drawn, weakly."""
         return [self._reach(word) for word in words]
+
+    def listed_words(self) -> tuple[str, ...]:
+        """Names of what it was trained on."""
+        return NAMED
 
     def _reach(self, word: str) -> Reach:
         if not self._trained.issuperset(self._encode(word)):

@@ -43,16 +43,19 @@ class Reach:
 
 def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:
     """Warnings about the words that a model does not know, or knows weakly: a sentence for each reason."""
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for reach in reaches:
-        if reach.trust != "good":
-            grouped.setdefault((reach.trust, reach.why), []).append(reach.word)
-    # What is unknown first, then the reasons that most words share.
-    ordered = sorted(grouped.items(), key=lambda group: (group[0][0] != "none", -len(group[1])))
+    ordered = by_reason(reach for reach in reaches if reach.trust != "good")
     said = [f"model '{model}' {VERBS[trust]} {listed(words)}: {why}" for (trust, why), words in ordered[:SENTENCES]]
     if rest := [word for _, words in ordered[SENTENCES:] for word in words]:
         said.append(f"model '{model}' may be wrong about {listed(rest)} too")
     return tuple(said)
+
+
+def by_reason(reaches: Iterable[Reach]) -> list[tuple[tuple[Trust, str], list[str]]]:
+    """Words by (trust, why): what is unknown first, then the reasons that most words share."""
+    grouped: dict[tuple[Trust, str], list[str]] = {}
+    for reach in reaches:
+        grouped.setdefault((reach.trust, reach.why), []).append(reach.word)
+    return sorted(grouped.items(), key=lambda group: (group[0][0] != "none", -len(group[1])))
 
 
 def listed(words: Sequence[str]) -> str:

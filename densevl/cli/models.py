@@ -1,8 +1,9 @@
-"""`densevl models`: list them, get one, check one, convert one."""
+"""`densevl models`: list them, say what one is, get one, check one, convert one."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +16,14 @@ from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout, warn
 
 models_app = typer.Typer(
-    invoke_without_command=True, help="Models: list them, get one of the hub, check one, convert one."
+    invoke_without_command=True,
+    help="Models: list them, show what one knows, get one of the hub, check one, convert one.",
 )
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 GUESSED = 1
+WAYS = {"name": "the names of what it was trained on", "table": "listed by hand", "kind": "kinds of which it knows"}
+FAMILY = 3  # words that share a reason, from which it is printed
+SPELLED = 300  # words of a group that are printed
 
 Name = Annotated[str, typer.Argument(help="A model's name, folder or weights file.", show_default=False)]
 Weights = Annotated[
@@ -81,6 +86,41 @@ def list_models(
     if not console.is_terminal:
         console.width = 300  # one line a model, for grep
     console.print(table)
+
+
+@models_app.command("show")
+@one_line_errors
+def show_model(
+    name: Annotated[str, typer.Argument(help="ARCH/TAG, photo, mini, or another name of densevl models.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a model is and, where a table tells, which words it knows, half knows and does not know."""
+    from densevl.backbones.managing import show
+
+    with stderr().status("looking"):
+        facts = show(name)
+    if as_json:
+        return typer.echo(json.dumps(facts, indent=1))
+    console = stdout()
+    said = ("knows", "half_knows", "does_not_know")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for key, value in facts.items():
+        if key not in said and value not in ("", None):
+            table.add_row(key.replace("_", " "), escape(_words(value)))
+    console.print(table)
+    for way, words in facts.get("knows", {}).items():
+        console.print(f"\nKnows {len(words):,} words, {WAYS[way]}: {escape(_some(words))}")
+    for key in said[1:]:
+        alone = []
+        for group in facts.get(key, ()):
+            if len(group["words"]) == 1 and len(facts[key]) > 1:
+                alone += group["words"]
+                continue
+            console.print(escape(f"\n{key.replace('_', ' ').capitalize()} {_some(group['words'])}: {group['why']}."))
+        if alone:
+            console.print(
+                escape(f"\nTakes {_some(alone)} in one sense, which may be another than yours (--json says).")
+            )
 
 
 @models_app.command("get")
@@ -177,6 +217,12 @@ def _colour(text: str | None, flag: str) -> list[float] | None:
     except ValueError as error:
         raise OptionError(f"{flag} is {text[:60]!r}; it is one number, or three with commas between") from error
     return found * 3 if len(found) == 1 else found
+
+
+def _some(words: Sequence[str]) -> str:
+    """Words with commas between, the first of many."""
+    more = f" and {len(words) - SPELLED:,} more (--json)" if len(words) > SPELLED else ""
+    return ", ".join(words[:SPELLED]) + more
 
 
 def _words(value: Any) -> str:

@@ -6,11 +6,25 @@ import numpy as np
 import torch
 
 from densevl.backbones import Backbone
+from densevl.images.blank import is_blank
 from densevl.images.drawn import is_drawn
 
 
+def shows_nothing(backbone: Backbone, rgb: np.ndarray) -> bool:
+    """Whether a model for photos is given a picture without features, in which it would see things all the same."""
+    return backbone.pictures == "photos" and is_blank(rgb)
+
+
 def of_picture(backbone: Backbone, rgb: np.ndarray) -> tuple[str, ...]:
-    """A warning that a model for photos is given a drawing. The other way round cannot be told from pixels reliably."""
+    """A warning that a model for photos is given a drawing, or a picture without features.
+
+    The other way round cannot be told from pixels reliably.
+    """
+    if shows_nothing(backbone, rgb):
+        return (
+            "the picture shows one colour, or a few that fade into each other: model "
+            f"'{backbone.name}' has nothing to recognise there, so a label there is no finding",
+        )
     if backbone.pictures != "photos" or not is_drawn(rgb):
         return ()
     return (

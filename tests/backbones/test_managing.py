@@ -126,6 +126,19 @@ def test_the_list_has_every_published_weight() -> None:
     assert run("list").output == run().output
 
 
+def test_what_is_shown_is_what_warnings_say() -> None:
+    told = json.loads(run("show", "mini", "--json").stdout)
+    assert "penguin" in told["knows"]["name"]
+    assert (told["half_knows"], told["does_not_know"], told["made_for"]) == ([], [], "drawings")
+    printed = run("show", "mini")
+    assert printed.exit_code == 0
+    assert "penguin" in printed.stdout
+    row = json.loads(run("show", "ViT-B-16/openai", "--json").stdout)
+    assert (row["activation"], row["size"], "knows" in row) == ("quick_gelu", 224, False)
+    assert "mini-sam" in run("show", "mini-sam").stdout
+    assert "closest: mini" in run("show", "minni").stderr
+
+
 @pytest.mark.parametrize("name", ["mini", "./here", "a/b/c", "ViT-B-16", ""])
 def test_what_is_no_name_of_the_hub_is_not_got(name) -> None:
     with pytest.raises(ModelError, match="is no name of the hub"):

@@ -20,6 +20,7 @@ if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]
 from conftest import close
 from densevl import LabelSet, Segmenter
 from densevl.backbones import load_backbone
+from densevl.backbones.managing import show
 from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
 from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError
 
@@ -218,6 +219,18 @@ def test_words_that_are_reached_weakly_say_how(photo, word, way, why) -> None:
     assert (reach.way, reach.trust) == (way, "weak")
     assert why in reach.why
     assert photo.doubts([word, word, ""]) == (f"model 'photo' may be wrong about '{word}': {reach.why}",)
+
+
+def test_a_model_shows_its_words_as_its_warnings_say_them(photo) -> None:
+    told = show("photo")
+    known = {word for own in told["knows"].values() for word in own}
+    half = {word: group["why"] for group in told["half_knows"] for word in group["words"]}
+    unknown = {word for group in told["does_not_know"] for word in group["words"]}
+    assert {"dog", "tripod"} <= known
+    assert {"sky", "grass"} <= unknown
+    assert known | set(half) | unknown == set(photo.listed_words())
+    assert photo.doubts(["person"]) == (f"model 'photo' may be wrong about 'person': {half['person']}",)
+    assert not photo.doubts(["dog", "tripod"])
 
 
 def test_every_weak_word_is_one_that_is_reached() -> None:

@@ -144,6 +144,10 @@ class Photo(Backbone):
         """
         return [meaning.reach(word) for word, meaning in zip(words, self._lexicon.meanings(words), strict=True)]
 
+    def listed_words(self) -> tuple[str, ...]:
+        """The words of the tables, those that mean no class among them, and the names of the classes."""
+        return words.listed()
+
     def alike(self, words: Sequence[str]) -> list[list[str]]:
         """Groups of words that mean the same classes; `score` gives what they mean to the first of them."""
         return self._lexicon.alike(words)

@@ -159,6 +159,11 @@ def weak() -> dict[str, str]:
     return {word: why for why, words in json.loads(_shipped("weak.json")).items() for word in words}
 
 
+def listed() -> tuple[str, ...]:
+    """The words of the tables, those that are known to mean no class among them, and the names of the classes."""
+    return tuple(dict.fromkeys((*aliases(), *weak(), *named())))
+
+
 @lru_cache(maxsize=1)
 def tiers() -> dict[frozenset[int], Tier]:
     """The words that are weak by nature, by their classes, and how much less evidence is asked of them."""

@@ -398,6 +398,8 @@ class Segmenter:
             taught: names of the classes that are known by examples, whatever the model thinks of their words.
         """
         started = time.perf_counter() if started is None else started
+        if blank := policy.unknown and remarks.shows_nothing(self.backbone, rgb):
+            evidence = replace(evidence, seen=torch.zeros(rgb.shape[:2], dtype=torch.bool))
         scores, text = evidence.scores, evidence.text
         require_finite(scores, f"scores of model '{self.backbone.name}'")
         flat = remarks.of_scores(scores) if evidence.flat else ()
@@ -432,7 +434,7 @@ class Segmenter:
             warnings=(
                 *self.warnings(labels, policy, rgb, taught),
                 *flat,
-                *remarks.of_labels(decided.labels.cpu().numpy()),
+                *(() if blank else remarks.of_labels(decided.labels.cpu().numpy())),
             ),
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
