@@ -1,11 +1,15 @@
 """How well `photo` labels photographs: mIoU on PASCAL VOC photos and masks that you have, by three questions.
 
     python -m tools.photo_accuracy --photos VOC/JPEGImages --masks VOC/SegmentationClassAug --models photo photo+vit
+    python -m tools.photo_accuracy --photos VOC/JPEGImages --masks VOC/SegmentationClassAug --calibrate
 
 A: the 20 names are asked, background is ignored. B: the same, background is a class. C: background is a class, and only
 the names in the photo and two others are asked, which is what people do. Photos are drawn rarest class first, a number
 for each class, by a seed, and go to development and to the test by turns. The mean is over classes with at least nine,
 and background in B and C.
+
+`--calibrate` fits how sure a pixel is (`InferenceProtocol.calibration`) on the development photos, questions B and C
+alike, and prints the expected calibration error and the reliability curve on those of the test.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ NAMES = (
 )
 ENOUGH = 9  # photos of a class that counts
 OTHERS = 2
+SPARSE = 97  # pixels from one that is looked at to the next, in reading order
 QUESTIONS = ("A", "B", "C")
 PARTS = ("development", "test")
 Pair = tuple[Path, Path]
@@ -92,6 +97,65 @@ def measure(segment: Segmenter, chosen: Sequence[Pair], limit: int | None = None
     return counts
 
 
+def sureness(segment: Segmenter, chosen: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """Confidence and whether the label is right, (2, n), at every `SPARSE`th pixel of each question but A."""
+    found: dict[str, list[np.ndarray]] = {question: [] for question in QUESTIONS[1:]}
+    for pair in chosen:
+        truth = np.array(Image.open(pair[1])).astype(np.int64).ravel()[::SPARSE]
+        prepared = segment.prepare(pair[0])
+        dense = segment.run(prepared.parts)
+        for question, own in found.items():
+            numbers = asked(pair, question)
+            labels, policy = LabelSet.parse([NAMES[c] for c in numbers]), segment.policy()
+            result = segment.decide(segment.gather(prepared, dense, labels, policy), prepared.rgb, labels, policy)
+            answer = np.array([*(c + 1 for c in numbers), 0])[result.labels.ravel()[::SPARSE]]
+            sure = result.confidence.ravel()[::SPARSE]
+            own.append(np.stack([sure, truth == answer])[:, truth <= len(NAMES)])
+    return {question: np.concatenate(own, axis=1) for question, own in found.items()}
+
+
+def logit(p: np.ndarray) -> np.ndarray:
+    """Log odds of probabilities kept a millionth from 0 and 1."""
+    p = np.clip(p, 1e-6, 1 - 1e-6)
+    return np.log(p) - np.log1p(-p)
+
+
+def bins(sure_right: np.ndarray) -> Iterator[tuple[float, float, float]]:
+    """Mean confidence, share that is right, and share of the pixels, of each tenth of the scale that has any."""
+    place = np.minimum((10 * sure_right[0]).astype(int), 9)
+    for number in np.unique(place):
+        own = sure_right[:, place == number]
+        yield float(own[0].mean()), float(own[1].mean()), own.shape[1] / sure_right.shape[1]
+
+
+def error(sure_right: np.ndarray) -> float:
+    """Expected calibration error over ten bins (Guo et al., ICML 2017)."""
+    return sum(abs(sure - right) * share for sure, right, share in bins(sure_right))
+
+
+def calibrate(name: str, parts: Sequence[Sequence[Pair]], refine: str | None) -> None:
+    """Fit slope and offset on the first of two parts and print what they do to both."""
+    from sklearn.linear_model import LogisticRegression
+
+    segment = Segmenter(name, refine=refine, protocol={"calibration": (1.0, 0.0)})
+    before = [sureness(segment, part) for part in parts]
+    sure, right = np.concatenate(list(before[0].values()), axis=1)
+    fitted = LogisticRegression(C=np.inf).fit(logit(sure)[:, None], right)
+    slope, offset = round(float(fitted.coef_[0, 0]), 2), round(float(fitted.intercept_[0]), 2)
+    print(f"\n{name}: calibration ({slope}, {offset})\n\n| part | question | error before | after |\n|---|---|---|---|")
+
+    def mapped(given: np.ndarray) -> np.ndarray:
+        return np.stack([1 / (1 + np.exp(-(slope * logit(given[0]) + offset))), given[1]])
+
+    for part, found in zip(PARTS, before, strict=True):
+        for question, own in found.items():
+            print(f"| {part} | {question} | {error(own):.3f} | {error(mapped(own)):.3f} |")
+    both = np.concatenate(list(before[1].values()), axis=1)
+    print("\n| confidence, test | right | pixels |\n|---|---|---|")
+    for mean, hit, share in bins(mapped(both)):
+        print(f"| {mean:.2f} | {hit:.2f} | {100 * share:.0f} % |", flush=True)
+
+
 def ious(counts: np.ndarray) -> np.ndarray:
     """IoU of each class (21,); nan where it is nowhere."""
     hit = np.diag(counts).astype(float)
@@ -110,9 +174,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=PARTS, default=PARTS[1])
     parser.add_argument("--seed", type=int, default=16)
     parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--calibrate", action="store_true", help="fit confidence instead")
     given = parser.parse_args(arguments)
     drawn = draw(list(pairs(given.photos, given.masks)), len(PARTS) * given.each, given.seed)
-    chosen = drawn[PARTS.index(given.part) :: len(PARTS)][: given.limit]
+    parts = [drawn[first :: len(PARTS)][: given.limit] for first in range(len(PARTS))]
+    if given.calibrate:
+        print(f"{len(parts[0])} photos to fit, {len(parts[1])} to test, seed {given.seed}")
+        for name in given.models:
+            calibrate(name, parts, given.refine)
+        return
+    chosen = parts[PARTS.index(given.part)]
     held = np.bincount([c for pair in chosen for c in classes_of(pair[1])], minlength=len(NAMES))
     counted = [c for c in range(len(NAMES)) if held[c] >= ENOUGH]
     print(f"{len(chosen)} photos, {given.part}, seed {given.seed}; mean over {', '.join(NAMES[c] for c in counted)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from densevl.errors import ProtocolError, one_of
 
@@ -27,6 +28,9 @@ class InferenceProtocol:
         blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
             "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
         logit_scale: scores are multiplied by this before the softmax that makes probabilities.
+        calibration: slope and offset, how sure a pixel is of its best string: where the softmax gives that p,
+            confidence is sigmoid(slope * logit(p) + offset) (Platt 1999). (1, 0) leaves p; scores and labels are as
+            they are.
     """
 
     short_side: int | None = 336
@@ -35,6 +39,7 @@ class InferenceProtocol:
     stride: int | None = None
     blend: str = "pixel"
     logit_scale: float = 40.0
+    calibration: tuple[float, float] = (1.0, 0.0)
 
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side", "crop", "stride"):
@@ -49,3 +54,17 @@ class InferenceProtocol:
         one_of(self.blend, BLENDS, "blend", ProtocolError)
         if not (isinstance(self.logit_scale, (int, float)) and 0 < self.logit_scale < math.inf):
             raise ProtocolError(f"logit_scale is {self.logit_scale!r}; it is a number above 0, and finite")
+        slope, offset = _pair(self.calibration)
+        if not (0 < slope < math.inf and math.isfinite(offset)):
+            raise ProtocolError(
+                f"calibration is {self.calibration!r}; it is a slope above 0 and an offset, both finite"
+            )
+        object.__setattr__(self, "calibration", (slope, offset))
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    try:
+        slope, offset = map(float, value)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"calibration is {value!r}; it is two numbers, a slope and an offset") from error
+    return slope, offset

@@ -107,6 +107,7 @@ class Predictor:
                 threshold=self.policy.threshold,
                 rest=self.policy.rest,
                 min_share=self.min_share,
+                calibration=protocol.calibration,
             )
             decided = evidence.limited(decided)
             labels, confidence = decided.labels[0].cpu().numpy(), decided.confidence[0].cpu().numpy()

@@ -17,6 +17,8 @@ from densevl.kernels import AxisPlan, DecodePlan, dense_decode, dense_scores
 from densevl.vocabulary.background import NOTHING
 
 Refine = Callable[[torch.Tensor], torch.Tensor]
+SURE = 1e-6  # confidence is kept this far from 0 and 1 before it is calibrated
+AS_IT_IS = (1.0, 0.0)
 REFINED_AT_ONCE = 16  # queries whose full maps are held while they are refined
 
 
@@ -38,6 +40,7 @@ def decode(
     rest: bool = False,
     min_share: float = 0.0,
     refine: Refine | None = None,
+    calibration: tuple[float, float] = AS_IT_IS,
 ) -> LabelMap:
     """Decide every pixel.
 
@@ -51,9 +54,11 @@ def decode(
             (the papers' area threshold); probabilities stay those over all queries.
         refine: sharpens scores at pixels, (B, C, H, W) to the same, each channel for itself (`refine.Pamr`); a few
             queries at a time are built for it, never all.
+        calibration: slope and offset, see `InferenceProtocol`; thresholds are for what it makes.
 
     Returns:
-        The label map; `confidence` is the probability of the winning string, background and the rest included.
+        The label map; `confidence` is the calibrated probability of the winning string, background and the rest
+        included.
     """
     query, score, lse = _best_query(scores, plan, scale, refine)
     labels = classes[query.long()]
@@ -65,12 +70,20 @@ def decode(
                 again, best, _ = _best_query(scores[image : image + 1, ..., kept], plan, scale, refine)
                 labels[image] = classes[kept][again[0].long()]
                 score[image] = best[0]
-    confidence = torch.exp(scale * score - lse).clamp_(max=1.0)  # rounding may reach past 1
+    confidence = calibrated(torch.exp(scale * score - lse).clamp_(max=1.0), calibration)  # rounding may reach past 1
     labels = torch.where(confidence < threshold, NOTHING, labels)
     if rest:
         labels = torch.where(confidence < 0.5, NOTHING, labels)
         confidence = torch.maximum(confidence, 1 - confidence)
     return LabelMap(labels.to(torch.int16), confidence)
+
+
+def calibrated(p: torch.Tensor, calibration: tuple[float, float]) -> torch.Tensor:
+    """Probabilities of winning strings as confidence: sigmoid(slope * logit(p) + offset)."""
+    if calibration == AS_IT_IS:
+        return p
+    slope, offset = calibration
+    return torch.sigmoid(slope * torch.logit(p, eps=SURE) + offset)
 
 
 def _best_query(
@@ -129,11 +142,12 @@ def chances(
     scale: float,
     rest: bool = False,
     refine: Refine | None = None,
+    calibration: tuple[float, float] = AS_IT_IS,
 ) -> torch.Tensor:
     """Probabilities of all classes at some pixels, by the softmax that made `confidence`: (B, count + 1, h, w).
 
     Args:
-        scores, plan, classes, scale, rest, refine: as `decode`. count: classes.
+        scores, plan, classes, scale, rest, refine, calibration: as `decode`. count: classes.
         rows, cols: (h,) and (w,) int64 pixels of the output.
 
     Returns:
@@ -147,6 +161,11 @@ def chances(
         parts = scores.split(REFINED_AT_ONCE, dim=-1)
         strings = torch.cat([refine(dense_scores(part, plan))[:, :, rows[:, None], cols] for part in parts], dim=1)
     p_BThw = (scale * strings).softmax(dim=1)
+    if calibration != AS_IT_IS:  # the others share what the best leaves
+        top_B1hw = p_BThw.amax(dim=1, keepdim=True)
+        sure_B1hw = calibrated(top_B1hw, calibration)
+        left_B1hw = (1 - sure_B1hw) / (1 - top_B1hw).clamp(min=SURE)
+        p_BThw = torch.where(p_BThw == top_B1hw, sure_B1hw, p_BThw * left_B1hw)
     owner_T = torch.where(classes == NOTHING, count, classes)
     best = p_BThw.new_zeros(p_BThw.shape[0], count + 1, *p_BThw.shape[2:])
     best = best.scatter_reduce(1, owner_T.view(1, -1, 1, 1).expand_as(p_BThw), p_BThw, "amax")

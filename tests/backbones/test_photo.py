@@ -114,6 +114,26 @@ def test_absent_words_stay_absent(photo) -> None:
     assert np.isin(_segment(photo, "coffee", VOC), ["unknown", "diningtable"]).mean() >= 0.95
 
 
+@pytest.mark.parametrize("colour", [(128, 128, 128), (255, 255, 255), (0, 0, 0), (60, 110, 200), (40, 160, 60)])
+def test_a_picture_of_nothing_gives_nothing_and_says_so(photo, colour) -> None:
+    segment = Segmenter(photo, protocol={"short_side": 64})
+    result = segment(np.full((90, 120, 3), colour, np.uint8), ["man", "parachute", "window"])
+    assert (result.labels == -1).all()
+    assert not result.confidence.any()
+    assert [text for text in result.warnings if "one colour" in text or "no pixel was" in text] == [
+        "the picture shows one colour, or a few that fade into each other: model 'photo' has nothing to recognise "
+        "there, so a label there is no finding"
+    ]
+
+
+def test_confidence_is_calibrated_and_scores_are_raw(photo) -> None:
+    raw = Segmenter(photo, protocol={"calibration": (1, 0)})(PHOTOS / "cat.jpg", VOC)
+    told = Segmenter(photo)(PHOTOS / "cat.jpg", VOC)
+    assert np.array_equal(raw.labels, told.labels)
+    assert np.array_equal(raw.scores, told.scores)
+    assert told.confidence.max() < 0.95 < raw.confidence.max(), "a classifier of scenes is not as sure as its softmax"
+
+
 # Words
 
 

@@ -170,6 +170,7 @@ SETTINGS = tuple(
     )
     for what, made in (
         ("logit_scale", lambda value: InferenceProtocol(logit_scale=value)),
+        ("calibration", lambda value: InferenceProtocol(calibration=(value, 0.0))),
         ("temperature", lambda value: Calibration(temperature=value)),
         ("temperature", lambda value: get_scoring("winclip", temperature=value)),
         ("temperature", lambda value: template_weights(torch.zeros(1, 2, 3), temperature=value)),

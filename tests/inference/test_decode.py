@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densevl.inference import WindowGrid, class_scores, decode
-from densevl.inference.decoding import present
+from densevl.inference.decoding import chances, present
 from densevl.kernels import dense_scores
 from densevl.refine import Pamr
 
@@ -134,3 +134,21 @@ def test_class_scores_hold_the_strings_of_one_class_at_a_time() -> None:
     with Largest() as largest:
         class_scores(scores, windows.plan(100, 100), torch.arange(60) // 20, 3)
     assert largest.numbers <= 20 * 100 * 100
+
+
+@pytest.mark.parametrize("strings", [2, 20])
+def test_calibration_changes_how_sure_a_pixel_is_and_nothing_else(strings) -> None:
+    plan = WindowGrid.place(16, 24, None, 1, 8).plan(16, 24)
+    scores, classes = 2 * torch.randn(1, 2, 3, strings), torch.arange(strings)
+    plain = decode(scores, plan, classes, scale=1.0)
+    found = decode(scores, plan, classes, scale=1.0, calibration=(0.5, 0.2))
+    assert torch.equal(plain.labels, found.labels)
+    p = plain.confidence.double().numpy()
+    wanted = 1 / (1 + np.exp(-0.2) * np.sqrt((1 - p) / p))
+    np.testing.assert_allclose(found.confidence, wanted, atol=1e-5)
+    y, x = torch.arange(16), torch.arange(24)
+    chance = chances(scores, plan, classes, strings, y, x, scale=1.0, calibration=(0.5, 0.2))[:, :-1]
+    torch.testing.assert_close(chance.amax(1), found.confidence, atol=1e-5, rtol=0)
+    torch.testing.assert_close(chance.sum(1), torch.ones(1, 16, 24), atol=1e-4, rtol=0)
+    few = decode(scores, plan, classes, scale=1.0, threshold=0.6, calibration=(0.5, 0.2))
+    assert torch.equal(few.labels == -1, found.confidence < 0.6), "a threshold is for what is shown"

@@ -178,7 +178,15 @@ class BlockResult:
             if text.bias is not None:
                 scores = scores + text.bias / scale
             policy = self.background
-            return decode(scores, plan, text.classes, scale=scale, threshold=policy.threshold, rest=policy.rest)
+            return decode(
+                scores,
+                plan,
+                text.classes,
+                scale=scale,
+                threshold=policy.threshold,
+                rest=policy.rest,
+                calibration=segment.protocol.calibration,
+            )
 
         fed = (windows.rows.length, windows.cols.length)
         read = raster.rows if fed == raster.size else resized_rows(Band(raster.rows), raster.size, fed)

@@ -22,7 +22,7 @@ from densevl.errors import RecipeError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
-from densevl.inference.decoding import LabelMap, Refine, chances, present
+from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
@@ -408,6 +408,7 @@ class Segmenter:
         # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
         classes = text.classes[part] if part.any() else torch.full_like(text.classes, NOTHING)
         scale = self.protocol.logit_scale
+        calibration = AS_IT_IS if taught else self.protocol.calibration  # it was fitted on words
         if text.bias is not None:
             scores = scores + text.bias / scale
         refine = self._refiner(rgb)
@@ -420,6 +421,7 @@ class Segmenter:
             threshold=policy.threshold,
             rest=policy.rest,
             refine=refine,
+            calibration=calibration,
         )
         del refine  # its weights are large; `scores` makes them again
         if refinement.VOTE in self.refine and segments is not None:
@@ -440,7 +442,14 @@ class Segmenter:
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
             ),
             chances_fn=partial(
-                self._chances, replace(evidence, scores=taking_part), plan, classes, len(labels), policy, rgb
+                self._chances,
+                replace(evidence, scores=taking_part),
+                plan,
+                classes,
+                len(labels),
+                policy,
+                rgb,
+                calibration,
             ),
         )
 
@@ -452,6 +461,7 @@ class Segmenter:
         count: int,
         policy: Background,
         rgb: np.ndarray,
+        calibration: tuple[float, float],
         rows: np.ndarray,
         cols: np.ndarray,
     ) -> np.ndarray:
@@ -467,6 +477,7 @@ class Segmenter:
             scale=self.protocol.logit_scale,
             rest=policy.rest,
             refine=self._refiner(rgb),
+            calibration=calibration,
         )
         if evidence.seen is not None:
             unseen = ~evidence.seen[y[:, None], x].to(found.device)
