@@ -117,7 +117,7 @@ def _words_of(backbone: Backbone) -> dict[str, Any]:
     for reach in reaches:
         if reach.trust == "good":
             knows.setdefault(reach.way, []).append(reach.word)
-    reasons = {trust: [] for trust in ("weak", "none")}
+    reasons: dict[str, list[dict[str, Any]]] = {"weak": [], "none": []}
     for (trust, why), words in by_reason(reach for reach in reaches if reach.trust != "good"):
         reasons[trust].append({"why": why, "words": words})
     return {"knows": knows, "half_knows": reasons["weak"], "does_not_know": reasons["none"]}
