@@ -16,25 +16,31 @@ from torch import nn
 
 from densevl import devices
 from densevl.backbones.precision import BYTES, LoweredTower, lowerable
-from densevl.errors import MissingExtraError, ModelError, WeightsError
+from densevl.backbones.text.side import TextSide, told_of
+from densevl.backbones.text.tokenizers import has_tokenizer, tokenizer_of
+from densevl.backbones.towers.differential import make_differential
+from densevl.errors import MissingExtraError, ModelError
 from densevl.saved import said
 from densevl.weights import WAY_OUT, State, assign, bad_file, require_fit
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form, Plan
+from densevl.weights.forms.heads import GIVEN
+from densevl.weights.forms.sizes import NO_TEXT
 
 if TYPE_CHECKING:
-    from densevl.backbones.base import Backbone
+    from densevl.backbones.open_clip_model import OpenClipBackbone
 
 PLAN = "densevl.memory"
 """The logger that is told what a model takes, before it is loaded; of large ones at the level of INFO."""
 LARGE = 2e9
 TRUNK = {
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_layer"),
-    "use_post_norm",
+    *("use_post_norm", "num_classes"),
 }
 """Keywords of timm's `create_model` that a form or a config may say."""
 POSITIONS = "positional_embedding"
+PLACEHOLDER = "test_vit"
+"""In whose place a trunk of other sizes is put."""
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 def build(
@@ -48,7 +54,7 @@ def build(
     precision: str = "float32",
     folder: Path | None = None,
     warnings: tuple[str, ...] = (),
-) -> Backbone:
+) -> OpenClipBackbone:
     """Build the architecture, load the weights strictly, wrap it.
 
     Args:
@@ -74,10 +80,11 @@ def build(
 
     text = config["text_cfg"]
     hugging = text.get("hf_model_name") or text.get("hf_tokenizer_name") or form.text
+    hugging = hugging and form.text != GIVEN
     if hugging and not find_spec("transformers"):
         raise MissingExtraError("transformers", "hf", f"the text side of '{name}'")
     logging.getLogger(__name__).info("building %s from %s", name, path)
-    with _explained(name, text.get("hf_model_name")):
+    with _explained(name, None if form.text else text.get("hf_model_name")):
         model = _empty(config, form)
         _activate(model, facts)
         pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
@@ -96,8 +103,8 @@ def build(
     assign(model, tensors, device, {key for key, own in model.named_parameters() if id(own) in lowered})
     if lowered:
         tower = LoweredTower(tower, precision, name, device)
-    with _explained(name, None if _holds_tokenizer(folder) else text.get("hf_tokenizer_name")):
-        tokenizer = _tokenizer(text, form, folder)
+    with _explained(name, None if has_tokenizer(folder) else text.get("hf_tokenizer_name")):
+        tokenizer = tokenizer_of(text, form, folder)
     backbone = OpenClipBackbone(
         model.to(device).requires_grad_(False),
         tokenizer,
@@ -110,7 +117,8 @@ def build(
         guesses=warnings,
     )
     backbone.precision = precision
-    backbone.plan = Plan(config, form.trunk, form.text, folder, _parameters(wanted), needs)
+    words = form.text or told_of(getattr(model, "text", None), text)
+    backbone.plan = Plan(config, form.trunk, words, form.attention, folder, _parameters(wanted), needs)
     return backbone
 
 
@@ -167,10 +175,6 @@ def _explained(name: str, repo: str | None) -> Iterator[None]:
         raise ModelError(f"model '{name}': open_clip cannot build it from its config: {said(error)}") from error
 
 
-def _holds_tokenizer(folder: Path | None) -> bool:
-    return folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
-
-
 def _empty(config: Mapping[str, Any], form: Form) -> Any:
     """The modules, without weights of their own, and without memory where that is possible."""
     try:
@@ -193,11 +197,16 @@ def _network(model_config: Mapping[str, Any], form: Form) -> Any:
         "vision_cfg": dict(model_config["vision_cfg"]),
     }
     text, vision = config["text_cfg"], config["vision_cfg"]
+    custom = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
+    if form.text:
+        config["text_cfg"] = text = {**NO_TEXT}
     if text.get("hf_model_name"):  # the checkpoint holds both towers, so neither fetches one
         text["hf_model_pretrained"] = False
     if vision.get("timm_model_name"):
         vision["timm_model_pretrained"] = False
-    custom = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
+    trunk_name = vision.get("timm_model_name")
+    if form.trunk:
+        vision["timm_model_name"] = PLACEHOLDER
     kind = (
         open_clip.CoCa
         if custom and "multimodal_cfg" in config
@@ -207,9 +216,11 @@ def _network(model_config: Mapping[str, Any], form: Form) -> Any:
     )
     model = kind(**config, cast_dtype=None)
     if form.trunk:
-        _replace_trunk(model.visual, vision, form.trunk)
+        _replace_trunk(model.visual, {**vision, "timm_model_name": trunk_name}, form.trunk)
+    if form.attention == "differential":
+        make_differential(model)
     if form.text:
-        model.text = _text_side(form.text, config["embed_dim"])
+        model.text = nn.Identity() if form.text == GIVEN else TextSide(form.text, config["embed_dim"])
     return model
 
 
@@ -226,25 +237,11 @@ def _replace_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, A
         raise ModelError(f"the sizes of its trunk have {', '.join(sorted(map(repr, odd)))[:80]}, which is no size")
     norm = {"norm_layer": get_norm_layer(sizes["norm_layer"])} if "norm_layer" in sizes else {}
     visual.trunk = timm.create_model(
-        vision["timm_model_name"], num_classes=0, global_pool=vision["timm_pool"], **{**sizes, **norm}
+        vision["timm_model_name"], **{"num_classes": 0, "global_pool": vision["timm_pool"], **sizes, **norm}
     )
     old = getattr(visual.head, "proj", None)
     if isinstance(old, nn.Linear) and old.in_features != visual.trunk.num_features:
         visual.head.proj = nn.Linear(visual.trunk.num_features, old.out_features, bias=old.bias is not None)
-
-
-def _text_side(told: Mapping[str, Any], width: int) -> nn.Module:
-    """A text tower of transformers, whose sizes are in the config beside the weights."""
-    from open_clip.hf_model import HFTextEncoder
-    from transformers import AutoConfig
-
-    config = AutoConfig.for_model(**told["config"])
-    side = HFTextEncoder("", width, config=config, pooler_type=told["pooler"], proj_type="linear")
-    side.transformer.pooler = None
-    if told["head"] == "norm":
-        hidden = config.hidden_size
-        side.proj = nn.Sequential(nn.LayerNorm(hidden, eps=config.layer_norm_eps), nn.Linear(hidden, width))
-    return side
 
 
 def _activate(model: Any, facts: Facts) -> None:
@@ -282,25 +279,6 @@ def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -
         tensors.setdefault("logit_bias", torch.zeros_like(tensors["logit_scale"]))
     places = "text.transformer.embeddings.position_ids"  # of transformers before 4.31
     return {key: value for key, value in tensors.items() if key != places or key in wanted}
-
-
-def _tokenizer(text: Mapping[str, Any], form: Form, folder: Path | None) -> Any:
-    """The tokenizer of a text side; a model folder that holds the files of one is used instead of the hub."""
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-
-    length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    named = text.get("hf_tokenizer_name")
-    own = _holds_tokenizer(folder)
-    if not named and not form.text:
-        return SimpleTokenizer(context_length=length, **settings)
-    if not own and (form.text or named == "folder"):
-        raise WeightsError(
-            f"{form.name}: its text side needs its own tokenizer: put {' or '.join(TOKENIZERS)} into the folder of the "
-            "weights, and name the folder"
-        )
-    return HFTokenizer(
-        str(folder) if own else named, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **settings
-    )
 
 
 @contextmanager

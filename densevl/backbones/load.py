@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -26,6 +26,8 @@ from densevl.weights import bad_file, hub
 from densevl.weights.facts import ACTIVATIONS, GELU, QUICK, Fact, Facts, Form, activations, said
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
+from densevl.weights.forms.heads import cut, wordless
+from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import (
     PIXELS,
@@ -37,9 +39,12 @@ from densevl.weights.published import (
     unknown,
 )
 from densevl.weights.published import told as told_of
+from densevl.weights.words import NAME as WORDS
+from densevl.weights.words import read_words
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
+    from densevl.backbones.open_clip_model import OpenClipBackbone
 
 # What "auto" looks for on this disk, best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller.
 PREFERRED = (
@@ -75,12 +80,15 @@ class How:
     """How a model is loaded.
 
     Attributes:
-        device. precision. given: facts that the caller says, which go before all others.
+        device. precision. given: facts that the caller says, which go before all others. words: vectors of texts in
+            place of a text side. width: numbers of the joint space that are left, the first ones.
     """
 
     device: str
     precision: str
     given: Facts
+    words: Mapping[str, Any] | None = None
+    width: int | None = None
 
 
 def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Fact]:
@@ -113,6 +121,8 @@ def load_backbone(
     activation: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    words: str | Path | Mapping[str, Any] | None = None,
+    truncate_dim: int | None = None,
 ) -> Backbone:
     """Load a model by name.
 
@@ -127,8 +137,12 @@ def load_backbone(
         activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
             wrongly.
         mean, std: the same of pixels: three numbers, RGB on the 0-1 scale.
+        words: vectors of texts in place of the model's text side, which it then need not have: a dict, or a file that
+            `weights.words.read_words` reads; see `OpenClipBackbone.with_words`.
+        truncate_dim: keep the first so many numbers of the vectors, of models trained for that (Matryoshka).
 
     Raises:
+        OptionError: a width below 1.
         ModelError: unknown name, files not at hand, a model that gives no dense features, or a precision it cannot run.
         WeightsError: damaged weights, weights of another architecture, or more of them than the memory holds.
         MissingExtraError: "photo" without its packages, or a text side of Hugging Face without transformers.
@@ -139,7 +153,10 @@ def load_backbone(
     from densevl.backbones.precision import check
 
     where = devices.choose(device)
-    how = How(where, precision, given(activation, mean, std))
+    if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
+        raise OptionError(f"truncate_dim is {str(truncate_dim)[:20]}; it is a whole number from 1")
+    vectors = words if words is None or isinstance(words, Mapping) else read_words(words)
+    how = How(where, precision, given(activation, mean, std), vectors, truncate_dim)
     if weights is None and name.lower().endswith(ENDING):
         if device is not None and where != "cpu":
             raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
@@ -154,8 +171,8 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         return _from_files(name, hub.fetch_model(named) if named else Path(weights), how)
     if name == "auto":
         name = best_at_hand()
-    if how.given and name in (*PHOTO_NAMES, "mini"):
-        raise ModelError(f"model '{name}' says its activation and pixel statistics itself; leave them out")
+    if name in (*PHOTO_NAMES, "mini") and (how.given or how.words is not None or how.width):
+        raise ModelError(f"model '{name}' has activation, pixel statistics, words and width of its own; leave them out")
     if name in PHOTO_NAMES:
         from densevl.backbones.photo import Photo
 
@@ -311,6 +328,8 @@ def _from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
 
 
 def _from_files(name: str, weights: Path, how: How) -> Backbone:
+    if weights.is_dir():
+        weights = weights_in(weights, own=False) or weights
     if name == "mini":
         from densevl.backbones.mini import Mini
 
@@ -323,6 +342,8 @@ def _from_files(name: str, weights: Path, how: How) -> Backbone:
         return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, how, folder)
     if name == "auto":
         return _of_file(weights, how)
+    if not published(name) and name not in architectures() and (repo := hub.parse(name)):
+        return _from_files(str(hub.fetch_model(repo)), weights, how)
     arch, _, tag = name.partition("/")
     if tag:
         _listed(arch, tag)
@@ -331,18 +352,11 @@ def _from_files(name: str, weights: Path, how: How) -> Backbone:
 
 def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
     """Weights of which the architecture is named, and perhaps the published weights that they come from."""
-    form = recognise(read_weights(path).tensors, path)
-    if form.tower:
-        if not tag:
-            raise bad_file(
-                path,
-                f"holds the image tower alone, and '{arch}' needs its text tower too: name the published weights that "
-                f"it was trained from, such as {arch}/openai, or give the file that both were published in",
-            )
-        base = recognise(read_weights(published_file(arch, tag)[0]).tensors, path)
-        form = replace(form, state={**base.state, **form.state}, tower=False)
+    form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
+    if not form.decides:
+        form = replace(form, trunk=TRUNKS.get(arch))
     if arch in TRUNKS:
-        form, head = replace(form, trunk=TRUNKS[arch]), form.state.get("visual.head.proj.weight")
+        head = form.state.get("visual.head.proj.weight")
         config |= {"embed_dim": len(head)} if head is not None and head.ndim else {}
     facts, warnings = (of_tag(arch, tag, config), {}) if tag else of_architecture(arch, config)
     return _built(name, form, _sized(config, form), path, facts, how, warnings=warnings)
@@ -351,18 +365,20 @@ def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, confi
 def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> Backbone:
     """Weights beside a config of open_clip or of transformers, which says what they do not."""
     content = read_json(config, MODEL_CONFIG)
+    whole = weights_in(folder, own=config.name == CONFIG)
+    base = (lambda: whole) if whole is not None and whole != path else None
+    if how.words is None and (folder / WORDS).is_file():
+        how = replace(how, words=read_words(folder / WORDS))
     pixels = folder / THEIR_PIXELS
     if "vision_config" in content or "model_type" in content:
         told = read_json(pixels, MODEL_CONFIG) if pixels.is_file() else {}
-        form = recognise(read_weights(path).tensors, path, content, told)
+        form = _read(path, how, base, content, told)
         if form.config is None:
             kind = str(content.get("model_type") or "no model type")[:40]
             raise bad_file(path, f"holds no CLIP that densevl reads: {config.name} beside it says {kind}; name another")
-        _require_whole(form, path)
         return _built(name, form, form.config, path, {}, how, folder=folder)
     model, preprocess = _own_config(config, content)
-    form = recognise(read_weights(path).tensors, path)
-    _require_whole(form, path)
+    form = _read(path, how, base)
     kind = QUICK if model.get("quick_gelu") else GELU
     facts = {**said(f"{config.name}, by default", **PIXELS), **said(config.name, **preprocess)}
     if not model["text_cfg"].get("act_kwargs") and not model["vision_cfg"].get("act_kwargs"):
@@ -372,20 +388,49 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         told = said(
             config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
         )
-        form = replace(form, trunk=form.trunk or extra.get("trunk"), text=form.text or extra.get("text"))
-    return _built(name, replace(form, facts={}), _sized(model, form), path, {**facts, **told}, how, folder=folder)
+        kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention")}
+    form = replace(form, facts={}, **kept)
+    return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
 
 
 def _of_file(path: Path, how: How) -> Backbone:
     """A file of which nothing is named: its sizes are read off it, where its form allows."""
-    form = recognise(read_weights(path).tensors, path)
-    _require_whole(form, path)
+    form = _read(path, how, None)
     if form.config is None:
         raise ModelError(
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
         )
     facts, warnings = unknown(path.name)
-    return _built(path.stem, form, form.config, path, facts, how, warnings=warnings)
+    beside = path.parent if form.text else None  # its tokenizer
+    return _built(path.stem, form, form.config, path, facts, how, folder=beside, warnings=warnings)
+
+
+def _read(
+    path: Path,
+    how: How,
+    base: Callable[[], Path] | None,
+    config: Mapping[str, Any] | None = None,
+    pixels: Mapping[str, Any] | None = None,
+) -> Form:
+    """What a file holds; changes to a model (LoRA) and an image tower alone are put into the model beside them.
+
+    Args:
+        base: finds the weights of the model beside it; None where none is named. config, pixels: see `recognise`.
+    """
+    found = read_weights(path).tensors
+    if base is not None and is_adapter(found):
+        found = merge(read_weights(base()).tensors, found, path)
+    form = recognise(found, path, config, pixels, words=how.words is not None)
+    if not form.tower or how.words is not None:
+        return form
+    if base is None:
+        raise bad_file(
+            path,
+            "holds the image tower alone, and words need a text tower too: name the published weights that it was "
+            "trained from beside it, such as ViT-L-14/openai, or give text vectors of another model with words=FILE",
+        )
+    whole = recognise(read_weights(base()).tensors, base(), config, pixels)
+    return replace(whole, name=form.name, state={**whole.state, **form.state})
 
 
 def _built(
@@ -398,15 +443,22 @@ def _built(
     *,
     folder: Path | None = None,
     warnings: Mapping[str, str] | None = None,
-) -> Backbone:
+) -> OpenClipBackbone:
     """Build a model; what a form says goes before what is known of its architecture, and what is given before both.
 
     Args:
         facts: of the architecture. warnings: by the name of a fact, that it is a guess.
     """
     surer = {**form.facts, **how.given}
-    left = tuple(text for fact, text in (warnings or {}).items() if fact not in surer)
-    return build(
+    left = [text for fact, text in (warnings or {}).items() if fact not in surer]
+    if how.words is not None:
+        form, config = wordless(form, config)
+    if how.width:
+        trained = {**facts, **surer}.get("matryoshka")
+        if trained is None or how.width not in trained.value:
+            left.append(_uncertain(how.width, config, trained))
+        form, config = cut(form, config, how.width, path)
+    backbone = build(
         name,
         form,
         config,
@@ -415,17 +467,19 @@ def _built(
         how.device,
         precision=how.precision,
         folder=folder,
-        warnings=left,
+        warnings=tuple(left),
     )
+    if how.words is None:
+        return backbone
+    return backbone.with_words({text: row[: how.width] for text, row in how.words.items()})
 
 
-def _require_whole(form: Form, path: Path) -> None:
-    if form.tower:
-        raise bad_file(
-            path,
-            "holds the image tower alone, and words need a text tower too: name the published weights that it was "
-            "trained from beside it, such as ViT-L-14/openai, or give the file that both were published in",
-        )
+def _uncertain(width: int, config: Mapping[str, Any], trained: Fact | None) -> str:
+    known = f"was trained for {', '.join(map(str, trained.value))}" if trained else "does not say that it may be"
+    return (
+        f"vectors are cut to {width} of {config['embed_dim']} numbers, and the model {known}: check the results before "
+        "you rely on them"
+    )
 
 
 def _sized(config: dict[str, Any], form: Form) -> dict[str, Any]:

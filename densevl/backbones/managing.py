@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 
 from densevl.backbones.base import Backbone
-from densevl.backbones.build import TOKENIZERS
 from densevl.backbones.load import (
     CONFIG,
     MODEL_CONFIG,
@@ -26,6 +24,7 @@ from densevl.backbones.load import (
 )
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason
+from densevl.backbones.text.tokenizers import files_of
 from densevl.errors import ModelError, suggest
 from densevl.files import atomic_write_all, guard
 from densevl.saved import read_json
@@ -33,6 +32,7 @@ from densevl.weights import hub, require_finite
 from densevl.weights.facts import QUICK
 from densevl.weights.folders import OWN_NAMES
 from densevl.weights.published import PIXELS, config_of, of_tag, pairs, told
+from densevl.weights.words import NAME as WORDS
 
 WEIGHTS = OWN_NAMES[0]
 TEXT_REPOS = ("hf_tokenizer_name", "hf_model_name")
@@ -211,7 +211,7 @@ def convert(
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
     facts.pop("revision", None)
     pixels = {name: facts[name] for name in PIXELS if name in facts}
-    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text}
+    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention}
     model = {**plan.config, "quick_gelu": facts.get("image_activation") == QUICK}
     content = {
         "model_cfg": model,
@@ -222,19 +222,10 @@ def convert(
     files = {
         folder / CONFIG: json.dumps(content, indent=1).encode(),
         folder / WEIGHTS: save(state, {"format": "pt", "densevl": backbone.name}),
-        **{folder / name: data for name, data in _tokenizer_files(backbone, plan.folder).items()},
+        **{folder / name: data for name, data in files_of(backbone.tokenizer, plan.folder).items()},
     }
+    if backbone.words is not None:
+        rows = {text: row.detach().cpu().contiguous().clone() for text, row in backbone.words.items()}
+        files[folder / WORDS] = save(rows)
     guard(files, inputs=inputs, overwrite=overwrite)
     return atomic_write_all(files)
-
-
-def _tokenizer_files(backbone: OpenClipBackbone, folder: Path | None) -> dict[str, bytes]:
-    """A tokenizer of transformers, as its folder has it, or as it saves itself; open_clip's own has no files."""
-    if folder is not None and any((folder / name).is_file() for name in TOKENIZERS):
-        return {name: (folder / name).read_bytes() for name in hub.WORDS if (folder / name).is_file()}
-    own = getattr(backbone.tokenizer, "tokenizer", None)
-    if own is None or not hasattr(own, "save_pretrained"):
-        return {}
-    with tempfile.TemporaryDirectory() as made:
-        own.save_pretrained(made)
-        return {path.name: path.read_bytes() for path in Path(made).iterdir() if path.is_file()}

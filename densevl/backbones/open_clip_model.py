@@ -39,7 +39,8 @@ class OpenClipBackbone(Backbone):
     """A CLIP-style model of open_clip."""
 
     plan: Plan | None = None
-    _vectors: Mapping[str, torch.Tensor] | None = None
+    words: Mapping[str, torch.Tensor] | None = None
+    """Text vectors in place of the text side's own; see `with_words`."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class OpenClipBackbone(Backbone):
         require_finite(torch.stack([*rows.values()]), "text vectors")
         other = copy.copy(self)
         vars(other).pop("text_fingerprint", None)
-        other._vectors, other.templates = rows, "name"
+        other.words, other.templates = rows, "name"
         return other
 
     @property
@@ -194,11 +195,11 @@ class OpenClipBackbone(Backbone):
         """Encode T strings into (T, D) float32 by open_clip's own text tower, in batches, not normalised."""
         if not texts:
             return torch.zeros(0, self.embed_dim)
-        if self._vectors is not None:
-            if unknown := [text for text in texts if text not in self._vectors]:
-                known = suggest(unknown[0], self._vectors)
+        if self.words is not None:
+            if unknown := [text for text in texts if text not in self.words]:
+                known = suggest(unknown[0], self.words)
                 raise ModelError(f"no text vector of {unknown[0][:60]!r} was given{known}; give one in with_words")
-            return torch.stack([self._vectors[text] for text in texts]).to(self.device)
+            return torch.stack([self.words[text] for text in texts]).to(self.device)
         tokens = self.tokenizer(list(texts)).to(self.device)
         return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
 
@@ -247,7 +248,7 @@ class OpenClipBackbone(Backbone):
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""
-        english = type(self.tokenizer).__name__ == "SimpleTokenizer"
+        english = type(self.tokenizer).__name__ == "SimpleTokenizer" and self.words is None
         return [Reach(w, "text", "weak", FOREIGN) if english and _is_foreign(w) else Reach(w) for w in words]
 
     @cached_property
@@ -256,8 +257,8 @@ class OpenClipBackbone(Backbone):
 
         The make-up counts because equal weights mean something else under another activation or number of heads.
         """
-        if self._vectors is not None:
-            return digest.of_tensors(sorted(self._vectors.items()))
+        if self.words is not None:
+            return digest.of_tensors(sorted(self.words.items()))
         tokenizer = self.tokenizer
         facts = [type(tokenizer).__name__, str(getattr(tokenizer, "context_length", "")), str(_text_side(self._model))]
         facts += [str(m.num_heads) for m in _text_side(self._model).modules() if hasattr(m, "num_heads")]

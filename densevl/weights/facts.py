@@ -46,7 +46,9 @@ class Form:
         state: tensors by open_clip's names.
         config: open_clip's model_cfg where the file or its config says the sizes, else None.
         trunk: keywords of timm's `create_model` that differ from the model that `config` names.
-        text: a text side of transformers: config (dict), pooler, and head ("linear" or "norm").
+        text: a text side of transformers: config (dict), pooler, head ("none", "linear", "mlp" or "norm"), and whether
+            padding is masked, which it is unless this says no.
+        attention: the kind of both towers where it is not CLIP's: "differential".
         facts: what the form says.
         tower: it is the image tower alone.
         decides: the network is not what open_clip's config of the architecture says, so `config` holds.
@@ -57,6 +59,7 @@ class Form:
     config: dict[str, Any] | None = None
     trunk: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
+    attention: str | None = None
     facts: Facts = field(default_factory=dict)
     tower: bool = False
     decides: bool = False
@@ -67,13 +70,14 @@ class Plan:
     """What a network was built from.
 
     Attributes:
-        config, trunk, text: see `Form`. folder: that held its files.
+        config, trunk, text, attention: see `Form`. folder: that held its files.
         parameters: of the image tower and of the text side. memory: bytes by precision.
     """
 
     config: dict[str, Any]
     trunk: dict[str, Any] | None
     text: dict[str, Any] | None
+    attention: str | None
     folder: Path | None
     parameters: tuple[int, int]
     memory: Mapping[str, int]

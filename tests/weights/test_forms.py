@@ -3,170 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from densevl import load_backbone
+from densevl import Segmenter, load_backbone
 from densevl.backbones.managing import convert
+from densevl.errors import DensevlError, ModelError, OptionError, WeightsError
+from tests.conftest import close
+from tools import forms
+from tools.forms import ROWS, differences
 
-transformers = pytest.importorskip("transformers", reason="the publishing library")
-
-VISION = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
-TEXT = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 49408,
-    "max_position_embeddings": 16,
-}
-EOS = 49407
+pytest.importorskip("transformers", reason="the publishing library")
+PACKAGES = {"cn-clip": "cn_clip", "open_clip_torch": "open_clip"}
 
 
-def _clip(act: str = "quick_gelu", text_act: str | None = None) -> Any:
-    config = transformers.CLIPConfig(
-        vision_config={**VISION, "hidden_act": act},
-        text_config={**TEXT, "hidden_act": text_act or act, "eos_token_id": EOS},
-        projection_dim=24,
-    )
-    return transformers.CLIPModel(config)
+def made(name: str, folder: Path) -> Any:
+    row = ROWS[name]
+    if missing := [lib for lib in row.libraries.split() if not find_spec(PACKAGES.get(lib, lib))]:
+        pytest.skip(f"{missing[0]}, its authors' package, is not installed")
+    folder.mkdir(exist_ok=True)
+    return row.make(folder)
 
 
-def _metaclip() -> Any:
-    text = {**TEXT, "vocab_size": 200, "eos_token_id": 2, "pad_token_id": 1}
-    return transformers.MetaClip2Model(
-        transformers.MetaClip2Config(
-            vision_config={**VISION, "hidden_act": "gelu"}, text_config=text, projection_dim=24
-        )
-    )
+@pytest.mark.parametrize("name", ROWS)
+def test_a_model_gives_the_features_of_the_library_that_publishes_it_converted_too(tmp_path: Path, name) -> None:
+    saved = made(name, tmp_path / "in")
+    assert max(x or 0.0 for x in differences(saved)) < 2e-5  # of features as large as 8
+    first: Any = load_backbone(**saved.load, device="cpu")
+    convert(first, tmp_path / "out")
+    if name == "multilingual":
+        assert not any((tmp_path / "in" / "words").iterdir())  # what open_clip would ask the hub for
+    again: Any = load_backbone(f"local-dir:{tmp_path / 'out'}", device="cpu")
+    pixels = torch.randn(2, 3, forms.SIDE, forms.SIDE)
+    close(again.encode_image(pixels), first.encode_image(pixels))
+    if saved.text is not None:
+        close(again.model.encode_text(saved.tokens), first.model.encode_text(saved.tokens))
+    else:
+        close(again.encode_text(["cat"]), first.encode_text(["cat"]))
+    told = {key: value[0] for key, value in first.reading.items() if isinstance(value, list)}
+    assert {key: again.reading[key][0] for key in told} == told
+    assert (again.mean, again.guesses) == (first.mean, ())
+    patch = first.patch_size
+    dense = again.encode_dense(torch.randn(1, 3, patch, 2 * patch), "vanilla")
+    assert dense.features.shape == (1, first.embed_dim, 1, 2)
 
 
-def _siglip() -> Any:
-    text = {**TEXT, "vocab_size": 200, "projection_size": 64}
-    return transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=text))
+@pytest.mark.parametrize("saved", ["shards", "pickle"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "chinese", "alt", "jina-v2"])
+def test_a_folder_in_shards_or_as_a_pickle_is_the_same_model(tmp_path: Path, name, saved) -> None:
+    from safetensors.torch import load_file
 
-
-def _chinese() -> Any:
-    text = {**TEXT, "vocab_size": 200, "max_position_embeddings": 60}
-    return transformers.ChineseCLIPModel(
-        transformers.ChineseCLIPConfig(vision_config=VISION, text_config=text, projection_dim=24)
-    )
-
-
-def _alt() -> Any:
-    text = {**TEXT, "vocab_size": 200, "max_position_embeddings": 90, "project_dim": 24}
-    return transformers.AltCLIPModel(
-        transformers.AltCLIPConfig(vision_config=VISION, text_config=text, projection_dim=24)
-    )
-
-
-def _tokens(model: Any, count: int, length: int) -> torch.Tensor:
-    """Rows of words that end and are padded as the model's own tokenizer does."""
-    kind = model.config.model_type
-    end, pad = {"clip": (EOS, 0), "metaclip_2": (2, 1), "siglip": (1, 1), "chinese_clip": (102, 0), "altclip": (2, 1)}[
-        kind
-    ]
-    rows = torch.full((count, length), pad)
-    for index, row in enumerate(rows):
-        used = 3 + index
-        row[:used] = torch.randint(5, 100, (used,))
-        row[used] = end
-    return rows
-
-
-MODELS: dict[str, Callable[[], Any]] = {
-    "CLIP": _clip,
-    "CLIP with GELU": lambda: _clip("gelu"),
-    "CLIP of two activations": lambda: _clip("gelu", "quick_gelu"),
-    "MetaCLIP 2": _metaclip,
-    "SigLIP": _siglip,
-    "Chinese-CLIP": _chinese,
-    "AltCLIP": _alt,
-}
-
-
-@pytest.fixture
-def no_tokenizer(monkeypatch) -> None:
-    """Words come as numbers here; the tokenizers of the publishers are not in a package."""
-    monkeypatch.setattr("densevl.backbones.build._tokenizer", lambda text, form, folder: lambda texts: None)
-
-
-@torch.no_grad()
-def _scaled(model: Any) -> Any:
-    """Weights with which features are of size one: the usual ones hide a wrong activation."""
-    for name, value in model.named_parameters():
-        if value.ndim > 1:
-            value.normal_(0, 1.5 / value.shape[-1] ** 0.5)
-        elif name.endswith("bias"):
-            value.normal_(0, 0.2)
-    return model.eval()
-
-
-@torch.no_grad()
-def _compare(model: Any, backbone: Any) -> tuple[float, float]:
-    pixels = torch.randn(2, 3, 32, 32)
-    length = TEXT["max_position_embeddings"] if model.config.model_type == "siglip" else 16
-    tokens = _tokens(model, 3, length)
-    masked = (
-        {} if model.config.model_type in ("clip", "siglip") else {"attention_mask": (tokens != tokens[0, -1]).long()}
-    )
-    image, text = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens, **masked)
-    image, text = (getattr(found, "pooler_output", found) for found in (image, text))
-    own = backbone.model
-    return (
-        float((backbone.encode_image(pixels) - image).abs().max()),
-        float((own.encode_text(tokens, normalize=False) - text).abs().max()),
-    )
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("saved", ["one file", "shards", "pickle"])
-def test_a_folder_of_transformers_gives_the_features_of_transformers(tmp_path: Path, no_tokenizer, name, saved) -> None:
-    model = _scaled(MODELS[name]())
-    model.save_pretrained(tmp_path, max_shard_size="100KB" if saved == "shards" else "5GB")
+    model = made(name, tmp_path / "in")
+    pixels = torch.randn(1, 3, forms.SIDE, forms.SIDE)
+    want = load_backbone(**model.load, device="cpu").encode_image(pixels)
+    path = tmp_path / "in" / "model.safetensors"
+    state = load_file(path)
+    path.unlink()
     if saved == "pickle":
-        (tmp_path / "model.safetensors").unlink()
-        torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    backbone = load_backbone(str(tmp_path), device="cpu")
-    assert max(_compare(model, backbone)) < 1e-5
-    assert backbone.reading["image_activation"][1] == "config.json"
-    assert backbone.guesses == ()
-    convert(backbone, tmp_path / "out")
-    again = load_backbone(f"local-dir:{tmp_path / 'out'}", device="cpu")
-    assert max(_compare(model, again)) < 1e-5
-    assert (again.mean, again.guesses) == (backbone.mean, ())
-    dense = backbone.encode_dense(torch.randn(1, 3, 32, 48), "vanilla")
-    assert dense.features.shape == (1, backbone.embed_dim, 4, 6)
+        torch.save(state, path.with_name("pytorch_model.bin"))
+    else:
+        names = {key: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, key in enumerate(state)}
+        for shard in set(names.values()):
+            save_file({key: x for key, x in state.items() if names[key] == shard}, path.with_name(shard))
+        path.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    backbone = load_backbone(**model.load, device="cpu")
+    assert torch.equal(backbone.encode_image(pixels), want)
+    assert backbone.reading["image_activation"][1] in ("config.json", "jina-clip's code")
 
 
-# Programs that are in no package: their names are written here from what they publish --------------------------------
+# What stands in files beside the weights ------------------------------------------------------------------------------
 
-
-def _own(config: dict[str, Any] | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A random model of open_clip, and its tensors; what another program's file has to give."""
-    import open_clip
-
-    model = _scaled(open_clip.CLIP(**(config or OWN)))
-    return model, dict(model.state_dict())
-
-
-OWN: dict[str, Any] = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 64},
-    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
-}
-OPENAI = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16), "vocab_size": torch.tensor(49408)}
+OWN = forms.OWN
 
 
 @torch.no_grad()
@@ -177,38 +90,31 @@ def _differences(model: Any, backbone: Any) -> float:
     return float(torch.maximum(image, text))
 
 
-class _Program(torch.nn.Module):
-    """What OpenAI's files are: a scripted model with three numbers beside its weights."""
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        for key, value in state.items():
-            part: torch.nn.Module = self
-            *above, last = key.split(".")
-            for name in above:
-                if not hasattr(part, name):
-                    part.add_module(name, torch.nn.Module())
-                part = getattr(part, name)
-            part.register_buffer(last, value)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-
-def test_the_file_of_openai_needs_no_name_and_says_its_activation(tmp_path: Path) -> None:
-    model, state = _own({**OWN, "quick_gelu": True})
-    torch.jit.save(torch.jit.script(_Program({**state, **OPENAI})), str(tmp_path / "x.pt"))
-    backbone = load_backbone("auto", tmp_path / "x.pt", device="cpu")
-    assert _differences(model, backbone) < 1e-5
+def test_the_file_of_openai_says_its_activation(tmp_path: Path) -> None:
+    backbone = load_backbone(**made("openai", tmp_path).load, device="cpu")
     assert backbone.reading["image_activation"] == ["quick_gelu", "OpenAI's own file"]
     assert backbone.guesses == ()
+
+
+def test_slip_is_a_vit_that_every_recipe_rewires(tmp_path: Path) -> None:
+    backbone = load_backbone(**made("slip", tmp_path).load, device="cpu")
+    assert backbone.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert backbone.encode_dense(torch.randn(2, 3, 32, 32), "sclip").features.shape == (2, 24, 4, 4)
+
+
+def test_differential_attention_is_dense_and_not_rewired(tmp_path: Path) -> None:
+    backbone = load_backbone(**made("diffclip", tmp_path).load, device="cpu")
+    assert backbone.default_recipe == "vanilla"
+    assert backbone.encode_dense(torch.randn(1, 3, 32, 48)).features.shape == (1, 24, 4, 6)
+    with pytest.raises(DensevlError, match="DifferentialAttention has no plain q, k, v"):
+        backbone.encode_dense(torch.randn(1, 3, 32, 32), "sclip")
 
 
 @pytest.mark.parametrize("wrap", ["module.", "_orig_mod.module.", "model.", ""])
 def test_a_training_checkpoint_is_its_model_and_says_that_it_guesses(tmp_path: Path, wrap) -> None:
     from argparse import Namespace
 
-    model, state = _own()
+    model, state = forms.own()
     content = {
         "epoch": 3,
         "args": Namespace(lr=1e-3),
@@ -222,82 +128,16 @@ def test_a_training_checkpoint_is_its_model_and_says_that_it_guesses(tmp_path: P
     assert "does not say its activation" in backbone.guesses[0]
 
 
-def test_slip_is_a_vit_that_every_recipe_rewires(tmp_path: Path) -> None:
-    import timm
-
-    vision = timm.models.vision_transformer.VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=0, global_pool="token"
-    )
-    vision, (model, state) = _scaled(vision), _own({**OWN, "quick_gelu": True})
-    projection = torch.randn(64, 24) / 8
-    slip = {f"visual.{key}": value for key, value in vision.state_dict().items()} | {"image_projection": projection}
-    slip |= {key: value for key, value in state.items() if not key.startswith("visual.")}
-    slip |= {"image_mlp.layer1.weight": torch.ones(3)}
-    torch.save({"state_dict": {f"module.{key}": value for key, value in slip.items()}, "epoch": 1}, tmp_path / "x.pt")
-    backbone = load_backbone("auto", tmp_path / "x.pt", device="cpu")
-    pixels, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, 100, (3, 16))
-    with torch.no_grad():
-        assert float((backbone.encode_image(pixels) - vision(pixels) @ projection).abs().max()) < 1e-5
-        assert float((backbone.model.encode_text(tokens) - model.encode_text(tokens)).abs().max()) < 1e-5
-    assert backbone.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert backbone.encode_dense(pixels, "sclip").features.shape == (2, 24, 4, 4)
-
-
-def test_eva_in_its_own_names(tmp_path: Path, monkeypatch) -> None:
-    """Written backwards from timm's names, for the smallest EVA that timm has."""
-    import re
-
-    import open_clip
-    import timm
-
-    small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4}
-    make = timm.create_model
-    monkeypatch.setattr(
-        timm,
-        "create_model",
-        lambda name, **how: make(name, **({**how, **small} if name.startswith("eva02_base") else how)),
-    )
-    config = {
-        "embed_dim": 24,
-        "custom_text": True,
-        "vision_cfg": {
-            "timm_model_name": "eva02_base_patch16_clip_224",
-            "timm_pool": "token",
-            "timm_proj": None,
-            "image_size": 32,
-        },
-        "text_cfg": OWN["text_cfg"],
-    }
-    model = _scaled(open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"}))
-    theirs = {}
-    for key, value in model.state_dict().items():
-        name = re.sub(r"^visual\.trunk\.", "visual.", key)
-        if name.startswith("visual."):
-            name = re.sub(r"attn\.norm\.", "attn.inner_attn_ln.", name)
-            name = re.sub(r"mlp\.norm\.", "mlp.ffn_ln.", name)
-            name = re.sub(r"attn\.([qv])_proj\.bias", r"attn.\1_bias", name)
-            for old, new in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
-                name = name.replace(f"mlp.{old}.", f"mlp.{new}.")
-        theirs[name] = value
-    theirs |= {"visual.rope.freqs_cos": torch.ones(4, 12), "visual.blocks.0.attn.rope.freqs_sin": torch.ones(4, 12)}
-    torch.save(theirs, tmp_path / "x.pt")
-    (tmp_path / "eva.json").write_text(json.dumps(config))
-    backbone = load_backbone(str(tmp_path / "eva.json"), tmp_path / "x.pt", device="cpu")
-    assert backbone.reading["form"] == "EVA-CLIP"
-    assert _differences(model, backbone) < 1e-5
-
-
 def test_a_tower_that_computes_with_its_weights_while_it_is_made_is_built_too(tmp_path: Path, monkeypatch) -> None:
     """MobileCLIP-B's, which cannot be made without memory."""
     import open_clip
     import timm
-    from safetensors.torch import save_file
 
     small, make = {"img_size": 64, "depth": 1}, timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **how: make(name, **{**how, **small}))
     vision = {"timm_model_name": "vit_base_mci_224", "timm_pool": "token", "timm_proj": None, "image_size": 64}
     config = {"embed_dim": 768, "vision_cfg": vision, "text_cfg": OWN["text_cfg"]}
-    model = _scaled(open_clip.CustomTextCLIP(**config))
+    model = forms.scaled(open_clip.CustomTextCLIP(**config))
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "x.safetensors")
     (tmp_path / "b.json").write_text(json.dumps({**config, "custom_text": True}))
     backbone = load_backbone(str(tmp_path / "b.json"), tmp_path / "x.safetensors", device="cpu")
@@ -306,37 +146,9 @@ def test_a_tower_that_computes_with_its_weights_while_it_is_made_is_built_too(tm
         assert torch.equal(backbone.encode_image(pixels), model.encode_image(pixels))
 
 
-def test_chinese_clip_of_its_authors_program(tmp_path: Path, no_tokenizer) -> None:
-    model = _scaled(
-        transformers.ChineseCLIPModel(
-            transformers.ChineseCLIPConfig(
-                vision_config={**VISION, "num_attention_heads": 1},
-                text_config={**TEXT, "vocab_size": 200, "max_position_embeddings": 60, "num_attention_heads": 1},
-                projection_dim=24,
-            )
-        )
-    )
-    model.save_pretrained(tmp_path / "hf")
-    same = load_backbone(str(tmp_path / "hf"), device="cpu").model.state_dict()
-    theirs = {}
-    for key, value in same.items():
-        if key.startswith("text.transformer."):
-            theirs[f"bert.{key.removeprefix('text.transformer.')}"] = value
-        else:
-            theirs["text_projection" if key == "text.proj.weight" else key] = (
-                value.T if key == "text.proj.weight" else value
-            )
-    theirs["bert.pooler.dense.weight"] = torch.ones(32, 32)
-    torch.save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, tmp_path / "x.pt")
-    backbone = load_backbone("auto", tmp_path / "x.pt", device="cpu")
-    assert max(_compare(model, backbone)) < 1e-5
-
-
 def test_an_image_tower_takes_the_text_of_the_model_it_was_trained_from(tmp_path: Path, monkeypatch) -> None:
-    from safetensors.torch import save_file
-
-    _, base = _own({**OWN, "quick_gelu": True})
-    model, state = _own({**OWN, "quick_gelu": True})
+    _, base = forms.own({**OWN, "quick_gelu": True})
+    model, state = forms.own({**OWN, "quick_gelu": True})
     (tmp_path / "base").mkdir()
     save_file(base, tmp_path / "base" / "x.safetensors")
     monkeypatch.setattr("densevl.backbones.load.hub.fetch", lambda hub_id, name: tmp_path / "base" / "x.safetensors")
@@ -365,11 +177,7 @@ def test_an_image_tower_takes_the_text_of_the_model_it_was_trained_from(tmp_path
 def test_the_activation_is_that_of_the_published_weights_or_a_warned_guess(
     tmp_path: Path, monkeypatch, arch, taken, warned
 ) -> None:
-    import re
-
-    from safetensors.torch import save_file
-
-    _, state = _own()
+    _, state = forms.own()
     save_file(state, tmp_path / "x.safetensors")
     monkeypatch.setattr("densevl.backbones.load._architecture", lambda name: {**OWN, "quick_gelu": False})
     backbone = load_backbone(arch, tmp_path / "x.safetensors", device="cpu")
@@ -382,18 +190,136 @@ def test_the_activation_is_that_of_the_published_weights_or_a_warned_guess(
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("visual.blocks.0.attn.lambda_q1", "DiffCLIP"),
+        ("visual.blocks.0.attn.lambda_q1", "no image_projection"),
         ("prompt_learner.ctx", "learned prompts"),
         ("base.lora_A.weight", "LoRA"),
-        ("visual.conv1_alpha.weight", "Alpha-CLIP"),
-        ("fusion_module.x", "PMC-CLIP"),
+        ("lora_te_text_model_encoder_layers_0.lora_down.weight", "LoRA"),
+        ("visual.conv1_alpha.weight", "Alpha-CLIP whose image tower is no ViT"),
+        ("fusion_module.x", "PMC-CLIP whose image tower is not CLIP's ResNet"),
+        ("positional_embedding_res", "no whole Long-CLIP"),
         ("visual_encoder.cls_token", "BLIP"),
-        ("vision_model.blocks.0.x", "jina-clip"),
+        ("vision_model.blocks.0.x", "no whole EVA-02"),
     ],
 )
-def test_what_is_no_model_is_told_by_its_name(tmp_path: Path, key, reason) -> None:
-    from densevl.errors import WeightsError
-
+def test_what_is_no_model_or_half_of_one_is_told_by_its_name(tmp_path: Path, key, reason) -> None:
     torch.save({key: torch.ones(1), "other": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=reason):
         load_backbone("ViT-B-32", tmp_path / "x.pt", device="cpu")
+
+
+# Words that come from elsewhere, and vectors cut short ----------------------------------------------------------------
+
+
+def test_an_image_tower_needs_no_text_side_where_words_are_given(tmp_path: Path) -> None:
+    import numpy as np
+
+    model, _ = forms.own()
+    torch.save(model.visual.state_dict(), tmp_path / "tower.pt")
+    rows = {"cat": np.eye(24)[0], "狗": np.eye(24)[1]}
+    np.savez(tmp_path / "words.npz", **rows)
+    save_file({text: torch.tensor(row) for text, row in rows.items()}, tmp_path / "words.safetensors")
+    for words in (rows, tmp_path / "words.npz", tmp_path / "words.safetensors"):
+        backbone: Any = load_backbone("auto", tmp_path / "tower.pt", words=words, device="cpu")
+        close(backbone.encode_text(["狗", "cat"]), torch.eye(24)[[1, 0]])
+        assert backbone.logit_scale == pytest.approx(100)
+    assert backbone.reach(["狗"])[0].trust == "good"
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        close(backbone.encode_image(pixels), model.visual(pixels))
+    found = Segmenter(backbone)(np.zeros((64, 64, 3), np.uint8), "cat,狗", background="none")
+    assert found.labels.shape == (64, 64)
+    with pytest.raises(ModelError, match="no text vector of 'bird' was given"):
+        backbone.encode_text(["bird"])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [({"cat": [1.0, 2.0]}, "24 numbers each; that of 'cat' is"), ({}, "no .npz file"), ({"cat": ["x"] * 24}, "<U1")],
+)
+def test_files_of_words_that_do_not_fit(tmp_path: Path, content, reason) -> None:
+    import numpy as np
+
+    torch.save(forms.own()[0].visual.state_dict(), tmp_path / "tower.pt")
+    np.savez(tmp_path / "words.npz", **{text: np.array(row) for text, row in content.items()})
+    with pytest.raises(DensevlError, match=reason):
+        load_backbone("auto", tmp_path / "tower.pt", words=tmp_path / "words.npz", device="cpu")
+
+
+def test_vectors_cut_short_are_the_first_numbers_of_both_sides_and_warn_unless_trained_for_it(tmp_path: Path) -> None:
+    load = made("clip", tmp_path).load
+    whole, short = load_backbone(**load, device="cpu"), load_backbone(**load, truncate_dim=8, device="cpu")
+    pixels = torch.randn(1, 3, 32, 32)
+    close(short.encode_image(pixels), whole.encode_image(pixels)[:, :8])
+    close(short.encode_text(["cat"]), whole.encode_text(["cat"])[:, :8])
+    dense = [model.encode_dense(pixels, "vanilla").features for model in (short, whole)]
+    close(dense[0], dense[1][:, :8])
+    assert "cut to 8 of 24 numbers" in short.guesses[0]
+    assert whole.guesses == ()
+    assert load_backbone(**made("jina-v2-cut", tmp_path / "jina").load, device="cpu").guesses == ()
+    with pytest.raises(WeightsError, match="24 numbers, fewer than 25"):
+        load_backbone(**load, truncate_dim=25, device="cpu")
+    with pytest.raises(WeightsError, match="no last projection"):
+        load_backbone(**made("siglip", tmp_path / "siglip").load, truncate_dim=8, device="cpu")
+    for wrong in (0, -1, 1.5, True, "8"):
+        with pytest.raises(OptionError, match="truncate_dim is"):
+            load_backbone(**load, truncate_dim=wrong, device="cpu")
+
+
+# LoRA -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state, told: told.update(use_dora=True), "says use_dora"),
+        (lambda state, told: told.update(lora_alpha="x"), "no number for lora_alpha"),
+        (lambda state, told: state.update({"base_model.model.x.lora_A.weight": torch.ones(3, 4)}), "changes x.weight"),
+        (lambda state, told: state.update({"base_model.model.x.lora_embedding_A": torch.ones(3, 4)}), "merge it with"),
+        (lambda state, told: told.clear(), "no number for lora_alpha"),
+    ],
+)
+def test_changes_that_are_not_merged(tmp_path: Path, change, reason) -> None:
+    from safetensors.torch import load_file
+
+    load = made("lora", tmp_path).load
+    path = load["weights"] / "adapter_model.safetensors"
+    state, told = load_file(path), json.loads((load["weights"] / "adapter_config.json").read_text())
+    change(state, told)
+    save_file(state, path)
+    (load["weights"] / "adapter_config.json").write_text(json.dumps(told))
+    with pytest.raises(WeightsError, match=reason):
+        load_backbone(**load, device="cpu")
+
+
+def test_changes_without_their_config_or_their_base(tmp_path: Path) -> None:
+    load = made("lora", tmp_path).load
+    with pytest.raises(WeightsError, match="name its base beside it"):
+        load_backbone("auto", load["weights"] / "adapter_model.safetensors", device="cpu")
+    (load["weights"] / "adapter_config.json").unlink()
+    with pytest.raises(WeightsError, match=r"adapter_config.json, which says their scale"):
+        load_backbone(**load, device="cpu")
+
+
+# Labels in other languages --------------------------------------------------------------------------------------------
+
+
+def test_chinese_labels_by_the_vocabulary_of_their_model(tmp_path: Path) -> None:
+    clip = pytest.importorskip("cn_clip.clip", reason="Chinese-CLIP's package holds its vocabulary")
+    backbone: Any = load_backbone(**made("cn_clip-resnet", tmp_path).load, device="cpu")
+    labels = ["一只猫", "狗", "cat", "杰尼龟 Squirtle", "", "字" * 90]
+    assert torch.equal(backbone.tokenizer(labels), clip.tokenize(labels))
+    close(backbone.encode_text(["狗", "一只猫"])[0], backbone.encode_text(["狗"])[0])
+    assert len(backbone.encode_text(labels).unique(dim=0)) == len(labels)
+    assert backbone.reach(["狗"])[0].trust == "good"
+
+
+def test_a_folder_that_names_code_is_read_without_asking_to_run_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to run code"))
+    monkeypatch.setattr("signal.signal", lambda *_: pytest.fail("asks whether to run code"))
+    backbone = load_backbone(**made("jina-v2", tmp_path).load, device="cpu")
+    assert backbone.encode_text(["cat"]).shape == (1, 128)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    told["auto_map"] = {"AutoTokenizer": ["x.X", None]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**told, "tokenizer_class": "X"}))
+    with pytest.raises(DensevlError):
+        load_backbone(str(tmp_path), device="cpu")

@@ -10,45 +10,65 @@ from typing import Any
 from densevl.weights.facts import Form
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.transformers import KERNEL, of_transformers
+from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
 from densevl.weights.reading import State, bad_file, below
 
 __all__ = ["recognise"]
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.", "student.", "base_model.model.")
 """What training programs put before every name."""
+IMAGE_SIDE = ("visual.", "vision_model.", "visual_projection.", "image_projection", "logit_scale")
 ADDITIONS = {
-    "lambda_q1": "is a DiffCLIP, whose attention open_clip does not have",
     "prompt_learner": "holds learned prompts and no model; words are given to a model as labels",
-    "lora_": "holds changes to a model (LoRA) and no model: merge them into it first",
-    "conv1_alpha": "is an Alpha-CLIP: give it to 'regions --operator alpha', beside a CLIP",
-    "fusion_module": "is a PMC-CLIP, whose text side looks at padding, which densevl does not do",
+    ".lora_A.weight": "holds changes to a model (LoRA) and no model: name its base beside it as the model",
+    "lora_unet_": "holds changes to a model that draws images, and no model",
+    "lora_te_": "holds changes to a text side (LoRA), in a form that densevl does not merge",
     "visual_encoder.": "is a BLIP, whose image side is no CLIP's",
     "sem_seg_head.": "is a model of segmentation around a CLIP; densevl takes the CLIP alone",
-    "vision_model.blocks.": "is a jina-clip, whose text side densevl does not have",
     "text_model.shared": "holds a text side of T5, which densevl does not have",
 }
 """By a part of a name: what is not a model that densevl runs, and why."""
 
 
 def recognise(
-    tensors: State, path: Path, config: Mapping[str, Any] | None = None, pixels: Mapping[str, Any] | None = None
+    tensors: State,
+    path: Path,
+    config: Mapping[str, Any] | None = None,
+    pixels: Mapping[str, Any] | None = None,
+    *,
+    words: bool = False,
 ) -> Form:
     """What a file holds, in open_clip's names.
 
     Args:
         tensors: of the file. path: the file, for messages. config, pixels: config.json and preprocessor_config.json of
             transformers, where there are any.
+        words: text vectors come from elsewhere, so the text side is left out, whatever it is.
 
     Raises:
         WeightsError: nothing that densevl runs, with the reason. ModelError: a config that is not read.
     """
     state = _unwrapped(tensors)
+    if words and any(key.startswith(("visual.", "vision_model.")) for key in state):
+        state = {key: value for key, value in state.items() if key.startswith(IMAGE_SIDE)}
     for part, reason in ADDITIONS.items():
         if any(part in key for key in state):
             raise bad_file(path, reason)
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
         return of_transformers(whole, path, config, pixels or {})
+    if any(key.startswith("vision_model.blocks.") for key in state):
+        return jina(state, path, config, pixels or {}, words=words)
+    if any(key.startswith("fusion_module.") for key in state):
+        return pmc_clip(state, path)
+    if "visual.class_embedding" not in state and any(key.endswith(".lambda_q1") for key in state):
+        return diffclip(state, path)
+    if LONGER in state:
+        return replace(native(long_clip(state, path), path), name="Long-CLIP")
+    if ALPHA in state or ALPHA.removeprefix("visual.") in state:
+        whole = tower(state, path).state if _is_tower(state) else state
+        plain = alpha_clip(whole, path)
+        return replace(tower(plain, path) if _is_tower(plain) else native(plain, path), name="Alpha-CLIP")
     if "bert.embeddings.word_embeddings.weight" in state:
         return cn_clip(state, path)
     if "image_projection" in state and "visual.patch_embed.proj.weight" in state:
@@ -63,11 +83,11 @@ def recognise(
 def _is_tower(state: State) -> bool:
     """Whether a file holds an image tower alone."""
     first = {"conv1.weight", "patch_embed.proj.weight"} & state.keys()
-    return bool(first) or (bool(state) and all(key.startswith("visual.") for key in state))
+    return bool(first) or (bool(state) and all(key.startswith(("visual.", "logit_")) for key in state))
 
 
 def _tower(state: State, path: Path) -> Form:
-    whole = tower(state)
+    whole = tower(state, path)
     return replace(eva(whole.state, path), tower=True) if "visual.patch_embed.proj.weight" in whole.state else whole
 
 

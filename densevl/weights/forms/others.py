@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ from densevl.weights.facts import (
     said,
 )
 from densevl.weights.forms.naming import Rule, renamed
-from densevl.weights.forms.sizes import depth, native_config, text_sizes, vision_sizes
+from densevl.weights.forms.sizes import (
+    KERNEL,
+    NO_TEXT,
+    POOL,
+    TOKENS,
+    depth,
+    image_side,
+    native_config,
+    text_sizes,
+    vision_sizes,
+)
 from densevl.weights.reading import State, bad_file, below
 
 OPENAI = ("input_resolution", "context_length", "vocab_size")
@@ -34,6 +45,8 @@ _EVA: tuple[Rule, ...] = (
     (r"visual\.(.*)", r"visual.trunk.\1", ""),
 )
 _SEPARATE: Rule = (r"visual\.blocks\.(\d+)\.attn\.([qv])_bias", r"visual.trunk.blocks.\1.attn.\2_proj.bias", "")
+EVA02: tuple[Rule, ...] = (_SEPARATE, *_EVA)
+"""Whose q, k and v have a layer each."""
 _SLIP: tuple[Rule, ...] = (
     (r"image_mlp\..*", None, ""),
     (r"visual\.head\..*", None, ""),
@@ -43,6 +56,7 @@ _SLIP: tuple[Rule, ...] = (
     (r"visual\.norm\.(.*)", r"visual.ln_post.\1", ""),
     (r"visual\.blocks\.(\d+)\.attn\.qkv\.(.*)", r"visual.transformer.resblocks.\1.attn.in_proj_\2", ""),
     (r"visual\.blocks\.(\d+)\.attn\.proj\.(.*)", r"visual.transformer.resblocks.\1.attn.out_proj.\2", ""),
+    (r"visual\.blocks\.(\d+)\.attn\.(.*)", r"visual.transformer.resblocks.\1.attn.\2", ""),
     (r"visual\.blocks\.(\d+)\.norm([12])\.(.*)", r"visual.transformer.resblocks.\1.ln_\2.\3", ""),
     (r"visual\.blocks\.(\d+)\.mlp\.fc1\.(.*)", r"visual.transformer.resblocks.\1.mlp.c_fc.\2", ""),
     (r"visual\.blocks\.(\d+)\.mlp\.fc2\.(.*)", r"visual.transformer.resblocks.\1.mlp.c_proj.\2", ""),
@@ -59,11 +73,11 @@ _CN: tuple[Rule, ...] = (
 
 
 def native(state: State, path: Path) -> Form:
-    """open_clip's names, which are OpenAI's too; the sizes are read off where the image tower is a ViT."""
+    """open_clip's names, which are OpenAI's too; the sizes are read off where the towers are CLIP's own."""
     marks = {key: value for key, value in state.items() if key in OPENAI}
     own = {key: value for key, value in state.items() if key not in (*OPENAI, "attn_mask")}
-    plain = {"visual.conv1.weight", "visual.proj", "token_embedding.weight"} <= own.keys()
-    config = native_config(own, path) if plain and "visual.class_embedding" in own else None
+    plain = {KERNEL, TOKENS} <= own.keys() and (POOL in own or {"visual.proj", "visual.class_embedding"} <= own.keys())
+    config = native_config(own, path) if plain else None
     if len(marks) < len(OPENAI):
         return Form("open_clip", own, config)
     facts = {**activations(QUICK, "OpenAI's own file"), **said("OpenAI's own file", mean=CLIP_MEAN, std=CLIP_STD)}
@@ -73,17 +87,55 @@ def native(state: State, path: Path) -> Form:
 def eva(state: State, path: Path) -> Form:
     """EVA-CLIP, EVA-02-CLIP and what is trained from them with their code (CLIPSelf, DeCLIP)."""
     separate = any(key.endswith(".attn.q_proj.weight") for key in state)
-    named = renamed(state, (_SEPARATE, *_EVA) if separate else _EVA, path)
+    named = renamed(state, EVA02 if separate else _EVA, path)
     head, bias = "visual.trunk.head.weight", "visual.trunk.head.bias"
     if head in named and bias not in named:  # of 8 and 18 billion weights: a projection, as open_clip has it
         named["visual.head.proj.weight"] = named.pop(head)
     facts = {**activations(GELU, "EVA's code"), **said("EVA's code", mean=CLIP_MEAN, std=CLIP_STD)}
-    return Form("EVA-CLIP", named, facts=facts)
+    if not separate or head not in named or f"text.{TOKENS}" not in named:
+        return Form("EVA-CLIP", named, facts=facts)
+    image, trunk = eva02(named, path)
+    width = len(named[head])
+    config = {**image, "embed_dim": width, "text_cfg": text_sizes(named, path, below="text.")}
+    return Form("EVA-CLIP", named, config, trunk={**trunk, "num_classes": width}, facts=facts)
+
+
+def eva02(named: State, path: Path, head: int = 64) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The image side of open_clip's model_cfg, without its width, and `Form.trunk` of an EVA-02 of any size.
+
+    Args:
+        head: width of an attention head.
+
+    Raises:
+        WeightsError: a table that is missing.
+    """
+    kernel, places = named.get("visual.trunk.patch_embed.proj.weight"), named.get("visual.trunk.pos_embed")
+    hidden = named.get("visual.trunk.blocks.0.mlp.fc1_g.weight")
+    if kernel is None or places is None or hidden is None or kernel.ndim != 4 or places.ndim != 3:
+        raise bad_file(path, "holds no whole EVA-02: its image tower lacks a table; download it again")
+    width, patch = kernel.shape[0], kernel.shape[-1]
+    size = math.isqrt(max(places.shape[1] - 1, 0)) * patch
+    vision = {
+        "image_size": size,
+        "timm_model_name": "eva02_base_patch16_clip_224",
+        "timm_pool": "token",
+        "timm_proj": None,
+    }
+    trunk = {
+        "img_size": size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(named, "visual.trunk.blocks."),
+        "num_heads": max(1, width // head),
+        "mlp_ratio": len(hidden) / width,
+    }
+    return {"custom_text": True, "vision_cfg": vision}, trunk
 
 
 def slip(state: State, path: Path) -> Form:
     """SLIP, SynthCLIP, LaCLIP and others of that program: timm's ViT as open_clip's own, which every recipe rewires."""
-    named = renamed(state, _SLIP, path)
+    if "visual.proj" not in (named := renamed(state, _SLIP, path)):
+        raise bad_file(path, "has no image_projection, so images do not reach the words; give the whole model's file")
     bias = named.pop("visual.patch_embed.proj.bias", None)
     places = named.get("visual.positional_embedding")
     if bias is None or places is None or places.ndim != 3 or places.shape[-1] != len(bias):
@@ -102,17 +154,34 @@ def slip(state: State, path: Path) -> Form:
 
 def cn_clip(state: State, path: Path) -> Form:
     """Chinese-CLIP of its authors' program."""
-    if "visual.class_embedding" not in state:
-        raise bad_file(path, "is a Chinese-CLIP with a ResNet, which densevl does not read; take one with a ViT")
     named = renamed(state, _CN, path)
+    heads = 16 if KERNEL in named and len(named[KERNEL]) == 1280 else None  # of ViT-H
+    config: dict[str, Any] = {
+        **image_side(named, path, heads),
+        "custom_text": True,
+        "text_cfg": {**NO_TEXT, "context_length": 52},
+    }
+    side = {**bert_side(named, path), "pooler": "cls_last_hidden_state_pooler", "head": "linear", "context": 52}
+    source = "cn_clip's code"
+    facts = {**said(source, mean=CLIP_MEAN, std=CLIP_STD, resize_mode="squash"), **activations(QUICK, source)}
+    facts["text_activation"] = Fact(None, "the text side's own")
+    return Form("Chinese-CLIP", named, config, text=side, facts=facts, decides=True)
+
+
+def bert_side(named: State, path: Path) -> dict[str, Any]:
+    """A BERT under text.transformer, whose sizes are read off its tensors: config and vocabulary of `Form.text`.
+
+    Raises:
+        WeightsError: a table that is missing.
+    """
     text = below(named, "text.transformer.")
     words, places = text.get("embeddings.word_embeddings.weight"), text.get("embeddings.position_embeddings.weight")
     hidden = text.get("encoder.layer.0.intermediate.dense.weight")
     kinds = text.get("embeddings.token_type_embeddings.weight")
     if words is None or places is None or hidden is None or kinds is None:
-        raise bad_file(path, "is no whole Chinese-CLIP: its BERT lacks a table; download it again")
+        raise bad_file(path, "holds no whole text side: its BERT lacks a table; download it again")
     width = words.shape[1]
-    side = {
+    return {
         "config": {
             "model_type": "bert",
             "vocab_size": len(words),
@@ -123,24 +192,14 @@ def cn_clip(state: State, path: Path) -> Form:
             "max_position_embeddings": len(places),
             "type_vocab_size": len(kinds),
         },
-        "pooler": "cls_last_hidden_state_pooler",
-        "head": "linear",
-        "context": 52,
         "vocabulary": len(words),
     }
-    config: dict[str, Any] = {
-        "embed_dim": named["visual.proj"].shape[1],
-        "custom_text": True,
-        "vision_cfg": vision_sizes(named, path, 16 if named["visual.conv1.weight"].shape[0] == 1280 else None),
-        "text_cfg": {"context_length": 52, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
-    }
-    source = "cn_clip's code"
-    facts = {**said(source, mean=CLIP_MEAN, std=CLIP_STD, resize_mode="squash"), **activations(QUICK, source)}
-    facts["text_activation"] = Fact(None, "the text side's own")
-    return Form("Chinese-CLIP", named, config, text=side, facts=facts, decides=True)
 
 
-def tower(state: State) -> Form:
+def tower(state: State, path: Path) -> Form:
     """The image tower of a CLIP alone, as FARE, TeCoA and CLIPSelf publish it."""
-    named = {key if key.startswith("visual.") else f"visual.{key}": value for key, value in state.items()}
-    return Form("an image tower alone", named, tower=True)
+    named = {key if key.startswith(("visual.", "logit_")) else f"visual.{key}": value for key, value in state.items()}
+    config = None
+    if KERNEL in named and ("visual.class_embedding" in named or POOL in named):
+        config = {**image_side(named, path), "custom_text": True, "text_cfg": NO_TEXT}
+    return Form("an image tower alone", named, config, tower=True)

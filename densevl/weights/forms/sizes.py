@@ -15,6 +15,10 @@ HEAD = 64
 """Width of an attention head where nothing says it: heads are not in the shapes. CLIP's are so wide but for ViT-H (80),
 g (88) and bigG (104)."""
 KERNEL, POSITIONS, TOKENS = "visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"
+POOL = "visual.attnpool.positional_embedding"
+"""Which a ResNet of CLIP's has."""
+NO_TEXT = {"context_length": 77, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
+"""open_clip's text_cfg where another text side takes its place."""
 
 
 def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None) -> dict[str, Any]:
@@ -39,6 +43,23 @@ def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | Non
     }
 
 
+def image_side(state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None) -> dict[str, Any]:
+    """The part of open_clip's model_cfg that says the image tower: embed_dim and vision_cfg, of a ViT or a ResNet.
+
+    Raises:
+        WeightsError: shapes of neither.
+    """
+    if POOL not in state:
+        return {"embed_dim": _shape(state, "visual.proj", 2, path)[1], "vision_cfg": vision_sizes(state, path, heads)}
+    places = _shape(state, POOL, 2, path)[0]
+    vision = {
+        "image_size": 32 * math.isqrt(max(places - 1, 0)),
+        "layers": [depth(state, f"visual.layer{stage}.") for stage in range(1, 5)],
+        "width": 2 * _shape(state, KERNEL, 4, path)[0],
+    }
+    return {"embed_dim": _shape(state, "visual.attnpool.c_proj.weight", 2, path)[0], "vision_cfg": vision}
+
+
 def text_sizes(
     state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None, below: str = ""
 ) -> dict[str, Any]:
@@ -61,16 +82,12 @@ def text_sizes(
 
 
 def native_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
-    """open_clip's model_cfg of its plain CLIP with a ViT.
+    """open_clip's model_cfg of its plain CLIP with a ViT or a ResNet.
 
     Raises:
         WeightsError: shapes of no such network.
     """
-    return {
-        "embed_dim": _shape(state, "visual.proj", 2, path)[1],
-        "vision_cfg": vision_sizes(state, path),
-        "text_cfg": text_sizes(state, path),
-    }
+    return {**image_side(state, path), "text_cfg": text_sizes(state, path)}
 
 
 def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:

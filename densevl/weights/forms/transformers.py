@@ -15,7 +15,7 @@ import torch
 from densevl.errors import ModelError
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, HALF, QUICK, TANH, Fact, Form, said
 from densevl.weights.forms.naming import Rule, layers, renamed
-from densevl.weights.forms.sizes import depth, text_sizes, vision_sizes
+from densevl.weights.forms.sizes import NO_TEXT, depth, text_sizes, vision_sizes
 from densevl.weights.reading import State, bad_file
 
 KERNEL = "vision_model.embeddings.patch_embedding.weight"
@@ -86,6 +86,12 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
     if bert or alt:
         return _of_bert(state, path, config, vision, text, pixels, alt=alt)
     named = renamed(state, (*_VISION, *_TEXT), path)
+    if not any(key.startswith("text_model.") for key in state):
+        vision = vision or dict(told)
+        image = {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)}
+        own = {"embed_dim": _projected(named, path), "custom_text": True, "vision_cfg": image, "text_cfg": NO_TEXT}
+        facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+        return Form("the image side of CLIP of transformers", named, own, facts=facts, tower=True)
     words = {**text_sizes(named, path, _heads(text, 8 if config else None)), **_eps(text)}
     end = text.get("eos_token_id", 49407)
     if told.get("model_type") == "metaclip_2" and isinstance(end, int):

@@ -1,0 +1,1 @@
+"""Text sides of models that are not CLIP's own: their networks and their tokenizers."""

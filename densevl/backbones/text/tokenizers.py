@@ -1,0 +1,87 @@
+"""Tokenizers of text sides: open_clip's own, or those whose files lie in a model's folder or on the hub.
+
+Code that a repository brings is never run: transformers would ask for it at the sight of its config.json, so tokenizers
+are read apart from that file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.errors import WeightsError
+from densevl.weights.facts import Form
+from densevl.weights.forms.heads import GIVEN
+from densevl.weights.hub import WORDS
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+PIECES = "vocab.txt"
+"""The vocabulary of a BERT, which is all of its tokenizer."""
+
+
+class WordPieces:
+    """The tokenizer of a BERT in lower case from its vocabulary alone, as Chinese-CLIP's program has it."""
+
+    def __init__(self, vocabulary: Path, context_length: int) -> None:
+        from tokenizers import BertWordPieceTokenizer
+
+        self.context_length = context_length
+        self._tokenizer = BertWordPieceTokenizer(str(vocabulary), lowercase=True)
+        self._tokenizer.enable_truncation(context_length)
+        self._tokenizer.enable_padding(length=context_length)
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([row.ids for row in self._tokenizer.encode_batch(list(texts))])
+
+
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder holds the files of one."""
+    return folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Callable[[list[str]], torch.Tensor]:
+    """The tokenizer of a text side; a model folder that holds the files of one is used instead of the hub.
+
+    Args:
+        text: open_clip's text_cfg. form: of the weights. folder: of the model.
+
+    Raises:
+        WeightsError: it needs one of its own, and there is none.
+    """
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    length, settings = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    named = text.get("hf_tokenizer_name")
+    if form.text == GIVEN or (not named and not form.text):
+        return SimpleTokenizer(context_length=length, **settings)
+    settings = {**settings, "context_length": length, "tokenizer_mode": text.get("tokenizer_mode")}
+    settings["trust_remote_code"] = False
+    if folder is None or not has_tokenizer(folder):
+        if form.text or named == "folder":
+            raise WeightsError(
+                f"{form.name}: its text side needs its own tokenizer: put {' or '.join(TOKENIZERS)} beside the weights"
+            )
+        return HFTokenizer(named, **settings)
+    if not any((folder / file).is_file() for file in TOKENIZERS[:2]):
+        return WordPieces(folder / PIECES, length)
+    with tempfile.TemporaryDirectory() as apart:
+        for name in WORDS:
+            if (folder / name).is_file():
+                Path(apart, name).write_bytes((folder / name).read_bytes())
+        return HFTokenizer(apart, **settings)
+
+
+def files_of(tokenizer: Any, folder: Path | None) -> dict[str, bytes]:
+    """The files of a tokenizer, as its folder has them, or as it saves itself; open_clip's own has none."""
+    if folder is not None and has_tokenizer(folder):
+        return {name: (folder / name).read_bytes() for name in WORDS if (folder / name).is_file()}
+    own = getattr(tokenizer, "tokenizer", None)
+    if own is None or not hasattr(own, "save_pretrained"):
+        return {}
+    with tempfile.TemporaryDirectory() as made:
+        own.save_pretrained(made)
+        return {path.name: path.read_bytes() for path in Path(made).iterdir() if path.is_file()}

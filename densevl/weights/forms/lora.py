@@ -1,0 +1,65 @@
+"""LoRA (Hu et al., ICLR 2022) as peft saves it: low-rank changes, merged into the weights that they were trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from densevl.errors import WeightsError
+from densevl.saved import Kind, read_json
+from densevl.weights.reading import State, bad_file
+
+CONFIG = Kind("adapter config", WeightsError, "copy adapter_config.json beside the adapter")
+NAME = "adapter_config.json"
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_PREFIX = "base_model.model."
+_UNREAD = ("alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias")
+
+
+def is_adapter(tensors: State) -> bool:
+    """Whether a file holds changes of LoRA and no model."""
+    return any(key.endswith(_DOWN) for key in tensors)
+
+
+def merge(base: State, adapter: State, path: Path) -> State:
+    """The tensors of a base, by their own names, with the changes of an adapter added: W + B A alpha / r.
+
+    Args:
+        path: of the adapter; adapter_config.json lies beside it.
+
+    Raises:
+        WeightsError: an adapter of another kind, without its config, or of another base.
+    """
+    if not path.with_name(NAME).is_file():
+        raise bad_file(path, f"holds changes to a model (LoRA), and {NAME}, which says their scale, is not beside it")
+    told = read_json(path.with_name(NAME), CONFIG)
+    if odd := next((name for name in _UNREAD if told.get(name)), None):
+        raise CONFIG.bad(path.with_name(NAME), f"says {odd}, which densevl does not merge")
+    own = {key.removeprefix(_PREFIX): value for key, value in adapter.items()}
+    merged, done = dict(base), 0
+    for key, low in own.items():
+        name = f"{key.removesuffix(_DOWN)}.weight" if key.endswith(_DOWN) else key
+        if key.endswith(_UP):
+            continue
+        if "lora_" in name:
+            raise bad_file(path, f"holds {key[:80]}, a change that densevl does not merge: merge it with peft")
+        old, high = base.get(name), own.get(f"{key.removesuffix(_DOWN)}{_UP}")
+        if key.endswith(_DOWN) and old is not None and high is not None and low.ndim == high.ndim == 2:
+            change = high.float() @ low.float() * _scale(told, len(low), path)
+            if change.shape != old.shape:
+                raise bad_file(path, f"changes {name} by {tuple(change.shape)}, and its base has {tuple(old.shape)}")
+            merged[name], done = old.float() + change, done + 1
+        elif not key.endswith(_DOWN) and old is not None and old.shape == low.shape:
+            merged[name] = low  # trained as a whole beside the others
+        else:
+            raise bad_file(path, f"changes {name[:80]}, which its base does not have so: name the base it was made for")
+    return merged
+
+
+def _scale(told: Mapping[str, Any], rank: int, path: Path) -> float:
+    alpha = told.get("lora_alpha")
+    if not isinstance(alpha, int | float) or not rank:
+        raise CONFIG.bad(path.with_name(NAME), "has no number for lora_alpha")
+    return float(alpha) / (math.sqrt(rank) if told.get("use_rslora") else rank)

@@ -1,0 +1,631 @@
+"""Models as their publishers save them, loaded by densevl: the largest difference of features from the publisher's own.
+
+    python -m tools.forms            # print the table
+    python -m tools.forms --write    # put it into docs/models.md
+
+Each row makes a small model with random weights in the publishing library, saves it as that library does, and loads
+the file or folder. Where a program is in no package, its arithmetic or its names are written here once more, from its
+paper or its public code, and share nothing with densevl's reader. Weights are scaled so that features are of size one:
+the usual ones hide a wrong activation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from densevl import load_backbone
+from tools.pages import replaced
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+START, END_MARK = "<!-- forms: python -m tools.forms --write -->", "<!-- /forms -->"
+SIDE, VOCABULARY, LENGTH, EMBED = 32, 200, 16, 24
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
+TEXT: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 49408,
+    "max_position_embeddings": LENGTH,
+}
+WORDS = {"context_length": LENGTH, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+OWN: dict[str, Any] = {
+    "embed_dim": EMBED,
+    "vision_cfg": {"image_size": SIDE, "patch_size": 8, "width": 64, "layers": 2, "head_width": 64},
+    "text_cfg": WORDS,
+}
+RESNET = {**OWN, "vision_cfg": {"image_size": SIDE, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}}
+EVA = {"img_size": SIDE, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model on disk, and what its publisher's library computes.
+
+    Attributes:
+        load: arguments of `load_backbone`. image: of pixels (B, 3, S, S) to vectors. text: of tokens (T, N) to vectors;
+            None for a model without a text side. tokens: rows as its tokenizer makes them.
+    """
+
+    load: dict[str, Any]
+    image: Callable[[torch.Tensor], torch.Tensor]
+    text: Callable[[torch.Tensor], torch.Tensor] | None
+    tokens: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """A form.
+
+    Attributes:
+        form: as the page names it. saved: how it lies on disk. libraries: packages that compute, "" for none but torch.
+        make: writes it into a folder.
+    """
+
+    form: str
+    saved: str
+    libraries: str
+    make: Callable[[Path], Saved]
+
+
+@torch.no_grad()
+def scaled(model: Any) -> Any:
+    """Random weights with which features are of size one."""
+    for name, value in model.named_parameters():
+        if value.ndim > 1:
+            value.normal_(0, 1.5 / value.shape[-1] ** 0.5 if value.ndim == 2 else 1 / value[0].numel() ** 0.5)
+        elif name.endswith("bias"):
+            value.normal_(0, 0.2)
+    for name, value in model.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif name.endswith("running_mean"):
+            value.normal_(0, 0.2)
+    return model.eval()
+
+
+def rows(end: int, pad: int, length: int = LENGTH) -> torch.Tensor:
+    """Three rows of words that end and are padded."""
+    found = torch.full((3, length), pad)
+    for index, row in enumerate(found):
+        row[: 3 + index] = torch.randint(5, 100, (3 + index,))
+        row[3 + index] = end
+    return found
+
+
+def tokenizer(folder: Path) -> None:
+    """A WordPiece tokenizer of a few words, in the files of transformers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "cat", "dog"])}
+    made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(folder / "tokenizer.json"))
+    content = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(content))
+
+
+def own(config: dict[str, Any] | None = None) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A random CLIP of open_clip, and its tensors."""
+    model = scaled(open_clip.CLIP(**(config or OWN)))
+    return model, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+# Libraries that are in a package --------------------------------------------------------------------------------------
+
+
+def hugging(make: Callable[[Any], Any], end: int, pad: int, length: int, folder: Path) -> Saved:
+    """A model of transformers, in the folder that it writes."""
+    import transformers
+
+    model = scaled(make(transformers))
+    model.save_pretrained(folder)
+    tokenizer(folder)
+    masked = model.config.model_type not in ("clip", "siglip")
+
+    def text(tokens: torch.Tensor) -> torch.Tensor:
+        mask = {"attention_mask": (tokens != pad).long()} if masked else {}
+        return pooled(model.get_text_features(input_ids=tokens, **mask))
+
+    return Saved(
+        {"name": str(folder)}, lambda x: pooled(model.get_image_features(pixel_values=x)), text, rows(end, pad, length)
+    )
+
+
+def pooled(found: Any) -> torch.Tensor:
+    return getattr(found, "pooler_output", found)
+
+
+def clip_of(transformers: Any, act: str = "quick_gelu", text_act: str | None = None) -> Any:
+    config = transformers.CLIPConfig(
+        vision_config={**VISION, "hidden_act": act},
+        text_config={**TEXT, "hidden_act": text_act or act, "eos_token_id": 49407},
+        projection_dim=EMBED,
+    )
+    return transformers.CLIPModel(config)
+
+
+def metaclip(transformers: Any) -> Any:
+    text = {**TEXT, "vocab_size": VOCABULARY, "eos_token_id": 2, "pad_token_id": 1}
+    config = transformers.MetaClip2Config(
+        vision_config={**VISION, "hidden_act": "gelu"}, text_config=text, projection_dim=EMBED
+    )
+    return transformers.MetaClip2Model(config)
+
+
+def siglip(transformers: Any) -> Any:
+    text = {**TEXT, "vocab_size": VOCABULARY, "projection_size": 64}
+    return transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=text))
+
+
+def chinese(transformers: Any) -> Any:
+    text = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 60}
+    config = transformers.ChineseCLIPConfig(vision_config=VISION, text_config=text, projection_dim=EMBED)
+    return transformers.ChineseCLIPModel(config)
+
+
+def alt(transformers: Any) -> Any:
+    text = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 90, "project_dim": EMBED}
+    config = transformers.AltCLIPConfig(vision_config=VISION, text_config=text, projection_dim=EMBED)
+    return transformers.AltCLIPModel(config)
+
+
+def vision_alone(folder: Path) -> Saved:
+    """The image side of transformers' CLIP, with text vectors of elsewhere, as LLM2CLIP's are."""
+    import transformers
+
+    config = transformers.CLIPVisionConfig(**VISION, projection_dim=EMBED)
+    model = scaled(transformers.CLIPVisionModelWithProjection(config))
+    model.save_pretrained(folder)
+    load = {"name": str(folder), "words": {"cat": torch.ones(EMBED)}}
+    return Saved(load, lambda x: model(pixel_values=x).image_embeds, None, rows(1, 0))
+
+
+def multilingual(folder: Path) -> Saved:
+    """open_clip's CLIP with an XLM-R, whose sizes open_clip asks the hub for and `models convert` writes down."""
+    import transformers
+
+    from densevl.backbones.managing import convert
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    (folder / "words").mkdir()
+    transformers.XLMRobertaConfig(**small, vocab_size=VOCABULARY, pad_token_id=1).save_pretrained(folder / "words")
+    tokenizer(folder / "words")
+    place = str(folder / "words")
+    text = {"hf_model_name": place, "hf_tokenizer_name": place, "hf_model_pretrained": False, "context_length": LENGTH}
+    config = {**OWN, "text_cfg": text}
+    model = scaled(open_clip.CustomTextCLIP(**config))
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "x.safetensors")
+    (folder / "x.json").write_text(json.dumps({**config, "custom_text": True}))
+    convert(load_backbone(str(folder / "x.json"), folder / "x.safetensors", device="cpu"), folder / "out")
+    for path in (folder / "words").iterdir():
+        path.unlink()
+    return Saved({"name": str(folder / "out")}, model.encode_image, model.encode_text, rows(2, 1))
+
+
+def trained(folder: Path) -> Saved:
+    """A checkpoint of open_clip's training program."""
+    model, state = own()
+    content = {"epoch": 3, "args": Namespace(lr=1e-3), "state_dict": {f"module.{key}": x for key, x in state.items()}}
+    torch.save(content, folder / "epoch_3.pt")
+    return Saved({"name": "auto", "weights": folder / "epoch_3.pt"}, model.encode_image, model.encode_text, rows(99, 0))
+
+
+def cn_clip(resnet: bool, folder: Path) -> Saved:
+    """Chinese-CLIP in its authors' package: a ViT, or the ResNet with its short text side."""
+    from cn_clip.clip.model import CLIP
+
+    layers, width = ([1, 1, 1, 1], 8) if resnet else (2, 64)
+    model = scaled(
+        CLIP(
+            embed_dim=EMBED,
+            image_resolution=SIDE,
+            vision_layers=layers,
+            vision_width=width,
+            vision_patch_size=8,
+            vocab_size=21128,
+            text_attention_probs_dropout_prob=0.1,
+            text_hidden_act="gelu",
+            text_hidden_dropout_prob=0.1,
+            text_hidden_size=64,
+            text_initializer_range=0.02,
+            text_intermediate_size=96,
+            text_max_position_embeddings=60,
+            text_num_attention_heads=1,
+            text_num_hidden_layers=2,
+            text_type_vocab_size=2,
+        )
+    )
+    torch.save({"state_dict": {f"module.{key}": x for key, x in model.state_dict().items()}}, folder / "clip_cn.pt")
+    (folder / "vocab.txt").write_bytes(vocabulary().read_bytes())
+    return Saved(
+        {"name": "auto", "weights": folder / "clip_cn.pt"}, model.encode_image, model.encode_text, rows(102, 0)
+    )
+
+
+def vocabulary() -> Path:
+    """The vocabulary of Chinese-CLIP, which its authors' package holds."""
+    import cn_clip.clip
+
+    return Path(cn_clip.clip.__file__).with_name("vocab.txt")
+
+
+def lora(folder: Path) -> Saved:
+    """LoRA as peft saves it, beside the folder of its base; merged here by its definition."""
+    import transformers
+
+    (folder / "base").mkdir()
+    base = scaled(clip_of(transformers))
+    base.save_pretrained(folder / "base")
+    adapter, rank, alpha = {}, 3, 6
+    for name, module in base.named_modules():
+        if name.endswith(("q_proj", "fc1")):
+            low, high = torch.randn(rank, module.in_features) / 8, torch.randn(module.out_features, rank) / 8
+            adapter |= {f"base_model.model.{name}.lora_A.weight": low, f"base_model.model.{name}.lora_B.weight": high}
+            module.weight.data += (alpha / rank) * high @ low
+    (folder / "adapter").mkdir()
+    save_file(adapter, folder / "adapter" / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["q_proj", "fc1"], "bias": "none"}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    return Saved(
+        {"name": str(folder / "base"), "weights": folder / "adapter"},
+        lambda x: pooled(base.get_image_features(pixel_values=x)),
+        lambda tokens: pooled(base.get_text_features(input_ids=tokens)),
+        rows(49407, 0),
+    )
+
+
+# Programs that are in no package --------------------------------------------------------------------------------------
+
+OPENAI = {"input_resolution": SIDE, "context_length": LENGTH, "vocab_size": 49408}
+
+
+class Program(nn.Module):
+    """What OpenAI's files are: a scripted model with three numbers beside its weights."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for key, value in state.items():
+            part: nn.Module = self
+            *above, last = key.split(".")
+            for name in above:
+                if not hasattr(part, name):
+                    part.add_module(name, nn.Module())
+                part = getattr(part, name)
+            part.register_buffer(last, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def openai(config: dict[str, Any], folder: Path) -> Saved:
+    """OpenAI's TorchScript archive."""
+    model, state = own({**config, "quick_gelu": True})
+    numbers = {key: torch.tensor(value) for key, value in OPENAI.items()}
+    torch.jit.save(torch.jit.script(Program({**state, **numbers})), str(folder / "x.pt"))
+    return Saved({"name": "auto", "weights": folder / "x.pt"}, model.encode_image, model.encode_text, rows(99, 0))
+
+
+def eva_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """timm's names of an EVA-02 turned into EVA's own, with the tables of rotary positions that its files hold."""
+    theirs = {}
+    for key, value in state.items():
+        name = key.replace("attn.norm.", "attn.inner_attn_ln.").replace("mlp.norm.", "mlp.ffn_ln.")
+        name = re.sub(r"attn\.([qv])_proj\.bias", r"attn.\1_bias", name)
+        for old, new in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
+            name = name.replace(f"mlp.{old}.", f"mlp.{new}.")
+        theirs[prefix + name] = value
+    tables = ("rope.freqs_cos", "blocks.0.attn.rope.freqs_sin")
+    return theirs | {prefix + name: torch.ones(16, 12) for name in tables}
+
+
+def eva(folder: Path, *, clipself: bool = False) -> Saved:
+    """EVA-02-CLIP in the names of its program; CLIPSelf's and DeCLIP's checkpoints are that inside a dict."""
+    text = scaled(open_clip.transformer.TextTransformer(**WORDS, output_dim=EMBED))
+    vision = scaled(timm.create_model("eva02_base_patch16_clip_224", num_classes=EMBED, **EVA))
+    state = eva_names(vision.state_dict(), "visual.") | {f"text.{key}": x for key, x in text.state_dict().items()}
+    state["logit_scale"] = torch.tensor(4.6)
+    content = {"epoch": 1, "name": "clipself", "state_dict": state, "optimizer": {}} if clipself else state
+    torch.save(content, folder / "x.pt")
+    return Saved({"name": "auto", "weights": folder / "x.pt"}, vision, text, rows(99, 0))
+
+
+def slip(folder: Path) -> Saved:
+    """SLIP's program: timm's ViT and open_clip's text side, each under its name."""
+    vision = timm.models.vision_transformer.VisionTransformer(
+        img_size=SIDE, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=0, global_pool="token"
+    )
+    vision, (model, state) = scaled(vision), own({**OWN, "quick_gelu": True})
+    projection = torch.randn(64, EMBED) / 8
+    theirs = {f"visual.{key}": value for key, value in vision.state_dict().items()} | {"image_projection": projection}
+    theirs |= {key: value for key, value in state.items() if not key.startswith("visual.")}
+    theirs |= {"image_mlp.layer1.weight": torch.ones(3)}
+    torch.save({"state_dict": {f"module.{key}": x for key, x in theirs.items()}, "epoch": 1}, folder / "x.pt")
+    load = {"name": "auto", "weights": folder / "x.pt"}
+    return Saved(load, lambda x: vision(x) @ projection, model.encode_text, rows(99, 0))
+
+
+class Differential(nn.Module):
+    """Differential attention as its paper has it (Ye et al., ICLR 2025, eq. 1 to 3), heads one by one."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.heads, self.head = heads, width // heads
+        self.diff_norm = nn.Module()
+        self.diff_norm.weight = nn.Parameter(torch.rand(2 * self.head) + 0.5)
+        for name in ("q1", "k1", "q2", "k2"):
+            setattr(self, f"lambda_{name}", nn.Parameter(torch.randn(self.head) * 0.3))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        weight = math.exp(self.lambda_q1 @ self.lambda_k1) - math.exp(self.lambda_q2 @ self.lambda_k2) + 0.8
+        found = []
+        for pair in range(self.heads // 2):
+            maps = []
+            for head in (2 * pair, 2 * pair + 1):
+                part = slice(head * self.head, (head + 1) * self.head)
+                scores = q[..., part] @ k[..., part].mT / math.sqrt(self.head)
+                maps.append((scores if mask is None else scores + mask).softmax(-1))
+            y = (maps[0] - weight * maps[1]) @ v[..., 2 * pair * self.head : 2 * (pair + 1) * self.head]
+            y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * self.diff_norm.weight
+            found.append(y * 0.2)
+        return self.out_proj(torch.cat(found, dim=-1))
+
+
+def diffclip(folder: Path) -> Saved:
+    """DiffCLIP: SLIP's form with differential attention, QuickGELU in the text side."""
+    vision = timm.models.vision_transformer.VisionTransformer(
+        img_size=SIDE, patch_size=8, embed_dim=64, depth=2, num_heads=4, num_classes=0, norm_layer=nn.LayerNorm
+    )
+    for block in vision.blocks:
+        block.attn = Differential(64, 4)
+    vision, projection = scaled(vision), torch.randn(64, EMBED) / 8
+    model, state = own({**OWN, "quick_gelu": True})
+    blocks = [scaled(Differential(64, 4)) for _ in range(2)]
+    theirs = {f"visual.{key}": value for key, value in vision.state_dict().items()} | {"image_projection": projection}
+    theirs |= {key: x for key, x in state.items() if not key.startswith("visual.") and ".attn." not in key}
+    for index, block in enumerate(blocks):
+        theirs |= {f"transformer.resblocks.{index}.attn.{key}": x for key, x in block.state_dict().items()}
+    torch.save({"state_dict": {f"module.{key}": x for key, x in theirs.items()}}, folder / "x.pt")
+    mask = torch.full((LENGTH, LENGTH), -math.inf).triu(1)
+
+    def text(tokens: torch.Tensor) -> torch.Tensor:
+        x = model.token_embedding(tokens) + model.positional_embedding
+        for block, attention in zip(model.transformer.resblocks, blocks, strict=True):
+            x = x + attention(block.ln_1(x), mask)
+            x = x + block.mlp(block.ln_2(x))
+        return model.ln_final(x)[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+
+    load = {"name": "auto", "weights": folder / "x.pt"}
+    return Saved(load, lambda x: vision(x) @ projection, text, rows(99, 0))
+
+
+def tower(folder: Path) -> Saved:
+    """FARE and TeCoA: an image tower alone, beside a folder with the model that it was trained from."""
+    base, state = own({**OWN, "quick_gelu": True})
+    model, _ = own({**OWN, "quick_gelu": True})
+    save_file(state, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**OWN, "quick_gelu": True}}))
+    torch.save(model.visual.state_dict(), folder / "fare.pt")
+    load = {"name": str(folder), "weights": folder / "fare.pt"}
+    return Saved(load, model.encode_image, base.encode_text, rows(99, 0))
+
+
+def alpha(folder: Path) -> Saved:
+    """Alpha-CLIP with an alpha channel of 1: its patch embedding adds a second convolution."""
+    model, state = own({**OWN, "quick_gelu": True})
+    theirs = {key.replace("in_proj_", "in_proj."): x for key, x in state.items()}
+    conv = nn.Conv2d(1, 64, 8, stride=8, bias=False)
+    theirs["visual.conv1_alpha.weight"] = conv.weight.detach().clone()
+    torch.save(theirs, folder / "x.pt")
+    plain = model.visual.conv1
+
+    class Both(nn.Module):
+        weight = plain.weight
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return plain(pixels) + conv((torch.ones_like(pixels[:, :1]) - 0.5) / 0.26)
+
+    model.visual.conv1 = Both()
+    load = {"name": "auto", "weights": folder / "x.pt", "activation": "quick_gelu"}
+    return Saved(load, model.encode_image, model.encode_text, rows(99, 0))
+
+
+def long_clip(folder: Path) -> Saved:
+    """Long-CLIP: a second table of positions from the 21st token on."""
+    model, state = own({**OWN, "text_cfg": {**WORDS, "context_length": 40}, "quick_gelu": True})
+    state["positional_embedding_res"] = torch.randn(40, 64)
+    torch.save(state, folder / "x.pt")
+    first, rest = state["positional_embedding"], state["positional_embedding_res"]
+    keep = (torch.arange(40) < 20)[:, None]
+    model.positional_embedding.data = first * keep + rest * ~keep
+    load = {"name": "auto", "weights": folder / "x.pt", "activation": "quick_gelu"}
+    tokens = torch.randint(5, 90, (3, 40)).index_fill(1, torch.tensor([30]), 99)
+    return Saved(load, model.encode_image, model.encode_text, tokens)
+
+
+def pmc_clip(folder: Path) -> Saved:
+    """PMC-CLIP: CLIP's ResNet, a BERT that looks at padding, and a module that joins both, which is left out."""
+    import transformers
+
+    image, _ = own(RESNET)
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    bert = scaled(transformers.BertModel(transformers.BertConfig(**small, vocab_size=VOCABULARY)))
+    projection = torch.randn(64, EMBED) / 8
+    state = {f"visual.{key}": x for key, x in image.visual.state_dict().items()}
+    state |= {f"text_encoder.{key}": x for key, x in bert.state_dict().items()} | {"text_projection": projection}
+    state |= {"logit_scale": torch.tensor(4.6), "img_special_token": torch.ones(1, 1, EMBED)}
+    state |= {"fusion_module.resblocks.0.ln_1.weight": torch.ones(64), "positional_embedding": torch.ones(77, 64)}
+    state |= {"ln_final.weight": torch.ones(64), "mlm_projection": torch.ones(64, VOCABULARY)}
+    torch.save({"state_dict": {f"module.{key}": x for key, x in state.items()}}, folder / "checkpoint.pt")
+    tokenizer(folder)
+    load = {"name": "auto", "weights": folder / "checkpoint.pt"}
+    return Saved(load, image.encode_image, lambda x: bert(input_ids=x).last_hidden_state[:, 0] @ projection, rows(3, 0))
+
+
+def jina_vision() -> tuple[Any, dict[str, torch.Tensor]]:
+    vision = scaled(timm.create_model("eva02_base_patch16_clip_224", num_classes=0, **EVA))
+    return vision, eva_names(vision.state_dict(), "vision_model.")
+
+
+def jina_v1(folder: Path) -> Saved:
+    """The image side of jina-clip v1; its text side is in no library, so words come from elsewhere."""
+    vision, state = jina_vision()
+    state |= {"text_model.transformer.encoder.layers.0.mlp.gated_layers.weight": torch.ones(2, 2)}
+    save_file({**state, "logit_scale": torch.tensor(4.6)}, folder / "model.safetensors")
+    config = {"model_type": "jina_clip", "vision_config": {"head_width": 64}, "text_config": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return Saved({"name": str(folder), "words": {"cat": torch.ones(128)}}, vision, None, rows(2, 1))
+
+
+def jina_v2(width: int | None, folder: Path) -> Saved:
+    """jina-clip v2: an XLM-R with rotary positions, whose weights stand beside the low-rank changes of its task."""
+    import transformers
+
+    vision, state = jina_vision()
+    small = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = transformers.JinaEmbeddingsV3Config(**small, vocab_size=VOCABULARY, max_position_embeddings=64)
+    text = scaled(transformers.JinaEmbeddingsV3Model(made, add_pooling_layer=False))
+    rank, scale = 4, 8 / 4
+    theirs: dict[str, torch.Tensor] = {}
+    for key, value in text.state_dict().items():
+        name = key.replace("embeddings.LayerNorm", "emb_ln").replace("self_attn.o_proj", "mixer.out_proj")
+        name = name.replace("post_attention_layernorm", "norm1").replace("post_mlp_layernorm", "norm2")
+        name = re.sub(r"^layers", "encoder.layers", name)
+        if match := re.fullmatch(r"(.*)self_attn\.([qkv])_proj\.(.*)", name):
+            if match[2] != "q":
+                continue
+            parts = [text.state_dict()[key.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            name, value = f"{match[1]}mixer.Wqkv.{match[3]}", torch.cat(parts)
+        theirs[name] = value.clone()
+    changed = {}
+    for name, value in theirs.items():
+        stem = f"text_model.transformer.roberta.{name}"
+        if name.endswith("weight") and value.ndim == 2:
+            table = "embeddings" in name
+            low = torch.randn(2, value.shape[0], rank) / 8 if table else torch.randn(2, rank, value.shape[1]) / 8
+            high = torch.randn(2, rank, value.shape[1]) / 8 if table else torch.randn(2, value.shape[0], rank) / 8
+            change = low[1] @ high[1] if table else high[1] @ low[1]
+            stem = f"{stem.removesuffix('weight')}parametrizations.weight."
+            changed |= {f"{stem}original": value - scale * change, f"{stem}0.lora_A": low, f"{stem}0.lora_B": high}
+        else:
+            changed[stem] = value
+    state |= {"logit_scale": torch.tensor(4.6), **changed}
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "model.safetensors")
+    sizes = {"lora_adaptations": ["a", "retrieval.query"], "lora_rank": rank, "lora_alpha": 8}
+    config = {
+        "model_type": "jina_clip",
+        "auto_map": {"AutoConfig": "jinaai/jina-clip-implementation--configuration_clip.JinaCLIPConfig"},
+        "matryoshka_dimensions": [8, 16, 128],
+        "vision_config": {"head_width": 64},
+        "text_config": {"default_lora_task": "retrieval.query", "hf_model_config_kwargs": sizes},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer(folder)
+
+    def mean(tokens: torch.Tensor) -> torch.Tensor:
+        mask = (tokens != 1).long()
+        states = text(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))[:, :width]
+
+    load = {"name": str(folder), "truncate_dim": width}
+    return Saved(load, lambda x: vision(x)[:, :width], mean, rows(2, 1))
+
+
+CLIP = "CLIP, Safe-CLIP, FashionCLIP, StreetCLIP, PLIP, ..."
+ROWS = {
+    "clip": Row(CLIP, "folder of transformers", "transformers", partial(hugging, clip_of, 49407, 0, LENGTH)),
+    "clip-gelu": Row(
+        "the same, GELU", "folder", "transformers", partial(hugging, partial(clip_of, act="gelu"), 49407, 0, LENGTH)
+    ),
+    "clip-two": Row(
+        "the same, of two activations",
+        "folder",
+        "transformers",
+        partial(hugging, partial(clip_of, act="gelu", text_act="quick_gelu"), 49407, 0, LENGTH),
+    ),
+    "metaclip": Row("MetaCLIP 2", "folder", "transformers", partial(hugging, metaclip, 2, 1, LENGTH)),
+    "siglip": Row("SigLIP, SigLIP 2 of one size", "folder", "transformers", partial(hugging, siglip, 1, 1, LENGTH)),
+    "chinese": Row("Chinese-CLIP", "folder", "transformers", partial(hugging, chinese, 102, 0, LENGTH)),
+    "alt": Row("AltCLIP", "folder", "transformers", partial(hugging, alt, 2, 1, LENGTH)),
+    "vision": Row("the image side of CLIP; LLM2CLIP's form", "folder, text vectors", "transformers", vision_alone),
+    "lora": Row("LoRA", "peft's folder, beside its base", "transformers", lora),
+    "cn_clip": Row("Chinese-CLIP, ViT", "its authors' `.pt`", "cn-clip", partial(cn_clip, False)),
+    "cn_clip-resnet": Row("Chinese-CLIP, RN50", "its authors' `.pt`", "cn-clip", partial(cn_clip, True)),
+    "open_clip": Row("open_clip, TiC-CLIP", "training checkpoint", "open_clip_torch", trained),
+    "multilingual": Row("XLM-R, NLLB of open_clip", "converted folder", "open_clip_torch", multilingual),
+    "openai": Row("CLIP of OpenAI, ViT", "TorchScript", "open_clip_torch", partial(openai, OWN)),
+    "openai-resnet": Row("CLIP of OpenAI, ResNet", "TorchScript", "open_clip_torch", partial(openai, RESNET)),
+    "long": Row("Long-CLIP", "`.pt`", "open_clip_torch", long_clip),
+    "alpha": Row("Alpha-CLIP, alpha of 1", "`.pt`", "open_clip_torch", alpha),
+    "tower": Row("FARE, TeCoA", "image tower beside its base", "open_clip_torch", tower),
+    "slip": Row("SLIP, LaCLIP, SynthCLIP", "training checkpoint", "timm", slip),
+    "diffclip": Row("DiffCLIP", "training checkpoint", "timm", diffclip),
+    "eva": Row("EVA-02-CLIP", "`.pt` in EVA's names", "timm", eva),
+    "clipself": Row("CLIPSelf, DeCLIP", "training checkpoint", "timm", partial(eva, clipself=True)),
+    "pmc": Row("PMC-CLIP", "training checkpoint", "transformers", pmc_clip),
+    "jina-v1": Row("jina-clip v1, image side", "folder, text vectors", "timm", jina_v1),
+    "jina-v2": Row("jina-clip v2", "folder", "timm transformers", partial(jina_v2, None)),
+    "jina-v2-cut": Row("the same, its first 16 numbers", "folder", "timm transformers", partial(jina_v2, 16)),
+}
+
+
+@torch.no_grad()
+def differences(saved: Saved) -> tuple[float, float | None]:
+    """The largest difference of image and of text vectors from the publisher's."""
+    backbone: Any = load_backbone(**saved.load, device="cpu")
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    image = float((backbone.encode_image(pixels) - saved.image(pixels)).abs().max())
+    if saved.text is None:
+        return image, None
+    return image, float((backbone.model.encode_text(saved.tokens) - saved.text(saved.tokens)).abs().max())
+
+
+def table() -> str:
+    """The table of all rows whose libraries are installed."""
+    lines = ["| form | as | image | text | computed by |", "|---|---|---|---|---|"]
+    for index, row in enumerate(ROWS.values()):
+        torch.manual_seed(index)
+        if not all(find_spec(name.replace("-", "_").removesuffix("_torch")) for name in row.libraries.split()):
+            raise SystemExit(f"{row.form}: needs {row.libraries}")
+        with tempfile.TemporaryDirectory() as folder:
+            image, text = differences(row.make(Path(folder)))
+        shown = ", ".join(f"{name.removesuffix('_torch')} {version(name)}" for name in row.libraries.split())
+        lines.append(f"| {row.form} | {row.saved} | {image:.1e} | {'' if text is None else f'{text:.1e}'} | {shown} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    made = table()
+    if "--write" in sys.argv[1:]:
+        page = replaced(PAGE.read_text(encoding="utf-8"), f"{START}\n{made}\n{END_MARK}", START, END_MARK)
+        PAGE.write_text(page, encoding="utf-8")
+    else:
+        print(made)
