@@ -63,7 +63,7 @@ def test_no_activation_and_no_colours(weights: Path, wrong) -> None:
 
 
 def test_a_model_that_says_its_facts_takes_no_others() -> None:
-    with pytest.raises(ModelError, match="says its activation"):
+    with pytest.raises(ModelError, match="has activation"):
         load_backbone("mini", device="cpu", activation="gelu")
 
 
