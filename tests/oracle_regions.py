@@ -56,7 +56,8 @@ def corrclip(
     weights: tuple[float, float] = (1.0, 0.5),
     spatial: tuple[int, int] | None = None,
     temperature: float = 4.0,
-    eps: float = 0.2,
+    eps: float | None = 0.2,
+    factor: int | None = None,
     blank: int | None = 0,
     compat: bool = False,
 ) -> Tensor:
@@ -65,6 +66,7 @@ def corrclip(
     proxy: q + k of the proxy's last block (D, hp, wp); ids: integer region map (H, W), `blank` where unsegmented.
     spatial: first and last x^l (1-based) whose mean feeds the spatial branch; default L-6..L-2 for 12 blocks,
     L-13..L-2 for 24, L-29..L-2 for 32, else 3..L-2.
+    factor: v2 works on a grid so many times as fine as the tower's. eps: None does not merge regions.
     compat: the smallest id present counts as unsegmented, whatever it is.
     """
     trunk = Trunk(state, heads)
@@ -72,11 +74,14 @@ def corrclip(
     count = {12: 5, 24: 12, 32: 28}.get(depth, depth - 4)
     first, last = spatial or (depth - 1 - count, depth - 2)
     grid, size = trunk.grid(pixels), (int(proxy.shape[1]), int(proxy.shape[2]))
-    f = unit(proxy.double().flatten(1).T)
+    f = proxy.double().flatten(1).T
+    if factor:
+        f, size = resize(f, size, (grid[0] * factor, grid[1] * factor)), (grid[0] * factor, grid[1] * factor)
+    f = unit(f)
     cosine = f @ f.T
     ids = nearest(ids, size)
     blank = int(ids.min()) if compat else blank
-    merged = merge_regions(ids, f, eps, blank)
+    merged = ids if eps is None else merge_regions(ids, f, eps, blank)
     a = torch.softmax((temperature * cosine).masked_fill(~scope(cosine, merged, blank), MINUS_INF), -1)
 
     coarse = nearest(merged, grid).flatten()

@@ -210,9 +210,9 @@ class Attention(Part, ABC):
         return any(attention.steerable for attention in self.inner)
 
     @property
-    def proxy_grid(self) -> bool:
-        """Whether values are interpolated to the proxy's grid, on which its tokens then come out."""
-        return any(attention.proxy_grid for attention in self.inner)
+    def grid(self) -> str | int:
+        """The grid it works on, see `affinity.Affinity`: values are interpolated to it, and tokens come out on it."""
+        return next((attention.grid for attention in self.inner if attention.grid != "tower"), "tower")
 
     @property
     def swapped(self) -> bool:
@@ -260,8 +260,8 @@ class Sum(Attention):
             raise RecipeError("a sum adds at least two attentions, or weighs one")
         if len(set(attentions)) < len(attentions):
             raise RecipeError("a term is named twice; use its weight")
-        if len({(term.proxy_grid, term.swapped) for term in attentions}) > 1:
-            raise RecipeError("one term works on the proxy's grid and another on the tower's; they cannot be added")
+        if len({(term.grid, term.swapped) for term in attentions}) > 1:
+            raise RecipeError("its terms work on different grids; they cannot be added")
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         (weight, term), *others = self.terms

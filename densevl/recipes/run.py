@@ -159,8 +159,8 @@ def _pass(
         own = {letter: part[:, :, batch.trunk.prefix - prefix :] for letter, part in qkv.items()}
     else:
         own = block.project(block.norm(x_BND), chosen.projects)
-    if chosen.proxy_grid:
-        grid = (batch.hints.proxy.shape[-2], batch.hints.proxy.shape[-1])
+    if chosen.grid != "tower":
+        grid = _finer(batch, chosen.grid)
         own["v"] = _refined(own["v"], batch.trunk.grid, grid, swapped=chosen.swapped)
 
     def rest(heads_BANd: torch.Tensor) -> torch.Tensor:
@@ -179,6 +179,13 @@ def _pass(
 def _through(run: Pass, attention: Attention) -> torch.Tensor:
     """The block's output by an attention: (B, N, D)."""
     return run.finish(attention(run, run.qkv["v"]))
+
+
+def _finer(batch: Batch, grid: str | int) -> Grid:
+    """The grid that an attention works on: the proxy's, or so many times as fine as the tower's."""
+    height, width = batch.trunk.grid if isinstance(grid, int) else batch.hints.proxy.shape[-2:]
+    factor = grid if isinstance(grid, int) else 1
+    return height * factor, width * factor
 
 
 def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) -> torch.Tensor:

@@ -99,6 +99,12 @@ CASES = {
     "declip": lambda s, x: oracle_graph.declip(s, x),
     "corrclip fine regions": lambda s, x: oracle_regions.corrclip(s, x, proxy_of(x, 8), segments_of(x)),
     "corrclip proxy regions": lambda s, x: oracle_regions.corrclip(s, x, proxy_of(x), segments_of(x)),
+    "corrclip_v2 proxy regions": lambda s, x: oracle_regions.corrclip(
+        s, x, proxy_of(x), segments_of(x), eps=None, factor=2
+    ),
+    "corrclip_v2 fine regions compat": lambda s, x: oracle_regions.corrclip(
+        s, x, proxy_of(x, 8), segments_of(x) + 3, eps=None, factor=2, compat=True
+    ),
     "corrclip proxy regions compat": lambda s, x: oracle_regions.corrclip(
         s, x, proxy_of(x), segments_of(x) + 3, compat=True
     ),

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -73,10 +74,10 @@ LIKE = Affinity(DINO, Relative())
         (lambda: BlockAttention("qk", ()), "each within 1..12"),
         (lambda: Tap(0), "each within 1..12"),
         (lambda: Tokens(13), "each within 1..12"),
-        (lambda: Affinity(Tap(9), Relative(), proxy_grid=True), "only an affinity of a Proxy"),
-        (lambda: Affinity(DINO, Relative(), swapped=True), "set proxy_grid=True"),
+        (lambda: Affinity(Tap(9), Relative(), grid="proxy"), "only an affinity of a Proxy"),
+        (lambda: Affinity(DINO, Relative(), swapped=True), "set grid=."),
         (lambda: Affinity("proxy", Relative()), "a Tap or a Proxy"),
-        (lambda: Affinity(DINO, Relative(), proxy_grid=True) + SelfAttention("kk"), "cannot be added"),
+        (lambda: Affinity(DINO, Relative(), grid="proxy") + SelfAttention("kk"), "cannot be added"),
         (lambda: Proxy("dino_vitb8", "queries"), "proxy features 'queries'"),
         (lambda: Regions(blank="none"), "blank is 'none'"),
         (lambda: TwoPass(Identity(), LabelFeedback()), "steers logits of the block's own"),
@@ -138,7 +139,7 @@ def test_impossible_parts_say_why(make, reason) -> None:
         ({"attention": LIKE, **BARE, "joint": (AddCls(0.2),)}, "cannot stand in joint"),
         (
             {
-                "attention": Affinity(DINO, Relative(), proxy_grid=True),
+                "attention": Affinity(DINO, Relative(), grid="proxy"),
                 **BARE,
                 "after": (Smooth(Tap(4), Floor(0.2)),),
             },
@@ -237,6 +238,7 @@ READS = {
     "resclip": {"text"},
     "trident": {"proxy", "sam"},
     "corrclip": {"proxy", "regions"},
+    "corrclip_v2": {"proxy", "regions"},
     "textregion": {"masks"},
     "falip": {"boxes"},
 }
@@ -245,6 +247,26 @@ READS = {
 @pytest.mark.parametrize("name", names())
 def test_reads_says_what_a_recipe_needs(name) -> None:
     assert get(name).reads == READS.get(name, set())
+
+
+DEEP = {  # of the oracle's table (tests/oracle_regions.py), which was read in the authors' code
+    ("corrclip", 12): range(6, 11),
+    ("corrclip", 24): range(11, 23),
+    ("corrclip", 32): range(3, 31),
+    ("corrclip_v2", 24): range(11, 23),
+}
+
+
+@pytest.mark.parametrize(("name", "depth"), DEEP)
+def test_blocks_of_deep_towers_are_the_authors(name, depth) -> None:
+    assert get(name).adds[0].numbers(depth) == tuple(DEEP[name, depth])
+
+
+@pytest.mark.parametrize(("depth", "sharpness"), [(12, 3.0), (24, 3.0), (32, 2.3)])
+def test_feedback_is_as_sharp_as_published_for_the_size(depth, sharpness) -> None:
+    run = SimpleNamespace(batch=SimpleNamespace(tower=SimpleNamespace(depth=depth)))
+    assert get("fsa").attention.feedback.sharpness_for(run) == sharpness
+    assert ScoreFeedback(sharpness=4.5).sharpness_for(run) == 4.5
 
 
 def test_all_that_may_be_read_is_told_in_words() -> None:

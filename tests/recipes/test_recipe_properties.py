@@ -120,6 +120,11 @@ NO_EFFECT_HERE = {
     ("sfp", ".adds[0].attention.rule.floor"),
     # which region is none matters to the embedding of regions only where that one would be merged with another
     ("corrclip", ".adds[1].within.blank"),
+    # the embedding of regions sees them alone; what belongs to none is one of them there
+    ("corrclip_v2", ".adds[1].within.blank"),
+    # of towers of 24 and 32 blocks; see test_blocks_of_deep_towers_are_the_authors
+    ("corrclip", ".adds[0].deeper"),
+    ("corrclip_v2", ".adds[0].deeper"),
 }
 
 
@@ -145,7 +150,7 @@ def test_all_that_an_entry_says_is_honoured(tiny, name, compat) -> None:
 
 LIKE = Affinity(Tap(9), Relative(3.0, 1.0, floor=0.8))
 BORROWED = Affinity(DINO, Softmax(4.0))
-FINE = Affinity(DINO, Relative(), proxy_grid=True)
+FINE = Affinity(DINO, Relative(), grid="proxy")
 WITHIN = Affinity(DINO, Softmax(4.0), Regions(merge=0.2))
 NEAR = SelfAttention("kk", Gaussian(1.5), temperature=0.7)
 POOLS: dict[str, list[Any]] = {
@@ -162,7 +167,7 @@ POOLS: dict[str, list[Any]] = {
         LIKE,
         BORROWED,
         FINE,
-        Affinity(DINO, Relative(), proxy_grid=True, swapped=True),
+        Affinity(DINO, Relative(), grid="proxy", swapped=True),
         WITHIN,
         Affinity(Tap(9, repaired=True), Softmax(8.0)),
         0.5 * LIKE + 0.5 * NEAR,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from densevl.kernels import Gaussian
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
-from densevl.recipes.part import Addition, Attention, Proxy
+from densevl.recipes.part import Proxy
 from densevl.recipes.parts.additions import OtherBlocks
 from densevl.recipes.parts.affinity import Affinity, Floor, Relative, Smooth, Softmax
 from densevl.recipes.parts.attention import Identity, SelfAttention
@@ -20,18 +22,17 @@ _VALUES16, _KEYS8 = Proxy("dino_vitb16", "v"), Proxy("dino_vitb8", "k")
 
 
 def _proxyclip(proxy: Proxy, *, swapped: bool = False) -> Affinity:
-    return Affinity(proxy, Relative(3.0, 1.2), proxy_grid=True, swapped=swapped)
+    return Affinity(proxy, Relative(3.0, 1.2), grid="proxy", swapped=swapped)
 
 
-def _corrclip(blank: int | str) -> tuple[Attention, tuple[Addition, ...]]:
-    """What reads regions, the attention and the further sources, by the id of no region."""
-    regions = Regions(merge=0.2, blank=blank)
-    middle = OtherBlocks((6, 7, 8, 9, 10), mean=True, after_norm=True)
-    attention = Affinity(Proxy("dino_vitb8", "q+k"), Softmax(4.0), regions, proxy_grid=True)
-    return attention, (middle, RegionEmbedding(regions, 0.5))
+def _corrclip(proxy: Proxy, grid: str | int, regions: Regions) -> dict[str, Any]:
+    """What reads regions: the attention and the further sources."""
+    middle = OtherBlocks((6, 7, 8, 9, 10), mean=True, after_norm=True, deeper=((24, 11, 22), (32, 3, 30)))
+    attention = Affinity(proxy, Softmax(4.0), regions, grid=grid)
+    return {"attention": attention, "adds": (middle, RegionEmbedding(regions, 0.5))}
 
 
-_CORRCLIP, _CORRCLIP_ADDS = _corrclip(blank=0)
+_BOTH8 = Proxy("dino_vitb8", "q+k")
 
 ENTRIES = (
     Recipe(
@@ -120,10 +121,9 @@ ENTRIES = (
     ),
     Recipe(
         "corrclip",
-        attention=_CORRCLIP,
+        **_corrclip(_BOTH8, "proxy", Regions(merge=0.2)),
         **BARE,
-        adds=_CORRCLIP_ADDS,
-        published=dict(zip(("attention", "adds"), _corrclip(blank=SMALLEST), strict=True)),
+        published=_corrclip(_BOTH8, "proxy", Regions(merge=0.2, blank=SMALLEST)),
         source=Source(
             "CorrCLIP: Reconstructing Patch Correlations in CLIP for Open-Vocabulary Semantic Segmentation",
             "ICCV 2025",
@@ -133,6 +133,22 @@ ENTRIES = (
         ),
         note="Regions come from a mask proposer, 0 where none is; compat takes the smallest id for none. Its vote "
         "inside the masks is `refine.majority_vote`.",
+    ),
+    Recipe(
+        "corrclip_v2",
+        **_corrclip(Proxy("radio_l"), 2, Regions()),
+        **BARE,
+        published=_corrclip(Proxy("radio_l"), 2, Regions(blank=SMALLEST)),
+        source=Source(
+            "CorrCLIP: Reconstructing Patch Correlations in CLIP for Open-Vocabulary Semantic Segmentation",
+            "its second version, 2026",
+            "https://github.com/zdk258/CorrCLIP",
+            miou(75.8, 45.9, 45.4, 89.9, 50.8, 32.6, 53.7, 28.6),
+            "without a bank; MetaCLIP weights, RADIO at the photo's own size, EntitySeg masks and a vote inside them; "
+            "windows 336 / stride 112",
+        ),
+        note="Regions as for corrclip, which it does not merge. RADIO sees the photo as the protocol resizes it, and "
+        "windows are not padded to multiples of 56 pixels.",
     ),
     Recipe(
         "ov_stitcher",

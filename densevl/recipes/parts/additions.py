@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from densevl.errors import RecipeError
 from densevl.lazy import torch
 from densevl.recipes.batch import Pass
 from densevl.recipes.part import Addition, Attention, Slots
@@ -22,18 +23,29 @@ class OtherBlocks(Addition):
         blocks: their numbers. mean: take their mean instead of their sum.
         attention: takes the place of the recipe's for them.
         after_norm: whether features are added, each behind the last norm (CorrCLIP); else tokens, before it (SC-CLIP).
+        deeper: (depth, first, last) each: the blocks, in their own numbers, of towers where the authors do not take
+            those that `blocks` scales to.
     """
 
     blocks: tuple[int, ...]
     mean: bool = False
     attention: Attention | None = None
     after_norm: bool = False
+    deeper: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", block_numbers(self.blocks))
+        for depth, first, last in self.deeper:
+            if not 1 <= first <= last <= depth:
+                raise RecipeError(f"deeper holds {(depth, first, last)}; give a depth, and its first and last block")
 
     def own_taps(self, depth: int) -> frozenset[int]:
-        return frozenset(scaled(self.blocks, depth))
+        return frozenset(self.numbers(depth))
+
+    def numbers(self, depth: int) -> tuple[int, ...]:
+        """The blocks in a tower of `depth`."""
+        own = {known: tuple(range(first, last + 1)) for known, first, last in self.deeper}
+        return own.get(depth) or scaled(self.blocks, depth)
 
     def objection(self, recipe: Slots) -> str | None:
         other, own = self.attention, recipe.attention
@@ -41,13 +53,13 @@ class OtherBlocks(Addition):
             return None
         if other == own:
             return "the attention for other blocks is the recipe's own; leave it out"
-        if (other.patches_only, other.proxy_grid) != (own.patches_only, own.proxy_grid):
+        if (other.patches_only, other.grid) != (own.patches_only, own.grid):
             return "the attention for other blocks gives other tokens than the recipe's; they cannot be added"
         return None
 
     def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         outputs = run.batch.trunk.outputs
-        first, *others = scaled(self.blocks, run.batch.tower.depth)
+        first, *others = self.numbers(run.batch.tower.depth)
         x_BND = sum((outputs[number] for number in others), start=outputs[first])
         x_BND = x_BND / (1 + len(others)) if self.mean else x_BND
         return [through(x_BND, self.attention)]

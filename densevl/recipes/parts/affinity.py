@@ -15,7 +15,7 @@ from densevl.lazy import F, torch
 from densevl.recipes.batch import Batch, Pass
 from densevl.recipes.part import Attention, Part, PatchFeatures, Proxy, Slots, Step, Tap
 from densevl.recipes.parts.regions import Regions
-from densevl.recipes.values import between, positive
+from densevl.recipes.values import at_least, between, check, positive
 
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
@@ -104,7 +104,8 @@ class Affinity(Attention):
     Attributes:
         source: whose features. rule: how cosines become weights.
         within: look only within regions of the image.
-        proxy_grid: work on the proxy's grid, values interpolated to it; else its features are resized to the tower's.
+        grid: "tower", or a finer one that values are interpolated to: "proxy", that of its features, or a number,
+            so many times as fine as the tower's. The proxy's features are interpolated to it as well.
         swapped: as the code of ProxyCLIP and its followers: values are folded with height and width swapped before
             they are interpolated, which only squares survive.
     """
@@ -114,16 +115,20 @@ class Affinity(Attention):
     source: PatchFeatures
     rule: Rule
     within: Regions | None = None
-    proxy_grid: bool = False
+    grid: str | int = "tower"
     swapped: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, PatchFeatures) or not isinstance(self.rule, Rule):
             raise RecipeError("an affinity compares features of a Tap or a Proxy by a rule: Softmax, Relative or Floor")
-        if self.proxy_grid and not isinstance(self.source, Proxy):
-            raise RecipeError("only an affinity of a Proxy can work on the proxy's grid")
-        if self.swapped and not self.proxy_grid:
-            raise RecipeError("swapped is about values on the proxy's grid; set proxy_grid=True")
+        if isinstance(self.grid, str):
+            check(self.grid, ("tower", "proxy"), "the grid of an affinity")
+        else:
+            at_least(self.grid, 2, "how many times as fine as the tower's the grid of an affinity is")
+        if self.grid != "tower" and not isinstance(self.source, Proxy):
+            raise RecipeError("only an affinity of a Proxy can work on another grid than the tower's")
+        if self.swapped and self.grid == "tower":
+            raise RecipeError('swapped is about values on another grid than the tower\'s; set grid="proxy"')
 
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
         unit_BNP = F.normalize(self.source.of(run.batch, run.grid), dim=-1)
@@ -159,8 +164,8 @@ class Smooth(Step):
         tapped = isinstance(self.source, Tap)
         if tapped and self in recipe.joint:
             return "in the joint space only a Proxy's features are at hand for smoothing"
-        if tapped and self in recipe.after and recipe.attention.proxy_grid:
-            return "after the attention patches lie on the proxy's grid, those tapped do not; smooth by the Proxy"
+        if tapped and self in recipe.after and recipe.attention.grid != "tower":
+            return "after the attention patches lie on a finer grid, those tapped do not; smooth by the Proxy"
         return None
 
     def apply(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
