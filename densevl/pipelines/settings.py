@@ -25,6 +25,7 @@ from densevl.inference.sliding import PROXY_SCOPES
 from densevl.inference.views import Views
 from densevl.proposals import NAMES as PROPOSERS
 from densevl.recipes import Recipe
+from densevl.regions.bank import Bank
 from densevl.vocabulary import Background, TextOptions
 
 LEVELS = ("image", "region", "pixel")
@@ -113,6 +114,9 @@ RULES: Mapping[str, Rule] = {
     ),
     "views": Rule(_is(str, Views), "a name, such as 'flip', or Views"),
     "refine": Rule(lambda value: isinstance(value, str) or _strings(value), "names, such as 'pamr,vote'"),
+    "bank": Rule(_is(*PATH, list, tuple, Bank), "a folder of a bank, a Bank, or several of these"),
+    "bank_share": Rule(lambda value: _number(value) and 0 <= value <= 1, "a share of 0..1"),
+    "neighbours": COUNT,
     "order": _one_of(ORDERS),
     "second_look": Rule(_is(str), "the name of an operator"),
     "second_share": SHARE,

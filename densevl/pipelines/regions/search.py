@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,18 @@ from torch.nn import functional as F
 
 from densevl.errors import LabelError, OptionError
 from densevl.fitted import differing
-from densevl.images import find_images
-from densevl.images.addresses import stamp
 from densevl.images.listing import Sources
-from densevl.pipelines.folder.each import each, one_by_one
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.storing import open_store
-from densevl.pipelines.folder.watch import Job, Watch
+from densevl.pipelines.folder.watch import Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.proposals import Proposals
+from densevl.pipelines.regions.filling import Built, Taking, fill
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import INDEX, Hit, Photo, RegionIndex, RegionIndexError
 from densevl.vocabulary import NOTHING, Background, LabelSet
 
 WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
 """Facts of a classifier that the vectors of an index do not depend on."""
-KEPT_BACK = 256  # photos that a build holds before it writes the index; an interrupted build goes on from there
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a build did. Attributes: added, kept and removed photos, by path; failed, the reason by path."""
-
-    added: tuple[str, ...]
-    kept: tuple[str, ...]
-    removed: tuple[str, ...]
-    failed: dict[str, str]
 
 
 class RegionSearch:
@@ -110,52 +96,27 @@ class RegionSearch:
             ImageError: no photos, or a bad one with `strict`. OutputError: the index cannot be written; what is in
             memory is kept. MissingExtraError, ModelError, ...: what is wrong with the proposer or the model.
         """
-        watch, paths = watch or Watch(), find_images(photos, skip=skip).paths
-        states = {path: stamp(path) for path in paths}
-        held = {(photo.path, photo.bytes, photo.changed) for photo in self.index.photos}
-        kept = [path for path in paths if (path, *states[path]) in held]
-        waiting = [path for path in paths if (path, *states[path]) not in held]
-        new: list[tuple[Photo, Proposals, Any]] = []
-        added: list[str] = []
-        failed: dict[str, str] = {}
         listed = None
         if self.path is not None:
             listed = ErrorList(open_store(self.path.parent), f"{self.path.stem}.errors.jsonl")
 
-        def bad(path: str, error: Exception) -> None:
-            failed[path] = str(error)
-            if listed is not None:
-                listed.add(path, str(error))
-            if strict:
-                raise error
-            watch.failed(Job(path, path), str(error))
+        def look(path: str) -> tuple[tuple[int, int], RegionEmbeddings]:
+            found = self.classifier.embed(path)
+            return found.regions.size, found
 
-        watch.begin(len(paths), len(kept))
-        try:
-            for path, found in each(one_by_one(self.classifier.embed), waiting, bad):
-                size, changed = states[path]
-                photo = Photo(path, found.regions.size, size or 0, changed or 0)
-                new.append((photo, found.regions, found.vectors[self.operator].cpu()))
-                added.append(path)
-                watch.done(Job(path, path), None, {})
-                if len(new) == KEPT_BACK:
-                    self._take(new)
-        finally:
-            watch.end()
-            if new:
-                self._take(new)
-        gone = [photo.path for photo in self.index.photos if forget and photo.path not in states]
-        if gone:
-            self.index = self.index.without(gone)
-            self._take([])
-        if listed is not None:
-            listed.close(paths, failed)
-        return Built(tuple(added), tuple(kept), tuple(gone), failed)
+        def take(new: Sequence[tuple[Photo, RegionEmbeddings]]) -> None:
+            rows = [(photo, found.regions, found.vectors[self.operator].cpu()) for photo, found in new]
+            self._keep(self.index.with_photos(rows))
 
-    def _take(self, new: list[tuple[Photo, Proposals, Any]]) -> None:
-        """Move photos into the index, and the index to the disk."""
-        self.index = self.index.with_photos(new)
-        new.clear()
+        def drop(paths: Sequence[str]) -> None:
+            self._keep(self.index.without(paths))
+
+        how = Taking(forget=forget, skip=skip, strict=strict, watch=watch or Watch())
+        return fill(photos, self.index.photos, look, take, drop, listed, how)
+
+    def _keep(self, index: RegionIndex) -> None:
+        """Take an index in place of the old one, on the disk too."""
+        self.index = index
         if self.path is not None:
             self.index.save(self.path)
 

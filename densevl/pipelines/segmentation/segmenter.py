@@ -30,6 +30,7 @@ from densevl.pipelines.borrowing import Borrowed, borrow
 from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
+from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
@@ -115,6 +116,9 @@ class Segmenter:
         proposals: str | Proposer | None = None,
         views: str | Views | None = None,
         refine: str | Sequence[str] | None = None,
+        bank: BankSpec | None = None,
+        bank_share: float = SHARE,
+        neighbours: int = NEIGHBOURS,
         device: str | None = None,
         precision: str | None = None,
         compat: bool = False,
@@ -147,6 +151,10 @@ class Segmenter:
             refine: one or more of "pamr", scores flow between pixels of like colour; "edges", the same over short
                 distances on a small copy, cheaply; "lposs+", they are propagated over pixels; and, last, "vote", each
                 segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice.
+            bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
+                banks are averaged (CorrCLIP v2). Segments must be given or proposed.
+            bank_share: what the banks count beside the photo's own scores, 0..1. neighbours: regions asked for each
+                segment.
             device: "cpu", "cuda"; None chooses.
             precision: "float32", "int8" or "bfloat16", of the image tower's linear layers (`backbones.precision`); None
                 keeps that of the backbone.
@@ -158,6 +166,7 @@ class Segmenter:
             RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
                 use for `proxy` or `sam`.
             OptionError: a value that a setting cannot have. ProtocolError: impossible windows or views.
+            BankError: a bank that is damaged, empty, or of models other than those of its names.
         """
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
         asked, self.views = refinement.parse(refine), Views.parse(views)
@@ -176,6 +185,13 @@ class Segmenter:
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
+        self.banks: Banks | None = None
+        if bank is not None:
+            self.banks = Banks(bank, bank_share, neighbours, self.backbone, self.recipe, self.proxy)
+            self._bank_texts = [
+                None if one is self.backbone else TextClassifier(one, templates, text, use_cache=use_cache)
+                for one in self.banks.backbones
+            ]
         self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
 
     @hearing
@@ -264,6 +280,7 @@ class Segmenter:
             "proposals": self._proposals,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": list(self.refine),
+            "banks": self.banks.facts() if self.banks is not None else None,
             "bits": used_bits(),
         }
 
@@ -277,10 +294,11 @@ class Segmenter:
             return Segments.parse(given, rgb.shape[:2])
         recipe = self.recipe
         needs_some = recipe is not None and bool(recipe.reads & {"regions", "masks"})
-        if not needs_some and refinement.VOTE not in self.refine:
+        if not needs_some and refinement.VOTE not in self.refine and self.banks is None:
             return None
         if self._proposer is None:
             who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
+            who = who if needs_some or self.banks is None else "a bank"
             raise RecipeError(
                 f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
                 "masks, or let proposals='mini-sam' (--proposals mini-sam) propose them, which is for drawings"
@@ -309,6 +327,10 @@ class Segmenter:
         else:
             lay = partial(feed, rgb, self.backbone, self.protocol)
             scores, windows = view_scores(score, lay, self.views, hints)
+        if self.banks is not None and segments is not None:
+            own = [None if one is None else one.encode(labels, policy).vectors for one in self._bank_texts]
+            texts = [text.vectors if vectors is None else vectors for vectors in own]
+            scores = self.banks.mix(scores, windows, rgb, segments, texts)
         pools = self.recipe is not None and "masks" in self.recipe.reads
         return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
 
@@ -316,11 +338,12 @@ class Segmenter:
     def separable(self) -> bool:
         """Whether windows of several photos may share a pass of the tower: `prepare`, `run` and `gather` then apply.
 
-        Not so where a recipe reads something of its photo, or joins its windows, nor with views or image-fitted words.
+        Not so where a recipe reads something of its photo, or joins its windows, nor with views, banks or image-fitted
+        words.
         """
         recipe = self.recipe
         alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
-        return alone and self.views is None and not self._classifier.options.needs_image
+        return alone and self.views is None and self.banks is None and not self._classifier.options.needs_image
 
     def prepare(self, image: Any) -> Prepared:
         """Read a photo and cut it into windows; nothing of the model runs.
@@ -329,7 +352,9 @@ class Segmenter:
             ImageError: unreadable image. RecipeError: this segmenter is not `separable`.
         """
         if not self.separable:
-            raise RecipeError("windows of several photos cannot share a pass by this recipe, views or text options")
+            raise RecipeError(
+                "windows of several photos cannot share a pass by this recipe, views, banks or text options"
+            )
         rgb = read_image(image)
         pixels, windows = feed(rgb, self.backbone, self.protocol)
         return Prepared(rgb, windows, torch.cat(list(windows.batches(pixels, len(windows)))))
@@ -627,5 +652,6 @@ class Segmenter:
             "regions": len(segments) if segments is not None else None,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": ",".join(self.refine) or None,
+            "banks": self.banks.facts() if self.banks is not None else None,
             "seconds": round(seconds, 3),
         }
