@@ -19,6 +19,7 @@ from .pipelines.anomaly.adaptation import train_adapters as train_adapters
 from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
 from .pipelines.fewshot.classifier import FewShot as FewShot
 from .pipelines.fewshot.session import LabelSession as LabelSession
+from .pipelines.regions.banking import BankBuilder as BankBuilder
 from .pipelines.regions.classifier import RegionClassifier as RegionClassifier
 from .pipelines.regions.search import RegionSearch as RegionSearch
 from .pipelines.segmentation.ensemble import Ensemble as Ensemble
@@ -26,6 +27,7 @@ from .pipelines.segmentation.segmenter import Segmenter as Segmenter
 from .proposals.base import Proposals as Proposals
 from .proposals.load import load_proposer as load_proposer
 from .recipes.recipe import Recipe as Recipe
+from .regions.bank import Bank as Bank
 from .regions.result import RegionResult as RegionResult
 from .results.segmentation import SegmentationResult as SegmentationResult
 from .vocabulary.descriptors import Descriptors as Descriptors

@@ -18,6 +18,7 @@ from densevl.cli import app
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
     *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
+    *("Bank", "BankBuilder"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
@@ -27,11 +28,16 @@ PUBLIC = {
 
 COMMANDS = {
     "segment": (
-        "IMAGES --as --background --bands --bits --blend --compat --crop --descriptors --device --geotiff --json "
-        "--labels --model --out --overwrite --plan --polygons --precision --presence --proposals --proxy "
-        "--proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --strict "
-        "--stride --stuff --templates --views --weights --workers"
+        "IMAGES --as --background --bands --bank --bank-share --bits --blend --compat --crop --descriptors --device "
+        "--geotiff --json --labels --model --neighbours --out --overwrite --plan --polygons --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet --short-side "
+        "--strict --stride --stuff --templates --views --weights --workers"
     ),
+    "bank build": (
+        "IMAGES --bits --device --forget --keys --model --out --overwrite --pieces --precision --proposals --quiet "
+        "--recipe --strict --weights"
+    ),
+    "bank show": "BANK --json",
     "video": (
         "VIDEOS --background --blend --crop --descriptors --device --every --json --labels --model --out "
         "--overwrite --plan --precision --presence --proposals --proxy --quiet --recipe --refine --seconds "
@@ -73,11 +79,11 @@ COMMANDS = {
     "eval list": "--json",
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
-        "WHAT --background --bits --blend --compat --crop --descriptors --device --dump --fresh --ignore --json "
-        "--launcher --limit --measures --model --operator --out --overwrite --paper --plan --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring --seed "
-        "--set --short-side --shots --stride --strings --task --templates --threads --trust-config --variant "
-        "--views --weights"
+        "WHAT --background --bank --bank-share --bits --blend --compat --crop --descriptors --device --dump "
+        "--fresh --ignore --json --launcher --limit --measures --model --neighbours --operator --out --overwrite "
+        "--paper --plan --precision --presence --proposals --proxy --proxy-scope --quiet --recipe --refine --root "
+        "--sam --save-every --scoring --seed --set --short-side --shots --stride --strings --task --templates "
+        "--threads --trust-config --variant --views --weights"
     ),
     "eval compare": (
         "WHAT --background --bits --fresh --ignore --json --limit --measures --model --out --overwrite --quiet "

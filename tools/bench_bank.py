@@ -1,7 +1,7 @@
-"""What a bank brings on rendered scenes, by its size: python -m tools.bench_bank [--images 200] [--sizes 0,50,200,800].
+"""What a bank brings on rendered scenes, by its size: python -m tools.bench_bank [--images 200] [--sizes 50,200,800].
 
-Test scenes are those of the model card in the style that `mini` never saw. The banks are other scenes: of that style, of
-the styles of training, and of that style with things that are none of the 20 asked for. `mini` gives the values,
+Test scenes are those of the model card in the style that `mini` never saw. The banks are other scenes: of that style,
+of the styles of training, and of that style with things that are none of the 20 asked for. `mini` gives the values,
 mini-sam the keys and the segments; labels of the bank's scenes are not used.
 """
 
@@ -25,14 +25,14 @@ from tools.mini.evaluate import SEED, SETS, Judge
 from tools.mini.metrics import confusion, mean_iou
 from tools.mini.prompts import benchmark_names
 from tools.render.art import TRAIN_STYLES
-from tools.render.nouns import BENCHMARK_NOUNS
+from tools.render.nouns import BENCHMARK_NOUNS, all_nouns
 from tools.render.scenes import Scene, SceneMaker
 
 TEST = "twemoji"
 BANKS = {
     "other scenes of that style": (SETS[TEST].styles, range(BENCHMARK_NOUNS)),
     "styles of training": (TRAIN_STYLES, range(BENCHMARK_NOUNS)),
-    "that style, other things": (SETS[TEST].styles, range(BENCHMARK_NOUNS, 3 * BENCHMARK_NOUNS)),
+    "that style, other things": (SETS[TEST].styles, range(BENCHMARK_NOUNS, len(all_nouns()))),
 }
 
 

@@ -14,6 +14,7 @@ import typer
 
 from densevl import __version__
 from densevl.cli.anomaly import anomaly_app
+from densevl.cli.bank import bank_app
 from densevl.cli.bench import bench
 from densevl.cli.classify import classify
 from densevl.cli.config import defaults
@@ -76,5 +77,6 @@ for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),
     ("export", export_app),
     ("models", models_app),
+    ("bank", bank_app),
 ):
     app.add_typer(group, name=name)

@@ -16,6 +16,7 @@ from densevl.errors import OptionError
 
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
+BANK_SHARE, NEIGHBOURS = 0.5, 20
 
 MODELS = (
     *("auto", "photo", "mini", "ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/metaclip_fullcc"),
@@ -280,6 +281,21 @@ Plan = Annotated[
 Blend = Annotated[
     str | None,
     option("Where overlapping windows are averaged: at each pixel or at each patch.", panel=LOOKING, values=BLENDS),
+]
+Bank = Annotated[
+    list[Path] | None,
+    option(
+        "A bank of regions of other photos that scores the photo's segments too; see densevl bank build. May be given "
+        "several times.",
+        panel=METHOD,
+    ),
+]
+BankShare = Annotated[
+    float,
+    option("What the banks count beside the photo's own scores, 0 to 1.", panel=METHOD, min=0, max=1),
+]
+Neighbours = Annotated[
+    int, option("How many regions of a bank are asked for each segment.", panel=METHOD, min=1, max=1000)
 ]
 Views = Annotated[
     str | None,

@@ -40,6 +40,9 @@ def segment(
     sam: options.Sam = None,
     proposals: options.Proposals = None,
     refine: options.Refine = None,
+    bank: options.Bank = None,
+    bank_share: options.BankShare = options.BANK_SHARE,
+    neighbours: options.Neighbours = options.NEIGHBOURS,
     out: options.OutFolder = None,
     forms: options.As = None,
     stuff: options.Stuff = "",
@@ -65,6 +68,7 @@ def segment(
     from densevl.vocabulary import LabelSet
 
     labelled, chosen = LabelSet.parse(labels), settings(given) | {"proposals": proposals, "refine": refine}
+    chosen |= {"bank": bank or None, "bank_share": bank_share, "neighbours": neighbours}
     wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
     ends = options.numbers(value_range, float, "a range, such as --range 0,3000")
     if ends is not None and len(ends) != 2:

@@ -48,8 +48,8 @@ class Experiment:
             says it (see `benchmarks.own`); what is given here wins.
         exif: "auto", "stored" or "upright", see `Dataset.exif`.
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
-        model, weights, recipe, proxy, sam, views, refine, templates, presence, precision, device: as
-            `Segmenter` takes them.
+        model, weights, recipe, proxy, sam, views, refine, bank, bank_share, neighbours, templates, presence, precision,
+            device: as `Segmenter` takes them; () is no bank.
         text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
             proxy looking at each window.
@@ -78,6 +78,9 @@ class Experiment:
     sam: str | None = _of(*_WORDS, default=None)
     views: str | None = _of(*_WORDS, default=None)
     refine: str | None = _of(SEMANTIC, default=None)
+    bank: tuple[str, ...] = _of(SEMANTIC, default=())
+    bank_share: float = _of(SEMANTIC, default=0.5)
+    neighbours: int = _of(SEMANTIC, default=20)
     templates: str | None = _of(*_WORDS, default=None)
     text: Mapping[str, Any] = _of(*_WORDS, factory=dict)
     presence: float | None = _of(*_WORDS, default=None)
@@ -210,6 +213,8 @@ def _one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
 _RANGES = {
     "seed": (0, 2**32 - 1),
     "bits": (8, 16),
+    "bank_share": (0, 1),
+    "neighbours": (1, 1000),
     "shots": (0, 10**6),
     "min_share": (0, 1),
     "boundary_ratio": (1e-6, 1),
@@ -229,13 +234,17 @@ def _hints() -> dict[str, Any]:
     return get_type_hints(Experiment)
 
 
+def _text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _fitting(name: str, value: Any, hint: Any) -> Any:
     """A value as its field has it: a path as text, a list as a tuple.
 
     Raises:
         EvaluationError: it is of another kind.
     """
-    value = os.fspath(value) if isinstance(value, os.PathLike) else tuple(value) if isinstance(value, list) else value
+    value = tuple(map(_text, value)) if isinstance(value, list) else _text(value)
     if name == "ignore" and not isinstance(value, tuple):
         value = (value,)
     kinds = [get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,))]

@@ -32,6 +32,8 @@ class SemanticTask(Task):
     def load(self, asked: Experiment, device: str | None) -> Predictor:
         recipe = papers.recipe(asked.recipe, asked.dataset) if asked.paper and asked.recipe else asked.recipe
         more = {"proposals": asked.proposals, "refine": asked.refine, **pipeline_of(asked, device)}
+        if asked.bank:
+            more |= {"bank": asked.bank, "bank_share": asked.bank_share, "neighbours": asked.neighbours}
         segmenter = Segmenter(asked.model, recipe, **more)
         return Predictor(segmenter, min_share=asked.min_share, **classes_of(self.dataset, asked))
 

@@ -59,6 +59,8 @@ class Banks:
         given = [spec] if isinstance(spec, (str, os.PathLike, Bank)) else list(spec)
         self.share, self.neighbours = share, neighbours
         self.banks = [bank if isinstance(bank, Bank) else Bank.load(bank) for bank in given]
+        if not given:
+            raise BankError("there is no bank in the list; name one, or leave bank out")
         if empty := next((bank for bank in self.banks if not len(bank)), None):
             raise BankError(f"bank '{empty.path}' holds no regions; add photos with 'densevl bank build'")
         self._proxies = [_proxy(bank, proxy) for bank in self.banks]

@@ -1,0 +1,187 @@
+"""Banks built from photos and used by a Segmenter: what they add, and whose they must be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import PHOTOS
+from densevl import RegionClassifier, Segmenter, load_backbone, load_proxy
+from densevl.cli import app
+from densevl.errors import DensevlError, RecipeError
+from densevl.inference.windows import WindowGrid
+from densevl.pipelines.regions.banking import BankBuilder
+from densevl.pipelines.segmentation.bank import Banks
+from densevl.pipelines.segmentation.segments import Segments
+from densevl.proposals import Proposals
+from densevl.regions.bank import Bank, BankError
+
+SCENES = PHOTOS.parent / "scenes"
+LABELS = ["penguin", "elephant", "pizza"]
+
+
+def quarters(rgb: np.ndarray) -> Proposals:
+    height, width = rgb.shape[:2]
+    boxes = [[0, 0, width // 2, height // 2], [width // 2, height // 2, width, height]]
+    return Proposals.from_boxes(boxes, (height, width))
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_backbone("mini")
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return load_proxy("mini-sam")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for path in sorted(SCENES.glob("*.png"))[:3]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def builder(tmp_path, mini, keys):
+    return BankBuilder(tmp_path / "bank", RegionClassifier(mini, "pool", proposals=quarters), keys)
+
+
+def test_a_build_takes_what_is_new(builder, photos, mini, keys) -> None:
+    assert len(builder.build(photos).added) == 3
+    assert (len(builder.bank.photos), len(builder.bank)) == (3, 6)
+    again = BankBuilder(builder.bank.path, builder.classifier, keys)
+    built = again.build(photos)
+    assert (len(built.kept), built.added) == (3, ())
+    other = RegionClassifier(mini, "pool", recipe="vanilla", proposals=quarters)
+    with pytest.raises(BankError, match=r"made with other settings .*recipe"):
+        BankBuilder(builder.bank.path, other, keys)
+    assert BankBuilder(builder.bank.path, other, keys, overwrite=True).build(photos).added
+
+
+def test_photos_that_are_gone_or_changed_leave(builder, photos, tmp_path) -> None:
+    mine = tmp_path / "mine"
+    shutil.copytree(photos, mine)
+    builder.build(mine)
+    names = sorted(mine.iterdir())
+    names[0].unlink()
+    shutil.copy(names[1], names[2])
+    built = builder.build(mine, forget=True)
+    assert (len(built.removed), len(built.added), len(built.kept)) == (1, 1, 1)
+    assert len(Bank.load(builder.bank.path).photos) == 2
+
+
+def test_a_killed_build_goes_on(builder, photos, monkeypatch, keys) -> None:
+    monkeypatch.setattr("densevl.pipelines.regions.filling.KEPT_BACK", 1)
+    look, calls = builder._look, []
+
+    def stops(path):
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return look(path)
+
+    monkeypatch.setattr(builder, "_look", stops)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(photos)
+    again = BankBuilder(builder.bank.path, builder.classifier, keys)
+    built = again.build(photos)
+    assert (len(built.kept), len(built.added)) == (2, 1)
+
+
+def test_a_share_of_nothing_changes_nothing(builder, photos, mini, keys) -> None:
+    builder.build(photos)
+    photo = SCENES / "wood.png"
+    plain = Segmenter(mini, proposals=quarters)(photo, LABELS)
+    none = Segmenter(mini, proposals=quarters, bank=builder.bank.path, bank_share=0.0)(photo, LABELS)
+    half = Segmenter(mini, proposals=quarters, bank=builder.bank.path, bank_share=0.5, neighbours=2)(photo, LABELS)
+    assert np.array_equal(plain.labels, none.labels)
+    assert np.array_equal(plain.confidence, none.confidence)
+    assert not np.array_equal(half.confidence, plain.confidence)
+    assert half.meta["banks"]["neighbours"] == 2
+
+
+def test_scores_are_painted_on_what_each_token_covers(builder, photos, mini, keys) -> None:
+    """Of a map whose segments lie on the tokens' grid each token has its segment's score, to rounding."""
+    builder.build(photos)
+    banks = Banks(builder.bank, 0.25, 3, mini, mini.resolve(None), keys)
+    rgb = np.asarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3)), np.uint8)
+    ids = np.repeat(np.repeat(np.array([[0, 1, 1], [7, 0, 2]]), 32, axis=0), 32, axis=1)
+    windows = WindowGrid.place(64, 96, None, None, 32)
+    text = torch.nn.functional.normalize(
+        torch.randn(4, mini.embed_dim, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    scores = torch.rand(1, 2, 3, 4)
+    found = banks.mix(scores, windows, rgb, Segments(torch.from_numpy(ids)), [text])
+    from densevl.regions.keys import region_keys
+
+    for y in range(2):
+        for x in range(3):
+            mask = (ids == ids[y * 32, x * 32])[None]
+            query = region_keys(keys, rgb, Proposals.from_masks(mask, (64, 96)))
+            want = 0.75 * scores[0, y, x] + 0.25 * (builder.bank.support(query, 3) @ text.T)[0]
+            torch.testing.assert_close(found[0, y, x], want, atol=1e-5, rtol=0)
+
+
+def test_several_banks_are_averaged(builder, photos, mini, keys, tmp_path) -> None:
+    builder.build(photos)
+    twice = Segmenter(mini, proposals=quarters, bank=[builder.bank, builder.bank])(SCENES / "wood.png", LABELS)
+    once = Segmenter(mini, proposals=quarters, bank=builder.bank)(SCENES / "wood.png", LABELS)
+    np.testing.assert_allclose(twice.confidence, once.confidence, atol=1e-5)
+
+
+def test_a_bank_of_other_weights_is_refused(builder, photos, mini, keys) -> None:
+    builder.build(photos)
+    bank = builder.bank
+    other = Bank(bank.path, {**bank.facts, "values": {**bank.facts["values"], "weights": "0" * 64}}, bank.parts)
+    with pytest.raises(BankError, match="other weights of 'mini'"):
+        Segmenter(mini, proposals=quarters, bank=other)
+    other = Bank(bank.path, {**bank.facts, "keys": {**bank.facts["keys"], "weights": "0" * 64}}, bank.parts)
+    with pytest.raises(BankError, match="another proxy of the name 'mini-sam'"):
+        Segmenter(mini, proposals=quarters, bank=other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"recipe": "clip_prs"}, "does not score by cosines"),
+        ({"bank_share": 1.5}, "bank_share is 1.5"),
+        ({"neighbours": 0}, "neighbours is 0"),
+        ({"bank": 7}, "bank is 7"),
+        ({"bank": "absent"}, "no bank"),
+        ({"bank": []}, "no bank"),
+    ],
+)
+def test_wrong_settings_are_refused(builder, photos, mini, settings, words) -> None:
+    builder.build(photos)
+    with pytest.raises(DensevlError, match=words):
+        Segmenter(mini, proposals=quarters, **{"bank": builder.bank, **settings})
+
+
+def test_a_bank_needs_segments(builder, photos, mini) -> None:
+    builder.build(photos)
+    with pytest.raises(RecipeError, match="a bank works on segments"):
+        Segmenter(mini, bank=builder.bank)(SCENES / "wood.png", LABELS)
+
+
+def test_the_commands_build_and_use_a_bank(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ["--model", "mini", "--proposals", "grid"]
+    built = CliRunner().invoke(app, ["bank", "build", str(SCENES), "--out", "scenes.bank", *model])
+    assert built.exit_code == 0, built.output
+    assert "regions in scenes.bank" in built.stdout
+    again = CliRunner().invoke(app, ["bank", "build", str(SCENES), "--out", "scenes.bank", *model])
+    assert "(0 new," in again.stdout
+    shown = CliRunner().invoke(app, ["bank", "show", "scenes.bank", "--json"])
+    assert json.loads(shown.stdout)["keys"] == "mini-sam"
+    used = ["segment", str(SCENES / "wood.png"), "--labels", "penguin,pizza", "--bank", "scenes.bank"]
+    done = CliRunner().invoke(app, [*used, "--model", "mini", "--proposals", "mini-sam", "--out", "out"])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "wood.json").read_text())["meta"]["banks"]["share"] == 0.5
