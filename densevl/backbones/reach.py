@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Way = Literal["text", "name", "table", "kind", "head", "similarity", "none"]
+Way = Literal["text", "name", "table", "kind", "broader", "head", "similarity", "none"]
 Trust = Literal["good", "weak", "none"]
 
 LISTED = 30  # words of one warning that are spelled out
@@ -24,8 +24,8 @@ class Reach:
     Attributes:
         word: as asked.
         way: "text", by a text tower; "name", the model was trained on it; "table", listed by hand; "kind", several
-            names are kinds of it; "head", by its last word; "similarity", by names that mean something like it;
-            "none", not at all.
+            names are kinds of it; "broader", it is a kind of a word that is reached; "head", by its last word;
+            "similarity", by names that mean something like it; "none", not at all.
         trust: "good"; "weak", results may be wrong; "none", the model does not know the word.
         why: the reason, if trust is not good; to follow "model 'photo' may be wrong about 'x': ".
     """
@@ -38,7 +38,7 @@ class Reach:
     @property
     def known(self) -> bool:
         """Whether the word itself was taught, and not only what it is like."""
-        return self.trust != "none" and self.way not in ("head", "similarity")
+        return self.trust != "none" and self.way not in ("broader", "head", "similarity")
 
 
 def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:

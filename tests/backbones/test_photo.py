@@ -230,6 +230,12 @@ def test_words_without_classes_are_reported(photo) -> None:
         ("mirror", "kind", "car mirror"),
         ("red car", "head", "'car'"),
         ("man riding a bike", "head", "clothes"),
+        ("emu", "broader", "a kind of 'ratite', found only through 'ostrich'"),
+        ("old emu", "head", "'ratite'"),
+        ("mayfly", "broader", "a kind of 'insect'"),
+        ("nurse", "broader", "clothes"),
+        ("berry", "broader", "a kind of 'fruit'"),
+        ("wheelchair", "broader", "a few kinds"),
         ("frisbee", "similarity", "in common with"),
         ("democracy", "similarity", "in common with"),
     ],
@@ -251,6 +257,47 @@ def test_a_model_shows_its_words_as_its_warnings_say_them(photo) -> None:
     assert known | set(half) | unknown == set(photo.listed_words())
     assert photo.doubts(["person"]) == (f"model 'photo' may be wrong about 'person': {half['person']}",)
     assert not photo.doubts(["dog", "tripod"])
+
+
+@pytest.mark.parametrize(
+    ("word", "some", "others"),
+    [
+        ("furniture", ["studio couch", "desk"], ["pug", "sports car"]),
+        ("vehicle", ["sports car", "fire engine"], ["desk"]),
+        ("musical instrument", ["violin", "oboe"], ["desk"]),
+        ("reptiles", ["box turtle", "green mamba"], ["robin"]),
+        ("wading bird", ["spoonbill"], ["robin"]),
+        ("keyboard instruments", ["grand piano", "organ"], ["computer keyboard", "violin"]),
+        ("sailing boats", ["catamaran"], ["canoe"]),
+    ],
+)
+def test_kinds_are_reached_through_their_classes(photo, word, some, others) -> None:
+    meaning = words.look_up(word)
+    assert meaning.trust == "good"
+    (share,) = photo.encode_text([word])
+    index = {name: row for row, names in enumerate(words.class_names()) for name in names}
+    assert all(share[index[name]] > 0 for name in some)
+    assert all(share[index[name]] == 0 for name in others)
+
+
+def test_kinds_that_say_too_little_are_no_words_of_a_table() -> None:
+    vague = ["entity", "object", "artifact", "device", "instrumentality", "covering", "equipment", "whole", "product"]
+    assert not {*vague} & {*words.wider(), *words.narrower(), *words.narrower().values()}
+
+
+def test_a_narrower_word_takes_few_classes_of_its_kind(photo) -> None:
+    (meaning,) = photo._lexicon.meanings(["mayfly"])
+    assert len(meaning.classes) == words.ATTENDED
+    assert {*meaning.classes} < {*words.look_up("insect").classes}
+
+
+def test_kinds_of_what_means_no_class_mean_none_too(photo) -> None:
+    assert {reach.trust for reach in photo.reach(["oak", "pine", "meadow grass", "old oak"])} == {"none"}
+
+
+def test_every_narrower_word_leads_to_one_that_is_known() -> None:
+    assert [kind for kind in {*words.narrower().values()} if words.look_up(kind) is None] == []
+    assert not {*words.narrower()} & {*words.aliases(), *words.named(), *words.wider()}
 
 
 def test_every_weak_word_is_one_that_is_reached() -> None:
@@ -377,7 +424,7 @@ def test_words_that_mean_the_same_have_one_answer(photo) -> None:
 
 
 def test_attention_keeps_a_few_classes(photo) -> None:
-    rows = photo.encode_text(["democracy", "helicopter"])
+    rows = photo.encode_text(["democracy", "skateboard"])
     assert (rows > 0).sum(1).tolist() == [words.ATTENDED, words.ATTENDED]
     torch.testing.assert_close(rows.sum(1), torch.ones(2))
 

@@ -5,7 +5,9 @@ A row (1000,) holds how much of a word's meaning lies on each class; it sums to 
 - the alias table `aliases.json` lists everyday words with their classes; mass is spread evenly over them. Words under
   "" (stuff, materials, body parts, rooms) are known to mean no class: their row is zero and never wins;
 - the word names classes itself ("tripod");
-- it is the last word of class names ("poodle" of "toy poodle");
+- WordNet has classes below it ("furniture"), or it is the last word of class names ("racket" of "tennis racket");
+- WordNet has it below a word that is reached ("emu" below "ratite": the ostrich) or known to mean no class ("oak").
+  Of the classes of that word, those are taken on which most of its attention lies;
 - its head is one of these: "red car" is read as "car", "cup of tea" as "cup", and "palm tree" means no class;
 - it attends over the classes: softmax(cosine / 0.1) between the word and 1000 keys, sentence embeddings of the class
   names and WordNet definitions that timm ships. No photo and no training is involved.
@@ -20,10 +22,11 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +40,7 @@ from densevl.cache import cache_dir
 from densevl.errors import ModelError, OutputError
 from densevl.files import atomic_write
 
+T = TypeVar("T")
 CLASSES = 1000
 PROMPTS = ("{}", "a photo of a {}", "a {} in a picture")
 TAU = 0.1
@@ -120,6 +124,11 @@ def forms(word: str) -> tuple[str, ...]:
     return (word, one, *(re.sub(f"{many}$", single, word) for many, single in ends), f"{word}s")
 
 
+def by_form(table: Mapping[str, T], word: str) -> T | None:
+    """What a table has of a word, of its singular or of its plural; None if it has none."""
+    return next((table[form] for form in forms(word) if form in table), None)
+
+
 def alias_rows(word: str) -> list[int] | None:
     """Class indices of a word of the table, or of its singular; empty if it means no class, None if it is not there."""
     table = aliases()
@@ -154,6 +163,22 @@ def kinds() -> dict[str, list[int]]:
 
 
 @lru_cache(maxsize=1)
+def wider() -> dict[str, list[int]]:
+    """Classes by nouns of WordNet that have them below: "furniture"."""
+    return {word: parse_rows(spec) for spec, found in _wordnet()["kinds"].items() for word in found}
+
+
+@lru_cache(maxsize=1)
+def narrower() -> dict[str, str]:
+    """What nouns of WordNet are kinds of, in words that are reached or known to mean no class: emu, a ratite."""
+    return {word: kind for kind, found in _wordnet()["under"].items() for word in found}
+
+
+def _wordnet() -> dict[str, dict[str, list[str]]]:
+    return json.loads(_shipped("wordnet.json"))
+
+
+@lru_cache(maxsize=1)
 def weak() -> dict[str, str]:
     """Words that are reached, and why results may be wrong about them; "" if the model means another thing."""
     return {word: why for why, words in json.loads(_shipped("weak.json")).items() for word in words}
@@ -179,6 +204,7 @@ class Meaning:
     Attributes:
         way, trust, why: as of `Reach`. classes: empty for attention, and for what means none.
         other: whether the classes are another sense of the word, or one kind of many.
+        kind: what the word is a kind of, where the classes are those of it.
     """
 
     way: Way
@@ -186,6 +212,7 @@ class Meaning:
     why: str = ""
     classes: tuple[int, ...] = ()
     other: bool = False
+    kind: str = ""
 
     def reach(self, word: str) -> Reach:
         """What is told of it."""
@@ -197,23 +224,36 @@ NO_CLASS = "it means no object that the model was trained on, so no pixel become
 
 def look_up(word: str) -> Meaning | None:
     """What a word means by the tables alone; None if only attention can tell."""
-    classes = alias_rows(word)
-    if classes == []:
+    ways: tuple[tuple[Way, list[int] | None], ...] = (
+        ("table", alias_rows(word)),
+        ("name", by_form(named(), word)),
+        ("kind", by_form(wider(), word)),
+        ("kind", by_form(kinds(), word)),
+    )
+    way, classes = next((found for found in ways if found[1] is not None), ("none", None))
+    if classes is None:
+        return _by_kind(word)
+    if not classes:
         return Meaning("none", "none", NO_CLASS)
-    way: Way = "table"
-    if classes is None:
-        way, classes = "name", next((named()[form] for form in forms(word) if form in named()), None)
-    if classes is None:
-        way, classes = "kind", next((kinds()[form] for form in forms(word) if form in kinds()), None)
-    if classes is None:
-        return None
     why = next((weak()[form] for form in forms(word) if form in weak()), None)
     other = why == "" or (way == "kind" and len(classes) == 1)
     if other:
         name, (_, definition) = class_names()[classes[0]][0], _descriptions()[classes[0]]
         brief = definition if len(definition) <= MEANT else f"{definition[:MEANT].rsplit(' ', 1)[0]} ..."
         why = f"understood as '{name}' ({brief})"
-    return Meaning(way, "good" if why is None else "weak", why or "", tuple(classes), other)
+    meaning = Meaning(way, "good" if why is None else "weak", why or "", tuple(classes), other)
+    return (_by_kind(word) if other and way == "kind" else None) or meaning
+
+
+def _by_kind(word: str) -> Meaning | None:
+    """What a word means by what it is a kind of; None if WordNet's words have it not."""
+    kind = next((narrower()[form] for form in forms(word)[:-1] if form in narrower()), None)
+    found = look_up(kind) if kind is not None else None
+    if kind is None or found is None or found.trust == "none":
+        return found
+    if found.trust == "weak" and not found.other:
+        return replace(found, way="broader")
+    return Meaning("broader", "weak", f"read as '{kind}' and no more", found.classes, kind=kind)
 
 
 def by_head(phrase: str) -> Meaning | None:
@@ -240,7 +280,9 @@ def _stuff(phrase: str) -> Meaning | None:
 
 def fingerprint() -> str:
     """A hash of everything that shapes a row, apart from the code."""
-    return digest.of_text("heads and kinds", _shipped("aliases.json"), *_key_recipe(), str(TAU), str(ATTENDED))
+    return digest.of_text(
+        "heads and kinds", _shipped("aliases.json"), _shipped("wordnet.json"), *_key_recipe(), str(TAU), str(ATTENDED)
+    )
 
 
 class Lexicon:
@@ -269,13 +311,13 @@ class Lexicon:
 
     def meanings(self, words: Sequence[str]) -> list[Meaning]:
         """What each word means, by the tables or, where they do not have it, by where its attention falls."""
-        known = {word: look_up(word) or _stuff(word) for word in dict.fromkeys(words)}
-        unsure = [word for word, found in known.items() if found is None and word not in self._guessed]
-        if unsure:
-            best = self.attention(unsure).topk(TOP, dim=-1)
-            rows = zip(unsure, best.values.sum(-1).tolist(), best.indices.tolist(), strict=True)
-            self._guessed |= {word: _guess(word, share, top) for word, share, top in rows}
-        return [known[word] or self._guessed[word] for word in words]
+        found = {word: look_up(word) or _stuff(word) for word in dict.fromkeys(words)}
+        known = {word: meaning for word, meaning in found.items() if meaning is not None and not meaning.kind}
+        unsure = [word for word in found if word not in known and word not in self._guessed]
+        for word, share in zip(unsure, self.attention(unsure) if unsure else (), strict=True):
+            wider, guessed = found[word], _guess(word, share)
+            self._guessed[word] = guessed if wider is None or guessed.trust == "good" else _nearest(wider, share)
+        return [known.get(word) or self._guessed[word] for word in words]
 
     def alike(self, words: Sequence[str]) -> list[list[str]]:
         """Words that mean the same classes, so that none of them is found beside another: groups of two or more."""
@@ -332,10 +374,23 @@ class Lexicon:
         return F.normalize(means + embedded[len(texts) :], dim=-1)
 
 
-def _guess(word: str, share: float, top: list[int]) -> Meaning:
-    """What a word means that no table has: `share` of its attention lies on the classes `top`, the best first."""
+def _nearest(meaning: Meaning, share: torch.Tensor) -> Meaning:
+    """What a kind of something means: of the classes of that, the few on which most of its attention (1000,) lies."""
+    classes = torch.tensor(meaning.classes)
+    best = classes[share[classes].topk(min(ATTENDED, len(classes))).indices].tolist()
+    return replace(meaning, classes=tuple(best), why=f"a kind of '{meaning.kind}', found only through {_names(best)}")
+
+
+def _names(classes: Sequence[int]) -> str:
+    return ", ".join(f"'{class_names()[index][0]}'" for index in classes[:SHOWN])
+
+
+def _guess(word: str, attention: torch.Tensor) -> Meaning:
+    """What a word means that no table has, by its attention (1000,)."""
+    best = attention.topk(TOP)
+    top = best.indices.tolist()
     head, folded = by_head(word), fold(word)
-    if share >= COVERED:
+    if float(best.values.sum()) >= COVERED:
         ends = (look_up(folded[k:]) for k in range(3, len(folded) - 2) if " " not in folded)
         if any(end is not None and top[0] in end.classes for end in ends):
             return Meaning("similarity", "good")
@@ -344,11 +399,10 @@ def _guess(word: str, share: float, top: list[int]) -> Meaning:
             return narrow if head.why.startswith("read as") else replace(narrow, trust="weak", why=head.why)
     if head is not None:
         return head
-    close = ", ".join(f"'{class_names()[index][0]}'" for index in top[:SHOWN])
-    return Meaning("similarity", "weak", f"reached only by what it has in common with {close}")
+    return Meaning("similarity", "weak", f"reached only by what it has in common with {_names(top)}")
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _shipped(name: str) -> str:
     return files("densevl.backbones.photo").joinpath(name).read_text(encoding="utf-8")
 
