@@ -182,9 +182,6 @@ def _told(key: str, work: LabelSession) -> Session:
             for name, doubt in work.order()
         ],
         corrections=len(work.corrections),
-        warnings=[
-            f"what was marked as '{name}' is too small to learn from; those pixels alone have it"
-            for name in work.untaught
-        ],
+        warnings=[],
         missing=[],
     )

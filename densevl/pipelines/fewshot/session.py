@@ -1,12 +1,11 @@
 """`LabelSession`: photos that are labelled by words, corrected here and there, and labelled again by what that teaches.
 
-Shape letters: H/W pixels, Y/X tokens of all windows, T texts.
+Shape letters: H/W pixels, Y/X tokens of all windows, R regions, D features.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,47 +18,28 @@ import torch
 from scipy import ndimage
 
 from densevl.backbones import Backbone
-from densevl.errors import LabelError, OptionError, ProposalError, suggest
+from densevl.errors import OptionError, ProposalError, suggest
 from densevl.files import atomic_write, json_text
+from densevl.inference.decoding import LabelMap
 from densevl.pipelines.fewshot.classifier import FewShot
-from densevl.pipelines.fewshot.features import Encoded, Shown
+from densevl.pipelines.fewshot.corrections import SAVED, Correction, Mask, coco_rows, corrected
+from densevl.pipelines.fewshot.features import Encoded
+from densevl.pipelines.fewshot.likeness import LIKE, Looks, Named, named
 from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import Labels
+from densevl.pipelines.segmentation.segments import Segments
+from densevl.proposals import load_proposer
 from densevl.proposals.base import Proposals
 from densevl.regions.exports.contents import coco_categories
-from densevl.regions.operators.pull import token_plan
+from densevl.regions.operators.pull import pull, token_plan
 from densevl.results import UNLABELLED, SegmentationResult
-from densevl.rle import class_runs, coco_segmentation
-from densevl.saved import Kind, read_json
+from densevl.saved import read_json
 from densevl.vocabulary import LabelSet
 from densevl.vocabulary.parsing import short
 
-Mask = npt.NDArray[np.bool_]
-SAVED = Kind("labelling session", LabelError, "save it anew")
 UNKNOWN = -1  # in a map of what was said
 MOST_MEGABYTES = 4096
-LEAST = 2  # corrections from which a class is learned: of one example a head makes too much
-
-
-@dataclass(frozen=True, eq=False)
-class Correction:
-    """What a person said of some pixels of a photo. Attributes: name: of the class, or "nothing"."""
-
-    photo: str
-    name: str
-    size: tuple[int, int]
-    _packed: bytes
-
-    @classmethod
-    def of(cls, photo: str, name: str, mask: Mask) -> Correction:
-        """Of a mask, bool (H, W)."""
-        return cls(photo, name, mask.shape, zlib.compress(np.packbits(mask).tobytes(), 1))
-
-    @property
-    def mask(self) -> Mask:
-        """Bool (H, W)."""
-        bits = np.frombuffer(zlib.decompress(self._packed), np.uint8)
-        return np.unpackbits(bits, count=self.size[0] * self.size[1]).reshape(self.size).astype(bool)
 
 
 @dataclass(eq=False)
@@ -67,24 +47,30 @@ class _Photo:
     """A photo of a session.
 
     Attributes:
-        said: int16 (H, W), what was said of each pixel. shown: what that shows. open: (Y, X) float32, the share of each
-            token of which nothing was said. words: (Y, X), the class of each token by words alone. doubt: see `order`.
+        said: int16 (H, W), what was said of each pixel. regions: R masks without overlap. vectors: (R, D), what they
+            look like. named: by examples. open: (Y, X) float32, the share of each token of which nothing was said, and
+            cover: (R, Y, X) that of each region. words: (Y, X), the class of each token by words alone, and sure: its
+            probability. doubt: see `order`.
     """
 
     encoded: Encoded
     said: npt.NDArray[np.int16]
-    open: torch.Tensor
-    shown: Shown | None = None
+    regions: Proposals
+    vectors: torch.Tensor
+    named: Named | None = None
+    open: torch.Tensor = field(default_factory=torch.Tensor)
+    cover: torch.Tensor = field(default_factory=torch.Tensor)
     words: torch.Tensor = field(default_factory=torch.Tensor)
+    sure: torch.Tensor = field(default_factory=torch.Tensor)
     doubt: tuple[float, float] = (0.0, 0.0)
 
 
 class LabelSession:
     """Photos labelled by words; a few corrections teach the rest.
 
-    Photos are encoded once. Corrections are examples for a few-shot head on their features (`FewShot`, level "pixel"),
-    so that all photos are labelled anew at once; a class is learned from its second correction on. What was said of a
-    pixel stays.
+    Photos are encoded once, and so is each of their regions. Words label pixels, of which those of one region agree;
+    a correction is an example of its class, and regions that look like it, in whichever photo, take its name at once.
+    What was said of a pixel stays.
 
     >>> session = LabelSession("mini", ["penguin", "pizza"])
     >>> name = session.add("wood.png")
@@ -99,8 +85,8 @@ class LabelSession:
         model: str | Backbone = "auto",
         labels: Labels = (),
         *,
-        head: str = "gda",
-        proposals: Any = None,
+        proposals: Any = "mini-sam",
+        like: float = LIKE,
         most: int = MOST_MEGABYTES,
         **options: Any,
     ) -> None:
@@ -109,19 +95,25 @@ class LabelSession:
         Args:
             model: as `FewShot` takes it. labels: the classes to begin with; see `LabelSet.parse`. Corrections add to
                 them.
-            head: of `FewShot`. options: what else `FewShot` takes, such as recipe and background.
-            proposals: makes masks of boxes, a SAM or its name; None leaves boxes as they are.
+            proposals: finds regions, and makes masks of boxes: a SAM, another proposer, or its name. None takes the
+                connected pixels of one label for regions, and leaves boxes as they are.
+            like: how like an example a region must be to take its name, a cosine in -1..1.
             most: megabytes that photos and their features may take.
+            options: what else `FewShot` takes, such as recipe, background and refine.
 
         Raises:
             ModelError, RecipeError, OptionError: as `FewShot`. LabelError: unusable labels, or none.
         """
+        if not -1 <= like <= 1:
+            raise OptionError(f"like is {like}; it is a cosine, from -1 to 1")
         self.labels = LabelSet.parse(labels)
-        self.proposals, self.most = proposals, most
-        self.learner = FewShot(model, head, level="pixel", **options)
+        self.proposals = load_proposer(proposals) if isinstance(proposals, str) else proposals
+        self.like, self.most = like, most
+        self.learner = FewShot(model, level="pixel", **options)
+        self._looks = Looks(self.learner.backbone, self.proposals)
         self._photos: dict[str, _Photo] = {}
         self._steps: list[list[Correction]] = []
-        self._begun = self.labels
+        self._begun = self._read_by = self.labels
 
     @property
     def photos(self) -> list[str]:
@@ -135,16 +127,9 @@ class LabelSession:
 
     @property
     def taught(self) -> list[str]:
-        """Classes that are learned: those corrected twice or more. "nothing" never is: it is too many things."""
-        counts = Counter(one.name for one in self.corrections)
-        return [name for name in self.labels.names if counts[name] >= LEAST]
-
-    @property
-    def untaught(self) -> list[str]:
-        """Classes that corrections name, none of which fills a token: they hold for their own pixels alone."""
-        shown = [photo.shown for photo in self._photos.values() if photo.shown is not None]
-        taught = {name for one in shown for name in one.owners}
-        return sorted({name for one in shown for name in one.names} - taught - {UNLABELLED})
+        """Classes that have examples: those that were corrected."""
+        said = {one.name for one in self.corrections}
+        return [name for name in self.labels.names if name in said]
 
     def add(self, image: Any, name: str | None = None) -> str:
         """Encode a photo.
@@ -165,7 +150,10 @@ class LabelSession:
         if name in self._photos:
             raise OptionError(f"two photos are called '{short(name)}'; give one of them another name=")
         encoded = self.learner.encode(image)
-        photo = _Photo(encoded, np.full(encoded.rgb.shape[:2], UNKNOWN, np.int16), _open(encoded))
+        size = encoded.rgb.shape[:2]
+        regions = self._looks.regions(encoded.rgb, self._by_words(encoded).labels)
+        vectors = self._looks.vectors(encoded.rgb, regions)
+        photo = _Photo(encoded, np.full(size, UNKNOWN, np.int16), regions, vectors)
         taken = sum(map(_bytes, (*self._photos.values(), photo)))
         if taken > self.most * 1_000_000:
             raise OptionError(
@@ -173,8 +161,9 @@ class LabelSession:
                 "begin another session, or give most="
             )
         self._photos[name] = photo
-        self._read([name])
-        self._judge([name])
+        self._open(photo)
+        self._read(photo)
+        self._judge()
         return name
 
     def result(self, photo: str) -> SegmentationResult:
@@ -183,19 +172,42 @@ class LabelSession:
         Raises:
             OptionError: no such photo.
         """
-        one, learner = self._photo(photo), self.learner
-        policy, taught = learner.segmenter.background, learner._taught() if learner.heads else ()
-        evidence = learner.judge(one.encoded, None if learner.heads else self.labels)
-        found = learner.segmenter.decide(evidence, one.encoded.rgb, self.labels, policy, image=photo, taught=taught)
+        one = self._photo(photo)
+        found = self._by_words(one.encoded, photo, self.taught)
+        decided = LabelMap(torch.from_numpy(found.labels)[None], torch.from_numpy(found.confidence)[None])
+        ids = one.regions.segment_map()
+        if len(one.regions):
+            decided = refinement.vote(decided, Segments(torch.from_numpy(ids.astype(np.int64))))
+        labels, confidence = decided.labels[0].numpy(), decided.confidence[0].numpy()
+        if one.named is not None:
+            owners = np.append(-1, one.named.owners)[ids]
+            numbers = np.array([self._number(name) for name in self._owners], np.int16)
+            labels = np.where(owners >= 0, numbers[owners], labels)
+            confidence = np.where(owners >= 0, np.append(np.float32(0), one.named.chances)[ids], confidence)
         said = one.said != UNKNOWN
-        numbers = np.where(one.said == len(self.labels), -1, one.said)
-        own = [one for one in self.corrections if one.photo == photo]
+        own = [each for each in self.corrections if each.photo == photo]
         return replace(
             found,
-            labels=np.where(said, numbers, found.labels).astype(np.int16),
-            confidence=np.where(said, 1, found.confidence).astype(np.float32),
-            meta={**found.meta, "image": photo, "corrections": len(own), "examples": dict(learner.counts)},
+            labels=np.where(said, np.where(one.said == len(self.labels), -1, one.said), labels).astype(np.int16),
+            confidence=np.where(said, 1, confidence).astype(np.float32),
+            meta={
+                **found.meta,
+                "image": photo,
+                "corrections": len(own),
+                "examples": dict(Counter(each.name for each in self.corrections)),
+            },
         )
+
+    def units(self, photo: str) -> npt.NDArray[np.int32]:
+        """What a click takes: int32 (H, W), a number from 0 for each region, and outside of regions for the connected
+        pixels of one label; where a region has several labels, because somebody said so, for each of them."""
+        regions, labels = self._photo(photo).regions.segment_map(), self.result(photo).labels
+        pieces = np.zeros(labels.shape, np.int64)
+        for label in np.unique(labels[regions == 0]):
+            own, _ = ndimage.label((labels == label) & (regions == 0))
+            pieces = np.where(own > 0, own + pieces.max(), pieces)
+        keys = np.where(regions > 0, -(regions.astype(np.int64) * (len(self.labels) + 2) + labels), pieces)
+        return np.unique(keys, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
 
     def correct(
         self,
@@ -211,7 +223,7 @@ class LabelSession:
         Args:
             name: of the class; a new one is added to the labels; "nothing" for none of them.
             mask: bool (H, W), the pixels. box: x0, y0, x1, y1 in pixels, right and bottom exclusive: what `proposals`
-                finds in it. point: x, y: the connected pixels of one label there, as `result` shows them.
+                finds in it. point: x, y: what a click takes there; see `units`.
 
         Raises:
             OptionError: not one of mask, box and point, or no such photo. ProposalError: outside the photo, or empty.
@@ -230,17 +242,18 @@ class LabelSession:
             found = self._around(photo, *(point or (0, 0)))
         if not found.any():
             raise ProposalError("a correction of no pixels; mark some")
-        correction = Correction.of(photo, self._known(name), found)
-        self._say([correction])
-        return correction
+        made = self._correction(photo, self._known(name), found)
+        self._say([made])
+        return made
 
     def confirm(self, photo: str) -> list[Correction]:
-        """Say that a photo is right as `result` shows it: every label of it becomes an example."""
+        """Say that a photo is right as `result` shows it: each of its regions becomes an example, and the rest of each
+        label another."""
         one, shown = self._photo(photo), self.result(photo)
-        rest = one.said == UNKNOWN
+        rest, ids = one.said == UNKNOWN, one.regions.segment_map()
         names = [*self.labels.names, UNLABELLED]
-        parts = {names[n]: rest & (shown.labels == n) for n in np.unique(shown.labels[rest]).tolist()}
-        step = [Correction.of(photo, name, mask) for name, mask in parts.items()]
+        keys = np.where(rest, ids.astype(np.int64) * len(names) + shown.labels % len(names), -1)
+        step = [self._correction(photo, names[key % len(names)], keys == key) for key in np.unique(keys[rest]).tolist()]
         if step:
             self._say(step)
         return step
@@ -278,11 +291,11 @@ class LabelSession:
         numbers = {name: number for number, name in enumerate(self._photos)}
         rows: list[dict[str, Any]] = []
         for one in self.corrections:
-            rows += _annotations(one.mask.astype(np.int16) - 1, numbers[one.photo], [one.name], names, corrected=True)
+            rows += coco_rows(one.mask.astype(np.int16) - 1, numbers[one.photo], [one.name], names, corrected=True)
         for name, photo in self._photos.items():
             shown = self.result(name)
             found = np.where(photo.said == UNKNOWN, shown.labels, -1)
-            rows += _annotations(found, numbers[name], names, names, corrected=False)
+            rows += coco_rows(found, numbers[name], names, names, corrected=False)
         sizes = [photo.said.shape for photo in self._photos.values()]
         return {
             "info": {"description": "densevl labelling session", "labels": self._begun.facts()},
@@ -312,23 +325,15 @@ class LabelSession:
             LabelError: it is no session, or of photos of another size.
         """
         with SAVED.sense("of these photos"):
-            names = {row["id"]: str(row["name"]) for row in content["categories"]}
-            files = {row["id"]: str(row["file_name"]) for row in content["images"]}
-            rows = [row for row in content["annotations"] if row.get("corrected")]
-            found: list[tuple[str, str, Mask]] = []
-            for row in rows:
-                name = files[row["image_id"]]
-                if name in self._photos:
-                    size = self._photos[name].said.shape
-                    mask = Proposals.from_rle([row["segmentation"]], size).mask(0)
-                    found.append((name, names[row["category_id"]], mask))
-        missing = sorted(set(files.values()) - set(self._photos))
-        step = [Correction.of(name, self._known(label), mask) for name, label, mask in found if mask.any()]
+            sizes = {name: photo.said.shape for name, photo in self._photos.items()}
+            found = list(corrected(content, sizes))
+            missing = sorted({str(row["file_name"]) for row in content["images"]} - set(sizes))
+        step = [self._correction(name, self._known(label), mask) for name, label, mask in found]
         if step:
-            self._steps += [[one] for one in step[:-1]]
-            for one in step[:-1]:
+            self._steps += [[one] for one in step]
+            for one in step:
                 self._mark(one)
-            self._say([step[-1]], (one.photo for one in step))
+            self._learn({one.photo for one in step})
         return missing
 
     @classmethod
@@ -379,100 +384,94 @@ class LabelSession:
             )
         return name
 
+    def _number(self, name: str) -> int:
+        """The number of a class in a result, -1 for "nothing"."""
+        return -1 if name == UNLABELLED else self.labels.names.index(name)
+
     def _renumber(self, count: int) -> None:
         """Make room for another class before "nothing"."""
         for photo in self._photos.values():
             photo.said[photo.said == count] += 1
 
     def _around(self, photo: str, x: int, y: int) -> Mask:
-        labels = self.result(photo).labels
-        if not (0 <= y < labels.shape[0] and 0 <= x < labels.shape[1]):
-            raise ProposalError(
-                f"point ({x}, {y}) is outside the photo of {labels.shape[1]} x {labels.shape[0]} pixels"
-            )
-        pieces, _ = ndimage.label(labels == labels[y, x])
-        found: Mask = pieces == pieces[y, x]
+        units = self.units(photo)
+        if not (0 <= y < units.shape[0] and 0 <= x < units.shape[1]):
+            raise ProposalError(f"point ({x}, {y}) is outside the photo of {units.shape[1]} x {units.shape[0]} pixels")
+        found: Mask = units == units[y, x]
         return found
 
-    def _say(self, step: list[Correction], photos: Iterable[str] = ()) -> None:
+    def _correction(self, photo: str, name: str, mask: Mask) -> Correction:
+        return Correction.of(photo, name, mask, self._looks.vectors(self._photos[photo].encoded.rgb, mask[None])[0])
+
+    def _say(self, step: list[Correction]) -> None:
         self._steps.append(step)
         for one in step:
             self._mark(one)
-        self._learn({*photos, *(one.photo for one in step)})
+        self._learn({one.photo for one in step})
 
     def _mark(self, one: Correction) -> None:
         names = [*self.labels.names, UNLABELLED]
         self._photos[one.photo].said[one.mask] = names.index(one.name)
 
     def _learn(self, changed: Iterable[str]) -> None:
-        """Fit the head to all that was said, and judge every photo."""
-        names = [*self.labels.names, UNLABELLED]
+        """Take in what was said of some photos, and judge all."""
         for name in changed:
-            photo = self._photos[name]
-            photo.open = _open(photo.encoded, photo.said)
-            told = (photo.said != UNKNOWN).any()
-            photo.shown = self.learner.show(photo.encoded, photo.said, names) if told else None
-        self._read(self._photos)  # labels may have changed
-        known = [_only(photo.shown, self.taught) for photo in self._photos.values() if photo.shown is not None]
-        known = [one for one in known if one.owners]
-        if known:
-            self.learner.fit(known, self.labels)
-        else:
-            self.learner.heads, self.learner.labels = {}, None
-        self._judge(self._photos)
+            self._open(self._photos[name])
+        if self._read_by != self.labels:
+            for photo in self._photos.values():
+                self._read(photo)
+            self._read_by = self.labels
+        self._judge()
 
-    def _read(self, names: Iterable[str]) -> None:
-        """What words alone say of photos."""
-        for photo in map(self._photo, names):
-            words = self.learner.judge(photo.encoded, self.labels)
-            photo.words = words.text.classes[words.scores[0].argmax(dim=-1)]
+    @property
+    def _owners(self) -> list[str]:
+        """The names of examples, each once."""
+        return list(dict.fromkeys(one.name for one in self.corrections))
 
-    def _judge(self, names: Iterable[str]) -> None:
-        """How far words and corrections disagree in photos, and how unsure they are."""
-        scale = self.learner.segmenter.protocol.logit_scale
-        for photo in map(self._photo, names):
-            now = self.learner.judge(photo.encoded, None if self.learner.heads else self.labels)
-            chances, best = (scale * now.scores[0]).softmax(dim=-1).max(dim=-1)
-            open_YX = photo.open.to(chances.device)
-            apart = float(((photo.words != now.text.classes[best]) * open_YX).mean())
-            photo.doubt = apart, float(((1 - chances) * open_YX).mean())
+    def _by_words(self, encoded: Encoded, image: Any = None, taught: Iterable[str] = ()) -> SegmentationResult:
+        """What words alone say of a photo."""
+        segmenter = self.learner.segmenter
+        evidence = self.learner.judge(encoded, self.labels)
+        policy = segmenter.background
+        return segmenter.decide(evidence, encoded.rgb, self.labels, policy, image=image, taught=tuple(taught))
 
+    def _read(self, photo: _Photo) -> None:
+        """The class of each token by words alone."""
+        found = self.learner.judge(photo.encoded, self.labels)
+        chances = (self.learner.segmenter.protocol.logit_scale * found.scores[0]).softmax(dim=-1)
+        sure, best = chances.max(dim=-1)
+        photo.sure, photo.words = sure.cpu(), found.text.classes.cpu()[best.cpu()]
 
-def _only(shown: Shown, names: list[str]) -> Shown:
-    """The examples of some classes."""
-    kept = [index for index, owner in enumerate(shown.owners) if owner in names]
-    owners = [shown.owners[index] for index in kept]
-    rows = {kind: features[kept] for kind, features in shown.features.items()}
-    return Shown(list(dict.fromkeys(owners)), rows, owners, shown.weights[kept])
+    def _open(self, photo: _Photo) -> None:
+        """Of how much of each token, and of each region in it, nothing was said."""
+        rows_HY, cols_WX = token_plan(photo.encoded.windows, photo.said.shape)
+        free = photo.said == UNKNOWN
+        whole = Proposals.from_masks(free[None])
+        photo.open = pull(whole, rows_HY, cols_WX)[0]
+        regions = photo.regions if free.all() else Proposals.from_masks(photo.regions.masks() & free, free.shape)
+        photo.cover = pull(regions, rows_HY, cols_WX)
 
-
-def _open(encoded: Encoded, said: npt.NDArray[np.int16] | None = None) -> torch.Tensor:
-    """The share (Y, X) of each token of which nothing was said."""
-    height, width = encoded.rgb.shape[:2]
-    rows_HY, cols_WX = token_plan(encoded.windows, (height, width))
-    free = torch.ones(height, width) if said is None else torch.from_numpy((said == UNKNOWN).astype(np.float32))
-    return rows_HY.mT @ free @ cols_WX
+    def _judge(self) -> None:
+        """Name regions by all examples; how far words and examples disagree in photos, and how unsure they are."""
+        said, owners, photos = self.corrections, self._owners, list(self._photos.values())
+        regions = torch.cat([photo.vectors for photo in photos]) if photos else torch.empty(0)
+        examples = torch.stack([one.vector for one in said]) if said else torch.empty(0)
+        numbers = torch.tensor([self._number(name) for name in owners])
+        for photo in photos:
+            photo.named, apart, doubtful = None, 0.0, (1 - photo.sure) * photo.open
+            if said and len(photo.vectors):
+                owned = [owners.index(one.name) for one in said]
+                photo.named = named(photo.vectors, regions.mean(dim=0), examples, owned, self.like)
+                own = torch.from_numpy(photo.named.owners)
+                taken = photo.cover * (own >= 0)[:, None, None]
+                other = photo.words != numbers[own][:, None, None]
+                apart = float((taken * other).sum()) / photo.words.numel()
+                unsure = 1 - torch.from_numpy(photo.named.chances)[:, None, None]
+                doubtful = doubtful * (1 - taken.sum(dim=0)) + (taken * unsure).sum(dim=0)
+            photo.doubt = apart, float(doubtful.mean())
 
 
 def _bytes(photo: _Photo) -> int:
     own = photo.encoded
-    return own.rgb.nbytes + own.features.numel() * own.features.element_size() + photo.said.nbytes
-
-
-def _annotations(
-    labels: npt.NDArray[np.integer[Any]], image: int, own: list[str], names: list[str], *, corrected: bool
-) -> list[dict[str, Any]]:
-    """COCO's rows for the classes `own` of a map; category ids are those of `names`."""
-    height, width = labels.shape
-    return [
-        {
-            "image_id": image,
-            "category_id": names.index(own[index]) + 1,
-            "segmentation": coco_segmentation(runs.counts, height, width, compressed=True),
-            "area": runs.area,
-            "bbox": [float(side) for side in runs.box],
-            "iscrowd": 0,
-            "corrected": corrected,
-        }
-        for index, runs in class_runs(labels).items()
-    ]
+    tokens = own.features.numel() * own.features.element_size()
+    return own.rgb.nbytes + tokens + photo.said.nbytes + photo.regions.packed.nbytes

@@ -114,11 +114,13 @@ def proposer(spec: str | Proposer | None) -> Proposer | None:
     settings: dict[str, Any] = {"duplicates": "box"} if spec == MINI else {}
     find = load_proposer(spec, **settings)
 
-    def propose(rgb: np.ndarray) -> np.ndarray:
-        height, width = rgb.shape[:2]
-        small = max(height, width) <= PROPOSED_SIDE
-        size = (height, width) if small else keep_ratio_size(height, width, PROPOSED_SIDE, PROPOSED_SIDE)
-        ids = torch.from_numpy(find(resize(rgb, size)).segment_map().astype(np.int64))
-        return Segments(ids).at((height, width), as_masks=False)[0].numpy()
+    return lambda rgb: proposed(find, rgb)
 
-    return propose
+
+def proposed(find: Proposer, rgb: np.ndarray) -> np.ndarray:
+    """The segments that a proposer sees in a photo made small: int64 (H, W), 0 where none is, the smaller on top."""
+    height, width = rgb.shape[:2]
+    small = max(height, width) <= PROPOSED_SIDE
+    size = (height, width) if small else keep_ratio_size(height, width, PROPOSED_SIDE, PROPOSED_SIDE)
+    ids = torch.from_numpy(find(resize(rgb, size)).segment_map().astype(np.int64))
+    return Segments(ids).at((height, width), as_masks=False)[0].numpy()

@@ -1,0 +1,77 @@
+"""What a person said of photos, and COCO: written, and read again."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densevl.errors import LabelError
+from densevl.proposals.base import Proposals
+from densevl.rle import class_runs, coco_segmentation
+from densevl.saved import Kind
+
+Mask = npt.NDArray[np.bool_]
+SAVED = Kind("labelling session", LabelError, "save it anew")
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a person said of some pixels of a photo.
+
+    Attributes:
+        name: of the class, or "nothing". vector: (D,) float32, what the pixels look like; see `looks`.
+    """
+
+    photo: str
+    name: str
+    size: tuple[int, int]
+    vector: torch.Tensor
+    _packed: bytes
+
+    @classmethod
+    def of(cls, photo: str, name: str, mask: Mask, vector: torch.Tensor) -> Correction:
+        """Of a mask, bool (H, W)."""
+        return cls(photo, name, mask.shape, vector, zlib.compress(np.packbits(mask).tobytes(), 1))
+
+    @property
+    def mask(self) -> Mask:
+        """Bool (H, W)."""
+        bits = np.frombuffer(zlib.decompress(self._packed), np.uint8)
+        return np.unpackbits(bits, count=self.size[0] * self.size[1]).reshape(self.size).astype(bool)
+
+
+def coco_rows(
+    labels: npt.NDArray[np.integer[Any]], image: int, own: list[str], names: list[str], *, corrected: bool
+) -> list[dict[str, Any]]:
+    """COCO's rows for the classes `own` of a map; category ids are those of `names`."""
+    height, width = labels.shape
+    return [
+        {
+            "image_id": image,
+            "category_id": names.index(own[index]) + 1,
+            "segmentation": coco_segmentation(runs.counts, height, width, compressed=True),
+            "area": runs.area,
+            "bbox": [float(side) for side in runs.box],
+            "iscrowd": 0,
+            "corrected": corrected,
+        }
+        for index, runs in class_runs(labels).items()
+    ]
+
+
+def corrected(content: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str, Mask]]:
+    """Photo, name and mask of each correction in a saved session, of the photos whose sizes are given."""
+    names = {row["id"]: str(row["name"]) for row in content["categories"]}
+    files = {row["id"]: str(row["file_name"]) for row in content["images"]}
+    for row in content["annotations"]:
+        photo = files[row["image_id"]]
+        if row.get("corrected") and photo in sizes:
+            mask = Proposals.from_rle([row["segmentation"]], sizes[photo]).mask(0)
+            if mask.any():
+                yield photo, names[row["category_id"]], mask
