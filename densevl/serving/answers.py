@@ -24,12 +24,14 @@ from densevl.anomaly.result import AnomalyResult
 from densevl.drawing import palette
 from densevl.fewshot.result import Classification
 from densevl.images import encode_png
-from densevl.regions.exports.contents import coco_categories
+from densevl.regions.exports.base import as_regions
+from densevl.regions.exports.kinds import EXPORTS, open_export
 from densevl.regions.result import RegionResult
 from densevl.results import Result, SegmentationResult
 from densevl.serving.models import Segmented
 
 NOTHING = 65535
+MEDIA = {".json": "application/json", ".geojson": "application/geo+json", ".html": "text/html"}
 NAMED = 5  # classes that are listed for a region
 
 
@@ -67,6 +69,14 @@ class Segmentation(Told):
         description="RGB PNG in base64: red + 256 * green is the class, 65535 nothing; blue / 255 the confidence"
     )
     alternatives: Alternatives
+
+
+class SessionLabels(Segmentation):
+    """A label map of a labelling session."""
+
+    units: str = Field(
+        description="RGB PNG in base64: red + 256 * green + 65536 * blue is the number of what a click takes there"
+    )
 
 
 class Region(BaseModel):
@@ -163,6 +173,12 @@ def segmentation(found: Segmented) -> Segmentation:
     )
 
 
+def session_labels(found: Segmented, units: npt.NDArray[np.int32]) -> SessionLabels:
+    """The JSON of a label map of a session. Args: units: int (H, W), what a click takes."""
+    bits = np.stack([units & 255, units >> 8 & 255, units >> 16 & 255], axis=-1).astype(np.uint8)
+    return SessionLabels(**dict(segmentation(found)), units=b64encode(encode_png(bits)).decode())
+
+
 def regions(result: RegionResult) -> Regions:
     """The JSON of named regions, in their order."""
     order = np.argsort(-result.scores, axis=1, kind="stable")[:, :NAMED]
@@ -210,7 +226,7 @@ def as_json(told: BaseModel) -> Answer:
 
 def as_file(content: dict[str, Any]) -> Answer:
     """COCO that is there already, as a file."""
-    return Answer(json.dumps(content).encode(), "application/json", ".coco.json")
+    return Answer(json.dumps(content).encode(), "application/json", ".json")
 
 
 def _png(picture: npt.NDArray[np.uint8]) -> Answer:
@@ -231,31 +247,33 @@ def _zip(files: Mapping[str, bytes]) -> Answer:
     return Answer(buffer.getvalue(), "application/zip", ".zip")
 
 
-def _coco(result: SegmentationResult | RegionResult, stem: str) -> Answer:
-    height, width = result.image.shape[:2]
-    annotations = [{"id": number, **row} for number, row in enumerate(result.to_coco(), start=1)]
-    images = [{"id": 0, "file_name": stem, "height": height, "width": width}]
-    content = {"images": images, "annotations": annotations, "categories": coco_categories(result.names)}
-    return Answer(json.dumps(content).encode(), "application/json", ".coco.json")
+def _export(kind: str) -> Callable[[SegmentationResult | RegionResult, str], Answer]:
+    """A data set of one photo, as `densevl segment --as` writes it: its file, or a ZIP of several."""
 
+    def write(result: SegmentationResult | RegionResult, stem: str) -> Answer:
+        with tempfile.TemporaryDirectory(prefix="densevl-") as folder:
+            export = open_export(kind, folder, result.names)
+            export.add(Path("/") / stem, result)  # whoever reads the file knows the photo by its name alone
+            export.close()
+            files = {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in sorted(Path(folder).rglob("*"))
+                if path.is_file()
+            }
+        if len(files) > 1:
+            return _zip(files)
+        ((name, content),) = files.items()
+        return Answer(content, MEDIA.get(Path(name).suffix, "application/octet-stream"), Path(name).suffix)
 
-def _panoptic(result: RegionResult, stem: str) -> Answer:
-    picture, annotation = result.to_panoptic(file_name=f"{Path(stem).stem}_panoptic.png")
-    height, width = result.image.shape[:2]
-    content = {
-        "images": [{"id": 0, "file_name": stem, "height": height, "width": width}],
-        "annotations": [annotation],
-        "categories": coco_categories(result.names, ()),
-    }
-    return _zip({annotation["file_name"]: encode_png(picture), "panoptic.json": json.dumps(content).encode()})
+    return write
 
 
 def _overlay(result: Result, stem: str) -> Answer:
     return _png(result.overlay())
 
 
-def _labelme(result: RegionResult, stem: str) -> Answer:
-    return Answer(json.dumps(result.to_labelme(stem)).encode(), "application/json", ".json")
+def _labelme(result: SegmentationResult | RegionResult, stem: str) -> Answer:
+    return Answer(json.dumps(as_regions(result).to_labelme(stem)).encode(), "application/json", ".json")
 
 
 def _label_map(result: SegmentationResult, stem: str) -> Answer:
@@ -274,17 +292,19 @@ def _of_map(write: Callable[[Any, str], Answer]) -> Callable[[Segmented, str], A
     return lambda found, stem: write(found.result, stem)
 
 
+EXPORTED: Mapping[str, Callable[[Any, str], Answer]] = {
+    **{kind: _export(kind) for kind in EXPORTS if kind != "png"},
+    "labelme": _labelme,
+}
 SEGMENT: Mapping[str, Callable[[Any, str], Answer]] = {
     "png": _of_map(_label_map),
     "overlay": _of_map(_overlay),
-    "coco": _of_map(_coco),
+    **{kind: _of_map(write) for kind, write in EXPORTED.items()},
     "zip": _of_map(_files(".png")),
 }
 REGIONS: Mapping[str, Callable[[Any, str], Answer]] = {
     "overlay": _overlay,
-    "coco": _coco,
-    "panoptic": _panoptic,
-    "labelme": _labelme,
+    **EXPORTED,
     "zip": _files(".json"),
 }
 ANOMALY: Mapping[str, Callable[[Any, str], Answer]] = {"overlay": _overlay, "npy": _raw, "zip": _files(".png")}

@@ -17,13 +17,14 @@ from starlette.exceptions import HTTPException
 from densevl import __version__
 from densevl.errors import DensevlError, MissingExtraError, WeightsError
 from densevl.serving import answers
-from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation, Session
+from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation, Session, SessionLabels
 from densevl.serving.counters import Counters
 from densevl.serving.gate import INTERNAL, Gate
 from densevl.serving.service import Service, Upload
 
 PAGE = Path(__file__).parent / "page"
 CODES = {404: "not_found", 405: "method", 400: "malformed"}
+SAME_STEM = ("labelme",)  # whoever reads it finds the photo by its name
 FAILURES: dict[int | str, dict[str, Any]] = {
     413: {"model": Failure, "description": "larger than the server takes"},
     422: {"model": Failure, "description": "an image, labels or a setting that cannot be used; the message says why"},
@@ -209,7 +210,7 @@ def sessions(app: FastAPI, service: Service) -> None:
         """Add a photo."""
         return await service.add(session, await _read(image))
 
-    @app.post("/v1/session/labels", **_route(Segmentation, image="", session="...", photo="0"))
+    @app.post("/v1/session/labels", **_route(SessionLabels, image="", session="...", photo="0"))
     async def labelled(session: SessionKey, photo: Number, format: Format = "json") -> Response:
         """Label every pixel of a photo, by words and by all that was corrected."""
         answer, name = await service.labelled(session, photo, format or "json")
@@ -270,7 +271,7 @@ def _sent(answer: Answer, file: str | None, format: str) -> Response:
     headers = {}
     if format not in ("", "json"):
         stem = Path(file or "photo").stem or "photo"
-        name = quote(f"{stem}{'' if answer.ending == '.json' else f'_{format}'}{answer.ending}", safe="")
+        name = quote(f"{stem}{'' if format in SAME_STEM else f'_{format}'}{answer.ending}", safe="")
         headers["content-disposition"] = f"attachment; filename*=UTF-8''{name}"
     return Response(answer.body, media_type=answer.media, headers=headers)
 

@@ -26,6 +26,7 @@ from densevl.serving.worker import Job, Worker
 Upload = tuple[bytes, str | None]
 """The content of a file and its name."""
 FPR = 0.01
+LONGEST = 200  # bytes of a name
 
 
 class Service:
@@ -216,8 +217,9 @@ class Service:
             DensevlError: anything unusable, in one line.
         """
         one_of(format, ("json", *answers.SEGMENT), "format", OptionError)
-        found, name = await self.sessions.labels(session, number)
-        return await _told(found, answers.segmentation, answers.SEGMENT, format, (b"", name)), name
+        found, units, name = await self.sessions.labels(session, number)
+        told = partial(answers.session_labels, units=units)
+        return await _told(found, told, answers.SEGMENT, format, (b"", name)), name
 
     async def correct(
         self, session: str, number: int, name: str, box: str, point: str, mask: Upload | None
@@ -305,5 +307,9 @@ def _key(images: Sequence[Upload], given: Sequence[str]) -> str:
 
 
 def _stem(image: Upload) -> str:
-    """The name of an upload without folders; it goes into files that clients keep."""
-    return display_name(image[1]).replace("\\", "/").rpartition("/")[2] or "photo"
+    """The name of an upload without folders, of a length that files may have; it goes into files that clients keep."""
+    name = display_name(image[1]).replace("\\", "/").rpartition("/")[2]
+    stem, dot, ending = name.rpartition(".")
+    return (
+        name if len(name.encode()) <= LONGEST else f"{(stem or ending)[: LONGEST // 4]}{dot}{ending[:8]}"
+    ) or "photo"

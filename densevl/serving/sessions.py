@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from densevl.errors import DensevlError, LabelError, OptionError, ProposalError
 from densevl.pipelines.fewshot.session import LabelSession
 from densevl.serving.answers import Session, SessionPhoto, colours
@@ -82,13 +85,13 @@ class Sessions:
 
         return await self._run(key, call)
 
-    async def labels(self, key: str, photo: int) -> tuple[Segmented, str]:
-        """The labels of a photo, and its name."""
+    async def labels(self, key: str, photo: int) -> tuple[Segmented, npt.NDArray[np.int32], str]:
+        """The labels of a photo, what a click takes there, and its name."""
 
-        def call(work: LabelSession) -> tuple[Segmented, str]:
+        def call(work: LabelSession) -> tuple[Segmented, npt.NDArray[np.int32], str]:
             name = _name(work, photo)
             result = work.result(name)
-            return Segmented(result, *result.top(ALTERNATIVES)), name
+            return Segmented(result, *result.top(ALTERNATIVES)), work.units(name, result), name
 
         return await self._do(key, call)
 

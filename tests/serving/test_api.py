@@ -141,6 +141,12 @@ def test_every_format_opens(client, served, route, fields) -> None:
             assert archive.testzip() is None
         elif kind == "application/json":
             json.loads(body)
+        elif kind.startswith("text/html"):
+            assert body[:15].lower() == b"<!doctype html>"
+        elif kind == "application/geo+json":
+            assert json.loads(body)["type"] == "FeatureCollection"
+        elif format == "npz":
+            assert {"names", "labels", "confidence"} <= set(np.load(io.BytesIO(body)))
         else:
             assert np.load(io.BytesIO(body)).ndim == 2
     assert worker.passes == passes
@@ -148,7 +154,7 @@ def test_every_format_opens(client, served, route, fields) -> None:
 
 def test_a_coco_file_is_whole(client) -> None:
     got = post(client, "segment", labels=LABELS, format="coco").json()
-    assert got["images"] == [{"id": 0, "file_name": "water.png", "height": 192, "width": 192}]
+    assert got["images"] == [{"id": 1, "file_name": "water.png", "height": 192, "width": 192}]
     assert [row["id"] for row in got["annotations"]] == list(range(1, len(got["annotations"]) + 1))
     assert [row["name"] for row in got["categories"]] == LABELS.split(", ")
 
@@ -262,8 +268,19 @@ def test_an_image_that_is_sent_as_text_is_told_so(client) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["../../etc/x.png", "a\r\nSet-Cookie: b.png", "ü" * 300, '"; x="', "C:\\me\\x.png"])
+NAMES = ["../../etc/x.png", "a\r\nSet-Cookie: b.png", "ü" * 300, '"; x="', "C:\\me\\x.png", "..", "a\0b.png", "%00.png"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_names_of_files_do_no_harm(client, name) -> None:
+    for format in ("panoptic", "labelme", "labelstudio", "yolo", "geojson", "npz", "html", "zip"):
+        answer = post(client, "segment", WATER, name, labels="cat", format=format)
+        assert answer.status_code == 200, (format, answer.text)
+        if answer.headers["content-type"] == "application/zip":
+            inside = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+            assert not any(part in ("", "..") for one in inside for part in one.split("/"))
+        else:
+            assert b"densevl-" not in answer.content, "the folder it was made in"
     answer = post(client, "segment", WATER, name, labels="cat", format="coco")
     assert answer.status_code == 200
     assert "set-cookie" not in answer.headers

@@ -156,7 +156,7 @@ def test_a_region_is_picked_named_otherwise_and_taken_along(open_page, models, t
     page.wait_for_selector("body[data-state=done]")
     with page.expect_download() as saved:
         page.click("#downloads [data-format=coco]")
-    assert saved.value.suggested_filename == "water_coco.coco.json"
+    assert saved.value.suggested_filename == "water_coco.json"
     saved.value.save_as(tmp_path / "coco.json")
     content = json.loads((tmp_path / "coco.json").read_text())
     assert "mammoth" in [row["category_name"] for row in content["annotations"]]
@@ -165,11 +165,29 @@ def test_a_region_is_picked_named_otherwise_and_taken_along(open_page, models, t
     assert page.locator("#legend :text('mammoth')").count() == 0
 
 
-def test_every_file_comes_with_a_name(open_page, tmp_path) -> None:
+EXPORTS = ["coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "npz", "html"]
+FILES = {
+    "segment": ["json", "png", "overlay", *EXPORTS, "zip"],
+    "regions": ["json", "overlay", *EXPORTS, "zip"],
+    "anomaly": ["json", "overlay", "npy", "zip"],
+    "classify": ["json", "overlay", "zip"],
+    "session": ["json", "png", "overlay", *EXPORTS, "zip"],
+}
+
+
+@pytest.mark.parametrize("mode", FILES)
+def test_every_file_of_every_mode_is_downloaded(open_page, tmp_path, mode) -> None:
     page = open_page()
-    ask(page, "elephant", "house")
-    assert page.locator("#downloads button").count() == 5
-    for button in page.locator("#downloads button").all():
+    if mode == "anomaly":
+        page.click("#modes [data-mode=anomaly]")
+        page.set_input_files("#files", WATER)
+        page.click("#run")
+        page.wait_for_selector("body[data-state=done]")
+    else:
+        ask(page, "elephant", "house", mode=mode)
+    buttons = page.locator("#downloads button")
+    assert [button.get_attribute("data-format") for button in buttons.all()] == FILES[mode]
+    for button in buttons.all():
         with page.expect_download() as saved:
             button.click()
         saved.value.save_as(tmp_path / "file")
@@ -245,7 +263,15 @@ def test_photos_learn_from_corrections(open_page, tmp_path) -> None:
     page.mouse.move(*spot(page, 37, 165))
     assert page.inner_text("#tip") == "house 100 %"
     assert page.locator(".chip > span:text('house')").count() == 1
-    assert page.locator("#strip .mark").count() == 2
+
+    page.click("#tools button:has-text('Click')")
+    page.mouse.move(*spot(page, 167, 90))
+    assert page.inner_text("#tip").startswith("nothing"), "words do not know it"
+    page.mouse.click(*spot(page, 167, 90))
+    assert re.search(r"this region is [1-9](\.\d)? % of the photo", page.inner_text("#picked-note")), (
+        "not all of nothing"
+    )
+    page.mouse.click(*spot(page, 167, 90))
 
     page.click("#tools button:has-text('Paint')")
     page.mouse.move(*spot(page, 5, 5))
@@ -286,7 +312,7 @@ def test_a_whole_photo_gets_its_likeliest_word(open_page) -> None:
     assert page.inner_text("#answer-title") in ("pizza", "penguin")
 
 
-@pytest.mark.parametrize("title", ["A drawing", "Things, named", "Damage"])
+@pytest.mark.parametrize("title", ["A drawing", "Things, named", "Correct, learn", "Damage"])
 def test_examples_run(open_page, title) -> None:
     page = open_page()
     page.click(f"#examples button:has-text('{title}')")
@@ -418,6 +444,52 @@ def test_a_phone_shows_all_of_it(open_page) -> None:
     assert page.evaluate(tall) == 0
     page.touchscreen.tap(*spot(page, 40, 165))
     assert page.inner_text("#picked-name") == "house"
+
+
+def test_a_phone_keeps_the_photo_and_what_was_picked_in_view(open_page) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tabs = [tab.bounding_box() for tab in page.locator("#modes button").all()]
+    assert all(tab["x"] >= 0 and tab["x"] + tab["width"] <= 390 for tab in tabs)
+    ask(page, *LABELS)
+    page.touchscreen.tap(*spot(page, 40, 165))
+    sheet, photo = page.locator("#picked").bounding_box(), page.locator("#overlay").bounding_box()
+    assert sheet["y"] + sheet["height"] <= 845
+    assert photo["y"] >= -1
+    assert page.locator("#new-name").bounding_box()["y"] < 844
+
+
+def test_the_photo_stays_in_view_beside_a_long_answer(open_page) -> None:
+    page = open_page(viewport={"width": 1120, "height": 600})
+    ask(page, *LABELS)
+    page.locator("#made").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert page.evaluate("scrollY") > 50
+    assert page.locator("#overlay").bounding_box()["y"] > -50
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_their_ground(open_page, scheme) -> None:
+    """WCAG's contrast of 4.5 for text, and 3 for large text and buttons."""
+    page = open_page(color_scheme=scheme)
+    ask(page, *LABELS)
+
+    def light(text: str) -> float:
+        rgb = np.array([int(n) / 255 for n in re.findall(r"\d+", text)[:3]])
+        return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    style = "([at, what]) => getComputedStyle(document.querySelector(at))[what]"
+    for words, ground in [
+        ("#about", ".panel"),
+        (".legend .what", ".panel"),
+        (".legend .much", ".panel"),
+        ("#run", "#run"),
+        (".bar label", "body"),
+        (".chip", ".chip"),
+    ]:
+        one, other = (
+            light(page.evaluate(style, [at, what])) for at, what in ((words, "color"), (ground, "backgroundColor"))
+        )
+        assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5, words
 
 
 def test_light_and_dark(open_page) -> None:

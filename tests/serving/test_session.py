@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from base64 import b64decode
 
 import httpx
 import numpy as np
@@ -55,6 +56,8 @@ def test_a_session_is_that_of_the_library(client, models, begun) -> None:
         want = own.result(name)
         assert np.array_equal(labels, want.labels)
         assert np.array_equal(steps, np.rint(want.confidence * 255))
+        bits = np.asarray(Image.open(io.BytesIO(b64decode(got["units"])))).astype(np.int32)
+        assert np.array_equal(bits @ [1, 256, 65536], own.units(name))
     assert post(client, "/coco", session=begun).json() == json.loads(json.dumps(own.to_coco()))
     picture = post(client, "/labels", session=begun, photo=0, format="overlay")
     assert picture.headers["content-disposition"].endswith("water_overlay.png")

@@ -198,10 +198,14 @@ class LabelSession:
             },
         )
 
-    def units(self, photo: str) -> npt.NDArray[np.int32]:
+    def units(self, photo: str, shown: SegmentationResult | None = None) -> npt.NDArray[np.int32]:
         """What a click takes: int32 (H, W), a number from 0 for each region, and outside of regions for the connected
-        pixels of one label; where a region has several labels, because somebody said so, for each of them."""
-        regions, labels = self._photo(photo).regions.segment_map(), self.result(photo).labels
+        pixels of one label; where a region has several labels, because somebody said so, for each of them.
+
+        Args:
+            shown: what `result` gave, if it is at hand.
+        """
+        regions, labels = self._photo(photo).regions.segment_map(), (shown or self.result(photo)).labels
         pieces = np.zeros(labels.shape, np.int64)
         for label in np.unique(labels[regions == 0]):
             own, _ = ndimage.label((labels == label) & (regions == 0))

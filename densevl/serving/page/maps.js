@@ -29,6 +29,14 @@ export async function decoded(base64) {
   return { width, height, ids, blue };
 }
 
+/** The 24-bit numbers of a map: {width, height, ids}. */
+export async function units(base64) {
+  const { width, height, data } = await pixels(base64);
+  const ids = new Int32Array(width * height);
+  for (let i = 0; i < ids.length; i++) ids[i] = data[4 * i] + 256 * data[4 * i + 1] + 65536 * data[4 * i + 2];
+  return { width, height, ids };
+}
+
 /** The 16-bit numbers of a map, none of them special, as 0..1. */
 export async function heat(base64) {
   const { width, height, data } = await pixels(base64);

@@ -2,16 +2,16 @@
 
 import { ask, catalogue, save, sentence } from "./api.js";
 import { canvasSize, marks, paint } from "./draw.js";
-import { NOTHING, decoded, fromRuns, heat, maskFile, region, stacked } from "./maps.js";
+import { NOTHING, decoded, fromRuns, heat, maskFile, region, stacked, units } from "./maps.js";
 
 const $ = (id) => document.getElementById(id);
 const MODES = { segment: "Segment", regions: "Regions", anomaly: "Anomaly", classify: "Classify", session: "Correct" };
 const ABOUT = {
   segment: "Every pixel gets one of your words.",
-  regions: "Finds regions and names them; or draw boxes and click points yourself.",
+  regions: "Finds regions and names them; or draw boxes and click points yourself. Without words, common things are named.",
   anomaly: "Where does it look damaged? By words alone, or compared with normal pictures.",
   classify: "Which of your words is the photo as a whole?",
-  session: "Correct a region here and there; all photos learn from it.",
+  session: "Several photos, labelled by your words. Correct a region here and there: all photos learn from it.",
 };
 const TOOLS = {
   regions: { look: ["Find all", ""], box: ["Box", "Drag over the photo to draw boxes."], point: ["Point", "Click things on the photo."] },
@@ -21,12 +21,14 @@ const tools = () => TOOLS[state.mode] ?? TOOLS.regions;
 const MAPPED = ["segment", "session"]; // modes whose answer is a label map
 const FILES = {
   json: "JSON", png: "Label map", overlay: "Picture", coco: "COCO", panoptic: "COCO panoptic", labelme: "LabelMe",
-  npy: "Raw map", zip: "Everything (ZIP)",
+  labelstudio: "Label Studio", yolo: "YOLO", geojson: "GeoJSON", npz: "Arrays (NPZ)", html: "Web page",
+  npy: "Raw map", zip: "As the command writes (ZIP)",
 };
 const EXAMPLES = [
   { file: "cat.jpg", title: "A photo", mode: "segment", labels: ["cat", "sofa"], model: /^(?!mini$)/ },
   { file: "wood.png", title: "A drawing", mode: "segment", labels: ["penguin", "football", "mushroom", "bicycle", "aeroplane", "sunflower", "pizza"], model: /^mini$/ },
   { file: "water.png", title: "Things, named", mode: "regions", labels: ["elephant", "fish", "sailboat", "pizza", "sunflower", "house"], model: /^mini$/, objects: true },
+  { files: ["water.png", "wood.png"], title: "Correct, learn", mode: "session", labels: ["elephant", "fish", "sailboat", "penguin", "football"], model: /^mini$/ },
   { file: "tiles_damaged.png", title: "Damage", mode: "anomaly", item: "tile", normal: "tiles_sound.png", model: /^mini$/ },
 ];
 
@@ -59,7 +61,7 @@ function become(name, said = "") {
   document.body.dataset.state = name;
   $("status").textContent = said;
   $("error").hidden = true;
-  $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: "Name", anomaly: "Inspect", classify: "Name", session: state.session ? "Label again" : "Begin" }[state.mode];
+  $("run").textContent = name === "busy" ? "Stop" : { segment: "Segment", regions: state.tool === "look" ? "Find and name" : "Name", anomaly: "Inspect", classify: "Name", session: state.session ? "Label again" : "Begin" }[state.mode];
 }
 
 /** The state that fits what there is. */
@@ -107,7 +109,7 @@ function renderStrip() {
   strip.hidden = !state.photos.length;
   strip.replaceChildren(
     ...ordered().map(([one, index, mark]) =>
-      element("div", { class: `thumb${index === state.at ? " current" : ""}` }, ...(mark ? [element("span", { class: "mark", text: mark, title: "Where words and corrections disagree" })] : []),
+      element("div", { class: `thumb${index === state.at ? " current" : ""}` }, ...(mark ? [element("span", { class: "mark", text: mark, title: "Here words and corrections disagree" })] : []),
         element("button", { type: "button", "aria-label": `Photo ${index + 1}: ${one.file.name}`, "aria-current": String(index === state.at), on: { click: () => show(index) } },
           one.bitmap ? element("img", { src: one.url, alt: "" }) : element("span", { class: "blank", text: "?" })),
         element("button", { type: "button", class: "close", "aria-label": `Remove ${one.file.name}`, text: "×", on: { click: () => remove(index) } }))),
@@ -122,7 +124,7 @@ function ordered() {
   if (!session) return all;
   const ranks = new Map(session.told.photos.map((one, rank) => [one.number, { rank, ...one }]));
   const of = (one) => ranks.get(session.numbers.get(one));
-  return all.map(([one, index]) => [one, index, of(one) && session.told.corrections ? percent(of(one).doubt) : ""]).sort((a, b) => (of(a[0])?.rank ?? 1e6) - (of(b[0])?.rank ?? 1e6));
+  return all.map(([one, index]) => [one, index, of(one)?.doubt ? percent(of(one).doubt) : ""]).sort((a, b) => (of(a[0])?.rank ?? 1e6) - (of(b[0])?.rank ?? 1e6));
 }
 
 // The question --------------------------------------------------------------------------------------------------------
@@ -156,18 +158,18 @@ function renderSettings() {
   const keep = $("model").value;
   $("model").replaceChildren(...able.map((model) => element("option", { value: model.name, text: model.name })));
   if (able.some((model) => model.name === keep)) $("model").value = keep;
-  $("model-label").hidden = able.length < 2;
+  $("model").hidden = $("model-label").hidden = able.length < 2;
   renderModel();
   $("proposals").replaceChildren(...state.offer.proposals.map((one) => element("option", { value: one.name, text: one.name })));
   $("proposals").parentElement.hidden = state.offer.proposals.length < 2;
-  $("settings").hidden = ["anomaly", "classify"].includes(state.mode) && able.length < 2;
+  $("settings").hidden = ["anomaly", "classify"].includes(state.mode);
 }
 
 function renderModel() {
   const model = chosenModel();
   $("recipe").replaceChildren(...model.recipes.map((recipe) => element("option", { value: recipe.name, text: recipe.name, title: recipe.about })));
   $("recipe-label").hidden = model.recipes.length < 2;
-  $("label-hint").textContent = model.about;
+  $("model-hint").textContent = $("model").hidden ? `${model.name}: ${model.about}` : model.about;
   $("normal-note").textContent = model.normal_needed ? "(needed by this model)" : "(optional)";
 }
 
@@ -181,6 +183,7 @@ function renderTools() {
   );
   $("tools-hint").textContent = tools()[state.tool][1];
   $("overlay").classList.toggle("drawing", drawing());
+  if (state.mode === "regions" && !state.running) $("run").textContent = state.tool === "look" ? "Find and name" : "Name";
   const one = photo(), lists = one && state.mode === "regions" ? [["boxes", one.boxes], ["points", one.points]] : [];
   $("prompts").replaceChildren(
     ...lists.flatMap(([kind, list]) =>
@@ -244,7 +247,7 @@ const READ = {
     const map = await decoded(told.map), near = await decoded(told.alternatives.map);
     return { layer: { ...map, colours: told.colours }, near: { ...near, ...told.alternatives } };
   },
-  session: (told) => READ.segment(told),
+  session: async (told) => ({ ...(await READ.segment(told)), units: await units(told.units) }),
   async regions(told) {
     const { width, height } = told.size, masks = told.regions.map((one) => fromRuns(one.segmentation));
     const layer = stacked(masks, told.regions.map((one) => one.area), width, height);
@@ -308,6 +311,7 @@ function run(all = false) {
       if (all) $("status").textContent = `Looking at photo ${index + 1} of ${some.length} …`;
       one.edits[mode] = []; // they were of the answer before
       await askAbout(one, mode, signal);
+      if (innerWidth < 900) $("view").scrollIntoView({ block: "start" });
       if (all) state.at = state.photos.indexOf(one);
       [state.only, state.picked, state.hover] = [null, null, null];
       render();
@@ -511,7 +515,7 @@ function pick(x, y) {
   if (state.mode === "regions") return pickRegion(answer.layer.ids[y * answer.layer.width + x]);
   const { layer, near, told } = answer;
   if (state.picked?.mask[y * layer.width + x]) return unpick();
-  const mask = region(layer, x, y), cells = near.height * near.width;
+  const mask = answer.units ? Uint8Array.from(answer.units.ids, (id) => id === answer.units.ids[y * layer.width + x]) : region(layer, x, y), cells = near.height * near.width;
   const cell = Math.floor((y * near.height) / layer.height) * near.width + Math.floor((x * near.width) / layer.width);
   const likely = Array.from({ length: near.count }, (_, k) => [near.ids[k * cells + cell], near.blue[k * cells + cell] / 255]);
   const id = layer.ids[y * layer.width + x], pixels = mask.reduce((sum, one) => sum + one, 0);
@@ -585,6 +589,9 @@ function rerun(otherwise) {
 function renderEdits() {
   const count = state.mode === "session" ? (state.session?.told.corrections ?? 0) : (photo()?.edits[state.mode]?.length ?? 0);
   $("edits").hidden = !count || !found();
+  const disagree = state.session?.told.photos.some((one) => one.doubt);
+  $("session-note").textContent = !count ? "Click what is wrong, or draw a box around it, then name it."
+    : disagree ? "Photos where words and corrections disagree come first; the number is how much of them does." : "";
   if (state.mode === "session") return ($("edits-note").textContent = count === 1 ? "One correction." : `${count} corrections.`);
   $("edits-note").textContent = count === 1 ? "One region was renamed; files have it too." : `${count} regions were renamed; files have them too.`;
 }
@@ -715,7 +722,7 @@ function setMode(mode) {
   if (mode === "session" && photo()) freshen();
 }
 
-async function example({ file, mode, labels = [], item = "", normal, model, background = "", objects = false }) {
+async function example({ file, files = [file], mode, labels = [], item = "", normal, model, background = "", objects = false }) {
   const load = async (name) => new File([await (await fetch(`examples/${name}`)).blob()], name);
   const suited = state.offer.models.find((one) => model.test(one.name) && one.tasks.includes(mode));
   setMode(mode);
@@ -724,7 +731,7 @@ async function example({ file, mode, labels = [], item = "", normal, model, back
   state.labels = [...labels];
   [$("item").value, $("background").value, $("objects").checked] = [item, background, objects];
   if (normal) [state.normal, state.tool] = [[], "look"], addNormal([await load(normal)]);
-  await addPhotos([await load(file)]);
+  await addPhotos(await Promise.all(files.map(load)));
   await run();
 }
 
@@ -732,7 +739,7 @@ function renderExamples() {
   const offered = EXAMPLES.filter(({ mode, model }) => state.offer.models.some((one) => model.test(one.name) && one.tasks.includes(mode)));
   $("examples").replaceChildren(
     ...offered.map((one) =>
-      element("button", { type: "button", on: { click: () => example(one).catch(fail) } }, element("img", { src: `examples/${one.file}`, alt: "" }), element("span", { text: one.title }))),
+      element("button", { type: "button", on: { click: () => example(one).catch(fail) } }, element("img", { src: `examples/${one.file ?? one.files[0]}`, alt: "" }), element("span", { text: one.title }))),
   );
 }
 
