@@ -104,7 +104,7 @@ COMMANDS = {
     "models show": "NAME --json",
     "models get": "NAME",
     "models check": "NAME --activation --json --mean --std --weights",
-    "models convert": "NAME OUT --activation --mean --overwrite --std --weights",
+    "models convert": "NAME OUT --activation --mean --overwrite --std --truncate-dim --weights --words",
 }
 """Arguments and options of every command: a script of somebody relies on each."""
 

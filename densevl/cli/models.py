@@ -182,6 +182,13 @@ def convert_model(
     activation: Activation = None,
     mean: Mean = None,
     std: Std = None,
+    words: Annotated[
+        Path | None,
+        options.option("A file of text vectors, .npz or safetensors, in place of the model's text side."),
+    ] = None,
+    truncate_dim: Annotated[
+        int | None, options.option("Keep the first so many numbers of all vectors (Matryoshka).", min=1)
+    ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a model as a folder with open_clip_config.json and safetensors, with its facts written down.
@@ -192,19 +199,22 @@ def convert_model(
     from densevl.files import require_folder
 
     require_folder(out / "weights")
-    backbone = _loaded(name, weights, activation, mean, std)
+    backbone = _loaded(name, weights, activation, mean, std, words=words, truncate_dim=truncate_dim)
     for warning in backbone.guesses:
         warn(warning)
-    written = convert(backbone, out, inputs=[path for path in (name, weights) if path], overwrite=overwrite)
+    inputs = [path for path in (name, weights, words) if path]
+    written = convert(backbone, out, inputs=inputs, overwrite=overwrite)
     stdout().print(escape(f"wrote {', '.join(map(str, written))}"))
 
 
-def _loaded(name: str, weights: Path | None, activation: str | None, mean: str | None, std: str | None) -> Any:
+def _loaded(
+    name: str, weights: Path | None, activation: str | None, mean: str | None, std: str | None, **more: Any
+) -> Any:
     from densevl.backbones import load_backbone
 
     colours: dict[str, Any] = {"mean": _colour(mean, "--mean"), "std": _colour(std, "--std")}
     with stderr().status("loading the model"):
-        return load_backbone(name, weights, device="cpu", activation=activation, **colours)
+        return load_backbone(name, weights, device="cpu", activation=activation, **colours, **more)
 
 
 def _colour(text: str | None, flag: str) -> list[float] | None:
