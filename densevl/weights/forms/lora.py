@@ -46,7 +46,8 @@ def merge(base: State, adapter: State, path: Path) -> State:
         if "lora_" in name:
             raise bad_file(path, f"holds {key[:80]}, a change that densevl does not merge: merge it with peft")
         old, high = base.get(name), own.get(f"{key.removesuffix(_DOWN)}{_UP}")
-        if key.endswith(_DOWN) and old is not None and high is not None and low.ndim == high.ndim == 2:
+        paired = high is not None and low.ndim == high.ndim == 2 and len(low) == high.shape[1]
+        if key.endswith(_DOWN) and old is not None and high is not None and paired:
             change = high.float() @ low.float() * _scale(told, len(low), path)
             if change.shape != old.shape:
                 raise bad_file(path, f"changes {name} by {tuple(change.shape)}, and its base has {tuple(old.shape)}")
