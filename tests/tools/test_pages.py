@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools import evaluation_tables, extras
+from tools import evaluation_tables, extras, forms
 from tools.pages import replaced
 
 
@@ -25,3 +25,9 @@ def test_only_what_is_between_the_markers_changes() -> None:
     assert replaced(page, "NEW", "<a>", "</a>") == "above\nNEW\nbelow\n"
     with pytest.raises(SystemExit, match="lacks the markers"):
         replaced("no table", "NEW", "<a>", "</a>")
+
+
+def test_every_form_has_a_row_of_figures() -> None:
+    text = forms.PAGE.read_text(encoding="utf-8").partition(forms.START)[2].partition(forms.END_MARK)[0]
+    found = [line.split(" | ")[:2] for line in text.splitlines()[3:]]
+    assert found == [[f"| {row.form}", row.saved] for row in forms.ROWS.values()], "run python -m tools.forms --write"

@@ -38,7 +38,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
     if odd := next((name for name in _UNREAD if told.get(name)), None):
         raise CONFIG.bad(path.with_name(NAME), f"says {odd}, which densevl does not merge")
     own = {key.removeprefix(_PREFIX): value for key, value in adapter.items()}
-    merged, done = dict(base), 0
+    merged = dict(base)
     for key, low in own.items():
         name = f"{key.removesuffix(_DOWN)}.weight" if key.endswith(_DOWN) else key
         if key.endswith(_UP):
@@ -51,7 +51,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
             change = high.float() @ low.float() * _scale(told, len(low), path)
             if change.shape != old.shape:
                 raise bad_file(path, f"changes {name} by {tuple(change.shape)}, and its base has {tuple(old.shape)}")
-            merged[name], done = old.float() + change, done + 1
+            merged[name] = old.float() + change
         elif not key.endswith(_DOWN) and old is not None and old.shape == low.shape:
             merged[name] = low  # trained as a whole beside the others
         else:
