@@ -20,12 +20,16 @@ PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 NUMERIC = $(addprefix tests/,anomaly backbones fewshot inference kernels pipelines proposals recipes refine regions \
   vocabulary test_goldens.py)
 
-.PHONY: demo test test-isa check bench docs clean help
+# The tools that results are handed on to, apart from everything else; each is skipped where it cannot be had.
+HANDOFF ?= $(CURDIR)/.venv-handoff
+
+.PHONY: demo test test-isa test-handoff check bench docs clean help
 
 help:
 	@echo "make demo      segment the photos of demo/images by words, results in densevl-out/demo"
 	@echo "make test      run the tests, on all cores"
 	@echo "make test-isa  run those that compute as on older CPUs: AVX2, and SSE4.1"
+	@echo "make test-handoff  read exports by the libraries of CVAT, Label Studio, LabelMe, FiftyOne; 1.3 GB"
 	@echo "make check     lint, format, types, spelling"
 	@echo "make bench     time methods against bare forward passes; takes a quarter of an hour"
 	@echo "make docs      write docs/recipes.md from the catalogue, build the API pages into build/docs"
@@ -42,6 +46,9 @@ test: $(DEV)
 test-isa: $(DEV)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(NUMERIC)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(NUMERIC)
+
+test-handoff: $(DEV) $(HANDOFF)/.tools
+	DENSEVL_HANDOFF=$(HANDOFF) $(VENV)/bin/python -m pytest -rs tests/handoff
 
 check: $(DEV)
 	$(VENV)/bin/ruff check .
@@ -74,5 +81,11 @@ $(DEV): setup.py requirements/tested.txt | $(USE)
 	$(PIP) --no-deps cn-clip six || echo "cn-clip cannot be had; the comparison with Chinese-CLIP's own program is skipped"
 	@touch $@
 
+$(HANDOFF)/.tools: requirements/handoff.txt
+	$(PYTHON) -m venv $(HANDOFF)
+	for tool in $$(grep -v "^#" requirements/handoff.txt); do \
+	  $(HANDOFF)/bin/python -m pip install --disable-pip-version-check -q $$tool || echo "$$tool cannot be had; its test is skipped"; done
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(HANDOFF) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from densevl import __version__, devices
 from densevl.cache import cache_dir
+from densevl.drawing.text import undrawn_scripts
 from densevl.errors import ModelError
 
 CORE = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors", "huggingface-hub")
@@ -40,9 +41,10 @@ def diagnose(*, speed: bool = False) -> list[Finding]:
         *_extras(),
         *_opencv(),
         _torch(),
+        _speed() if speed else Finding("precision", "ok", "which is fastest here: densevl doctor --speed"),
+        _fonts(),
         _cache(),
         *_models(),
-        *([_speed()] if speed else []),
     ]
 
 
@@ -91,7 +93,7 @@ def _speed() -> Finding:
     best = min(taken, key=lambda name: taken[name])
     times = taken["float32"] / taken[best]
     way = f"; --precision {best} is {times:.1f} times as fast" if times > 1.05 else "; float32 is best"
-    return Finding("speed", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
+    return Finding("precision", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
 
 
 def _opencv() -> Iterator[Finding]:
@@ -110,10 +112,39 @@ def _torch() -> Finding:
     if devices.default() == "cuda":
         return Finding("compute", "ok", torch.cuda.get_device_name())
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    told = f"no CUDA device, runs on the CPU with {threads} threads"
+    told = f"no CUDA device, runs on the CPU with {threads} thread{'s' * (threads > 1)}"
+    if torch.version.cuda and _nvidia():
+        return Finding("compute", "note", f"{told}; slow: there is a GPU, but its driver is too old for this torch")
     if threads < cores // 2:  # of twins on one core, one is enough
         return Finding("compute", "note", f"{told} of {cores} cores; slow: unset OMP_NUM_THREADS")
+    if (quota := _quota()) and threads > 1.5 * quota:
+        few = max(1, round(quota))
+        return Finding("compute", "note", f"{told}, the container allows {quota:g} cores; slow: OMP_NUM_THREADS={few}")
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
+        return Finding("compute", "note", f"{told}, which has no AVX2; slow: take another machine")
     return Finding("compute", "ok", told)
+
+
+def _nvidia() -> bool:
+    return os.path.exists("/proc/driver/nvidia/version")
+
+
+def _quota() -> float | None:
+    """Cores that a container may use at once, None without a limit."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            allowed, period = file.read().split()
+        return int(allowed) / int(period)
+    except (OSError, ValueError):  # "max", or no such file
+        return None
+
+
+def _fonts() -> Finding:
+    """Whether names of classes can be drawn, whatever their script."""
+    if missing := undrawn_scripts():
+        told = f"none for names in {', '.join(missing)}; pictures show numbers for them: install Noto fonts"
+        return Finding("fonts", "ok", told)
+    return Finding("fonts", "ok", "for all usual scripts")
 
 
 def _cache() -> Finding:

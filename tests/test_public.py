@@ -63,7 +63,7 @@ COMMANDS = {
         "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
         "--queue --recipes --refine --scoring"
     ),
-    "recipes show": "NAME",
+    "recipes show": "NAME --json",
     "anomaly fit": (
         "NORMAL --adapters --bits --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
         "--recipe --scoring --size --states --tile --weights --whole --windows"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Task as Bar
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, stderr, stdout, warn
-from densevl.files import json_text
+from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, print_json, stderr, stdout, warn
+from densevl.cli.summary import Summary
 from densevl.pipelines.folder.watch import Job, Watch
 
 if TYPE_CHECKING:
@@ -34,9 +35,28 @@ RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "w
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Bar) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+RECENT = 30  # images, by whose time the time left is told
+
+
+class Pace:
+    """How fast images go, and how long the rest takes: the last of them count, and the first does not, for which a
+    model warms up and words are encoded."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._at = clock, deque[float](maxlen=RECENT + 1)
+
+    def tick(self) -> None:
+        """One more is through."""
+        self._at.append(self._clock())
+
+    def told(self, left: int) -> str:
+        """Images a second, and the time that as many more take; "" while it is not known."""
+        taken = self._at[-1] - self._at[0] if len(self._at) > 1 else 0.0
+        if not taken:
+            return ""
+        rate = (len(self._at) - 1) / taken
+        pace = f"{rate:.1f} images/s" if rate >= 1 else f"{1 / rate:.1f} s/image"
+        return f"{pace}  {timedelta(seconds=round(left / rate))} left"
 
 
 class Screen(Watch):
@@ -59,17 +79,19 @@ class Screen(Watch):
                 told apart by their places below the folder that they share.
             as_json: lines of JSON on stdout, and nothing else. quiet: errors only.
         """
-        self.wants_content, self.kind, self.out = as_json, kind, out
+        self.kind, self.out = kind, out
+        self.wants_content = as_json or (stderr().is_terminal and not quiet and len(images) > 1)
+        self.summary = Summary()
         self.finished = self.broken = 0
-        self._names = _below_common(images)
+        self.names = _below_common(images)
+        self._pace = Pace()
         self._describe, self._json, self._quiet = describe, as_json, quiet
         self._warned: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}"),
             console=stderr(),
             transient=True,
             disable=quiet or not stderr().is_terminal,
@@ -78,21 +100,25 @@ class Screen(Watch):
 
     def begin(self, total: int, finished: int) -> None:
         """See `Watch`."""
-        self.finished = finished
+        self.finished, self._total = finished, total
         self._progress.start()
-        self._bar = self._progress.add_task("images", total=total, completed=finished)
+        self._bar = self._progress.add_task("images", total=total, completed=finished, told="")
         if finished and not self._quiet:
             done = f"{finished} of {total} images {'is' if finished == 1 else 'are'}" if total > 1 else "the image is"
             stderr().print(f"{done} done already", style="dim")
 
     def found(self, job: Job, content: dict[str, Any]) -> None:
         """See `Watch`."""
-        self._print(job, content)
+        self.summary.add(job.image, content)
+        if self._json:
+            self._print(job, content)
 
     def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
         """See `Watch`."""
         self.finished += 1
-        self._progress.update(self._bar, completed=self.finished + self.broken)
+        if self.wants_content:
+            self.summary.add(job.image, content, getattr(result, "meta", {}).get("seconds"))
+        self._step()
         if self._json:
             self._print(job, content)
         elif result is not None and self._describe is not None and not self._quiet:
@@ -100,7 +126,7 @@ class Screen(Watch):
                 if warning not in self._warned:  # each once a run
                     warn(warning)
                     self._warned.add(warning)
-            stdout().print(self._describe(self._names.get(job.image) or file_name(job.image), result))
+            stdout().print(self._describe(self.names.get(job.image) or file_name(job.image), result))
 
     def part(self, job: Job, share: float) -> None:
         """See `Watch`."""
@@ -109,10 +135,17 @@ class Screen(Watch):
     def failed(self, job: Job, error: str) -> None:
         """See `Watch`."""
         self.broken += 1
-        self._progress.update(self._bar, completed=self.finished + self.broken)
+        self.summary.fail(job.image, error)
+        self._step()
         fail(error)
         if self._json:
             print_json({"image": job.image, "error": error})
+
+    def _step(self) -> None:
+        self._pace.tick()
+        through = self.finished + self.broken
+        failed = f"{self.broken} failed  " if self.broken else ""
+        self._progress.update(self._bar, completed=through, told=failed + self._pace.told(self._total - through))
 
     def _print(self, job: Job, content: dict[str, Any]) -> None:
         endings, tells = (self.kind.endings, self.kind.tells) if self.kind else ((), ())
@@ -173,13 +206,20 @@ def run_images(
             task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen, cluster=cluster
         )
     except BAD as error:  # the only image, or the first bad one with --strict
-        fail(error)
+        if not screen.broken:
+            fail(error)
+        if as_json:
+            print_json({"summary": screen.summary.facts(len(found.paths), screen.summary.images, 0.0, [])})
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
     except KeyboardInterrupt as error:
         fail("stopped; the same command goes on from here")
         raise typer.Exit(STOPPED) from error
     if not quiet:
         say_left_out(found)
+    if as_json:
+        print_json({"summary": screen.summary.facts(len(found.paths), report.fresh, report.seconds, report.places)})
+    elif screen.wants_content:
+        stderr().print(screen.summary.table(report.fresh, report.seconds, screen.names))
     if report.done and not quiet and not as_json:
         places = ", ".join(report.places[:5]) + ", ..." * (len(report.places) > 5)
         stdout().print(f"results in {escape(places)}")
@@ -227,8 +267,3 @@ def say_left_out(found: Found) -> None:
     """Name what stands in the folders and is not taken for an image."""
     if found.told:
         stderr().print(escape(f"left out of the folders: {found.told}"), style="dim")
-
-
-def print_json(content: dict[str, Any]) -> None:
-    """Print one line of JSON."""
-    stdout().print(json_text(content, ensure_ascii=False), markup=False)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from densevl.cli import options
-from densevl.cli.shared import one_line_errors, stderr, stdout
-from densevl.files import json_text
+from densevl.cli.shared import one_line_errors, print_json, stderr, stdout
+
+if TYPE_CHECKING:
+    from densevl.recipes import Recipe
 
 recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
 PIPED_WIDTH = 600
+AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each recipe instead of text.")]
 VENUES = (("Pattern Recognition", "PR"), (" Workshops", "W"))
 GIVEN = {
     "proxy": ": --proxy (Segmenter(proxy=...)), a name or file, mini-sam is in the package",
@@ -29,13 +32,17 @@ GIVEN = {
 
 @recipes_app.callback()
 @one_line_errors
-def recipes(context: typer.Context) -> None:
+def recipes(context: typer.Context, as_json: AsJson = False) -> None:
     """List the recipes: what each changes, its published mIoU on VOC20, and what it needs."""
     if context.invoked_subcommand:
         return
     from densevl.recipes import get, names
     from densevl.recipes.hints import OPTIONAL
 
+    if as_json:
+        for name in names():
+            print_json(_told(get(name)))
+        return
     table = Table(box=None, pad_edge=False)
     for column in ("recipe", "venue", "VOC20", "needs", "what it changes"):
         table.add_column(column, no_wrap=True, overflow="ellipsis")
@@ -62,12 +69,14 @@ def _venue(venue: str) -> str:
 
 @recipes_app.command()
 @one_line_errors
-def show(name: str) -> None:
+def show(name: str, as_json: AsJson = False) -> None:
     """Explain one recipe in plain words; NAME may be package.module:NAME, a recipe of your own."""
     from densevl.recipes import get
     from densevl.recipes.hints import HOW, OPTIONAL
 
     recipe = get(name)
+    if as_json:
+        return print_json(_told(recipe))
     console = stdout()
     console.print(f"[bold]{recipe.name}[/]: {escape(recipe.explain())}")
     if recipe.note:
@@ -89,6 +98,23 @@ def show(name: str) -> None:
     console.print(escape(repr(recipe)), style="dim")
 
 
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as JSON."""
+    from densevl.recipes.hints import OPTIONAL
+
+    return {
+        "recipe": recipe.name,
+        "changes": recipe.clauses(),
+        "explained": recipe.explain(),
+        "note": recipe.note,
+        "needs": sorted(recipe.reads - OPTIONAL),
+        "can_use": sorted(recipe.reads & OPTIONAL),
+        "source": asdict(recipe.source) if recipe.source else None,
+        "published": {slot: repr(value) for slot, value in recipe.published.items()},
+        "written": repr(recipe),
+    }
+
+
 @one_line_errors
 def doctor(
     speed: Annotated[
@@ -106,7 +132,7 @@ def doctor(
     for row in rows:
         table.add_row(row.what, marks[row.verdict], escape(row.found))
         if as_json:
-            stdout().print(json_text(asdict(row), ensure_ascii=False), markup=False)
+            print_json(asdict(row))
     if not as_json:
         stdout().print(table)
     if any(row.verdict == "bad" for row in rows):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from densevl.cli import options
-from densevl.cli.shared import one_line_errors, stderr, stdout, warn
+from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
 
 models_app = typer.Typer(
     invoke_without_command=True,
@@ -38,21 +37,25 @@ Mean = Annotated[
     options.option("The mean of the pixels, 0 to 1: one number, or three with commas between for red, green, blue."),
 ]
 Std = Annotated[str | None, options.option("The standard deviation of the pixels, in the same form.")]
-Json = Annotated[bool, options.option("Print JSON.", "--json")]
+Json = Annotated[bool, options.option("Print one line of JSON for each model instead of text.", "--json")]
 
 
 @models_app.callback()
 @one_line_errors
-def models(context: typer.Context) -> None:
+def models(context: typer.Context, as_json: Json = False) -> None:
     """List the models, best first, and which are on this machine."""
     if context.invoked_subcommand is None:
-        _print_usual()
+        _print_usual(as_json)
 
 
-def _print_usual() -> None:
+def _print_usual(as_json: bool) -> None:
     from densevl.backbones import available
     from densevl.backbones.proxies import known_proxies
 
+    if as_json:
+        for info in available():
+            print_json(asdict(info))
+        return
     table = Table("model", "on this machine", "what it is", box=None, pad_edge=False)
     for info in available():
         table.add_row(info.name, "[green]yes[/]" if info.ready else "no", escape(info.about))
@@ -74,11 +77,13 @@ def list_models(
     """List models: activation, size, whether on this machine, and where on the hub; the usual ones if left out."""
     from densevl.backbones.managing import listed
 
-    if not (pattern or every or as_json):
-        return _print_usual()
+    if not (pattern or every):
+        return _print_usual(as_json)
     rows = listed(pattern if "*" in pattern else f"*{pattern}*")
     if as_json:
-        return typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        for row in rows:
+            print_json(asdict(row))
+        return
     table = Table("model", "activation", "pixels", "here", "hub", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row.name, row.activation, str(row.size), "[green]yes[/]" if row.ready else "no", escape(row.hub))
@@ -100,7 +105,7 @@ def show_model(
     with stderr().status("looking"):
         facts = show(name)
     if as_json:
-        return typer.echo(json.dumps(facts, indent=1))
+        return print_json(facts)
     console = stdout()
     said = ("knows", "half_knows", "does_not_know")
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -160,7 +165,7 @@ def check_model(
     try_out(backbone)
     facts = describe(backbone)
     if as_json:
-        typer.echo(json.dumps({**facts, "warnings": list(backbone.guesses)}, indent=1))
+        print_json({**facts, "warnings": list(backbone.guesses)})
     else:
         table = Table("what", "value", "taken from", box=None, pad_edge=False)
         for key, value in facts.items():

@@ -20,7 +20,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from densevl.errors import DensevlError, OutputError
-from densevl.files import shown
+from densevl.files import json_text, shown
 
 FAILED, PARTLY, UNWRITTEN, STOPPED = 2, 3, 4, 130
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
@@ -37,6 +37,11 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Standard error."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one line of JSON."""
+    stdout().print(json_text(content, ensure_ascii=False), markup=False)
 
 
 def fail(error: Exception | str) -> None:

@@ -9,8 +9,8 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import print_json, run_images, settings
-from densevl.cli.shared import one_line_errors, stderr, stdout, warn
+from densevl.cli.images import run_images, settings
+from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
 from densevl.errors import OptionError
 
 if TYPE_CHECKING:

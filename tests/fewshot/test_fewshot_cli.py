@@ -59,7 +59,7 @@ def test_what_was_learned_from_folders_names_others(folder, tmp_path) -> None:
     assert (code, "3 classes" in said) == (0, True)
     code, said, _ = call("classify", folder / "penguin", "--head", head, "--out", tmp_path / "out", "--json")
     assert code == 0
-    rows = [
+    *rows, last = [
         json.loads(line)
         for line in CliRunner()
         .invoke(
@@ -68,6 +68,7 @@ def test_what_was_learned_from_folders_names_others(folder, tmp_path) -> None:
         .stdout.splitlines()
     ]
     assert [row["name"] for row in rows] == ["penguin"] * 3
+    assert last["summary"]["classes"] == {"penguin": {"images": 3}}
     assert all("penguin" in row["plausible"] for row in rows)
     code, _, told = call("fewshot", "fit", folder, *given[:2], "--calibrate", "0.1", "--out", tmp_path / "gda")
     assert (code, "take 'exemplars'" in told) == (2, True)

@@ -539,6 +539,7 @@ def test_equal_names_and_what_is_done_are_told_apart(tmp_path: Path) -> None:
 def test_json_names_the_shard_that_an_image_is_packed_in(tmp_path: Path) -> None:
     photos, out = _folder(tmp_path), tmp_path / "r.tar"
     done = run("segment", photos, "--labels", "penguin,pizza", "--model", "mini", "--out", out, "--json")
-    rows = [json.loads(line) for line in done.out.splitlines()]
+    *rows, last = [json.loads(line) for line in done.out.splitlines()]
     assert [row["outputs"] for row in rows] == [[str(tmp_path / "r-000000.tar")]] * 2
+    assert last["summary"]["classes"]["nothing"]["images"] == 2
     assert (tmp_path / "r-000000.tar").is_file()

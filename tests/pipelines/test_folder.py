@@ -338,13 +338,14 @@ def test_a_full_disk_is_exit_code_4(tmp_path, monkeypatch) -> None:
     assert (code, "cannot write" in output) == (4, True)
 
 
-def test_json_is_one_line_an_image_and_quiet_is_silent(photos, tmp_path, monkeypatch) -> None:
+def test_json_is_one_line_an_image_with_a_summary_and_quiet_is_silent(photos, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # a run that does nothing tells the same
         done = CliRunner().invoke(app, ["segment", "photos", *MINI, "--out", "out", "--json"])
         assert done.exit_code == 3
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        *lines, last = [json.loads(line) for line in done.stdout.splitlines()]
         assert len(lines) == 9
+        assert last["summary"]["failed"] == 2
         assert {Path(line["image"]).name for line in lines if "error" in line} == {"2.png", "5.png"}
         told = next(line for line in lines if line["image"] == "photos/0.png")
         assert set(told) == {"image", "outputs", "fractions", "warnings"}

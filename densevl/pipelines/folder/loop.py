@@ -222,10 +222,10 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
     def failed(job: Job, error: Exception) -> None:
         if not alone:  # one bad image is a mistake, of which nothing is to be left
             folder.fail(job, str(error))
+        watch.failed(job, str(error))
         if strict or alone:
             raise error
         errors[job.image] = str(error)
-        watch.failed(job, str(error))
 
     bad_before = folder.bad_before()
     work_through(task.run, folder.jobs, folder.is_done, save, failed, group=task.group, bad_before=bad_before)
@@ -242,9 +242,9 @@ def _work_on(cluster: Cluster, folder: Folder, task: Task, watch: Watch, *, stri
         for job in done:
             if job.image in bad:
                 folder.fail(job, bad[job.image])
+                watch.failed(job, bad[job.image])
                 if strict:
                     raise ImageError(bad[job.image])
-                watch.failed(job, bad[job.image])
             elif job in missing:
                 watch.done(job, None, folder.content(job) if watch.wants_content else {})
         errors |= bad

@@ -87,13 +87,14 @@ def to_packs(
 
     def failed(job: Job, error: Exception | str) -> None:
         errors.add(job.image, str(error))
+        watch.failed(job, str(error))
         if strict:
             raise error if isinstance(error, Exception) else ImageError(error)
-        watch.failed(job, str(error))
 
     def done(job: Job, result: Any) -> None:
         said = list(getattr(result, "warnings", ()))
-        watch.done(job, result, {"warnings": said, "image": job.image, "shard": places[job]})
+        shares = {"fractions": result.fractions()} if hasattr(result, "fractions") else {}
+        watch.done(job, result, {"warnings": said, "image": job.image, "shard": places[job], **shares})
 
     waiting = {name: part for name, part in shards.items() if name not in finished}
     try:

@@ -1,0 +1,122 @@
+"""What a run over many images came to: a table for people, an object for programs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+MOST_ROWS = 20
+CAUSE = 160  # characters of a message
+_NAMED = re.compile(r"""(['"]).*?\1""")
+
+
+@dataclass
+class Summary:
+    """Counts as images come.
+
+    Attributes:
+        classes: by name the images it is in, and what there is of it in all of them: shares of label maps added up,
+            regions, or images. measure: which of the three. causes: messages without what differs from image to image,
+            each with how many images failed so and the first of them. slowest: an image and its seconds.
+    """
+
+    classes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    measure: str = ""
+    images: int = 0
+    causes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    slowest: tuple[str, float] | None = None
+
+    def add(self, image: str, content: Mapping[str, Any], seconds: float | None = None) -> None:
+        """Take an image: what the JSON of its result says, and the seconds that it took, where that is known."""
+        self.images += 1
+        if "fractions" in content:
+            self.measure, own = "share", {name: share for name, share in content["fractions"].items() if share}
+        elif "regions" in content:
+            self.measure = "regions"
+            own = Counter(row["category_name"] for row in content["regions"] if row.get("category_name"))
+        elif "is_anomalous" in content:
+            verdict = {True: "anomalous", False: "sound", None: "scored"}[content["is_anomalous"]]
+            self.measure, own = "images", {verdict: 1}
+        else:
+            self.measure, own = "images", {content["name"]: 1} if content.get("name") else {}
+        for name, amount in own.items():
+            images, before = self.classes.get(name, (0, 0))
+            self.classes[name] = images + 1, before + amount
+        if seconds is not None and (self.slowest is None or seconds > self.slowest[1]):
+            self.slowest = image, seconds
+
+    def fail(self, image: str, error: str) -> None:
+        """Take an image that is bad."""
+        cause = " ".join(_NAMED.sub("...", error).split())[:CAUSE]
+        count, first = self.causes.get(cause, (0, image))
+        self.causes[cause] = count + 1, first
+
+    def facts(self, total: int, computed: int, seconds: float, results: Sequence[str]) -> dict[str, Any]:
+        """All of it, ready for JSON.
+
+        Args:
+            total: images that were given. computed: those with results of this call. seconds: of the call.
+            results: where they are.
+        """
+        return {
+            "images": total,
+            "done": self.images,
+            "computed": computed,
+            "failed": sum(count for count, _ in self.causes.values()),
+            "classes": {
+                name: {"images": images} | ({self.measure: amount} if self.measure != "images" else {})
+                for name, images, amount in self._rows()
+            },
+            "failures": [
+                {"cause": cause, "images": count, "first": first} for cause, (count, first) in self._failures()
+            ],
+            "slowest": None if self.slowest is None else dict(zip(("image", "seconds"), self.slowest, strict=True)),
+            "seconds": round(seconds, 3),
+            "results": list(results),
+        }
+
+    def table(self, computed: int, seconds: float, names: Mapping[str, str]) -> Group:
+        """The same for a terminal. Args: names: of images, shorter than their paths."""
+        shown = {"share": "share of pixels", "regions": "regions", "images": ""}[self.measure or "images"]
+        table = Table("class", *([shown] if shown else []), "images", box=None, pad_edge=False)
+        rows = self._rows()
+        for name, images, amount in rows[:MOST_ROWS]:
+            told = {"share": f"{amount:.1%}", "regions": str(amount)}.get(self.measure)
+            table.add_row(escape(" ".join(name.split())), *([told] if told else []), str(images))
+        parts: list[Any] = [table] if rows else []
+        if more := rows[MOST_ROWS:]:
+            parts.append(f"[dim]and {len(more)} more[/]")
+        for cause, (count, first) in self._failures()[:MOST_ROWS]:
+            parts.append(f"[red]{count} failed:[/] {escape(cause)} [dim](first: {names.get(first, escape(first))})[/]")
+        each = f", {seconds / computed:.2f} s each" if computed else ""
+        parts.append(f"{self.images} images done, {computed} of them now, in {_spoken(seconds)}{each}")
+        if self.slowest is not None and computed > 1:
+            image, taken = self.slowest
+            parts.append(f"slowest: {names.get(image, escape(image))}, {taken:.2f} s")
+        return Group(*parts)
+
+    def _rows(self) -> list[tuple[str, int, float]]:
+        """Classes, most first: a name, images, and regions or the mean share over all images."""
+        found = [
+            (name, images, amount / max(1, self.images) if self.measure == "share" else amount)
+            for name, (images, amount) in self.classes.items()
+        ]
+        return sorted(found, key=lambda row: (-row[2], row[0]))
+
+    def _failures(self) -> list[tuple[str, tuple[int, str]]]:
+        return sorted(self.causes.items(), key=lambda row: (-row[1][0], row[0]))
+
+
+def _spoken(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
