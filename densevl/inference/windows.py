@@ -25,9 +25,10 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones.protocol import BLENDS
-from densevl.errors import ProtocolError, one_of
+from densevl.errors import ImageError, ProtocolError, one_of
 from densevl.kernels.resample import AxisPlan, DecodePlan, axis_plan, patch_axis_block, pixel_axis_block
 
+LARGEST_PLAN = 2**32  # bytes of the plan of an axis; that of 30,000 pixels takes half a GB
 TILE_OVERLAP = 1  # patches; of 0 to 4, 1 and 2 gave the best mIoU (docs/speed.md)
 
 
@@ -197,9 +198,27 @@ class WindowGrid:
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
 
     def plan(self, height: int, width: int) -> DecodePlan:
-        """The decoding plan from this grid's tokens to an output of (height, width) pixels."""
+        """The decoding plan from this grid's tokens to an output of (height, width) pixels.
+
+        Raises:
+            ImageError: an axis so long that its plan does not fit in memory.
+        """
+        self.require_plan(height, width)
         sides = ((self.rows, height), (self.cols, width))
         return DecodePlan(*(axis_plan(*self._geometry(axis), axis.tokens, size) for axis, size in sides))
+
+    def require_plan(self, height: int, width: int) -> None:
+        """Refuse an output whose plan would not fit in memory: as large as an axis times the tokens along it.
+
+        Raises:
+            ImageError: the way out.
+        """
+        for axis, size in ((self.rows, height), (self.cols, width)):
+            if (taken := 4 * size * len(axis.starts) * axis.tokens) > LARGEST_PLAN:
+                raise ImageError(
+                    f"an image of {height}x{width} is too long to be decoded at once ({taken / 2**30:.0f} GiB); go "
+                    "block by block: densevl segment --geotiff, or BlockSegmenter"
+                )
 
     def block(self, rows: bool, size: int, start: int, stop: int) -> tuple[tuple[int, ...], AxisPlan]:
         """The part of a plan for some output pixels of one axis; the whole axis is never built.

@@ -79,6 +79,7 @@ def feed(
     patch = backbone.patch_size
     size = fed_size((rgb.shape[0], rgb.shape[1]), protocol, patch, scale)
     windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
+    windows.require_plan(rgb.shape[0], rgb.shape[1])  # before the model runs, not after
     return backbone.normalize(resize(rgb, size))[None], windows
 
 

@@ -18,6 +18,7 @@ from densevl import Segmenter
 from densevl.cli import app
 from densevl.errors import DensevlError, ImageError, OptionError, ProtocolError, RecipeError
 from densevl.images import read_image, resize
+from densevl.inference import WindowGrid
 from densevl.pipelines.rasters import result as rasters
 from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.rasters.source import Raster
@@ -337,3 +338,12 @@ def test_exports_and_bits_do_not_go_block_by_block(field) -> None:
         done = run(field, "--geotiff", *more)
         assert done.exit_code == 2, done.output
         assert "--as and --bits" in done.stderr
+
+
+def test_an_image_too_long_to_be_decoded_at_once_is_refused_in_a_line_before_the_model_runs(monkeypatch) -> None:
+    segment = Segmenter("mini")
+    monkeypatch.setattr(segment.backbone, "normalize", None)  # what comes after
+    with pytest.raises(ImageError, match=r"39x1000000 is too long to be decoded at once .*--geotiff"):
+        segment(np.zeros((39, 1_000_000, 3), np.uint8), LABELS)
+    with pytest.raises(ImageError, match="block by block"):
+        WindowGrid.place(39, 1_000_000, 96, None, 8).plan(39, 1_000_000)

@@ -126,6 +126,23 @@ def test_frames_of_a_phone_are_turned_upright(matrix, quarters, segment, tmp_pat
     assert np.array_equal(upright.rgb, np.rot90(lying.rgb, quarters))
 
 
+MIRRORED = {
+    "left and right": ((-1, 0, 0, 1), lambda rgb: np.fliplr(rgb)),
+    "top and bottom": ((1, 0, 0, -1), lambda rgb: np.flipud(rgb)),
+    "a selfie held upright": ((0, 1, 1, 0), lambda rgb: np.fliplr(np.rot90(rgb, -1))),
+    "a selfie held the other way": ((0, -1, -1, 0), lambda rgb: np.fliplr(np.rot90(rgb, 1))),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_mirrored_videos_are_shown_as_players_show_them(name, tmp_path) -> None:
+    matrix, shown = MIRRORED[name]
+    clip = movie(tmp_path / "a.mp4", [scene("wood")])
+    (lying,) = VideoFile(clip).read()
+    (upright,) = VideoFile(turned(clip, matrix)).read()
+    assert np.array_equal(upright.rgb, shown(lying.rgb))
+
+
 @pytest.mark.parametrize(("height", "width"), [(47, 63), (1, 1), (2, 300)])
 def test_odd_sizes_get_a_playable_overlay(height, width, segment, tmp_path) -> None:
     clip = movie(tmp_path / "a.mp4", [scene("wood", height, width)] * 2)

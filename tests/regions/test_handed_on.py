@@ -97,6 +97,28 @@ def test_a_task_of_label_studio_has_the_labels_of_its_interface(photo) -> None:
     assert {entry["to_name"] for entry in prediction["result"]} <= set(listed["image"])
 
 
+PLACES = {
+    "a bucket": (["s3://b/in/x.jpg", "s3://b/in/deep/y.jpg"], ["x.jpg", "deep/y.jpg"]),
+    "one of a bucket": (["s3://b/in/x.jpg"], ["x.jpg"]),
+    "two buckets": (["s3://one/x.jpg", "s3://two/x.jpg"], ["one/x.jpg", "two/x.jpg"]),
+    "an archive": (["tar://a/x.jpg::/d/p.tar", "tar://a/y.jpg::/d/p.tar"], ["x.jpg", "y.jpg"]),
+    "two archives": (["tar://x.jpg::/d/p.tar", "tar://x.jpg::/d/q.tar"],) * 2,
+    "a disk and a bucket": (["/d/x.jpg", "s3://b/y.jpg"], ["/d/x.jpg", "s3://b/y.jpg"]),
+    "a disk": (["/d/in/x.jpg", "/d/in/deep/y.jpg"], ["x.jpg", "deep/y.jpg"]),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_images_anywhere_keep_their_addresses(name, tmp_path) -> None:
+    places, told = PLACES[name]
+    coco, studio = (open_export(kind, tmp_path, NAMES) for kind in ("coco", "labelstudio"))
+    for number, place in enumerate(places):
+        coco.add(place, label_map(), str(number))
+        studio.add(place, label_map(), str(number))
+    assert [image["file_name"] for image in json.loads(coco.close()[0].read_text())["images"]] == told
+    assert [task["data"]["image"] for task in json.loads(studio.close()[0].read_text())] == places
+
+
 def test_yolo_is_read_by_supervision(photo) -> None:
     supervision = pytest.importorskip("supervision")
     listing, folder = handed_on("yolo", photo, result_of())

@@ -125,7 +125,7 @@ class VideoFile:
             damaged += bool(frame.is_corrupt)
             size = size or (frame.width, frame.height)
             rgb = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-            turned = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90) % 4))
+            turned = np.ascontiguousarray(_upright(rgb, _matrix(frame)))
             pts = frame.pts if frame.pts is not None else 0 if last is None else last + step
             last = pts if last is None else max(pts, last + 1)  # a muxer takes no time twice
             count += 1
@@ -224,6 +224,23 @@ class Camera:
                 self._open &= bool(there)
                 self._newest = bgr if there else self._newest
                 self._waiting.notify()
+
+
+def _matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Where a frame's columns and rows go when it is shown: (a, b) and (c, d) of its display matrix."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32, count=9).tolist()
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _upright(rgb: UInt8Array, matrix: tuple[int, int, int, int]) -> UInt8Array:
+    """A frame as it is shown: turned by quarters, mirrored, or both."""
+    a, b, c, d = matrix
+    if abs(b) > abs(a):  # columns become rows
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def find_videos(sources: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from densevl import __version__
 from densevl.errors import DensevlError, OutputError
 from densevl.files import renew, shown, unique_stems
+from densevl.images.addresses import TAR, is_address, local
 from densevl.proposals.base import Proposals
 from densevl.regions.exports.contents import as_json, coco_categories
 from densevl.regions.result import RegionResult
@@ -68,7 +70,7 @@ class Export(ABC):
         self.overwrite = overwrite
         self.folder, self.vocabulary, self.stuff = Path(folder), tuple(vocabulary), tuple(stuff)
         self.categories = coco_categories(self.vocabulary, self.stuff)
-        self.paths: list[Path] = []
+        self.images_of: list[str] = []
         self.sizes: list[tuple[int, int]] = []
         self.annotations: list[dict[str, Any]] = []
         self._stems: set[str] = set()
@@ -87,12 +89,14 @@ class Export(ABC):
         own = tuple(result.names)
         if own != self.vocabulary:
             raise DensevlError(f"the result of {shown(path)} is of other classes than the export")
-        if self.part is not None and Path(path).resolve().parent == (self.folder / self.part).resolve():
+        place = os.fspath(path)
+        inside = self.part is not None and not is_address(place)
+        if inside and Path(local(place)).resolve().parent == (self.folder / str(self.part)).resolve():
             raise OutputError(f"{shown(path)} lies where the export writes; name another folder for results")
         self._name = name
-        self.paths.append(Path(path))
+        self.images_of.append(place if is_address(place) else Path(local(place)).absolute().as_posix())
         self.sizes.append(result.image.shape[:2])
-        self._take(len(self.paths), result)
+        self._take(len(self.images_of), result)
 
     @abstractmethod
     def _take(self, image_id: int, result: Any) -> None:
@@ -111,12 +115,7 @@ class Export(ABC):
 
     def images(self) -> list[dict[str, Any]]:
         """COCO's "images": ids from 1; file names from the folder that all photos have in common."""
-        files = [path.absolute() for path in self.paths]
-        try:
-            root = os.path.commonpath([path.parent for path in files]) if files else ""
-            names = [path.relative_to(root).as_posix() for path in files]
-        except ValueError:  # on several drives
-            names = [path.as_posix() for path in files]
+        names = _below_common(self.images_of)
         return [
             {"id": number, "file_name": name, "height": height, "width": width}
             for number, (name, (height, width)) in enumerate(zip(names, self.sizes, strict=True), start=1)
@@ -126,9 +125,9 @@ class Export(ABC):
         """A file name for the newest photo: its own, with its number behind it where another photo has that name."""
         if self._name is not None:
             return self._name
-        stem = unique_stems(self.paths[-1:])[0]
+        stem = unique_stems(self.images_of[-1:])[0]
         while stem.casefold() in self._stems:
-            stem = f"{stem}-{len(self.paths)}"
+            stem = f"{stem}-{len(self.images_of)}"
         self._stems.add(stem.casefold())
         return stem
 
@@ -147,3 +146,14 @@ class Export(ABC):
 
     def _renew(self, name: str, data: bytes) -> Path:
         return renew(self.folder / name, data)
+
+
+def _below_common(places: Sequence[str]) -> list[str]:
+    """Absolute paths and addresses below the folder, or the address, that they share; members of archives by theirs."""
+    members = [place.partition("::")[0] if place.startswith(TAR) else place for place in places]
+    if len(set(members)) < len(set(places)):  # of the same name in several archives
+        return list(places)
+    split = [member.split("/") for member in members]
+    levels = zip(*(parts[:-1] for parts in split), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    return ["/".join(parts[shared:]) for parts in split]

@@ -7,6 +7,7 @@ import io
 import os
 from base64 import b64encode
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from densevl.drawing import palette
 from densevl.errors import OptionError, suggest
 from densevl.files import json_text
 from densevl.images import encode_png
+from densevl.images.addresses import is_address
 from densevl.regions.exports.base import Export, as_regions
 from densevl.regions.exports.contents import (
     STUDIO_IMAGE,
@@ -73,11 +75,9 @@ class LabelMeExport(Export):
 
     def _take(self, image_id: int, result: Any) -> None:
         path = self.folder / self.part / f"{self._stem()}.json"
-        photo = self.paths[-1].absolute()
-        try:
-            seen = Path(os.path.relpath(photo, path.parent.absolute())).as_posix()
-        except ValueError:  # on another drive
-            seen = photo.as_posix()
+        seen = self.images_of[-1]
+        with suppress(ValueError):  # on another drive
+            seen = seen if is_address(seen) else Path(os.path.relpath(seen, path.parent.absolute())).as_posix()
         self._put(path, as_json(as_regions(result).to_labelme(seen)))
 
     def close(self) -> list[Path]:
@@ -93,7 +93,7 @@ class LabelStudioExport(Export):
 
     def _take(self, image_id: int, result: Any) -> None:
         found = as_regions(result)
-        image = self.paths[-1].absolute().as_posix()
+        image = self.images_of[-1]
         model = str(found.meta.get("model") or "densevl")
         self.annotations.append(labelstudio_task(found.regions, found.found, found.confidence, image, model))
 
