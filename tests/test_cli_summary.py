@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from densevl.cli import app
 from densevl.cli.images import Pace
-from densevl.cli.summary import Summary
+from densevl.pipelines.folder.summary import Summary
 
 SCENES = Path(__file__).parents[1] / "demo" / "scenes"
 runner = CliRunner()

@@ -10,12 +10,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.console import Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, print_json, stderr, stdout, warn
-from densevl.cli.summary import Summary
+from densevl.pipelines.folder.summary import Summary
 from densevl.pipelines.folder.watch import Job, Watch
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "w
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
+MOST_ROWS = 20  # of a table
 RECENT = 30  # images, by whose time the time left is told
 
 
@@ -219,7 +222,7 @@ def run_images(
     if as_json:
         print_json({"summary": screen.summary.facts(len(found.paths), report.fresh, report.seconds, report.places)})
     elif screen.wants_content:
-        stderr().print(screen.summary.table(report.fresh, report.seconds, screen.names))
+        stderr().print(summary_table(screen.summary, report.fresh, report.seconds, screen.names))
     if report.done and not quiet and not as_json:
         places = ", ".join(report.places[:5]) + ", ..." * (len(report.places) > 5)
         stdout().print(f"results in {escape(places)}")
@@ -227,6 +230,39 @@ def run_images(
         failed = f"{len(report.errors)} of {len(found.paths)} images failed, listed in {report.listed}"
         stderr().print(escape(failed))
         raise typer.Exit(PARTLY if report.done else FAILED)
+
+
+def summary_table(summary: Summary, computed: int, seconds: float, names: Mapping[str, str]) -> Group:
+    """What a run came to, for a terminal.
+
+    Args:
+        computed: images with results of this call. seconds: it took. names: of images, shorter than their paths.
+    """
+    shown = {"share": "share of pixels", "regions": "regions", "images": ""}[summary.measure or "images"]
+    table = Table("class", *([shown] if shown else []), "images", box=None, pad_edge=False)
+    rows = summary.rows()
+    for name, images, amount in rows[:MOST_ROWS]:
+        told = {"share": f"{amount:.1%}", "regions": str(amount)}.get(summary.measure)
+        table.add_row(escape(" ".join(name.split())), *([told] if told else []), str(images))
+    parts: list[Any] = [table] if rows else []
+    if more := rows[MOST_ROWS:]:
+        parts.append(f"[dim]and {len(more)} more[/]")
+    for cause, (count, first) in summary.failures()[:MOST_ROWS]:
+        parts.append(f"[red]{count} failed:[/] {escape(cause)} [dim](first: {names.get(first, escape(first))})[/]")
+    each = f", {seconds / computed:.2f} s each" if computed else ""
+    parts.append(f"{summary.images} images done, {computed} of them now, in {_spoken(seconds)}{each}")
+    if summary.slowest is not None and computed > 1:
+        image, taken = summary.slowest
+        parts.append(f"slowest: {names.get(image, escape(image))}, {taken:.2f} s")
+    return Group(*parts)
+
+
+def _spoken(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def settings(given: Mapping[str, Any]) -> dict[str, Any]:

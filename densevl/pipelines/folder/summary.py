@@ -1,4 +1,4 @@
-"""What a run over many images came to: a table for people, an object for programs."""
+"""What a run over many images came to. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
-
-MOST_ROWS = 20
 CAUSE = 160  # characters of a message
 _NAMED = re.compile(r"""(['"]).*?\1""")
 
@@ -72,37 +67,17 @@ class Summary:
             "failed": sum(count for count, _ in self.causes.values()),
             "classes": {
                 name: {"images": images} | ({self.measure: amount} if self.measure != "images" else {})
-                for name, images, amount in self._rows()
+                for name, images, amount in self.rows()
             },
             "failures": [
-                {"cause": cause, "images": count, "first": first} for cause, (count, first) in self._failures()
+                {"cause": cause, "images": count, "first": first} for cause, (count, first) in self.failures()
             ],
             "slowest": None if self.slowest is None else dict(zip(("image", "seconds"), self.slowest, strict=True)),
             "seconds": round(seconds, 3),
             "results": list(results),
         }
 
-    def table(self, computed: int, seconds: float, names: Mapping[str, str]) -> Group:
-        """The same for a terminal. Args: names: of images, shorter than their paths."""
-        shown = {"share": "share of pixels", "regions": "regions", "images": ""}[self.measure or "images"]
-        table = Table("class", *([shown] if shown else []), "images", box=None, pad_edge=False)
-        rows = self._rows()
-        for name, images, amount in rows[:MOST_ROWS]:
-            told = {"share": f"{amount:.1%}", "regions": str(amount)}.get(self.measure)
-            table.add_row(escape(" ".join(name.split())), *([told] if told else []), str(images))
-        parts: list[Any] = [table] if rows else []
-        if more := rows[MOST_ROWS:]:
-            parts.append(f"[dim]and {len(more)} more[/]")
-        for cause, (count, first) in self._failures()[:MOST_ROWS]:
-            parts.append(f"[red]{count} failed:[/] {escape(cause)} [dim](first: {names.get(first, escape(first))})[/]")
-        each = f", {seconds / computed:.2f} s each" if computed else ""
-        parts.append(f"{self.images} images done, {computed} of them now, in {_spoken(seconds)}{each}")
-        if self.slowest is not None and computed > 1:
-            image, taken = self.slowest
-            parts.append(f"slowest: {names.get(image, escape(image))}, {taken:.2f} s")
-        return Group(*parts)
-
-    def _rows(self) -> list[tuple[str, int, float]]:
+    def rows(self) -> list[tuple[str, int, float]]:
         """Classes, most first: a name, images, and regions or the mean share over all images."""
         found = [
             (name, images, amount / max(1, self.images) if self.measure == "share" else amount)
@@ -110,13 +85,6 @@ class Summary:
         ]
         return sorted(found, key=lambda row: (-row[2], row[0]))
 
-    def _failures(self) -> list[tuple[str, tuple[int, str]]]:
+    def failures(self) -> list[tuple[str, tuple[int, str]]]:
+        """Causes, most frequent first, each with its images and the first of them."""
         return sorted(self.causes.items(), key=lambda row: (-row[1][0], row[0]))
-
-
-def _spoken(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
