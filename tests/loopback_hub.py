@@ -12,10 +12,17 @@ COMMIT, OLD = "a" * 40, "b" * 40
 GATED = "someone/gated"
 
 
+class _Stalling(bytes):
+    """A body of which the second half does not come."""
+
+    hub: Loopback
+
+
 class Loopback:
     """A hub of a few files. Attributes: files: by repository, commit and name. asked: (method, path) in order.
 
-    cut: names whose first download stops half way. lie: names whose SHA-256 is said to be another.
+    cut: names whose first download stops half way. lie: names whose SHA-256 is said to be another. stall: names whose
+    first download stays half way until `go_on` is set. ranges: of each download, what was asked for by "Range".
     """
 
     def __init__(self) -> None:
@@ -24,6 +31,9 @@ class Loopback:
         self.tokens: list[str] = []
         self.cut: set[str] = set()
         self.lie: set[str] = set()
+        self.stall: set[str] = set()
+        self.stalled, self.go_on = threading.Event(), threading.Event()
+        self.ranges: list[tuple[str, str]] = []
         self.broken = False
         hub = self
 
@@ -74,7 +84,7 @@ class Loopback:
             return self.send(asked, 404, b"{}", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "no"})
         files = self.files[repo][commit]
         if parts[0] == "api":
-            rows = [{"rfilename": name} for name in files]
+            rows = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             return self.send(asked, 200, json.dumps({"id": repo, "sha": commit, "siblings": rows, "tags": []}).encode())
         name = "/".join(rest[2:])
         if name not in files:
@@ -97,6 +107,13 @@ class Loopback:
         body = content[start:]
         cut = method == "GET" and name in self.cut
         self.cut.discard(name if cut else "")
+        if method == "GET":
+            self.ranges.append((name, asked.headers.get("Range", "")))
+        if method == "GET" and name in self.stall:
+            self.stall.discard(name)
+            cut = True
+            body = _Stalling(body)
+            body.hub = self
         self.send(asked, status, body, head, only=len(body) // 2 if cut else None)
 
     def send(
@@ -109,5 +126,9 @@ class Loopback:
         asked.end_headers()
         if asked.command == "GET":
             asked.wfile.write(body if only is None else body[:only])
+            if isinstance(body, _Stalling):
+                asked.wfile.flush()
+                body.hub.stalled.set()
+                body.hub.go_on.wait(60)
         if only is not None:
             asked.close_connection = True

@@ -41,6 +41,8 @@ POSITIONS = "positional_embedding"
 PLACEHOLDER = "test_vit"
 """In whose place a trunk of other sizes is put."""
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
+TEXT_CONFIG = "text_config.json"
+"""Beside the weights: the sizes of a text side of transformers, else asked for at the hub."""
 
 
 def build(
@@ -84,6 +86,8 @@ def build(
     if hugging and not find_spec("transformers"):
         raise MissingExtraError("transformers", "hf", f"the text side of '{name}'")
     logging.getLogger(__name__).info("building %s from %s", name, path)
+    if folder is not None and (folder / TEXT_CONFIG).is_file() and text.get("hf_model_name"):
+        config = {**config, "text_cfg": {**text, "hf_model_name": str(folder / TEXT_CONFIG)}}
     with _explained(name, None if form.text else text.get("hf_model_name")):
         model = _empty(config, form)
         _activate(model, facts)

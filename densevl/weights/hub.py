@@ -1,27 +1,34 @@
 """Models on the hub: from the local cache first, else downloaded with progress, and each file's SHA-256 checked.
 
-The client and the cache are huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`), which goes on with a
-download that was cut; `HF_HUB_OFFLINE=1` forbids the network. The client does not check what came: `verify` does.
+The client and the cache are huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`); `HF_HUB_OFFLINE=1` forbids
+the network. The client does not check what came: `verify` does. It begins a file anew if its process was stopped, so
+large files are brought here beside their place in the cache, and gone on with.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from densevl import digest
-from densevl.errors import ModelError, WeightsError
+from densevl.errors import ModelError, OutputError, WeightsError
+from densevl.files import shown
 from densevl.saved import read_json
-from densevl.weights.folders import ENDINGS, INDEX, OWN_NAMES, THEIR_NAMES
+from densevl.weights.folders import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
 
 PROBE_SECONDS = 5
+MOST_BY_HTTP = 50_000_000_000  # bytes of a file that the hub gives in one piece
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 WORDS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("sentencepiece.bpe.model", "spiece.model"),
@@ -115,6 +122,58 @@ def fetch(hub_id: str, model: str) -> Path:
     raise ModelError(f"model '{model}': repository {repo} has none of {', '.join(names)}; {_ADVICE}")
 
 
+@dataclass(frozen=True)
+class Needed:
+    """A file that a model needs. Attributes: file: its name. size: in bytes, 0 if unknown. here: it is in the cache."""
+
+    file: str
+    size: int
+    here: bool
+
+
+def planned(named: Repo, names: Sequence[str] = ()) -> list[Needed]:
+    """The files of a repository that its model needs; nothing is downloaded.
+
+    Args:
+        names: of weights, of which the first that is there is the only file; else what `fetch_model` brings.
+
+    Raises:
+        ModelError: as `fetch_model` does.
+    """
+    names = names or ((named.file,) if named.file else ())
+    if found := next((path for name in names if (path := _cached(named.repo, name, named.revision))), None):
+        return [Needed(found.name, found.stat().st_size, here=True)]
+    marks = [_cached(named.repo, mark, named.revision) for mark in ("open_clip_config.json", "config.json")]
+    folder = next((mark.parent for mark in marks if mark), None)
+    if not names and folder and _is_complete(folder):
+        return [
+            Needed(path.name, path.stat().st_size, here=True) for path in sorted(folder.iterdir()) if path.is_file()
+        ]
+    with asking(str(named), named.repo):
+        return _asked(named, names)[1]
+
+
+def _asked(named: Repo, names: Sequence[str] = ()) -> tuple[str, list[Needed]]:
+    """The commit of a repository, and the files that are needed of it; the weights, or their index, before shards."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(named.repo, revision=named.revision, files_metadata=True)
+    commit, sizes = str(info.sha), {row.rfilename: row.size or 0 for row in info.siblings or ()}
+    if names:
+        wanted = [next((name for name in names if name in sizes), names[0])]
+    else:
+        weights = _weights_among(set(sizes))
+        if weights is None:
+            raise ModelError(
+                f"model '{named}': the repository holds no weights that densevl reads ({', '.join(OWN_NAMES[:1])}, "
+                f"{', '.join(THEIR_NAMES[:2])}); name one of its files as {PREFIX}{named.repo}/FILE with --weights"
+            )
+        wanted = [*(name for name in BESIDE if name in sizes), weights]
+        if weights.endswith(".json"):
+            wanted += sorted(name for name in sizes if name.endswith(ENDINGS) and SHARD.search(Path(name).stem))
+    return commit, [Needed(name, sizes.get(name, 0), bool(_cached(named.repo, name, commit))) for name in wanted]
+
+
 def fetch_model(named: Repo) -> Path:
     """A folder with the files of a repository that its model needs: of the cache, else downloaded and checked.
 
@@ -123,9 +182,8 @@ def fetch_model(named: Repo) -> Path:
 
     Raises:
         ModelError: not at hand, no model, or not for this account. WeightsError: a download is damaged.
+        OutputError: the disk has no room for it.
     """
-    from huggingface_hub import HfApi
-
     marks = [named.file] if named.file else ["open_clip_config.json", "config.json"]
     found = next((file for mark in marks if (file := _cached(named.repo, mark, named.revision))), None)
     if found and (named.file or _is_complete(found.parent)):
@@ -134,19 +192,15 @@ def fetch_model(named: Repo) -> Path:
         if named.file:
             return _download(named.repo, named.file, named.revision)
         # what an earlier call began is finished at its commit
-        info = HfApi().model_info(named.repo, revision=found.parent.name if found else named.revision)
-        commit, there = str(info.sha), {row.rfilename for row in info.siblings or ()}
-        wanted = _weights_among(there)
-        if wanted is None:
-            raise ModelError(
-                f"model '{named}': the repository holds no weights that densevl reads ({', '.join(OWN_NAMES[:1])}, "
-                f"{', '.join(THEIR_NAMES[:2])}); name one of its files as {PREFIX}{named.repo}/FILE with --weights"
-            )
+        commit, files = _asked(replace(named, revision=found.parent.name if found else named.revision))
+        _require_disk(str(named), sum(file.size for file in files if not file.here))
+        there = [file.file for file in files]
         first = next((mark for mark in marks if mark in there), None)
         if first and not found:
             _download(named.repo, first, named.revision)  # by its name, which the cache notes
-        for name in [*(name for name in BESIDE if name in there), wanted]:
-            path = _download(named.repo, name, commit)
+        for name in there:
+            if not SHARD.search(Path(name).stem):
+                path = _download(named.repo, name, commit)
         for shard in _shards(path):
             _download(named.repo, shard, commit)
         return path.parent
@@ -167,6 +221,12 @@ def fetch_words(repo: str) -> None:
         for name in ("config.json", *WORDS):
             if name in there:
                 _download(repo, name, None)
+
+
+def words_of(repo: str) -> dict[str, Path]:
+    """The files of a text side that are in the cache, by name: its config and its tokenizer's."""
+    found = {name: _cached(repo, name, None) for name in ("config.json", *WORDS)}
+    return {name: path for name, path in found.items() if path}
 
 
 def _weights_among(there: set[str]) -> str | None:
@@ -200,9 +260,65 @@ def _download(repo: str, name: str, revision: str | None) -> Path:
     if cached := _cached(repo, name, revision):
         return cached
     logging.getLogger(__name__).info("downloading %s of %s", name, repo)
+    facts = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision))
+    large = _is_sha256(facts.etag or "") and facts.size is not None and facts.size <= MOST_BY_HTTP
+    if large:
+        _bring(repo, name, facts)
     path = Path(hf_hub_download(repo, name, revision=revision))
-    verify(path, get_hf_file_metadata(hf_hub_url(repo, name, revision=revision)).etag or "")
+    if not large:
+        verify(path, facts.etag or "")
     return path
+
+
+def _bring(repo: str, name: str, facts: Any) -> None:
+    """Download a file into its place in the cache; what an earlier call brought of it is not asked for again."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    blob, part = folder / facts.etag, folder / f"{facts.etag}.part"
+    headers = build_hf_headers()
+    if urlsplit(facts.location).netloc != urlsplit(constants.ENDPOINT).netloc:
+        headers.pop("authorization", None)  # a token is for the hub, not for those that keep its files
+    folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(folder / f"{facts.etag}.part.lock"):
+        if blob.exists():
+            return
+        part.touch()
+        with part.open("r+b", buffering=0) as file:
+            there = file.seek(0, 2)
+            if there > facts.size:
+                there = file.truncate(file.seek(0))
+            _require_disk(repo, facts.size - there)
+            http_get(
+                facts.location,
+                file,
+                resume_size=there,
+                headers=headers,
+                expected_size=facts.size,
+                displayed_filename=name,
+            )
+        verify(part, facts.etag, name)
+        part.replace(blob)
+
+
+def _require_disk(model: str, size: int) -> None:
+    """Refuse a download for which the disk of the cache has no room.
+
+    Raises:
+        OutputError: it has none.
+    """
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next((folder for folder in (cache, *cache.parents) if folder.is_dir()), cache)
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise OutputError(
+            f"model '{model}' takes {size / 1e9:.2f} GB more on disk, and {free / 1e9:.2f} GB are free in "
+            f"{shown(cache)}: make room, or set HF_HOME to a folder on another disk"
+        )
 
 
 @contextmanager
@@ -248,6 +364,11 @@ def asking(model: str, repo: str) -> Iterator[None]:
     except EntryNotFoundError as error:
         raise ModelError(f"{what}: {repo} has no such file; see its page for their names") from error
     except (HfHubHTTPError, OSError) as error:
+        if getattr(error, "errno", None) in UNWRITABLE:
+            raise OutputError(
+                f"{what}: cannot write the hub cache {shown(constants.HF_HUB_CACHE)}: {error.strerror}; "
+                "set HF_HOME to another folder"
+            ) from error
         raise ModelError(f"{what}: {_cause(error)}: {_ADVICE}") from error
 
 
@@ -262,10 +383,10 @@ def _cause(error: BaseException) -> str:
     return f"the hub cannot be reached ({type(last).__name__})"
 
 
-def why_unreachable(endpoint: str) -> str | None:
+def why_unreachable(endpoint: str, timeout: float = PROBE_SECONDS) -> str | None:
     """One quick question, through the proxies of the environment, before the hub client retries for half a minute."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout):  # noqa: S310
             return None
     except urllib.error.HTTPError:
         return None  # it answers
@@ -273,24 +394,29 @@ def why_unreachable(endpoint: str) -> str | None:
         return str(getattr(error, "reason", None) or error)
 
 
-def verify(path: Path, sha256: str) -> None:
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def verify(path: Path, sha256: str, name: str | None = None) -> None:
     """Check a downloaded file against the SHA-256 that the hub publishes; remove a damaged one and say so.
 
     Args:
         path: the file in the cache, usually a link to its blob.
         sha256: 64 hexadecimal digits. Anything else is the mark of a small file, which the hub hashes otherwise.
+        name: of the file, for the message, where it is another than its path's.
 
     Raises:
         WeightsError: the digests differ.
     """
     blob = path.resolve()
-    if len(sha256) != 64 or sha256.strip("0123456789abcdef"):
+    if not _is_sha256(sha256):
         return
     found = digest.of_file(blob)
     if found != sha256:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise WeightsError(
-            f"{path.name}: SHA-256 {found[:12]} is not the hub's {sha256[:12]}; "
+            f"{name or path.name}: SHA-256 {found[:12]} is not the hub's {sha256[:12]}; "
             "the damaged file was removed, run again to download it anew"
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,14 +18,18 @@ import huggingface_hub.constants
 import huggingface_hub.utils._http
 import pytest
 from safetensors.torch import save
+from typer.testing import CliRunner
 
 from conftest import TINY, random_clip
 from densevl import load_backbone
 from densevl.backbones import managing
+from densevl.backbones.load import OFFER, offer
+from densevl.cli import app
 from densevl.errors import DensevlError
+from densevl.weights import large
 from loopback_hub import COMMIT, GATED, OLD, Loopback
 
-REPO = "someone/tiny"
+REPO, WEIGHTS = "someone/tiny", "open_clip_model.safetensors"
 Ask = Callable[..., str]
 
 
@@ -142,6 +150,110 @@ def test_two_processes_at_once_get_the_same_model(hub, tmp_path) -> None:
     assert [worker.communicate(timeout=300)[0].decode().strip() for worker in workers] == [COMMIT] * 2
 
 
+def test_a_download_whose_process_was_killed_goes_on_where_it_was(hub, tmp_path) -> None:
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+    few = "import huggingface_hub.constants as constants; constants.DOWNLOAD_CHUNK_SIZE = 1000\n"
+    command = [sys.executable, "-c", few + FETCH, REPO]
+    hub.stall.add(WEIGHTS)
+    killed = subprocess.Popen(command, env={**os.environ, **settings}, stderr=subprocess.DEVNULL)
+    assert hub.stalled.wait(120)
+    part = _waited(lambda: [path for path in tmp_path.rglob("*.part") if path.stat().st_size])[0]
+    killed.kill()
+    killed.wait()
+    hub.go_on.set()
+    there, whole = part.stat().st_size, len(hub.files[REPO][COMMIT][WEIGHTS])
+    assert 0 < there <= whole // 2
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [asked for name, asked in hub.ranges if name == WEIGHTS] == ["", f"bytes={there}-"]
+    assert not list(tmp_path.rglob("*.part"))
+    got = next(tmp_path.rglob(WEIGHTS))
+    assert got.read_bytes() == hub.files[REPO][COMMIT][WEIGHTS]
+
+
+def _waited(found: Callable[[], list[Path]]) -> list[Path]:
+    for _ in range(600):
+        if paths := found():
+            return paths
+        time.sleep(0.1)
+    raise AssertionError("nothing came")
+
+
+def test_what_is_there_of_another_file_is_not_gone_on_with(hub, ask, tmp_path) -> None:
+    sha = hashlib.sha256(hub.files[REPO][COMMIT][WEIGHTS]).hexdigest()
+    part = tmp_path / "cache" / f"models--{REPO.replace('/', '--')}" / "blobs" / f"{sha}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 100)  # begun, and damaged
+    assert "is not the hub's" in ask(REPO)
+    assert ask(REPO).startswith("loaded")
+
+
+def test_a_disk_without_room_is_one_line_before_the_download(hub, ask, monkeypatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    for repo in (REPO, "someone/shards"):
+        said = ask(repo)
+        assert "GB more on disk, and 0.00 GB are free in" in said
+        assert "set HF_HOME" in said
+    assert not any(method == "GET" and "resolve" in path for method, path in hub.asked)
+
+
+def test_the_command_says_it_with_the_code_of_what_cannot_be_written(hub, ask, monkeypatch) -> None:
+    ask("someone/none")
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    done = CliRunner().invoke(app, ["models", "get", f"hf-hub:{REPO}"])
+    assert (done.exit_code, done.stderr.count("\n")) == (4, 1)
+
+
+def test_a_dry_run_lists_what_would_come_and_brings_nothing(hub, ask, tmp_path) -> None:
+    ask("someone/none")
+    for repo in (REPO, "someone/shards"):
+        hub.asked.clear()
+        files = managing.planned(f"hf-hub:{repo}")
+        wanted = {name for name in hub.files[repo][COMMIT] if name != "README.md"}
+        assert {file.file for file in files} == wanted
+        assert all(file.size == len(hub.files[repo][COMMIT][file.file]) and not file.here for file in files)
+        assert not any("resolve" in path for _, path in hub.asked)
+        assert not any((tmp_path / "cache").rglob("*.safetensors"))
+    done = CliRunner().invoke(app, ["models", "get", f"hf-hub:{REPO}", "--dry-run"])
+    assert done.exit_code == 0
+    assert "bytes to download" in done.stdout
+    ask(REPO)
+    hub.asked.clear()
+    assert all(file.here for file in managing.planned(f"hf-hub:{REPO}"))
+    assert hub.asked == []
+
+
+def test_a_model_is_copied_to_a_folder_that_needs_no_hub(hub, ask, tmp_path) -> None:
+    ask("someone/none")
+    for repo in (REPO, "someone/shards"):
+        to = tmp_path / repo.replace("/", "-")
+        done = CliRunner().invoke(app, ["models", "get", f"hf-hub:{repo}", "--to", str(to)])
+        assert done.exit_code == 0, done.stderr
+        assert not any(path.is_symlink() for path in to.iterdir())
+        hub.asked.clear()
+        model = load_backbone(f"local-dir:{to}", device="cpu")
+        assert hub.asked == []
+        assert model.mean[0] == 0.5
+        again = CliRunner().invoke(app, ["models", "get", f"hf-hub:{repo}", "--to", str(to)])
+        assert again.exit_code == 4
+        assert again.stderr.count("\n") == 1
+
+
+def test_published_weights_are_copied_with_their_facts(hub, ask, tmp_path, monkeypatch) -> None:
+    ask("someone/none")
+    config = {**TINY, "quick_gelu": False}
+    monkeypatch.setitem(large.ARCHITECTURES, "Tiny-1", config)
+    monkeypatch.setitem(large.PUBLISHED, ("Tiny-1", "x"), f"{REPO}/{WEIGHTS}")
+    assert [file.file for file in managing.planned("Tiny-1/x")] == [WEIGHTS]
+    folder = managing.get("Tiny-1/x", tmp_path / "to")
+    for name in (f"local-dir:{folder}", "Tiny-1/x"):
+        model = load_backbone(name, device="cpu")
+        assert model.reading["image_activation"][0] == "gelu"
+        assert model.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
 def test_what_is_got_is_whole_with_the_tokenizer_of_another_repository(hub, ask, tmp_path) -> None:
     named = {**TINY, "text_cfg": {**TINY["text_cfg"], "hf_tokenizer_name": "words"}}
     model = {**hub.files[REPO][COMMIT], "open_clip_config.json": json.dumps({"model_cfg": named}).encode()}
@@ -155,3 +267,26 @@ def test_what_is_got_is_whole_with_the_tokenizer_of_another_repository(hub, ask,
     hub.asked.clear()
     assert managing.get(f"hf-hub:someone/whole@{COMMIT}") == path
     assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("taken", "listens", "answers", "offline", "told"),
+    [
+        ("photo", True, True, False, True),
+        ("ViT-B-16/openai", True, True, False, False),
+        ("photo", False, True, False, False),
+        ("photo", True, False, False, False),
+        ("photo", True, True, True, False),
+    ],
+    ids=["offered", "nothing better", "no terminal", "no hub", "offline"],
+)
+def test_auto_offers_a_better_model_where_a_hub_answers(
+    hub, ask, monkeypatch, caplog, taken, listens, answers, offline, told
+) -> None:
+    ask("someone/none", hub.address if answers else "http://127.0.0.1:9", offline=offline)
+    hub.asked.clear()
+    with caplog.at_level(logging.INFO if listens else logging.WARNING, OFFER):
+        offer(taken)
+    said = [record.getMessage() for record in caplog.records if record.name == OFFER]
+    assert said == ["'auto' takes 'photo'; a CLIP for any words: densevl models get ViT-B-16/openai (0.6 GB)"] * told
+    assert all(method == "HEAD" for method, _ in hub.asked)
