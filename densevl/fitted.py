@@ -24,19 +24,23 @@ if TYPE_CHECKING:
     import torch
 
 
+TAKEN = ("image_activation", "text_activation", "mean", "std")
 SHOWN, LISTED = 60, 6  # characters of a value, and facts, in a message
 
 
 def fingerprint(model: Any) -> str:
     """SHA-256 over the weights of every network a model object holds: equal for equal weights, on any machine.
 
-    It is kept on the object, and computed anew when a tensor has changed.
+    The activation and the pixel statistics of a backbone count too: without them weights mean something else. It is
+    kept on the object, and computed anew when a tensor has changed.
     """
     tensors = list(_tensors(model))
-    key = tuple((name, tensor.data_ptr(), _changes(tensor)) for name, tensor in tensors)
+    reading = getattr(model, "reading", {})
+    facts = [f"{name} {reading[name][0]}" for name in TAKEN if name in reading]
+    key = *facts, *((name, tensor.data_ptr(), _changes(tensor)) for name, tensor in tensors)
     known = vars(model).get("_weights_stamp")
     if known is None or known[0] != key:
-        known = key, digest.of_tensors(tensors)
+        known = key, digest.of_text(digest.of_tensors(tensors), *facts) if facts else digest.of_tensors(tensors)
         object.__setattr__(model, "_weights_stamp", known)
     return known[1]
 
@@ -125,8 +129,8 @@ def require_same(model: Any, weights: str, name: str, what: str) -> None:
     """
     if fingerprint(model) != weights:
         raise WeightsError(
-            f"{what} was fitted with model '{name}', and '{model.name}' has other weights: its vectors mean nothing "
-            "to them; load it with that model, or fit again"
+            f"{what} was fitted with model '{name}', and '{model.name}' has other weights, or another activation, mean "
+            "or std: its vectors mean nothing to them; load it with that model, or fit again"
         )
 
 

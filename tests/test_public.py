@@ -28,83 +28,90 @@ PUBLIC = {
 
 COMMANDS = {
     "segment": (
-        "IMAGES --as --background --bands --bank --bank-share --bits --blend --compat --crop --descriptors --device "
-        "--geotiff --json --labels --model --neighbours --out --overwrite --plan --polygons --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet --short-side "
-        "--strict --stride --stuff --templates --views --weights --workers"
+        "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
+        "--descriptors --device --geotiff --json --labels --mean --model --neighbours --out --overwrite --plan "
+        "--polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe "
+        "--refine --sam --shard --sheet --short-side --std --strict --stride --stuff --templates --views --weights "
+        "--workers"
     ),
-    "bank build": (
-        "IMAGES --bits --device --forget --keys --model --out --overwrite --pieces --precision --proposals --quiet "
-        "--recipe --strict --weights"
-    ),
-    "bank show": "BANK --json",
     "video": (
-        "VIDEOS --background --blend --crop --descriptors --device --every --json --labels --model --out "
-        "--overwrite --plan --precision --presence --proposals --proxy --quiet --recipe --refine --seconds "
-        "--short-side --smooth --strict --stride --templates --weights"
+        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --mean "
+        "--model --out --overwrite --plan --precision --presence --proposals --proxy --quiet --recipe --refine "
+        "--seconds --short-side --smooth --std --strict --stride --templates --weights"
     ),
     "regions": (
-        "IMAGES --as --background --bits --blend --box --compat --crop --descriptors --device --json --labels "
-        "--model --objects --operator --out --overwrite --pieces --plan --point --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
-        "--short-side --strict --stride --stuff --templates --tile --views --weights --workers"
+        "IMAGES --activation --as --background --bits --blend --box --compat --crop --descriptors --device --json "
+        "--labels --mean --model --objects --operator --out --overwrite --pieces --plan --point --precision "
+        "--presence --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard "
+        "--sheet --short-side --std --strict --stride --stuff --templates --tile --views --weights --workers"
     ),
     "search": (
-        "FOLDER --against --bits --device --each --for --index --json --least --like --model --operator --out "
-        "--overwrite --pieces --precision --proposals --quiet --recipe --sheet --strict --top --weights"
+        "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "
+        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict "
+        "--top --weights"
     ),
     "classify": (
-        "IMAGES --bits --descriptors --device --head --json --labels --model --out --overwrite --precision "
-        "--quiet --ray --shard --sheet --strict --templates --weights --workers"
+        "IMAGES --activation --bits --descriptors --device --head --json --labels --mean --model --out --overwrite "
+        "--precision --quiet --ray --shard --sheet --std --strict --templates --weights --workers"
     ),
     "doctor": "--json --speed",
-    "bench": "--device --json --labels --model --plans --precisions --recipes --rounds --sizes --threads",
+    "bench": (
+        "--activation --device --json --labels --mean --model --plans --precisions --recipes --rounds --sizes "
+        "--std --threads"
+    ),
     "serve": (
-        "--device --host --max-body --max-labels --max-pixels --model --origin --port --precision --proposals "
-        "--queue --recipes --refine --scoring"
+        "--activation --device --host --max-body --max-labels --max-pixels --mean --model --origin --port "
+        "--precision --proposals --queue --recipes --refine --scoring --std"
     ),
     "recipes show": "NAME --json",
     "anomaly fit": (
-        "NORMAL --adapters --bits --device --fpr --item --model --no-whole --out --overwrite --precision --proxy "
-        "--recipe --scoring --size --states --tile --weights --whole --windows"
+        "NORMAL --activation --adapters --bits --device --fpr --item --mean --model --no-whole --out --overwrite "
+        "--precision --proxy --recipe --scoring --size --states --std --tile --weights --whole --windows"
     ),
     "anomaly score": (
-        "IMAGES --adapters --bits --detector --device --item --json --model --out --overwrite --precision --quiet "
-        "--ray --recipe --scoring --shard --sheet --strict --weights --workers"
+        "IMAGES --activation --adapters --bits --detector --device --item --json --mean --model --out --overwrite "
+        "--precision --quiet --ray --recipe --scoring --shard --sheet --std --strict --weights --workers"
     ),
     "fewshot fit": (
-        "FOLDER --bits --calibrate --device --head --held-out --model --out --overwrite --precision --templates "
-        "--weights"
+        "FOLDER --activation --bits --calibrate --device --head --held-out --mean --model --out --overwrite "
+        "--precision --std --templates --weights"
     ),
     "eval list": "--json",
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
-        "WHAT --background --bank --bank-share --bits --blend --compat --crop --descriptors --device --dump "
-        "--fresh --ignore --json --launcher --limit --measures --model --neighbours --operator --out --overwrite "
-        "--paper --plan --precision --presence --proposals --proxy --proxy-scope --quiet --recipe --refine --root "
-        "--sam --save-every --scoring --seed --set --short-side --shots --stride --strings --task --templates "
-        "--threads --trust-config --variant --views --weights"
+        "WHAT --activation --background --bank --bank-share --bits --blend --compat --crop --descriptors --device "
+        "--dump --fresh --ignore --json --launcher --limit --mean --measures --model --neighbours --operator --out "
+        "--overwrite --paper --plan --precision --presence --proposals --proxy --proxy-scope --quiet --recipe "
+        "--refine --root --sam --save-every --scoring --seed --set --short-side --shots --std --stride --strings "
+        "--task --templates --threads --trust-config --variant --views --weights"
     ),
     "eval compare": (
-        "WHAT --background --bits --fresh --ignore --json --limit --measures --model --out --overwrite --quiet "
-        "--recipes --root --set --task --trust-config"
+        "WHAT --activation --background --bits --fresh --ignore --json --limit --mean --measures --model --out "
+        "--overwrite --quiet --recipes --root --set --std --task --trust-config"
     ),
     "eval analyse": (
-        "WHAT --bits --distractors --json --limit --model --only --out --overwrite --recipe --root --set --trust-config"
+        "WHAT --activation --bits --distractors --json --limit --mean --model --only --out --overwrite --recipe "
+        "--root --set --std --trust-config"
     ),
     "eval anomaly": (
-        "WHAT --bits --device --fresh --json --limit --model --out --overwrite --proxy --quiet --root --scoring "
-        "--set --shots --trust-config --weights"
+        "WHAT --activation --bits --device --fresh --json --limit --mean --model --out --overwrite --proxy --quiet "
+        "--root --scoring --set --shots --std --trust-config --weights"
     ),
     "export model": (
-        "OUT --background --check --compat --format --labels --model --overwrite --recipe --templates --weights"
+        "OUT --activation --background --check --compat --format --labels --mean --model --overwrite --recipe "
+        "--std --templates --weights"
     ),
-    "export words": "OUT --background --labels --model --overwrite --templates --weights",
+    "export words": "OUT --activation --background --labels --mean --model --overwrite --std --templates --weights",
     "models list": "PATTERN --all --json",
     "models show": "NAME --json",
-    "models get": "NAME",
-    "models check": "NAME --activation --json --mean --std --weights",
+    "models get": "NAME --dry-run --to",
+    "models check": "NAME --activation --json --mean --precision --std --weights",
     "models convert": "NAME OUT --activation --mean --overwrite --std --truncate-dim --weights --words",
+    "bank build": (
+        "IMAGES --activation --bits --device --forget --keys --mean --model --out --overwrite --pieces --precision "
+        "--proposals --quiet --recipe --std --strict --weights"
+    ),
+    "bank show": "BANK --json",
 }
 """Arguments and options of every command: a script of somebody relies on each."""
 

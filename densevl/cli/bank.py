@@ -18,6 +18,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder of the bank.", show_def
 
 @bank_app.command()
 @one_line_errors
+@options.loads
 def build(
     images: options.Images,
     out: Annotated[

@@ -8,11 +8,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 from densevl.files import json_text
 
 
 @one_line_errors
+@options.loads
 def bench(
     model: Annotated[str, typer.Option(help="As `densevl models` lists them, or random:ViT-B-16.")] = "auto",
     recipes: Annotated[str | None, typer.Option(help="NAME,NAME; the model's default if left out.")] = None,

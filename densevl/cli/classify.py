@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 @one_line_errors
+@options.loads
 def classify(
     images: options.Images,
     labels: options.Labels = "",

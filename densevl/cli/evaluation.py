@@ -131,6 +131,7 @@ def check(
 
 @eval_app.command()
 @one_line_errors
+@options.loads
 def run(
     ctx: typer.Context,
     what: What,
@@ -223,6 +224,7 @@ def run(
 
 @eval_app.command()
 @one_line_errors
+@options.loads
 def compare(
     ctx: typer.Context,
     what: What,
@@ -264,6 +266,7 @@ def compare(
 
 @eval_app.command()
 @one_line_errors
+@options.loads
 def analyse(
     ctx: typer.Context,
     what: What,
@@ -316,6 +319,7 @@ def analyse(
 
 @eval_app.command()
 @one_line_errors
+@options.loads
 def anomaly(
     ctx: typer.Context,
     what: What,

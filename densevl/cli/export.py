@@ -42,6 +42,7 @@ def exportable(model: str, weights: Path | None, recipe: str | None, *, compat: 
 
 @export_app.command("model")
 @one_line_errors
+@options.loads
 def model_file(
     out: Annotated[str, typer.Argument(help=OUT, show_default=False)],
     model: options.Model = options.MODEL,
@@ -111,6 +112,7 @@ def model_file(
 
 @export_app.command("words")
 @one_line_errors
+@options.loads
 def words_file(
     out: Annotated[str, typer.Argument(help="The .npz file to write.", show_default=False)],
     labels: options.Labels = "",

@@ -18,6 +18,7 @@ fewshot_app = typer.Typer(no_args_is_help=True, help="Classes by example: fit on
 
 @fewshot_app.command("fit")
 @one_line_errors
+@options.loads
 def fewshot_fit(
     folder: Annotated[
         Path,

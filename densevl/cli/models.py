@@ -18,7 +18,6 @@ models_app = typer.Typer(
     invoke_without_command=True,
     help="Models: list them, show what one knows, get one of the hub, check one, convert one.",
 )
-ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 GUESSED = 1
 WAYS = {"name": "the names of what it was trained on", "table": "listed by hand", "kind": "kinds of which it knows"}
 FAMILY = 3  # words that share a reason, from which it is printed
@@ -28,15 +27,6 @@ Name = Annotated[str, typer.Argument(help="A model's name, folder or weights fil
 Weights = Annotated[
     Path | None, options.option("A weights file, when NAME is an architecture, a tag or a config file.")
 ]
-Activation = Annotated[
-    str | None,
-    options.option("The activation of both towers, where the weights do not say it.", values=ACTIVATIONS),
-]
-Mean = Annotated[
-    str | None,
-    options.option("The mean of the pixels, 0 to 1: one number, or three with commas between for red, green, blue."),
-]
-Std = Annotated[str | None, options.option("The standard deviation of the pixels, in the same form.")]
 Json = Annotated[bool, options.option("Print one line of JSON for each model instead of text.", "--json")]
 
 
@@ -164,12 +154,11 @@ def _repository(path: Path) -> str:
 
 @models_app.command("check")
 @one_line_errors
+@options.loads
 def check_model(
     name: Name,
     weights: Weights = None,
-    activation: Activation = None,
-    mean: Mean = None,
-    std: Std = None,
+    precision: options.Precision = options.PRECISION,
     as_json: Json = False,
 ) -> None:
     """Load a model, run it once, and say what it is and where each fact was taken from.
@@ -178,7 +167,7 @@ def check_model(
     """
     from densevl.backbones.managing import describe, try_out
 
-    backbone = _loaded(name, weights, activation, mean, std)
+    backbone = _loaded(name, weights, precision=precision)
     try_out(backbone)
     facts = describe(backbone)
     if as_json:
@@ -197,13 +186,11 @@ def check_model(
 
 @models_app.command("convert")
 @one_line_errors
+@options.loads
 def convert_model(
     name: Name,
     out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
     weights: Weights = None,
-    activation: Activation = None,
-    mean: Mean = None,
-    std: Std = None,
     words: Annotated[
         Path | None,
         options.option("A file of text vectors, .npz or safetensors, in place of the model's text side."),
@@ -221,7 +208,7 @@ def convert_model(
     from densevl.files import require_folder
 
     require_folder(out / "weights")
-    backbone = _loaded(name, weights, activation, mean, std, words=words, truncate_dim=truncate_dim)
+    backbone = _loaded(name, weights, words=words, truncate_dim=truncate_dim)
     for warning in backbone.guesses:
         warn(warning)
     inputs = [path for path in (name, weights, words) if path]
@@ -229,26 +216,11 @@ def convert_model(
     stdout().print(escape(f"wrote {', '.join(map(str, written))}"))
 
 
-def _loaded(
-    name: str, weights: Path | None, activation: str | None, mean: str | None, std: str | None, **more: Any
-) -> Any:
+def _loaded(name: str, weights: Path | None, **more: Any) -> Any:
     from densevl.backbones import load_backbone
 
-    colours: dict[str, Any] = {"mean": _colour(mean, "--mean"), "std": _colour(std, "--std")}
     with stderr().status("loading the model"):
-        return load_backbone(name, weights, device="cpu", activation=activation, **colours, **more)
-
-
-def _colour(text: str | None, flag: str) -> list[float] | None:
-    from densevl.errors import OptionError
-
-    if text is None:
-        return None
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise OptionError(f"{flag} is {text[:60]!r}; it is one number, or three with commas between") from error
-    return found * 3 if len(found) == 1 else found
+        return load_backbone(name, weights, device="cpu", **more)
 
 
 def _some(words: Sequence[str]) -> str:

@@ -6,9 +6,11 @@ an option that is left out is None where there is none.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -23,6 +25,7 @@ MODELS = (
     *("ViT-L-14/openai", "ViT-L-14-336/openai", "ViT-B-32/openai"),
 )
 DEVICES = ("cpu", "cuda", "cuda:0", "mps")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
@@ -179,6 +182,62 @@ Precision = Annotated[
         values=PRECISIONS,
     ),
 ]
+
+Activation = Annotated[
+    str | None,
+    option(
+        "The activation of the model's towers, where its weights do not say it.", panel=MODELLING, values=ACTIVATIONS
+    ),
+]
+Mean = Annotated[
+    str | None,
+    option(
+        "The mean of the model's pixels, 0 to 1, where its files do not say it: one number, or three with commas "
+        "between for red, green, blue.",
+        panel=MODELLING,
+    ),
+]
+Std = Annotated[
+    str | None,
+    option("The standard deviation of the model's pixels, 0 to 1, in the same form.", panel=MODELLING),
+]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def loads(command: _Command) -> _Command:
+    """Give a command that loads models the options that say what weights do not: --activation, --mean, --std."""
+
+    @functools.wraps(command)
+    def wrapped(
+        *args: Any, activation: str | None = None, mean: str | None = None, std: str | None = None, **kwargs: Any
+    ) -> Any:
+        if (activation, mean, std) == (None, None, None):
+            return command(*args, **kwargs)
+        from densevl.backbones.load import loaded_as
+
+        with loaded_as(activation, colour(mean, "--mean"), colour(std, "--std")):
+            return command(*args, **kwargs)
+
+    own = inspect.signature(command, eval_str=True)
+    kinds = {"activation": Activation, "mean": Mean, "std": Std}
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in kinds.items()
+    ]
+    wrapped.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {**command.__annotations__, **kinds}
+    return wrapped  # type: ignore[return-value]
+
+
+def colour(text: str | None, flag: str) -> list[float] | None:
+    """One number, or three with commas between, for red, green and blue; None where the option is left out.
+
+    Raises:
+        OptionError: something else.
+    """
+    found = numbers(text, float, f"one number for {flag}, or three with commas between")
+    return None if found is None else list(found) * (3 if len(found) == 1 else 1)
+
 
 Labels = Annotated[
     str,

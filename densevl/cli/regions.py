@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @one_line_errors
+@options.loads
 def regions(
     images: options.Images,
     labels: options.Labels = "",

@@ -23,6 +23,7 @@ _BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
 
 
 @one_line_errors
+@options.loads
 def search(
     folder: Annotated[Path, typer.Argument(help="A folder of photos.", show_default=False)],
     words: Annotated[

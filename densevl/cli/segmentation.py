@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @one_line_errors
+@options.loads
 def segment(
     images: options.Images,
     labels: options.Labels = "",

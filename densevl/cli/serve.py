@@ -13,6 +13,7 @@ SERVER, OFFERED, LIMITS = "The server", "What it offers", "Limits of a request"
 
 
 @one_line_errors
+@options.loads
 def serve(
     model: Annotated[
         list[str] | None,

@@ -20,6 +20,7 @@ OVER_TIME = "Over time"
 
 
 @one_line_errors
+@options.loads
 def video(
     videos: Annotated[
         list[str],

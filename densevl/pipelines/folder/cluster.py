@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from densevl.backbones.load import given_in, loaded_as
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
 from densevl.images import bit_depth
@@ -40,7 +41,7 @@ class _Worker:
             torch.set_num_threads(threads)
         self.store, self.wrong, self.bits = store, "", facts.get("bits")
         try:
-            with bit_depth(self.bits):
+            with bit_depth(self.bits), loaded_as(**given_in(facts.get("reading", {}))):
                 self.task = work.task()
                 own = self.task.identity
         except DensevlError as error:
