@@ -183,6 +183,13 @@ def siglip(transformers: Any) -> Any:
     return transformers.SiglipModel(transformers.SiglipConfig(vision_config=VISION, text_config=text))
 
 
+def tips(transformers: Any, gated: bool = False) -> Any:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "image_size": SIDE, "patch_size": 8}
+    vision = transformers.Tipsv2VisionConfig(hidden_size=64, mlp_ratio=3, use_swiglu_ffn=gated, **sizes)
+    text = {**TEXT, "hidden_size": 64, "intermediate_size": 96, "vocab_size": VOCABULARY, "hidden_act": "relu"}
+    return transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=vision.to_dict(), text_config=text))
+
+
 def chinese(transformers: Any) -> Any:
     text = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 60}
     config = transformers.ChineseCLIPConfig(vision_config=VISION, text_config=text, projection_dim=EMBED)
@@ -572,6 +579,10 @@ ROWS = {
     ),
     "metaclip": Row("MetaCLIP 2", "folder", "transformers", partial(hugging, metaclip, 2, 1, LENGTH)),
     "siglip": Row("SigLIP, SigLIP 2 of one size", "folder", "transformers", partial(hugging, siglip, 1, 1, LENGTH)),
+    "tipsv2": Row("TIPSv2", "folder", "transformers", partial(hugging, tips, 1, 0, LENGTH)),
+    "tipsv2-gated": Row(
+        "TIPSv2 g", "folder", "transformers", partial(hugging, partial(tips, gated=True), 1, 0, LENGTH)
+    ),
     "chinese": Row("Chinese-CLIP", "folder", "transformers", partial(hugging, chinese, 102, 0, LENGTH)),
     "alt": Row("AltCLIP", "folder", "transformers", partial(hugging, alt, 2, 1, LENGTH)),
     "vision": Row("the image side of CLIP; LLM2CLIP's form", "folder, text vectors", "transformers", vision_alone),

@@ -21,6 +21,7 @@ from densevl import digest
 from densevl.backbones.base import Backbone
 from densevl.backbones.precision import LoweredTower, check
 from densevl.backbones.reach import Reach
+from densevl.backbones.readouts import READOUTS
 from densevl.backbones.towers import tower_of
 from densevl.errors import ImageError, ModelError, RecipeError, suggest
 from densevl.recipes import Hints, Recipe, get
@@ -79,6 +80,10 @@ class OpenClipBackbone(Backbone):
             raise ModelError(f"model '{name}' has a logit scale of {self.logit_scale:g}: its weights are damaged")
         self.default_recipe = "sclip" if _rewires(self.tower) else "vanilla"
         self.summary = "CLIP: any words, photos and drawings"
+        if (own := READOUTS.get(str(self.reading.get("form")))) is not None:
+            self.default_recipe, self.templates, self.protocol = own.recipe, own.templates, own.protocol
+            self.summary = own.summary
+        self._positions: str | None = self.reading.get("positions", [None])[0]
 
     def at_precision(self, precision: str) -> OpenClipBackbone:
         """This model with its tower's linear layers at another precision; see `Backbone.at_precision`."""
@@ -90,6 +95,12 @@ class OpenClipBackbone(Backbone):
         other.tower = trained if precision == "float32" else LoweredTower(trained, precision, self.name)
         other.precision = precision
         return other
+
+    def resolve(
+        self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
+    ) -> Recipe | None:
+        """The recipe meant, with the positions of the model's own code where that says; see `Backbone.resolve`."""
+        return super().resolve(recipe, position_rule=position_rule or self._positions, compat=compat)
 
     @property
     def model(self) -> Any:

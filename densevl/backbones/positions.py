@@ -3,7 +3,8 @@
 Rules: "size" is bicubic to the grid's size; "size_antialias" the same with antialiasing (open_clip, timm);
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
 segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
-rounded to half precision whatever the grid, as CLIPer's code does; "square" is bilinear to a square of the grid's
+rounded to half precision whatever the grid, as CLIPer's code does; "bilinear_antialias" is bilinear with antialiasing
+(TIPSv2); "square" is bilinear to a square of the grid's
 longer side, of which the top left part is taken (RADIO). Align-corners is off in all of them.
 
 While a graph is exported each rule is one small matrix an axis, made of its size alone, so that it resizes to any size.
@@ -51,8 +52,8 @@ def resize_positions(
         cells = F.interpolate(cells, size=whole, mode="bilinear", align_corners=False)
         cells = cells[..., : grid[0], : grid[1]]
     else:
-        mode = "bilinear" if rule == "bilinear" else "bicubic"
-        cells = F.interpolate(cells, size=whole, mode=mode, align_corners=False, antialias=rule == "size_antialias")
+        mode = "bilinear" if rule.startswith("bilinear") else "bicubic"
+        cells = F.interpolate(cells, size=whole, mode=mode, align_corners=False, antialias=rule.endswith("antialias"))
     resized = cells[0].permute(1, 2, 0).flatten(0, 1).to(table_ND.dtype)
     return torch.cat([table_ND[:prefix], resized])
 
@@ -99,6 +100,9 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
     step = g / (n + shift)
     if rule == "size_antialias":
         near = _cubic((at + 0.5 - out * step) / step.clamp(min=1.0), CUBIC_ANTIALIAS)
+        return (near / near.sum(dim=1, keepdim=True)).float()
+    if rule == "bilinear_antialias":
+        near = (1 - ((at + 0.5 - out * step) / step.clamp(min=1.0)).abs()).clamp(min=0)
         return (near / near.sum(dim=1, keepdim=True)).float()
     place = out * step - 0.5
     if rule in ("bilinear", "square"):

@@ -85,6 +85,7 @@ SETS: dict[str, tuple[str, ...]] = {
         "a big {} somewhere in the scene.",
         "the scene has a big {} in it.",
     ),
+    "plural": ("a photo of many {}.", "a photo of {}s."),  # of TIPSv2 and dino.txt, beside the seven of "simple"
     "scene": (
         "a {} somewhere in the scene.",
         "the {} somewhere in the scene.",

@@ -17,6 +17,7 @@ CALLS = {
         "scale_factor": tuple((a + 0.1) / b for a, b in zip(n, g, strict=True)),
         "mode": "bicubic",
     },
+    "bilinear_antialias": lambda n, g: {"size": n, "mode": "bilinear", "antialias": True},
     "bilinear": lambda n, g: {"size": n, "mode": "bilinear"},
 }
 SQUARE = {"square": lambda n, g: {"size": (max(n), max(n)), "mode": "bilinear"}}  # then cropped

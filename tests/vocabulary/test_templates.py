@@ -8,7 +8,17 @@ from densevl.errors import OptionError
 from densevl.vocabulary.template_sets import DEPICTIONS, GAMES, PHOTOGRAPHS, SETS, SNAPSHOTS, TOYS
 from densevl.vocabulary.templates import NAMES, fill, templates
 
-COUNTS = {"openai": 80, "simple": 7, "name": 1, "photo": 1, "broad": 80, "short": 7, "dense": 14, "scene": 5}
+COUNTS = {
+    "plural": 2,
+    "openai": 80,
+    "simple": 7,
+    "name": 1,
+    "photo": 1,
+    "broad": 80,
+    "short": 7,
+    "dense": 14,
+    "scene": 5,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +36,13 @@ def test_the_broad_set_has_the_make_up_of_the_80() -> None:
 def test_our_sets_are_our_own() -> None:
     ours = {template for name, found in SETS.items() if name != "photo" for template in found if template != "{}"}
     shared = ours & {*templates("openai"), *templates("simple")}
-    assert shared <= {"a drawing of a {}.", "a sketch of the {}.", "a painting of the {}.", "a painting of a {}."}
+    assert shared <= {
+        "a photo of many {}.",
+        "a drawing of a {}.",
+        "a sketch of the {}.",
+        "a painting of the {}.",
+        "a painting of a {}.",
+    }
 
 
 def test_sets_add_up() -> None:

@@ -11,6 +11,7 @@ from densevl.errors import DensevlError
 from densevl.saved import said
 from densevl.weights.facts import Form
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
+from densevl.weights.forms.tipsv2 import TIPS, tipsv2
 from densevl.weights.forms.transformers import KERNEL, of_transformers
 from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
 from densevl.weights.reading import State, bad_file, below
@@ -69,6 +70,8 @@ def _form(
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
         return of_transformers(whole, path, config, pixels or {})
+    if TIPS in state:
+        return tipsv2(state, path, config)
     if any(key.startswith("vision_model.blocks.") for key in state):
         return jina(state, path, config, pixels or {}, words=words)
     if any(key.startswith("fusion_module.") for key in state):
