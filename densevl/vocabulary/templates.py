@@ -25,8 +25,8 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     Args:
         spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "name" (the bare label), "photo" (one), a set
             of `template_sets` ("broad", "short", "dense", "scene", "plural", "drawing", "satellite", "street",
-            "medical"), several with "+" between ("openai+scene": MaskCLIP's 85 in our words), one template such as "a sketch of a
-            {}", or a list of templates.
+            "medical"), several with "+" between ("openai+scene": MaskCLIP's 85 in our words), one template such as
+            "a sketch of a {}", or a list of templates.
 
     Raises:
         OptionError: unknown name, an empty list, or a template without "{}".
