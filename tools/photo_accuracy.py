@@ -85,12 +85,13 @@ def measure(segment: Segmenter, chosen: Sequence[Pair], limit: int | None = None
         truth -= 1
         prepared = segment.prepare(pair[0])
         dense = segment.run(prepared.parts)
+        segments = segment.segments(prepared.rgb)
         for question in QUESTIONS:
             numbers = asked(pair, question)
             labels = LabelSet.parse([NAMES[c] for c in numbers])
             policy = Background() if question == "A" else segment.policy()
             evidence = segment.gather(prepared, dense, labels, policy)
-            result = segment.decide(evidence, prepared.rgb, labels, policy)
+            result = segment.decide(evidence, prepared.rgb, labels, policy, segments)
             answer = np.array([*numbers, len(NAMES)])[result.labels]  # -1, nothing, is the last
             valid = truth < len(NAMES) + (question != "A")
             np.add.at(counts[question], (truth[valid], answer[valid]), 1)
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--masks", type=Path, required=True)
     parser.add_argument("--models", nargs="+", default=["photo", "photo+vit"])
     parser.add_argument("--refine", default=None)
+    parser.add_argument("--proposals", default=None)
     parser.add_argument("--each", type=int, default=12, help="photos of a class in each part")
     parser.add_argument("--part", choices=PARTS, default=PARTS[1])
     parser.add_argument("--seed", type=int, default=16)
@@ -189,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(chosen)} photos, {given.part}, seed {given.seed}; mean over {', '.join(NAMES[c] for c in counted)}")
     print("| model | A | B | C | accuracy in C |\n|---|---|---|---|---|")
     for name in given.models:
-        segment = Segmenter(name, refine=given.refine)
+        segment = Segmenter(name, refine=given.refine, proposals=given.proposals)
         found = measure(segment, chosen)
         means = [np.nanmean(ious(found[q])[[*counted, *([len(NAMES)] if q != "A" else [])]]) for q in QUESTIONS]
         accuracy = np.diag(found["C"]).sum() / found["C"].sum()

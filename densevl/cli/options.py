@@ -30,7 +30,7 @@ PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
-REFINEMENTS = ("pamr", "edges", "lposs+", "vote", "none")
+REFINEMENTS = ("pamr", "edges", "lposs+", "segments", "vote", "none")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
@@ -314,8 +314,8 @@ Sam = Annotated[
 Refine = Annotated[
     str | None,
     option(
-        "Sharpen the result: pamr, edges (cheap), lposs+, vote, several with commas between, or none. What suits the "
-        "model if left out.",
+        "Sharpen the result: pamr, edges (cheap), lposs+, segments, vote, several with commas between, or none. "
+        "What suits the model if left out.",
         panel=METHOD,
         values=REFINEMENTS,
         between=",",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from torch.nn import functional as F
 from densevl.errors import RecipeError, suggest
 from densevl.inference.decoding import LabelMap, Refine
 from densevl.pipelines.segmentation.segments import Segments
-from densevl.refine import Pamr, PixelPropagation, majority_vote
+from densevl.refine import Pamr, PixelPropagation, majority_vote, pool_in_segments
 from densevl.refine.propagation import ALPHA
 
-VOTE, NONE = "vote", "none"
-SCORES = ("pamr", "edges", "lposs+")
+VOTE, NONE, SEGMENTS = "vote", "none", "segments"
+SCORES = ("pamr", "edges", "lposs+", SEGMENTS)
+READ_SEGMENTS = (SEGMENTS, VOTE)
 EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
 KNOWN = (*SCORES, VOTE, NONE)
 
@@ -42,11 +44,13 @@ def parse(spec: str | Sequence[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def score_refiner(chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tensor) -> Refine | None:
+def score_refiner(
+    chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tensor, segments: Segments | None = None
+) -> Refine | None:
     """One callable for the refinements that act on scores at pixels, None if there are none.
 
     Args:
-        rgb: uint8 (H, W, 3); normalised: the same for the model, (3, H, W) float.
+        rgb: uint8 (H, W, 3); normalised: the same for the model, (3, H, W) float. segments: of the photo.
     """
     steps: list[Refine] = []
     for name in chosen:
@@ -57,6 +61,8 @@ def score_refiner(chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tens
         elif name == "lposs+":
             photo = torch.from_numpy(rgb.copy()).to(normalised.device).permute(2, 0, 1)[None] / 255
             steps.append(_kept_in_range(PixelPropagation(photo)))
+        elif name == SEGMENTS and segments is not None:
+            steps.append(partial(pool_in_segments, segments=segments.ids.to(normalised.device)))
     return _one_after_the_other(steps) if steps else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -149,8 +149,9 @@ class Segmenter:
                 (H, W, 3) that returns what a call's `regions` may be.
             views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
             refine: one or more of "pamr", scores flow between pixels of like colour; "edges", the same over short
-                distances on a small copy, cheaply; "lposs+", they are propagated over pixels; and, last, "vote", each
-                segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice.
+                distances on a small copy, cheaply; "lposs+", they are propagated over pixels; "segments", they are
+                mixed with their mean over each segment; and, last, "vote", each segment takes its most frequent label
+                ("pamr,vote"). "none" is none, None the model's own choice.
             bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
                 banks are averaged (CorrCLIP v2). Segments must be given or proposed.
             bank_share: what the banks count beside the photo's own scores, 0..1. neighbours: regions asked for each
@@ -288,20 +289,21 @@ class Segmenter:
         """The segments of a photo: those given, else proposed, else None.
 
         Raises:
-            ProposalError: unusable regions. RecipeError: there are none, and the recipe or a vote needs some.
+            ProposalError: unusable regions. RecipeError: there are none, and the recipe or a refinement needs some.
         """
         if given is not None:
             return Segments.parse(given, rgb.shape[:2])
         recipe = self.recipe
         needs_some = recipe is not None and bool(recipe.reads & {"regions", "masks"})
-        if not needs_some and refinement.VOTE not in self.refine and self.banks is None:
+        reads = next((name for name in self.refine if name in refinement.READ_SEGMENTS), None)
+        if not needs_some and reads is None and self.banks is None:
             return None
         if self._proposer is None:
-            who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else "refine 'vote'"
+            who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else f"refine '{reads}'"
             who = who if needs_some or self.banks is None else "a bank"
             raise RecipeError(
                 f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
-                "masks, or let proposals='mini-sam' (--proposals mini-sam) propose them, which is for drawings"
+                "masks, or let proposals='mini-sam' or 'superpixels' (--proposals) propose them"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2])
 
@@ -436,7 +438,7 @@ class Segmenter:
         calibration = AS_IT_IS if taught else self.protocol.calibration  # it was fitted on words
         if text.bias is not None:
             scores = scores + text.bias / scale
-        refine = self._refiner(rgb)
+        refine = self._refiner(rgb, segments)
         taking_part = scores[..., part] if len(classes) < len(part) else scores
         decided = decode(
             taking_part,
@@ -464,7 +466,7 @@ class Segmenter:
                 *(() if blank else remarks.of_labels(decided.labels.cpu().numpy())),
             ),
             scores_fn=lambda: (
-                class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb))[0].cpu().numpy()
+                class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb, segments))[0].cpu().numpy()
             ),
             chances_fn=partial(
                 self._chances,
@@ -473,7 +475,7 @@ class Segmenter:
                 classes,
                 len(labels),
                 policy,
-                rgb,
+                partial(self._refiner, rgb, segments),
                 calibration,
             ),
         )
@@ -485,7 +487,7 @@ class Segmenter:
         classes: torch.Tensor,
         count: int,
         policy: Background,
-        rgb: np.ndarray,
+        refiner: Callable[[], Refine | None],
         calibration: tuple[float, float],
         rows: np.ndarray,
         cols: np.ndarray,
@@ -501,7 +503,7 @@ class Segmenter:
             x,
             scale=self.protocol.logit_scale,
             rest=policy.rest,
-            refine=self._refiner(rgb),
+            refine=refiner(),
             calibration=calibration,
         )
         if evidence.seen is not None:
@@ -519,8 +521,10 @@ class Segmenter:
         same = isinstance(background, str) and background == "auto"
         return self.background if same else self._policy(background)
 
-    def _refiner(self, rgb: np.ndarray) -> Refine | None:
-        return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb)) if self.refine else None
+    def _refiner(self, rgb: np.ndarray, segments: Segments | None) -> Refine | None:
+        if not self.refine:
+            return None
+        return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb), segments)
 
     def _hints(self, segments: Segments | None, rgb: np.ndarray) -> Hints:
         """What the recipe reads besides the photo; segments at the size the photo is fed."""
