@@ -131,10 +131,27 @@ def test_refinements_are_applied_in_order(clip) -> None:
     np.testing.assert_allclose(result.scores, pamr.scores)
 
 
+def test_segments_change_labels_and_scores_alike(clip) -> None:
+    y, x = np.indices(SIZE)
+    ids = 1 + (y // 30) * 100 + x // 30
+    ids[:30] = 0
+    plain = Segmenter(clip, templates="photo", protocol=SMALL)(PHOTOS / "cat.jpg", LABELS)
+    mixed = Segmenter(clip, templates="photo", protocol=SMALL, refine="segments")(
+        PHOTOS / "cat.jpg", LABELS, regions=ids
+    )
+    assert (mixed.labels == mixed.scores.argmax(0)).mean() > 0.999
+    np.testing.assert_allclose(mixed.scores[:, :30], plain.scores[:, :30], atol=1e-5)
+    inside = ids == ids[40, 40]
+    for own, before in zip(mixed.scores, plain.scores, strict=True):
+        np.testing.assert_allclose(own[inside].mean(), before[inside].mean(), atol=1e-5)
+        assert own[inside].std() < 0.41 * before[inside].std()
+    assert mixed.meta["refine"] == "segments"
+
+
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("crf", "no refinement 'crf'.*known: pamr, edges, lposs\\+, vote"),
+        ("crf", "no refinement 'crf'.*known: pamr, edges, lposs\\+, segments, vote"),
         ("pamr,pmr", "closest: pamr"),
         ("pamr,pamr", "twice"),
         ("vote,pamr", "comes last"),
@@ -149,11 +166,15 @@ def test_mistaken_refinements_are_one_line(spec, reason) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "refine", "who"),
-    [("textregion", None, "recipe 'textregion'"), ("sclip", "vote", "refine 'vote'")],
+    [
+        ("textregion", None, "recipe 'textregion'"),
+        ("sclip", "vote", "refine 'vote'"),
+        ("sclip", "segments", "refine 'segments'"),
+    ],
 )
 def test_missing_segments_are_asked_for(clip, recipe, refine, who) -> None:
     segment = Segmenter(clip, recipe, protocol=SMALL, refine=refine)
-    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--proposals mini-sam"):
+    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--proposals"):
         segment(PHOTOS / "cat.jpg", LABELS)
 
 
