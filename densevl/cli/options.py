@@ -368,8 +368,8 @@ Views = Annotated[
 Proposals = Annotated[
     str | None,
     option(
-        "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, clusters, or grid. Label maps "
-        "need them for a few recipes and for --refine vote.",
+        "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, or "
+        "grid. Label maps need them for a few recipes and for --refine segments or vote.",
         panel=METHOD,
         values=proposer_names,
     ),

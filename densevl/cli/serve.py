@@ -35,7 +35,8 @@ def serve(
     proposals: Annotated[
         str,
         options.option(
-            "NAME,NAME: what may propose regions: mini-sam (for drawings), sam, superpixels, clusters, grid.",
+            "NAME,NAME: what may propose regions: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, "
+            "grid.",
             panel=OFFERED,
             values=options.proposer_names,
             between=",",

@@ -14,7 +14,7 @@ from densevl.errors import ModelError, ProposalError, suggest
 from densevl.images import read_image
 from densevl.proposals.base import Proposals, Proposer
 
-NAMES = ("mini-sam", "sam", "superpixels", "clusters", "grid")
+NAMES = ("mini-sam", "sam", "superpixels", "felzenszwalb", "clusters", "grid")
 
 
 def load_proposer(
@@ -29,15 +29,16 @@ def load_proposer(
     """Load a mask proposer by name.
 
     Args:
-        name: "mini-sam", ours, in the package, for flat art; "sam"; "superpixels"; "clusters" of an encoder's
-            features; "grid".
+        name: "mini-sam", ours, in the package, for flat art; "sam"; "superpixels"; "felzenszwalb", areas of like
+            colour; "clusters" of an encoder's features; "grid".
         checkpoint: of "sam": a file, or one of vit_b (taken if None), vit_l and vit_h, which are downloaded; of
             "mini-sam": a file in place of the shipped one.
         encoder: of "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
         device: where SAM runs; None takes CUDA when there is one.
         tile: photos larger than this many pixels are looked at in overlapping tiles of that side too, see
             `TiledProposer`; None never.
-        settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `ClusterProposer`, `GridProposer`.
+        settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `FelzenszwalbProposer`, `ClusterProposer`,
+            `GridProposer`.
 
     Raises:
         ModelError: unknown name, or a model that cannot be had. WeightsError: a damaged or foreign weights file.
@@ -72,9 +73,13 @@ def load_proposer(
             from densevl.proposals.clusters import ClusterProposer
 
             return ClusterProposer(encoder, **settings)
-        from densevl.proposals.simple import GridProposer, SuperpixelProposer
+        from densevl.proposals import simple
 
-        return GridProposer(**settings) if name == "grid" else SuperpixelProposer(**settings)
+        return {
+            "grid": simple.GridProposer,
+            "superpixels": simple.SuperpixelProposer,
+            "felzenszwalb": simple.FelzenszwalbProposer,
+        }[name](**settings)
     except TypeError as error:  # an unknown setting
         raise ProposalError(f"proposer '{name}': {str(error).partition('__init__() ')[2] or error}") from error
 

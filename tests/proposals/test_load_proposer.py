@@ -33,7 +33,7 @@ def _load(name: str, **settings):
         pytest.importorskip("segment_anything")
         if not is_shipped(WEIGHTS):
             pytest.skip("this checkout holds no mini-sam")
-    if name == "superpixels":
+    if name in ("superpixels", "felzenszwalb"):
         pytest.importorskip("skimage")
     return load_proposer(name, **({"encoder": _colours} if name == "clusters" else {}), **settings)
 
@@ -53,7 +53,7 @@ def test_every_proposer_keeps_the_contract(name: str, shape) -> None:
     np.testing.assert_array_equal(found.quality, again.quality)
 
 
-@pytest.mark.parametrize("name", ["superpixels", "grid"])
+@pytest.mark.parametrize("name", ["superpixels", "felzenszwalb", "grid"])
 def test_tiles_cover_the_image_once(name: str) -> None:
     masks = _load(name)(_two_squares()).masks()
     assert (masks.sum(axis=0) == 1).all()
@@ -83,20 +83,22 @@ def test_clusters_are_split_into_connected_regions(method: str, seed: int) -> No
         ({"name": "grid", "cells": 0}, "at least 1"),
         ({"name": "grid", "cell": 3}, "unexpected keyword argument 'cell'"),
         ({"name": "superpixels", "segments": 0}, "at least 1"),
+        ({"name": "felzenszwalb", "scale": 0}, "above 0"),
     ],
 )
 def test_wrong_requests_are_one_line(settings, said: str) -> None:
-    if settings["name"] == "superpixels":
+    if settings["name"] in ("superpixels", "felzenszwalb"):
         pytest.importorskip("skimage")
     with pytest.raises(DensevlError, match=said) as caught:
         load_proposer(**settings)
     assert "\n" not in str(caught.value)
 
 
-def test_superpixels_name_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["superpixels", "felzenszwalb"])
+def test_superpixels_name_their_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
     with pytest.raises(MissingExtraError, match=r"scikit-image.*densevl\[superpixels\]"):
-        load_proposer("superpixels")
+        load_proposer(name)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
+from densevl.pipelines.segmentation.boxes import box_prior
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
@@ -68,6 +69,13 @@ class Evidence:
     def flat(self) -> bool:
         """Whether several strings score alike at every token, so that none of them wins anywhere."""
         return self.text.bias is None and remarks.is_flat(self.scores)
+
+    def plus(self, prior_CYX: torch.Tensor) -> Evidence:
+        """With more evidence of each class, in the unit of the scores."""
+        prior_CYX = prior_CYX.to(self.scores.device)
+        nothing = torch.zeros_like(prior_CYX[:1])
+        added_TYX = torch.cat([prior_CYX, nothing])[self.text.classes]  # NOTHING is -1, the last
+        return replace(self, scores=self.scores + added_TYX.permute(1, 2, 0))
 
     def limited(self, decided: LabelMap) -> LabelMap:
         """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
@@ -197,7 +205,13 @@ class Segmenter:
 
     @hearing
     def __call__(
-        self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto", regions: Any = None
+        self,
+        image: Any,
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        regions: Any = None,
+        boxes: Mapping[str, Any] | None = None,
     ) -> SegmentationResult:
         """Segment one image.
 
@@ -208,20 +222,29 @@ class Segmenter:
             regions: segments of the photo, for recipes and refinements that read them: an (H, W) integer map, 0 where
                 no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap. A recipe
                 that pools over masks (textregion) labels their pixels alone.
+            boxes: of some classes, (4,) or (M, 4) x0, y0, x1, y1 in pixels: all of the class lies in them, and there it
+                is likelier. A class without is looked for everywhere.
 
         Returns:
             labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
             refined as the labels are, except by a vote.
 
         Raises:
-            LabelError: unusable labels. ImageError: unreadable image. ProposalError: regions that do not fit the photo.
-            RecipeError: regions are needed. OptionError: an unusable background.
+            LabelError: unusable labels, or a box of none of them. ImageError: unreadable image. ProposalError: regions
+            or boxes that do not fit the photo. RecipeError: regions are needed. OptionError: an unusable background.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
         started = time.perf_counter()
         segments = self.segments(rgb, regions)
         evidence = self.look(rgb, label_set, policy, segments)
-        return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+        if not boxes:
+            return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+        prior_CYX = box_prior(boxes, label_set.names, evidence.windows, (rgb.shape[0], rgb.shape[1]))
+        evidence = evidence.plus(prior_CYX / self.protocol.logit_scale)
+        result = self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+        return replace(
+            result, meta={**result.meta, "boxes": {name: np.asarray(b).tolist() for name, b in boxes.items()}}
+        )
 
     def many(
         self,

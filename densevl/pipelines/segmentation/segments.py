@@ -19,6 +19,8 @@ from densevl.recipes import Hints
 
 MINI = "mini-sam"
 PROPOSED_SIDE = 256  # long side at which masks are proposed: four times finer than the model draws them
+COLOUR_SIDE = 512  # at which those are that follow colours
+BY_COLOUR = ("superpixels", "felzenszwalb")
 
 Proposer = Callable[[np.ndarray], Any]
 """uint8 RGB (H, W, 3) to anything `Segments.parse` takes."""
@@ -120,7 +122,7 @@ def proposer(spec: str | Proposer | None) -> Proposer | None:
 def proposed(find: Proposer, rgb: np.ndarray) -> np.ndarray:
     """The segments that a proposer sees in a photo made small: int64 (H, W), 0 where none is, the smaller on top."""
     height, width = rgb.shape[:2]
-    small = max(height, width) <= PROPOSED_SIDE
-    size = (height, width) if small else keep_ratio_size(height, width, PROPOSED_SIDE, PROPOSED_SIDE)
+    side = COLOUR_SIDE if getattr(find, "name", "") in BY_COLOUR else PROPOSED_SIDE
+    size = (height, width) if max(height, width) <= side else keep_ratio_size(height, width, side, side)
     ids = torch.from_numpy(find(resize(rgb, size)).segment_map().astype(np.int64))
     return Segments(ids).at((height, width), as_masks=False)[0].numpy()
