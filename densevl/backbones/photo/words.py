@@ -185,8 +185,8 @@ def weak() -> dict[str, str]:
 
 
 def listed() -> tuple[str, ...]:
-    """The words of the tables, those that are known to mean no class among them, and the names of the classes."""
-    return tuple(dict.fromkeys((*aliases(), *weak(), *named())))
+    """The words of the tables, those that are known to mean no class among them, and names of classes and kinds."""
+    return tuple(dict.fromkeys((*aliases(), *weak(), *named(), *wider())))
 
 
 @lru_cache(maxsize=1)
