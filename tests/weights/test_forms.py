@@ -351,6 +351,50 @@ def test_chinese_labels_by_the_vocabulary_of_their_model(tmp_path: Path) -> None
     assert backbone.reach(["狗"])[0].trust == "good"
 
 
+SENTENCES = (
+    "a cat and a dog in the garden",
+    "eine Katze und ein Hund im Garten",
+    "un gato y un perro en el jardín",
+    "кошка и собака в саду",
+    "قطة وكلب في الحديقة",
+    "बिल्ली और कुत्ता बगीचे में",
+    "庭にいる猫と犬",
+    "花园里的猫和狗",
+)
+
+
+def unigram(folder: Path) -> None:
+    """A tokenizer of the kind that XLM-R has, trained on eight sentences; its real one is in no package."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    own = Tokenizer(models.Unigram())
+    own.normalizer, own.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    own.train_from_iterator(
+        SENTENCES, trainers.UnigramTrainer(vocab_size=forms.VOCABULARY, special_tokens=special, unk_token="<unk>")
+    )
+    own.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    own.save(str(folder / "tokenizer.json"))
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("name", ["jina-v2", "alt", "metaclip", "siglip"])
+def test_labels_of_eight_languages_reach_a_multilingual_text_side(tmp_path: Path, name) -> None:
+    load = made(name, tmp_path).load
+    unigram(tmp_path)
+    backbone: Any = load_backbone(**load, device="cpu")
+    labels = [sentence.split()[1 if len(sentence.split()) > 1 else 0] for sentence in SENTENCES]
+    found = torch.nn.functional.normalize(backbone.encode_text(labels), dim=-1)
+    assert (found @ found.T - torch.eye(len(labels))).max() < 0.9999
+    assert [row.trust for row in backbone.reach(labels)] == ["good"] * len(labels)
+    close(backbone.encode_text([labels[5], labels[0]])[1], backbone.encode_text(labels)[0])
+    if name == "metaclip":
+        (tmp_path / "tokenizer_config.json").unlink()
+        with pytest.raises(WeightsError, match="does not say how it pads"):
+            load_backbone(**load, device="cpu")
+
+
 def test_a_folder_that_names_code_is_read_without_asking_to_run_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to run code"))
     monkeypatch.setattr("signal.signal", lambda *_: pytest.fail("asks whether to run code"))

@@ -72,7 +72,10 @@ def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Ca
         for name in WORDS:
             if (folder / name).is_file():
                 Path(apart, name).write_bytes((folder / name).read_bytes())
-        return HFTokenizer(apart, **settings)
+        found = HFTokenizer(apart, **settings)
+    if found.tokenizer.pad_token is None:
+        raise WeightsError(f"{form.name}: its tokenizer does not say how it pads: put {TOKENIZERS[1]} beside it")
+    return found
 
 
 def files_of(tokenizer: Any, folder: Path | None) -> dict[str, bytes]:

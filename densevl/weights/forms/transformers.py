@@ -253,7 +253,7 @@ def _eps(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(words: int) -> dict[str, Any]:
-    return {} if words <= 49408 else {"hf_tokenizer_name": "folder"}
+    return {} if words == 49408 else {"hf_tokenizer_name": "folder"}
 
 
 def _guess(named: Mapping[str, torch.Tensor]) -> bool:
