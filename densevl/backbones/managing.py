@@ -244,7 +244,8 @@ def try_out(backbone: Backbone) -> None:
         side = max(backbone.tower.image_size[0] // backbone.patch_size, 1) * backbone.patch_size
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(backbone.device)
     require_finite(backbone.encode_dense(pixels).features, f"dense features of model '{backbone.name}'")
-    require_finite(backbone.encode_text(["a photo of a dog"]), f"text embeddings of model '{backbone.name}'")
+    words = getattr(backbone, "words", None) or ["a photo of a dog"]
+    require_finite(backbone.encode_text([next(iter(words))]), f"text embeddings of model '{backbone.name}'")
 
 
 def convert(

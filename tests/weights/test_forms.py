@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from densevl import Segmenter, load_backbone
-from densevl.backbones.managing import convert
+from densevl.backbones.managing import convert, try_out
 from densevl.errors import DensevlError, ModelError, OptionError, WeightsError
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
@@ -264,6 +264,7 @@ def test_an_image_tower_needs_no_text_side_where_words_are_given(tmp_path: Path)
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         close(backbone.encode_image(pixels), model.visual(pixels))
+    try_out(backbone)
     found = Segmenter(backbone)(np.zeros((64, 64, 3), np.uint8), "cat,狗", background="none")
     assert found.labels.shape == (64, 64)
     with pytest.raises(ModelError, match="no text vector of 'bird' was given"):
