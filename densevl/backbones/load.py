@@ -470,7 +470,8 @@ def _read(
         raise bad_file(
             path,
             "holds the image tower alone, and words need a text tower too: name the published weights that it was "
-            "trained from beside it, such as ViT-L-14/openai, or give text vectors of another model: words=FILE, models convert --words FILE",
+            "trained from beside it, such as ViT-L-14/openai, or give text vectors of another model: words=FILE, or "
+            "'densevl models convert' with --words FILE",
         )
     whole = recognise(read_weights(base()).tensors, base(), config, pixels)
     return replace(whole, name=form.name, state={**whole.state, **form.state})

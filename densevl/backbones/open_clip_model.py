@@ -209,7 +209,7 @@ class OpenClipBackbone(Backbone):
         if self.words is not None:
             if unknown := [text for text in texts if text not in self.words]:
                 known = suggest(unknown[0], self.words)
-                raise ModelError(f"no text vector of {unknown[0][:60]!r} was given{known}; give one in with_words")
+                raise ModelError(f"no text vector of {unknown[0][:60]!r} was given{known}; give one with the others")
             return torch.stack([self.words[text] for text in texts]).to(self.device)
         tokens = self.tokenizer(list(texts)).to(self.device)
         return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
