@@ -11,7 +11,7 @@ PUBLIC = densevl.pipelines.segmentation.segmenter densevl.results densevl.recipe
   densevl.vocabulary densevl.vocabulary.templates densevl.kernels.attention densevl.kernels.affinity \
   densevl.kernels.mix densevl.kernels.decode densevl.kernels.neighbours densevl.kernels.bias densevl.kernels.resample densevl.kernels.dispatch \
   densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
-  densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.fewshot densevl.integrations \
+  densevl.pipelines.rasters.result densevl.pipelines.video.result densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.fewshot densevl.integrations \
   densevl.backbones.precision
 
 # One process a core, but not more than fit in memory; tests that are left when one is done go to it.

@@ -19,11 +19,13 @@ from .pipelines.anomaly.adaptation import train_adapters as train_adapters
 from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
 from .pipelines.fewshot.classifier import FewShot as FewShot
 from .pipelines.fewshot.session import LabelSession as LabelSession
+from .pipelines.rasters.result import BlockSegmenter as BlockSegmenter
 from .pipelines.regions.banking import BankBuilder as BankBuilder
 from .pipelines.regions.classifier import RegionClassifier as RegionClassifier
 from .pipelines.regions.search import RegionSearch as RegionSearch
 from .pipelines.segmentation.ensemble import Ensemble as Ensemble
 from .pipelines.segmentation.segmenter import Segmenter as Segmenter
+from .pipelines.video.result import VideoSegmenter as VideoSegmenter
 from .proposals.base import Proposals as Proposals
 from .proposals.load import load_proposer as load_proposer
 from .recipes.recipe import Recipe as Recipe

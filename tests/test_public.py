@@ -18,7 +18,7 @@ from densevl.cli import app
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
     *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
-    *("Bank", "BankBuilder"),
+    *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
