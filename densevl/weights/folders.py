@@ -61,7 +61,7 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
         (name for name in told.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
     ):
         raise INDEX.bad(path, f"names {odd[:80]!r}, which is no weights file beside it")
-    if absent := [name for name in dict.fromkeys(told.values()) if not path.with_name(name).is_file()]:
+    if absent := [name for name in dict.fromkeys(told.values()) if not os.path.isfile(path.with_name(name))]:
         raise INDEX.bad(path, f"names {len(absent)} files that are not beside it, {absent[0][:80]} first")
     tensors: State = {}
     for name in dict.fromkeys(told.values()):
