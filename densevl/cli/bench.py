@@ -19,7 +19,7 @@ def bench(
     model: Annotated[str, typer.Option(help="As `densevl models` lists them, or random:ViT-B-16.")] = "auto",
     recipes: Annotated[str | None, typer.Option(help="NAME,NAME; the model's default if left out.")] = None,
     plans: Annotated[str, typer.Option(help="Of tiles, sliding (the papers'), whole.")] = "tiles,sliding",
-    precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16.")] = "float32,int8",
+    precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16, float16.")] = "float32,int8",
     sizes: Annotated[
         str | None, typer.Option(help="Height x width of the photo after its resize: 336x448,560x1008.")
     ] = None,
