@@ -253,7 +253,7 @@ def test_what_is_damaged_is_one_line_and_no_other_error(outcomes) -> None:
 
 
 def test_nothing_of_it_loads_but_numbers_with_a_bit_changed(outcomes) -> None:
-    """Numbers with a bit changed are sound, a zip may have bytes before it, and code beside a state dict is left out."""
+    """Numbers with a changed bit are sound, a zip may have bytes before it, code beside tensors is left out."""
     loaded = {case for case, (kind, _) in outcomes[0].items() if kind == "loaded" and ": flipped" not in case}
     assert loaded <= {"bomb: code", "a training: doubled", "transformers, .bin: doubled"}
 
