@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from densevl import LabelSession, load_backbone, load_proposer
+from densevl import LabelSession, load_backbone
 from densevl.pipelines.fewshot.likeness import LIKE
 from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.segmentation.segments import whole_things
 from densevl.results import UNLABELLED
 from tools.render.nouns import all_nouns
 from tools.render.scenes import Scene, SceneMaker
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--confirm", action="store_true")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    backbone, sam = load_backbone("mini", device="cpu"), load_proposer("mini-sam", device="cpu")
+    backbone, sam = load_backbone("mini", device="cpu"), whole_things("mini-sam")
     names = [all_nouns()[noun].name for noun in NOUNS]
     rows: dict[str, list[list[float]]] = {}
     seconds: list[float] = []

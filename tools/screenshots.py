@@ -75,7 +75,7 @@ def pose(page: Any, shot: str) -> None:
     if shot == "classify":
         page.click("#modes [data-mode=classify]")
         page.set_input_files("#files", Path(__file__).parents[1] / "demo" / "scenes" / "snow.png")
-        page.fill("#label", "harbour, ski resort, kitchen, parking lot")
+        page.fill("#label", "car, pizza, elephant, house")
         page.click("#run")
     elif shot == "correct":
         page.click("#modes [data-mode=session]")
@@ -131,17 +131,14 @@ def main() -> None:
 
 
 def sheet(shots: Path, out: Path) -> None:
-    """Three of the pictures beside each other."""
+    """Four of the pictures beside each other."""
     from PIL import Image
 
-    wide, dark, phone = (
-        Image.open(shots / f"{name}.png").convert("RGB")
-        for name in ("picked-1120-light", "anomaly-1120-dark", "segment-390-light")
-    )
-    height = 520
-    few = [one.crop((0, 0, one.width, min(one.height, 844))) for one in (wide, dark, phone)]
+    names = ("picked-1120-light", "correct-1120-light", "anomaly-1120-dark", "segment-390-light")
+    few, height = [Image.open(shots / f"{name}.png").convert("RGB") for name in names], 460
+    few = [one.crop((0, 0, one.width, min(one.height, 844))) for one in few]
     few = [one.resize((round(one.width * height / one.height), height), Image.Resampling.LANCZOS) for one in few]
-    page = Image.new("RGB", (sum(one.width for one in few) + 2 * 16, height), "white")
+    page = Image.new("RGB", (sum(one.width for one in few) + (len(few) - 1) * 16, height), "white")
     left = 0
     for one in few:
         page.paste(one, (left, 0))

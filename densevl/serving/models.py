@@ -27,6 +27,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import Prepared, Segmenter
+from densevl.pipelines.segmentation.segments import MINI
 from densevl.proposals import NAMES, Proposer, load_proposer
 from densevl.recipes import get
 from densevl.regions.result import RegionResult
@@ -230,7 +231,8 @@ class Models:
         one_of(chosen, [own or "none" for own in self.recipes(name)], "recipe", OptionError)
         finder = next((one for one in self.proposers.values() if hasattr(one, "prompt")), None)
         own: dict[str, Any] = {"recipe": chosen, "background": background, "refine": self.settings.refine}
-        return LabelSession(self.backbones[name], labels, proposals=finder, most=megabytes, **own)
+        proposals = MINI if getattr(finder, "name", None) == MINI else finder  # small, and a session has settings
+        return LabelSession(self.backbones[name], labels, proposals=proposals, most=megabytes, **own)
 
     def _model(self, name: str) -> str:
         chosen = name or next(iter(self.backbones))

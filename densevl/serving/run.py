@@ -45,6 +45,7 @@ def serve(
         raise OptionError(f"origin is {origin!r}; it is a scheme and a host, such as https://example.org")
     with _listening(host, port) as listening:  # before models are loaded, which takes a while
         from densevl.serving.app import create_app
+        from densevl.serving.connections import Connection
         from densevl.serving.models import Models
         from densevl.serving.service import Service
 
@@ -52,6 +53,7 @@ def serve(
         app = create_app(service, local=is_local(host), origin=origin)
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_level="warning",
             ws="none",
             limit_concurrency=CONNECTIONS,

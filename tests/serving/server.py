@@ -17,6 +17,7 @@ import uvicorn
 from densevl.results import SegmentationResult
 from densevl.serving import answers
 from densevl.serving.app import create_app
+from densevl.serving.connections import Connection
 from densevl.serving.gate import Gate
 from densevl.serving.models import Models, Segmented
 from densevl.serving.service import Service
@@ -44,6 +45,19 @@ class Slow(Models):
         return [Segmented(result, np.zeros((1, 1, 1), np.int16), np.zeros((1, 1, 1), np.float32))]
 
 
+class Held(Slow):
+    """Models that work on a photo until they are let go. Attributes: begun, go: events."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def _run(self, items: Sequence[Any]) -> list[Segmented]:
+        self.begun.set()
+        self.go.wait(60)
+        return super()._run(items)
+
+
 def mini() -> Models:
     """The model of the package, with what it can do."""
     return Models(Settings(("mini",), ("maskclip_value", "sclip"), ("mini-sam", "grid")), "cpu")
@@ -54,7 +68,7 @@ def running(models: Models, **limits: int) -> Iterator[tuple[str, Gate, Service]
     """A server: its address, its gate and its service."""
     service = Service([models], Limits(**limits))
     gate = create_app(service)
-    server = uvicorn.Server(uvicorn.Config(gate, port=0, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(gate, http=Connection, port=0, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

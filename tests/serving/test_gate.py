@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,8 +19,9 @@ import pytest
 from PIL import Image
 
 from densevl import Segmenter
+from densevl.serving import connections
 from densevl.serving import gate as gates
-from serving.server import Slow, running
+from serving.server import Held, Slow, running
 from serving.test_api import decoded, png
 
 HERE = Path(__file__).parent
@@ -109,32 +111,94 @@ def test_too_many_at_once_are_sent_away_and_told_when_to_come_back() -> None:
         assert httpx.get(f"{address}/healthz").json()["running"] == gate.running == 0
 
 
+def until(holds) -> None:
+    """Wait for a condition, however busy the machine is."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def connected(address: str) -> socket.socket:
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), 60)
+
+
+def asking(address: str) -> socket.socket:
+    """A connection on which a whole request was sent, and no answer is awaited."""
+    request = httpx.Request("POST", f"{address}/v1/segment", files={"image": png()}, data={"labels": "x"})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    own = connected(address)
+    own.sendall(f"POST /v1/segment HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    return own
+
+
+def test_headers_that_never_end_are_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS", 0.3)
+    with running(Slow(0)) as (address, _, _), connected(address) as half, connected(address) as silent:
+        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-")
+        assert half.recv(1000) == silent.recv(1000) == b""
+
+
+def test_headers_that_never_end_on_a_connection_that_asked_before_are_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS", 0.5)
+    with running(Slow(0)) as (address, _, _), connected(address) as own:
+        own.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        got = b""
+        while b'"queue"' not in got:
+            got += own.recv(1000)
+        own.sendall(b"GET /healthz HTTP/1.1\r\nHo")
+        while own.recv(1000):
+            pass
+
+
+def test_a_slow_answer_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr(connections, "HEADERS", 0.2)
+    with running(Slow(0.6)) as (address, _, _):
+        assert ask(address).status_code == 200
+
+
+def test_a_crowd_that_asks_nothing_keeps_nobody_out(monkeypatch) -> None:
+    monkeypatch.setattr(connections, "ASKING", 5)
+    with running(Slow(0)) as (address, _, _):
+        crowd = [connected(address) for _ in range(40)]
+        for each in crowd:
+            with suppress(OSError):
+                each.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        assert ask(address).status_code == 200
+        until(lambda: len(connections.Connection.waiting) <= 6)
+        for each in crowd:
+            each.close()
+
+
 def test_a_client_that_goes_frees_its_place() -> None:
-    models = Slow(0.5)
+    models = Held()
     with running(models, queue=3) as (address, gate, service), ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, address, 20)
-        time.sleep(0.15)
-        for width in (21, 22):  # they wait behind the first, and go
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(
-                    f"{address}/v1/segment", files={"image": png((width, 20))}, data={"labels": "x"}, timeout=0.1
-                )
+        until(models.begun.is_set)
+        others = [asking(address), asking(address)]  # they wait behind the first, and go
+        worker = service.sites[0][1]
+        until(lambda: worker.load == 3)
+        for other in others:
+            other.close()
+        until(lambda: gate.counters.requests["/v1/segment", 499] == 2)
+        models.go.set()
         assert first.result().status_code == 200
         assert ask(address, 23).status_code == 200
         assert models.ran == 2, "what nobody waits for is not computed"
-        assert gate.running == 0
-        assert service.sites[0][1].load == 0
-        assert gate.counters.requests["/v1/segment", 499] == 2
+        until(lambda: gate.running == worker.load == 0)
 
 
 def test_a_client_that_goes_while_its_photo_is_worked_on_holds_its_place_till_then() -> None:
-    with running(Slow(0.6), queue=1) as (address, gate, _):
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{address}/v1/segment", files={"image": png()}, data={"labels": "x"}, timeout=0.3)
-        time.sleep(0.05)
-        assert gate.running == 1
+    models = Held()
+    with running(models, queue=1) as (address, gate, _):
+        own = asking(address)
+        until(models.begun.is_set)
+        own.close()
         assert ask(address).status_code == 503
-        time.sleep(0.5)
+        assert gate.running == 1
+        models.go.set()
+        until(lambda: gate.running == 0)
         assert ask(address).status_code == 200
 
 

@@ -28,8 +28,7 @@ from densevl.pipelines.fewshot.likeness import LIKE, Looks, Named, named
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import Labels
-from densevl.pipelines.segmentation.segments import Segments
-from densevl.proposals import load_proposer
+from densevl.pipelines.segmentation.segments import Segments, whole_things
 from densevl.proposals.base import Proposals
 from densevl.regions.exports.contents import coco_categories
 from densevl.regions.operators.pull import pull, token_plan
@@ -107,7 +106,7 @@ class LabelSession:
         if not -1 <= like <= 1:
             raise OptionError(f"like is {like}; it is a cosine, from -1 to 1")
         self.labels = LabelSet.parse(labels)
-        self.proposals = load_proposer(proposals) if isinstance(proposals, str) else proposals
+        self.proposals = whole_things(proposals) if isinstance(proposals, str) else proposals
         self.like, self.most = like, most
         self.learner = FewShot(model, level="pixel", **options)
         self._looks = Looks(self.learner.backbone, self.proposals)

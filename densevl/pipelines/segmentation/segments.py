@@ -110,13 +110,21 @@ def proposer(spec: str | Proposer | None) -> Proposer | None:
     """
     if spec is None or callable(spec):
         return spec
+    find = whole_things(spec)
+    return lambda rgb: proposed(find, rgb)
+
+
+def whole_things(name: str) -> Any:
+    """A loaded proposer by name, one whose masks split few objects.
+
+    Raises:
+        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
+    """
     from densevl.proposals import load_proposer
 
     # Box overlap, as in the generator that SAM comes with, leaves fewer masks that split an object.
-    settings: dict[str, Any] = {"duplicates": "box"} if spec == MINI else {}
-    find = load_proposer(spec, **settings)
-
-    return lambda rgb: proposed(find, rgb)
+    settings: dict[str, Any] = {"duplicates": "box"} if name == MINI else {}
+    return load_proposer(name, **settings)
 
 
 def proposed(find: Proposer, rgb: np.ndarray) -> np.ndarray:
