@@ -30,6 +30,7 @@ from densevl.weights.facts import ACTIVATIONS, GELU, QUICK, Fact, Facts, Form, a
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
 from densevl.weights.forms.heads import cut, wordless
+from densevl.weights.forms.lora import NAME as ADAPTER
 from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import (
@@ -371,7 +372,7 @@ def _from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
 
 
 def _from_files(name: str, weights: Path, how: How) -> Backbone:
-    if weights.is_dir():
+    if (weights / ADAPTER).is_file():  # of LoRA
         weights = weights_in(weights, own=False) or weights
     if name == "mini":
         from densevl.backbones.mini import Mini
