@@ -336,7 +336,7 @@ def test_changes_without_their_config_or_their_base(tmp_path: Path) -> None:
         load_backbone("auto", load["weights"] / "adapter_model.safetensors", device="cpu")
     (load["weights"] / "adapter_config.json").unlink()
     with pytest.raises(WeightsError, match=r"adapter_config.json, which says their scale"):
-        load_backbone(**load, device="cpu")
+        load_backbone(load["name"], load["weights"] / "adapter_model.safetensors", device="cpu")
 
 
 # Labels in other languages --------------------------------------------------------------------------------------------
