@@ -1,7 +1,7 @@
 """The figures of docs/speed.md: python tools/bench.py --write. One thread; a part of them: --only protocol,plans.
 
     python tools/bench.py --only protocol      # the papers' protocol against bare passes, and its memory
-    python tools/bench.py --model photo        # a 448 x 448 photo
+    python tools/bench.py --model photo+vit    # a 448 x 448 photo
 
 Parts: protocol, vocabulary (1 to 1,000 labels), plans (windows and precisions), recipes (every one that borrows
 nothing), compile (what torch.compile gains), bare (our pass, open_clip's own, and the matrix products alone). Random
@@ -90,18 +90,18 @@ def compiled(backbone: Backbone, rounds: int, batch: int = 4) -> dict[str, Any]:
     return {"batch": batch, "compiling": compiling, **medians(calls, rounds, backbone.device)}
 
 
-def bench_photo(rounds: int) -> dict[str, Any]:
-    """Segmenter("photo") on a 448 x 448 photo with five labels, text cached."""
+def bench_photo(name: str, rounds: int) -> dict[str, Any]:
+    """A model of photos on a 448 x 448 photo with five labels, text cached."""
     import densevl
     from densevl.images import read_image, resize
 
     rgb = np.ascontiguousarray(resize(read_image(ROOT / "demo" / "images" / "cat.jpg"), (448, 448)))
-    segment = densevl.Segmenter("photo")
+    segment = densevl.Segmenter(name)
     labels = ["cat", "dog", "cup", "chair", "car"]
     segment(rgb, labels)
     taken = statistics.median(seconds(lambda: segment(rgb, labels), segment.backbone.device) for _ in range(rounds))
     return {
-        "what": "photo model, 448x448, 5 labels, one thread",
+        "what": f"{name}, 448x448, 5 labels, one thread",
         "cpu_seconds": round(taken, 3),
         "peak_mb": round(resident_mib("VmHWM"), 1),
     }
@@ -110,14 +110,14 @@ def bench_photo(rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Parse, measure, print rows of JSON; write the page if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=("random", "photo"), default="random")
+    parser.add_argument("--model", choices=("random", "photo", "photo+vit", "photo+vit28"), default="random")
     parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="update docs/speed.json and docs/speed.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.model == "photo":
-        print(json.dumps(bench_photo(options.rounds), indent=2))
+    if options.model != "random":
+        print(json.dumps(bench_photo(options.model, options.rounds), indent=2))
         return
     backbone = random_model(ARCH)
     result: dict[str, Any] = {}

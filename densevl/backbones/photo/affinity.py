@@ -85,13 +85,13 @@ class PatchAffinity:
             (B, h*w, h*w) float32, rows sum to 1; and (B, 1, h, w) float32, log odds.
         """
         patches = _patches(grid, self._side)
-        tokens_BND, final_BND = _look(self._net, _pixels(rgb_B3HW, patches))
-        tokens_BDhw = tokens_BND.mT.unflatten(2, patches)
+        before_BND = _before_last(self._net, _pixels(rgb_B3HW, patches))
+        tokens_BDhw = _grouping(self._net, before_BND).mT.unflatten(2, patches)
         tokens_BND = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False).flatten(2).mT
         if self._side != SIDE:
             patches = _patches(grid, SIDE)
-            final_BND = _look(self._net, _pixels(rgb_B3HW, patches))[1]
-        share_B1hw = self._decoder(final_BND.mT.unflatten(2, patches)).sigmoid()
+            before_BND = _before_last(self._net, _pixels(rgb_B3HW, patches))
+        share_B1hw = self._decoder(_trained(self._net, before_BND).mT.unflatten(2, patches)).sigmoid()
         share_B1hw = F.adaptive_avg_pool2d(share_B1hw, grid).clamp(CERTAIN, 1 - CERTAIN)
         return affinity(tokens_BND), share_B1hw.logit()
 
@@ -119,21 +119,27 @@ def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
     return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(-1)
 
 
-def _look(net: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patch tokens (B, N, 384) for grouping, and as trained: they part in the last block.
-
-    For grouping it is reduced to key-key attention, without residual and FFN.
-    """
+def _before_last(net: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, 1 + N, 384) before the last block, in which those for grouping and as trained part."""
     x_BND = embed(net, pixels)
     for block in net.blocks[:-1]:
         x_BND = block(x_BND)
+    return x_BND
+
+
+def _trained(net: Any, x_BND: torch.Tensor) -> torch.Tensor:
+    """Patch tokens (B, N, 384) of the last block as trained."""
+    return net.norm(net.blocks[-1](x_BND))[:, 1:]
+
+
+def _grouping(net: Any, x_BND: torch.Tensor) -> torch.Tensor:
+    """Patch tokens (B, N, 384) of the last block reduced to key-key attention, without residual and FFN."""
     last = net.blocks[-1]
     batch, length, width = x_BND.shape
     qkv = last.attn.qkv(last.norm1(x_BND)).view(batch, length, 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
     _, key, value = qkv.unbind(0)
     mixed = F.scaled_dot_product_attention(key, key, value).transpose(1, 2).reshape(batch, length, width)
-    grouping_BND = net.norm(last.ls1(last.attn.proj(mixed)))
-    return grouping_BND[:, 1:], net.norm(last(x_BND))[:, 1:]
+    return net.norm(last.ls1(last.attn.proj(mixed)))[:, 1:]
 
 
 def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
