@@ -18,7 +18,7 @@ import densevl
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, GAP, BAR = 360, 12, 34
-SMALL, LINE, LINES = 13, 17, 5  # of the text under a picture: size, height of a line, lines
+SMALL, LINE, LINES = 12, 16, 8  # of the text under a picture: size, height of a line, lines
 ASKED = {"coffee": ["cup", "spoon"], "astronaut": ["person", "flag"], "rocket": ["rocket", "tower"]}
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     _save("uses.jpg", {title: (picture, "") for title, picture in pictures.items()})
     photo = densevl.Segmenter("photo+vit")
     results = {", ".join(asked): photo(images / "images" / f"{file}.jpg", asked) for file, asked in ASKED.items()}
-    _save("photo.jpg", {title: (found.overlay(), " ".join(found.warnings)) for title, found in results.items()})
+    _save("photo.jpg", {title: (found.overlay(), "\n".join(found.warnings)) for title, found in results.items()})
 
 
 def _save(file: str, pictures: Mapping[str, tuple[np.ndarray, str]]) -> None:
@@ -59,9 +59,10 @@ def _tile(picture: np.ndarray, title: str, said: str, lines: int) -> np.ndarray:
     draw = ImageDraw.Draw(tile)
     draw.text((0, 6), title, fill="black", font=ImageFont.load_default(18))
     font = ImageFont.load_default(SMALL)
-    across = int(image.width / draw.textlength("n", font=font))
-    for row, line in enumerate(wrap(said, across, max_lines=lines)[:lines] if lines else ()):
-        draw.text((0, BAR + HEIGHT + 4 + row * LINE), line, fill="black", font=font)
+    across = int(image.width / draw.textlength("taken for each other", font=font) * 18)
+    rows = [row for warning in said.splitlines() for row in wrap(warning, across)]
+    for index, row in enumerate(rows):
+        draw.text((0, BAR + HEIGHT + 4 + index * LINE), row, fill="black", font=font)
     return np.asarray(tile)
 
 

