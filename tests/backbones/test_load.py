@@ -392,7 +392,7 @@ class Hub:
 
         monkeypatch.setattr(hub, "why_unreachable", lambda endpoint: None)
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: SimpleNamespace(etag=etag))
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: SimpleNamespace(etag=etag, size=None))
 
 
 def test_a_download_is_checked_and_loads(arch, tmp_path, monkeypatch) -> None:
