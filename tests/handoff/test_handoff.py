@@ -22,7 +22,7 @@ TOOLS = {
     "cvat": "datumaro",
     "label_studio": "label_studio_sdk",
     "labelme": "labelme",
-    "fiftyone": "fiftyone",
+    "fiftyone": "fiftyone; fiftyone.list_datasets()",
 }
 LABELS = ("penguin", "football", "mushroom", "Straße", "<b> & 'co'")
 
