@@ -24,6 +24,7 @@ from densevl.saved import said
 from densevl.weights import WAY_OUT, State, assign, bad_file, require_fit
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form, Plan
 from densevl.weights.forms.heads import GIVEN
+from densevl.weights.forms.pixels import require_pixels
 from densevl.weights.forms.sizes import NO_TEXT
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def build(
         MissingExtraError: its text side needs a package that is not installed.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import InterpolationMode, Resize
 
     from densevl.backbones.open_clip_model import OpenClipBackbone
     from densevl.backbones.towers import tower_of
 
+    require_pixels(facts)
     text = config["text_cfg"]
     hugging = text.get("hf_model_name") or text.get("hf_tokenizer_name") or form.text
     hugging = hugging and form.text != GIVEN
@@ -93,8 +96,15 @@ def build(
         _activate(model, facts)
         pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
         tower: Any = tower_of(model.visual, name)
+        resample = pixels.get("interpolation", "bicubic")
+        pixels["interpolation"] = "bilinear" if resample == "bilinear" else "bicubic"  # open_clip has no others
         settings = PreprocessCfg(**{"mean": CLIP_MEAN, "std": CLIP_STD, **pixels, "size": tower.image_size})
         transform = image_transform_v2(settings, is_train=False)
+        side: Any = tower.image_size if settings.resize_mode == "squash" else tower.image_size[0]
+        if settings.resize_mode != "longest" and tower.image_size[0] == tower.image_size[1]:
+            # nor a short side that is larger than what is cropped
+            edge = facts["resize"].value if "resize" in facts else side
+            transform.transforms[0] = Resize(edge, InterpolationMode(resample))
     wanted = model.state_dict()
     tensors = _fitting(model, form.state, wanted, path, name)
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}

@@ -32,6 +32,7 @@ from densevl.weights.forms import recognise
 from densevl.weights.forms.heads import cut, wordless
 from densevl.weights.forms.lora import NAME as ADAPTER
 from densevl.weights.forms.lora import is_adapter, merge
+from densevl.weights.forms.pixels import Processor, read_processor
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import (
     PIXELS,
@@ -69,7 +70,7 @@ FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"
 MODEL_CONFIG = Kind("config", ModelError, "name an open_clip model config")
-THEIR_CONFIG, THEIR_PIXELS = "config.json", "preprocessor_config.json"
+THEIR_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -413,10 +414,8 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
     base = (lambda: whole) if whole is not None and whole != path else None
     if how.words is None and (folder / WORDS).is_file():
         how = replace(how, words=read_words(folder / WORDS))
-    pixels = folder / THEIR_PIXELS
     if "vision_config" in content or "model_type" in content:
-        told = read_json(pixels, MODEL_CONFIG) if pixels.is_file() else {}
-        form = _read(path, how, base, content, told)
+        form = _read(path, how, base, content, read_processor(folder))
         if form.config is None:
             kind = str(content.get("model_type") or "no model type")[:40]
             raise bad_file(path, f"holds no CLIP that densevl reads: {config.name} beside it says {kind}; name another")
@@ -444,7 +443,7 @@ def _of_file(path: Path, how: How) -> Backbone:
         raise ModelError(
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
         )
-    facts, warnings = unknown(path.name)
+    facts, warnings = unknown(path.name, form.facts)
     beside = path.parent if form.text else None  # its tokenizer
     return _built(path.stem, form, form.config, path, facts, how, folder=beside, warnings=warnings)
 
@@ -454,7 +453,7 @@ def _read(
     how: How,
     base: Callable[[], Path] | None,
     config: Mapping[str, Any] | None = None,
-    pixels: Mapping[str, Any] | None = None,
+    pixels: Processor | None = None,
 ) -> Form:
     """What a file holds; changes to a model (LoRA) and an image tower alone are put into the model beside them.
 
@@ -494,7 +493,7 @@ def _built(
     Args:
         facts: of the architecture. warnings: by the name of a fact, that it is a guess.
     """
-    surer = {**form.facts, **how.given}
+    surer = {**{name: fact for name, fact in form.facts.items() if not fact.guessed}, **how.given}
     left = [text for fact, text in (warnings or {}).items() if fact not in surer]
     if how.words is not None:
         form, config = wordless(form, config)

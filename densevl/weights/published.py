@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, QUICK, Fact
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, QUICK, TANH, Fact, Facts
 from densevl.weights.large import ARCHITECTURES, PUBLISHED
 
 PIXELS: Mapping[str, Any] = {
@@ -96,14 +96,24 @@ def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fac
     return facts, warnings
 
 
-def unknown(what: str) -> tuple[dict[str, Fact], dict[str, str]]:
-    """The facts of weights of which nothing is known; `what` they are called."""
+def unknown(what: str, usual: Facts) -> tuple[dict[str, Fact], dict[str, str]]:
+    """The facts of weights of which nothing is known, and warnings that they are guesses, by name.
+
+    Args:
+        what: they are called. usual: facts of their form, of which those that are guesses are taken.
+    """
     guess = {"image_activation": GELU, "text_activation": GELU, **PIXELS}
     facts = {name: Fact(value, "a guess", guessed=True) for name, value in guess.items()}
+    facts |= {name: fact for name, fact in usual.items() if fact.guessed}
+    ways = {
+        "activation": ("image_activation", "--activation quick_gelu"),
+        "pixel statistics": ("mean", "--mean R,G,B --std R,G,B"),
+    }
     return facts, {
-        "image_activation": f"weights file {what} does not say its activation and pixel statistics: taken GELU and "
-        "CLIP's own; if its model is another, name it beside the file, such as ViT-B-32/openai, or write them down "
-        "once: densevl models convert FILE OUT --activation quick_gelu"
+        name: f"weights file {what} does not say its {part}: taken {_shown(facts[name].value)}; if its model is "
+        "another, name it beside the file, such as ViT-B-32/openai, or write them down once: densevl models convert "
+        f"FILE OUT {option}"
+        for part, (name, option) in ways.items()
     }
 
 
@@ -129,7 +139,7 @@ def _warning(arch: str, what: str, taken: Any, by_value: Mapping[Any, list[str]]
 
 
 def _shown(value: Any) -> str:
-    names = {QUICK: "QuickGELU", GELU: "GELU", CLIP_MEAN: "CLIP's own"}
+    names = {QUICK: "QuickGELU", GELU: "GELU", TANH: "GELU with tanh", CLIP_MEAN: "CLIP's own"}
     if value in names:
         return names[value]
     return str(value[0]) if isinstance(value, tuple) and len(set(value)) == 1 else str(value)

@@ -238,7 +238,7 @@ def test_one_odd_tensor_of_any_form_is_read_or_one_line(tmp_path: Path, name, wo
             changed = {**state, key: value} if value is not None else {k: x for k, x in state.items() if k != key}
             said = ""
             try:
-                recognise(changed if base is None else merge(base, changed, path), path, told, {}, words=words)
+                recognise(changed if base is None else merge(base, changed, path), path, told, None, words=words)
             except DensevlError as error:
                 said = str(error)
             assert "\n" not in said

@@ -11,6 +11,7 @@ from densevl.errors import DensevlError
 from densevl.saved import said
 from densevl.weights.facts import Form
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
+from densevl.weights.forms.pixels import Processor
 from densevl.weights.forms.tipsv2 import TIPS, tipsv2
 from densevl.weights.forms.transformers import KERNEL, of_transformers
 from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
@@ -37,15 +38,15 @@ def recognise(
     tensors: State,
     path: Path,
     config: Mapping[str, Any] | None = None,
-    pixels: Mapping[str, Any] | None = None,
+    pixels: Processor | None = None,
     *,
     words: bool = False,
 ) -> Form:
     """What a file holds, in open_clip's names.
 
     Args:
-        tensors: of the file. path: the file, for messages. config, pixels: config.json and preprocessor_config.json of
-            transformers, where there are any.
+        tensors: of the file. path: the file, for messages. config, pixels: config.json and the settings of the
+            processor of transformers, where there are any.
         words: text vectors come from elsewhere, so the text side is left out, whatever it is.
 
     Raises:
@@ -59,9 +60,7 @@ def recognise(
         raise bad_file(path, f"holds tensors of no model's shapes ({said(error)}); download it again") from error
 
 
-def _form(
-    state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any] | None, words: bool
-) -> Form:
+def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None, words: bool) -> Form:
     if words and any(key.startswith(("visual.", "vision_model.")) for key in state):
         state = {key: value for key, value in state.items() if key.startswith(IMAGE_SIDE)}
     for part, reason in ADDITIONS.items():
@@ -69,11 +68,11 @@ def _form(
             raise bad_file(path, reason)
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
-        return of_transformers(whole, path, config, pixels or {})
+        return of_transformers(whole, path, config, pixels)
     if TIPS in state:
-        return tipsv2(state, path, config)
+        return tipsv2(state, path, config, pixels)
     if any(key.startswith("vision_model.blocks.") for key in state):
-        return jina(state, path, config, pixels or {}, words=words)
+        return jina(state, path, config, pixels, words=words)
     if any(key.startswith("fusion_module.") for key in state):
         return pmc_clip(state, path)
     if "visual.class_embedding" not in state and any(key.endswith(".lambda_q1") for key in state):

@@ -14,6 +14,7 @@ import torch
 
 from densevl.weights.facts import Fact, Form, said
 from densevl.weights.forms.naming import Rule, renamed
+from densevl.weights.forms.pixels import Processor, followed
 from densevl.weights.forms.sizes import NO_TEXT, depth
 from densevl.weights.reading import State, bad_file
 
@@ -37,11 +38,11 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None) -> Form:
+def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None = None) -> Form:
     """A TIPSv2.
 
     Args:
-        config: config.json; None takes the published sizes of heads.
+        config: config.json; None takes the published sizes of heads. pixels: settings of its processor.
 
     Raises:
         WeightsError: tensors that are missing or do not fit each other.
@@ -110,6 +111,6 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None) -> Form:
     }
     source = "TIPSv2's code"
     facts = said(source, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", resize_mode="squash")
-    facts |= said(source, positions="bilinear_antialias")
+    facts = followed(facts, pixels, size) | said(source, positions="bilinear_antialias")
     facts |= {"image_activation": Fact(None, "the tower's own"), "text_activation": Fact(None, "the text side's own")}
     return Form("TIPSv2", named, own, trunk=trunk, text=side, facts=facts, decides=True)

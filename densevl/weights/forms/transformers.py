@@ -5,7 +5,6 @@ Their weights and their config.json are read; none of their code is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ from typing import Any
 import torch
 
 from densevl.errors import ModelError
-from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, HALF, QUICK, TANH, Fact, Form, said
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, HALF, QUICK, TANH, Fact, Form
 from densevl.weights.forms.naming import Rule, layers, renamed
+from densevl.weights.forms.pixels import Processor, followed
 from densevl.weights.forms.sizes import NO_TEXT, depth, text_sizes, vision_sizes
 from densevl.weights.reading import State, bad_file
 
 KERNEL = "vision_model.embeddings.patch_embedding.weight"
-CONFIG, PIXELS = "config.json", "preprocessor_config.json"
+CONFIG = "config.json"
 _ACTIVATIONS = {"quick_gelu": QUICK, "gelu": GELU, "gelu_pytorch_tanh": TANH, "gelu_new": TANH}
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+_NAMES = {QUICK: "quick_gelu", GELU: "gelu", TANH: "gelu_new"}
 _SIGLIP_WIDTHS = {768: "base", 1024: "large", 1152: "so400m"}
 _VISION: tuple[Rule, ...] = (
     (r".*\.position_ids", None, ""),
@@ -68,11 +68,11 @@ _SIGLIP: tuple[Rule, ...] = (
 )
 
 
-def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any]) -> Form:
+def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
     """A model of transformers.
 
     Args:
-        state: its tensors. config: config.json; None where there is only the file. pixels: preprocessor_config.json.
+        state: its tensors. config: config.json; None where there is only the file. pixels: settings of its processor.
 
     Raises:
         WeightsError: tensors that are missing or do not fit each other. ModelError: a kind that is not read.
@@ -90,18 +90,18 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
         vision = vision or dict(told)
         image = {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)}
         own = {"embed_dim": _projected(named, path), "custom_text": True, "vision_cfg": image, "text_cfg": NO_TEXT}
-        facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+        facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), image["image_size"])
         return Form("the image side of CLIP of transformers", named, own, facts=facts, tower=True)
     words = {**text_sizes(named, path, _heads(text, 8 if config else None)), **_eps(text)}
     end = text.get("eos_token_id", 49407)
     if told.get("model_type") == "metaclip_2" and isinstance(end, int):
         words |= {"pool_type": "eos", "eos_id": end}
-    own = {
+    own: dict[str, Any] = {
         "embed_dim": _projected(named, path),
         "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)},
         "text_cfg": {**words, **_tokenizer(words["vocab_size"])},
     }
-    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), own["vision_cfg"]["image_size"])
     return Form("CLIP of transformers", named, own if config or not _guess(named) else None, facts=facts)
 
 
@@ -111,7 +111,7 @@ def _of_bert(
     config: Mapping[str, Any] | None,
     vision: dict[str, Any],
     text: dict[str, Any],
-    pixels: Mapping[str, Any],
+    pixels: Processor | None,
     *,
     alt: bool,
 ) -> Form:
@@ -151,13 +151,13 @@ def _of_bert(
         "context": 77 if alt else 52,
         "vocabulary": len(words) if words is not None else 0,
     }
-    own = {
+    own: dict[str, Any] = {
         "embed_dim": _projected(named, path),
         "custom_text": True,
         "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12)), **_eps(vision)},
         "text_cfg": {"context_length": side["context"], "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
     }
-    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD))
+    facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), own["vision_cfg"]["image_size"])
     facts["text_activation"] = Fact(None, "the text side's own")
     return Form("AltCLIP" if alt else "Chinese-CLIP of transformers", named, own, text=side, facts=facts, decides=True)
 
@@ -176,7 +176,7 @@ _ALT_TEXT = {
 """Of AltCLIP where its config leaves them out."""
 
 
-def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any]) -> Form:
+def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
     """SigLIP, and SigLIP 2 of one resolution."""
     kernel = state[KERNEL]
     if kernel.ndim != 4:
@@ -229,7 +229,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         "num_heads": heads,
         "mlp_ratio": hidden / width,
     }
-    facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF))
+    facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), grid * patch)
     return Form("SigLIP of transformers", named, own, trunk=trunk, facts=facts, decides=True)
 
 
@@ -265,29 +265,20 @@ def _facts(
     config: Mapping[str, Any] | None,
     vision: Mapping[str, Any],
     text: Mapping[str, Any],
-    pixels: Mapping[str, Any],
+    pixels: Processor | None,
     usual: str,
     colours: tuple[tuple[float, ...], tuple[float, ...]],
+    size: int,
 ) -> dict[str, Fact]:
-    facts: dict[str, Fact] = {}
+    """Activations and pixels of a type of transformers; without its config they are the type's usual ones, a guess."""
+    source, guessed = (f"{CONFIG}'s model type", False) if config is not None else ("the usual of its type", True)
+    facts = {}
     for side, own in (("image", vision), ("text", text)):
-        kind = own.get("hidden_act", usual)
-        if config is not None and _ACTIVATIONS.get(str(kind)) is None:
-            raise ModelError(f"{CONFIG}: the activation {str(kind)[:40]!r} is none of {', '.join(_ACTIVATIONS)}")
-        if config is not None:
-            facts[f"{side}_activation"] = Fact(_ACTIVATIONS[str(kind)], CONFIG)
-    source = PIXELS if pixels else f"{CONFIG}'s model type"
-    for name, key, value in (("mean", "image_mean", colours[0]), ("std", "image_std", colours[1])):
-        given = pixels.get(key, value)
-        if not (isinstance(given, list | tuple) and len(given) == 3 and all(isinstance(x, int | float) for x in given)):
-            raise ModelError(f"{PIXELS}: {key} is {str(given)[:40]}; it is three numbers")
-        if config is not None or pixels:
-            facts[name] = Fact(tuple(map(float, given)), source)
-    size = pixels.get("size")
-    squash = isinstance(size, dict) and "height" in size
-    facts |= said(
-        source,
-        interpolation=_RESAMPLE.get(pixels.get("resample", 3), "bicubic"),
-        resize_mode="squash" if squash or re.match("siglip", str((config or {}).get("model_type"))) else "shortest",
-    )
-    return facts
+        kind = str(own.get("hidden_act", _NAMES[usual]))
+        if kind not in _ACTIVATIONS:
+            raise ModelError(f"{CONFIG}: the activation {kind[:40]!r} is none of {', '.join(_ACTIVATIONS)}")
+        facts[f"{side}_activation"] = Fact(_ACTIVATIONS[kind], CONFIG if config is not None else source, guessed)
+    squash = colours == (HALF, HALF) or str((config or {}).get("model_type")).startswith("siglip")
+    values = {"mean": colours[0], "std": colours[1], "interpolation": "bicubic"}
+    values["resize_mode"] = "squash" if squash else "shortest"
+    return facts | followed({name: Fact(value, source, guessed) for name, value in values.items()}, pixels, size)

@@ -16,6 +16,7 @@ from densevl.errors import ModelError
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, Fact, Form, activations, said
 from densevl.weights.forms.naming import Rule, renamed
 from densevl.weights.forms.others import EVA02, bert_side, eva02, slip
+from densevl.weights.forms.pixels import Processor, followed
 from densevl.weights.forms.sizes import NO_TEXT, POOL, POSITIONS, depth, image_side
 from densevl.weights.reading import State, bad_file, below
 
@@ -114,11 +115,11 @@ def pmc_clip(state: State, path: Path) -> Form:
     return Form("PMC-CLIP", named, config, text=side, facts=facts, decides=True)
 
 
-def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Mapping[str, Any], *, words: bool) -> Form:
+def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None, *, words: bool) -> Form:
     """jina-clip v1 and v2: an EVA-02 without a head; the text side of v2 is an XLM-R with rotary positions.
 
     Args:
-        config: config.json. pixels: preprocessor_config.json. words: text vectors take the place of the text side.
+        config: config.json. pixels: settings of its processor. words: text vectors take the place of the text side.
 
     Raises:
         WeightsError: the text side of v1, which no library has, without words; tensors that are missing.
@@ -142,10 +143,9 @@ def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Map
     own["text_cfg"] = {**NO_TEXT, "hf_tokenizer_name": "folder"} if side else NO_TEXT
     source = "jina-clip's code"
     facts = {**activations(GELU, source), **said(source, mean=CLIP_MEAN, std=CLIP_STD)}
-    for name in ("mean", "std", "interpolation", "resize_mode"):
-        if name in pixels:
-            value = pixels[name]
-            facts[name] = Fact(tuple(value) if isinstance(value, list) else value, "preprocessor_config.json")
+    facts |= followed(
+        {**said(source, interpolation="bicubic", resize_mode="shortest"), **facts}, pixels, trunk["img_size"]
+    )
     cuts = (config or {}).get("matryoshka_dimensions")
     if isinstance(cuts, list):
         facts["matryoshka"] = Fact(cuts, "config.json")
