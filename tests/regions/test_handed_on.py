@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from test_exports import NAMES, SIZE, result_of
 from typer.testing import CliRunner
 
 from densevl.cli import app
-from densevl.errors import OptionError
+from densevl.errors import OptionError, OutputError
 from densevl.regions.exports.base import as_regions
 from densevl.regions.exports.brush import brush
 from densevl.regions.exports.kinds import EXPORTS, open_export, parse_kinds
@@ -131,6 +132,56 @@ def test_yolo_is_read_by_supervision(photo) -> None:
         want = result_of().regions.mask(own[0])
         want = want if number < 3 else want & mask  # one of its two parts
         assert (mask & want).sum() / (mask | want).sum() > (0.8 if number != 2 else 0.7)
+
+
+def test_yolo_is_a_data_set_that_ultralytics_trains_on(tmp_path, monkeypatch) -> None:
+    """Run from elsewhere, with names that others would be told apart by, in folders, one of them called images."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "config"))
+    data = pytest.importorskip("ultralytics.data.utils")
+    from ultralytics.data.dataset import YOLODataset
+
+    names = ["x.png", "a/x.png", "images/x.png", "labels/x.png", "labels_/x.png", "what? a name:.jpg", "v1.2.png"]
+    for name in names:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(SCENES / "wood.png").convert("RGB").save(path)
+    out = tmp_path / "out"
+    words = ["--model", "mini", "--labels", "penguin,mushroom", "--out", str(out), "--as", "yolo"]
+    assert CliRunner().invoke(app, ["segment", str(tmp_path / "in"), *words]).exit_code == 0
+    shutil.copytree(tmp_path / "in", out / "images", dirs_exist_ok=True)
+    found = data.check_det_dataset(str(out / "yolo.yaml"), autodownload=False)
+    assert found["names"] == {0: "penguin", 1: "mushroom"} and found["train"] == found["val"] == str(out / "images")
+    read = YOLODataset(img_path=found["train"], data=found, task="segment", augment=False)
+    assert sorted(Path(row["im_file"]).relative_to(out / "images").as_posix() for row in read.labels) == sorted(names)
+    assert all({0, 1} == set(row["cls"].ravel().tolist()) for row in read.labels)
+
+
+def test_yolo_refuses_photos_that_would_share_their_labels(tmp_path) -> None:
+    for name in ("x.png", "x.jpg"):
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / name)
+    words = ["segment", str(tmp_path), "--model", "mini", "--labels", "cat", "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, [*words, "--as", "yolo"])
+    assert refused.exit_code == 4 and "two photos would share 'labels/x.txt'" in refused.stderr
+    assert not (tmp_path / "out" / "x-png.json").exists()
+    export = open_export("yolo", tmp_path / "own", NAMES)
+    export.add(tmp_path / "x.png", label_map())
+    with pytest.raises(OutputError, match="rename one"):
+        export.add(tmp_path / "x.jpg", label_map())
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_no_name_of_a_photo_is_that_of_a_file_of_an_export(tmp_path, kind) -> None:
+    """Photos called as what exports write, and in folders called so; a second run finds all done."""
+    one = EXPORTS[kind]
+    files = [Path(name).stem for name in (one.file, *one.others) if name] + ["x", "x_confidence"]
+    for name in [*files, *([f"{one.part}/x", f"{one.part.upper()}/y"] if one.part else [])]:
+        path = tmp_path / "in" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24), (200, 30, 20)).save(path)
+    words = ["segment", str(tmp_path / "in"), "--model", "mini", "--labels", "cat,dog", "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        told = CliRunner().invoke(app, [*words, "--as", kind])
+        assert told.exit_code == 0, told.output
 
 
 def filled(rings: list[list[list[float]]], size: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 import math
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ import numpy as np
 from PIL import Image
 
 from densevl.drawing import contact_sheet
+from densevl.errors import OutputError
 from densevl.files import CONFIDENCE_MARK
 from densevl.images import encode_png, read_image
+from densevl.pipelines.folder.naming import given_folder
 from densevl.pipelines.folder.storing import Local, Store
 from densevl.pipelines.folder.tasks import REGIONS, Kind
 from densevl.pipelines.folder.watch import Job
+from densevl.regions.exports.base import twins
 from densevl.regions.exports.kinds import EXPORTS, open_export
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult, photo_of
@@ -134,7 +138,11 @@ class Export(Gathered):
     def parts(self, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
         one = EXPORTS[self.kind]
-        return [*one.others, *(f"{one.part}/{job.name}{one.ending}" for job in jobs if one.part)]
+        own = [one.own_file(self._name(job)) for job in jobs if one.part]
+        names, count = Counter(map(str.casefold, own)).most_common(1)[0] if own else ("", 0)
+        if count > 1:
+            raise OutputError(twins(names))
+        return [*one.others, *own]
 
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`."""
@@ -146,6 +154,9 @@ class Export(Gathered):
             names = [path.relative_to(temporary).as_posix() for path in files]
             return [results.store.renew(name, path.read_bytes()) for name, path in zip(names, files, strict=True)]
 
+    def _name(self, job: Job) -> str:
+        return EXPORTS[self.kind].name_of(job.image, given_folder(job.name), job.name)
+
     def _into(self, folder: Path, results: Results, jobs: Sequence[Job]) -> list[Path]:
         export = open_export(self.kind, folder, self.names, stuff=self.stuff, overwrite=self.overwrite)
         for job in jobs:
@@ -156,7 +167,7 @@ class Export(Gathered):
                 else:
                     photo = np.zeros((told["size"]["height"], told["size"]["width"], 3), np.uint8)
                 found = _result(results, job, told, photo)
-            export.add(job.image, found, job.name)
+            export.add(job.image, found, self._name(job))
         return export.close()
 
 

@@ -131,9 +131,19 @@ class Export(ABC):
         self._stems.add(stem.casefold())
         return stem
 
+    @classmethod
+    def name_of(cls, photo: str, folder: str, name: str) -> str:
+        """The name of a photo's own file: that of its result, or made of the folder that the photo was in."""
+        return name
+
+    @classmethod
+    def own_file(cls, name: str) -> str:
+        """Where in the folder the file of this name is; "" where photos have no own files."""
+        return f"{cls.part}/{name}{cls.ending}" if cls.part else ""
+
     def _own_path(self) -> Path:
         """The path of the newest photo's own file."""
-        return self.folder / str(self.part) / f"{self._stem()}{self.ending}"
+        return self.folder / self.own_file(self._stem())
 
     def _put(self, path: Path, data: bytes) -> None:
         if not self.overwrite and path.exists() and path.read_bytes() != data:
@@ -146,6 +156,11 @@ class Export(ABC):
 
     def _renew(self, name: str, data: bytes) -> Path:
         return renew(self.folder / name, data)
+
+
+def twins(file: str) -> str:
+    """What is wrong where a tool pairs files with photos by name, and two photos have the name of one file."""
+    return f"two photos would share {shown(file)}, for files go with photos by their names; rename one of the photos"
 
 
 def _below_common(places: Sequence[str]) -> list[str]:

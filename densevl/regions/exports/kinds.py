@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from densevl.drawing import palette
-from densevl.errors import OptionError, suggest
+from densevl.errors import OptionError, OutputError, suggest
 from densevl.files import json_text
 from densevl.images import encode_png
-from densevl.images.addresses import is_address
-from densevl.regions.exports.base import Export, as_regions
+from densevl.images.addresses import TAR, is_address
+from densevl.regions.exports.base import Export, as_regions, twins
 from densevl.regions.exports.contents import (
     STUDIO_IMAGE,
     STUDIO_LABELS,
@@ -115,9 +115,32 @@ class LabelStudioExport(Export):
 
 
 class YoloExport(Export):
-    """A text of polygons for each photo, in `yolo/`, and `yolo.yaml`, which lists the classes."""
+    """A text of polygons for each photo, in `labels/`, and `yolo.yaml`, which lists the classes.
 
-    file, part, ending = "yolo.yaml", "yolo", ".txt"
+    It is a data set of Ultralytics once the photos are in `images/` beside it: `images/a/x.jpg` goes with
+    `labels/a/x.txt`. So files have the photos' own names, and two photos that differ in their endings alone cannot be
+    in one set.
+    """
+
+    file, part, ending = "yolo.yaml", "labels", ".txt"
+
+    @classmethod
+    def name_of(cls, photo: str, folder: str, name: str) -> str:
+        """See `Export.name_of`."""
+        member = photo.partition("::")[0] if photo.startswith(TAR) else photo
+        return f"{folder}/{Path(member).stem}".lstrip("/")
+
+    @classmethod
+    def own_file(cls, name: str) -> str:
+        """See `Export.own_file`; Ultralytics looks from the last folder `images` of a path."""
+        return f"{cls.part}/".join(f"/images/{name}".rsplit("images/", 1)).lstrip("/") + cls.ending
+
+    def _stem(self) -> str:
+        stem = self._name if self._name is not None else self.name_of(self.images_of[-1], "", "")
+        if stem.casefold() in self._stems:
+            raise OutputError(twins(self.own_file(stem)))
+        self._stems.add(stem.casefold())
+        return stem
 
     def _take(self, image_id: int, result: Any) -> None:
         found = as_regions(result)
@@ -127,9 +150,10 @@ class YoloExport(Export):
         """See `Export.close`."""
         import yaml
 
-        names = dict(enumerate(self.vocabulary))
-        content = yaml.safe_dump({"path": ".", "train": "images", "names": names}, allow_unicode=True, sort_keys=False)
-        return [self._renew(self.file, content.encode(errors="backslashreplace")), self.folder / self.part]
+        # Without a `path` the folders are those beside the file, wherever it is read from.
+        content = {"train": "images", "val": "images", "names": dict(enumerate(self.vocabulary))}
+        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+        return [self._renew(self.file, text.encode(errors="backslashreplace")), self.folder / self.part]
 
 
 class GeoJsonExport(Export):
