@@ -150,7 +150,8 @@ def test_yolo_is_a_data_set_that_ultralytics_trains_on(tmp_path, monkeypatch) ->
     assert CliRunner().invoke(app, ["segment", str(tmp_path / "in"), *words]).exit_code == 0
     shutil.copytree(tmp_path / "in", out / "images", dirs_exist_ok=True)
     found = data.check_det_dataset(str(out / "yolo.yaml"), autodownload=False)
-    assert found["names"] == {0: "penguin", 1: "mushroom"} and found["train"] == found["val"] == str(out / "images")
+    assert found["names"] == {0: "penguin", 1: "mushroom"}
+    assert found["train"] == found["val"] == str(out / "images")
     read = YOLODataset(img_path=found["train"], data=found, task="segment", augment=False)
     assert sorted(Path(row["im_file"]).relative_to(out / "images").as_posix() for row in read.labels) == sorted(names)
     assert all({0, 1} == set(row["cls"].ravel().tolist()) for row in read.labels)
@@ -161,7 +162,8 @@ def test_yolo_refuses_photos_that_would_share_their_labels(tmp_path) -> None:
         Image.new("RGB", SIZE[::-1]).save(tmp_path / name)
     words = ["segment", str(tmp_path), "--model", "mini", "--labels", "cat", "--out", str(tmp_path / "out")]
     refused = CliRunner().invoke(app, [*words, "--as", "yolo"])
-    assert refused.exit_code == 4 and "two photos would share 'labels/x.txt'" in refused.stderr
+    assert refused.exit_code == 4
+    assert "two photos would share 'labels/x.txt'" in refused.stderr
     assert not (tmp_path / "out" / "x-png.json").exists()
     export = open_export("yolo", tmp_path / "own", NAMES)
     export.add(tmp_path / "x.png", label_map())
