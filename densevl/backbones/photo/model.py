@@ -28,6 +28,7 @@ GROUPINGS = {"vit": SIDE, "vit28": 28}  # patches along the short side
 CALIBRATION = {None: (0.38, 0.06), "vit": (0.47, 0.14), "vit28": (0.47, 0.14)}
 CROP = 224
 RESIZE = 256  # short side before the centre crop: the 0.875 that the network was evaluated with
+STRIP = 4  # times the short side: of what is longer, no more is resized
 
 
 class Photo(Backbone):
@@ -170,6 +171,9 @@ class Photo(Backbone):
         """A PIL image to the network's own evaluation crop: normalised (3, 224, 224) float32."""
         from PIL.Image import Resampling
 
+        if max(image.size) > STRIP * (short := min(image.size)):  # a strip, of which only the middle is looked at
+            left, top = ((side - min(side, STRIP * short)) // 2 for side in image.size)
+            image = image.crop((left, top, image.width - left, image.height - top))
         scale = RESIZE / min(image.size)
         width, height = (max(CROP, round(side * scale)) for side in image.size)
         resized = image.convert("RGB").resize((width, height), Resampling.BICUBIC)

@@ -23,6 +23,7 @@ from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.watch import Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.filling import Built, Taking, fill
+from densevl.pipelines.settings import NAME_FIRST
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import INDEX, Hit, Photo, RegionIndex, RegionIndexError
 from densevl.vocabulary import NOTHING, Background, LabelSet
@@ -49,13 +50,19 @@ class RegionSearch:
             overwrite: begin anew, whatever the file holds.
 
         Raises:
-            OptionError: the classifier has several operators. RegionIndexError: a file that is damaged or of another
-                model.
+            OptionError: the classifier has several operators, or keeps no vectors. RegionIndexError: a file that is
+                damaged or of another model.
         """
         if len(classifier.operators) != 1:
             raise OptionError(
                 f"an index holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take "
                 "one, RegionClassifier(model, 'cls_mask')"
+            )
+        if classifier.order == NAME_FIRST:
+            raise OptionError(
+                f"model '{classifier.backbone.name}' scores words and embeds no regions here, so there is nothing to "
+                "index; take a CLIP model, or model 'mini' for drawings (--model), or name the regions of each photo "
+                "instead (densevl regions)"
             )
         self.classifier, self.path = classifier, None if path is None else Path(path)
         self.operator = next(iter(classifier.operators))

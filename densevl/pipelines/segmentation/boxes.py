@@ -2,38 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from densevl.backbones.reach import listed
 from densevl.errors import LabelError, suggest
 from densevl.inference import WindowGrid
 from densevl.proposals.base import Proposals
+from densevl.proposals.checks import box_corners
 from densevl.regions.operators.pull import pull, token_plan
+from densevl.vocabulary import LabelSet
 
 INSIDE, OUTSIDE = 1.0, -8.0  # log odds; fixed for the photo model on 40 PASCAL VOC photos
 
 
-def box_prior(
-    boxes: Mapping[str, Any], names: Sequence[str], windows: WindowGrid, size: tuple[int, int]
-) -> torch.Tensor:
-    """Log odds (C, Y, X) of each class at each token: 1 in its boxes, -8 outside, 0 for a class without a box.
+@dataclass(frozen=True, eq=False)
+class ClassBoxes:
+    """Boxes of some classes of a photo.
 
-    Args:
-        boxes: of each class that has some, (4,) or (M, 4): x0, y0, x1, y1 in pixels. names: of the C classes.
-        windows: those of the scores. size: (H, W) of the photo.
-
-    Raises:
-        LabelError: a name that is no class. ProposalError: a box without area, or outside the photo.
+    Attributes:
+        labels: all classes. own: the regions of each class that has some, by its number.
+        empty: names of classes that were given no box, so that they are looked for everywhere.
+        given: the boxes by the names they came with. size: (H, W) of the photo.
     """
-    rows, cols = token_plan(windows, size)
-    prior = torch.zeros(len(names), rows.shape[1], cols.shape[1])
-    for name, own in boxes.items():
-        if name not in names:
-            raise LabelError(f"boxes= has '{name}', which is none of the labels{suggest(name, names)}")
-        share = pull(Proposals.from_boxes(own, size), rows, cols).amax(dim=0)
-        prior[list(names).index(name)] = torch.lerp(
-            torch.full_like(share, OUTSIDE), torch.full_like(share, INSIDE), share
-        )
-    return prior
+
+    labels: LabelSet
+    own: Mapping[int, Proposals]
+    empty: tuple[str, ...]
+    given: Mapping[str, list[Any]]
+    size: tuple[int, int]
+
+    @classmethod
+    def parse(cls, boxes: Any, labels: LabelSet, size: tuple[int, int]) -> ClassBoxes:
+        """Read boxes by class or by one of its synonyms, (4,) or (M, 4) x0, y0, x1, y1 in pixels of an (H, W) photo.
+
+        Raises:
+            LabelError: no dict, or a name that is no class. ProposalError: a box without area, or outside the photo.
+        """
+        if not isinstance(boxes, Mapping):
+            raise LabelError(
+                f'boxes= is a dict from labels to boxes, {{"cat": (x0, y0, x1, y1)}}; got a {type(boxes).__name__}. '
+                "Boxes without names are named by RegionClassifier"
+            )
+        owner = {word: index for index, words in enumerate(labels.synonyms) for word in words}
+        owner |= {name: index for index, name in enumerate(labels.names)}
+        found: dict[int, list[np.ndarray]] = {}
+        given: dict[str, list[Any]] = {}
+        for name, some in boxes.items():
+            if not isinstance(name, str) or name not in owner:
+                close = suggest(name, labels.names) if isinstance(name, str) else ""
+                raise LabelError(
+                    f"boxes= has {name!r}, which is none of the labels{close}; they are {listed(labels.names)}"
+                )
+            corners = box_corners(some)
+            given[name] = corners.tolist()
+            found.setdefault(owner[name], []).extend([corners] if len(corners) else [])
+        own = {index: Proposals.from_boxes(np.concatenate(parts), size) for index, parts in found.items() if parts}
+        return cls(labels, own, tuple(labels.names[index] for index in found if index not in own), given, size)
+
+    def prior(self, windows: WindowGrid) -> torch.Tensor:
+        """Log odds (C, Y, X) of each class at each token: 1 in its boxes, -8 outside, 0 for a class without a box.
+
+        A box that covers no token wholly is fully in at the token that it covers most.
+        """
+        rows, cols = token_plan(windows, self.size)
+        prior = torch.zeros(len(self.labels), rows.shape[1], cols.shape[1])
+        for index, regions in self.own.items():
+            share = pull(regions, rows, cols)
+            share = (share / share.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)).amax(dim=0)
+            prior[index] = torch.lerp(torch.full_like(share, OUTSIDE), torch.full_like(share, INSIDE), share)
+        return prior
+
+    @cached_property
+    def everywhere(self) -> np.ndarray | None:
+        """The pixels (H, W) in some box where each class has some, so that none can be elsewhere; else None."""
+        if len(self.own) < len(self.labels):
+            return None
+        return np.any([mask for regions in self.own.values() for mask in regions.masks()], axis=0)
+
+    def warnings(self, labels_HW: np.ndarray) -> tuple[str, ...]:
+        """What became of the boxes that is not what one expects, a sentence each; labels (H, W) as decided."""
+        unseen = [self.labels.names[index] for index in self.own if not (labels_HW == index).any()]
+        none = f"boxes= has no box of {listed(self.empty)}, so it is looked for everywhere; leave out what is not there"
+        lost = f"no pixel in the boxes of {listed(unseen)} was given that label; a box may be too small, or miss it"
+        return (none,) * bool(self.empty) + (lost,) * bool(unseen)

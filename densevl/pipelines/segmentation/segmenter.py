@@ -31,7 +31,7 @@ from densevl.pipelines.feeding import fed_size, feed, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
-from densevl.pipelines.segmentation.boxes import box_prior
+from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
@@ -76,6 +76,10 @@ class Evidence:
         nothing = torch.zeros_like(prior_CYX[:1])
         added_TYX = torch.cat([prior_CYX, nothing])[self.text.classes]  # NOTHING is -1, the last
         return replace(self, scores=self.scores + added_TYX.permute(1, 2, 0))
+
+    def within(self, where_HW: torch.Tensor) -> Evidence:
+        """The same, but of some pixels alone, bool (H, W)."""
+        return replace(self, seen=where_HW if self.seen is None else self.seen & where_HW.to(self.seen.device))
 
     def limited(self, decided: LabelMap) -> LabelMap:
         """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
@@ -222,8 +226,9 @@ class Segmenter:
             regions: segments of the photo, for recipes and refinements that read them: an (H, W) integer map, 0 where
                 no segment is, or (M, H, W) bool masks, of which the smaller has a pixel where they overlap. A recipe
                 that pools over masks (textregion) labels their pixels alone.
-            boxes: of some classes, (4,) or (M, 4) x0, y0, x1, y1 in pixels: all of the class lies in them, and there it
-                is likelier. A class without is looked for everywhere.
+            boxes: of some classes, by the class or one of its synonyms, (4,) or (M, 4) x0, y0, x1, y1 in pixels: all
+                of the class lies in them, and there it is likelier. A class without, or with none of them (0, 4), is
+                looked for everywhere; where every class has some, pixels outside all of them are nothing.
 
         Returns:
             labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
@@ -235,16 +240,18 @@ class Segmenter:
         """
         label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
         started = time.perf_counter()
+        boxed = None if boxes is None else ClassBoxes.parse(boxes, label_set, (rgb.shape[0], rgb.shape[1]))
         segments = self.segments(rgb, regions)
         evidence = self.look(rgb, label_set, policy, segments)
-        if not boxes:
-            return self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
-        prior_CYX = box_prior(boxes, label_set.names, evidence.windows, (rgb.shape[0], rgb.shape[1]))
-        evidence = evidence.plus(prior_CYX / self.protocol.logit_scale)
-        result = self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
-        return replace(
-            result, meta={**result.meta, "boxes": {name: np.asarray(b).tolist() for name, b in boxes.items()}}
-        )
+        decide = partial(self.decide, rgb=rgb, labels=label_set, policy=policy, segments=segments, image=image)
+        if boxed is None:
+            return decide(evidence, started=started)
+        evidence = evidence.plus(boxed.prior(evidence.windows) / self.protocol.logit_scale)
+        if boxed.everywhere is not None and (evidence.text.classes != NOTHING).all():  # nothing else competes outside
+            evidence = evidence.within(torch.from_numpy(boxed.everywhere))
+        result = decide(evidence, started=started)
+        told = (*result.warnings, *boxed.warnings(result.labels))
+        return replace(result, warnings=told, meta={**result.meta, "boxes": dict(boxed.given)})
 
     def many(
         self,
@@ -326,7 +333,8 @@ class Segmenter:
             who = who if needs_some or self.banks is None else "a bank"
             raise RecipeError(
                 f"{who} works on segments of the photo: give each call regions=, an (H, W) integer map or (M, H, W) "
-                "masks, or let proposals='mini-sam' or 'superpixels' (--proposals) propose them"
+                "masks, or let proposals='felzenszwalb' or 'superpixels', for drawings 'mini-sam' (--proposals), find "
+                "them"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2])
 
@@ -562,8 +570,10 @@ class Segmenter:
         if isinstance(background, str) and background == "auto":
             return default
         policy = Background.parse(background)
-        # Words compete beside the model's own "none of these", where it has one: it may not know the words.
-        return replace(policy, unknown=policy.unknown or default.unknown) if policy.words else policy
+        # Words and a threshold come beside the model's own "none of these", where it has one: the model may not know
+        # the words, and is always sure of the best of few.
+        asked = bool(policy.words) or policy.threshold > 0
+        return replace(policy, unknown=policy.unknown or (asked and default.unknown))
 
     def text_for(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
