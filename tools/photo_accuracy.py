@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from densevl import LabelSet, Segmenter
+from densevl.pipelines.segmentation.boxes import box_prior
 from densevl.vocabulary import Background
 
 NAMES = (
@@ -76,10 +77,17 @@ def asked(pair: Pair, question: str) -> list[int]:
     return sorted([*here, *Random(pair[1].stem).sample(rest, min(OTHERS, len(rest)))])
 
 
-def measure(segment: Segmenter, chosen: Sequence[Pair], limit: int | None = None) -> dict[str, np.ndarray]:
-    """Confusion (21, 21) of each question, truth by row and background last."""
+def largest_box(truth: np.ndarray) -> dict[str, list[int]]:
+    """The box of all pixels of the class, 0 to 19, that has most; none where no class is."""
+    counts = np.bincount(truth[truth < len(NAMES)], minlength=len(NAMES))
+    ys, xs = np.nonzero(truth == counts.argmax())
+    return {NAMES[counts.argmax()]: [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]} if counts.any() else {}
+
+
+def measure(segment: Segmenter, chosen: Sequence[Pair], boxed: bool = False) -> dict[str, np.ndarray]:
+    """Confusion (21, 21) of each question, truth by row and background last; `boxed`: the largest class has its box."""
     counts = {question: np.zeros((len(NAMES) + 1,) * 2, np.int64) for question in QUESTIONS}
-    for pair in chosen[:limit]:
+    for pair in chosen:
         truth = np.array(Image.open(pair[1])).astype(np.int64)
         truth[truth == 0] = len(NAMES) + 1
         truth -= 1
@@ -91,6 +99,9 @@ def measure(segment: Segmenter, chosen: Sequence[Pair], limit: int | None = None
             labels = LabelSet.parse([NAMES[c] for c in numbers])
             policy = Background() if question == "A" else segment.policy()
             evidence = segment.gather(prepared, dense, labels, policy)
+            if boxed and (boxes := {name: box for name, box in largest_box(truth).items() if name in labels.names}):
+                prior_CYX = box_prior(boxes, labels.names, evidence.windows, (truth.shape[0], truth.shape[1]))
+                evidence = evidence.plus(prior_CYX / segment.protocol.logit_scale)
             result = segment.decide(evidence, prepared.rgb, labels, policy, segments)
             answer = np.array([*numbers, len(NAMES)])[result.labels]  # -1, nothing, is the last
             valid = truth < len(NAMES) + (question != "A")
@@ -172,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="+", default=["photo", "photo+vit"])
     parser.add_argument("--refine", default=None)
     parser.add_argument("--proposals", default=None)
+    parser.add_argument("--boxes", action="store_true", help="give the true box of the largest class of each photo")
     parser.add_argument("--each", type=int, default=12, help="photos of a class in each part")
     parser.add_argument("--part", choices=PARTS, default=PARTS[1])
     parser.add_argument("--seed", type=int, default=16)
@@ -192,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| model | A | B | C | accuracy in C |\n|---|---|---|---|---|")
     for name in given.models:
         segment = Segmenter(name, refine=given.refine, proposals=given.proposals)
-        found = measure(segment, chosen)
+        found = measure(segment, chosen, given.boxes)
         means = [np.nanmean(ious(found[q])[[*counted, *([len(NAMES)] if q != "A" else [])]]) for q in QUESTIONS]
         accuracy = np.diag(found["C"]).sum() / found["C"].sum()
         row = " | ".join(f"{100 * value:.1f}" for value in (*means, accuracy))
