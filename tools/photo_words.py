@@ -70,7 +70,7 @@ class Nouns:
         for fields in _lines(folder / "data.noun"):
             sense, count = int(fields[0]), int(fields[3], 16)
             self.names[sense] = [name.replace("_", " ") for name in fields[4 : 4 + 2 * count : 2]]
-            pointers = fields[5 + 2 * count : fields.index("|")]
+            pointers = fields[5 + 2 * count :]
             self.above[sense] = [int(to) for kind, to in zip(pointers[::4], pointers[1::4], strict=True) if kind == "@"]
             for up in self.above[sense]:
                 self.below[up].append(sense)
@@ -106,7 +106,7 @@ def _lines(path: Path) -> Iterator[list[str]]:
     """Fields of the lines after the licence."""
     for line in path.read_text(encoding="latin-1").splitlines():
         if not line.startswith("  "):
-            yield line.split()
+            yield line.partition("|")[0].split()
 
 
 def _class_senses() -> list[int]:
@@ -145,13 +145,13 @@ class Reader:
                         found[name] = classes
         return found
 
-    def under(self, kinds: Mapping[str, Sequence[int]]) -> dict[str, str]:
-        """The known word that a narrower word is a kind of."""
+    def under(self, kinds: Mapping[str, Sequence[int]], names: Iterable[str] | None = None) -> dict[str, str]:
+        """The known word that a narrower word is a kind of, of some nouns or of all."""
         pieces = _pieces()
         found: dict[str, str] = {}
-        for name in self._nouns.senses:
+        for name in self._nouns.senses if names is None else names:
             said = name.split()
-            if len(said) > LENGTH or name in kinds or _told(name) is not None:
+            if len(said) > LENGTH or name in kinds or not self._spelled(name) or _told(name) is not None:
                 continue
             if len(words.by_form(words.kinds(), name) or ()) > 1 and name not in words.weak():
                 continue

@@ -229,6 +229,10 @@ class Backbone(ABC):
         """Words that this model was taught or has in a table, of which `reach` tells more; a text tower has none."""
         return ()
 
+    def narrower_words(self) -> Mapping[str, str]:
+        """Further words that are read by what they are a kind of, each with that listed word; a text tower has none."""
+        return {}
+
     def alike(self, words: Sequence[str]) -> list[list[str]]:
         """Groups of words that this model cannot tell apart; a text tower makes no claim."""
         return []

@@ -89,7 +89,8 @@ def show(name: str) -> dict[str, Any]:
 
     Returns:
         name, what it is and whether it is ready. Of published weights, what `Listed` has. Of a model of the package or
-        of an index: its sizes, and its words: knows, by way (see `Reach`); half_knows and does_not_know, by reason.
+        of an index: its sizes, and its words: knows, by way (see `Reach`); half_knows and does_not_know, by reason; and
+        reads_as, more words by what they are a kind of, which it knows, half knows or does not know.
 
     Raises:
         ModelError: no table has the name, or the model's packages are not installed.
@@ -124,7 +125,15 @@ def _words_of(backbone: Backbone) -> dict[str, Any]:
     reasons: dict[str, list[dict[str, Any]]] = {"weak": [], "none": []}
     for (trust, why), words in by_reason(reach for reach in reaches if reach.trust != "good"):
         reasons[trust].append({"why": why, "words": words})
-    return {"knows": knows, "half_knows": reasons["weak"], "does_not_know": reasons["none"]}
+    reads_as: dict[str, list[str]] = {}
+    for word, kind in backbone.narrower_words().items():
+        reads_as.setdefault(kind, []).append(word)
+    return {
+        "knows": knows,
+        "half_knows": reasons["weak"],
+        "does_not_know": reasons["none"],
+        "reads_as": dict(sorted(reads_as.items(), key=lambda own: -len(own[1]))),
+    }
 
 
 def planned(name: str) -> list[hub.Needed]:

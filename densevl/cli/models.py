@@ -20,8 +20,8 @@ models_app = typer.Typer(
 )
 GUESSED = 1
 WAYS = {"name": "the names of what it was trained on", "table": "listed by hand", "kind": "kinds of which it knows"}
-FAMILY = 3  # words that share a reason, from which it is printed
-SPELLED = 300  # words of a group that are printed
+FAMILIES = 8  # reasons that are printed, those of most words
+SPELLED = 20  # words of a group that are printed
 
 Name = Annotated[str, typer.Argument(help="A model's name, folder or weights file.", show_default=False)]
 Weights = Annotated[
@@ -97,7 +97,7 @@ def show_model(
     if as_json:
         return print_json(facts)
     console = stdout()
-    said = ("knows", "half_knows", "does_not_know")
+    said = ("knows", "half_knows", "does_not_know", "reads_as")
     table = Table(box=None, pad_edge=False, show_header=False)
     for key, value in facts.items():
         if key not in said and value not in ("", None):
@@ -105,17 +105,17 @@ def show_model(
     console.print(table)
     for way, words in facts.get("knows", {}).items():
         console.print(f"\nKnows {len(words):,} words, {WAYS[way]}: {escape(_some(words))}")
-    for key in said[1:]:
-        alone = []
-        for group in facts.get(key, ()):
-            if len(group["words"]) == 1 and len(facts[key]) > 1:
-                alone += group["words"]
-                continue
+    for key in said[1:3]:
+        groups = facts.get(key, [])
+        for group in groups[:FAMILIES]:
             console.print(escape(f"\n{key.replace('_', ' ').capitalize()} {_some(group['words'])}: {group['why']}."))
-        if alone:
-            console.print(
-                escape(f"\nTakes {_some(alone)} in one sense, which may be another than yours (--json says).")
-            )
+        if rest := [word for group in groups[FAMILIES:] for word in group["words"]]:
+            said_of = key.replace("_", " ").capitalize()
+            console.print(escape(f"\n{said_of} {len(rest):,} others, for reasons that --json gives: {_some(rest)}"))
+    if kinds := facts.get("reads_as"):
+        some = [f"{kind} ({len(words):,})" for kind, words in kinds.items()]
+        count = sum(map(len, kinds.values()))
+        console.print(escape(f"\nReads {count:,} more words as what they are a kind of: {_some(some)}"))
 
 
 @models_app.command("get")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -152,6 +152,10 @@ class Photo(Backbone):
     def listed_words(self) -> tuple[str, ...]:
         """The words of the tables, those that mean no class among them, and the names of the classes."""
         return words.listed()
+
+    def narrower_words(self) -> Mapping[str, str]:
+        """The nouns of WordNet that are read by what they are a kind of: "emu" by "ratite"."""
+        return words.narrower()
 
     def alike(self, words: Sequence[str]) -> list[list[str]]:
         """Groups of words that mean the same classes; `score` gives what they mean to the first of them."""

@@ -115,13 +115,15 @@ def aliases() -> dict[str, list[int]]:
     return parse_aliases(_shipped("aliases.json"))
 
 
+@lru_cache(maxsize=1024)
 def forms(word: str) -> tuple[str, ...]:
     """A word as tables spell it, what its singular may be, and its plural."""
     word = re.sub("['\u2019]s?$", "", fold(word))  # "the dog's"
     before, _, last = word.rpartition(" ")
     one = f"{before} {IRREGULAR.get(last, last)}".strip()
     ends = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
-    return (word, one, *(re.sub(f"{many}$", single, word) for many, single in ends), f"{word}s")
+    singular = (word[: -len(many)] + single if word.endswith(many) else word for many, single in ends)
+    return (word, one, *singular, f"{word}s")
 
 
 def by_form(table: Mapping[str, T], word: str) -> T | None:
@@ -251,7 +253,7 @@ def _by_kind(word: str) -> Meaning | None:
     found = look_up(kind) if kind is not None else None
     if kind is None or found is None or found.trust == "none":
         return found
-    if found.trust == "weak" and not found.other:
+    if found.trust == "weak" and not found.other and found.way == "table":
         return replace(found, way="broader")
     return Meaning("broader", "weak", f"read as '{kind}' and no more", found.classes, kind=kind)
 
