@@ -306,7 +306,8 @@ def measure(folder: Path, nouns: Nouns, each: int, seed: int) -> str:
         right = torch.tensor([name in asked[word] for name in owner])
         pair = average_precision(before[:, index], right), average_precision(now[:, index], right)
         found[after[word].way].append(pair)
-        lines.append(f"| {word} | {was[index].way}, {after[word].way} | {pair[0]:.2f} | {pair[1]:.2f} |")
+        way = after[word].way + ", warned" * (after[word].trust != "good")
+        lines.append(f"| {word} | {was[index].way}, now {way} | {pair[0]:.2f} | {pair[1]:.2f} |")
     for way, pairs in found.items():
         first, second = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
         lines.append(f"| mean of {len(pairs)} | {way} | {first:.3f} | {second:.3f} |")
