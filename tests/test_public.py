@@ -60,7 +60,7 @@ COMMANDS = {
         "--std --threads"
     ),
     "serve": (
-        "--activation --device --host --max-body --max-labels --max-pixels --mean --model --origin --port "
+        "--activation --bits --device --host --max-body --max-labels --max-pixels --mean --model --origin --port "
         "--precision --proposals --queue --recipes --refine --scoring --std"
     ),
     "recipes show": "NAME --json",

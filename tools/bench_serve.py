@@ -1,7 +1,10 @@
 """`densevl serve` as its clients see it: python -m tools.bench_serve [--model mini] [--clients 64] [--queue 2].
 
 From the start of the process to its first answer; then so many clients at once, each with a photo of its own, who come
-again when they are told that the server is busy, while /healthz is asked all along.
+again when they are told that the server is busy. Meanwhile a process of its own asks for /healthz, again 20 ms after
+each answer, and says how late it was itself woken: so long the machine, not the server, keeps everyone waiting.
+
+`--mixed 2000` sends so many requests of all kinds instead, two at a time, and says how the memory of the server grows.
 """
 
 from __future__ import annotations
@@ -9,49 +12,173 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from http.client import HTTPConnection
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 from PIL import Image
 
+PAUSE = 0.02  # seconds from an answer of /healthz to the next question
+AGAIN = 0.05  # seconds after which a client that was sent away comes again
+WARM = 0.2  # of mixed requests, until what is kept is kept
+WORDS = ("cat", "dog", "pizza", "house", "boat", "penguin", "ball", "car", "fish", "elephant")
+SIZES = ((192, 160), (96, 128), (256, 192), (320, 240), (64, 64))
 
-def photo(number: int) -> bytes:
-    """A PNG of 192 x 160 pixels, different for each number."""
+
+def photo(number: int, size: tuple[int, int] = SIZES[0]) -> bytes:
+    """A PNG, different for each number. Args: size: width and height in pixels."""
     pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((192, 160), Image.Resampling.BICUBIC).save(buffer, "PNG")
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-async def crowd(address: str, clients: int) -> tuple[int, list[float]]:
-    """How often clients were sent away, and the seconds that /healthz took."""
-    refused, health, over = 0, [], asyncio.Event()
+@contextmanager
+def serving(model: str, queue: int) -> Iterator[tuple[str, int]]:
+    """`densevl serve` as a process: its address and number. Says how long it took to start, and to answer."""
+    command = [sys.executable, "-m", "densevl", "serve", "--model", model, "--port", "0", "--queue", str(queue)]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            address = process.stdout.readline().split()[2]  # type: ignore[union-attr]
+            ready = time.perf_counter() - started
+            httpx.post(f"{address}/v1/segment", files={"image": photo(0)}, data={"labels": "cat"}).raise_for_status()
+            print(f"ready after {ready:.1f} s, the first answer after {time.perf_counter() - started:.1f} s, "
+                  f"of which the server computed {computed(process.pid):.1f} s")  # fmt: skip
+            yield address, process.pid
+        finally:
+            process.terminate()
+
+
+def watch(address: str) -> None:
+    """Ask for /healthz until stdin ends; print a line once at work, then seconds of answers and of waking up late."""
+    connection, over = HTTPConnection(address.removeprefix("http://"), timeout=60), []
+    answers, late = [], []
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: over.append(sys.stdin.read()))
+        while not over:
+            started = time.perf_counter()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            answers.append(time.perf_counter() - started)
+            if len(answers) == 1:
+                print("at work", flush=True)
+            started = time.perf_counter()
+            time.sleep(PAUSE)
+            late.append(time.perf_counter() - started - PAUSE)
+    print(json.dumps([answers, late]))
+
+
+async def crowd(address: str, clients: int) -> int:
+    """How often clients were sent away until all had their answer."""
+    refused = 0
 
     async def one(client: httpx.AsyncClient, number: int) -> None:
         nonlocal refused
-        asked = {"files": {"image": photo(number)}, "data": {"labels": f"cat, thing {number}"}}
-        while (answer := await client.post("/v1/segment", **asked)).status_code == 503:  # type: ignore[arg-type]
+        asked: dict[str, Any] = {"files": {"image": photo(number)}, "data": {"labels": f"cat, thing {number}"}}
+        while (answer := await client.post("/v1/segment", **asked)).status_code == 503:
             refused += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(AGAIN)
         answer.raise_for_status()
 
-    async def watch(client: httpx.AsyncClient) -> None:
-        while not over.is_set():
-            started = time.perf_counter()
-            await client.get("/healthz")
-            health.append(time.perf_counter() - started)
-            await asyncio.sleep(0.01)
-
-    limits = httpx.Limits(max_connections=clients + 1)
+    limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
-        watching = asyncio.ensure_future(watch(client))
         await asyncio.gather(*(one(client, number) for number in range(clients)))
-        over.set()
-        await watching
-    return refused, health
+    return refused
+
+
+def together(address: str, clients: int, queue: int) -> None:
+    """Many clients at once, and what /healthz says meanwhile."""
+    command = [sys.executable, "-m", "tools.bench_serve", "--watch", address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
+        watcher.stdout.readline()  # type: ignore[union-attr]
+        started = time.perf_counter()
+        refused = asyncio.run(crowd(address, clients))
+        taken = time.perf_counter() - started
+        answers, late = json.loads(watcher.communicate("")[0])
+    print(f"{clients} clients on {queue} slots: {taken:.1f} s, sent away {refused} times")
+    print(f"/healthz, {len(answers)} times: {_spread(answers)}; the watcher itself woke up late by {_spread(late)}")
+
+
+def _spread(seconds: list[float]) -> str:
+    median, most = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
+    return f"p50 {median:.0f} ms, p99 {most:.0f} ms"
+
+
+def kinds(client: httpx.Client) -> list[tuple[str, dict[str, Any]]]:
+    """What is asked in turn: routes, and fields beside image and labels."""
+    formats = client.get("/v1/models").json()["formats"]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("segment", {"background": "none"}),
+        ("regions", {"boxes": "[[8, 8, 40, 40]]", "points": "[[20, 20]]"}),
+        ("regions", {"objects": "true"}),
+        ("anomaly", {"item": "tile"}),
+        ("classify", {}),
+        ("session", {}),
+        ("segment", {"labels": ""}),  # refused
+        ("segment", {"image": b"no photo"}),  # likewise
+    ]
+    return asked + [(route, {"format": one}) for route in ("segment", "regions", "anomaly") for one in formats[route]]
+
+
+def ask(client: httpx.Client, turn: int, kind: tuple[str, dict[str, Any]]) -> int:
+    """Ask one thing, about the photo and the words of this turn; the number of requests that it took."""
+    route, fields = kind
+    image = photo(turn, SIZES[turn % len(SIZES)])
+    own: dict[str, Any] = {"labels": ", ".join(islice(cycle(WORDS), turn % 7, turn % 7 + 2 + turn % 3)), **fields}
+    if route != "session":
+        answer = client.post(f"/v1/{route}", files={"image": own.pop("image", image)}, data=own)
+        assert answer.status_code == (200 if set(fields) - {"labels", "image"} or not fields else 422), answer.text
+        return 1
+    data = {"session": client.post("/v1/session", data=own).json()["session"]}
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("photo", {}), ("labels", {"photo": 0}), ("correct", {"photo": 0, "name": "mug", "box": "[8, 8, 40, 40]"}),
+        ("confirm", {"photo": 0}), ("undo", {}), ("coco", {}), ("end", {}),
+    ]  # fmt: skip
+    for step, more in steps:
+        files = {"image": image} if step == "photo" else None
+        client.post(f"/v1/session/{step}", files=files, data=data | more).raise_for_status()
+    return 1 + len(steps)
+
+
+def mixed(address: str, pid: int, count: int) -> None:
+    """Requests of all kinds, two at a time, and the resident memory of the server by their number."""
+    sent, found = 0, []
+    with httpx.Client(base_url=address, timeout=300) as client, ThreadPoolExecutor(2) as pool:
+        asked = kinds(client)
+        while sent < count:
+            sent += sum(pool.map(partial(ask, client, len(found)), asked))
+            found.append((sent, resident(pid)))
+            print(f"after {sent}: {found[-1][1]:.0f} MB", flush=True)
+    numbers, megabytes = np.array([row for row in found if row[0] >= WARM * count]).T
+    slope = float(np.polyfit(numbers, megabytes, 1)[0])
+    growth = 100 * slope * count / float(megabytes.mean())
+    print(f"{sent} mixed requests: {megabytes[0]:.0f} MB after {numbers[0]:.0f}, {megabytes[-1]:.0f} at the end, "
+          f"at most {megabytes.max():.0f}; a line through them grows by {growth:.2f} % in {count}")  # fmt: skip
+
+
+def resident(pid: int) -> float:
+    """Megabytes of memory that a process has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def computed(pid: int) -> float:
+    """Seconds that all threads of a process ran."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -60,23 +187,19 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--queue", type=int, default=2)
+    parser.add_argument("--mixed", type=int, help="so many requests of all kinds instead, on Linux")
+    parser.add_argument("--watch", metavar="ADDRESS", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    command = [sys.executable, "-m", "densevl", "serve", "--model", given.model, "--port", "0"]
-    started = time.perf_counter()
-    with subprocess.Popen([*command, "--queue", str(given.queue)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            address = process.stdout.readline().split()[2]  # type: ignore[union-attr]
-            ready = time.perf_counter() - started
-            httpx.post(f"{address}/v1/segment", files={"image": photo(0)}, data={"labels": "cat"}).raise_for_status()
-            print(f"ready after {ready:.1f} s, the first answer after {time.perf_counter() - started:.1f} s")
-            started = time.perf_counter()
-            refused, health = asyncio.run(crowd(address, given.clients))
-            taken = time.perf_counter() - started
-            print(f"{given.clients} clients on {given.queue} slots: {taken:.1f} s, sent away {refused} times")
-            print(f"/healthz: {len(health)} asked, median {1000 * np.median(health):.0f} ms, "
-                  f"99 % within {1000 * np.quantile(health, 0.99):.0f} ms")  # fmt: skip
-        finally:
-            process.terminate()
+    if given.watch:
+        watch(given.watch)
+        return
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    with serving(given.model, 8 if given.mixed else given.queue) as (address, pid):
+        if given.mixed:
+            mixed(address, pid, given.mixed)
+        else:
+            together(address, given.clients, given.queue)
+    print(f"load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def serve(
     max_body: Annotated[int, options.option("Megabytes.", panel=LIMITS, min=1)] = 20,
     max_pixels: Annotated[int, options.option("Megapixels of an image.", panel=LIMITS, min=1)] = 40,
     max_labels: Annotated[int, options.option("Labels, with their synonyms.", panel=LIMITS, min=1)] = 1000,
+    bits: options.Bits = None,
 ) -> None:
     """Serve a page and an API: drop a photo, type words, look, and take the result along.
 
@@ -88,7 +89,7 @@ def serve(
         refine=refine,
         scoring=scoring,
     )
-    limits = Limits(queue=queue, body=max_body, pixels=max_pixels, labels=max_labels)
+    limits = Limits(queue=queue, body=max_body, pixels=max_pixels, labels=max_labels, bits=bits)
 
     loading = stderr().status("loading models")
 

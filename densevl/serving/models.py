@@ -247,7 +247,7 @@ def photo(data: bytes, name: str | None, limits: Limits) -> RGB:
         ImageError: unreadable, or larger than allowed.
     """
     name = name or "the photo"
-    rgb = read_image(data, max_pixels=limits.pixels * MEGABYTE, name=name)
+    rgb = read_image(data, max_pixels=limits.pixels * MEGABYTE, name=name, bits=limits.bits)
     height, width = rgb.shape[:2]
     if max(height, width) > limits.side:  # memory for decoding grows with the square of a side
         raise ImageError(f"{name} is {width}x{height}; this server takes at most {limits.side:,} pixels a side: cut it")

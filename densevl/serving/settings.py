@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from densevl.errors import OptionError
 
@@ -48,6 +48,7 @@ class Limits:
         sessions: labelling sessions at once. session_photos, session_megabytes: of one; corrections: that it takes.
         session_minutes: after which one that nobody asks is forgotten.
         kept: finished answers that are kept, so that another format of the same is not computed again.
+        bits: how many of their 16 bits images use; see `read_image`.
 
     Raises:
         OptionError: a limit below 1.
@@ -67,8 +68,9 @@ class Limits:
     session_minutes: int = 60
     corrections: int = 2000
     kept: int = 16
+    bits: int | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise OptionError(f"{field.name} is {getattr(self, field.name)}; it is at least 1")
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise OptionError(f"{name} is {value}; it is at least 1")

@@ -16,7 +16,9 @@ from scipy import ndimage
 
 from densevl import Segmenter
 from densevl.errors import OptionError
-from densevl.serving.settings import Settings
+from densevl.images.notes import ImageWarning
+from densevl.serving.models import photo
+from densevl.serving.settings import Limits, Settings
 from serving.server import EXAMPLES
 
 WATER = (EXAMPLES / "water.png").read_bytes()
@@ -249,6 +251,15 @@ def test_a_photo_of_any_kind_has_the_size_that_people_see(client) -> None:
     exif[0x0112] = 6
     for image in (png((40, 20), format="JPEG", exif=exif), png((20, 40), format="WEBP"), png((20, 40), format="GIF")):
         assert post(client, "segment", image, labels="cat").json()["size"] == {"height": 40, "width": 20}
+
+
+def test_photos_of_few_of_16_bits_are_read_as_the_operator_says() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 4095, np.uint16)).save(buffer, "PNG")
+    assert photo(buffer.getvalue(), "scan.png", Limits(bits=12)).min() == 255
+    with pytest.warns(ImageWarning, match="--bits 12"):
+        assert photo(buffer.getvalue(), "scan.png", Limits()).max() == 16
+    assert photo(png(), "photo.png", Limits(bits=12)).max() == 200
 
 
 def test_what_is_said_of_an_image_is_among_the_warnings(client) -> None:

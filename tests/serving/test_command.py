@@ -28,14 +28,14 @@ def calls(monkeypatch) -> list[tuple]:
 
 def test_options_become_settings_and_limits(calls) -> None:
     given = "--model photo --model mini --recipes sclip,naclip --proposals mini-sam,grid --device cpu,cuda:1 --queue 3"
-    more = "--max-body 5 --max-pixels 6 --max-labels 7 --host 0.0.0.0 --port 80 --origin https://a.example"
+    more = "--max-body 5 --max-pixels 6 --max-labels 7 --bits 12 --host 0.0.0.0 --port 80 --origin https://a.example"
     done = CliRunner().invoke(app, ["serve", *given.split(), *more.split(), "--refine", "pamr"])
     assert done.exit_code == 0, done.output
     settings, limits, *where = calls[0]
     assert settings == Settings(
         ("photo", "mini"), ("sclip", "naclip"), ("mini-sam", "grid"), ("cpu", "cuda:1"), "float32", "pamr", "winclip"
     )
-    assert limits == Limits(queue=3, body=5, pixels=6, labels=7)
+    assert limits == Limits(queue=3, body=5, pixels=6, labels=7, bits=12)
     assert where == ["0.0.0.0", 80, "https://a.example"]
     assert "densevl serve: http://somewhere:1" in done.stdout
     assert "no password" in done.stderr

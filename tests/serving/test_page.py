@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from densevl import Segmenter
+from conftest import random_clip, wrap
+from densevl import Segmenter, load_backbone
+from densevl.serving import models as served
 from serving.server import EXAMPLES, running
-from serving.test_api import png
+from serving.test_api import decoded, png
 from tools.screenshots import browser_path, chromium
 
 pytest.importorskip("playwright", reason="the extra browser is not installed")
@@ -132,6 +134,32 @@ def test_a_photo_some_words_and_what_is_found(open_page, models) -> None:
     page.click("#legend button:has-text('house')")
     page.mouse.move(5, 5)
     assert overlay(page) == full
+
+
+def test_the_model_and_the_recipe_that_are_chosen_answer(open_page, monkeypatch) -> None:
+    """Of two models with two recipes each, the first of both are the defaults."""
+    own = {"mini": load_backbone("mini", device="cpu"), "tiny": wrap(random_clip())}
+    monkeypatch.setattr(served, "load_backbone", lambda name, **options: own[name])
+    recipes = ("maskclip_value", "sclip")
+    with running(served.Models(served.Settings(tuple(own), recipes, ("grid",)), "cpu")) as (address, _, _):
+        page = open_page(address)
+        assert page.locator("#model option").all_inner_texts() == list(own)
+        page.click("#settings summary")
+        assert page.locator("#recipe option").all_inner_texts() == list(recipes)
+        page.set_input_files("#files", WATER)
+        page.fill("#label", ", ".join(LABELS))
+        found = []
+        for model, recipe in [("mini", None), ("mini", "sclip"), ("tiny", "sclip"), ("tiny", "maskclip_value")]:
+            page.select_option("#model", model)
+            if recipe is not None:
+                page.select_option("#recipe", recipe)
+            with page.expect_response("**/v1/segment") as answered:
+                page.click("#run")
+            page.wait_for_selector("body[data-state=done]")
+            labels, _ = decoded(answered.value.json()["map"])
+            assert np.array_equal(labels, Segmenter(own[model], recipe or recipes[0])(WATER, LABELS).labels)
+            found.append(labels.tobytes())
+    assert len(set(found)) == 4
 
 
 def test_a_region_is_picked_named_otherwise_and_taken_along(open_page, models, tmp_path) -> None:
