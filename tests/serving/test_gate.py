@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import signal
 import socket
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from densevl import Segmenter
+from densevl.results import SegmentationResult
 from densevl.serving import connections
 from densevl.serving import gate as gates
 from serving.server import Held, Slow, running
@@ -217,6 +219,21 @@ def test_a_process_that_is_told_to_stop_finishes_what_it_has() -> None:
         assert process.wait(20) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/healthz")
+
+
+def test_what_was_answered_is_forgotten_but_for_the_last() -> None:
+    """A leak of one result a request; of resident memory see tools.bench_serve --mixed."""
+
+    def alive() -> int:
+        gc.collect()
+        return sum(isinstance(each, SegmentationResult) for each in gc.get_objects())
+
+    before = alive()
+    with running(Slow(0), kept=4) as (address, _, _), httpx.Client(base_url=address, timeout=60) as client:
+        for width in range(20, 80):
+            answer = client.post("/v1/segment", files={"image": png((width, 20))}, data={"labels": f"label{width}"})
+            assert answer.json()["size"]["width"] == width
+        until(lambda: alive() <= before + 4)
 
 
 @pytest.mark.parametrize("slots", [2, 64])
