@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ ARGUMENTS = (
 )
 WIDTHS = {390: 844, 1120: 800, 1600: 1000}
 SHOTS = ("empty", "segment", "picked", "regions", "anomaly", "classify", "correct", "error")
+SHEET = ((1120, "light", "picked"), (1120, "light", "correct"), (1120, "dark", "anomaly"), (390, "light", "segment"))
+"""The pictures beside each other in docs/serve.jpg."""
 PLACES = {"segment": (0.2, 0.82), "picked": (0.2, 0.82), "regions": (0.6, 0.62)}
 """Where the pointer is, or clicks, as shares of the photo."""
 
@@ -110,32 +113,31 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also write one picture of some of them, as docs/serve.jpg is")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    asked = product(map(int, given.widths.split(",")), given.themes.split(","), given.shots.split(","))
+    wanted = dict.fromkeys([*asked, *(SHEET if given.sheet else ())])
     with server(*(given.model or ["mini"])) as address, chromium() as browser:
-        for width in map(int, given.widths.split(",")):
-            for theme in given.themes.split(","):
-                view = {"width": width, "height": WIDTHS[width]}
-                context = browser.new_context(viewport=view, color_scheme=theme, device_scale_factor=1)
-                for shot in given.shots.split(","):
-                    page = context.new_page()
-                    page.on("console", lambda message: print("console:", message.text))
-                    page.on("pageerror", lambda error: print("error:", error))
-                    page.goto(address)
-                    page.wait_for_selector("body:not([data-state=loading])")
-                    pose(page, shot)
-                    page.wait_for_timeout(250)
-                    page.screenshot(path=given.out / f"{shot}-{width}-{theme}.png", full_page=width < 900)
-                    page.close()
-                context.close()
+        for width, theme, shot in wanted:
+            view = {"width": width, "height": WIDTHS[width]}
+            page = browser.new_page(viewport=view, color_scheme=theme, device_scale_factor=1)
+            page.on("console", lambda message: print("console:", message.text))
+            page.on("pageerror", lambda error: print("error:", error))
+            page.goto(address)
+            page.wait_for_selector("body:not([data-state=loading])")
+            pose(page, shot)
+            page.wait_for_timeout(250)
+            page.screenshot(path=given.out / f"{shot}-{width}-{theme}.png", full_page=width < 900)
+            page.close()
     if given.sheet:
         sheet(given.out, given.sheet)
+        print(f"wrote {given.sheet}")
 
 
 def sheet(shots: Path, out: Path) -> None:
-    """Four of the pictures beside each other."""
+    """Those of SHEET beside each other."""
     from PIL import Image
 
-    names = ("picked-1120-light", "correct-1120-light", "anomaly-1120-dark", "segment-390-light")
-    few, height = [Image.open(shots / f"{name}.png").convert("RGB") for name in names], 460
+    names, height = [f"{shot}-{width}-{theme}.png" for width, theme, shot in SHEET], 460
+    few = [Image.open(shots / name).convert("RGB") for name in names]
     few = [one.crop((0, 0, one.width, min(one.height, 844))) for one in few]
     few = [one.resize((round(one.width * height / one.height), height), Image.Resampling.LANCZOS) for one in few]
     page = Image.new("RGB", (sum(one.width for one in few) + (len(few) - 1) * 16, height), "white")
@@ -143,6 +145,7 @@ def sheet(shots: Path, out: Path) -> None:
     for one in few:
         page.paste(one, (left, 0))
         left += one.width + 16
+    out.parent.mkdir(parents=True, exist_ok=True)
     page.save(out, quality=82, optimize=True)
 
 
