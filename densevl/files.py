@@ -24,7 +24,7 @@ CONFIDENCE_MARK = "_confidence"
 _MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
 #: The file in a folder of results that says what made them; see `densevl.pipelines.folder.loop`.
 RUN_FILE = "densevl.json"
-_SIGNED = (".json", ".jsonl", ".html", ".md", ".xml")
+_SIGNED = (".json", ".jsonl", ".html", ".md", ".xml", ".safetensors")
 _SIGNATURE = b"densevl"
 
 # File systems allow 255 bytes a name; this leaves room for a mark, an ending and a temporary name.
@@ -156,12 +156,14 @@ def guard(
     *,
     inputs: Iterable[str | os.PathLike[str]] = (),
     overwrite: bool = False,
+    out: str = "another --out",
 ) -> None:
     """Refuse to write over a file that densevl did not write; every command asks before it writes its first file.
 
     Args:
         paths: what will be written. inputs: files that were given; they are refused whatever `overwrite` says.
         overwrite: files of others may be replaced.
+        out: what to name instead, for the message.
 
     Raises:
         OutputError: one of the paths is an input, a folder, or a file of somebody else.
@@ -175,13 +177,13 @@ def guard(
         with contextlib.suppress(OSError, ValueError):
             found = given.stat()
             if (same := there.get((found.st_dev, found.st_ino))) is not None:
-                raise OutputError(f"{shown(same)} is one of the inputs and would be overwritten; name another --out")
+                raise OutputError(f"{shown(same)} is one of the inputs and would be overwritten; name {out}")
     if folders := [path for path in there.values() if path.is_dir()]:
-        raise OutputError(f"{shown(folders[0])} is a folder where a file is to be; name another --out, or move it")
+        raise OutputError(f"{shown(folders[0])} is a folder where a file is to be; name {out}, or move it")
     if foreign := [] if overwrite else [path for path in there.values() if not is_own(path)]:
         more = f" and {len(foreign) - 1} more were" if len(foreign) > 1 else " was"
         raise OutputError(
-            f"{shown(foreign[0])}{more} not written by densevl and would be replaced; name another --out, or allow it "
+            f"{shown(foreign[0])}{more} not written by densevl and would be replaced; name {out}, or allow it "
             "with --overwrite"
         )
 

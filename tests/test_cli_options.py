@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from densevl.cli import app, options
@@ -68,6 +71,23 @@ def test_the_tab_key_completes_without_torch(words, offered) -> None:
     )
     assert set(done.stdout.split()) == offered
     assert done.stderr == "False"
+
+
+def test_the_help_of_every_command_is_what_was_written() -> None:
+    found = []
+
+    def walk(command: Any, path: list[str]) -> None:
+        for parameter in command.params:
+            written = getattr(parameter, "help", None) or ""
+            found.extend((path, part) for part in re.findall(r"\[[a-zA-Z/][^\]\[]*\]", written))
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, [*path, name])
+        done = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+        assert done.exit_code == 0, (path, done.exception)
+        assert all(part in done.output for place, part in found if place == path), path
+
+    walk(typer.main.get_command(app), [])
+    assert ([], "[segment]") in found
 
 
 def test_completion_is_there_and_out_of_the_way() -> None:

@@ -104,7 +104,7 @@ COMMANDS = {
     "export words": "OUT --activation --background --labels --mean --model --overwrite --std --templates --weights",
     "models list": "PATTERN --all --json",
     "models show": "NAME --json",
-    "models get": "NAME --dry-run --to",
+    "models get": "NAME --dry-run --overwrite --to",
     "models check": "NAME --activation --json --mean --precision --std --weights",
     "models convert": "NAME OUT --activation --mean --overwrite --std --truncate-dim --weights --words",
     "bank build": (

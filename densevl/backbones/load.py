@@ -115,7 +115,8 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
         numbers = tuple(values) if isinstance(values, list | tuple) else ()
         least = 0.0 if name == "mean" else 1e-6
         if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
-            raise OptionError(f"{name} is {str(values)[:60]}; it is three numbers of 0 to 1, for red, green and blue")
+            span = "of 0 to 1" if name == "mean" else "above 0 and up to 1"
+            raise OptionError(f"{name} is {str(values)[:60]}; it is three numbers {span}, for red, green and blue")
         found[name] = Fact(tuple(map(float, numbers)), GIVEN)
     return found
 
@@ -186,6 +187,8 @@ def load_backbone(
     where = devices.choose(device)
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise OptionError(f"truncate_dim is {str(truncate_dim)[:20]}; it is a whole number from 1")
+    if words is not None and not isinstance(words, Mapping | str | os.PathLike):
+        raise OptionError(f"words is a {type(words).__name__}; it is a dict from texts to vectors, or a file of them")
     vectors = words if words is None or isinstance(words, Mapping) else read_words(words)
     how = How(where, precision, {**_GIVEN.get(), **given(activation, mean, std)}, vectors, truncate_dim)
     if weights is None and name.lower().endswith(ENDING):
@@ -460,10 +463,11 @@ def _read(
     Args:
         base: finds the weights of the model beside it; None where none is named. config, pixels: see `recognise`.
     """
-    found = read_weights(path).tensors
+    read = read_weights(path)
+    found = read.tensors
     if base is not None and is_adapter(found):
         found = merge(read_weights(base()).tensors, found, path)
-    form = recognise(found, path, config, pixels, words=how.words is not None)
+    form = replace(recognise(found, path, config, pixels, words=how.words is not None), notes=read.notes)
     if not form.tower or how.words is not None:
         return form
     if base is None:
@@ -474,7 +478,7 @@ def _read(
             "'densevl models convert' with --words FILE",
         )
     whole = recognise(read_weights(base()).tensors, base(), config, pixels)
-    return replace(whole, name=form.name, state={**whole.state, **form.state})
+    return replace(whole, name=form.name, state={**whole.state, **form.state}, notes=form.notes)
 
 
 def _built(
@@ -494,7 +498,7 @@ def _built(
         facts: of the architecture. warnings: by the name of a fact, that it is a guess.
     """
     surer = {**{name: fact for name, fact in form.facts.items() if not fact.guessed}, **how.given}
-    left = [text for fact, text in (warnings or {}).items() if fact not in surer]
+    left = [*form.notes, *(text for fact, text in (warnings or {}).items() if fact not in surer)]
     if how.words is not None:
         form, config = wordless(form, config)
     if how.width:
@@ -515,7 +519,7 @@ def _built(
     )
     if how.words is None:
         return backbone
-    return backbone.with_words({text: row[: how.width] for text, row in how.words.items()})
+    return backbone.with_words(how.words, how.width)
 
 
 def _uncertain(width: int, config: Mapping[str, Any], trained: Fact | None) -> str:
@@ -548,4 +552,7 @@ def _own_config(path: Path, content: dict[str, Any]) -> tuple[dict[str, Any], di
     preprocess = content.get("preprocess_cfg", {})
     if not isinstance(preprocess, dict):
         raise ModelError(f"config {path}: preprocess_cfg is a {type(preprocess).__name__}; it is a dict")
-    return model, {key: tuple(v) if isinstance(v, list) else v for key, v in preprocess.items() if key in PIXELS}
+    pixels = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocess.items() if key in PIXELS}
+    with MODEL_CONFIG.sense(path):
+        given(None, pixels.get("mean"), pixels.get("std"))
+    return model, pixels

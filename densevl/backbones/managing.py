@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,7 +33,7 @@ from densevl.files import atomic_write_all, guard, shown
 from densevl.saved import read_json
 from densevl.weights import hub, require_finite
 from densevl.weights.facts import QUICK
-from densevl.weights.folders import OWN_NAMES
+from densevl.weights.folders import OWN_NAMES, THEIR_NAMES
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import PIXELS, config_of, of_tag, pairs, told
 from densevl.weights.words import NAME as WORDS
@@ -40,6 +41,8 @@ from densevl.weights.words import NAME as WORDS
 WEIGHTS = OWN_NAMES[0]
 TEXT_REPOS = ("hf_tokenizer_name", "hf_model_name")
 PIECE = 1 << 24  # bytes copied at once
+PARTS = {*hub.BESIDE, *OWN_NAMES, *THEIR_NAMES, TEXT_CONFIG, WORDS}
+"""The files of a folder that may be read as one model."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,13 @@ def planned(name: str) -> list[hub.Needed]:
     return hub.planned(_repo(name))
 
 
-def get(name: str, to: Path | None = None) -> Path:
+def get(name: str, to: Path | None = None, *, overwrite: bool = False) -> Path:
     """Bring all that a model of the hub needs into the hub cache: weights, config, and its text side's tokenizer.
 
     Args:
         name: ARCH/TAG, or hf-hub:ORG/REPO with "@REVISION" or "/FILE" behind it.
         to: a folder to copy them to, which then is the model by local-dir:, without a cache.
+        overwrite: another model in that folder may be replaced.
 
     Returns:
         The weights file, the folder of the repository at its commit, or `to`.
@@ -183,7 +187,7 @@ def get(name: str, to: Path | None = None) -> Path:
     words = [str(text[key]) for key in TEXT_REPOS if text.get(key)] if isinstance(text, dict) else []
     for repo in (repo for repo in words if not Path(repo).exists()):
         hub.fetch_words(repo)
-    return path if to is None else _copied(path, content, words, to)
+    return path if to is None else _copied(path, content, words, to, overwrite)
 
 
 def _repo(name: str) -> hub.Repo:
@@ -193,25 +197,56 @@ def _repo(name: str) -> hub.Repo:
     return found
 
 
-def _copied(path: Path, content: dict[str, Any], words: Sequence[str], to: Path) -> Path:
+def _copied(path: Path, content: dict[str, Any], words: Sequence[str], to: Path, overwrite: bool) -> Path:
     """The files of a model in a folder of their own; those of the hub cache are links to others."""
     if path.is_file() and not content:
         raise ModelError(
             f"'{path.name}' is one file, without a config: copy it from {path}, and give it with --weights"
         )
     sources = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    files: dict[Path, Any] = {to / file.name: _pieces(file) for file in sources}
+    files: dict[str, bytes | Path] = {file.name: file for file in sources}
     if content:
-        files[to / CONFIG] = json.dumps(content, indent=1).encode()
+        files[CONFIG] = json.dumps(content, indent=1).encode()
     for repo in words:  # the last is the text side's own, whose config says its sizes
         for name, file in hub.words_of(repo).items():
-            files.setdefault(to / (TEXT_CONFIG if name == "config.json" else name), file.read_bytes())
-    guard(files)
+            files.setdefault(TEXT_CONFIG if name == "config.json" else name, file)
     size, free = sum(file.stat().st_size for file in sources), shutil.disk_usage(_existing(to)).free
     if size > free:
         raise OutputError(f"the model takes {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {shown(to)}")
-    atomic_write_all(files)
+    _write(to, files, overwrite=overwrite, out="another --to")
     return to
+
+
+def _write(
+    folder: Path, files: Mapping[str, bytes | Path], *, inputs: Iterable[str | Path] = (), overwrite: bool, out: str
+) -> list[Path]:
+    """Write the files of a model into a folder; those of another model, which would be read with them, are removed.
+
+    Args:
+        files: by name, their content or a file to copy. inputs, overwrite, out: see `guard`.
+
+    Returns:
+        Their paths, also of those that were there already.
+
+    Raises:
+        OutputError: files of others are there.
+    """
+    new = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
+    others = [folder / name for name in sorted(PARTS - files.keys()) if (folder / name).is_file()]
+    guard([*new, *others], inputs=inputs, overwrite=overwrite, out=out)
+    atomic_write_all({path: _pieces(data) if isinstance(data, Path) else data for path, data in new.items()})
+    for path in others:
+        path.unlink()
+    return [folder / name for name in files]
+
+
+def _holds(path: Path, data: bytes | Path) -> bool:
+    """Whether a file is there with this content."""
+    if not path.is_file():
+        return False
+    if isinstance(data, Path):
+        return filecmp.cmp(path, data, shallow=False)
+    return path.stat().st_size == len(data) and path.read_bytes() == data
 
 
 def _existing(folder: Path) -> Path:
@@ -265,7 +300,8 @@ def convert(
     The config says activation and pixel statistics, so nothing is guessed again.
 
     Args:
-        inputs: files that it was read from, which are not overwritten.
+        inputs: files that it was read from, which are not overwritten, nor are those of its folder.
+        overwrite: another model in the folder may be replaced.
 
     Returns:
         The files written: config, weights as safetensors, and a tokenizer's if it has one of its own.
@@ -291,13 +327,13 @@ def convert(
         "densevl": {name: value for name, value in extra.items() if value},
     }
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.model.state_dict().items()}
-    files = {
-        folder / CONFIG: json.dumps(content, indent=1).encode(),
-        folder / WEIGHTS: save(state, {"format": "pt", "densevl": backbone.name}),
-        **{folder / name: data for name, data in files_of(backbone.tokenizer, plan.folder).items()},
+    files: dict[str, bytes | Path] = {
+        CONFIG: json.dumps(content, indent=1).encode(),
+        WEIGHTS: save(state, {"format": "pt", "densevl": backbone.name}),
+        **files_of(backbone.tokenizer, plan.folder),
     }
     if backbone.words is not None:
         rows = {text: row.detach().cpu().contiguous().clone() for text, row in backbone.words.items()}
-        files[folder / WORDS] = save(rows)
-    guard(files, inputs=inputs, overwrite=overwrite)
-    return atomic_write_all(files)
+        files[WORDS] = save(rows, {"densevl": backbone.name})
+    own = plan.folder.iterdir() if plan.folder is not None else ()
+    return _write(folder, files, inputs=[*inputs, *own], overwrite=overwrite, out="another folder")

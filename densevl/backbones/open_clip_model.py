@@ -118,22 +118,34 @@ class OpenClipBackbone(Backbone):
         other.embed_dim = other.tower.embed_dim
         return other.at_precision(self.precision)
 
-    def with_words(self, vectors: Mapping[str, Any]) -> OpenClipBackbone:
+    def with_words(self, vectors: Mapping[str, Any], width: int | None = None) -> OpenClipBackbone:
         """This model with text vectors of another text side, such as a language model's, in place of its own.
 
         Args:
             vectors: (D,) numbers of each text that will be asked for; labels are asked for as they are, without
                 templates.
+            width: of longer ones the first so many numbers are taken.
 
         Raises:
-            ModelError: none, or of another width than D, or NaN or infinite.
+            ModelError: none, or no numbers, or of another width than D, or zero, NaN or infinite.
         """
-        rows = {str(text): torch.as_tensor(row, dtype=torch.float32) for text, row in vectors.items()}
+        rows = {}
+        for text, row in vectors.items():
+            try:
+                rows[str(text)] = torch.as_tensor(row, dtype=torch.float32)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ModelError(
+                    f"the text vector of '{str(text)[:40]}' is a {type(row).__name__}, no numbers"
+                ) from error
+        if width is not None:
+            rows = {text: row[:width] if row.ndim else row for text, row in rows.items()}
         bad = next((text for text, row in rows.items() if row.shape != (self.embed_dim,)), None)
         if bad is not None or not rows:
             found = "none are given" if bad is None else f"that of '{bad[:40]}' is {tuple(rows[bad].shape)}"
             raise ModelError(f"text vectors for '{self.name}' have {self.embed_dim} numbers each; {found}")
         require_finite(torch.stack([*rows.values()]), "text vectors")
+        if zero := next((text for text, row in rows.items() if not row.any()), None):
+            raise ModelError(f"the text vector of '{zero[:40]}' is all zeros, which point nowhere; leave it out")
         other = copy.copy(self)
         vars(other).pop("text_fingerprint", None)
         other.words, other.templates = rows, "name"

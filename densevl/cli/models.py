@@ -123,12 +123,17 @@ def show_model(
 def get_model(
     name: Annotated[str, typer.Argument(help="ARCH/TAG, or hf-hub:ORG/REPO[@REVISION][/FILE].")],
     to: Annotated[
-        Path | None,
-        options.option("Also copy the model to this folder, which works as local-dir:FOLDER, without a network."),
+        str | None,
+        options.option(
+            "Also copy the model to this folder, which works as local-dir:FOLDER, without a network.",
+            metavar="FOLDER",
+            callback=options.model_folder,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, options.option("List its files and their sizes, and download nothing.", "--dry-run")
     ] = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Download a model of the hub, with all that it needs, into the hub cache; a download that was stopped goes on."""
     from densevl.backbones.managing import get, planned
@@ -139,7 +144,7 @@ def get_model(
             stdout().print(escape(f"{file.size:>14,} {'here' if file.here else 'to get'} {file.file}"))
         missing = sum(file.size for file in files if not file.here)
         return stdout().print(f"{missing:>14,} bytes to download ({missing / 1e9:.2f} GB)")
-    path = get(name, to)
+    path = get(name, None if to is None else Path(to), overwrite=overwrite)
     if to is not None:
         return stdout().print(escape(f"{name} is in {to}: use it as local-dir:{to}"))
     stdout().print(escape(f"{name} is here: {path}"))
@@ -189,7 +194,12 @@ def check_model(
 @options.loads
 def convert_model(
     name: Name,
-    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    out: Annotated[
+        str,
+        typer.Argument(
+            help="The folder to write.", show_default=False, metavar="FOLDER", callback=options.model_folder
+        ),
+    ],
     weights: Weights = None,
     words: Annotated[
         Path | None,
@@ -207,12 +217,13 @@ def convert_model(
     from densevl.backbones.managing import convert
     from densevl.files import require_folder
 
-    require_folder(out / "weights")
+    folder = Path(out)
+    require_folder(folder / "weights")
     backbone = _loaded(name, weights, words=words, truncate_dim=truncate_dim)
     for warning in backbone.guesses:
         warn(warning)
     inputs = [path for path in (name, weights, words) if path]
-    written = convert(backbone, out, inputs=inputs, overwrite=overwrite)
+    written = convert(backbone, folder, inputs=inputs, overwrite=overwrite)
     stdout().print(escape(f"wrote {', '.join(map(str, written))}"))
 
 

@@ -26,6 +26,7 @@ MODELS = (
 )
 DEVICES = ("cpu", "cuda", "cuda:0", "mps")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json")
 PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
@@ -119,6 +120,14 @@ def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -
     empty = isinstance(value, str) and not value.strip()
     if (empty or value != value) and "COMMANDLINE" in str(context.get_parameter_source(str(parameter.name))):
         raise typer.BadParameter("it is empty; give a value, or leave the option out")
+    return value
+
+
+def model_folder(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """The folder to write a model to: not empty, which as a path is the current one, and no name of a file."""
+    _given(context, parameter, value)
+    if value is not None and (Path(value).suffix in WEIGHTS or Path(value).is_file()):
+        raise typer.BadParameter(f"{value!r} is the name of a file; name a folder")
     return value
 
 

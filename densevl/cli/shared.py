@@ -75,8 +75,13 @@ def warn(text: str) -> None:
 class OneLineGroup(TyperGroup):
     """Commands whose misuse (an unknown option, no number where one is due) is one line too, not a box of them.
 
-    The two options that typer adds for completion are told of below the commands, not among their options.
+    The two options that typer adds for completion are told of below the commands, not among their options. Brackets in
+    help texts are text: typer takes them for markup.
     """
+
+    def __init__(self, *args: Any, **extra: Any) -> None:
+        super().__init__(*args, **extra)
+        _as_text(self)
 
     def get_params(self, ctx: Any) -> list[Any]:
         found = super().get_params(ctx)
@@ -103,6 +108,16 @@ class OneLineGroup(TyperGroup):
                     message += " (it stands in the file of --config)"
                 fail(DensevlError(f"{message}; see {where} --help"))
             sys.exit(FAILED)
+
+
+def _as_text(command: Any) -> None:
+    """Escape the help texts of a command, its parameters and its subcommands."""
+    for part in (command, *command.params):
+        for name in ("help", "short_help", "epilog"):
+            if text := getattr(part, name, None):
+                setattr(part, name, escape(text))
+    for inner in getattr(command, "commands", {}).values():
+        _as_text(inner)
 
 
 def file_name(path: str | Path) -> str:

@@ -52,6 +52,7 @@ class Form:
         facts: what the form says.
         tower: it is the image tower alone.
         decides: the network is not what open_clip's config of the architecture says, so `config` holds.
+        notes: warnings about the file.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Form:
     facts: Facts = field(default_factory=dict)
     tower: bool = False
     decides: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

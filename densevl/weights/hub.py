@@ -34,9 +34,11 @@ WORDS = (
     *("sentencepiece.bpe.model", "spiece.model"),
 )
 """Files of tokenizers."""
-BESIDE = ("open_clip_config.json", "config.json", "preprocessor_config.json", *WORDS)
+CONFIGS = ("open_clip_config.json", "config.json")
+BESIDE = (*CONFIGS, "preprocessor_config.json", *WORDS)
 """Files of a repository that a model may need besides its weights."""
 PREFIX = "hf-hub:"
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _ADDRESS = re.compile(r"https?://[^/]+/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/(.+))?)?/?")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?(?:/(?P<file>[^@]+))?")
 _ADVICE = (
@@ -58,10 +60,22 @@ class Repo:
 
 
 def parse(name: str) -> Repo | None:
-    """hf-hub:ORG/REPO[@REVISION][/FILE], ORG/REPO, or the address of its page; None for anything else."""
+    """hf-hub:ORG/REPO[@REVISION][/FILE], ORG/REPO, or the address of its page; None for anything else.
+
+    A config as the file means the whole repository.
+
+    Raises:
+        ModelError: an address of another site.
+    """
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if "://" in name and (host := urlsplit(name).netloc) not in (*_HOSTS, urlsplit(constants.ENDPOINT).netloc):
+        raise ModelError(
+            f"'{name}' is an address of {host or 'no site'}, and models come by address from huggingface.co alone "
+            "(or HF_ENDPOINT): download its weights, and name the file"
+        )
     if match := _ADDRESS.fullmatch(name.partition("?")[0]):
         found = Repo(match[1], match[2], match[3])
     else:
@@ -69,6 +83,10 @@ def parse(name: str) -> Repo | None:
         if match is None or (match["file"] and not name.startswith(PREFIX)):
             return None
         found = Repo(match["repo"], match["revision"], match["file"])
+    if ".." in f"{found.revision}/{found.file}".split("/"):
+        return None
+    if found.file in CONFIGS:
+        found = replace(found, file=None)
     try:
         validate_repo_id(found.repo)
     except HFValidationError:
@@ -160,7 +178,9 @@ def _asked(named: Repo, names: Sequence[str] = ()) -> tuple[str, list[Needed]]:
     info = HfApi().model_info(named.repo, revision=named.revision, files_metadata=True)
     commit, sizes = str(info.sha), {row.rfilename: row.size or 0 for row in info.siblings or ()}
     if names:
-        wanted = [next((name for name in names if name in sizes), names[0])]
+        wanted = [name for name in names if name in sizes][:1]
+        if not wanted:
+            raise ModelError(f"model '{named}': repository {named.repo} has no {' or '.join(names)}")
     else:
         weights = _weights_among(set(sizes))
         if weights is None:

@@ -30,7 +30,7 @@ State = dict[str, torch.Tensor]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """What the names of weights files usually end in."""
-CONTAINERS = ("state_dict", "model_state_dict", "teacher", "model")
+CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "teacher")
 """Keys under which training programs put the tensors, beside their optimiser's; the first that is there is taken."""
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names; taken off where every name has it."""
@@ -52,11 +52,13 @@ class Checkpoint:
         path: the file.
         tensors: by name, on the CPU, as stored; many are mapped from the file.
         header: the strings of a safetensors header; {} for other forms.
+        notes: warnings: which of several models in the file was taken.
     """
 
     path: Path
     tensors: State
     header: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class _Refusal(Exception):
@@ -81,7 +83,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise bad_file(path, f"{found}; name a .safetensors, .pt or .pth file")
     try:
         content, header = _recognised(path)(path)
-        return Checkpoint(path, _named(_unwrapped(content)), header)
+        notes: list[str] = []
+        return Checkpoint(path, _named(_unwrapped(content, path, notes)), header, tuple(notes))
     except _Refusal as refusal:
         raise bad_file(path, f"cannot be read: it {refusal}") from refusal.__cause__
     except Exception as error:  # parsers raise many types on damaged data
@@ -187,18 +190,50 @@ def _require_few(count: int) -> None:
         raise _Refusal(f"holds {count:,} tensors or more, the limit is {MOST_TENSORS:,}: save its state_dict alone")
 
 
-def _unwrapped(content: Any) -> Mapping[Any, Any]:
-    """The innermost dict; of a module that was saved whole, its tensors."""
+def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[Any, Any]:
+    """The innermost dict; of a module that was saved whole, its tensors; `notes` says which of several was taken."""
     for _ in range(MOST_NESTED):
         if isinstance(content, Inert):
             content = tensors_of(content)
         if not isinstance(content, Mapping):
             raise _Refusal(f"holds a {type(content).__name__}, no dict of tensors: save a state_dict")
-        inner = next((content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping | Inert)), None)
-        if inner is None:
+        name = _container(content)
+        if name is None:
             return content
-        content = inner
+        if rivals := [other for other in _models(content) if other != name]:
+            notes.append(
+                f"weights file {shown(path)} holds several models: taken {name!r}, not {', '.join(map(repr, rivals))}; "
+                "if that is wrong, save the one you mean alone"
+            )
+        content = content[name]
     raise _Refusal("holds dicts within dicts: save its state_dict alone")
+
+
+def _container(content: Mapping[Any, Any]) -> Any:
+    """The key of the dict within a dict that holds the tensors; None where it holds them itself.
+
+    Raises:
+        _Refusal: it may be several, and none has a known name.
+    """
+    if known := next((name for name in CONTAINERS if isinstance(content.get(name), Mapping | Inert)), None):
+        return known
+    found = () if any(isinstance(value, torch.Tensor | Odd) for value in content.values()) else _models(content)
+    if len(found) > 1:
+        raise _Refusal(
+            f"holds several dicts of tensors ({', '.join(map(repr, found))[:120]}): save the one you mean alone"
+        )
+    return found[0] if found else None
+
+
+def _models(content: Mapping[Any, Any]) -> list[str]:
+    """The keys of the dicts of tensors within a dict, but for those of far fewer tensors than another."""
+    counts = {
+        key: sum(isinstance(tensor, torch.Tensor | Odd) for tensor in value.values())
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, Mapping)
+    }
+    most = max(counts.values(), default=0)
+    return [key for key, count in counts.items() if count and 2 * count >= most]
 
 
 def _named(content: Mapping[Any, Any]) -> State:

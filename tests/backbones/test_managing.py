@@ -16,7 +16,7 @@ from conftest import random_clip
 from densevl import load_backbone
 from densevl.backbones.managing import convert, get, listed
 from densevl.cli import app
-from densevl.errors import ModelError, OptionError
+from densevl.errors import DensevlError, ModelError, OptionError, OutputError
 from densevl.weights import large
 
 FACTS = {"activation": "quick_gelu", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
@@ -58,7 +58,7 @@ def test_what_is_given_goes_before_a_guess_and_is_no_guess(weights: Path) -> Non
     ],
 )
 def test_no_activation_and_no_colours(weights: Path, wrong) -> None:
-    with pytest.raises(OptionError, match=r"it is one of|it is three numbers of 0 to 1"):
+    with pytest.raises(OptionError, match=r"it is one of|it is three numbers (of 0 to 1|above 0 and up to 1)"):
         load_backbone("auto", weights, device="cpu", **wrong)
 
 
@@ -103,7 +103,11 @@ def test_the_commands_check_and_convert(weights: Path, tmp_path: Path) -> None:
     assert facts["mean"] == [[0.5, 0.5, 0.5], "open_clip_config.json"]
     assert facts["image_parameters"] > 1000
     assert facts["warnings"] == []
-    assert "was not written by densevl" in run("convert", str(weights), str(tmp_path / "out")).output
+    assert run("convert", str(weights), str(tmp_path / "out")).exit_code == 0  # over a result of its own
+    (tmp_path / "out" / "vocab.txt").write_text("of another model")
+    refused = run("convert", str(weights), str(tmp_path / "out")).output
+    assert "was not written by densevl" in refused
+    assert "name another folder" in refused
     assert run("convert", "mini", str(tmp_path / "new")).exit_code == 2
     assert not any((tmp_path / "new").iterdir())
 
@@ -161,9 +165,47 @@ def test_words_of_another_text_side_take_the_place_of_its_own() -> None:
         other.encode_text(["pizzas"])
 
 
-@pytest.mark.parametrize("rows", [{}, {"a": [1.0, 2.0]}, {"a": [float("nan")] * 128}])
+def test_what_is_converted_leaves_nothing_of_another_model(weights: Path, tmp_path: Path) -> None:
+    plain = load_backbone("auto", weights, device="cpu", **FACTS)
+    convert(plain.with_words({"cat": [1.0] * plain.embed_dim}), tmp_path)
+    (tmp_path / "vocab.txt").write_text("of another model")
+    convert(plain, tmp_path, overwrite=True)
+    again = load_backbone(f"local-dir:{tmp_path}", device="cpu")
+    assert torch.equal(again.encode_text(["dog"]), plain.encode_text(["dog"]))
+    assert not (tmp_path / "vocab.txt").exists()
+    with pytest.raises(OutputError, match="is one of the inputs"):
+        convert(again, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("out", ["", "x.pt", "model.safetensors"])
+def test_a_model_is_written_to_a_folder_with_a_name(weights: Path, out: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert run("convert", str(weights), out).exit_code == 2
+    assert run("get", "mini", "--to", out).exit_code == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("words", [["cat"], 3, {"cat": "x"}, {"cat": None}])
+def test_text_vectors_of_other_types_are_refused(weights: Path, words) -> None:
+    with pytest.raises(DensevlError, match=r"words is a|no numbers"):
+        load_backbone("auto", weights, device="cpu", words=words)
+
+
+@pytest.mark.parametrize(
+    "pixels", [{"mean": 0.5}, {"std": "x"}, {"mean": 0.5, "std": "x"}, {"std": [0, 0, 0]}, {"mean": [123.6, 116, 103]}]
+)
+def test_a_config_with_colours_of_no_pixels(weights: Path, tmp_path: Path, pixels) -> None:
+    convert(load_backbone("auto", weights, device="cpu", **FACTS), tmp_path / "out")
+    path = tmp_path / "out" / "open_clip_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "preprocess_cfg": pixels}))
+    with pytest.raises(DensevlError, match="it is three numbers"):
+        load_backbone(f"local-dir:{tmp_path / 'out'}", device="cpu")
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": [1.0, 2.0]}, {"a": [float("nan")] * 128}, {"a": [0.0] * 128}])
 def test_no_text_vectors(rows) -> None:
     own = load_backbone("mini", device="cpu")
     sized = {text: row * (own.embed_dim // 128) if len(row) > 2 else row for text, row in rows.items()}
-    with pytest.raises(ModelError, match="text vectors"):
+    with pytest.raises(ModelError, match="text vector"):
         own.with_words(sized)

@@ -312,6 +312,11 @@ def test_vectors_cut_short_are_the_first_numbers_of_both_sides_and_warn_unless_t
     [
         (lambda state, told: told.update(use_dora=True), "says use_dora"),
         (lambda state, told: told.update(lora_alpha="x"), "no number for lora_alpha"),
+        (lambda state, told: told.update(lora_alpha=True), "no number for lora_alpha"),
+        (lambda state, told: told.update(init_lora_weights="pissa"), "changes the base too"),
+        (lambda state, told: told.update(init_lora_weights="pissa_niter_4"), "changes the base too"),
+        (lambda state, told: told.update(peft_type="LOHA"), "says LOHA"),
+        (lambda state, told: told.update(peft_type="ADALORA"), "says ADALORA"),
         (lambda state, told: state.update({"base_model.model.x.lora_A.weight": torch.ones(3, 4)}), "changes x.weight"),
         (lambda state, told: state.update({"base_model.model.x.lora_embedding_A": torch.ones(3, 4)}), "merge it with"),
         (lambda state, told: told.clear(), "no number for lora_alpha"),
@@ -337,6 +342,28 @@ def test_changes_without_their_config_or_their_base(tmp_path: Path) -> None:
     (load["weights"] / "adapter_config.json").unlink()
     with pytest.raises(WeightsError, match=r"adapter_config.json, which says their scale"):
         load_backbone(load["name"], load["weights"] / "adapter_model.safetensors", device="cpu")
+
+
+# Checkpoints of training ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["model_state", "net", "params", "weights", "model_ema", "anything"])
+def test_the_one_model_in_a_checkpoint_is_read_by_any_key(tmp_path: Path, key: str) -> None:
+    state = {"a": torch.ones(2), "b": torch.ones(3)}
+    torch.save({key: state, "optimizer": {"state": {0: {"x": torch.ones(1)}}}, "epoch": 1}, tmp_path / "x.pt")
+    read = read_weights(tmp_path / "x.pt")
+    assert (set(read.tensors), read.notes) == ({"a", "b"}, ())
+
+
+def test_of_several_models_in_a_checkpoint_the_taken_one_is_named(tmp_path: Path) -> None:
+    state, other = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    torch.save({"teacher": other, "model": state}, tmp_path / "x.pt")
+    read = read_weights(tmp_path / "x.pt")
+    assert torch.equal(read.tensors["a"], state["a"])
+    assert "taken 'model', not 'teacher'" in read.notes[0]
+    torch.save({"this": other, "that": state}, tmp_path / "x.pt")
+    with pytest.raises(WeightsError, match="several dicts of tensors \\('this', 'that'\\)"):
+        read_weights(tmp_path / "x.pt")
 
 
 # Labels in other languages --------------------------------------------------------------------------------------------

@@ -236,9 +236,42 @@ def test_a_model_is_copied_to_a_folder_that_needs_no_hub(hub, ask, tmp_path) -> 
         model = load_backbone(f"local-dir:{to}", device="cpu")
         assert hub.asked == []
         assert model.mean[0] == 0.5
-        again = CliRunner().invoke(app, ["models", "get", f"hf-hub:{repo}", "--to", str(to)])
-        assert again.exit_code == 4
-        assert again.stderr.count("\n") == 1
+        get = ["models", "get", f"hf-hub:{repo}", "--to", str(to)]
+        assert CliRunner().invoke(app, get).exit_code == 0  # what is there is the same
+        (to / "open_clip_config.json").write_text("{}")
+        again = CliRunner().invoke(app, get)
+        assert (again.exit_code, again.stderr.count("\n")) == (4, 1)
+        assert "another --to" in again.stderr
+        assert CliRunner().invoke(app, [*get, "--overwrite"]).exit_code == 0
+
+
+def test_a_file_that_the_repository_has_not_is_no_file_to_get(hub, ask) -> None:
+    ask("someone/none")
+    done = CliRunner().invoke(app, ["models", "get", f"hf-hub:{REPO}/absent.safetensors", "--dry-run"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "has no absent.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (f"https://github.com/{REPO}", "an address of github.com"),
+        (f"https://evil.org/{REPO}/resolve/main/{WEIGHTS}", "an address of evil.org"),
+        (f"hf-hub:{REPO}@../..", "no model"),
+        (f"hf-hub:{REPO}/../c", "no model"),
+    ],
+)
+def test_what_is_not_of_the_hub_is_not_asked_of_it(hub, ask, name, reason) -> None:
+    said = ask(name)
+    assert said.startswith("refused")
+    assert reason in said
+    assert hub.asked == []
+    assert CliRunner().invoke(app, ["models", "get", name]).exit_code == 2
+
+
+def test_the_address_of_a_config_is_its_model(hub, ask) -> None:
+    assert ask(f"hf-hub:{REPO}/open_clip_config.json").startswith("loaded")
+    assert ask(f"{hub.address}/{REPO}").startswith("loaded")
 
 
 def test_published_weights_are_copied_with_their_facts(hub, ask, tmp_path, monkeypatch) -> None:

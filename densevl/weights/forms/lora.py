@@ -15,7 +15,12 @@ CONFIG = Kind("adapter config", WeightsError, "copy adapter_config.json beside t
 NAME = "adapter_config.json"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _PREFIX = "base_model.model."
-_UNREAD = ("alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias")
+_UNREAD = (
+    *("alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "use_qalora"),
+    "alora_invocation_tokens",
+)
+_STARTS = (None, True, False, "gaussian", "eva")
+"""`init_lora_weights` that leave the weights of the base as they are; PiSSA, OLoRA, CorDA and LoftQ change them."""
 
 
 def is_adapter(tensors: State) -> bool:
@@ -37,6 +42,14 @@ def merge(base: State, adapter: State, path: Path) -> State:
     told = read_json(path.with_name(NAME), CONFIG)
     if odd := next((name for name in _UNREAD if told.get(name)), None):
         raise CONFIG.bad(path.with_name(NAME), f"says {odd}, which densevl does not merge")
+    if (kind := told.get("peft_type", "LORA")) != "LORA":
+        raise CONFIG.bad(path.with_name(NAME), f"says {str(kind)[:40]}, and densevl merges LoRA alone")
+    if told.get("init_lora_weights") not in _STARTS:
+        raise CONFIG.bad(
+            path.with_name(NAME),
+            f"says init_lora_weights {str(told['init_lora_weights'])[:40]!r}, which changes the base too: save the "
+            "merged model with peft (merge_and_unload)",
+        )
     own = {key.removeprefix(_PREFIX): value for key, value in adapter.items()}
     merged = dict(base)
     for key, low in own.items():
@@ -61,6 +74,6 @@ def merge(base: State, adapter: State, path: Path) -> State:
 
 def _scale(told: Mapping[str, Any], rank: int, path: Path) -> float:
     alpha = told.get("lora_alpha")
-    if not isinstance(alpha, int | float) or not rank:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not rank:
         raise CONFIG.bad(path.with_name(NAME), "has no number for lora_alpha")
     return float(alpha) / (math.sqrt(rank) if told.get("use_rslora") else rank)
