@@ -181,10 +181,12 @@ def guard(
     if folders := [path for path in there.values() if path.is_dir()]:
         raise OutputError(f"{shown(folders[0])} is a folder where a file is to be; name {out}, or move it")
     if foreign := [] if overwrite else [path for path in there.values() if not is_own(path)]:
-        more = f" and {len(foreign) - 1} more were" if len(foreign) > 1 else " was"
+        more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
+        # An exported model holds nothing within reach that says who wrote it.
+        why = "there already" if "FILE" in out else "not written by densevl"
+        verb = ("are" if more else "is") if "FILE" in out else ("were" if more else "was")
         raise OutputError(
-            f"{shown(foreign[0])}{more} not written by densevl and would be replaced; name {out}, or allow it "
-            "with --overwrite"
+            f"{shown(foreign[0])}{more} {verb} {why} and would be replaced; name {out}, or allow it with --overwrite"
         )
 
 

@@ -22,6 +22,7 @@ from densevl.cli import app
 from densevl.recipes import names
 
 runner = CliRunner()
+SCENES = Path(__file__).parents[1] / "demo" / "scenes"
 FAST = ["--templates", "name", "--short-side", "48", "--crop", "32", "--stride", "16"]
 
 
@@ -323,3 +324,18 @@ def test_regions_are_named_in_files(model, tmp_path) -> None:
     assert refused.exit_code == 2
     assert refused.output.count("error:") == 1
     assert "no proposer 'slic'" in refused.output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+@pytest.mark.parametrize(
+    ("into", "code", "said"), [("> /dev/full", 4, "cannot write to standard output"), ("| :", 141, "")]
+)
+def test_output_that_nobody_takes_is_one_line_and_its_own_exit_code(tmp_path, into, code, said) -> None:
+    """A full disk, and a reader that has gone: each line of --json, and what is printed last."""
+    for words in (f"segment {SCENES} --model mini --labels cat --json --out {tmp_path}/o", "models list"):
+        line = f"set -o pipefail; {sys.executable} -m densevl {words} {into}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == code, (words, done.returncode, done.stderr)
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr

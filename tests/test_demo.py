@@ -33,3 +33,12 @@ def test_a_script_runs(tmp_path, script) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert SCRIPTS[script] in done.stdout
+
+
+def test_an_exported_model_is_asked_for_what_is_missing_on_one_line(tmp_path) -> None:
+    pytest.importorskip("onnxruntime")
+    for words, code, said in (([], 2, "usage: exported_model.py"), (["no.onnx", "no.npz", "no.png"], 1, "error: ")):
+        done = subprocess.run(
+            [sys.executable, str(DEMO / "exported_model.py"), *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.startswith(said)) == (code, True), done.stderr

@@ -240,3 +240,11 @@ def test_an_input_is_never_replaced_by_whatever_name(tmp_path: Path) -> None:
     guard([tmp_path / "new.png"], inputs=[tmp_path / "x.png"])
     with pytest.raises(OutputError, match="is a folder"):
         guard([tmp_path / "sub"], overwrite=True)
+
+
+def test_an_export_does_not_accuse_its_own_file(tmp_path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    with pytest.raises(
+        OutputError, match=r"is there already and would be replaced; name another FILE, or .*--overwrite"
+    ):
+        guard([tmp_path / "m.onnx"], out="another FILE")

@@ -1,7 +1,7 @@
 """The `densevl` command: thin, no logic. Torch is imported only by commands that run a model.
 
 Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
-results cannot be written there.
+results cannot be written there; 130 stopped by Ctrl-C; 141 whoever read the output has closed it.
 """
 
 from __future__ import annotations

@@ -45,6 +45,11 @@ def _tables(content: Mapping[str, Any], group: Any, where: str) -> dict[str, Any
     found: dict[str, Any] = {}
     for name, table in content.items():
         own = group.commands.get(name)
+        if own is None and not isinstance(table, Mapping):
+            having = [one for one, command in group.commands.items() if name.replace("_", "-") in _flags(command)]
+            if having:
+                told = ", ".join(f"[{one}]" for one in having)
+                raise OptionError(f"{where}: {name!r} is an option, and stands in no table; put it under {told}")
         if own is None:
             raise OptionError(
                 f"{where}: no command {name!r}{suggest(name, group.commands)}; there are {', '.join(group.commands)}"
@@ -56,14 +61,19 @@ def _tables(content: Mapping[str, Any], group: Any, where: str) -> dict[str, Any
     return found
 
 
-def _options(table: Mapping[str, Any], command: Any, where: str) -> dict[str, Any]:
-    known = {
+def _flags(command: Any) -> dict[str, Any]:
+    """The options of a command by their flags without dashes."""
+    return {
         flag.removeprefix("--"): option
         for option in command.params
         if option.param_type_name == "option"
         for flag in (*option.opts, *option.secondary_opts)
         if flag.startswith("--") and option.name != "help"
     }
+
+
+def _options(table: Mapping[str, Any], command: Any, where: str) -> dict[str, Any]:
+    known = _flags(command)
     found = {}
     for key, value in table.items():
         option = known.get(key.replace("_", "-"))

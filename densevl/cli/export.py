@@ -81,7 +81,7 @@ def model_file(
     policy = None if background == options.BACKGROUND else Background.parse(background)
     sentences.templates(templates or "name")  # a mistyped one fails before the model loads
     wanted = [path.with_suffix(ending) for ending in files.FORMATS[kind]]
-    guard([*wanted, *([words.words_path(path)] if asked else [])], overwrite=overwrite)
+    guard([*wanted, *([words.words_path(path)] if asked else [])], overwrite=overwrite, out="another FILE")
     require_folder(path)
     with stderr().status("loading the model"):
         backbone, chosen = exportable(model, weights, recipe, compat=compat)
@@ -131,7 +131,7 @@ def words_file(
     asked = LabelSet.parse(labels)
     policy = None if background == options.BACKGROUND else Background.parse(background)
     path = Path(out if out.lower().endswith(".npz") else f"{out}.npz")
-    guard([path], overwrite=overwrite)
+    guard([path], overwrite=overwrite, out="another FILE")
     require_folder(path)
     with stderr().status("loading the model"):
         backbone = load_backbone(model, weights, device="cpu")

@@ -227,7 +227,8 @@ def run_images(
         places = ", ".join(report.places[:5]) + ", ..." * (len(report.places) > 5)
         stdout().print(f"results in {escape(places)}")
     if report.errors:
-        failed = f"{len(report.errors)} of {len(found.paths)} images failed, listed in {report.listed}"
+        what = "videos" if task.kind.use == "video" else "images"
+        failed = f"{len(report.errors)} of {len(found.paths)} {what} failed, listed in {report.listed}"
         stderr().print(escape(failed))
         raise typer.Exit(PARTLY if report.done else FAILED)
 

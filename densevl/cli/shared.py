@@ -1,13 +1,16 @@
 """What all commands share: consoles, names and errors on one line, exit codes.
 
 Exit codes: 0 all done; 1 a check found something bad; 2 one clear line said why not; 3 some images failed, not all; 4
-results cannot be written there.
+results cannot be written there; 130 stopped by Ctrl-C; 141 whoever read the output has closed it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -22,16 +25,32 @@ from typer.core import TyperGroup
 from densevl.errors import DensevlError, OutputError
 from densevl.files import json_text, shown
 
-FAILED, PARTLY, UNWRITTEN, STOPPED = 2, 3, 4, 130
+FAILED, PARTLY, UNWRITTEN, STOPPED, UNREAD = 2, 3, 4, 130, 141
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise typer.Exit(unprinted(BrokenPipeError()))
+
+
+def unprinted(error: OSError) -> int:
+    """The exit code where standard output cannot be written, which is said; nothing more is written to it."""
+    with contextlib.suppress(OSError, ValueError):  # what is still held would raise again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return UNREAD  # as the shell says of SIGPIPE
+    fail(f"cannot write to standard output: {error.strerror}")
+    return UNWRITTEN
+
+
 def stdout() -> Console:
     """Standard output."""
-    return Console(highlight=False, soft_wrap=True)
+    return _Console(highlight=False, soft_wrap=True)
 
 
 def stderr() -> Console:
@@ -94,7 +113,13 @@ class OneLineGroup(TyperGroup):
         if not extra.get("standalone_mode", True):
             return super().main(*args, **extra)
         try:
-            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or 0)
+            code = super().main(*args, **{**extra, "standalone_mode": False}) or 0
+            sys.stdout.flush()
+            sys.exit(code)
+        except OSError as error:
+            if error.filename is not None or error.errno not in _OUTPUT:
+                raise
+            sys.exit(unprinted(error))
         except typer.Abort:
             sys.exit(1)
         except _UsageError as error:
@@ -138,7 +163,9 @@ def one_line_errors(command: _Command) -> _Command:
             fail(error)
             raise typer.Exit(UNWRITTEN if isinstance(error, OutputError) else FAILED) from error
         except OSError as error:
-            if error.filename is None:  # such as a closed pipe
+            if error.filename is None and error.errno in _OUTPUT:
+                raise typer.Exit(unprinted(error)) from error
+            if error.filename is None:
                 raise
             fail(f"{shown(str(error.filename))}: {error.strerror}")
             raise typer.Exit(FAILED) from error

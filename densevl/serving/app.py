@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 from urllib.parse import quote
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from densevl import __version__
-from densevl.errors import DensevlError, MissingExtraError, WeightsError
+from densevl.errors import DensevlError, MissingExtraError, OptionError, WeightsError, suggest
 from densevl.serving import answers
 from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation, Session, SessionLabels
 from densevl.serving.counters import Counters
 from densevl.serving.gate import INTERNAL, Gate
 from densevl.serving.service import Service, Upload
+from densevl.vocabulary.parsing import short
 
 PAGE = Path(__file__).parent / "page"
 CODES = {404: "not_found", 405: "method", 400: "malformed"}
@@ -76,6 +78,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
         service.close()
 
     app = FastAPI(
+        dependencies=[Depends(_only_known)],
         title="densevl",
         version=__version__,
         description="Open-vocabulary dense prediction.",
@@ -263,6 +266,20 @@ def _route(answer: type[Any], *, image: str = "water.png", **example: str) -> di
     }
 
 
+async def _only_known(request: Request) -> None:
+    """Refuse what a route would pass over: fields that it has not, or that come twice where it takes one."""
+    if request.method != "POST":
+        return
+    known = {field.alias: field for field in request.scope["route"].dependant.body_params}
+    if request.query_params:
+        raise OptionError(f"{short(next(iter(request.query_params)))!r} is in the address; send it as a form field")
+    for name, times in Counter(name for name, _ in (await request.form()).multi_items()).items():
+        if name not in known:
+            raise OptionError(f"no field {short(name)!r}{suggest(name, known)}; there are {', '.join(known)}")
+        if times > 1 and get_origin(known[name].field_info.annotation) is not list:
+            raise OptionError(f"field {name!r} came {times} times; it takes one value")
+
+
 async def _read(upload: UploadFile) -> Upload:
     return await upload.read(), upload.filename
 
@@ -300,5 +317,8 @@ def _malformed(request: Request, error: Any) -> Response:
 
 
 def _other(request: Request, error: Any) -> Response:
+    if error.status_code == 404 and any(route.path == request.url.path for route in request.app.routes):
+        detail = f"{request.method} does not go with {request.url.path}; send a POST with a form"
+        return _problem(405, CODES[405], detail, {"Allow": "POST"})
     code = CODES.get(error.status_code, "error")
     return _problem(error.status_code, code, str(error.detail), error.headers)

@@ -7,12 +7,15 @@ one: it becomes a list, a number, or a name that is on a list of ours.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from densevl.errors import DensevlError, LabelError, OptionError, ProposalError
 from densevl.serving.settings import Limits
 from densevl.vocabulary import LabelSet
 from densevl.vocabulary.background import NEWEST, REST, UNKNOWN, WORD_LISTS
+from densevl.vocabulary.parsing import short
+from densevl.vocabulary.reading.words import names_file
 
 FAR = 1e6  # pixels
 NAMED = {"auto", "none", UNKNOWN, REST, *NEWEST, *WORD_LISTS}
@@ -34,6 +37,7 @@ def labels(text: str, limits: Limits) -> LabelSet:
         raise LabelError("labels in JSON are a list of strings, or a dict of name to list of strings")
     if not any(word.strip() for word in strings):
         raise LabelError('no labels; name at least one, such as "cat, dog"')
+    _no_files(strings, "label", LabelError)
     count = sum(word.count("|") + 1 for word in strings)
     if count > limits.labels:
         raise LabelError(f"{count} labels and synonyms; this server takes at most {limits.labels}")
@@ -55,6 +59,7 @@ def background(text: str, limits: Limits) -> Any:
         words = [word for word in text.split(",") if word.strip()]
     if len(words) > limits.labels:
         raise OptionError(f"{len(words)} words for the background; this server takes at most {limits.labels}")
+    _no_files(words, "background", OptionError)
     return words
 
 
@@ -123,6 +128,12 @@ def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
     if len(given) > limits.labels:
         raise OptionError(f"{len(given)} edits; this server takes at most {limits.labels}")
     return [(x, y, name) for x, y, name in given]
+
+
+def _no_files(words: Iterable[str], what: str, error: type[DensevlError]) -> None:
+    for word in (part.strip() for entry in words for part in entry.split("|")):
+        if names_file(word):
+            raise error(f"{what} {short(word)!r} looks like a path; a server opens no files: send the words themselves")
 
 
 def _json(text: str, what: str, error: type[DensevlError]) -> Any:

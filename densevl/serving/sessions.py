@@ -154,7 +154,10 @@ class Sessions:
     async def _do(self, key: str, call: Callable[[LabelSession], Any]) -> Any:
         self._drop()
         if key not in self._open:
-            raise SessionError("this session has ended; begin another, and open what was saved of it")
+            raise SessionError(
+                "there is no such session: it has ended, or the key is mistyped; begin another, and open what was "
+                "saved of it"
+            )
         one = self._open[key]
         one.asked = time.monotonic()
         self._open.move_to_end(key)

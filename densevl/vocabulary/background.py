@@ -92,6 +92,12 @@ class Background:
             policy = policy._with_words(clean(word, "background", error=OptionError))
         return policy
 
+    @property
+    def given(self) -> set[str]:
+        """The words, in lower case, that are of no list, out of which those that are labels are meant to fall."""
+        whole = [set(words) for words in WORD_LISTS.values() if set(words) <= set(self.words)]
+        return {word.casefold() for word in set(self.words).difference(*whole)}
+
     def _with(self, part: str) -> Background:
         name = NEWEST.get(part, part)
         if part == UNKNOWN:

@@ -7,6 +7,7 @@ import itertools
 import json
 import struct
 import sys
+import time
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -378,3 +379,18 @@ def test_without_the_extra_the_line_names_it(clip, monkeypatch) -> None:
     done = run(clip)
     assert done.exit_code == 2
     assert 'pip install "densevl[video]"' in done.stderr
+
+
+def test_smoothing_that_does_nothing_is_told_of_and_the_time_is_that_of_all_frames(tmp_path) -> None:
+    smoothed = VideoSegmenter(Segmenter("mini"), smooth=0.5)
+    jumping = movie(tmp_path / "jumping.mp4", [scene("wood"), scene("snow")] * 3)
+    steady = movie(tmp_path / "steady.mp4", [scene("wood")] * 6)
+    told = {}
+    for path in (jumping, steady):
+        result = smoothed(path, LABELS)
+        started = time.perf_counter()
+        result.save(tmp_path / "out" / path.name)
+        assert 0.5 * (time.perf_counter() - started) <= result.meta["seconds"]
+        told[path.stem] = [text for text in result.warnings if "smoothing begins anew" in text]
+    assert told["jumping"] == ["5 of 6 frames are cuts, at which smoothing begins anew: it does little here"]
+    assert told["steady"] == []

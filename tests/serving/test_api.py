@@ -181,6 +181,11 @@ def test_corrections_are_in_the_map_and_in_files(client) -> None:
     [
         ("segment", {}, "field", "field 'labels' is missing"),
         ("segment", {"labels": " , "}, "label", "no labels"),
+        ("segment", {"labels": "cat", "nosuch": "1"}, "option", "no field 'nosuch'; there are image, labels"),
+        ("classify", {"labels": "cat", "modle": "mini"}, "option", r"no field 'modle' \(closest: model"),
+        ("segment", {"labels": ["cat", "dog"]}, "option", "'labels' came 2 times"),
+        ("segment", {"labels": "cat, list.txt"}, "label", "looks like a path; a server opens no files"),
+        ("segment", {"labels": "cat", "background": "bogus.txt"}, "option", "looks like a path"),
         ("segment", {"labels": "cat, cat"}, "label", "label 'cat' is given twice"),
         ("segment", {"labels": "cat,,dog"}, "label", "empty label"),
         ("segment", {"labels": "nothing"}, "label", "what pixels without a label are called"),
@@ -390,3 +395,28 @@ def test_models_are_offered_by_names_that_are_no_paths(models, monkeypatch) -> N
     assert list(offered.backbones) == ["mini"]
     with pytest.raises(OptionError, match="two of the models are called 'mini'"):
         served.Models(Settings(("a", "b"), (), ("grid",)), "cpu")
+
+
+def test_a_photo_that_comes_twice_or_words_in_the_address_are_refused(client) -> None:
+    twice = client.post("/v1/segment", files=[("image", ("a.png", WATER))] * 2, data={"labels": "cat"})
+    assert (twice.status_code, twice.json()["error"]["message"]) == (
+        422,
+        "field 'image' came 2 times; it takes one value",
+    )
+    answer = client.post("/v1/segment?labels=cat", files={"image": ("a.png", WATER)}, data={"labels": "cat"})
+    assert answer.json()["error"]["message"] == "'labels' is in the address; send it as a form field"
+
+
+def test_a_label_that_is_background_too_is_told_of(client) -> None:
+    told = post(client, "segment", labels="fish, pizza", background="Fish, sea").json()["warnings"]
+    assert sum("'fish' is both label and background" in text for text in told) == 1, told
+    assert not any(
+        "both" in text for text in post(client, "segment", labels="sky", background="voc").json()["warnings"]
+    )
+
+
+def test_a_get_where_a_post_is_due_says_so(client) -> None:
+    answer = client.get("/v1/segment")
+    assert (answer.status_code, answer.headers["allow"], answer.json()["error"]["code"]) == (405, "POST", "method")
+    assert client.get("/v1/nosuch").status_code == 404
+    assert "mistyped" in client.post("/v1/session/undo", data={"session": "x"}).json()["error"]["message"]

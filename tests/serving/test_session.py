@@ -87,7 +87,7 @@ def test_a_saved_session_is_opened_again(client, begun) -> None:
         ("/labels", {"photo": -1}, "no photo -1"),
         ("/labels", {"photo": "x"}, "field 'photo'"),
         ("/labels", {"photo": 0, "format": "gif"}, "one of json"),
-        ("/labels", {"photo": 0, "session": "other"}, "this session has ended"),
+        ("/labels", {"photo": 0, "session": "other"}, "no such session: it has ended"),
         ("/correct", {"photo": 0, "name": "x"}, "give one of"),
         ("/correct", {"photo": 0, "name": " ", "point": "[1, 1]"}, "empty label"),
         ("/correct", {"photo": 0, "name": "x", "point": "[999, 1]"}, "outside the photo of 192 x 192"),

@@ -652,6 +652,11 @@ class Segmenter:
                 f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
                 "be, as labels or as background"
             )
+        if doubled := policy.given & {query.casefold() for query in labels.words}:
+            found.append(
+                f"{quoted(sorted(map(short, doubled)))} {'is' if len(doubled) == 1 else 'are'} both label and "
+                "background: the label counts, and the background is without it"
+            )
         bare = self._classifier.undescribed(labels)
         if bare:
             listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)

@@ -77,7 +77,9 @@ class VideoFile:
         if is_address(self.name):
             raise ImageError(f"{shown(self.name)} is an address; videos are read from a disk: copy it first")
         with reader(self.name, None) as (content, _):  # says what is wrong with a path
-            kind = kind_of(content.read(512))
+            kind = kind_of(start := content.read(512))
+        if not start:
+            raise ImageError(f"{shown(self.name)} is empty, 0 bytes; copy or record it again")
         if kind.startswith("a picture") and "GIF" not in kind:
             raise ImageError(f"{shown(self.name)} is {kind} and no video; `densevl segment` is for pictures")
         with self._told("is no video that can be read (MP4, MOV, MKV, WebM, AVI, MPEG, ...), or is damaged"):

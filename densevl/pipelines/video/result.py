@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -156,7 +157,7 @@ class VideoResult:
         path = Path(path)
         stem, names = path.stem, self.labels.names
         beside = [path.with_name(f"{stem}{end}") for end in ("_labels.zip", "_frames.jsonl", ".json")]
-        source = self.open()
+        source, started = self.open(), time.perf_counter()
         total, count, cuts, said = np.zeros(len(names) + 1), 0, list[float](), dict[str, None]()
         size = (0, 0)
         try:
@@ -179,6 +180,11 @@ class VideoResult:
                 self.shares = self._shares(total / count)
                 if self.shares["nothing"] < 1:  # a frame without labels is nothing to be told of
                     said = {text: None for text in said if text not in remarks.of_labels(np.full((1, 1), NOTHING))}
+                if self.segment.smooth and 2 * len(cuts) >= count > 1:
+                    said[
+                        f"{len(cuts)} of {count} frames are cuts, at which smoothing begins anew: it does little here"
+                    ] = None
+                self.meta = {**self.meta, "seconds": round(time.perf_counter() - started, 3)}
                 self.warnings = tuple(dict.fromkeys((*said, *source.notes, *writer.notes)))
                 parts[3].write_bytes(to_json(self._key(size, count, cuts, source)))
                 # The movie is whole once its writer is closed, and moved after that.

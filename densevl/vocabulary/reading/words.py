@@ -61,6 +61,12 @@ def scored(word: str, notes: Notes) -> str:
     return word
 
 
+def names_file(word: str) -> bool:
+    """Whether a word looks like a path or an address."""
+    ending = os.path.splitext(word)[1].lower()
+    return ending in EXTENSIONS or ending in ENDINGS or bool(_ADDRESS.match(word))
+
+
 def _no_name_of_a_file(word: str) -> None:
     if MID.fullmatch(word):
         raise LabelError(f"label {short(word)!r} is an id of Open Images; give the name of the class")
@@ -69,5 +75,5 @@ def _no_name_of_a_file(word: str) -> None:
         raise LabelError(
             f"label {short(word)!r} is the name of an image; one that stands for a class is a pathlib.Path"
         )
-    if ending in ENDINGS or _ADDRESS.match(word):
+    if names_file(word):
         raise LabelError(f"label {short(word)!r} is the name of a file; a file of labels is given alone, by its path")
