@@ -270,7 +270,7 @@ async def _only_known(request: Request) -> None:
     """Refuse what a route would pass over: fields that it has not, or that come twice where it takes one."""
     if request.method != "POST":
         return
-    known = {field.alias: field for field in request.scope["route"].dependant.body_params}
+    known = {field.alias: field for field in request.scope["route"].dependant.body_params}  # codespell:ignore dependant
     if request.query_params:
         raise OptionError(f"{short(next(iter(request.query_params)))!r} is in the address; send it as a form field")
     for name, times in Counter(name for name, _ in (await request.form()).multi_items()).items():

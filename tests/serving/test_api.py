@@ -182,7 +182,7 @@ def test_corrections_are_in_the_map_and_in_files(client) -> None:
         ("segment", {}, "field", "field 'labels' is missing"),
         ("segment", {"labels": " , "}, "label", "no labels"),
         ("segment", {"labels": "cat", "nosuch": "1"}, "option", "no field 'nosuch'; there are image, labels"),
-        ("classify", {"labels": "cat", "modle": "mini"}, "option", r"no field 'modle' \(closest: model"),
+        ("classify", {"labels": "cat", "modelx": "mini"}, "option", r"no field 'modelx' \(closest: model"),
         ("segment", {"labels": ["cat", "dog"]}, "option", "'labels' came 2 times"),
         ("segment", {"labels": "cat, list.txt"}, "label", "looks like a path; a server opens no files"),
         ("segment", {"labels": "cat", "background": "bogus.txt"}, "option", "looks like a path"),
