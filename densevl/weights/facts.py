@@ -12,6 +12,8 @@ from densevl.weights.reading import State
 QUICK, GELU, TANH = "quick_gelu", "gelu", "gelu_tanh"
 ACTIVATIONS = (QUICK, GELU, TANH)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CALLER = "given by the caller"
+"""The source of what goes before all else."""
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,6 +53,7 @@ class Form:
         attention: the kind of both towers where it is not CLIP's: "differential".
         facts: what the form says.
         tower: it is the image tower alone.
+        guesses: warnings about sizes in `config` that nothing says.
         decides: the network is not what open_clip's config of the architecture says, so `config` holds.
         notes: warnings about the file.
     """
@@ -63,6 +66,7 @@ class Form:
     attention: str | None = None
     facts: Facts = field(default_factory=dict)
     tower: bool = False
+    guesses: tuple[str, ...] = ()
     decides: bool = False
     notes: tuple[str, ...] = ()
 

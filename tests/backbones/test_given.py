@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from conftest import TINY, random_clip
 from densevl import AnomalyDetector, load_backbone
-from densevl.backbones.load import GIVEN, given_in, loaded_as
+from densevl.backbones.load import given_in, loaded_as
 from densevl.cli import app
 from densevl.errors import OptionError, WeightsError
 from densevl.fitted import fingerprint
+from densevl.weights.facts import CALLER
 
 SAID = ("--activation", "gelu", "--mean", "0.5", "--std", "0.25,0.5,0.75")
 
@@ -59,9 +60,9 @@ def test_what_is_said_is_in_the_result_and_a_run_goes_on_with_the_same_only(mode
     assert run(*words, *SAID).exit_code == 0
     meta = json.loads((tmp_path / "out" / "x.json").read_text())
     reading = meta.get("reading") or meta["meta"]["reading"]
-    assert reading["image_activation"] == reading["text_activation"] == ["gelu", GIVEN]
-    assert reading["mean"] == [[0.5, 0.5, 0.5], GIVEN]
-    assert reading["std"] == [[0.25, 0.5, 0.75], GIVEN]
+    assert reading["image_activation"] == reading["text_activation"] == ["gelu", CALLER]
+    assert reading["mean"] == [[0.5, 0.5, 0.5], CALLER]
+    assert reading["std"] == [[0.25, 0.5, 0.75], CALLER]
     other = run(*words)
     assert other.exit_code == 4  # that folder cannot be written to
     assert "reading.image_activation" in other.stderr

@@ -77,7 +77,7 @@ def test_a_folder_in_shards_or_as_a_pickle_is_the_same_model(tmp_path: Path, nam
         path.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     backbone = load_backbone(**model.load, device="cpu")
     assert torch.equal(backbone.encode_image(pixels), want)
-    assert backbone.reading["image_activation"][1] in ("config.json", "jina-clip's code")
+    assert backbone.reading["image_activation"][1] in ("config.json", "the tower's own")
 
 
 # What stands in files beside the weights ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from PIL import Image
 
 from densevl import load_backbone
 from densevl.errors import ModelError
+from tests.conftest import close
 from tools import forms
 
 transformers = pytest.importorskip("transformers", reason="the publishing library")
@@ -120,8 +121,131 @@ def test_what_is_guessed_of_a_file_is_the_usual_of_its_form_and_each_guess_is_na
     backbone = load_backbone("auto", tmp_path / "x.pt", device="cpu")
     assert backbone.reading["image_activation"][0] == "quick_gelu"
     assert "config.json" not in str(backbone.reading["interpolation"])
-    assert [text.split(":")[0].split("its ")[1] for text in backbone.guesses] == ["activation", "pixel statistics"]
+    told = "; ".join(backbone.guesses)
+    assert len(backbone.guesses) == 4
+    assert all(f"does not say {what}" in told for what in ("its activation", "its pixel", "how many attention heads"))
     given = load_backbone("auto", tmp_path / "x.pt", activation="gelu", device="cpu")
-    assert len(given.guesses) == 1
+    assert len(given.guesses) == 3
     assert "does not say its pixel statistics: taken CLIP's own" in given.guesses[0]
     assert (given.encode_image(pixels) - backbone.encode_image(pixels)).abs().max() > 1e-4
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+
+
+def clip(vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    text = {**forms.TEXT, "eos_token_id": 49407, **text}
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(vision_config={**forms.VISION, **vision}, text_config=text, projection_dim=forms.EMBED)
+    )
+
+
+def siglip(vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    text = {**forms.TEXT, "vocab_size": forms.VOCABULARY, "projection_size": 64, **text}
+    return transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config={**forms.VISION, **vision}, text_config=text)
+    )
+
+
+def tips(vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    made = forms.tips(transformers).config.to_dict()
+    made["vision_config"] |= vision
+    made["text_config"] |= text
+    return transformers.Tipsv2Model(transformers.Tipsv2Config.from_dict(made))
+
+
+@torch.no_grad()
+def differences(model: Any, folder: Path, tokens: torch.Tensor, size: int = SIDE, **load: Any) -> tuple[Any, float]:
+    backbone: Any = load_backbone(str(folder), **load, device="cpu")
+    pixels = torch.randn(2, 3, size, size)
+    image = backbone.encode_image(pixels) - forms.pooled(model.get_image_features(pixel_values=pixels))
+    mask = {"attention_mask": (tokens != 0).long()} if model.config.model_type == "tipsv2" else {}
+    words = backbone.model.encode_text(tokens) - forms.pooled(model.get_text_features(input_ids=tokens, **mask))
+    return backbone, float(max(image.abs().max(), words.abs().max()))
+
+
+@pytest.mark.parametrize("setting", [{"layer_norm_eps": 1e-2}, {"hidden_act": "gelu"}, {"hidden_act": "quick_gelu"}])
+@pytest.mark.parametrize("side", ["vision", "text"])
+@pytest.mark.parametrize("make", [clip, siglip, tips])
+def test_epsilon_and_activation_of_each_side_are_those_of_its_config(tmp_path: Path, make, side, setting) -> None:
+    model = save(make(setting if side == "vision" else {}, setting if side == "text" else {}), tmp_path)
+    assert differences(model, tmp_path, forms.rows(49407 if make is clip else 1, 0))[1] < 2e-5
+
+
+@pytest.mark.parametrize(("end", "vocabulary"), [(2, 49408), (49407, 49410), (3, 200), (49407, 49408)])
+def test_a_text_of_clip_is_read_from_the_end_token_of_its_config(tmp_path: Path, end, vocabulary) -> None:
+    model = save(clip({}, {"eos_token_id": end, "vocab_size": vocabulary}), tmp_path)
+    tokens = forms.rows(min(end, vocabulary - 1), 0)
+    tokens[:, 1] = vocabulary - 1  # a token of a higher number than the end
+    assert differences(model, tmp_path, tokens)[1] < 2e-5
+
+
+@pytest.mark.parametrize("make", [clip, siglip])
+def test_an_input_that_is_no_whole_number_of_patches_is_taken_as_it_is(tmp_path: Path, make) -> None:
+    model = save(make({"image_size": 36}, {}), tmp_path)
+    backbone, difference = differences(model, tmp_path, forms.rows(49407 if make is clip else 1, 0), 36)
+    assert difference < 2e-5
+    assert backbone.preprocess(PICTURE).shape == (3, 36, 36)
+
+
+@pytest.mark.parametrize("name", ["siglip", "tipsv2", "clip"])
+def test_an_activation_that_is_given_reaches_any_image_tower(tmp_path: Path, name) -> None:
+    made = {"siglip": siglip, "tipsv2": tips, "clip": clip}[name]({"hidden_act": "quick_gelu"}, {})
+    model = save(made, tmp_path)
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    edit(tmp_path / "config.json", lambda told: told["vision_config"].update(hidden_act="gelu"))
+    backbone = load_backbone(str(tmp_path), activation="quick_gelu", device="cpu")
+    close(backbone.encode_image(pixels), forms.pooled(model.get_image_features(pixel_values=pixels)).detach())
+    assert backbone.reading["image_activation"] == ["quick_gelu", "given by the caller"]
+    assert backbone.reading["text_activation"][0] == (None if name == "tipsv2" else "quick_gelu")
+
+
+def test_an_activation_is_refused_where_the_image_tower_has_none_of_its_kind(tmp_path: Path) -> None:
+    load = forms.ROWS["eva"].make(tmp_path).load
+    assert load_backbone(**load, device="cpu").reading["image_activation"] == [None, "the tower's own"]
+    with pytest.raises(ModelError, match="has no GELU"):
+        load_backbone(**{**load, "activation": "quick_gelu"}, device="cpu")
+
+
+@pytest.mark.parametrize(("width", "head", "guessed"), [(1280, 80, False), (1664, 104, False), (384, 64, True)])
+@pytest.mark.parametrize("alone", [False, True])
+def test_heads_of_a_file_are_those_of_the_published_width_or_a_named_guess(tmp_path, width, head, guessed, alone):
+    vision = {**forms.OWN["vision_cfg"], "width": width, "layers": 1, "head_width": head}
+    text = {**forms.WORDS, "width": 256, "heads": 4, "layers": 1}
+    model, state = forms.own({**forms.OWN, "vision_cfg": vision, "text_cfg": text})
+    torch.save(model.visual.state_dict() if alone else state, tmp_path / "x.pt")
+    load = {"words": {"cat": torch.ones(forms.EMBED)}} if alone else {}
+    given = {"activation": "gelu", "mean": (0.5,) * 3, "std": (0.5,) * 3, "device": "cpu"}
+    backbone = load_backbone("auto", tmp_path / "x.pt", **given, **load)
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    close(backbone.encode_image(pixels), model.encode_image(pixels).detach())
+    assert ["heads the image tower has" in text for text in backbone.guesses] == [True] * guessed
+
+
+@pytest.mark.parametrize(
+    ("make", "key", "value", "reason"),
+    [
+        (make, key, value, reason)
+        for make in ("clip", "siglip", "tipsv2", "chinese", "alt")
+        for key, value, reason in [
+            ("layer_norm_eps", "x", "layer_norm_eps is 'x'"),
+            ("layer_norm_eps", None, "layer_norm_eps is 'None'"),
+            ("num_attention_heads", "q", "num_attention_heads is 'q'"),
+            ("num_attention_heads", 0, "num_attention_heads is '0'"),
+            ("num_attention_heads", 5, "5 attention heads of its config do not divide"),
+            ("hidden_act", ["gelu"], "the activation"),
+            ("", [1], r"vision_config is \[1\]"),
+            ("", None, "12 attention heads of its config do not divide"),
+        ]
+    ],
+)
+def test_a_fault_of_the_config_is_told_as_one(tmp_path: Path, make, key, value, reason) -> None:
+    forms.ROWS[make].make(tmp_path)
+
+    def change(told: Any) -> None:
+        told["vision_config"] = {**told["vision_config"], key: value} if key else value
+
+    edit(tmp_path / "config.json", change)
+    with pytest.raises(ModelError, match=reason) as raised:
+        load_backbone(str(tmp_path), device="cpu")
+    assert "download it again" not in str(raised.value).split("config")[0]

@@ -28,6 +28,7 @@ from densevl.weights.forms.sizes import (
     image_side,
     native_config,
     text_sizes,
+    unsure,
     vision_sizes,
 )
 from densevl.weights.reading import State, bad_file, below
@@ -79,7 +80,7 @@ def native(state: State, path: Path) -> Form:
     plain = {KERNEL, TOKENS} <= own.keys() and (POOL in own or {"visual.proj", "visual.class_embedding"} <= own.keys())
     config = native_config(own, path) if plain else None
     if len(marks) < len(OPENAI):
-        return Form("open_clip", own, config)
+        return Form("open_clip", own, config, guesses=unsure(None, config) if config else ())
     facts = {**activations(QUICK, "OpenAI's own file"), **said("OpenAI's own file", mean=CLIP_MEAN, std=CLIP_STD)}
     return Form("CLIP of OpenAI", own, config, facts=facts)
 
@@ -97,7 +98,8 @@ def eva(state: State, path: Path) -> Form:
     image, trunk = eva02(named, path)
     width = len(named[head])
     config = {**image, "embed_dim": width, "text_cfg": text_sizes(named, path, below="text.")}
-    return Form("EVA-CLIP", named, config, trunk={**trunk, "num_classes": width}, facts=facts)
+    guesses = unsure(None, config, trunk)
+    return Form("EVA-CLIP", named, config, trunk={**trunk, "num_classes": width}, facts=facts, guesses=guesses)
 
 
 def eva02(named: State, path: Path, head: int = 64) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -155,9 +157,8 @@ def slip(state: State, path: Path) -> Form:
 def cn_clip(state: State, path: Path) -> Form:
     """Chinese-CLIP of its authors' program."""
     named = renamed(state, _CN, path)
-    heads = 16 if KERNEL in named and len(named[KERNEL]) == 1280 else None  # of ViT-H
     config: dict[str, Any] = {
-        **image_side(named, path, heads),
+        **image_side(named, path),
         "custom_text": True,
         "text_cfg": {**NO_TEXT, "context_length": 52},
     }
@@ -165,7 +166,7 @@ def cn_clip(state: State, path: Path) -> Form:
     source = "cn_clip's code"
     facts = {**said(source, mean=CLIP_MEAN, std=CLIP_STD, resize_mode="squash"), **activations(QUICK, source)}
     facts["text_activation"] = Fact(None, "the text side's own")
-    return Form("Chinese-CLIP", named, config, text=side, facts=facts, decides=True)
+    return Form("Chinese-CLIP", named, config, text=side, facts=facts, decides=True, guesses=unsure(None, config))
 
 
 def bert_side(named: State, path: Path) -> dict[str, Any]:
@@ -202,4 +203,5 @@ def tower(state: State, path: Path) -> Form:
     config = None
     if KERNEL in named and ("visual.class_embedding" in named or POOL in named):
         config = {**image_side(named, path), "custom_text": True, "text_cfg": NO_TEXT}
-    return Form("an image tower alone", named, config, tower=True)
+    guesses = unsure(None, config) if config else ()
+    return Form("an image tower alone", named, config, tower=True, guesses=guesses)

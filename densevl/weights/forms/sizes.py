@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 
+from densevl.errors import ModelError
 from densevl.weights.reading import bad_file
 
 HEAD = 64
-"""Width of an attention head where nothing says it: heads are not in the shapes. CLIP's are so wide but for ViT-H (80),
-g (88) and bigG (104)."""
+"""Width of an attention head where neither a config nor a table says it: heads are not in the shapes."""
+_USUAL = dict.fromkeys((256, 512, 640, 768, 896, 1024), HEAD)
+VISION_HEADS = {**_USUAL, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
+TEXT_HEADS = {**_USUAL, 384: HEAD, 1152: 72, 1280: HEAD}
+SIGLIP_HEADS = {768: HEAD, 1024: HEAD, 1152: 72, 1536: 96}
+"""Width of a head by the width of a tower, of all published models; image towers of 384 are published with two."""
 KERNEL, POSITIONS, TOKENS = "visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"
 POOL = "visual.attnpool.positional_embedding"
 """Which a ResNet of CLIP's has."""
@@ -38,7 +43,7 @@ def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | Non
         "patch_size": patch,
         "width": width,
         "layers": depth(state, "visual.transformer.resblocks."),
-        "head_width": width // heads if heads else min(HEAD, width),
+        "head_width": width // divided(width, heads, VISION_HEADS)[0],
         "mlp_ratio": hidden / width,
     }
 
@@ -75,7 +80,7 @@ def text_sizes(
         "context_length": _shape(state, f"{below}positional_embedding", 2, path)[0],
         "vocab_size": words[0],
         "width": width,
-        "heads": heads or max(1, width // HEAD),
+        "heads": divided(width, heads, TEXT_HEADS)[0],
         "layers": depth(state, f"{below}transformer.resblocks."),
         "mlp_ratio": hidden / width,
     }
@@ -88,6 +93,48 @@ def native_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, An
         WeightsError: shapes of no such network.
     """
     return {**image_side(state, path), "text_cfg": text_sizes(state, path)}
+
+
+def divided(width: int, heads: int | None, table: Mapping[int, int]) -> tuple[int, bool]:
+    """Attention heads of a tower, and whether their number is a guess.
+
+    Args:
+        heads: that its config says; None takes those of the published models of its width. table: widths of theirs.
+
+    Raises:
+        ModelError: heads that do not divide the width.
+    """
+    if heads is None:
+        return max(1, width // table.get(width, HEAD)), width not in table
+    if width % heads:
+        raise ModelError(
+            f"the {heads} attention heads of its config do not divide the width of its tower, {width}: the config is "
+            "another model's, or lacks num_attention_heads"
+        )
+    return heads, False
+
+
+def unsure(
+    config: Mapping[str, Any] | None, own: Mapping[str, Any], trunk: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Warnings that the number of heads is a guess.
+
+    Args:
+        config: that says it; None where there is none. own: open_clip's model_cfg. trunk: see `Form.trunk`.
+    """
+    if config is not None:
+        return ()
+    vision = (
+        trunk["embed_dim"] if trunk else own["vision_cfg"].get("width") if "head_width" in own["vision_cfg"] else None
+    )
+    text = None if own["text_cfg"]["width"] == NO_TEXT["width"] else own["text_cfg"]["width"]
+    sides = (("image", vision, SIGLIP_HEADS if trunk else VISION_HEADS), ("text", text, TEXT_HEADS))
+    return tuple(
+        f"its file does not say how many attention heads the {name} tower has, and no published one is {width} wide "
+        f"with a known number: taken {divided(width, None, table)[0]}; name its architecture or its config beside it"
+        for name, width, table in sides
+        if width is not None and divided(width, None, table)[1]
+    )
 
 
 def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:

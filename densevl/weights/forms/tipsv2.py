@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from densevl.weights.facts import Fact, Form, said
+from densevl.weights.facts import GELU, Fact, Form, said
 from densevl.weights.forms.naming import Rule, renamed
 from densevl.weights.forms.pixels import Processor, followed
-from densevl.weights.forms.sizes import NO_TEXT, depth
+from densevl.weights.forms.settings import CONFIG, activation, epsilon, heads, length, side
+from densevl.weights.forms.sizes import NO_TEXT, TEXT_HEADS, depth, divided
 from densevl.weights.reading import State, bad_file
 
 TIPS = "vision_encoder.patch_embed.proj.weight"
@@ -48,7 +49,7 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
         WeightsError: tensors that are missing or do not fit each other.
     """
     told = config or {}
-    vision, text = dict(told.get("vision_config") or {}), dict(told.get("text_config") or {})
+    vision, text = side(told, "vision_config"), side(told, "text_config")
     named = renamed(state, _RULES, path)
     temperature = named.pop("temperature", torch.tensor(TEMPERATURE))
     try:
@@ -73,21 +74,23 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
         raise bad_file(path, f"is a TIPSv2 with {registers} registers, and densevl reads those with one")
     width, patch = kernel.shape[0], kernel.shape[-1]
     size = math.isqrt(named["visual.trunk.pos_embed"].shape[1]) * patch
-    heads = int(vision.get("num_attention_heads", 16 if width == 1152 else max(1, width // 64)))
-    side = {
+    usual = None if config is None else 12
+    words_side: dict[str, Any] = {
         "config": {
             "model_type": "tipsv2_text_model",
             "vocab_size": len(words),
             "hidden_size": words.shape[1],
             "intermediate_size": inner,
             "num_hidden_layers": depth(named, "text.transformer.encoder.layers."),
-            "num_attention_heads": int(text.get("num_attention_heads", max(1, words.shape[1] // 64))),
-            "max_position_embeddings": int(text.get("max_position_embeddings", 64)),
+            "num_attention_heads": divided(words.shape[1], heads(text, usual), TEXT_HEADS)[0],
+            "max_position_embeddings": length(text, 64),
+            "hidden_act": text.get("hidden_act", "relu"),
+            "layer_norm_eps": epsilon(text, 1e-5),
             "pad_token_id": 0,
         },
         "pooler": "cls_pooler",  # which takes what the model pools itself: the mean over words
         "head": "none",
-        "context": int(text.get("max_position_embeddings", 64)),
+        "context": length(text, 64),
         "vocabulary": len(words),
     }
     own = {
@@ -99,18 +102,21 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
             "timm_pool": "token",
             "timm_proj": None,
         },
-        "text_cfg": {**NO_TEXT, "context_length": side["context"]},
+        "text_cfg": {**NO_TEXT, "context_length": words_side["context"]},
     }
     trunk = {
         "img_size": size,
         "patch_size": patch,
         "embed_dim": width,
         "depth": depth(named, "visual.trunk.blocks."),
-        "num_heads": heads,
+        "num_heads": divided(width, heads(vision, usual), {1152: 72})[0],
         "mlp_ratio": hidden / width,
+        "norm_eps": epsilon(vision, 1e-6),
     }
     source = "TIPSv2's code"
     facts = said(source, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation="bilinear", resize_mode="squash")
     facts = followed(facts, pixels, size) | said(source, positions="bilinear_antialias")
-    facts |= {"image_activation": Fact(None, "the tower's own"), "text_activation": Fact(None, "the text side's own")}
-    return Form("TIPSv2", named, own, trunk=trunk, text=side, facts=facts, decides=True)
+    own_act = Fact(None, "the tower's own")
+    image = own_act if gated or config is None else Fact(activation(vision, GELU), CONFIG)
+    facts |= {"image_activation": image, "text_activation": Fact(None, "the text side's own")}
+    return Form("TIPSv2", named, own, trunk=trunk, text=words_side, facts=facts, decides=True)

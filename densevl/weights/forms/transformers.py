@@ -11,17 +11,14 @@ from typing import Any
 
 import torch
 
-from densevl.errors import ModelError
-from densevl.weights.facts import CLIP_MEAN, CLIP_STD, GELU, HALF, QUICK, TANH, Fact, Form
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, HALF, QUICK, TANH, Fact, Form
 from densevl.weights.forms.naming import Rule, layers, renamed
 from densevl.weights.forms.pixels import Processor, followed
-from densevl.weights.forms.sizes import NO_TEXT, depth, text_sizes, vision_sizes
+from densevl.weights.forms.settings import CONFIG, activation, end, epsilon, heads, input_size, side
+from densevl.weights.forms.sizes import NO_TEXT, SIGLIP_HEADS, depth, divided, text_sizes, unsure, vision_sizes
 from densevl.weights.reading import State, bad_file
 
 KERNEL = "vision_model.embeddings.patch_embedding.weight"
-CONFIG = "config.json"
-_ACTIVATIONS = {"quick_gelu": QUICK, "gelu": GELU, "gelu_pytorch_tanh": TANH, "gelu_new": TANH}
-_NAMES = {QUICK: "quick_gelu", GELU: "gelu", TANH: "gelu_new"}
 _SIGLIP_WIDTHS = {768: "base", 1024: "large", 1152: "so400m"}
 _VISION: tuple[Rule, ...] = (
     (r".*\.position_ids", None, ""),
@@ -80,7 +77,7 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
     if "vision_model.embeddings.patch_embedding.bias" in state:
         return _siglip(state, path, config, pixels)
     told = config or {}
-    vision, text = dict(told.get("vision_config") or {}), dict(told.get("text_config") or {})
+    vision, text = side(told, "vision_config"), side(told, "text_config")
     bert = any(key.startswith("text_model.embeddings.word_embeddings") for key in state)
     alt = any(key.startswith("text_model.roberta.") for key in state)
     if bert or alt:
@@ -88,21 +85,27 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
     named = renamed(state, (*_VISION, *_TEXT), path)
     if not any(key.startswith("text_model.") for key in state):
         vision = vision or dict(told)
-        image = {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)}
-        own = {"embed_dim": _projected(named, path), "custom_text": True, "vision_cfg": image, "text_cfg": NO_TEXT}
+        image = _image(named, path, config, vision)
+        alone = {"embed_dim": _projected(named, path), "custom_text": True, "vision_cfg": image, "text_cfg": NO_TEXT}
         facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), image["image_size"])
-        return Form("the image side of CLIP of transformers", named, own, facts=facts, tower=True)
-    words = {**text_sizes(named, path, _heads(text, 8 if config else None)), **_eps(text)}
-    end = text.get("eos_token_id", 49407)
-    if told.get("model_type") == "metaclip_2" and isinstance(end, int):
-        words |= {"pool_type": "eos", "eos_id": end}
+        return Form(
+            "the image side of CLIP of transformers",
+            named,
+            alone,
+            facts=facts,
+            tower=True,
+            guesses=unsure(config, alone),
+        )
+    words = {**text_sizes(named, path, heads(text, 8 if config else None)), **_eps(text)}
+    if config is not None:
+        words |= end(text, legacy=told.get("model_type") != "metaclip_2")
     own: dict[str, Any] = {
         "embed_dim": _projected(named, path),
-        "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12 if config else None)), **_eps(vision)},
+        "vision_cfg": _image(named, path, config, vision),
         "text_cfg": {**words, **_tokenizer(words["vocab_size"])},
     }
     facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), own["vision_cfg"]["image_size"])
-    return Form("CLIP of transformers", named, own if config or not _guess(named) else None, facts=facts)
+    return Form("CLIP of transformers", named, own, facts=facts, guesses=unsure(config, own))
 
 
 def _of_bert(
@@ -138,13 +141,14 @@ def _of_bert(
             raise bad_file(path, f"is no whole AltCLIP: {error} is missing; download it again") from error
         named["text.proj.1.weight"] = two.float() @ one.float()
         named["text.proj.1.bias"] = two.float() @ bias.float()
+    heads(text, None), epsilon(text, 1e-5)  # which transformers takes as they are
     kind = {"model_type": "xlm-roberta" if alt else "bert"}
     keep = {
         key: value for key, value in text.items() if key not in ("model_type", "architectures", "transformers_version")
     }
     defaults = _ALT_TEXT if alt else {}
     words = named.get("text.transformer.embeddings.word_embeddings.weight")
-    side = {
+    words_side = {
         "config": {**defaults, **keep, **kind},
         "pooler": "cls_last_hidden_state_pooler",
         "head": "norm" if alt else "linear",
@@ -154,12 +158,14 @@ def _of_bert(
     own: dict[str, Any] = {
         "embed_dim": _projected(named, path),
         "custom_text": True,
-        "vision_cfg": {**vision_sizes(named, path, _heads(vision, 12)), **_eps(vision)},
-        "text_cfg": {"context_length": side["context"], "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
+        "vision_cfg": _image(named, path, config, vision),
+        "text_cfg": {"context_length": words_side["context"], "vocab_size": 16, "width": 8, "heads": 1, "layers": 1},
     }
     facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), own["vision_cfg"]["image_size"])
     facts["text_activation"] = Fact(None, "the text side's own")
-    return Form("AltCLIP" if alt else "Chinese-CLIP of transformers", named, own, text=side, facts=facts, decides=True)
+    return Form(
+        "AltCLIP" if alt else "Chinese-CLIP of transformers", named, own, text=words_side, facts=facts, decides=True
+    )
 
 
 _ALT_TEXT = {
@@ -182,7 +188,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
     if kernel.ndim != 4:
         raise bad_file(path, "is a SigLIP 2 of any resolution (naflex), which is not read; take one of a fixed one")
     told = config or {}
-    vision, text = dict(told.get("vision_config") or {}), dict(told.get("text_config") or {})
+    vision, text = side(told, "vision_config"), side(told, "text_config")
     named = renamed(state, _SIGLIP, path)
     width, patch = kernel.shape[0], kernel.shape[-1]
     try:
@@ -196,16 +202,16 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         hidden = named["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0]
         grid = round(len(places.reshape(-1, width)) ** 0.5)
         embed = named["text.text_projection.weight"].shape[0]
-        words = text_sizes(named, path, _heads(text, 12 if config else None), "text.")
+        words = text_sizes(named, path, heads(text, 12 if config else None), "text.")
     except (KeyError, RuntimeError) as error:
         raise bad_file(path, f"is no whole SigLIP: {' '.join(str(error).split())[:80]}; download it again") from error
-    heads = _heads(vision, 12 if config else max(1, width // 64)) or 1
+    size = input_size(vision, grid, patch)
     own = {
         "embed_dim": embed,
         "custom_text": True,
         "init_logit_bias": -10,
         "vision_cfg": {
-            "image_size": grid * patch,
+            "image_size": size,
             "timm_model_name": f"vit_{_SIGLIP_WIDTHS.get(width, 'base')}_patch16_siglip_256",
             "timm_model_pretrained": False,
             "timm_pool": "map",
@@ -216,21 +222,24 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "no_causal_mask": True,
             "proj_bias": True,
             "pool_type": "last",
-            "norm_kwargs": {"eps": float(text.get("layer_norm_eps", 1e-6))},
+            "norm_kwargs": {"eps": epsilon(text, 1e-6)},
             "hf_tokenizer_name": told.get("_name_or_path") or "timm/ViT-B-16-SigLIP",
             "tokenizer_kwargs": {"clean": "canonicalize"},
         },
     }
     trunk = {
-        "img_size": grid * patch,
+        "img_size": size,
         "patch_size": patch,
         "embed_dim": width,
         "depth": depth(named, "visual.trunk.blocks."),
-        "num_heads": heads,
+        "num_heads": divided(width, heads(vision, 12 if config else None), SIGLIP_HEADS)[0],
         "mlp_ratio": hidden / width,
+        "norm_eps": epsilon(vision, 1e-6),
     }
-    facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), grid * patch)
-    return Form("SigLIP of transformers", named, own, trunk=trunk, facts=facts, decides=True)
+    facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), size)
+    return Form(
+        "SigLIP of transformers", named, own, trunk=trunk, facts=facts, decides=True, guesses=unsure(config, own, trunk)
+    )
 
 
 def _projected(named: Mapping[str, torch.Tensor], path: Path) -> int:
@@ -240,25 +249,22 @@ def _projected(named: Mapping[str, torch.Tensor], path: Path) -> int:
     return int(proj.shape[1])
 
 
-def _heads(config: Mapping[str, Any], usual: int | None) -> int | None:
-    heads = config.get("num_attention_heads", usual)
-    if heads is not None and (type(heads) is not int or not 0 < heads < 1000):
-        raise ModelError(f"{CONFIG} says {str(heads)[:20]} attention heads; download it again")
-    return heads
-
-
-def _eps(config: Mapping[str, Any]) -> dict[str, Any]:
-    eps = config.get("layer_norm_eps", 1e-5)
-    return {} if eps == 1e-5 else {"norm_kwargs": {"eps": float(eps)}}
-
-
 def _tokenizer(words: int) -> dict[str, Any]:
     return {} if words == 49408 else {"hf_tokenizer_name": "folder"}
 
 
-def _guess(named: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the number of heads would be a guess: a width that published models divide otherwise."""
-    return named["visual.conv1.weight"].shape[0] in (1280, 1408, 1664)
+def _eps(config: Mapping[str, Any]) -> dict[str, Any]:
+    eps = epsilon(config, 1e-5)
+    return {} if eps == 1e-5 else {"norm_kwargs": {"eps": eps}}
+
+
+def _image(
+    named: Mapping[str, torch.Tensor], path: Path, config: Mapping[str, Any] | None, vision: Mapping[str, Any]
+) -> dict[str, Any]:
+    """open_clip's vision_cfg of a ViT of CLIP."""
+    sizes = vision_sizes(named, path, heads(vision, 12 if config else None))
+    grid = sizes["image_size"] // sizes["patch_size"]
+    return {**sizes, **_eps(vision), "image_size": input_size(vision, grid, sizes["patch_size"])}
 
 
 def _facts(
@@ -273,11 +279,9 @@ def _facts(
     """Activations and pixels of a type of transformers; without its config they are the type's usual ones, a guess."""
     source, guessed = (f"{CONFIG}'s model type", False) if config is not None else ("the usual of its type", True)
     facts = {}
-    for side, own in (("image", vision), ("text", text)):
-        kind = str(own.get("hidden_act", _NAMES[usual]))
-        if kind not in _ACTIVATIONS:
-            raise ModelError(f"{CONFIG}: the activation {kind[:40]!r} is none of {', '.join(_ACTIVATIONS)}")
-        facts[f"{side}_activation"] = Fact(_ACTIVATIONS[kind], CONFIG if config is not None else source, guessed)
+    for tower, own in (("image", vision), ("text", text)):
+        kind = activation(own, usual)
+        facts[f"{tower}_activation"] = Fact(kind, CONFIG if config is not None else source, guessed)
     squash = colours == (HALF, HALF) or str((config or {}).get("model_type")).startswith("siglip")
     values = {"mean": colours[0], "std": colours[1], "interpolation": "bicubic"}
     values["resize_mode"] = "squash" if squash else "shortest"

@@ -1,0 +1,100 @@
+"""What config.json of transformers says that no shape does: heads, activation, epsilon, end token, input size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from densevl.errors import ModelError
+from densevl.weights.facts import GELU, QUICK, TANH
+
+CONFIG = "config.json"
+ACTIVATIONS = {"quick_gelu": QUICK, "gelu": GELU, "gelu_pytorch_tanh": TANH, "gelu_new": TANH}
+LEGACY_END = 2
+"""Which old configs of CLIP say wrongly: transformers then takes the token of the highest number, as OpenAI did."""
+
+
+def side(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """The part of a config that is a tower's; empty where there is none.
+
+    Raises:
+        ModelError: it is no object.
+    """
+    found = (config or {}).get(name)
+    if found is not None and not isinstance(found, dict):
+        raise ModelError(f"{CONFIG}: {name} is {str(found)[:40]}, which is an object; download it again")
+    return dict(found or {})
+
+
+def heads(told: Mapping[str, Any], usual: int | None) -> int | None:
+    """Attention heads; `usual` where the config does not say them.
+
+    Raises:
+        ModelError: not a whole number from 1.
+    """
+    return _whole(told, "num_attention_heads", usual)
+
+
+def length(told: Mapping[str, Any], usual: int) -> int:
+    """Positions of a text side.
+
+    Raises:
+        ModelError: not a whole number from 1.
+    """
+    return _whole(told, "max_position_embeddings", usual) or usual
+
+
+def input_size(told: Mapping[str, Any], grid: int, patch: int) -> int:
+    """Pixels a side; more than the patches cover where the config says so: the convolution leaves out the rest."""
+    said = told.get("image_size")
+    return said if type(said) is int and said // patch == grid else grid * patch
+
+
+def epsilon(told: Mapping[str, Any], usual: float) -> float:
+    """What layer norms add to the variance.
+
+    Raises:
+        ModelError: not a number above 0.
+    """
+    found = told.get("layer_norm_eps", usual)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1:
+        raise ModelError(f"{CONFIG}: layer_norm_eps is {str(found)[:40]!r}; it is a number between 0 and 1")
+    return float(found)
+
+
+def activation(told: Mapping[str, Any], usual: str) -> str:
+    """One of `facts.ACTIVATIONS`.
+
+    Raises:
+        ModelError: another one.
+    """
+    kind = told.get("hidden_act")
+    if kind is None:
+        return usual
+    if str(kind) not in ACTIVATIONS:
+        raise ModelError(f"{CONFIG}: the activation {str(kind)[:40]!r} is none of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[str(kind)]
+
+
+def end(told: Mapping[str, Any], *, legacy: bool) -> dict[str, Any]:
+    """The part of open_clip's text_cfg that says which token a text is read from.
+
+    Args:
+        legacy: `LEGACY_END` means the token of the highest number.
+
+    Raises:
+        ModelError: not the number of a token.
+    """
+    found = told.get("eos_token_id", 49407)
+    if type(found) is not int or found < 0:
+        raise ModelError(f"{CONFIG}: eos_token_id is {str(found)[:40]!r}; it is the number of one token")
+    return {} if legacy and found == LEGACY_END else {"pool_type": "eos", "eos_id": found}
+
+
+def _whole(told: Mapping[str, Any], name: str, usual: int | None) -> int | None:
+    found = told.get(name, usual)
+    if found is not None and (type(found) is not int or not 0 < found < 100_000):
+        raise ModelError(f"{CONFIG}: {name} is {str(found)[:40]!r}; it is a whole number from 1")
+    if found is None and name in told:
+        raise ModelError(f"{CONFIG}: {name} is null; it is a whole number from 1")
+    return found
