@@ -38,7 +38,7 @@ def test_what_is_given_goes_before_a_guess_and_is_no_guess(weights: Path) -> Non
     guess = load_backbone("auto", weights, device="cpu")
     assert "does not say its activation" in guess.guesses[0]
     told = load_backbone("auto", weights, device="cpu", **FACTS)
-    assert told.guesses == ()
+    assert all("attention heads" in text for text in told.guesses)
     assert told.reading["image_activation"] == ["quick_gelu", "given by the caller"]
     assert (told.mean, told.std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     pixels = torch.randn(1, 3, 32, 32)
