@@ -130,8 +130,9 @@ def unsure(
     text = None if own["text_cfg"]["width"] == NO_TEXT["width"] else own["text_cfg"]["width"]
     sides = (("image", vision, SIGLIP_HEADS if trunk else VISION_HEADS), ("text", text, TEXT_HEADS))
     return tuple(
-        f"the weights file does not say how many attention heads the {name} tower has, and no published one is {width} wide "
-        f"with a known number: taken {divided(width, None, table)[0]}; name its architecture or its config beside it"
+        f"the weights file does not say how many attention heads the {name} tower has, and no published one is "
+        f"{width} wide with a known number: taken {divided(width, None, table)[0]}; "
+        "name its architecture, or put its config beside it"
         for name, width, table in sides
         if width is not None and divided(width, None, table)[1]
     )
