@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from densevl import devices
 from densevl.backbones.build import build
+from densevl.backbones.text.tokenizers import as_its_folder
 from densevl.errors import ModelError, OptionError, one_of, suggest
 from densevl.saved import Kind, read_json
 from densevl.weights import bad_file, hub
@@ -421,7 +422,9 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         if form.config is None:
             kind = str(content.get("model_type") or "no model type")[:40]
             raise bad_file(path, f"holds no CLIP that densevl reads: {config.name} beside it says {kind}; name another")
-        return _built(name, form, form.config, path, {}, how, folder=folder)
+        if not form.text:
+            form = replace(form, config={**form.config, "text_cfg": as_its_folder(form.config["text_cfg"], folder)})
+        return _built(name, form, form.config or {}, path, {}, how, folder=folder)
     model, preprocess = _own_config(config, content)
     form = _read(path, how, base)
     kind = QUICK if model.get("quick_gelu") else GELU

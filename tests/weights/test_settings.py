@@ -241,3 +241,29 @@ def test_a_fault_of_the_config_is_told_as_one(tmp_path: Path, make, key, value, 
     with pytest.raises(ModelError, match=reason) as raised:
         load_backbone(str(tmp_path), device="cpu")
     assert "download it again" not in str(raised.value).split("config")[0]
+
+
+def words_of(folder: Path, size: int) -> Any:
+    """A tokenizer of whole words, whose end token is the last of `size`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    listed = ["[PAD]", "[UNK]", "cat", "dog", "Cat", "."]
+    words = {word: index for index, word in enumerate([*listed, *(f"x{i}" for i in range(size - 7)), "[SEP]"])}
+    made = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing("$A [SEP]", special_tokens=[("[SEP]", size - 1)])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(folder)
+    return fast
+
+
+@pytest.mark.parametrize(("make", "size"), [(clip, 49408), (siglip, forms.VOCABULARY)])
+@torch.no_grad()
+def test_the_tokenizer_of_a_folder_is_taken_as_it_is(tmp_path: Path, make, size) -> None:
+    model = save(make({}, {}), tmp_path)
+    tokenizer, labels = words_of(tmp_path, size), ["cat", "Cat.", "dog Cat"]
+    tokens = tokenizer(labels, padding="max_length", max_length=forms.LENGTH, truncation=True, return_tensors="pt")
+    backbone: Any = load_backbone(str(tmp_path), device="cpu")
+    assert torch.equal(backbone.tokenizer(labels), tokens["input_ids"])
+    want = forms.pooled(model.get_text_features(input_ids=tokens["input_ids"]))
+    close(backbone.model.encode_text(backbone.tokenizer(labels)), want)

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 
 from densevl.errors import WeightsError
+from densevl.saved import Kind, read_json
 from densevl.weights.facts import Form
 from densevl.weights.forms.heads import GIVEN
 from densevl.weights.hub import WORDS
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+FILE = Kind("tokenizer", WeightsError, "download it again")
+SPECIAL = 49406
+"""Words of CLIP, before its marks of start and end, which programs call differently."""
 PIECES = "vocab.txt"
 """The vocabulary of a BERT, which is all of its tokenizer."""
 
@@ -41,6 +45,40 @@ class WordPieces:
 def has_tokenizer(folder: Path | None) -> bool:
     """Whether a folder holds the files of one."""
     return folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
+
+
+def as_its_folder(text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The text_cfg of a model of transformers with the tokenizer of its folder, where that is not the usual one.
+
+    Args:
+        text: open_clip's text_cfg.
+
+    Raises:
+        WeightsError: a tokenizer's file that cannot be read.
+    """
+    found = dict(text)
+    settings = folder / TOKENIZERS[1]
+    kind = str(read_json(settings, FILE).get("tokenizer_class")) if settings.is_file() else ""
+    if "hf_tokenizer_name" not in text and has_tokenizer(folder) and not _is_of_clip(folder):
+        found["hf_tokenizer_name"] = "folder"
+    if kind and not kind.startswith(("Siglip", "Gemma")):
+        found.pop("tokenizer_kwargs", None)  # texts are stripped of punctuation for SigLIP's own tokenizers alone
+    return found
+
+
+def _is_of_clip(folder: Path) -> bool:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    words: Any = None
+    if (folder / TOKENIZERS[0]).is_file():
+        model = read_json(folder / TOKENIZERS[0], FILE).get("model")
+        words = model.get("vocab") if isinstance(model, dict) else None
+    elif (folder / "vocab.json").is_file():
+        words = read_json(folder / "vocab.json", FILE)
+    elif not (folder / PIECES).is_file():
+        return True  # settings alone
+    own = {word: index for word, index in SimpleTokenizer().encoder.items() if index < SPECIAL}
+    return isinstance(words, dict) and all(words.get(word) == index for word, index in own.items())
 
 
 def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Callable[[list[str]], torch.Tensor]:
