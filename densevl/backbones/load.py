@@ -382,6 +382,12 @@ def _from_files(name: str, weights: Path, how: How) -> Backbone:
         from densevl.backbones.mini import Mini
 
         return Mini(weights, device=how.device)
+    if name in PHOTO_NAMES:
+        raise ModelError(f"model '{name}' has weights of its own; leave the file out, or name the model it is of")
+    if name.startswith(FOLDER):
+        name = name.removeprefix(FOLDER)
+        if not os.path.isdir(name):
+            raise ModelError(f"folder {name} does not exist; name a folder with {CONFIG} or {THEIR_CONFIG}")
     if name.endswith(".json"):
         return _of_config(Path(name).stem, Path(name), weights, how, Path(name).parent)
     folder = Path(name)
@@ -390,12 +396,33 @@ def _from_files(name: str, weights: Path, how: How) -> Backbone:
         return _of_config(folder.name, own if own.is_file() else folder / THEIR_CONFIG, weights, how, folder)
     if name == "auto":
         return _of_file(weights, how)
+    if folder.is_dir() and not published(name):
+        raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one")
+    if folder.is_file():
+        return _beside_file(folder, weights, how)
     if not published(name) and name not in architectures() and (repo := hub.parse(name)):
         return _from_files(str(hub.fetch_model(repo)), weights, how)
-    arch, _, tag = name.partition("/")
+    arch, tag = published(name) or (name, "")
     if tag:
         _listed(arch, tag)
     return _of_architecture(name, arch, tag, weights, how, _architecture(arch))
+
+
+def _beside_file(name: Path, weights: Path, how: How) -> Backbone:
+    """Changes to a model (LoRA), or an image tower alone, beside the file of the model that they were made of."""
+    asked: list[Path] = []
+
+    def base() -> Path:
+        asked.append(name)
+        return name
+
+    form = _read(weights, how, base)
+    if not asked:
+        raise ModelError(
+            f"{name} and {weights} are two files of whole models; name one of them alone, or as the model an "
+            "architecture or a folder with its config"
+        )
+    return _named_by(form, weights, how)
 
 
 def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
@@ -413,8 +440,11 @@ def _of_architecture(name: str, arch: str, tag: str, path: Path, how: How, confi
 def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> Backbone:
     """Weights beside a config of open_clip or of transformers, which says what they do not."""
     content = read_json(config, MODEL_CONFIG)
-    whole = weights_in(folder, own=config.name == CONFIG)
-    base = (lambda: whole) if whole is not None and whole != path else None
+
+    def base() -> Path | None:
+        whole = weights_in(folder, own=config.name == CONFIG)
+        return None if whole == path else whole
+
     if how.words is None and (folder / WORDS).is_file():
         how = replace(how, words=read_words(folder / WORDS))
     if "vision_config" in content or "model_type" in content:
@@ -450,7 +480,10 @@ def _of_trunk(facts: dict[str, Fact], config: Mapping[str, Any]) -> dict[str, Fa
 
 def _of_file(path: Path, how: How) -> Backbone:
     """A file of which nothing is named: its sizes are read off it, where its form allows."""
-    form = _read(path, how, None)
+    return _named_by(_read(path, how, None), path, how)
+
+
+def _named_by(form: Form, path: Path, how: How) -> Backbone:
     if form.config is None:
         raise ModelError(
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
@@ -463,7 +496,7 @@ def _of_file(path: Path, how: How) -> Backbone:
 def _read(
     path: Path,
     how: How,
-    base: Callable[[], Path] | None,
+    base: Callable[[], Path | None] | None,
     config: Mapping[str, Any] | None = None,
     pixels: Processor | None = None,
 ) -> Form:
@@ -474,19 +507,20 @@ def _read(
     """
     read = read_weights(path)
     found = read.tensors
-    if base is not None and is_adapter(found):
-        found = merge(read_weights(base()).tensors, found, path)
+    if base is not None and is_adapter(found) and (model := base()):
+        found = merge(read_weights(model).tensors, found, path)
     form = replace(recognise(found, path, config, pixels, words=how.words is not None), notes=read.notes)
     if not form.tower or how.words is not None:
         return form
-    if base is None:
+    model = base() if base is not None else None
+    if model is None:
         raise bad_file(
             path,
             "holds the image tower alone, and words need a text tower too: name the published weights that it was "
             "trained from beside it, such as ViT-L-14/openai, or give text vectors of another model: words=FILE, or "
             "'densevl models convert' with --words FILE",
         )
-    whole = recognise(read_weights(base()).tensors, base(), config, pixels)
+    whole = recognise(read_weights(model).tensors, model, config, pixels)
     return replace(whole, name=form.name, state={**whole.state, **form.state}, notes=form.notes)
 
 
@@ -511,7 +545,7 @@ def _built(
     left += form.guesses if config is form.config else ()
     if how.words is not None:
         form, config = wordless(form, config)
-    if how.width:
+    if how.width and how.width != config["embed_dim"]:
         trained = {**facts, **surer}.get("matryoshka")
         if trained is None or how.width not in trained.value:
             left.append(_uncertain(how.width, config, trained))

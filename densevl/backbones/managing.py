@@ -273,6 +273,8 @@ def describe(backbone: Backbone) -> dict[str, Any]:
             "context_length": backbone.context_length,
             "logit_scale": round(backbone.logit_scale, 3),
         }
+        if backbone.words is not None:
+            found["words"] = [len(backbone.words), "text vectors in place of a text side"]
     return found
 
 

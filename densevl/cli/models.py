@@ -180,7 +180,9 @@ def check_model(
     else:
         table = Table("what", "value", "taken from", box=None, pad_edge=False)
         for key, value in facts.items():
-            shown, source = value if isinstance(value, list) and key in backbone.reading else (value, "")
+            shown, source = (
+                value if isinstance(value, list) and (key in backbone.reading or key == "words") else (value, "")
+            )
             table.add_row(key.replace("_", " "), escape(_words(shown)), escape(str(source)))
         stdout().print(table)
     for warning in backbone.guesses:

@@ -107,7 +107,7 @@ class Models:
             self.namers[name] = FewShot(backbone)
         for (own_name, _), segmenter in self.segmenters.items():
             if own_name == name:
-                segmenter(np.zeros((32, 32, 3), np.uint8), ["thing"])
+                segmenter(np.zeros((32, 32, 3), np.uint8), [next(iter(getattr(backbone, "words", None) or ["thing"]))])
 
     def recipes(self, model: str) -> list[str | None]:
         """The recipes of a model, the default first; None alone where it takes none."""

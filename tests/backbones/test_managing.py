@@ -209,3 +209,19 @@ def test_no_text_vectors(rows) -> None:
     sized = {text: row * (own.embed_dim // 128) if len(row) > 2 else row for text, row in rows.items()}
     with pytest.raises(ModelError, match="text vector"):
         own.with_words(sized)
+
+
+def test_a_folder_of_given_words_is_served(weights: Path, tmp_path: Path) -> None:
+    from densevl.serving.models import Models
+    from densevl.serving.settings import Settings
+
+    plain = load_backbone("auto", weights, device="cpu", **FACTS)
+    convert(plain.with_words({"cat": [1.0] * plain.embed_dim}), tmp_path / "out")
+    models = Models(Settings(models=(f"local-dir:{tmp_path / 'out'}",), proposals=()), "cpu")
+    assert len(models.backbones) == 1
+
+
+def test_vectors_that_keep_their_width_are_not_cut(weights: Path) -> None:
+    plain = load_backbone("auto", weights, device="cpu", **FACTS)
+    whole = load_backbone("auto", weights, device="cpu", truncate_dim=plain.embed_dim, **FACTS)
+    assert whole.guesses == ()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from densevl import Segmenter, load_backbone
-from densevl.backbones.managing import convert, try_out
+from densevl.backbones.managing import convert, describe, try_out
 from densevl.errors import DensevlError, ModelError, OptionError, WeightsError
 from densevl.weights.folders import read_weights, weights_in
 from densevl.weights.forms import recognise
@@ -333,6 +333,65 @@ def test_changes_that_are_not_merged(tmp_path: Path, change, reason) -> None:
     (load["weights"] / "adapter_config.json").write_text(json.dumps(told))
     with pytest.raises(WeightsError, match=reason):
         load_backbone(**load, device="cpu")
+
+
+def test_changes_named_by_their_adapter_beside_a_file_or_a_local_dir_are_merged_too(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    saved = made("lora", tmp_path)
+    base, path = Path(saved.load["name"]), saved.load["weights"] / "adapter_model.safetensors"
+    want = load_backbone(**saved.load, device="cpu")
+    pixels = torch.randn(1, 3, *want.tower.image_size)
+    save_file({key.replace(".weight", ".default.weight"): value for key, value in load_file(path).items()}, path)
+    got = load_backbone(f"local-dir:{base}", path, device="cpu")
+    assert torch.equal(got.encode_image(pixels), want.encode_image(pixels))
+    got = load_backbone(str(base / "model.safetensors"), path, device="cpu")  # whose number of heads is a guess
+    assert torch.equal(got.model.state_dict()["visual.proj"], want.model.state_dict()["visual.proj"])
+    block = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    assert torch.equal(got.model.state_dict()[block], want.model.state_dict()[block])
+    with pytest.raises(ModelError, match="two files of whole models"):
+        load_backbone(str(base / "model.safetensors"), base / "model.safetensors", device="cpu")
+
+
+def test_one_of_several_files_in_a_folder_may_be_named(tmp_path: Path) -> None:
+    folder = Path(made("clip", tmp_path).load["name"])
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    (folder / "b.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="name the file itself"):
+        load_backbone(str(folder), device="cpu")
+    assert load_backbone(str(folder), folder / "b.safetensors", device="cpu").guesses == ()
+    with pytest.raises(ModelError, match="has weights of its own"):
+        load_backbone("photo", folder / "b.safetensors", device="cpu")
+
+
+def test_a_siglip_takes_words_with_and_without_its_text_side(tmp_path: Path) -> None:
+    folder = Path(made("siglip", tmp_path).load["name"])
+    own = load_backbone(str(folder), device="cpu")
+    words = {"cat": torch.ones(own.embed_dim)}
+    given = load_backbone(str(folder), words=words, device="cpu")
+    pixels = torch.randn(1, 3, *own.tower.image_size)
+    assert torch.equal(given.encode_image(pixels), own.encode_image(pixels))
+    assert describe(given)["words"][0] == 1
+
+
+@pytest.mark.parametrize(("name", "most"), [("chinese", 40), ("alt", 38)])
+def test_texts_are_no_longer_than_the_places_of_their_text_side(tmp_path: Path, name: str, most: int) -> None:
+    from safetensors.torch import load_file
+
+    folder = Path(made(name, tmp_path).load["name"])
+    state = load_file(folder / "model.safetensors")
+    for key, value in state.items():
+        if key.endswith("text_model.embeddings.position_embeddings.weight") or "roberta.embeddings.position_e" in key:
+            state[key] = value[:40].contiguous()
+        if key.endswith(("embeddings.position_ids", "embeddings.token_type_ids")) and "text" in key:
+            state[key] = value[:, :40].contiguous()
+    save_file(state, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 40
+    (folder / "config.json").write_text(json.dumps(config))
+    model = load_backbone(str(folder), device="cpu")
+    assert model.context_length == most
+    assert model.encode_text(["a dog"]).isfinite().all()
 
 
 def test_changes_without_their_config_or_their_base(tmp_path: Path) -> None:

@@ -24,9 +24,12 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.", "student.
 IMAGE_SIDE = ("visual.", "vision_model.", "visual_projection.", "image_projection", "logit_scale")
 ADDITIONS = {
     "prompt_learner": "holds learned prompts and no model; words are given to a model as labels",
-    ".lora_A.weight": "holds changes to a model (LoRA) and no model: name its base beside it as the model",
+    ".base_layer.": "holds a model of peft whose changes are not merged: save what its merge_and_unload() gives",
+    ".lora_A.": "holds changes to a model (LoRA) and no model: name its base beside it as the model",
     "lora_unet_": "holds changes to a model that draws images, and no model",
     "lora_te_": "holds changes to a text side (LoRA), in a form that densevl does not merge",
+    ".self_attn.qkv.": "is a BLIP, whose image side is no CLIP's",
+    "classifier.weight": "is a classifier of fixed classes made of a CLIP, without words; densevl takes the CLIP alone",
     "visual_encoder.": "is a BLIP, whose image side is no CLIP's",
     "sem_seg_head.": "is a model of segmentation around a CLIP; densevl takes the CLIP alone",
     "text_model.shared": "holds a text side of T5, which densevl does not have",

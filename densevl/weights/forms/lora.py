@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from densevl.weights.reading import State, bad_file
 CONFIG = Kind("adapter config", WeightsError, "copy adapter_config.json beside the adapter")
 NAME = "adapter_config.json"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
-_PREFIX = "base_model.model."
+_PREFIX, _BASE = "base_model.model.", ".base_layer."
+_ADAPTER = re.compile(r"\.lora_([AB])\.(?:[^.]+\.)?weight$")
+"""With the name of the adapter, "default", where a model of peft saved its state itself."""
 _UNREAD = (
     *("alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "use_qalora"),
     "alora_invocation_tokens",
@@ -25,7 +28,7 @@ _STARTS = (None, True, False, "gaussian", "eva")
 
 def is_adapter(tensors: State) -> bool:
     """Whether a file holds changes of LoRA and no model."""
-    return any(key.endswith(_DOWN) for key in tensors)
+    return any(_ADAPTER.search(key) for key in tensors) and not any(_BASE in key for key in tensors)
 
 
 def merge(base: State, adapter: State, path: Path) -> State:
@@ -50,7 +53,9 @@ def merge(base: State, adapter: State, path: Path) -> State:
             f"says init_lora_weights {str(told['init_lora_weights'])[:40]!r}, which changes the base too: save the "
             "merged model with peft (merge_and_unload)",
         )
-    own = {key.removeprefix(_PREFIX): value for key, value in adapter.items()}
+    own = {_ADAPTER.sub(r".lora_\1.weight", key.removeprefix(_PREFIX)): value for key, value in adapter.items()}
+    if len(own) < len(adapter):
+        raise bad_file(path, "holds several adapters; save one alone")
     merged = dict(base)
     for key, low in own.items():
         name = f"{key.removesuffix(_DOWN)}.weight" if key.endswith(_DOWN) else key

@@ -148,11 +148,13 @@ def _of_bert(
     }
     defaults = _ALT_TEXT if alt else {}
     words = named.get("text.transformer.embeddings.word_embeddings.weight")
+    places, padding = named.get("text.transformer.embeddings.position_embeddings.weight"), 2 if alt else 0
+    usual = 77 if alt else 52
     words_side = {
         "config": {**defaults, **keep, **kind},
         "pooler": "cls_last_hidden_state_pooler",
         "head": "norm" if alt else "linear",
-        "context": 77 if alt else 52,
+        "context": usual if places is None else min(usual, len(places) - padding),
         "vocabulary": len(words) if words is not None else 0,
     }
     own: dict[str, Any] = {
@@ -201,8 +203,9 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             )
         hidden = named["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0]
         grid = round(len(places.reshape(-1, width)) ** 0.5)
-        embed = named["text.text_projection.weight"].shape[0]
-        words = text_sizes(named, path, heads(text, 12 if config else None), "text.")
+        alone = not any(key.startswith("text.") for key in named)
+        embed = width if alone else named["text.text_projection.weight"].shape[0]
+        words = dict(NO_TEXT) if alone else text_sizes(named, path, heads(text, 12 if config else None), "text.")
     except (KeyError, RuntimeError) as error:
         raise bad_file(path, f"is no whole SigLIP: {' '.join(str(error).split())[:80]}; download it again") from error
     size = input_size(vision, grid, patch)
@@ -238,7 +241,14 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
     }
     facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), size)
     return Form(
-        "SigLIP of transformers", named, own, trunk=trunk, facts=facts, decides=True, guesses=unsure(config, own, trunk)
+        "SigLIP of transformers",
+        named,
+        own,
+        trunk=trunk,
+        facts=facts,
+        decides=True,
+        tower=alone,
+        guesses=unsure(config, own, trunk),
     )
 
 
