@@ -35,7 +35,7 @@ WORDS = (
 )
 """Files of tokenizers."""
 CONFIGS = ("open_clip_config.json", "config.json")
-BESIDE = (*CONFIGS, "preprocessor_config.json", *WORDS)
+BESIDE = (*CONFIGS, "adapter_config.json", "preprocessor_config.json", *WORDS)
 """Files of a repository that a model may need besides its weights."""
 PREFIX = "hf-hub:"
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
@@ -204,7 +204,7 @@ def fetch_model(named: Repo) -> Path:
         ModelError: not at hand, no model, or not for this account. WeightsError: a download is damaged.
         OutputError: the disk has no room for it.
     """
-    marks = [named.file] if named.file else ["open_clip_config.json", "config.json"]
+    marks = [named.file] if named.file else [*CONFIGS, "adapter_config.json"]
     found = next((file for mark in marks if (file := _cached(named.repo, mark, named.revision))), None)
     if found and (named.file or _is_complete(found.parent)):
         return found if named.file else found.parent

@@ -269,6 +269,16 @@ def test_what_is_not_of_the_hub_is_not_asked_of_it(hub, ask, name, reason) -> No
     assert CliRunner().invoke(app, ["models", "get", name]).exit_code == 2
 
 
+def test_changes_to_a_model_come_with_their_config_and_stay(hub, ask) -> None:
+    hub.add("someone/lora", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x", "README.md": b""})
+    ask("someone/none")
+    folder = managing.get("hf-hub:someone/lora")
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    hub.asked.clear()
+    assert managing.get("hf-hub:someone/lora") == folder
+    assert hub.asked == []
+
+
 def test_the_address_of_a_config_is_its_model(hub, ask) -> None:
     assert ask(f"hf-hub:{REPO}/open_clip_config.json").startswith("loaded")
     assert ask(f"{hub.address}/{REPO}").startswith("loaded")
