@@ -547,3 +547,59 @@ def test_every_control_has_a_name(open_page) -> None:
 def test_the_page_is_small() -> None:
     own = sum(path.stat().st_size for path in Path(EXAMPLES).parent.iterdir() if path.is_file())
     assert own < 100_000
+
+
+def test_a_session_that_ended_begins_again_with_what_was_corrected(browser, models) -> None:
+    with running(models) as (own, _, service):
+        page = browser.new_page()
+        page.goto(own)
+        page.wait_for_selector("body[data-state=empty]")
+        ask(page, "elephant", "fish", photo=WATER, mode="session")
+        page.mouse.click(*spot(page, 167, 90))
+        page.fill("#new-name", "house")
+        page.press("#new-name", "Enter")
+        page.wait_for_selector("#edits-note:text('One correction.')")
+        page.wait_for_selector("body[data-state=done]")
+        before = overlay(page)
+        for key in list(service.sessions._open):
+            service.sessions.end(key)
+        page.click("#run")
+        page.wait_for_timeout(100)
+        page.wait_for_selector("body[data-state=done]")
+        assert page.inner_text("#edits-note") == "One correction."
+        assert overlay(page) == before
+        page.close()
+
+
+@pytest.mark.parametrize(("mode", "button"), [("session", "#run"), ("segment", "#run-all")])
+def test_a_photo_that_cannot_be_read_is_named_and_the_others_go_on(open_page, mode, button) -> None:
+    page = open_page()
+    page.click(f"#modes [data-mode={mode}]")
+    cut = {"name": "cut.jpg", "mimeType": "image/jpeg", "buffer": png((64, 64), format="JPEG")[:400]}
+    page.set_input_files("#files", [cut])
+    page.wait_for_selector("#strip .thumb")
+    page.set_input_files("#files", WATER)
+    page.wait_for_selector("#strip .thumb >> nth=1")
+    page.fill("#label", "elephant, fish")
+    page.click(button)
+    assert "cut.jpg" in said(page)
+    assert page.is_visible("#legend :text('elephant')")
+
+
+def test_a_double_click_stops_nothing_and_what_is_no_picture_is_told_at_once(open_page) -> None:
+    page = open_page()
+    page.set_input_files("#files", {"name": "list.txt", "mimeType": "text/plain", "buffer": b"cat"})
+    assert said(page) == "list.txt is no picture; add a photo."
+    page.set_input_files("#files", WATER)
+    page.fill("#label", "elephant, fish")
+    page.dblclick("#run")
+    page.wait_for_selector("body[data-state=done]")
+    assert page.is_visible("#legend :text('elephant')")
+
+
+def test_many_words_scroll_in_their_field(open_page) -> None:
+    page = open_page()
+    page.fill("#label", ", ".join(f"word{number}" for number in range(300)) + ",")
+    page.press("#label", "Enter")
+    page.wait_for_selector(".chip >> nth=299")
+    assert page.evaluate("document.getElementById('chips').getBoundingClientRect().height") < 300

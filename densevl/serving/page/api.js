@@ -32,13 +32,14 @@ async function answered(asked) {
     throw new Error("The server cannot be reached. Is it still running?");
   }
   if (answer.ok) return answer;
-  let told = null;
+  let told = {};
   try {
-    told = JSON.parse(await answer.text()).error.message;
+    told = JSON.parse(await answer.text()).error ?? {};
   } catch {
     // not from densevl; a proxy, perhaps
   }
-  throw new Error(told ? sentence(told) : `The server answered ${answer.status}.`);
+  const error = new Error(told.message ? sentence(told.message) : `The server answered ${answer.status}.`);
+  throw Object.assign(error, { code: told.code });
 }
 
 /** A message as a sentence. */

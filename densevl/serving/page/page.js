@@ -18,6 +18,7 @@ const TOOLS = {
   session: { look: ["Click", "Click a region that is wrong, then name it."], box: ["Box", "Drag a box around a thing, then name it."], paint: ["Paint", "Paint over a thing, in as many strokes as you like, then name it."] },
 };
 const tools = () => TOOLS[state.mode] ?? TOOLS.regions;
+const DOUBLE = 500; // milliseconds in which a second click is no wish to stop
 const MAPPED = ["segment", "session"]; // modes whose answer is a label map
 const FILES = {
   json: "JSON", png: "Label map", overlay: "Picture", coco: "COCO", panoptic: "COCO panoptic", labelme: "LabelMe",
@@ -78,15 +79,21 @@ function fail(error) {
 
 async function addPhotos(files) {
   const first = state.photos.length;
+  let wrong = null;
   for (const file of files) {
+    if (file.type && !file.type.startsWith("image/")) {
+      wrong = new Error(`${file.name} is no picture; add a photo.`);
+      continue;
+    }
     if (file.size > state.offer.limits.bytes) {
-      fail(new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes at most ${state.offer.limits.body} MB.`));
+      wrong = new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; this server takes at most ${state.offer.limits.body} MB.`);
       continue;
     }
     const bitmap = await createImageBitmap(file).catch(() => null); // the server may read what the browser cannot
     state.photos.push({ file, bitmap, url: URL.createObjectURL(file), answers: {}, boxes: [], points: [], edits: {} });
   }
   if (state.photos.length > first) show(first);
+  if (wrong) fail(wrong);
 }
 
 function show(index) {
@@ -265,7 +272,6 @@ const READ = {
 };
 
 async function askAbout(one, mode, signal) {
-  const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
   const sent = fields(one);
   await read(one, mode, sent, await ask(mode, sent, { signal, busy }));
 }
@@ -280,7 +286,7 @@ const edits = (one, mode) => (one.edits[mode]?.length ? JSON.stringify(one.edits
 /** Do something that takes a while, which the main button stops; errors are told. */
 async function working(words, work) {
   if (state.running) return;
-  state.running = new AbortController();
+  [state.running, state.since] = [new AbortController(), performance.now()];
   try {
     become("busy", words);
     await work(state.running.signal);
@@ -294,7 +300,7 @@ async function working(words, work) {
 }
 
 function run(all = false) {
-  if (state.running) return state.running.abort();
+  if (state.running) return performance.now() - state.since > DOUBLE && state.running.abort();
   addLabels($("label").value);
   $("label").value = "";
   const mode = state.mode;
@@ -305,18 +311,35 @@ function run(all = false) {
   }
   if (mode === "anomaly" && chosenModel().normal_needed && !state.normal.length) return fail(new Error("This model needs normal pictures to compare with."));
   if (mode === "session") return working("Looking …", begin);
-  const some = all ? [...state.photos] : [photo()];
+  const some = all ? [...state.photos] : [photo()], bad = [];
   return working("Looking …", async (signal) => {
     for (const [index, one] of some.entries()) {
       if (all) $("status").textContent = `Looking at photo ${index + 1} of ${some.length} …`;
       one.edits[mode] = []; // they were of the answer before
-      await askAbout(one, mode, signal);
+      if (!(await unlessBad(bad, askAbout(one, mode, signal), some.length))) continue;
       if (innerWidth < 900) $("view").scrollIntoView({ block: "start" });
       if (all) state.at = state.photos.indexOf(one);
       [state.only, state.picked, state.hover] = [null, null, null];
       render();
     }
+    tellBad(bad);
   });
+}
+
+/** Whether a photo could be read; of several one that could not is kept for `tellBad`, and the others go on. */
+async function unlessBad(bad, work, count) {
+  try {
+    await work;
+    return true;
+  } catch (error) {
+    if (error.code !== "image" || count < 2) throw error;
+    bad.push(sentence(error.message));
+    return false;
+  }
+}
+
+function tellBad(bad) {
+  if (bad.length) throw new Error(bad.join(" "));
 }
 
 function render() {
@@ -331,7 +354,7 @@ function render() {
   renderEdits();
   $("answer").hidden = !answer;
   const more = state.mode === "session" && state.session ? state.session.told.warnings : [];
-  $("warnings").replaceChildren(...[...(answer?.told.warnings ?? []), ...more].map((text) => element("li", { text: sentence(text) })));
+  $("warnings").replaceChildren(...[...(answer?.told.warnings ?? []), ...more].map((text) => element("li", { text: sentence(text.replace(/ \([^()]*--[^()]*\)/g, "")) })));
   if (answer) {
     renderLegend();
     renderDownloads();
@@ -601,31 +624,62 @@ function renderEdits() {
 /** Begin a session with all photos, or bring the one there is up to date. */
 async function begin(signal) {
   const setup = JSON.stringify([state.labels, $("model").value, $("recipe").value, $("background").value.trim()]);
-  const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
-  const post = async (what, sent) => (await ask(`session${what}`, sent, { signal, busy })).json();
   if (state.session?.setup !== setup) {
-    if (state.session) post("/end", { session: state.session.key }).catch(() => {});
-    const [labels, model, recipe, background] = [JSON.stringify(state.labels), $("model").value, $("recipe").value, $("background").value.trim()];
-    const told = await post("", { labels, model, recipe, background });
-    state.session = { key: told.session, told, setup, numbers: new Map(), version: 0 };
+    if (state.session) ask("session/end", { session: state.session.key }).catch(() => {});
+    await open(setup, signal);
   }
-  const { session } = state;
-  const missing = state.photos.filter((one) => !session.numbers.has(one));
+  const { numbers } = state.session, missing = state.photos.filter((one) => !numbers.has(one)), bad = [];
   for (const [index, one] of missing.entries()) {
     $("status").textContent = `Looking at photo ${index + 1} of ${missing.length} …`;
-    session.told = await post("/photo", { session: session.key, image: one.file });
-    session.numbers.set(one, session.told.photos.length - 1);
+    await unlessBad(bad, addTo(one, signal), state.photos.length);
   }
-  session.version++;
+  state.session.version++;
   await fetchLabels(signal);
+  tellBad(bad);
+}
+
+const busy = (seconds) => ($("status").textContent = `The server is busy; trying again in ${seconds} s …`);
+
+async function open(setup, signal) {
+  const [words, model, recipe, background] = JSON.parse(setup);
+  const told = await (await ask("session", { labels: JSON.stringify(words), model, recipe, background }, { signal, busy })).json();
+  state.session = { key: told.session, told, setup, numbers: new Map(), version: 0, taught: [] };
+}
+
+async function addTo(one, signal) {
+  const told = await (await askSession("photo", { image: one.file }, null, signal)).json();
+  state.session.told = told;
+  state.session.numbers.set(one, told.photos.length - 1);
+}
+
+/** Ask the session, of a photo or of all; one that has ended begins again, and is told all that was said in it. */
+async function askSession(what, fields, one, signal) {
+  const send = (route, more, which) => {
+    const { key, numbers } = state.session;
+    return ask(`session/${route}`, { session: key, ...(which ? { photo: String(numbers.get(which)) } : {}), ...more }, { signal, busy });
+  };
+  try {
+    return await send(what, fields, one);
+  } catch (error) {
+    if (error.code !== "session") throw error;
+  }
+  $("status").textContent = "The session had ended; beginning again …";
+  const { setup, numbers, version, taught } = state.session;
+  await open(setup, signal);
+  for (const each of numbers.keys()) {
+    state.session.told = await (await send("photo", { image: each.file })).json();
+    state.session.numbers.set(each, state.session.told.photos.length - 1);
+  }
+  for (const each of taught) state.session.told = await (await send(each.what, each.fields, each.one)).json();
+  Object.assign(state.session, { taught, version: version + 1 });
+  return send(what, fields, one);
 }
 
 async function fetchLabels(signal) {
-  const one = photo(), { session } = state;
-  if (!session?.numbers.has(one)) return;
-  const version = session.version;
-  await read(one, "session", null, await ask("session/labels", { session: session.key, photo: String(session.numbers.get(one)) }, { signal }));
-  one.answers.session.version = version;
+  const one = photo();
+  if (!state.session?.numbers.has(one)) return;
+  await read(one, "session", null, await askSession("labels", {}, one, signal));
+  one.answers.session.version = state.session.version;
   state.picked = null;
   render();
 }
@@ -638,10 +692,12 @@ function freshen() {
 }
 
 function teach(what, fields, next = false) {
-  const { session } = state;
   return working("Learning …", async (signal) => {
-    const sent = { session: session.key, ...(what === "undo" || what === "restore" ? {} : { photo: String(session.numbers.get(photo())) }), ...fields };
-    session.told = await (await ask(`session/${what}`, sent, { signal })).json();
+    const one = what === "undo" || what === "restore" ? null : photo();
+    const told = await (await askSession(what, fields, one, signal)).json();
+    const { session } = state;
+    session.taught.push({ what, fields, one });
+    session.told = told;
     session.version++;
     if (next) {
       const first = session.told.photos.find((one) => one.number !== session.numbers.get(photo()));
@@ -697,10 +753,9 @@ function pickPainted() {
 
 /** Save the session, or a file of the photo. */
 function takeAlong(format) {
-  const { session } = state, one = photo();
+  const one = photo();
   return working("Making the file …", async (signal) => {
-    const sent = { session: session.key, ...(format ? { photo: String(session.numbers.get(one)), format } : {}) };
-    await save(await ask(format ? "session/labels" : "session/coco", sent, { signal }), `${one.file.name.replace(/\.[^.]*$/, "")}.${format ?? "coco.json"}`);
+    await save(await (format ? askSession("labels", { format }, one, signal) : askSession("coco", {}, null, signal)), `${one.file.name.replace(/\.[^.]*$/, "")}.${format ?? "coco.json"}`);
   });
 }
 
