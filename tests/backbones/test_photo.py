@@ -655,6 +655,43 @@ def test_a_search_by_a_model_without_vectors_is_one_line(photo) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("said", "trust", "why"),
+    [
+        ("birds of prey", "good", ""),
+        ("'cat'.", "good", ""),
+        ("land rover", "good", ""),
+        ("sailing boat", "good", ""),
+        ("golden retriever puppy", "good", ""),
+        ("an orange cat", "weak", "read as 'cat' and no more"),
+        ("two cats", "weak", "read as 'cats' and no more"),
+        ("3 cats", "weak", "read as 'cats' and no more"),
+        ("cat on a sofa", "weak", "read as 'cat' and no more"),
+        ("cats and dogs", "weak", "read as any of them; to tell them apart, write 'cats, dogs'"),
+        ("cat or dog", "weak", "read as any of them; to tell them apart, write 'cat, dog'"),
+        ("nail", "weak", "understood as 'nail' (a thin pointed piece of metal"),
+        ("bycicle", "weak", "did you mean 'bicycle'?"),
+        ("elephent", "weak", "did you mean 'elephant'?"),
+        ("girafe", "weak", "did you mean 'giraffe'?"),
+        ("street lamp", "none", ""),
+        ("swimming pool", "none", ""),
+    ],
+)
+def test_what_is_said_of_phrases_and_slips(photo, said, trust, why) -> None:
+    (reach,) = photo.reach([said])
+    assert reach.trust == trust
+    assert why in reach.why
+
+
+def test_no_word_of_another_language_is_called_a_slip(photo) -> None:
+    assert not [reach for reach in photo.reach(["chien", "beige", "soda"]) if "did you mean" in reach.why]
+
+
+def test_things_joined_by_and_are_all_of_them() -> None:
+    both = words.Lexicon().meanings(["cats and dogs"])[0]
+    assert {*both.classes} == {*words.look_up("cat").classes, *words.look_up("dog").classes}
+
+
 def test_an_unknown_grouping_is_one_line() -> None:
     with pytest.raises(ModelError, match="no grouping 'dino'; it is None, 'vit' or 'vit28'"):
         Photo(grouping="dino")

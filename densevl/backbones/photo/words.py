@@ -19,6 +19,7 @@ more of "sailing boat" than "boat" does, "honeybee" is a bee and "frisbee" is no
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import json
 import re
@@ -39,6 +40,7 @@ from densevl.backbones.reach import Reach, Trust, Way
 from densevl.cache import cache_dir
 from densevl.errors import ModelError, OutputError
 from densevl.files import atomic_write
+from densevl.vocabulary.nouns import nouns
 
 T = TypeVar("T")
 CLASSES = 1000
@@ -57,6 +59,15 @@ WEAKER = {
 COVERED = 0.30
 PREPOSITIONS = {"of", "with", "on", "in", "at", "by", "from", "for", "under", "near", "behind", "beside", "without"}
 BREAKS = PREPOSITIONS | {"a", "an", "the"}
+# Words that say how a thing looks, not which it is: an orange cat is no other kind of cat.
+_LOOKS = """
+    red orange yellow green blue purple pink brown black white grey gray dark light bright colourful
+    big large huge giant small little tiny tall short long thin fat old new young cute beautiful dirty clean wet
+    one two three four five six seven eight nine ten many several few all other single empty full open closed broken
+    sleeping sitting standing lying running walking flying blurry
+"""
+LOOKS = frozenset(_LOOKS.split())
+SPELT = 0.85  # difflib's ratio from which a word is taken for another, misspelt
 SHOWN = 3  # classes that a warning names
 MEANT = 60  # characters of a definition that it quotes
 
@@ -65,12 +76,14 @@ _BEFORE = re.compile(
     r"^(?:(?:a |an |the )?(?:photo|picture|image|drawing) of )?"
     r"(?:(?:a|an|the|my|your|his|her|its|our|their|this|that|these|those|some) )?"
 )
+QUOTED = " .,;:!?\"'()[]\u201c\u201d\u2018\u2019"  # around a word
+_SEVERAL = re.compile(r",? (?:and|or|&) ")
 IRREGULAR = {"mice": "mouse", "oxen": "ox", "lice": "louse"}  # plurals of names that are not formed by a rule
 
 
 def fold(word: str) -> str:
-    """A word as the table spells it: lower case, single blanks, no hyphens; "a photo of", articles, "my" are gone."""
-    plain = " ".join(re.sub(r"[-_]", " ", word.lower()).split())
+    """A word as the table spells it: lower case, single blanks; hyphens, quotes, "a photo of", articles are gone."""
+    plain = " ".join(re.sub(r"[-_]", " ", word.lower()).split()).strip(QUOTED)
     return _BEFORE.sub("", plain) or plain
 
 
@@ -123,7 +136,9 @@ def forms(word: str) -> tuple[str, ...]:
     one = f"{before} {IRREGULAR.get(last, last)}".strip()
     ends = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
     singular = (word[: -len(many)] + single if word.endswith(many) else word for many, single in ends)
-    return (word, one, *singular, f"{word}s")
+    first, of, rest = word.partition(" of ")
+    heads = (f"{form} of {rest}" for form in forms(first)[1:-1]) if of else ()  # "birds of prey"
+    return (word, one, *heads, *singular, f"{word}s")
 
 
 def by_form(table: Mapping[str, T], word: str) -> T | None:
@@ -234,7 +249,9 @@ def look_up(word: str) -> Meaning | None:
     )
     way, classes = next((found for found in ways if found[1] is not None), ("none", None))
     if classes is None:
-        return _by_kind(word)
+        first, blank, rest = fold(word).partition(" ")
+        joined = look_up(first + rest) if blank and " " not in rest and first not in LOOKS else None  # "land rover"
+        return joined or _by_kind(word)
     if not classes:
         return Meaning("none", "none", NO_CLASS)
     why = next((weak()[form] for form in forms(word) if form in weak()), None)
@@ -258,9 +275,27 @@ def _by_kind(word: str) -> Meaning | None:
     return Meaning("broader", "weak", f"read as '{kind}' and no more", found.classes, kind=kind)
 
 
+def _several(phrase: str) -> Meaning | None:
+    """What "cats and dogs" means, any of the things; None if one of them is not known by the tables."""
+    parts = _SEVERAL.split(fold(phrase))
+    found = [look_up(part) for part in parts]
+    if len(parts) < 2 or any(one is None or not one.classes for one in found):
+        return None
+    classes = dict.fromkeys(index for one in found if one is not None for index in one.classes)
+    apart = ", ".join(parts)
+    return Meaning("head", "weak", f"read as any of them; to tell them apart, write '{apart}'", tuple(classes))
+
+
+def _says_more(phrase: str) -> bool:
+    """Whether a phrase says which thing is meant beyond its head: "sailing boat", not "orange cat", "cat on a sofa"."""
+    whole = fold(phrase).split()
+    apart = PREPOSITIONS - {"of"}
+    return not (any(part in apart for part in whole[1:]) or any(part in LOOKS or part.isdigit() for part in whole[:-1]))
+
+
 def by_head(phrase: str) -> Meaning | None:
     """What a phrase means by its head, the last words before "of", "with" and the like; None if that is not known."""
-    whole = phrase.lower().split()
+    whole = phrase.lower().strip(QUOTED).split()
     after = [*whole[1:], "of"]  # "dog lying on grass", "man riding a bike", but not "old sailing boat"
     ends = (k for k, part in enumerate(whole) if part in PREPOSITIONS or (part.endswith("ing") and after[k] in BREAKS))
     end = next((k for k in ends if k), len(whole))
@@ -283,7 +318,12 @@ def _stuff(phrase: str) -> Meaning | None:
 def fingerprint() -> str:
     """A hash of everything that shapes a row, apart from the code."""
     return digest.of_text(
-        "heads and kinds", _shipped("aliases.json"), _shipped("wordnet.json"), *_key_recipe(), str(TAU), str(ATTENDED)
+        "heads, kinds and looks",
+        _shipped("aliases.json"),
+        _shipped("wordnet.json"),
+        *_key_recipe(),
+        str(TAU),
+        str(ATTENDED),
     )
 
 
@@ -313,7 +353,7 @@ class Lexicon:
 
     def meanings(self, words: Sequence[str]) -> list[Meaning]:
         """What each word means, by the tables or, where they do not have it, by where its attention falls."""
-        found = {word: look_up(word) or _stuff(word) for word in dict.fromkeys(words)}
+        found = {word: look_up(word) or _several(word) or _stuff(word) for word in dict.fromkeys(words)}
         known = {word: meaning for word, meaning in found.items() if meaning is not None and not meaning.kind}
         unsure = [word for word in found if word not in known and word not in self._guessed]
         for word, share in zip(unsure, self.attention(unsure) if unsure else (), strict=True):
@@ -396,12 +436,23 @@ def _guess(word: str, attention: torch.Tensor) -> Meaning:
         ends = (look_up(folded[k:]) for k in range(3, len(folded) - 2) if " " not in folded)
         if any(end is not None and top[0] in end.classes for end in ends):
             return Meaning("similarity", "good")
-        if head is not None and len(head.classes) > 1 and top[0] in head.classes:
+        if head is not None and len(head.classes) > 1 and top[0] in head.classes and _says_more(word):
             narrow = Meaning("similarity", "good")
             return narrow if head.why.startswith("read as") else replace(narrow, trust="weak", why=head.why)
     if head is not None:
         return head
-    return Meaning("similarity", "weak", f"reached only by what it has in common with {_names(top)}")
+    meant = _misspelt(folded)
+    return Meaning("similarity", "weak", f"reached only by what it has in common with {_names(top)}{meant}")
+
+
+def _misspelt(word: str) -> str:
+    """ "; did you mean 'bicycle'?" for a word that is nearly a plain noun, else ""."""
+    plain = [noun for noun in nouns().queries if isinstance(noun, str)]
+    if len(word) < 4 or any(form in plain for form in forms(word)):
+        return ""
+    swapped = [noun for noun in plain if noun[0] == word[0] and sorted(noun) == sorted(word)]
+    near = swapped or difflib.get_close_matches(word, plain, n=1, cutoff=SPELT)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 @lru_cache(maxsize=3)
