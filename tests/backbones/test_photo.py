@@ -670,7 +670,7 @@ def test_a_search_by_a_model_without_vectors_is_one_line(photo) -> None:
         ("cats and dogs", "weak", "read as any of them; to tell them apart, write 'cats, dogs'"),
         ("cat or dog", "weak", "read as any of them; to tell them apart, write 'cat, dog'"),
         ("nail", "weak", "understood as 'nail' (a thin pointed piece of metal"),
-        ("bycicle", "weak", "did you mean 'bicycle'?"),
+        ("bciycle", "weak", "did you mean 'bicycle'?"),
         ("elephent", "weak", "did you mean 'elephant'?"),
         ("girafe", "weak", "did you mean 'giraffe'?"),
         ("street lamp", "none", ""),
