@@ -40,7 +40,6 @@ from densevl.backbones.reach import Reach, Trust, Way
 from densevl.cache import cache_dir
 from densevl.errors import ModelError, OutputError
 from densevl.files import atomic_write
-from densevl.vocabulary.nouns import nouns
 
 T = TypeVar("T")
 CLASSES = 1000
@@ -446,10 +445,10 @@ def _guess(word: str, attention: torch.Tensor) -> Meaning:
 
 
 def _misspelt(word: str) -> str:
-    """ "; did you mean 'bicycle'?" for a word that is nearly a plain noun, else ""."""
-    plain = [noun for noun in nouns().queries if isinstance(noun, str)]
-    if len(word) < 4 or any(form in plain for form in forms(word)):
+    """ "; did you mean 'bicycle'?" for a word that is nearly one of the tables, else ""."""
+    if len(word) < 6:
         return ""
+    plain = [noun for noun in (*aliases(), *narrower()) if len(noun) > len(word) - 2]
     swapped = [noun for noun in plain if noun[0] == word[0] and sorted(noun) == sorted(word)]
     near = swapped or difflib.get_close_matches(word, plain, n=1, cutoff=SPELT)
     return f"; did you mean '{near[0]}'?" if near else ""
