@@ -44,3 +44,9 @@ def test_something_is_there() -> None:
         assert not is_blank(photo), path.name
         assert not is_blank(np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(4)))), path.name
         assert not is_blank((photo * 0.3).astype(np.uint8)), path.name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_white_noise_shows_nothing_at_any_strength(channels) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, channels), np.uint8)
+    assert is_blank(np.broadcast_to(noise, (300, 400, 3)).copy())
