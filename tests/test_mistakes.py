@@ -64,7 +64,7 @@ WRONG: dict[str, list[str]] = {
     "models show name": ["minni", "", "ViT-B-16/opnai", "local-dir:absent", "hf-hub:a/b", "ViT-B-16", FILE],
     "models get name": ["minni", "", "ViT-B-16/opnai", "a/b/c"],
     "activation": ["relu", ""],
-    "words": [ABSENT, FILE],
+    "models convert words": [ABSENT, FILE],
     "truncate_dim": ["0", "-1", "x"],
     "mean": ["x", "0.1,0.2", "2", "nan", "", "0.5,0.5,0.5,0.5"],
     "std": ["x", "0.1,0.2", "0", "nan", "", "-0.5"],

@@ -227,8 +227,8 @@ OF_PHOTO = (
             ("mirror", "one kind of many", "understood as 'car mirror'"),
             ("red car", "an attribute", "read as 'car'"),
             ("dog lying on grass", "a sentence", "read as 'dog'"),
-            ("helicopter", "an object that was not trained", "in common with"),
-            ("coffee", "close to many classes and none of them", "in common with 'coffeepot'"),
+            ("helicopter", "an object that was not trained", "a kind of 'aircraft'"),
+            ("coffee", "close to many classes and none of them", "understood as 'espresso'"),
             ("frisbee", "a word that ends in a bee", "in common with"),
             ("democracy", "no object", "in common with"),
         )

@@ -78,10 +78,15 @@ class BankBuilder:
 
         Arguments, result and errors as those of `RegionSearch.build`.
         """
-        listed = ErrorList(open_store(self._path), ERRORS)
         known = self.bank.photos if self.bank is not None else ()
         how = Taking(forget=forget, skip=skip, strict=strict, watch=watch or Watch())
-        return fill(photos, known, self._look, self._take, self._drop, listed, how)
+        built = fill(photos, known, self._look, self._take, self._drop, None, how)
+        if self.bank is not None:  # a folder is made only for something to be in it
+            listed = ErrorList(open_store(self._path), ERRORS)
+            for path, reason in built.failed.items():
+                listed.add(path, reason)
+            listed.close([*built.kept, *built.added, *built.failed], built.failed)
+        return built
 
     def _look(self, path: str) -> tuple[tuple[int, int], tuple[torch.Tensor, torch.Tensor]]:
         found = self.classifier.embed(path)
