@@ -35,7 +35,7 @@ WORDS = (
 )
 """Files of tokenizers."""
 CONFIGS = ("open_clip_config.json", "config.json")
-BESIDE = (*CONFIGS, "adapter_config.json", "preprocessor_config.json", *WORDS)
+BESIDE = (*CONFIGS, "adapter_config.json", "processor_config.json", "preprocessor_config.json", *WORDS)
 """Files of a repository that a model may need besides its weights."""
 PREFIX = "hf-hub:"
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")

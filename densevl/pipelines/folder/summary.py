@@ -33,6 +33,8 @@ class Summary:
         self.images += 1
         if "fractions" in content:
             self.measure, own = "share", {name: share for name, share in content["fractions"].items() if share}
+        elif content.get("name"):
+            self.measure, own = "images", {content["name"]: 1}
         elif "regions" in content:
             self.measure = "regions"
             own = Counter(row["category_name"] for row in content["regions"] if row.get("category_name"))
@@ -40,7 +42,7 @@ class Summary:
             verdict = {True: "anomalous", False: "sound", None: "scored"}[content["is_anomalous"]]
             self.measure, own = "images", {verdict: 1}
         else:
-            self.measure, own = "images", {content["name"]: 1} if content.get("name") else {}
+            self.measure, own = "images", {}
         for name, amount in own.items():
             images, before = self.classes.get(name, (0, 0))
             self.classes[name] = images + 1, before + amount
