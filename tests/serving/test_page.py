@@ -203,8 +203,13 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("mode", FILES)
-def test_every_file_of_every_mode_is_downloaded(open_page, tmp_path, mode) -> None:
+@pytest.mark.parametrize(
+    ("mode", "few"),
+    [(mode, slice(first, first + 8)) for mode, files in FILES.items() for first in range(0, len(files), 8)],
+    ids=str,
+)
+def test_every_file_of_every_mode_is_downloaded(open_page, tmp_path, mode, few) -> None:
+    """Some at a time: Chromium takes ten downloads of a page in quick succession and asks before more."""
     page = open_page()
     if mode == "anomaly":
         page.click("#modes [data-mode=anomaly]")
@@ -215,7 +220,7 @@ def test_every_file_of_every_mode_is_downloaded(open_page, tmp_path, mode) -> No
         ask(page, "elephant", "house", mode=mode)
     buttons = page.locator("#downloads button")
     assert [button.get_attribute("data-format") for button in buttons.all()] == FILES[mode]
-    for button in buttons.all():
+    for button in buttons.all()[few]:
         with page.expect_download() as saved:
             button.click()
         saved.value.save_as(tmp_path / "file")
