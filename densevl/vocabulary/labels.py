@@ -114,14 +114,19 @@ class LabelSet:
             return labels
         notes = Notes()
         content = read(labels, notes)
-        require_few(content)
-        names, synonyms, negatives = [], [], []
-        for name, given in _pairs(content, notes):
-            means, is_not = _positive_and_negative(name, given)
-            names.append(name)
-            synonyms.append(means)
-            negatives += is_not
-        return cls(tuple(names), tuple(synonyms), tuple(negatives), notes.warnings)
+        try:
+            require_few(content)
+            names, synonyms, negatives = [], [], []
+            for name, given in _pairs(content, notes):
+                means, is_not = _positive_and_negative(name, given)
+                names.append(name)
+                synonyms.append(means)
+                negatives += is_not
+            return cls(tuple(names), tuple(synonyms), tuple(negatives), notes.warnings)
+        except LabelError as error:
+            if notes.file and notes.file not in str(error):
+                raise LabelError(f"{notes.file}: {error}") from error
+            raise
 
 
 def _pairs(content: Content, notes: Notes) -> Iterator[tuple[str, list[str]]]:

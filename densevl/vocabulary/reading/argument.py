@@ -59,7 +59,7 @@ def read_file(path: Path, notes: Notes) -> Content:
         LabelError: it cannot be read, or holds something else.
     """
     text, ending = text_of(path, WHAT), path.suffix.lower()
-    what = f"{WHAT} {shown(path)}"
+    notes.file = what = f"{WHAT} {shown(path)}"
     data = data_of(text, what, ending=ending)
     if data is not None and not (isinstance(data, str) and ending in (".yaml", ".yml")):
         return classes_of(data, notes, what)

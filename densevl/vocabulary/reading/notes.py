@@ -8,9 +8,10 @@ SHOWN = 3  # labels that a sentence names
 
 
 class Notes:
-    """Guesses, each said once however many labels it is about."""
+    """Guesses, each said once however many labels it is about. Attributes: file: that is read, as messages name it."""
 
     def __init__(self) -> None:
+        self.file = ""
         self._about: dict[str, list[str]] = {}
 
     def say(self, sentence: str, *labels: str) -> None:
