@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import Screen, print_json, say_left_out
+from densevl.cli.images import Screen, finder, print_json, say_left_out
 from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 
 bank_app = typer.Typer(no_args_is_help=True, help="Banks: regions of many photos that help to label those of others.")
@@ -50,24 +50,17 @@ def build(
 ) -> None:
     """Build a bank of the regions of photos, which need no labels; a build that was stopped goes on from there."""
     from densevl.backbones import load_backbone
-    from densevl.backbones.proxies import load_proxy
     from densevl.images import find_images
     from densevl.pipelines.folder.each import BAD
     from densevl.pipelines.regions.banking import BankBuilder
     from densevl.pipelines.regions.classifier import RegionClassifier
-    from densevl.proposals import NAMES, load_proposer
-    from densevl.proposals.pieces import PieceProposer
 
-    finder: Any = proposals
-    if proposals not in NAMES or pieces:  # what cannot be had is said before any model is loaded
-        finder = load_proposer(proposals or options.PROPOSALS, device=device)
-    finder = PieceProposer(finder) if pieces else finder
+    find = finder(proposals, pieces, device)
     found = find_images(images, skip=out)
     with stderr().status("loading the models"):
-        proxy = load_proxy(keys, device=device)
         backbone = load_backbone(model, weights, device=device, precision=precision)
-        values = RegionClassifier(backbone, "pool", recipe=recipe, proposals=finder)
-    builder = BankBuilder(out, values, proxy, overwrite=overwrite)
+        values = RegionClassifier(backbone, "pool", recipe=recipe, proposals=find)
+        builder = BankBuilder(out, values, keys, overwrite=overwrite)
     try:
         built = builder.build(images, forget=forget, skip=out, strict=strict, watch=Screen(quiet=quiet))
     except BAD as error:  # the first bad photo, with --strict
@@ -90,14 +83,14 @@ def show(bank: Folder, as_json: options.Json = False) -> None:
     from densevl.regions.bank import Bank
 
     held = Bank.load(bank)
-    values, keys = held.facts["values"], held.facts["keys"]
+    values = held.facts["values"]
     told = {
         "photos": len(held.photos),
         "regions": len(held),
         "model": values["model"],
         "recipe": values["recipe"],
         "proposals": values["proposals"],
-        "keys": keys["name"],
+        "keys": held.facts["proxy"],
     }
     if as_json:
         print_json({"bank": str(bank), **told})

@@ -285,6 +285,21 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"protocol": protocol}
 
 
+def finder(proposals: str | None, pieces: bool, device: str | None) -> Any:
+    """What finds regions, by --proposals and --pieces; what cannot be had is said before any model is loaded.
+
+    Raises:
+        ModelError, MissingExtraError: no such proposer, or it cannot be loaded.
+    """
+    from densevl.proposals import NAMES, load_proposer
+    from densevl.proposals.pieces import PieceProposer
+
+    found: Any = proposals or options.PROPOSALS
+    if found not in NAMES or pieces:
+        found = load_proposer(found, device=device)
+    return PieceProposer(found) if pieces else found
+
+
 def exports(given: Mapping[str, Any], names: Sequence[str]) -> list[Gathered]:
     """The data sets that a command was asked for by --as, --stuff and --overwrite.
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from densevl import __version__
 from densevl.cli import options
-from densevl.cli.images import Screen, print_json, say_left_out
+from densevl.cli.images import Screen, finder, print_json, say_left_out
 from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 from densevl.files import json_text
@@ -85,18 +85,13 @@ def search(
     from densevl.pipelines.regions.scores import default_operators
     from densevl.pipelines.regions.search import RegionSearch
     from densevl.pipelines.regions.sheet import hit_sheet
-    from densevl.proposals import NAMES, load_proposer
-    from densevl.proposals.pieces import PieceProposer
 
-    finder: Any = proposals
-    if proposals not in NAMES or pieces:  # what cannot be had is said before any model is loaded
-        finder = load_proposer(proposals or options.PROPOSALS, device=device)
-    finder = PieceProposer(finder) if pieces else finder
+    find = finder(proposals, pieces, device)
     with stderr().status("loading the model"):
         backbone = load_backbone(model, weights, device=device, precision=precision)
         usual = default_operators(backbone)  # an index holds one vector a region
         chosen = operator or ("cls_mask" if "cls_mask" in usual else "pool")
-        classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=finder)
+        classifier = RegionClassifier(backbone, chosen, recipe=recipe, proposals=find)
     name = f"{folder.resolve().name or 'photos'}-{proposals}{'-pieces' * pieces}-index.npz"
     kept, picture = index or Path(out) / name, Path(out) / "search.png"
     beyond = None if folder.resolve() == Path(out).resolve() else out

@@ -15,12 +15,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from densevl import digest
 from densevl.errors import DensevlError
 from densevl.files import atomic_write, json_text, shown
 from densevl.regions.index import Photo
@@ -29,6 +31,7 @@ from densevl.weights import read_checkpoint
 
 VERSION = 1
 FACTS, PARTS = "bank.json", "part-*.safetensors"
+FORM = {"values": dict, "keys": dict, "proxy": str}
 AT_ONCE = 1 << 16  # keys compared at a time
 
 
@@ -61,7 +64,8 @@ class Bank:
 
     Attributes:
         path: its folder. facts: what made keys and values, ready for JSON: "values" those of a `RegionClassifier`,
-            "keys" the identity of the proxy, "widths" [P, E]. parts: what it holds.
+            "keys" the identity of the proxy, "proxy" what `load_proxy` finds it by, "widths" [P, E].
+        parts: what it holds.
     """
 
     path: Path
@@ -95,6 +99,8 @@ class Bank:
             if facts.pop("version") != VERSION:
                 raise BANK.bad(folder / FACTS, f"is of another version than {VERSION}")
             widths = tuple(int(width) for width in facts["widths"])
+            if not all(isinstance(facts[key], kind) for key, kind in FORM.items()):
+                raise ValueError("it does not say what made it")
         return cls(folder, facts, tuple(_part(file, widths) for file in sorted(folder.glob(PARTS))))
 
     def __len__(self) -> int:
@@ -102,6 +108,12 @@ class Bank:
 
     def __repr__(self) -> str:
         return f"Bank({shown(self.path)}, {len(self.photos)} photos, {len(self)} regions)"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what made it, and of its photos: their paths, sizes and times of change."""
+        photos = [[p.path, p.bytes, p.changed] for p in self.photos]
+        return digest.of_text(json.dumps([dict(self.facts), photos], sort_keys=True))
 
     @property
     def photos(self) -> tuple[Photo, ...]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import densevl
 from conftest import PHOTOS
 from densevl import RegionClassifier, Segmenter, load_backbone, load_proxy
 from densevl.cli import app
-from densevl.errors import DensevlError, RecipeError
+from densevl.errors import DensevlError, OptionError, RecipeError
 from densevl.inference.windows import WindowGrid
 from densevl.pipelines.regions.banking import BankBuilder
 from densevl.pipelines.segmentation.bank import Banks
 from densevl.pipelines.segmentation.segments import Segments
 from densevl.proposals import Proposals
+from densevl.proposals.sam.mini_sam import WEIGHTS
 from densevl.regions.bank import Bank, BankError
 
 SCENES = PHOTOS.parent / "scenes"
@@ -47,6 +51,13 @@ def photos(tmp_path_factory):
     for path in sorted(SCENES.glob("*.png"))[:3]:
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def tiny_photo():
+    """As much of a classifier of the photo model as is asked before anything runs."""
+    backbone = SimpleNamespace(name="photo", device="cpu")
+    return SimpleNamespace(operators={"pool": 1.0}, order="classify_then_pool", backbone=backbone, facts=dict)
 
 
 @pytest.fixture
@@ -163,6 +174,38 @@ def test_wrong_settings_are_refused(builder, photos, mini, settings, words) -> N
     builder.build(photos)
     with pytest.raises(DensevlError, match=words):
         Segmenter(mini, proposals=quarters, **{"bank": builder.bank, **settings})
+
+
+@pytest.mark.parametrize("operator", ["pool+cls_mask", None], ids=["two operators", "no vectors"])
+def test_what_keeps_no_single_vector_a_region_fills_no_bank(tmp_path, tiny_photo, mini, keys, operator) -> None:
+    classify = RegionClassifier(mini, operator) if operator else tiny_photo
+    with pytest.raises(OptionError, match="a bank"):
+        BankBuilder(tmp_path / "bank", classify, keys)
+    assert not (tmp_path / "bank").exists()
+
+
+def test_the_proxy_is_found_again_by_its_name_or_file(tmp_path, photos, mini) -> None:
+    file = tmp_path / "other.safetensors"
+    shutil.copy(Path(densevl.__file__).parent / WEIGHTS, file)
+    for name in ("mini-sam", str(file)):
+        made = BankBuilder(tmp_path / Path(name).stem, RegionClassifier(mini, "pool", proposals=quarters), name)
+        made.build(photos)
+        segment = Segmenter(mini, proposals=quarters, bank=made.bank.path)
+        assert segment.banks.facts()["banks"][0]["regions"] == 6
+    file.unlink()
+    with pytest.raises(BankError, match=r"has keys of .*other\.safetensors', which cannot be loaded"):
+        Segmenter(mini, proposals=quarters, bank=tmp_path / "other")
+
+
+def test_another_photo_is_another_bank_to_a_run(builder, photos, tmp_path) -> None:
+    """A run that goes on must notice: its results hold the fingerprint."""
+    builder.build(photos)
+    before = Bank.load(builder.bank.path).fingerprint
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(SCENES / "wood.png", more)
+    builder.build(more)
+    assert Bank.load(builder.bank.path).fingerprint != before
 
 
 def test_a_bank_needs_segments(builder, photos, mini) -> None:

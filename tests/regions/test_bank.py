@@ -14,7 +14,7 @@ from densevl.errors import DensevlError
 from densevl.regions.bank import AT_ONCE, Bank, BankError
 from densevl.regions.index import Photo
 
-FACTS = {"values": {"model": "mini"}, "keys": {"name": "mini-sam"}}
+FACTS = {"values": {"model": "mini"}, "keys": {"name": "mini-sam"}, "proxy": "mini-sam"}
 
 
 def rows(generator: torch.Generator, count: int, width: int) -> torch.Tensor:
@@ -142,7 +142,12 @@ def _lies(folder) -> None:
     (folder / "bank.json").write_text('{"version": 1, "widths": "many"}')
 
 
-@pytest.mark.parametrize("spoil", [_no_facts, _other_version, _other_widths, _cut, _other_weights, _lies])
+def _no_maker(folder) -> None:
+    facts = json.loads((folder / "bank.json").read_text())
+    (folder / "bank.json").write_text(json.dumps({**facts, "proxy": None}))
+
+
+@pytest.mark.parametrize("spoil", [_no_maker, _no_facts, _other_version, _other_widths, _cut, _other_weights, _lies])
 def test_a_damaged_bank_is_refused_in_a_line(tmp_path, spoil) -> None:
     bank_of(tmp_path / "bank", [[2]])
     spoil(tmp_path / "bank")

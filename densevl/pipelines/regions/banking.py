@@ -10,15 +10,13 @@ from pathlib import Path
 import torch
 
 from densevl import fitted
-from densevl.backbones.proxies import Proxy
-from densevl.errors import OptionError
+from densevl.backbones.proxies import Proxy, load_proxy
 from densevl.images.listing import Sources
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.watch import Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.regions.filling import Built, Taking, fill
-from densevl.pipelines.regions.search import WORDS
+from densevl.pipelines.regions.filling import Built, Taking, fill, settled
 from densevl.regions.bank import BANK, FACTS, Bank, BankError, Photo
 from densevl.regions.keys import region_keys
 
@@ -29,30 +27,30 @@ class BankBuilder:
     """Photos to a bank of their regions.
 
     >>> values = RegionClassifier("ViT-B-16/openai", "pool", recipe="corrclip", proposals="mini-sam")
-    >>> BankBuilder("photos.bank", values, load_proxy("radio_b")).build("photos")
+    >>> BankBuilder("photos.bank", values, "radio_b").build("photos")
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], classifier: RegionClassifier, proxy: Proxy, *, overwrite: bool = False
+        self, path: str | os.PathLike[str], classifier: RegionClassifier, proxy: Proxy | str, *, overwrite: bool = False
     ) -> None:
         """Open or begin a bank.
 
         Args:
-            path: its folder. classifier: finds regions and embeds them by one operator, the values. proxy: the keys.
+            path: its folder. classifier: finds regions and embeds them by one operator, the values.
+            proxy: makes the keys: a name or weights file for `load_proxy`, by which a `Segmenter` finds it again, or a
+                loaded one, which is found again where it goes by such a name.
             overwrite: begin anew, whatever the bank holds.
 
         Raises:
-            OptionError: the classifier has several operators. BankError: a bank that is damaged or of other models.
+            OptionError: the classifier has several operators, or keeps no vectors. ModelError: the proxy cannot be
+            loaded. BankError: a bank that is damaged or of other models.
         """
-        if len(classifier.operators) != 1:
-            raise OptionError(
-                f"a bank holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take one, "
-                "RegionClassifier(model, 'pool')"
-            )
-        self.classifier, self.proxy, self._path = classifier, proxy, Path(path)
-        self.operator = next(iter(classifier.operators))
-        values = {key: value for key, value in classifier.facts().items() if key not in WORDS}
-        self._facts = json.loads(json.dumps({"values": values, "keys": fitted.identity(proxy)}, default=str))
+        self.operator, values = settled(classifier, "a bank")
+        self.classifier, self._path = classifier, Path(path)
+        self.proxy = proxy if isinstance(proxy, Proxy) else load_proxy(proxy, device=str(classifier.backbone.device))
+        source = self.proxy.name if isinstance(proxy, Proxy) else proxy
+        self._source = str(Path(source).resolve()) if Path(source).is_file() else source
+        self._facts = json.loads(json.dumps({"values": values, "keys": fitted.identity(self.proxy)}, default=str))
         self.bank: Bank | None = None
         if (self._path / FACTS).exists() and not overwrite:
             self.bank = Bank.load(self._path)
@@ -95,8 +93,8 @@ class BankBuilder:
 
     def _take(self, new: Sequence[tuple[Photo, tuple[torch.Tensor, torch.Tensor]]]) -> None:
         if self.bank is None:
-            keys, values = new[0][1]
-            self.bank = Bank.create(self._path, {**self._facts, "widths": [int(keys.shape[1]), int(values.shape[1])]})
+            widths = [int(side.shape[1]) for side in new[0][1]]
+            self.bank = Bank.create(self._path, {**self._facts, "proxy": self._source, "widths": widths})
         self._drop([photo.path for photo, _ in new])
         self.bank = self.bank.with_photos([(photo, keys, values) for photo, (keys, values) in new])
 

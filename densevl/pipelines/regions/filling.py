@@ -1,20 +1,28 @@
-"""Photos into what grows by photos, an index or a bank: new and changed ones are looked at, and kept part by part."""
+"""Photos into what grows by photos, an index or a bank: new and changed ones are looked at, and kept part by part.
+
+Both hold a vector a region: `settled` says by which operator a classifier makes it, and on what else it depends.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from densevl.errors import OptionError
 from densevl.images import find_images
 from densevl.images.addresses import stamp
 from densevl.images.listing import Sources
 from densevl.pipelines.folder.each import each, one_by_one
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.watch import Job, Watch
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.settings import NAME_FIRST
 from densevl.regions.index import Photo
 
+WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
+"""Facts of a classifier that the vectors of regions do not depend on."""
 KEPT_BACK = 256  # photos that are held before they are written; an interrupted build goes on from there
 Found = TypeVar("Found")
 
@@ -42,6 +50,30 @@ class Taking:
     skip: str | os.PathLike[str] | None
     strict: bool
     watch: Watch
+
+
+def settled(classifier: RegionClassifier, holds: str) -> tuple[str, dict[str, Any]]:
+    """The operator that makes a classifier's vectors, and the facts that they depend on, ready for JSON.
+
+    Args:
+        holds: what is to hold the vectors, "an index", for messages.
+
+    Raises:
+        OptionError: several operators, or a model that names regions without vectors.
+    """
+    if len(classifier.operators) != 1:
+        raise OptionError(
+            f"{holds} holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take one, "
+            "RegionClassifier(model, 'pool')"
+        )
+    if classifier.order == NAME_FIRST:
+        raise OptionError(
+            f"model '{classifier.backbone.name}' scores words and embeds no regions here, so there is nothing for "
+            f"{holds} to hold; take a CLIP model, or model 'mini' for drawings (--model), or name the regions of each "
+            "photo instead (densevl regions)"
+        )
+    facts = {key: value for key, value in classifier.facts().items() if key not in WORDS}
+    return next(iter(classifier.operators)), facts
 
 
 def fill(

@@ -15,21 +15,17 @@ from typing import Any
 
 from torch.nn import functional as F
 
-from densevl.errors import LabelError, OptionError
+from densevl.errors import LabelError
 from densevl.fitted import differing
 from densevl.images.listing import Sources
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.storing import open_store
 from densevl.pipelines.folder.watch import Watch
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.regions.filling import Built, Taking, fill
-from densevl.pipelines.settings import NAME_FIRST
+from densevl.pipelines.regions.filling import Built, Taking, fill, settled
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.index import INDEX, Hit, Photo, RegionIndex, RegionIndexError
 from densevl.vocabulary import NOTHING, Background, LabelSet
-
-WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
-"""Facts of a classifier that the vectors of an index do not depend on."""
 
 
 class RegionSearch:
@@ -53,20 +49,8 @@ class RegionSearch:
             OptionError: the classifier has several operators, or keeps no vectors. RegionIndexError: a file that is
                 damaged or of another model.
         """
-        if len(classifier.operators) != 1:
-            raise OptionError(
-                f"an index holds one vector a region, and the operators are {'+'.join(classifier.operators)}; take "
-                "one, RegionClassifier(model, 'cls_mask')"
-            )
-        if classifier.order == NAME_FIRST:
-            raise OptionError(
-                f"model '{classifier.backbone.name}' scores words and embeds no regions here, so there is nothing to "
-                "index; take a CLIP model, or model 'mini' for drawings (--model), or name the regions of each photo "
-                "instead (densevl regions)"
-            )
+        self.operator, facts = settled(classifier, "an index")
         self.classifier, self.path = classifier, None if path is None else Path(path)
-        self.operator = next(iter(classifier.operators))
-        facts = {key: value for key, value in classifier.facts().items() if key not in WORDS}
         self._model = json.dumps(facts, sort_keys=True, default=str)
         self.index = RegionIndex.empty(self._model, classifier.backbone.embed_dim)
         if self.path is not None and self.path.exists() and not overwrite:

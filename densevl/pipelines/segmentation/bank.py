@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from densevl import fitted
 from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.proxies import Proxy, load_proxy
-from densevl.errors import OptionError, RecipeError
+from densevl.errors import ModelError, OptionError, RecipeError
 from densevl.inference.windows import WindowGrid
 from densevl.pipelines.segmentation.segments import Segments
 from densevl.proposals.base import Proposals
@@ -63,12 +63,15 @@ class Banks:
             raise BankError("there is no bank in the list; name one, or leave bank out")
         if empty := next((bank for bank in self.banks if not len(bank)), None):
             raise BankError(f"bank '{empty.path}' holds no regions; add photos with 'densevl bank build'")
-        self._proxies = [_proxy(bank, proxy) for bank in self.banks]
+        self._proxies = [_proxy(bank, proxy, str(backbone.device)) for bank in self.banks]
         self.backbones = [_backbone(bank, backbone) for bank in self.banks]
 
     def facts(self) -> dict[str, Any]:
         """What decides a result, ready for JSON."""
-        banks = [{**bank.facts, "regions": len(bank), "photos": len(bank.photos)} for bank in self.banks]
+        banks = [
+            {"bank": str(b.path), "photos": len(b.photos), "regions": len(b), "fingerprint": b.fingerprint}
+            for b in self.banks
+        ]
         return {"banks": banks, "share": self.share, "neighbours": self.neighbours}
 
     def mix(
@@ -98,12 +101,18 @@ class Banks:
         return (1 - self.share) * scores_1YXT + self.share * painted_YXT.to(scores_1YXT)
 
 
-def _proxy(bank: Bank, own: Any) -> Proxy:
+def _proxy(bank: Bank, own: Any, device: str) -> Proxy:
     """The proxy whose keys a bank holds."""
-    wanted = bank.facts["keys"]
+    wanted, source = bank.facts["keys"], bank.facts["proxy"]
     if own is not None and _same(fitted.identity(own), wanted):
         return own
-    return _require(bank, load_proxy(wanted["name"]), wanted, "proxy")
+    try:
+        found = load_proxy(source, device=device)
+    except ModelError as error:
+        raise BankError(f"bank '{bank.path}' has keys of '{source}', which cannot be loaded: {error}") from error
+    if not _same(fitted.identity(found), wanted):
+        raise BankError(f"bank '{bank.path}' was made with another proxy of the name '{source}'; build it anew")
+    return found
 
 
 def _backbone(bank: Bank, own: Backbone) -> Backbone:
@@ -115,12 +124,6 @@ def _backbone(bank: Bank, own: Backbone) -> Backbone:
     if fitted.fingerprint(other) != made["weights"]:
         raise BankError(f"bank '{bank.path}' was made with other weights of '{made['model']}'; build it anew")
     return other
-
-
-def _require(bank: Bank, proxy: Proxy, wanted: Mapping[str, Any], what: str) -> Proxy:
-    if not _same(fitted.identity(proxy), wanted):
-        raise BankError(f"bank '{bank.path}' was made with another {what} of the name '{proxy.name}'; build it anew")
-    return proxy
 
 
 def _same(one: Any, other: Any) -> bool:
