@@ -26,7 +26,8 @@ finally:
 
 def test_what_is_offered_is_what_there_is() -> None:
     from densevl.anomaly.scoring import get_scoring
-    from densevl.backbones.load import PHOTO_NAMES, PREFERRED
+    from densevl.backbones.from_files import PHOTO_NAMES
+    from densevl.backbones.load import PREFERRED
     from densevl.backbones.precision import PRECISIONS
     from densevl.backbones.protocol import BLENDS
     from densevl.backbones.proxies import known_proxies

@@ -15,16 +15,8 @@ import torch
 
 from densevl.backbones.base import Backbone
 from densevl.backbones.build import TEXT_CONFIG
-from densevl.backbones.load import (
-    CONFIG,
-    MODEL_CONFIG,
-    PHOTO_NAMES,
-    available,
-    best_at_hand,
-    load_backbone,
-    published,
-    published_file,
-)
+from densevl.backbones.from_files import CONFIG, MODEL_CONFIG, PHOTO_NAMES, published, published_file
+from densevl.backbones.load import available, best_at_hand, load_backbone
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason
 from densevl.backbones.text.tokenizers import files_of

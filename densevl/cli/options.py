@@ -222,7 +222,7 @@ def loads(command: _Command) -> _Command:
     ) -> Any:
         if (activation, mean, std) == (None, None, None):
             return command(*args, **kwargs)
-        from densevl.backbones.load import loaded_as
+        from densevl.weights.given import loaded_as
 
         with loaded_as(activation, colour(mean, "--mean"), colour(std, "--std")):
             return command(*args, **kwargs)

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from conftest import TINY, random_clip
 from densevl import AnomalyDetector, load_backbone
-from densevl.backbones.load import given_in, loaded_as
 from densevl.cli import app
 from densevl.errors import OptionError, WeightsError
 from densevl.fitted import fingerprint
 from densevl.weights.facts import CALLER
+from densevl.weights.given import given_in, loaded_as
 
 SAID = ("--activation", "gelu", "--mean", "0.5", "--std", "0.25,0.5,0.75")
 

@@ -154,8 +154,10 @@ def test_an_image_tower_takes_the_text_of_the_model_it_was_trained_from(tmp_path
     model, state = forms.own({**OWN, "quick_gelu": True})
     (tmp_path / "base").mkdir()
     save_file(base, tmp_path / "base" / "x.safetensors")
-    monkeypatch.setattr("densevl.backbones.load.hub.fetch", lambda hub_id, name: tmp_path / "base" / "x.safetensors")
-    monkeypatch.setattr("densevl.backbones.load._architecture", lambda arch: OWN)
+    monkeypatch.setattr(
+        "densevl.backbones.from_files.hub.fetch", lambda hub_id, name: tmp_path / "base" / "x.safetensors"
+    )
+    monkeypatch.setattr("densevl.backbones.from_files._architecture", lambda arch: OWN)
     tower = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     torch.save(tower, tmp_path / "fare.pt")
     backbone = load_backbone("ViT-L-14/openai", tmp_path / "fare.pt", device="cpu")
@@ -182,7 +184,7 @@ def test_the_activation_is_that_of_the_published_weights_or_a_warned_guess(
 ) -> None:
     _, state = forms.own()
     save_file(state, tmp_path / "x.safetensors")
-    monkeypatch.setattr("densevl.backbones.load._architecture", lambda name: {**OWN, "quick_gelu": False})
+    monkeypatch.setattr("densevl.backbones.from_files._architecture", lambda name: {**OWN, "quick_gelu": False})
     backbone = load_backbone(arch, tmp_path / "x.safetensors", device="cpu")
     assert backbone.reading["image_activation"][0] == taken
     told = " ".join(backbone.guesses)

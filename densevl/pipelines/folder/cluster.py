@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from densevl.backbones.load import given_in, loaded_as
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
 from densevl.images import bit_depth
@@ -22,6 +21,7 @@ from densevl.pipelines.folder.packing import do_shard
 from densevl.pipelines.folder.storing import Store
 from densevl.pipelines.folder.tasks import Work
 from densevl.pipelines.folder.watch import Job
+from densevl.weights.given import given_in, loaded_as
 
 SHARD = 64
 Outcome = tuple[list[Job], dict[str, str]]
