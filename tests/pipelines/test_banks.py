@@ -24,6 +24,7 @@ from densevl.pipelines.segmentation.segments import Segments
 from densevl.proposals import Proposals
 from densevl.proposals.sam.mini_sam import WEIGHTS
 from densevl.regions.bank import Bank, BankError
+from densevl.vocabulary.text_classifier import TextClassifier
 
 SCENES = PHOTOS.parent / "scenes"
 LABELS = ["penguin", "elephant", "pizza"]
@@ -146,6 +147,19 @@ def test_several_banks_are_averaged(builder, photos, mini, keys, tmp_path) -> No
     twice = Segmenter(mini, proposals=quarters, bank=[builder.bank, builder.bank])(SCENES / "wood.png", LABELS)
     once = Segmenter(mini, proposals=quarters, bank=builder.bank)(SCENES / "wood.png", LABELS)
     np.testing.assert_allclose(twice.confidence, once.confidence, atol=1e-5)
+
+
+def test_words_for_the_model_of_a_bank_are_encoded_once(builder, photos, mini, monkeypatch) -> None:
+    """Not for each photo."""
+    builder.build(photos)
+    segment, calls = Segmenter(mini, proposals=quarters, bank=builder.bank), []
+    other = TextClassifier(mini, use_cache=False)
+    encode = other.encode
+    monkeypatch.setattr(other, "encode", lambda *asked: calls.append(asked) or encode(*asked))
+    monkeypatch.setattr(segment, "_bank_texts", [other])
+    for _ in range(3):
+        segment(SCENES / "wood.png", LABELS)
+    assert len(calls) == 1
 
 
 def test_a_bank_of_other_weights_is_refused(builder, photos, mini, keys) -> None:

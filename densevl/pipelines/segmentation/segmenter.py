@@ -202,10 +202,10 @@ class Segmenter:
         if bank is not None:
             self.banks = Banks(bank, bank_share, neighbours, self.backbone, self.recipe, self.proxy)
             self._bank_texts = [
-                None if one is self.backbone else TextClassifier(one, templates, text, use_cache=use_cache)
+                self._classifier if one is self.backbone else TextClassifier(one, templates, text, use_cache=use_cache)
                 for one in self.banks.backbones
             ]
-        self._vocabularies: dict[tuple[LabelSet, Background], TextEmbeddings] = {}
+        self._vocabularies: dict[tuple[TextClassifier, LabelSet, Background], TextEmbeddings] = {}
 
     @hearing
     def __call__(
@@ -361,8 +361,10 @@ class Segmenter:
             lay = partial(feed, rgb, self.backbone, self.protocol)
             scores, windows = view_scores(score, lay, self.views, hints)
         if self.banks is not None and segments is not None:
-            own = [None if one is None else one.encode(labels, policy).vectors for one in self._bank_texts]
-            texts = [text.vectors if vectors is None else vectors for vectors in own]
+            texts = [
+                text.vectors if one is self._classifier else self._embedded(one, labels, policy).vectors
+                for one in self._bank_texts
+            ]
             scores = self.banks.mix(scores, windows, rgb, segments, texts)
         pools = self.recipe is not None and "masks" in self.recipe.reads
         return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
@@ -590,11 +592,15 @@ class Segmenter:
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """Labels and background words as unit vectors; the last few vocabularies are kept."""
-        key = (labels, policy)
+        return self._embedded(self._classifier, labels, policy)
+
+    def _embedded(self, classifier: TextClassifier, labels: LabelSet, policy: Background) -> TextEmbeddings:
+        """What a classifier makes of a vocabulary, kept for the photos to come."""
+        key = (classifier, labels, policy)
         if key not in self._vocabularies:
             if len(self._vocabularies) >= KEPT_VOCABULARIES:
                 self._vocabularies.pop(next(iter(self._vocabularies)))
-            self._vocabularies[key] = self._classifier.encode(labels, policy)
+            self._vocabularies[key] = classifier.encode(labels, policy)
         return self._vocabularies[key]
 
     def _present(
