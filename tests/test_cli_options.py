@@ -32,16 +32,23 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.backbones.protocol import BLENDS
     from densevl.backbones.proxies import known_proxies
     from densevl.cli import fewshot
+    from densevl.evaluation import Experiment
     from densevl.fewshot import HEADS
     from densevl.inference.views import Views
     from densevl.pipelines.feeding import PLANS
+    from densevl.pipelines.segmentation import bank
     from densevl.pipelines.segmentation.refinement import KNOWN
     from densevl.regions.operators.names import OPERATORS
     from densevl.vocabulary import Background
+    from densevl.weights import SUFFIXES
+    from densevl.weights.facts import ACTIVATIONS
 
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
     assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
+    assert (options.ACTIVATIONS, options.WEIGHTS) == (ACTIVATIONS, (*SUFFIXES, ".json"))
+    assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)
+    assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
     assert set(options.PROXIES) <= set(known_proxies())
     assert set(fewshot.HEADS) == set(HEADS)
     for name in options.SCORINGS:
