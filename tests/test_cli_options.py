@@ -46,7 +46,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
     assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
-    assert (options.ACTIVATIONS, options.WEIGHTS) == (ACTIVATIONS, (*SUFFIXES, ".json"))
+    assert (ACTIVATIONS, (*SUFFIXES, ".json")) == (options.ACTIVATIONS, options.WEIGHTS)
     assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)
     assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
     assert set(options.PROXIES) <= set(known_proxies())
