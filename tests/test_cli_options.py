@@ -40,6 +40,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.pipelines.segmentation.refinement import KNOWN
     from densevl.regions.operators.names import OPERATORS
     from densevl.vocabulary import Background
+    from densevl.vocabulary.options import CHOICES
     from densevl.weights import SUFFIXES
     from densevl.weights.facts import ACTIVATIONS
 
@@ -49,6 +50,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (ACTIVATIONS, (*SUFFIXES, ".json")) == (options.ACTIVATIONS, options.WEIGHTS)
     assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)
     assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
+    assert (CHOICES["template_weights"], CHOICES["parents"]) == (options.TEMPLATE_WEIGHTS, options.PARENTS)
     assert set(options.PROXIES) <= set(known_proxies())
     assert set(fewshot.HEADS) == set(HEADS)
     for name in options.SCORINGS:

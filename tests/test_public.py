@@ -29,21 +29,23 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
-        "--descriptors --device --geotiff --json --labels --mean --model --neighbours --out --overwrite --plan "
-        "--polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe "
-        "--refine --sam --shard --sheet --short-side --std --strict --stride --stuff --templates --views --weights "
-        "--workers"
+        "--descriptors --device --geotiff --json --labels --mean --model --neighbours --out --overwrite --parents "
+        "--plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe "
+        "--refine --sam --shard --sheet --short-side --std --strict --stride --stuff --template-weights --templates "
+        "--text-transform --views --weights --workers"
     ),
     "video": (
         "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --mean "
-        "--model --out --overwrite --plan --precision --presence --proposals --proxy --quiet --recipe --refine "
-        "--seconds --short-side --smooth --std --strict --stride --templates --weights"
+        "--model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet --recipe "
+        "--refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
+        "--text-transform --weights"
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --compat --crop --descriptors --device --json "
-        "--labels --mean --model --objects --operator --out --overwrite --pieces --plan --point --precision "
-        "--presence --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard "
-        "--sheet --short-side --std --strict --stride --stuff --templates --tile --views --weights --workers"
+        "--labels --mean --model --objects --operator --out --overwrite --parents --pieces --plan --point "
+        "--precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint "
+        "--shard --sheet --short-side --std --strict --stride --stuff --template-weights --templates "
+        "--text-transform --tile --views --weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "
@@ -52,12 +54,12 @@ COMMANDS = {
     ),
     "classify": (
         "IMAGES --activation --bits --descriptors --device --head --json --labels --mean --model --out --overwrite "
-        "--precision --quiet --ray --shard --sheet --std --strict --templates --weights --workers"
+        "--precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights --workers"
     ),
     "doctor": "--json --speed",
     "bench": (
-        "--activation --device --json --labels --mean --model --plans --precisions --recipes --rounds --sizes "
-        "--std --threads"
+        "--activation --device --json --labels --mean --model --plans --precisions --recipes --rounds --sizes --std "
+        "--threads"
     ),
     "serve": (
         "--activation --bits --device --host --max-body --max-labels --max-pixels --mean --model --origin --port "
@@ -81,9 +83,10 @@ COMMANDS = {
     "eval run": (
         "WHAT --activation --background --bank --bank-share --bits --blend --compat --crop --descriptors --device "
         "--dump --fresh --ignore --json --launcher --limit --mean --measures --model --neighbours --operator --out "
-        "--overwrite --paper --plan --precision --presence --proposals --proxy --proxy-scope --quiet --recipe "
-        "--refine --root --sam --save-every --scoring --seed --set --short-side --shots --std --stride --strings "
-        "--task --templates --threads --trust-config --variant --views --weights"
+        "--overwrite --paper --parents --plan --precision --presence --proposals --proxy --proxy-scope --quiet "
+        "--recipe --refine --root --sam --save-every --scoring --seed --set --short-side --shots --std --stride "
+        "--strings --task --template-weights --templates --text-transform --threads --trust-config --variant "
+        "--views --weights"
     ),
     "eval compare": (
         "WHAT --activation --background --bits --fresh --ignore --json --limit --mean --measures --model --out "
@@ -98,8 +101,8 @@ COMMANDS = {
         "--root --scoring --set --shots --std --trust-config --weights"
     ),
     "export model": (
-        "OUT --activation --background --check --compat --format --labels --mean --model --overwrite --recipe "
-        "--std --templates --weights"
+        "OUT --activation --background --check --compat --format --labels --mean --model --overwrite --recipe --std "
+        "--templates --weights"
     ),
     "export words": "OUT --activation --background --labels --mean --model --overwrite --std --templates --weights",
     "models list": "PATTERN --all --json",

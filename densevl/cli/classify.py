@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images
+from densevl.cli.images import run_images, text_options
 from densevl.cli.shared import one_line_errors
 from densevl.errors import OptionError
 
@@ -41,6 +41,7 @@ def classify(
     precision: options.Precision = options.PRECISION,
     templates: options.Templates = None,
     descriptors: options.Descriptors = None,
+    text_transform: options.TextTransform = None,
     out: options.OutFolder = None,
     sheet: options.Sheet = False,
     as_json: options.Json = False,
@@ -57,16 +58,17 @@ def classify(
     By words alone (--labels), or by what was learned from examples (--head).
     """
     given = locals()
-    from densevl.vocabulary import Descriptors, LabelSet, TextOptions
+    from densevl.vocabulary import LabelSet, TextOptions
 
-    if head is not None and (labels or templates is not None or descriptors is not None):
-        raise OptionError("--head knows its classes and their words; leave --labels, --templates and --descriptors out")
+    words = {"--templates": templates, "--descriptors": descriptors, "--text-transform": text_transform}
+    told = ["--labels"] * bool(labels) + [flag for flag, value in words.items() if value is not None]
+    if head is not None and told:
+        raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out")
     asked = LabelSet.parse(labels) if head is None else None
     chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
     if head is None:
         chosen |= {"model": model or options.MODEL, "templates": templates}
-        if descriptors is not None:
-            chosen["text"] = TextOptions(descriptors=Descriptors.parse(descriptors))
+        chosen["text"] = TextOptions.parse(text_options(given))
 
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import CLASSIFY, Classifying

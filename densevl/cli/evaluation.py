@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from densevl.cli import options
-from densevl.cli.images import WINDOWS, print_json
+from densevl.cli.images import WINDOWS, print_json, text_options
 from densevl.cli.shared import one_line_errors, stderr, stdout, warn
 
 if TYPE_CHECKING:
@@ -171,6 +171,9 @@ def run(
     background: options.Background = options.BACKGROUND,
     templates: options.Templates = None,
     descriptors: options.Descriptors = None,
+    text_transform: options.TextTransform = None,
+    template_weights: options.TemplateWeights = "equal",
+    parents: options.Parents = "none",
     presence: options.Presence = None,
     short_side: options.ShortSide = None,
     crop: options.Crop = None,
@@ -386,8 +389,8 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
         settings["ignore"] = _numbers(given["ignore"])
     if "measures" in given:
         settings["measures"] = [name.strip() for name in given["measures"].split(",")]
-    if "descriptors" in given:
-        settings["text"] = {"descriptors": str(given["descriptors"])}
+    if said_of_words := text_options(given):
+        settings["text"] = said_of_words
     if windows := {name: given[name] for name in WINDOWS if name in given}:
         settings["protocol"] = {**windows, **({"crop": windows["crop"] or None} if "crop" in windows else {})}
     for text in given.get("changes", ()):

@@ -33,6 +33,13 @@ SETTINGS = (
     *("model", "weights", "device", "precision", "compat", "background", "templates", "presence", "views"),
     *("proxy", "proxy_scope", "sam"),
 )
+TEXT = {
+    "descriptors": "descriptors",
+    "text_transform": "transform",
+    "template_weights": "template_weights",
+    "parents": "parents",
+}
+"""Options and the fields of `TextOptions` that they are."""
 RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
@@ -270,19 +277,23 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a command was given, as settings of `Segmenter` that the other classes take too.
 
     Raises:
-        RecipeError: no such recipe. LabelError: unusable descriptors.
+        RecipeError: no such recipe. OptionError, WeightsError: unusable text options, or a file of them.
     """
     from densevl.recipes import get
-    from densevl.vocabulary import Descriptors, TextOptions
+    from densevl.vocabulary import TextOptions
 
     found = {name: given[name] for name in SETTINGS if name in given}
     found["recipe"] = get(given["recipe"]) if given["recipe"] else None
-    if given["descriptors"] is not None:
-        found["text"] = TextOptions(descriptors=Descriptors.parse(given["descriptors"]))
+    found["text"] = TextOptions.parse(text_options(given))
     protocol = {name: given[name] for name in WINDOWS if given[name] is not None}
     if "crop" in protocol:
         protocol["crop"] = protocol["crop"] or None
     return found | {"protocol": protocol}
+
+
+def text_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command was given, as keywords of `TextOptions`."""
+    return {name: str(given[option]) for option, name in TEXT.items() if given.get(option) is not None}
 
 
 def finder(proposals: str | None, pieces: bool, device: str | None) -> Any:

@@ -32,6 +32,7 @@ PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
 REFINEMENTS = ("pamr", "edges", "lposs+", "segments", "vote", "none")
+TEMPLATE_WEIGHTS, PARENTS = ("equal", "image"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
@@ -277,6 +278,30 @@ Templates = Annotated[
 Descriptors = Annotated[
     Path | None,
     option("A JSON file that says for each label what it looks like, as a list of texts.", panel=WORDS),
+]
+TextTransform = Annotated[
+    Path | None,
+    option(
+        "A file with what is done last to the model's text embeddings, such as the matrix of LABCLIP.",
+        panel=WORDS,
+    ),
+]
+TemplateWeights = Annotated[
+    str,
+    option(
+        "What the sentences of --templates count: 'equal', or what suits each image ('image', AutoCLIP).",
+        panel=WORDS,
+        values=TEMPLATE_WEIGHTS,
+    ),
+]
+Parents = Annotated[
+    str,
+    option(
+        "Whether the name of a class says how likely its words are: 'none'; 'pixel', there; 'image', in the whole "
+        "image (CHiLS).",
+        panel=WORDS,
+        values=PARENTS,
+    ),
 ]
 Presence = Annotated[
     float | None,

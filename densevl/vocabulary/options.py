@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from densevl.errors import OptionError, one_of, suggest
 from densevl.vocabulary.descriptors import Descriptors
+from densevl.vocabulary.transforms import TextTransform
 
 CHOICES = {"template_weights": ("equal", "image"), "parents": ("none", "pixel", "image")}
 
@@ -23,15 +24,21 @@ class TextOptions:
         parents: what the name of a class says about its strings, where they are narrower words: "none", nothing: the
             best string decides; "pixel", the probability of a string is weighed by that of its class at the pixel;
             "image", by that of its class in the image as a whole (CHiLS), which suits photos of one thing.
+        transform: what is done to the embeddings last, such as `transforms.linear.LinearText` (LABCLIP).
     """
 
     descriptors: Descriptors | None = None
     template_weights: str = "equal"
     parents: str = "none"
+    transform: TextTransform | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             one_of(getattr(self, name), allowed, name, OptionError)
+        if not isinstance(self.transform, TextTransform | None):
+            raise OptionError(
+                f"transform is a {type(self.transform).__name__}; give a TextTransform, see load_transform"
+            )
         if self.descriptors is not None and self.template_weights == "image":
             raise OptionError(
                 "template_weights='image' needs the same prompts for every label and descriptors differ by label: "
@@ -40,10 +47,10 @@ class TextOptions:
 
     @classmethod
     def parse(cls, spec: TextOptions | Mapping[str, Any] | None) -> TextOptions | None:
-        """Read {option: value}, where descriptors may be a dict or a JSON file; None is none.
+        """Read {option: value}, where descriptors may be a dict or a JSON file, and transform a file; None is none.
 
         Raises:
-            OptionError: an option that does not exist, or an unusable value.
+            OptionError: an option that does not exist, or an unusable value. WeightsError: an unusable file.
         """
         if spec is None or isinstance(spec, TextOptions):
             return spec
@@ -51,13 +58,25 @@ class TextOptions:
         for name in spec:
             if name not in known:
                 raise OptionError(f"no text option '{name}'{suggest(str(name), known)}; there are {', '.join(known)}")
-        looks = spec.get("descriptors")
-        return cls(**{**spec, "descriptors": None if looks is None else Descriptors.parse(looks)})
+        read: dict[str, Callable[[Any], Any]] = {"descriptors": Descriptors.parse, "transform": _load}
+        return cls(
+            **{name: read[name](value) if name in read and value is not None else value for name, value in spec.items()}
+        )
 
     @property
     def needs_image(self) -> bool:
         """Whether embeddings depend on the image."""
-        return self.template_weights == "image" or self.parents == "image"
+        return self.template_weights == "image" or self.parents == "image" or self.needs_features
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether they depend on its dense features."""
+        return self.transform is not None and self.transform.needs_image
+
+    @property
+    def words_alone(self) -> TextOptions:
+        """The same without the transform, for another model than that whose embeddings it was made for."""
+        return replace(self, transform=None)
 
     def facts(self) -> dict[str, object]:
         """What a result's meta says of them, ready for JSON."""
@@ -66,4 +85,19 @@ class TextOptions:
             "descriptors": {"labels": len(texts.texts), "weight": texts.weight, "unit": texts.unit} if texts else None,
             "template_weights": self.template_weights,
             "parents": self.parents,
+            "transform": self._transform(),
         }
+
+    def identity(self) -> dict[str, object]:
+        """All of them, ready for JSON."""
+        return {**asdict(self.words_alone), "transform": self._transform()}
+
+    def _transform(self) -> dict[str, str] | None:
+        own = self.transform
+        return None if own is None else {"name": type(own).__name__, "weights": own.fingerprint}
+
+
+def _load(spec: Any) -> TextTransform:
+    from densevl.vocabulary.transforms.load import load_transform  # loads torch
+
+    return load_transform(spec)

@@ -73,15 +73,16 @@ class TextClassifier:
         Args:
             backbone: whose text tower encodes.
             template_spec: see `templates`; None takes the backbone's own set.
-            options: descriptors, template weights, hierarchy.
+            options: descriptors, template weights, hierarchy, transform.
             use_cache: keep embeddings on disk.
 
         Raises:
-            OptionError: unusable templates.
+            OptionError: unusable templates, or a transform for another joint space.
         """
         self._backbone = backbone
         self.templates = templates(backbone.templates if template_spec is None else template_spec)
         self.options = options or TextOptions()
+        self._require_fitting()
         self._use_cache = use_cache
         self._caches: dict[tuple[str, ...], TextCache] = {}
         self._prompt_rows: dict[Prompt, torch.Tensor] = {}
@@ -111,20 +112,24 @@ class TextClassifier:
             prompts=prompts,
             parents=self._vectors(labels.names, self.templates) if self.options.parents != "none" else None,
         )
-        if self.options.parents == "pixel" and prompts is None:
-            text = _with_parents(text)
+        if prompts is None and not self.options.needs_features:
+            text = self._finished(text)
         return self._with_unknown(text) if background.unknown else text
 
-    def for_image(self, text: TextEmbeddings, image_D: torch.Tensor) -> TextEmbeddings:
+    def for_image(
+        self, text: TextEmbeddings, image_D: torch.Tensor, dense_Dhw: torch.Tensor | None = None
+    ) -> TextEmbeddings:
         """The embeddings that suit one image, where `options.needs_image`.
 
         Args:
             text: from `encode`.
             image_D: (D,) its `encode_image`, any length.
+            dense_Dhw: (D, h, w) its dense features, any length, where `options.needs_features`.
         """
         if text.prompts is not None:
             text = replace(text, vectors=image_classifier(text.prompts, image_D))
-            text = _with_parents(text) if self.options.parents == "pixel" else text
+        if text.prompts is not None or self.options.needs_features:
+            text = self._finished(text, dense_Dhw)
         if self.options.parents == "image" and text.parents is not None:
             scale = self._backbone.logit_scale
             bias = image_log_prior(image_D, text.vectors, text.parents, text.classes, scale)
@@ -143,14 +148,36 @@ class TextClassifier:
             if not all(isinstance(word, Prompt) or texts.covers(word, name) for word in words)
         ]
 
+    def _finished(self, text: TextEmbeddings, dense_Dhw: torch.Tensor | None = None) -> TextEmbeddings:
+        """With the transform on all rows of words, and then what class names say of narrower words."""
+        if (transform := self.options.transform) is not None:
+            words = torch.tensor([not isinstance(query, Prompt) for query in text.queries], device=text.vectors.device)
+            rows = transform.apply(text.vectors, dense_Dhw)
+            require_finite(rows, f"text embeddings after {type(transform).__name__}")
+            text = replace(text, vectors=torch.where(words[:, None], rows, text.vectors))
+            if text.parents is not None:
+                text = replace(text, parents=transform.apply(text.parents, dense_Dhw))
+        return _with_parents(text) if self.options.parents == "pixel" else text
+
+    def _require_fitting(self) -> None:
+        """Refuse a transform of other embeddings."""
+        own, backbone = self.options.transform, self._backbone
+        if own is not None and backbone.default_recipe is None:
+            raise OptionError(f"model '{backbone.name}' has no joint space for a text transform; take a CLIP")
+        if own is not None and own.width != backbone.embed_dim:
+            raise OptionError(
+                f"the text transform is for embeddings of {own.width} numbers, and those of model '{backbone.name}' "
+                f"have {backbone.embed_dim}; take the file that was made for this model"
+            )
+
     def _with_unknown(self, text: TextEmbeddings) -> TextEmbeddings:
         none_of_these = self._backbone.unknown(text.vectors)
         if none_of_these is None:
             return text
         if self.options.needs_image:
             raise OptionError(
-                f"background '{UNKNOWN}' is the model's own and has no words for template_weights='image' or "
-                "parents='image' to weigh; take background 'none' or words"
+                f"background '{UNKNOWN}' is the model's own and has no words for template_weights='image', "
+                "parents='image' or a transform that reads the image; take background 'none' or words"
             )
         return replace(
             text,

@@ -98,7 +98,8 @@ class FewShot:
         Args:
             model, recipe, weights, templates, text, background, presence, protocol, proxy, proxy_scope, sam, refine,
                 device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
-                without examples, but not for whole images. Of `text`, descriptors alone.
+                without examples, but not for whole images. Of `text`, descriptors and a
+                transform that reads no image.
             head: "gda", "tip", "ape", "nearest", "exemplars", "linear" or "prolip"; see `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
             options: settings of the head, such as {"alpha": 0.5}.
@@ -114,7 +115,10 @@ class FewShot:
         self.level, self.head = level, head
         self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
         if text is not None and (text.needs_image or text.parents != "none"):
-            raise OptionError("few-shot heads have one row a class for all images; of text take descriptors alone")
+            raise OptionError(
+                "few-shot heads have one row a class for all images; of text take descriptors, or a transform that "
+                "reads no image"
+            )
         self.segmenter = Segmenter(
             model,
             recipe,

@@ -305,7 +305,7 @@ class RegionClassifier:
             raise OptionError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
         found = self.embed(image, **regions)
         listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.reach)
-        text = self.embed_text(listed, Background())
+        text = self._segment.text_for(found.image, listed, Background())
         p_RC = class_probs(self.scorer.judge(found, text), text.classes, len(listed))
         p_RC = p_RC * torch.from_numpy(found.regions.areas > 0).to(p_RC.device)[:, None]
         chosen = few_words(p_RC, agree)
@@ -439,7 +439,12 @@ class RegionClassifier:
         return self._segment.policy(background)
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """Labels and background words as unit vectors; see `Segmenter.embed_text`."""
+        """Labels and background words as unit vectors, for photos to come; see `Segmenter.embed_text`.
+
+        Raises:
+            OptionError: text options that read the features of each photo.
+        """
+        self._segment.require_words_alone()
         return self._segment.embed_text(labels, policy)
 
     def facts(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.backbones.reach import listed as quoted
-from densevl.errors import RecipeError
+from densevl.errors import OptionError, RecipeError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
@@ -35,6 +35,7 @@ from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
+from densevl.regions.operators.dense import has_features
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
@@ -144,7 +145,7 @@ class Segmenter:
                 has settings for each benchmark: `recipes.get("resclip", benchmark="voc21")`.
             weights: a checkpoint file, if `model` names an architecture or config.
             templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
-            text: descriptors, template weights by image, hierarchies; None is none of them.
+            text: descriptors, template weights, hierarchies, a transform of embeddings; None is none of them.
             background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", "1-max", a
                 probability, words that compete, or a list such as "voc"; see `Background.parse`.
             presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
@@ -201,8 +202,9 @@ class Segmenter:
         self.banks: Banks | None = None
         if bank is not None:
             self.banks = Banks(bank, bank_share, neighbours, self.backbone, self.recipe, self.proxy)
+            other = None if text is None else text.words_alone  # banks may be of other models
             self._bank_texts = [
-                self._classifier if one is self.backbone else TextClassifier(one, templates, text, use_cache=use_cache)
+                self._classifier if one is self.backbone else TextClassifier(one, templates, other, use_cache=use_cache)
                 for one in self.banks.backbones
             ]
         self._vocabularies: dict[tuple[TextClassifier, LabelSet, Background], TextEmbeddings] = {}
@@ -302,7 +304,7 @@ class Segmenter:
             "precision": self.backbone.precision,
             "protocol": asdict(self.protocol),
             "templates": list(text.templates),
-            "text": asdict(text.options),
+            "text": text.options.identity(),
             "background": asdict(self.background),
             "presence": self.presence,
             "proxy": fitted.identity(self.proxy),
@@ -580,15 +582,36 @@ class Segmenter:
     def text_for(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
         text = self.embed_text(labels, policy)
-        if not self._classifier.options.needs_image:
+        options = self._classifier.options
+        if not options.needs_image:
             return text
         pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
-        return self._classifier.for_image(text, self.backbone.encode_image(pixels)[0].float())
+        dense = self._whole(rgb) if options.needs_features else None
+        return self._classifier.for_image(text, self.backbone.encode_image(pixels)[0].float(), dense)
+
+    @torch.no_grad()
+    def _whole(self, rgb: np.ndarray) -> torch.Tensor:
+        """Dense features (D, h, w) of a photo in one window, not normalised."""
+        if not has_features(self.recipe) or self.recipe is None:
+            what = f"recipe '{self.recipe.name}'" if self.recipe else f"model '{self.backbone.name}'"
+            raise RecipeError(f"{what} has no features for a text transform that reads the photo; take recipe sclip")
+        pixels, _ = feed(rgb, self.backbone, replace(self.protocol, crop=None, stride=None))
+        hints = self.backbone.look(pixels, self.recipe, self._hints(None, rgb))
+        return self.backbone.encode_dense(pixels, self.recipe, hints=hints).features[0].float()
 
     @property
     def templates(self) -> tuple[str, ...]:
         """The prompt templates that are filled."""
         return self._classifier.templates
+
+    def require_words_alone(self) -> None:
+        """Refuse text options that read the features of each photo, for what compares words with many at once.
+
+        Raises:
+            OptionError: there are some.
+        """
+        if self._classifier.options.needs_features:
+            raise OptionError("the text transform reads the photo, and here words are compared with many; leave it out")
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """Labels and background words as unit vectors; the last few vocabularies are kept."""

@@ -1,0 +1,31 @@
+"""A transform from the tensors of a file, whichever kind it is of."""
+
+from __future__ import annotations
+
+import os
+
+from densevl.errors import OptionError
+from densevl.vocabulary.transforms.base import TextTransform
+from densevl.vocabulary.transforms.linear import LinearText
+from densevl.weights import read_checkpoint
+from densevl.weights.reading import bad_file
+
+KINDS: tuple[type[TextTransform], ...] = (LinearText,)
+"""What a file may hold; each knows its own tensors."""
+
+
+def load_transform(spec: str | os.PathLike[str] | TextTransform) -> TextTransform:
+    """Read a text transform: `LinearText`'s "linear.weight", as `LinearText.save` and LABCLIP's authors write it.
+
+    Raises:
+        WeightsError: missing, damaged, or something else. OptionError: neither a path nor a transform.
+    """
+    if isinstance(spec, TextTransform):
+        return spec
+    if not isinstance(spec, (str, os.PathLike)):
+        raise OptionError(f"a text transform is a {type(spec).__name__}; give a file, or a TextTransform")
+    found = read_checkpoint(spec)
+    for kind in KINDS:
+        if (transform := kind.from_state(found.tensors, found.path)) is not None:
+            return transform
+    raise bad_file(found.path, "holds no text transform, which is a matrix 'linear.weight'")
