@@ -17,6 +17,8 @@ from .errors import DensevlError as DensevlError
 from .fewshot.result import Classification as Classification
 from .pipelines.anomaly.adaptation import train_adapters as train_adapters
 from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
+from .pipelines.features.extractor import FeatureExtractor as FeatureExtractor
+from .pipelines.features.result import DenseMap as DenseMap
 from .pipelines.fewshot.classifier import FewShot as FewShot
 from .pipelines.fewshot.session import LabelSession as LabelSession
 from .pipelines.rasters.result import BlockSegmenter as BlockSegmenter

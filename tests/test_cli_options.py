@@ -35,6 +35,8 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.evaluation import Experiment
     from densevl.fewshot import HEADS
     from densevl.inference.views import Views
+    from densevl.pipelines.features.extractor import PATCH
+    from densevl.pipelines.features.result import DTYPES, FORMATS
     from densevl.pipelines.feeding import PLANS
     from densevl.pipelines.segmentation import bank
     from densevl.pipelines.segmentation.refinement import KNOWN
@@ -51,6 +53,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)
     assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
     assert (CHOICES["template_weights"], CHOICES["parents"]) == (options.TEMPLATE_WEIGHTS, options.PARENTS)
+    assert (tuple(FORMATS), DTYPES, PATCH) == (options.MAPS, options.MAP_DTYPES, options.CELL)
     assert set(options.PROXIES) <= set(known_proxies())
     assert set(fewshot.HEADS) == set(HEADS)
     for name in options.SCORINGS:

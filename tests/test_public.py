@@ -18,7 +18,7 @@ from densevl.cli import app
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
     *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
-    *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter"),
+    *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter", "FeatureExtractor", "DenseMap"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
@@ -55,6 +55,11 @@ COMMANDS = {
     "classify": (
         "IMAGES --activation --bits --descriptors --device --head --json --labels --mean --model --out --overwrite "
         "--precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights --workers"
+    ),
+    "features": (
+        "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "
+        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam "
+        "--scales --shard --short-side --size --std --strict --stride --weights --workers"
     ),
     "doctor": "--json --speed",
     "bench": (

@@ -19,6 +19,7 @@ from densevl.errors import OptionError
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
 BANK_SHARE, NEIGHBOURS = 0.5, 20
+CELL, SCALES = "patch", "1"
 
 MODELS = (
     *("auto", "photo", "mini", "ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/metaclip_fullcc"),
@@ -38,6 +39,7 @@ BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "contex
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "crop_prompted")
 PROXIES = ("mini-sam", "dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dinov2_vits14", "sam_vit_b")
 EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz", "html")
+MAPS, MAP_DTYPES = ("npy", "safetensors", "zarr"), ("float16", "float32")
 SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
 
 

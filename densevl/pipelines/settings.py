@@ -128,6 +128,10 @@ RULES: Mapping[str, Rule] = {
         "a dict of phrases, a JSON file of one, two vectors, or States",
     ),
     "size": Rule(_is(int, tuple, list), "a number of pixels, or a pair of height and width"),
+    "scales": Rule(
+        lambda value: isinstance(value, Sequence) and len(value) > 0 and all(map(_number, value)),
+        "numbers, such as (1, 0.5)",
+    ),
     "tile": Rule(_is(int), "a number of pixels"),
     "adapters": Rule(_is(*PATH, Adapters), "Adapters of train_adapters, or their file"),
     "coverage": SHARE,

@@ -1,7 +1,8 @@
-"""What is done with every image of a run: segmented, its regions named, scored for anomalies, or named as a whole.
+"""What is done with every image of a run: segmented, its regions named, scored for anomalies, named as a whole, or its
+features written.
 
-A work (`Segmenting`, `Naming`, `Scoring`, `Classifying`) is plain data, so it travels to other machines; its task holds
-the model.
+A work (`Segmenting`, `Naming`, `Scoring`, `Classifying`, `Extracting`) is plain data, so it travels
+to other machines; its task holds the model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.images import MAX_PIXELS
 from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.features.extractor import FeatureExtractor
+from densevl.pipelines.features.result import FORMATS, require_format
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.folder.each import Failed, Run, one_by_one
 from densevl.pipelines.rasters.result import BlockSegmenter
@@ -61,8 +64,12 @@ VIDEO = Kind(
 )
 POLYGONS = replace(GEOTIFF, use="geotiff+polygons", endings=(*GEOTIFF.endings, ".geojson"))
 CLASSIFY = Kind("classify", (".json", OVERLAY), ".json", OVERLAY, ("name", "confidence", "plausible"))
+FEATURES = {
+    form: Kind("features" if form == "npy" else f"features+{form}", (".json", end), end, "", ("grid",))
+    for form, end in FORMATS.items()
+}
 GROUP = 16
-KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, VIDEO, REGIONS, ANOMALY, CLASSIFY)}
+KINDS = {kind.use: kind for kind in (SEGMENT, GEOTIFF, POLYGONS, VIDEO, REGIONS, ANOMALY, CLASSIFY, *FEATURES.values())}
 
 
 @dataclass(frozen=True)
@@ -284,6 +291,28 @@ def classifying(name: FewShot, labels: Any = None) -> Task:
 
     facts = {**name.facts(), **({} if asked is None else {"labels": asked.facts()})}
     return Task(CLASSIFY, run, facts, name, GROUP)
+
+
+@dataclass(frozen=True)
+class Extracting:
+    """Write dense features. Attributes: options: of `FeatureExtractor`; form: of the files, one of `FORMATS`."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    form: str = "npy"
+
+    def task(self, device: str | None = None) -> Task:
+        """See `Work`.
+
+        Raises:
+            OptionError: no such format. MissingExtraError: its package is not installed.
+        """
+        require_format(self.form)
+        extract = FeatureExtractor(**_on(self.options, device))
+
+        def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+            return extract.many(images, on_error=failed)
+
+        return Task(FEATURES[self.form], run, extract.facts(), extract)
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

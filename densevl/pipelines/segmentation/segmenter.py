@@ -343,25 +343,7 @@ class Segmenter:
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
         text = self.text_for(rgb, labels, policy)
-
-        def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
-            return window_scores(
-                self.backbone,
-                pixels,
-                text.vectors,
-                windows,
-                recipe=self.recipe,
-                hints=hints,
-                proxy_scope=self.proxy_scope,
-                foreground_T=text.classes != NOTHING,
-            )
-
-        hints = self._hints(segments, rgb)
-        if self.views is None:
-            scores, windows = score(*feed(rgb, self.backbone, self.protocol), hints)
-        else:
-            lay = partial(feed, rgb, self.backbone, self.protocol)
-            scores, windows = view_scores(score, lay, self.views, hints)
+        scores, windows = self.project(rgb, text.vectors, segments, text.classes != NOTHING)
         if self.banks is not None and segments is not None:
             texts = [
                 text.vectors if one is self._classifier else self._embedded(one, labels, policy).vectors
@@ -370,6 +352,36 @@ class Segmenter:
             scores = self.banks.mix(scores, windows, rgb, segments, texts)
         pools = self.recipe is not None and "masks" in self.recipe.reads
         return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
+
+    def project(
+        self,
+        rgb: np.ndarray,
+        rows_TD: torch.Tensor,
+        segments: Segments | None,
+        foreground_T: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, WindowGrid]:
+        """Score a uint8 RGB photo against rows of the joint space at every view: (1, Y, X, T) float32, and its grid.
+
+        Args:
+            foreground_T: (T,) bool, which rows are classes and not background words; None is all.
+        """
+
+        def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
+            return window_scores(
+                self.backbone,
+                pixels,
+                rows_TD,
+                windows,
+                recipe=self.recipe,
+                hints=hints,
+                proxy_scope=self.proxy_scope,
+                foreground_T=foreground_T,
+            )
+
+        hints = self._hints(segments, rgb)
+        if self.views is None:
+            return score(*feed(rgb, self.backbone, self.protocol), hints)
+        return view_scores(score, partial(feed, rgb, self.backbone, self.protocol), self.views, hints)
 
     @property
     def separable(self) -> bool:

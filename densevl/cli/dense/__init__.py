@@ -1,0 +1,1 @@
+"""`densevl features` and `densevl points`."""

@@ -1,0 +1,110 @@
+"""`densevl features`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.markup import escape
+
+from densevl.cli import options
+from densevl.cli.images import run_images
+from densevl.cli.shared import one_line_errors
+from densevl.errors import OptionError
+
+if TYPE_CHECKING:
+    from densevl.pipelines.features.result import DenseMap
+
+
+@one_line_errors
+@options.loads
+def features(
+    images: options.Images,
+    stride: Annotated[
+        str,
+        options.option(
+            "Pixels of the photo from cell to cell of the grid, or 'patch' for one cell a patch.", panel=options.ASKED
+        ),
+    ] = options.CELL,
+    size: Annotated[
+        str | None,
+        options.option("How many cells instead: 64, or 48x64 for rows and columns.", panel=options.ASKED),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        options.option(
+            "Tokens after this block of the tower, 1 the first and -1 the last, in place of features that words can be "
+            "compared with.",
+            panel=options.ASKED,
+        ),
+    ] = None,
+    scales: Annotated[
+        str,
+        options.option("Sizes of the photo, relative, whose features are averaged: 1,0.5.", panel=options.ASKED),
+    ] = options.SCALES,
+    form: Annotated[
+        str,
+        options.option(
+            "The files: npy, safetensors, or zarr (zipped); a JSON beside each says where the cells lie.",
+            "--format",
+            panel=options.FILES,
+            values=options.MAPS,
+        ),
+    ] = options.MAPS[0],
+    dtype: Annotated[
+        str, options.option("Numbers of the files.", panel=options.FILES, values=options.MAP_DTYPES)
+    ] = options.MAP_DTYPES[0],
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    compat: options.Compat = False,
+    short_side: options.ShortSide = None,
+    crop: options.Crop = None,
+    plan: options.Plan = None,
+    blend: options.Blend = None,
+    proxy: options.Proxy = None,
+    proxy_scope: options.ProxyScope = "image",
+    sam: options.Sam = None,
+    proposals: options.Proposals = None,
+    out: options.OutFolder = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    strict: options.Strict = False,
+    bits: options.Bits = None,
+    ray: options.Ray = None,
+    workers: options.Workers = 1,
+    shard: options.Shard = options.SHARD,
+) -> None:
+    """Write dense features of images: an array of (rows, columns, width) and a JSON for each.
+
+    The same call again goes on where it stopped, and does nothing where all is done.
+    """
+    given = locals()
+    windows = {name: given[name] for name in ("short_side", "crop", "plan", "blend") if given[name] is not None}
+    if "crop" in windows:
+        windows["crop"] = windows["crop"] or None
+    chosen: dict[str, Any] = {
+        name: given[name] for name in ("model", "weights", "device", "precision", "compat", "layer", "dtype")
+    }
+    chosen |= {name: given[name] for name in ("recipe", "proxy", "proxy_scope", "sam", "proposals")}
+    chosen |= {"stride": _step(stride), "protocol": windows, "scales": options.numbers(scales, float, "--scales 1,0.5")}
+    if size is not None:
+        sides = size.lower().split("x")
+        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+            raise OptionError(f"--size {size}: give a number of cells, or rows x columns such as 48x64")
+        chosen["size"] = tuple(int(side) for side in sides * (3 - len(sides)))[:2]
+
+    from densevl.pipelines.folder.tasks import Extracting
+
+    run_images(Extracting(chosen, form), given, [], _described)
+
+
+def _step(stride: str) -> int | str:
+    return int(stride) if stride.strip().isdecimal() else stride
+
+
+def _described(name: str, found: DenseMap) -> str:
+    h, w, width = found.features.shape
+    return f"{name}: {h} x {w} cells of {width} numbers, {escape(str(found.features.dtype))}"

@@ -1,0 +1,234 @@
+"""`DenseMap`: dense features of one photo, where they lie, and words compared with them."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from densevl import fitted
+from densevl.backbones import Backbone, load_backbone
+from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, OutputError, one_of
+from densevl.files import atomic_write_all, shown
+from densevl.results.base import VOLATILE, from_json, to_json
+from densevl.saved import Kind, read_array
+from densevl.vocabulary import LabelSet
+from densevl.vocabulary.text_classifier import TextClassifier
+from densevl.weights import require_finite
+
+FORMATS: Mapping[str, str] = {"npy": ".npy", "safetensors": ".safetensors", "zarr": ".zip"}
+"""Formats of files, and how their names end."""
+DTYPES = ("float16", "float32")
+TENSOR = "features"
+FEATURES = Kind("dense map", DensevlError, "save it again")
+
+
+@dataclass(frozen=True, eq=False)
+class DenseMap:
+    """Dense features of a photo on a regular grid that covers it.
+
+    Cell (i, j) is read at x = (j + 0.5) * W / w, y = (i + 0.5) * H / h, in pixels from the photo's upper left
+    corner, so that pixel (0, 0) is centred at (0.5, 0.5).
+
+    Attributes:
+        features: (h, w, E) float16 or float32. Without a layer they are means of unit vectors in the joint space of
+            image and text, not normalised again: their products with unit text rows are the photo's scores.
+        size: (H, W) of the photo in pixels.
+        meta: what made it. warnings: a sentence each.
+        text: of the model that made it, None for one that was read from a file.
+    """
+
+    features: npt.NDArray[np.floating[Any]]
+    size: tuple[int, int]
+    meta: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    text: TextClassifier | None = field(default=None, repr=False)
+
+    @property
+    def pitch(self) -> tuple[float, float]:
+        """Pixels from cell to cell, down and across."""
+        return self.size[0] / self.features.shape[0], self.size[1] / self.features.shape[1]
+
+    def score(self, labels: Any, *, model: str | Backbone | None = None) -> npt.NDArray[np.float32]:
+        """Cosines of the labels: (C, h, w) float32, of several words for a label the highest.
+
+        Args:
+            labels: as `LabelSet.parse` takes them. model: whose features these are; None takes the one that made the
+                map, or for a map read from a file loads the model that its JSON names.
+
+        Raises:
+            LabelError: unusable labels. ModelError: features of a layer, or another model's; or it cannot be loaded.
+        """
+        asked = LabelSet.parse(labels)
+        text = self._text(model).encode(asked)
+        rows_TE, classes = text.vectors.float().cpu(), text.classes.cpu()
+        scores_hwT = torch.from_numpy(self.features.astype(np.float32)) @ rows_TE.T
+        found = torch.full((*scores_hwT.shape[:2], len(asked)), -torch.inf)
+        owned = classes >= 0
+        found.scatter_reduce_(2, classes[owned].expand(*scores_hwT.shape[:2], -1), scores_hwT[..., owned], "amax")
+        return found.permute(2, 0, 1).contiguous().numpy()
+
+    def at(self, places_N2: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Features at places (N, 2), x and y in pixels, interpolated bilinearly: (N, E) float32.
+
+        Beyond the centres of the outermost cells their values are repeated.
+        """
+        h, w = self.features.shape[:2]
+        places = np.asarray(places_N2, np.float64).reshape(-1, 2)
+        x, y = (np.clip(places[:, axis] / step - 0.5, 0, n - 1) for axis, step, n in self._axes())
+        left, top = np.minimum(x.astype(int), w - 1), np.minimum(y.astype(int), h - 1)
+        right, low = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
+        a, b = (x - left)[:, None].astype(np.float32), (y - top)[:, None].astype(np.float32)
+        upper = (1 - a) * self.features[top, left] + a * self.features[top, right]
+        lower = (1 - a) * self.features[low, left] + a * self.features[low, right]
+        return ((1 - b) * upper + b * lower).astype(np.float32)
+
+    def grid(self) -> dict[str, Any]:
+        """Where the cells lie, ready for JSON; places are in pixels from the photo's upper left corner."""
+        (down, across), (h, w, width) = self.pitch, self.features.shape
+        return {
+            "rows": h,
+            "columns": w,
+            "width": width,
+            "pitch": {"x": across, "y": down},
+            "first_centre": {"x": across / 2, "y": down / 2},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write the features, and a JSON of the same stem that says where the cells lie and what made them.
+
+        Args:
+            path: ends in .npy, .safetensors (tensor "features") or .zip (one Zarr array, for
+                `zarr.storage.ZipStore`).
+
+        Raises:
+            OutputError: another ending, or the disk refuses. MissingExtraError: zarr is not installed.
+        """
+        stem, form = _parted(path)
+        facts = {
+            "size": {"height": self.size[0], "width": self.size[1]},
+            "dtype": str(self.features.dtype),
+            "grid": self.grid(),
+            "meta": {key: value for key, value in self.meta.items() if key not in VOLATILE},
+            "warnings": list(self.warnings),
+        }
+        data = _WRITERS[form](np.ascontiguousarray(self.features))
+        return atomic_write_all({Path(path): data, stem.with_name(f"{stem.name}.json"): to_json(facts)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DenseMap:
+        """Read what `save` wrote.
+
+        Raises:
+            DensevlError: missing, damaged, or of another kind. MissingExtraError: zarr is not installed.
+        """
+        stem, form = _parted(FEATURES.path(path))
+        facts = from_json(stem.with_name(f"{stem.name}.json"), ("grid", "dtype"))
+        features = _READERS[form](Path(path))
+        with FEATURES.sense(path, inner=True):
+            grid, size = facts["grid"], facts["size"]
+            if features.shape != (grid["rows"], grid["columns"], grid["width"]) or str(features.dtype) not in DTYPES:
+                raise ValueError(f"its features are {features.dtype} {features.shape}, not what its JSON says")
+            require_finite(torch.from_numpy(features), "its features")
+        return cls(features, (size["height"], size["width"]), facts["meta"], tuple(facts["warnings"]))
+
+    def _axes(self) -> tuple[tuple[int, float, int], tuple[int, float, int]]:
+        """For x and y: the column of places, the pitch and the number of cells."""
+        (down, across), (h, w) = self.pitch, self.features.shape[:2]
+        return (0, across, w), (1, down, h)
+
+    def _text(self, model: str | Backbone | None) -> TextClassifier:
+        if self.meta["layer"] is not None:
+            raise ModelError(
+                f"these are tokens of layer {self.meta['layer']}, which no words are near to; leave layer out for "
+                "features that words are compared with"
+            )
+        if model is None and self.text is not None:
+            return self.text
+        backbone = model if isinstance(model, Backbone) else load_backbone(model or self.meta["model"])
+        if fitted.fingerprint(backbone) != self.meta["weights"]:
+            raise ModelError(
+                f"the features are of other weights than those of model '{backbone.name}'; give the model that made "
+                f"them ('{self.meta['model']}') with model="
+            )
+        return TextClassifier(backbone)
+
+
+def require_format(form: str) -> None:
+    """Refuse a format that cannot be written, before any work.
+
+    Raises:
+        OptionError: no such format. MissingExtraError: its package is not installed.
+    """
+    one_of(form, FORMATS, "format", OptionError)
+    if form == "zarr":
+        _zarr()
+
+
+def _parted(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """A path without its ending, and the format that the ending says."""
+    text = os.fspath(path)
+    for form, ending in FORMATS.items():
+        if text.endswith(ending) and not text.endswith(f"/{ending}"):
+            return Path(text.removesuffix(ending)), form
+    raise OutputError(f"a dense map is no {shown(path)}: give a name that ends in {', '.join(FORMATS.values())}")
+
+
+def _npy(features: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, features, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _safetensors(features: npt.NDArray[Any]) -> bytes:
+    from safetensors.numpy import save
+
+    return save({TENSOR: features}, {"format": "densevl"})
+
+
+def _zarr() -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingExtraError("zarr", "zarr", "features as Zarr") from error
+    return zarr
+
+
+def _zarr_zip(features: npt.NDArray[Any]) -> bytes:
+    zarr = _zarr()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "features.zip")
+        store = zarr.storage.ZipStore(place, mode="w")
+        chunks = (min(64, features.shape[0]), min(64, features.shape[1]), features.shape[2])
+        zarr.create_array(store, data=features, chunks=chunks)
+        store.close()
+        return place.read_bytes()
+
+
+def _read_safetensors(path: Path) -> npt.NDArray[Any]:
+    from densevl.weights import read_checkpoint
+
+    with FEATURES.sense(path):
+        return read_checkpoint(path).tensors[TENSOR].numpy()
+
+
+def _read_zarr(path: Path) -> npt.NDArray[Any]:
+    zarr = _zarr()
+    with FEATURES.sense(path):
+        store = zarr.storage.ZipStore(path, mode="r")
+        try:
+            return np.asarray(zarr.open_array(store, mode="r")[:])
+        finally:
+            store.close()
+
+
+_WRITERS = {"npy": _npy, "safetensors": _safetensors, "zarr": _zarr_zip}
+_READERS = {"npy": lambda path: read_array(path, FEATURES), "safetensors": _read_safetensors, "zarr": _read_zarr}
