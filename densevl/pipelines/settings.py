@@ -122,6 +122,10 @@ RULES: Mapping[str, Rule] = {
     "second_share": SHARE,
     "second_top": COUNT,
     "margin": Rule(lambda value: _number(value) and 0 <= value < 1, "a probability, 0 for none"),
+    "clip_share": Rule(
+        lambda value: isinstance(value, str) or (isinstance(value, (tuple, list)) and all(map(_number, value))),
+        "'fc-clip', 'odise', or two numbers within 0..1",
+    ),
     "item": Rule(lambda value: isinstance(value, str) and bool(value.strip()), "a noun, such as 'metal nut'"),
     "states": Rule(
         lambda value: isinstance(value, (*PATH, Mapping, States)) or hasattr(value, "shape"),

@@ -13,6 +13,7 @@ import torch
 
 from densevl import __version__, digest, fitted
 from densevl.backbones import Backbone, InferenceProtocol
+from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.inference.views import Views
@@ -33,8 +34,10 @@ from densevl.pipelines.regions.scores import RegionScorer, default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST, checked
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
+from densevl.proposals.decoded import Decoded
 from densevl.proposals.load import form_of
 from densevl.recipes import Recipe
+from densevl.regions import ensemble
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide, log_probs, prototypes
@@ -74,6 +77,7 @@ class RegionClassifier:
         second_share: float = 0.15,
         second_top: int = 5,
         margin: float = 0.0,
+        clip_share: str | Sequence[float] = "fc-clip",
         templates: str | Sequence[str] | None = None,
         text: TextOptions | None = None,
         background: BackgroundSpec = "auto",
@@ -99,6 +103,7 @@ class RegionClassifier:
             recipe: how dense features are made, for "pool" and "roi"; None takes the model's default.
             proposals: finds regions of photos that come without: a name for `load_proposer`, a `Proposer`, or a
                 function of the photo that returns `Proposals` or bool masks (R, H, W). None: regions must be given.
+                One that returns `Decoded`, masks with a decoder's own class scores, has these weighed with CLIP's.
             options: keywords for operators, {"crop": {"square": "context", "expand": 1.5}}; for "alpha" (Alpha-CLIP)
                 and "crop_prompted" (OVSeg) the file of their weights, {"alpha": {"weights": "clip_l14.pth"}}.
             order: for "pool" alone: "pool_then_classify" averages features, "classify_then_pool" probabilities of
@@ -108,6 +113,9 @@ class RegionClassifier:
             second_share: at most this share of the regions is looked at again. second_top: only so many of a region's
                 likeliest strings are ranked anew (GC-CLIP).
             margin: a region whose best class leads the next by less than this probability is nothing.
+            clip_share: CLIP's say beside a decoder's scores: of FC-CLIP (0.4 for classes that the decoder was trained
+                on, 0.8 for others) or "odise" (0.3, 0.7), or two numbers. A class that it has no name for is CLIP's
+                alone; its "no object" competes as nothing.
             presence: a class that reaches this probability (0..1) in no region is judged not in the photo: it is
                 dropped before regions are named, and listed in `meta["absent"]`. None keeps all.
             protocol: as `Segmenter`, but windows overlap by half unless it says otherwise, so that one sees a region
@@ -120,6 +128,7 @@ class RegionClassifier:
             OptionError: a value that a setting cannot have.
         """
         chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
+        self.clip_share = ensemble.shares(clip_share)
         if not isinstance(protocol, (InferenceProtocol, str)):  # tiles, a Segmenter's choice, would cut regions in two
             protocol = {"plan": "sliding", **(protocol or {})}
         self._segment = Segmenter(
@@ -261,14 +270,27 @@ class RegionClassifier:
         judged = self.scorer.judge(found, text)
         flat = remarks.of_scores(judged) if text.bias is None else ()
         logp, absent = self._segment.without_absent(judged, text.classes, label_set)
-        result = self.judged(found, logp, label_set, text.classes, policy)
-        meta = {**result.meta, "absent": list(absent)}
+        classes, decoder, unmet = text.classes, {}, ()
+        if isinstance(found.regions, Decoded):
+            seen = torch.from_numpy(found.regions.areas > 0).to(logp.device)
+            logp, classes = ensemble.with_decoder(logp, classes, found.regions, label_set, self.clip_share, seen)
+            decoder, unmet = self._beside(found.regions, label_set)
+        result = self.judged(found, logp, label_set, classes, policy)
+        meta = {**result.meta, "absent": list(absent), **decoder}
         warned = (
             *self._segment.warnings(label_set, policy, found.image),
             *flat,
+            *unmet,
             *remarks.of_labels(result.labels, "region"),
         )
         return replace(result, meta=meta, warnings=warned)
+
+    def _beside(self, decoded: Decoded, labels: LabelSet) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """What a decoder's scores counted, for the meta; and a warning where they told no class from another."""
+        known = ensemble.matches(decoded.names, labels).any(dim=0).tolist()
+        met = [name for name, here in zip(labels.names, known, strict=True) if here]
+        told = f"none of the labels is a class of the decoder ({quoted(decoded.names)}), so CLIP alone tells them apart"
+        return {"decoder": {"classes": met, "clip_share": list(self.clip_share)}}, () if met else (told,)
 
     @hearing
     def discover(
@@ -461,6 +483,7 @@ class RegionClassifier:
             "proposals": fitted.identity(self._named),
             "second_look": second if scorer.second_look is not None else None,
             "margin": self.margin,
+            "clip_share": list(self.clip_share),
         }
 
     def embedding_facts(self) -> dict[str, Any]:

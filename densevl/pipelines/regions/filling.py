@@ -21,7 +21,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.settings import NAME_FIRST
 from densevl.regions.index import Photo
 
-WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "second_look"})
+WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "margin", "clip_share", "second_look"})
 """Facts of a classifier that the vectors of regions do not depend on."""
 KEPT_BACK = 256  # photos that are held before they are written; an interrupted build goes on from there
 Found = TypeVar("Found")
