@@ -29,6 +29,7 @@ from .pipelines.segmentation.ensemble import Ensemble as Ensemble
 from .pipelines.segmentation.segmenter import Segmenter as Segmenter
 from .pipelines.video.result import VideoSegmenter as VideoSegmenter
 from .proposals.base import Proposals as Proposals
+from .proposals.decoded import Decoded as Decoded
 from .proposals.load import load_proposer as load_proposer
 from .recipes.recipe import Recipe as Recipe
 from .regions.bank import Bank as Bank

@@ -19,7 +19,7 @@ STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
     *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
     *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter", "FeatureExtractor", "DenseMap"),
-    *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals"),
+    *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals", "Decoded"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
     *("backbones", "evaluation", "fewshot", "images", "inference", "integrations", "kernels"),
@@ -41,11 +41,11 @@ COMMANDS = {
         "--text-transform --weights"
     ),
     "regions": (
-        "IMAGES --activation --as --background --bits --blend --box --compat --crop --descriptors --device --json "
-        "--labels --mean --model --objects --operator --out --overwrite --parents --pieces --plan --point "
-        "--precision --presence --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint "
-        "--shard --sheet --short-side --std --strict --stride --stuff --template-weights --templates "
-        "--text-transform --tile --views --weights --workers"
+        "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
+        "--descriptors --device --json --labels --mean --model --objects --operator --operator-weights --out "
+        "--overwrite --parents --pieces --plan --point --precision --presence --proposals --proxy --proxy-scope "
+        "--quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict --stride --stuff "
+        "--template-weights --templates --text-transform --tile --views --weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "

@@ -20,6 +20,7 @@ MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-
 SHARD = 64
 BANK_SHARE, NEIGHBOURS = 0.5, 20
 CELL, SCALES = "patch", "1"
+CLIP_SHARES = ("fc-clip", "odise")
 
 MODELS = (
     *("auto", "photo", "mini", "ViT-B-16/openai", "ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-quickgelu/metaclip_fullcc"),
@@ -420,6 +421,27 @@ Operator = Annotated[
         panel=METHOD,
         values=OPERATORS,
         between="+",
+    ),
+]
+OperatorWeights = Annotated[
+    Path | None,
+    option("The file of an --operator with trained weights of its own, such as alpha.", panel=METHOD),
+]
+Decoder = Annotated[
+    Path | None,
+    option(
+        "Masks and class scores of a trained mask decoder, as Decoded.save writes them: an .npz file, or a folder with "
+        "NAME.npz for each NAME.jpg. They take the place of --proposals.",
+        panel=METHOD,
+    ),
+]
+ClipShare = Annotated[
+    str,
+    option(
+        "What CLIP counts beside the scores of --decoder: fc-clip, odise, or two shares, for classes that the decoder "
+        "was trained on and for others, such as 0.4,0.8.",
+        panel=METHOD,
+        values=CLIP_SHARES,
     ),
 ]
 Scoring = Annotated[

@@ -53,6 +53,9 @@ def regions(
     tile: options.Tile = None,
     pieces: options.Pieces = False,
     operator: options.Operator = None,
+    operator_weights: options.OperatorWeights = None,
+    decoder: options.Decoder = None,
+    clip_share: options.ClipShare = options.CLIP_SHARES[0],
     point: Annotated[
         list[str] | None,
         options.option("Name what is at this pixel, x,y. The option may be given several times.", panel=options.ASKED),
@@ -89,12 +92,16 @@ def regions(
     boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
     given = locals()
+    from densevl.regions.operators.names import weights_of
     from densevl.vocabulary import LabelSet
 
-    chosen = settings(given) | {"operator": operator}
+    chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
+    chosen["options"] = weights_of(operator, operator_weights)
     named = LabelSet.parse(labels) if labels else None
     if named is None and forms:
         raise DensevlError("--as needs the classes that its files list: give --labels")
+    if decoder is not None and (named is None or point or box):
+        raise DensevlError("--decoder names its masks by --labels, and not what is at a --point or in a --box")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
     from densevl.pipelines.folder import gathered
@@ -114,7 +121,9 @@ def regions(
         return f"{name}: {escape(listed or 'nothing')}"
 
     run_images(
-        Naming(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
+        Naming(
+            named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects, decoder
+        ),
         given,
         together,
         described,

@@ -25,7 +25,7 @@ TRUTH = "truth"
 RESOLVE = {INSTANCE: ("top", "threshold", "iou", "metric", "parts"), PANOPTIC: ("threshold", "visible")}
 """Keywords of `RegionResult.instances` and `.panoptic`."""
 _REGIONS, _WORDS = (INSTANCE, PANOPTIC), (SEMANTIC, INSTANCE, PANOPTIC)
-_PLACES = ("root", "weights", "device")
+_PLACES = ("root", "weights", "operator_weights", "decoder", "device")
 _ONE_WAY = (
     *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "proposals", "views"),
     *("templates", "text", "presence", "precision", "compat", "proxy_scope"),
@@ -60,7 +60,10 @@ class Experiment:
         measures: of `MEASURES`, for task semantic; "iou" is always taken. boundary_ratio: see `boundary`.
         proposals: as `Segmenter` and `RegionClassifier` take them; None is none, or "mini-sam" for tasks over regions,
             where "truth" are the true masks, so that only the naming is judged.
-        operator: as `RegionClassifier` takes it. resolve: keywords of `RegionResult.instances` or `.panoptic`.
+        decoder: a folder of `Decoded` files, NAME.npz for NAME.jpg, in place of proposals; clip_share: what CLIP counts
+            beside its scores, as `RegionClassifier` takes it.
+        operator: as `RegionClassifier` takes it; operator_weights: the file of one that needs weights.
+        resolve: keywords of `RegionResult.instances` or `.panoptic`.
         scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
             are learned from, the first by name. options: fields of the scoring to change, and states, size, tile and
             adapters as `AnomalyDetector` takes them.
@@ -101,7 +104,10 @@ class Experiment:
     boundary_ratio: float = _of(SEMANTIC, default=0.02)
     task: str = ""
     proposals: str | None = _of(*_WORDS, default=None)
+    decoder: str | None = _of(*_REGIONS, default=None)
+    clip_share: str = _of(*_REGIONS, default="fc-clip")
     operator: str | None = _of(*_REGIONS, default=None)
+    operator_weights: str | None = _of(*_REGIONS, default=None)
     resolve: Mapping[str, Any] = _of(*_REGIONS, factory=dict)
     scoring: str = _of(ANOMALY, default="winclip")
     shots: int = _of(ANOMALY, default=0)
@@ -130,6 +136,8 @@ class Experiment:
         _one_of("exif", self.exif, EXIF)
         if self.proposals is not None:
             _one_of("proposals", self.proposals, (*([TRUTH] if self.task in _REGIONS else []), *PROPOSERS))
+        if self.proposals is not None and self.decoder is not None:
+            raise EvaluationError("proposals and decoder both say where the masks come from; leave one of them out")
         for name in self.resolve:
             if name not in (own := RESOLVE[self.task]):
                 raise EvaluationError(

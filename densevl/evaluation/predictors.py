@@ -27,6 +27,7 @@ from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
 from densevl.proposals import Proposals
+from densevl.proposals.decoded import DecodedFiles
 from densevl.regions.result import RegionResult
 from densevl.vocabulary import LabelSet
 from densevl.weights import require_finite
@@ -131,13 +132,16 @@ class RegionPredictor:
         strings: str = DISPLAY,
         background: BackgroundSpec = "auto",
         proposals: str = "",
+        decoder: DecodedFiles | None = None,
     ) -> None:
-        """Args: strings: a variant of the class list; proposals: the proposer's name, or "truth".
+        """Args: strings: a variant of the class list; proposals: the proposer's name, or "truth"; decoder: has masks.
 
         Raises:
             LabelError: unknown strings or background.
         """
-        self.classifier, self.classes, self.proposals = classifier, classes, proposals
+        self.classifier, self.classes = classifier, classes
+        self.proposals = proposals if decoder is None else "decoder"
+        self._decoder = decoder
         self.labels = classes.labels(strings)
         self.policy = classifier.policy(background)
         self.clock = Clock()
@@ -154,7 +158,10 @@ class RegionPredictor:
             DensevlError: as `RegionClassifier`.
         """
         since = time.perf_counter()
-        given = true_masks(sample) if self.proposals == TRUTH else None
+        given: Any = true_masks(sample) if self.proposals == TRUTH else None
+        if self._decoder is not None:
+            decoded = self._decoder.of(sample.item.image)
+            given = decoded.select(decoded.areas > 0)
         result = self.classifier(sample.image, self.labels, regions=given, background=self.policy)
         since = self.clock.add("score", since)
         found = resolve(result)

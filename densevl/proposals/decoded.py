@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from densevl import digest
 from densevl.errors import ProposalError, suggest
 from densevl.files import atomic_write, shown
 from densevl.images import read_image
@@ -127,10 +128,8 @@ class Decoded(Proposals):
         import torch
 
         pairs = (("class_queries_logits", "masks_queries_logits"), ("logits", "pred_masks"))
-        found = next(
-            (pair for names in pairs if None not in (pair := tuple(getattr(outputs, name, None) for name in names))),
-            None,
-        )
+        given = [[getattr(outputs, name, None) for name in names] for names in pairs]
+        found: Any = next((pair for pair in given if all(part is not None for part in pair)), None)
         if found is None or found[0].ndim != 3 or found[1].ndim != 4 or found[0].shape[:2] != found[1].shape[:2]:
             raise ProposalError(
                 f"outputs are a {type(outputs).__name__} without class and mask logits of queries: give what a "
@@ -204,10 +203,15 @@ class DecodedFiles:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = FILE.path(path)
-        if not self.path.is_dir() and self.path.suffix != ".npz":
-            raise ProposalError(f"{shown(path)} is no decoder file: give an .npz file, or a folder of them")
         if not self.path.exists():
             raise FILE.bad(path, "does not exist")
+        if not self.path.is_dir() and self.path.suffix != ".npz":
+            raise ProposalError(f"{shown(path)} is no decoder file: give an .npz file, or a folder of them")
+
+    def fingerprint(self) -> str:
+        """What tells these files from others, or from later ones of the same names."""
+        files = sorted(self.path.glob("*.npz")) if self.path.is_dir() else [self.path]
+        return digest.of_text(*(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files))
 
     def of(self, image: Any) -> Decoded:
         """What was found in the photo of a path.

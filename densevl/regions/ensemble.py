@@ -31,22 +31,22 @@ def shares(given: str | Sequence[float]) -> tuple[float, float]:
     Raises:
         OptionError: neither.
     """
-    if isinstance(given, str):
-        if given in SHARES:
-            return SHARES[given]
-        try:
-            given = [float(part) for part in given.split(",")]
-        except ValueError:
-            known = ", ".join(SHARES)
-            raise OptionError(
-                f"clip_share {given!r} is unknown{suggest(given, SHARES)}; known: {known}, or two numbers 'seen,unseen'"
-            ) from None
-    if len(given) != 2 or not all(0 <= share <= 1 for share in given):
+    if isinstance(given, str) and given in SHARES:
+        return SHARES[given]
+    try:
+        found = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError:
+        known = ", ".join(SHARES)
         raise OptionError(
-            f"clip_share is {tuple(given)}; it is CLIP's say for classes that the decoder was trained on, and for "
+            f"clip_share {given!r} is unknown{suggest(str(given), SHARES)}; known: {known}, or two numbers, such as "
+            "'0.4,0.8'"
+        ) from None
+    if len(found) != 2 or not all(0 <= share <= 1 for share in found):
+        raise OptionError(
+            f"clip_share is {tuple(found)}; it is CLIP's say for classes that the decoder was trained on, and for "
             "others, both within 0..1"
         )
-    return float(given[0]), float(given[1])
+    return found[0], found[1]
 
 
 def matches(names: Sequence[str], labels: LabelSet) -> torch.Tensor:
@@ -65,7 +65,8 @@ def matches(names: Sequence[str], labels: LabelSet) -> torch.Tensor:
 def seen_weights(decoded: Decoded, labels: LabelSet, share: tuple[float, float]) -> torch.Tensor:
     """CLIP's say for each class, (C,): `share` where the decoder has a class, 1 where it has none of that name."""
     known, trained = (matches(names, labels).any(dim=0) for names in (decoded.names, decoded.trained))
-    return torch.where(known, torch.where(trained, *map(torch.tensor, share)), torch.tensor(1.0))
+    own = torch.where(trained, torch.tensor(share[0]), torch.tensor(share[1]))
+    return torch.where(known, own, torch.tensor(1.0))
 
 
 def with_decoder(

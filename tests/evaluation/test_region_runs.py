@@ -17,7 +17,7 @@ from torch.distributed import init_process_group
 from typer.testing import CliRunner
 
 from densevl.cli import app
-from densevl.errors import DatasetError, MissingExtraError
+from densevl.errors import DatasetError, MissingExtraError, ProposalError
 from densevl.evaluation import EvaluationError, Experiment, distributed, run
 from densevl.evaluation.benchmarks.coco import PanopticMap
 from densevl.evaluation.checkpoint import State
@@ -26,6 +26,7 @@ from densevl.evaluation.metrics.panoptic import Segment
 from densevl.evaluation.predictors import Clock
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.instance import Instances
+from densevl.proposals.decoded import Decoded
 from tests.evaluation.region_miniatures import SIDE, make_instances, make_panoptic
 
 IMAGES = 13
@@ -107,6 +108,21 @@ def _report(outcome, folder: Path, task: str) -> list[str]:
         json.dumps(facts),
         files[2].read_text(),
     ]
+
+
+def test_a_decoder_s_masks_are_scored_by_its_files(root, tmp_path) -> None:
+    masks = np.zeros((2, *SIDE), bool)
+    masks[0, 3:11, 2:10] = masks[1, 4:13, 14:23] = True
+    sure = Decoded(masks, [[9, 0, 0], [0, 9, 0]], ["cat", "traffic light"])
+    for number in range(IMAGES):
+        sure.save(tmp_path / "files" / f"{7 * number + 1:012d}.npz")
+    asked = {"root": str(root), "task": "panoptic", "model": "mini", "limit": 2}
+    found = run(Experiment("folder", decoder=str(tmp_path / "files"), clip_share="0,0", **asked))
+    assert found.summary["PQ things"] == 1
+    with pytest.raises(EvaluationError, match="both say where the masks come from"):
+        Experiment("folder", decoder="files", proposals="truth", **asked)
+    with pytest.raises(ProposalError, match="does not exist"):
+        run(Experiment("folder", decoder="files", **asked))
 
 
 def test_ten_kills_change_neither_counts_nor_report(root, task, tmp_path) -> None:

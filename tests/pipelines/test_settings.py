@@ -47,6 +47,7 @@ WRONG = {
     "second_look": [3],
     "second_share": ["x", 0, 2, None],
     "second_top": [0, 1.5, None],
+    "clip_share": ["fcclip", (0.4,), ("x", 1), 0.4, None],
     "margin": ["x", 1, -0.1, None],
     "item": ["", "  ", 3, None],
     "states": [3, ["damaged"]],

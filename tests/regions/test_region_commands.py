@@ -17,6 +17,7 @@ from densevl.evaluation.metrics.panoptic import coco_ids
 from densevl.images import read_image
 from densevl.pipelines.regions.sheet import hit_sheet
 from densevl.proposals import Proposals
+from densevl.proposals.decoded import Decoded
 from densevl.regions.index import Hit
 
 SCENES = PHOTOS.parent / "scenes"
@@ -42,6 +43,23 @@ def test_clicks_and_boxes_get_names(tmp_path) -> None:
     assert lines[0].startswith("water.png 116,108: elephant 0.")
     assert lines[1].startswith("water.png 12,130,60,182: house 0.")
     assert len(json.loads((tmp_path / "water.json").read_text())["regions"]) == 2
+
+
+def test_a_decoder_s_masks_are_named_by_both(tmp_path) -> None:
+    photo = read_image(WATER)
+    masks = np.zeros((3, *photo.shape[:2]), bool)
+    masks[0, 66:142, 94:140] = masks[1, 130:182, 12:60] = True
+    logits = np.log([[0.05, 0.05, 0.9], [0.05, 0.9, 0.05], [0.3, 0.3, 0.4]])
+    Decoded(masks, logits, {0: "elephant", 1: "house"}).save(tmp_path / "files" / "water.npz")
+    options = ["--decoder", tmp_path / "files", "--background", "none"]
+    code, out, err = regions(*options, "--clip-share", "0,1", out=tmp_path / "own")
+    assert code == 0, err
+    assert out.splitlines()[0] == "water.png: 1 house"  # the first is "no object", the last has no pixel
+    saved = json.loads((tmp_path / "own" / "water.json").read_text())
+    assert saved["meta"]["decoder"] == {"classes": ["elephant", "house"], "clip_share": [0.0, 1.0]}
+    assert saved["unnamed"][0]["score"] == pytest.approx(0.9, abs=1e-4)
+    assert "no decoder file for" in run("regions", SCENES / "wood.png", "--labels", LABELS, *options)[2]
+    assert "--labels" in run("regions", WATER, *options)[2]
 
 
 def test_boxes_of_a_grid_stay_rectangles_and_exports_are_written(tmp_path) -> None:

@@ -6,6 +6,8 @@ from densevl.evaluation.experiment import TRUTH, Experiment
 from densevl.evaluation.predictors import RegionPredictor
 from densevl.evaluation.tasks.base import Task, classes_of, pipeline_of
 from densevl.pipelines.regions.classifier import PROPOSER, RegionClassifier
+from densevl.proposals.decoded import DecodedFiles
+from densevl.regions.operators.names import weights_of
 
 
 class RegionTask(Task):
@@ -13,7 +15,14 @@ class RegionTask(Task):
 
     def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
         found = asked.proposals or PROPOSER
-        proposals = None if found == TRUTH else found
-        more = {"recipe": asked.recipe, "proposals": proposals, **pipeline_of(asked, device)}
-        classifier = RegionClassifier(asked.model, asked.operator, **more)
-        return RegionPredictor(classifier, proposals=found, **classes_of(self.dataset, asked))
+        decoder = None if asked.decoder is None else DecodedFiles(asked.decoder)
+        classifier = RegionClassifier(
+            asked.model,
+            asked.operator,
+            recipe=asked.recipe,
+            proposals=None if found == TRUTH or decoder is not None else found,
+            options=weights_of(asked.operator, asked.operator_weights),
+            clip_share=asked.clip_share,
+            **pipeline_of(asked, device),
+        )
+        return RegionPredictor(classifier, proposals=found, decoder=decoder, **classes_of(self.dataset, asked))

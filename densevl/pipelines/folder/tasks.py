@@ -28,6 +28,7 @@ from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.video.result import VideoSegmenter
 from densevl.proposals import load_proposer
+from densevl.proposals.decoded import DecodedFiles
 from densevl.proposals.pieces import PieceProposer
 from densevl.vocabulary import LabelSet
 
@@ -176,6 +177,7 @@ class Naming:
         proposals: a name of `proposals.NAMES`. checkpoint: of SAM. tile, pieces: see `load_proposer` and
             `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
         objects: only regions that are a label, each thing once.
+        decoder: a file of `Decoded`, or a folder of them, which has the regions; see `DecodedFiles`.
     """
 
     labels: LabelSet | None = None
@@ -187,6 +189,7 @@ class Naming:
     points: tuple[tuple[float, ...], ...] = ()
     boxes: tuple[tuple[float, ...], ...] = ()
     objects: bool = False
+    decoder: str | Path | None = None
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`.
@@ -195,7 +198,8 @@ class Naming:
             OptionError: `pieces` of clusters, or points without a SAM.
         """
         options = _on(self.options, device)
-        finder = self._finder(options.get("device"))
+        decoder = None if self.decoder is None else DecodedFiles(self.decoder)
+        finder = self._finder(options.get("device")) if decoder is None else None
         if self.points and not hasattr(finder, "prompt"):
             raise OptionError("points need a SAM to make masks of them; take the proposals mini-sam or sam")
         classify = RegionClassifier(**options, proposals=finder)
@@ -206,6 +210,9 @@ class Naming:
             found: dict[str, Any] = {}
             if clicked:
                 found["regions"] = prompted(image, **given, proposer=None if isinstance(finder, str) else finder)
+            elif decoder is not None:
+                decoded = decoder.of(image)
+                found["regions"] = decoded.select(decoded.areas > 0)
             if named is None:  # clicks are answered one by one, so nothing is joined
                 return classify.discover(image, overlap=1.0 if clicked else 0.5, **found)
             result = classify(image, named, **found)
@@ -213,7 +220,9 @@ class Naming:
 
         labels = self.labels.facts() if self.labels is not None else None
         facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects}
-        if clicked or named is None or self.objects:
+        if decoder is not None:
+            facts["proposals"] = f"decoder {decoder.fingerprint()}"
+        if clicked or named is None or self.objects or decoder is not None:
             return Task(REGIONS, one_by_one(call), facts, classify)
 
         def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:

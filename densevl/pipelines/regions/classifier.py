@@ -270,7 +270,9 @@ class RegionClassifier:
         judged = self.scorer.judge(found, text)
         flat = remarks.of_scores(judged) if text.bias is None else ()
         logp, absent = self._segment.without_absent(judged, text.classes, label_set)
-        classes, decoder, unmet = text.classes, {}, ()
+        classes = text.classes
+        decoder: dict[str, Any] = {}
+        unmet: tuple[str, ...] = ()
         if isinstance(found.regions, Decoded):
             seen = torch.from_numpy(found.regions.areas > 0).to(logp.device)
             logp, classes = ensemble.with_decoder(logp, classes, found.regions, label_set, self.clip_share, seen)

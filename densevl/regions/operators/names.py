@@ -60,6 +60,22 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 )
 
 
+def weights_of(spec: str | Mapping[str, float] | None, weights: Any) -> dict[str, dict[str, Any]]:
+    """One file as the option of those operators that need weights of their own.
+
+    Raises:
+        OptionError: none of them does.
+    """
+    if weights is None:
+        return {}
+    names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec or ())
+    found = {name: {"weights": weights} for name in names if name in OPERATORS and OPERATORS[name].weights}
+    if not found:
+        able = ", ".join(name for name, what in OPERATORS.items() if what.weights)
+        raise OptionError(f"weights of an operator are for {able}; the operator is {spec or 'left out'}")
+    return found
+
+
 def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, float]:
     """Operators and their weights: "cls_mask", "pool+cls_mask", or {"pool": 0.3, "cls_mask": 0.7}.
 
