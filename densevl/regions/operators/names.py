@@ -10,6 +10,7 @@ for empty masks. They differ in what they read and cost:
     crop        the mask cut out, filled and encoded                            R passes
     visual_prompt   the photo with the region pointed out                       R passes
     alpha       the photo with the mask as fourth channel (Alpha-CLIP)          R passes, weights of its own
+    adapter     means over places by learned weights (Mask-Adapter)    one pass and R maps, weights of its own
     crop_prompted   the mask cut out, learned tokens around it (OVSeg)          R passes, weights of its own
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from densevl.errors import ModelError, OptionError, suggest
+from densevl.regions.operators.adapter import adapter
 from densevl.regions.operators.alpha import alpha
 from densevl.regions.operators.crop import crop, crop_prompted
 from densevl.regions.operators.dense import pool, roi
@@ -55,6 +57,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "crop": Operator(crop, windows=False),
         "visual_prompt": Operator(visual_prompt, windows=False),
         "alpha": Operator(alpha, windows=False, weights="the image tower of Alpha-CLIP"),
+        "adapter": Operator(adapter, windows=False, weights="the network of Mask-Adapter"),
         "crop_prompted": Operator(crop_prompted, windows=False, weights="the image tower and mask prompts of OVSeg"),
     }
 )

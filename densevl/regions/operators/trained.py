@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
+from densevl.regions.operators.adapter_net import load_adapter
 from densevl.weights import State, bad_file, below, load_strictly, read_checkpoint
 
 if TYPE_CHECKING:
@@ -28,24 +29,27 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels and a fourth channel (B, 4, S, S) to image embeddings (B, E), not normalised."""
 PATCHES, ALPHA, PROMPTS = "conv1.weight", "conv1_alpha.weight", "mask_embedding"
 
-_loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Encode]] = WeakKeyDictionary()
+_loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Any]] = WeakKeyDictionary()
 
 
-def trained(backbone: Backbone, kind: str, weights: str | Path) -> Encode:
+def trained(backbone: Backbone, kind: str, weights: str | Path) -> Any:
     """The tower of "alpha" or "crop_prompted", read when first asked for and kept as long as the backbone.
 
     Args:
-        kind: one of the two.
+        kind: one of the two, or "adapter", whose network is given in place of a tower.
         weights: Alpha-CLIP's file of the image tower; or a file of OVSeg: of its CLIP, of that one's training, or of
-            the whole detector.
+            the whole detector; or Mask-Adapter's.
 
     Raises:
-        ModelError: the backbone's image tower is no ViT of open_clip. WeightsError: a file of something else, or of
-            another architecture.
+        ModelError: the backbone's image tower is no ViT of open_clip, or for "adapter" no ConvNeXt.
+        WeightsError: a file of something else, or of another architecture.
     """
     own, key = _loaded.setdefault(backbone, {}), (kind, str(weights))
     if key not in own:
         tower = getattr(backbone, "tower", None)
+        if kind == "adapter":
+            own[key] = load_adapter(tower, Path(weights))
+            return own[key]
         if tower is None or not tower.depth or not hasattr(getattr(tower, "module", None), "conv1"):
             raise ModelError(
                 f"operator '{kind}' is for ViTs of open_clip such as ViT-L-14-quickgelu, and model '{backbone.name}' "
