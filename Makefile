@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Of setup.py, for `make test`. Ray (500 MB), detectors (350 MB) and browser (165 MB) are heavy, so they are left out;
 # .ci/run names them, and then their tests run too.
-EXTRAS ?= photo,photo-affinity,heif,sam,superpixels,eval,viz,remote,serve,export,geo,video,zarr,render,dev
+EXTRAS ?= photo,photo-affinity,heif,sam,superpixels,eval,viz,remote,serve,export,geo,video,zarr,points,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
@@ -11,7 +11,7 @@ PUBLIC = densevl.pipelines.segmentation.segmenter densevl.results densevl.recipe
   densevl.vocabulary densevl.vocabulary.templates densevl.kernels.attention densevl.kernels.affinity \
   densevl.kernels.mix densevl.kernels.decode densevl.kernels.neighbours densevl.kernels.bias densevl.kernels.resample densevl.kernels.dispatch \
   densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
-  densevl.pipelines.rasters.result densevl.pipelines.video.result densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.pipelines.features densevl.fewshot densevl.integrations \
+  densevl.pipelines.rasters.result densevl.pipelines.video.result densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.pipelines.features densevl.pipelines.points densevl.fewshot densevl.integrations \
   densevl.backbones.precision
 
 # One process a core, but not more than fit in memory; tests that are left when one is done go to it.

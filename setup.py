@@ -57,6 +57,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
     ),
     "zarr": ("dense features as Zarr: `densevl features --format zarr`", ["zarr>=3"]),
+    "points": ("point clouds in PLY: `densevl points`", ["trimesh>=4"]),
     "geo": ("huge images and GeoTIFF: `densevl segment --geotiff`", ["rasterio>=1.4"]),
     "video": ("videos: `densevl video`", ["av>=14"]),
     "viz": ("`result.to_supervision()`", ["supervision>=0.27"]),

@@ -21,6 +21,9 @@ from .pipelines.features.extractor import FeatureExtractor as FeatureExtractor
 from .pipelines.features.result import DenseMap as DenseMap
 from .pipelines.fewshot.classifier import FewShot as FewShot
 from .pipelines.fewshot.session import LabelSession as LabelSession
+from .pipelines.points.cameras import View as View
+from .pipelines.points.labeller import PointLabeller as PointLabeller
+from .pipelines.points.labeller import PointLabels as PointLabels
 from .pipelines.rasters.result import BlockSegmenter as BlockSegmenter
 from .pipelines.regions.banking import BankBuilder as BankBuilder
 from .pipelines.regions.classifier import RegionClassifier as RegionClassifier

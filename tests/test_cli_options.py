@@ -38,6 +38,8 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.pipelines.features.extractor import PATCH
     from densevl.pipelines.features.result import DTYPES, FORMATS
     from densevl.pipelines.feeding import PLANS
+    from densevl.pipelines.points.cameras import CONVENTIONS
+    from densevl.pipelines.points.labeller import TOLERANCE
     from densevl.pipelines.segmentation import bank
     from densevl.pipelines.segmentation.refinement import KNOWN
     from densevl.regions.operators.names import OPERATORS
@@ -54,6 +56,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
     assert (CHOICES["template_weights"], CHOICES["parents"]) == (options.TEMPLATE_WEIGHTS, options.PARENTS)
     assert (tuple(FORMATS), DTYPES, PATCH) == (options.MAPS, options.MAP_DTYPES, options.CELL)
+    assert (options.CONVENTIONS, options.TOLERANCE) == (CONVENTIONS, TOLERANCE)
     assert set(options.PROXIES) <= set(known_proxies())
     assert set(fewshot.HEADS) == set(HEADS)
     for name in options.SCORINGS:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -21,6 +23,7 @@ RIGHT: dict[str, list[str]] = {
     "search": [str(DEMO / "scenes"), "--for", "penguin", "--model", "mini", "--proposals", "grid"],
     "classify": [SCENE, "--labels", "penguin,pizza", "--model", "mini"],
     "features": [SCENE, "--model", "mini"],
+    "points": ["cloud.npy", "--views", "transforms.json", "--labels", "penguin,pizza", "--model", "mini"],
     "fewshot fit": ["classes", "--model", "mini"],
     "serve": ["--model", "mini", "--port", "0", "--proposals", "grid"],
     "models list": ["ViT-B-16/*"],
@@ -93,6 +96,12 @@ WRONG: dict[str, list[str]] = {
     "scales": ["x", "9", ""],
     "form": ["npz", ""],
     "dtype": ["int8", ""],
+    "cloud": [ABSENT, FILE, "empty", SCENE],
+    "points views": [ABSENT, FILE, "empty"],
+    "convention": ["colmap", ""],
+    "depth_scale": ["0", "-1", "nan", "x"],
+    "tolerance": ["0", "2", "nan", "x"],
+    "points stride": ["0", "-1", "x", ""],
     "plan": ["tile", ""],
     "plans": ["tile", "tiles,nothing", ""],
     "precision": ["int7", ""],
@@ -225,6 +234,10 @@ def place(tmp_path, monkeypatch) -> Path:
     for kind in ("penguin", "pizza"):
         (tmp_path / "classes" / kind).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "classes" / kind / "0.png")
+    np.save(tmp_path / "cloud.npy", np.zeros((2, 3)))
+    Image.new("RGB", (32, 32)).save(tmp_path / "view.png")
+    frame = {"file_path": "view.png", "transform_matrix": np.eye(4).tolist()}
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 32, "frames": [frame]}))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -20,6 +20,7 @@ PUBLIC = {
     *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
     *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter", "FeatureExtractor", "DenseMap"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals", "Decoded"),
+    *("PointLabeller", "PointLabels", "View"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
     *("backbones", "evaluation", "fewshot", "images", "inference", "integrations", "kernels"),
@@ -60,6 +61,11 @@ COMMANDS = {
         "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "
         "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam "
         "--scales --shard --short-side --size --std --strict --stride --weights --workers"
+    ),
+    "points": (
+        "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels "
+        "--mean --model --out --overwrite --plan --precision --quiet --recipe --short-side --std --stride --tolerance "
+        "--views --weights"
     ),
     "doctor": "--json --speed",
     "bench": (

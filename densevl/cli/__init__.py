@@ -19,6 +19,7 @@ from densevl.cli.bench import bench
 from densevl.cli.classify import classify
 from densevl.cli.config import defaults
 from densevl.cli.dense.features import features
+from densevl.cli.dense.points import points
 from densevl.cli.evaluation import eval_app
 from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
@@ -72,7 +73,7 @@ def _root(
         context.default_map = defaults(config, context.command)
 
 
-for command in (segment, video, regions, search, classify, features, doctor, bench, serve):
+for command in (segment, video, regions, search, classify, features, points, doctor, bench, serve):
     app.command()(command)
 for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),

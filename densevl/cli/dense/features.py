@@ -82,14 +82,15 @@ def features(
     The same call again goes on where it stopped, and does nothing where all is done.
     """
     given = locals()
-    windows = {name: given[name] for name in ("short_side", "crop", "plan", "blend") if given[name] is not None}
-    if "crop" in windows:
-        windows["crop"] = windows["crop"] or None
     chosen: dict[str, Any] = {
         name: given[name] for name in ("model", "weights", "device", "precision", "compat", "layer", "dtype")
     }
     chosen |= {name: given[name] for name in ("recipe", "proxy", "proxy_scope", "sam", "proposals")}
-    chosen |= {"stride": _step(stride), "protocol": windows, "scales": options.numbers(scales, float, "--scales 1,0.5")}
+    chosen |= {
+        "stride": step(stride),
+        "protocol": windows(short_side=short_side, crop=crop, plan=plan, blend=blend),
+        "scales": options.numbers(scales, float, "--scales 1,0.5"),
+    }
     if size is not None:
         sides = size.lower().split("x")
         if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
@@ -101,8 +102,15 @@ def features(
     run_images(Extracting(chosen, form), given, [], _described)
 
 
-def _step(stride: str) -> int | str:
+def step(stride: str) -> int | str:
+    """A number of pixels, or what it is instead of one."""
     return int(stride) if stride.strip().isdecimal() else stride
+
+
+def windows(**given: Any) -> dict[str, Any]:
+    """How the photo is looked at, as a protocol's changes; what is left out is None, and --crop 0 the whole photo."""
+    found = {name: value for name, value in given.items() if value is not None}
+    return {**found, "crop": found["crop"] or None} if "crop" in found else found
 
 
 def _described(name: str, found: DenseMap) -> str:

@@ -1,0 +1,1 @@
+"""Points in space to labels, by the posed photos that see them."""

@@ -1,0 +1,230 @@
+"""Posed photos: `View`, where it sees points, and `transforms.json` files, as nerfstudio and instant-ngp write them.
+
+Shape letters: N points, H/W pixels of the photo. Pixel (0, 0) is centred at (0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.errors import DatasetError, ImageError, OptionError, one_of
+from densevl.files import shown
+from densevl.images import EXTENSIONS, read_labels
+from densevl.saved import Kind, read_array, read_json
+
+CONVENTIONS = ("opengl", "opencv")
+DEPTH_SCALE = 1e-3
+"""Of depth stored in whole numbers: millimetres."""
+TRANSFORMS = Kind("transforms file", DatasetError, "write it as nerfstudio does")
+DEPTH = Kind("depth", DatasetError, "give an .npy array, or a PNG or TIFF of whole numbers")
+PINHOLES = ("PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+DISTORTION = ("k1", "k2", "p1", "p2", "k3")
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A photo with its camera.
+
+    Attributes:
+        image: as `densevl.images.read_image` takes it.
+        matrix: (3, 3) intrinsics in pixels of a photo of `size`, or of the photo itself where that is None.
+        pose: (4, 4) or (3, 4) camera to world, a rotation and a translation; the unit is that of the points.
+        convention: axes of the camera, "opengl" (x right, y up, looking along -z; NeRF's, Blender's) or "opencv" (x
+            right, y down, looking along z; COLMAP's).
+        depth: None, an array (h, w) or its file: distance along the viewing axis, 0 or not finite where unknown.
+        depth_scale: what depth is multiplied by to have the unit of the points; None is 0.001 for whole numbers, which
+            are millimetres as a rule, and 1 for others.
+        distortion: (k1, k2, p1, p2, k3) of OpenCV's model.
+        size: (H, W) that the matrix is for.
+    """
+
+    image: Any
+    matrix: npt.NDArray[np.float64]
+    pose: npt.NDArray[np.float64]
+    convention: str = "opengl"
+    depth: Any = None
+    depth_scale: float | None = None
+    distortion: tuple[float, ...] = (0.0,) * 5
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        one_of(self.convention, CONVENTIONS, "convention", OptionError)
+        matrix, pose = (np.asarray(part, np.float64) for part in (self.matrix, self.pose))
+        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
+            raise OptionError("a camera matrix is (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], ...]")
+        if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
+            raise OptionError(f"a pose is (4, 4) or (3, 4), camera to world; got {pose.shape}, or numbers not finite")
+        turn = pose[:3, :3]
+        if not np.allclose(turn @ turn.T, np.eye(3), atol=1e-2) or np.linalg.det(turn) < 0:
+            raise OptionError(
+                "a pose has no rotation in its first three columns; give camera to world, without a scale"
+            )
+        object.__setattr__(self, "matrix", matrix)
+        object.__setattr__(self, "pose", pose[:3])
+
+    def project(
+        self, points_N3: npt.NDArray[np.float64], size: tuple[int, int]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Where points are seen in the photo of a size (H, W).
+
+        Returns:
+            Places (N, 2), x and y in pixels; depth (N,) along the viewing axis; and which lie before the camera and
+            within the photo.
+
+        Raises:
+            ImageError: the photo has another shape than its camera says, as one that was turned.
+        """
+        height, width = size
+        given = self.size or size
+        across, down = width / given[1], height / given[0]
+        if abs(across / down - 1) > 0.02:
+            raise ImageError(
+                f"photo {_named(self.image)} has {height}x{width} pixels and its camera {given[0]}x{given[1]}: it was "
+                "turned or cut after its camera was found; give the one that belongs to the camera"
+            )
+        seen = (points_N3 - self.pose[:, 3]) @ self.pose[:, :3]
+        if self.convention == "opengl":
+            seen = seen * (1.0, -1.0, -1.0)
+        z = seen[:, 2]
+        before = z > 1e-9
+        x, y = (np.divide(seen[:, axis], z, out=np.zeros_like(z), where=before) for axis in (0, 1))
+        x, y, straight = _distorted(x, y, self.distortion)
+        flat = np.stack([x, y, np.ones_like(x)], axis=1) @ self.matrix.T
+        places = flat[:, :2] * (across, down)
+        with np.errstate(invalid="ignore"):
+            within = (places >= 0).all(axis=1) & (places[:, 0] < width) & (places[:, 1] < height)
+        return places, z, before & straight & within
+
+    def depths(self, places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.float64] | None:
+        """The depth (N,) at places of the photo, of the pixel that holds each; NaN where unknown, None without depth.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        if self.depth is None:
+            return None
+        values = _read_depth(self.depth)
+        scale = self.depth_scale
+        if scale is None:
+            scale = DEPTH_SCALE if values.dtype.kind in "iu" else 1.0
+        h, w = values.shape
+        cols = np.clip(places_N2[:, 0] / size[1] * w, 0, w - 1).astype(int)
+        rows = np.clip(places_N2[:, 1] / size[0] * h, 0, h - 1).astype(int)
+        found = values[rows, cols].astype(np.float64) * scale
+        return np.where(np.isfinite(found) & (found > 0), found, np.nan)
+
+
+def _distorted(
+    x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], distortion: Sequence[float]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Places on the image plane as a lens shows them, and where its radius still grows: farther out it folds back."""
+    k1, k2, p1, p2, k3 = distortion
+    if not any(distortion):
+        return x, y, np.ones(len(x), bool)
+    with np.errstate(over="ignore", invalid="ignore"):
+        r2 = x * x + y * y
+        radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+        grows = 1 + r2 * (3 * k1 + r2 * (5 * k2 + r2 * 7 * k3)) > 0
+        moved_x = x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+        moved_y = y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y
+    return moved_x, moved_y, grows & np.isfinite(moved_x) & np.isfinite(moved_y)
+
+
+def _read_depth(depth: Any) -> npt.NDArray[Any]:
+    if not isinstance(depth, str | os.PathLike):
+        values = np.asarray(depth)
+    elif Path(depth).suffix == ".npy":
+        values = read_array(depth, DEPTH)
+    else:
+        try:
+            values = read_labels(depth)
+        except ImageError as error:
+            raise DatasetError(f"depth cannot be read: {error}") from error
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
+        raise DatasetError(f"depth {_named(depth)} is {values.dtype} {values.shape}; give numbers (h, w)")
+    return values
+
+
+def read_views(
+    path: str | os.PathLike[str], *, convention: str = "opengl", depth_scale: float | None = None
+) -> list[View]:
+    """Read the views of a transforms.json of nerfstudio, instant-ngp or NeRF's Blender scenes.
+
+    Args:
+        path: the file, or the folder that it is in. convention, depth_scale: see `View`; the file's own
+            "depth_unit_scale_factor" is taken where no scale is given.
+
+    Raises:
+        DatasetError: missing, damaged, without frames, or of cameras with another lens model. OptionError: a camera
+        that cannot be.
+    """
+    path = Path(path)
+    path = path / "transforms.json" if path.is_dir() else path
+    content = read_json(path, TRANSFORMS, ("frames",))
+    with TRANSFORMS.sense(path):
+        frames = [
+            {**{key: value for key, value in content.items() if key != "frames"}, **own} for own in content["frames"]
+        ]
+        scale = content.get("depth_unit_scale_factor") if depth_scale is None else depth_scale
+        if not frames:
+            raise ValueError("it lists no frames")
+        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
+            raise OptionError(f"depth scale is {scale!r}; it is a number above 0")
+        found = [_view(frame, path.parent, convention, scale) for frame in frames]
+    if missing := [view.image for view in found if not os.path.isfile(view.image)]:
+        raise DatasetError(f"{shown(path)} names {len(missing)} photos that are not there, such as {shown(missing[0])}")
+    return found
+
+
+def _view(frame: Mapping[str, Any], folder: Path, convention: str, scale: float | None) -> View:
+    if (lens := frame.get("camera_model", "OPENCV")) not in PINHOLES or frame.get("is_fisheye"):
+        raise DatasetError(
+            f"its cameras are {lens}, and points are projected by {', '.join(PINHOLES)}; undistort the photos first"
+        )
+    image = _photo(folder / frame["file_path"])
+    size = (int(frame["h"]), int(frame["w"])) if "h" in frame and "w" in frame else _size(image)
+    height, width = size
+    if "fl_x" in frame:
+        across = float(frame["fl_x"])
+        down = float(frame.get("fl_y", across))
+    else:
+        across = 0.5 * width / math.tan(0.5 * float(frame["camera_angle_x"]))
+        down = 0.5 * height / math.tan(0.5 * float(frame["camera_angle_y"])) if "camera_angle_y" in frame else across
+    centre = float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2))
+    matrix = np.array([[across, 0, centre[0]], [0, down, centre[1]], [0, 0, 1]])
+    depth = frame.get("depth_file_path")
+    return View(
+        image,
+        matrix,
+        np.array(frame["transform_matrix"], np.float64),
+        convention,
+        None if depth is None else folder / depth,
+        scale,
+        tuple(float(frame.get(name, 0)) for name in DISTORTION),
+        size,
+    )
+
+
+def _photo(path: Path) -> str:
+    """The file of a photo; NeRF's Blender scenes leave its ending out."""
+    tried = (path, *(path.with_name(path.name + ending) for ending in sorted(EXTENSIONS)))
+    return str(next((one for one in tried if one.is_file()), path))
+
+
+def _size(image: str) -> tuple[int, int]:
+    from densevl.images import header
+
+    return header(image).size
+
+
+def _named(source: Any) -> str:
+    return shown(source) if isinstance(source, str | os.PathLike) else f"({type(source).__name__})"
