@@ -34,7 +34,7 @@ PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
 REFINEMENTS = ("pamr", "edges", "lposs+", "segments", "vote", "none")
-TEMPLATE_WEIGHTS, PARENTS = ("equal", "image"), ("none", "pixel", "image")
+TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "adapter", "crop_prompted")
@@ -293,7 +293,7 @@ TextTransform = Annotated[
 TemplateWeights = Annotated[
     str,
     option(
-        "What the sentences of --templates count: 'equal', or what suits each image ('image', AutoCLIP).",
+        "What the sentences of --templates count: 'equal', or what suits each 'image', 'region' or 'pixel' (AutoCLIP).",
         panel=WORDS,
         values=TEMPLATE_WEIGHTS,
     ),

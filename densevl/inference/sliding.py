@@ -19,10 +19,30 @@ from densevl.inference.stitching import encode_stitched
 from densevl.inference.windows import WindowGrid
 from densevl.kernels import dense_scores
 from densevl.recipes import Hints, Recipe
+from densevl.recipes.features import DenseFeatures
+from densevl.vocabulary.template_weights import weighted_scores
 
 # Windows per pass. On a CPU a larger batch falls out of the cache: with ViT-B/16 each of 8 costs 5 % more than of 4.
 WINDOW_BATCH = {"cpu": 4, "cuda": 64}
 PROXY_SCOPES = ("image", "window")
+
+
+def token_scores(
+    backbone: Backbone,
+    dense: DenseFeatures,
+    text_TD: torch.Tensor,
+    foreground_T: torch.Tensor | None = None,
+    prompts_MTD: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score T texts at every token of a pass: (B, h, w, T) float32; see `Backbone.score`.
+
+    Args:
+        prompts_MTD: unit rows of M templates, weighed at each token by what suits it, in place of `text_TD` (AutoCLIP,
+            see `vocabulary.template_weights`); None is not so.
+    """
+    if prompts_MTD is None:
+        return backbone.score(dense, text_TD, foreground_T)
+    return weighted_scores(lambda rows_TD: backbone.score(dense, rows_TD, foreground_T), prompts_MTD)
 
 
 @torch.no_grad()
@@ -37,6 +57,7 @@ def window_scores(
     batch: int | None = None,
     proxy_scope: str = "image",
     foreground_T: torch.Tensor | None = None,
+    prompts_MTD: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, WindowGrid]:
     """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows they lie on.
 
@@ -47,6 +68,7 @@ def window_scores(
         batch: windows per pass of the tower, None for the device's own; the result does not depend on it.
         proxy_scope: "image" looks at the whole image once with the proxy, "window" at each window, as the papers do.
         foreground_T: (T,) bool, which rows are classes and not background words; None is all.
+        prompts_MTD: see `token_scores`.
 
     Returns:
         Scores, windows laid as a block matrix, and their grid: `windows` itself, or with the tokens of a proxy's finer
@@ -71,10 +93,11 @@ def window_scores(
         hints = backbone.look(pixels, chosen, hints)
     if chosen is not None and stitches:
         dense, whole = encode_stitched(backbone, pixels, windows, chosen, hints, batch)
-        return backbone.score(dense, text_TD, foreground_T), whole
+        return token_scores(backbone, dense, text_TD, foreground_T, prompts_MTD), whole
     parts = []
     for part, own in batches(pixels, windows, hints, batch):
-        parts.append(backbone.score(backbone.encode_dense(part, chosen, hints=own), text_TD, foreground_T))
+        dense = backbone.encode_dense(part, chosen, hints=own)
+        parts.append(token_scores(backbone, dense, text_TD, foreground_T, prompts_MTD))
     grid = windows.with_tokens(*parts[0].shape[1:3])
     if chosen is not None and chosen.spread is not None:
         features = backbone.look(pixels, chosen, hints).proxy  # of the whole image, whatever the scope

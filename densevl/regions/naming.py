@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from densevl.errors import LabelError
 from densevl.vocabulary import NOTHING, Background
+from densevl.vocabulary.template_weights import weighted_scores
 
 if TYPE_CHECKING:
     from densevl.vocabulary.text_classifier import TextEmbeddings
@@ -29,9 +30,16 @@ class Decision:
     scores: torch.Tensor
 
 
+def against(features: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
+    """Cosines (..., T) of unit features (..., E) with a vocabulary, templates weighed by each feature where asked."""
+    if text.prompts is None:
+        return features @ text.vectors.T
+    return weighted_scores(lambda rows_TE: features @ rows_TE.T, text.prompts)
+
+
 def log_probs(vectors_RE: torch.Tensor, text: TextEmbeddings, scale: float) -> torch.Tensor:
     """Log probabilities (R, T) over all strings, of scale * cosine."""
-    logits_RT = scale * vectors_RE.float() @ text.vectors.T
+    logits_RT = scale * against(vectors_RE.float(), text)
     if text.bias is not None:
         logits_RT = logits_RT + text.bias
     return logits_RT.log_softmax(dim=1)

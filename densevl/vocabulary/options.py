@@ -10,7 +10,7 @@ from densevl.errors import OptionError, one_of, suggest
 from densevl.vocabulary.descriptors import Descriptors
 from densevl.vocabulary.transforms import TextTransform
 
-CHOICES = {"template_weights": ("equal", "image"), "parents": ("none", "pixel", "image")}
+CHOICES = {"template_weights": ("equal", "image", "region", "pixel"), "parents": ("none", "pixel", "image")}
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class TextOptions:
     Attributes:
         descriptors: texts that say what a class looks like; labels they lack are embedded by the templates alone.
         template_weights: "equal", CLIP's ensemble; "image", weights fitted to each image (AutoCLIP, see
-            `template_weights`), at the price of one embedding kept per template and string, and of a pass of the image.
+            `template_weights`), at the price of one embedding kept per template and string, and of a pass of the image;
+            "region" and "pixel", to each region of a `RegionClassifier` and each patch, at three times as many scores
+            as there are templates.
         parents: what the name of a class says about its strings, where they are narrower words: "none", nothing: the
             best string decides; "pixel", the probability of a string is weighed by that of its class at the pixel;
             "image", by that of its class in the image as a whole (CHiLS), which suits photos of one thing.
@@ -39,10 +41,16 @@ class TextOptions:
             raise OptionError(
                 f"transform is a {type(self.transform).__name__}; give a TextTransform, see load_transform"
             )
-        if self.descriptors is not None and self.template_weights == "image":
+        weights = self.template_weights
+        if self.descriptors is not None and weights != "equal":
             raise OptionError(
-                "template_weights='image' needs the same prompts for every label and descriptors differ by label: "
+                f"template_weights='{weights}' needs the same prompts for every label and descriptors differ by label: "
                 "take one of the two"
+            )
+        if weights in ("region", "pixel") and (self.transform is not None or self.parents == "pixel"):
+            other = "a transform" if self.transform is not None else "parents='pixel'"
+            raise OptionError(
+                f"template_weights='{weights}' has no one row a string that {other} could change: take one of the two"
             )
 
     @classmethod
@@ -67,6 +75,11 @@ class TextOptions:
     def needs_image(self) -> bool:
         """Whether embeddings depend on the image."""
         return self.template_weights == "image" or self.parents == "image" or self.needs_features
+
+    @property
+    def one_row(self) -> bool:
+        """Whether a string has the same row for all images and places."""
+        return self.template_weights == "equal" and not self.needs_image
 
     @property
     def needs_features(self) -> bool:

@@ -10,6 +10,7 @@ Shape letters: N features (images, regions or pixels), M templates, T query stri
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -31,13 +32,44 @@ def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, tem
     """
     if not 0 < temperature < math.inf:
         raise OptionError(f"temperature is {temperature}: it is above 0, and finite")
-    count = cosines_NMT.shape[1]
-    if count == 1 or entropy >= 1:
-        return cosines_NMT.new_full(cosines_NMT.shape[:2], 1 / count)
     likely_NT = torch.softmax(cosines_NMT.mean(dim=1) / temperature, dim=-1)
-    gain_NM = torch.einsum("nmt,nt->nm", cosines_NMT, likely_NT).double()
-    gain_NM -= gain_NM.amax(dim=1, keepdim=True)  # softmax does not see a shift
-    return torch.softmax(_step(gain_NM, entropy * math.log(count)) * gain_NM, dim=1).to(cosines_NMT)
+    return _weights(torch.einsum("nmt,nt->nm", cosines_NMT, likely_NT), entropy)
+
+
+def weighted_scores(
+    score: Callable[[torch.Tensor], torch.Tensor],
+    prompts_MTD: torch.Tensor,
+    *,
+    entropy: float = ENTROPY,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Scores (..., T) of features, each under its own weights: s_t = sum_m w_m e_mt.
+
+    Prompts are scored template by template, three times, so that (..., T) and (..., M) numbers are held and never
+    (..., M, T). Unlike the rows of `image_classifier`, the weighted mean of prompts is not made a unit vector.
+
+    Args:
+        score: rows (T, D) to their scores (..., T). prompts_MTD: unit prompt embeddings.
+        entropy, temperature: see `template_weights`.
+    """
+    mean = sum(score(rows_TD) for rows_TD in prompts_MTD) / len(prompts_MTD)
+    likely = torch.softmax(mean / temperature, dim=-1)
+    gain = torch.stack([(score(rows_TD) * likely).sum(dim=-1) for rows_TD in prompts_MTD], dim=-1)
+    weights = _weights(gain.flatten(end_dim=-2), entropy).view_as(gain)
+    total = torch.zeros_like(mean)
+    for rows_TD, weight in zip(prompts_MTD, weights.unbind(dim=-1), strict=True):
+        total += weight[..., None] * score(rows_TD)
+    return total
+
+
+def _weights(gain_NM: torch.Tensor, entropy: float) -> torch.Tensor:
+    """Weights (N, M) from the gain of each template."""
+    count = gain_NM.shape[1]
+    if count == 1 or entropy >= 1:
+        return torch.full_like(gain_NM, 1 / count)
+    gain = gain_NM.double()
+    gain = gain - gain.amax(dim=1, keepdim=True)  # softmax does not see a shift
+    return torch.softmax(_step(gain, entropy * math.log(count)) * gain, dim=1).to(gain_NM)
 
 
 def _step(gain_NM: torch.Tensor, target: float) -> torch.Tensor:

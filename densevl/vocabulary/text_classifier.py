@@ -45,7 +45,8 @@ class TextEmbeddings:
         classes: (T,) int64, class index of each row, `NOTHING` (-1) for negatives and background.
         queries: the T strings.
         bias: (T,) float32 to add to scale * score, or None.
-        prompts: (M, T, D) unit rows, one per template, or None where templates weigh the same for every image.
+        prompts: (M, T, D) unit rows, one per template, to be weighed by what they are compared with; None where
+            `vectors` say it all.
         parents: (C, D) unit rows of the class names, or None where they have no say.
     """
 
@@ -101,7 +102,7 @@ class TextClassifier:
         words = [word for word in dict.fromkeys(background.words) if word.casefold() not in taken]
         classless = [*labels.negatives, *words]
         queries = labels.queries + classless
-        prompts = self._prompts(queries) if self.options.template_weights == "image" else None
+        prompts = self._prompts(queries) if self.options.template_weights != "equal" else None
         vectors = self._vectors(queries, self.templates) if prompts is None else F.normalize(prompts.mean(0), dim=-1)
         vectors = self._described(vectors, labels)
         device = vectors.device
@@ -126,9 +127,10 @@ class TextClassifier:
             image_D: (D,) its `encode_image`, any length.
             dense_Dhw: (D, h, w) its dense features, any length, where `options.needs_features`.
         """
-        if text.prompts is not None:
-            text = replace(text, vectors=image_classifier(text.prompts, image_D))
-        if text.prompts is not None or self.options.needs_features:
+        by_image = text.prompts is not None and self.options.template_weights == "image"
+        if text.prompts is not None and by_image:
+            text = replace(text, vectors=image_classifier(text.prompts, image_D), prompts=None)
+        if by_image or self.options.needs_features:
             text = self._finished(text, dense_Dhw)
         if self.options.parents == "image" and text.parents is not None:
             scale = self._backbone.logit_scale
@@ -160,8 +162,10 @@ class TextClassifier:
         return _with_parents(text) if self.options.parents == "pixel" else text
 
     def _require_fitting(self) -> None:
-        """Refuse a transform of other embeddings."""
-        own, backbone = self.options.transform, self._backbone
+        """Refuse what is for other models."""
+        own, backbone, weights = self.options.transform, self._backbone, self.options.template_weights
+        if weights in ("region", "pixel") and backbone.default_recipe is None:
+            raise OptionError(f"model '{backbone.name}' has no cosines for template_weights='{weights}'; take a CLIP")
         if own is not None and backbone.default_recipe is None:
             raise OptionError(f"model '{backbone.name}' has no joint space for a text transform; take a CLIP")
         if own is not None and own.width != backbone.embed_dim:
@@ -174,10 +178,10 @@ class TextClassifier:
         none_of_these = self._backbone.unknown(text.vectors)
         if none_of_these is None:
             return text
-        if self.options.needs_image:
+        if not self.options.one_row:
             raise OptionError(
-                f"background '{UNKNOWN}' is the model's own and has no words for template_weights='image', "
-                "parents='image' or a transform that reads the image; take background 'none' or words"
+                f"background '{UNKNOWN}' is the model's own and has no words for template_weights, parents='image' or "
+                "a transform that reads the image; take background 'none' or words"
             )
         return replace(
             text,
@@ -210,10 +214,11 @@ class TextClassifier:
 
     def _prompts(self, queries: Sequence[str]) -> torch.Tensor:
         """(M, T, D) unit rows: the prompts of each template for itself."""
-        numbers = len(self.templates) * len(queries) * self._backbone.embed_dim
+        count, weights = len(self.templates), self.options.template_weights
+        numbers = count * len(queries) * self._backbone.embed_dim
         if numbers > PROMPTS_KEPT:
             raise OptionError(
-                f"template_weights='image' keeps {len(self.templates)} embeddings for each of {len(queries)} strings: "
+                f"template_weights='{weights}' keeps {count} embeddings for each of {len(queries)} strings: "
                 f"{numbers / 2**28:.1f} GiB, the limit is {PROMPTS_KEPT / 2**28:g}; take fewer templates or labels"
             )
         return torch.stack([self._vectors(queries, (template,)) for template in self.templates])

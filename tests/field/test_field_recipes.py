@@ -105,8 +105,8 @@ TABLE = (
     Case(
         "template weights that were announced and never built",
         "a value that the changelog names",
-        lambda folder: TextOptions(template_weights="pixel"),
-        refused="one of equal, image",
+        lambda folder: TextOptions(template_weights="pixel").one_row,
+        right=lambda one_row: not one_row,
     ),
     Case(
         "clusters asked of nobody",

@@ -114,7 +114,7 @@ class FewShot:
         """
         self.level, self.head = level, head
         self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
-        if text is not None and (text.needs_image or text.parents != "none"):
+        if text is not None and not (text.one_row and text.parents == "none"):
             raise OptionError(
                 "few-shot heads have one row a class for all images; of text take descriptors, or a transform that "
                 "reads no image"

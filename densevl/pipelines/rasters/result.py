@@ -170,7 +170,7 @@ class BlockResult:
 
         @torch.no_grad()
         def score(parts: torch.Tensor) -> torch.Tensor:
-            scores = segment.backbone.score(segment.run(parts), text.vectors, text.classes != NOTHING)
+            scores = segment.score(segment.run(parts), text)
             require_finite(scores, f"scores of model '{segment.backbone.name}'")
             return scores
 

@@ -131,12 +131,13 @@ class RegionClassifier:
         self.clip_share = ensemble.shares(clip_share)
         if not isinstance(protocol, (InferenceProtocol, str)):  # tiles, a Segmenter's choice, would cut regions in two
             protocol = {"plan": "sliding", **(protocol or {})}
+        by_region = text is not None and text.template_weights == "region"
         self._segment = Segmenter(
             model,
             recipe,
             weights=weights,
             templates=templates,
-            text=text,
+            text=replace(text, template_weights="pixel") if text is not None and by_region else text,
             background=background,
             presence=presence,
             protocol=protocol,
@@ -171,6 +172,12 @@ class RegionClassifier:
             segment.views,
         )
         self.operators, self.order = self.scorer.operators, self.scorer.order
+        if text is not None and text.template_weights == ("pixel" if self.order == POOL_FIRST else "region"):
+            fit = "region" if self.order == POOL_FIRST else "pixel"
+            raise OptionError(
+                f"order '{self.order}' compares words with {fit}s: take template_weights='{fit}', not "
+                f"'{text.template_weights}'"
+            )
         self.margin = margin
         self._named: Any = proposals
         self._proposals: Any = proposals  # the same, loaded when first needed

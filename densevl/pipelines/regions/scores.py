@@ -23,7 +23,7 @@ from densevl.proposals import Proposals
 from densevl.recipes import Hints, Recipe
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.regions.fusion import ScoreSource, fuse, uncertain
-from densevl.regions.naming import log_probs
+from densevl.regions.naming import against, log_probs
 from densevl.regions.operators.dense import has_features, token_means, unit_features
 from densevl.regions.operators.names import OPERATORS, parse
 from densevl.regions.operators.queries import cls_tower
@@ -166,7 +166,7 @@ class RegionScorer:
     def _name_places(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
         """The mean over each mask of the probabilities at places, as logarithms (R, T)."""
         if found.tokens is not None:
-            scores, grid = found.tokens[0] @ text.vectors.T, found.tokens[1]
+            scores, grid = against(found.tokens[0], text), found.tokens[1]
         else:
             pixels, windows = feed(found.image, self.backbone, self.protocol)
             hints = self._hints(found.regions)
@@ -178,6 +178,7 @@ class RegionScorer:
                 recipe=self.recipe,
                 hints=hints,
                 proxy_scope=self.proxy_scope,
+                prompts_MTD=text.prompts,
             )
             scores = scores[0]
         logits = scores * self.protocol.logit_scale

@@ -23,6 +23,7 @@ from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
+from densevl.inference.sliding import token_scores
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
@@ -182,6 +183,8 @@ class Segmenter:
             OptionError: a value that a setting cannot have. ProtocolError: impossible windows or views.
             BankError: a bank that is damaged, empty, or of models other than those of its names.
         """
+        if text is not None and text.template_weights == "region":
+            raise OptionError("template_weights='region' is for regions; for label maps take 'pixel' or 'image'")
         chosen = get(recipe) if recipe is not None else None  # a mistyped recipe fails before the model loads
         asked, self.views = refinement.parse(refine), Views.parse(views)
         self.presence = presence
@@ -343,7 +346,7 @@ class Segmenter:
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
         text = self.text_for(rgb, labels, policy)
-        scores, windows = self.project(rgb, text.vectors, segments, text.classes != NOTHING)
+        scores, windows = self.project(rgb, text.vectors, segments, text.classes != NOTHING, text.prompts)
         if self.banks is not None and segments is not None:
             texts = [
                 text.vectors if one is self._classifier else self._embedded(one, labels, policy).vectors
@@ -359,11 +362,13 @@ class Segmenter:
         rows_TD: torch.Tensor,
         segments: Segments | None,
         foreground_T: torch.Tensor | None = None,
+        prompts_MTD: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, WindowGrid]:
         """Score a uint8 RGB photo against rows of the joint space at every view: (1, Y, X, T) float32, and its grid.
 
         Args:
             foreground_T: (T,) bool, which rows are classes and not background words; None is all.
+            prompts_MTD: see `token_scores`.
         """
 
         def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
@@ -376,6 +381,7 @@ class Segmenter:
                 hints=hints,
                 proxy_scope=self.proxy_scope,
                 foreground_T=foreground_T,
+                prompts_MTD=prompts_MTD,
             )
 
         hints = self._hints(segments, rgb)
@@ -442,6 +448,10 @@ class Segmenter:
         """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""
         return self.backbone.encode_dense(parts, self.recipe)
 
+    def score(self, dense: DenseFeatures, text: TextEmbeddings) -> torch.Tensor:
+        """Score a vocabulary at every token of a pass: (B, h, w, T)."""
+        return token_scores(self.backbone, dense, text.vectors, text.classes != NOTHING, text.prompts)
+
     def gather(self, prepared: Prepared, dense: DenseFeatures, labels: LabelSet, policy: Background) -> Evidence:
         """Score what `run` gave for the windows of one photo, in order: the same as `look` gives.
 
@@ -449,7 +459,7 @@ class Segmenter:
             dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
         """
         text = self.embed_text(labels, policy)
-        scores = self.backbone.score(dense, text.vectors, text.classes != NOTHING)
+        scores = self.score(dense, text)
         windows = prepared.windows.with_tokens(*scores.shape[1:3])
         return Evidence(windows.assemble(scores, 1), windows, text)
 
@@ -617,13 +627,15 @@ class Segmenter:
         return self._classifier.templates
 
     def require_words_alone(self) -> None:
-        """Refuse text options that read the features of each photo, for what compares words with many at once.
+        """Refuse text options that read each photo, for what compares words with many at once.
 
         Raises:
             OptionError: there are some.
         """
-        if self._classifier.options.needs_features:
-            raise OptionError("the text transform reads the photo, and here words are compared with many; leave it out")
+        if not self._classifier.options.one_row:
+            raise OptionError(
+                "these text options read each photo, and here words are compared with many; leave them out"
+            )
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """Labels and background words as unit vectors; the last few vocabularies are kept."""
