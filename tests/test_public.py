@@ -30,20 +30,20 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
-        "--descriptors --device --geotiff --json --labels --mean --model --neighbours --out --overwrite --parents "
-        "--plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe "
-        "--refine --sam --shard --sheet --short-side --std --strict --stride --stuff --template-weights --templates "
-        "--text-transform --views --weights --workers"
+        "--descriptors --device --geotiff --json --labels --like --mean --model --neighbours --out --overwrite "
+        "--parents --plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray "
+        "--recipe --refine --sam --shard --sheet --short-side --std --strict --stride --stuff --template-weights "
+        "--templates --text-transform --views --weights --workers"
     ),
     "video": (
-        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --mean "
-        "--model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet --recipe "
-        "--refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
+        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like "
+        "--mean --model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet "
+        "--recipe --refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
         "--text-transform --weights"
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
-        "--descriptors --device --json --labels --mean --model --objects --operator --operator-weights --out "
+        "--descriptors --device --json --labels --like --mean --model --objects --operator --operator-weights --out "
         "--overwrite --parents --pieces --plan --point --precision --presence --proposals --proxy --proxy-scope "
         "--quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict --stride --stuff "
         "--template-weights --templates --text-transform --tile --views --weights --workers"
@@ -54,8 +54,9 @@ COMMANDS = {
         "--top --weights"
     ),
     "classify": (
-        "IMAGES --activation --bits --descriptors --device --head --json --labels --mean --model --out --overwrite "
-        "--precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights --workers"
+        "IMAGES --activation --bits --descriptors --device --head --json --labels --like --mean --model --out "
+        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform "
+        "--weights --workers"
     ),
     "features": (
         "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images, text_options
+from densevl.cli.images import labels_of, run_images, text_options
 from densevl.cli.shared import one_line_errors
 from densevl.errors import OptionError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def classify(
     images: options.Images,
     labels: options.Labels = "",
+    like: options.Like = None,
     head: Annotated[
         Path | None,
         options.option(
@@ -58,13 +59,13 @@ def classify(
     By words alone (--labels), or by what was learned from examples (--head).
     """
     given = locals()
-    from densevl.vocabulary import LabelSet, TextOptions
+    from densevl.vocabulary import TextOptions
 
     words = {"--templates": templates, "--descriptors": descriptors, "--text-transform": text_transform}
-    told = ["--labels"] * bool(labels) + [flag for flag, value in words.items() if value is not None]
+    told = [flag for flag, value in {"--labels": labels, "--like": like, **words}.items() if value]
     if head is not None and told:
         raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out")
-    asked = LabelSet.parse(labels) if head is None else None
+    asked = labels_of(labels, like) if head is None else None
     chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
     if head is None:
         chosen |= {"model": model or options.MODEL, "templates": templates}

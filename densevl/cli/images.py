@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +20,7 @@ from rich.table import Table
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, print_json, stderr, stdout, warn
+from densevl.errors import LabelError
 from densevl.pipelines.folder.summary import Summary
 from densevl.pipelines.folder.watch import Job, Watch
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from densevl.images import Found
     from densevl.pipelines.folder.gathered import Gathered
     from densevl.pipelines.folder.tasks import Kind, Task, Work
+    from densevl.vocabulary import Example, LabelSet
 
 Describe = Callable[[str, Any], str]
 """The name of an image and its result as text."""
@@ -40,6 +45,7 @@ TEXT = {
     "parents": "parents",
 }
 """Options and the fields of `TextOptions` that they are."""
+_BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
 RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
@@ -289,6 +295,46 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if "crop" in protocol:
         protocol["crop"] = protocol["crop"] or None
     return found | {"protocol": protocol}
+
+
+def labels_of(labels: str, like: Sequence[str] | None) -> LabelSet:
+    """The labels of --labels, and those of --like, each of which is a new class, or one more example of one.
+
+    Raises:
+        LabelError: unusable labels, or an example without a name. ImageError, ProposalError: an unusable example.
+    """
+    from densevl.vocabulary import LabelSet
+
+    asked = LabelSet.parse(labels) if labels or not like else None
+    if not like:
+        return asked or LabelSet.parse(labels)
+    classes: dict[str, list[Any]] = {}
+    for name, words in zip(asked.names, asked.synonyms, strict=True) if asked else ():
+        classes[name] = list(words)
+    for text in like:
+        name, equals, place = text.partition("=")
+        if not (name.strip() and equals and place.strip()):
+            raise LabelError(f"--like {text!r}: give NAME=IMAGE, or NAME=IMAGE:x0,y0,x1,y1")
+        classes.setdefault(name.strip(), []).append(example_of(place.strip()))
+    found = LabelSet.parse(classes)
+    return replace(found, negatives=asked.negatives, warnings=asked.warnings) if asked else found
+
+
+def example_of(place: str) -> Example:
+    """An image, or the part of it that a box behind a colon names.
+
+    Raises:
+        LabelError: a box that is no four numbers.
+    """
+    from densevl.vocabulary import Example
+
+    match = _BOX.match(place)
+    if match is None:
+        return Example(Path(place))
+    try:
+        return Example(Path(match[1]), box=[float(side) for side in match.groups()[1:]])
+    except ValueError as error:
+        raise LabelError(f"--like {place!r}: a box is x0,y0,x1,y1, numbers in pixels") from error
 
 
 def text_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -260,6 +260,14 @@ Labels = Annotated[
         panel=WORDS,
     ),
 ]
+Like = Annotated[
+    list[str] | None,
+    option(
+        "A label by example, NAME=IMAGE, or NAME=IMAGE:x0,y0,x1,y1 for a part of it, beside --labels. May be given "
+        "several times.",
+        panel=WORDS,
+    ),
+]
 Background = Annotated[
     str,
     option(

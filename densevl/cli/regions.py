@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, run_images, settings
+from densevl.cli.images import exports, labels_of, run_images, settings
 from densevl.cli.shared import one_line_errors
 from densevl.errors import DensevlError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def regions(
     images: options.Images,
     labels: options.Labels = "",
+    like: options.Like = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -93,11 +94,10 @@ def regions(
     """
     given = locals()
     from densevl.regions.operators.names import weights_of
-    from densevl.vocabulary import LabelSet
 
     chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
     chosen["options"] = weights_of(operator, operator_weights)
-    named = LabelSet.parse(labels) if labels else None
+    named = labels_of(labels, like) if labels or like else None
     if named is None and forms:
         raise DensevlError("--as needs the classes that its files list: give --labels")
     if decoder is not None and (named is None or point or box):

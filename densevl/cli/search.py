@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +10,13 @@ from rich.markup import escape
 
 from densevl import __version__
 from densevl.cli import options
-from densevl.cli.images import Screen, finder, print_json, say_left_out
+from densevl.cli.images import Screen, example_of, finder, print_json, say_left_out
 from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 from densevl.errors import DensevlError
 from densevl.files import json_text
 
 if TYPE_CHECKING:
     from densevl.pipelines.regions.classifier import RegionClassifier
-
-_BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
 
 
 @one_line_errors
@@ -140,10 +137,6 @@ def _example(classifier: RegionClassifier, text: str) -> Any:
     """An image, or the part of it that a box behind a colon names."""
     from densevl.images import read_image
 
-    match = _BOX.match(text)
-    rgb = read_image(match[1] if match else text)
-    try:
-        corners = [float(side) for side in match.groups()[1:]] if match else [0, 0, rgb.shape[1], rgb.shape[0]]
-    except ValueError as error:
-        raise DensevlError(f"--like {text!r}: a box is x0,y0,x1,y1, numbers in pixels") from error
-    return classifier.embed(rgb, boxes=[corners])
+    example = example_of(text)
+    rgb = read_image(example.image)
+    return classifier.embed(rgb, boxes=[example.box or [0, 0, rgb.shape[1], rgb.shape[0]]])

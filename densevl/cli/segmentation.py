@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, run_images, settings
+from densevl.cli.images import exports, labels_of, run_images, settings
 from densevl.cli.shared import one_line_errors, stderr
 from densevl.errors import DensevlError, OptionError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def segment(
     images: options.Images,
     labels: options.Labels = "",
+    like: options.Like = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -69,9 +70,8 @@ def segment(
     The same call again goes on where it stopped, and does nothing where all is done.
     """
     given = locals()
-    from densevl.vocabulary import LabelSet
 
-    labelled, chosen = LabelSet.parse(labels), settings(given) | {"proposals": proposals, "refine": refine}
+    labelled, chosen = labels_of(labels, like), settings(given) | {"proposals": proposals, "refine": refine}
     chosen |= {"bank": bank or None, "bank_share": bank_share, "neighbours": neighbours}
     wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
     ends = options.numbers(value_range, float, "a range, such as --range 0,3000")

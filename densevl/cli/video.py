@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images, settings
+from densevl.cli.images import labels_of, run_images, settings
 from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
 from densevl.errors import OptionError
 
@@ -31,6 +31,7 @@ def video(
         ),
     ],
     labels: options.Labels = "",
+    like: options.Like = None,
     smooth: Annotated[
         float,
         options.option(
@@ -78,9 +79,7 @@ def video(
     The same call again does what is not done yet.
     """
     given = locals()
-    from densevl.vocabulary import LabelSet
-
-    labelled = LabelSet.parse(labels)
+    labelled = labels_of(labels, like)
     chosen = settings(given) | {"proposals": proposals, "refine": refine}
     camera = int(videos[0]) if len(videos) == 1 and videos[0].isdecimal() and not os.path.exists(videos[0]) else None
     if seconds is not None and camera is None:

@@ -20,6 +20,7 @@ class RegionEmbeddings:
         vectors: unit rows (R, E) float32 by operator; zeros for an empty mask.
         tokens: with order "classify_then_pool", unit features of all windows (Y, X, E) and their grid.
         second: unit rows of the regions that were looked at again, by index; grows when words ask for it.
+        gauge: unit rows of a grid of the photo by operator, kept when words and pictures are mixed.
         source: path of the photo, if it came from one. seconds: what it took.
     """
 
@@ -28,6 +29,7 @@ class RegionEmbeddings:
     vectors: dict[str, torch.Tensor]
     tokens: tuple[torch.Tensor, WindowGrid] | None = None
     second: dict[int, torch.Tensor] = field(default_factory=dict)
+    gauge: dict[str, torch.Tensor] = field(default_factory=dict)
     source: str | None = None
     seconds: float = 0.0
 

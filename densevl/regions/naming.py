@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import LabelError
+from densevl.inference.kinds import levelled
 from densevl.vocabulary import NOTHING, Background
 from densevl.vocabulary.template_weights import weighted_scores
 
@@ -37,9 +38,18 @@ def against(features: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
     return weighted_scores(lambda rows_TE: features @ rows_TE.T, text.prompts)
 
 
-def log_probs(vectors_RE: torch.Tensor, text: TextEmbeddings, scale: float) -> torch.Tensor:
-    """Log probabilities (R, T) over all strings, of scale * cosine."""
-    logits_RT = scale * against(vectors_RE.float(), text)
+def log_probs(
+    vectors_RE: torch.Tensor, text: TextEmbeddings, scale: float, gauge_GE: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Log probabilities (R, T) over all strings, of scale * cosine.
+
+    Args:
+        gauge_GE: unit rows of regions all over the photo, by which words and pictures are put on one scale.
+    """
+    scores_RT = against(vectors_RE.float(), text)
+    if gauge_GE is not None:
+        scores_RT = levelled(scores_RT, text, against(gauge_GE.float(), text))
+    logits_RT = scale * scores_RT
     if text.bias is not None:
         logits_RT = logits_RT + text.bias
     return logits_RT.log_softmax(dim=1)

@@ -39,6 +39,7 @@ class SegmentationResult(Result):
         warnings: what the user should know about this result, a sentence each.
         scores_fn: computes `scores` when they are asked for; called at most once.
         chances_fn: computes probabilities (K + 1, h, w) at some rows (h,) and columns (w,), for `at` and `top`.
+        again_fn: labels the photo anew from kept features, for `reclassify`.
 
     Raises:
         DensevlError: shapes, types or ranges contradict this list.
@@ -52,6 +53,7 @@ class SegmentationResult(Result):
     warnings: tuple[str, ...] = ()
     scores_fn: Callable[[], npt.NDArray[np.floating[Any]]] | None = None
     chances_fn: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]] | None = None
+    again_fn: Callable[..., SegmentationResult] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -70,7 +72,7 @@ class SegmentationResult(Result):
 
     def __getstate__(self) -> dict[str, Any]:
         # closures over the model cannot go to another process
-        return {**self.__dict__, "scores_fn": None, "chances_fn": None}
+        return {**self.__dict__, "scores_fn": None, "chances_fn": None, "again_fn": None}
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -91,6 +93,24 @@ class SegmentationResult(Result):
         scores = np.asarray(self.scores_fn(), dtype=np.float32)
         _check_array("scores", scores, np.float32, (len(self.names), *self.labels.shape))
         return scores
+
+    def reclassify(self, labels: Any, *, background: Any = "auto") -> SegmentationResult:
+        """The photo under other labels, from the features that a call with `keep=True` kept: the image tower rests.
+
+        Args:
+            labels, background: as the segmenter takes them.
+
+        Returns:
+            What a new call would give, with scores off by less than 1e-3, as features are kept in half precision.
+
+        Raises:
+            DensevlError: nothing was kept. LabelError, OptionError: unusable labels or background.
+        """
+        if self.again_fn is None:
+            raise DensevlError(
+                "this result kept no features: call the segmenter with keep=True, and stay in one process"
+            )
+        return self.again_fn(labels, background=background)
 
     def at(self, y: int, x: int, k: int = 5) -> list[tuple[str, float]]:
         """The likeliest classes of a pixel, "nothing" among them, with their probabilities, best first.

@@ -102,8 +102,9 @@ class LabelSet:
                 id2label, COCO's categories and Ultralytics' names are found. What other tools part labels by, and what
                 else had to be guessed, is said in `warnings`.
                 In a list or a dict an image stands for a class as a word does: a `pathlib.Path`, a PIL image, or uint8
-                RGB (H, W, 3); so does a float vector (D,) of the model's joint space. A class may have several, and
-                words too: {"mug": [Path("mug.jpg"), "cup"]}.
+                RGB (H, W, 3); an `Example`, a thing in one, by its mask or box; so does a float vector (D,) of the
+                model's joint space, or a `Vector`. A class may have several, and words too:
+                {"mug": [Path("mug.jpg"), "cup"]}.
 
         Raises:
             ImageError: an image that cannot be read.

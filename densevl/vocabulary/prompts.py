@@ -1,9 +1,11 @@
-"""`Prompt`: an image, or a vector of the model's joint space, in the place of a word."""
+"""`Prompt`: an image, a thing in one, or a vector of the model's joint space, in the place of a word."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,37 @@ from densevl import digest
 from densevl.errors import LabelError
 from densevl.images import read_image
 
+if TYPE_CHECKING:
+    from densevl.proposals import Proposals
+
 IMAGE, VECTOR = "image", "vector"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A thing in an image, in the place of a word: what is in a mask or a box is embedded as places of photos are.
+
+    Attributes:
+        image: as `read_image` takes it.
+        mask: bool (H, W) of that image. box: x0, y0, x1, y1 in its pixels. With neither, the whole image is meant.
+    """
+
+    image: Any
+    mask: Any = None
+    box: Sequence[float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """A row of the model's joint space in the place of a word.
+
+    Attributes:
+        row: floats (D,), not all 0, of any length.
+        words: whether it was embedded from words. Else it is taken to come from an image, as an array alone is.
+    """
+
+    row: Any
+    words: bool = False
 
 
 class Prompt(str):
@@ -23,39 +55,73 @@ class Prompt(str):
 
     Attributes:
         kind: "image" or "vector". content: uint8 RGB (H, W, 3), or float32 (D,).
+        mask: bool (H, W), the part of the image that is meant; None is all of it.
+        shown: whether it comes from an image, and not from words.
     """
 
     kind: str
     content: npt.NDArray[Any]
+    mask: npt.NDArray[np.bool_] | None
+    shown: bool
 
-    def __new__(cls, kind: str, content: npt.NDArray[Any]) -> Prompt:
+    def __new__(
+        cls, kind: str, content: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None = None, shown: bool = True
+    ) -> Prompt:
         """Name the content."""
         shape = "x".join(map(str, content.shape))
-        made = super().__new__(cls, f"{kind} {shape} {digest.of_bytes(np.ascontiguousarray(content).tobytes())[:16]}")
-        made.kind, made.content = kind, content
+        data = np.ascontiguousarray(content).tobytes() + (b"" if mask is None else np.packbits(mask).tobytes())
+        made = super().__new__(cls, f"{kind} {shape} {digest.of_bytes(data + b'words' * (not shown))[:16]}")
+        made.kind, made.content, made.mask, made.shown = kind, content, mask, shown
         return made
 
-    def __getnewargs__(self) -> tuple[str, npt.NDArray[Any]]:  # type: ignore[override]
-        return self.kind, self.content
+    @property
+    def region(self) -> Proposals:
+        """What is meant of the image: one mask."""
+        from densevl.proposals import Proposals  # loads torch
+
+        mask = np.ones(self.content.shape[:2], bool) if self.mask is None else self.mask
+        return Proposals.from_masks(mask[None], (mask.shape[0], mask.shape[1]))
+
+    @property
+    def cropped(self) -> npt.NDArray[np.uint8]:
+        """The image, cut to the box around the mask."""
+        if self.mask is None:
+            return self.content
+        rows, cols = (np.flatnonzero(self.mask.any(axis=axis)) for axis in (1, 0))
+        return self.content[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return self.kind, self.content, self.mask, self.shown
 
     def __deepcopy__(self, memo: Any) -> Prompt:
         return self
 
 
 def is_prompt(value: object) -> bool:
-    """Whether a value is meant as an image or a vector: a path, a PIL image, an array or a tensor."""
-    return isinstance(value, (Prompt, os.PathLike, Image.Image, np.ndarray)) or hasattr(value, "detach")
+    """Whether a value is meant as an image or a vector: one of the classes here, a path, a PIL image, or an array."""
+    kinds = (Prompt, Example, Vector, os.PathLike, Image.Image, np.ndarray)
+    return isinstance(value, kinds) or hasattr(value, "detach")
 
 
 def parse(value: Any) -> Prompt:
-    """Read a path of an image, a PIL image, uint8 RGB (H, W, 3), or a float vector (D,); arrays may be tensors.
+    """Read an `Example`, a path of an image, a PIL image, uint8 RGB (H, W, 3), a `Vector`, or a float vector (D,).
+
+    Arrays may be tensors.
 
     Raises:
-        LabelError: an array that is neither, numbers that are not finite, or a vector of zeros.
-        ImageError: an image that cannot be read.
+        LabelError: an array that is neither, numbers that are not finite, a vector of zeros, or a mask and a box.
+        ImageError: an image that cannot be read. ProposalError: a mask or a box that does not fit its image.
     """
     if isinstance(value, Prompt):
         return value
+    if isinstance(value, Example):
+        return _example(value)
+    if isinstance(value, Vector):
+        row = value.row.detach().cpu() if hasattr(value.row, "detach") else value.row
+        found = parse(np.asarray(row, dtype=np.float32))
+        if found.kind != VECTOR:
+            raise LabelError(f"a Vector is {found.content.shape}; give one row (D,)")
+        return Prompt(VECTOR, found.content, shown=not value.words)
     if isinstance(value, (os.PathLike, Image.Image)):
         return Prompt(IMAGE, read_image(value))
     array = value.detach().cpu().float().numpy() if _is_float_tensor(value) else np.asarray(value)
@@ -71,12 +137,25 @@ def parse(value: Any) -> Prompt:
     )
 
 
+def _example(given: Example) -> Prompt:
+    from densevl.proposals import given as read_regions  # loads torch
+
+    rgb = read_image(given.image)
+    if given.mask is not None and given.box is not None:
+        raise LabelError("an Example has a mask and a box; give one of the two")
+    if given.mask is None and given.box is None:
+        return Prompt(IMAGE, rgb)
+    what = {"boxes": [given.box]} if given.mask is None else {"regions": np.asarray(given.mask)[None]}
+    return Prompt(IMAGE, rgb, read_regions(rgb, **what).masks()[0])
+
+
 def _is_float_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and value.is_floating_point()
 
 
 def name_of(value: Any, number: int) -> str:
     """What a class is called that is given as a prompt alone: the file's name, or the kind and a number."""
+    value = value.image if isinstance(value, Example) else value
     if isinstance(value, os.PathLike):
         stem = os.path.splitext(os.path.basename(os.fspath(value)))[0]
         return str(stem)

@@ -52,7 +52,10 @@ def weighted_scores(
         score: rows (T, D) to their scores (..., T). prompts_MTD: unit prompt embeddings.
         entropy, temperature: see `template_weights`.
     """
-    mean = sum(score(rows_TD) for rows_TD in prompts_MTD) / len(prompts_MTD)
+    mean = score(prompts_MTD[0])
+    for rows_TD in prompts_MTD[1:]:
+        mean = mean + score(rows_TD)
+    mean = mean / len(prompts_MTD)
     likely = torch.softmax(mean / temperature, dim=-1)
     gain = torch.stack([(score(rows_TD) * likely).sum(dim=-1) for rows_TD in prompts_MTD], dim=-1)
     weights = _weights(gain.flatten(end_dim=-2), entropy).view_as(gain)

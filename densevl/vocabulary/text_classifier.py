@@ -5,7 +5,7 @@ Shape letters: T query strings, C classes, M templates, D joint-space width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ class TextEmbeddings:
         prompts: (M, T, D) unit rows, one per template, to be weighed by what they are compared with; None where
             `vectors` say it all.
         parents: (C, D) unit rows of the class names, or None where they have no say.
+        shown: (T,) bool, which rows are of pictures, where others are of words; None where all are of one kind.
     """
 
     vectors: torch.Tensor
@@ -56,6 +57,7 @@ class TextEmbeddings:
     bias: torch.Tensor | None = None
     prompts: torch.Tensor | None = None
     parents: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
 
 
 class TextClassifier:
@@ -68,6 +70,7 @@ class TextClassifier:
         options: TextOptions | None = None,
         *,
         use_cache: bool = True,
+        look: Callable[[Prompt], torch.Tensor] | None = None,
     ) -> None:
         """Prepare; nothing is encoded yet.
 
@@ -76,6 +79,7 @@ class TextClassifier:
             template_spec: see `templates`; None takes the backbone's own set.
             options: descriptors, template weights, hierarchy, transform.
             use_cache: keep embeddings on disk.
+            look: embeds a part of an image, a `Prompt` with a mask, as a row (D,); None looks at the box around it.
 
         Raises:
             OptionError: unusable templates, or a transform for another joint space.
@@ -84,7 +88,7 @@ class TextClassifier:
         self.templates = templates(backbone.templates if template_spec is None else template_spec)
         self.options = options or TextOptions()
         self._require_fitting()
-        self._use_cache = use_cache
+        self._use_cache, self._look = use_cache, look
         self._caches: dict[tuple[str, ...], TextCache] = {}
         self._prompt_rows: dict[Prompt, torch.Tensor] = {}
 
@@ -106,12 +110,15 @@ class TextClassifier:
         vectors = self._vectors(queries, self.templates) if prompts is None else F.normalize(prompts.mean(0), dim=-1)
         vectors = self._described(vectors, labels)
         device = vectors.device
+        shown = torch.tensor([isinstance(query, Prompt) and query.shown for query in queries], device=device)
+        mixed = bool(shown.any()) and (background.unknown or not bool(shown.all()))
         text = TextEmbeddings(
             vectors,
             torch.tensor(labels.query_classes + [NOTHING] * len(classless), device=device),
             tuple(queries),
             prompts=prompts,
             parents=self._vectors(labels.names, self.templates) if self.options.parents != "none" else None,
+            shown=shown if mixed else None,
         )
         if prompts is None and not self.options.needs_features:
             text = self._finished(text)
@@ -188,6 +195,7 @@ class TextClassifier:
             vectors=torch.cat([text.vectors, none_of_these[None].to(text.vectors)]),
             classes=torch.cat([text.classes, text.classes.new_tensor([NOTHING])]),
             queries=(*text.queries, UNKNOWN),
+            shown=None if text.shown is None else torch.cat([text.shown, text.shown.new_zeros(1)]),
         )
 
     def _described(self, vectors: torch.Tensor, labels: LabelSet) -> torch.Tensor:
@@ -258,10 +266,12 @@ class TextClassifier:
             if len(self._prompt_rows) >= KEPT_PROMPTS:
                 self._prompt_rows.pop(next(iter(self._prompt_rows)))
             row = torch.from_numpy(prompt.content.copy())
-            if prompt.kind == IMAGE:  # without a crop, so that nothing at the rim is lost
+            if prompt.mask is not None and self._look is not None:
+                row = self._look(prompt).float().cpu()
+            elif prompt.kind == IMAGE:  # without a crop, so that nothing at the rim is lost
                 tower = getattr(backbone, "tower", None)
                 size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
-                row = backbone.encode_image(backbone.normalize(resize(prompt.content, size))[None])[0].float().cpu()
+                row = backbone.encode_image(backbone.normalize(resize(prompt.cropped, size))[None])[0].float().cpu()
             elif len(row) != backbone.embed_dim:
                 raise LabelError(
                     f"a vector among the labels has {len(row)} numbers, and the joint space of model '{backbone.name}' "

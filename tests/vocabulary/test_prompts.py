@@ -113,12 +113,9 @@ def test_what_was_guessed_of_the_labels_reaches_every_result(tiny) -> None:
     assert told in FewShot(tiny, templates="photo")(CAT, given).warnings
 
 
-def test_mixed_words_and_images_are_warned_about(tiny) -> None:
-    segment = Segmenter(tiny, templates="photo", protocol=SMALL)
-    for labels, background in (({"a": CAT, "b": "dog"}, "none"), ([CAT], ["sky"])):
-        (told,) = segment(CAT, labels, background=background).warnings
-        assert "background='none'" in told
-    assert segment(CAT, {"a": CAT, "b": np.ones(tiny.embed_dim)}, background="none").warnings == ()
+def test_whole_images_are_not_put_on_one_scale_and_that_is_said(tiny) -> None:
+    assert "put on one scale" in FewShot(tiny, templates="photo")(CAT, {"a": CAT, "b": "dog"}).warnings[-1]
+    assert FewShot(tiny, templates="photo")(CAT, {"a": CAT, "b": np.ones(tiny.embed_dim)}).warnings == ()
 
 
 def test_what_a_model_cannot_compare_is_one_line(tiny) -> None:

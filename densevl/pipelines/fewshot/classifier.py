@@ -27,6 +27,7 @@ from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
 from densevl.fewshot.words import as_text, class_rows
 from densevl.images import read_image
+from densevl.inference.kinds import levelled
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.feeding import embed_images
@@ -45,6 +46,7 @@ from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED, SegmentationResult
 from densevl.vocabulary import Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
+from densevl.vocabulary.prompts import Prompt
 
 GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -52,6 +54,10 @@ OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "ape": {"keep": 64}}
 }
 """Settings of heads that a level has of its own."""
+MIXED = (
+    "images and words are mixed, and a whole image is nearer to images than to any word: take either, or name regions "
+    "or pixels, where the two are put on one scale"
+)
 WORDLESS = ("exemplars", "nearest")
 """Heads that need no words where all classes have examples."""
 
@@ -428,7 +434,7 @@ class FewShot:
         """
         if labels is not None:
             text = self.segmenter.embed_text(labels, self.segmenter.background)
-            return Evidence((encoded.features @ text.vectors.mT)[None], encoded.windows, text)
+            return Evidence(levelled((encoded.features @ text.vectors.mT)[None], text), encoded.windows, text)
         names, head = self._fitted().names, self.heads["pixel"]
         scores = head.logits(encoded.features)[None] / head.scale
         return Evidence(scores, encoded.windows, as_text(head.text, names))
@@ -594,7 +600,9 @@ class FewShot:
             return ()
         taught = self._taught() if self.labels is not None else ()
         policy = Background() if self.level == "image" else self.segmenter.background
-        return self.segmenter.warnings(labels, policy, taught=taught)
+        found = self.segmenter.warnings(labels, policy, taught=taught)
+        shown = [isinstance(query, Prompt) and query.shown for query in labels.queries]
+        return (*found, MIXED) if self.labels is None and any(shown) and not all(shown) else found
 
     def _meta(self) -> dict[str, Any]:
         found = {kind: dict(head.found) for kind, head in self.heads.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from densevl.errors import OptionError, ProtocolError, RecipeError
+from densevl.errors import LabelError, OptionError, ProtocolError, RecipeError
 from densevl.images.resizing import Band, resized_rows
 from densevl.inference import LabelMap, WindowGrid, decode
 from densevl.inference.blocks import block_rows, decoded_blocks, window_rows
@@ -83,10 +83,14 @@ class BlockSegmenter:
             bands, value_range: see `Raster`.
 
         Raises:
-            ImageError: unreadable. LabelError, OptionError: unusable labels, background, bands or range.
+            ImageError: unreadable. LabelError, OptionError: unusable labels, images beside words, or an
+                unusable background, bands or range.
         """
         label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
-        self.segmenter.embed_text(label_set, policy)
+        if self.segmenter.embed_text(label_set, policy).shown is not None:
+            raise LabelError(
+                "images and words are mixed, which are put on one scale over a whole photo; block by block take either"
+            )
         with Raster(path, bands=bands, value_range=value_range):
             pass
         return BlockResult(self.segmenter, os.fspath(path), label_set, policy, bands, value_range)

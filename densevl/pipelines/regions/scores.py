@@ -6,7 +6,8 @@ Shape letters: R regions, T strings, E joint space.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import ModelError, OptionError, RecipeError
 from densevl.inference import WindowGrid, window_scores
+from densevl.inference.kinds import levelled
 from densevl.inference.views import DIMENSIONS, Views, mirror, seen
 from densevl.pipelines.feeding import feed
 from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST
@@ -28,7 +30,10 @@ from densevl.regions.operators.dense import has_features, token_means, unit_feat
 from densevl.regions.operators.names import OPERATORS, parse
 from densevl.regions.operators.queries import cls_tower
 from densevl.regions.operators.trained import trained
-from densevl.vocabulary.text_classifier import TextEmbeddings
+from densevl.vocabulary.prompts import Prompt
+from densevl.vocabulary.text_classifier import KEPT_PROMPTS, TextEmbeddings
+
+GRID = 4  # cells a side, by which words and pictures are put on one scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +62,7 @@ class RegionScorer:
     sam: Any = None
     proxy_scope: str = "image"
     views: Views | None = None
+    _examples: dict[tuple[str, Prompt], torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._check()
@@ -157,11 +163,43 @@ class RegionScorer:
         sources = []
         for operator, weight in self.operators.items():
             if operator in found.vectors:
-                logp = log_probs(found.vectors[operator], text, self.scale(operator))
+                logp = self._named(operator, found, found.vectors[operator], text)
             else:
                 logp = self._name_places(found, text)
             sources.append(ScoreSource(logp, weight))
         return sources[0].logp if len(sources) == 1 else fuse(sources)
+
+    def _named(self, operator: str, found: RegionEmbeddings, rows: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
+        """Log probabilities (R, T) of rows by one operator, by which parts of images that stand for words go too."""
+        parts = {
+            at: query for at, query in enumerate(text.queries) if isinstance(query, Prompt) and query.mask is not None
+        }
+        if parts and text.prompts is None:
+            vectors = text.vectors.clone()
+            for at, prompt in parts.items():
+                vectors[at] = self._example(operator, prompt)
+            text = replace(text, vectors=vectors)
+        if text.shown is None:
+            return log_probs(rows, text, self.scale(operator))
+        if operator not in found.gauge:
+            ys, xs = (np.linspace(0, side, min(side, GRID) + 1) for side in found.regions.size)
+            cells = [(x0, y0, x1, y1) for y0, y1 in pairwise(ys) for x0, x1 in pairwise(xs)]
+            found.gauge[operator] = self._embed(operator, found.image, Proposals.from_boxes(cells, found.regions.size))
+        return log_probs(rows, text, self.scale(operator), found.gauge[operator])
+
+    def _example(self, operator: str, prompt: Prompt) -> torch.Tensor:
+        """A part of an image as the operator embeds regions; the last few are kept."""
+        key = (operator, prompt)
+        if key not in self._examples:
+            if len(self._examples) >= KEPT_PROMPTS:
+                self._examples.pop(next(iter(self._examples)))
+            self._examples[key] = self._embed(operator, prompt.content, prompt.region)[0]
+        return self._examples[key]
+
+    def _embed(self, operator: str, rgb: np.ndarray, regions: Proposals) -> torch.Tensor:
+        """Unit rows (R, E) of regions of a photo by one operator."""
+        pixels, windows = feed(rgb, self.backbone, self.protocol)
+        return self._run(operator, rgb, pixels, windows, regions)
 
     def _name_places(self, found: RegionEmbeddings, text: TextEmbeddings) -> torch.Tensor:
         """The mean over each mask of the probabilities at places, as logarithms (R, T)."""
@@ -181,6 +219,7 @@ class RegionScorer:
                 prompts_MTD=text.prompts,
             )
             scores = scores[0]
+        scores = levelled(scores, text)
         logits = scores * self.protocol.logit_scale
         probs = (logits if text.bias is None else logits + text.bias).softmax(dim=-1)
         return token_means(probs, grid, found.regions).clamp(min=1e-30).log()
@@ -192,12 +231,11 @@ class RegionScorer:
         which = usable[uncertain(logp[usable], self.second_share)].tolist()
         new = [index for index in which if index not in found.second]
         if new:
-            pixels, windows = feed(found.image, self.backbone, self.protocol)
-            rows = self._run(name, found.image, pixels, windows, found.regions.select(new))
+            rows = self._embed(name, found.image, found.regions.select(new))
             found.second.update(zip(new, rows, strict=True))
         if not which:
             return logp
-        again = log_probs(torch.stack([found.second[index] for index in which]), text, self.scale(name))
+        again = self._named(name, found, torch.stack([found.second[index] for index in which]), text)
         best = logp[which].topk(min(self.second_top, logp.shape[1]), dim=1).indices
         again = torch.full_like(again, -torch.inf).scatter(1, best, again.gather(1, best))
         fused = logp.clone()

@@ -18,11 +18,12 @@ from PIL import Image
 from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.backbones.reach import listed as quoted
-from densevl.errors import OptionError, RecipeError
+from densevl.errors import LabelError, OptionError, RecipeError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
+from densevl.inference.kinds import levelled
 from densevl.inference.sliding import token_scores
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
@@ -36,11 +37,12 @@ from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
-from densevl.regions.operators.dense import has_features
+from densevl.regions.naming import against
+from densevl.regions.operators.dense import has_features, token_means
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
 from densevl.vocabulary.parsing import short
-from densevl.vocabulary.prompts import IMAGE, Prompt
+from densevl.vocabulary.prompts import Prompt
 from densevl.vocabulary.templates import prompted
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 from densevl.weights import require_finite
@@ -201,7 +203,7 @@ class Segmenter:
         self.background = self._policy(background)
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
-        self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache)
+        self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache, look=self._pooled)
         self.banks: Banks | None = None
         if bank is not None:
             self.banks = Banks(bank, bank_share, neighbours, self.backbone, self.recipe, self.proxy)
@@ -221,6 +223,7 @@ class Segmenter:
         background: BackgroundSpec = "auto",
         regions: Any = None,
         boxes: Mapping[str, Any] | None = None,
+        keep: bool = False,
     ) -> SegmentationResult:
         """Segment one image.
 
@@ -234,6 +237,8 @@ class Segmenter:
             boxes: of some classes, by the class or one of its synonyms, (4,) or (M, 4) x0, y0, x1, y1 in pixels: all
                 of the class lies in them, and there it is likelier. A class without, or with none of them (0, 4), is
                 looked for everywhere; where every class has some, pixels outside all of them are nothing.
+            keep: keep the photo's features with the result, so that `SegmentationResult.reclassify` needs no model.
+                They are held in half precision, and decide this result too.
 
         Returns:
             labels (H, W) int16 at the image's own size, -1 where nothing; see `SegmentationResult`. Its scores are
@@ -247,6 +252,10 @@ class Segmenter:
         started = time.perf_counter()
         boxed = None if boxes is None else ClassBoxes.parse(boxes, label_set, (rgb.shape[0], rgb.shape[1]))
         segments = self.segments(rgb, regions)
+        if keep:
+            if boxed is not None:
+                raise OptionError("keep=True keeps features for other labels, and boxes are of these; give one of them")
+            return self._again(image, rgb, segments, *self._features(rgb, segments), label_set, background=policy)
         evidence = self.look(rgb, label_set, policy, segments)
         decide = partial(self.decide, rgb=rgb, labels=label_set, policy=policy, segments=segments, image=image)
         if boxed is None:
@@ -353,6 +362,7 @@ class Segmenter:
                 for one in self._bank_texts
             ]
             scores = self.banks.mix(scores, windows, rgb, segments, texts)
+        scores = levelled(scores, text)
         pools = self.recipe is not None and "masks" in self.recipe.reads
         return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
 
@@ -388,6 +398,42 @@ class Segmenter:
         if self.views is None:
             return score(*feed(rgb, self.backbone, self.protocol), hints)
         return view_scores(score, partial(feed, rgb, self.backbone, self.protocol), self.views, hints)
+
+    def _features(self, rgb: np.ndarray, segments: Segments | None) -> tuple[torch.Tensor, WindowGrid]:
+        """Unit features (Y, X, D) of a photo in half precision, and the windows they lie on.
+
+        Raises:
+            RecipeError: scores that are not linear in the words, or of more than these features.
+        """
+        if not has_features(self.recipe) or self.banks is not None:
+            what = "with banks" if has_features(self.recipe) else f"by recipe or model '{self._method}'"
+            raise RecipeError(f"keep=True keeps features, and {what} words are scored by more; leave keep out")
+        tokens, grid = self.project(rgb, torch.eye(self.backbone.embed_dim, device=self.backbone.device), segments)
+        return tokens[0].half(), grid
+
+    @property
+    def _method(self) -> str:
+        return self.recipe.name if self.recipe is not None else self.backbone.name
+
+    def _again(
+        self,
+        image: Any,
+        rgb: np.ndarray,
+        segments: Segments | None,
+        tokens: torch.Tensor,
+        grid: WindowGrid,
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+    ) -> SegmentationResult:
+        """A result from kept features."""
+        label_set, policy, started = LabelSet.parse(labels), self.policy(background), time.perf_counter()
+        text = self.text_for(rgb, label_set, policy)
+        scores = levelled(against(tokens.float(), text)[None], text)
+        pools = self.recipe is not None and "masks" in self.recipe.reads
+        evidence = Evidence(scores, grid, text, segments.ids > 0 if pools and segments is not None else None)
+        result = self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
+        return replace(result, again_fn=partial(self._again, image, rgb, segments, tokens, grid))
 
     @property
     def separable(self) -> bool:
@@ -461,7 +507,7 @@ class Segmenter:
         text = self.embed_text(labels, policy)
         scores = self.score(dense, text)
         windows = prepared.windows.with_tokens(*scores.shape[1:3])
-        return Evidence(windows.assemble(scores, 1), windows, text)
+        return Evidence(levelled(windows.assemble(scores, 1), text), windows, text)
 
     def decide(
         self,
@@ -615,11 +661,22 @@ class Segmenter:
     def _whole(self, rgb: np.ndarray) -> torch.Tensor:
         """Dense features (D, h, w) of a photo in one window, not normalised."""
         if not has_features(self.recipe) or self.recipe is None:
-            what = f"recipe '{self.recipe.name}'" if self.recipe else f"model '{self.backbone.name}'"
+            what = f"recipe or model '{self._method}'"
             raise RecipeError(f"{what} has no features for a text transform that reads the photo; take recipe sclip")
         pixels, _ = feed(rgb, self.backbone, replace(self.protocol, crop=None, stride=None))
         hints = self.backbone.look(pixels, self.recipe, self._hints(None, rgb))
         return self.backbone.encode_dense(pixels, self.recipe, hints=hints).features[0].float()
+
+    @torch.no_grad()
+    def _pooled(self, prompt: Prompt) -> torch.Tensor:
+        """The mean unit feature (D,) of a part of an image, by this recipe and these windows."""
+        if not has_features(self.recipe):
+            what = f"recipe or model '{self._method}'"
+            raise LabelError(f"{what} scores words and has no vector for a part of an image; take recipe sclip")
+        masks = prompt.region
+        axes = torch.eye(self.backbone.embed_dim, device=self.backbone.device)
+        tokens, grid = self.project(prompt.content, axes, Segments.parse(masks, masks.size))
+        return token_means(tokens[0], grid, masks)[0]
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -695,11 +752,6 @@ class Segmenter:
                 )
         if told := prompted(words, self.templates):
             found.append(told)
-        if asked and any(isinstance(query, Prompt) and query.kind == IMAGE for query in labels.queries):
-            found.append(
-                "images and words are mixed, and photos are nearer to images than to any word: give every class an "
-                "image and leave background words out (background='none'), or take words alone"
-            )
         if len(labels.queries) + len(labels.negatives) + len(policy.words) == 1 and not (policy.unknown or policy.rest):
             found.append(
                 f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
