@@ -185,6 +185,7 @@ def run(
     proxy_scope: options.ProxyScope = "image",
     sam: options.Sam = None,
     refine: options.Refine = None,
+    upsampler: options.Upsampler = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,

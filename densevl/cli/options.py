@@ -33,7 +33,7 @@ PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
-REFINEMENTS = ("pamr", "edges", "lposs+", "segments", "vote", "none")
+REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "segments", "vote", "none")
 TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
@@ -360,12 +360,17 @@ Sam = Annotated[
 Refine = Annotated[
     str | None,
     option(
-        "Sharpen the result: pamr, edges (cheap), lposs+, segments, vote, several with commas between, or none. "
-        "What suits the model if left out.",
+        "Sharpen the result: pamr, edges (cheap), lposs+, segments, vote, several with commas between, or none; or, "
+        "first, anyup, jbu or jafar with --upsampler. What suits the model if left out.",
         panel=METHOD,
         values=REFINEMENTS,
         between=",",
     ),
+]
+
+Upsampler = Annotated[
+    Path | None,
+    option("The file of the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD),
 ]
 
 ShortSide = Annotated[

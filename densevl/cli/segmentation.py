@@ -45,6 +45,7 @@ def segment(
     sam: options.Sam = None,
     proposals: options.Proposals = None,
     refine: options.Refine = None,
+    upsampler: options.Upsampler = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,
@@ -71,7 +72,8 @@ def segment(
     """
     given = locals()
 
-    labelled, chosen = labels_of(labels, like), settings(given) | {"proposals": proposals, "refine": refine}
+    labelled = labels_of(labels, like)
+    chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
     chosen |= {"bank": bank or None, "bank_share": bank_share, "neighbours": neighbours}
     wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
     ends = options.numbers(value_range, float, "a range, such as --range 0,3000")

@@ -68,6 +68,7 @@ def video(
     proxy: options.Proxy = None,
     proposals: options.Proposals = None,
     refine: options.Refine = None,
+    upsampler: options.Upsampler = None,
     out: options.OutFolder = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -80,7 +81,7 @@ def video(
     """
     given = locals()
     labelled = labels_of(labels, like)
-    chosen = settings(given) | {"proposals": proposals, "refine": refine}
+    chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
     camera = int(videos[0]) if len(videos) == 1 and videos[0].isdecimal() and not os.path.exists(videos[0]) else None
     if seconds is not None and camera is None:
         raise OptionError("--seconds goes with a camera, such as `densevl video 0`; videos are done to their end")

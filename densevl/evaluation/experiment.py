@@ -25,7 +25,7 @@ TRUTH = "truth"
 RESOLVE = {INSTANCE: ("top", "threshold", "iou", "metric", "parts"), PANOPTIC: ("threshold", "visible")}
 """Keywords of `RegionResult.instances` and `.panoptic`."""
 _REGIONS, _WORDS = (INSTANCE, PANOPTIC), (SEMANTIC, INSTANCE, PANOPTIC)
-_PLACES = ("root", "weights", "operator_weights", "decoder", "device")
+_PLACES = ("root", "weights", "operator_weights", "decoder", "upsampler", "device")
 _ONE_WAY = (
     *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "proposals", "views"),
     *("templates", "text", "presence", "precision", "compat", "proxy_scope"),
@@ -48,8 +48,8 @@ class Experiment:
             says it (see `benchmarks.own`); what is given here wins.
         exif: "auto", "stored" or "upright", see `Dataset.exif`.
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
-        model, weights, recipe, proxy, sam, views, refine, bank, bank_share, neighbours, templates, presence, precision,
-            device: as `Segmenter` takes them; () is no bank.
+        model, weights, recipe, proxy, sam, views, refine, upsampler, bank, bank_share, neighbours, templates, presence,
+            precision, device: as `Segmenter` takes them; () is no bank.
         text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
             proxy looking at each window.
@@ -81,6 +81,7 @@ class Experiment:
     sam: str | None = _of(*_WORDS, default=None)
     views: str | None = _of(*_WORDS, default=None)
     refine: str | None = _of(SEMANTIC, default=None)
+    upsampler: str | None = _of(SEMANTIC, default=None)
     bank: tuple[str, ...] = _of(SEMANTIC, default=())
     bank_share: float = _of(SEMANTIC, default=0.5)
     neighbours: int = _of(SEMANTIC, default=20)

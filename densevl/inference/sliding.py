@@ -5,7 +5,7 @@ Shape letters: B batch, T text queries, H/W pixels, Y/X window tokens per axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,6 +58,7 @@ def window_scores(
     proxy_scope: str = "image",
     foreground_T: torch.Tensor | None = None,
     prompts_MTD: torch.Tensor | None = None,
+    tell: Callable[[DenseFeatures], None] | None = None,
 ) -> tuple[torch.Tensor, WindowGrid]:
     """Score T texts at every token of every window: (B, Y, X, T) float32, and the grid of windows they lie on.
 
@@ -69,6 +70,7 @@ def window_scores(
         proxy_scope: "image" looks at the whole image once with the proxy, "window" at each window, as the papers do.
         foreground_T: (T,) bool, which rows are classes and not background words; None is all.
         prompts_MTD: see `token_scores`.
+        tell: is given the features of each pass, in the order of the windows; of the whole where the recipe stitches.
 
     Returns:
         Scores, windows laid as a block matrix, and their grid: `windows` itself, or with the tokens of a proxy's finer
@@ -93,11 +95,15 @@ def window_scores(
         hints = backbone.look(pixels, chosen, hints)
     if chosen is not None and stitches:
         dense, whole = encode_stitched(backbone, pixels, windows, chosen, hints, batch)
+        if tell is not None:
+            tell(dense)
         return token_scores(backbone, dense, text_TD, foreground_T, prompts_MTD), whole
     parts = []
     for part, own in batches(pixels, windows, hints, batch):
         dense = backbone.encode_dense(part, chosen, hints=own)
         parts.append(token_scores(backbone, dense, text_TD, foreground_T, prompts_MTD))
+        if tell is not None:
+            tell(dense)
     grid = windows.with_tokens(*parts[0].shape[1:3])
     if chosen is not None and chosen.spread is not None:
         features = backbone.look(pixels, chosen, hints).proxy  # of the whole image, whatever the scope

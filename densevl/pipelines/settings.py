@@ -25,6 +25,7 @@ from densevl.inference.sliding import PROXY_SCOPES
 from densevl.inference.views import Views
 from densevl.proposals import NAMES as PROPOSERS
 from densevl.recipes import Recipe
+from densevl.refine.upsampling import Upsampler
 from densevl.regions.bank import Bank
 from densevl.vocabulary import Background, TextOptions
 
@@ -114,6 +115,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "views": Rule(_is(str, Views), "a name, such as 'flip', or Views"),
     "refine": Rule(lambda value: isinstance(value, str) or _strings(value), "names, such as 'pamr,vote'"),
+    "upsampler": Rule(_is(*PATH, Upsampler), "the file of a trained upsampler, or a loaded Upsampler"),
     "bank": Rule(_is(*PATH, list, tuple, Bank), "a folder of a bank, a Bank, or several of these"),
     "bank_share": Rule(lambda value: _number(value) and 0 <= value <= 1, "a share of 0..1"),
     "neighbours": COUNT,

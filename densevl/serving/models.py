@@ -74,7 +74,7 @@ class Models:
         for proposer in settings.proposals:
             one_of(proposer, NAMES, "proposals", OptionError)
         get_scoring(settings.scoring)
-        refinement.parse(settings.refine)
+        refinement.parse(settings.refine, upsampling=False)
         self.settings = settings
         self.backbones: dict[str, Backbone] = {}
         for name in settings.models:

@@ -40,6 +40,7 @@ WRONG = {
     "proposals": [3, ["mini-sam"], "minisam"],
     "views": [7, ["flip"], True],
     "refine": [3.5, [3], object()],
+    "upsampler": [3, object()],
     "bank": [3, object()],
     "bank_share": ["x", 1.5, -0.1, None],
     "neighbours": [0, 1.5, None],

@@ -31,7 +31,8 @@ class SemanticTask(Task):
 
     def load(self, asked: Experiment, device: str | None) -> Predictor:
         recipe = papers.recipe(asked.recipe, asked.dataset) if asked.paper and asked.recipe else asked.recipe
-        more = {"proposals": asked.proposals, "refine": asked.refine, **pipeline_of(asked, device)}
+        more = {name: getattr(asked, name) for name in ("proposals", "refine", "upsampler")}
+        more |= pipeline_of(asked, device)
         if asked.bank:
             more |= {"bank": asked.bank, "bank_share": asked.bank_share, "neighbours": asked.neighbours}
         segmenter = Segmenter(asked.model, recipe, **more)

@@ -36,6 +36,7 @@ from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeat
 from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one, source
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
+from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
 from densevl.pipelines.settings import checked
 from densevl.proposals.checks import box_edges, image_boxes
@@ -125,6 +126,7 @@ class FewShot:
                 "few-shot heads have one row a class for all images; of text take descriptors, or a transform that "
                 "reads no image"
             )
+        refinement.parse(refine, upsampling=False)
         self.segmenter = Segmenter(
             model,
             recipe,

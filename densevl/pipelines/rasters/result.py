@@ -106,6 +106,9 @@ class BlockSegmenter:
             RecipeError, OptionError: with the way out.
         """
         segment = self.segmenter
+        if segment.refine or segment.presence is not None:
+            what = "refine" if segment.refine else "presence"
+            raise OptionError(f"{what} needs the whole picture, which does not go block by block; leave it out")
         if not segment.separable:
             what = f"recipe '{segment.recipe.name}'" if segment.recipe is not None else "this"
             what = "views" if segment.views is not None else what
@@ -113,9 +116,6 @@ class BlockSegmenter:
                 f"{what} looks at the whole picture, which does not go block by block; take a recipe that looks at one "
                 "window at a time, such as sclip, without views"
             )
-        if segment.refine or segment.presence is not None:
-            what = "refine" if segment.refine else "presence"
-            raise OptionError(f"{what} needs the whole picture, which does not go block by block; leave it out")
 
 
 def _loaded(settings: dict[str, Any]) -> dict[str, Any]:

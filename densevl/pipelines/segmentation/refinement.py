@@ -16,17 +16,22 @@ from densevl.refine import Pamr, PixelPropagation, majority_vote, pool_in_segmen
 from densevl.refine.propagation import ALPHA
 
 VOTE, NONE, SEGMENTS = "vote", "none", "segments"
+UPSAMPLERS = ("anyup", "jbu", "jafar")
+"""Of which one may come first; see `segmentation.upsampling`."""
 SCORES = ("pamr", "edges", "lposs+", SEGMENTS)
 READ_SEGMENTS = (SEGMENTS, VOTE)
 EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
-KNOWN = (*SCORES, VOTE, NONE)
+KNOWN = (*UPSAMPLERS, *SCORES, VOTE, NONE)
 
 
-def parse(spec: str | Sequence[str] | None) -> tuple[str, ...]:
+def parse(spec: str | Sequence[str] | None, *, upsampling: bool = True) -> tuple[str, ...]:
     """Names of refinements in the order they are applied: "pamr,vote" to ("pamr", "vote"); none for None and "none".
 
+    Args:
+        upsampling: whether an upsampler may be named.
+
     Raises:
-        RecipeError: an unknown or repeated name, or a vote that is not last.
+        RecipeError: an unknown or repeated name, an upsampler that is not first, or a vote that is not last.
     """
     parts = spec.split(",") if isinstance(spec, str) else spec or ()
     chosen = tuple(part.strip() for part in parts)
@@ -39,6 +44,15 @@ def parse(spec: str | Sequence[str] | None) -> tuple[str, ...]:
         raise RecipeError(f"refine='{','.join(chosen)}' names one twice; each is applied once")
     if NONE in chosen:
         raise RecipeError(f"refine='{','.join(chosen)}' names others beside 'none'; it stands alone")
+    if not upsampling and chosen and chosen[0] in UPSAMPLERS:
+        raise RecipeError(
+            f"refine '{chosen[0]}' makes label maps of words finer: it goes with Segmenter and densevl segment, "
+            "video and eval; leave it out here"
+        )
+    if late := next((name for name in chosen[1:] if name in UPSAMPLERS), None):
+        raise RecipeError(
+            f"refine='{','.join(chosen)}': '{late}' makes pixels of patches, so it comes first, and only one does"
+        )
     if VOTE in chosen[:-1]:
         raise RecipeError(f"refine='{','.join(chosen)}': a vote decides labels, so it comes last")
     return chosen

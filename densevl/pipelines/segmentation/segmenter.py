@@ -35,8 +35,10 @@ from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
 from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
+from densevl.pipelines.segmentation.upsampling import Heard, upsampling
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
+from densevl.refine.upsampling import Upsampler
 from densevl.regions.naming import against
 from densevl.regions.operators.dense import has_features, token_means
 from densevl.results import SegmentationResult
@@ -132,6 +134,7 @@ class Segmenter:
         proposals: str | Proposer | None = None,
         views: str | Views | None = None,
         refine: str | Sequence[str] | None = None,
+        upsampler: str | Path | Upsampler | None = None,
         bank: BankSpec | None = None,
         bank_share: float = SHARE,
         neighbours: int = NEIGHBOURS,
@@ -164,10 +167,13 @@ class Segmenter:
             proposals: proposes segments of every photo that comes without: "mini-sam", or a function of the uint8 RGB
                 (H, W, 3) that returns what a call's `regions` may be.
             views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
-            refine: one or more of "pamr", scores flow between pixels of like colour; "edges", the same over short
-                distances on a small copy, cheaply; "lposs+", they are propagated over pixels; "segments", they are
-                mixed with their mean over each segment; and, last, "vote", each segment takes its most frequent label
-                ("pamr,vote"). "none" is none, None the model's own choice.
+            refine: one or more of, first, "anyup", "jbu" or "jafar", a trained upsampler; "pamr", scores flow between
+                pixels of like colour; "edges", the same over short distances on a small copy, cheaply; "lposs+", they
+                are propagated over pixels; "segments", they are mixed with their mean over each segment; and, last,
+                "vote", each segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own
+                choice.
+            upsampler: the file of the upsampler that `refine` names, as it is published or as safetensors, or one of
+                `refine.upsampling.load_upsampler`.
             bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
                 banks are averaged (CorrCLIP v2). Segments must be given or proposed.
             bank_share: what the banks count beside the photo's own scores, 0..1. neighbours: regions asked for each
@@ -202,6 +208,8 @@ class Segmenter:
         self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
+        averaged = self.views is not None or bank is not None
+        self.upsampling = upsampling(self.refine, upsampler, self.backbone, self.recipe, averaged=averaged)
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
         self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache, look=self._pooled)
         self.banks: Banks | None = None
@@ -325,6 +333,7 @@ class Segmenter:
             "proposals": self._proposals,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": list(self.refine),
+            "upsampler": fitted.identity(self.upsampling.upsampler) if self.upsampling is not None else None,
             "banks": self.banks.facts() if self.banks is not None else None,
             "bits": used_bits(),
         }
@@ -354,14 +363,20 @@ class Segmenter:
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
-        text = self.text_for(rgb, labels, policy)
-        scores, windows = self.project(rgb, text.vectors, segments, text.classes != NOTHING, text.prompts)
+        text, heard = self.text_for(rgb, labels, policy), Heard()
+        foreground_T = text.classes != NOTHING
+        tell = heard if self.upsampling is not None else None
+        scores, windows = self.project(rgb, text.vectors, segments, foreground_T, text.prompts, tell)
         if self.banks is not None and segments is not None:
             texts = [
                 text.vectors if one is self._classifier else self._embedded(one, labels, policy).vectors
                 for one in self._bank_texts
             ]
             scores = self.banks.mix(scores, windows, rgb, segments, texts)
+        if self.upsampling is not None:
+            scale = 1.0 if self.views is None else self.views.scales[0]
+            pixels, _ = feed(rgb, self.backbone, self.protocol, scale)
+            scores, windows = self.upsampling(scores, windows, heard, text, pixels)
         scores = levelled(scores, text)
         pools = self.recipe is not None and "masks" in self.recipe.reads
         return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
@@ -373,13 +388,16 @@ class Segmenter:
         segments: Segments | None,
         foreground_T: torch.Tensor | None = None,
         prompts_MTD: torch.Tensor | None = None,
+        tell: Callable[[DenseFeatures], None] | None = None,
     ) -> tuple[torch.Tensor, WindowGrid]:
         """Score a uint8 RGB photo against rows of the joint space at every view: (1, Y, X, T) float32, and its grid.
 
         Args:
             foreground_T: (T,) bool, which rows are classes and not background words; None is all.
             prompts_MTD: see `token_scores`.
+            tell: is given the features of the first view; see `window_scores`.
         """
+        told = [tell]
 
         def score(pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
             return window_scores(
@@ -392,6 +410,7 @@ class Segmenter:
                 proxy_scope=self.proxy_scope,
                 foreground_T=foreground_T,
                 prompts_MTD=prompts_MTD,
+                tell=told.pop() if told else None,
             )
 
         hints = self._hints(segments, rgb)
@@ -405,8 +424,8 @@ class Segmenter:
         Raises:
             RecipeError: scores that are not linear in the words, or of more than these features.
         """
-        if not has_features(self.recipe) or self.banks is not None:
-            what = "with banks" if has_features(self.recipe) else f"by recipe or model '{self._method}'"
+        if not has_features(self.recipe) or (self.banks, self.upsampling) != (None, None):
+            what = "with banks or an upsampler" if has_features(self.recipe) else f"by recipe or model '{self._method}'"
             raise RecipeError(f"keep=True keeps features, and {what} words are scored by more; leave keep out")
         tokens, grid = self.project(rgb, torch.eye(self.backbone.embed_dim, device=self.backbone.device), segments)
         return tokens[0].half(), grid
@@ -439,12 +458,13 @@ class Segmenter:
     def separable(self) -> bool:
         """Whether windows of several photos may share a pass of the tower: `prepare`, `run` and `gather` then apply.
 
-        Not so where a recipe reads something of its photo, or joins its windows, nor with views, banks or image-fitted
-        words.
+        Not so where a recipe reads something of its photo, or joins its windows, nor with views, banks, upsamplers or
+        image-fitted words.
         """
         recipe = self.recipe
         alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
-        return alone and self.views is None and self.banks is None and not self._classifier.options.needs_image
+        own = (self.views, self.banks, self.upsampling)
+        return alone and own == (None, None, None) and not self._classifier.options.needs_image
 
     def prepare(self, image: Any) -> Prepared:
         """Read a photo and cut it into windows; nothing of the model runs.
@@ -799,6 +819,7 @@ class Segmenter:
             "regions": len(segments) if segments is not None else None,
             "views": asdict(self.views) if self.views is not None else None,
             "refine": ",".join(self.refine) or None,
+            "upsampler": self.upsampling.upsampler.kind if self.upsampling is not None else None,
             "banks": self.banks.facts() if self.banks is not None else None,
             "seconds": round(seconds, 3),
         }
