@@ -2,7 +2,7 @@
 
 Test scenes are those of the model card in the style that `mini` never saw. The banks are other scenes: of that style,
 of the styles of training, and of that style with things that are none of the 20 asked for. `mini` gives the values,
-mini-sam the keys and the segments; labels of the bank's scenes are not used.
+mini-sam the segments, a proxy the keys; labels of the bank's scenes are not used.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BANKS = {
 }
 
 
-def bank_of(folder: Path, styles: tuple[str, ...], nouns: range, count: int) -> Bank:
+def bank_of(folder: Path, styles: tuple[str, ...], nouns: range, count: int, keys: str) -> Bank:
     """A bank of so many scenes with two or three things."""
     maker = SceneMaker(96, styles=styles, nouns=nouns, seed=SEED + 1000, objects=(2, 3), augment=False)
     photos = folder / "photos"
     photos.mkdir(parents=True)
     for number in range(count):
         (photos / f"{number:05d}.png").write_bytes(encode_png(maker.scene().image))
-    builder = BankBuilder(folder / "bank", RegionClassifier("mini", "pool"), load_proxy("mini-sam"))
+    builder = BankBuilder(folder / "bank", RegionClassifier("mini", "pool"), load_proxy(keys))
     builder.build(photos)
     assert builder.bank is not None
     return builder.bank
@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--neighbours", default="20")
     parser.add_argument("--refine", default="none")
+    parser.add_argument("--keys", default="efficientnet-lite0", help="the proxy of the banks")
     given = parser.parse_args()
     torch.set_num_threads(1)
     judge = Judge(Mini(), 96, given.images, SEED)
@@ -75,7 +76,7 @@ def main() -> None:
     sizes = [int(size) for size in given.sizes.split(",")]
     with tempfile.TemporaryDirectory() as root:
         for title, (styles, nouns) in BANKS.items():
-            bank = bank_of(Path(root, title), styles, nouns, max(sizes))
+            bank = bank_of(Path(root, title), styles, nouns, max(sizes), given.keys)
             for size in sizes:
                 part = Path(root, f"{title} {size}")
                 shutil.copytree(bank.path, part)

@@ -34,12 +34,12 @@ def build(
     keys: Annotated[
         str,
         options.option(
-            "The model without words that tells which regions are alike: a name such as mini-sam, radio_b or "
-            "dinov2_vitb14_reg, or a weights file.",
+            "The model without words that tells which regions are alike: a name such as "
+            "efficientnet-lite0, radio_b or dinov2_vitb14_reg, or a weights file.",
             panel=options.METHOD,
             values=options.PROXIES,
         ),
-    ] = "mini-sam",
+    ] = "efficientnet-lite0",
     forget: Annotated[
         bool, options.option("Drop photos of the bank that are not among those given.", "--forget", panel=options.FILES)
     ] = False,

@@ -38,7 +38,16 @@ TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pix
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "adapter", "crop_prompted")
-PROXIES = ("mini-sam", "dino_vits16", "dino_vits8", "dino_vitb16", "dino_vitb8", "dinov2_vits14", "sam_vit_b")
+PROXIES = (
+    "mini-sam",
+    "efficientnet-lite0",
+    "dino_vits16",
+    "dino_vits8",
+    "dino_vitb16",
+    "dino_vitb8",
+    "dinov2_vits14",
+    "sam_vit_b",
+)
 EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz", "html")
 CONVENTIONS, TOLERANCE = ("opengl", "opencv"), 0.05
 MAPS, MAP_DTYPES = ("npy", "safetensors", "zarr"), ("float16", "float32")

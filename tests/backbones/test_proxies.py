@@ -15,12 +15,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import close
+from densevl.backbones import load_backbone
 from densevl.backbones.positions import timm_tokens
 from densevl.backbones.proxies import KINDS, known_proxies, load_proxy
 from densevl.backbones.proxies.load import TIMM_NAMES
 from densevl.backbones.proxies.state import load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
-from densevl.errors import DensevlError, ImageError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.errors import (
+    DensevlError,
+    ImageError,
+    MissingExtraError,
+    ModelError,
+    OptionError,
+    RecipeError,
+    WeightsError,
+)
 from densevl.weights import hub
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
@@ -253,7 +262,29 @@ def test_short_names_exist_in_timm_and_dino_keeps_its_own_rule() -> None:
         *(f"dinov2_vit{size}14" for size in "sblg"),
     }
     assert {name for name, (_, rule) in TIMM_NAMES.items() if rule == "square"} == {"radio_b", "radio_l", "radio_g"}
-    assert {"dino_vitb8", "sam_vit_b", "mini-sam"} <= set(known_proxies())
+    assert {"dino_vitb8", "sam_vit_b", "mini-sam", "efficientnet-lite0"} <= set(known_proxies())
+
+
+def test_efficientnet_gives_what_the_classes_of_photo_are_read_from() -> None:
+    pytest.importorskip("timm")
+    try:
+        proxy, photo = load_proxy("efficientnet-lite0", device="cpu"), load_backbone("photo", device="cpu")
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+    pixels = torch.rand(1, 3, 384, 400, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    head = photo._net.classifier
+    logits = torch.einsum("kd,bdyx->bkyx", head.weight, proxy.encode(pixels)) + head.bias[:, None, None]
+    close(logits, photo.encode_dense(pixels).features)
+    small = proxy.from_clip(torch.rand(1, 3, 96, 48), (0.0,) * 3, (1.0,) * 3)
+    assert small.shape == (1, proxy.embed_dim, 48, 24)  # the short side is enlarged to 384
+    strip = proxy.from_clip(torch.rand(1, 3, 4, 400), (0.0,) * 3, (1.0,) * 3)
+    assert strip.shape == (1, proxy.embed_dim, 1, 64)  # the long side to 1024 at most
+    for kind in KINDS[1:]:
+        with pytest.raises(ModelError, match="no attention"):
+            proxy.encode(pixels, kind)
+    for wrong in ({"heads": 2}, {"position_rule": "square"}):
+        with pytest.raises(ModelError, match="heads"):
+            load_proxy("efficientnet-lite0", device="cpu", **wrong)
 
 
 def test_heads_are_64_wide_where_that_divides_the_width_else_32_else_asked_for(tmp_path) -> None:

