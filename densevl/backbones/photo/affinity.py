@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -156,6 +156,11 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(width) for _ in range(_DEPTH))
         self.norm = nn.LayerNorm(width, eps=_EPS)
 
+    @property
+    def last(self) -> Block:
+        """The last block, which is read in two ways."""
+        return cast(Block, self.blocks[-1])
+
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, H, W), sides multiples of 14, to tokens with positions (B, 1 + N, 384).
 
@@ -175,12 +180,12 @@ class ViT(nn.Module):
 
     def trained(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B, N, 384) of the last block as trained."""
-        return self.norm(self.blocks[-1](x_BND))[:, 1:]  # type: ignore[no-any-return]
+        return self.norm(self.last(x_BND))[:, 1:]
 
     def grouping(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Patch tokens (B, N, 384) of the last block reduced to key-key attention, without residual and FFN."""
-        _, key, value = self.blocks[-1].heads(x_BND)
-        return self.norm(self.blocks[-1].attend(key, key, value))[:, 1:]  # type: ignore[no-any-return]
+        _, key, value = self.last.heads(x_BND)
+        return self.norm(self.last.attend(key, key, value))[:, 1:]
 
 
 def weights_path() -> Path:

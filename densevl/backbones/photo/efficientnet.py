@@ -108,7 +108,8 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv_stem, self.bn0 = _Conv(3, _STEM, 3, stride=2), nn.BatchNorm2d(_STEM, _EPS)
-        width, blocks = _STEM, []
+        width = _STEM
+        blocks: list[_Block] = []
         for count, kernel, stride, widening, channels in _STAGES:
             for place in range(count):
                 dilation = 2 if len(blocks) >= _DILATED else 1
