@@ -36,37 +36,37 @@ COMMANDS = {
         "--templates --text-transform --upsampler --views --weights --workers"
     ),
     "video": (
-        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like --mean "
-        "--model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet --recipe "
-        "--refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
+        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like "
+        "--mean --model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet "
+        "--recipe --refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
         "--text-transform --upsampler --weights"
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
         "--descriptors --device --json --labels --like --mean --model --objects --operator --operator-weights --out "
-        "--overwrite --parents --pieces --plan --point --precision --presence --proposals --proxy --proxy-scope "
-        "--quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict --stride --stuff "
-        "--template-weights --templates --text-transform --tile --views --weights --workers"
+        "--overwrite --parents --parts --pieces --plan --point --precision --presence --proposals --proxy "
+        "--proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict "
+        "--stride --stuff --template-weights --templates --text-transform --tile --views --weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "
-        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict --top "
-        "--weights"
+        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict "
+        "--top --weights"
     ),
     "classify": (
         "IMAGES --activation --bits --descriptors --device --head --json --labels --like --mean --model --out "
-        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights "
-        "--workers"
+        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform "
+        "--weights --workers"
     ),
     "features": (
         "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "
-        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --scales "
-        "--shard --short-side --size --std --strict --stride --weights --workers"
+        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam "
+        "--scales --shard --short-side --size --std --strict --stride --weights --workers"
     ),
     "points": (
-        "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels --mean "
-        "--model --out --overwrite --plan --precision --quiet --recipe --short-side --std --stride --tolerance "
-        "--views --weights"
+        "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels "
+        "--mean --model --out --overwrite --plan --precision --quiet --recipe --short-side --std --stride "
+        "--tolerance --views --weights"
     ),
     "doctor": "--json --speed",
     "bench": (

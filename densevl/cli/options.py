@@ -36,7 +36,7 @@ SCOPES = ("image", "window")
 REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "segments", "vote", "none")
 TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
-BACKGROUNDS = ("auto", "none", "unknown", "1-max", "voc", "coco-object", "context")
+BACKGROUNDS = ("auto", "none", "unknown", "1-max", "scenes", "voc", "coco-object", "context")
 OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "adapter", "crop_prompted")
 PROXIES = (
     "mini-sam",
@@ -281,7 +281,8 @@ Background = Annotated[
     str,
     option(
         "When something is none of the labels: 'none' for never, a probability below which it is, words that compete "
-        "with the labels (\"sky,wall\"), or a list such as 'voc'. 'auto' is the model's own rule.",
+        "with the labels (\"sky,wall\"), a list such as 'voc', or 'scenes' for places that suit each image. 'auto' is "
+        "the model's own rule.",
         panel=WORDS,
         values=BACKGROUNDS,
     ),

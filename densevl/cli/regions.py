@@ -74,6 +74,15 @@ def regions(
             "Keep only regions that are a label, each thing once, the best first.", "--objects", panel=options.ASKED
         ),
     ] = False,
+    parts: Annotated[
+        float | None,
+        options.option(
+            "With --objects: also drop what lies by more than this share within a larger region of its label, 0 to 1.",
+            panel=options.ASKED,
+            min=0.01,
+            max=1,
+        ),
+    ] = None,
     out: options.OutFolder = None,
     sheet: options.Sheet = False,
     forms: options.As = None,
@@ -98,6 +107,8 @@ def regions(
     chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
     chosen["options"] = weights_of(operator, operator_weights)
     named = labels_of(labels, like) if labels or like else None
+    if parts is not None and not objects:
+        raise DensevlError("--parts drops parts of objects: give --objects too")
     if named is None and forms:
         raise DensevlError("--as needs the classes that its files list: give --labels")
     if decoder is not None and (named is None or point or box):
@@ -122,7 +133,8 @@ def regions(
 
     run_images(
         Naming(
-            named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects, decoder
+            *(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
+            *(decoder, parts),
         ),
         given,
         together,

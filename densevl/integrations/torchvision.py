@@ -17,7 +17,7 @@ from torch import nn
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import batched_nms, clip_boxes_to_image, nms, remove_small_boxes
 
-from densevl.errors import DensevlError, ImageError, ModelError, ProposalError
+from densevl.errors import DensevlError, ImageError, ModelError, OptionError, ProposalError
 from densevl.images import read_image
 from densevl.integrations.foreign import READERS, THRESHOLD, Found, packages
 from densevl.integrations.labelling import regions_of
@@ -43,6 +43,7 @@ def rescore(
     score_thresh: float = 0.05,
     nms_thresh: float = 0.5,
     detections_per_img: int = 100,
+    parts: float | None = None,
 ) -> Detection:
     """Turn boxes with a detector's scores and CLIP's probabilities into detections.
 
@@ -55,6 +56,7 @@ def rescore(
         weight: CLIP's say beside the detector's, or one for each class; see `fused_probs`.
         image_size: (H, W), to cut boxes to; None leaves them. score_thresh, nms_thresh, detections_per_img: as in
             torchvision.
+        parts: also drop boxes of which more than this share lies within a larger one of the same label (BIRDet).
 
     Returns:
         boxes float32 (D, 4), labels int64 (D,) from 1, scores float32 (D,), best first, and index int64 (D,): which of
@@ -76,8 +78,29 @@ def rescore(
     usable = remove_small_boxes(corners[index], SMALLEST)
     index, label = index[usable], label[usable]
     scores = scores_NC[index, label]
-    kept = batched_nms(corners[index], scores, label, nms_thresh)[:detections_per_img]
+    kept = batched_nms(corners[index], scores, label, nms_thresh)
+    kept = kept[wholes(corners[index[kept]], label[kept], parts)][:detections_per_img]
     return {"boxes": corners[index[kept]], "labels": label[kept] + 1, "scores": scores[kept], "index": index[kept]}
+
+
+def wholes(boxes: torch.Tensor, labels: torch.Tensor, parts: float | None) -> torch.Tensor:
+    """Which boxes (N, 4) are no part of a larger one of their label (N,): bool (N,); `parts` as `rescore` takes it.
+
+    Raises:
+        OptionError: a share outside 0..1.
+    """
+    if parts is None:
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    if not 0 < parts <= 1:
+        raise OptionError(f"parts is {parts}; it is the share of a box within a larger one, above 0, up to 1")
+    low, high = (
+        torch.maximum(boxes[:, None, :2], boxes[None, :, :2]),
+        torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]),
+    )
+    shared_NN = (high - low).clamp(min=0).prod(dim=2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    within = (shared_NN > parts * areas[:, None]) & (areas[None] > areas[:, None]) & (labels[:, None] == labels[None])
+    return ~within.any(dim=1)
 
 
 @torch.no_grad()
@@ -163,6 +186,7 @@ class OpenVocabularyDetector(nn.Module):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
+        parts: float | None = None,
     ) -> None:
         """Wrap a detector; it is put into eval mode.
 
@@ -170,7 +194,8 @@ class OpenVocabularyDetector(nn.Module):
             detector: Faster or Mask R-CNN, or another module that takes a list of images and returns a dict of boxes
                 and scores for each, as torchvision's do. What other detectors find `label_detections` names.
             classify: names its boxes, or its masks where it has some; its proposer is not used. labels: the classes.
-            weight, score_thresh, nms_thresh, detections_per_img: see `rescore`. background: see `RegionClassifier`.
+            weight, score_thresh, nms_thresh, detections_per_img, parts: see `rescore`.
+            background: see `RegionClassifier`.
             top: boxes of an image that are named; see `candidates`.
 
         Raises:
@@ -185,7 +210,9 @@ class OpenVocabularyDetector(nn.Module):
             "score_thresh": score_thresh,
             "nms_thresh": nms_thresh,
             "detections_per_img": detections_per_img,
+            "parts": parts,
         }
+        wholes(torch.zeros(0, 4), torch.zeros(0), parts)  # an impossible share fails at once
         self.set_labels(labels)
         self.eval()
 

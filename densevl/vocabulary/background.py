@@ -33,10 +33,27 @@ WORD_LISTS: dict[str, tuple[str, ...]] = {
     # Context60: the word itself.
     "context@1": ("background",),
 }
+SCENES, CHOSEN = "scenes", 5
+"""The policy whose words each image chooses out of a list (BIRDet), and how many, unless it says so."""
+# scenes@1: surfaces, then places.
+PLACES: tuple[str, ...] = (
+    *("sky", "clouds", "night sky", "wall", "brick wall", "stone wall", "tiled wall", "wooden wall", "floor"),
+    *("carpet", "wooden floor", "tiled floor", "ceiling", "window", "door", "curtain", "shelf", "table", "desk"),
+    *("tablecloth", "counter", "bed", "sofa", "cushion", "blanket", "towel", "cloth", "paper", "cardboard", "plate"),
+    *("road", "street", "pavement", "asphalt", "concrete", "gravel", "cobblestone", "crosswalk", "path", "track"),
+    *("rail", "platform", "fence", "gate", "stairs", "railing", "pole", "roof", "bridge", "tunnel", "building"),
+    *("house", "skyscraper", "grass", "lawn", "soil", "mud", "sand", "rock", "stone", "snow", "ice", "water", "sea"),
+    *("river", "lake", "pond", "swimming pool", "puddle", "beach", "shore", "harbour", "pier", "mountain", "hill"),
+    *("valley", "cliff", "desert", "forest", "tree", "bush", "leaves", "flower bed", "field", "meadow", "crop"),
+    *("garden", "park", "playground", "stadium", "sports court", "ski slope", "runway", "car park", "petrol station"),
+    *("market", "shop", "warehouse", "factory", "office", "classroom", "library", "kitchen", "bathroom", "bedroom"),
+    *("living room", "restaurant", "stage", "museum", "church", "hospital", "corridor", "metal", "wood", "plastic"),
+    *("glass", "leather", "fog", "smoke", "shadow"),
+)
 ALONE = ("auto", "none")
 """Policies that are the whole of a string."""
 NEWEST = {name.split("@")[0]: name for name in WORD_LISTS}
-NAMES = (*ALONE, UNKNOWN, REST, *NEWEST, *WORD_LISTS)
+NAMES = (*ALONE, UNKNOWN, REST, SCENES, *NEWEST, *WORD_LISTS)
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,16 @@ class Background:
         rest: background has the probability that the best string leaves, 1 - max p (the rule of FreeCP, there on
             refined maps): where that is more than max p, so where max p < 0.5, a pixel is labelled nothing, with
             1 - max p as its confidence.
+        scenes: so many more words, chosen for each image: those of `PLACES` that are likest to it as a whole, without
+            those that name what a label does (after BIRDet, Zeng et al., 2024, where a trained net
+            ranks them).
     """
 
     words: tuple[str, ...] = ()
     threshold: float = 0.0
     unknown: bool = False
     rest: bool = False
+    scenes: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.threshold < 1.0:
@@ -67,8 +88,8 @@ class Background:
 
         Args:
             spec: None or "none"; a probability; words as a list, or as a file that `LabelSet.parse` reads; or a string
-                of parts with commas between, each a word, a probability, "unknown", "1-max", or a list of `WORD_LISTS`
-                ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a threshold.
+                of parts with commas between, each a word, a probability, "unknown", "1-max", "scenes" or "scenes:8",
+                or a list of `WORD_LISTS` ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a threshold.
 
         Raises:
             OptionError: a threshold outside 0..1, an unknown version, a mistyped name, words that are not strings or
@@ -104,6 +125,8 @@ class Background:
             return replace(self, unknown=True)
         if part == REST:
             return replace(self, rest=True)
+        if part.split(":")[0] == SCENES:
+            return replace(self, scenes=_count(part))
         if name in WORD_LISTS:
             return replace(self, words=(*self.words, *WORD_LISTS[name]))
         if part.split("@")[0] in NEWEST:
@@ -123,10 +146,32 @@ class Background:
             self, words=(*self.words, *(clean(word, "background", error=OptionError) for word in text.split("|")))
         )
 
+    def free_places(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """The words that an image may choose: none that ends in the noun of a text or of one of `words`."""
+        taken = {_noun(text) for text in (*texts, *self.words)}
+        return tuple(place for place in PLACES if _noun(place) not in taken)
+
     def __str__(self) -> str:
         parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown + [REST] * self.rest
+        parts += [f"{self.scenes} of {len(PLACES)} places, by the image"] * bool(self.scenes)
         parts += [f"probability under {self.threshold:g}"] * (self.threshold > 0)
         return "; ".join(parts) or "none"
+
+
+def _count(part: str) -> int:
+    """The number of "scenes:8"."""
+    _, colon, number = part.partition(":")
+    if not colon:
+        return CHOSEN
+    if not number.strip().isdecimal() or not 1 <= int(number) <= len(PLACES):
+        raise OptionError(f"background '{part}': give how many places an image chooses, scenes:1 to {len(PLACES)}")
+    return int(number)
+
+
+def _noun(text: str) -> str:
+    """The last word, in lower case and the singular, as far as an s tells."""
+    last = (text.casefold().split() or [""])[-1]
+    return last[:-1] if len(last) > 3 and last.endswith("s") and not last.endswith("ss") else last
 
 
 def _no_mistyped_name(word: str) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from densevl.errors import LabelError, ModelError, OptionError
 from densevl.images import resize
-from densevl.vocabulary.background import NOTHING, UNKNOWN, Background
+from densevl.vocabulary.background import NOTHING, PLACES, SCENES, UNKNOWN, Background
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
 from densevl.vocabulary.labels import LabelSet
 from densevl.vocabulary.long_text import CONTEXT, budget, windows
@@ -59,6 +59,14 @@ class TextEmbeddings:
     parents: torch.Tensor | None = None
     shown: torch.Tensor | None = None
 
+    def places(self, policy: Background) -> dict[str, list[str]]:
+        """For a result's meta, which words the image chose, if the policy let it."""
+        if not policy.scenes:
+            return {}
+        free = {query for query, own in zip(self.queries, self.classes.tolist(), strict=True) if own == NOTHING}
+        chosen = free.intersection(PLACES).difference(policy.words)
+        return {SCENES: [query for query in self.queries if query in chosen]}
+
 
 class TextClassifier:
     """Turns label sets into embeddings for one backbone and one set of templates."""
@@ -102,6 +110,10 @@ class TextClassifier:
             OptionError: options that do not go together with the background, or ask for too much memory.
         """
         background = background or Background()
+        if background.scenes:
+            raise OptionError(
+                f"background '{SCENES}' is chosen for each photo, and here words are compared with many: name them"
+            )
         taken = {word.casefold() for word in [*labels.queries, *labels.negatives]}
         words = [word for word in dict.fromkeys(background.words) if word.casefold() not in taken]
         classless = [*labels.negatives, *words]

@@ -176,7 +176,7 @@ class Naming:
         labels: None names them from a list of nouns. options: of `RegionClassifier`, but for its proposals.
         proposals: a name of `proposals.NAMES`. checkpoint: of SAM. tile, pieces: see `load_proposer` and
             `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
-        objects: only regions that are a label, each thing once.
+        objects: only regions that are a label, each thing once. parts: see `RegionResult.instances`.
         decoder: a file of `Decoded`, or a folder of them, which has the regions; see `DecodedFiles`.
     """
 
@@ -190,6 +190,7 @@ class Naming:
     boxes: tuple[tuple[float, ...], ...] = ()
     objects: bool = False
     decoder: str | Path | None = None
+    parts: float | None = None
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`.
@@ -216,10 +217,10 @@ class Naming:
             if named is None:  # clicks are answered one by one, so nothing is joined
                 return classify.discover(image, overlap=1.0 if clicked else 0.5, **found)
             result = classify(image, named, **found)
-            return result.instances() if self.objects and not clicked else result
+            return result.instances(parts=self.parts) if self.objects and not clicked else result
 
         labels = self.labels.facts() if self.labels is not None else None
-        facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects}
+        facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects, "parts": self.parts}
         if decoder is not None:
             facts["proposals"] = f"decoder {decoder.fingerprint()}"
         if clicked or named is None or self.objects or decoder is not None:

@@ -285,7 +285,7 @@ class RegionClassifier:
             logp, classes = ensemble.with_decoder(logp, classes, found.regions, label_set, self.clip_share, seen)
             decoder, unmet = self._beside(found.regions, label_set)
         result = self.judged(found, logp, label_set, classes, policy)
-        meta = {**result.meta, "absent": list(absent), **decoder}
+        meta = {**result.meta, "absent": list(absent), **decoder, **text.places(policy)}
         warned = (
             *self._segment.warnings(label_set, policy, found.image),
             *flat,

@@ -524,7 +524,7 @@ class Segmenter:
         Args:
             dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
         """
-        text = self.embed_text(labels, policy)
+        text = self.text_for(prepared.rgb, labels, policy)
         scores = self.score(dense, text)
         windows = prepared.windows.with_tokens(*scores.shape[1:3])
         return Evidence(levelled(windows.assemble(scores, 1), text), windows, text)
@@ -582,7 +582,7 @@ class Segmenter:
             names=labels.names,
             confidence=decided.confidence[0].cpu().numpy(),
             image=rgb,
-            meta=self.meta(image, policy, absent, segments, time.perf_counter() - started),
+            meta={**self.meta(image, policy, absent, segments, time.perf_counter() - started), **text.places(policy)},
             warnings=(
                 *self.warnings(labels, policy, rgb, taught),
                 *flat,
@@ -664,18 +664,33 @@ class Segmenter:
         policy = Background.parse(background)
         # Words and a threshold come beside the model's own "none of these", where it has one: the model may not know
         # the words, and is always sure of the best of few.
-        asked = bool(policy.words) or policy.threshold > 0
+        asked = bool(policy.words or policy.scenes) or policy.threshold > 0
         return replace(policy, unknown=policy.unknown or (asked and default.unknown))
 
     def text_for(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
-        text = self.embed_text(labels, policy)
         options = self._classifier.options
+        if not (options.needs_image or policy.scenes):
+            return self.embed_text(labels, policy)
+        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
+        image_D = self.backbone.encode_image(pixels)[0].float()
+        text = self.embed_text(labels, self._with_places(policy, labels, image_D))
         if not options.needs_image:
             return text
-        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
-        dense = self._whole(rgb) if options.needs_features else None
-        return self._classifier.for_image(text, self.backbone.encode_image(pixels)[0].float(), dense)
+        return self._classifier.for_image(text, image_D, self._whole(rgb) if options.needs_features else None)
+
+    def _with_places(self, policy: Background, labels: LabelSet, image_D: torch.Tensor) -> Background:
+        """A policy with the places that an image chooses among its words."""
+        if not policy.scenes:
+            return policy
+        if self.backbone.default_recipe is None:
+            raise OptionError(
+                f"model '{self.backbone.name}' compares no whole image with words, which background 'scenes' needs"
+            )
+        free = policy.free_places([*labels.words, *labels.negatives, *labels.names])
+        rows = self.embed_text(LabelSet(free, tuple((place,) for place in free)), Background()).vectors
+        best = (rows @ image_D).topk(min(policy.scenes, len(free))).indices
+        return replace(policy, words=(*policy.words, *(free[at] for at in best.tolist())), scenes=0)
 
     @torch.no_grad()
     def _whole(self, rgb: np.ndarray) -> torch.Tensor:
@@ -772,7 +787,9 @@ class Segmenter:
                 )
         if told := prompted(words, self.templates):
             found.append(told)
-        if len(labels.queries) + len(labels.negatives) + len(policy.words) == 1 and not (policy.unknown or policy.rest):
+        if len(labels.queries) + len(labels.negatives) + len(policy.words) + policy.scenes == 1 and not (
+            policy.unknown or policy.rest
+        ):
             found.append(
                 f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
                 "be, as labels or as background"
