@@ -170,7 +170,7 @@ def _beside_file(name: Path, weights: Path, how: How) -> Backbone:
             f"{name} and {weights} are two files of whole models; name one of them alone, or as the model an "
             "architecture or a folder with its config"
         )
-    return _named_by(form, weights, how)
+    return of_form(form, weights, how)
 
 
 def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
@@ -228,10 +228,11 @@ def _of_trunk(facts: dict[str, Fact], config: Mapping[str, Any]) -> dict[str, Fa
 
 def of_file(path: Path, how: How) -> Backbone:
     """A file of which nothing is named: its sizes are read off it, where its form allows."""
-    return _named_by(_read(path, how, None), path, how)
+    return of_form(_read(path, how, None), path, how)
 
 
-def _named_by(form: Form, path: Path, how: How) -> Backbone:
+def of_form(form: Form, path: Path, how: How) -> Backbone:
+    """Weights that are read, with the sizes that were read off them."""
     if form.config is None:
         raise ModelError(
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"

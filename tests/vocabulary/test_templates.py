@@ -14,6 +14,7 @@ COUNTS = {
     "simple": 7,
     "name": 1,
     "photo": 1,
+    "scene-photo": 1,
     "broad": 80,
     "short": 7,
     "dense": 14,

@@ -1,0 +1,1 @@
+"""Models that score words by a trained network behind CLIP, instead of the cosine."""
