@@ -136,7 +136,7 @@ def plain(pixels, text) -> torch.Tensor:
     s = {key.removeprefix(HEAD): value.double() for key, value in state().items()}
     dense, *taps = tower(pixels)
     text = text.double()
-    cost = torch.einsum("ehw,te->thw", dense / dense.norm(dim=0), text / text.norm(dim=1, keepdim=True))
+    cost = torch.einsum("exy,te->txy", dense / dense.norm(dim=0), text / text.norm(dim=1, keepdim=True))
     x = F.conv2d(cost[:, None], s["conv1.weight"], s["conv1.bias"], padding=3).flatten(2).mT  # T, places, C
     place = F.conv2d(dense[None], s["guidance_projection.0.weight"], s["guidance_projection.0.bias"], padding=1)
     place, word = place[0].relu().flatten(1).T, lin(text, s, "text_guidance_projection.0.").relu()

@@ -45,7 +45,7 @@ class Aggregation:
             early_Dhw, later_Dhw: tokens after a third and two thirds of CLIP's blocks, already at (2h, 2w) and (4h, 4w)
                 by the file's transposed convolutions.
         """
-        cost_Thw = torch.einsum("ehw,te->thw", F.normalize(map_Ehw, dim=0), F.normalize(text_TE, dim=1))
+        cost_Thw = torch.einsum("exy,te->txy", F.normalize(map_Ehw, dim=0), F.normalize(text_TE, dim=1))
         if len(cost_Thw) > MOST:
             kept = cost_Thw.flatten(1).amax(dim=1).topk(MOST).indices.sort().values
             few = self(map_Ehw, text_TE[kept], early_Dhw, later_Dhw)
