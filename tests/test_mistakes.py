@@ -125,6 +125,7 @@ WRONG: dict[str, list[str]] = {
     "tile": ["0", "-5", "x"],
     "point": ["1", "x,y", "-5,-5", "9999,9999", "nan,1"],
     "box": ["1,2", "a,b,c,d", "nan,1,2,3"],
+    "merge": ["2", "-2", "nan", "x", "0.8"],
     "parts": ["0", "2", "nan", "x", "0.5"],
     "operator": ["poool", "pool+", "", "pool+pool"],
     "operator_weights": [ABSENT, FILE],

@@ -43,10 +43,11 @@ COMMANDS = {
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
-        "--descriptors --device --json --labels --like --mean --model --objects --operator --operator-weights --out "
-        "--overwrite --parents --parts --pieces --plan --point --precision --presence --proposals --proxy "
-        "--proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict "
-        "--stride --stuff --template-weights --templates --text-transform --tile --views --weights --workers"
+        "--descriptors --device --json --labels --like --mean --merge --model --objects --operator "
+        "--operator-weights --out --overwrite --parents --parts --pieces --plan --point --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
+        "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --tile "
+        "--views --weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "

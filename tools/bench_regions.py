@@ -50,6 +50,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "options": {"crop": WIDE},
     },
     "cls_bias": {"operator": "cls_bias"},
+    "balanced": {"operator": "balanced"},
+    "balanced, nothing taken out": {"operator": "balanced", "options": {"balanced": {"spread": 1e-3}}},
     "crop": {"operator": "crop"},
     "crop, wide: square with context 1.5": {"operator": "crop", "options": {"crop": WIDE}},
     "crop, wide, blurred": {"operator": "crop", "options": {"crop": {**WIDE, "fill": "blur"}}},
@@ -141,14 +143,14 @@ def accuracy(benchmark: Benchmark, proposals: list[Proposals] | None, settings: 
     return row
 
 
-def discovery(benchmark: Benchmark, proposals: list[Proposals]) -> dict[str, float]:
+def discovery(benchmark: Benchmark, proposals: list[Proposals], merge: float | None = None) -> dict[str, float]:
     """Scenes named without labels: the words of the objects found, and how few words a scene takes."""
     classify, listed = RegionClassifier("mini", proposals=None), nouns()
     meant = {name: set(own) for name, own in zip(listed.names, listed.synonyms, strict=True)}
     right = found = total = words = regions = 0
     for number, proposed in enumerate(proposals):
         truth, classes = benchmark.truth(number)
-        result = classify.discover(benchmark.photo(number), regions=proposed)
+        result = classify.discover(benchmark.photo(number), regions=proposed, merge=merge)
         words, regions, total = words + len(result.names), regions + len(result), total + len(classes)
         best = overlaps(truth, result.regions)
         for index in np.flatnonzero(best.max(axis=1, initial=0) >= FOUND):
@@ -216,6 +218,8 @@ def main() -> None:
     parser.add_argument("--part", default="scenes", choices=["scenes", "scenes2x"])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--operators", help="some of them, by the beginning of their names, commas between")
+    parser.add_argument("--merge", type=float, help="of discovery")
+    parser.add_argument("--proposals", default="mini-sam", help="what proposes masks")
     parser.add_argument("--no-proposals", action="store_true", help="true masks only")
     parser.add_argument("--arch", default="ViT-B-16", help="of open_clip, with random weights; or mini")
     parser.add_argument("--side", type=int, help="of the image that is timed; the tower's own if left out")
@@ -235,12 +239,12 @@ def main() -> None:
         benchmark = Benchmark(given.benchmark, given.part, given.scenes)
         proposals = None
         if not given.no_proposals:
-            propose = load_proposer("mini-sam")
+            propose = load_proposer(given.proposals)
             proposals = [propose(benchmark.photo(number)) for number in range(len(benchmark.images))]
         print(f"{len(benchmark.images)} scenes of {given.part}")
         result = {}
         if given.what == "discovery":
-            result = discovery(benchmark, proposals or [])
+            result = discovery(benchmark, proposals or [], given.merge)
             print("  ".join(f"{key} {value:.1f}" for key, value in result.items()))
         for name, settings in SETTINGS.items():
             if given.what == "accuracy" and any(name.startswith(beginning) for beginning in wanted):

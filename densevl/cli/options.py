@@ -37,7 +37,18 @@ REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "segments", "
 TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "scenes", "voc", "coco-object", "context")
-OPERATORS = ("pool", "roi", "cls_mask", "cls_bias", "crop", "visual_prompt", "alpha", "adapter", "crop_prompted")
+OPERATORS = (
+    "pool",
+    "roi",
+    "cls_mask",
+    "cls_bias",
+    "balanced",
+    "crop",
+    "visual_prompt",
+    "alpha",
+    "adapter",
+    "crop_prompted",
+)
 PROXIES = (
     "mini-sam",
     "efficientnet-lite0",

@@ -74,6 +74,15 @@ def regions(
             "Keep only regions that are a label, each thing once, the best first.", "--objects", panel=options.ASKED
         ),
     ] = False,
+    merge: Annotated[
+        float | None,
+        options.option(
+            "Without --labels: first join neighbours that are at least so much alike, -1 to 1, such as 0.8.",
+            panel=options.ASKED,
+            min=-1,
+            max=1,
+        ),
+    ] = None,
     parts: Annotated[
         float | None,
         options.option(
@@ -107,6 +116,8 @@ def regions(
     chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
     chosen["options"] = weights_of(operator, operator_weights)
     named = labels_of(labels, like) if labels or like else None
+    if merge is not None and (named is not None or point or box):
+        raise DensevlError("--merge joins regions that are named from a list: leave --labels, --point and --box out")
     if parts is not None and not objects:
         raise DensevlError("--parts drops parts of objects: give --objects too")
     if named is None and forms:
@@ -134,7 +145,7 @@ def regions(
     run_images(
         Naming(
             *(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
-            *(decoder, parts),
+            *(decoder, parts, merge),
         ),
         given,
         together,

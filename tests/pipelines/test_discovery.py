@@ -12,7 +12,7 @@ from densevl.backbones.reach import Reach
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.regions.discovery import few_words, merge, merged_probs, readable, together
+from densevl.pipelines.regions.discovery import alike, few_words, merged_probs, readable, together, union
 from densevl.proposals.base import Proposals
 from densevl.regions.embedded import RegionEmbeddings
 from densevl.vocabulary import LabelSet
@@ -65,7 +65,7 @@ def test_regions_of_one_word_that_overlap_become_one() -> None:
     assert together(regions, labels, None) == [[0, 1, 2], [3], [4]]
     rows = torch.eye(5)
     found = RegionEmbeddings(np.zeros((8, 8, 3), np.uint8), regions, {"pool": rows})
-    united = merge(found, [[0, 1], [2], [3], [4]])
+    united = union(found, [[0, 1], [2], [3], [4]])
     assert united.regions.areas.tolist() == [32, 24, 16, 0]
     torch.testing.assert_close(united.vectors["pool"].norm(dim=1), torch.tensor([1.0, 1, 1, 0]))
     assert united.vectors["pool"][0].argmax() == 0, "the larger member weighs more"
@@ -118,3 +118,30 @@ def test_words_that_the_model_does_not_read_are_left_out() -> None:
 def test_shares_out_of_range_are_refused(shares, classify) -> None:
     with pytest.raises(OptionError, match="shares within"):
         classify.discover(PHOTO, ["cat", "dog"], regions=halves(), **shares)
+
+
+def test_neighbours_that_are_alike_become_one_the_most_alike_first() -> None:
+    masks = np.zeros((5, 6, 12), bool)
+    for index, (first, last) in enumerate([(0, 2), (2, 5), (5, 8), (9, 12)]):  # the fourth touches none
+        masks[index, :, first:last] = True
+    rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1, 0.2], [0.3, 1], [1, 0.1], [1, 0]]), dim=1)
+    words = torch.eye(2)[[0, 0, 1, 0, 0]]
+    regions = Proposals.from_masks(masks)
+    assert alike(regions, rows, words, 0.8) == [[0, 1], [2], [3], [4]]
+    assert alike(regions, rows, words, -1.0) == [[0, 1, 2], [3], [4]]
+    assert alike(regions, rows, words, 1.0) == [[0], [1], [2], [3], [4]]
+    apart = torch.eye(2)[[0, 1, 1, 0, 0]]  # as alike, and called something else
+    assert alike(regions, rows, apart, 0.8) == [[0], [1], [2], [3], [4]]
+
+
+def test_joined_regions_are_embedded_anew(classify) -> None:
+    masks = np.zeros((3, *read_image(PHOTO).shape[:2]), bool)
+    masks[0, :100], masks[1, 100:200], masks[2, 200:] = True, True, True
+    whole = np.ones((1, *masks.shape[1:]), bool)
+    joined = classify.discover(PHOTO, "cat,dog,sky", regions=masks, merge=-1.0)
+    once = classify.discover(PHOTO, "cat,dog,sky", regions=whole)
+    assert len(joined.labels) == 1
+    np.testing.assert_allclose(joined.embeddings["pool"], once.embeddings["pool"], atol=1e-6)
+    assert len(classify.discover(PHOTO, "cat,dog,sky", regions=masks, merge=1.0, overlap=1.0).labels) == 3
+    with pytest.raises(OptionError, match="merge is 2"):
+        classify.discover(PHOTO, "cat", regions=masks, merge=2)

@@ -177,6 +177,7 @@ class Naming:
         proposals: a name of `proposals.NAMES`. checkpoint: of SAM. tile, pieces: see `load_proposer` and
             `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
         objects: only regions that are a label, each thing once. parts: see `RegionResult.instances`.
+        merge: see `RegionClassifier.discover`.
         decoder: a file of `Decoded`, or a folder of them, which has the regions; see `DecodedFiles`.
     """
 
@@ -191,6 +192,7 @@ class Naming:
     objects: bool = False
     decoder: str | Path | None = None
     parts: float | None = None
+    merge: float | None = None
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`.
@@ -215,12 +217,19 @@ class Naming:
                 decoded = decoder.of(image)
                 found["regions"] = decoded.select(decoded.areas > 0)
             if named is None:  # clicks are answered one by one, so nothing is joined
-                return classify.discover(image, overlap=1.0 if clicked else 0.5, **found)
+                return classify.discover(image, overlap=1.0 if clicked else 0.5, merge=self.merge, **found)
             result = classify(image, named, **found)
             return result.instances(parts=self.parts) if self.objects and not clicked else result
 
         labels = self.labels.facts() if self.labels is not None else None
-        facts = {**classify.facts(), "labels": labels, **given, "objects": self.objects, "parts": self.parts}
+        facts = {
+            **classify.facts(),
+            "labels": labels,
+            **given,
+            "objects": self.objects,
+            "parts": self.parts,
+            "merge": self.merge,
+        }
         if decoder is not None:
             facts["proposals"] = f"decoder {decoder.fingerprint()}"
         if clicked or named is None or self.objects or decoder is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -84,7 +85,48 @@ def together(masks: Proposals, labels: np.ndarray, overlap: float | None) -> lis
     return groups
 
 
-def merge(found: RegionEmbeddings, groups: Sequence[Sequence[int]]) -> RegionEmbeddings:
+def alike(masks: Proposals, vectors_RE: torch.Tensor, words_RE: torch.Tensor, least: float) -> list[list[int]]:
+    """Neighbours joined bottom-up, the most alike first, while any pair is at least `least` alike, as groups.
+
+    How alike two are is the mean of the cosines of their vectors and of their words' rows; a group has the mean vector
+    of its members, by area, and the word of its largest. Neighbours touch or overlap.
+
+    Args:
+        vectors_RE: unit rows. words_RE: unit rows of the word of each.
+    """
+    areas, near = torch.from_numpy(masks.areas).to(vectors_RE), torch.from_numpy(_touching(masks))
+    groups = [[index] for index in range(len(masks))]
+    vectors, words, weight = vectors_RE.clone(), words_RE.clone(), areas.clone()
+    while len(groups) > 1:
+        score = (F.normalize(vectors, dim=1) @ F.normalize(vectors, dim=1).T + words @ words.T) / 2
+        score = torch.where(near.to(score.device), score, -torch.inf).fill_diagonal_(-torch.inf)
+        if float(score.max()) < least:
+            break
+        one, other = sorted(divmod(int(score.argmax()), len(groups)))
+        vectors[one] = (weight[one] * vectors[one] + weight[other] * vectors[other]) / (weight[one] + weight[other])
+        largest = max(groups[one] + groups[other], key=lambda index: float(areas[index]))
+        words[one], weight[one] = words_RE[largest], weight[one] + weight[other]
+        groups[one] = sorted(groups[one] + groups[other])
+        near[one] |= near[other]
+        near[:, one] |= near[:, other]
+        rest = [index for index in range(len(groups)) if index != other]
+        groups, vectors, words, weight = [groups[i] for i in rest], vectors[rest], words[rest], weight[rest]
+        near = near[rest][:, rest]
+    return groups
+
+
+def _touching(masks: Proposals) -> np.ndarray:
+    """Which regions (R, R) touch or overlap, bool; empty ones touch nothing."""
+    near = np.zeros((len(masks), len(masks)), bool)
+    every, boxes = masks.masks(), masks.boxes.astype(np.int64)
+    for index, (x0, y0, x1, y1) in enumerate(boxes):
+        part = slice(max(0, y0 - 1), y1 + 1), slice(max(0, x0 - 1), x1 + 1)
+        grown = cv2.dilate(every[index][part].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        near[index] = [bool((grown & other[part]).any()) for other in every] if grown.size else False
+    return near
+
+
+def union(found: RegionEmbeddings, groups: Sequence[Sequence[int]]) -> RegionEmbeddings:
     """Unions of regions; a union's vector is the mean of its members', weighed by area."""
     regions = found.regions
     packed = [np.bitwise_or.reduce(regions.packed[list(group)], axis=0) for group in groups]

@@ -119,7 +119,7 @@ class RegionScorer:
             raise RecipeError(f"{what} scores words and has no features to pool; take order '{NAME_FIRST}'")
         second = {} if self.second_look is None else parse(self.second_look, self.options)
         for operator in (*self.operators, *second):
-            if operator in ("cls_mask", "cls_bias"):
+            if operator in ("cls_mask", "cls_bias", "balanced"):
                 cls_tower(self.backbone, operator)
             if OPERATORS[operator].weights:
                 trained(self.backbone, operator, self.options[operator]["weights"])

@@ -7,6 +7,7 @@ for empty masks. They differ in what they read and cost:
     roi         RoIAlign of the box on dense features                           one pass
     cls_mask    a copy of CLS that sees the mask only                           one pass and R tokens
     cls_bias    a copy of CLS that looks more at the box                        one pass and R tokens
+    balanced    the image's tokens, which see the mask only in the last blocks  one pass and R sixths of one
     crop        the mask cut out, filled and encoded                            R passes
     visual_prompt   the photo with the region pointed out                       R passes
     alpha       the photo with the mask as fourth channel (Alpha-CLIP)          R passes, weights of its own
@@ -26,6 +27,7 @@ import torch
 from densevl.errors import ModelError, OptionError, suggest
 from densevl.regions.operators.adapter import adapter
 from densevl.regions.operators.alpha import alpha
+from densevl.regions.operators.balanced import balanced
 from densevl.regions.operators.crop import crop, crop_prompted
 from densevl.regions.operators.dense import pool, roi
 from densevl.regions.operators.prompt import visual_prompt
@@ -54,6 +56,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "roi": Operator(roi, dense=True),
         "cls_mask": Operator(cls_mask),
         "cls_bias": Operator(cls_bias),
+        "balanced": Operator(balanced),
         "crop": Operator(crop, windows=False),
         "visual_prompt": Operator(visual_prompt, windows=False),
         "alpha": Operator(alpha, windows=False, weights="the image tower of Alpha-CLIP"),

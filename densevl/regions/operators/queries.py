@@ -107,7 +107,7 @@ def cls_mask(
         best = reaches(cover_RN, cover_RN.amax(dim=1, keepdim=True))
         return torch.where(reaches(cover_RN, max(threshold, 1e-6)) | best, 0.0, -torch.inf)
 
-    return _by_windows(backbone, pixels, masks, windows, bias, "cls_mask", start, see_cls)
+    return by_windows(backbone, pixels, masks, windows, bias, "cls_mask", start, see_cls)
 
 
 def cls_bias(
@@ -131,7 +131,7 @@ def cls_bias(
     def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         return _bumps(cover_RN.unflatten(1, grid) > 0, spec).flatten(1)
 
-    return _by_windows(backbone, pixels, masks, windows, bias, "cls_bias", start, True)
+    return by_windows(backbone, pixels, masks, windows, bias, "cls_bias", start, True)
 
 
 def _bumps(touched_Rhw: torch.Tensor, spec: BoxAttention) -> torch.Tensor:
@@ -152,7 +152,7 @@ def _bumps(touched_Rhw: torch.Tensor, spec: BoxAttention) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _by_windows(
+def by_windows(
     backbone: Backbone,
     pixels: torch.Tensor,
     masks: Proposals,
@@ -160,9 +160,15 @@ def _by_windows(
     bias: Bias,
     operator: str,
     start: int | None,
-    see_cls: bool,
+    see_cls: bool = True,
+    look: Callable[..., torch.Tensor] = look,
 ) -> torch.Tensor:
-    """Each region in the windows that see most of it; their unit embeddings averaged by how much they see."""
+    """Each region in the windows that see most of it; their unit embeddings averaged by how much they see.
+
+    Args:
+        bias: what is added to attention logits. operator: for messages. start: of the blocks. see_cls: whether leading
+            tokens are seen. look: embeds regions in windows, with the arguments of `look`.
+    """
     tower = cls_tower(backbone, operator)
     start = round(tower.depth * 2 / 3) if start is None else start
     if not 0 <= start < tower.depth:
