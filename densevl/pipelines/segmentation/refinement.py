@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl.backbones.proxies.diffusion import DiffusionProxy
 from densevl.errors import RecipeError, suggest
 from densevl.inference.decoding import LabelMap, Refine
 from densevl.pipelines.segmentation.segments import Segments
+from densevl.recipes.parts.affinity import Relative
+from densevl.recipes.parts.readout import ScoredSources
 from densevl.refine import Pamr, PixelPropagation, majority_vote, pool_in_segments
+from densevl.refine.peaks import SpreadOnGrid
 from densevl.refine.propagation import ALPHA
 
 VOTE, NONE, SEGMENTS = "vote", "none", "segments"
 UPSAMPLERS = ("anyup", "jbu", "jafar")
 """Of which one may come first; see `segmentation.upsampling`."""
-SCORES = ("pamr", "edges", "lposs+", SEGMENTS)
+PROXY = "proxy"
+SCORES = ("pamr", "edges", "lposs+", PROXY, SEGMENTS)
 READ_SEGMENTS = (SEGMENTS, VOTE)
+PROXYCLIP = (3.0, 1.2)  # gain, and what of the mean is taken away
 EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
 KNOWN = (*UPSAMPLERS, *SCORES, VOTE, NONE)
 
@@ -59,12 +66,17 @@ def parse(spec: str | Sequence[str] | None, *, upsampling: bool = True) -> tuple
 
 
 def score_refiner(
-    chosen: Sequence[str], rgb: np.ndarray, normalised: torch.Tensor, segments: Segments | None = None
+    chosen: Sequence[str],
+    rgb: np.ndarray,
+    normalised: torch.Tensor,
+    segments: Segments | None = None,
+    proxy: Callable[[], Refine] | None = None,
 ) -> Refine | None:
     """One callable for the refinements that act on scores at pixels, None if there are none.
 
     Args:
         rgb: uint8 (H, W, 3); normalised: the same for the model, (3, H, W) float. segments: of the photo.
+        proxy: makes the step "proxy".
     """
     steps: list[Refine] = []
     for name in chosen:
@@ -75,9 +87,35 @@ def score_refiner(
         elif name == "lposs+":
             photo = torch.from_numpy(rgb.copy()).to(normalised.device).permute(2, 0, 1)[None] / 255
             steps.append(_kept_in_range(PixelPropagation(photo)))
+        elif name == PROXY and proxy is not None:
+            steps.append(proxy())
         elif name == SEGMENTS and segments is not None:
             steps.append(partial(pool_in_segments, segments=segments.ids.to(normalised.device)))
     return _one_after_the_other(steps) if steps else None
+
+
+def by_proxy(proxy: Any, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], recipe: Any) -> Refine:
+    """Scores spread by what a proxy sees in a photo: by a diffusion model's own attention, else by its features.
+
+    Features of a kind spread as in ProxyCLIP, which CLIPer's authors name as the way without diffusion: weights are the
+    softmax of 3 (cosine - 1.2 times the mean), those under zero left out.
+
+    Args:
+        pixels: (1, 3, H, W) as a model is fed them, normalised by mean and std.
+        recipe: its kind of features if it borrows some, and whether it scores by probabilities.
+    """
+    scored = recipe is not None and isinstance(recipe.readout, ScoredSources)
+    if isinstance(proxy, DiffusionProxy):
+        photo = proxy.squeezed(proxy.prepare(pixels, mean, std))
+        return SpreadOnGrid(partial(proxy.spread, photo), proxy.grid, probabilities=scored)
+    kind = recipe.proxy.features if recipe is not None and recipe.proxy is not None else "tokens"
+    features = proxy.from_clip(pixels, mean, std, kind)
+    unit_1NP = F.normalize(features.flatten(2).mT, dim=2)
+
+    def spread(values_NC: torch.Tensor) -> torch.Tensor:
+        return Relative(*PROXYCLIP).spread(unit_1NP, values_NC[None].to(unit_1NP))[0]
+
+    return SpreadOnGrid(spread, (features.shape[2], features.shape[3]), probabilities=scored)
 
 
 def _small(normalised: torch.Tensor) -> Refine:

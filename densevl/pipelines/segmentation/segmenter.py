@@ -19,7 +19,7 @@ from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError, RecipeError
-from densevl.images import read_image
+from densevl.images import read_image, resize
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
@@ -169,9 +169,9 @@ class Segmenter:
             views: looks at every photo several times and averages: "flip", "flip+scale", "itaclip", or `Views`.
             refine: one or more of, first, "anyup", "jbu" or "jafar", a trained upsampler; "pamr", scores flow between
                 pixels of like colour; "edges", the same over short distances on a small copy, cheaply; "lposs+", they
-                are propagated over pixels; "segments", they are mixed with their mean over each segment; and, last,
-                "vote", each segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own
-                choice.
+                are propagated over pixels; "proxy", they flow between places that the proxy sees as alike (CLIPer's
+                last step); "segments", they are mixed with their mean over each segment; and, last, "vote", each
+                segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice.
             upsampler: the file of the upsampler that `refine` names, as it is published or as safetensors, or one of
                 `refine.upsampling.load_upsampler`.
             bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
@@ -207,7 +207,8 @@ class Segmenter:
         self.compat, self.proxy_scope = compat, proxy_scope
         self.protocol = settle(protocol, self.backbone.protocol, self.recipe)
         self.background = self._policy(background)
-        self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device))
+        refines = frozenset({refinement.PROXY} & set(self.refine))
+        self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device), refines)
         averaged = self.views is not None or bank is not None
         self.upsampling = upsampling(self.refine, upsampler, self.backbone, self.recipe, averaged=averaged)
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
@@ -647,11 +648,19 @@ class Segmenter:
     def _refiner(self, rgb: np.ndarray, segments: Segments | None) -> Refine | None:
         if not self.refine:
             return None
-        return refinement.score_refiner(self.refine, rgb, self.backbone.normalize(rgb), segments)
+        backbone, pixels = self.backbone, self.backbone.normalize(rgb)
+
+        def by_proxy() -> Refine:
+            size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, backbone.patch_size)
+            fed = backbone.normalize(resize(rgb, size))[None]
+            return refinement.by_proxy(self.proxy, fed, backbone.mean, backbone.std, self.recipe)
+
+        return refinement.score_refiner(self.refine, rgb, pixels, segments, by_proxy)
 
     def _hints(self, segments: Segments | None, rgb: np.ndarray) -> Hints:
         """What the recipe reads besides the photo; segments at the size the photo is fed."""
-        hints = Hints(proxy=self.proxy, sam=self.sam)
+        reads = self.recipe.reads if self.recipe is not None else frozenset()
+        hints = Hints(proxy=self.proxy if "proxy" in reads else None, sam=self.sam)
         if segments is None or self.recipe is None:
             return hints
         size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)

@@ -147,7 +147,8 @@ ENTRIES = (
             miou(60.7, 34.7, 36.3, 84.3, 38.4, 25.4, 35.9, 19.8),
             "without diffusion; whole image, short side 336 (Cityscapes 560)",
         ),
-        note="Without the diffusion step. compat balances the shared maps again for each source, as the authors' "
+        note="Whole with refine='proxy' and proxy='diffusion:FOLDER'; any other proxy takes the diffusion model's "
+        "place, as the authors offer DINO. compat balances the shared maps again for each source, as the authors' "
         "in-place division does, and rounds positions to half precision.",
     ),
     Recipe(

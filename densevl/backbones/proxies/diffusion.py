@@ -1,0 +1,149 @@
+"""Stable Diffusion as a proxy: the self-attention of its UNet, and features of its decoder (CLIPer, ICCV 2025).
+
+The photo is encoded, noised a little, and goes through the UNet once under the empty prompt. Read by diffusers, from a
+folder. Shape letters: B batch, A heads, N places, d head width.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densevl.backbones.proxies.base import Proxy
+from densevl.errors import MissingExtraError, ModelError, WeightsError
+from densevl.files import shown
+from densevl.refine.peaks import through_heads
+
+PREFIX = "diffusion:"
+STEPS, STEP = 50, 45
+LAYERS = 2
+FLOOR = 0.1
+
+
+class DiffusionProxy(Proxy):
+    """A latent diffusion model of diffusers' `StableDiffusionPipeline`.
+
+    `spread` is CLIPer's: the product of the maps of all heads of the last two self-attentions at the latents' own size,
+    on the photo at the trained size, whatever its shape. `encode` gives the last decoder block's output as "tokens",
+    and the projections of the last self-attention.
+
+    Attributes:
+        step: of the 50 that a picture takes; the later, the less noise. seed: of the noise, the same for all photos.
+        side: pixels of a photo that is spread by.
+    """
+
+    mean = std = (0.5, 0.5, 0.5)
+
+    def __init__(self, pipe: Any, *, name: str, step: int = STEP, seed: int = 0) -> None:
+        """Wrap a pipeline; its text encoder is used once, for the empty prompt.
+
+        Raises:
+            ModelError: its UNet's last block has no self-attention.
+        """
+        self.name, self.step, self.seed = name, step, seed
+        pipe = pipe.to(torch.float32)
+        self.unet, self.vae = pipe.unet.eval().requires_grad_(False), pipe.vae.eval().requires_grad_(False)
+        found = [part for key, part in self.unet.up_blocks[-1].named_modules() if key.split(".")[-1] == "attn1"]
+        if not found:
+            raise ModelError(f"diffusion model '{name}' has no self-attention at the size of its latents")
+        self._attentions = found[-LAYERS:]
+        self.patch_size = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.embed_dim = int(self.unet.config.block_out_channels[0])
+        self.side = int(self.unet.config.sample_size) * self.patch_size
+        pipe.scheduler.set_timesteps(STEPS)
+        self._scheduler, self._time = pipe.scheduler, pipe.scheduler.timesteps[step]
+        with torch.no_grad():
+            self._prompt = pipe.encode_prompt("", "cpu", 1, False)[0]
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> DiffusionProxy:
+        """Read a folder as diffusers writes it, with safetensors, such as that of stable-diffusion-2-1-base.
+
+        Raises:
+            ModelError: no such folder. WeightsError: damaged, or of another kind. MissingExtraError: diffusers is not
+            installed.
+        """
+        try:
+            from diffusers import StableDiffusionPipeline
+        except ImportError as error:
+            raise MissingExtraError("diffusers", "diffusion", "a diffusion model as proxy") from error
+        if not Path(folder, "model_index.json").is_file():
+            raise ModelError(
+                f"{shown(folder)} holds no diffusion model: give {PREFIX}FOLDER with the model_index.json, unet, vae, "
+                "text_encoder, tokenizer and scheduler of diffusers"
+            )
+        how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "safety_checker": None}
+        try:
+            pipe = StableDiffusionPipeline.from_pretrained(os.fspath(folder), requires_safety_checker=False, **how)
+        except Exception as error:  # of diffusers, transformers or safetensors
+            reason = " ".join(str(error).split())[:200]
+            raise WeightsError(f"diffusion model {shown(folder)} cannot be read: {reason}; fetch it again") from error
+        return cls(pipe, name=f"{PREFIX}{os.fspath(folder)}")
+
+    def to(self, device: torch.device | str) -> DiffusionProxy:
+        """Move it to a device."""
+        self.unet.to(device)
+        self.vae.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """See `Proxy`."""
+        return next(self.unet.parameters()).device
+
+    @torch.no_grad()
+    def heads(self, pixels: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """q, scaled, and k (N, d) of every head of the last self-attentions, for one photo (1, 3, H, W) in -1..1."""
+        kept, _ = self._run(pixels)
+        found = []
+        for attention, (q_BND, k_BND, _) in zip(self._attentions, kept, strict=True):
+            q_AND, k_AND = (part[0].unflatten(1, (attention.heads, -1)).transpose(0, 1) for part in (q_BND, k_BND))
+            found += [(q_Nd * attention.scale, k_Nd) for q_Nd, k_Nd in zip(q_AND, k_AND, strict=True)]
+        return found
+
+    def squeezed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """A photo (1, 3, H, W) in -1..1 at the trained size, squeezed to a square."""
+        return F.interpolate(pixels, size=(self.side, self.side), mode="bilinear", antialias=True)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the places that `spread` works on."""
+        return (self.side // self.patch_size,) * 2
+
+    def spread(self, pixels: torch.Tensor, values_NC: torch.Tensor) -> torch.Tensor:
+        """Values of the grid's places (N, C) spread by the product of all heads' maps; a photo as `heads` takes it."""
+        return through_heads(self.heads(pixels), values_NC, FLOOR)
+
+    def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._run(pixels)[1]
+
+    def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        grid = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
+        q, k, v = (part.mT.unflatten(2, grid) for part in self._run(pixels)[0][-1])
+        return q, k, v
+
+    def _run(self, pixels: torch.Tensor) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
+        """q, k and v (B, N, D) of the attentions, and the last decoder block's output (B, C, h, w)."""
+        kept: dict[nn.Module, torch.Tensor] = {}
+        layers = [[attention.to_q, attention.to_k, attention.to_v] for attention in self._attentions]
+        watched = [*(part for parts in layers for part in parts), self.unet.up_blocks[-1]]
+
+        def keep(module: nn.Module, given: Any, found: torch.Tensor) -> None:
+            kept[module] = found
+
+        handles = [module.register_forward_hook(keep) for module in watched]
+        try:
+            latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
+            noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+            noisy = self._scheduler.add_noise(latents, noise.expand_as(latents).to(latents), self._time[None])
+            prompt = self._prompt.expand(len(pixels), -1, -1).to(latents)
+            self.unet(noisy, self._time, encoder_hidden_states=prompt)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [[kept[part] for part in parts] for parts in layers], kept[watched[-1]]
