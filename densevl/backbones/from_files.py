@@ -17,10 +17,11 @@ from densevl.backbones.build import build
 from densevl.backbones.text.tokenizers import as_its_folder
 from densevl.errors import ModelError, suggest
 from densevl.saved import Kind, read_json
-from densevl.weights import bad_file, hub
+from densevl.weights import State, bad_file, hub
 from densevl.weights.facts import GELU, QUICK, Fact, Facts, Form, activations, said
-from densevl.weights.folders import read_weights, weights_in
+from densevl.weights.folders import parts_in, read_weights, weights_in
 from densevl.weights.forms import recognise
+from densevl.weights.forms.dinotxt import on_its_tower, part_of_dinotxt
 from densevl.weights.forms.heads import cut, wordless
 from densevl.weights.forms.lora import NAME as ADAPTER
 from densevl.weights.forms.lora import is_adapter, merge
@@ -115,6 +116,8 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
         raise ModelError(
             f"folder {folder} is a repository of the hub cache: name it {hub.PREFIX}ORG/REPO, or one of its snapshots"
         )
+    if not own.is_file() and (state := parts_in(folder)):
+        return _named_by(recognise(state, folder, words=how.words is not None), folder, how)
     if not own.is_file() and not theirs.is_file():
         raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one and its weights")
     path = weights_in(folder, own=own.is_file())
@@ -214,7 +217,7 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         told = said(
             config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
         )
-        kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention")}
+        kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention", "head")}
     form = replace(form, facts={}, **kept)
     return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
 
@@ -256,8 +259,8 @@ def _read(
     """
     read = read_weights(path)
     found = read.tensors
-    if base is not None and is_adapter(found) and (model := base()):
-        found = merge(read_weights(model).tensors, found, path)
+    if base is not None and (put := _onto(found)) and (model := base()):
+        found = put(read_weights(model).tensors, found, path)
     form = replace(recognise(found, path, config, pixels, words=how.words is not None), notes=read.notes)
     if not form.tower or how.words is not None:
         return form
@@ -271,6 +274,13 @@ def _read(
         )
     whole = recognise(read_weights(model).tensors, model, config, pixels)
     return replace(whole, name=form.name, state={**whole.state, **form.state}, notes=form.notes)
+
+
+def _onto(found: State) -> Callable[[State, State, Path], State] | None:
+    """How a file is put together with the model beside it; None for one that is not, or not by its tensors."""
+    if is_adapter(found):
+        return merge
+    return on_its_tower if part_of_dinotxt(found) == "whole" else None
 
 
 def _built(

@@ -313,7 +313,7 @@ def convert(
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
     facts.pop("revision", None)
     pixels = {name: facts[name] for name in PIXELS if name in facts}
-    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention}
+    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention, "head": plan.head}
     model = {**plan.config, "quick_gelu": facts.get("image_activation") == QUICK}
     content = {
         "model_cfg": model,

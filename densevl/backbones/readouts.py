@@ -33,5 +33,18 @@ READOUTS = MappingProxyType(
             InferenceProtocol(short_side=448, crop=448, stride=336),
             "TIPSv2: any English words, photos; its patches were trained to speak",
         ),
+        # facebookresearch/dinov3, its notebook of zero-shot segmentation; of DINOv2 in multiples of its patch
+        "dino.txt on DINOv2": Readout(
+            "vanilla",
+            "openai",
+            InferenceProtocol(short_side=518, crop=392, stride=196),
+            "dino.txt: any English words, photos; its head was trained to bring DINO's patches to words",
+        ),
+        "dino.txt on DINOv3": Readout(
+            "vanilla",
+            "openai",
+            InferenceProtocol(short_side=512, crop=384, stride=192),
+            "dino.txt: any English words, photos; its head was trained to bring DINO's patches to words",
+        ),
     }
 )

@@ -10,6 +10,7 @@ from typing import Any
 from densevl.errors import DensevlError
 from densevl.saved import said
 from densevl.weights.facts import Form
+from densevl.weights.forms.dinotxt import HEAD, TEXT, dinotxt, part_of_dinotxt
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.pixels import Processor
 from densevl.weights.forms.tipsv2 import TIPS, tipsv2
@@ -72,6 +73,8 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
         return of_transformers(whole, path, config, pixels)
+    if (part := part_of_dinotxt(state)) in ("whole", HEAD, TEXT):
+        return dinotxt({key if part == "whole" else f"{part}{key}": x for key, x in state.items()}, path)
     if TIPS in state:
         return tipsv2(state, path, config, pixels)
     if any(key.startswith("vision_model.blocks.") for key in state):
