@@ -33,6 +33,13 @@ READOUTS = MappingProxyType(
             InferenceProtocol(short_side=448, crop=448, stride=336),
             "TIPSv2: any English words, photos; its patches were trained to speak",
         ),
+        # 360CVGroup/FG-CLIP: photos of any shape in one piece; no figures of segmentation could be read
+        "FG-CLIP 2": Readout(
+            "vanilla",
+            "openai",
+            InferenceProtocol(short_side=448, long_side=1024, crop=None),
+            "FG-CLIP 2: English and Chinese words, photos; its patches were trained on words of boxes",
+        ),
         # facebookresearch/dinov3, its notebook of zero-shot segmentation; of DINOv2 in multiples of its patch
         "dino.txt on DINOv2": Readout(
             "vanilla",

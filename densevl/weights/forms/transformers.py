@@ -5,6 +5,7 @@ Their weights and their config.json are read; none of their code is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,23 @@ _SIGLIP: tuple[Rule, ...] = (
     *layers("text_model", "text."),
     (r"logit_(scale|bias)", r"logit_\1", "[]"),
 )
+
+
+_BOX_WORDS = "boxtext_head.weight"
+_FINE: tuple[Rule, ...] = (
+    (r"vision_model\.head\..*|text_model\.head\..*|longtext_head\..*", None, ""),
+    (r"text_model\.embeddings\.(?:position_embedding_(?:res|ori)\.weight|mask[12])", None, ""),
+    (r"logit_scale_.*", None, ""),
+    (r"dense_feature_head\.probe", "visual.trunk.attn_pool.latent", ""),
+    (r"dense_feature_head\.attention\.in_proj_(weight|bias)", r"visual.trunk.attn_pool.in_proj_\1", ""),
+    (r"dense_feature_head\.attention\.out_proj\.(.*)", r"visual.trunk.attn_pool.proj.\1", ""),
+    (r"dense_feature_head\.layernorm\.(.*)", r"visual.trunk.attn_pool.norm.\1", ""),
+    (r"dense_feature_head\.mlp\.(.*)", r"visual.trunk.attn_pool.mlp.\1", ""),
+    (r"boxtext_head\.(.*)", r"text.text_projection.\1", ""),
+)
+"""Of FG-CLIP 2: the pool trained for patches, and the words trained for boxes, in the place of those of whole images."""
+_TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", 256000: "timm/ViT-B-16-SigLIP2-256"}
+"""By the size of the vocabulary."""
 
 
 def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
@@ -185,13 +203,19 @@ _ALT_TEXT = {
 
 
 def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
-    """SigLIP, and SigLIP 2 of one resolution."""
+    """SigLIP, SigLIP 2 of one resolution or of any, and FG-CLIP 2, which is one with a pool for patches and words."""
+    fine = _BOX_WORDS in state
     kernel = state[KERNEL]
-    if kernel.ndim != 4:
-        raise bad_file(path, "is a SigLIP 2 of any resolution (naflex), which is not read; take one of a fixed one")
     told = config or {}
     vision, text = side(told, "vision_config"), side(told, "text_config")
-    named = renamed(state, _SIGLIP, path)
+    named = renamed(state, (*_FINE, *_SIGLIP) if fine else _SIGLIP, path)
+    any_size = kernel.ndim == 2
+    if any_size:  # rows, columns, colours
+        edge = math.isqrt(max(kernel.shape[1] // 3, 1))
+        if kernel.shape[1] != 3 * edge**2:
+            raise bad_file(path, f"has patches of {kernel.shape[1]} numbers, which is no square of colours")
+        kernel = kernel.unflatten(1, (edge, edge, 3)).permute(0, 3, 1, 2).contiguous()
+        named["visual.trunk.patch_embed.proj.weight"] = kernel
     width, patch = kernel.shape[0], kernel.shape[-1]
     try:
         places = named["visual.trunk.pos_embed"]
@@ -226,8 +250,8 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "proj_bias": True,
             "pool_type": "last",
             "norm_kwargs": {"eps": epsilon(text, 1e-6)},
-            "hf_tokenizer_name": told.get("_name_or_path") or "timm/ViT-B-16-SigLIP",
-            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "hf_tokenizer_name": told.get("_name_or_path") or _TOKENIZERS.get(words["vocab_size"], _TOKENIZERS[32000]),
+            "tokenizer_kwargs": {"clean": "lower" if fine else "canonicalize"},
         },
     }
     trunk = {
@@ -240,11 +264,14 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         "norm_eps": epsilon(vision, 1e-6),
     }
     facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), size)
+    if any_size:
+        facts |= {"positions": Fact("bilinear_antialias", "the model's own code")}
     return Form(
-        "SigLIP of transformers",
+        "FG-CLIP 2" if fine else "SigLIP 2 of any resolution" if any_size else "SigLIP of transformers",
         named,
         own,
         trunk=trunk,
+        head={"kind": "pool", "embed": embed, "rule": "bilinear_antialias"} if fine else None,
         facts=facts,
         decides=True,
         tower=alone,
