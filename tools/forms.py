@@ -338,6 +338,71 @@ def dino_txt(version: str, folder: Path) -> Saved:
     return Saved({"name": str(folder)}, lambda x: dense(x).mean(dim=1), read, rows(49407, 0), dense)
 
 
+class Adaptor(nn.Module):
+    """The second form of the MLP of RADIO's adaptors, with one step inside."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden))])
+        self.final = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.fc1(x)
+        norm, _, linear = self.final
+        between, _, step = self.blocks[0]
+        x = first + step(gelu(between(first)))
+        return linear(gelu(norm(x)))
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+def radio(folder: Path) -> Saved:
+    """RADIO in NVIDIA's names with adaptors for three teachers, beside the SigLIP of one of them."""
+    import transformers
+
+    text = {**TEXT, "vocab_size": VOCABULARY, "projection_size": 40}
+    words = transformers.SiglipConfig(vision_config={**VISION, "hidden_size": 40}, text_config=text)
+    siglip = scaled(transformers.SiglipModel(words))
+    siglip.save_pretrained(folder / "siglip")
+    tokenizer(folder / "siglip")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8}
+    made = transformers.RadioConfig(**sizes, max_img_size=128, num_cls_tokens=3, num_registers=1)
+    model = scaled(transformers.RadioModel(made))
+    model.make_preprocessor_external()
+    heads = nn.ModuleList(scaled(Adaptor(64, 48, out)) for out in (24, 32, 40))
+    own = model.state_dict()
+    theirs = {
+        "base_model.patch_generator.embedder.weight": own["embeddings.patch_projection.weight"],
+        "base_model.patch_generator.pos_embed": own["embeddings.position_embedding"],
+        "base_model.patch_generator.cls_token.token": own["embeddings.cls_register_token"],
+        "input_conditioner.norm_mean": torch.tensor(made.norm_mean).view(3, 1, 1),
+        "input_conditioner.norm_std": torch.tensor(made.norm_std).view(3, 1, 1),
+        **{f"_heads.{key}": x for key, x in heads.state_dict().items()},
+        **{f"_feature_projections.{key}": x for key, x in heads.state_dict().items()},
+    }
+    for key, value in own.items():
+        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.*)", key):
+            name = match[2].replace("layer_scale", "ls").replace("lambda1", "gamma")
+            name = name.replace("attention.o_proj", "attn.proj")
+            if "k_proj" in name or "v_proj" in name:
+                continue
+            if "q_proj" in name:
+                value = torch.cat([own[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+                name = name.replace("attention.q_proj", "attn.qkv")
+            theirs[f"base_model.blocks.{match[1]}.{name}"] = value
+    torch.save({"state_dict": theirs, "args": Namespace(model="vit_base_patch16_224")}, folder / "radio.pth.tar")
+    return Saved(
+        {"name": str(folder / "siglip"), "weights": folder / "radio.pth.tar"},
+        lambda x: heads[2](model(pixel_values=x).last_hidden_state[:, 2]),
+        lambda x: pooled(siglip.get_text_features(input_ids=x)),
+        rows(1, 1),
+        lambda x: heads[2](model(pixel_values=x).features),
+    )
+
+
 def chinese(transformers: Any) -> Any:
     text = {**TEXT, "vocab_size": VOCABULARY, "max_position_embeddings": 60}
     config = transformers.ChineseCLIPConfig(vision_config=VISION, text_config=text, projection_dim=EMBED)
@@ -735,6 +800,7 @@ ROWS = {
     "fgclip2": Row("FG-CLIP 2, words of boxes", "folder", "transformers", fg_clip),
     "dinotxt-2": Row("dino.txt on DINOv2", "folder of three `.pth`", "timm", partial(dino_txt, "2")),
     "dinotxt-3": Row("dino.txt on DINOv3", "folder of two `.pth`", "timm", partial(dino_txt, "3")),
+    "radio": Row("RADIO, words of SigLIP 2", "`.pth.tar` beside a folder", "transformers", radio),
     "chinese": Row("Chinese-CLIP", "folder", "transformers", partial(hugging, chinese, 102, 0, LENGTH)),
     "alt": Row("AltCLIP", "folder", "transformers", partial(hugging, alt, 2, 1, LENGTH)),
     "vision": Row("the image side of CLIP; LLM2CLIP's form", "folder, text vectors", "transformers", vision_alone),

@@ -23,9 +23,9 @@ from densevl.weights.folders import parts_in, read_weights, weights_in
 from densevl.weights.forms import recognise
 from densevl.weights.forms.dinotxt import on_its_tower, part_of_dinotxt
 from densevl.weights.forms.heads import cut, wordless
-from densevl.weights.forms.lora import NAME as ADAPTER
 from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.forms.pixels import Processor, read_processor
+from densevl.weights.forms.radio import beside_words, is_radio
 from densevl.weights.given import given
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import PIXELS, architectures, config_of, of_architecture, of_tag, tags_of, unknown
@@ -127,7 +127,7 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
 
 
 def from_files(name: str, weights: Path, how: How) -> Backbone:
-    if (weights / ADAPTER).is_file():  # of LoRA
+    if weights.is_dir():  # of LoRA, or of a repository
         weights = weights_in(weights, own=False) or weights
     if name == "mini":
         from densevl.backbones.mini import Mini
@@ -181,6 +181,8 @@ def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[
     form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
     if not form.decides:
         form = replace(form, trunk=TRUNKS.get(arch))
+    elif form.head and form.config and arch in architectures():  # the words beside it, and their tokenizer
+        form.config["text_cfg"] = {**form.config["text_cfg"], **config["text_cfg"]}
     if arch in TRUNKS:
         head = form.state.get("visual.head.proj.weight")
         config |= {"embed_dim": len(head)} if head is not None and head.ndim else {}
@@ -280,6 +282,8 @@ def _onto(found: State) -> Callable[[State, State, Path], State] | None:
     """How a file is put together with the model beside it; None for one that is not, or not by its tensors."""
     if is_adapter(found):
         return merge
+    if is_radio(found):
+        return beside_words
     return on_its_tower if part_of_dinotxt(found) == "whole" else None
 
 

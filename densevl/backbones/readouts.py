@@ -33,6 +33,13 @@ READOUTS = MappingProxyType(
             InferenceProtocol(short_side=448, crop=448, stride=336),
             "TIPSv2: any English words, photos; its patches were trained to speak",
         ),
+        # RADSeg-OVSS/RADSeg, its windows at high resolution
+        "RADIO with words": Readout(
+            "radseg",
+            "openai",
+            InferenceProtocol(short_side=672, crop=336, stride=224, logit_scale=100.0),
+            "RADIO: any English words, photos; it speaks the words of the SigLIP 2 beside it",
+        ),
         # 360CVGroup/FG-CLIP: photos of any shape in one piece; no figures of segmentation could be read
         "FG-CLIP 2": Readout(
             "vanilla",

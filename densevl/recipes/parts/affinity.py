@@ -145,6 +145,33 @@ class Affinity(Attention):
 
 
 @dataclass(frozen=True, repr=False)
+class Recursive(Attention):
+    """Tokens look at those for which the trained attention, projected, gave alike results in a head (RADSeg, 2026).
+
+    Attributes: rule: how cosines become weights.
+    """
+
+    projects = "qkv"
+
+    rule: Rule = Relative(10.0, 0.0)  # frozen
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise RecipeError("a recursive attention compares by a rule: Softmax, Relative or Floor")
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        first = kernels.grid_attention(
+            run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, v.shape[-1] ** -0.5, extra=run.bias_B1NN
+        )
+        heads = run.block.projected(first).unflatten(-1, (v.shape[1], -1)).transpose(1, 2)
+        unit = F.normalize(heads, dim=-1).flatten(0, 1)
+        return self.rule.spread(unit, v.flatten(0, 1)).unflatten(0, v.shape[:2])
+
+    def __str__(self) -> str:
+        return f"tokens look at those that the trained attention made alike, in each head{self.rule}"
+
+
+@dataclass(frozen=True, repr=False)
 class Smooth(Step):
     """Spread features over patches that are alike.
 

@@ -13,6 +13,7 @@ from densevl.weights.facts import Form
 from densevl.weights.forms.dinotxt import HEAD, TEXT, dinotxt, part_of_dinotxt
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.pixels import Processor
+from densevl.weights.forms.radio import WORDS, is_radio, radio
 from densevl.weights.forms.tipsv2 import TIPS, tipsv2
 from densevl.weights.forms.transformers import KERNEL, of_transformers
 from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
@@ -75,6 +76,9 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
         return of_transformers(whole, path, config, pixels)
     if (part := part_of_dinotxt(state)) in ("whole", HEAD, TEXT):
         return dinotxt({key if part == "whole" else f"{part}{key}": x for key, x in state.items()}, path)
+    if is_radio(state):
+        words = below(state, WORDS)
+        return radio(state, path, _form(words, path, config, None, words=False) if words else None)
     if TIPS in state:
         return tipsv2(state, path, config, pixels)
     if any(key.startswith("vision_model.blocks.") for key in state):

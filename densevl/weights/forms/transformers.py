@@ -78,9 +78,9 @@ _FINE: tuple[Rule, ...] = (
     (r"dense_feature_head\.mlp\.(.*)", r"visual.trunk.attn_pool.mlp.\1", ""),
     (r"boxtext_head\.(.*)", r"text.text_projection.\1", ""),
 )
-"""Of FG-CLIP 2: the pool trained for patches, and the words trained for boxes, in the place of those of whole images."""
-_TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", 256000: "timm/ViT-B-16-SigLIP2-256"}
-"""By the size of the vocabulary."""
+"""Of FG-CLIP 2: the pool trained for patches and the words trained for boxes, in the place of those of images."""
+TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", 256000: "timm/ViT-B-16-SigLIP2-256"}
+"""Of SigLIP, by the size of the vocabulary."""
 
 
 def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
@@ -244,15 +244,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "timm_pool": "map",
             "timm_proj": "none",
         },
-        "text_cfg": {
-            **words,
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "norm_kwargs": {"eps": epsilon(text, 1e-6)},
-            "hf_tokenizer_name": told.get("_name_or_path") or _TOKENIZERS.get(words["vocab_size"], _TOKENIZERS[32000]),
-            "tokenizer_kwargs": {"clean": "lower" if fine else "canonicalize"},
-        },
+        "text_cfg": words if alone else siglip_text(words, told, text, lower=fine),
     }
     trunk = {
         "img_size": size,
@@ -277,6 +269,37 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         tower=alone,
         guesses=unsure(config, own, trunk),
     )
+
+
+def siglip_side(named: State, path: Path) -> dict[str, Any]:
+    """The parts of open_clip's model_cfg that say the text side of a SigLIP, in open_clip's names."""
+    last = named.get("text.text_projection.weight")
+    if last is None:
+        raise bad_file(path, "is beside words that are no SigLIP's; name the SigLIP 2 that it was trained for")
+    return {
+        "embed_dim": len(last),
+        "init_logit_bias": -10,
+        "text_cfg": siglip_text(text_sizes(named, path, None, "text."), {}, {}),
+    }
+
+
+def siglip_text(
+    words: Mapping[str, Any], told: Mapping[str, Any], text: Mapping[str, Any], *, lower: bool = False
+) -> dict[str, Any]:
+    """open_clip's text_cfg of a SigLIP.
+
+    Args:
+        words: its sizes. told, text: config.json, and the part of it that is the text side's. lower: punctuation stays.
+    """
+    return {
+        **words,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": epsilon(text, 1e-6)},
+        "hf_tokenizer_name": told.get("_name_or_path") or TOKENIZERS.get(words["vocab_size"], TOKENIZERS[32000]),
+        "tokenizer_kwargs": {"clean": "lower" if lower else "canonicalize"},
+    }
 
 
 def _projected(named: Mapping[str, torch.Tensor], path: Path) -> int:
