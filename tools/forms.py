@@ -70,7 +70,7 @@ class Saved:
     Attributes:
         load: arguments of `load_backbone`. image: of pixels (B, 3, S, S) to vectors. text: of tokens (T, N) to vectors;
             None for a model without a text side. tokens: rows as its tokenizer makes them. dense: of pixels to
-            patches (B, N, D), where its authors read those.
+            patches (B, N, D), where its authors read those. parts: the modules that compute it.
     """
 
     load: dict[str, Any]
@@ -78,6 +78,7 @@ class Saved:
     text: Callable[[torch.Tensor], torch.Tensor] | None
     tokens: torch.Tensor
     dense: Callable[[torch.Tensor], torch.Tensor] | None = None
+    parts: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,7 @@ def fg_clip(folder: Path) -> Saved:
         lambda x: words(model.text_model(input_ids=x).last_hidden_state[:, -1]),
         rows(1, 1),
         dense,
+        (model, pool),
     )
 
 
@@ -297,7 +299,7 @@ class HeadBlock(nn.Module):
 
 
 DINO = {
-    "2": ("vit_large_patch14_reg4_dinov2", {"img_size": SIDE, "patch_size": 8}),
+    "2": ("vit_large_patch14_reg4_dinov2", {"img_size": SIDE, "patch_size": 8, "dynamic_img_size": True}),
     "3": ("vit_large_patch16_dinov3", {"img_size": 128, "patch_size": 8, "mlp_ratio": 2}),
 }
 
@@ -335,7 +337,9 @@ def dino_txt(version: str, folder: Path) -> Saved:
         x = nn.functional.layer_norm(words(table[tokens] + places), (64,))
         return (x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ last.mT)[:, 64:]
 
-    return Saved({"name": str(folder)}, lambda x: dense(x).mean(dim=1), read, rows(49407, 0), dense)
+    return Saved(
+        {"name": str(folder)}, lambda x: dense(x).mean(dim=1), read, rows(49407, 0), dense, (tower, head, norm)
+    )
 
 
 class Adaptor(nn.Module):
@@ -400,6 +404,7 @@ def radio(folder: Path) -> Saved:
         lambda x: pooled(siglip.get_text_features(input_ids=x)),
         rows(1, 1),
         lambda x: heads[2](model(pixel_values=x).features),
+        (model, heads),
     )
 
 

@@ -219,8 +219,9 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         told = said(
             config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
         )
+        known = str(extra.get("form") or form.name)
         kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention", "head")}
-    form = replace(form, facts={}, **kept)
+    form = replace(form, name=known, facts={}, **kept)
     return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
 
 
@@ -263,7 +264,8 @@ def _read(
     found = read.tensors
     if base is not None and (put := _onto(found)) and (model := base()):
         found = put(read_weights(model).tensors, found, path)
-    form = replace(recognise(found, path, config, pixels, words=how.words is not None), notes=read.notes)
+    form = recognise(found, path, config, pixels, words=how.words is not None)
+    form = replace(form, notes=(*read.notes, *form.notes))
     if not form.tower or how.words is not None:
         return form
     model = base() if base is not None else None

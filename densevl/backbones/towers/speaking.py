@@ -120,7 +120,7 @@ def _blocks(width: int, told: Mapping[str, Any]) -> nn.ModuleList:
             init_values=1.0,
             norm_layer=nn.LayerNorm,
             act_layer=nn.SiLU,
-            mlp_layer=SwiGLUPacked,
+            mlp_layer=SwiGLUPacked,  # type: ignore[arg-type]  # what makes one
         )
         for _ in range(told["depth"])
     )

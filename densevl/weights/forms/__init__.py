@@ -77,8 +77,8 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
     if (part := part_of_dinotxt(state)) in ("whole", HEAD, TEXT):
         return dinotxt({key if part == "whole" else f"{part}{key}": x for key, x in state.items()}, path)
     if is_radio(state):
-        words = below(state, WORDS)
-        return radio(state, path, _form(words, path, config, None, words=False) if words else None)
+        text = below(state, WORDS)
+        return radio(state, path, _form(text, path, config, None, words=False) if text else None)
     if TIPS in state:
         return tipsv2(state, path, config, pixels)
     if any(key.startswith("vision_model.blocks.") for key in state):

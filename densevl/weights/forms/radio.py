@@ -119,7 +119,7 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
     named |= {key: x for key, x in text.state.items() if key.startswith(("text.", "logit_"))}
     grid = math.isqrt(places.shape[1])
     summary, note = _summary(name, list(heads), len(tokens), path)
-    rule = "square_aligned" if width in ALIGNED and len(tokens) == 8 else "square"
+    rule = rule_of(width, len(tokens))
     scaled = "visual.trunk.blocks.0.ls1.gamma" in named
     own = {
         **config,
@@ -156,6 +156,11 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
     return Form(
         "RADIO with words", named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note
     )
+
+
+def rule_of(width: int, tokens: int) -> str:
+    """How its positions are resized, by its width and its leading tokens, of which the third version has eight."""
+    return "square_aligned" if width in ALIGNED and tokens == 8 else "square"
 
 
 def _of_tower(key: str) -> bool:
