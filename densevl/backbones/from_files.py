@@ -21,7 +21,7 @@ from densevl.weights import State, bad_file, hub
 from densevl.weights.facts import GELU, QUICK, Fact, Facts, Form, activations, said
 from densevl.weights.folders import parts_in, read_weights, weights_in
 from densevl.weights.forms import recognise
-from densevl.weights.forms.dinotxt import on_its_tower, part_of_dinotxt
+from densevl.weights.forms.dinotxt import is_dinotxt, on_its_tower
 from densevl.weights.forms.heads import cut, wordless
 from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.forms.pixels import Processor, read_processor
@@ -286,7 +286,7 @@ def _onto(found: State) -> Callable[[State, State, Path], State] | None:
         return merge
     if is_radio(found):
         return beside_words
-    return on_its_tower if part_of_dinotxt(found) == "whole" else None
+    return on_its_tower if is_dinotxt(found) else None
 
 
 def _built(

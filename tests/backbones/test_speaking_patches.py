@@ -229,6 +229,8 @@ def test_a_part_alone_is_named_and_two_of_a_kind_are_refused(dino, tmp_path) -> 
     for name in ("vision_head", "text_encoder"):
         with pytest.raises(WeightsError, match="without its tower: put the files of DINO"):
             load_backbone(str(folder / f"{name}.pth"), device="cpu")
+    with pytest.raises(WeightsError, match="without its text encoder"):
+        load_backbone(str(folder / "tower.pth"), folder / "vision_head.pth", device="cpu")
     for name in ("vision_head", "a", "b"):
         source = "vision_head" if name == "vision_head" else "tower"
         (tmp_path / f"{name}.pth").write_bytes((folder / f"{source}.pth").read_bytes())

@@ -10,7 +10,7 @@ from typing import Any
 from densevl.errors import DensevlError
 from densevl.saved import said
 from densevl.weights.facts import Form
-from densevl.weights.forms.dinotxt import HEAD, TEXT, dinotxt, part_of_dinotxt
+from densevl.weights.forms.dinotxt import dinotxt, is_dinotxt, joined
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.pixels import Processor
 from densevl.weights.forms.radio import WORDS, is_radio, radio
@@ -74,8 +74,8 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
         return of_transformers(whole, path, config, pixels)
-    if (part := part_of_dinotxt(state)) in ("whole", HEAD, TEXT):
-        return dinotxt({key if part == "whole" else f"{part}{key}": x for key, x in state.items()}, path)
+    if is_dinotxt(state):
+        return dinotxt(joined({path: state}) or state, path)
     if is_radio(state):
         text = below(state, WORDS)
         return radio(state, path, _form(text, path, config, None, words=False) if text else None)

@@ -67,6 +67,11 @@ def part_of_dinotxt(state: State) -> str:
     return TOWER if any(key in state for key in _KERNEL) else ""
 
 
+def is_dinotxt(state: State) -> bool:
+    """Whether a file holds more of a dino.txt than a tower, which may be any DINO's."""
+    return part_of_dinotxt(state) not in ("", TOWER)
+
+
 def joined(parts: Mapping[Path, State]) -> State | None:
     """The files of a folder as one dino.txt; None where they are none.
 
@@ -75,7 +80,7 @@ def joined(parts: Mapping[Path, State]) -> State | None:
     """
     found: State = {}
     kinds = {path: part_of_dinotxt(state) for path, state in parts.items()}
-    if not {"whole", HEAD, TEXT} & set(kinds.values()) or "" in kinds.values():
+    if not any(map(is_dinotxt, parts.values())) or "" in kinds.values():
         return None
     for path, state in parts.items():
         prefix = "" if kinds[path] == "whole" else kinds[path]
@@ -87,8 +92,8 @@ def joined(parts: Mapping[Path, State]) -> State | None:
 
 
 def on_its_tower(tower: State, found: State, path: Path) -> State:
-    """A head and a text side put together with the tower beside them."""
-    return {**found, **{f"{TOWER}{key}": value for key, value in tower.items()}}
+    """A file of a dino.txt put together with the tower beside it."""
+    return joined({path: found, path.with_name("tower"): tower}) or found
 
 
 def dinotxt(state: State, path: Path) -> Form:
