@@ -173,7 +173,7 @@ ENTRIES = (
             "https://arxiv.org/abs/2504.13181",
         ),
         note="An earlier block through the model's own way into the joint space. layer_1 to layer_12 name the others, "
-        "counted in 12 blocks. Which is best depends on the model, for PE and SigLIP 2 mostly not the last: try them.",
+        "counted in 12 blocks. Which is best depends on the model: try them.",
     ),
     Recipe(
         "radseg",

@@ -76,7 +76,7 @@ class Relative(Rule):
         )
 
     def __str__(self) -> str:
-        return " more than the average"
+        return " more than the average" if self.beta else " at all"
 
 
 @dataclass(frozen=True, repr=False)
@@ -168,7 +168,7 @@ class Recursive(Attention):
         return self.rule.spread(unit, v.flatten(0, 1)).unflatten(0, v.shape[:2])
 
     def __str__(self) -> str:
-        return f"tokens look at those that the trained attention made alike, in each head{self.rule}"
+        return f"in each head tokens look at those that the trained attention made alike{self.rule}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -65,6 +65,7 @@ class Layer(Readout):
     Attributes: block: its number.
     """
 
+    leaves = 0
     needs_trunk = True
 
     block: int
@@ -78,9 +79,6 @@ class Layer(Readout):
     def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
         features = embed(batch.output(self.block))[:, batch.trunk.prefix :].mT.unflatten(2, batch.trunk.grid)
         return DenseFeatures(features, _cls(batch, outcome, embed(outcome.y_BND)))
-
-    def objection(self, recipe: Slots) -> str | None:
-        return "a layer is read as trained, without further sources" if recipe.adds else None
 
     def __str__(self) -> str:
         return f"patch tokens after block {self.block} are read as if it were the last"
