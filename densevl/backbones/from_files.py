@@ -117,7 +117,7 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
             f"folder {folder} is a repository of the hub cache: name it {hub.PREFIX}ORG/REPO, or one of its snapshots"
         )
     if not own.is_file() and (state := parts_in(folder)):
-        return _named_by(recognise(state, folder, words=how.words is not None), folder, how)
+        return of_form(recognise(state, folder, words=how.words is not None), folder, how)
     if not own.is_file() and not theirs.is_file():
         raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one and its weights")
     path = weights_in(folder, own=own.is_file())
@@ -181,7 +181,7 @@ def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[
     form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
     if not form.decides:
         form = replace(form, trunk=TRUNKS.get(arch))
-    elif form.head and form.config and arch in architectures():  # the words beside it, and their tokenizer
+    elif form.head and form.config and form.config["text_cfg"].get("hf_tokenizer_name"):  # of the words beside it
         form.config["text_cfg"] = {**form.config["text_cfg"], **config["text_cfg"]}
     if arch in TRUNKS:
         head = form.state.get("visual.head.proj.weight")
