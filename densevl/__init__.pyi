@@ -28,6 +28,7 @@ from .pipelines.rasters.result import BlockSegmenter as BlockSegmenter
 from .pipelines.regions.banking import BankBuilder as BankBuilder
 from .pipelines.regions.classifier import RegionClassifier as RegionClassifier
 from .pipelines.regions.search import RegionSearch as RegionSearch
+from .pipelines.segmentation.concepts import Concepts as Concepts
 from .pipelines.segmentation.ensemble import Ensemble as Ensemble
 from .pipelines.segmentation.segmenter import Segmenter as Segmenter
 from .pipelines.video.result import VideoSegmenter as VideoSegmenter

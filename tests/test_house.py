@@ -34,6 +34,7 @@ ROOMS = {
     "results": "what all results share, and `SegmentationResult`",
     "kernels": "one file an operator, Triton beside it",
     "refine": "scores and labels sharpened",
+    "concepts": "models that judge each text for itself",
     "proposals": "an image to masks; `sam/` is Segment Anything",
     "recipes": "methods as data, and the engine; `parts/` one file a kind of operation, `catalogue/` the papers",
     "backbones": "models behind one contract; `towers/`, `photo/`, `proxies/`",

@@ -119,6 +119,7 @@ WRONG: dict[str, list[str]] = {
     "keys": ["dinno", ABSENT],
     "refine": ["pamrr", "vote,pamr", "pamr,pamr", "none,pamr", "anyup", "pamr,anyup"],
     "upsampler": [ABSENT, FILE],
+    "instance_threshold": ["1", "-0.1", "nan", "x"],
     "device": ["cud", "cuda:99", "", "meta"],
     "proposals": ["minisam", ""],
     "sam_checkpoint": [ABSENT, FILE],

@@ -17,7 +17,16 @@ from densevl.cli import app
 
 STUB = Path(densevl.__file__).with_name("__init__.pyi")
 PUBLIC = {
-    *("Segmenter", "RegionClassifier", "AnomalyDetector", "FewShot", "LabelSession", "Ensemble", "RegionSearch"),
+    *(
+        "Concepts",
+        "Segmenter",
+        "RegionClassifier",
+        "AnomalyDetector",
+        "FewShot",
+        "LabelSession",
+        "Ensemble",
+        "RegionSearch",
+    ),
     *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter", "FeatureExtractor", "DenseMap"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals", "Decoded"),
     *("PointLabeller", "PointLabels", "View"),
@@ -30,44 +39,43 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
-        "--descriptors --device --geotiff --json --labels --like --mean --model --neighbours --out --overwrite "
-        "--parents --plan --polygons --precision --presence --proposals --proxy --proxy-scope --quiet --range --ray "
-        "--recipe --refine --sam --shard --sheet --short-side --std --strict --stride --stuff --template-weights "
-        "--templates --text-transform --upsampler --views --weights --workers"
+        "--descriptors --device --geotiff --instance-threshold --json --labels --like --mean --model --neighbours "
+        "--out --overwrite --parents --plan --polygons --precision --presence --proposals --proxy --proxy-scope "
+        "--quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --std --strict --stride --stuff "
+        "--template-weights --templates --text-transform --upsampler --views --weights --workers"
     ),
     "video": (
-        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like "
-        "--mean --model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet "
-        "--recipe --refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
+        "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like --mean "
+        "--model --out --overwrite --parents --plan --precision --presence --proposals --proxy --quiet --recipe "
+        "--refine --seconds --short-side --smooth --std --strict --stride --template-weights --templates "
         "--text-transform --upsampler --weights"
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
-        "--descriptors --device --json --labels --like --mean --merge --model --objects --operator "
-        "--operator-weights --out --overwrite --parents --parts --pieces --plan --point --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
-        "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --tile "
-        "--views --weights --workers"
+        "--descriptors --device --json --labels --like --mean --merge --model --objects --operator --operator-weights "
+        "--out --overwrite --parents --parts --pieces --plan --point --precision --presence --proposals --proxy "
+        "--proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict "
+        "--stride --stuff --template-weights --templates --text-transform --tile --views --weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "
-        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict "
-        "--top --weights"
+        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict --top "
+        "--weights"
     ),
     "classify": (
         "IMAGES --activation --bits --descriptors --device --head --json --labels --like --mean --model --out "
-        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform "
-        "--weights --workers"
+        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights "
+        "--workers"
     ),
     "features": (
         "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "
-        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam "
-        "--scales --shard --short-side --size --std --strict --stride --weights --workers"
+        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --scales "
+        "--shard --short-side --size --std --strict --stride --weights --workers"
     ),
     "points": (
-        "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels "
-        "--mean --model --out --overwrite --plan --precision --quiet --recipe --short-side --std --stride "
-        "--tolerance --views --weights"
+        "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels --mean "
+        "--model --out --overwrite --plan --precision --quiet --recipe --short-side --std --stride --tolerance "
+        "--views --weights"
     ),
     "doctor": "--json --speed",
     "bench": (
@@ -95,11 +103,11 @@ COMMANDS = {
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (
         "WHAT --activation --background --bank --bank-share --bits --blend --compat --crop --descriptors --device "
-        "--dump --fresh --ignore --json --launcher --limit --mean --measures --model --neighbours --operator --out "
-        "--overwrite --paper --parents --plan --precision --presence --proposals --proxy --proxy-scope --quiet "
-        "--recipe --refine --root --sam --save-every --scoring --seed --set --short-side --shots --std --stride "
-        "--strings --task --template-weights --templates --text-transform --threads --trust-config --upsampler "
-        "--variant --views --weights"
+        "--dump --fresh --ignore --instance-threshold --json --launcher --limit --mean --measures --model "
+        "--neighbours --operator --out --overwrite --paper --parents --plan --precision --presence --proposals "
+        "--proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring --seed --set "
+        "--short-side --shots --std --stride --strings --task --template-weights --templates --text-transform "
+        "--threads --trust-config --upsampler --variant --views --weights"
     ),
     "eval compare": (
         "WHAT --activation --background --bits --fresh --ignore --json --limit --mean --measures --model --out "

@@ -186,6 +186,7 @@ def run(
     sam: options.Sam = None,
     refine: options.Refine = None,
     upsampler: options.Upsampler = None,
+    instance_threshold: options.InstanceThreshold = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,

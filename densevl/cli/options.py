@@ -394,6 +394,16 @@ Upsampler = Annotated[
     option("The file of the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD),
 ]
 
+InstanceThreshold = Annotated[
+    float | None,
+    option(
+        "With a concept model (SAM 3): instances less likely than this are left out, 0 to 1; 0.5 if left out.",
+        panel=METHOD,
+        min=0,
+        max=0.999,
+    ),
+]
+
 ShortSide = Annotated[
     int | None, option("Resize the photo's short side to this many pixels first.", panel=LOOKING, min=1)
 ]
@@ -441,7 +451,8 @@ Proposals = Annotated[
     str | None,
     option(
         "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, or "
-        "grid. Label maps need them for a few recipes and for --refine segments or vote.",
+        "grid; or concepts:MODEL, what a concept model finds of the labels. Label maps need them for a few recipes and "
+        "for --refine segments or vote.",
         panel=METHOD,
         values=proposer_names,
     ),

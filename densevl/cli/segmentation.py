@@ -46,6 +46,7 @@ def segment(
     proposals: options.Proposals = None,
     refine: options.Refine = None,
     upsampler: options.Upsampler = None,
+    instance_threshold: options.InstanceThreshold = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,
@@ -74,6 +75,8 @@ def segment(
 
     labelled = labels_of(labels, like)
     chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
+    if instance_threshold is not None:
+        chosen["instance_threshold"] = instance_threshold
     chosen |= {"bank": bank or None, "bank_share": bank_share, "neighbours": neighbours}
     wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
     ends = options.numbers(value_range, float, "a range, such as --range 0,3000")

@@ -18,6 +18,7 @@ from densevl.evaluation.benchmarks.own import EXIF, OTHERS, RULES
 from densevl.evaluation.benchmarks.table import benchmark, tasks_of
 from densevl.files import shown
 from densevl.proposals import NAMES as PROPOSERS
+from densevl.proposals.load import is_concepts
 
 MEASURES = ("iou", "boundary", "calibration", "structure")
 TRUTH = "truth"
@@ -50,6 +51,7 @@ class Experiment:
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
         model, weights, recipe, proxy, sam, views, refine, upsampler, bank, bank_share, neighbours, templates, presence,
             precision, device: as `Segmenter` takes them; () is no bank.
+        instance_threshold: as `Concepts` takes it, for models that judge each text for itself.
         text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
             proxy looking at each window.
@@ -82,6 +84,7 @@ class Experiment:
     views: str | None = _of(*_WORDS, default=None)
     refine: str | None = _of(SEMANTIC, default=None)
     upsampler: str | None = _of(SEMANTIC, default=None)
+    instance_threshold: float | None = _of(SEMANTIC, default=None)
     bank: tuple[str, ...] = _of(SEMANTIC, default=())
     bank_share: float = _of(SEMANTIC, default=0.5)
     neighbours: int = _of(SEMANTIC, default=20)
@@ -135,7 +138,7 @@ class Experiment:
         for name in self.measures:
             _one_of("measure", name, MEASURES)
         _one_of("exif", self.exif, EXIF)
-        if self.proposals is not None:
+        if self.proposals is not None and not is_concepts(self.proposals):
             _one_of("proposals", self.proposals, (*([TRUTH] if self.task in _REGIONS else []), *PROPOSERS))
         if self.proposals is not None and self.decoder is not None:
             raise EvaluationError("proposals and decoder both say where the masks come from; leave one of them out")
@@ -223,6 +226,7 @@ _RANGES = {
     "seed": (0, 2**32 - 1),
     "bits": (8, 16),
     "bank_share": (0, 1),
+    "instance_threshold": (0, 0.999),
     "neighbours": (1, 1000),
     "shots": (0, 10**6),
     "min_share": (0, 1),

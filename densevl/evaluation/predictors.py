@@ -25,6 +25,7 @@ from densevl.images import bit_depth
 from densevl.inference import decode
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.concepts import Concepts
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
 from densevl.proposals import Proposals
 from densevl.proposals.decoded import DecodedFiles
@@ -115,6 +116,60 @@ class Predictor:
         else:
             result = self.segmenter.decide(evidence, rgb, self.labels, self.policy, segments)
             labels, confidence = result.labels, result.confidence
+        if self.classes.background:
+            labels = labels + np.int16(1)  # nothing, -1, is background, 0
+        self.clock.add("decide", since)
+        return Prediction(labels, confidence)
+
+
+class ConceptPredictor:
+    """A concept model, a class list and a background rule; call it with uint8 RGB (H, W, 3)."""
+
+    def __init__(
+        self,
+        concepts: Concepts,
+        classes: ClassList,
+        *,
+        strings: str = DISPLAY,
+        background: BackgroundSpec = "auto",
+        min_share: float = 0.0,
+    ) -> None:
+        """Args: strings: a variant of the class list.
+
+        Raises:
+            LabelError: unknown strings or background. EvaluationError: an area threshold.
+        """
+        self.segmenter, self.classes, self.clock = concepts, classes, Clock()
+        self.labels = classes.labels(strings)
+        no_rule = isinstance(background, str) and background == "auto" and not classes.background
+        self.policy = concepts.policy("none" if no_rule else background)
+        if min_share:
+            raise EvaluationError("min_share does not go with a concept model; leave it out")
+
+    def with_labels(self, labels: LabelSet) -> ConceptPredictor:
+        """The same with other words; class indices follow them."""
+        other = copy(self)
+        other.labels = labels
+        return other
+
+    def facts(self) -> dict[str, Any]:
+        """What was really used, ready for JSON."""
+        words = [*self.labels.queries, *self.policy.words]
+        return {
+            **self.segmenter.facts(),
+            "warnings": list(self.segmenter.warnings(self.labels)),
+            "about": self.segmenter.backbone.about,
+            "background": str(self.policy),
+            "strings": len(self.labels.queries),
+            "words": digest.of_text(*words),
+        }
+
+    def __call__(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
+        """Label an image."""
+        since = time.perf_counter()
+        maps = self.segmenter.maps(rgb, self.labels, self.policy)
+        since = self.clock.add("score", since)
+        labels, confidence = self.segmenter.decide(maps, self.policy)
         if self.classes.background:
             labels = labels + np.int16(1)  # nothing, -1, is background, 0
         self.clock.add("decide", since)

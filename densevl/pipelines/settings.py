@@ -24,6 +24,7 @@ from densevl.fewshot import HEADS
 from densevl.inference.sliding import PROXY_SCOPES
 from densevl.inference.views import Views
 from densevl.proposals import NAMES as PROPOSERS
+from densevl.proposals.load import is_concepts
 from densevl.recipes import Recipe
 from densevl.refine.upsampling import Upsampler
 from densevl.regions.bank import Bank
@@ -109,7 +110,11 @@ RULES: Mapping[str, Rule] = {
     "proxy_scope": _one_of(PROXY_SCOPES),
     "sam": MODEL_FILE,
     "proposals": Rule(
-        lambda value: value is None or value in PROPOSERS if isinstance(value, str | None) else callable(value),
+        lambda value: (
+            value is None or value in PROPOSERS or is_concepts(value)
+            if isinstance(value, str | None)
+            else callable(value)
+        ),
         f"one of {', '.join(PROPOSERS)}, or a function of the photo",
         PROPOSERS,
     ),

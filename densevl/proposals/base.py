@@ -18,6 +18,8 @@ from densevl.rle import class_runs, coco_segmentation
 from densevl.stacking import back_to_front
 
 BoolArray = npt.NDArray[np.bool_]
+CONCEPTS = "concepts:"
+"""Before the name of a concept model that proposes masks."""
 MOST_PACKED = 4 << 30  # bytes of masks that are made of little: boxes, run lengths, segments
 FloatArray = npt.NDArray[np.float32]
 

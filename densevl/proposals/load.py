@@ -12,7 +12,7 @@ import numpy as np
 from densevl import devices
 from densevl.errors import ModelError, ProposalError, suggest
 from densevl.images import read_image
-from densevl.proposals.base import Proposals, Proposer
+from densevl.proposals.base import CONCEPTS, Proposals, Proposer
 
 NAMES = ("mini-sam", "sam", "superpixels", "felzenszwalb", "clusters", "grid")
 
@@ -30,7 +30,8 @@ def load_proposer(
 
     Args:
         name: "mini-sam", ours, in the package, for flat art; "sam"; "superpixels"; "felzenszwalb", areas of like
-            colour; "clusters" of an encoder's features; "grid".
+            colour; "clusters" of an encoder's features; "grid"; "concepts:MODEL", what a concept model (SAM 3, CLIPSeg;
+            see `concepts.load_concepts`) finds of some words.
         checkpoint: of "sam": a file, or one of vit_b (taken if None), vit_l and vit_h, which are downloaded; of
             "mini-sam": a file in place of the shipped one.
         encoder: of "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
@@ -38,7 +39,7 @@ def load_proposer(
         tile: photos larger than this many pixels are looked at in overlapping tiles of that side too, see
             `TiledProposer`; None never.
         settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `FelzenszwalbProposer`, `ClusterProposer`,
-            `GridProposer`.
+            `GridProposer`, `ConceptProposer` (words, least).
 
     Raises:
         ModelError: unknown name, or a model that cannot be had. WeightsError: a damaged or foreign weights file.
@@ -49,6 +50,15 @@ def load_proposer(
 
         inner = load_proposer(name, checkpoint=checkpoint, encoder=encoder, device=device, **settings)
         return TiledProposer(inner, tile)
+    if is_concepts(name):
+        from densevl.proposals.concepts import load_concept_proposer
+
+        if checkpoint is not None or encoder is not None:
+            raise ModelError(f"proposer '{name}' takes neither a checkpoint nor an encoder; leave them out")
+        try:
+            return load_concept_proposer(name, device, **settings)
+        except TypeError as error:  # an unknown setting
+            raise ProposalError(f"proposer '{name}': {str(error).partition('() ')[2] or error}") from error
     if name not in NAMES:
         raise ModelError(f"no proposer '{name}'{suggest(name, NAMES)}; known: {', '.join(NAMES)}")
     if checkpoint is not None and name not in ("sam", "mini-sam"):
@@ -82,6 +92,11 @@ def load_proposer(
         }[name](**settings)
     except TypeError as error:  # an unknown setting
         raise ProposalError(f"proposer '{name}': {str(error).partition('__init__() ')[2] or error}") from error
+
+
+def is_concepts(name: Any) -> bool:
+    """Whether a proposer is a concept model, by its name."""
+    return isinstance(name, str) and name.startswith(CONCEPTS) and len(name) > len(CONCEPTS)
 
 
 def given(image: Any, *, regions: Any = None, boxes: Any = None, rle: Any = None, quality: Any = None) -> Proposals:

@@ -226,6 +226,12 @@ def fetch_model(named: Repo) -> Path:
         return path.parent
 
 
+def cached_folder(named: Repo) -> Path | None:
+    """The folder of a repository in the cache that holds a config.json, else None; never touches the network."""
+    found = _cached(named.repo, "config.json", named.revision)
+    return found.parent if found else None
+
+
 def fetch_words(repo: str) -> None:
     """Bring the config and the tokenizer of a text side into the cache, which transformers looks for by themselves.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from densevl.concepts import concept_kind
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.benchmarks.look import listed, odd_labels
@@ -15,10 +16,12 @@ from densevl.evaluation.metrics.boundary import boundary_counts, boundary_iou
 from densevl.evaluation.metrics.calibration import BINS, calibration, calibration_counts
 from densevl.evaluation.metrics.confusion import confused, confusion, image_miou, measures, per_class
 from densevl.evaluation.metrics.structure import structure_counts, structure_summary, structure_zeros
-from densevl.evaluation.predictors import Prediction, Predictor
+from densevl.evaluation.predictors import ConceptPredictor, Prediction, Predictor
 from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, classes_of, compared, pipeline_of
 from densevl.images import encode_png
+from densevl.pipelines.segmentation.concepts import Concepts, concept_settings
 from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.proposals.load import is_concepts, load_proposer
 
 NOTHING = "nothing"
 
@@ -29,12 +32,20 @@ class SemanticTask(Task):
     headline = running = "mIoU"
     column = "IoU"
 
-    def load(self, asked: Experiment, device: str | None) -> Predictor:
+    def load(self, asked: Experiment, device: str | None) -> Predictor | ConceptPredictor:
         recipe = papers.recipe(asked.recipe, asked.dataset) if asked.paper and asked.recipe else asked.recipe
         more = {name: getattr(asked, name) for name in ("proposals", "refine", "upsampler")}
         more |= pipeline_of(asked, device)
         if asked.bank:
             more |= {"bank": asked.bank, "bank_share": asked.bank_share, "neighbours": asked.neighbours}
+        if asked.instance_threshold is not None or concept_kind(asked.model):
+            own = {name: getattr(asked, name) for name in ("model", "background", "instance_threshold")}
+            concepts = Concepts(**concept_settings({**more, **own, "recipe": recipe}))
+            return ConceptPredictor(concepts, min_share=asked.min_share, **classes_of(self.dataset, asked))
+        words = classes_of(self.dataset, asked)
+        if is_concepts(asked.proposals):
+            labels = words["classes"].labels(words["strings"])
+            more["proposals"] = load_proposer(str(asked.proposals), device=device, words=labels.words)
         segmenter = Segmenter(asked.model, recipe, **more)
         return Predictor(segmenter, min_share=asked.min_share, **classes_of(self.dataset, asked))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from densevl.concepts import concept_kind
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.images import MAX_PIXELS
@@ -24,11 +25,13 @@ from densevl.pipelines.folder.each import Failed, Run, one_by_one
 from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.segmentation.concepts import Concepts, concept_settings
 from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.video.result import VideoSegmenter
 from densevl.proposals import load_proposer
 from densevl.proposals.decoded import DecodedFiles
+from densevl.proposals.load import is_concepts
 from densevl.proposals.pieces import PieceProposer
 from densevl.vocabulary import LabelSet
 
@@ -104,17 +107,24 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Segmenting:
-    """Segment images. Attributes: labels, as `LabelSet.parse` takes them; options: of `Segmenter`."""
+    """Segment images.
+
+    Attributes: labels, as `LabelSet.parse` takes them; options: of `Segmenter`, or with a concept model of `Concepts`.
+    """
 
     labels: LabelSet
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`."""
-        return segmenting(Segmenter(**_on(self.options, device)), self.labels)
+        options = _on(self.options, device)
+        threshold = options.pop("instance_threshold", None)
+        if threshold is not None or concept_kind(options.get("model")):
+            return segmenting(Concepts(**concept_settings({**options, "instance_threshold": threshold})), self.labels)
+        return segmenting(Segmenter(**_asking(options, self.labels)), self.labels)
 
 
-def segmenting(segmenter: Segmenter | Ensemble, labels: Any) -> Task:
+def segmenting(segmenter: Segmenter | Ensemble | Concepts, labels: Any) -> Task:
     """The task of a segmenter that is loaded."""
     asked = LabelSet.parse(labels)
     facts = {**segmenter.facts(), "labels": asked.facts()}
@@ -163,7 +173,8 @@ class VideoSegmenting:
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`."""
-        segment = VideoSegmenter(Segmenter(**_on(self.options, device)), smooth=self.smooth, every=self.every)
+        options = _asking(_on(self.options, device), self.labels)
+        segment = VideoSegmenter(Segmenter(**options), smooth=self.smooth, every=self.every)
         facts = {**segment.facts(), "labels": self.labels.facts()}
         return Task(VIDEO, one_by_one(lambda video: segment(video, self.labels)), facts, segment)
 
@@ -246,7 +257,7 @@ class Naming:
         elif self.proposals == "clusters" and not self.tile:
             finder = self.proposals  # of the classifier's own features
         else:
-            finder = load_proposer(self.proposals, device=device, tile=self.tile)
+            finder = load_proposer(self.proposals, device=device, tile=self.tile, **_words(self.proposals, self.labels))
         if self.pieces and isinstance(finder, str):
             raise OptionError("pieces go with all proposals but clusters, which are in one piece as they are")
         return PieceProposer(finder) if self.pieces else finder
@@ -332,6 +343,19 @@ class Extracting:
             return extract.many(images, on_error=failed)
 
         return Task(FEATURES[self.form], run, extract.facts(), extract)
+
+
+def _words(proposals: Any, labels: LabelSet | None) -> dict[str, Any]:
+    """What a proposer that is asked for words is asked."""
+    return {"words": labels.words if labels is not None else ()} if is_concepts(proposals) else {}
+
+
+def _asking(options: dict[str, Any], labels: LabelSet) -> dict[str, Any]:
+    """Options whose proposals, if a concept model makes them, are of the labels."""
+    name = options.get("proposals")
+    if not is_concepts(name):
+        return options
+    return {**options, "proposals": load_proposer(str(name), device=options.get("device"), words=labels.words)}
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

@@ -1,0 +1,166 @@
+"""From a folder or a repository of the hub to a `ConceptModel`, read as data; code of repositories is never run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl import devices
+from densevl.concepts.base import ConceptModel
+from densevl.errors import MissingExtraError, ModelError
+from densevl.saved import Kind, read_json
+from densevl.weights import below, build_strictly, hub
+from densevl.weights.folders import read_weights, weights_in
+
+FOLDER, CONFIG, PIXELS = "local-dir:", "config.json", ("preprocessor_config.json", "processor_config.json")
+KINDS = {"sam3": "sam3", "sam3_video": "sam3", "clipseg": "clipseg"}
+"""What a config says it is of, and whose classes run it."""
+PUBLISHED = {
+    "facebook/sam3": "sam3",
+    **dict.fromkeys(("CIDAS/clipseg-rd64-refined", "CIDAS/clipseg-rd64", "CIDAS/clipseg-rd16"), "clipseg"),
+}
+"""Repositories that are known without a look at their config."""
+SETTINGS = Kind("config", ModelError, "download the model again")
+DETECTOR, LEFT_OUT = "detector_model.", ("tracker_model.", "tracker_neck.")
+"""Of a SAM 3 for video, the part that is read, and those that are not."""
+USUAL = {
+    "sam3": (1008, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clipseg": (352, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Side, mean and std, where no processor beside the weights says others."""
+
+
+def concept_kind(name: Any) -> str | None:
+    """Whether a name is that of a concept model, by its config on this disk: "sam3", "clipseg" or None."""
+    folder = _here(name) if isinstance(name, str | Path) else None
+    if folder is None and isinstance(name, str):
+        return PUBLISHED.get(name.removeprefix(hub.PREFIX))
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    try:
+        return KINDS.get(str(read_json(folder / CONFIG, SETTINGS).get("model_type")))
+    except ModelError:
+        return None  # whoever loads it says what is wrong
+
+
+def load_concepts(name: str | Path, device: str | None = None) -> ConceptModel:
+    """Load a concept model.
+
+    Args:
+        name: a folder with config.json, weights and tokenizer of SAM 3 or CLIPSeg as transformers saves them, as a path
+            or as local-dir:PATH; or hf-hub:ORG/REPO, ORG/REPO ("facebook/sam3", "CIDAS/clipseg-rd64-refined").
+        device: None takes CUDA when there is one.
+
+    Raises:
+        ModelError: no such model, or it is of another kind. WeightsError: damaged weights, or of other sizes than the
+        config's. MissingExtraError: transformers is not installed.
+    """
+    where = devices.choose(device)
+    folder = _here(name)
+    if folder is None:
+        repo = hub.parse(str(name))
+        if repo is None:
+            raise ModelError(f"no concept model '{name}'; name a folder of SAM 3 or CLIPSeg, or a repository ORG/REPO")
+        folder = hub.fetch_model(repo)
+    if not (folder / CONFIG).is_file():
+        raise ModelError(f"folder {folder} has no {CONFIG}; name a folder of SAM 3 or CLIPSeg as transformers saves it")
+    config = read_json(folder / CONFIG, SETTINGS)
+    kind = KINDS.get(str(config.get("model_type")))
+    if kind is None:
+        raise ModelError(
+            f"model '{name}' is of type '{config.get('model_type')}', and concept models are sam3 and clipseg; "
+            "others go as densevl.Segmenter(model)"
+        )
+    model = _built(str(name), kind, config, folder)
+    model.module.to(where)
+    return model
+
+
+def _built(name: str, kind: str, config: Mapping[str, Any], folder: Path) -> ConceptModel:
+    try:
+        import transformers
+
+        from densevl.concepts.models import ClipSeg, Sam3
+    except ImportError as error:
+        raise MissingExtraError("transformers", "hf", f"concept model '{name}'") from error
+    own: Mapping[str, Any] = config.get("detector_config") or config
+    parts: Any = {
+        "sam3": ("Sam3Config", "Sam3Model", Sam3),
+        "clipseg": ("CLIPSegConfig", "CLIPSegForImageSegmentation", ClipSeg),
+    }[kind]
+    if not hasattr(transformers, parts[1]):
+        raise ModelError(f"model '{name}' needs transformers.{parts[1]}: pip install -U transformers")
+    try:
+        settings = getattr(transformers, parts[0]).from_dict(dict(own))
+    except Exception as error:  # a config's own checks raise many types
+        raise ModelError(f"config {folder / CONFIG} is not of {kind} ({' '.join(str(error).split())[:150]})") from error
+    path = weights_in(folder, own=False)
+    if path is None:
+        raise ModelError(f"folder {folder} has no weights; put a .safetensors file beside {CONFIG}")
+    tensors = dict(read_weights(path).tensors)
+    if any(key.startswith(DETECTOR) for key in tensors):
+        tensors = below({key: value for key, value in tensors.items() if not key.startswith(LEFT_OUT)}, DETECTOR)
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in tensors.items()
+        if not key.endswith("position_ids")
+    }
+    module: torch.nn.Module = build_strictly(
+        lambda: getattr(transformers, parts[1])(settings), state, path, kind, "its config is of other sizes"
+    )
+    side, mean, std = _pixels(kind, folder)
+    module.eval().requires_grad_(False)
+    made: ConceptModel = parts[2](name, module, _tokenizer(name, folder), side, mean, std)
+    return made
+
+
+def _pixels(kind: str, folder: Path) -> tuple[int, Any, Any]:
+    """Side, mean and std, as the processor's settings say."""
+    side, mean, std = USUAL[kind]
+    path = next((folder / file for file in PIXELS if (folder / file).is_file()), None)
+    if path is None:
+        return side, mean, std
+    told = read_json(path, SETTINGS)
+    told = told.get("image_processor", told)
+    size = told.get("size", side)
+    if isinstance(size, Mapping):
+        size = size.get("height", size.get("shortest_edge", side))
+    mean, std = told.get("image_mean", mean), told.get("image_std", std)
+    fits = all(isinstance(row, list | tuple) and len(row) == 3 for row in (mean, std))
+    if not isinstance(size, int) or not 1 <= size <= 4096 or not fits or min(std) <= 0:
+        raise SETTINGS.bad(path, "says no size, mean and std of pixels")
+    return size, mean, std
+
+
+def _tokenizer(name: str, folder: Path) -> Any:
+    """The tokenizer of a folder, read apart from its config, at whose sight transformers would ask for remote code."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as apart:
+        for file in hub.WORDS:
+            if (folder / file).is_file():
+                Path(apart, file).write_bytes((folder / file).read_bytes())
+        try:
+            return AutoTokenizer.from_pretrained(apart, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # parsers of many kinds
+            raise ModelError(
+                f"model '{name}' has no tokenizer that can be read: put tokenizer.json and tokenizer_config.json "
+                "beside its weights"
+            ) from error
+
+
+def _here(name: str | Path) -> Path | None:
+    """The folder of a model on this disk: given, or in the cache of the hub."""
+    text = str(name)
+    folder = Path(text.removeprefix(FOLDER))
+    if folder.is_dir():
+        return folder
+    try:
+        repo = hub.parse(text) if "/" in text and not text.startswith(FOLDER) else None
+    except ModelError:
+        return None
+    return None if repo is None else hub.cached_folder(repo)

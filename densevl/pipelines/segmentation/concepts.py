@@ -1,0 +1,266 @@
+"""`Concepts`: a photo and some words to a label map, by a model that judges each word for itself.
+
+Each string has its own probability at each place (`concepts.Judged.strength`); a class has that of its best string.
+They do not compete: no softmax, and one word more changes no other's. The label is the class with the highest, the
+first of equals; nothing where that is under a threshold, or a background word has more.
+Shape letters: C classes, h/w the model's map, H/W the photo.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl import __version__, fitted
+from densevl.concepts import ConceptModel, load_concepts
+from densevl.errors import LabelError, OptionError
+from densevl.images import read_image
+from densevl.images.depth import used_bits
+from densevl.pipelines import remarks
+from densevl.pipelines.many import OnError, hearing, one_by_one, source
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
+from densevl.results import SegmentationResult
+from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.weights import require_finite
+
+THRESHOLD = 0.5
+"""Under which the background "auto" takes a pixel: each word says for itself whether it is there."""
+LEAST = 0.5
+UPSAMPLED = 2**26  # numbers of full-size maps held at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """Probabilities (C, h, w) of the classes of a photo and (1, h, w) of background words, and the photo's (H, W)."""
+
+    classes: torch.Tensor
+    background: torch.Tensor
+    size: tuple[int, int]
+
+    def full(self, maps: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The maps at the photo's size, a few classes at a time."""
+        step = max(1, UPSAMPLED // (self.size[0] * self.size[1]))
+        for part in maps.split(step):
+            yield F.interpolate(part[None].float(), size=self.size, mode="bilinear", align_corners=False)[0].clamp_(
+                0, 1
+            )
+
+    def scores(self) -> np.ndarray:
+        """(C, H, W)."""
+        return torch.cat([part.cpu() for part in self.full(self.classes)]).numpy()
+
+    def chances(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        """(C + 1, h, w) at some rows and columns; the last is what background words have, or no class has."""
+        y, x = torch.from_numpy(rows)[:, None], torch.from_numpy(cols)
+        found = torch.cat([part[:, y, x].cpu() for part in self.full(self.classes)])
+        other = torch.cat([part[:, y, x].cpu() for part in self.full(self.background)])
+        return torch.cat([found, torch.maximum(other, 1 - found.amax(dim=0, keepdim=True))]).numpy()
+
+
+class Concepts:
+    """Segmentation by SAM 3 or CLIPSeg; called as a `Segmenter` is.
+
+    >>> segment = Concepts("local-dir:sam3", background=0.4)
+    >>> segment("cat.jpg", ["cat", "dog | puppy"]).save("out/cat.png")
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ConceptModel,
+        *,
+        instance_threshold: float = LEAST,
+        background: BackgroundSpec = "auto",
+        compat: bool = False,
+        device: str | None = None,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            model: as `concepts.load_concepts` takes it, or loaded.
+            instance_threshold: instances less likely than this are left out; SegEarth-OV3 has 0.2 to 0.5 by benchmark.
+            background: a probability under which a pixel gets no label ("auto" is 0.5), words that compete, "1-max",
+                or "none".
+            compat: presence counts twice for instances, as in SegEarth-OV3's code.
+
+        Raises:
+            ModelError, WeightsError, MissingExtraError: the model cannot be loaded. OptionError: an impossible value.
+        """
+        number = isinstance(instance_threshold, int | float) and not isinstance(instance_threshold, bool)
+        if not number or not 0 <= instance_threshold < 1:
+            raise OptionError(f"instance_threshold is {instance_threshold!r}; it is a likelihood of 0 to 1")
+        if not isinstance(compat, bool):
+            raise OptionError(f"compat is {compat!r}; it must be True or False")
+        self.background = self._policy(background)
+        if not isinstance(model, str | Path | ConceptModel):
+            raise OptionError(f"model is a {type(model).__name__}; it must be a name or folder, or a ConceptModel")
+        self.backbone = model if isinstance(model, ConceptModel) else load_concepts(model, device)
+        self.instance_threshold, self.compat = float(instance_threshold), compat
+
+    @hearing
+    def __call__(self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto") -> SegmentationResult:
+        """Segment one image; see `Segmenter.__call__`.
+
+        Returns:
+            labels (H, W) int16, -1 where nothing; confidence is the probability of the label, and of nothing what the
+            best class leaves, or that of the background word. Scores are probabilities, each class for itself.
+
+        Raises:
+            LabelError: unusable labels, or images and vectors among them. ImageError: unreadable image. OptionError: an
+            unusable background.
+        """
+        label_set, policy = LabelSet.parse(labels), self.policy(background)
+        return self._run(image, read_image(image), label_set, policy)
+
+    def many(
+        self,
+        images: Iterable[Any],
+        labels: Labels,
+        *,
+        background: BackgroundSpec = "auto",
+        on_error: OnError | None = None,
+    ) -> Iterator[SegmentationResult]:
+        """Segment many images, in order; see `Segmenter.many`."""
+        label_set, policy = LabelSet.parse(labels), self.policy(background)
+        return one_by_one(
+            images, read_image, lambda image, rgb: self._run(image, rgb, label_set, policy), on_error=on_error
+        )
+
+    def policy(self, background: BackgroundSpec = "auto") -> Background:
+        """The background policy of a call: the own one for "auto"."""
+        same = isinstance(background, str) and background == "auto"
+        return self.background if same else self._policy(background)
+
+    def warnings(self, labels: LabelSet) -> tuple[str, ...]:
+        """What the user should know about these words, a sentence each."""
+        return labels.warnings
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the photo and the labels; ready for JSON."""
+        model = self.backbone
+        return {
+            "densevl": __version__,
+            "model": model.name,
+            "kind": model.kind,
+            "weights": fitted.fingerprint(model),
+            "pixels": [model.side, *model.mean, *model.std],
+            "instance_threshold": self.instance_threshold,
+            "compat": self.compat,
+            "background": asdict(self.background),
+            "recipe": None,
+            "proposals": None,
+            "bits": used_bits(),
+        }
+
+    def _policy(self, background: BackgroundSpec) -> Background:
+        if isinstance(background, str) and background == "auto":
+            return Background(threshold=THRESHOLD)
+        found = Background.parse(background)
+        if found.unknown:
+            raise OptionError("a concept model has no notion of 'unknown'; give a probability, such as background=0.4")
+        return replace(found, threshold=max(found.threshold, 0.5), rest=False) if found.rest else found
+
+    @torch.no_grad()
+    def maps(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> _Maps:
+        """Probabilities of each class: of its best string at each place, the best so far kept as strings are judged.
+
+        Raises:
+            LabelError: labels that are no words.
+        """
+        if len(labels.words) < len(labels.queries):
+            raise LabelError("a concept model is asked by words alone; leave images and vectors out of the labels")
+        known = {word.casefold() for word in labels.words}
+        others = [word for word in (*labels.negatives, *policy.words) if word.casefold() not in known]
+        owner = [*labels.query_classes, *[NOTHING] * len(others)]
+        best: torch.Tensor | None = None
+        at = 0
+        for judged in self.backbone.judgements(rgb, [*labels.words, *others]):
+            strength = judged.strength(self.instance_threshold, compat=self.compat)
+            if best is None:
+                best = strength.new_zeros(len(labels) + 1, *strength.shape[1:])
+            for row in strength:
+                torch.maximum(best[owner[at]], row, out=best[owner[at]])  # NOTHING is -1, the last
+                at += 1
+        if best is None:
+            raise LabelError("no labels to judge")
+        require_finite(best, f"probabilities of model '{self.backbone.name}'")
+        return _Maps(best[:-1], best[-1:], (rgb.shape[0], rgb.shape[1]))
+
+    def decide(self, maps: _Maps, policy: Background) -> tuple[np.ndarray, np.ndarray]:
+        """Labels int16 (H, W) and confidence float32 (H, W)."""
+        best = torch.full(maps.size, -1.0, device=maps.classes.device)
+        labels = torch.zeros(maps.size, dtype=torch.int16, device=maps.classes.device)
+        first = 0
+        for part in maps.full(maps.classes):
+            top, which = part.max(dim=0)
+            labels = torch.where(top > best, (which + first).to(torch.int16), labels)  # the first of equals stays
+            best, first = torch.maximum(best, top), first + len(part)
+        other = torch.cat(list(maps.full(maps.background)))[0]
+        beaten, weak = other > best, best < policy.threshold
+        confidence = torch.where(weak, torch.maximum(other, 1 - best), best)
+        confidence = torch.where(beaten, torch.maximum(other, confidence), confidence)
+        return labels.masked_fill(beaten | weak, NOTHING).cpu().numpy(), confidence.cpu().numpy()
+
+    def _run(self, image: Any, rgb: np.ndarray, labels: LabelSet, policy: Background) -> SegmentationResult:
+        started = time.perf_counter()
+        maps = self.maps(rgb, labels, policy)
+        found, confidence = self.decide(maps, policy)
+        return SegmentationResult(
+            labels=found,
+            names=labels.names,
+            confidence=confidence,
+            image=rgb,
+            meta={
+                "versions": {"densevl": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+                "image": source(image),
+                "model": self.backbone.name,
+                "kind": self.backbone.kind,
+                "instance_threshold": self.instance_threshold,
+                "compat": self.compat,
+                "background": str(policy),
+                "device": str(self.backbone.device),
+                "seconds": round(time.perf_counter() - started, 3),
+            },
+            warnings=(*self.warnings(labels), *remarks.of_labels(found)),
+            scores_fn=maps.scores,
+            chances_fn=maps.chances,
+        )
+
+
+UNFIT = (
+    *("weights", "recipe", "templates", "text", "presence", "protocol", "views", "proxy", "sam", "proposals"),
+    *("refine", "upsampler", "bank", "decoder"),
+)
+"""Settings of `Segmenter` that mean nothing to a concept model."""
+
+
+def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, (), "", "none")) -> dict[str, Any]:
+    """What `Concepts` takes, of settings of `Segmenter` as a command or an experiment has them.
+
+    Raises:
+        OptionError: one that is for other models.
+    """
+    given = next((name for name in UNFIT if options.get(name) not in unset and not _is_plain(options[name])), None)
+    odd = "precision" if options.get("precision") not in (None, "float32") else given
+    if odd is not None:
+        raise OptionError(
+            f"{odd} is for models that compare features with words; a concept model judges each word for itself: leave "
+            f"it out (--{odd.replace('_', '-')})"
+        )
+    least = options.get("instance_threshold")
+    taken: dict[str, Any] = {
+        name: options[name] for name in ("model", "background", "compat", "device") if name in options
+    }
+    return {**taken, "instance_threshold": LEAST if least is None else least}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether text options are none."""
+    return type(value).__name__ == "TextOptions" and value == type(value)()
