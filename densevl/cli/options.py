@@ -36,7 +36,7 @@ SCOPES = ("image", "window")
 REFINEMENTS = ("anyup", "jbu", "jafar", "pamr", "edges", "lposs+", "proxy", "segments", "vote", "none")
 TEMPLATE_WEIGHTS, PARENTS = ("equal", "image", "region", "pixel"), ("none", "pixel", "image")
 VIEWS = ("flip", "flip+scale", "itaclip")
-BACKGROUNDS = ("auto", "none", "unknown", "1-max", "scenes", "voc", "coco-object", "context")
+BACKGROUNDS = ("auto", "none", "unknown", "1-max", "foreground", "scenes", "voc", "coco-object", "context")
 OPERATORS = (
     "pool",
     "roi",

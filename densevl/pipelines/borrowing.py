@@ -61,7 +61,7 @@ def _load(recipe: Recipe | None, given: Borrowed, own: str, option: str, device:
     if isinstance(given, Lender):
         return given
     if given is not None:
-        return load_proxy(given, device=device)
+        return DinoiserHeads.found_in(given) or load_proxy(given, device=device)
     try:
         return load_proxy(own, device=device)
     except ModelError as error:

@@ -21,6 +21,7 @@ MAX_WORDS = 5_000
 NOTHING = -1  # the label of a pixel that belongs to no class
 UNKNOWN = "unknown"
 REST = "1-max"
+FOREGROUND = "foreground"
 
 _OUTDOORS = ("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands")
 _BUILT = ("desk", "bed", "building", "cloud")
@@ -53,7 +54,7 @@ PLACES: tuple[str, ...] = (
 ALONE = ("auto", "none")
 """Policies that are the whole of a string."""
 NEWEST = {name.split("@")[0]: name for name in WORD_LISTS}
-NAMES = (*ALONE, UNKNOWN, REST, SCENES, *NEWEST, *WORD_LISTS)
+NAMES = (*ALONE, UNKNOWN, REST, FOREGROUND, SCENES, *NEWEST, *WORD_LISTS)
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Background:
         rest: background has the probability that the best string leaves, 1 - max p (the rule of FreeCP, there on
             refined maps): where that is more than max p, so where max p < 0.5, a pixel is labelled nothing, with
             1 - max p as its confidence.
+        foreground: where no string has 0.99 at the scale of 100 and CLIP-DINOiser's second head tells no object, a
+            pixel is labelled nothing; for segmenters that were given its heads as their proxy.
         scenes: so many more words, chosen for each image: those of `PLACES` that are likest to it as a whole, without
             those that name what a label does (after BIRDet, Zeng et al., 2024, where a trained net
             ranks them).
@@ -76,6 +79,7 @@ class Background:
     threshold: float = 0.0
     unknown: bool = False
     rest: bool = False
+    foreground: bool = False
     scenes: int = 0
 
     def __post_init__(self) -> None:
@@ -88,8 +92,9 @@ class Background:
 
         Args:
             spec: None or "none"; a probability; words as a list, or as a file that `LabelSet.parse` reads; or a string
-                of parts with commas between, each a word, a probability, "unknown", "1-max", "scenes" or "scenes:8",
-                or a list of `WORD_LISTS` ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a threshold.
+                of parts with commas between, each a word, a probability, "unknown", "1-max", "foreground", "scenes" or
+                "scenes:8", or a list of `WORD_LISTS` ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a
+                threshold.
 
         Raises:
             OptionError: a threshold outside 0..1, an unknown version, a mistyped name, words that are not strings or
@@ -125,6 +130,8 @@ class Background:
             return replace(self, unknown=True)
         if part == REST:
             return replace(self, rest=True)
+        if part == FOREGROUND:
+            return replace(self, foreground=True)
         if part.split(":")[0] == SCENES:
             return replace(self, scenes=_count(part))
         if name in WORD_LISTS:
@@ -153,6 +160,7 @@ class Background:
 
     def __str__(self) -> str:
         parts = [", ".join(self.words)] * bool(self.words) + [UNKNOWN] * self.unknown + [REST] * self.rest
+        parts += ["no object by the heads of CLIP-DINOiser"] * self.foreground
         parts += [f"{self.scenes} of {len(PLACES)} places, by the image"] * bool(self.scenes)
         parts += [f"probability under {self.threshold:g}"] * (self.threshold > 0)
         return "; ".join(parts) or "none"

@@ -15,6 +15,7 @@ from densevl.backbones.proxies.state import read_state
 from densevl.errors import ModelError, WeightsError
 from densevl.recipes.tower import Tower
 from densevl.recipes.trunk import run_trunk
+from densevl.weights import SUFFIXES
 
 TAP = 3  # blocks from the end
 NAMES = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.bias")
@@ -23,7 +24,8 @@ NAMES = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.
 class DinoiserHeads:
     """The convolutions as a proxy: `encode_dense(pixels, "dinoiser", proxy=DinoiserHeads.load("last.pt"))`.
 
-    Their input is CLIP's, so they fit only the width they were trained on.
+    Their input is CLIP's, so they fit only the width they were trained on. Pipelines take the file too:
+    `Segmenter(recipe="dinoiser", proxy="last.pt", background="foreground")`, `--proxy last.pt --background foreground`.
     """
 
     name = "dinoiser-heads"
@@ -53,6 +55,18 @@ class DinoiserHeads:
             WeightsError: unreadable, or something else.
         """
         return cls(read_state(Path(path)))
+
+    @classmethod
+    def found_in(cls, path: str | Path) -> DinoiserHeads | None:
+        """The heads of a file, None for a file of something else, or none.
+
+        Raises:
+            WeightsError: unreadable, or heads that do not fit each other.
+        """
+        if Path(path).suffix.lower() not in SUFFIXES or not Path(path).is_file():
+            return None
+        state = read_state(Path(path))
+        return cls(state) if NAMES[0] in state else None
 
     def from_tower(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         """Features (B, P, h, w) whose cosines are the learned affinity, for normalised pixels (B, 3, H, W)."""

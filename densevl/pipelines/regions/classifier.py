@@ -274,7 +274,7 @@ class RegionClassifier:
         Raises:
             LabelError: unusable labels or background.
         """
-        label_set, policy = LabelSet.parse(labels), self._segment.policy(background)
+        label_set, policy = LabelSet.parse(labels), self.policy(background)
         text = self._segment.text_for(found.image, label_set, policy)
         judged = self.scorer.judge(found, text)
         flat = remarks.of_scores(judged) if text.bias is None else ()
@@ -490,7 +490,10 @@ class RegionClassifier:
         Raises:
             LabelError: unusable.
         """
-        return self._segment.policy(background)
+        policy = self._segment.policy(background)
+        if policy.foreground:
+            raise OptionError("background 'foreground' tells pixels, and regions are named here; take another")
+        return policy
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """Labels and background words as unit vectors, for photos to come; see `Segmenter.embed_text`.
@@ -533,7 +536,7 @@ class RegionClassifier:
 
     def warnings(self, labels: Labels, background: BackgroundSpec = "auto") -> tuple[str, ...]:
         """What the user should know about these words before anything is looked at, a sentence each."""
-        return self._segment.warnings(LabelSet.parse(labels), self._segment.policy(background))
+        return self._segment.warnings(LabelSet.parse(labels), self.policy(background))
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
         return {

@@ -17,6 +17,7 @@ from PIL import Image
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
+from densevl.backbones.proxies import DinoiserHeads
 from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError, RecipeError
 from densevl.images import read_image, resize
@@ -53,6 +54,7 @@ Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
 BackgroundSpec = str | float | Sequence[str] | Background | None
 
 KEPT_VOCABULARIES = 16
+SURE, SURE_SCALE = 0.99, 100.0  # of CLIP-DINOiser, of which nothing is background
 REPORTED = ("torch", "open_clip_torch", "timm")
 
 
@@ -153,7 +155,8 @@ class Segmenter:
             templates: prompt templates (see `vocabulary.templates`); None takes the model's own.
             text: descriptors, template weights, hierarchies, a transform of embeddings; None is none of them.
             background: when a pixel gets no label: "auto" (the model's default), "none", "unknown", "1-max", a
-                probability, words that compete, or a list such as "voc"; see `Background.parse`.
+                probability, "foreground" (by CLIP-DINOiser's heads), words that compete, or a list such as "voc"; see
+                `Background.parse`.
             presence: a class that reaches this probability (0..1) at no patch, at the model's own logit scale, is
                 judged not in the image: it is dropped before labels are decided and named in `meta["absent"]`; its
                 scores stay. MaskCLIP's prompt denoising has 0.5. None keeps all.
@@ -209,6 +212,7 @@ class Segmenter:
         self.background = self._policy(background)
         refines = frozenset({refinement.PROXY} & set(self.refine))
         self.proxy, self.sam = borrow(self.recipe, proxy, sam, str(self.backbone.device), refines)
+        self._require_heads(self.background)
         averaged = self.views is not None or bank is not None
         self.upsampling = upsampling(self.refine, upsampler, self.backbone, self.recipe, averaged=averaged)
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
@@ -379,8 +383,7 @@ class Segmenter:
             pixels, _ = feed(rgb, self.backbone, self.protocol, scale)
             scores, windows = self.upsampling(scores, windows, heard, text, pixels)
         scores = levelled(scores, text)
-        pools = self.recipe is not None and "masks" in self.recipe.reads
-        return Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
+        return self._evidence(scores, windows, text, rgb, policy, segments)
 
     def project(
         self,
@@ -450,8 +453,7 @@ class Segmenter:
         label_set, policy, started = LabelSet.parse(labels), self.policy(background), time.perf_counter()
         text = self.text_for(rgb, label_set, policy)
         scores = levelled(against(tokens.float(), text)[None], text)
-        pools = self.recipe is not None and "masks" in self.recipe.reads
-        evidence = Evidence(scores, grid, text, segments.ids > 0 if pools and segments is not None else None)
+        evidence = self._evidence(scores, grid, text, rgb, policy, segments)
         result = self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
         return replace(result, again_fn=partial(self._again, image, rgb, segments, tokens, grid))
 
@@ -643,7 +645,52 @@ class Segmenter:
             OptionError: unusable.
         """
         same = isinstance(background, str) and background == "auto"
-        return self.background if same else self._policy(background)
+        return self.background if same else self._require_heads(self._policy(background))
+
+    def _require_heads(self, policy: Background) -> Background:
+        if policy.foreground and not isinstance(self.proxy, DinoiserHeads):
+            raise OptionError(
+                "background 'foreground' is told by the heads of CLIP-DINOiser: take recipe 'dinoiser' with their file "
+                "as its proxy"
+            )
+        return policy
+
+    def _evidence(
+        self,
+        scores: torch.Tensor,
+        windows: WindowGrid,
+        text: TextEmbeddings,
+        rgb: np.ndarray,
+        policy: Background,
+        segments: Segments | None,
+    ) -> Evidence:
+        """Scores, and of which pixels they are."""
+        pools = self.recipe is not None and "masks" in self.recipe.reads
+        found = Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
+        return found.within(self._objects(rgb, scores, windows, text.classes)) if policy.foreground else found
+
+    def _objects(
+        self, rgb: np.ndarray, scores: torch.Tensor, windows: WindowGrid, classes: torch.Tensor
+    ) -> torch.Tensor:
+        """Where CLIP-DINOiser sees an object or is sure of a string: bool (H, W); see `Background.foreground`.
+
+        Background has the probability 1 at patches where neither is so, and competes with the classes after resizing.
+        """
+        pixels, laid = feed(rgb, self.backbone, self.protocol)
+        heads: Any = self.proxy
+        parts = [heads.foreground(self.backbone.tower, part) for part in laid.batches(pixels, 1)]  # type: ignore[attr-defined]
+        front = laid.with_tokens(*parts[0].shape[1:]).assemble(torch.cat(parts)[..., None], 1)
+        if front.shape[:3] != scores.shape[:3]:
+            raise RecipeError(
+                "background 'foreground' is for recipe 'dinoiser', whose scores are on CLIP's own patches"
+            )
+        p = (SURE_SCALE * scores).softmax(dim=-1)
+        nowhere = (p.amax(dim=-1, keepdim=True) < SURE) & (front <= 0.5).to(p.device)
+        count = int(classes.max()) + 1
+        plan = windows.plan(rgb.shape[0], rgb.shape[1])
+        columns, owners = torch.cat([p, nowhere.to(p)], dim=-1), torch.cat([classes, classes.new_tensor([count])])
+        volume = class_scores(columns, plan, owners, count + 1)[0]
+        return volume[:-1].amax(dim=0) > volume[-1]
 
     def _refiner(self, rgb: np.ndarray, segments: Segments | None) -> Refine | None:
         if not self.refine:
