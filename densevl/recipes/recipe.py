@@ -207,6 +207,11 @@ class Recipe(Slots):
         return next(iter(found(Proxy, self.slots)), None)
 
     @cached_property
+    def clusters(self) -> bool:
+        """Whether the likeness of patches comes out beside features, so that their clusters can vote (CLIPtrase)."""
+        return getattr(self.readout, "likeness", None) is not None
+
+    @cached_property
     def needs_cls(self) -> bool:
         """Whether it works only where the tower has a CLS token."""
         return any(part.needs_cls for part in within(self.slots))

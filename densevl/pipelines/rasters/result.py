@@ -107,8 +107,8 @@ class BlockSegmenter:
         """
         segment = self.segmenter
         if segment.refine or segment.presence is not None:
-            what = "refine" if segment.refine else "presence"
-            raise OptionError(f"{what} needs the whole picture, which does not go block by block; leave it out")
+            what, way = ("refine", "take 'none'") if segment.refine else ("presence", "leave it out")
+            raise OptionError(f"{what} needs the whole picture, which does not go block by block; {way}")
         if not segment.separable:
             what = f"recipe '{segment.recipe.name}'" if segment.recipe is not None else "this"
             what = "views" if segment.views is not None else what

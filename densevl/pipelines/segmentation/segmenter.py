@@ -30,7 +30,7 @@ from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed, borrow
-from densevl.pipelines.feeding import fed_size, feed, settle
+from densevl.pipelines.feeding import fed_size, feed, picture_size, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
@@ -39,6 +39,7 @@ from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.segmentation.upsampling import Heard, upsampling
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
+from densevl.refine import segment_by_affinity
 from densevl.refine.upsampling import Upsampler
 from densevl.regions.naming import against
 from densevl.regions.operators.dense import has_features, token_means
@@ -174,7 +175,8 @@ class Segmenter:
                 pixels of like colour; "edges", the same over short distances on a small copy, cheaply; "lposs+", they
                 are propagated over pixels; "proxy", they flow between places that the proxy sees as alike (CLIPer's
                 last step); "segments", they are mixed with their mean over each segment; and, last, "vote", each
-                segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice.
+                segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice,
+                or for cliptrase a vote of its own clusters.
             upsampler: the file of the upsampler that `refine` names, as it is published or as safetensors, or one of
                 `refine.upsampling.load_upsampler`.
             bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
@@ -200,7 +202,10 @@ class Segmenter:
         asked, self.views = refinement.parse(refine), Views.parse(views)
         self.presence = presence
         self.backbone = load(model, weights, device, precision)
-        self.refine = refinement.parse(self.backbone.refine) if refine is None else asked
+        self.refine = asked
+        if refine is None:
+            clustered = chosen is not None and chosen.clusters
+            self.refine = (refinement.VOTE,) if clustered else refinement.parse(self.backbone.refine)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
@@ -344,7 +349,7 @@ class Segmenter:
         }
 
     def segments(self, rgb: np.ndarray, given: Any = None) -> Segments | None:
-        """The segments of a photo: those given, else proposed, else None.
+        """The segments of a photo: those given, else proposed, else clusters of a recipe that has some, else None.
 
         Raises:
             ProposalError: unusable regions. RecipeError: there are none, and the recipe or a refinement needs some.
@@ -356,6 +361,8 @@ class Segmenter:
         reads = next((name for name in self.refine if name in refinement.READ_SEGMENTS), None)
         if not needs_some and reads is None and self.banks is None:
             return None
+        if self._proposer is None and recipe is not None and recipe.clusters and self.banks is None:
+            return self._clusters(rgb)
         if self._proposer is None:
             who = f"recipe '{recipe.name}'" if recipe is not None and needs_some else f"refine '{reads}'"
             who = who if needs_some or self.banks is None else "a bank"
@@ -365,6 +372,17 @@ class Segmenter:
                 "them"
             )
         return Segments.parse(self._proposer(rgb), rgb.shape[:2])
+
+    @torch.no_grad()
+    def _clusters(self, rgb: np.ndarray) -> Segments | None:
+        """Clusters of patches by the likeness that the recipe gives, of the whole photo at the model's own size."""
+        side = min(picture_size(self.backbone))  # the clusters' settings are for this
+        pixels, _ = feed(rgb, self.backbone, replace(self.protocol, short_side=side, crop=None, stride=None))
+        dense = self.backbone.encode_dense(pixels, self.recipe)
+        if dense.affinity is None:
+            return None
+        ids = segment_by_affinity(dense.affinity[0], dense.grid, (rgb.shape[0], rgb.shape[1]))
+        return Segments(ids.cpu() + 1)
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""

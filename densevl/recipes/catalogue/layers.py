@@ -55,8 +55,8 @@ ENTRIES = (
             miou(50.9, 29.9, 43.6, 81.0, 33.8, 22.8, None, 16.4),
             "centre crop 224 of image and ground truth, with its clusters voting: not comparable with the others",
         ),
-        note="The attention. Its clusters: `refine.segment_by_affinity` on the `affinity` that comes out, then "
-        "`refine.majority_vote`.",
+        note="`Segmenter` clusters the `affinity` that comes out of the photo (`refine.segment_by_affinity`), and "
+        "each cluster votes; refine='none' is the attention alone.",
     ),
     Recipe(
         "itaclip",
