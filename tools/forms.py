@@ -69,13 +69,16 @@ class Saved:
 
     Attributes:
         load: arguments of `load_backbone`. image: of pixels (B, 3, S, S) to vectors. text: of tokens (T, N) to vectors;
-            None for a model without a text side. tokens: rows as its tokenizer makes them.
+            None for a model without a text side. tokens: rows as its tokenizer makes them. dense: of pixels to
+            patches (B, N, D), where its authors read those. parts: the modules that compute it.
     """
 
     load: dict[str, Any]
     image: Callable[[torch.Tensor], torch.Tensor]
     text: Callable[[torch.Tensor], torch.Tensor] | None
     tokens: torch.Tensor
+    dense: Callable[[torch.Tensor], torch.Tensor] | None = None
+    parts: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,221 @@ def tips(transformers: Any, gated: bool = False) -> Any:
     vision = transformers.Tipsv2VisionConfig(hidden_size=64, mlp_ratio=3, use_swiglu_ffn=gated, **sizes)
     text = {**TEXT, "hidden_size": 64, "intermediate_size": 96, "vocab_size": VOCABULARY, "hidden_act": "relu"}
     return transformers.Tipsv2Model(transformers.Tipsv2Config(vision_config=vision.to_dict(), text_config=text))
+
+
+def packed(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Pixels (B, 3, H, W) as SigLIP 2 of any resolution takes them: patches in a row, rows before colours."""
+    grid = pixels.shape[2] // 8, pixels.shape[3] // 8
+    cells = pixels.unflatten(2, (-1, 8)).unflatten(4, (-1, 8)).permute(0, 2, 4, 3, 5, 1)
+    mask = torch.ones(len(pixels), grid[0] * grid[1], dtype=torch.long)
+    return {
+        "pixel_values": cells.flatten(3).flatten(1, 2),
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor([grid] * len(pixels)),
+    }
+
+
+def any_size(folder: Path) -> Saved:
+    """SigLIP 2 of any resolution."""
+    model = naflex(folder)
+    return Saved(
+        {"name": str(folder)},
+        lambda x: pooled(model.get_image_features(**packed(x))),
+        lambda x: pooled(model.get_text_features(input_ids=x)),
+        rows(1, 1),
+    )
+
+
+def naflex(folder: Path) -> Any:
+    """A random model of transformers, saved with a tokenizer."""
+    import transformers
+
+    vision = {key: value for key, value in VISION.items() if key != "image_size"}
+    text = {**TEXT, "vocab_size": VOCABULARY, "projection_size": 64, "hidden_size": 64, "num_attention_heads": 1}
+    made = transformers.Siglip2Config(vision_config={**vision, "num_patches": (SIDE // 8) ** 2}, text_config=text)
+    model = scaled(transformers.Siglip2Model(made))
+    model.save_pretrained(folder)
+    tokenizer(folder)
+    return model
+
+
+def fg_clip(folder: Path) -> Saved:
+    """FG-CLIP 2: every patch asks in a pool of its own; words of boxes have a layer of their own. An image is a box."""
+    from transformers.models.siglip2.modeling_siglip2 import Siglip2MultiheadAttentionPoolingHead as Pool
+
+    model = naflex(folder)
+    pool, words = scaled(Pool(model.config.vision_config)), scaled(nn.Linear(64, 64))
+    more = {f"dense_feature_head.{key}": x.clone() for key, x in pool.state_dict().items()}
+    more |= {f"{kind}text_head.{key}": x.clone() for key, x in words.state_dict().items() for kind in ("box", "long")}
+    more |= {f"text_model.embeddings.position_embedding_{kind}.weight": torch.ones(2, 64) for kind in ("res", "ori")}
+    save_file({**{key: x.clone() for key, x in model.state_dict().items()}, **more}, folder / "model.safetensors")
+
+    def dense(pixels: torch.Tensor) -> torch.Tensor:
+        x = model.vision_model(**packed(pixels)).last_hidden_state
+        h = pool.attention(x, x, x)[0]
+        return h + pool.mlp(pool.layernorm(h))
+
+    return Saved(
+        {"name": str(folder)},
+        lambda x: dense(x).mean(dim=1),
+        lambda x: words(model.text_model(input_ids=x).last_hidden_state[:, -1]),
+        rows(1, 1),
+        dense,
+        (model, pool),
+    )
+
+
+class TextBlock(nn.Module):
+    """A block of dino.txt's text side, whose projections have no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.attention = nn.ModuleDict({"qkv": nn.Linear(64, 192, bias=False), "proj": nn.Linear(64, 64)})
+        self.feed_forward = nn.ModuleDict({"fc1": nn.Linear(64, 256), "fc2": nn.Linear(256, 64)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.attention["qkv"](self.attention_norm(x)).chunk(3, dim=-1)
+        after = torch.ones(x.shape[1], x.shape[1]).triu(1).bool()
+        look = (q @ k.mT / 8).masked_fill(after, -math.inf).softmax(dim=-1)
+        x = x + self.attention["proj"](look @ v)
+        hidden = self.feed_forward["fc1"](self.ffn_norm(x))
+        return x + self.feed_forward["fc2"](hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2)
+
+
+class HeadBlock(nn.Module):
+    """A block of dino.txt's vision head: layer scales and a gated MLP."""
+
+    def __init__(self, width: int = 64, heads: int = 1) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(width, 3 * width, bias=False), "proj": nn.Linear(width, width)})
+        self.ls1, self.ls2 = (nn.ParameterDict({"gamma": torch.rand(width) + 0.5}) for _ in range(2))
+        self.mlp = nn.ModuleDict({"w12": nn.Linear(width, 96), "w3": nn.Linear(48, width)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.projected(x))
+        look = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1)
+        x = x + self.ls1["gamma"] * self.attn["proj"]((look @ v).transpose(1, 2).flatten(2))
+        return x + self.ls2["gamma"] * self.gated(self.norm2(x))
+
+    def projected(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.attn["qkv"](self.norm1(x)).chunk(3, dim=-1)
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.mlp["w12"](x).chunk(2, dim=-1)
+        return self.mlp["w3"](gate / (1 + (-gate).exp()) * value)
+
+
+DINO = {
+    "2": ("vit_large_patch14_reg4_dinov2", {"img_size": SIDE, "patch_size": 8, "dynamic_img_size": True}),
+    "3": ("vit_large_patch16_dinov3", {"img_size": 128, "patch_size": 8, "mlp_ratio": 2}),
+}
+
+
+def dino_txt(version: str, folder: Path) -> Saved:
+    """dino.txt: a tower of timm, two blocks and a norm, and a text side; three files of DINOv2, two of DINOv3."""
+    name, sizes = DINO[version]
+    tower = scaled(timm.create_model(name, **sizes, embed_dim=64, depth=2, num_heads=1, num_classes=0))
+    head, norm = scaled(nn.Sequential(HeadBlock(), HeadBlock())), scaled(nn.LayerNorm(64))
+    words = scaled(nn.Sequential(TextBlock(), TextBlock()))
+    table, places, last = torch.randn(49408, 64), torch.randn(LENGTH, 64), torch.randn(128, 64) / 8
+    blocks = "block_list" if version == "2" else "blocks"
+    vision = {f"{blocks}.{key}": x for key, x in head.state_dict().items()}
+    vision |= {f"ln_final.{key}": x for key, x in norm.state_dict().items()}
+    text = {f"backbone.blocks.{key}": x for key, x in words.state_dict().items()}
+    text |= {"backbone.token_embedding.weight": table, "backbone.positional_embedding": places}
+    text |= {"backbone.ln_final.weight": torch.ones(64), "backbone.ln_final.bias": torch.zeros(64)}
+    text["head.linear_projection.weight"] = last
+    torch.save(tower.state_dict(), folder / "tower.pth")
+    if version == "2":
+        torch.save(vision, folder / "vision_head.pth")
+        torch.save(text, folder / "text_encoder.pth")
+    else:  # its gate is a layer of its own
+        for key in [key for key in vision if ".w12." in key]:
+            for number, part in enumerate(vision.pop(key).chunk(2), 1):
+                vision[key.replace("w12", f"w{number}")] = part
+        whole = {f"visual_model.head.{key}": x for key, x in vision.items()}
+        whole |= {f"text_model.{key}": x for key, x in text.items()} | {"logit_scale": torch.tensor(4.0)}
+        torch.save(whole, folder / "vision_head_and_text_encoder.pth")
+
+    def dense(pixels: torch.Tensor) -> torch.Tensor:
+        return norm(head(tower.forward_features(pixels)))[:, 5:]
+
+    def read(tokens: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.layer_norm(words(table[tokens] + places), (64,))
+        return (x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ last.mT)[:, 64:]
+
+    return Saved(
+        {"name": str(folder)}, lambda x: dense(x).mean(dim=1), read, rows(49407, 0), dense, (tower, head, norm)
+    )
+
+
+class Adaptor(nn.Module):
+    """The second form of the MLP of RADIO's adaptors, with one step inside."""
+
+    def __init__(self, width: int, hidden: int, out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, hidden))])
+        self.final = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.fc1(x)
+        norm, _, linear = self.final
+        between, _, step = self.blocks[0]
+        x = first + step(gelu(between(first)))
+        return linear(gelu(norm(x)))
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
+
+
+def radio(folder: Path) -> Saved:
+    """RADIO in NVIDIA's names with adaptors for three teachers, beside the SigLIP of one of them."""
+    import transformers
+
+    text = {**TEXT, "vocab_size": VOCABULARY, "projection_size": 40}
+    words = transformers.SiglipConfig(vision_config={**VISION, "hidden_size": 40}, text_config=text)
+    siglip = scaled(transformers.SiglipModel(words))
+    siglip.save_pretrained(folder / "siglip")
+    tokenizer(folder / "siglip")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "patch_size": 8}
+    made = transformers.RadioConfig(**sizes, max_img_size=128, num_cls_tokens=3, num_registers=1)
+    model = scaled(transformers.RadioModel(made))
+    model.make_preprocessor_external()
+    heads = nn.ModuleList(scaled(Adaptor(64, 48, out)) for out in (24, 32, 40))
+    own = model.state_dict()
+    theirs = {
+        "base_model.patch_generator.embedder.weight": own["embeddings.patch_projection.weight"],
+        "base_model.patch_generator.pos_embed": own["embeddings.position_embedding"],
+        "base_model.patch_generator.cls_token.token": own["embeddings.cls_register_token"],
+        "input_conditioner.norm_mean": torch.tensor(made.norm_mean).view(3, 1, 1),
+        "input_conditioner.norm_std": torch.tensor(made.norm_std).view(3, 1, 1),
+        **{f"_heads.{key}": x for key, x in heads.state_dict().items()},
+        **{f"_feature_projections.{key}": x for key, x in heads.state_dict().items()},
+    }
+    for key, value in own.items():
+        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.*)", key):
+            name = match[2].replace("layer_scale", "ls").replace("lambda1", "gamma")
+            name = name.replace("attention.o_proj", "attn.proj")
+            if "k_proj" in name or "v_proj" in name:
+                continue
+            if "q_proj" in name:
+                value = torch.cat([own[key.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+                name = name.replace("attention.q_proj", "attn.qkv")
+            theirs[f"base_model.blocks.{match[1]}.{name}"] = value
+    torch.save({"state_dict": theirs, "args": Namespace(model="vit_base_patch16_224")}, folder / "radio.pth.tar")
+    return Saved(
+        {"name": str(folder / "siglip"), "weights": folder / "radio.pth.tar"},
+        lambda x: heads[2](model(pixel_values=x).last_hidden_state[:, 2]),
+        lambda x: pooled(siglip.get_text_features(input_ids=x)),
+        rows(1, 1),
+        lambda x: heads[2](model(pixel_values=x).features),
+        (model, heads),
+    )
 
 
 def chinese(transformers: Any) -> Any:
@@ -583,6 +801,11 @@ ROWS = {
     "tipsv2-gated": Row(
         "TIPSv2 g", "folder", "transformers", partial(hugging, partial(tips, gated=True), 1, 0, LENGTH)
     ),
+    "siglip2-any": Row("SigLIP 2 of any resolution", "folder", "transformers", any_size),
+    "fgclip2": Row("FG-CLIP 2, words of boxes", "folder", "transformers", fg_clip),
+    "dinotxt-2": Row("dino.txt on DINOv2", "folder of three `.pth`", "timm", partial(dino_txt, "2")),
+    "dinotxt-3": Row("dino.txt on DINOv3", "folder of two `.pth`", "timm", partial(dino_txt, "3")),
+    "radio": Row("RADIO, words of SigLIP 2", "`.pth.tar` beside a folder", "transformers", radio),
     "chinese": Row("Chinese-CLIP", "folder", "transformers", partial(hugging, chinese, 102, 0, LENGTH)),
     "alt": Row("AltCLIP", "folder", "transformers", partial(hugging, alt, 2, 1, LENGTH)),
     "vision": Row("the image side of CLIP; LLM2CLIP's form", "folder, text vectors", "transformers", vision_alone),
@@ -611,7 +834,7 @@ ROWS = {
 def differences(saved: Saved) -> tuple[float, float | None]:
     """The largest difference of image and of text vectors from the publisher's."""
     backbone: Any = load_backbone(**saved.load, device="cpu")
-    pixels = torch.randn(2, 3, SIDE, SIDE)
+    pixels = torch.randn(2, 3, *backbone.tower.image_size)
     image = float((backbone.encode_image(pixels) - saved.image(pixels)).abs().max())
     if saved.text is None:
         return image, None

@@ -19,6 +19,7 @@ from densevl.backbones.precision import BYTES, LoweredTower, lowerable
 from densevl.backbones.text.side import TextSide, told_of
 from densevl.backbones.text.tokenizers import has_tokenizer, tokenizer_of
 from densevl.backbones.towers.differential import make_differential
+from densevl.backbones.towers.speaking import Speaking
 from densevl.errors import MissingExtraError, ModelError
 from densevl.saved import said
 from densevl.weights import WAY_OUT, State, assign, bad_file, require_fit
@@ -35,7 +36,7 @@ PLAN = "densevl.memory"
 LARGE = 2e9
 TRUNK = {
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_layer"),
-    *("use_post_norm", "num_classes", "norm_eps"),
+    *("use_post_norm", "num_classes", "norm_eps", "reg_tokens"),
 }
 """Keywords of timm's `create_model` that a form or a config may say."""
 POSITIONS = "positional_embedding"
@@ -134,7 +135,7 @@ def build(
     )
     backbone.precision = precision
     words = form.text or told_of(getattr(model, "text", None), text)
-    backbone.plan = Plan(config, form.trunk, words, form.attention, folder, _parameters(wanted), needs)
+    backbone.plan = Plan(config, form.trunk, words, form.attention, form.head, folder, _parameters(wanted), needs)
     return backbone
 
 
@@ -233,6 +234,8 @@ def _network(model_config: Mapping[str, Any], form: Form) -> Any:
     model = kind(**config, cast_dtype=None)
     if form.trunk:
         _replace_trunk(model.visual, {**vision, "timm_model_name": trunk_name}, form.trunk)
+    if form.head:
+        model.visual = Speaking(model.visual.trunk, form.head)
     if form.attention == "differential":
         make_differential(model)
     if form.text:

@@ -18,14 +18,15 @@ from densevl.backbones.text.tokenizers import as_its_folder
 from densevl.concepts import concept_kind
 from densevl.errors import ModelError, suggest
 from densevl.saved import Kind, read_json
-from densevl.weights import bad_file, hub
+from densevl.weights import State, bad_file, hub
 from densevl.weights.facts import GELU, QUICK, Fact, Facts, Form, activations, said
-from densevl.weights.folders import read_weights, weights_in
+from densevl.weights.folders import parts_in, read_weights, weights_in
 from densevl.weights.forms import recognise
+from densevl.weights.forms.dinotxt import is_dinotxt, on_its_tower
 from densevl.weights.forms.heads import cut, wordless
-from densevl.weights.forms.lora import NAME as ADAPTER
 from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.forms.pixels import Processor, read_processor
+from densevl.weights.forms.radio import beside_words, is_radio
 from densevl.weights.given import given
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import PIXELS, architectures, config_of, of_architecture, of_tag, tags_of, unknown
@@ -116,6 +117,8 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
         raise ModelError(
             f"folder {folder} is a repository of the hub cache: name it {hub.PREFIX}ORG/REPO, or one of its snapshots"
         )
+    if not own.is_file() and (state := parts_in(folder)):
+        return of_form(recognise(state, folder, words=how.words is not None), folder, how)
     if not own.is_file() and not theirs.is_file():
         raise ModelError(f"folder {folder} has no {CONFIG} or {THEIR_CONFIG}; name a folder with one and its weights")
     if (kind := concept_kind(folder)) and not own.is_file():
@@ -131,7 +134,7 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
 
 
 def from_files(name: str, weights: Path, how: How) -> Backbone:
-    if (weights / ADAPTER).is_file():  # of LoRA
+    if weights.is_dir():  # of LoRA, or of a repository
         weights = weights_in(weights, own=False) or weights
     if name == "mini":
         from densevl.backbones.mini import Mini
@@ -185,6 +188,8 @@ def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[
     form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
     if not form.decides:
         form = replace(form, trunk=TRUNKS.get(arch))
+    elif form.head and form.config and form.config["text_cfg"].get("hf_tokenizer_name"):  # of the words beside it
+        form.config["text_cfg"] = {**form.config["text_cfg"], **config["text_cfg"]}
     if arch in TRUNKS:
         head = form.state.get("visual.head.proj.weight")
         config |= {"embed_dim": len(head)} if head is not None and head.ndim else {}
@@ -221,8 +226,9 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         told = said(
             config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
         )
-        kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention")}
-    form = replace(form, facts={}, **kept)
+        known = str(extra.get("form") or form.name)
+        kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention", "head")}
+    form = replace(form, name=known, facts={}, **kept)
     return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
 
 
@@ -263,9 +269,10 @@ def _read(
     """
     read = read_weights(path)
     found = read.tensors
-    if base is not None and is_adapter(found) and (model := base()):
-        found = merge(read_weights(model).tensors, found, path)
-    form = replace(recognise(found, path, config, pixels, words=how.words is not None), notes=read.notes)
+    if base is not None and (put := _onto(found)) and (model := base()):
+        found = put(read_weights(model).tensors, found, path)
+    form = recognise(found, path, config, pixels, words=how.words is not None)
+    form = replace(form, notes=(*read.notes, *form.notes))
     if not form.tower or how.words is not None:
         return form
     model = base() if base is not None else None
@@ -278,6 +285,15 @@ def _read(
         )
     whole = recognise(read_weights(model).tensors, model, config, pixels)
     return replace(whole, name=form.name, state={**whole.state, **form.state}, notes=form.notes)
+
+
+def _onto(found: State) -> Callable[[State, State, Path], State] | None:
+    """How a file is put together with the model beside it; None for one that is not, or not by its tensors."""
+    if is_adapter(found):
+        return merge
+    if is_radio(found):
+        return beside_words
+    return on_its_tower if is_dinotxt(found) else None
 
 
 def _built(

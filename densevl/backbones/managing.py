@@ -19,6 +19,7 @@ from densevl.backbones.from_files import CONFIG, MODEL_CONFIG, PHOTO_NAMES, publ
 from densevl.backbones.load import available, best_at_hand, load_backbone
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason
+from densevl.backbones.readouts import READOUTS
 from densevl.backbones.text.tokenizers import files_of
 from densevl.errors import ModelError, OutputError, suggest
 from densevl.files import atomic_write_all, guard, shown
@@ -313,7 +314,8 @@ def convert(
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
     facts.pop("revision", None)
     pixels = {name: facts[name] for name in PIXELS if name in facts}
-    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention}
+    extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention, "head": plan.head}
+    extra["form"] = backbone.reading["form"] if backbone.reading.get("form") in READOUTS else None
     model = {**plan.config, "quick_gelu": facts.get("image_activation") == QUICK}
     content = {
         "model_cfg": model,

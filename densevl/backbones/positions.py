@@ -4,8 +4,8 @@ Rules: "size" is bicubic to the grid's size; "size_antialias" the same with anti
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
 segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
 rounded to half precision whatever the grid, as CLIPer's code does; "bilinear_antialias" is bilinear with antialiasing
-(TIPSv2); "square" is bilinear to a square of the grid's
-longer side, of which the top left part is taken (RADIO). Align-corners is off in all of them.
+(TIPSv2, SigLIP 2 of any resolution); "square" is bilinear to a square of the grid's longer side, of which the top left
+part is taken (RADIO), and "square_aligned" the same with align-corners on (C-RADIOv3 B and H), which is off elsewhere.
 
 While a graph is exported each rule is one small matrix an axis, made of its size alone, so that it resizes to any size.
 """
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from densevl.errors import RecipeError, suggest
 from densevl.recipes.recipe import POSITION_RULES
 
+SQUARES = ("square", "square_aligned")
 SHIFT = 0.1  # patches that DINO's code adds to a grid's side before it divides
 CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5  # the kernels' parameters in torch, and in Pillow, which antialiases
 
@@ -40,7 +41,7 @@ def resize_positions(
         return resize_positions(table_ND, source, grid, "bilinear", prefix).half().to(table_ND.dtype)
     if torch.compiler.is_exporting():
         return _in_a_graph(table_ND, source, grid, rule, prefix)
-    whole = (max(grid),) * 2 if rule == "square" else tuple(grid)
+    whole = (max(grid),) * 2 if rule in SQUARES else tuple(grid)
     if tuple(source) == tuple(grid) == whole:
         return table_ND
     # float32 throughout: bicubic is not defined for half precision on every device
@@ -48,8 +49,8 @@ def resize_positions(
     if rule == "scale_factor":
         factor = tuple((n + SHIFT) / g for n, g in zip(grid, source, strict=True))
         cells = F.interpolate(cells, scale_factor=factor, mode="bicubic", align_corners=False)
-    elif rule == "square":
-        cells = F.interpolate(cells, size=whole, mode="bilinear", align_corners=False)
+    elif rule in SQUARES:
+        cells = F.interpolate(cells, size=whole, mode="bilinear", align_corners=rule == "square_aligned")
         cells = cells[..., : grid[0], : grid[1]]
     else:
         mode = "bilinear" if rule.startswith("bilinear") else "bicubic"
@@ -79,7 +80,7 @@ def _in_a_graph(
     """The same while a graph is exported: sizes are symbols, and the trained grid is one of those it must take."""
     sizes = torch.stack([table_ND.new_ones(side).sum() for side in grid])
     shifts = (SHIFT if rule == "scale_factor" else 0.0) * (sizes != sizes.new_tensor(source)).any() * torch.ones(2)
-    if rule == "square":
+    if rule in SQUARES:
         shifts = sizes.max() - sizes
     rows, cols = (position_matrix(n, g, rule, s) for n, g, s in zip(grid, source, shifts.unbind(), strict=True))
     cells_ghgwD = table_ND[prefix:].float().unflatten(0, source)
@@ -91,7 +92,7 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
     """(n, g) float32: what each of n places takes of g, by a rule; the same as torch's own resizing.
 
     Args:
-        shift: scalar, what is added to n before g is divided by it: of "square", what the longer side has more.
+        shift: scalar, what is added to n before g is divided by it: of squares, what the longer side has more.
             Its device is the result's.
     """
     # float64 inside, as places are differences of large numbers
@@ -104,8 +105,8 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
     if rule == "bilinear_antialias":
         near = (1 - ((at + 0.5 - out * step) / step.clamp(min=1.0)).abs()).clamp(min=0)
         return (near / near.sum(dim=1, keepdim=True)).float()
-    place = out * step - 0.5
-    if rule in ("bilinear", "square"):
+    place = (out - 0.5) * (g - 1) / (n + shift - 1).clamp(min=1) if rule == "square_aligned" else out * step - 0.5
+    if rule in ("bilinear", *SQUARES):
         return (1 - (at - place.clamp(0, g - 1)).abs()).clamp(min=0).float()
     # beyond the border the border's entry is read: taps outside are added to the first or the last
     low = place.floor()

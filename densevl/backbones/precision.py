@@ -182,7 +182,7 @@ class LoweredTower:
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, S, S) of the trained size to image embeddings (B, D), lowered."""
         grid = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
-        x_BND = self.embed(pixels, "size")
+        x_BND = self.embed(pixels, getattr(self._tower, "rule", "size"))
         for index in range(self.depth):
             x_BND = self.run(index, x_BND, grid)
         found: torch.Tensor = self.pool(x_BND)

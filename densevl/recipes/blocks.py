@@ -41,6 +41,9 @@ class Block(Protocol):
         They are what the block's own attention multiplies: q and k after their norms and rotary positions, if any.
         """
 
+    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+        """Heads joined and the output projection, before the layer scale: (B, N, D)."""
+
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         """Heads joined, output projection, layer scale: the attention branch (B, N, D)."""
 
@@ -83,13 +86,15 @@ class OpenClipBlock:
         result = {name: part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for name, part in joint.items()}
         return _with_norms(result, getattr(self._attn, "ln_q", None), getattr(self._attn, "ln_k", None))
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         head_scale = getattr(self._attn, "head_scale", None)
         if head_scale is not None:
             heads_BANd = heads_BANd * head_scale
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        y_BND = self._attn.out_proj(getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
-        return self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(y_BND))
+        return self._attn.out_proj(getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
+
+    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+        return self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(self.projected(heads_BANd)))
 
     def unrotated(self) -> Block:
         return self
@@ -143,10 +148,12 @@ class TimmBlock:
                 result[name] = part.repeat_interleave(self.heads // part.shape[1], dim=1)
         return result
 
-    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+    def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        y_BND = self._attn.proj(getattr(self._attn, "norm", nn.Identity())(y_BND))
-        return self._scaled(y_BND, "1")
+        return self._attn.proj(getattr(self._attn, "norm", nn.Identity())(y_BND))
+
+    def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
+        return self._scaled(self.projected(heads_BANd), "1")
 
     def unrotated(self) -> Block:
         return TimmBlock(self._block)

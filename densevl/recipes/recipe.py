@@ -37,7 +37,10 @@ from densevl.recipes.parts.attention import SelfAttention
 from densevl.recipes.parts.readout import Tokens
 from densevl.recipes.values import DEPTH, at_least, check, check_types
 
-POSITION_RULES = ("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half", "bilinear_antialias", "square")
+POSITION_RULES = (
+    *("size", "size_antialias", "scale_factor", "bilinear", "bilinear_half", "bilinear_antialias"),
+    *("square", "square_aligned"),
+)
 TRAINED = SelfAttention("qk")
 
 

@@ -51,6 +51,7 @@ class Form:
         text: a text side of transformers: config (dict), pooler, head ("none", "linear", "mlp" or "norm"), and whether
             padding is masked, which it is unless this says no.
         attention: the kind of both towers where it is not CLIP's: "differential".
+        head: what brings patches to words behind the tower, see `backbones.towers.speaking`.
         facts: what the form says.
         tower: it is the image tower alone.
         guesses: warnings about sizes in `config` that nothing says.
@@ -64,6 +65,7 @@ class Form:
     trunk: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     attention: str | None = None
+    head: dict[str, Any] | None = None
     facts: Facts = field(default_factory=dict)
     tower: bool = False
     guesses: tuple[str, ...] = ()
@@ -76,7 +78,7 @@ class Plan:
     """What a network was built from.
 
     Attributes:
-        config, trunk, text, attention: see `Form`. folder: that held its files.
+        config, trunk, text, attention, head: see `Form`. folder: that held its files.
         parameters: of the image tower and of the text side. memory: bytes by precision.
     """
 
@@ -84,6 +86,7 @@ class Plan:
     trunk: dict[str, Any] | None
     text: dict[str, Any] | None
     attention: str | None
+    head: dict[str, Any] | None
     folder: Path | None
     parameters: tuple[int, int]
     memory: Mapping[str, int]

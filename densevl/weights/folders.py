@@ -8,6 +8,7 @@ from pathlib import Path
 
 from densevl.errors import WeightsError
 from densevl.saved import Kind, read_json
+from densevl.weights.forms.dinotxt import joined
 from densevl.weights.reading import Checkpoint, State, bad_file, read_checkpoint
 
 INDEX = Kind("index of shards", WeightsError, "download the model again")
@@ -16,6 +17,8 @@ OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors
 THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Those of transformers."""
 SHARD = re.compile(r"-\d+-of-\d+$")
+PARTS = 3
+"""Files of a dino.txt at most."""
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -40,6 +43,14 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
     if len(others) > 1:
         raise bad_file(others[0], f"is one of {len(others)} in its folder: name the file itself with weights=FILE")
     return others[0] if others else None
+
+
+def parts_in(folder: Path) -> State | None:
+    """The tensors of a folder whose files are the parts of one dino.txt; None for another folder."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    if not 2 <= len(files) <= PARTS or any(SHARD.search(path.stem) for path in files):
+        return None
+    return joined({path: read_checkpoint(path).tensors for path in files})
 
 
 def read_weights(path: str | os.PathLike[str]) -> Checkpoint:

@@ -20,7 +20,10 @@ CALLS = {
     "bilinear_antialias": lambda n, g: {"size": n, "mode": "bilinear", "antialias": True},
     "bilinear": lambda n, g: {"size": n, "mode": "bilinear"},
 }
-SQUARE = {"square": lambda n, g: {"size": (max(n), max(n)), "mode": "bilinear"}}  # then cropped
+SQUARE = {  # then cropped
+    "square": lambda n, g: {"size": (max(n), max(n)), "mode": "bilinear"},
+    "square_aligned": lambda n, g: {"size": (max(n), max(n)), "mode": "bilinear", "align_corners": True},
+}
 GRIDS = [
     ((4, 6), (7, 5)),
     ((14, 14), (21, 28)),
@@ -36,11 +39,12 @@ GRIDS = [
 def test_a_rule_is_the_call_of_torch_it_names(rule, source, grid) -> None:
     table = torch.randn(1 + source[0] * source[1], 8)
     cells = table[1:].unflatten(0, source).permute(2, 0, 1)[None]
-    resized = F.interpolate(cells, align_corners=False, **{**CALLS, **SQUARE}[rule](grid, source))[0]
+    resized = F.interpolate(cells, **{"align_corners": False, **{**CALLS, **SQUARE}[rule](grid, source)})[0]
     want = resized[:, : grid[0], : grid[1]].permute(1, 2, 0).flatten(0, 1)
     got = resize_positions(table, source, grid, rule)
     torch.testing.assert_close(got, torch.cat([table[:1], want]), atol=0, rtol=0)
-    more = {"scale_factor": (0.1, 0.1), "square": (max(grid) - grid[0], max(grid) - grid[1])}.get(rule, (0, 0))
+    longer = (max(grid) - grid[0], max(grid) - grid[1])
+    more = {"scale_factor": (0.1, 0.1), **dict.fromkeys(SQUARE, longer)}.get(rule, (0, 0))
     shifts = torch.tensor(more, dtype=torch.float64)
     rows, cols = (position_matrix(n, g, rule, s) for n, g, s in zip(grid, source, shifts, strict=True))
     written_out = torch.einsum("yi,xj,ijd->yxd", rows, cols, table[1:].unflatten(0, source)).flatten(0, 1)
@@ -56,7 +60,7 @@ def test_half_positions_are_rounded_on_any_grid() -> None:
     assert torch.equal(resize_positions(table, (4, 6), (7, 5), "bilinear_half"), rounded)
 
 
-@pytest.mark.parametrize(("rule", "grid"), [*((rule, (4, 6)) for rule in CALLS), ("square", (5, 5))])
+@pytest.mark.parametrize(("rule", "grid"), [*((rule, (4, 6)) for rule in CALLS), *((rule, (5, 5)) for rule in SQUARE)])
 def test_the_trained_grid_is_untouched(rule, grid) -> None:
     table = torch.randn(1 + grid[0] * grid[1], 8)
     assert resize_positions(table, grid, grid, rule) is table

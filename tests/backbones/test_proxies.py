@@ -261,7 +261,8 @@ def test_short_names_exist_in_timm_and_dino_keeps_its_own_rule() -> None:
         *(f"dino_vit{size}{patch}" for size in "sb" for patch in (8, 16)),
         *(f"dinov2_vit{size}14" for size in "sblg"),
     }
-    assert {name for name, (_, rule) in TIMM_NAMES.items() if rule == "square"} == {"radio_b", "radio_l", "radio_g"}
+    assert {name for name, (_, rule) in TIMM_NAMES.items() if rule == "square"} == {"radio_l", "radio_g"}
+    assert TIMM_NAMES["radio_b"][1] == "square_aligned"
     assert {"dino_vitb8", "sam_vit_b", "mini-sam", "efficientnet-lite0"} <= set(known_proxies())
 
 

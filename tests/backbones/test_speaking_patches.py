@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from densevl import Segmenter, load_backbone
+from densevl.backbones.managing import convert
+from densevl.errors import RecipeError, WeightsError
 from tests.conftest import close
-from tools.forms import hugging, tips
+from tools.forms import ROWS, hugging, scaled, tips
 
 transformers = pytest.importorskip("transformers", reason="the publishing library")
 
@@ -60,3 +66,279 @@ def test_positions_are_the_models_own_unless_others_are_asked_for(saved) -> None
     ours, _ = saved
     assert ours.resolve("sclip").position_rule == "bilinear_antialias"
     assert ours.resolve("sclip", position_rule="size").position_rule == "size"
+
+
+# Heads behind a tower: dino.txt, FG-CLIP 2, RADIO ---------------------------------------------------------------------
+
+GRIDS = [(32, 32), (24, 56), (80, 40)]
+FORMS = ["dinotxt-2", "dinotxt-3", "fgclip2", "radio"]
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def written(request, tmp_path_factory):
+    """A random model in its publisher's files: ours and theirs, both in float64."""
+    torch.manual_seed(3)
+    theirs = ROWS[request.param].make(tmp_path_factory.mktemp("form"))
+    ours = load_backbone(**theirs.load, device="cpu")
+    ours.model.double()
+    for part in theirs.parts:
+        part.double()
+    return ours, theirs
+
+
+@pytest.mark.parametrize("size", GRIDS, ids=str)
+@torch.no_grad()
+def test_patches_are_read_by_the_head_that_was_trained_for_them(written, size) -> None:
+    """On grids of any shape; only resized positions are of single precision."""
+    ours, theirs = written
+    pixels = torch.rand(2, 3, *size).double()
+    dense = ours.encode_dense(pixels, "vanilla")
+    torch.testing.assert_close(dense.features.flatten(2).mT, theirs.dense(pixels), atol=3e-6, rtol=0)
+    assert dense.features.shape[1:] == (ours.embed_dim, size[0] // 8, size[1] // 8)
+
+
+@torch.no_grad()
+def test_the_image_is_read_in_the_space_of_its_patches(written) -> None:
+    ours, theirs = written
+    pixels = torch.rand(1, 3, *ours.tower.image_size).double()
+    found = ours.encode_image(pixels)
+    torch.testing.assert_close(found, theirs.image(pixels), atol=3e-6, rtol=0)
+    torch.testing.assert_close(found, ours.encode_dense(pixels, "vanilla").cls, atol=1e-12, rtol=0)
+
+
+READ = {
+    "dino.txt on DINOv2": ("vanilla", 518, 392, 196),
+    "dino.txt on DINOv3": ("vanilla", 512, 384, 192),
+    "FG-CLIP 2": ("vanilla", 448, None, None),
+    "RADIO with words": ("radseg", 672, 336, 224),
+}
+
+
+def test_each_has_its_authors_readout_which_survives_conversion(written, tmp_path) -> None:
+    ours, theirs = written
+    again = load_backbone(**theirs.load, device="cpu")
+    convert(again, tmp_path)
+    for model in (ours, load_backbone(str(tmp_path), device="cpu")):
+        told = model.protocol
+        name = model.reading["form"]
+        assert (model.default_recipe, told.short_side, told.crop, told.stride) == READ[name]
+        assert model.resolve(None).position_rule == ours.resolve(None).position_rule
+        assert model.guesses == ()
+    pixels = torch.rand(1, 3, 24, 56)
+    assert torch.equal(again.encode_dense(pixels).features, model.encode_dense(pixels).features)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_lowered_heads_are_near_the_trained_ones(written, precision) -> None:
+    _, theirs = written
+    pixels = torch.rand(1, 3, 32, 32)
+    full, low = (load_backbone(**theirs.load, device="cpu", precision=p) for p in ("float32", precision))
+    want, got = (model.encode_dense(pixels).features for model in (full, low))
+    assert (got - want).norm() / want.norm() < 0.1
+
+
+# dino.txt -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinotxt")
+    torch.manual_seed(4)
+    return folder, ROWS["dinotxt-2"].make(folder)
+
+
+@torch.no_grad()
+def test_recipes_rewire_the_heads_last_block(dino) -> None:
+    """Its own value, skip connection and gated MLP kept; and no more blocks than the head has."""
+    _, theirs = dino
+    ours = load_backbone(**theirs.load, device="cpu")
+    tower, head, norm = theirs.parts
+    pixels = torch.rand(1, 3, 24, 56)
+    x = head[0](tower.forward_features(pixels))
+    block = head[1]
+    x = x + block.ls1["gamma"] * block.attn["proj"](block.projected(x)[2])
+    want = norm(x + block.ls2["gamma"] * block.gated(block.norm2(x)))[:, 5:]
+    close(ours.encode_dense(pixels, "maskclip").features.flatten(2).mT, want)
+    with pytest.raises(RecipeError, match="'gem' rewires 6 blocks, the tower has 2"):
+        ours.encode_dense(pixels, "gem")
+
+
+@torch.no_grad()
+def test_words_are_the_half_that_patches_were_trained_with(dino) -> None:
+    folder, theirs = dino
+    ours = load_backbone(**theirs.load, device="cpu")
+    first = load_backbone(**theirs.load, device="cpu")
+    state = torch.load(folder / "text_encoder.pth")
+    last = state["head.linear_projection.weight"]
+    assert last.shape[0] == 2 * ours.embed_dim
+    assert torch.equal(ours.model.text.text_projection, last[len(last) // 2 :].T)
+    assert type(ours.tokenizer).__name__ == "SimpleTokenizer"
+    assert first.text_fingerprint == ours.text_fingerprint
+
+
+def meta_names(folder: Path) -> None:
+    """The tower as Meta's hub has it: the class's position in the table, and a mask token."""
+    state = torch.load(folder / "tower.pth")
+    places = torch.cat([torch.full((1, 1, 64), 0.25), state["pos_embed"]], dim=1)
+    state |= {"pos_embed": places, "cls_token": state["cls_token"] - 0.25, "mask_token": torch.zeros(1, 64)}
+    state["register_tokens"] = state.pop("reg_token")
+    torch.save(state, folder / "tower.pth")
+
+
+def test_its_tower_is_read_in_metas_names(dino, tmp_path) -> None:
+    folder, _ = dino
+    for file in folder.glob("*.pth"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    meta_names(tmp_path)
+    pixels = torch.rand(1, 3, 24, 56)
+    ours, other = (load_backbone(str(place), device="cpu") for place in (folder, tmp_path))
+    assert other.reading["form"] == "dino.txt on DINOv2"
+    close(other.encode_dense(pixels).features, ours.encode_dense(pixels).features)
+
+
+@torch.no_grad()
+def test_its_tower_is_that_of_transformers(dino, tmp_path) -> None:
+    folder, theirs = dino
+    _, head, norm = theirs.parts
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 32, "patch_size": 8}
+    tower = scaled(transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes)))
+    tower.save_pretrained(tmp_path)
+    for name in ("vision_head.pth", "text_encoder.pth"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    ours = load_backbone(str(tmp_path), device="cpu")
+    for size in GRIDS:
+        pixels = torch.rand(1, 3, *size)
+        want = norm(head(tower(pixel_values=pixels).last_hidden_state))[:, 5:]
+        close(ours.encode_dense(pixels).features.flatten(2).mT, want)
+
+
+PARTS = {"vision_head": "vision head", "text_encoder": "text encoder", "tower": "tower"}
+
+
+@pytest.mark.parametrize("absent", PARTS)
+def test_a_missing_part_is_named(dino, tmp_path, absent) -> None:
+    folder, _ = dino
+    for name in PARTS.keys() - {absent}:
+        (tmp_path / f"{name}.pth").write_bytes((folder / f"{name}.pth").read_bytes())
+    with pytest.raises(WeightsError, match=f"a part of dino.txt without its {PARTS[absent]}: put the files"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+def test_a_part_alone_is_named_and_two_of_a_kind_are_refused(dino, tmp_path) -> None:
+    folder, _ = dino
+    for name in ("vision_head", "text_encoder"):
+        with pytest.raises(WeightsError, match="without its tower: put the files of DINO"):
+            load_backbone(str(folder / f"{name}.pth"), device="cpu")
+    with pytest.raises(WeightsError, match="without its text encoder"):
+        load_backbone(str(folder / "tower.pth"), folder / "vision_head.pth", device="cpu")
+    for name in ("vision_head", "a", "b"):
+        source = "vision_head" if name == "vision_head" else "tower"
+        (tmp_path / f"{name}.pth").write_bytes((folder / f"{source}.pth").read_bytes())
+    with pytest.raises(WeightsError, match="a second file of the same part"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+def test_weights_that_a_head_lacks_are_not_made_up(dino, tmp_path) -> None:
+    """Its authors' own loader of DINOv3 leaves what is missing at random."""
+    folder, _ = dino
+    for file in folder.glob("*.pth"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    state = torch.load(tmp_path / "vision_head.pth")
+    del state["block_list.1.ls2.gamma"]
+    torch.save(state, tmp_path / "vision_head.pth")
+    with pytest.raises(WeightsError, match=r"visual\.blocks\.1\.ls2\.gamma"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+def test_the_file_of_dinov3_goes_beside_its_tower(tmp_path) -> None:
+    torch.manual_seed(5)
+    theirs = ROWS["dinotxt-3"].make(tmp_path)
+    beside = load_backbone(str(tmp_path / "tower.pth"), tmp_path / "vision_head_and_text_encoder.pth", device="cpu")
+    whole = load_backbone(**theirs.load, device="cpu")
+    pixels = torch.rand(1, 3, 32, 32)
+    assert torch.equal(beside.encode_dense(pixels).features, whole.encode_dense(pixels).features)
+    assert beside.logit_scale == pytest.approx(math.exp(4.0))
+
+
+# FG-CLIP 2 and RADIO --------------------------------------------------------------------------------------------------
+
+
+def test_fg_clip_lacking_its_dense_head_is_refused(tmp_path) -> None:
+    torch.manual_seed(6)
+    ROWS["fgclip2"].make(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({key: x for key, x in state.items() if "dense_feature_head" not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="is no whole SigLIP"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def radio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("radio")
+    torch.manual_seed(7)
+    return folder, ROWS["radio"].make(folder)
+
+
+def changed(radio, folder: Path, change) -> dict:
+    """The file of a RADIO with other tensors, beside the same words."""
+    source, _ = radio
+    state = torch.load(source / "radio.pth.tar", weights_only=False)["state_dict"]
+    torch.save(change(state), folder / "x.pth")
+    return {"name": str(source / "siglip"), "weights": folder / "x.pth", "device": "cpu"}
+
+
+def by_name(state: dict) -> dict:
+    """The names that transformers' remote code saves."""
+    found = {}
+    for key, value in state.items():
+        if match := re.match(r"_heads\.(\d)\.(.*)", key):
+            found[f"radio_model.adaptors.{'abc'[int(match[1])]}.head_mlp.{match[2]}"] = value
+        elif not key.startswith("_feature"):
+            found["radio_model." + key.replace("base_model.", "model.")] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: x for k, x in s.items() if "_heads" not in k}, "a RADIO without adaptors"),
+        (lambda s: {k: x for k, x in s.items() if "_heads.2" not in k}, "has 0 adaptors of 40 numbers"),
+        (
+            lambda s: s | {k.replace("_heads.2", "_heads.1"): x for k, x in s.items() if "_heads.2" in k},
+            "has 2 adaptors of 40 numbers",
+        ),
+        (lambda s: s | {"_heads.2.fc1.parametrizations.weight.original": torch.ones(1)}, "in training form"),
+    ],
+)
+def test_adaptors_that_do_not_lead_to_the_words_are_refused(radio, tmp_path, change, message) -> None:
+    with pytest.raises(WeightsError, match=message):
+        load_backbone(**changed(radio, tmp_path, change))
+
+
+def test_radio_alone_says_which_words_it_needs(radio) -> None:
+    folder, _ = radio
+    with pytest.raises(WeightsError, match="no words of its own: name the SigLIP 2 of its adaptor as the model beside"):
+        load_backbone(str(folder / "radio.pth.tar"), device="cpu")
+
+
+def test_adaptors_by_name_have_their_token_from_the_config(radio, tmp_path) -> None:
+    """Without it the token is a guess, and a warning; patches do not depend on it."""
+    _, theirs = radio
+    pixels, square = torch.rand(1, 3, 24, 56), torch.rand(1, 3, 128, 128)
+    numbered = load_backbone(**theirs.load, device="cpu")
+    guessed = load_backbone(**changed(radio, tmp_path, by_name))
+    assert "which token is that of its adaptor c" in guessed.guesses[0]
+    for index in (2, 0):
+        (tmp_path / "config.json").write_text(json.dumps({"adaptor_configs": {"c": {"head_idx": index}}}))
+        told = load_backbone(**changed(radio, tmp_path, by_name))
+        assert told.guesses == ()
+        assert torch.equal(told.encode_dense(pixels).features, numbered.encode_dense(pixels).features)
+        assert torch.equal(told.encode_image(square), numbered.encode_image(square)) == (index == 2)
+
+
+def test_corners_are_aligned_in_the_radio_that_was_published_so() -> None:
+    """C-RADIOv3 B and H; not L and g, and not the fourth version (timm's note of the code on the hub)."""
+    from densevl.weights.forms.radio import rule_of
+
+    rules = {(width, tokens): rule_of(width, tokens) for width in (768, 1024, 1280, 1536) for tokens in (8, 10)}
+    assert {key for key, rule in rules.items() if rule == "square_aligned"} == {(768, 8), (1280, 8)}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import oracle_clip
 import oracle_clip_purified
 import oracle_clip_scores
+import oracle_radseg
 import pytest
 import torch
 from PIL import Image
@@ -63,6 +65,12 @@ def masks_of(pixels: torch.Tensor) -> torch.Tensor:
     return torch.stack([(y < 120), (x > 100) & (y > 60), (x < 70), (y + x) % 90 < 50]).float()
 
 
+def layer(trunk: oracle_clip.Trunk, pixels: torch.Tensor, number: int) -> torch.Tensor:
+    """Patches after the block that stands where `number` stands among twelve."""
+    after = trunk.run_all(pixels, "antialias")[0][math.floor(number * trunk.layers / 12 + 0.5)]
+    return trunk.project(after)
+
+
 BOX = (40.0, 21.0, 150.0, 200.0)
 TEXT = words()
 CASES = {
@@ -86,6 +94,9 @@ CASES = {
     "sfp": lambda s, x: oracle_clip_purified.sfp(oracle_clip.Trunk(s), x, by_rows=False),
     "cliper": lambda s, x: oracle_clip_scores.cliper(oracle_clip.Trunk(s), x, shared=False, half=False)[0][-1],
     "cliper compat": lambda s, x: oracle_clip_scores.cliper(oracle_clip.Trunk(s), x)[0][-1],
+    "layer_9": lambda s, x: layer(oracle_clip.Trunk(s), x, 9),
+    "layer_2": lambda s, x: layer(oracle_clip.Trunk(s), x, 2),
+    "layer_12": lambda s, x: layer(oracle_clip.Trunk(s), x, 12),
     "clip_prs": lambda s, x: oracle_clip_scores.clip_prs(oracle_clip.Trunk(s), x)[0].sum((0, 2)),
     "clip_surgery": lambda s, x: oracle_clip_scores.clip_surgery(oracle_clip.Trunk(s), x),
     "proxyclip proxy": lambda s, x: oracle_proxy.proxyclip(s, x, proxy_of(x)),
@@ -224,6 +235,25 @@ def test_the_whole_image_is_spread_by_another_attention(golden_clip, state) -> N
     torch.testing.assert_close(dense.features[0].flatten(1).T.double(), want, atol=2e-5, rtol=0)
 
 
+def scra(trunk: oracle_clip.Trunk, pixels: torch.Tensor) -> torch.Tensor:
+    """Tokens after a last block whose attention is RADSeg's."""
+    x, last = trunk.run_all(pixels, "antialias")[0][-2], trunk.layers - 1
+    q, k, v = trunk.qkv(trunk.ln1(x, last), last)
+    name = trunk.name(last) + "attn.out_proj."
+    x = x + oracle_radseg.recursive(q, k, v, lambda y: y @ trunk.w[name + "weight"].T + trunk.w[name + "bias"])
+    return x + trunk.mlp(x, trunk.name(last))
+
+
+def test_windows_joined_are_spread_over_their_own_cosines(golden_clip, state) -> None:
+    pixels = pixels_of("336x448")
+    windows, parts, places = windows_of(pixels)
+    trunk = oracle_clip.Trunk(state)
+    whole = oracle_radseg.averaged([scra(trunk, part)[1:] for part in parts], places, (21, 28), 14)
+    want = trunk.project(oracle_radseg.aggregated(whole))
+    dense, _ = encode_stitched(golden_clip, pixels[None], windows, get("radseg"), Hints(), 2)
+    torch.testing.assert_close(dense.features[0].flatten(1).T.double(), want, atol=2e-5, rtol=0)
+
+
 def test_scores_of_all_windows_spread_together(golden_clip, state) -> None:
     pixels = pixels_of("336x448")[:, :240, :336]
     proxy = proxy_of(pixels)
@@ -253,7 +283,8 @@ def test_scores_of_all_windows_spread_together(golden_clip, state) -> None:
 
 def test_every_recipe_of_the_catalogue_has_an_oracle() -> None:
     elsewhere = {"vanilla", "maskclip", "maskclip_value", "gem", "sclip", "clearclip", "naclip"}  # test_engine
-    here = {case.split()[0] for case in CASES} | {"falip", "textregion", "ov_stitcher", "trident", "lposs"}
+    here = {case.split()[0] for case in CASES} | {"falip", "textregion", "ov_stitcher", "trident", "lposs", "radseg"}
+    here -= {"layer_2", "layer_12"}  # which are not listed
     assert here | elsewhere | {"clip_feature_surgery"} == set(names())
 
 

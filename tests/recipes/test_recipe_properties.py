@@ -31,7 +31,9 @@ from densevl.recipes import (
     JoinedProjections,
     LabelFeedback,
     LabelPropagation,
+    Layer,
     OtherBlocks,
+    OwnCosines,
     PairedHeads,
     PooledRegions,
     Proxy,
@@ -206,9 +208,13 @@ POOLS: dict[str, list[Any]] = {
         FeatureSurgery(heat=3.0),
         ScoredSources(50.0, 0.2),
         Contributions(),
+        Layer(5),
         PooledRegions(),
     ],
-    "stitch": [None, None, JoinedProjections(), JoinedFeatures(), JoinedFeatures(SamAttention(factor=0.5))],
+    "stitch": [
+        *(None, None, JoinedProjections(), JoinedFeatures()),
+        *(JoinedFeatures(SamAttention(factor=0.5)), JoinedFeatures(OwnCosines())),
+    ],
     "spread": [None, None, None, LabelPropagation(DINO, neighbours=9)],
     "position_rule": ["scale_factor", "size", "size_antialias", "bilinear", "bilinear_half", "square"],
 }  # fmt: skip
@@ -260,8 +266,17 @@ def test_one_window_over_the_image_is_as_good_as_not_stitching(tiny, name, size,
 
 REFUSED = {
     # stitching that would be wrong is refused, with the reason in words
-    "JoinedProjections": {"clip_surgery", "clip_feature_surgery", "gem", "falip", "sc_clip", "sfp", "clip_prs"},
-    "JoinedFeatures": {"cliptrase", "cliper", "clip_prs", "falip", "textregion"},
+    "JoinedProjections": {
+        "clip_surgery",
+        "clip_feature_surgery",
+        "gem",
+        "falip",
+        "sc_clip",
+        "sfp",
+        "clip_prs",
+        "layer_9",
+    },
+    "JoinedFeatures": {"cliptrase", "cliper", "clip_prs", "falip", "textregion", "layer_9"},
 }
 
 

@@ -28,7 +28,7 @@ from densevl.proposals.sam.mini_sam import load_mini_sam
 from densevl.weights import SUFFIXES, Checkpoint, bad_file, hub, read_checkpoint
 
 MINI = "mini-sam"
-DINO_RULE, RADIO_RULE = "scale_factor", "square"
+DINO_RULE, RADIO_RULE, RADIO_ALIGNED = "scale_factor", "square", "square_aligned"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 # The rule is the one the authors' code runs: DINO, and DINOv2 without registers, shift the sampling points.
 DINO = {
@@ -39,7 +39,10 @@ DINO = {
 DINOV2 = {f"dinov2_vit{size}14": (f"vit_{_SIZES[size]}_patch14_dinov2.lvd142m", DINO_RULE) for size in "sblg"}
 DINOV2_REG = {f"dinov2_vit{size}14_reg": (f"vit_{_SIZES[size]}_patch14_reg4_dinov2.lvd142m", None) for size in "sblg"}
 DINOV3 = {f"dinov3_vit{size}16": (f"vit_{_SIZES[size]}_patch16_dinov3.lvd1689m", None) for size in "sbl"}
-RADIO = {f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", RADIO_RULE) for size in "blg"}
+RADIO = {  # whose published code aligns corners in its smallest and its huge model
+    f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", RADIO_ALIGNED if size == "b" else RADIO_RULE)
+    for size in "blg"
+}
 TIMM_NAMES: dict[str, tuple[str, str | None]] = {**DINO, **DINOV2, **DINOV2_REG, **DINOV3, **RADIO}
 """Our name to timm's and to the position rule, None for timm's own."""
 SAM_NAMES = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
@@ -68,8 +71,8 @@ def load_proxy(
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         heads: of a bare DINO-named weights file; None takes heads of width 64 if that divides the width, else 32.
         position_rule: overrides the default: "scale_factor" for DINO, DINOv2 without registers and weights files in
-            DINO's naming, "square" for RADIO, "size_antialias" for other models of timm. SAM and EfficientNet have
-            none.
+            DINO's naming, "square" or "square_aligned" for RADIO, "size_antialias" for others of timm. SAM and
+            EfficientNet have none.
 
     Raises:
         ModelError: unknown name or device, no weights at hand, or a model that gives no proxy features, with the
@@ -121,6 +124,8 @@ def _rule_of(timm_name: str) -> str | None:
     """How the authors of a model of timm resize its positions; None for timm's own way."""
     if timm_name.endswith(".dino"):
         return DINO_RULE
+    if "base_patch16_radio_v3" in timm_name or "huge_patch16_radio_v3" in timm_name:
+        return RADIO_ALIGNED
     return RADIO_RULE if "_radio_" in timm_name else None
 
 

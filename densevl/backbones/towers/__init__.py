@@ -6,6 +6,7 @@ from typing import Any
 
 from densevl.backbones.towers.native import NativeViT
 from densevl.backbones.towers.resnet import PooledResNet
+from densevl.backbones.towers.speaking import Speaking, SpeakingViT
 from densevl.backbones.towers.timm_vit import TimmViT
 from densevl.backbones.towers.whole import WholeTower
 from densevl.errors import ModelError
@@ -21,6 +22,8 @@ def tower_of(visual: Any, name: str) -> Tower:
         ModelError: densevl cannot bring its patches into the joint space.
     """
     trunk = getattr(visual, "trunk", None)
+    if isinstance(visual, Speaking):
+        return SpeakingViT(visual, name)
     if hasattr(visual, "conv1") and hasattr(visual, "transformer"):
         return NativeViT(visual, name)
     if hasattr(visual, "attnpool"):

@@ -7,11 +7,14 @@ projections; `layers`, other blocks' outputs and maps too; `borrowed`, another m
 from __future__ import annotations
 
 import os
+import re
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 from densevl.errors import RecipeError, suggest
 from densevl.recipes.catalogue import borrowed, last_block, layers
+from densevl.recipes.parts.readout import Layer
 from densevl.recipes.recipe import Recipe
 
 _BY_NAME = {entry.name: entry for entry in (*last_block.ENTRIES, *layers.ENTRIES, *borrowed.ENTRIES)}
@@ -43,6 +46,8 @@ def _named(name: str) -> Recipe:
     if ":" in name:
         return _imported(*name.split(":", 1))
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
+    if (layer := re.fullmatch(r"layer_([1-9]|1[0-2])", key)) and key not in _BY_NAME:
+        return replace(_BY_NAME["layer_9"], name=key, readout=Layer(int(layer[1])))
     if key not in _BY_NAME:
         raise RecipeError(f"no recipe '{name}'{suggest(key, _BY_NAME)}; known: {', '.join(_BY_NAME)}")
     return _BY_NAME[key]

@@ -6,11 +6,12 @@ from densevl.kernels import Gaussian
 from densevl.recipes.catalogue.published import BARE, SLIDE, miou
 from densevl.recipes.part import Attention, Tap
 from densevl.recipes.parts.additions import BlockInputs, OtherBlocks
-from densevl.recipes.parts.affinity import Affinity, Floor, Relative, Smooth
+from densevl.recipes.parts.affinity import Affinity, Floor, Recursive, Relative, Smooth
 from densevl.recipes.parts.attention import BalancedMaps, BlockAttention, BoxAttention, SelfAttention
 from densevl.recipes.parts.feedback import LabelFeedback, TwoPass
-from densevl.recipes.parts.readout import Contributions, ScoredSources, Tokens
+from densevl.recipes.parts.readout import Contributions, Layer, ScoredSources, Tokens
 from densevl.recipes.parts.steps import AddCls, RepairByAttention, RepairByDensity
+from densevl.recipes.parts.stitch import JoinedFeatures, OwnCosines
 from densevl.recipes.recipe import Recipe, Source
 
 _MIDDLE = (7, 8, 10)
@@ -161,6 +162,33 @@ ENTRIES = (
             "https://arxiv.org/abs/2310.05916",
         ),
         note="Not rewired: each patch's exact direct share in the image embedding.",
+    ),
+    Recipe(
+        "layer_9",
+        readout=Layer(9),
+        position_rule="size_antialias",
+        source=Source(
+            "Perception Encoder: The best visual embeddings are not at the output of the network",
+            "NeurIPS 2025",
+            "https://arxiv.org/abs/2504.13181",
+        ),
+        note="An earlier block through the model's own way into the joint space. layer_1 to layer_12 name the others, "
+        "counted in 12 blocks. Which is best depends on the model: try them.",
+    ),
+    Recipe(
+        "radseg",
+        attention=Recursive(),
+        stitch=JoinedFeatures(OwnCosines()),
+        position_rule="size_antialias",
+        source=Source(
+            "RADSeg: Unleashing Parameter and Compute Efficient Zero-Shot Open-Vocabulary Segmentation Using "
+            "Agglomerative Models",
+            "arXiv 2025",
+            "https://arxiv.org/abs/2511.19704",
+            protocol="short side 672 (Stuff 896, Cityscapes 1344), windows 336 / stride 224",
+        ),
+        note="Made for RADIO with the words of its SigLIP 2; it runs on any ViT. Its prompt denoising is presence=0.5. "
+        "The authors take the softmax before scores are enlarged, here after.",
     ),
     Recipe(
         "falip",

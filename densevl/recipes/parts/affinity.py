@@ -76,7 +76,7 @@ class Relative(Rule):
         )
 
     def __str__(self) -> str:
-        return " more than the average"
+        return " more than the average" if self.beta else " at all"
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,6 +142,33 @@ class Affinity(Attention):
             "that another model finds alike" if isinstance(self.source, Proxy) else f"with like features {self.source}"
         )
         return f"patches look at patches {alike}{self.rule}{'' if self.within is None else ', within a region'}"
+
+
+@dataclass(frozen=True, repr=False)
+class Recursive(Attention):
+    """Tokens look at those for which the trained attention, projected, gave alike results in a head (RADSeg, 2026).
+
+    Attributes: rule: how cosines become weights.
+    """
+
+    projects = "qkv"
+
+    rule: Rule = Relative(10.0, 0.0)  # frozen
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise RecipeError("a recursive attention compares by a rule: Softmax, Relative or Floor")
+
+    def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
+        first = kernels.grid_attention(
+            run.qkv["q"], run.qkv["k"], v, run.grid, run.prefix, None, v.shape[-1] ** -0.5, extra=run.bias_B1NN
+        )
+        heads = run.block.projected(first).unflatten(-1, (v.shape[1], -1)).transpose(1, 2)
+        unit = F.normalize(heads, dim=-1).flatten(0, 1)
+        return self.rule.spread(unit, v.flatten(0, 1)).unflatten(0, v.shape[:2])
+
+    def __str__(self) -> str:
+        return f"in each head tokens look at those that the trained attention made alike{self.rule}"
 
 
 @dataclass(frozen=True, repr=False)

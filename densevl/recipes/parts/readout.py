@@ -58,6 +58,32 @@ class Tokens(Readout):
         return f"how alike patches are in block {self.likeness} comes out too, for clustering"
 
 
+@dataclass(frozen=True, repr=False)
+class Layer(Readout):
+    """Patch tokens after an earlier block, read as if it were the last; the image embedding stays the last one's.
+
+    Attributes: block: its number.
+    """
+
+    leaves = 0
+    needs_trunk = True
+
+    block: int
+
+    def __post_init__(self) -> None:
+        block_numbers((self.block,))
+
+    def own_taps(self, depth: int) -> frozenset[int]:
+        return frozenset(scaled((self.block,), depth))
+
+    def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
+        features = embed(batch.output(self.block))[:, batch.trunk.prefix :].mT.unflatten(2, batch.trunk.grid)
+        return DenseFeatures(features, _cls(batch, outcome, embed(outcome.y_BND)))
+
+    def __str__(self) -> str:
+        return f"patch tokens after block {self.block} are read as if it were the last"
+
+
 def _cls(batch: Batch, outcome: Outcome, y_BNE: torch.Tensor) -> torch.Tensor | None:
     """The image embedding that came of the same pass; patches alone leave none."""
     tower = batch.tower

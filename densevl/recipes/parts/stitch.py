@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from densevl import kernels
+from densevl.errors import RecipeError
 from densevl.lazy import F, torch
 from densevl.recipes.batch import Frame, Outcome
 from densevl.recipes.hints import Hints
 from densevl.recipes.part import Part, Slots, Stitch
+from densevl.recipes.parts.affinity import Relative, Rule
 from densevl.recipes.values import positive
 
 if TYPE_CHECKING:
@@ -64,6 +66,29 @@ class SamAttention(Part):
         return "the whole image is spread by the attention of SAM's encoder"
 
 
+@dataclass(frozen=True, repr=False)
+class OwnCosines(Part):
+    """The whole image spread over patches whose tokens are alike (RADSeg, 2026).
+
+    Attributes: rule: how cosines become weights.
+    """
+
+    rule: Rule = Relative(10.0, 1.0)  # noqa: RUF009  # frozen
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise RecipeError("an image is spread by a rule: Softmax, Relative or Floor")
+
+    def spread(self, outcome: Outcome, hints: Hints) -> Outcome:
+        """Patches spread over the image; leading tokens stay."""
+        lead_BND, patches_BND = outcome.y_BND[:, : outcome.prefix], outcome.y_BND[:, outcome.prefix :]
+        mixed_BND = self.rule.spread(F.normalize(patches_BND, dim=-1), patches_BND)
+        return replace(outcome, y_BND=torch.cat([lead_BND, mixed_BND], dim=1))
+
+    def __str__(self) -> str:
+        return f"the whole image is spread over patches that are alike{self.rule}"
+
+
 def _resampled(maps_BDhw: torch.Tensor, frame: Frame | None, size: Grid, *, inwards: bool) -> torch.Tensor:
     """Maps of an image with its margin read over the image alone, or the other way round: (B, D, *size)."""
     axes = []
@@ -104,7 +129,7 @@ class JoinedFeatures(Stitch):
 
     projections = False
 
-    spread: SamAttention | None = None
+    spread: SamAttention | OwnCosines | None = None
 
     def objection(self, recipe: Slots) -> str | None:
         if recipe.readout.needs_trunk:

@@ -10,8 +10,10 @@ from typing import Any
 from densevl.errors import DensevlError
 from densevl.saved import said
 from densevl.weights.facts import Form
+from densevl.weights.forms.dinotxt import dinotxt, is_dinotxt, joined
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.pixels import Processor
+from densevl.weights.forms.radio import WORDS, is_radio, radio
 from densevl.weights.forms.tipsv2 import TIPS, tipsv2
 from densevl.weights.forms.transformers import KERNEL, of_transformers
 from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
@@ -72,6 +74,11 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
     if KERNEL in state or (config is not None and "embeddings.patch_embedding.weight" in state):
         whole = state if KERNEL in state else {f"vision_model.{key}": value for key, value in state.items()}
         return of_transformers(whole, path, config, pixels)
+    if is_dinotxt(state):
+        return dinotxt(joined({path: state}) or state, path)
+    if is_radio(state):
+        text = below(state, WORDS)
+        return radio(state, path, _form(text, path, config, None, words=False) if text else None)
     if TIPS in state:
         return tipsv2(state, path, config, pixels)
     if any(key.startswith("vision_model.blocks.") for key in state):

@@ -5,6 +5,7 @@ Their weights and their config.json are read; none of their code is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,23 @@ _SIGLIP: tuple[Rule, ...] = (
     *layers("text_model", "text."),
     (r"logit_(scale|bias)", r"logit_\1", "[]"),
 )
+
+
+_BOX_WORDS = "boxtext_head.weight"
+_FINE: tuple[Rule, ...] = (
+    (r"vision_model\.head\..*|text_model\.head\..*|longtext_head\..*", None, ""),
+    (r"text_model\.embeddings\.(?:position_embedding_(?:res|ori)\.weight|mask[12])", None, ""),
+    (r"logit_scale_.*", None, ""),
+    (r"dense_feature_head\.probe", "visual.trunk.attn_pool.latent", ""),
+    (r"dense_feature_head\.attention\.in_proj_(weight|bias)", r"visual.trunk.attn_pool.in_proj_\1", ""),
+    (r"dense_feature_head\.attention\.out_proj\.(.*)", r"visual.trunk.attn_pool.proj.\1", ""),
+    (r"dense_feature_head\.layernorm\.(.*)", r"visual.trunk.attn_pool.norm.\1", ""),
+    (r"dense_feature_head\.mlp\.(.*)", r"visual.trunk.attn_pool.mlp.\1", ""),
+    (r"boxtext_head\.(.*)", r"text.text_projection.\1", ""),
+)
+"""Of FG-CLIP 2: the pool trained for patches and the words trained for boxes, in the place of those of images."""
+TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", 256000: "timm/ViT-B-16-SigLIP2-256"}
+"""Of SigLIP, by the size of the vocabulary."""
 
 
 def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
@@ -185,13 +203,19 @@ _ALT_TEXT = {
 
 
 def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
-    """SigLIP, and SigLIP 2 of one resolution."""
+    """SigLIP, SigLIP 2 of one resolution or of any, and FG-CLIP 2, which is one with a pool for patches and words."""
+    fine = _BOX_WORDS in state
     kernel = state[KERNEL]
-    if kernel.ndim != 4:
-        raise bad_file(path, "is a SigLIP 2 of any resolution (naflex), which is not read; take one of a fixed one")
     told = config or {}
     vision, text = side(told, "vision_config"), side(told, "text_config")
-    named = renamed(state, _SIGLIP, path)
+    named = renamed(state, (*_FINE, *_SIGLIP) if fine else _SIGLIP, path)
+    any_size = kernel.ndim == 2
+    if any_size:  # rows, columns, colours
+        edge = math.isqrt(max(kernel.shape[1] // 3, 1))
+        if kernel.shape[1] != 3 * edge**2:
+            raise bad_file(path, f"has patches of {kernel.shape[1]} numbers, which is no square of colours")
+        kernel = kernel.unflatten(1, (edge, edge, 3)).permute(0, 3, 1, 2).contiguous()
+        named["visual.trunk.patch_embed.proj.weight"] = kernel
     width, patch = kernel.shape[0], kernel.shape[-1]
     try:
         places = named["visual.trunk.pos_embed"]
@@ -220,15 +244,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "timm_pool": "map",
             "timm_proj": "none",
         },
-        "text_cfg": {
-            **words,
-            "no_causal_mask": True,
-            "proj_bias": True,
-            "pool_type": "last",
-            "norm_kwargs": {"eps": epsilon(text, 1e-6)},
-            "hf_tokenizer_name": told.get("_name_or_path") or "timm/ViT-B-16-SigLIP",
-            "tokenizer_kwargs": {"clean": "canonicalize"},
-        },
+        "text_cfg": words if alone else siglip_text(words, told, text, lower=fine),
     }
     trunk = {
         "img_size": size,
@@ -240,16 +256,50 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         "norm_eps": epsilon(vision, 1e-6),
     }
     facts = _facts(config, vision, text, pixels, TANH, (HALF, HALF), size)
+    if any_size:
+        facts |= {"positions": Fact("bilinear_antialias", "the model's own code")}
     return Form(
-        "SigLIP of transformers",
+        "FG-CLIP 2" if fine else "SigLIP 2 of any resolution" if any_size else "SigLIP of transformers",
         named,
         own,
         trunk=trunk,
+        head={"kind": "pool", "embed": embed, "rule": "bilinear_antialias"} if fine else None,
         facts=facts,
         decides=True,
         tower=alone,
         guesses=unsure(config, own, trunk),
     )
+
+
+def siglip_side(named: State, path: Path) -> dict[str, Any]:
+    """The parts of open_clip's model_cfg that say the text side of a SigLIP, in open_clip's names."""
+    last = named.get("text.text_projection.weight")
+    if last is None:
+        raise bad_file(path, "is beside words that are no SigLIP's; name the SigLIP 2 that it was trained for")
+    return {
+        "embed_dim": len(last),
+        "init_logit_bias": -10,
+        "text_cfg": siglip_text(text_sizes(named, path, None, "text."), {}, {}),
+    }
+
+
+def siglip_text(
+    words: Mapping[str, Any], told: Mapping[str, Any], text: Mapping[str, Any], *, lower: bool = False
+) -> dict[str, Any]:
+    """open_clip's text_cfg of a SigLIP.
+
+    Args:
+        words: its sizes. told, text: config.json, and the part of it that is the text side's. lower: punctuation stays.
+    """
+    return {
+        **words,
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": epsilon(text, 1e-6)},
+        "hf_tokenizer_name": told.get("_name_or_path") or TOKENIZERS.get(words["vocab_size"], TOKENIZERS[32000]),
+        "tokenizer_kwargs": {"clean": "lower" if lower else "canonicalize"},
+    }
 
 
 def _projected(named: Mapping[str, torch.Tensor], path: Path) -> int:

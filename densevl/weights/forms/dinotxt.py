@@ -1,0 +1,189 @@
+"""dino.txt (facebookresearch/dinov2 and dinov3, CVPR 2025) in open_clip's names.
+
+A frozen DINO, a head of blocks behind it and a text side, in up to three files: the tower is timm's, Meta's own or, of
+DINOv2, that of transformers. Patches are compared with the second half of the text vector, whose first half is CLS's:
+that half alone is the joint space here, and an image's vector is the mean of its patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from densevl.weights.facts import GELU, IMAGENET_MEAN, IMAGENET_STD, Fact, Form, said
+from densevl.weights.forms.naming import Rule, renamed
+from densevl.weights.forms.sizes import NO_TEXT, TEXT_HEADS, VISION_HEADS, depth, divided, text_sizes
+from densevl.weights.reading import State, bad_file, below
+
+HEAD, TEXT, TOWER = "visual_model.head.", "text_model.", "visual_model.backbone."
+_HEAD_LAYER, _WORD, _END = "ln_final.weight", "backbone.token_embedding.weight", "head.linear_projection.weight"
+SCALE = 100.0
+"""Of logits where a file has none: those of DINOv2 leave it out."""
+_KERNEL = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+_LAYER, _INTO = r"text_model\.backbone\.blocks\.(\d+)\.", r"text.transformer.resblocks.\1."
+_RULES: tuple[Rule, ...] = (
+    (rf"{HEAD}(?:blocks|block_list)\.(.*)\.bias_mask", None, ""),
+    (rf"{HEAD}(?:blocks|block_list)\.(\d+)\.mlp\.w12\.(.*)", r"visual.blocks.\1.mlp.fc1.\2", ""),
+    (rf"{HEAD}(?:blocks|block_list)\.(\d+)\.mlp\.w3\.(.*)", r"visual.blocks.\1.mlp.fc2.\2", ""),
+    (rf"{HEAD}(?:blocks|block_list)\.(.*)", r"visual.blocks.\1", ""),
+    (rf"{HEAD}ln_final\.(.*)", r"visual.norm.\1", ""),
+    (rf"{_LAYER}attention_norm\.(.*)", rf"{_INTO}ln_1.\2", ""),
+    (rf"{_LAYER}attention\.qkv\.(.*)", rf"{_INTO}attn.in_proj_\2", ""),
+    (rf"{_LAYER}attention\.proj\.(.*)", rf"{_INTO}attn.out_proj.\2", ""),
+    (rf"{_LAYER}ffn_norm\.(.*)", rf"{_INTO}ln_2.\2", ""),
+    (rf"{_LAYER}feed_forward\.fc1\.(.*)", rf"{_INTO}mlp.c_fc.\2", ""),
+    (rf"{_LAYER}feed_forward\.fc2\.(.*)", rf"{_INTO}mlp.c_proj.\2", ""),
+    (r"text_model\.backbone\.(.*)", r"text.\1", ""),
+    (r"text_model\.head\.linear_projection\.weight", "text.text_projection", "T"),
+    (r"logit_scale", "logit_scale", "[]"),
+)
+_BLOCK, _TRUNK = r"(?:encoder\.layer|blocks)\.(\d+)\.", r"visual.trunk.blocks.\1."
+_TOWER: tuple[Rule, ...] = (
+    (r"(?:embeddings\.)?mask_token|.*\.bias_mask|rope_embed\.periods|local_cls_norm\..*|head\..*", None, ""),
+    (r"(?:embeddings\.)?cls_token", "visual.trunk.cls_token", ""),
+    (r"(?:embeddings\.)?(?:register_tokens|storage_tokens)|reg_token", "visual.trunk.reg_token", ""),
+    (r"embeddings\.position_embeddings", "visual.trunk.pos_embed", ""),
+    (r"embeddings\.patch_embeddings\.projection\.(.*)", r"visual.trunk.patch_embed.proj.\1", ""),
+    (rf"{_BLOCK}attention\.(?:attention\.)?(query|key|value|[qkv])(?:_proj)?\.(.*)", rf"{_TRUNK}attn.qkv.\3", "qkv"),
+    (rf"{_BLOCK}attention\.(?:output\.dense|o_proj)\.(.*)", rf"{_TRUNK}attn.proj.\2", ""),
+    (rf"{_BLOCK}layer_scale([12])\.lambda1", rf"{_TRUNK}ls\2.gamma", ""),
+    (rf"{_BLOCK}(.*)", rf"{_TRUNK}\2", ""),
+    (r"(?:layer)?norm\.(.*)", r"visual.trunk.norm.\1", ""),
+    (r"(.*)", r"visual.trunk.\1", ""),
+)
+
+
+def part_of_dinotxt(state: State) -> str:
+    """Which part of a dino.txt a file holds, as what stands before its names in a whole one; "" for none of them."""
+    if f"{HEAD}{_HEAD_LAYER}" in state or f"{TEXT}{_WORD}" in state:
+        return "whole"
+    if _HEAD_LAYER in state and any(key.startswith(("block_list.", "blocks.0.")) for key in state):
+        return HEAD
+    if _WORD in state and _END in state:
+        return TEXT
+    return TOWER if any(key in state for key in _KERNEL) else ""
+
+
+def is_dinotxt(state: State) -> bool:
+    """Whether a file holds more of a dino.txt than a tower, which may be any DINO's."""
+    return part_of_dinotxt(state) not in ("", TOWER)
+
+
+def joined(parts: Mapping[Path, State]) -> State | None:
+    """The files of a folder as one dino.txt; None where they are none.
+
+    Raises:
+        WeightsError: two files of the same part.
+    """
+    found: State = {}
+    kinds = {path: part_of_dinotxt(state) for path, state in parts.items()}
+    if not any(map(is_dinotxt, parts.values())) or "" in kinds.values():
+        return None
+    for path, state in parts.items():
+        prefix = "" if kinds[path] == "whole" else kinds[path]
+        new = {f"{prefix}{key}": value for key, value in state.items()}
+        if new.keys() & found.keys():
+            raise bad_file(path, "is a second file of the same part of a dino.txt; keep one of each in the folder")
+        found |= new
+    return found
+
+
+def on_its_tower(tower: State, found: State, path: Path) -> State:
+    """A file of a dino.txt put together with the tower beside it."""
+    return joined({path: found, path.with_name("tower"): tower}) or found
+
+
+def dinotxt(state: State, path: Path) -> Form:
+    """A dino.txt whose parts are joined.
+
+    Raises:
+        WeightsError: a part that is missing, or tensors that do not fit each other.
+    """
+    tower = below(state, TOWER)
+    for part, what in ((tower, "tower"), (below(state, HEAD), "vision head"), (below(state, TEXT), "text encoder")):
+        if not part:
+            raise bad_file(
+                path,
+                f"is a part of dino.txt without its {what}: put the files of DINO's tower, the vision head and the "
+                "text encoder into one folder, and name the folder",
+            )
+    rotary = "pos_embed" not in tower and "embeddings.position_embeddings" not in tower
+    named = renamed({key: x for key, x in state.items() if not key.startswith(TOWER)}, _RULES, path)
+    try:
+        if rotary and "blocks.0.attn.qkv.bias" in tower:  # which is zero, and which timm leaves out
+            tower = {key: x for key, x in tower.items() if not key.endswith("attn.qkv.bias")}
+        named |= renamed(tower, _TOWER, path)
+        if rotary:
+            named = {_gamma(key): x for key, x in named.items()}
+        for index in range(depth(named, "visual.blocks.")):  # of DINOv3, whose gate is a layer of its own
+            mlp = f"visual.blocks.{index}.mlp."
+            for kind in ("weight", "bias"):
+                if f"{mlp}w1.{kind}" in named:
+                    named[f"{mlp}fc1.{kind}"] = torch.cat([named.pop(f"{mlp}w{number}.{kind}") for number in (1, 2)])
+        words = named["text.text_projection"]
+        named["text.text_projection"] = words[:, words.shape[1] // 2 :].contiguous()
+        for index in range(depth(named, "text.transformer.resblocks.")):
+            layer = f"text.transformer.resblocks.{index}.attn.in_proj_"
+            named.setdefault(f"{layer}bias", torch.zeros(len(named[f"{layer}weight"])))
+        named.setdefault("logit_scale", torch.tensor(math.log(SCALE)))
+        kernel, places = named["visual.trunk.patch_embed.proj.weight"], named.get("visual.trunk.pos_embed")
+        width, patch = kernel.shape[0], kernel.shape[-1]
+        registers = named["visual.trunk.reg_token"].shape[1]
+        if places is not None and math.isqrt(places.shape[1]) ** 2 != places.shape[1]:  # the first is that of CLS
+            named["visual.trunk.cls_token"] = named["visual.trunk.cls_token"] + places[:, :1]
+            named["visual.trunk.pos_embed"] = places = places[:, 1:].contiguous()
+        size = 16 * patch if places is None else math.isqrt(places.shape[1]) * patch
+        hidden, inner = (
+            len(named[f"visual.{part}blocks.0.mlp.fc{number}.{kind}"])
+            for part, number, kind in (("trunk.", 1, "weight"), ("", 1, "bias"))
+        )
+        text = text_sizes(named, path, None, "text.")
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise bad_file(path, f"is no whole dino.txt: {' '.join(str(error).split())[:80]}; download it again") from error
+    if registers != 4 or named["text.text_projection"].shape[1] != width:
+        raise bad_file(path, "is a dino.txt of parts that do not belong together; download those of one model")
+    heads = divided(width, None, VISION_HEADS)[0]
+    own = {
+        "embed_dim": width,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": size,
+            "timm_model_name": "vit_large_patch16_dinov3" if rotary else "vit_large_patch14_reg4_dinov2",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        "text_cfg": {**NO_TEXT, **text, "heads": divided(text["width"], None, TEXT_HEADS)[0]},
+    }
+    trunk = {
+        "img_size": size,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(named, "visual.trunk.blocks."),
+        "num_heads": heads,
+        "mlp_ratio": hidden / width,
+    }
+    head = {
+        "kind": "blocks",
+        "embed": width,
+        "rule": "size_antialias",
+        "depth": depth(named, "visual.blocks."),
+        "heads": heads,
+        "hidden": inner // 2,
+        "qkv_bias": "visual.blocks.0.attn.qkv.bias" in named,
+    }
+    source = "dino.txt's code"
+    facts = said(source, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bicubic", resize_mode="shortest")
+    facts |= said(source, positions="size_antialias", text_activation=GELU)
+    facts |= {"image_activation": Fact(None, "the tower's own")}
+    name = f"dino.txt on DINOv{3 if rotary else 2}"
+    return Form(name, named, own, trunk=trunk, head=head, facts=facts, decides=True)
+
+
+def _gamma(key: str) -> str:
+    """Of timm's `Eva`, which calls layer scales otherwise than Meta does."""
+    if not key.startswith("visual.trunk.blocks."):
+        return key
+    return key.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")

@@ -1,0 +1,191 @@
+"""RADIO (NVlabs, CVPR 2025) with an adaptor that brings its tokens to the words of a SigLIP 2, in open_clip's names.
+
+Its file holds the tower and adaptors, and no words: those come from the SigLIP 2 that the adaptor was trained for,
+which is named as the model beside it. Patches go through the adaptor's summary head, as in RADSeg.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densevl.errors import WeightsError
+from densevl.saved import Kind, read_json
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD, Fact, Form, said
+from densevl.weights.forms.naming import Rule, renamed
+from densevl.weights.forms.settings import CONFIG
+from densevl.weights.forms.sizes import NO_TEXT, VISION_HEADS, depth, divided
+from densevl.weights.forms.transformers import siglip_side
+from densevl.weights.reading import State, bad_file, below
+
+WORDS = "words."
+"""Before the names of the SigLIP 2 beside it."""
+SIDE = 512
+"""Pixels a side of whole images, which all RADIOs from the third version on prefer."""
+ALIGNED = (768, 1280)
+"""Widths of C-RADIOv3 whose positions are resized with corners aligned; of others they are not."""
+TEACHER = "ViT-gopt-16-SigLIP2-384/webli"
+_KIND = Kind("config", WeightsError, "download it again")
+_PATCHES = ("patch_generator.embedder.weight", "embeddings.patch_projection.weight")
+_TOWERS = ("base_model.", "radio_model.model.", "radio_model.", "")
+_BLOCK, _INTO = r"(?:encoder\.layer|blocks)\.(\d+)\.", r"visual.trunk.blocks.\1."
+_RULES: tuple[Rule, ...] = (
+    (r"(?:patch_generator\.pos_embed|embeddings\.position_embedding)", "visual.trunk.pos_embed", ""),
+    (r"(?:patch_generator\.cls_token\.token|embeddings\.cls_register_token)", "tokens", ""),
+    (r"(?:patch_generator\.embedder|embeddings\.patch_projection)\.weight", "kernel", ""),
+    (r"(?:patch_generator|embeddings)\.video_.*|summary_idxs|input_conditioner\..*|.*teacher.*", None, ""),
+    (rf"{_BLOCK}attention\.([qkv])_proj\.(.*)", rf"{_INTO}attn.qkv.\3", "qkv"),
+    (rf"{_BLOCK}attention\.o_proj\.(.*)", rf"{_INTO}attn.proj.\2", ""),
+    (rf"{_BLOCK}(?:layer_scale([12])\.lambda1|ls([12])\.(?:gamma|grandma))", rf"{_INTO}ls\2\3.gamma", ""),
+    (rf"{_BLOCK}(.*)", rf"{_INTO}\2", ""),
+)
+
+
+def is_radio(state: State) -> bool:
+    """Whether a file holds a RADIO in NVIDIA's names, or in those of transformers."""
+    return any(f"{start}{name}" in state for start in _TOWERS for name in _PATCHES)
+
+
+def beside_words(words: State, found: State, path: Path) -> State:
+    """A RADIO put together with the SigLIP 2 beside it, of which the text side is taken."""
+    return {**found, **{f"{WORDS}{key}": value for key, value in words.items()}}
+
+
+def adaptors(state: State) -> dict[str, State]:
+    """The summary heads by the name, or the number, of what they were trained for, in the order of the file."""
+    found: dict[str, State] = {}
+    for key, value in state.items():
+        for start, middle in (("_heads.", "."), ("radio_model.adaptors.", ".head_mlp."), ("adaptors.", ".head_mlp.")):
+            name, cut, rest = key.removeprefix(start).partition(middle)
+            if key.startswith(start) and cut:
+                found.setdefault(name, {})[rest] = value
+    return found
+
+
+def radio(state: State, path: Path, text: Form | None) -> Form:
+    """A RADIO and the words beside it.
+
+    Args:
+        text: what the file beside it holds; None where there is none.
+
+    Raises:
+        WeightsError: no adaptor, none for these words, or several; or tensors that do not fit each other.
+    """
+    heads = adaptors(state)
+    if not heads:
+        raise bad_file(
+            path,
+            "is a RADIO without adaptors, so its patches do not reach words: take NVIDIA's own file, which has them, "
+            "not a converted one; or use it as a proxy",
+        )
+    if text is None or not any(key.startswith("text.") for key in text.state):
+        raise bad_file(
+            path,
+            f"is a RADIO, which has no words of its own: name the SigLIP 2 of its adaptor as the model beside it, "
+            f"{TEACHER}, or a folder of it",
+        )
+    if any("parametrizations" in key for own in heads.values() for key in own):
+        raise bad_file(path, "has adaptors in training form (spectral); take NVIDIA's file of the hub, which has not")
+    config = text.config or siglip_side(text.state, path)
+    embed = int(config["embed_dim"])
+    fitting = {
+        name: own for name, own in heads.items() if "final.2.weight" in own and len(own["final.2.weight"]) == embed
+    }
+    if len(fitting) != 1:
+        listed = ", ".join(fitting or heads)
+        raise bad_file(
+            path,
+            f"has {len(fitting)} adaptors of {embed} numbers, as the words beside it have, ({listed[:80]}): name the "
+            "SigLIP 2 that one adaptor was trained for",
+        )
+    ((name, head),) = fitting.items()
+    start = next(start for start in _TOWERS if any(f"{start}{kernel}" in state for kernel in _PATCHES))
+    named = renamed({key: x for key, x in below(state, start).items() if _of_tower(key)}, _RULES, path)
+    try:
+        kernel, tokens, places = named.pop("kernel"), named.pop("tokens"), named["visual.trunk.pos_embed"]
+        width, patch = kernel.shape[0], math.isqrt(kernel.shape[1] // 3)
+        named["visual.trunk.patch_embed.proj.weight"] = kernel.unflatten(1, (3, patch, patch))
+        named["visual.trunk.patch_embed.proj.bias"] = torch.zeros(width)
+        named["visual.trunk.cls_token"], named["visual.trunk.reg_token"] = tokens[None, :1], tokens[None, 1:]
+        named |= {f"visual.mlp.{key}": x for key, x in head.items()}
+        hidden = len(named["visual.trunk.blocks.0.mlp.fc1.weight"])
+        inside = len(head["fc1.weight"])
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise bad_file(path, f"is no whole RADIO: {' '.join(str(error).split())[:80]}; download it again") from error
+    named |= {key: x for key, x in text.state.items() if key.startswith(("text.", "logit_"))}
+    grid = math.isqrt(places.shape[1])
+    summary, note = _summary(name, list(heads), len(tokens), path)
+    rule = rule_of(width, len(tokens))
+    scaled = "visual.trunk.blocks.0.ls1.gamma" in named
+    own = {
+        **config,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": grid * patch,
+            "timm_model_name": "vit_base_patch16_radio_v3" if scaled else "vit_huge_patch16_radio_v4",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
+        "text_cfg": NO_TEXT if text.text else config["text_cfg"],
+    }
+    trunk = {
+        "img_size": grid * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(named, "visual.trunk.blocks."),
+        "num_heads": divided(width, None, {**VISION_HEADS, 1152: 72, 1536: 64})[0],
+        "mlp_ratio": hidden / width,
+        "reg_tokens": len(tokens) - 1,
+    }
+    told = {
+        "kind": "mlp",
+        "embed": embed,
+        "rule": rule,
+        "hidden": inside,
+        "inner": depth(head, "blocks."),
+        "summary": summary,
+        "side": min(SIDE, grid * patch),
+    }
+    facts = said("RADIO's code", interpolation="bilinear", resize_mode="squash", positions=rule, **_colours(state))
+    facts |= {name: fact for name, fact in text.facts.items() if name == "text_activation"}
+    facts |= {"image_activation": Fact(None, "the tower's own")}
+    return Form(
+        "RADIO with words", named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note
+    )
+
+
+def rule_of(width: int, tokens: int) -> str:
+    """How its positions are resized, by its width and its leading tokens, of which the third version has eight."""
+    return "square_aligned" if width in ALIGNED and tokens == 8 else "square"
+
+
+def _of_tower(key: str) -> bool:
+    return key.startswith(("patch_generator.", "embeddings.", "encoder.layer.", "blocks.", "norm."))
+
+
+def _summary(name: str, names: list[str], tokens: int, path: Path) -> tuple[int, tuple[str, ...]]:
+    """The leading token of an adaptor, and a warning where that is a guess."""
+    told: Any = read_json(path.with_name(CONFIG), _KIND) if path.with_name(CONFIG).is_file() else {}
+    told = told.get("adaptor_configs") if isinstance(told, Mapping) else None
+    own = told.get(name) if isinstance(told, Mapping) else None
+    index = own.get("head_idx") if isinstance(own, Mapping) else int(name) if name.isdecimal() else None
+    if type(index) is int and 0 <= index < tokens:
+        return index, ()
+    place = names.index(name)
+    return place, (
+        f"weights file {path.name} does not say which token is that of its adaptor {name}: taken number {place}; dense "
+        "features do not depend on it, vectors of whole images do",
+    )
+
+
+def _colours(state: State) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation that the tower takes off itself."""
+    found = {}
+    for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+        values = next((x for key, x in state.items() if key.endswith(f"input_conditioner.norm_{name}")), None)
+        found[name] = usual if values is None else tuple(round(float(x), 8) for x in values.flatten())
+    return found
