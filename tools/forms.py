@@ -104,6 +104,8 @@ def scaled(model: Any) -> Any:
             value.normal_(0, 1.5 / value.shape[-1] ** 0.5 if value.ndim == 2 else 1 / value[0].numel() ** 0.5)
         elif name.endswith("bias"):
             value.normal_(0, 0.2)
+        elif name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1")):  # of layers, which begin near nothing
+            value.uniform_(0.5, 1.5)
     for name, value in model.named_buffers():
         if name.endswith("running_var"):
             value.uniform_(0.5, 1.5)

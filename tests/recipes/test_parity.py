@@ -20,11 +20,13 @@ import oracle_graph
 import oracle_proxy
 import oracle_regions
 from conftest import DATA
+from densevl import load_backbone
 from densevl.backbones.proxies import DinoiserHeads
 from densevl.errors import ModelError, WeightsError
 from densevl.inference import WindowGrid, slide
 from densevl.inference.stitching import encode_stitched
 from densevl.recipes import Hints, get, names
+from tools.forms import ROWS
 
 PHOTO = {"224": "astronaut_224x224", "336x448": "coffee_336x448"}
 
@@ -344,3 +346,31 @@ def test_heads_of_another_tower_are_refused(golden_clip) -> None:
         golden_clip.encode_dense(pixels_of("224")[None], "dinoiser", hints=Hints(proxy=heads))
     with pytest.raises(WeightsError, match="lack bkg_decoder"):
         DinoiserHeads({name: torch.zeros(1) for name in names[:2]})
+
+
+@torch.no_grad()
+def test_radseg_reads_radio_before_its_layer_scale(tmp_path) -> None:
+    """Heads are compared as the projection leaves them; scaled ones have other cosines."""
+    pytest.importorskip("transformers", reason="the publishing library")
+    torch.manual_seed(9)
+    theirs = ROWS["radio"].make(tmp_path)
+    ours = load_backbone(**theirs.load, device="cpu")
+    model, heads = (part.double() for part in theirs.parts)
+    ours.model.double()
+    pixels = torch.rand(1, 3, 48, 64).double()
+    windows = WindowGrid.place(48, 64, 32, 16, 8, "patch")
+    places = [(top // 8, left // 8) for top, left in windows.corners]
+    parts = []
+    for top, left in windows.corners:
+        x = model.embeddings(pixels[..., top : top + 32, left : left + 32])
+        x = model.encoder.layer[0](x)
+        last = model.encoder.layer[1]
+        u = last.norm1(x)[0]
+        own = (getattr(last.attention, f"{name}_proj")(u)[None] for name in "qkv")
+        y = x + last.layer_scale1(oracle_radseg.recursive(*own, last.attention.o_proj)[None])
+        parts.append((y + last.layer_scale2(last.mlp(last.norm2(y))))[0, 4:])
+    whole = oracle_radseg.averaged(parts, places, (6, 8), 4)
+    want = heads[2](oracle_radseg.aggregated(whole))
+    dense, _ = encode_stitched(ours, pixels, windows, ours.resolve(None), Hints(), 2)
+    torch.testing.assert_close(dense.features[0].flatten(1).T, want, atol=3e-6, rtol=0)
+    assert ours.resolve(None).name == "radseg"
