@@ -23,8 +23,10 @@ from densevl.weights.reading import bad_file, below
 
 HEADS = 8
 ANCHOR = "cross_atten.multihead_attn.in_proj_weight"
-NAMES = ("multihead_attn.in_proj_weight", "multihead_attn.in_proj_bias", "multihead_attn.out_proj.weight")
-NAMES += ("multihead_attn.out_proj.bias", "MLP.weight", "MLP.bias", "norm.weight", "norm.bias")
+NAMES = (
+    *("multihead_attn.in_proj_weight", "multihead_attn.in_proj_bias", "multihead_attn.out_proj.weight"),
+    *("multihead_attn.out_proj.bias", "MLP.weight", "MLP.bias", "norm.weight", "norm.bias"),
+)
 
 
 @dataclass(frozen=True, eq=False)
