@@ -135,6 +135,17 @@ def test_a_call_and_many_are_alike_and_words_are_encoded_once(model, rgb, monkey
     assert json.dumps(segment.facts())
 
 
+def test_a_prefilter_judges_the_nearest_classes_alone(model, tiny, rgb) -> None:
+    words = ["cat", "dog", "sky", "grass", "tree"]
+    result = Concepts(model, prefilter=2, prefilter_model=tiny, background="none")(rgb, words)
+    asked = [name for name in words if name not in result.meta["unasked"]]
+    assert len(asked) == 2
+    assert set(result.fractions()) - {"nothing"} == set(words)
+    whole = Concepts(model, background="none")(rgb, words)
+    for index, name in enumerate(words):
+        close(result.scores[index], whole.scores[index] if name in asked else 0.0)
+
+
 def test_masks_are_proposed_for_words(folder, rgb) -> None:
     found = load_proposer(f"concepts:{folder}", words=["cat", "sky"], least=0.01)(rgb)
     assert found.size == (40, 70)
@@ -162,6 +173,7 @@ def test_a_sam3_of_video_is_read_as_its_detector(tmp_path, rgb) -> None:
         ({"background": "unknown"}, "no notion of 'unknown'"),
         ({"background": 2}, "outside 0..1"),
         ({"compat": 1}, "must be True or False"),
+        ({"prefilter": 0}, "at least 1"),
         ({"model": 3}, "must be a name or folder"),
         ({"model": "none/such/model"}, "no concept model"),
         ({"model": "mini"}, "no concept model"),

@@ -20,15 +20,19 @@ import torch
 from torch.nn import functional as F
 
 from densevl import __version__, fitted
+from densevl.backbones import Backbone
 from densevl.concepts import ConceptModel, load_concepts
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.pipelines import remarks
+from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.many import OnError, hearing, one_by_one, source
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
+from densevl.pipelines.settings import load
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary.text_classifier import TextClassifier
 from densevl.weights import require_finite
 
 THRESHOLD = 0.5
@@ -78,6 +82,8 @@ class Concepts:
         *,
         instance_threshold: float = LEAST,
         background: BackgroundSpec = "auto",
+        prefilter: int | None = None,
+        prefilter_model: str | Backbone = "auto",
         compat: bool = False,
         device: str | None = None,
     ) -> None:
@@ -88,6 +94,9 @@ class Concepts:
             instance_threshold: instances less likely than this are left out; SegEarth-OV3 has 0.2 to 0.5 by benchmark.
             background: a probability under which a pixel gets no label ("auto" is 0.5), words that compete, "1-max",
                 or "none".
+            prefilter: judge so many classes of a photo alone, those whose words are nearest to the whole picture by
+                `prefilter_model`, a CLIP; the others are in `meta["unasked"]`, and nowhere in the photo. For large
+                vocabularies: the decoder runs for each word. None judges all.
             compat: presence counts twice for instances, as in SegEarth-OV3's code.
 
         Raises:
@@ -96,13 +105,17 @@ class Concepts:
         number = isinstance(instance_threshold, int | float) and not isinstance(instance_threshold, bool)
         if not number or not 0 <= instance_threshold < 1:
             raise OptionError(f"instance_threshold is {instance_threshold!r}; it is a likelihood of 0 to 1")
+        if prefilter is not None and (type(prefilter) is not int or prefilter < 1):
+            raise OptionError(f"prefilter is {prefilter!r}; it is a number of classes, at least 1")
         if not isinstance(compat, bool):
             raise OptionError(f"compat is {compat!r}; it must be True or False")
         self.background = self._policy(background)
         if not isinstance(model, str | Path | ConceptModel):
             raise OptionError(f"model is a {type(model).__name__}; it must be a name or folder, or a ConceptModel")
         self.backbone = model if isinstance(model, ConceptModel) else load_concepts(model, device)
-        self.instance_threshold, self.compat = float(instance_threshold), compat
+        self.instance_threshold, self.compat, self.prefilter = float(instance_threshold), compat, prefilter
+        self._filter = None if prefilter is None else load(prefilter_model, None, device)
+        self._texts = None if self._filter is None else TextClassifier(self._filter)
 
     @hearing
     def __call__(self, image: Any, labels: Labels, *, background: BackgroundSpec = "auto") -> SegmentationResult:
@@ -153,6 +166,8 @@ class Concepts:
             "pixels": [model.side, *model.mean, *model.std],
             "instance_threshold": self.instance_threshold,
             "compat": self.compat,
+            "prefilter": self.prefilter,
+            "prefilter_model": None if self._filter is None else fitted.fingerprint(self._filter),
             "background": asdict(self.background),
             "recipe": None,
             "proposals": None,
@@ -178,10 +193,12 @@ class Concepts:
             raise LabelError("a concept model is asked by words alone; leave images and vectors out of the labels")
         known = {word.casefold() for word in labels.words}
         others = [word for word in (*labels.negatives, *policy.words) if word.casefold() not in known]
-        owner = [*labels.query_classes, *[NOTHING] * len(others)]
+        likely = self.likely(rgb, labels)
+        queries = [pair for pair in zip(labels.words, labels.query_classes, strict=True) if pair[1] in likely]
+        owner = [*(index for _, index in queries), *[NOTHING] * len(others)]
         best: torch.Tensor | None = None
         at = 0
-        for judged in self.backbone.judgements(rgb, [*labels.words, *others]):
+        for judged in self.backbone.judgements(rgb, [*(word for word, _ in queries), *others]):
             strength = judged.strength(self.instance_threshold, compat=self.compat)
             if best is None:
                 best = strength.new_zeros(len(labels) + 1, *strength.shape[1:])
@@ -192,6 +209,16 @@ class Concepts:
             raise LabelError("no labels to judge")
         require_finite(best, f"probabilities of model '{self.backbone.name}'")
         return _Maps(best[:-1], best[-1:], (rgb.shape[0], rgb.shape[1]))
+
+    def likely(self, rgb: np.ndarray, labels: LabelSet) -> set[int]:
+        """The classes that are judged on a photo: all, or the `prefilter` ones nearest to the whole picture."""
+        if self.prefilter is None or self._filter is None or self._texts is None or len(labels) <= self.prefilter:
+            return set(range(len(labels)))
+        text = self._texts.encode(labels, Background())
+        picture = F.normalize(embed_images(self._filter, [rgb])[0], dim=0)
+        near = (text.vectors @ picture.to(text.vectors)).tolist()
+        best = [max(n for n, c in zip(near, text.classes.tolist(), strict=True) if c == k) for k in range(len(labels))]
+        return set(sorted(range(len(labels)), key=lambda index: -best[index])[: self.prefilter])
 
     def decide(self, maps: _Maps, policy: Background) -> tuple[np.ndarray, np.ndarray]:
         """Labels int16 (H, W) and confidence float32 (H, W)."""
@@ -211,6 +238,8 @@ class Concepts:
     def _run(self, image: Any, rgb: np.ndarray, labels: LabelSet, policy: Background) -> SegmentationResult:
         started = time.perf_counter()
         maps = self.maps(rgb, labels, policy)
+        silent = (maps.classes == 0).flatten(1).all(dim=1).tolist() if self.prefilter else []
+        unasked = [name for name, quiet in zip(labels.names, silent, strict=False) if quiet]
         found, confidence = self.decide(maps, policy)
         return SegmentationResult(
             labels=found,
@@ -224,6 +253,7 @@ class Concepts:
                 "kind": self.backbone.kind,
                 "instance_threshold": self.instance_threshold,
                 "compat": self.compat,
+                "unasked": unasked,
                 "background": str(policy),
                 "device": str(self.backbone.device),
                 "seconds": round(time.perf_counter() - started, 3),
