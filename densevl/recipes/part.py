@@ -392,7 +392,8 @@ class Slots:
     Attributes:
         name: lower-case identifier.
         attention: how tokens of the rewired blocks look at each other.
-        residual, ffn: whether a rewired block keeps its skip connection and its MLP.
+        residual, ffn: whether a rewired block keeps its skip connection and its MLP; residual "cls" takes the CLS token
+            that enters it, for every token.
         blocks: how many blocks, the last ones, are rewired one after the other; or a `SecondStream`.
         before: steps on patches before the rewired block. after: on what its attention gives.
         adds: further sources beside the block's own input.
@@ -405,7 +406,7 @@ class Slots:
 
     name: str
     attention: Attention
-    residual: bool
+    residual: bool | str
     ffn: bool
     blocks: Any
     before: tuple[Step, ...]

@@ -3,7 +3,7 @@
 A recipe fills a few slots with parts (`part.py` says what a part is) that together rewire the end of a tower:
 
     x = before(tokens)                        before the last block, or the last n
-    y = residual * x + O(attention(x))        O the block's output projection
+    y = residual * x + O(attention(x))        O the block's output projection; residual "cls": of CLS alone
     y = after(y + MLP(y) * ffn)
     features = joint(read(y + further sources))
 
@@ -42,6 +42,7 @@ POSITION_RULES = (
     *("square", "square_aligned"),
 )
 TRAINED = SelfAttention("qk")
+CLS = "cls"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Recipe(Slots):
 
     name: str
     attention: Attention = TRAINED
-    residual: bool = True
+    residual: bool | str = True
     ffn: bool = True
     blocks: int | SecondStream = 1
     before: tuple[Step, ...] = ()
@@ -132,9 +133,10 @@ class Recipe(Slots):
             given = getattr(self, slot)
             if not isinstance(given, kind) and not (given is None and slot in ("stitch", "spread")):
                 raise RecipeError(f"{slot} is a part of kind {kind.__name__}, got {given!r}")
-        for slot in ("residual", "ffn"):
-            if not isinstance(getattr(self, slot), bool):
-                raise RecipeError(f"{slot} is True or False, got {getattr(self, slot)!r}")
+        if not isinstance(self.residual, bool) and self.residual != CLS:
+            raise RecipeError(f"residual is True, False or '{CLS}', got {self.residual!r}")
+        if not isinstance(self.ffn, bool):
+            raise RecipeError(f"ffn is True or False, got {self.ffn!r}")
         counts = isinstance(self.blocks, int) and not isinstance(self.blocks, bool) and self.blocks >= 1
         if not counts and not isinstance(self.blocks, SecondStream):
             raise RecipeError(f"blocks is a number of at least 1, or a SecondStream, got {self.blocks!r}")
@@ -154,7 +156,7 @@ class Recipe(Slots):
     def _contradictions(self) -> Iterator[str]:
         """The rules that the recipe breaks."""
         stream = isinstance(self.blocks, SecondStream)
-        trained = self.attention == TRAINED and self.residual and self.ffn
+        trained = self.attention == TRAINED and self.residual is True and self.ffn
         models = set(found(Proxy, self.slots))
         if len(models) > 1:
             several = ", ".join(sorted(map(repr, models)))
@@ -165,7 +167,7 @@ class Recipe(Slots):
                     yield f"{step!r} cannot stand in {slot}, but in {' or '.join(step.places)}"
         if self.spread is not None and not models:
             yield "scores are spread by what another model sees; let the spread hold a Proxy"
-        if stream and not (self.residual and self.ffn):
+        if stream and not (self.residual is True and self.ffn):
             yield "a second stream adds up outputs of attention alone; leave residual and ffn as they are"
         if (stream or self.blocks != 1) and (self.patches_only or self.adds or "text" in self.reads):
             yield "patches alone, second passes and further sources are for the last block; leave blocks out"
@@ -217,7 +219,7 @@ class Recipe(Slots):
     @cached_property
     def needs_cls(self) -> bool:
         """Whether it works only where the tower has a CLS token."""
-        return any(part.needs_cls for part in within(self.slots))
+        return self.residual == CLS or any(part.needs_cls for part in within(self.slots))
 
     @cached_property
     def patches_only(self) -> bool:
@@ -237,7 +239,7 @@ class Recipe(Slots):
         if isinstance(self.blocks, SecondStream):
             return self.blocks.blocks
         joined = self.stitch is not None and self.stitch.projections
-        as_trained = self.attention == TRAINED and self.residual and self.ffn and not self.adds
+        as_trained = self.attention == TRAINED and self.residual is True and self.ffn and not self.adds
         return 0 if as_trained and not joined else self.blocks
 
     @cached_property
@@ -288,7 +290,7 @@ class Recipe(Slots):
         else:
             first = [f"in {self._where()}: {self.attention}"]
             if not isinstance(self.blocks, SecondStream):
-                kept = {True: "kept", False: "dropped"}
+                kept = {True: "kept", False: "dropped", CLS: "that of CLS for every token"}
                 first.append(f"skip connection {kept[self.residual]}, MLP {kept[self.ffn]}")
         rest = [f"before it {step}" for step in self.before] + [f"after it {step}" for step in self.after]
         rest += [str(source) for source in self.adds] + [f"at the end {step}" for step in self.joint]

@@ -18,7 +18,7 @@ from densevl.recipes.batch import Batch, Extra, Outcome, Pass
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import HOW, OPTIONAL, Hints
 from densevl.recipes.part import Attention, shaped
-from densevl.recipes.recipe import Recipe, SecondStream
+from densevl.recipes.recipe import CLS, Recipe, SecondStream
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Projections, Trunk, run_trunk
 
@@ -166,7 +166,7 @@ def _pass(
     def rest(heads_BANd: torch.Tensor) -> torch.Tensor:
         y_BND = block.merge(heads_BANd)
         if recipe.residual:
-            y_BND = x_BND + y_BND
+            y_BND = (cls_B1D if recipe.residual == CLS else x_BND) + y_BND
         if recipe.ffn:
             y_BND = y_BND + _by_tokens(block.ffn, y_BND)
         for step in recipe.after:

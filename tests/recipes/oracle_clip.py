@@ -90,6 +90,14 @@ def on_grid(scores: Tensor, grid: tuple[int, int]) -> Tensor:
 # --- ITACLIP ---------------------------------------------------------------------------------------------------------
 
 
+def pixelclip(t: Trunk, pixels: Tensor) -> Tensor:
+    """hsshin98/PixelCLIP, dense features: values of the last block, the CLS token that enters it as residual, MLP."""
+    x = t.run_all(pixels, "size")[0][-2]
+    last = t.layers - 1
+    y = t.out(t.qkv(t.ln1(x, last), last)[2], last) + x[:1]
+    return t.project(y + t.mlp(y, t.name(last)))[1:]
+
+
 def itaclip(t: Trunk, pixels: Tensor, self_attention: bool = True, layers: tuple[int, ...] = (7, 8, 10)) -> Tensor:
     """m-arda-aydn/ITACLIP, `visual.forward(return_all=True, attn_self=True)`: (1 + N, E).
 

@@ -109,6 +109,7 @@ CASES = {
     "cass keys": lambda s, x: oracle_proxy.cass(s, x, keys_of(x), rank=10)[0],
     "cass keys compat": lambda s, x: oracle_proxy.cass(s, x, keys_of(x), compat=True)[0],
     "dinoiser proxy": lambda s, x: oracle_graph.dino_clip(s, x, proxy_of(x)),
+    "pixelclip": lambda s, x: oracle_clip.pixelclip(oracle_clip.Trunk(s), x),
     "declip": lambda s, x: oracle_graph.declip(s, x),
     "corrclip fine regions": lambda s, x: oracle_regions.corrclip(s, x, proxy_of(x, 8), segments_of(x)),
     "corrclip proxy regions": lambda s, x: oracle_regions.corrclip(s, x, proxy_of(x), segments_of(x)),

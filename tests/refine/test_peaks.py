@@ -16,7 +16,7 @@ from densevl.backbones.proxies import Proxy
 from densevl.errors import DensevlError
 from densevl.images import read_image
 from densevl.pipelines.feeding import feed
-from densevl.pipelines.segmentation.refinement import by_proxy
+from densevl.pipelines.segmentation import refinement
 from densevl.recipes import get
 from densevl.refine.peaks import SpreadOnGrid, through_heads
 
@@ -79,11 +79,12 @@ def test_a_peak_is_halfway_between_before_and_after(probabilities) -> None:
     close(*flat, tolerance=1e-4, why="a term of 1e-5 is in the rule")
 
 
-def test_a_proxy_spreads_by_the_softmax_of_likeness_over_the_mean(clip) -> None:
+def test_a_proxy_spreads_by_the_softmax_of_likeness_over_the_mean(clip, monkeypatch) -> None:
+    monkeypatch.setattr(refinement, "SEEN_CELLS", 6)
     rgb = read_image(SCENE)
     pixels, _ = feed(rgb, clip, SMALL)
     scores = torch.rand(1, 2, 6, 6)
-    found = by_proxy(Colours(), pixels, clip.mean, clip.std, get("cliper"))(scores)
+    found = refinement.by_proxy(Colours(), pixels, clip.mean, clip.std, get("cliper"))(scores)
     features = Colours().from_clip(pixels, clip.mean, clip.std)[0].flatten(1).double()
     unit = features / features.norm(dim=0)
     alike = (unit.T @ unit).numpy()
@@ -96,7 +97,8 @@ def test_a_proxy_spreads_by_the_softmax_of_likeness_over_the_mean(clip) -> None:
     close(found[0].flatten(1), want.T)
 
 
-def test_any_recipe_takes_a_proxy_for_its_refinement_alone(clip) -> None:
+def test_any_recipe_takes_a_proxy_for_its_refinement_alone(clip, monkeypatch) -> None:
+    monkeypatch.setattr(refinement, "SEEN_CELLS", 8)
     build = {"templates": "photo", "protocol": SMALL}
     plain = Segmenter(clip, "sclip", **build)(SCENE, ["cat", "dog"])
     refined = Segmenter(clip, "sclip", refine="proxy", proxy=Colours(), **build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ UPSAMPLERS = ("anyup", "jbu", "jafar")
 PROXY = "proxy"
 SCORES = ("pamr", "edges", "lposs+", PROXY, SEGMENTS)
 READ_SEGMENTS = (SEGMENTS, VOTE)
+SEEN_CELLS = 64  # a side, of a square: what CLIPer takes of the diffusion model, 512 pixels at DINO's patch of 8
 PROXYCLIP = (3.0, 1.2)  # gain, and what of the mean is taken away
 EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
 KNOWN = (*UPSAMPLERS, *SCORES, VOTE, NONE)
@@ -101,13 +103,16 @@ def by_proxy(proxy: Any, pixels: torch.Tensor, mean: Sequence[float], std: Seque
     softmax of 3 (cosine - 1.2 times the mean), those under zero left out.
 
     Args:
-        pixels: (1, 3, H, W) as a model is fed them, normalised by mean and std.
+        pixels: (1, 3, H, W) at any size, normalised by mean and std; it is resized to 64 x 64 cells of the proxy, or
+            as many at its own ratio.
         recipe: its kind of features if it borrows some, and whether it scores by probabilities.
     """
     scored = recipe is not None and isinstance(recipe.readout, ScoredSources)
     if isinstance(proxy, DiffusionProxy):
         photo = proxy.squeezed(proxy.prepare(pixels, mean, std))
         return SpreadOnGrid(partial(proxy.spread, photo), proxy.grid, probabilities=scored)
+    factor = SEEN_CELLS * proxy.patch_size / math.prod(pixels.shape[2:]) ** 0.5
+    pixels = F.interpolate(pixels, scale_factor=factor, mode="bilinear", antialias=True)
     kind = recipe.proxy.features if recipe is not None and recipe.proxy is not None else "tokens"
     features = proxy.from_clip(pixels, mean, std, kind)
     unit_1NP = F.normalize(features.flatten(2).mT, dim=2)

@@ -20,7 +20,7 @@ from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.backbones.proxies import DinoiserHeads
 from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError, RecipeError
-from densevl.images import read_image, resize
+from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
 from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
@@ -716,9 +716,7 @@ class Segmenter:
         backbone, pixels = self.backbone, self.backbone.normalize(rgb)
 
         def by_proxy() -> Refine:
-            size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, backbone.patch_size)
-            fed = backbone.normalize(resize(rgb, size))[None]
-            return refinement.by_proxy(self.proxy, fed, backbone.mean, backbone.std, self.recipe)
+            return refinement.by_proxy(self.proxy, pixels[None], backbone.mean, backbone.std, self.recipe)
 
         return refinement.score_refiner(self.refine, rgb, pixels, segments, by_proxy)
 

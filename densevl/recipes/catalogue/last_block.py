@@ -43,6 +43,20 @@ ENTRIES = (
         note="The form later papers call MaskCLIP: the value alone, no skip connection, no MLP.",
     ),
     Recipe(
+        "pixelclip",
+        attention=Identity(),
+        residual="cls",
+        position_rule="size",
+        source=Source(
+            "Towards Open-Vocabulary Semantic Segmentation Without Semantic Labels",
+            "NeurIPS 2024",
+            "https://arxiv.org/abs/2409.19846",
+            protocol="fine-tuned weights, loaded as a checkpoint of their architecture; 640 x 640",
+        ),
+        note="The way its fine-tuned weights are read: MaskCLIP's values beside the CLS token of the block before, "
+        "which takes the place of each patch's own skip connection. Its files were not at hand, and never run.",
+    ),
+    Recipe(
         "clip_surgery",
         attention=SelfAttention("vv"),
         blocks=SecondStream(6),
