@@ -17,6 +17,7 @@ from densevl.backbones.mini import Mini
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import DensevlError, ImageError, OutputError, RecipeError
 from tools.clipself.__main__ import main
+from tools.clipself.context import context_loss, projections
 from tools.clipself.evaluate import CEILING
 from tools.clipself.models import image_tower, load, pack
 from tools.clipself.pictures import Pictures
@@ -86,6 +87,47 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert (whole.out / STUDENT).read_bytes() == (resumed.out / STUDENT).read_bytes()
 
 
+@pytest.mark.parametrize(("own", "other"), [((3, 4), (3, 4)), ((3, 4), (5, 6))])
+def test_context_is_the_distance_of_rows_of_cosines(own: tuple[int, int], other: tuple[int, int]) -> None:
+    student, teacher = torch.randn(2, 7, *own), torch.randn(2, 5, *other)
+    total = 0.0
+    for q, f in zip(student.double(), teacher.double(), strict=True):
+        q = torch.nn.functional.interpolate(q[None], size=other, mode="bilinear")[0]
+        count = other[0] * other[1]
+        rows, wanted = (part.flatten(1).T.numpy() for part in (q, f))
+        for i in range(count):
+            square = 0.0
+            for j in range(count):
+                a, b = ((t[i] @ t[j]) / (np.linalg.norm(t[i]) * np.linalg.norm(t[j])) for t in (rows, wanted))
+                square += (a - b) ** 2
+            total += square**0.5 / count / 2
+    assert abs(float(context_loss(student, teacher)) - total) < 1e-4
+    assert float(context_loss(student, student)) == 0
+
+
+def test_context_learns_beside_content(tmp_path: Path, folder: Path) -> None:
+    run = prepared(tmp_path, folder, replace(SMALL, context="mini-sam", context_weight=1.0))
+    pictures = run.pictures.batch(1000).pictures
+    with torch.no_grad():
+        before = float(run._context(pictures))
+    train(run, Budget(steps=15))
+    with torch.no_grad():
+        assert float(run._context(pictures)) < 0.9 * before
+
+
+def test_the_projections_that_learn_context_are_the_last_blocks(tmp_path: Path, folder: Path) -> None:
+    run = prepared(tmp_path, folder)
+    pixels, kept = torch.randn(1, 3, 32, 32), {}
+    block = run.student.model.visual.transformer.resblocks[-1]
+    handle = block.ln_1.register_forward_hook(lambda module, given, found: kept.update(u=found))
+    q, both = (projections(run.student.tower, pixels, source, "size") for source in ("q", "qk"))
+    handle.remove()
+    joint = kept["u"] @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
+    want_q, want_k, _ = joint[0, 1:].chunk(3, dim=-1)
+    torch.testing.assert_close(q[0].flatten(1).T, want_q)
+    torch.testing.assert_close(both[0].flatten(1).T, (want_q + want_k) / 2)
+
+
 def test_a_student_loads_as_a_weights_file_of_its_architecture(tmp_path: Path, folder: Path) -> None:
     run = prepared(tmp_path, folder)
     train(run, Budget(steps=2))
@@ -144,6 +186,8 @@ def test_evaluation_names_objects_with_the_teacher_and_every_student(
         ({"side": "33"}, "multiple of 8"),
         ({"batch": "0"}, "all are positive"),
         ({"blocks": "99"}, "the tower has 6"),
+        ({"context": "dinno"}, "no proxy 'dinno'"),
+        ({"context-weight": "-1"}, "above 0"),
         ({"steps": "0"}, "budget is not positive"),
         ({"model": "photos"}, "no model 'photos'"),
     ],

@@ -12,6 +12,7 @@ import torch
 
 from densevl.errors import DensevlError
 from densevl.images import list_images
+from tools.clipself.context import SOURCES
 from tools.clipself.models import load
 from tools.clipself.run import STUDENT, Plan, Run
 from tools.clipself.train import Budget, train
@@ -38,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--minutes", type=float, help="time of updates")
     budget.add_argument("--steps", type=int)
     trains.add_argument("--recipe", default=Plan.recipe, help="of the dense features that learn (default %(default)s)")
+    trains.add_argument("--context", help="also teach how patches are alike (DeCLIP): mini-sam, dino_vitb8 or a file")
+    trains.add_argument("--context-weight", type=float, help="of that loss (default 0.1)")
+    trains.add_argument("--context-source", choices=SOURCES, help="projections that learn it (default q)")
     trains.add_argument("--rate", type=float, help="highest learning rate (default 1e-5; mini 1e-3)")
     trains.add_argument("--blocks", type=int, help="train so many last blocks, 0 the whole tower (default 0; mini 2)")
     for name, about in (

@@ -21,13 +21,15 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
-from densevl.errors import DensevlError, OutputError, RecipeError
+from densevl.backbones.proxies import load_proxy
+from densevl.errors import DensevlError, OutputError, RecipeError, one_of
 from densevl.files import atomic_write
 from densevl.recipes import Hints, get
 from densevl.recipes.run import finish, start
 from densevl.regions.operators.crop import input_side
 from densevl.regions.operators.dense import has_features
 from densevl.weights import read_checkpoint
+from tools.clipself.context import SOURCES, context_loss, projections, taught
 from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures
 
@@ -48,6 +50,8 @@ class Plan:
             patches, so that a cell is four patches wide at least.
         side: of the student's input; 0 is the model's own.
         blocks: how many of the last blocks are trained, nothing else being; 0 trains the whole image tower.
+        context: the model whose likeness of patches is taught besides (DeCLIP), as `load_proxy` takes it; "" is none.
+        context_weight: of that loss. context_source: which projections of the last block learn it, one of `SOURCES`.
         rate: learning rate at its highest. decay: of weights. seed: everything random follows from it.
     """
 
@@ -57,6 +61,9 @@ class Plan:
     grid: int = 0
     side: int = 0
     blocks: int = 0
+    context: str = ""
+    context_weight: float = 0.1
+    context_source: str = "q"
     rate: float = 1e-5
     decay: float = 0.1
     seed: int = 0
@@ -94,6 +101,10 @@ class Run:
                 f"side {side}, batch {plan.batch}, regions {plan.regions}, grid {grid}, rate {plan.rate:g}: "
                 f"all are positive, and side is a multiple of {patch}, the model's patch"
             )
+        one_of(plan.context_source, SOURCES, "context_source", DensevlError)
+        if not plan.context_weight > 0:
+            raise DensevlError(f"context_weight is {plan.context_weight:g}; it is above 0, or leave context out")
+        self.context = load_proxy(plan.context, device=str(teacher.device)) if plan.context else None
         self.plan = plan
         self.student = copy.deepcopy(teacher)
         self.tower = image_tower(self.student)
@@ -133,7 +144,8 @@ class Run:
         return float(loss.detach())
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops."""
+        """One minus the mean cosine between regions of the student's map and the teacher's embeddings of the crops; and
+        the context's share."""
         wanted_RE = self.teacher.encode_image(batch.crops)
         tower, recipe, hints = self.student.tower, self.recipe, Hints()
         dense = finish(tower, start(tower, batch.pictures, recipe, hints), recipe, hints)
@@ -141,7 +153,13 @@ class Run:
         h, w = map_BEhw.shape[2:]
         scale = map_BEhw.new_tensor([w, h, w, h])
         found_RE = roi_align(map_BEhw, [boxes * scale for boxes in batch.boxes], 1, aligned=True)[:, :, 0, 0]
-        return 1 - F.cosine_similarity(found_RE, wanted_RE.to(found_RE)).mean()
+        content = 1 - F.cosine_similarity(found_RE, wanted_RE.to(found_RE)).mean()
+        return content if self.context is None else content + self.plan.context_weight * self._context(batch.pictures)
+
+    def _context(self, pictures: torch.Tensor) -> torch.Tensor:
+        """How far the likeness of the student's patches is from what the teacher of context sees."""
+        own = projections(self.student.tower, pictures, self.plan.context_source, self.recipe.position_rule)
+        return context_loss(own, taught(self.context, pictures, self.teacher.mean, self.teacher.std))
 
     def save(self) -> Path:
         """Write the checkpoint; a reader sees all of it or none."""
