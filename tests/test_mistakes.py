@@ -120,6 +120,8 @@ WRONG: dict[str, list[str]] = {
     "refine": ["pamrr", "vote,pamr", "pamr,pamr", "none,pamr", "anyup", "pamr,anyup"],
     "upsampler": [ABSENT, FILE],
     "instance_threshold": ["1", "-0.1", "nan", "x"],
+    "prefilter": ["0", "-5", "x"],
+    "prefilter_model": ["minni", ""],
     "device": ["cud", "cuda:99", "", "meta"],
     "proposals": ["minisam", ""],
     "sam_checkpoint": [ABSENT, FILE],

@@ -40,9 +40,10 @@ COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
         "--descriptors --device --geotiff --instance-threshold --json --labels --like --mean --model --neighbours "
-        "--out --overwrite --parents --plan --polygons --precision --presence --proposals --proxy --proxy-scope "
-        "--quiet --range --ray --recipe --refine --sam --shard --sheet --short-side --std --strict --stride --stuff "
-        "--template-weights --templates --text-transform --upsampler --views --weights --workers"
+        "--out --overwrite --parents --plan --polygons --precision --prefilter --prefilter-model --presence "
+        "--proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet "
+        "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --upsampler "
+        "--views --weights --workers"
     ),
     "video": (
         "VIDEOS --activation --background --blend --crop --descriptors --device --every --json --labels --like --mean "
@@ -104,10 +105,10 @@ COMMANDS = {
     "eval run": (
         "WHAT --activation --background --bank --bank-share --bits --blend --compat --crop --descriptors --device "
         "--dump --fresh --ignore --instance-threshold --json --launcher --limit --mean --measures --model "
-        "--neighbours --operator --out --overwrite --paper --parents --plan --precision --presence --proposals "
-        "--proxy --proxy-scope --quiet --recipe --refine --root --sam --save-every --scoring --seed --set "
-        "--short-side --shots --std --stride --strings --task --template-weights --templates --text-transform "
-        "--threads --trust-config --upsampler --variant --views --weights"
+        "--neighbours --operator --out --overwrite --paper --parents --plan --precision --prefilter "
+        "--prefilter-model --presence --proposals --proxy --proxy-scope --quiet --recipe --refine --root --sam "
+        "--save-every --scoring --seed --set --short-side --shots --std --stride --strings --task --template-weights "
+        "--templates --text-transform --threads --trust-config --upsampler --variant --views --weights"
     ),
     "eval compare": (
         "WHAT --activation --background --bits --fresh --ignore --json --limit --mean --measures --model --out "

@@ -187,6 +187,8 @@ def run(
     refine: options.Refine = None,
     upsampler: options.Upsampler = None,
     instance_threshold: options.InstanceThreshold = None,
+    prefilter: options.Prefilter = None,
+    prefilter_model: options.PrefilterModel = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,

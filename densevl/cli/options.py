@@ -404,6 +404,19 @@ InstanceThreshold = Annotated[
     ),
 ]
 
+Prefilter = Annotated[
+    int | None,
+    option(
+        "With a concept model: judge only so many labels of a photo, those a CLIP finds nearest to it. For long lists.",
+        panel=METHOD,
+        min=1,
+    ),
+]
+PrefilterModel = Annotated[
+    str | None,
+    option("The CLIP of --prefilter; 'auto' if left out.", panel=METHOD, values=MODELS),
+]
+
 ShortSide = Annotated[
     int | None, option("Resize the photo's short side to this many pixels first.", panel=LOOKING, min=1)
 ]

@@ -47,6 +47,8 @@ def segment(
     refine: options.Refine = None,
     upsampler: options.Upsampler = None,
     instance_threshold: options.InstanceThreshold = None,
+    prefilter: options.Prefilter = None,
+    prefilter_model: options.PrefilterModel = None,
     bank: options.Bank = None,
     bank_share: options.BankShare = options.BANK_SHARE,
     neighbours: options.Neighbours = options.NEIGHBOURS,
@@ -75,8 +77,8 @@ def segment(
 
     labelled = labels_of(labels, like)
     chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
-    if instance_threshold is not None:
-        chosen["instance_threshold"] = instance_threshold
+    own = {"instance_threshold": instance_threshold, "prefilter": prefilter, "prefilter_model": prefilter_model}
+    chosen |= {name: value for name, value in own.items() if value is not None}
     chosen |= {"bank": bank or None, "bank_share": bank_share, "neighbours": neighbours}
     wanted = options.numbers(bands, int, "bands, such as --bands 4,3,2")
     ends = options.numbers(value_range, float, "a range, such as --range 0,3000")

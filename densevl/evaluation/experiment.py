@@ -51,7 +51,8 @@ class Experiment:
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
         model, weights, recipe, proxy, sam, views, refine, upsampler, bank, bank_share, neighbours, templates, presence,
             precision, device: as `Segmenter` takes them; () is no bank.
-        instance_threshold: as `Concepts` takes it, for models that judge each text for itself.
+        instance_threshold, prefilter, prefilter_model: as `Concepts` takes them, for models that judge each text for
+            itself; None is its own.
         text: keywords of `TextOptions`; descriptors may be a file.
         compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
             proxy looking at each window.
@@ -85,6 +86,8 @@ class Experiment:
     refine: str | None = _of(SEMANTIC, default=None)
     upsampler: str | None = _of(SEMANTIC, default=None)
     instance_threshold: float | None = _of(SEMANTIC, default=None)
+    prefilter: int | None = _of(SEMANTIC, default=None)
+    prefilter_model: str | None = _of(SEMANTIC, default=None)
     bank: tuple[str, ...] = _of(SEMANTIC, default=())
     bank_share: float = _of(SEMANTIC, default=0.5)
     neighbours: int = _of(SEMANTIC, default=20)
@@ -227,6 +230,7 @@ _RANGES = {
     "bits": (8, 16),
     "bank_share": (0, 1),
     "instance_threshold": (0, 0.999),
+    "prefilter": (1, 10**6),
     "neighbours": (1, 1000),
     "shots": (0, 10**6),
     "min_share": (0, 1),

@@ -94,6 +94,11 @@ def load_proposer(
         raise ProposalError(f"proposer '{name}': {str(error).partition('__init__() ')[2] or error}") from error
 
 
+def asking(proposals: Any, words: Sequence[str], device: str | None = None) -> Any:
+    """Proposals as a pipeline takes them: a concept model by name is loaded to be asked for words, others stay."""
+    return load_proposer(proposals, device=device, words=words) if is_concepts(proposals) else proposals
+
+
 def is_concepts(name: Any) -> bool:
     """Whether a proposer is a concept model, by its name."""
     return isinstance(name, str) and name.startswith(CONCEPTS) and len(name) > len(CONCEPTS)

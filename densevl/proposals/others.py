@@ -1,8 +1,8 @@
 """Mask generators of other packages, each behind the one contract; none is a dependency.
 
-`RecordsProposer` is tested with the generator of `segment-anything`. The functions that build MobileSAM, SAM-HQ, SAM 2
-and SAM 3 are tested with stand-ins that take the calls and give the shapes of those packages; the packages themselves
-were not run, as their weights were not at hand.
+`RecordsProposer` is tested with the generator of `segment-anything`. The functions that build MobileSAM, SAM-HQ and
+SAM 2 are tested with stand-ins that take the calls and give the shapes of those packages; the packages themselves were
+not run, as their weights were not at hand. SAM 3 is a concept model: `load_proposer("concepts:facebook/sam3")`.
 """
 
 from __future__ import annotations
@@ -94,40 +94,6 @@ def sam2(checkpoint: str | Path, config: str, *, device: str = "cpu", **settings
     generator = _package("sam2.automatic_mask_generator", "SAM 2").SAM2AutomaticMaskGenerator
     model = build.build_sam2(config, str(checkpoint), device=device)
     return RecordsProposer("sam2", generator(model, **settings).generate)
-
-
-def sam3(
-    words: Sequence[str], checkpoint: str | Path | None = None, *, device: str = "cpu", **settings: Any
-) -> RecordsProposer:
-    """SAM 3 (Carion et al. 2025), package `sam3`, asked for each of some words: it proposes nothing unasked.
-
-    Args:
-        words: what to look for; "object" for a try at everything. checkpoint: its weights file; None lets the package
-            fetch its own. settings: of its `Sam3Processor`.
-
-    Raises:
-        MissingExtraError: the package is not installed.
-    """
-    from PIL import Image
-
-    own = {} if checkpoint is None else {"checkpoint_path": str(checkpoint), "load_from_HF": False}
-    model = _package("sam3", "SAM 3").build_sam3_image_model(device=device, **own)
-    processor = _package("sam3.model.sam3_image_processor", "SAM 3").Sam3Processor(model, device=device, **settings)
-
-    def generate(rgb: UInt8Array) -> Records:
-        state = processor.set_image(Image.fromarray(rgb))
-        records = []
-        for word in words:
-            processor.reset_all_prompts(state)
-            found = processor.set_text_prompt(state=state, prompt=word)
-            masks = np.asarray(found["masks"].cpu()).reshape(-1, *rgb.shape[:2])
-            scores = found["scores"].float().cpu().tolist()
-            records += [
-                {"segmentation": mask > 0, "predicted_iou": score} for mask, score in zip(masks, scores, strict=True)
-            ]
-        return records
-
-    return RecordsProposer("sam3", generate)
 
 
 def _package(module: str, purpose: str) -> Any:

@@ -56,10 +56,24 @@ def test_options_of_other_models_are_refused(folder, photo, tmp_path, more) -> N
     assert "a concept model judges each word for itself" in done.output
 
 
-def test_an_instance_threshold_is_for_concept_models(photo, tmp_path) -> None:
-    done = run("segment", photo, "--labels", "cat", "--model", "mini", "--instance-threshold", "0.3", "--out", tmp_path)
+@pytest.mark.parametrize("option", ["--instance-threshold 0.3", "--prefilter 3"])
+def test_options_of_concept_models_are_refused_by_others(photo, tmp_path, option) -> None:
+    done = run("segment", photo, "--labels", "cat", "--model", "mini", *option.split(), "--out", tmp_path)
     assert done.exit_code == 2
     assert "no concept model 'mini'" in done.output
+
+
+def test_segment_asks_for_the_nearest_classes_alone(folder, photo, tmp_path) -> None:
+    done = run("segment", photo, "--labels", "cat,dog,car", "--model", folder, "--prefilter", "2", "--prefilter-model",
+               "mini", "--out", tmp_path)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert len(json.loads((tmp_path / "x.json").read_text())["meta"]["unasked"]) == 1
+
+
+def test_a_model_of_a_prefilter_without_one_is_a_mistake(folder, photo, tmp_path) -> None:
+    done = run("segment", photo, "--labels", "cat", "--model", folder, "--prefilter-model", "mini", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "give prefilter too" in done.output
 
 
 def test_regions_are_named_in_what_it_proposes(folder, photo, tmp_path) -> None:
@@ -121,7 +135,9 @@ def test_an_evaluation_measures_it(folder, tmp_path) -> None:
         Image.fromarray(rgb).save(data / "images" / f"{number}.png")
         Image.fromarray((rgb[..., 0] > 128).astype(np.uint8)).save(data / "labels" / f"{number}.png")
     (data / "dataset.json").write_text(json.dumps({"classes": ["cat", "dog"]}))
-    asked = Experiment(dataset="folder", root=str(data), model=str(folder), instance_threshold=0.3)
+    own = {"instance_threshold": 0.3, "prefilter": 1, "prefilter_model": "mini"}
+    asked = Experiment(dataset="folder", root=str(data), model=str(folder), **own)
     outcome, _ = evaluate(asked, str(tmp_path / "out"), quiet=True)
     assert 0 <= outcome.summary["mIoU"] <= 1
     assert outcome.used["kind"] == "clipseg"
+    assert outcome.used["prefilter"] == 1

@@ -16,7 +16,9 @@ from pycocotools import mask as coco_mask
 from torch.distributed import init_process_group
 from typer.testing import CliRunner
 
+from concept_folders import FOLDERS
 from densevl.cli import app
+from densevl.concepts import ConceptModel
 from densevl.errors import DatasetError, MissingExtraError, ProposalError
 from densevl.evaluation import EvaluationError, Experiment, distributed, run
 from densevl.evaluation.benchmarks.coco import PanopticMap
@@ -359,3 +361,20 @@ def test_from_the_command_line(root, tmp_path) -> None:
     assert call("check", "folder", "--root", str(root), "--task", "instance")[0] == 0
     assert call("check", "lvis", "--root", str(root))[0] == 1
     assert "coco (panoptic): annotations/panoptic_val2017.json" in call("list")[1]
+
+
+@pytest.mark.parametrize("task", ["instance", "panoptic"])
+def test_a_concept_model_proposes_the_classes(task, tmp_path, monkeypatch) -> None:
+    asked, judgements = [], ConceptModel.judgements
+
+    def listened(model: ConceptModel, rgb: np.ndarray, words: tuple[str, ...]):
+        asked.append(words)
+        return judgements(model, rgb, words)
+
+    monkeypatch.setattr(ConceptModel, "judgements", listened)
+    {"instance": make_instances, "panoptic": make_panoptic}[task]("folder", tmp_path / "data", 2)
+    proposals = f"concepts:{FOLDERS['clipseg'](tmp_path / 'clipseg')}"
+    outcome = run(Experiment("folder", root=str(tmp_path / "data"), task=task, model="mini", proposals=proposals))
+    assert len(outcome.dataset) == len(asked) == 2
+    assert {word.replace("_", " ") for word in asked[0]} <= {"cat", "traffic light", *outcome.dataset.names}
+    assert "concepts:" in str(outcome.used["proposals"])

@@ -1,4 +1,4 @@
-"""The adapters to MobileSAM, SAM-HQ, SAM 2 and SAM 3, with stand-ins that take those packages' calls."""
+"""The adapters to MobileSAM, SAM-HQ and SAM 2, with stand-ins that take those packages' calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.proposals import Proposals, others
@@ -53,33 +52,10 @@ class Generator:
         ]
 
 
-class Processor:
-    """A `Sam3Processor`: an image, then words, one after the other."""
-
-    def __init__(self, model: Model, resolution: int = 1008, device: str = "cuda", confidence_threshold: float = 0.5):
-        self.model, self.device, self.threshold = model, device, confidence_threshold
-
-    def set_image(self, image: Any) -> dict[str, Any]:
-        assert image.size == SIZE[::-1]
-        return {"backbone_out": {}}
-
-    def reset_all_prompts(self, state: dict[str, Any]) -> None:
-        state.pop("masks", None)
-        state.pop("scores", None)
-
-    def set_text_prompt(self, prompt: str, state: dict[str, Any]) -> dict[str, Any]:
-        assert "masks" not in state, "the last word was forgotten"
-        found = {"cat": ([LEFT, RIGHT], [0.6, 0.9]), "dog": ([], [])}[prompt]
-        state["masks"] = torch.from_numpy(np.array(found[0], bool).reshape(-1, 1, *SIZE))
-        state["scores"] = torch.tensor(found[1], dtype=torch.bfloat16)
-        state["boxes"] = torch.zeros(len(found[1]), 4)
-        return state
-
-
 @pytest.fixture(autouse=True)
 def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """Stand-ins in place of the packages, and what was asked of them."""
-    asked: dict[str, list[Any]] = {"sam2": [], "sam3": []}
+    asked: dict[str, list[Any]] = {"sam2": []}
 
     def module(name: str, **content: Any) -> None:
         made = ModuleType(name)
@@ -90,20 +66,11 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         asked["sam2"].append((config_file, ckpt_path, device, mode))
         return Model()
 
-    def build_sam3_image_model(
-        bpe_path=None, device="cuda", eval_mode=True, checkpoint_path=None, load_from_HF=True
-    ) -> Model:
-        asked["sam3"].append((device, eval_mode, checkpoint_path, load_from_HF))
-        return Model()
-
     for name, kinds in (("mobile_sam", ["vit_t"]), ("segment_anything_hq", ["vit_tiny", "vit_b", "vit_l", "vit_h"])):
         module(name, sam_model_registry=dict.fromkeys(kinds, Model), SamAutomaticMaskGenerator=Generator)
     module("sam2")
     module("sam2.build_sam", build_sam2=build_sam2)
     module("sam2.automatic_mask_generator", SAM2AutomaticMaskGenerator=Generator)
-    module("sam3", build_sam3_image_model=build_sam3_image_model)
-    module("sam3.model")
-    module("sam3.model.sam3_image_processor", Sam3Processor=Processor)
     Generator.made.clear()
     return asked
 
@@ -134,12 +101,6 @@ def test_generators_become_proposers(build, name, packages) -> None:
         assert made.model.given == {"checkpoint": "mobile_sam.pt" if name == "mobile-sam" else "sam_hq.pth"}
         assert not made.model.trains
         assert made.model.device == "cpu"
-
-
-def test_sam_3_is_asked_word_by_word(packages) -> None:
-    check(others.sam3(["cat", "dog"])(PHOTO), [0.9, 0.6])
-    assert len(others.sam3(["dog"], "sam3.pt")(PHOTO)) == 0
-    assert packages["sam3"] == [("cpu", True, None, True), ("cpu", True, "sam3.pt", False)]
 
 
 def test_a_proposer_of_another_package_feeds_a_classifier(tiny) -> None:

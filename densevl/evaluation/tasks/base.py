@@ -17,6 +17,7 @@ from densevl.evaluation.benchmarks.base import Dataset, Sample
 from densevl.evaluation.benchmarks.class_lists import BACKGROUND
 from densevl.evaluation.benchmarks.look import Look, look
 from densevl.evaluation.experiment import Experiment
+from densevl.proposals.load import asking
 from densevl.vocabulary import TextOptions
 
 Counts = dict[str, npt.NDArray[np.int64]]
@@ -113,6 +114,10 @@ class Task(ABC):
     @abstractmethod
     def dump(self, index: int, sample: Sample, found: Any) -> dict[str, bytes]:
         """Files that keep the prediction, by name."""
+
+    def finder(self, proposals: Any, asked: Experiment, device: str | None) -> Any:
+        """Proposals as a pipeline takes them; a concept model among them is asked for the classes."""
+        return asking(proposals, self.dataset.classes.labels(asked.strings).words, device)
 
     @cached_property
     def look(self) -> Look:

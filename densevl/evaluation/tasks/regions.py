@@ -16,11 +16,12 @@ class RegionTask(Task):
     def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
         found = asked.proposals or PROPOSER
         decoder = None if asked.decoder is None else DecodedFiles(asked.decoder)
+        given = found == TRUTH or decoder is not None
         classifier = RegionClassifier(
             asked.model,
             asked.operator,
             recipe=asked.recipe,
-            proposals=None if found == TRUTH or decoder is not None else found,
+            proposals=None if given else self.finder(found, asked, device),
             options=weights_of(asked.operator, asked.operator_weights),
             clip_share=asked.clip_share,
             **pipeline_of(asked, device),

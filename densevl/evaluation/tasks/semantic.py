@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from densevl.concepts import concept_kind
 from densevl.evaluation import papers
 from densevl.evaluation.benchmarks.base import Sample
 from densevl.evaluation.benchmarks.look import listed, odd_labels
@@ -19,9 +18,8 @@ from densevl.evaluation.metrics.structure import structure_counts, structure_sum
 from densevl.evaluation.predictors import ConceptPredictor, Prediction, Predictor
 from densevl.evaluation.tasks.base import Counted, Counts, Kept, Picture, Task, classes_of, compared, pipeline_of
 from densevl.images import encode_png
-from densevl.pipelines.segmentation.concepts import Concepts, concept_settings
+from densevl.pipelines.segmentation.concepts import OWN, Concepts, concept_settings, for_concepts
 from densevl.pipelines.segmentation.segmenter import Segmenter
-from densevl.proposals.load import is_concepts, load_proposer
 
 NOTHING = "nothing"
 
@@ -38,16 +36,14 @@ class SemanticTask(Task):
         more |= pipeline_of(asked, device)
         if asked.bank:
             more |= {"bank": asked.bank, "bank_share": asked.bank_share, "neighbours": asked.neighbours}
-        if asked.instance_threshold is not None or concept_kind(asked.model):
-            own = {name: getattr(asked, name) for name in ("model", "background", "instance_threshold")}
-            concepts = Concepts(**concept_settings({**more, **own, "recipe": recipe}))
-            return ConceptPredictor(concepts, min_share=asked.min_share, **classes_of(self.dataset, asked))
         words = classes_of(self.dataset, asked)
-        if is_concepts(asked.proposals):
-            labels = words["classes"].labels(words["strings"])
-            more["proposals"] = load_proposer(str(asked.proposals), device=device, words=labels.words)
+        own = {name: getattr(asked, name) for name in ("model", "background", *OWN)}
+        if for_concepts(own):
+            concepts = Concepts(**concept_settings({**more, **own, "recipe": recipe}))
+            return ConceptPredictor(concepts, min_share=asked.min_share, **words)
+        more["proposals"] = self.finder(asked.proposals, asked, device)
         segmenter = Segmenter(asked.model, recipe, **more)
-        return Predictor(segmenter, min_share=asked.min_share, **classes_of(self.dataset, asked))
+        return Predictor(segmenter, min_share=asked.min_share, **words)
 
     def zeros(self) -> Counts:
         classes = len(self.dataset.names)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from densevl.concepts import concept_kind
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.images import MAX_PIXELS
@@ -25,13 +24,13 @@ from densevl.pipelines.folder.each import Failed, Run, one_by_one
 from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
-from densevl.pipelines.segmentation.concepts import Concepts, concept_settings
+from densevl.pipelines.segmentation.concepts import Concepts, concept_settings, for_concepts
 from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.video.result import VideoSegmenter
 from densevl.proposals import load_proposer
 from densevl.proposals.decoded import DecodedFiles
-from densevl.proposals.load import is_concepts
+from densevl.proposals.load import asking, is_concepts
 from densevl.proposals.pieces import PieceProposer
 from densevl.vocabulary import LabelSet
 
@@ -118,9 +117,8 @@ class Segmenting:
     def task(self, device: str | None = None) -> Task:
         """See `Work`."""
         options = _on(self.options, device)
-        threshold = options.pop("instance_threshold", None)
-        if threshold is not None or concept_kind(options.get("model")):
-            return segmenting(Concepts(**concept_settings({**options, "instance_threshold": threshold})), self.labels)
+        if for_concepts(options):
+            return segmenting(Concepts(**concept_settings(options)), self.labels)
         return segmenting(Segmenter(**_asking(options, self.labels)), self.labels)
 
 
@@ -352,10 +350,7 @@ def _words(proposals: Any, labels: LabelSet | None) -> dict[str, Any]:
 
 def _asking(options: dict[str, Any], labels: LabelSet) -> dict[str, Any]:
     """Options whose proposals, if a concept model makes them, are of the labels."""
-    name = options.get("proposals")
-    if not is_concepts(name):
-        return options
-    return {**options, "proposals": load_proposer(str(name), device=options.get("device"), words=labels.words)}
+    return {**options, "proposals": asking(options.get("proposals"), labels.words, options.get("device"))}
 
 
 def _on(options: Mapping[str, Any], device: str | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Shape letters: C classes, h/w the model's map, H/W the photo.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone
-from densevl.concepts import ConceptModel, load_concepts
+from densevl.concepts import ConceptModel, concept_kind, load_concepts
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
@@ -107,6 +107,8 @@ class Concepts:
             raise OptionError(f"instance_threshold is {instance_threshold!r}; it is a likelihood of 0 to 1")
         if prefilter is not None and (type(prefilter) is not int or prefilter < 1):
             raise OptionError(f"prefilter is {prefilter!r}; it is a number of classes, at least 1")
+        if prefilter is None and prefilter_model != "auto":
+            raise OptionError("prefilter_model chooses the classes of a prefilter; give prefilter too, such as 20")
         if not isinstance(compat, bool):
             raise OptionError(f"compat is {compat!r}; it must be True or False")
         self.background = self._policy(background)
@@ -269,6 +271,13 @@ UNFIT = (
     *("refine", "upsampler", "bank", "decoder"),
 )
 """Settings of `Segmenter` that mean nothing to a concept model."""
+OWN = ("instance_threshold", "prefilter", "prefilter_model")
+"""Settings of `Concepts` that mean nothing to other models."""
+
+
+def for_concepts(options: Mapping[str, Any]) -> bool:
+    """Whether settings are those of `Concepts`: one of its own is given, or its kind of model."""
+    return any(options.get(name) is not None for name in OWN) or bool(concept_kind(options.get("model")))
 
 
 def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, (), "", "none")) -> dict[str, Any]:
@@ -284,11 +293,8 @@ def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, 
             f"{odd} is for models that compare features with words; a concept model judges each word for itself: leave "
             f"it out (--{odd.replace('_', '-')})"
         )
-    least = options.get("instance_threshold")
-    taken: dict[str, Any] = {
-        name: options[name] for name in ("model", "background", "compat", "device") if name in options
-    }
-    return {**taken, "instance_threshold": LEAST if least is None else least}
+    taken = {name: options[name] for name in ("model", "background", "compat", "device") if name in options}
+    return taken | {name: options[name] for name in OWN if options.get(name) is not None}
 
 
 def _is_plain(value: Any) -> bool:
