@@ -21,7 +21,7 @@ from densevl.shipped import shipped_file
 from densevl.weights import bad_file, read_checkpoint, require_buildable, require_sizes
 
 WEIGHTS = "weights/mini.safetensors"
-SHA256 = "4b050c9b296091b5e7f4e2f2a3235e72fe2d4f28dd7a37c42d23af6f61e8de92"
+SHA256 = "47ebcf03462b4498f8a891d851b9bb3416695845e930e5d4b67e4d1bfcd6b0fb"
 TABLE, IDS, UNKNOWN_ROW = "token_embedding.weight", "token_ids", 0
 SURFACES = (
     "sky",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 WEIGHTS = "weights/mini_sam.safetensors"
-SHA256 = "a712dbfb7665efed04954e00e401757fae60cfd79782ef7c369e1df844a980f4"
+SHA256 = "17b03d2f434ce9778e85a4333ec2a477a138e84787d7521e41ed8df8face39eb"
 """Of the shipped file."""
 AUTOMATIC = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.25}
 """Thresholds of `SamAutomaticMaskGenerator` for this model, set on training styles; its own are for ViT-H."""
