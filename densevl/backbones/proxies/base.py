@@ -73,6 +73,15 @@ class Proxy(ABC):
         q, k, v = self._projections(pixels)
         return q + k if kind == "q+k" else {"q": q, "k": k, "v": v}[kind]
 
+    @torch.no_grad()
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode pixels as `encode` takes them into (B, D): the class token, or the mean of the places without one."""
+        self._check(pixels)
+        return self._whole(pixels.to(self.device, torch.float32))
+
+    def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._tokens(pixels).mean(dim=(2, 3))
+
     def prepare(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
         """Turn pixels made for another model into this one's.
 

@@ -81,8 +81,15 @@ class TimmProxy(Proxy):
         return next(self.model.parameters()).device
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._grid(self._last(pixels), pixels)
+
+    def _whole(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super()._whole(pixels) if self.model.cls_token is None else self._last(pixels)[:, 0]
+
+    def _last(self, pixels: torch.Tensor) -> torch.Tensor:
+        """All tokens behind the last norm, (B, prefix + h*w, D)."""
         x, rotations = self._before_last(pixels)
-        return self._grid(self.model.norm(self._run(-1, x, rotations)), pixels)
+        return self.model.norm(self._run(-1, x, rotations))
 
     def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         x, _ = self._before_last(pixels)

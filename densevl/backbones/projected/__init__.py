@@ -1,0 +1,5 @@
+"""An image tower and a text tower that were never trained together, joined by two small projectors."""
+
+from densevl.backbones.projected.model import Projected
+
+__all__ = ["Projected"]

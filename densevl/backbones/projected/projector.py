@@ -1,0 +1,105 @@
+"""`Projector`: the identity, or a small MLP, from a tower's vectors to the joint space; and two of them in a file.
+
+ShareLock (Ruthardt et al., 2024) trains an MLP on the language side alone, Maniparambil et al. (CVPR 2025) on both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from densevl.errors import WeightsError
+from densevl.saved import Kind, parse_json
+from densevl.weights import State, below, load_strictly, read_checkpoint
+
+HEADER = "projected"
+SIDES = ("image", "text")
+DROPOUT = 0.2
+KIND = Kind("projectors", WeightsError, "train them anew with python -m tools.projector train")
+
+
+class Projector(nn.Sequential):
+    """(B, widths[0]) to (B, widths[-1]): linear layers, BatchNorm, ReLU and dropout between them; one width keeps."""
+
+    def __init__(self, widths: Sequence[int], dropout: float = DROPOUT) -> None:
+        layers: list[nn.Module] = []
+        for number, (wide, narrow) in enumerate(pairwise(widths)):
+            if number:
+                layers += [nn.BatchNorm1d(wide), nn.ReLU(), nn.Dropout(dropout)]
+            layers.append(nn.Linear(wide, narrow))
+        super().__init__(*layers)
+        self.widths = tuple(widths)
+
+    def places(self, features_BDhw: torch.Tensor) -> torch.Tensor:
+        """Project every place of a map: (B, D, h, w) to (B, E, h, w)."""
+        return (
+            self(features_BDhw.permute(0, 2, 3, 1).flatten(0, 2))
+            .unflatten(0, (-1, *features_BDhw.shape[2:]))
+            .permute(0, 3, 1, 2)
+        )
+
+
+class Joined(NamedTuple):
+    """Two projectors and what they are for: names of the towers, their hash (`towers.stamp`), the trained scale."""
+
+    image: Projector
+    text: Projector
+    vision: str
+    words: str
+    stamp: str
+    scale: float
+
+
+def write(joined: Joined) -> bytes:
+    """The content of a file of projectors."""
+    told: dict[str, Any] = {key: getattr(joined, key) for key in ("vision", "words", "stamp", "scale")}
+    told["widths"] = [joined.image.widths, joined.text.widths]
+    state = {
+        f"{side}.{key}": value.detach().cpu().contiguous()
+        for side in SIDES
+        for key, value in getattr(joined, side).state_dict().items()
+    }
+    return save(state or {"identity": torch.zeros(1)}, {HEADER: json.dumps(told)})
+
+
+def read(path: Path) -> Joined:
+    """Read a file of projectors, in eval mode: BatchNorm takes what it has counted, dropout leaves all.
+
+    Raises:
+        WeightsError: damaged, or another kind of file, such as a Lightning checkpoint.
+    """
+    if path.suffix.lower() == ".ckpt":
+        raise KIND.bad(
+            path,
+            "is a Lightning checkpoint, with a config object in its pickle, and its projector is for DINOv2 and a "
+            "large language model, whose towers it does not hold",
+        )
+    found = read_checkpoint(path)
+    if HEADER not in found.header:
+        raise KIND.bad(path, "was not written by tools.projector")
+    with KIND.sense(path):
+        told = parse_json(found.header[HEADER])
+        image, text = (
+            _built(widths, below(found.tensors, f"{side}."), path)
+            for side, widths in zip(SIDES, told["widths"], strict=True)
+        )
+        if image.widths[-1] != text.widths[-1]:
+            raise ValueError(f"it projects to {image.widths[-1]} and to {text.widths[-1]} numbers")
+        return Joined(image, text, str(told["vision"]), str(told["words"]), str(told["stamp"]), float(told["scale"]))
+
+
+def _built(widths: Sequence[int], state: State, path: Path) -> Projector:
+    linear = [state[key] for key in sorted(state, key=lambda key: int(key.split(".")[0])) if state[key].ndim == 2]
+    held = [linear[0].shape[1], *map(len, linear)] if linear else widths[:1]
+    if list(widths) != held:
+        raise ValueError(f"its layers are {held} wide, and its header says {widths}")
+    made = Projector(widths)
+    load_strictly(made, state, path, "projectors", "train them anew")
+    return made.eval().requires_grad_(False)

@@ -1,0 +1,183 @@
+"""Two towers joined by projectors: their arithmetic in float64, their training, and their file as a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import densevl
+from conftest import close
+from densevl.backbones.projected import projector
+from densevl.backbones.projected.projector import Joined, Projector
+from densevl.errors import DensevlError, RecipeError, WeightsError
+from tools.projector.__main__ import main
+from tools.projector.pairs import CAPTIONS, Pairs
+from tools.projector.train import SCALE, Plan, alikeness, contrast, train
+
+QUICK = ["--steps", "3", "--text-layers", "2", "--width", "16", "--warm-up", "1"]
+
+
+def drawn(count: int = 16, image: int = 12, text: int = 20) -> Pairs:
+    return Pairs(torch.randn(count, image), torch.randn(count, text), "mini", "mini", "")
+
+
+def test_an_mlp_in_eval_mode_is_linear_layers_counted_norms_and_relu() -> None:
+    made = Projector([5, 7, 3])
+    made.train()(torch.randn(40, 5) * 3 + 1)  # BatchNorm counts
+    state = {key: value.double().numpy() for key, value in made.eval().state_dict().items()}
+    x = torch.randn(1, 5)  # one row alone, which BatchNorm in training refuses
+    hidden = x.double().numpy() @ state["0.weight"].T + state["0.bias"]
+    hidden = (hidden - state["1.running_mean"]) / np.sqrt(state["1.running_var"] + 1e-5)
+    hidden = np.maximum(hidden * state["1.weight"] + state["1.bias"], 0)
+    close(made(x).detach(), hidden @ state["4.weight"].T + state["4.bias"])
+    maps = torch.randn(2, 5, 3, 4)
+    close(made.places(maps)[1, :, 2, 1].detach(), made(maps[1, :, 2, 1][None])[0].detach())
+    assert torch.equal(Projector([5]).places(maps), maps)
+
+
+def test_the_loss_is_the_mean_of_both_cross_entropies() -> None:
+    image, text = torch.randn(6, 4) * 3, torch.randn(6, 4)
+    a, b = (part.double().numpy() for part in (image, text))
+    total = 0.0
+    for i in range(6):
+        cosines = [
+            [a[p] @ b[q] / (np.linalg.norm(a[p]) * np.linalg.norm(b[q])) for p, q in own]
+            for own in ([(i, j) for j in range(6)], [(j, i) for j in range(6)])
+        ]
+        total += sum(np.log(np.exp(SCALE * np.array(row)).sum()) - SCALE * row[i] for row in cosines) / 12
+    close(contrast(image, text), total)
+    assert abs(SCALE - 14.284) < 1e-2
+
+
+def test_alikeness_is_one_for_turned_and_scaled_vectors_and_small_for_others() -> None:
+    x = torch.randn(300, 8)
+    turn = torch.linalg.qr(torch.randn(8, 8)).Q
+    assert abs(alikeness(x, 3 * x @ turn + 5) - 1) < 1e-6
+    assert alikeness(x, torch.randn(300, 8)) < 0.1
+    a, b = (part - part.mean(0) for part in (x.double().numpy(), (x**2).double().numpy()))
+    gram = [m @ m.T for m in (a, b)]  # the same by kernels
+    want = (gram[0] * gram[1]).sum() / np.sqrt((gram[0] ** 2).sum() * (gram[1] ** 2).sum())
+    assert abs(alikeness(x, x**2) - want) < 1e-9
+
+
+@pytest.mark.parametrize("layers", [(0, 2), (2, 0), (1, 2)], ids=["text", "image", "both"])
+def test_sixteen_pairs_are_learned_by_heart(layers: tuple[int, int]) -> None:
+    pairs = drawn()
+    plan = Plan(*layers, width=64, joint=24, steps=120, warm_up=5, rate=1e-2, dropout=0.0)
+    joined, losses = train(pairs, plan)
+    assert not joined.image.training
+    cosines = (
+        torch.nn.functional.normalize(joined.image(pairs.image), dim=1)
+        @ torch.nn.functional.normalize(joined.text(pairs.text), dim=1).T
+    )
+    assert torch.equal(cosines.argmax(1), torch.arange(16))
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(joined.text.parameters(), train(pairs, plan)[0].text.parameters(), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    captions = {f"{number}.png": f"a picture of thing {number}" for number in range(4)}
+    for name in captions:
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(folder / name)
+    (folder / CAPTIONS).write_text(json.dumps(captions))
+    common = ["--images", str(folder), "--text", "mini", "--out", str(folder / "pairs.safetensors"), "--device", "cpu"]
+    assert main(["features", *common]) == 0
+    assert (
+        main(["train", "--pairs", str(folder / "pairs.safetensors"), "--out", str(folder / "p.safetensors"), *QUICK])
+        == 0
+    )
+    return folder
+
+
+def test_patches_and_words_go_through_their_projectors(trained: Path) -> None:
+    model, mini = (
+        densevl.load_backbone(name, device="cpu") for name in (f"projected:{trained / 'p.safetensors'}", "mini")
+    )
+    joined = projector.read(trained / "p.safetensors")
+    pixels = torch.randn(1, 3, 96, 64)
+    close(model.encode_dense(pixels).features, mini.encode_dense(pixels).features)  # the image side is kept
+    texts = ["a dog", "sky"]
+    close(model.encode_text(texts), joined.text(mini.encode_text(texts)))
+    assert model.encode_text([]).shape == (0, 128)
+    assert model.text_fingerprint != mini.text_fingerprint
+    result = densevl.Segmenter(model)(trained / "0.png", ["dog", "sky"])
+    assert result.labels.shape == (40, 50)
+
+
+def test_a_proxy_sees_for_words_that_another_model_reads(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.safetensors"
+    common = ["features", "--images", str(trained), "--text", "mini", "--device", "cpu", "--out", str(out)]
+    assert main([*common, "--vision", "proxy:mini-sam"]) == 0
+    assert main(["train", "--pairs", str(out), "--out", str(tmp_path / "p.safetensors"), *QUICK]) == 0
+    model = densevl.load_backbone(f"projected:{tmp_path / 'p.safetensors'}", device="cpu")
+    pixels = torch.randn(2, 3, 128, 128)
+    close(model.encode_image(pixels), model.encode_dense(pixels).features.mean((2, 3)))
+    assert densevl.Segmenter(model)(trained / "0.png", ["dog", "sky"]).labels.shape == (40, 50)
+    with pytest.raises(RecipeError, match="no attention to rewire"):
+        model.encode_dense(pixels, "maskclip")
+
+
+def test_compare_names_both_towers(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--pairs", str(trained / "pairs.safetensors")]) == 0
+    assert "mini + mini" in capsys.readouterr().out
+
+
+def test_files_that_are_no_projectors_are_refused(trained: Path, tmp_path: Path) -> None:
+    lightning = tmp_path / "ShareLock.ckpt"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "hyper_parameters": Plan()}, lightning)
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    foreign = tmp_path / "foreign.safetensors"
+    joined = projector.read(trained / "p.safetensors")
+    foreign.write_bytes(projector.write(joined._replace(stamp="of others")))
+    uneven = tmp_path / "uneven.safetensors"
+    uneven.write_bytes(projector.write(Joined(Projector([4]), Projector([6, 5]), "mini", "mini", "", 14.0)))
+    for path, message in (
+        (lightning, "Lightning checkpoint, with a config object"),
+        (other, "not written by tools.projector"),
+        (foreign, "trained on other weights"),
+        (uneven, "projects to 4 and to 5"),
+        (tmp_path / "none.safetensors", "does not exist"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            densevl.load_backbone(f"projected:{path}", device="cpu")
+    with pytest.raises(DensevlError, match="names its towers itself"):
+        densevl.load_backbone(f"projected:{trained / 'p.safetensors'}", truncate_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["features", "--vision", "photo"], "name a CLIP such as mini, or proxy:"),
+        (["features", "--text", "photo"], "no text tower"),
+        (["features", "--captions", "few.json"], "two at least"),
+        (["train", "--text-layers", "0"], "neither side has layers"),
+        (["train", "--batch", "1"], "two pairs or more"),
+        (["train", "--pairs", "p.safetensors"], "not written by tools.projector features"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+) -> None:
+    (trained / "few.json").write_text('{"0.png": "one"}')
+    given = [str(trained / part) if part.endswith((".json", ".safetensors")) else part for part in command]
+    usual = {"--images": trained, "--pairs": trained / "pairs.safetensors", "--out": tmp_path / "out.safetensors"}
+    wanted = {"features": ("--images", "--out"), "train": ("--pairs", "--out")}[command[0]]
+    for option in wanted:
+        given += [] if option in given else [option, str(usual[option])]
+    assert main(given) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -1,0 +1,114 @@
+"""The command: python -m tools.projector scenes | features | train | compare; see docs/projectors.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from densevl import devices
+from densevl.backbones import load_backbone
+from densevl.backbones.projected.projector import write as content_of
+from densevl.backbones.projected.towers import MINILM, Words, load_vision, stamp
+from densevl.errors import DensevlError
+from densevl.files import atomic_write
+from tools.projector import pairs
+from tools.projector.train import Plan, alikeness, train
+
+HELP = {
+    "image_layers": "linear layers of the image side; 0 keeps its vectors",
+    "text_layers": "the same of the text side",
+    "width": "of hidden layers",
+    "joint": "width of the joint space where both sides have layers",
+    "dropout": "between layers",
+    "steps": "of training",
+    "warm_up": "steps until the rate is at its highest",
+    "batch": "pairs a step, at most all",
+    "rate": "highest learning rate",
+    "decay": "of weights",
+    "seed": "everything random follows from it",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.projector", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    made = commands.add_parser("scenes", help="render scenes with captions to train on")
+    made.add_argument("--out", type=Path, required=True, help="a folder")
+    made.add_argument("--count", type=int, default=2000)
+    made.add_argument("--size", type=int, default=96, help="side in pixels")
+    made.add_argument("--seed", type=int, default=160_000)
+
+    kept = commands.add_parser("features", help="store what two frozen towers make of pictures and their captions")
+    kept.add_argument("--images", type=Path, required=True, help="a folder")
+    kept.add_argument("--captions", type=Path, help=f"a sentence by file name, JSON (default {pairs.CAPTIONS} in it)")
+    kept.add_argument("--vision", default="mini", help="a CLIP, or proxy:NAME (default %(default)s)")
+    kept.add_argument("--text", default=MINILM, help=f"{MINILM}, or a CLIP (default %(default)s)")
+    kept.add_argument("--out", type=Path, required=True, help="a .safetensors file")
+
+    trains = commands.add_parser("train", help="train projectors on stored pairs")
+    trains.add_argument("--pairs", type=Path, required=True)
+    trains.add_argument("--out", type=Path, required=True, help="the file that projected:FILE reads")
+    for field in fields(Plan):
+        option, default = f"--{field.name.replace('_', '-')}", field.default
+        trains.add_argument(
+            option, type=type(default), default=default, help=f"{HELP[field.name]} (default %(default)s)"
+        )
+
+    rated = commands.add_parser(
+        "compare", help="linear CKA of the two towers in each file of pairs; higher joins better"
+    )
+    rated.add_argument("--pairs", type=Path, nargs="+", required=True)
+
+    for command in (kept, trains):
+        command.add_argument("--threads", type=int, default=1)
+    kept.add_argument("--device", help="cpu or cuda; chosen if left out")
+    return parser
+
+
+def _features(given: argparse.Namespace) -> None:
+    load = partial(load_backbone, device=devices.choose(given.device))
+    captions = pairs.read_captions(given.captions or given.images / pairs.CAPTIONS)
+    vision, words = load_vision(given.vision, load, given.device), Words(given.text, load)
+    image, text = pairs.encode(given.images, captions, vision, words)
+    pairs.write(given.out, pairs.Pairs(image, text, given.vision, given.text, stamp(vision, words)))
+    print(f"{len(image)} pairs, {image.shape[1]} and {text.shape[1]} wide, CKA {alikeness(image, text):.3f}")
+
+
+def _train(given: argparse.Namespace) -> None:
+    plan = Plan(**{field.name: getattr(given, field.name) for field in fields(Plan)})
+    joined, losses = train(pairs.read(given.pairs), plan)
+    atomic_write(given.out, content_of(joined))
+    print(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {plan.steps} steps; use it as projected:{given.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
+    given = _parser().parse_args(arguments)
+    try:
+        if hasattr(given, "threads"):
+            torch.set_num_threads(given.threads)
+        if given.command == "scenes":
+            pairs.render(given.out, given.count, given.size, given.seed)
+        elif given.command == "features":
+            _features(given)
+        elif given.command == "train":
+            _train(given)
+        else:
+            for path in given.pairs:
+                own = pairs.read(path)
+                print(f"{alikeness(own.image, own.text):.3f}  {own.vision} + {own.words}  {path}")
+    except DensevlError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

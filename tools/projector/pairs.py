@@ -1,0 +1,91 @@
+"""Stored pairs: what the image tower makes of pictures and the text tower of their captions, row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+
+from densevl.backbones.projected.towers import Vision, Words
+from densevl.errors import DensevlError
+from densevl.files import atomic_write
+from densevl.images import encode_png, read_image
+from densevl.saved import Kind, parse_json, read_json
+from densevl.weights import read_checkpoint
+from tools.render.art import TRAIN_STYLES
+from tools.render.scenes import SceneMaker
+
+CAPTIONS = "captions.json"
+KIND = Kind("file of pairs", DensevlError, "make it anew with python -m tools.projector features")
+BATCH = 32
+
+
+class Pairs(NamedTuple):
+    """(N, D) of the image tower, (N, E) of the text tower, and what `Joined` says of both."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    vision: str
+    words: str
+    stamp: str
+
+
+def render(out: Path, count: int, size: int, seed: int) -> None:
+    """Write `count` scenes of the training styles as PNG files, and their captions in one JSON file."""
+    maker, captions = SceneMaker(size, styles=TRAIN_STYLES, seed=seed), {}
+    for number in range(count):
+        scene = maker.scene()
+        captions[f"{number:05d}.png"] = scene.caption
+        atomic_write(out / f"{number:05d}.png", encode_png(Image.fromarray(scene.image)))
+    atomic_write(out / CAPTIONS, json.dumps(captions, indent=1).encode())
+
+
+def read_captions(path: Path) -> dict[str, str]:
+    """Captions by file name, as `render` writes them.
+
+    Raises:
+        DensevlError: not such a file, or less than two.
+    """
+    found = read_json(path, Kind("captions", DensevlError, 'write them as {"a.jpg": "a dog on grass", ...}'))
+    texts = {str(name): text for name, text in found.items() if isinstance(text, str) and text.strip()}
+    if len(texts) < max(2, len(found)):
+        raise DensevlError(f"{path} has {len(texts)} captions for {len(found)} files; each needs one, and two at least")
+    return texts
+
+
+def encode(
+    folder: Path, captions: Mapping[str, str], vision: Vision, words: Words
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of a folder and their captions to (N, D) and (N, E) float32."""
+    names, rows = list(captions), []
+    for start in range(0, len(names), BATCH):
+        pictures = [Image.fromarray(read_image(folder / name)) for name in names[start : start + BATCH]]
+        rows.append(vision.whole(torch.stack([vision.preprocess(picture) for picture in pictures])).float().cpu())
+    return torch.cat(rows), words([captions[name] for name in names]).float().cpu()
+
+
+def write(path: Path, pairs: Pairs) -> None:
+    """Write pairs as a safetensors file."""
+    told = json.dumps(pairs._asdict() | {"image": 0, "text": 0})
+    atomic_write(path, save({"image": pairs.image.contiguous(), "text": pairs.text.contiguous()}, {"pairs": told}))
+
+
+def read(path: Path) -> Pairs:
+    """Read pairs.
+
+    Raises:
+        DensevlError: another file, or damaged.
+    """
+    found = read_checkpoint(path)
+    if "pairs" not in found.header:
+        raise KIND.bad(path, "was not written by tools.projector features")
+    with KIND.sense(path):
+        pairs = Pairs(**parse_json(found.header["pairs"]) | {side: found.tensors[side] for side in ("image", "text")})
+        if len(pairs.image) != len(pairs.text) or pairs.image.ndim != 2 or pairs.text.ndim != 2:
+            raise ValueError("its two sides do not pair")
+    return pairs

@@ -1,0 +1,94 @@
+"""The training of two projectors on stored pairs, and the likeness of two towers before it.
+
+Shape letters: B pairs of a batch, N pairs, D and E widths of the towers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from densevl.backbones.projected.projector import DROPOUT, Joined, Projector
+from densevl.errors import DensevlError
+from tools.projector.pairs import Pairs
+
+SCALE = math.exp(2.6592)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How projectors are trained; the defaults are ShareLock's.
+
+    Attributes:
+        image_layers, text_layers: linear layers of each side; 0 keeps its vectors, and the other side has their width.
+        width: of hidden layers. joint: of the joint space where both sides have layers.
+        steps. warm_up: steps until the rate is at its highest. batch: pairs a step, at most all.
+        rate: learning rate of Adam, falling as a cosine. decay: of weights. seed: everything random follows from it.
+    """
+
+    image_layers: int = 0
+    text_layers: int = 4
+    width: int = 4096
+    joint: int = 512
+    dropout: float = DROPOUT
+    steps: int = 5000
+    warm_up: int = 150
+    batch: int = 16384
+    rate: float = 1e-3
+    decay: float = 1e-4
+    seed: int = 0
+
+
+def contrast(image_BE: torch.Tensor, text_BE: torch.Tensor, scale: float = SCALE) -> torch.Tensor:
+    """Symmetric cross entropy of pairs against all others of the batch (CLIP), of vectors of any length."""
+    logits_BB = scale * F.normalize(image_BE, dim=1) @ F.normalize(text_BE, dim=1).T
+    target = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)) / 2
+
+
+def projectors(image: int, text: int, plan: Plan) -> tuple[Projector, Projector]:
+    """Both sides for towers of these widths, untrained.
+
+    Raises:
+        DensevlError: no side has layers.
+    """
+    layers = plan.image_layers, plan.text_layers
+    if min(*layers, plan.width - 1, plan.joint - 1, plan.steps - 1, plan.batch - 2) < 0 or not 0 < plan.rate < math.inf:
+        raise DensevlError("layers are 0 or more, widths, steps and rate above 0, and a batch is two pairs or more")
+    if layers == (0, 0):
+        raise DensevlError("neither side has layers, so nothing is trained; give --image-layers or --text-layers")
+    joint = plan.joint if all(layers) else (text if layers[0] else image)
+    made = [
+        Projector([tower, *[plan.width] * (count - 1), joint] if count else [tower], plan.dropout)
+        for tower, count in zip((image, text), layers, strict=True)
+    ]
+    return made[0], made[1]
+
+
+def train(pairs: Pairs, plan: Plan) -> tuple[Joined, list[float]]:
+    """Train on stored pairs; returns the projectors in eval mode and the losses."""
+    torch.manual_seed(plan.seed)
+    image, text = projectors(pairs.image.shape[1], pairs.text.shape[1], plan)
+    learned = torch.nn.ModuleList([image, text]).train()
+    optimiser = torch.optim.Adam(learned.parameters(), lr=plan.rate, weight_decay=plan.decay)
+    losses = []
+    for step in range(plan.steps):
+        fallen = 0.5 + 0.5 * math.cos(math.pi * step / plan.steps)
+        optimiser.param_groups[0]["lr"] = plan.rate * min((step + 1) / max(1, plan.warm_up), fallen)
+        rows = torch.randperm(len(pairs.image))[: plan.batch]
+        loss = contrast(image(pairs.image[rows].float()), text(pairs.text[rows].float()))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    learned.eval().requires_grad_(False)
+    return Joined(image, text, pairs.vision, pairs.words, pairs.stamp, SCALE), losses
+
+
+def alikeness(x_ND: torch.Tensor, y_NE: torch.Tensor) -> float:
+    """Linear CKA of two towers on pairs: |X'Y|^2 / (|X'X| |Y'Y|), centred; 0 to 1 (Kornblith et al., ICML 2019)."""
+    x, y = (part.double() - part.double().mean(dim=0) for part in (x_ND, y_NE))
+    return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()).clamp_min(1e-30))
