@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +15,14 @@ from densevl.errors import DensevlError
 from densevl.images import list_images
 from tools.clipself.context import SOURCES
 from tools.clipself.models import load
+from tools.clipself.pixel import RECIPE, PixelRun
 from tools.clipself.run import STUDENT, Plan, Run
 from tools.clipself.train import Budget, train
 
 SMALL: dict[str, dict[str, float]] = {"mini": {"rate": 1e-3, "blocks": 2}}
 """Settings of models too small for the paper's: training more blocks at this rate forgets what they know."""
+MASKS: dict[str, Any] = {"recipe": RECIPE, "rate": 2e-4, "regions": 1, "grid": 1}
+"""PixelCLIP's; its teacher looks at no crops."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,11 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     budget = trains.add_mutually_exclusive_group(required=True)
     budget.add_argument("--minutes", type=float, help="time of updates")
     budget.add_argument("--steps", type=int)
-    trains.add_argument("--recipe", default=Plan.recipe, help="of the dense features that learn (default %(default)s)")
+    trains.add_argument("--recipe", help="of the dense features that learn (default maskclip; pixelclip with --masks)")
+    trains.add_argument("--masks", help="teach by masks in place of crops (PixelCLIP): a proposer such as mini-sam")
+    trains.add_argument("--clusters", type=int, help="of those masks (default 64)")
     trains.add_argument("--context", help="also teach how patches are alike (DeCLIP): mini-sam, dino_vitb8 or a file")
     trains.add_argument("--context-weight", type=float, help="of that loss (default 0.1)")
     trains.add_argument("--context-source", choices=SOURCES, help="projections that learn it (default q)")
-    trains.add_argument("--rate", type=float, help="highest learning rate (default 1e-5; mini 1e-3)")
+    trains.add_argument("--rate", type=float, help="highest learning rate (default 1e-5; mini 1e-3; with --masks 2e-4)")
     trains.add_argument("--blocks", type=int, help="train so many last blocks, 0 the whole tower (default 0; mini 2)")
     for name, about in (
         ("batch", "pictures a step"),
@@ -51,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         ("side", "of the student's input; 0 is the model's own"),
         ("seed", "everything random follows from it"),
     ):
-        trains.add_argument(f"--{name}", type=int, default=getattr(Plan, name), help=f"{about} (default %(default)s)")
+        trains.add_argument(f"--{name}", type=int, help=f"{about} (default {getattr(Plan, name)})")
     trains.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
 
     rates = commands.add_parser("evaluate", help="region accuracy before and after on the rendered benchmark")
@@ -73,8 +79,11 @@ def _train(given: argparse.Namespace) -> None:
     files = list_images(given.images)
     values = {field.name: getattr(given, field.name, None) for field in fields(Plan)}
     chosen = {name: value for name, value in values.items() if value is not None}
-    plan = Plan(**{**SMALL.get(given.model, {}), **chosen})
-    run = Run(load(given.model, given.source, given.device), files, plan, given.out, source=given.source)
+    own = {**SMALL.get(given.model, {}), **(MASKS if given.masks else {})}
+    plan = Plan(**{**own, **chosen})
+    run = (PixelRun if plan.masks else Run)(
+        load(given.model, given.source, given.device), files, plan, given.out, source=given.source
+    )
     train(run, Budget(given.steps, given.minutes), resume=given.resume, save_every=given.save_every)
     print(f"{run.step} steps in {run.seconds / 60:.1f} minutes; the student lies in {given.out / STUDENT}")
 

@@ -28,7 +28,7 @@ from densevl.recipes import Hints, get
 from densevl.recipes.run import finish, start
 from densevl.regions.operators.crop import input_side
 from densevl.regions.operators.dense import has_features
-from densevl.weights import read_checkpoint
+from densevl.weights import below, read_checkpoint
 from tools.clipself.context import SOURCES, context_loss, projections, taught
 from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures
@@ -52,6 +52,7 @@ class Plan:
         blocks: how many of the last blocks are trained, nothing else being; 0 trains the whole image tower.
         context: the model whose likeness of patches is taught besides (DeCLIP), as `load_proxy` takes it; "" is none.
         context_weight: of that loss. context_source: which projections of the last block learn it, one of `SOURCES`.
+        masks: a proposer by name, whose masks teach in place of crops (PixelCLIP); "" is none. clusters: of them.
         rate: learning rate at its highest. decay: of weights. seed: everything random follows from it.
     """
 
@@ -64,6 +65,8 @@ class Plan:
     context: str = ""
     context_weight: float = 0.1
     context_source: str = "q"
+    masks: str = ""
+    clusters: int = 64
     rate: float = 1e-5
     decay: float = 0.1
     seed: int = 0
@@ -73,6 +76,7 @@ class Run:
     """A teacher, its student, and how far they are.
 
     Attributes:
+        parts: what a checkpoint holds, by the beginning of its names.
         teacher: the model as given, never changed. student: its copy, whose image tower is trained.
         step: updates done. seconds: time they took.
     """
@@ -108,8 +112,11 @@ class Run:
         self.plan = plan
         self.student = copy.deepcopy(teacher)
         self.tower = image_tower(self.student)
-        trained = [parameter.requires_grad_(True) for parameter in self._trained()]
-        self.optimiser = torch.optim.AdamW(trained, lr=plan.rate, weight_decay=plan.decay)
+        self.parts: dict[str, torch.nn.Module] = {VISUAL: self.tower}
+        groups = self._groups()
+        for group in groups:
+            group["params"] = [parameter.requires_grad_(True) for parameter in group["params"]]
+        self.optimiser = torch.optim.AdamW(groups, lr=plan.rate, weight_decay=plan.decay)
         self.pictures = Pictures(
             files,
             teacher.normalize,
@@ -121,6 +128,10 @@ class Run:
             seed=plan.seed,
         )
         self.step, self.seconds = 0, 0.0
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What is trained, and at which share of the rate."""
+        return [{"params": self._trained(), "share": 1.0}]
 
     def _trained(self) -> list[torch.nn.Parameter]:
         tower, blocks = self.student.tower, self.plan.blocks
@@ -135,7 +146,8 @@ class Run:
         """One update; `progress`, 0..1 of the budget, sets the learning rate. Returns the loss before it."""
         started = time.perf_counter()
         for group in self.optimiser.param_groups:
-            group["lr"] = self.plan.rate * min((progress + 0.005) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * progress))
+            fallen = min((progress + 0.005) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * progress))
+            group["lr"] = self.plan.rate * group["share"] * fallen
         loss = self.loss(self.pictures.batch(self.step))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -163,7 +175,7 @@ class Run:
 
     def save(self) -> Path:
         """Write the checkpoint; a reader sees all of it or none."""
-        tensors = {VISUAL + key: value for key, value in self.tower.state_dict().items()}
+        tensors = {name + key: value for name, part in self.parts.items() for key, value in part.state_dict().items()}
         for number, own in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{OPTIMISER}{number}.{key}": value for key, value in own.items()}
         header = {"step": self.step, "seconds": self.seconds, "settings": self._settings}
@@ -185,7 +197,8 @@ class Run:
         changed = [key for key, value in self._settings.items() if before.get(key) != value]
         if changed:
             raise OutputError(f"{path} was made with another {', '.join(changed)}; give the same, or another --out")
-        self.tower.load_state_dict({k.removeprefix(VISUAL): v for k, v in tensors.items() if k.startswith(VISUAL)})
+        for name, part in self.parts.items():
+            part.load_state_dict(below(tensors, name))
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith(OPTIMISER):
