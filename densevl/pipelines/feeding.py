@@ -89,6 +89,12 @@ def picture_size(backbone: Backbone) -> tuple[int, int]:
     return tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
 
 
+def patch_grid(backbone: Backbone) -> tuple[int, int]:
+    """(h, w) patches of a picture at the trained size."""
+    height, width = picture_size(backbone)
+    return height // backbone.patch_size, width // backbone.patch_size
+
+
 def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Tensor:
     """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised.
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from densevl.backbones import Backbone
+from densevl.backbones.reach import listed
 from densevl.images.blank import is_blank
 from densevl.images.drawn import is_drawn
+
+LOST = 0.005  # share of a picture: a class that had more and is gone was no speckle
 
 
 def shows_nothing(backbone: Backbone, rgb: np.ndarray) -> bool:
@@ -52,4 +57,17 @@ def of_labels(labels: np.ndarray, what: str = "pixel") -> tuple[str, ...]:
     return (
         f"no {what} was given a label; if what you look for is there: other words for it, background 'none' "
         "(--background none) or a lower threshold, or another model (densevl models)",
+    )
+
+
+def of_vote(before: torch.Tensor, after: torch.Tensor, names: Sequence[str]) -> tuple[str, ...]:
+    """A warning of the classes of which a vote of clusters left no pixel; labels of the same pixels, -1 for nothing."""
+    had = torch.bincount(before.flatten() + 1, minlength=len(names) + 1)[1:] / before.numel()
+    has = torch.bincount(after.flatten() + 1, minlength=len(names) + 1)[1:]
+    lost = [name for name, share, left in zip(names, had.tolist(), has.tolist(), strict=True) if share > LOST > left]
+    if not lost:
+        return ()
+    return (
+        f"the vote of the recipe's clusters took every pixel of {listed(lost)}: refine 'none' (--refine none) leaves "
+        "the vote out",
     )

@@ -7,6 +7,8 @@ then gives each segment one label.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from scipy import ndimage
 from scipy.sparse import csr_array
@@ -18,6 +20,9 @@ from densevl.errors import RecipeError
 NOISE = -1
 ENLARGED = 4
 MEDIAN = 7
+LEAST_EPS = 0.1
+PAPER_GRID = 14
+"""Patches a side of CLIPtrase's smaller model: on fewer, things and ground share clusters, and a vote loses things."""
 
 
 def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
@@ -58,8 +63,8 @@ def segment_by_affinity(
     grid: tuple[int, int],
     size: tuple[int, int],
     *,
-    eps: float = 0.7,
-    min_samples: int = 3,
+    eps: float | None = None,
+    min_samples: int | None = None,
 ) -> torch.Tensor:
     """Segments of one image from the affinity of its patches.
 
@@ -67,7 +72,9 @@ def segment_by_affinity(
         affinity_NN: (N, N) float, N = h*w, row i how strongly patch i goes with each patch; CLIPtrase takes the mean
             self-correlation of a late block less that of CLS, negatives cut to 0.
         grid: (h, w) of the patches. size: (H, W) of the result in pixels.
-        eps, min_samples: of `dbscan` on the rows; the paper has 0.7 and 3 at 224 pixels, 1.1 and 7 at 336.
+        eps, min_samples: of `dbscan` on the rows. None follows the paper, which has 0.7 and 3 for 14 x 14 patches, 1.1
+            and 7 for 21 x 21: `eps` is linear in the square root of N, as distances of rows of N numbers are, and
+            `min_samples` in N, at least 2.
 
     Returns:
         (H, W) int64, clusters 0, 1, ...; all -1 if every patch is noise.
@@ -81,6 +88,8 @@ def segment_by_affinity(
             f"the affinity {tuple(affinity_NN.shape)} does not fit a grid of {grid[0]} x {grid[1]} patches: (N, N)"
         )
     affinity_NN = affinity_NN.float()
+    eps = max(LEAST_EPS, (4 * math.sqrt(count) - 7) / 70) if eps is None else eps
+    min_samples = max(2, round(3 + (count - PAPER_GRID**2) * 4 / 245)) if min_samples is None else min_samples
     cluster = dbscan(affinity_NN, eps, min_samples)
     total = int(cluster.max()) + 1
     if not total:

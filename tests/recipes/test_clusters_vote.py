@@ -27,8 +27,8 @@ def _segmenter(clip, **more) -> Segmenter:
     return Segmenter(clip, "cliptrase", templates="photo", background="none", protocol=whole, **more)
 
 
-def test_the_recipe_alone_brings_its_clusters(clip, monkeypatch) -> None:
-    segment, plain = _segmenter(clip), _segmenter(clip, refine="none")
+def test_clusters_vote_where_nothing_is_proposed(clip, monkeypatch) -> None:
+    segment, plain = _segmenter(clip, refine="vote"), _segmenter(clip)
     assert (segment.refine, plain.refine) == (("vote",), ())
     seen = []
 
@@ -61,9 +61,25 @@ def test_on_a_square_of_the_models_size_it_is_the_papers(golden_clip) -> None:
 
 
 def test_given_segments_and_huge_pictures(clip) -> None:
-    segment = _segmenter(clip)
+    segment = _segmenter(clip, refine="vote")
     ids = np.ones(segment(PHOTO, "cat,dog").labels.shape, int)
     assert len(np.unique(segment(PHOTO, "cat,dog", regions=ids).labels)) == 1
     with pytest.raises(OptionError, match=r"refine needs the whole picture, .* take 'none'"):
-        BlockSegmenter(clip, "cliptrase", protocol={"crop": 32})
+        BlockSegmenter(clip, "cliptrase", protocol={"crop": 32}, refine="vote")
     BlockSegmenter(clip, "cliptrase", protocol={"crop": 32}, refine="none")
+
+
+def test_it_votes_by_itself_on_no_coarser_grid_than_the_papers(clip, golden_clip) -> None:
+    assert [Segmenter(model, "cliptrase").refine for model in (clip, golden_clip, "mini")] == [(), ("vote",), ()]
+
+
+def test_a_vote_that_wipes_out_a_label_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "densevl.pipelines.segmentation.segmenter.segment_by_affinity", lambda _, grid, size: torch.zeros(size).long()
+    )
+    scene, labels = PHOTOS.parent / "scenes" / "wood.png", "penguin,pizza"
+    told = Segmenter("mini", "cliptrase", refine="vote")(scene, labels).warnings
+    assert any("'penguin'" in text and "--refine none" in text for text in told)
+    plain = Segmenter("mini", "cliptrase")(scene, labels)
+    assert plain.fractions()["penguin"] > 0.01
+    assert not any("vote" in text for text in plain.warnings)

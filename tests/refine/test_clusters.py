@@ -61,7 +61,7 @@ def test_segments_equal_the_papers_steps() -> None:
     maps = F.interpolate(maps, scale_factor=4, mode="bilinear")[0].numpy()
     maps = torch.from_numpy(np.stack([median7(each) for each in maps]))
     want = F.interpolate(maps[None], size=(96, 130), mode="bilinear")[0].argmax(dim=0)
-    got = segment_by_affinity(affinity, (6, 8), (96, 130))
+    got = segment_by_affinity(affinity, (6, 8), (96, 130), eps=0.7, min_samples=3)
     assert torch.equal(got, want)
     assert majority_vote(torch.zeros_like(got), got).shape == (96, 130)
 
@@ -71,6 +71,14 @@ def test_all_noise_gives_no_segment_and_so_no_vote() -> None:
     assert segment.unique().tolist() == [-1]
     labels = torch.randint(0, 3, (30, 40))
     assert torch.equal(majority_vote(labels, segment), labels)
+
+
+@pytest.mark.parametrize(("side", "eps", "least"), [(14, 0.7, 3), (21, 1.1, 7), (2, 0.1, 2)])
+def test_settings_left_out_are_the_papers_for_each_grid(side, eps, least) -> None:
+    steps = torch.randint(0, 5, (side**2, 1)) * (eps / 3)
+    affinity = steps * F.normalize(torch.ones(1, side**2))  # rows differ by multiples of eps / 3
+    given = segment_by_affinity(affinity, (side, side), (40, 40), eps=eps, min_samples=least)
+    assert torch.equal(segment_by_affinity(affinity, (side, side), (40, 40)), given)
 
 
 @pytest.mark.parametrize(

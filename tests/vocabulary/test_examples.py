@@ -23,7 +23,7 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 
 CAT = PHOTOS / "cat.jpg"
 SCENE = PHOTOS.parent / "scenes" / "wood.png"
-PENGUIN = (105, 101, 159, 157)
+PENGUIN, MUSHROOM = (14, 120, 70, 182), (105, 101, 159, 157)
 SMALL = {"templates": "photo", "protocol": {"short_side": 48, "crop": 32, "stride": 16}, "background": "none"}
 
 
@@ -102,7 +102,7 @@ def test_neither_kind_takes_every_pixel_of_a_scene() -> None:
     (together,) = segment.many([SCENE], pictured)
     assert (together.labels == mixed.labels).all()
     regions = RegionClassifier("mini", templates="drawing", proposals=None)
-    found = regions(SCENE, pictured, boxes=[PENGUIN, (18, 122, 75, 184)])
+    found = regions(SCENE, pictured, boxes=[PENGUIN, MUSHROOM])
     assert found.found[0] == "penguin" != found.found[1]
 
 

@@ -30,7 +30,7 @@ from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed, borrow
-from densevl.pipelines.feeding import fed_size, feed, picture_size, settle
+from densevl.pipelines.feeding import fed_size, feed, patch_grid, picture_size, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
@@ -40,6 +40,7 @@ from densevl.pipelines.segmentation.upsampling import Heard, upsampling
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
 from densevl.refine import segment_by_affinity
+from densevl.refine.clusters import PAPER_GRID
 from densevl.refine.upsampling import Upsampler
 from densevl.regions.naming import against
 from densevl.regions.operators.dense import has_features, token_means
@@ -176,7 +177,7 @@ class Segmenter:
                 are propagated over pixels; "proxy", they flow between places that the proxy sees as alike (CLIPer's
                 last step); "segments", they are mixed with their mean over each segment; and, last, "vote", each
                 segment takes its most frequent label ("pamr,vote"). "none" is none, None the model's own choice,
-                or for cliptrase a vote of its own clusters.
+                or for cliptrase a vote of its own clusters, for models of at least its 14 x 14 patches.
             upsampler: the file of the upsampler that `refine` names, as it is published or as safetensors, or one of
                 `refine.upsampling.load_upsampler`.
             bank: folders of banks, or `Bank`s: segments are scored by the like of them in other photos as well; several
@@ -205,7 +206,8 @@ class Segmenter:
         self.refine = asked
         if refine is None:
             clustered = chosen is not None and chosen.clusters
-            self.refine = (refinement.VOTE,) if clustered else refinement.parse(self.backbone.refine)
+            voting = (refinement.VOTE,) if min(patch_grid(self.backbone)) >= PAPER_GRID else ()
+            self.refine = voting if clustered else refinement.parse(self.backbone.refine)
         if chosen is not None and self.backbone.default_recipe is None:
             raise RecipeError(
                 f"model '{self.backbone.name}' has no attention to rewire, so recipe '{chosen.name}' does not apply; "
@@ -376,13 +378,13 @@ class Segmenter:
     @torch.no_grad()
     def _clusters(self, rgb: np.ndarray) -> Segments | None:
         """Clusters of patches by the likeness that the recipe gives, of the whole photo at the model's own size."""
-        side = min(picture_size(self.backbone))  # the clusters' settings are for this
+        side = min(picture_size(self.backbone))
         pixels, _ = feed(rgb, self.backbone, replace(self.protocol, short_side=side, crop=None, stride=None))
         dense = self.backbone.encode_dense(pixels, self.recipe)
         if dense.affinity is None:
             return None
         ids = segment_by_affinity(dense.affinity[0], dense.grid, (rgb.shape[0], rgb.shape[1]))
-        return Segments(ids.cpu() + 1)
+        return Segments(ids.cpu() + 1, clustered=True)
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
@@ -583,6 +585,7 @@ class Segmenter:
         if text.bias is not None:
             scores = scores + text.bias / scale
         refine = self._refiner(rgb, segments)
+        gone: tuple[str, ...] = ()
         taking_part = scores[..., part] if len(classes) < len(part) else scores
         decided = decode(
             taking_part,
@@ -596,7 +599,8 @@ class Segmenter:
         )
         del refine  # its weights are large; `scores` makes them again
         if refinement.VOTE in self.refine and segments is not None:
-            decided = refinement.vote(decided, segments)
+            before, decided = decided, refinement.vote(decided, segments)
+            gone = remarks.of_vote(before.labels, decided.labels, labels.names) if segments.clustered else ()
         decided = evidence.limited(decided)
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
@@ -607,6 +611,7 @@ class Segmenter:
             warnings=(
                 *self.warnings(labels, policy, rgb, taught),
                 *flat,
+                *gone,
                 *(() if blank else remarks.of_labels(decided.labels.cpu().numpy())),
             ),
             scores_fn=lambda: (

@@ -33,10 +33,12 @@ class Segments:
     Attributes:
         ids: (H, W) int64 segment map, 0 where no segment is; where masks overlap, the smaller has the pixel.
         masks: (M, H, W) bool if they were given as masks, else None.
+        clustered: whether they are the recipe's own clusters of patches, which nobody asked for.
     """
 
     ids: torch.Tensor
     masks: torch.Tensor | None = None
+    clustered: bool = False
 
     @classmethod
     def parse(cls, given: Any, size: tuple[int, int]) -> Segments:

@@ -57,7 +57,8 @@ ENTRIES = (
             "centre crop 224 of image and ground truth, with its clusters voting: not comparable with the others",
         ),
         note="`Segmenter` clusters the `affinity` that comes out of the photo (`refine.segment_by_affinity`), and "
-        "each cluster votes; refine='none' is the attention alone.",
+        "each cluster votes; refine='none' is the attention alone. Models with less than the 14 x 14 patches of the "
+        "paper, as mini, take refine='vote' for the vote.",
     ),
     Recipe(
         "itaclip",
