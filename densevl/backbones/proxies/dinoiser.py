@@ -70,18 +70,26 @@ class DinoiserHeads:
 
     def from_tower(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         """Features (B, P, h, w) whose cosines are the learned affinity, for normalised pixels (B, 3, H, W)."""
-        weight = self._weights["obj_proj.weight"].to(pixels.device)
-        border = weight.shape[-1] // 2
-        padded = F.pad(self._tapped(tower, pixels, rule), (border,) * 4, mode="replicate")
-        return F.conv2d(padded, weight, self._weights["obj_proj.bias"].to(pixels.device))
+        return self.features(self.tapped(tower, pixels, rule))
 
     def foreground(self, tower: Tower, pixels: torch.Tensor, rule: str = "size") -> torch.Tensor:
         """Probability (B, h, w) that a patch shows an object rather than background."""
-        unit = F.normalize(self._tapped(tower, pixels, rule), dim=1)
-        weight, bias = (self._weights[f"bkg_decoder.{part}"].to(pixels.device) for part in ("weight", "bias"))
-        return F.conv2d(unit, weight, bias)[:, 0].sigmoid()
+        return self.objects(self.tapped(tower, pixels, rule)).sigmoid()
 
-    def _tapped(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
+    def features(self, tapped_BDhw: torch.Tensor) -> torch.Tensor:
+        """The first convolution: (B, P, h, w)."""
+        weight, bias = self._convolution("obj_proj", tapped_BDhw.device)
+        return F.conv2d(F.pad(tapped_BDhw, (weight.shape[-1] // 2,) * 4, mode="replicate"), weight, bias)
+
+    def objects(self, tapped_BDhw: torch.Tensor) -> torch.Tensor:
+        """The second convolution: logits (B, h, w) of an object."""
+        return F.conv2d(F.normalize(tapped_BDhw, dim=1), *self._convolution("bkg_decoder", tapped_BDhw.device))[:, 0]
+
+    def _convolution(self, name: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._weights[f"{name}.weight"].to(device), self._weights[f"{name}.bias"].to(device)
+
+    def tapped(self, tower: Tower, pixels: torch.Tensor, rule: str = "size") -> torch.Tensor:
+        """What both convolutions read: tokens (B, D, h, w) before the MLP of the third block from the end."""
         width = self._weights["obj_proj.weight"].shape[1]
         grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
         if tower.depth < TAP:
