@@ -4,6 +4,7 @@ The affinity head learns which patches another vision model finds alike: binary 
 taken as 0, against whether the other's are at least a floor. The objectness head learns what an object is: against the
 true outlines of rendered scenes, or on a folder of pictures (`--images`) against a guess by the other model, the first
 step of FOUND (CVPR 2023) with LOST's seed: background is what is like the patch that most of the picture is like.
+`evaluate FILE` compares mini by untrained heads, by those of a file, and by their teacher on the rendered benchmark.
 The file is what `--recipe dinoiser --proxy FILE --background foreground` takes.
 Shape letters: B pictures, N patches, D width, P features, h/w patch grid.
 """
@@ -167,10 +168,13 @@ def train(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.dinoiser", description=__doc__)
-    trains = parser.add_subparsers(dest="command", required=True).add_parser("train", help="train both heads")
+    commands = parser.add_subparsers(dest="command", required=True)
+    rates = commands.add_parser("evaluate", help="mIoU by untrained heads, these and their teacher")
+    rates.add_argument("heads", type=Path)
+    rates.add_argument("--images", type=int, default=200, help="scenes (default %(default)s)")
+    trains = commands.add_parser("train", help="train both heads")
     trains.add_argument("--out", type=Path, required=True, help="a new .safetensors file")
     trains.add_argument("--model", default="mini", help="the frozen CLIP (default %(default)s)")
-    trains.add_argument("--proxy", default="mini-sam", help="the teacher of affinity (default %(default)s)")
     trains.add_argument("--images", type=Path, help="a folder of pictures; rendered scenes if left out")
     trains.add_argument("--steps", type=int, default=300)
     trains.add_argument("--batch", type=int, default=16, help="pictures a step (default %(default)s)")
@@ -180,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     trains.add_argument("--objectness-rate", type=float, default=RATES["bkg_decoder"], help="(default %(default)s)")
     trains.add_argument("--seed", type=int, default=150_000)
     trains.add_argument("--device", help="cpu or cuda; chosen if left out")
-    trains.add_argument("--threads", type=int, default=1)
+    for command in (trains, rates):
+        command.add_argument("--proxy", default="mini-sam", help="the teacher of affinity (default %(default)s)")
+        command.add_argument("--threads", type=int, default=1)
     return parser
 
 
@@ -200,12 +206,25 @@ def _train(given: argparse.Namespace) -> None:
     print(f"the heads lie in {atomic_write(given.out, save(found))}")
 
 
+def _evaluate(given: argparse.Namespace) -> None:
+    from tools.recipes.benchmark import HELD_OUT, Bench
+    from tools.recipes.borrowed import MiniSam
+
+    heads = DinoiserHeads.load(given.heads)
+    bench = Bench(load("mini"), given.images)
+    untrained = DinoiserHeads({key: value.detach() for key, value in new_heads(heads.width, 0).items()})
+    lenders = {"untrained": untrained, given.heads.name: heads, given.proxy: load_proxy(given.proxy)}
+    print("| affinity | mIoU |\n|---|---|")
+    for name, proxy in lenders.items():
+        print(f"| {name} | {bench.judged(get('dinoiser'), MiniSam(proxy), (HELD_OUT,))[1]:.1f} |", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
     given = _parser().parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
-        _train(given)
+        _train(given) if given.command == "train" else _evaluate(given)
     except DensevlError as error:
         print(error, file=sys.stderr)
         return 2

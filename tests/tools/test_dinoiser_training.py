@@ -121,3 +121,9 @@ def test_mistakes_are_told_in_a_line(more: list[str], said: str, tmp_path: Path,
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
+
+
+def test_heads_to_evaluate_that_are_none_are_a_mistake(tmp_path: Path, capsys) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    assert main(["evaluate", str(tmp_path / "x.safetensors")]) == 2
+    assert "heads lack obj_proj.weight" in capsys.readouterr().err

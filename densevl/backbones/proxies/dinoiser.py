@@ -68,6 +68,11 @@ class DinoiserHeads:
         state = read_state(Path(path))
         return cls(state) if NAMES[0] in state else None
 
+    @property
+    def width(self) -> int:
+        """Of the towers they fit."""
+        return self._weights["obj_proj.weight"].shape[1]
+
     def from_tower(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         """Features (B, P, h, w) whose cosines are the learned affinity, for normalised pixels (B, 3, H, W)."""
         return self.features(self.tapped(tower, pixels, rule))
@@ -90,13 +95,14 @@ class DinoiserHeads:
 
     def tapped(self, tower: Tower, pixels: torch.Tensor, rule: str = "size") -> torch.Tensor:
         """What both convolutions read: tokens (B, D, h, w) before the MLP of the third block from the end."""
-        width = self._weights["obj_proj.weight"].shape[1]
         grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
         if tower.depth < TAP:
             raise ModelError(f"CLIP-DINOiser heads read the third block from the end; the tower has {tower.depth}")
         x_BND = run_trunk(tower, pixels, rule, leave=TAP, taps=frozenset()).x_BND
-        if x_BND.shape[-1] != width:
-            raise ModelError(f"CLIP-DINOiser heads are for towers of width {width}, this one has {x_BND.shape[-1]}")
+        if x_BND.shape[-1] != self.width:
+            raise ModelError(
+                f"CLIP-DINOiser heads are for towers of width {self.width}, this one has {x_BND.shape[-1]}"
+            )
         block = tower.view(tower.depth - TAP, grid)
         qkv = block.project(block.norm(x_BND), "qkv")
         attended = F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])

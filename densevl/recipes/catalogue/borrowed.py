@@ -88,7 +88,8 @@ ENTRIES = (
             miou(62.1, 32.4, 34.8, 80.9, 35.9, 24.6, 31.7, 20.0),
             "its trained form, LAION-2B weights; short side 448, windows 448 / stride 224",
         ),
-        note="The training-free form, on any proxy; its trained heads are a proxy too, `DinoiserHeads`.",
+        note="The training-free form, on any proxy; its trained heads are a proxy too, `DinoiserHeads`, which "
+        "`python -m tools.dinoiser train` trains for any tower of open_clip.",
     ),
     Recipe(
         "lposs",
