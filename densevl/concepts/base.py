@@ -61,9 +61,13 @@ class ConceptModel(ABC):
     Attributes:
         name: for messages. kind: "sam3" or "clipseg". module: of transformers.
         side: photos are squashed to this many pixels a side, as the model's own processor does. mean, std: RGB, 0..1.
+        most_tokens: of a text, start and end among them; what is more is cut off. guesses: what its files do not say, a
+            sentence each.
     """
 
     kind: str
+    most_tokens: int
+    guesses: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class ConceptModel(ABC):
     def pixels(self, rgb: np.ndarray) -> torch.Tensor:
         """A uint8 RGB photo (H, W, 3) squashed to a square and normalised: (1, 3, side, side)."""
         first = next(self.module.parameters())
-        chw = torch.from_numpy(np.ascontiguousarray(rgb)).to(first.device, first.dtype).permute(2, 0, 1)[None] / 255
+        chw = torch.from_numpy(np.array(rgb)).to(first.device, first.dtype).permute(2, 0, 1)[None] / 255
         square = F.interpolate(chw, size=(self.side, self.side), mode="bilinear", antialias=True)
         mean, std = (square.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (square - mean) / std
@@ -111,6 +115,10 @@ class ConceptModel(ABC):
         if fresh:
             self._known.update(zip(fresh, self.encode(fresh), strict=True))
         return [self._known[text] for text in texts]
+
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that have more tokens than the model reads."""
+        return [text for text in dict.fromkeys(texts) if len(self._tokenizer(text).input_ids) > self.most_tokens]
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Any]:

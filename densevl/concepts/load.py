@@ -60,6 +60,10 @@ def load_concepts(name: str | Path, device: str | None = None) -> ConceptModel:
         config's. MissingExtraError: transformers is not installed.
     """
     where = devices.choose(device)
+    if not str(name).removeprefix(FOLDER).strip():
+        raise ModelError(
+            "no concept model is named; name a folder of SAM 3 or CLIPSeg, or a repository such as facebook/sam3"
+        )
     folder = _here(name)
     if folder is None:
         repo = hub.parse(str(name))
@@ -112,28 +116,47 @@ def _built(name: str, kind: str, config: Mapping[str, Any], folder: Path) -> Con
     module: torch.nn.Module = build_strictly(
         lambda: getattr(transformers, parts[1])(settings), state, path, kind, "its config is of other sizes"
     )
-    side, mean, std = _pixels(kind, folder)
+    side, mean, std, guesses = _pixels(name, kind, folder, settings)
     module.eval().requires_grad_(False)
     made: ConceptModel = parts[2](name, module, _tokenizer(name, folder), side, mean, std)
+    made.guesses = guesses
     return made
 
 
-def _pixels(kind: str, folder: Path) -> tuple[int, Any, Any]:
-    """Side, mean and std, as the processor's settings say."""
+def _pixels(name: str, kind: str, folder: Path, settings: Any) -> tuple[int, Any, Any, tuple[str, ...]]:
+    """Side, mean and std, as the processor's settings say; and a sentence about those that they do not say."""
     side, mean, std = USUAL[kind]
+    if kind == "sam3":  # its positions are of one size
+        side = settings.vision_config.image_size
     path = next((folder / file for file in PIXELS if (folder / file).is_file()), None)
-    if path is None:
-        return side, mean, std
-    told = read_json(path, SETTINGS)
-    told = told.get("image_processor", told)
-    size = told.get("size", side)
+    told = {} if path is None else read_json(path, SETTINGS)
+    told = told["image_processor"] if isinstance(told.get("image_processor"), Mapping) else told
+    size, mean, std = told.get("size", side), told.get("image_mean", mean), told.get("image_std", std)
     if isinstance(size, Mapping):
-        size = size.get("height", size.get("shortest_edge", side))
-    mean, std = told.get("image_mean", mean), told.get("image_std", std)
-    fits = all(isinstance(row, list | tuple) and len(row) == 3 for row in (mean, std))
-    if not isinstance(size, int) or not 1 <= size <= 4096 or not fits or min(std) <= 0:
+        sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
+        if path is not None and len(set(map(str, sides))) > 1:
+            raise SETTINGS.bad(path, f"makes photos {' by '.join(map(str, sides))} pixels, and {kind} sees squares")
+        size = sides[0] if sides else side
+    sound = all(isinstance(row, list | tuple) and len(row) == 3 and all(map(_is_number, row)) for row in (mean, std))
+    if path is not None and (type(size) is not int or not 1 <= size <= 4096 or not sound or min(std) <= 0):
         raise SETTINGS.bad(path, "says no size, mean and std of pixels")
-    return size, mean, std
+    if kind == "sam3" and size != side:
+        raise ModelError(
+            f"model '{name}' sees photos of {side} pixels a side, and its processor makes them {size}: set size in "
+            f"{path} to {side}"
+        )
+    if size < (patch := getattr(settings.vision_config, "patch_size", 1)):
+        raise ModelError(f"model '{name}' has patches of {patch} pixels a side, and {path} makes photos of {size}")
+    unsaid = [key for key in ("size", "image_mean", "image_std") if key not in told]
+    if not unsaid:
+        return size, mean, std, ()
+    values = f"size {size}, mean {list(mean)}, std {list(std)}"
+    where = f"has no {PIXELS[0]}" if path is None else f"has a {path.name} without {', '.join(unsaid)}"
+    return size, mean, std, (f"model '{name}' {where}: photos are made as is usual for {kind}, {values}",)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _tokenizer(name: str, folder: Path) -> Any:

@@ -10,19 +10,16 @@ import torch
 
 from densevl.concepts.base import ConceptModel, Judged
 
-LENGTH = 32
-"""Tokens of a text of SAM 3."""
-
 
 class Sam3(ConceptModel):
     """SAM 3: presence, instances and a map for each text. It was trained on masks of concepts."""
 
-    kind = "sam3"
+    kind, most_tokens = "sam3", 32
 
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """See `ConceptModel.encode`: states (L, D) and the mask (L,) of each text."""
         given = self._tokenizer(
-            list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+            list(texts), padding="max_length", max_length=self.most_tokens, truncation=True, return_tensors="pt"
         ).to(self.device)
         model: Any = self.module
         states = model.get_text_features(given.input_ids, given.attention_mask, return_dict=True).pooler_output
@@ -59,12 +56,18 @@ class ClipSeg(ConceptModel):
 
     kind = "clipseg"
 
+    @property
+    def most_tokens(self) -> int:  # type: ignore[override]
+        """See `ConceptModel`."""
+        model: Any = self.module
+        return int(model.config.text_config.max_position_embeddings)
+
     def encode(self, texts: Sequence[str]) -> list[Any]:
         """See `ConceptModel.encode`: the embedding (D,) of each text."""
         model: Any = self.module
-        most = model.config.text_config.max_position_embeddings
-        given = self._tokenizer(list(texts), padding=True, truncation=True, max_length=most, return_tensors="pt")
-        given = given.to(self.device)
+        given = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.most_tokens, return_tensors="pt"
+        ).to(self.device)
         return list(model.clip.get_text_features(given.input_ids, given.attention_mask).pooler_output)
 
     def see(self, pixels: torch.Tensor) -> Any:

@@ -50,6 +50,15 @@ def of_scores(scores: torch.Tensor) -> tuple[str, ...]:
     return (f"all {scores.shape[-1]} words score alike everywhere: the label is the first of them, not a finding",)
 
 
+def of_segments(empty: bool, pooled: bool) -> tuple[str, ...]:
+    """A warning that a photo has no segments; pooled: the recipe reads nothing outside of them."""
+    if not empty:
+        return ()
+    if pooled:
+        return ("no region was found in the photo, and the recipe names regions alone: there is nothing in it",)
+    return ("no region was found in the photo, so the labels are those of a photo without segments",)
+
+
 def of_labels(labels: np.ndarray, what: str = "pixel") -> tuple[str, ...]:
     """What to try if no pixel (or region) has a label; labels below 0 are nothing, none at all is no result."""
     if not labels.size or (labels >= 0).any():

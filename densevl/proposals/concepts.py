@@ -64,6 +64,8 @@ class ConceptProposer(Proposer):
 
 def load_concept_proposer(name: str, device: str | None, words: Iterable[str] = (), **settings: Any) -> ConceptProposer:
     """A proposer by its name, "concepts:" and the model; words are asked for before it loads."""
+    if name == CONCEPTS:
+        raise ProposalError(f"proposer '{name}' names no model; give one, such as '{CONCEPTS}facebook/sam3'")
     if not (words := tuple(words)):
         raise ProposalError(
             f"'{name}' proposes what it is asked for: give words, load_proposer('{name}', words=['cat']), or labels on "

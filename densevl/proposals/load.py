@@ -101,7 +101,7 @@ def asking(proposals: Any, words: Sequence[str], device: str | None = None) -> A
 
 def is_concepts(name: Any) -> bool:
     """Whether a proposer is a concept model, by its name."""
-    return isinstance(name, str) and name.startswith(CONCEPTS) and len(name) > len(CONCEPTS)
+    return isinstance(name, str) and name.startswith(CONCEPTS)
 
 
 def given(image: Any, *, regions: Any = None, boxes: Any = None, rle: Any = None, quality: Any = None) -> Proposals:

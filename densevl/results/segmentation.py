@@ -108,7 +108,8 @@ class SegmentationResult(Result):
         """
         if self.again_fn is None:
             raise DensevlError(
-                "this result kept no features: call the segmenter with keep=True, and stay in one process"
+                "this result kept no features: call the segmenter again, with keep=True if it has that, and stay in "
+                "one process"
             )
         return self.again_fn(labels, background=background)
 

@@ -15,6 +15,9 @@ from concept_folders import FOLDERS
 from densevl.cli import app
 from densevl.errors import ModelError
 from densevl.evaluation import Experiment, evaluate
+from densevl.images import read_image
+from densevl.proposals import Proposals
+from densevl.proposals.concepts import ConceptProposer
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,23 @@ def test_segment_takes_one_as_its_model(folder, photo, tmp_path, more) -> None:
     assert meta["compat"] is bool(more)
 
 
+@pytest.mark.parametrize("more", [("photo",), ("photo", "other")], ids=["one photo", "a folder"])
+@pytest.mark.parametrize("recipe", ["--recipe textregion", "--refine vote"])
+def test_a_photo_without_what_is_asked_for_is_nothing_and_says_so(folder, tmp_path, monkeypatch, more, recipe) -> None:
+    monkeypatch.setattr(ConceptProposer, "__call__", lambda self, image: Proposals.empty(read_image(image).shape[:2]))
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 60, 3), np.uint8)
+    (tmp_path / "in").mkdir()
+    for name in more:
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{name}.png")
+    asked = (tmp_path / "in", "--model", "mini", "--labels", "cat,dog", *recipe.split())
+    done = run("segment", *asked, "--proposals", f"concepts:{folder}", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("no region was found") == 1
+    for name in more:
+        labels = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert (labels == 255).all() or "vote" in recipe
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -60,7 +80,7 @@ def test_options_of_other_models_are_refused(folder, photo, tmp_path, more) -> N
 def test_options_of_concept_models_are_refused_by_others(photo, tmp_path, option) -> None:
     done = run("segment", photo, "--labels", "cat", "--model", "mini", *option.split(), "--out", tmp_path)
     assert done.exit_code == 2
-    assert "no concept model 'mini'" in done.output
+    assert "is for concept models, such as facebook/sam3, and 'mini' is none" in done.output
 
 
 def test_segment_asks_for_the_nearest_classes_alone(folder, photo, tmp_path) -> None:

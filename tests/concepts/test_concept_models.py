@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from densevl.errors import (
     ProposalError,
     WeightsError,
 )
+from densevl.vocabulary import Background
 
 TEXTS = ["cat", "dog", "puppy", "red car", "sky", "grass"]
 LABELS = ["cat", "dog | puppy", "sky"]
@@ -171,18 +173,72 @@ def test_a_sam3_of_video_is_read_as_its_detector(tmp_path, rgb) -> None:
         ({"instance_threshold": 1.0}, "a likelihood of 0 to 1"),
         ({"instance_threshold": "x"}, "a likelihood of 0 to 1"),
         ({"background": "unknown"}, "no notion of 'unknown'"),
+        ({"background": "foreground, sky"}, "no notion of 'foreground'"),
+        ({"background": "scenes:8"}, "no notion of 'scenes'"),
+        ({"background": Background(scenes=3)}, "no notion of 'scenes'"),
         ({"background": 2}, "outside 0..1"),
         ({"compat": 1}, "must be True or False"),
         ({"prefilter": 0}, "at least 1"),
         ({"model": 3}, "must be a name or folder"),
         ({"model": "none/such/model"}, "no concept model"),
         ({"model": "mini"}, "no concept model"),
+        ({"model": ""}, "no concept model is named"),
+        ({"model": "local-dir:"}, "no concept model is named"),
     ],
 )
 def test_a_mistake_is_one_line(settings, match, model) -> None:
     with pytest.raises((OptionError, ModelError), match=match) as raised:
         Concepts(**{"model": model, **settings})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "match"),
+    [
+        ("sam3", {"size": {"height": 112, "width": 112}}, "sees photos of 56 pixels a side"),
+        ("sam3", {"size": 1008}, "sees photos of 56 pixels a side"),
+        ("clipseg", {"size": {"height": 40, "width": 64}}, "makes photos 40 by 64 pixels"),
+        ("clipseg", {"size": {"height": 4, "width": 4}}, "patches of 8 pixels"),
+        ("clipseg", {"size": "large"}, "says no size"),
+        ("clipseg", {"image_std": ["a", 1, 1]}, "says no size, mean and std"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_refused_at_loading(tmp_path, kind, told, match) -> None:
+    FOLDERS[kind](tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=match) as raised:
+        load_concepts(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("told", "said"), [(None, "has no preprocessor_config"), ({"size": 48}, "without image_mean")])
+def test_what_no_processor_says_is_a_guess_and_told(tmp_path, rgb, folder, told, said) -> None:
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    assert not any("as is usual" in warning for warning in Concepts(own)(rgb, ["cat"]).warnings)
+    (own / "preprocessor_config.json").unlink()
+    if told is not None:
+        told = {"size": load_concepts(folder).side}
+        (own / "preprocessor_config.json").write_text(json.dumps(told))
+    model = load_concepts(own)
+    assert model.side == (352 if model.kind == "clipseg" and told is None else load_concepts(folder).side)
+    assert any(said in warning for warning in Concepts(model)(rgb, ["cat"]).warnings)
+
+
+def test_a_label_longer_than_the_model_reads_is_told(model, rgb) -> None:
+    told = Concepts(model)(rgb, [" ".join(["cat"] * 100), "dog"]).warnings
+    assert sum("is longer than the 32 tokens" in warning for warning in told) == 1
+
+
+def test_other_labels_need_a_call_of_their_own(model, rgb) -> None:
+    with pytest.raises(DensevlError, match="call the segmenter again"):
+        Concepts(model)(rgb, ["cat"]).reclassify(["dog"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_that_cannot_be_written_are_read(model, rgb) -> None:
+    fixed = rgb.copy()
+    fixed.flags.writeable = False
+    close(model.pixels(fixed), model.pixels(rgb))
 
 
 def test_only_words_can_be_asked(model, rgb) -> None:

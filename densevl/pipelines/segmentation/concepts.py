@@ -32,6 +32,8 @@ from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
 from densevl.pipelines.settings import load
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet
+from densevl.vocabulary.background import FOREGROUND, SCENES, UNKNOWN
+from densevl.vocabulary.parsing import short
 from densevl.vocabulary.text_classifier import TextClassifier
 from densevl.weights import require_finite
 
@@ -155,7 +157,13 @@ class Concepts:
 
     def warnings(self, labels: LabelSet) -> tuple[str, ...]:
         """What the user should know about these words, a sentence each."""
-        return labels.warnings
+        cut = self.backbone.cut([*labels.words, *labels.negatives])
+        told = tuple(
+            f"'{short(word)}' is longer than the {self.backbone.most_tokens} tokens that model '{self.backbone.name}' "
+            "reads: the rest of it is left out"
+            for word in cut
+        )
+        return (*labels.warnings, *self.backbone.guesses, *told)
 
     def facts(self) -> dict[str, Any]:
         """All that decides a result besides the photo and the labels; ready for JSON."""
@@ -180,8 +188,11 @@ class Concepts:
         if isinstance(background, str) and background == "auto":
             return Background(threshold=THRESHOLD)
         found = Background.parse(background)
-        if found.unknown:
-            raise OptionError("a concept model has no notion of 'unknown'; give a probability, such as background=0.4")
+        others = {UNKNOWN: found.unknown, FOREGROUND: found.foreground, SCENES: found.scenes}
+        if odd := next((name for name, asked in others.items() if asked), None):
+            raise OptionError(
+                f"a concept model has no notion of '{odd}'; give a probability, such as background=0.4, or words"
+            )
         return replace(found, threshold=max(found.threshold, 0.5), rest=False) if found.rest else found
 
     @torch.no_grad()
@@ -292,6 +303,12 @@ def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, 
         raise OptionError(
             f"{odd} is for models that compare features with words; a concept model judges each word for itself: leave "
             f"it out (--{odd.replace('_', '-')})"
+        )
+    model, own = options.get("model"), next((name for name in OWN if options.get(name) is not None), None)
+    if own is not None and not concept_kind(model) and (model is None or "/" not in str(model)):
+        raise OptionError(
+            f"{own} is for concept models, such as facebook/sam3, and '{model}' is none: leave it out "
+            f"(--{own.replace('_', '-')})"
         )
     taken = {name: options[name] for name in ("model", "background", "compat", "device") if name in options}
     return taken | {name: options[name] for name in OWN if options.get(name) is not None}

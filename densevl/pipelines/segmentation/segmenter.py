@@ -373,7 +373,7 @@ class Segmenter:
                 "masks, or let proposals='felzenszwalb' or 'superpixels', for drawings 'mini-sam' (--proposals), find "
                 "them"
             )
-        return Segments.parse(self._proposer(rgb), rgb.shape[:2])
+        return Segments.parse(self._proposer(rgb), rgb.shape[:2], proposed=True)
 
     @torch.no_grad()
     def _clusters(self, rgb: np.ndarray) -> Segments | None:
@@ -602,6 +602,7 @@ class Segmenter:
             before, decided = decided, refinement.vote(decided, segments)
             gone = remarks.of_vote(before.labels, decided.labels, labels.names) if segments.clustered else ()
         decided = evidence.limited(decided)
+        empty = remarks.of_segments(segments is not None and not len(segments), self._pools)
         return SegmentationResult(
             labels=decided.labels[0].cpu().numpy(),
             names=labels.names,
@@ -612,7 +613,8 @@ class Segmenter:
                 *self.warnings(labels, policy, rgb, taught),
                 *flat,
                 *gone,
-                *(() if blank else remarks.of_labels(decided.labels.cpu().numpy())),
+                *empty,
+                *(() if blank or empty else remarks.of_labels(decided.labels.cpu().numpy())),
             ),
             scores_fn=lambda: (
                 class_scores(scores, plan, text.classes, len(labels), self._refiner(rgb, segments))[0].cpu().numpy()
@@ -678,6 +680,11 @@ class Segmenter:
             )
         return policy
 
+    @property
+    def _pools(self) -> bool:
+        """Whether the recipe reads segments alone, so that nothing is outside of them."""
+        return self.recipe is not None and "masks" in self.recipe.reads
+
     def _evidence(
         self,
         scores: torch.Tensor,
@@ -688,8 +695,8 @@ class Segmenter:
         segments: Segments | None,
     ) -> Evidence:
         """Scores, and of which pixels they are."""
-        pools = self.recipe is not None and "masks" in self.recipe.reads
-        found = Evidence(scores, windows, text, segments.ids > 0 if pools and segments is not None else None)
+        seen = segments.ids > 0 if self._pools and segments is not None else None
+        found = Evidence(scores, windows, text, seen)
         return found.within(self._objects(rgb, scores, windows, text.classes)) if policy.foreground else found
 
     def _objects(

@@ -41,12 +41,12 @@ class Segments:
     clustered: bool = False
 
     @classmethod
-    def parse(cls, given: Any, size: tuple[int, int]) -> Segments:
+    def parse(cls, given: Any, size: tuple[int, int], *, proposed: bool = False) -> Segments:
         """Read regions of a photo.
 
         Args:
             given: an (H, W) integer map, 0 or less where no segment is; else masks, boxes, RLE or `Proposals`, which
-                may overlap, as `proposals.given` takes them. size: (H, W) of the photo.
+                may overlap, as `proposals.given` takes them. size: (H, W) of the photo. proposed: there may be none.
 
         Raises:
             ProposalError: none of these, no regions, or those of another photo.
@@ -56,6 +56,8 @@ class Segments:
             return cls(torch.from_numpy(segment_map(given, size)))
         photo = np.zeros((*size, 3), np.uint8)
         regions = Proposals.from_masks(given, size) if form == "masks" else read_regions(photo, regions=given)
+        if proposed and not len(regions):
+            return cls(torch.zeros(size, dtype=torch.int64))
         if not len(regions):
             raise ProposalError(
                 f"there are no regions; for this photo give an integer segment map {tuple(size)}, 0 where no segment "
@@ -82,13 +84,18 @@ class Segments:
         return hints
 
     def at(self, size: tuple[int, int], *, as_masks: bool) -> torch.Tensor:
-        """A batch of one at another size, read at the nearest pixel: (1, H, W) int64, or masks (1, M, H, W) bool."""
+        """A batch of one at another size, read at the nearest pixel: (1, H, W) int64, or masks (1, M, H, W) bool.
+
+        Where there are no segments, one mask without a pixel stands for them.
+        """
         rows, cols = (
             torch.from_numpy(((np.arange(new) + 0.5) * old / new).astype(int))
             for new, old in zip(size, self.ids.shape, strict=True)
         )
         if not as_masks:
             return self.ids[rows[:, None], cols][None]
+        if not len(self):
+            return torch.zeros(1, 1, *size, dtype=torch.bool)
         if self.masks is not None:
             return self.masks[:, rows[:, None], cols][None]
         return _each(self.ids[rows[:, None], cols], self.ids)[None]

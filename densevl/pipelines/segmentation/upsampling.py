@@ -164,7 +164,7 @@ def upsampling(
     if weights is None:
         raise OptionError(
             f"refine '{kind}' reads a trained upsampler: give its file, upsampler=FILE (--upsampler FILE); none is in "
-            "the package, see the models page for where they are published"
+            "the package, see the page on upsampling for where they are published"
         )
     loaded = weights if isinstance(weights, Upsampler) else load_upsampler(kind, weights, str(backbone.device))
     if loaded.kind != kind:
