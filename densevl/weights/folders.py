@@ -35,7 +35,7 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    others = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if len(others) > 1 and all(SHARD.search(path.stem) for path in others):
         raise bad_file(
             others[0], f"is one of {len(others)} shards, and their index ({THEIR_NAMES[1]}) is not beside them"
@@ -47,7 +47,7 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
 
 def parts_in(folder: Path) -> State | None:
     """The tensors of a folder whose files are the parts of one dino.txt; None for another folder."""
-    files = sorted(path for path in folder.glob("*") if path.suffix in ENDINGS and path.is_file())
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not 2 <= len(files) <= PARTS or any(SHARD.search(path.stem) for path in files):
         return None
     return joined({path: read_checkpoint(path).tensors for path in files})

@@ -260,6 +260,88 @@ def test_the_file_of_dinov3_goes_beside_its_tower(tmp_path) -> None:
     assert beside.logit_scale == pytest.approx(math.exp(4.0))
 
 
+@pytest.fixture(scope="module")
+def dino3(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dinotxt3")
+    torch.manual_seed(5)
+    ROWS["dinotxt-3"].make(folder)
+    return folder
+
+
+def copied(source: Path, folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes((source / name).read_bytes())
+
+
+BOTH = "vision_head_and_text_encoder.pth"
+
+
+def test_parts_of_two_versions_do_not_mix(dino, dino3, tmp_path) -> None:
+    """Their shapes fit each other."""
+    folder, _ = dino
+    for index, (tower, rest, names) in enumerate(
+        [(folder, dino3, [BOTH]), (dino3, folder, ["vision_head.pth", "text_encoder.pth"])]
+    ):
+        mixed = tmp_path / str(index)
+        mixed.mkdir()
+        copied(tower, mixed, "tower.pth")
+        copied(rest, mixed, *names)
+        with pytest.raises(WeightsError, match="parts that do not belong together"):
+            load_backbone(str(mixed), device="cpu")
+
+
+@torch.no_grad()
+def test_trained_biases_of_dinov3_are_kept(dino3, tmp_path) -> None:
+    """Meta's names with a mask, those of timm and those of transformers; against timm's own tower."""
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 128, "patch_size": 8, "mlp_ratio": 2, "embed_dim": 64, "depth": 2, "num_heads": 1}
+    tower = timm.create_model("vit_large_patch16_dinov3_qkvb", **sizes, num_classes=0).eval()
+    plain = torch.load(dino3 / "tower.pth")
+    biases = {key: 0.3 * torch.randn(64) for key in tower.state_dict() if key.endswith(("attn.q_bias", "attn.v_bias"))}
+    tower.load_state_dict({**plain, **biases})
+    meta = {key.replace("gamma_", "ls").replace("reg_token", "storage_tokens"): x for key, x in plain.items()}
+    meta = {re.sub(r"\.ls([12])$", r".ls\1.gamma", key): x for key, x in meta.items()}
+    for index in range(2):
+        q, v = (biases[f"blocks.{index}.attn.{which}_bias"] for which in "qv")
+        meta[f"blocks.{index}.attn.qkv.bias"] = torch.cat([q, torch.ones(64), v])
+        meta[f"blocks.{index}.attn.qkv.bias_mask"] = torch.cat([torch.ones(64), torch.zeros(64), torch.ones(64)])
+    hugging = {}
+    for key, x in meta.items():
+        if key.endswith("qkv.bias_mask"):
+            continue
+        key = key.replace("blocks.", "layer.").replace("mlp.fc1", "mlp.up_proj").replace("mlp.fc2", "mlp.down_proj")
+        key = key.replace("attn.proj", "attention.o_proj").replace("storage_tokens", "embeddings.register_tokens")
+        key = re.sub(r"ls([12])\.gamma", r"layer_scale\1.lambda1", key).replace("cls_token", "embeddings.cls_token")
+        key = key.replace("patch_embed.proj", "embeddings.patch_embeddings")
+        for place, part in enumerate(x.chunk(3)) if ".attn.qkv." in key else ():
+            if place != 1 or key.endswith("weight"):
+                hugging[key.replace("attn.qkv", f"attention.{'qkv'[place]}_proj")] = part.clone()
+        hugging |= {key: x} if ".attn.qkv." not in key else {}
+    pixels, found = torch.rand(1, 3, 24, 56), []
+    copied(dino3, tmp_path, BOTH)
+    for state in (tower.state_dict(), meta, hugging, {"teacher": {f"backbone.{key}": x for key, x in meta.items()}}):
+        torch.save(state, tmp_path / "tower.PTH")
+        ours = load_backbone(str(tmp_path), device="cpu")
+        found.append(ours.encode_dense(pixels).features)
+        close(ours.model.visual.trunk.forward_features(pixels), tower.forward_features(pixels))
+        close(found[-1], found[0])
+    without = load_backbone(str(dino3), device="cpu").encode_dense(pixels).features
+    assert not torch.allclose(found[0], without, atol=1e-3)
+    for key in [key for key in meta if key.endswith("bias_mask")]:
+        del meta[key]
+    torch.save(meta, tmp_path / "tower.PTH")
+    with pytest.raises(WeightsError, match="whose keys have a bias"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
+def test_a_foreign_file_beside_a_dinotxt_is_named(dino, tmp_path) -> None:
+    folder, _ = dino
+    copied(folder, tmp_path, "tower.pth", "vision_head.pth")
+    torch.save({"x": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth.* is no part of a dino\.txt"):
+        load_backbone(str(tmp_path), device="cpu")
+
+
 # FG-CLIP 2 and RADIO --------------------------------------------------------------------------------------------------
 
 
@@ -342,3 +424,30 @@ def test_corners_are_aligned_in_the_radio_that_was_published_so() -> None:
 
     rules = {(width, tokens): rule_of(width, tokens) for width in (768, 1024, 1280, 1536) for tokens in (8, 10)}
     assert {key for key, rule in rules.items() if rule == "square_aligned"} == {(768, 8), (1280, 8)}
+
+
+def test_siglip_2_keeps_the_punctuation_that_its_own_tokenizer_keeps(tmp_path) -> None:
+    """Only SigLIP's first version strips it."""
+    from tokenizers import Tokenizer, models, trainers
+    from tokenizers.processors import TemplateProcessing
+
+    torch.manual_seed(8)
+    ROWS["siglip2-any"].make(tmp_path)
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = list("abcdefghijklmnopqrstuvwxyz\u2581.,-'")
+    kinds = trainers.BpeTrainer(vocab_size=90, special_tokens=names, initial_alphabet=letters, show_progress=False)
+    trained.train_from_iterator(["a photo of a cat.", "a t-shirt, red"], kinds)
+    model = json.loads(trained.to_str())["model"]
+    theirs = transformers.Siglip2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    theirs._tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    theirs.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    texts = ["A photo of a cat.", "a T-shirt, red"]
+    for kind in ("Siglip2Tokenizer", "GemmaTokenizerFast"):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": kind}))
+        ours = load_backbone(str(tmp_path), device="cpu")
+        want = theirs(texts, padding="max_length", max_length=ours.tokenizer.context_length, return_tensors="pt")
+        if kind == "Siglip2Tokenizer":
+            assert torch.equal(ours.tokenizer(texts), want["input_ids"])
+        assert [ours.tokenizer.clean_fn(text) for text in texts] == [text.lower() for text in texts]

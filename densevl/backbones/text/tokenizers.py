@@ -62,7 +62,9 @@ def as_its_folder(text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if "hf_tokenizer_name" not in text and has_tokenizer(folder) and not _is_of_clip(folder):
         found["hf_tokenizer_name"] = "folder"
     if kind and not kind.startswith(("Siglip", "Gemma")):
-        found.pop("tokenizer_kwargs", None)  # texts are stripped of punctuation for SigLIP's own tokenizers alone
+        found.pop("tokenizer_kwargs", None)  # texts are lowered or stripped for SigLIP's own tokenizers alone
+    elif kind.startswith(("Siglip2", "Gemma")) and "tokenizer_kwargs" in text:
+        found["tokenizer_kwargs"] = {**text["tokenizer_kwargs"], "clean": "lower"}  # SigLIP 2 keeps punctuation
     return found
 
 

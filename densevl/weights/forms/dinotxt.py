@@ -22,8 +22,15 @@ HEAD, TEXT, TOWER = "visual_model.head.", "text_model.", "visual_model.backbone.
 _HEAD_LAYER, _WORD, _END = "ln_final.weight", "backbone.token_embedding.weight", "head.linear_projection.weight"
 SCALE = 100.0
 """Of logits where a file has none: those of DINOv2 leave it out."""
-_KERNEL = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+_KERNEL = (
+    "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embeddings.weight",
+)
+_TRAINED = "backbone."
+"""Before the names of a tower in DINO's training checkpoints."""
 _LAYER, _INTO = r"text_model\.backbone\.blocks\.(\d+)\.", r"text.transformer.resblocks.\1."
+_MIXED = "is a dino.txt of parts that do not belong together; download those of one model"
 _RULES: tuple[Rule, ...] = (
     (rf"{HEAD}(?:blocks|block_list)\.(.*)\.bias_mask", None, ""),
     (rf"{HEAD}(?:blocks|block_list)\.(\d+)\.mlp\.w12\.(.*)", r"visual.blocks.\1.mlp.fc1.\2", ""),
@@ -40,16 +47,18 @@ _RULES: tuple[Rule, ...] = (
     (r"text_model\.head\.linear_projection\.weight", "text.text_projection", "T"),
     (r"logit_scale", "logit_scale", "[]"),
 )
-_BLOCK, _TRUNK = r"(?:encoder\.layer|blocks)\.(\d+)\.", r"visual.trunk.blocks.\1."
+_BLOCK, _TRUNK = r"(?:(?:encoder\.|model\.)?layer|blocks)\.(\d+)\.", r"visual.trunk.blocks.\1."
 _TOWER: tuple[Rule, ...] = (
     (r"(?:embeddings\.)?mask_token|.*\.bias_mask|rope_embed\.periods|local_cls_norm\..*|head\..*", None, ""),
     (r"(?:embeddings\.)?cls_token", "visual.trunk.cls_token", ""),
     (r"(?:embeddings\.)?(?:register_tokens|storage_tokens)|reg_token", "visual.trunk.reg_token", ""),
     (r"embeddings\.position_embeddings", "visual.trunk.pos_embed", ""),
-    (r"embeddings\.patch_embeddings\.projection\.(.*)", r"visual.trunk.patch_embed.proj.\1", ""),
+    (r"embeddings\.patch_embeddings\.(?:projection\.)?(.*)", r"visual.trunk.patch_embed.proj.\1", ""),
     (rf"{_BLOCK}attention\.(?:attention\.)?(query|key|value|[qkv])(?:_proj)?\.(.*)", rf"{_TRUNK}attn.qkv.\3", "qkv"),
     (rf"{_BLOCK}attention\.(?:output\.dense|o_proj)\.(.*)", rf"{_TRUNK}attn.proj.\2", ""),
     (rf"{_BLOCK}layer_scale([12])\.lambda1", rf"{_TRUNK}ls\2.gamma", ""),
+    (rf"{_BLOCK}mlp\.up_proj\.(.*)", rf"{_TRUNK}mlp.fc1.\2", ""),
+    (rf"{_BLOCK}mlp\.down_proj\.(.*)", rf"{_TRUNK}mlp.fc2.\2", ""),
     (rf"{_BLOCK}(.*)", rf"{_TRUNK}\2", ""),
     (r"(?:layer)?norm\.(.*)", r"visual.trunk.norm.\1", ""),
     (r"(.*)", r"visual.trunk.\1", ""),
@@ -64,7 +73,7 @@ def part_of_dinotxt(state: State) -> str:
         return HEAD
     if _WORD in state and _END in state:
         return TEXT
-    return TOWER if any(key in state for key in _KERNEL) else ""
+    return TOWER if any(f"{start}{key}" in state for key in _KERNEL for start in ("", _TRAINED)) else ""
 
 
 def is_dinotxt(state: State) -> bool:
@@ -76,14 +85,18 @@ def joined(parts: Mapping[Path, State]) -> State | None:
     """The files of a folder as one dino.txt; None where they are none.
 
     Raises:
-        WeightsError: two files of the same part.
+        WeightsError: two files of the same part, or one that is of no part.
     """
     found: State = {}
     kinds = {path: part_of_dinotxt(state) for path, state in parts.items()}
-    if not any(map(is_dinotxt, parts.values())) or "" in kinds.values():
+    if not any(map(is_dinotxt, parts.values())):
         return None
+    if foreign := next((path for path, kind in kinds.items() if not kind), None):
+        raise bad_file(foreign, "is no part of a dino.txt, and files beside it are: move it out of their folder")
     for path, state in parts.items():
         prefix = "" if kinds[path] == "whole" else kinds[path]
+        if prefix == TOWER:
+            state = below(state, _TRAINED) or state
         new = {f"{prefix}{key}": value for key, value in state.items()}
         if new.keys() & found.keys():
             raise bad_file(path, "is a second file of the same part of a dino.txt; keep one of each in the folder")
@@ -93,7 +106,7 @@ def joined(parts: Mapping[Path, State]) -> State | None:
 
 def on_its_tower(tower: State, found: State, path: Path) -> State:
     """A file of a dino.txt put together with the tower beside it."""
-    return joined({path: found, path.with_name("tower"): tower}) or found
+    return (joined({path: found, path.with_name("tower"): tower}) if part_of_dinotxt(tower) else None) or found
 
 
 def dinotxt(state: State, path: Path) -> Form:
@@ -111,13 +124,13 @@ def dinotxt(state: State, path: Path) -> Form:
                 "text encoder into one folder, and name the folder",
             )
     rotary = "pos_embed" not in tower and "embeddings.position_embeddings" not in tower
+    if rotary == any(key.startswith("block_list.") or ".mlp.w12." in key for key in below(state, HEAD)):
+        raise bad_file(path, _MIXED)
     named = renamed({key: x for key, x in state.items() if not key.startswith(TOWER)}, _RULES, path)
     try:
-        if rotary and "blocks.0.attn.qkv.bias" in tower:  # which is zero, and which timm leaves out
-            tower = {key: x for key, x in tower.items() if not key.endswith("attn.qkv.bias")}
-        named |= renamed(tower, _TOWER, path)
+        named |= renamed(_masked(tower) if rotary else tower, _TOWER, path)
         if rotary:
-            named = {_gamma(key): x for key, x in named.items()}
+            named = _biases({_gamma(key): x for key, x in named.items()}, path)
         for index in range(depth(named, "visual.blocks.")):  # of DINOv3, whose gate is a layer of its own
             mlp = f"visual.blocks.{index}.mlp."
             for kind in ("weight", "bias"):
@@ -144,14 +157,17 @@ def dinotxt(state: State, path: Path) -> Form:
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise bad_file(path, f"is no whole dino.txt: {' '.join(str(error).split())[:80]}; download it again") from error
     if registers != 4 or named["text.text_projection"].shape[1] != width:
-        raise bad_file(path, "is a dino.txt of parts that do not belong together; download those of one model")
+        raise bad_file(path, _MIXED)
     heads = divided(width, None, VISION_HEADS)[0]
+    architecture = "vit_large_patch16_dinov3" if rotary else "vit_large_patch14_reg4_dinov2"
+    if "visual.trunk.blocks.0.attn.q_bias" in named:
+        architecture += "_qkvb"
     own = {
         "embed_dim": width,
         "custom_text": True,
         "vision_cfg": {
             "image_size": size,
-            "timm_model_name": "vit_large_patch16_dinov3" if rotary else "vit_large_patch14_reg4_dinov2",
+            "timm_model_name": architecture,
             "timm_pool": "token",
             "timm_proj": None,
         },
@@ -187,3 +203,30 @@ def _gamma(key: str) -> str:
     if not key.startswith("visual.trunk.blocks."):
         return key
     return key.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
+
+
+def _masked(tower: State) -> State:
+    """A tower of DINOv3 whose biases are those it computes with: what its masks cover is zero, and keys have one."""
+    found = dict(tower)
+    for key, bias in tower.items():
+        if key.endswith("attn.qkv.bias") and (mask := tower.get(f"{key}_mask")) is not None:
+            found[key] = torch.where(mask == 0, 0, bias)
+        elif key.endswith("attention.q_proj.bias"):
+            found.setdefault(key.replace("q_proj", "k_proj"), torch.zeros_like(bias))
+    return found
+
+
+def _biases(named: State, path: Path) -> State:
+    """Biases of queries and values as timm has them, which leaves them out where all are zero.
+
+    Raises:
+        WeightsError: keys have one, which rotary positions do not cancel.
+    """
+    joint = {key: x for key, x in named.items() if key.startswith("visual.trunk.") and key.endswith(".attn.qkv.bias")}
+    found = {key: x for key, x in named.items() if key not in joint}
+    for key, bias in joint.items() if any(bias.any() for bias in joint.values()) else ():
+        q, k, v = bias.chunk(3)
+        if k.any():
+            raise bad_file(path, "has a DINOv3 whose keys have a bias, which no published one has; download it again")
+        found |= {key.replace("qkv.bias", "q_bias"): q.clone(), key.replace("qkv.bias", "v_bias"): v.clone()}
+    return found

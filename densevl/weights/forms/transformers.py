@@ -79,7 +79,9 @@ _FINE: tuple[Rule, ...] = (
     (r"boxtext_head\.(.*)", r"text.text_projection.\1", ""),
 )
 """Of FG-CLIP 2: the pool trained for patches and the words trained for boxes, in the place of those of images."""
-TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", 256000: "timm/ViT-B-16-SigLIP2-256"}
+GEMMA = 256_000
+"""Size of the vocabulary of SigLIP 2."""
+TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", GEMMA: "timm/ViT-B-16-SigLIP2-256"}
 """Of SigLIP, by the size of the vocabulary."""
 
 
@@ -244,7 +246,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "timm_pool": "map",
             "timm_proj": "none",
         },
-        "text_cfg": words if alone else siglip_text(words, told, text, lower=fine),
+        "text_cfg": words if alone else siglip_text(words, told, text, lower=any_size),
     }
     trunk = {
         "img_size": size,
@@ -289,7 +291,8 @@ def siglip_text(
     """open_clip's text_cfg of a SigLIP.
 
     Args:
-        words: its sizes. told, text: config.json, and the part of it that is the text side's. lower: punctuation stays.
+        words: its sizes. told, text: config.json, and the part of it that is the text side's. lower: punctuation stays,
+            as it does wherever words are Gemma's.
     """
     return {
         **words,
@@ -298,7 +301,7 @@ def siglip_text(
         "pool_type": "last",
         "norm_kwargs": {"eps": epsilon(text, 1e-6)},
         "hf_tokenizer_name": told.get("_name_or_path") or TOKENIZERS.get(words["vocab_size"], TOKENIZERS[32000]),
-        "tokenizer_kwargs": {"clean": "lower" if lower else "canonicalize"},
+        "tokenizer_kwargs": {"clean": "lower" if lower or words["vocab_size"] == GEMMA else "canonicalize"},
     }
 
 
