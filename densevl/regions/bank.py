@@ -4,8 +4,9 @@ CorrCLIP's second version (https://github.com/zdk258/CorrCLIP) labels a region b
 vision model without words sees, find them, and the mean of their values, CLIP's own features, is compared with words.
 Photos of the same kind of scene help most; they need no labels.
 
-A folder: bank.json says what made it, and each part file (safetensors) holds the float16 arrays "keys" (N, P) and
-"values" (N, E) of some photos, whose names stand in its header. Arrays are mapped from the files, never read whole.
+A folder: bank.json says what made it and which parts it has; each part file (safetensors) holds the float16 arrays
+"keys" (N, P) and "values" (N, E) of some photos, whose names stand in its header. Arrays are mapped from the files,
+never read whole.
 Search is exact. Shape letters: N regions of the bank, R regions asked for, K neighbours, P width of keys, E of values.
 """
 
@@ -81,8 +82,9 @@ class Bank:
         """
         for old in Path(path).glob(PARTS) if (Path(path) / FACTS).exists() else ():
             old.unlink()
-        atomic_write(Path(path) / FACTS, json_text({"version": VERSION, **facts}, indent=1).encode())
-        return cls(Path(path), facts)
+        made = cls(Path(path), facts)
+        made._list()
+        return made
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bank:
@@ -101,7 +103,14 @@ class Bank:
             widths = tuple(int(width) for width in facts["widths"])
             if not all(isinstance(facts[key], kind) for key, kind in FORM.items()):
                 raise ValueError("it does not say what made it")
-        return cls(folder, facts, tuple(_part(file, widths) for file in sorted(folder.glob(PARTS))))
+            listed = [str(name) for name in facts.pop("parts")]
+        found = sorted(folder.glob(PARTS))
+        if absent := sorted(set(listed) - {file.name for file in found}):
+            raise BankError(
+                f"bank {shown(folder)} lacks {len(absent)} of its {len(listed)} part files, {absent[0][:80]} first: "
+                "copy them too, or build it anew with 'densevl bank build --overwrite'"
+            )
+        return cls(folder, facts, tuple(_part(file, widths) for file in found))
 
     def __len__(self) -> int:
         return sum(len(part.keys) for part in self.parts)
@@ -136,7 +145,9 @@ class Bank:
         photos = tuple(photo for photo, _, _ in found)
         part = Part(path, photos, tuple(int(own.sum()) for own in rows), keys, values)
         _write(part)
-        return Bank(self.path, self.facts, (*self.parts, part))
+        more = Bank(self.path, self.facts, (*self.parts, part))
+        more._list()
+        return more
 
     def without(self, paths: Sequence[str]) -> Bank:
         """The bank without some photos, by path; parts that hold them are written anew.
@@ -145,7 +156,7 @@ class Bank:
             OutputError: the disk refuses.
         """
         gone = set(paths)
-        parts = []
+        parts, empty = [], []
         for part in self.parts:
             stays = [photo.path not in gone for photo in part.photos]
             if all(stays):
@@ -163,8 +174,18 @@ class Bank:
                 _write(left)
                 parts.append(left)
             else:
-                part.path.unlink()
-        return Bank(self.path, self.facts, tuple(parts))
+                empty.append(part.path)
+        less = Bank(self.path, self.facts, tuple(parts))
+        if empty:
+            less._list()  # first, for a part that is listed has to be there
+        for path in empty:
+            path.unlink()
+        return less
+
+    def _list(self) -> None:
+        """Write what made the bank, and the names of its parts."""
+        told = {"version": VERSION, **self.facts, "parts": [part.path.name for part in self.parts]}
+        atomic_write(self.path / FACTS, json_text(told, indent=1).encode())
 
     def nearest(self, query_RP: torch.Tensor, count: int) -> torch.Tensor:
         """Numbers (R, K) of the regions whose keys have the largest inner products; of equals the first.

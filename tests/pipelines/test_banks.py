@@ -144,7 +144,8 @@ def test_scores_are_painted_on_what_each_token_covers(builder, photos, mini, key
 
 def test_several_banks_are_averaged(builder, photos, mini, keys, tmp_path) -> None:
     builder.build(photos)
-    twice = Segmenter(mini, proposals=quarters, bank=[builder.bank, builder.bank])(SCENES / "wood.png", LABELS)
+    shutil.copytree(builder.bank.path, tmp_path / "copy")
+    twice = Segmenter(mini, proposals=quarters, bank=[builder.bank, tmp_path / "copy"])(SCENES / "wood.png", LABELS)
     once = Segmenter(mini, proposals=quarters, bank=builder.bank)(SCENES / "wood.png", LABELS)
     np.testing.assert_allclose(twice.confidence, once.confidence, atol=1e-5)
 
@@ -160,6 +161,22 @@ def test_words_for_the_model_of_a_bank_are_encoded_once(builder, photos, mini, m
     for _ in range(3):
         segment(SCENES / "wood.png", LABELS)
     assert len(calls) == 1
+
+
+def test_a_bank_that_is_empty_or_named_twice_is_refused(builder, photos, mini) -> None:
+    builder.build(photos)
+    with pytest.raises(BankError, match="is named twice"):
+        Segmenter(mini, proposals=quarters, bank=[builder.bank.path, f"{builder.bank.path}/"])
+    with pytest.raises(BankError, match="holds no regions"):
+        Segmenter(mini, proposals=quarters, bank=Bank(builder.bank.path, builder.bank.facts))
+
+
+def test_a_bank_of_a_model_that_is_not_at_hand_names_it(builder, photos, mini) -> None:
+    builder.build(photos)
+    values = {**builder.bank.facts["values"], "model": "fgclip2", "weights": "0" * 64}
+    other = Bank(builder.bank.path, {**builder.bank.facts, "values": values}, builder.bank.parts)
+    with pytest.raises(BankError, match=r"was made with model 'fgclip2' \(weights 000000000000\), not 'mini'"):
+        Segmenter(mini, proposals=quarters, bank=other)
 
 
 def test_a_bank_of_other_weights_is_refused(builder, photos, mini, keys) -> None:
@@ -237,7 +254,7 @@ def test_the_commands_build_and_use_a_bank(tmp_path, monkeypatch) -> None:
     again = CliRunner().invoke(app, ["bank", "build", str(SCENES), "--out", "scenes.bank", *model])
     assert "(0 new," in again.stdout
     shown = CliRunner().invoke(app, ["bank", "show", "scenes.bank", "--json"])
-    assert json.loads(shown.stdout)["keys"] == "mini-sam"
+    assert json.loads(shown.stdout)["keys"] == "efficientnet-lite0"
     used = ["segment", str(SCENES / "wood.png"), "--labels", "penguin,pizza", "--bank", "scenes.bank"]
     done = CliRunner().invoke(app, [*used, "--model", "mini", "--proposals", "mini-sam", "--out", "out"])
     assert done.exit_code == 0, done.output

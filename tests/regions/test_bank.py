@@ -113,6 +113,15 @@ def test_arrays_are_mapped_and_not_read(tmp_path) -> None:
     assert bank.parts[0].keys.untyped_storage().nbytes() >= 50 * 5 * 2
 
 
+def test_a_copy_that_lacks_a_part_is_noticed(tmp_path) -> None:
+    bank = bank_of(tmp_path / "bank", [[2], [1], [3]])
+    less = bank.without(["1-0.png"])
+    assert len(Bank.load(less.path)) == 5
+    less.parts[1].path.unlink()
+    with pytest.raises(BankError, match=r"lacks 1 of its 2 part files, part-000002\.safetensors first"):
+        Bank.load(less.path)
+
+
 def _no_facts(folder) -> None:
     (folder / "bank.json").unlink()
 

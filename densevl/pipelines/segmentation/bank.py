@@ -16,7 +16,7 @@ import torch
 from densevl import fitted
 from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.proxies import Proxy, load_proxy
-from densevl.errors import ModelError, OptionError, RecipeError
+from densevl.errors import DensevlError, ModelError, OptionError, RecipeError
 from densevl.inference.windows import WindowGrid
 from densevl.pipelines.segmentation.segments import Segments
 from densevl.proposals.base import Proposals
@@ -47,9 +47,8 @@ class Banks:
                 with the same.
 
         Raises:
-            BankError: no bank, an empty one, or one of models other than those of its names. RecipeError: a recipe
-            whose scores are no cosines. OptionError: a share outside 0..1, or neighbours below 1. ModelError: a model
-            that cannot be loaded.
+            BankError: no bank, an empty one, one named twice, or one of models other than those of its names.
+            RecipeError: a recipe whose scores are no cosines. OptionError: a share outside 0..1, or neighbours below 1.
         """
         if not 0 <= share <= 1 or neighbours < 1:
             raise OptionError(f"bank_share={share!r}, neighbours={neighbours!r}: give a share of 0..1, and at least 1")
@@ -61,7 +60,11 @@ class Banks:
         self.banks = [bank if isinstance(bank, Bank) else Bank.load(bank) for bank in given]
         if not given:
             raise BankError("there is no bank in the list; name one, or leave bank out")
-        if empty := next((bank for bank in self.banks if not len(bank)), None):
+        places = [bank.path.resolve() for bank in self.banks]
+        if twice := next((place for place in places if places.count(place) > 1), None):
+            raise BankError(f"bank '{twice}' is named twice, and would count twice; name it once")
+        empty = next((bank for bank in self.banks if not len(bank)), None)
+        if empty is not None:  # an empty one is also false
             raise BankError(f"bank '{empty.path}' holds no regions; add photos with 'densevl bank build'")
         self._proxies = [_proxy(bank, proxy, str(backbone.device)) for bank in self.banks]
         self.backbones = [_backbone(bank, backbone) for bank in self.banks]
@@ -120,7 +123,18 @@ def _backbone(bank: Bank, own: Backbone) -> Backbone:
     made = bank.facts["values"]
     if fitted.fingerprint(own) == made["weights"]:
         return own
-    other = load_backbone(made["model"], device=str(own.device))
+    if made["model"] == own.name:
+        raise BankError(
+            f"bank '{bank.path}' was made with other weights of '{own.name}' than those that are loaded; give those "
+            "(--weights), or build it anew"
+        )
+    try:
+        other = load_backbone(made["model"], device=str(own.device))
+    except DensevlError as error:
+        raise BankError(
+            f"bank '{bank.path}' was made with model '{made['model']}' (weights {made['weights'][:12]}), not "
+            f"'{own.name}'; name the model it was made with, or build it anew"
+        ) from error
     if fitted.fingerprint(other) != made["weights"]:
         raise BankError(f"bank '{bank.path}' was made with other weights of '{made['model']}'; build it anew")
     return other

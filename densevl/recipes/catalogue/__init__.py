@@ -48,6 +48,8 @@ def _named(name: str) -> Recipe:
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     if (layer := re.fullmatch(r"layer_([1-9]|1[0-2])", key)) and key not in _BY_NAME:
         return replace(_BY_NAME["layer_9"], name=key, readout=Layer(int(layer[1])))
+    if re.fullmatch(r"layer_\d+", key) and key not in _BY_NAME:
+        raise RecipeError(f"no recipe '{name}'; known of this kind: layer_1 to layer_12")
     if key not in _BY_NAME:
         raise RecipeError(f"no recipe '{name}'{suggest(key, _BY_NAME)}; known: {', '.join(_BY_NAME)}")
     return _BY_NAME[key]
