@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from densevl import Segmenter, load_backbone
+from densevl import Segmenter, load_backbone, load_proxy
 from densevl.backbones.managing import convert
 from densevl.errors import RecipeError, WeightsError
 from tests.conftest import close
@@ -424,6 +424,19 @@ def test_corners_are_aligned_in_the_radio_that_was_published_so() -> None:
 
     rules = {(width, tokens): rule_of(width, tokens) for width in (768, 1024, 1280, 1536) for tokens in (8, 10)}
     assert {key for key, rule in rules.items() if rule == "square_aligned"} == {(768, 8), (1280, 8)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ending", [".pth.tar", ".pth"])
+def test_nvidias_file_is_a_proxy_too(radio, tmp_path, ending) -> None:
+    """Its tower alone, with its own pixels and positions, against transformers' RADIO."""
+    folder, theirs = radio
+    (tmp_path / f"x{ending}").write_bytes((folder / "radio.pth.tar").read_bytes())
+    proxy = load_proxy(tmp_path / f"x{ending}", device="cpu")
+    pixels = torch.rand(1, 3, 24, 56)
+    (model, _) = theirs.parts
+    close(proxy.encode(pixels).flatten(2).mT, model(pixel_values=pixels).features)
+    assert (proxy.position_rule, proxy.mean) == ("square", pytest.approx(model.config.norm_mean))
 
 
 def test_siglip_2_keeps_the_punctuation_that_its_own_tokenizer_keeps(tmp_path) -> None:

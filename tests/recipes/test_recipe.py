@@ -188,6 +188,8 @@ def test_a_name_is_one_line(name) -> None:
 
 
 def test_unknown_recipe_names_the_closest() -> None:
+    with pytest.raises(RecipeError, match="no recipe 'layer_13'; known of this kind: layer_1 to layer_12"):
+        get("layer_13")
     with pytest.raises(RecipeError, match=r"no recipe 'slcip' \(closest: sclip"):
         get("slcip")
 

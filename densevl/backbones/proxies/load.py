@@ -9,6 +9,7 @@ hub, so its names need `weights=`.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from densevl.backbones.proxies.state import backbone_of, load_timm, read_state
 from densevl.backbones.proxies.timm_vit import TimmProxy
 from densevl.errors import ModelError, suggest
 from densevl.proposals.sam.mini_sam import load_mini_sam
-from densevl.weights import SUFFIXES, Checkpoint, bad_file, hub, read_checkpoint
+from densevl.weights import SUFFIXES, Checkpoint, bad_file, build_strictly, hub, read_checkpoint
+from densevl.weights.forms.radio import colours, is_radio, radio_tower
 
 MINI = "mini-sam"
 DINO_RULE, RADIO_RULE, RADIO_ALIGNED = "scale_factor", "square", "square_aligned"
@@ -87,7 +89,7 @@ def load_proxy(
         if (weights, heads, position_rule) != (None, None, None):
             raise ModelError(f"'{name}' is all in its folder; leave weights, heads and position_rule out")
         return DiffusionProxy.load(name.removeprefix(PREFIX)).to(where)
-    is_file = weights is None and Path(name).suffix.lower() in SUFFIXES
+    is_file = weights is None and Path(name.removesuffix(".tar")).suffix.lower() in SUFFIXES
     proxy: TimmProxy | SamProxy | EfficientNetProxy
     if heads is not None and not is_file:
         raise ModelError(f"heads={heads} is for a path to a bare weights file; '{name}' has its own number of heads")
@@ -173,8 +175,28 @@ def _from_file(path: Path, heads: int | None, position_rule: str | None) -> Timm
     file = read_checkpoint(path)
     if any(key.startswith(SAM_PREFIX) for key in file.tensors):
         return _sam_file(file, path.name)
+    if is_radio(file.tensors):
+        return _radio_file(file, heads, position_rule)
     model = build_vit(backbone_of(file), path, heads)
     return TimmProxy(model, name=path.name, position_rule=position_rule or DINO_RULE)
+
+
+def _radio_file(file: Checkpoint, heads: int | None, position_rule: str | None) -> TimmProxy:
+    """The tower of a RADIO in NVIDIA's names, or those of transformers; its adaptors are left out."""
+    import timm
+
+    if heads is not None:
+        raise ModelError(f"heads={heads}: '{file.path.name}' is a RADIO, whose heads are known; leave them out")
+    state, sizes, architecture, rule = radio_tower(file.tensors, file.path)
+    make = partial(timm.create_model, architecture, **sizes, num_classes=0, dynamic_img_size=True)
+    proxy = TimmProxy(
+        build_strictly(make, state, file.path, "the sizes it shows"),
+        name=file.path.name,
+        position_rule=position_rule or rule,
+    )
+    told = colours(file.tensors)
+    proxy.mean, proxy.std = told["mean"], told["std"]
+    return proxy
 
 
 def _sam(name: str, weights: str | Path | None) -> SamProxy:

@@ -32,6 +32,7 @@ TEACHER = "ViT-gopt-16-SigLIP2-384/webli"
 _KIND = Kind("config", WeightsError, "download it again")
 _PATCHES = ("patch_generator.embedder.weight", "embeddings.patch_projection.weight")
 _TOWERS = ("base_model.", "radio_model.model.", "radio_model.", "")
+_TRUNK = "visual.trunk."
 _BLOCK, _INTO = r"(?:encoder\.layer|blocks)\.(\d+)\.", r"visual.trunk.blocks.\1."
 _RULES: tuple[Rule, ...] = (
     (r"(?:patch_generator\.pos_embed|embeddings\.position_embedding)", "visual.trunk.pos_embed", ""),
@@ -103,43 +104,25 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
             "SigLIP 2 that one adaptor was trained for",
         )
     ((name, head),) = fitting.items()
-    start = next(start for start in _TOWERS if any(f"{start}{kernel}" in state for kernel in _PATCHES))
-    named = renamed({key: x for key, x in below(state, start).items() if _of_tower(key)}, _RULES, path)
+    tower, trunk, architecture, rule = radio_tower(state, path)
     try:
-        kernel, tokens, places = named.pop("kernel"), named.pop("tokens"), named["visual.trunk.pos_embed"]
-        width, patch = kernel.shape[0], math.isqrt(kernel.shape[1] // 3)
-        named["visual.trunk.patch_embed.proj.weight"] = kernel.unflatten(1, (3, patch, patch))
-        named["visual.trunk.patch_embed.proj.bias"] = torch.zeros(width)
-        named["visual.trunk.cls_token"], named["visual.trunk.reg_token"] = tokens[None, :1], tokens[None, 1:]
-        named |= {f"visual.mlp.{key}": x for key, x in head.items()}
-        hidden = len(named["visual.trunk.blocks.0.mlp.fc1.weight"])
         inside = len(head["fc1.weight"])
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise bad_file(path, f"is no whole RADIO: {' '.join(str(error).split())[:80]}; download it again") from error
+    except (KeyError, TypeError) as error:
+        raise bad_file(path, f"is no whole RADIO: its adaptor {name} lacks fc1.weight; download it again") from error
+    named = {f"{_TRUNK}{key}": x for key, x in tower.items()} | {f"visual.mlp.{key}": x for key, x in head.items()}
     named |= {key: x for key, x in text.state.items() if key.startswith(("text.", "logit_"))}
-    grid = math.isqrt(places.shape[1])
-    summary, note = _summary(name, list(heads), len(tokens), path)
-    rule = rule_of(width, len(tokens))
-    scaled = "visual.trunk.blocks.0.ls1.gamma" in named
+    tokens = 1 + trunk["reg_tokens"]
+    summary, note = _summary(name, list(heads), tokens, path)
     own = {
         **config,
         "custom_text": True,
         "vision_cfg": {
-            "image_size": grid * patch,
-            "timm_model_name": "vit_base_patch16_radio_v3" if scaled else "vit_huge_patch16_radio_v4",
+            "image_size": trunk["img_size"],
+            "timm_model_name": architecture,
             "timm_pool": "token",
             "timm_proj": None,
         },
         "text_cfg": NO_TEXT if text.text else config["text_cfg"],
-    }
-    trunk = {
-        "img_size": grid * patch,
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": depth(named, "visual.trunk.blocks."),
-        "num_heads": divided(width, None, {**VISION_HEADS, 1152: 72, 1536: 64})[0],
-        "mlp_ratio": hidden / width,
-        "reg_tokens": len(tokens) - 1,
     }
     told = {
         "kind": "mlp",
@@ -148,14 +131,45 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
         "hidden": inside,
         "inner": depth(head, "blocks."),
         "summary": summary,
-        "side": min(SIDE, grid * patch),
+        "side": min(SIDE, trunk["img_size"]),
     }
-    facts = said("RADIO's code", interpolation="bilinear", resize_mode="squash", positions=rule, **_colours(state))
+    facts = said("RADIO's code", interpolation="bilinear", resize_mode="squash", positions=rule, **colours(state))
     facts |= {name: fact for name, fact in text.facts.items() if name == "text_activation"}
     facts |= {"image_activation": Fact(None, "the tower's own")}
     return Form(
         "RADIO with words", named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note
     )
+
+
+def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, str]:
+    """The tower alone: tensors in timm's names, its sizes, timm's architecture, and how its positions are resized.
+
+    Raises:
+        WeightsError: tensors that are missing or do not fit each other.
+    """
+    start = next(start for start in _TOWERS if any(f"{start}{kernel}" in state for kernel in _PATCHES))
+    named = renamed({key: x for key, x in below(state, start).items() if _of_tower(key)}, _RULES, path)
+    try:
+        kernel, tokens, places = named.pop("kernel"), named.pop("tokens"), named[f"{_TRUNK}pos_embed"]
+        width, patch = kernel.shape[0], math.isqrt(kernel.shape[1] // 3)
+        named[f"{_TRUNK}patch_embed.proj.weight"] = kernel.unflatten(1, (3, patch, patch))
+        named[f"{_TRUNK}patch_embed.proj.bias"] = torch.zeros(width)
+        named[f"{_TRUNK}cls_token"], named[f"{_TRUNK}reg_token"] = tokens[None, :1], tokens[None, 1:]
+        hidden, side = len(named[f"{_TRUNK}blocks.0.mlp.fc1.weight"]), math.isqrt(places.shape[1]) * patch
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise bad_file(path, f"is no whole RADIO: {' '.join(str(error).split())[:80]}; download it again") from error
+    sizes = {
+        "img_size": side,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth(named, f"{_TRUNK}blocks."),
+        "num_heads": divided(width, None, {**VISION_HEADS, 1152: 72, 1536: 64})[0],
+        "mlp_ratio": hidden / width,
+        "reg_tokens": len(tokens) - 1,
+    }
+    scaled = f"{_TRUNK}blocks.0.ls1.gamma" in named
+    architecture = "vit_base_patch16_radio_v3" if scaled else "vit_huge_patch16_radio_v4"
+    return below(named, _TRUNK), sizes, architecture, rule_of(width, len(tokens))
 
 
 def rule_of(width: int, tokens: int) -> str:
@@ -182,7 +196,7 @@ def _summary(name: str, names: list[str], tokens: int, path: Path) -> tuple[int,
     )
 
 
-def _colours(state: State) -> dict[str, tuple[float, ...]]:
+def colours(state: State) -> dict[str, tuple[float, ...]]:
     """Mean and deviation that the tower takes off itself."""
     found = {}
     for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
