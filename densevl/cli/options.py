@@ -464,8 +464,8 @@ Proposals = Annotated[
     str | None,
     option(
         "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, or "
-        "grid; or concepts:MODEL, what a concept model finds of the labels. Label maps need them for a few recipes and "
-        "for --refine segments or vote.",
+        "grid; or concepts:MODEL, what a concept model finds of the labels. Regions are by mini-sam if left out. Label "
+        "maps need them for a few recipes and for --refine segments or vote.",
         panel=METHOD,
         values=proposer_names,
     ),
@@ -490,7 +490,8 @@ Decoder = Annotated[
     Path | None,
     option(
         "Masks and class scores of a trained mask decoder, as Decoded.save writes them: an .npz file, or a folder with "
-        "NAME.npz for each NAME.jpg. They take the place of --proposals.",
+        "NAME.npz for each NAME.jpg; or the file of SAN, beside the CLIP of --model. They take the place of "
+        "--proposals.",
         panel=METHOD,
     ),
 ]

@@ -46,7 +46,7 @@ def regions(
     proxy: options.Proxy = None,
     proxy_scope: options.ProxyScope = "image",
     sam: options.Sam = None,
-    proposals: options.Proposals = options.PROPOSALS,
+    proposals: options.Proposals = None,
     sam_checkpoint: Annotated[
         Path | None,
         options.option("A checkpoint file of SAM; --proposals is then sam.", panel=options.METHOD),
@@ -124,6 +124,15 @@ def regions(
         raise DensevlError("--as needs the classes that its files list: give --labels")
     if decoder is not None and (named is None or point or box):
         raise DensevlError("--decoder names its masks by --labels, and not what is at a --point or in a --box")
+    taken = {"--proposals": proposals, "--sam-checkpoint": sam_checkpoint, "--tile": tile, "--pieces": pieces}
+    if decoder is not None and (odd := next((name for name, value in taken.items() if value), None)):
+        raise DensevlError(
+            f"--decoder brings its own regions, and {odd} finds or changes others: leave one of them out"
+        )
+    if decoder is None and clip_share != options.CLIP_SHARES[0]:
+        raise DensevlError("--clip-share weighs CLIP with the scores of a --decoder: give that too")
+    if sam_checkpoint is not None and proposals not in (None, "sam"):
+        raise DensevlError(f"--sam-checkpoint is of --proposals sam, not of {proposals}: leave one of them out")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
     from densevl.pipelines.folder import gathered

@@ -206,7 +206,9 @@ class DecodedFiles:
         if not self.path.exists():
             raise FILE.bad(path, "does not exist")
         if not self.path.is_dir() and self.path.suffix != ".npz":
-            raise ProposalError(f"{shown(path)} is no decoder file: give an .npz file, or a folder of them")
+            raise ProposalError(
+                f"{shown(path)} is no decoder file: give an .npz file, a folder of them, or the file of SAN"
+            )
 
     def fingerprint(self) -> str:
         """What tells these files from others, or from later ones of the same names."""

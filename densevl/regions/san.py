@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.errors import ModelError
+from densevl.errors import ModelError, WeightsError
 from densevl.images import keep_ratio_size, read_image, resize
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import Block
@@ -29,13 +29,21 @@ from densevl.weights import State, bad_file, below, build_strictly, read_checkpo
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
-OPERATOR = "cls_bias"
+OPERATOR, SIDE_NETWORK = "cls_bias", "side_adapter_network."
 HEADS, PATCH, EPS = 6, 16, 1e-6
 """Of every side network that was published."""
 DIVISIBLE = 32
 LONGEST = 2560
 SMALLER = {16: 0.5, 14: 0.7}
 """How large CLIP sees the image, by its patch: SAN's settings for ViT-B/16 and for ViT-L/14 at 336."""
+
+
+def is_san(path: str | Path) -> bool:
+    """Whether a file is of SAN, by the names of its tensors."""
+    try:
+        return any(key.startswith(SIDE_NETWORK) for key in read_checkpoint(path).tensors)
+    except WeightsError:
+        return False  # whoever reads it says what is wrong
 
 
 class San:
@@ -63,7 +71,7 @@ class San:
         path = Path(weights)
         tensors = read_checkpoint(path).tensors
         state = {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
-        self._side, self._decoder = (below(state, f"side_adapter_network.{part}") for part in ("", "mask_decoder."))
+        self._side, self._decoder = (below(state, f"{SIDE_NETWORK}{part}") for part in ("", "mask_decoder."))
         first, last = below(state, "clip_visual_extractor."), below(state, "clip_rec_head.")
         self._start = len({key.split(".")[1] for key in first if key.startswith("resblocks.")})
         if "query_embed" not in self._side or not self._start or "ov_classifier.bg_embed" not in state:

@@ -62,6 +62,23 @@ def test_a_decoder_s_masks_are_named_by_both(tmp_path) -> None:
     assert "--labels" in run("regions", WATER, *options)[2]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--decoder x.npz --proposals grid", "--decoder brings its own regions, and --proposals"),
+        ("--decoder x.npz --sam-checkpoint x.pth", "--sam-checkpoint"),
+        ("--decoder x.npz --pieces", "--pieces"),
+        ("--decoder x.npz --tile 64", "--tile"),
+        ("--clip-share odise", "--clip-share weighs CLIP"),
+        ("--proposals grid --sam-checkpoint x.pth", "--sam-checkpoint is of --proposals sam"),
+    ],
+)
+def test_an_option_that_another_leaves_without_effect_is_refused(options, said) -> None:
+    code, _, err = run("regions", WATER, "--labels", LABELS, *options.split())
+    assert code == 2
+    assert said in err
+
+
 def test_boxes_of_a_grid_stay_rectangles_and_exports_are_written(tmp_path) -> None:
     options = ["--proposals", "grid", "--box", "94,66,140,142", "--box", "12,130,60,182", "--stuff", "house"]
     options += ["--background", "none"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
-from conftest import close, random_clip, wrap
+from conftest import TINY, close, random_clip, wrap
+from densevl.cli import app
 from densevl.errors import ModelError, WeightsError
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.san import name_with_san
@@ -122,6 +126,28 @@ def test_a_photo_is_found_and_named(file, backbone) -> None:
     np.testing.assert_array_less((result.scores.sum(axis=1) + result.nothing)[filled], 1 + 1e-5)
     assert result.semantic("sum").labels.shape == (70, 101)
     assert len(result.reclassify(["sky", "sea"])) == QUERIES
+
+
+def test_the_command_names_as_the_function_does(file, tmp_path) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    torch.save(random_clip().state_dict(), tmp_path / "tiny.pt")
+    photo = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 101, 3), np.uint8)).save(photo)
+    own = "--model", tmp_path / "tiny.json", "--weights", tmp_path / "tiny.pt", "--decoder", file
+
+    def run(*more: object):
+        given = ("regions", photo, "--labels", "cat,dog | puppy", *own, "--out", tmp_path / "out", *more)
+        return CliRunner().invoke(app, [str(part) for part in given])
+
+    done = run()
+    assert done.exit_code == 0, done.output
+    classify = RegionClassifier(str(tmp_path / "tiny.json"), "cls_bias", weights=tmp_path / "tiny.pt", proposals=None)
+    name_with_san(classify, San(classify.backbone, file), photo, ["cat", "dog | puppy"]).save(tmp_path / "want.json")
+    got, want = (json.loads((tmp_path / name).read_text()) for name in ("out/x.json", "want.json"))
+    assert got["regions"] == want["regions"]
+    assert got["meta"]["image"] == str(photo)
+    assert run("--operator", "crop").exit_code == run("--clip-share", "odise").exit_code == 2
+    assert "brings its own regions" in run("--proposals", "grid").output
 
 
 def test_another_file_is_one_clear_line(tmp_path, backbone) -> None:

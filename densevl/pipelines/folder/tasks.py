@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from densevl import digest
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
 from densevl.images import MAX_PIXELS
@@ -24,6 +25,7 @@ from densevl.pipelines.folder.each import Failed, Run, one_by_one
 from densevl.pipelines.rasters.result import BlockSegmenter
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
+from densevl.pipelines.regions.san import name_with_san
 from densevl.pipelines.segmentation.concepts import Concepts, concept_settings, for_concepts
 from densevl.pipelines.segmentation.ensemble import Ensemble
 from densevl.pipelines.segmentation.segmenter import Segmenter
@@ -32,6 +34,7 @@ from densevl.proposals import load_proposer
 from densevl.proposals.decoded import DecodedFiles
 from densevl.proposals.load import asking, is_concepts
 from densevl.proposals.pieces import PieceProposer
+from densevl.regions.san import OPERATOR, San, is_san
 from densevl.vocabulary import LabelSet
 
 
@@ -187,7 +190,8 @@ class Naming:
             `PieceProposer`. points, boxes: in pixels; regions are then what is there, and not proposed.
         objects: only regions that are a label, each thing once. parts: see `RegionResult.instances`.
         merge: see `RegionClassifier.discover`.
-        decoder: a file of `Decoded`, or a folder of them, which has the regions; see `DecodedFiles`.
+        decoder: a file of `Decoded`, or a folder of them, which has the regions, see `DecodedFiles`; or the file of
+            SAN, which finds and embeds them, see `name_with_san`.
     """
 
     labels: LabelSet | None = None
@@ -210,6 +214,8 @@ class Naming:
             OptionError: `pieces` of clusters, or points without a SAM.
         """
         options = _on(self.options, device)
+        if self.decoder is not None and is_san(self.decoder):
+            return self._by_san(options)
         decoder = None if self.decoder is None else DecodedFiles(self.decoder)
         finder = self._finder(options.get("device")) if decoder is None else None
         if self.points and not hasattr(finder, "prompt"):
@@ -248,6 +254,30 @@ class Naming:
             return classify.many(images, named, on_error=failed)
 
         return Task(REGIONS, run, facts, classify)
+
+    def _by_san(self, options: dict[str, Any]) -> Task:
+        """SAN's regions, named by its own vectors of them.
+
+        Raises:
+            OptionError: another operator, or a share for scores that it has not.
+        """
+        file, background = Path(str(self.decoder)), options.pop("background", "auto")
+        if options.pop("operator", None) not in (None, OPERATOR) or options.pop("options", None):
+            raise OptionError("SAN embeds its regions itself: leave the operator out (--operator)")
+        if options.pop("clip_share", "fc-clip") != "fc-clip":
+            raise OptionError(
+                "SAN has no class scores of its own to weigh with CLIP's: leave clip_share out (--clip-share)"
+            )
+        classify = RegionClassifier(**options, operator=OPERATOR, proposals=None)
+        san = San(classify.backbone, file)
+
+        def call(image: Any) -> Any:
+            result = name_with_san(classify, san, image, self.labels or (), background=background)
+            return result.instances(parts=self.parts) if self.objects else result
+
+        own = {"labels": self.labels and self.labels.facts(), "objects": self.objects, "parts": self.parts}
+        facts = {**classify.facts(), **own, "background": str(background), "proposals": f"SAN {digest.of_file(file)}"}
+        return Task(REGIONS, one_by_one(call), facts, classify)
 
     def _finder(self, device: str | None) -> Any:
         if self.checkpoint is not None:

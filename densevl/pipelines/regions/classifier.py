@@ -289,7 +289,7 @@ class RegionClassifier:
         result = self.judged(found, logp, label_set, classes, policy)
         meta = {**result.meta, "absent": list(absent), **decoder, **text.places(policy)}
         warned = (
-            *self._segment.warnings(label_set, policy, found.image),
+            *self.warnings(label_set, policy, found.image),
             *flat,
             *unmet,
             *remarks.of_labels(result.labels, "region"),
@@ -534,9 +534,11 @@ class RegionClassifier:
             "protocol": asdict(self.protocol),
         }
 
-    def warnings(self, labels: Labels, background: BackgroundSpec = "auto") -> tuple[str, ...]:
-        """What the user should know about these words before anything is looked at, a sentence each."""
-        return self._segment.warnings(LabelSet.parse(labels), self.policy(background))
+    def warnings(
+        self, labels: Labels, background: BackgroundSpec = "auto", rgb: np.ndarray | None = None
+    ) -> tuple[str, ...]:
+        """What the user should know about these words, and about a uint8 RGB photo, a sentence each."""
+        return self._segment.warnings(LabelSet.parse(labels), self.policy(background), rgb)
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
         return {

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from densevl.pipelines import remarks
+from densevl.pipelines.many import source
 from densevl.regions.san import OPERATOR, San
 from densevl.vocabulary import NOTHING, Background, LabelSet
 
 if TYPE_CHECKING:
     from densevl.pipelines.regions.classifier import RegionClassifier
-    from densevl.pipelines.segmentation.segmenter import Labels
+    from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels
     from densevl.regions.result import RegionResult
 
 
-def name_with_san(classifier: RegionClassifier, san: San, image: Any, labels: Labels) -> RegionResult:
+def name_with_san(
+    classifier: RegionClassifier, san: San, image: Any, labels: Labels, *, background: BackgroundSpec = "auto"
+) -> RegionResult:
     """Find the regions of a photo with SAN and name them.
 
     >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", "cls_bias")
@@ -25,13 +30,17 @@ def name_with_san(classifier: RegionClassifier, san: San, image: Any, labels: La
     Args:
         classifier: of the backbone that `san` was given, by operator "cls_bias".
         image, labels: as `RegionClassifier` takes them.
+        background: beside SAN's "no object", which competes with the words; "auto" is nothing more.
 
     Raises:
-        LabelError: unusable labels. ImageError: unreadable image.
+        LabelError: unusable labels. ImageError: unreadable image. OptionError: an unusable background.
     """
-    label_set, policy = LabelSet.parse(labels), Background()
-    found, text = san(image), classifier.embed_text(label_set, policy)
+    alone = isinstance(background, str) and background == "auto"
+    label_set, policy = LabelSet.parse(labels), Background() if alone else classifier.policy(background)
+    found, text = replace(san(image), source=source(image)), classifier.embed_text(label_set, policy)
     rows = torch.cat([text.vectors, san.void[None].to(text.vectors)])
     classes = torch.cat([text.classes, text.classes.new_tensor([NOTHING])])
     logp = (classifier.backbone.logit_scale * found.vectors[OPERATOR] @ rows.T).log_softmax(dim=1)
-    return classifier.judged(found, logp, label_set, classes, policy)
+    result = classifier.judged(found, logp, label_set, classes, policy)
+    told = *classifier.warnings(label_set, policy, found.image), *remarks.of_labels(result.labels, "region")
+    return replace(result, warnings=told)
