@@ -8,12 +8,13 @@ from densevl.images.depth import bit_depth
 from densevl.images.listing import EXTENSIONS, Found, find_images, list_images
 from densevl.images.notes import ImageWarning
 from densevl.images.pixels import UInt8Array, encode_png
-from densevl.images.reading import MAX_PIXELS, Header, header, read_image, read_labels
+from densevl.images.reading import MAX_PIXELS, Header, header, read_image, read_labels, read_values
 from densevl.images.resizing import keep_ratio_size, resize
 
 __all__ = [
     "read_image",
     "read_labels",
+    "read_values",
     "header",
     "Header",
     "list_images",

@@ -20,8 +20,8 @@ QUARTER_TURNS = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
 
 
-def from_pillow(image: Image.Image, what: str, bits: int | None = None) -> UInt8Array:
-    """Turn a decoded PIL image of any mode into upright uint8 RGB (H, W, 3)."""
+def from_pillow(image: Image.Image, what: str, bits: int | None = None, *, turn: int = 1) -> UInt8Array:
+    """Turn a decoded PIL image of any mode, lying by an EXIF orientation, into upright uint8 RGB (H, W, 3)."""
     try:
         if image.mode == "F" or image.mode.startswith("I"):
             values = np.asarray(image)
@@ -36,7 +36,7 @@ def from_pillow(image: Image.Image, what: str, bits: int | None = None) -> UInt8
             rgb = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, ValueError, KeyError) as error:  # a mode Pillow cannot convert
         raise ImageError(f"{what} cannot be turned into RGB: {reason(error)}") from error
-    return np.ascontiguousarray(upright(rgb, orientation(image)))
+    return np.ascontiguousarray(upright(rgb, turn))
 
 
 def orientation(image: Image.Image) -> int:

@@ -35,7 +35,12 @@ MAX_PIXELS: Final = 100_000_000
 
 
 def read_image(
-    source: Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None, bits: int | None = None
+    source: Any,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+    bits: int | None = None,
+    exif: bool = True,
 ) -> UInt8Array:
     """Read one image, whatever it comes as.
 
@@ -55,6 +60,7 @@ def read_image(
         bits: how many of its 16 bits an image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
             values 0 to 2**bits - 1 become 0-255. None takes what `bit_depth` says, else all 16. Images of 8 bits stay
             as they are.
+        exif: whether the EXIF orientation is applied; else pixels are as they are stored.
 
     Returns:
         uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
@@ -72,9 +78,9 @@ def read_image(
             _say_frame(image, what)
             deep = ";16" in str(image.tile[0].args if image.tile else "") and image.mode.startswith("RGB")
             decode(image, what)
-            turn = orientation(image)
+            turn = orientation(image) if exif else 1
             if not deep or bits is None:
-                rgb = from_pillow(image, what, bits)
+                rgb = from_pillow(image, what, bits, turn=turn)
         if deep and bits is not None:
             return np.ascontiguousarray(upright(from_array(deep_colours(_content(source), what), what, bits), turn))
         if deep:
@@ -85,7 +91,7 @@ def read_image(
         check_size(what, source.size, max_pixels)
         _say_frame(source, what)
         decode(source, what)
-        return from_pillow(source, what, bits)
+        return from_pillow(source, what, bits, turn=orientation(source) if exif else 1)
     if isinstance(source, np.ndarray):
         return from_array(source, _described(name, f"numpy array {source.dtype} {source.shape}"), bits)
     torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
@@ -152,6 +158,22 @@ def read_labels(
     if image.mode == "L":
         labels //= {"L;4": 17, "L;2": 85}.get(layout[0] if isinstance(layout, tuple) else str(layout), 1)
     return labels
+
+
+def read_values(
+    source: str | os.PathLike[str] | Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
+    """Read measurements, such as depth: the floats (H, W) of a TIFF that stores them, else as `read_labels`.
+
+    Raises:
+        ImageError: as `read_labels`.
+    """
+    if is_file(source):
+        with opened(source, name, max_pixels, formats=("PNG", "TIFF")) as (image, what):
+            if image.mode == "F":
+                decode(image, what)
+                return np.array(image, np.float32)
+    return read_labels(source, max_pixels=max_pixels, name=name)
 
 
 def _grey(image: Image.Image) -> npt.NDArray[np.int32] | None:

@@ -197,15 +197,19 @@ class WindowGrid:
         blocks = scores.view(ky, kx, batch, h, w, -1)
         return blocks.permute(2, 0, 3, 1, 4, 5).reshape(batch, ky * h, kx * w, -1)
 
-    def plan(self, height: int, width: int) -> DecodePlan:
+    def plan(self, height: int, width: int, *, centres: bool = False) -> DecodePlan:
         """The decoding plan from this grid's tokens to an output of (height, width) pixels.
+
+        Args:
+            centres: outputs are cells, read off the tokens at their centres: where cells are patches, the tokens
+                themselves. Else they are read off the image's pixels, to which tokens are upsampled first.
 
         Raises:
             ImageError: an axis so long that its plan does not fit in memory.
         """
         self.require_plan(height, width)
         sides = ((self.rows, height), (self.cols, width))
-        return DecodePlan(*(axis_plan(*self._geometry(axis), axis.tokens, size) for axis, size in sides))
+        return DecodePlan(*(axis_plan(*self._geometry(axis), axis.tokens, size, centres) for axis, size in sides))
 
     def require_plan(self, height: int, width: int) -> None:
         """Refuse an output whose plan would not fit in memory: as large as an axis times the tokens along it.

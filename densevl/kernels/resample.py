@@ -48,15 +48,20 @@ def bilinear_matrix(size: int, source: int, rows: np.ndarray | None = None) -> n
 
 def _resampled(rows: np.ndarray, size: int, source: int, of: Rows) -> np.ndarray:
     """Rows of `bilinear_matrix(size, source) @ M`, from rows of M; no BLAS, whose rounding depends on its blocks."""
-    if size == source:
+    if size == source and rows.dtype.kind == "i":
         return of(rows)
     low, high, share = _taps(rows, size, source)
     return (1 - share)[:, None] * of(low) + share[:, None] * of(high)
 
 
+def _centres(rows: np.ndarray, size: int, source: int) -> np.ndarray:
+    """Where the centres of outputs lie among `source` entries, fractions of an entry kept."""
+    return np.clip((rows + 0.5) * source / size - 0.5, 0, source - 1)
+
+
 def _read(rows: np.ndarray, size: int, source: int) -> np.ndarray:
     """The entries, in order, that those rows of `bilinear_matrix(size, source)` read with a weight above 0."""
-    if size == source:
+    if size == source and rows.dtype.kind == "i":
         return rows
     low, high, share = _taps(rows, size, source)
     return np.unique(np.concatenate([low, high[share > 0]]))
@@ -125,6 +130,7 @@ def pixel_axis_block(
     size: int,
     start: int,
     stop: int,
+    centres: bool = False,
 ) -> tuple[tuple[int, ...], AxisPlan]:
     """Plan some output pixels of an axis whose windows are upsampled first and averaged at pixels.
 
@@ -133,6 +139,7 @@ def pixel_axis_block(
         before, after: pixels of padding a window carries outside the canvas; its tokens span all of it.
         tokens: tokens per window; length: pixels of the canvas; size: pixels of the output.
         start, stop: the output pixels that are wanted.
+        centres: each output is read off the tokens at its centre, not off the pixels of the canvas beside it.
 
     Returns:
         The numbers of the windows these pixels touch, and the plan with the columns of those windows alone.
@@ -141,19 +148,20 @@ def pixel_axis_block(
         KernelError: no pixels, or pixels outside the output.
     """
     rows = _wanted(start, stop, size)
-    windows = _touched(_read(rows, size, length), np.array(starts), crop)
+    at = _centres(rows, size, length) if centres else rows
+    windows = _touched(at if centres else _read(rows, size, length), np.array(starts), crop)
 
     def canvas(pixels: np.ndarray) -> np.ndarray:
         matrix, count = np.zeros((len(pixels), len(windows), tokens)), np.zeros((len(pixels), 1, 1))
         for i, window in enumerate(windows):
             inside = _within(pixels, starts[window], crop)
-            at = pixels[inside] - starts[window] + before
-            matrix[inside, i] = bilinear_matrix(before + crop + after, tokens, at)
+            own = pixels[inside] - starts[window] + before
+            matrix[inside, i] = bilinear_matrix(before + crop + after, tokens, own)
             count[inside] += 1
         # A pixel outside these windows is read with weight 0, see `_resampled`.
         return (matrix / np.maximum(count, 1)).reshape(len(pixels), -1)
 
-    return windows, _plan(_resampled(rows, size, length, canvas))
+    return windows, _plan(canvas(at) if centres else _resampled(rows, size, length, canvas))
 
 
 def patch_axis_block(
@@ -165,16 +173,18 @@ def patch_axis_block(
     size: int,
     start: int,
     stop: int,
+    centres: bool = False,
 ) -> tuple[tuple[int, ...], AxisPlan]:
     """Plan some output pixels of an axis whose tokens are averaged on one patch grid, which is upsampled once.
 
     Args:
         starts: first pixel of each window, multiples of `patch`; tokens: per window; margin: pixels before and after
             the image that make it whole patches; length: pixels of the image; size: pixels of the output.
-        start, stop, and what is returned and raised: as `pixel_axis_block`.
+        start, stop, centres, and what is returned and raised: as `pixel_axis_block`.
     """
     rows, total = _wanted(start, stop, size), (sum(margin) + length) // patch
-    cells = _read(_read(rows, size, length) + margin[0], total * patch, total)
+    at = _centres(rows, size, length) if centres else rows
+    cells = _read((at if centres else _read(rows, size, length)) + margin[0], total * patch, total)
     firsts = np.array(starts) // patch
     windows = _touched(cells, firsts, tokens)
 
@@ -188,7 +198,7 @@ def patch_axis_block(
     def canvas(pixels: np.ndarray) -> np.ndarray:
         return _resampled(pixels + margin[0], total * patch, total, grid)
 
-    return windows, _plan(_resampled(rows, size, length, canvas))
+    return windows, _plan(canvas(at) if centres else _resampled(rows, size, length, canvas))
 
 
 def _wanted(start: int, stop: int, size: int) -> np.ndarray:
@@ -213,17 +223,22 @@ def _plan(matrix: np.ndarray) -> AxisPlan:
 
 @lru_cache(maxsize=KEPT_PLANS)
 def axis_plan(
-    block: Callable[..., tuple[tuple[int, ...], AxisPlan]], geometry: tuple[Any, ...], tokens: int, size: int
+    block: Callable[..., tuple[tuple[int, ...], AxisPlan]],
+    geometry: tuple[Any, ...],
+    tokens: int,
+    size: int,
+    centres: bool = False,
 ) -> AxisPlan:
     """The plan of a whole axis, all windows, `PLANNED_ROWS` output pixels at a time; 0 for tokens not touched.
 
     Args:
         block: `pixel_axis_block` or `patch_axis_block`. geometry: what it takes up to the length of the axis.
+        centres: see there.
     """
     matrix = torch.zeros(size, len(geometry[0]), tokens)
     for start in range(0, size, PLANNED_ROWS):
         stop = min(start + PLANNED_ROWS, size)
-        touched, part = block(*geometry, size, start, stop)
+        touched, part = block(*geometry, size, start, stop, centres)
         matrix[start:stop, list(touched)] = part.matrix.unflatten(1, (len(touched), tokens))
     return AxisPlan(matrix.flatten(1))
 

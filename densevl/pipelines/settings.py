@@ -138,7 +138,7 @@ RULES: Mapping[str, Rule] = {
         lambda value: isinstance(value, (*PATH, Mapping, States)) or hasattr(value, "shape"),
         "a dict of phrases, a JSON file of one, two vectors, or States",
     ),
-    "size": Rule(_is(int, tuple, list), "a number of pixels, or a pair of height and width"),
+    "size": Rule(_is(Integral, tuple, list), "a number of pixels, or a pair of height and width"),
     "scales": Rule(
         lambda value: isinstance(value, Sequence) and len(value) > 0 and all(map(_number, value)),
         "numbers, such as (1, 0.5)",
@@ -146,6 +146,8 @@ RULES: Mapping[str, Rule] = {
     "tile": Rule(_is(int), "a number of pixels"),
     "adapters": Rule(_is(*PATH, Adapters), "Adapters of train_adapters, or their file"),
     "coverage": SHARE,
+    "tolerance": SHARE,
+    "extractor": Rule(lambda value: hasattr(value, "layer"), "a FeatureExtractor"),
     "tokens": COUNT,
 }
 

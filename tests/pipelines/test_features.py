@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -14,9 +15,9 @@ from conftest import PHOTOS, close, random_clip, wrap
 from densevl import DenseMap, FeatureExtractor, load_backbone
 from densevl.backbones import InferenceProtocol
 from densevl.cli import app
-from densevl.errors import DensevlError, ImageError, ModelError, OptionError, RecipeError
+from densevl.errors import DensevlError, ImageError, ModelError, OptionError, OutputError, RecipeError
 from densevl.images import find_images, read_image
-from densevl.inference import slide
+from densevl.inference import WindowGrid, slide
 from densevl.pipelines.features import extractor
 from densevl.pipelines.feeding import feed
 from densevl.pipelines.folder.loop import to_files
@@ -85,10 +86,63 @@ def test_a_layer_is_the_tokens_that_leave_its_block(tiny) -> None:
         kept = [x] + [x := blocks.run(index, x, (6, 6)) for index in range(blocks.depth)]
     for layer, want in ((0, kept[0]), (3, kept[3]), (-1, kept[7]), (7, kept[7]), (-7, kept[1])):
         found = FeatureExtractor(tiny, layer=layer, size=6, dtype="float32", protocol=WHOLE)(SCENE)
-        at_pixels = bilinear(want[0, 1:].double().unflatten(0, (6, 6)).numpy(), (48, 48))
-        close(found.features, bilinear(at_pixels, (6, 6)))
+        close(found.features, want[0, 1:].unflatten(0, (6, 6)))
     with pytest.raises(ModelError, match="no words are near"):
         found.score("cat")
+
+
+def test_cells_of_a_patch_are_the_tokens_of_open_clip_itself(tmp_path) -> None:
+    open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+    sizes = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": sizes, "text_cfg": text}
+    model = open_clip.CLIP(16, open_clip.CLIPVisionCfg(**sizes), open_clip.CLIPTextCfg(**text)).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.05 * torch.randn_like(weights))
+    how = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": how}))
+    save_file(
+        {name: weights.contiguous() for name, weights in model.state_dict().items()},
+        tmp_path / "open_clip_model.safetensors",
+    )
+    kept: list[torch.Tensor] = []
+    for part in (model.visual.ln_pre, *model.visual.transformer.resblocks):
+        part.register_forward_hook(lambda _, given, found: kept.append(found))
+    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    pixels = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        model.visual((pixels - 0.5) / 0.25)
+        last = F.normalize(model.visual.ln_post(kept[-1][:, 1:]) @ model.visual.proj, dim=-1)
+    build = {"dtype": "float32", "protocol": {"short_side": 32, "crop": 32}}
+    for layer, want in enumerate(kept):
+        found = FeatureExtractor(f"local-dir:{tmp_path}", layer=layer, **build)(rgb).features
+        close(found, want[0, 1:].unflatten(0, (4, 4)), tolerance=1e-5, why="two programs' order of sums")
+    found = FeatureExtractor(f"local-dir:{tmp_path}", "vanilla", **build)(rgb).features
+    close(found, last[0].unflatten(0, (4, 4)), tolerance=1e-5, why="two programs' order of sums")
+    close(np.linalg.norm(found, axis=-1), np.ones((4, 4)), tolerance=1e-5, why="float32")
+
+
+@pytest.mark.parametrize("blend", ["pixel", "patch"])
+@pytest.mark.parametrize("cells", [5, 9, 40])
+def test_cells_are_read_at_their_centres_in_every_window_that_holds_them(tiny, blend, cells) -> None:
+    windows = WindowGrid.place(40, 40, 16, 8, 8, blend)
+    matrix = windows.plan(cells, cells, centres=True).rows.matrix.double().numpy()
+    starts = windows.rows.starts
+    for cell in range(cells):
+        place = (cell + 0.5) * 40 / cells
+        if blend == "pixel":  # a window ends where the next pixel's centre would be
+            held = [i for i, start in enumerate(starts) if start <= max(place - 0.5, 0) < start + 16]
+            want = np.zeros((len(starts), 2))
+            for i in held:
+                at = min(max((place - starts[i]) / 8 - 0.5, 0), 1)
+                want[i] = np.array([1 - at, at]) / len(held)
+        else:
+            at = min(max(place / 8 - 0.5, 0), 4)
+            tokens = np.array([max(0, 1 - abs(at - token)) for token in range(5)])
+            holding = np.array([sum(start <= token * 8 < start + 16 for start in starts) for token in range(5)])
+            want = np.array([[tokens[start // 8 + k] / holding[start // 8 + k] for k in (0, 1)] for start in starts])
+        close(matrix[cell], want.ravel(), tolerance=1e-6, why="the plan is float32")
 
 
 def test_scales_are_averaged(tiny) -> None:
@@ -107,6 +161,10 @@ def test_places_are_read_between_cells(tiny) -> None:
     close(found.at(centres), found.features.reshape(12, -1))
     close(found.at([[across, down]])[0], found.features[:2, :2].mean(axis=(0, 1)))
     close(found.at([[-9, -9], [1e4, 1e4]]), found.features[[0, 2], [0, 3]])
+    assert found.at(np.zeros((0, 2))).shape == (0, 24)
+    for odd in ([[np.nan, 1]], [[1, 2, 3], [4, 5, 6]], [1, 2, 3, 4], np.zeros((2, 2, 2)), "x", [["a", "b"]], None):
+        with pytest.raises(OptionError, match="places are"):
+            found.at(odd)
 
 
 @pytest.mark.parametrize("ending", ["npy", "safetensors", "zip"])
@@ -127,6 +185,13 @@ def test_files_hold_the_map(tiny, tmp_path, ending) -> None:
     paths[1].write_text(json.dumps(facts))
     with pytest.raises(DensevlError, match="not what its JSON says"):
         DenseMap.load(paths[0])
+    for change, said in (({"dtype": "float32"}, "not what its JSON says"), ({"sha256": "0" * 64}, "saved with")):
+        paths[1].write_text(json.dumps({**facts, "grid": found.grid(), **change}))
+        with pytest.raises(DensevlError, match=said):
+            DenseMap.load(paths[0])
+    for name in (f".{ending}", f"{tmp_path}/.{ending}"):
+        with pytest.raises(OutputError, match="give a name"):
+            found.save(name)
 
 
 def test_a_map_over_the_limit_names_the_stride_that_fits(tiny, monkeypatch) -> None:
@@ -144,7 +209,10 @@ def test_a_map_over_the_limit_names_the_stride_that_fits(tiny, monkeypatch) -> N
         ({"size": (0, 3)}, OptionError, "how many cells"),
         ({"layer": 8}, OptionError, "7 blocks: 0 to 7"),
         ({"layer": True}, OptionError, "7 blocks"),
-        ({"layer": 3, "recipe": "sclip"}, OptionError, "leave the recipe out"),
+        ({"layer": 3, "recipe": "sclip"}, OptionError, "leave recipe out"),
+        ({"layer": 3, "proxy": "mini-sam"}, OptionError, "leave proxy out"),
+        ({"stride": np.float64(8)}, OptionError, "a number of pixels"),
+        ({"size": np.int64(0)}, OptionError, "how many cells"),
         ({"recipe": "cliper"}, RecipeError, "no features of its own"),
         ({"dtype": "int8"}, OptionError, "dtype is 'int8'"),
         ({"scales": (9,)}, DensevlError, "within 0.25..4"),
@@ -154,6 +222,13 @@ def test_a_map_over_the_limit_names_the_stride_that_fits(tiny, monkeypatch) -> N
 def test_what_cannot_be_is_refused(tiny, settings, error, said) -> None:
     with pytest.raises(error, match=said):
         FeatureExtractor(tiny, **settings)
+
+
+def test_numbers_of_numpy_are_numbers(tiny) -> None:
+    facts = FeatureExtractor(tiny, stride=np.int64(16), protocol=WHOLE).facts()
+    assert (facts["stride"], type(facts["stride"])) == (16, int)
+    assert FeatureExtractor(tiny, size=np.int32(3), protocol=WHOLE).facts()["size"] == [3, 3]
+    assert FeatureExtractor(tiny, layer=np.int64(-1), protocol=WHOLE).facts()["layer"] == 7
 
 
 def test_a_folder_goes_on_where_it_stopped(tmp_path) -> None:

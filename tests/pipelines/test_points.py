@@ -107,6 +107,11 @@ def test_a_lens_moves_points_as_opencv_does() -> None:
     want, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), MATRIX, np.array(lens))
     close(places, want[:, 0])
     close(z, points[:, 2])
+    short = View(None, MATRIX, np.eye(4), "opencv", distortion=np.array(lens[:4])[:, None])
+    close(
+        short.project(points, (SIDE, SIDE))[0],
+        cv2.projectPoints(points, np.zeros(3), np.zeros(3), MATRIX, np.array(lens[:4]))[0][:, 0],
+    )
     folded = View(None, MATRIX, np.eye(4), "opencv", distortion=(-0.5, 0, 0, 0, 0))
     assert not folded.project(np.array([[1.4, 0, 1.0]]), (SIDE, SIDE))[2].any(), "beyond its rim the model folds back"
 
@@ -178,6 +183,17 @@ def test_a_mesh_keeps_its_vertices_as_they_stand(tmp_path) -> None:
         ({"pose": np.eye(2)}, OptionError, "a pose is"),
         ({"pose": np.eye(4) * 2}, OptionError, "no rotation"),
         ({"convention": "colmap"}, OptionError, "opengl, opencv"),
+        ({"matrix": "x"}, OptionError, "camera matrix"),
+        ({"pose": [["a"] * 4] * 4}, OptionError, "a pose"),
+        ({"distortion": (np.nan, 0, 0, 0, 0)}, OptionError, "distortion is"),
+        ({"distortion": (0.1,) * 8}, OptionError, "other lenses"),
+        ({"distortion": "x"}, OptionError, "distortion"),
+        ({"depth_scale": 0}, OptionError, "above 0"),
+        ({"depth_scale": -1}, OptionError, "above 0"),
+        ({"depth_scale": np.nan}, OptionError, "above 0"),
+        ({"depth_scale": "0.1"}, OptionError, "above 0"),
+        ({"size": (0, 3)}, OptionError, "size is"),
+        ({"size": 5}, OptionError, "size is"),
     ],
 )
 def test_a_camera_that_cannot_be_is_refused(change, error, said) -> None:
@@ -193,6 +209,9 @@ def test_a_camera_that_cannot_be_is_refused(change, error, said) -> None:
         ({"frames": [{}]}, "damaged"),
         ({"frames": [{"file_path": "gone", "transform_matrix": np.eye(4).tolist()}], "w": 8, "h": 8}, "not there"),
         ({"depth_unit_scale_factor": -1}, "above 0"),
+        ({"w": 0, "h": 0}, "both above 0"),
+        ({"k4": 0.5}, "k4"),
+        ({"k6": "0.5"}, "k6"),
     ],
 )
 def test_a_file_of_views_that_cannot_be_used_is_one_line(posed, change, said) -> None:
@@ -210,7 +229,13 @@ def test_a_photo_that_was_turned_is_not_that_of_its_camera() -> None:
 
 @pytest.mark.parametrize(
     ("cloud", "said"),
-    [(np.zeros((0, 3)), "at least one"), (np.zeros((3, 2)), r"\(N, 3\)"), (np.full((2, 3), np.nan), "2 points")],
+    [
+        (np.zeros((0, 3)), "at least one"),
+        (np.zeros((3, 2)), r"\(N, 3\)"),
+        (np.full((2, 3), np.nan), "2 points"),
+        (np.zeros((192, 192)), "not a depth map"),
+        (np.zeros((3, 500)), "transpose"),
+    ],
 )
 def test_clouds_that_cannot_be_used_are_refused(cloud, said) -> None:
     with pytest.raises(DatasetError, match=said):
@@ -226,5 +251,78 @@ def test_more_points_than_fit_are_refused(monkeypatch) -> None:
 def test_layers_and_tolerances_that_cannot_be_are_refused() -> None:
     with pytest.raises(ModelError, match="leave layer out"):
         PointLabeller(SimpleNamespace(layer=3))
-    with pytest.raises(OptionError, match="above 0"):
-        PointLabeller(SimpleNamespace(layer=None), tolerance=0)
+    for tolerance in (0, np.nan, "0.1"):
+        with pytest.raises(OptionError, match="above 0"):
+            PointLabeller(SimpleNamespace(layer=None), tolerance=tolerance)
+    with pytest.raises(OptionError, match="a FeatureExtractor"):
+        PointLabeller("mini")
+
+
+def test_views_are_any_views_and_nothing_else(posed) -> None:
+    folder, _ = posed
+    label, views = PointLabeller(FeatureExtractor("mini", stride=48)), read_views(folder)
+    cloud, asked = folder / "cloud.npy", ["penguin", "mushroom"]
+    assert (label(cloud, (view for view in views), asked).labels == label(cloud, views, asked).labels).all()
+    for odd, said in ((views[0], "one View"), ("transforms.json", "str"), (None, "NoneType"), ([1], "int")):
+        with pytest.raises(OptionError, match=said):
+            label(cloud, odd, asked)
+    with pytest.raises(DatasetError, match="no views"):
+        label(cloud, [], asked)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["file", "PIL"])
+def test_a_camera_is_that_of_the_pixels_as_they_are_stored(tmp_path, turn, kind) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(rgb).save(tmp_path / "a.png", exif=exif)
+    photo = tmp_path / "a.png" if kind == "file" else Image.open(tmp_path / "a.png")
+    assert (View(photo, MATRIX, np.eye(4)).photo() == rgb).all()
+    assert (read_image(photo) == rgb).all() == (turn == 1), "elsewhere photos are turned upright"
+
+
+def test_places_outside_the_mask_are_not_used(posed) -> None:
+    folder, places = posed
+    mask = np.full((96, 96), 255, np.uint8)
+    mask[:, :48] = 0
+    Image.fromarray(mask).save(folder / "mask.png")
+    content = json.loads((folder / "transforms.json").read_text())
+    content["frames"][0] |= {"mask_path": "mask.png", "depth_file_path": ""}
+    (folder / "transforms.json").write_text(json.dumps(content))
+    view = read_views(folder)[0]
+    assert view.depth is None, "an empty name is none"
+    assert (view.usable(places, (192, 192)) == (places[:, 0] >= 96)).all()
+    found = PointLabeller(FeatureExtractor("mini", stride=48))(folder / "cloud.npy", [view], "penguin")
+    assert (found.seen[:-1] == (places[:, 0] >= 96)).all()
+    (folder / "mask.png").unlink()
+    with pytest.raises(DatasetError, match="mask cannot be read"):
+        view.usable(places, (192, 192))
+
+
+def test_depth_in_floats_of_a_tiff_is_read(tmp_path) -> None:
+    far = np.random.default_rng(0).uniform(1, 3, (5, 4)).astype(np.float32)
+    Image.fromarray(far).save(tmp_path / "far.tiff")
+    places = np.stack(np.meshgrid(np.arange(4) + 0.5, np.arange(5) + 0.5), axis=-1).reshape(-1, 2)
+    close(View(None, MATRIX, np.eye(4), depth=tmp_path / "far.tiff").depths(places, (5, 4)), far.ravel())
+
+
+def test_labels_of_another_run_are_not_replaced(posed) -> None:
+    folder, _ = posed
+    given = ["points", str(folder / "cloud.npy"), "--views", str(folder), "--model", "mini", "--stride", "48"]
+    given += ["--out", str(folder / "out"), "--labels"]
+
+    def run(*more: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [*given, *more])
+        return done.exit_code, done.stderr
+
+    assert run("penguin,mushroom")[0] == 0
+    before = (folder / "out" / "cloud.ply").read_bytes()
+    assert run("penguin,mushroom") == (0, ""), "the same run again"
+    for more, said in ((["zebra"], "labels"), (["penguin,mushroom", "--tolerance", "0.2"], "tolerance 0.05 -> 0.2")):
+        code, told = run(*more)
+        assert (code, said in told, "another run" in told) == (4, True, True), told
+    np.save(folder / "cloud.npy", np.load(folder / "cloud.npy")[:9])
+    assert run("penguin,mushroom")[0] == 4, "another cloud of the name"
+    assert (folder / "out" / "cloud.ply").read_bytes() == before
+    assert run("zebra", "--overwrite")[0] == 0

@@ -11,6 +11,7 @@ from densevl.errors import OptionError
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.features.extractor import FeatureExtractor
 from densevl.pipelines.fewshot.classifier import FewShot
+from densevl.pipelines.points.labeller import PointLabeller
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.settings import RULES
@@ -83,7 +84,8 @@ def test_what_is_for_regions_is_refused_elsewhere(given) -> None:
 
 def test_every_setting_has_a_rule() -> None:
     asked = {name for kind in CLASSES for name in inspect.signature(kind).parameters}
-    assert asked <= set(RULES) <= asked | set(inspect.signature(FeatureExtractor).parameters)
+    others = {name for kind in (FeatureExtractor, PointLabeller) for name in inspect.signature(kind).parameters}
+    assert asked <= set(RULES) <= asked | others
 
 
 @pytest.mark.parametrize("kind", CLASSES)

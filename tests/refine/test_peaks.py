@@ -175,6 +175,62 @@ def test_a_diffusion_model_spreads_by_the_product_of_its_heads(folder, clip) -> 
     close(found, product @ values.double().numpy())
 
 
+def kept_by(schedule: object) -> float:
+    """The share of the picture in the latents at step 101, from the betas themselves."""
+    betas = np.linspace(schedule["beta_start"] ** 0.5, schedule["beta_end"] ** 0.5, 1000) ** 2
+    return float(np.cumprod(1 - betas)[101])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+     "LMSDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"],
+)  # fmt: skip
+def test_the_noise_is_that_of_the_training_whatever_the_sampler(folder, tmp_path, kind) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    copied(folder, tmp_path)
+    getattr(diffusers, kind)(**schedule).save_pretrained(tmp_path / "scheduler")
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", kind]}))
+    proxy = load_proxy(f"diffusion:{tmp_path}", device="cpu")
+    seen: list[tuple[torch.Tensor, int]] = []
+    proxy.unet.register_forward_pre_hook(lambda _, given: seen.append(given[:2]))
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    proxy.heads(pixels)
+    with torch.no_grad():
+        latents = proxy.vae.encode(pixels).latent_dist.mean * proxy.vae.config.scaling_factor
+    noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    kept = kept_by(schedule)
+    close(seen[0][0], kept**0.5 * latents + (1 - kept) ** 0.5 * noise, tolerance=1e-5, why="betas in float32")
+    assert seen[0][1] == 101
+
+
+def test_folders_saved_in_other_ways_are_read_or_told_of(folder, tmp_path, capfd) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    pipe.save_pretrained(tmp_path / "pickles", safe_serialization=False)
+    copied(folder, tmp_path / "long")
+    config = tmp_path / "long" / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": None}))
+    capfd.readouterr()
+    pixels = torch.rand(1, 3, 16, 16)
+    want = load_proxy(f"diffusion:{folder}").encode(pixels)
+    for way in ("Diffusion:{}/half", "diffusion:{}/long"):
+        close(load_proxy(way.format(tmp_path)).encode(pixels), want)
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(DensevlError, match="safe_serialization=True"):
+        load_proxy(f"diffusion:{tmp_path}/pickles")
+
+
+def copied(folder, to) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (to / path.relative_to(folder)).write_bytes(path.read_bytes())
+
+
 def test_a_photo_has_the_same_features_each_time_and_in_any_batch(folder) -> None:
     proxy = load_proxy(f"diffusion:{folder}", device="cpu")
     pixels = torch.rand(2, 3, 16, 24) * 2 - 1
@@ -197,10 +253,7 @@ def test_a_folder_that_is_none_or_damaged_is_one_line(folder, tmp_path) -> None:
         load_proxy("diffusion:absent")
     with pytest.raises(DensevlError, match="all in its folder"):
         load_proxy(f"diffusion:{folder}", heads=3)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (tmp_path / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / path.relative_to(folder)).write_bytes(path.read_bytes())
+    copied(folder, tmp_path)
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DensevlError, match="cannot be read"):

@@ -79,6 +79,8 @@ def _train(given: argparse.Namespace) -> None:
     files = list_images(given.images)
     values = {field.name: getattr(given, field.name, None) for field in fields(Plan)}
     chosen = {name: value for name, value in values.items() if value is not None}
+    if lost := sorted({"context_source", "context_weight"} & set(chosen) if not chosen.get("context") else ()):
+        raise DensevlError(f"--{lost[0].replace('_', '-')} is of the context; name one too, such as --context mini-sam")
     own = {**SMALL.get(given.model, {}), **(MASKS if given.masks else {})}
     plan = Plan(**{**own, **chosen})
     run = (PixelRun if plan.masks else Run)(

@@ -6,7 +6,11 @@ folder. Shape letters: B batch, A heads, N places, d head width.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,47 @@ from densevl.files import shown
 from densevl.refine.peaks import through_heads
 
 PREFIX = "diffusion:"
-STEPS, STEP = 50, 45
+TIME = 101
+"""Of 1000: what the authors' code comes to, step 45 of 50 of the schedule of stable-diffusion-2-1-base."""
 LAYERS = 2
 FLOOR = 0.1
+
+
+def _variant(folder: Path) -> str | None:
+    """The variant, such as "fp16", that the weights of a folder are, None for plain ones.
+
+    Raises:
+        WeightsError: they are all pickles.
+    """
+    names = [path.name for path in Path(folder, "unet").glob("*.safetensors")]
+    if not names and any(Path(folder, "unet").glob("*.bin")):
+        raise WeightsError(
+            f"diffusion model {shown(folder)} has weights in .bin, which can run code when they are read; save it with "
+            "save_pretrained(FOLDER, safe_serialization=True)"
+        )
+    found = {re.sub(r"-\d+-of-\d+$", "", name.removesuffix(".safetensors")).partition(".")[2] for name in names}
+    return None if not found or "" in found else min(found)
+
+
+@contextlib.contextmanager
+def _quiet(diffusers: Any) -> Iterator[None]:
+    """Without the bars and notes of diffusers and transformers, which are for those who call them."""
+    from transformers.utils import logging as ours
+
+    parts = (diffusers.utils.logging, ours)
+    before = [(part.get_verbosity(), part.is_progress_bar_enabled()) for part in parts]
+    try:
+        for part in parts:
+            part.set_verbosity_error()
+            part.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for part, (level, bars) in zip(parts, before, strict=True):
+            part.set_verbosity(level)
+            if bars:
+                part.enable_progress_bar()
 
 
 class DiffusionProxy(Proxy):
@@ -33,19 +75,19 @@ class DiffusionProxy(Proxy):
     and the projections of the last self-attention.
 
     Attributes:
-        step: of the 50 that a picture takes; the later, the less noise. seed: of the noise, the same for all photos.
-        side: pixels of a photo that is spread by.
+        time: of the training's steps, 1000 as a rule; the earlier, the less noise.
+        seed: of the noise, the same for all photos. side: pixels of a photo that is spread by.
     """
 
     mean = std = (0.5, 0.5, 0.5)
 
-    def __init__(self, pipe: Any, *, name: str, step: int = STEP, seed: int = 0) -> None:
+    def __init__(self, pipe: Any, *, name: str, time: int = TIME, seed: int = 0) -> None:
         """Wrap a pipeline; its text encoder is used once, for the empty prompt.
 
         Raises:
-            ModelError: its UNet's last block has no self-attention.
+            ModelError: its UNet's last block has no self-attention, or it is not trained on noise of so many steps.
         """
-        self.name, self.step, self.seed = name, step, seed
+        self.name, self.time, self.seed = name, time, seed
         pipe = pipe.to(torch.float32)
         self.unet, self.vae = pipe.unet.eval().requires_grad_(False), pipe.vae.eval().requires_grad_(False)
         found = [part for key, part in self.unet.up_blocks[-1].named_modules() if key.split(".")[-1] == "attn1"]
@@ -55,8 +97,15 @@ class DiffusionProxy(Proxy):
         self.patch_size = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.embed_dim = int(self.unet.config.block_out_channels[0])
         self.side = int(self.unet.config.sample_size) * self.patch_size
-        pipe.scheduler.set_timesteps(STEPS)
-        self._scheduler, self._time = pipe.scheduler, pipe.scheduler.timesteps[step]
+        kept = getattr(pipe.scheduler, "alphas_cumprod", ())
+        if not time < len(kept):
+            kind = type(pipe.scheduler).__name__
+            raise ModelError(
+                f"diffusion model '{name}' has no noise of step {time}: {kind} is another kind of schedule"
+            )
+        self._kept = float(kept[time])  # the training's own; a scheduler's steps and scales are of its sampler
+        longest = pipe.text_encoder.config.max_position_embeddings
+        pipe.tokenizer.model_max_length = min(pipe.tokenizer.model_max_length, longest)
         with torch.no_grad():
             self._prompt = pipe.encode_prompt("", "cpu", 1, False)[0]
 
@@ -69,7 +118,7 @@ class DiffusionProxy(Proxy):
             installed.
         """
         try:
-            from diffusers import StableDiffusionPipeline
+            import diffusers
         except ImportError as error:
             raise MissingExtraError("diffusers", "diffusion", "a diffusion model as proxy") from error
         if not Path(folder, "model_index.json").is_file():
@@ -78,12 +127,18 @@ class DiffusionProxy(Proxy):
                 "text_encoder, tokenizer and scheduler of diffusers"
             )
         how: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "safety_checker": None}
+        how["variant"] = _variant(Path(folder))
         try:
-            pipe = StableDiffusionPipeline.from_pretrained(os.fspath(folder), requires_safety_checker=False, **how)
+            with _quiet(diffusers):
+                pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+                    os.fspath(folder), requires_safety_checker=False, **how
+                )
+                return cls(pipe, name=f"{PREFIX}{os.fspath(folder)}")
+        except ModelError:
+            raise
         except Exception as error:  # of diffusers, transformers or safetensors
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"diffusion model {shown(folder)} cannot be read: {reason}; fetch it again") from error
-        return cls(pipe, name=f"{PREFIX}{os.fspath(folder)}")
 
     def to(self, device: torch.device | str) -> DiffusionProxy:
         """Move it to a device."""
@@ -140,9 +195,9 @@ class DiffusionProxy(Proxy):
         try:
             latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
             noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(self.seed))
-            noisy = self._scheduler.add_noise(latents, noise.expand_as(latents).to(latents), self._time[None])
+            noisy = self._kept**0.5 * latents + (1 - self._kept) ** 0.5 * noise.to(latents)
             prompt = self._prompt.expand(len(pixels), -1, -1).to(latents)
-            self.unet(noisy, self._time, encoder_hidden_states=prompt)
+            self.unet(noisy, self.time, encoder_hidden_states=prompt)
         finally:
             for handle in handles:
                 handle.remove()

@@ -85,10 +85,10 @@ def load_proxy(
     """
     name = str(name)
     where = devices.choose(device)
-    if name.startswith(PREFIX):
+    if name.lower().startswith(PREFIX):
         if (weights, heads, position_rule) != (None, None, None):
             raise ModelError(f"'{name}' is all in its folder; leave weights, heads and position_rule out")
-        return DiffusionProxy.load(name.removeprefix(PREFIX)).to(where)
+        return DiffusionProxy.load(name[len(PREFIX) :]).to(where)
     is_file = weights is None and Path(name.removesuffix(".tar")).suffix.lower() in SUFFIXES
     proxy: TimmProxy | SamProxy | EfficientNetProxy
     if heads is not None and not is_file:

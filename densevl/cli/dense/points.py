@@ -77,7 +77,7 @@ def points(
     from densevl.pipelines.features.extractor import FeatureExtractor
     from densevl.pipelines.points.cameras import read_views
     from densevl.pipelines.points.clouds import read_cloud
-    from densevl.pipelines.points.labeller import PointLabeller
+    from densevl.pipelines.points.labeller import PointLabeller, require_same
     from densevl.vocabulary import Background, LabelSet
 
     asked, policy = LabelSet.parse(labels), Background.parse(background)
@@ -97,6 +97,8 @@ def points(
             precision=precision,
         )
         label = PointLabeller(extractor, tolerance=tolerance)
+    if not overwrite:
+        require_same(target.with_suffix(".json"), label.facts(where, posed, asked, policy))
     with Progress(console=stderr(), transient=True, disable=quiet or not stderr().is_terminal) as progress:
         bar = progress.add_task("views", total=len(posed))
         found = label(

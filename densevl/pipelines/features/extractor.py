@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,9 @@ class FeatureExtractor:
         self.stride, self.size = _stride(stride), _size(size)
         if self.size is not None and stride != PATCH:
             raise OptionError(f"stride {stride!r} and size {size!r} both say how many cells there are; give one")
-        if layer is not None and recipe is not None:
-            raise OptionError("a layer is read of the tower as it was trained; leave the recipe out")
+        asked = {"recipe": recipe, "proxy": proxy, "sam": sam, "proposals": proposals}
+        if layer is not None and (extra := next((name for name in asked if asked[name] is not None), None)):
+            raise OptionError(f"a layer is read of the tower as it was trained; leave {extra} out")
         one_of(dtype, DTYPES, "dtype", OptionError)
         self.dtype = dtype
         self._segment = Segmenter(
@@ -175,7 +177,7 @@ class FeatureExtractor:
         else:
             lay = partial(feed, rgb, self.backbone, self._segment.protocol)
             tokens, grid = view_scores(self._tokens, lay, self._segment.views or Views(flips=()), Hints())
-        found = _decoded(tokens[0], grid.plan(*cells)).cpu()
+        found = _decoded(tokens[0], grid.plan(*cells, centres=True)).cpu()
         require_finite(found, f"features of model '{self.backbone.name}'")
         features = found.numpy().astype(self.dtype)
         if not np.isfinite(features).all():
@@ -225,24 +227,30 @@ def _divided(photo: tuple[int, int], step: int) -> tuple[int, int]:
 
 
 def _stride(stride: Any) -> int | str:
-    if stride == PATCH or (isinstance(stride, int) and not isinstance(stride, bool) and stride >= 1):
+    if isinstance(stride, str) and stride == PATCH:
         return stride
+    if _count(stride):
+        return int(stride)
     raise OptionError(f"stride is {stride!r}; it is a number of pixels of at least 1, or '{PATCH}'")
 
 
 def _size(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
+    pair = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(pair) != 2 or not all(map(_count, pair)):
         raise OptionError(f"size is {size!r}; it is how many cells there are, (h, w), or one number for both")
-    return pair
+    return int(pair[0]), int(pair[1])
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _layer(layer: Any, backbone: Backbone) -> int:
     depth = getattr(getattr(backbone, "tower", None), "depth", 0)
     if not depth:
         raise OptionError(f"model '{backbone.name}' has no blocks to read a layer of; leave layer out")
-    if type(layer) is not int or not -depth <= layer <= depth:
+    if not isinstance(layer, Integral) or isinstance(layer, bool) or not -depth <= int(layer) <= depth:
         raise OptionError(f"layer is {layer!r}; the tower has {depth} blocks: 0 to {depth}, or -1 for the last")
-    return layer + depth + 1 if layer < 0 else layer
+    return int(layer) + depth + 1 if layer < 0 else int(layer)

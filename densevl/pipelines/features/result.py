@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from densevl import fitted
+from densevl import digest, fitted
 from densevl.backbones import Backbone, load_backbone
 from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, OutputError, one_of
 from densevl.files import atomic_write_all, shown
@@ -80,9 +80,19 @@ class DenseMap:
         """Features at places (N, 2), x and y in pixels, interpolated bilinearly: (N, E) float32.
 
         Beyond the centres of the outermost cells their values are repeated.
+
+        Raises:
+            OptionError: places of another form, or NaN.
         """
         h, w = self.features.shape[:2]
-        places = np.asarray(places_N2, np.float64).reshape(-1, 2)
+        try:
+            places = np.asarray(places_N2, np.float64)
+        except (TypeError, ValueError):
+            places = np.zeros(0)
+        if places.ndim != 2 or places.shape[1] != 2 or np.isnan(places).any():
+            raise OptionError(
+                f"places are {np.shape(places)}; give numbers (N, 2), x and y in pixels, none of them NaN"
+            )
         x, y = (np.clip(places[:, axis] / step - 0.5, 0, n - 1) for axis, step, n in self._axes())
         left, top = np.minimum(x.astype(int), w - 1), np.minimum(y.astype(int), h - 1)
         right, low = np.minimum(left + 1, w - 1), np.minimum(top + 1, h - 1)
@@ -116,6 +126,7 @@ class DenseMap:
         facts = {
             "size": {"height": self.size[0], "width": self.size[1]},
             "dtype": str(self.features.dtype),
+            "sha256": digest.of_bytes(np.ascontiguousarray(self.features).tobytes()),
             "grid": self.grid(),
             "meta": {key: value for key, value in self.meta.items() if key not in VOLATILE},
             "warnings": list(self.warnings),
@@ -131,12 +142,15 @@ class DenseMap:
             DensevlError: missing, damaged, or of another kind. MissingExtraError: zarr is not installed.
         """
         stem, form = _parted(FEATURES.path(path))
-        facts = from_json(stem.with_name(f"{stem.name}.json"), ("grid", "dtype"))
+        facts = from_json(stem.with_name(f"{stem.name}.json"), ("grid", "dtype", "sha256"))
         features = _READERS[form](Path(path))
         with FEATURES.sense(path, inner=True):
             grid, size = facts["grid"], facts["size"]
-            if features.shape != (grid["rows"], grid["columns"], grid["width"]) or str(features.dtype) not in DTYPES:
+            told = (grid["rows"], grid["columns"], grid["width"]), facts["dtype"]
+            if (features.shape, str(features.dtype)) != told or facts["dtype"] not in DTYPES:
                 raise ValueError(f"its features are {features.dtype} {features.shape}, not what its JSON says")
+            if digest.of_bytes(np.ascontiguousarray(features).tobytes()) != facts["sha256"]:
+                raise ValueError("its features are not those that its JSON was saved with")
             require_finite(torch.from_numpy(features), "its features")
         return cls(features, (size["height"], size["width"]), facts["meta"], tuple(facts["warnings"]))
 
@@ -177,7 +191,7 @@ def _parted(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """A path without its ending, and the format that the ending says."""
     text = os.fspath(path)
     for form, ending in FORMATS.items():
-        if text.endswith(ending) and not text.endswith(f"/{ending}"):
+        if text.endswith(ending) and Path(text).name != ending:
             return Path(text.removesuffix(ending)), form
     raise OutputError(f"a dense map is no {shown(path)}: give a name that ends in {', '.join(FORMATS.values())}")
 

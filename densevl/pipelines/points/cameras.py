@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,19 @@ import numpy.typing as npt
 
 from densevl.errors import DatasetError, ImageError, OptionError, one_of
 from densevl.files import shown
-from densevl.images import EXTENSIONS, read_labels
+from densevl.images import EXTENSIONS, UInt8Array, header, read_image, read_values
 from densevl.saved import Kind, read_array, read_json
 
 CONVENTIONS = ("opengl", "opencv")
 DEPTH_SCALE = 1e-3
 """Of depth stored in whole numbers: millimetres."""
 TRANSFORMS = Kind("transforms file", DatasetError, "write it as nerfstudio does")
-DEPTH = Kind("depth", DatasetError, "give an .npy array, or a PNG or TIFF of whole numbers")
+DEPTH = Kind("depth", DatasetError, "give an .npy array, or a PNG or TIFF")
+MASK = Kind("mask", DatasetError, "give an .npy array, or a PNG or TIFF")
 PINHOLES = ("PERSPECTIVE", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 DISTORTION = ("k1", "k2", "p1", "p2", "k3")
+FARTHER = ("k4", "k5", "k6")
+"""Of other lens models, or of one that writers of these files do not agree on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +38,8 @@ class View:
     """A photo with its camera.
 
     Attributes:
-        image: as `densevl.images.read_image` takes it.
+        image: as `densevl.images.read_image` takes it. The camera is that of the pixels as they are stored: the EXIF
+            orientation is not applied, as COLMAP and nerfstudio do not.
         matrix: (3, 3) intrinsics in pixels of a photo of `size`, or of the photo itself where that is None.
         pose: (4, 4) or (3, 4) camera to world, a rotation and a translation; the unit is that of the points.
         convention: axes of the camera, "opengl" (x right, y up, looking along -z; NeRF's, Blender's) or "opencv" (x
@@ -42,8 +47,12 @@ class View:
         depth: None, an array (h, w) or its file: distance along the viewing axis, 0 or not finite where unknown.
         depth_scale: what depth is multiplied by to have the unit of the points; None is 0.001 for whole numbers, which
             are millimetres as a rule, and 1 for others.
-        distortion: (k1, k2, p1, p2, k3) of OpenCV's model.
+        distortion: (k1, k2, p1, p2) or (k1, k2, p1, p2, k3) of OpenCV's model; None for no lens.
         size: (H, W) that the matrix is for.
+        mask: None, an array (h, w) or its file: 0 where the photo is not to be used.
+
+    Raises:
+        OptionError: a value that cannot be.
     """
 
     image: Any
@@ -52,12 +61,13 @@ class View:
     convention: str = "opengl"
     depth: Any = None
     depth_scale: float | None = None
-    distortion: tuple[float, ...] = (0.0,) * 5
+    distortion: Sequence[float] | None = None
     size: tuple[int, int] | None = None
+    mask: Any = None
 
     def __post_init__(self) -> None:
         one_of(self.convention, CONVENTIONS, "convention", OptionError)
-        matrix, pose = (np.asarray(part, np.float64) for part in (self.matrix, self.pose))
+        matrix, pose = _floats(self.matrix, "a camera matrix"), _floats(self.pose, "a pose")
         if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
             raise OptionError("a camera matrix is (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], ...]")
         if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
@@ -67,8 +77,20 @@ class View:
             raise OptionError(
                 "a pose has no rotation in its first three columns; give camera to world, without a scale"
             )
+        object.__setattr__(self, "distortion", _lens(self.distortion))
+        object.__setattr__(self, "size", None if self.size is None else _sides(self.size))
+        if self.depth_scale is not None and not (_number(self.depth_scale) and self.depth_scale > 0):
+            raise OptionError(f"depth scale is {self.depth_scale!r}; it is a number above 0")
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "pose", pose[:3])
+
+    def photo(self) -> UInt8Array:
+        """The photo, uint8 RGB (H, W, 3), its pixels as they are stored.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return read_image(self.image, exif=False)
 
     def project(
         self, points_N3: npt.NDArray[np.float64], size: tuple[int, int]
@@ -96,7 +118,7 @@ class View:
         z = seen[:, 2]
         before = z > 1e-9
         x, y = (np.divide(seen[:, axis], z, out=np.zeros_like(z), where=before) for axis in (0, 1))
-        x, y, straight = _distorted(x, y, self.distortion)
+        x, y, straight = _distorted(x, y, self.distortion or ())
         flat = np.stack([x, y, np.ones_like(x)], axis=1) @ self.matrix.T
         places = flat[:, :2] * (across, down)
         with np.errstate(invalid="ignore"):
@@ -111,24 +133,67 @@ class View:
         """
         if self.depth is None:
             return None
-        values = _read_depth(self.depth)
+        values = _plane(self.depth, DEPTH, "iuf")
         scale = self.depth_scale
         if scale is None:
             scale = DEPTH_SCALE if values.dtype.kind in "iu" else 1.0
-        h, w = values.shape
-        cols = np.clip(places_N2[:, 0] / size[1] * w, 0, w - 1).astype(int)
-        rows = np.clip(places_N2[:, 1] / size[0] * h, 0, h - 1).astype(int)
-        found = values[rows, cols].astype(np.float64) * scale
+        found = _held(values, places_N2, size).astype(np.float64) * scale
         return np.where(np.isfinite(found) & (found > 0), found, np.nan)
+
+    def usable(self, places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Whether the mask lets places of the photo be used (N,); all without a mask.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        if self.mask is None:
+            return np.ones(len(places_N2), bool)
+        return _held(_plane(self.mask, MASK, "biuf"), places_N2, size) != 0
+
+
+def _floats(given: Any, what: str) -> npt.NDArray[np.float64]:
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{what} is {type(given).__name__} and holds something else than numbers") from error
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and math.isfinite(value)
+
+
+def _lens(given: Any) -> tuple[float, ...]:
+    values = np.zeros(0) if given is None else _floats(given, "distortion").ravel()
+    if len(values) not in (0, 4, 5) or not np.isfinite(values).all():
+        raise OptionError(
+            f"distortion is {values.tolist()}; it is (k1, k2, p1, p2) or (k1, k2, p1, p2, k3); undistort the photos of "
+            "other lenses first"
+        )
+    return tuple(np.pad(values, (0, 5 - len(values))).tolist())
+
+
+def _sides(given: Any) -> tuple[int, int]:
+    sides = tuple(given) if isinstance(given, Sequence | np.ndarray) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) > 0 for side in sides):
+        raise OptionError(f"size is {given!r}; it is (H, W) in pixels, both above 0")
+    return int(sides[0]), int(sides[1])
+
+
+def _held(values: npt.NDArray[Any], places_N2: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """The values of the pixels that hold places of a photo of a size (H, W), whose own size may be another."""
+    h, w = values.shape
+    cols = np.clip(places_N2[:, 0] / size[1] * w, 0, w - 1).astype(int)
+    rows = np.clip(places_N2[:, 1] / size[0] * h, 0, h - 1).astype(int)
+    return values[rows, cols]
 
 
 def _distorted(
     x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], distortion: Sequence[float]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """Places on the image plane as a lens shows them, and where its radius still grows: farther out it folds back."""
-    k1, k2, p1, p2, k3 = distortion
     if not any(distortion):
         return x, y, np.ones(len(x), bool)
+    k1, k2, p1, p2, k3 = distortion
     with np.errstate(over="ignore", invalid="ignore"):
         r2 = x * x + y * y
         radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
@@ -138,19 +203,20 @@ def _distorted(
     return moved_x, moved_y, grows & np.isfinite(moved_x) & np.isfinite(moved_y)
 
 
-def _read_depth(depth: Any) -> npt.NDArray[Any]:
-    if not isinstance(depth, str | os.PathLike):
-        values = np.asarray(depth)
-    elif Path(depth).suffix == ".npy":
-        values = read_array(depth, DEPTH)
+def _plane(given: Any, kind: Kind, kinds: str) -> npt.NDArray[Any]:
+    """One number a pixel (h, w), of an array or its file."""
+    if not isinstance(given, str | os.PathLike):
+        values = np.asarray(given)
+    elif Path(given).suffix == ".npy":
+        values = read_array(given, kind)
     else:
         try:
-            values = read_labels(depth)
+            values = read_values(given)
         except ImageError as error:
-            raise DatasetError(f"depth cannot be read: {error}") from error
+            raise DatasetError(f"{kind.what} cannot be read: {error}") from error
     values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
-    if values.ndim != 2 or not values.size or values.dtype.kind not in "iuf":
-        raise DatasetError(f"depth {_named(depth)} is {values.dtype} {values.shape}; give numbers (h, w)")
+    if values.ndim != 2 or not values.size or values.dtype.kind not in kinds:
+        raise DatasetError(f"{kind.what} {_named(given)} is {values.dtype} {values.shape}; give numbers (h, w)")
     return values
 
 
@@ -177,8 +243,6 @@ def read_views(
         scale = content.get("depth_unit_scale_factor") if depth_scale is None else depth_scale
         if not frames:
             raise ValueError("it lists no frames")
-        if scale is not None and not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
-            raise OptionError(f"depth scale is {scale!r}; it is a number above 0")
         found = [_view(frame, path.parent, convention, scale) for frame in frames]
     if missing := [view.image for view in found if not os.path.isfile(view.image)]:
         raise DatasetError(f"{shown(path)} names {len(missing)} photos that are not there, such as {shown(missing[0])}")
@@ -190,9 +254,14 @@ def _view(frame: Mapping[str, Any], folder: Path, convention: str, scale: float 
         raise DatasetError(
             f"its cameras are {lens}, and points are projected by {', '.join(PINHOLES)}; undistort the photos first"
         )
+    if farther := [name for name in FARTHER if float(frame.get(name, 0))]:
+        raise DatasetError(
+            f"its lenses have {farther[0]}, and points are projected with {', '.join(DISTORTION)}; undistort the "
+            "photos first"
+        )
     image = _photo(folder / frame["file_path"])
-    size = (int(frame["h"]), int(frame["w"])) if "h" in frame and "w" in frame else _size(image)
-    height, width = size
+    size = (int(frame["h"]), int(frame["w"])) if "h" in frame and "w" in frame else header(image).size
+    height, width = _sides(size)
     if "fl_x" in frame:
         across = float(frame["fl_x"])
         down = float(frame.get("fl_y", across))
@@ -201,16 +270,17 @@ def _view(frame: Mapping[str, Any], folder: Path, convention: str, scale: float 
         down = 0.5 * height / math.tan(0.5 * float(frame["camera_angle_y"])) if "camera_angle_y" in frame else across
     centre = float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2))
     matrix = np.array([[across, 0, centre[0]], [0, down, centre[1]], [0, 0, 1]])
-    depth = frame.get("depth_file_path")
+    depth, mask = (frame.get(name) for name in ("depth_file_path", "mask_path"))
     return View(
         image,
         matrix,
         np.array(frame["transform_matrix"], np.float64),
         convention,
-        None if depth is None else folder / depth,
+        folder / depth if depth else None,
         scale,
         tuple(float(frame.get(name, 0)) for name in DISTORTION),
         size,
+        folder / mask if mask else None,
     )
 
 
@@ -218,12 +288,6 @@ def _photo(path: Path) -> str:
     """The file of a photo; NeRF's Blender scenes leave its ending out."""
     tried = (path, *(path.with_name(path.name + ending) for ending in sorted(EXTENSIONS)))
     return str(next((one for one in tried if one.is_file()), path))
-
-
-def _size(image: str) -> tuple[int, int]:
-    from densevl.images import header
-
-    return header(image).size
 
 
 def _named(source: Any) -> str:

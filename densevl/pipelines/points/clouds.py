@@ -15,6 +15,8 @@ from densevl.saved import Kind, read_array, read_bytes
 
 CLOUD = Kind("point cloud", DatasetError, "give a .ply file, or an .npy array (N, 3)")
 MOST_BYTES = 1 << 33
+MOST_COLUMNS = 32
+"""Of an array: places, colours, normals and what scanners add; more are pixels of a depth map, or points in columns."""
 VERTEX = np.dtype(
     [
         *((axis, "<f8") for axis in "xyz"),
@@ -29,7 +31,7 @@ def read_cloud(source: Any) -> npt.NDArray[np.float64]:
     """The points of a cloud in their order: (N, 3) float64.
 
     Args:
-        source: a .ply file, of points or of a mesh, whose vertices are taken; an .npy file, or an array (N, 3 or more)
+        source: a .ply file, of points or of a mesh, whose vertices are taken; an .npy file, or an array (N, 3 to 32)
             with x, y, z first.
 
     Raises:
@@ -47,6 +49,9 @@ def read_cloud(source: Any) -> npt.NDArray[np.float64]:
         raise CLOUD.bad(source, "is neither .ply nor .npy")
     if points.ndim != 2 or points.shape[1] < 3 or points.dtype.kind not in "iuf" or not len(points):
         raise DatasetError(f"{what} is {points.dtype} {points.shape}; points are numbers (N, 3), at least one")
+    if points.shape[1] > MOST_COLUMNS:
+        hint = "a row a point: take its transpose" if len(points) <= MOST_COLUMNS else "points, not a depth map"
+        raise DatasetError(f"{what} is {points.shape[0]} x {points.shape[1]} numbers; points are (N, 3), {hint}")
     points = points[:, :3].astype(np.float64)
     if bad := int((~np.isfinite(points)).any(axis=1).sum()):
         raise DatasetError(f"{what} has {bad} points whose places are NaN or infinite; take them out")

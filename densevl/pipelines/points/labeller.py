@@ -7,8 +7,8 @@ Shape letters: N points, E joint space, T strings.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from densevl import digest, fitted
 from densevl.drawing import palette
-from densevl.errors import DatasetError, ModelError, OptionError, OutputError
+from densevl.errors import DatasetError, DensevlError, ModelError, OptionError, OutputError
 from densevl.files import atomic_write_all, shown
 from densevl.pipelines.features.extractor import FeatureExtractor
+from densevl.pipelines.many import hearing
 from densevl.pipelines.points.cameras import View
 from densevl.pipelines.points.clouds import ply_bytes, read_cloud
+from densevl.pipelines.settings import checked
 from densevl.regions.naming import decide, log_probs
-from densevl.results.base import UNLABELLED, VOLATILE, to_json
+from densevl.results.base import RESULT, UNLABELLED, VOLATILE, to_json
+from densevl.saved import read_json
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.text_classifier import TextClassifier
 
@@ -113,6 +117,7 @@ class PointLabeller:
     >>> found.save("out/room.ply")
     """
 
+    @checked
     def __init__(self, extractor: FeatureExtractor, *, tolerance: float = TOLERANCE) -> None:
         """Prepare.
 
@@ -121,18 +126,17 @@ class PointLabeller:
             tolerance: a point is seen where its depth and that of the view differ by at most this share of its depth.
 
         Raises:
-            ModelError: an extractor of a layer. OptionError: a tolerance that is not above 0, up to 1.
+            ModelError: an extractor of a layer. OptionError: no extractor, or a tolerance that is not above 0, up to 1.
         """
         if extractor.layer is not None:
             raise ModelError("tokens of a layer are not compared with words; leave layer out")
-        if not 0 < tolerance <= 1:
-            raise OptionError(f"tolerance is {tolerance!r}; it is a share of the depth, above 0 and up to 1")
         self.extractor, self.tolerance = extractor, tolerance
 
+    @hearing
     def __call__(
         self,
         cloud: Any,
-        views: Sequence[View],
+        views: Iterable[View],
         labels: Any,
         *,
         background: Any = "none",
@@ -147,11 +151,11 @@ class PointLabeller:
 
         Raises:
             DatasetError: an unusable cloud, no views, or depth that cannot be read. ImageError: a photo that cannot be
-            read, or not that of its camera. LabelError: unusable labels. OptionError: a background that cannot be.
+            read, or not that of its camera. LabelError: unusable labels. OptionError: a background that cannot be, or
+            something else than views.
         """
         asked, policy, points = LabelSet.parse(labels), Background.parse(background), read_cloud(cloud)
-        if not views:
-            raise DatasetError("there are no views; give at least one posed photo")
+        views = _listed(views)
         backbone = self.extractor.backbone
         text = TextClassifier(backbone).encode(asked, policy)
         sums, seen = self.gather(points, views, watch)
@@ -165,13 +169,24 @@ class PointLabeller:
             found[part], confidence[part] = decided.labels.cpu().numpy(), decided.scores.cpu().numpy()
         meta = {
             "cloud": os.fspath(cloud) if isinstance(cloud, str | os.PathLike) else None,
+            **self.facts(points, views, asked, policy),
+        }
+        warned = (*asked.warnings, *self._warnings(views, seen))
+        return PointLabels(points, asked.names, found, confidence, seen, rows.numpy(), meta, warned)
+
+    def facts(
+        self, points_N3: npt.NDArray[np.float64], views: Sequence[View], asked: LabelSet, policy: Background
+    ) -> dict[str, Any]:
+        """All that decides the labels, ready for JSON; of cloud and views a digest."""
+        given = [[str(getattr(view, field.name)) for field in fields(view)] for view in views]
+        return {
             "views": len(views),
+            "scene": digest.of_text(digest.of_bytes(points_N3.tobytes()), repr(given)),
+            "labels": asked.facts(),
             "tolerance": self.tolerance,
             "background": str(policy),
             **self.extractor.facts(),
         }
-        warned = (*asked.warnings, *self._warnings(views, seen))
-        return PointLabels(points, asked.names, found, confidence, seen, rows.numpy(), meta, warned)
 
     def gather(
         self,
@@ -192,8 +207,9 @@ class PointLabeller:
             )
         sums, seen = np.zeros((len(points_N3), width), np.float32), np.zeros(len(points_N3), np.int32)
         for number, view in enumerate(views):
-            photo = self.extractor(view.image)
+            photo = self.extractor(view.photo())
             places, z, visible = view.project(points_N3, photo.size)
+            visible[visible] = view.usable(places[visible], photo.size)
             if (depth := view.depths(places[visible], photo.size)) is not None:
                 near = (
                     np.abs(depth - z[visible]) <= self.tolerance * z[visible]
@@ -223,3 +239,39 @@ class PointLabeller:
         elif (share := float((seen == 0).mean())) > 0.5:
             found.append(f"{share:.0%} of the points are seen by no view, and have no label")
         return found
+
+
+def require_same(path: Path, facts: dict[str, Any]) -> None:
+    """Refuse to replace labels of points that something else made.
+
+    Args:
+        path: of their JSON, which need not exist. facts: of what is to be made, see `PointLabeller.facts`.
+
+    Raises:
+        OutputError: with what differs.
+    """
+    if not path.exists():
+        return
+    try:
+        before = dict(read_json(path, RESULT, ("meta",))["meta"])
+    except (DensevlError, TypeError, ValueError):
+        before = {}
+    if told := fitted.differing({name: before.get(name) for name in facts}, facts):
+        raise OutputError(
+            f"{shown(path)} is of another run ({told}); name another --out, or start over with --overwrite"
+        )
+
+
+def _listed(views: Iterable[View]) -> list[View]:
+    """Views in a list.
+
+    Raises:
+        OptionError: they are something else. DatasetError: there are none.
+    """
+    found = list(views) if isinstance(views, Iterable) else [views]
+    odd = [type(one).__name__ for one in found if not isinstance(one, View)]
+    if odd or isinstance(views, View):
+        raise OptionError(f"views are a list of View, as read_views gives it; got {odd[0] if odd else 'one View'}")
+    if not found:
+        raise DatasetError("there are no views; give at least one posed photo")
+    return found
