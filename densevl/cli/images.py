@@ -45,7 +45,7 @@ TEXT = {
     "parents": "parents",
 }
 """Options and the fields of `TextOptions` that they are."""
-_BOX = re.compile(r"^(.+):([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)$")
+_NUMBERS = re.compile(r"(?=.*\d)[-+\d.,;\s()\[\]]+")
 RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
@@ -328,13 +328,17 @@ def example_of(place: str) -> Example:
     """
     from densevl.vocabulary import Example
 
-    match = _BOX.match(place)
-    if match is None:
+    image, colon, numbers = place.rpartition(":")
+    image = image.strip()
+    if not colon or Path(place).exists() or not (_NUMBERS.fullmatch(numbers) or Path(image).is_file()):
         return Example(Path(place))
     try:
-        return Example(Path(match[1]), box=[float(side) for side in match.groups()[1:]])
-    except ValueError as error:
-        raise LabelError(f"--like {place!r}: a box is x0,y0,x1,y1, numbers in pixels") from error
+        box = [float(side) for side in re.split(r"[,;\s]+", numbers.strip(" ()[]"))]
+    except ValueError:
+        box = []
+    if len(box) != 4:
+        raise LabelError(f"--like {place!r}: a box is x0,y0,x1,y1, four numbers in pixels")
+    return Example(Path(image), box=box)
 
 
 def text_options(given: Mapping[str, Any]) -> dict[str, Any]:

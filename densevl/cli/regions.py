@@ -117,7 +117,9 @@ def regions(
     chosen["options"] = weights_of(operator, operator_weights)
     named = labels_of(labels, like) if labels or like else None
     if merge is not None and (named is not None or point or box):
-        raise DensevlError("--merge joins regions that are named from a list: leave --labels, --point and --box out")
+        raise DensevlError(
+            "--merge joins regions that are named from a list: leave --labels, --like, --point and --box out"
+        )
     if parts is not None and not objects:
         raise DensevlError("--parts drops parts of objects: give --objects too")
     if named is None and forms:

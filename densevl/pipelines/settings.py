@@ -151,6 +151,14 @@ RULES: Mapping[str, Rule] = {
     "tokens": COUNT,
 }
 
+DISCOVERY: Mapping[str, Rule] = {
+    "threshold": Rule(lambda value: _number(value) and 0 <= value <= 1, "a probability within 0..1"),
+    "agree": SHARE,
+    "overlap": Rule(lambda value: value is None or (_number(value) and 0 <= value <= 1), "a share of 0..1, or None"),
+    "merge": Rule(lambda value: value is None or (_number(value) and -1 <= value <= 1), "a cosine, -1 to 1, or None"),
+}
+"""Of `RegionClassifier.discover`."""
+
 
 def checked(init: _Init) -> _Init:
     """A constructor that looks its arguments up in `RULES` before it runs; what is left out is not asked.
@@ -180,13 +188,13 @@ def checked(init: _Init) -> _Init:
     return wrapped  # type: ignore[return-value]
 
 
-def check(name: str, value: Any) -> None:
+def check(name: str, value: Any, rules: Mapping[str, Rule] = RULES) -> None:
     """Refuse a value that a setting cannot have.
 
     Raises:
         OptionError: with what it can have.
     """
-    rule = RULES[name]
+    rule = rules[name]
     if not rule.fits(value):
         near = suggest(value, rule.choices) if isinstance(value, str) else ""
         raise OptionError(f"{name} is {_shown(value)}{near}; it must be {rule.wants}")

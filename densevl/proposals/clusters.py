@@ -159,6 +159,11 @@ def _features_of(encoder: Any, side: int) -> Features:
         return lambda rgb: encoder.from_clip(_pixels(encoder, rgb, side), encoder.mean, encoder.std)[0]
     if callable(encoder):
         return lambda rgb: torch.as_tensor(encoder(rgb))
+    if encoder is None:
+        raise ProposalError(
+            "proposals 'clusters' are of a model's features: give encoder=, a backbone (densevl.load_backbone), or "
+            "name regions with them (RegionClassifier, densevl regions)"
+        )
     raise ProposalError(
         f"clusters need an encoder, not {type(encoder).__name__}: a backbone (densevl.load_backbone), a proxy, or a "
         "function from an image to features (D, h, w)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -119,11 +120,18 @@ def instances(
         masks, probs, nothing: as `semantic`. quality: (R,) multiplies the probability to the score; None is 1.
         top: at most so many. many: let a mask appear under several labels, as MaskFormer does; else only its best.
         threshold: lowest score. iou, metric: of the NMS within a class, see `overlap.nms`.
-        parts: also drop regions of which more than this share lies within a larger one of the same class.
+        parts: also drop regions of which more than this share (0.01..1) lies within a larger one of the same class.
 
     Raises:
-        OptionError: probabilities of another number of masks, or an unknown metric.
+        OptionError: probabilities of another number of masks, an unknown metric, or a number out of range.
     """
+    for name, value, low, high in (("threshold", threshold, 0, 1), ("iou", iou, 0, 1), ("parts", parts, 0.01, 1)):
+        if name == "parts" and value is None:
+            continue
+        if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+            raise OptionError(f"{name} is {value!r}; it is a number within {low}..{high}")
+    if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
+        raise OptionError(f"top is {top!r}; it is a whole number of at least 1")
     table = _table(masks, probs, nothing)
     weight = np.ones(len(masks), np.float32) if quality is None else np.asarray(quality, np.float32)
     classes = table.shape[1] - 1

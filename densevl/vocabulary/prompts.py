@@ -54,7 +54,7 @@ class Prompt(str):
     So it takes part wherever words do, and equal content is the same prompt.
 
     Attributes:
-        kind: "image" or "vector". content: uint8 RGB (H, W, 3), or float32 (D,).
+        kind: "image" or "vector". content: uint8 RGB (H, W, 3), or float32 (D,) of length 1.
         mask: bool (H, W), the part of the image that is meant; None is all of it.
         shown: whether it comes from an image, and not from words.
     """
@@ -117,18 +117,12 @@ def parse(value: Any) -> Prompt:
     if isinstance(value, Example):
         return _example(value)
     if isinstance(value, Vector):
-        row = value.row.detach().cpu() if hasattr(value.row, "detach") else value.row
-        found = parse(np.asarray(row, dtype=np.float32))
-        if found.kind != VECTOR:
-            raise LabelError(f"a Vector is {found.content.shape}; give one row (D,)")
-        return Prompt(VECTOR, found.content, shown=not value.words)
+        return Prompt(VECTOR, _unit(_row(value.row)), shown=not value.words)
     if isinstance(value, (os.PathLike, Image.Image)):
         return Prompt(IMAGE, read_image(value))
-    array = value.detach().cpu().float().numpy() if _is_float_tensor(value) else np.asarray(value)
+    array = _array(value)
     if array.ndim == 1 and array.dtype.kind == "f":
-        if not np.isfinite(array).all() or not array.any():
-            raise LabelError("a vector among the labels holds only zeros, or numbers that are not finite")
-        return Prompt(VECTOR, array.astype(np.float32))
+        return Prompt(VECTOR, _unit(array))
     if array.ndim == 3 and array.shape[2] == 3 and array.dtype == np.uint8 and array.size:
         return Prompt(IMAGE, array)
     raise LabelError(
@@ -149,14 +143,39 @@ def _example(given: Example) -> Prompt:
     return Prompt(IMAGE, rgb, read_regions(rgb, **what).masks()[0])
 
 
-def _is_float_tensor(value: Any) -> bool:
-    return hasattr(value, "detach") and value.is_floating_point()
+def _array(value: Any) -> npt.NDArray[Any]:
+    """An array, or a tensor as one; NumPy has none of the short floats of torch."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    return np.asarray(tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor)
+
+
+def _row(value: Any) -> npt.NDArray[Any]:
+    """Numbers of one row (D,), as a `Vector` has them."""
+    try:
+        array = _array(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = np.asarray(None)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        what = f"{array.dtype} {array.shape}" if array.dtype.kind in "fiub" else f"a {type(value).__name__}"
+        raise LabelError(f"a Vector is {what}; give one row of numbers (D,)")
+    return array
+
+
+def _unit(row: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """A row of length 1, however small or large its numbers are."""
+    exact = row.astype(np.float64)
+    if not np.isfinite(exact).all() or not exact.any():
+        raise LabelError("a vector among the labels holds only zeros, or numbers that are not finite")
+    exact /= np.abs(exact).max()
+    return (exact / np.linalg.norm(exact)).astype(np.float32)
 
 
 def name_of(value: Any, number: int) -> str:
     """What a class is called that is given as a prompt alone: the file's name, or the kind and a number."""
-    value = value.image if isinstance(value, Example) else value
-    if isinstance(value, os.PathLike):
-        stem = os.path.splitext(os.path.basename(os.fspath(value)))[0]
+    shown = value.image if isinstance(value, Example) else value
+    if isinstance(shown, (str, os.PathLike)) and not isinstance(shown, Prompt):
+        stem = os.path.splitext(os.path.basename(os.fspath(shown)))[0]
         return str(stem)
-    return f"{parse(value).kind} {number}"
+    return f"{IMAGE if isinstance(value, Example) else parse(value).kind} {number}"

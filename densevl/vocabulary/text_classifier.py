@@ -27,6 +27,7 @@ from densevl.weights import require_finite
 
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
+    from densevl.vocabulary.transforms import TextTransform
 
 PROMPTS_AT_ONCE = 4096  # bounds the memory of a large vocabulary
 PROMPTS_KEPT = 2**28  # numbers (1 GiB) held when each template of each string keeps its own embedding
@@ -173,11 +174,12 @@ class TextClassifier:
         """With the transform on all rows of words, and then what class names say of narrower words."""
         if (transform := self.options.transform) is not None:
             words = torch.tensor([not isinstance(query, Prompt) for query in text.queries], device=text.vectors.device)
-            rows = transform.apply(text.vectors, dense_Dhw)
-            require_finite(rows, f"text embeddings after {type(transform).__name__}")
-            text = replace(text, vectors=torch.where(words[:, None], rows, text.vectors))
+            vectors = text.vectors.clone()
+            if words.any():
+                vectors[words] = _transformed(transform, vectors[words], dense_Dhw)
+            text = replace(text, vectors=vectors)
             if text.parents is not None:
-                text = replace(text, parents=transform.apply(text.parents, dense_Dhw))
+                text = replace(text, parents=_transformed(transform, text.parents, dense_Dhw))
         return _with_parents(text) if self.options.parents == "pixel" else text
 
     def _require_fitting(self) -> None:
@@ -309,6 +311,18 @@ class TextClassifier:
         if own_templates not in self._caches:
             self._caches[own_templates] = TextCache(self._backbone.text_fingerprint, own_templates)
         return self._caches[own_templates]
+
+
+def _transformed(transform: TextTransform, rows_TD: torch.Tensor, dense_Dhw: torch.Tensor | None) -> torch.Tensor:
+    """Rows that can be compared with images: finite, and none of zeros."""
+    rows = transform.apply(rows_TD, dense_Dhw)
+    require_finite(rows, f"text embeddings after {type(transform).__name__}")
+    if not rows.any(dim=-1).all():
+        raise OptionError(
+            f"the text transform {type(transform).__name__} makes a row of zeros of a word, which is like no image: "
+            "take another, or leave transform out (--text-transform)"
+        )
+    return rows
 
 
 def _with_parents(text: TextEmbeddings) -> TextEmbeddings:

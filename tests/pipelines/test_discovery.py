@@ -116,7 +116,7 @@ def test_words_that_the_model_does_not_read_are_left_out() -> None:
 
 @pytest.mark.parametrize("shares", [{"agree": 0}, {"agree": 1.5}, {"overlap": -0.1}])
 def test_shares_out_of_range_are_refused(shares, classify) -> None:
-    with pytest.raises(OptionError, match="shares within"):
+    with pytest.raises(OptionError, match="a share"):
         classify.discover(PHOTO, ["cat", "dog"], regions=halves(), **shares)
 
 
@@ -145,3 +145,15 @@ def test_joined_regions_are_embedded_anew(classify) -> None:
     assert len(classify.discover(PHOTO, "cat,dog,sky", regions=masks, merge=1.0, overlap=1.0).labels) == 3
     with pytest.raises(OptionError, match="merge is 2"):
         classify.discover(PHOTO, "cat", regions=masks, merge=2)
+
+
+@pytest.mark.parametrize("name", ["merge", "agree", "overlap", "threshold"])
+@pytest.mark.parametrize("value", ["x", True, float("nan"), 2])
+def test_a_number_out_of_range_is_one_line(classify, name, value) -> None:
+    with pytest.raises(OptionError, match=name):
+        classify.discover(PHOTO, "cat,dog", regions=halves(), **{name: value})
+
+
+def test_discover_has_no_background(classify) -> None:
+    with pytest.raises(OptionError, match="no option 'background'"):
+        classify.discover(PHOTO, "cat,dog", merge=0.8, background="scenes")

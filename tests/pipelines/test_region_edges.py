@@ -120,3 +120,26 @@ def test_what_is_no_list_of_regions_is_one_clear_line(form, value, classify) -> 
 def test_options_of_an_operator_are_a_mapping(backbone) -> None:
     with pytest.raises(OptionError, match="options of 'crop' are a int"):
         RegionClassifier(backbone, "crop", options={"crop": 5})
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"nope": 1}, "no option 'nope'; it has start"),
+        ({"stert": 1}, "closest: start"),
+        ({"windows": None}, "no option 'windows'"),
+        ({"start": "x"}, "it is a number"),
+    ],
+)
+def test_options_of_an_operator_are_checked_before_a_photo_is_looked_at(backbone, own, said) -> None:
+    with pytest.raises(OptionError, match=said):
+        RegionClassifier(backbone, "balanced", proposals=None, options={"balanced": own})
+
+
+@pytest.mark.parametrize("name", ["parts", "iou", "threshold", "top"])
+@pytest.mark.parametrize("value", [-1, 1.5, float("nan"), "a", True])
+def test_a_number_out_of_range_for_instances_is_one_line(classify, name, value) -> None:
+    result = classify(PHOTO, WORDS, boxes=[[1, 1, 30, 30]])
+    assert len(result.instances(parts=0.8, iou=1, threshold=0, top=1)) <= 1
+    with pytest.raises(OptionError, match=name):
+        result.instances(**{name: value})

@@ -77,7 +77,7 @@ def test_clusters_are_split_into_connected_regions(method: str, seed: int) -> No
         ({"name": "sams"}, "no proposer 'sams'.*closest: .*sam"),
         ({"name": "grid", "checkpoint": "x.pth"}, "'grid' has no checkpoint"),
         ({"name": "grid", "encoder": _colours}, "'grid' takes no encoder"),
-        ({"name": "clusters"}, "clusters need an encoder, not NoneType"),
+        ({"name": "clusters"}, "'clusters' are of a model's features"),
         ({"name": "clusters", "encoder": _colours, "method": "dbscan"}, "no method 'dbscan'"),
         ({"name": "clusters", "encoder": _colours, "clusters": 1}, "at least 2"),
         ({"name": "grid", "cells": 0}, "at least 1"),

@@ -23,7 +23,7 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 
 CAT = PHOTOS / "cat.jpg"
 SCENE = PHOTOS.parent / "scenes" / "wood.png"
-PENGUIN, MUSHROOM = (14, 120, 70, 182), (105, 101, 159, 157)
+PENGUIN, PIZZA = (14, 120, 70, 182), (116, 62, 160, 108)
 SMALL = {"templates": "photo", "protocol": {"short_side": 48, "crop": 32, "stride": 16}, "background": "none"}
 
 
@@ -55,12 +55,42 @@ def test_a_box_and_its_mask_are_the_same_example() -> None:
         (Example(CAT, mask=np.ones((3, 3), bool), box=(1, 2, 3, 4)), LabelError),
         (Vector([0.0, 0.0]), LabelError),
         (Vector(np.ones((2, 3))), LabelError),
+        (Vector("abc"), LabelError),
+        (Vector([[1.0], [2.0, 3.0]]), LabelError),
+        (Vector(None), LabelError),
+        (Vector([True, False]), LabelError),
     ],
 )
 def test_an_unusable_example_is_one_line(given, error) -> None:
     with pytest.raises(error) as caught:
         LabelSet.parse({"a": given, "b": "dog"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+def test_a_vector_of_any_length_is_its_direction(size) -> None:
+    row = np.array([3.0, 0.0, -4.0]) * size
+    for given in (row, Vector(row), Vector(torch.from_numpy(row))):
+        np.testing.assert_allclose(LabelSet.parse({"a": given}).synonyms[0][0].content, [0.6, 0, -0.8], rtol=1e-6)
+    short = Vector(torch.tensor([3.0, 0.0, -4.0], dtype=torch.bfloat16))
+    np.testing.assert_allclose(LabelSet.parse([short]).synonyms[0][0].content, [0.6, 0, -0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [str, type(CAT), read_image])
+def test_an_example_alone_in_a_list_has_a_name(kind) -> None:
+    names = LabelSet.parse(["dog", Example(kind(CAT), box=(10, 20, 60, 90))]).names
+    assert names == ("dog", "image 2" if kind is read_image else "cat")
+
+
+@pytest.mark.parametrize("box", ["10, 20, 60, 90", " 10 20 60 90", "[10,20,60,90]", "(10, 20, 60, 90)"])
+def test_a_box_behind_a_picture_is_read_as_people_write_it(box) -> None:
+    assert labels_of("", [f"a={CAT}:{box}"]) == LabelSet.parse({"a": Example(CAT, box=(10, 20, 60, 90))})
+
+
+@pytest.mark.parametrize("box", ["10,20,60", "10", "10,20,60,90,3", "a,b,c,d", "10,20,60,"])
+def test_a_box_has_four_numbers(box) -> None:
+    with pytest.raises(LabelError, match="four numbers"):
+        labels_of("", [f"a={CAT}:{box}"])
 
 
 def test_an_example_is_the_mean_of_its_places_by_the_recipe(tiny) -> None:
@@ -101,8 +131,8 @@ def test_neither_kind_takes_every_pixel_of_a_scene() -> None:
     assert (mixed.labels[others] == words.labels[others]).mean() > 0.8
     (together,) = segment.many([SCENE], pictured)
     assert (together.labels == mixed.labels).all()
-    regions = RegionClassifier("mini", templates="drawing", proposals=None)
-    found = regions(SCENE, pictured, boxes=[PENGUIN, MUSHROOM])
+    regions = RegionClassifier("mini", templates="drawing", proposals=None, background="none")
+    found = regions(SCENE, pictured, boxes=[PENGUIN, PIZZA])
     assert found.found[0] == "penguin" != found.found[1]
 
 

@@ -118,7 +118,9 @@ def test_files_come_back_and_are_known_by_their_tensors(tmp_path) -> None:
     ("tensors", "match"),
     [
         ({"linear.weight": torch.zeros(3, 4)}, "a square matrix"),
-        ({"linear.weight": torch.zeros(3, 3, dtype=torch.int64)}, "a square matrix"),
+        ({"linear.weight": torch.ones(3, 3, dtype=torch.int64)}, "w.safetensors' .*give floats"),
+        ({"linear.weight": torch.full((3, 3), torch.nan)}, "w.safetensors' .*NaN"),
+        ({"linear.weight": torch.zeros(3, 3)}, "w.safetensors' .*only zeros"),
         ({"linear.weight": torch.zeros(3, 3), "fc.weight": torch.zeros(1)}, "holds no text transform"),
         ({"conv": torch.zeros(3)}, "holds no text transform"),
     ],
@@ -141,6 +143,20 @@ def test_what_does_not_fit_is_refused(tiny) -> None:
         TextOptions.parse({"transform": 3})
     with pytest.raises(OptionError, match="is a square matrix"):
         LinearText(torch.zeros(2, 3))
+
+
+def test_a_word_of_zeros_is_refused_and_a_tiny_matrix_is_not(tiny) -> None:
+    labels, own = LabelSet.parse("cat,dog"), _matrix(tiny.embed_dim)
+    wanted = _classifier(tiny, own).encode(labels).vectors
+    torch.testing.assert_close(_classifier(tiny, LinearText(own.weight * 1e-30)).encode(labels).vectors, wanted)
+
+    class Nothing(LinearText):
+        def apply(self, rows_TE, dense_Ehw=None):
+            return rows_TE * 0
+
+    for parents in ("none", "pixel"):
+        with pytest.raises(OptionError, match="row of zeros"):
+            _classifier(tiny, Nothing(own.weight), parents=parents).encode(labels)
 
 
 def test_a_matrix_learns_which_word_belongs_to_which() -> None:

@@ -122,9 +122,10 @@ class FewShot:
         self.level, self.head = level, head
         self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
         if text is not None and not (text.one_row and text.parents == "none"):
+            told = "a transform that reads the photo" if text.needs_features else "template_weights or parents"
             raise OptionError(
-                "few-shot heads have one row a class for all images; of text take descriptors, or a transform that "
-                "reads no image"
+                f"{told}: whole images and few-shot heads have one row a class for all images; of text take "
+                "descriptors, or a transform that reads no image"
             )
         refinement.parse(refine, upsampling=False)
         self.segmenter = Segmenter(

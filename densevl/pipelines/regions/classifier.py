@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from densevl import __version__, digest, fitted
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.reach import listed as quoted
-from densevl.errors import LabelError, OptionError
+from densevl.errors import LabelError, OptionError, suggest
 from densevl.images import read_image
 from densevl.inference.views import Views
 from densevl.pipelines import remarks
@@ -34,7 +34,7 @@ from densevl.pipelines.regions.discovery import (
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.regions.scores import RegionScorer, default_operators
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
-from densevl.pipelines.settings import NAME_FIRST, POOL_FIRST, checked
+from densevl.pipelines.settings import DISCOVERY, NAME_FIRST, POOL_FIRST, check, checked
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
 from densevl.proposals.decoded import Decoded
 from densevl.proposals.load import form_of
@@ -54,6 +54,8 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 from densevl.weights import require_finite
 
 PROPOSER = "mini-sam"
+FORMS = ("regions", "boxes", "rle", "points")
+"""In which regions are given."""
 
 
 class RegionClassifier:
@@ -338,12 +340,14 @@ class RegionClassifier:
         Raises:
             As a call. LabelError: the model knows none of the words. OptionError: shares out of range.
         """
-        if not 0 < agree <= 1 or (overlap is not None and not 0 <= overlap <= 1):
-            raise OptionError(f"agree is {agree} and overlap {overlap}; both are shares within 0..1, agree above 0")
-        if merge is not None and (not -1 <= merge <= 1 or self.order == NAME_FIRST):
+        for name, value in {"threshold": threshold, "agree": agree, "overlap": overlap, "merge": merge}.items():
+            check(name, value, DISCOVERY)
+        if other := next((name for name in regions if name not in FORMS), None):
             raise OptionError(
-                f"merge is {merge}; it is a cosine, -1 to 1, of the vectors that order '{POOL_FIRST}' makes"
+                f"discover has no option '{other}'{suggest(other, FORMS)}; regions are {', '.join(FORMS)}"
             )
+        if merge is not None and self.order == NAME_FIRST:
+            raise OptionError(f"merge compares vectors of regions, which order '{NAME_FIRST}' does not make")
         found = self.embed(image, **regions)
         listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.reach)
         text = self._segment.text_for(found.image, listed, Background())

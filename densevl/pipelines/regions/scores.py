@@ -130,6 +130,8 @@ class RegionScorer:
         unknown = set(self.options) - {*self.operators, *second}
         if unknown:
             raise OptionError(f"options for '{min(unknown)}', which is none of the operators {list(self.operators)}")
+        for operator, own in self.options.items():
+            OPERATORS[operator].check(operator, own)
 
     def _run(
         self,

@@ -17,8 +17,10 @@ for empty masks. They differ in what they read and cost:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +34,9 @@ from densevl.regions.operators.crop import crop, crop_prompted
 from densevl.regions.operators.dense import pool, roi
 from densevl.regions.operators.prompt import visual_prompt
 from densevl.regions.operators.queries import cls_bias, cls_mask
+
+GIVEN = ("windows", "recipe", "hints", "proxy_scope")
+"""Keywords that are the classifier's own settings."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,27 @@ class Operator:
     dense: bool = False
     windows: bool = True
     weights: str = ""
+
+    def check(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse keywords that the function does not have, or of another kind than theirs.
+
+        Raises:
+            OptionError: there are some.
+        """
+        known = {
+            key: each.default
+            for key, each in inspect.signature(self.run).parameters.items()
+            if each.kind is each.KEYWORD_ONLY and key not in GIVEN
+        }
+        for key, value in options.items():
+            if key not in known:
+                listed = ", ".join(known) or "none"
+                raise OptionError(f"operator '{name}' has no option '{key}'{suggest(key, known)}; it has {listed}")
+            numbers = value if isinstance(value, (tuple, list)) else [value]
+            if isinstance(known[key], (int, float)) and not all(
+                isinstance(number, Real) and not isinstance(number, bool) for number in numbers
+            ):
+                raise OptionError(f"option '{key}' of operator '{name}' is {value!r}; it is a number")
 
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(

@@ -39,7 +39,10 @@ class LinearText(TextTransform):
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.weight.shape[0] != self.weight.shape[1]:
             raise OptionError(f"a linear text transform is a square matrix, not {tuple(self.weight.shape)}")
-        require_finite(self.weight, "the matrix of a text transform")
+        if not self.weight.is_floating_point():
+            raise OptionError(f"the matrix of a text transform is {self.weight.dtype}; give floats")
+        if not torch.isfinite(self.weight).all() or not self.weight.any():
+            raise OptionError("the matrix of a text transform holds only zeros, or NaN or infinite numbers")
 
     @property
     def width(self) -> int:
@@ -48,7 +51,8 @@ class LinearText(TextTransform):
 
     def apply(self, rows_TE: torch.Tensor, dense_Ehw: torch.Tensor | None = None) -> torch.Tensor:
         """Unit rows (T, E)."""
-        return F.normalize(rows_TE @ self.weight.to(rows_TE).T, dim=-1)
+        weight = (self.weight / self.weight.abs().max()).to(rows_TE)  # so that tiny ones have a length too
+        return F.normalize(rows_TE @ weight.T, dim=-1)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The matrix."""
@@ -60,9 +64,10 @@ class LinearText(TextTransform):
         if not {WEIGHT} <= set(state) <= {WEIGHT, "t"}:
             return None
         weight = state[WEIGHT]
-        if weight.ndim != 2 or weight.shape[0] != weight.shape[1] or not weight.is_floating_point():
-            raise bad_file(path, f"has a {WEIGHT} of {tuple(weight.shape)}; a text transform is a square matrix")
-        return cls(weight.float().clone())
+        try:
+            return cls(weight.float().clone() if weight.is_floating_point() else weight)
+        except OptionError as error:
+            raise bad_file(path, f"has an unusable {WEIGHT}: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file, which `load_transform` and `--text-transform` read.
