@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from densevl import RegionClassifier, Segmenter, load_proxy
 from densevl.backbones.mini import Mini
 from densevl.images import encode_png
 from densevl.pipelines.regions.banking import BankBuilder
+from densevl.proposals import Proposals, load_proposer
 from densevl.regions.bank import Bank
 from tools.mini.evaluate import SEED, SETS, Judge
 from tools.mini.metrics import confusion, mean_iou
@@ -49,9 +51,22 @@ def bank_of(folder: Path, styles: tuple[str, ...], nouns: range, count: int, key
     return builder.bank
 
 
+mini_sam = cache(lambda: load_proposer("mini-sam"))
+
+
+@cache
+def _masks(pixels: bytes, side: int) -> Proposals:
+    return mini_sam()(np.frombuffer(pixels, np.uint8).reshape(side, -1, 3))
+
+
+def found_once(image: np.ndarray) -> Proposals:
+    """mini-sam's masks, found once of each test scene: they are most of the time."""
+    return _masks(image.tobytes(), len(image))
+
+
 def score(scenes: list[Scene], names: tuple[str, ...], **settings: Any) -> float:
     """mIoU in per cent of a `Segmenter` with some settings."""
-    segment = Segmenter("mini", proposals="mini-sam", **settings)
+    segment = Segmenter("mini", proposals=found_once, **settings)
     total = np.zeros((BENCHMARK_NOUNS + 1, BENCHMARK_NOUNS + 1), np.int64)
     for scene in scenes:
         found = segment(scene.image, names)
