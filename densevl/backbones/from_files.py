@@ -26,7 +26,7 @@ from densevl.weights.forms.dinotxt import is_dinotxt, on_its_tower
 from densevl.weights.forms.heads import cut, wordless
 from densevl.weights.forms.lora import is_adapter, merge
 from densevl.weights.forms.pixels import Processor, read_processor
-from densevl.weights.forms.radio import beside_words, is_radio
+from densevl.weights.forms.radio import RADIO, beside_words, is_radio
 from densevl.weights.given import given
 from densevl.weights.large import TRUNKS
 from densevl.weights.published import PIXELS, architectures, config_of, of_architecture, of_tag, tags_of, unknown
@@ -186,6 +186,7 @@ def _beside_file(name: Path, weights: Path, how: How) -> Backbone:
 def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
     """Weights of which the architecture is named, and perhaps the published weights that they come from."""
     form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
+    name = _called(name, form, path)
     if not form.decides:
         form = replace(form, trunk=TRUNKS.get(arch))
     elif form.head and form.config and form.config["text_cfg"].get("hf_tokenizer_name"):  # of the words beside it
@@ -209,6 +210,7 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         how = replace(how, words=read_words(folder / WORDS))
     if "vision_config" in content or "model_type" in content:
         form = _read(path, how, base, content, read_processor(folder))
+        name = _called(name, form, path)
         if form.config is None:
             kind = str(content.get("model_type") or "no model type")[:40]
             raise bad_file(path, f"holds no CLIP that densevl reads: {config.name} beside it says {kind}; name another")
@@ -230,6 +232,11 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention", "head")}
     form = replace(form, name=known, facts={}, **kept)
     return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
+
+
+def _called(name: str, form: Form, path: Path) -> str:
+    """The name of a model, to which that of the words beside it is only added where they are not its own."""
+    return f"{path.name.partition('.')[0]}+{name}" if form.name == RADIO else name
 
 
 def _of_trunk(facts: dict[str, Fact], config: Mapping[str, Any]) -> dict[str, Fact]:

@@ -464,3 +464,22 @@ def test_siglip_2_keeps_the_punctuation_that_its_own_tokenizer_keeps(tmp_path) -
         if kind == "Siglip2Tokenizer":
             assert torch.equal(ours.tokenizer(texts), want["input_ids"])
         assert [ours.tokenizer.clean_fn(text) for text in texts] == [text.lower() for text in texts]
+
+
+def test_weights_that_lack_whole_blocks_are_noticed(radio, tmp_path) -> None:
+    """The depth is read off the file, so such a file would run."""
+    from densevl.weights.forms.sizes import shallow
+
+    assert shallow(tmp_path, tower=(24, 24), head=(2, 2), text=(3, None)) == ()
+    assert "has 23 blocks in its tower, and published ones of its width have 24" in shallow(tmp_path, tower=(23, 24))[0]
+    loads = changed(radio, tmp_path, lambda s: {k: x for k, x in s.items() if not k.startswith("_heads.2.blocks")})
+    ours = load_backbone(**loads)
+    assert any("has 0 blocks in its adaptor 2" in text for text in ours.guesses)
+    assert ours.name == "x+siglip"
+    torch.manual_seed(9)
+    ROWS["siglip2-any"].make(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state = {key: x for key, x in state.items() if "vision_model.encoder.layers.1." not in key}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"has 1 blocks where config\.json beside it says 2 \(vision_config\)"):
+        load_backbone(str(tmp_path), device="cpu")

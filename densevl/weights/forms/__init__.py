@@ -14,6 +14,8 @@ from densevl.weights.forms.dinotxt import dinotxt, is_dinotxt, joined
 from densevl.weights.forms.others import cn_clip, eva, native, slip, tower
 from densevl.weights.forms.pixels import Processor
 from densevl.weights.forms.radio import WORDS, is_radio, radio
+from densevl.weights.forms.settings import CONFIG, side
+from densevl.weights.forms.sizes import depth
 from densevl.weights.forms.tipsv2 import TIPS, tipsv2
 from densevl.weights.forms.transformers import KERNEL, of_transformers
 from densevl.weights.forms.variants import ALPHA, LONGER, alpha_clip, diffclip, jina, long_clip, pmc_clip
@@ -24,6 +26,11 @@ __all__ = ["recognise"]
 WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.", "student.", "base_model.model.")
 """What training programs put before every name."""
 IMAGE_SIDE = ("visual.", "vision_model.", "visual_projection.", "image_projection", "logit_scale")
+BLOCKS = {
+    "vision_config": ("visual.trunk.blocks.", "visual.transformer.resblocks."),
+    "text_config": ("text.transformer.resblocks.", "transformer.resblocks."),
+}
+"""Where open_clip's names have the blocks of what config.json calls so."""
 ADDITIONS = {
     "prompt_learner": "holds learned prompts and no model; words are given to a model as labels",
     ".base_layer.": "holds a model of peft whose changes are not merged: save what its merge_and_unload() gives",
@@ -58,11 +65,26 @@ def recognise(
         WeightsError: nothing that densevl runs, with the reason. ModelError: a config that is not read.
     """
     try:
-        return _form(_unwrapped(tensors), path, config, pixels, words)
+        form = _form(_unwrapped(tensors), path, config, pixels, words)
+        _require_depth(form.state, config, path)
+        return form
     except DensevlError:
         raise
     except Exception as error:  # shapes can be wrong in more ways than are worth a sentence each
         raise bad_file(path, f"holds tensors of no model's shapes ({said(error)}); download it again") from error
+
+
+def _require_depth(state: State, config: Mapping[str, Any] | None, path: Path) -> None:
+    """Refuse a file that lacks whole blocks at the end of a tower, which leave no gap: the config says how many."""
+    for name, starts in BLOCKS.items():
+        told = side(config, name).get("num_hidden_layers")
+        found = max(depth(state, start) for start in starts)
+        if type(told) is int and 0 < found < told:
+            raise bad_file(
+                path,
+                f"has {found} blocks where {CONFIG} beside it says {told} ({name}): it is not whole, or the "
+                "config is another model's; download both again",
+            )
 
 
 def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None, words: bool) -> Form:

@@ -15,11 +15,13 @@ import torch
 
 from densevl.weights.facts import GELU, IMAGENET_MEAN, IMAGENET_STD, Fact, Form, said
 from densevl.weights.forms.naming import Rule, renamed
-from densevl.weights.forms.sizes import NO_TEXT, TEXT_HEADS, VISION_HEADS, depth, divided, text_sizes
+from densevl.weights.forms.sizes import DEPTHS, NO_TEXT, TEXT_HEADS, VISION_HEADS, depth, divided, shallow, text_sizes
 from densevl.weights.reading import State, bad_file, below
 
 HEAD, TEXT, TOWER = "visual_model.head.", "text_model.", "visual_model.backbone."
 _HEAD_LAYER, _WORD, _END = "ln_final.weight", "backbone.token_embedding.weight", "head.linear_projection.weight"
+HEAD_DEPTH, TEXT_DEPTHS = 2, {1280: 24}
+"""Blocks of the published heads, and of their text sides by width."""
 SCALE = 100.0
 """Of logits where a file has none: those of DINOv2 leave it out."""
 _KERNEL = (
@@ -195,7 +197,13 @@ def dinotxt(state: State, path: Path) -> Form:
     facts |= said(source, positions="size_antialias", text_activation=GELU)
     facts |= {"image_activation": Fact(None, "the tower's own")}
     name = f"dino.txt on DINOv{3 if rotary else 2}"
-    return Form(name, named, own, trunk=trunk, head=head, facts=facts, decides=True)
+    notes = shallow(
+        path,
+        tower=(depth(named, "visual.trunk.blocks."), DEPTHS.get(width)),
+        head=(depth(named, "visual.blocks."), HEAD_DEPTH if width in DEPTHS else None),
+        text=(text["layers"], TEXT_DEPTHS.get(text["width"])),
+    )
+    return Form(name, named, own, trunk=trunk, head=head, facts=facts, decides=True, notes=notes)
 
 
 def _gamma(key: str) -> str:

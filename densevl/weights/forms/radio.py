@@ -18,10 +18,12 @@ from densevl.saved import Kind, read_json
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD, Fact, Form, said
 from densevl.weights.forms.naming import Rule, renamed
 from densevl.weights.forms.settings import CONFIG
-from densevl.weights.forms.sizes import NO_TEXT, VISION_HEADS, depth, divided
+from densevl.weights.forms.sizes import DEPTHS, NO_TEXT, VISION_HEADS, depth, divided, shallow
 from densevl.weights.forms.transformers import siglip_side
 from densevl.weights.reading import State, bad_file, below
 
+RADIO = "RADIO with words"
+"""The name of the form."""
 WORDS = "words."
 """Before the names of the SigLIP 2 beside it."""
 SIDE = 512
@@ -133,12 +135,14 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
         "summary": summary,
         "side": min(SIDE, trunk["img_size"]),
     }
+    inner = max(depth(own, "blocks.") for own in heads.values())
+    note += shallow(
+        path, tower=(trunk["depth"], DEPTHS.get(trunk["embed_dim"])), **{f"adaptor {name}": (told["inner"], inner)}
+    )
     facts = said("RADIO's code", interpolation="bilinear", resize_mode="squash", positions=rule, **colours(state))
     facts |= {name: fact for name, fact in text.facts.items() if name == "text_activation"}
     facts |= {"image_activation": Fact(None, "the tower's own")}
-    return Form(
-        "RADIO with words", named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note
-    )
+    return Form(RADIO, named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note)
 
 
 def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, str]:

@@ -22,6 +22,8 @@ SIGLIP_HEADS = {768: HEAD, 1024: HEAD, 1152: 72, 1536: 96}
 KERNEL, POSITIONS, TOKENS = "visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"
 POOL = "visual.attnpool.positional_embedding"
 """Which a ResNet of CLIP's has."""
+DEPTHS = {384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1536: 40}
+"""Blocks by the width of the published towers of DINO and RADIO."""
 NO_TEXT = {"context_length": 77, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
 """open_clip's text_cfg where another text side takes its place."""
 
@@ -141,6 +143,20 @@ def unsure(
 def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:
     """How many blocks there are below a name."""
     return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
+
+
+def shallow(path: Path, **parts: tuple[int, int | None]) -> tuple[str, ...]:
+    """Warnings of parts that have fewer blocks than published ones of their width: whole blocks leave no gap.
+
+    Args:
+        parts: the blocks that each has, and those of published ones, None where no published one is as wide.
+    """
+    return tuple(
+        f"weights file {path.name} has {found} blocks in its {part}, and published ones of its width have {usual}: if "
+        "it lacks some, its results are wrong; download it again"
+        for part, (found, usual) in parts.items()
+        if usual is not None and found < usual
+    )
 
 
 def _shape(state: Mapping[str, torch.Tensor], key: str, dimensions: int, path: Path) -> tuple[int, ...]:
