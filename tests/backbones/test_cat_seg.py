@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from conftest import close, random_clip
 from densevl import Segmenter, load_backbone
 from densevl.backbones.decoders import aggregation
-from densevl.errors import DensevlError
+from densevl.errors import DensevlError, RecipeError
+from oracle_upsampling import random_state
 
 CONFIG = {
     "embed_dim": 24,
@@ -266,6 +267,15 @@ def test_other_files_are_one_clear_line(change, name, said, tmp_path) -> None:
     with pytest.raises(DensevlError, match=said) as caught:
         load_backbone(name, tmp_path / "other.pth")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["catseg", "catseg-640"])
+def test_an_upsampler_of_features_that_lie_otherwise_than_scores_is_refused(name, file, tmp_path) -> None:
+    tensors = {key: torch.randn(shape) for key, shape in random_state("anyup", 16, 12).items()}
+    torch.save(tensors, tmp_path / "anyup.pth")
+    segment = Segmenter(name, weights=file, refine="anyup", upsampler=tmp_path / "anyup.pth")
+    with pytest.raises(RecipeError, match="reads features that lie as the scores do"):
+        segment(np.zeros((48, 64, 3), np.uint8), ["cat", "dog"])
 
 
 def test_what_it_has_of_its_own_is_not_given(file) -> None:

@@ -93,8 +93,15 @@ class Upsampling:
                 (1, 3, H, W) normalised for the model, as they were fed.
 
         Raises:
-            RecipeError: an upsampler of features, and text that is weighted place by place.
+            RecipeError: an upsampler of features, and text that is weighted place by place; or a model whose
+            scores lie on another grid than its features.
         """
+        laid = (sum(map(len, heard.parts)), *heard.parts[0].shape[-2:])
+        if laid != (len(windows), windows.rows.tokens, windows.cols.tokens):
+            raise RecipeError(
+                f"refine '{self.upsampler.kind}' reads features that lie as the scores do, and those of model "
+                f"'{self.backbone.name}' do not: leave the refinement out, or take another model"
+            )
         grid, text_TE = _whole(windows), text.vectors
         linear = self.linear and text.prompts is None
         if isinstance(self.upsampler, Jbu) and not linear:
