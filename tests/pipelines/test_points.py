@@ -184,6 +184,7 @@ def test_a_mesh_keeps_its_vertices_as_they_stand(tmp_path) -> None:
         ({"pose": np.eye(4) * 2}, OptionError, "no rotation"),
         ({"convention": "colmap"}, OptionError, "opengl, opencv"),
         ({"matrix": "x"}, OptionError, "camera matrix"),
+        ({"matrix": MATRIX.T}, OptionError, "camera matrix"),
         ({"pose": [["a"] * 4] * 4}, OptionError, "a pose"),
         ({"distortion": (np.nan, 0, 0, 0, 0)}, OptionError, "distortion is"),
         ({"distortion": (0.1,) * 8}, OptionError, "other lenses"),

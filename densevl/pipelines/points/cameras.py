@@ -68,8 +68,11 @@ class View:
     def __post_init__(self) -> None:
         one_of(self.convention, CONVENTIONS, "convention", OptionError)
         matrix, pose = _floats(self.matrix, "a camera matrix"), _floats(self.pose, "a pose")
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0:
-            raise OptionError("a camera matrix is (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], ...]")
+        sound = matrix.shape == (3, 3) and np.isfinite(matrix).all() and (matrix[2] == (0, 0, 1)).all()
+        if not sound or min(matrix[0, 0], matrix[1, 1]) <= 0:
+            raise OptionError(
+                "a camera matrix is (3, 3) with focal lengths above 0, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
+            )
         if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
             raise OptionError(f"a pose is (4, 4) or (3, 4), camera to world; got {pose.shape}, or numbers not finite")
         turn = pose[:3, :3]
