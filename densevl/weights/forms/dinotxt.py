@@ -1,8 +1,8 @@
 """dino.txt (facebookresearch/dinov2 and dinov3, CVPR 2025) in open_clip's names.
 
-A frozen DINO, a head of blocks behind it and a text side, in up to three files: the tower is timm's, Meta's own or, of
-DINOv2, that of transformers. Patches are compared with the second half of the text vector, whose first half is CLS's:
-that half alone is the joint space here, and an image's vector is the mean of its patches.
+A frozen DINO, a head of blocks behind it and a text side, in up to three files: the tower is timm's, Meta's own or that
+of transformers. Patches are compared with the second half of the text vector, whose first half is CLS's: that half
+alone is the joint space here, and an image's vector is the mean of its patches.
 """
 
 from __future__ import annotations
