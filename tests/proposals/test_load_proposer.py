@@ -107,9 +107,8 @@ def test_superpixels_name_their_package(name: str, monkeypatch: pytest.MonkeyPat
         lambda: others.mobile_sam("x.pt"),
         lambda: others.sam_hq("x.pth"),
         lambda: others.sam2("x.pt", "sam2.1_hiera_t.yaml"),
-        lambda: others.sam3(["cat"]),
     ],
-    ids=["mobile_sam", "segment_anything_hq", "sam2", "sam3"],
+    ids=["mobile_sam", "segment_anything_hq", "sam2"],
 )
 def test_other_packages_are_named_when_absent(build, request, monkeypatch: pytest.MonkeyPatch) -> None:
     package = request.node.callspec.id
