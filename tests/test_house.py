@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -101,6 +103,18 @@ def test_no_folder_is_too_full_to_be_read() -> None:
 
 def test_the_table_of_rooms_in_contributing_is_the_one_that_is_tested() -> None:
     assert contributing() == CONTRIBUTING.read_text(encoding="utf-8")
+
+
+def test_what_every_command_loads_needs_no_extra() -> None:
+    extras = (
+        "cv2 segment_anything mmengine diffusers trimesh zarr skimage matplotlib fastapi onnx rasterio av tokenizers"
+    )
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({extras.split()!r}))  # None: cannot be imported
+import densevl.pipelines.folder.gathered, densevl.backbones.proxies, densevl.concepts, densevl.pipelines.points
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:

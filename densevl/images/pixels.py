@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densevl.errors import ImageError
+from densevl.errors import ImageError, MissingExtraError
 from densevl.images.depth import MOST
 from densevl.images.notes import say
 
@@ -145,8 +145,10 @@ def require_light(rgb: UInt8Array, what: str) -> None:
 
 def deep_colours(content: bytes, what: str) -> npt.NDArray[np.uint16]:
     """The 16-bit colours of a PNG or TIFF file, (H, W, 3) or (H, W, 4) RGBA; Pillow keeps their high bytes alone."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as error:
+        raise MissingExtraError("opencv-python", "eval", f"the 16-bit colours of {what}") from error
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise ImageError(f"the 16-bit colours of {what} cannot be read; save it as PNG, or with 8 bits, stretched")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -117,11 +116,13 @@ def alike(masks: Proposals, vectors_RE: torch.Tensor, words_RE: torch.Tensor, le
 
 def _touching(masks: Proposals) -> np.ndarray:
     """Which regions (R, R) touch or overlap, bool; empty ones touch nothing."""
+    from scipy import ndimage  # slow to import
+
     near = np.zeros((len(masks), len(masks)), bool)
     every, boxes = masks.masks(), masks.boxes.astype(np.int64)
     for index, (x0, y0, x1, y1) in enumerate(boxes):
         part = slice(max(0, y0 - 1), y1 + 1), slice(max(0, x0 - 1), x1 + 1)
-        grown = cv2.dilate(every[index][part].astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        grown = ndimage.binary_dilation(every[index][part], np.ones((3, 3), bool))
         near[index] = [bool((grown & other[part]).any()) for other in every] if grown.size else False
     return near
 
