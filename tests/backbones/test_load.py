@@ -371,12 +371,13 @@ def test_a_device_that_is_not_there_is_one_line(folder, device) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_weights_without_an_architecture_are_read_by_their_sizes_and_say_what_is_guessed(folder) -> None:
+def test_weights_without_an_architecture_are_read_by_their_sizes_and_say_what_is_guessed(folder, tmp_path) -> None:
     told = load_backbone(weights=folder / "open_clip_model.safetensors").guesses
     parts = ("its activation", "its pixel statistics", "heads the image tower", "heads the text tower")
     assert [part in text for part, text in zip(parts, told, strict=True)] == [True] * 4
+    (tmp_path / "none").mkdir()
     with pytest.raises(WeightsError, match="is a folder"):
-        load_backbone(str(folder), folder)
+        load_backbone(str(folder), tmp_path / "none")
 
 
 class Hub:

@@ -43,6 +43,13 @@ OTHER = {  # a value that each field does not have when nothing is given
     "scoring": "dense",
     "shots": 1,
     "options": {"windows": "shared"},
+    "clip_share": "odise",
+    "operator_weights": "adapter.pth",
+    "prefilter": 5,
+    "prefilter_model": "mini",
+    "instance_threshold": 0.3,
+    "decoder": "masks.npz",
+    "upsampler": "anyup.pth",
 }
 DATASET = {"semantic": "voc21", "instance": "lvis", "panoptic": "coco", "anomaly": "visa"}
 

@@ -62,13 +62,13 @@ def mirrored(backbone, labels, photo="water.png", **options) -> LabelSession:
 
 def test_one_example_teaches_regions_of_other_photos_that_look_like_it(backbone) -> None:
     session = mirrored(backbone, ["fish"])
-    assert seen(session.result("mirrored"), 79, 120) == "nothing"
-    session.correct("one", "mammoth", point=(112, 120))
+    assert seen(session.result("mirrored"), 148, 145) == "nothing"
+    session.correct("one", "mammoth", point=(43, 145))  # the house
     assert session.taught == ["mammoth"]
     found = session.result("mirrored")
-    assert seen(found, 79, 120) == "mammoth"
-    assert seen(found, 24, 90) == "nothing", "the sunflower is not like it"
-    assert 0.5 < found.confidence[120, 79] < 1, "nobody said so there"
+    assert seen(found, 148, 145) == "mammoth"
+    assert seen(found, 36, 80) == "nothing", "the sunflower is not like it"
+    assert 0.5 < found.confidence[145, 148] < 1, "nobody said so there"
     assert session.order()[0][0] == "mirrored", "words did not know it"
     session.undo()
     assert session.taught == []
@@ -132,7 +132,7 @@ def test_a_click_takes_a_region_whatever_its_label(backbone) -> None:
     assert labels[120, 112] == labels[5, 5] == -1
     made = session.correct("water.png", "elephant", point=(112, 120))
     assert np.array_equal(made.mask, units == units[120, 112])
-    assert 0.03 < made.mask.mean() < 0.1
+    assert 0.02 < made.mask.mean() < 0.1
     assert not made.mask[5, 5]
     session.correct("water.png", "tail", mask=boxed((85, 92, 112, 152)))
     parts = np.unique(session.units("water.png")[made.mask])
