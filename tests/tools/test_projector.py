@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 import densevl
 from conftest import close
 from densevl.backbones.projected import projector
-from densevl.backbones.projected.projector import Joined, Projector
+from densevl.backbones.projected.projector import Head, Joined, Projector
 from densevl.errors import DensevlError, RecipeError, WeightsError
 from tools.projector.__main__ import main
+from tools.projector.distil import HeadPlan, Seen, distil
 from tools.projector.pairs import CAPTIONS, Pairs
 from tools.projector.train import SCALE, Plan, alikeness, contrast, train
 
@@ -39,6 +40,66 @@ def test_an_mlp_in_eval_mode_is_linear_layers_counted_norms_and_relu() -> None:
     maps = torch.randn(2, 5, 3, 4)
     close(made.places(maps)[1, :, 2, 1].detach(), made(maps[1, :, 2, 1][None])[0].detach())
     assert torch.equal(Projector([5]).places(maps), maps)
+
+
+def test_a_head_is_attention_and_an_mlp_over_all_places() -> None:
+    made = Head((5, 64, 3), 2).eval()
+    state = {key: value.detach().double().numpy() for key, value in made.state_dict().items()}
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        spread = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return (x - x.mean(-1, keepdims=True)) / spread * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    maps = torch.randn(2, 5, 3, 4)
+    x = linear(maps[1].double().numpy().reshape(5, 12).T, "enter")
+    for block in ("blocks.0", "blocks.1"):
+        seen = norm(x, f"{block}.norm1")
+        weight, bias = state[f"{block}.self_attn.in_proj_weight"], state[f"{block}.self_attn.in_proj_bias"]
+        q, k, v = ((seen @ weight.T + bias)[:, part * 64 : part * 64 + 64] for part in range(3))
+        heads = []
+        for head in range(2):
+            own = slice(head * 32, head * 32 + 32)
+            likeness = np.exp(q[:, own] @ k[:, own].T / np.sqrt(32))
+            heads.append(likeness / likeness.sum(1, keepdims=True) @ v[:, own])
+        x = x + linear(np.concatenate(heads, axis=1), f"{block}.self_attn.out_proj")
+        hidden = torch.from_numpy(linear(norm(x, f"{block}.norm2"), f"{block}.linear1"))
+        x = x + linear((hidden * (1 + torch.erf(hidden / 2**0.5)) / 2).numpy(), f"{block}.linear2")
+    close(made.places(maps)[1].detach().flatten(1).T, linear(norm(x, "norm"), "leave"))
+    close(made(maps[:, :, 0, 0])[0].detach(), made.places(maps[:1, :, :1, :1])[0, :, 0, 0].detach())
+
+
+def test_a_head_is_distilled_onto_a_tower_that_stays_as_it_was(tmp_path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(4):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (96, 96, 3), np.uint8)).save(
+            tmp_path / "pictures" / f"{number}.png"
+        )
+    how = ["--images", str(tmp_path / "pictures"), "--out", str(tmp_path / "head.safetensors")]
+    assert main(["distil", *how, "--steps", "2", "--width", "32", "--blocks", "1"]) == 0
+    model = densevl.load_backbone(f"projected:{tmp_path / 'head.safetensors'}", device="cpu")
+    tower = densevl.load_proxy("mini-sam", device="cpu")
+    pixels = torch.randn(1, 3, 96, 96)
+    features = tower.from_clip(pixels, tower.mean, tower.std)
+    head = projector.read(tmp_path / "head.safetensors").image
+    close(model.encode_dense(pixels).features, head.places(features))
+    close(model.encode_text(["a dog"]), densevl.load_backbone("mini", device="cpu").encode_text(["a dog"]))
+    (tmp_path / "none").mkdir()
+    for wrong in (
+        ["--width", "33"],
+        ["--blocks", "0"],
+        ["--teacher", "proxy:mini-sam"],
+        ["--images", str(tmp_path / "none")],
+    ):
+        assert main(["distil", *how, "--steps", "1", *wrong]) == 2
+
+
+def test_a_head_learns_what_a_few_pictures_show() -> None:
+    seen = Seen(*(torch.randn(4, width, *size) for size in ((3, 3), ()) for width in (6, 5)))
+    losses = distil(seen, HeadPlan(blocks=1, width=32, steps=200, rate=3e-3))[1]
+    assert losses[-1] < 0.3 < 0.8 < losses[0]
 
 
 def test_the_loss_is_the_mean_of_both_cross_entropies() -> None:

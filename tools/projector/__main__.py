@@ -1,4 +1,4 @@
-"""The command: python -m tools.projector scenes | features | train | compare; see docs/projectors.md."""
+"""The command: python -m tools.projector scenes | features | train | compare | distil; see docs/projectors.md."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from densevl import devices
 from densevl.backbones import load_backbone
 from densevl.backbones.projected.projector import write as content_of
-from densevl.backbones.projected.towers import MINILM, Words, load_vision, stamp
+from densevl.backbones.projected.towers import MINILM, ClipVision, Words, load_vision, stamp
 from densevl.errors import DensevlError
 from densevl.files import atomic_write
 from tools.projector import pairs
+from tools.projector.distil import HeadPlan, distil, joined, look
 from tools.projector.train import Plan, alikeness, train
 
 HELP = {
@@ -32,6 +33,7 @@ HELP = {
     "rate": "highest learning rate",
     "decay": "of weights",
     "seed": "everything random follows from it",
+    "blocks": "of the head",
 }
 
 
@@ -55,20 +57,27 @@ def _parser() -> argparse.ArgumentParser:
     trains = commands.add_parser("train", help="train projectors on stored pairs")
     trains.add_argument("--pairs", type=Path, required=True)
     trains.add_argument("--out", type=Path, required=True, help="the file that projected:FILE reads")
-    for field in fields(Plan):
-        option, default = f"--{field.name.replace('_', '-')}", field.default
-        trains.add_argument(
-            option, type=type(default), default=default, help=f"{HELP[field.name]} (default %(default)s)"
-        )
+    heads = commands.add_parser("distil", help="train a head on a frozen tower to give a CLIP's patches (SAM-CLIP)")
+    heads.add_argument("--images", type=Path, required=True, help="a folder")
+    heads.add_argument("--student", default="proxy:mini-sam", help="the frozen tower (default %(default)s)")
+    heads.add_argument("--teacher", default="mini", help="a CLIP (default %(default)s)")
+    heads.add_argument("--out", type=Path, required=True, help="the file that projected:FILE reads")
+    for parser_, plan in ((trains, Plan), (heads, HeadPlan)):
+        for field in fields(plan):
+            option, default = f"--{field.name.replace('_', '-')}", field.default
+            parser_.add_argument(
+                option, type=type(default), default=default, help=f"{HELP[field.name]} (default %(default)s)"
+            )
 
     rated = commands.add_parser(
         "compare", help="linear CKA of the two towers in each file of pairs; higher joins better"
     )
     rated.add_argument("--pairs", type=Path, nargs="+", required=True)
 
-    for command in (kept, trains):
+    for command in (kept, trains, heads):
         command.add_argument("--threads", type=int, default=1)
-    kept.add_argument("--device", help="cpu or cuda; chosen if left out")
+    for command in (kept, heads):
+        command.add_argument("--device", help="cpu or cuda; chosen if left out")
     return parser
 
 
@@ -88,6 +97,18 @@ def _train(given: argparse.Namespace) -> None:
     print(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {plan.steps} steps; use it as projected:{given.out}")
 
 
+def _distil(given: argparse.Namespace) -> None:
+    load = partial(load_backbone, device=devices.choose(given.device))
+    student, teacher = load_vision(given.student, load, given.device), load_vision(given.teacher, load)
+    if not isinstance(teacher, ClipVision):
+        raise DensevlError(f"'{given.teacher}' has no words; the teacher is a CLIP such as mini")
+    plan = HeadPlan(**{field.name: getattr(given, field.name) for field in fields(HeadPlan)})
+    head, losses = distil(look(given.images, student, teacher), plan)
+    names, words = (given.student, given.teacher), Words(given.teacher, load)
+    atomic_write(given.out, content_of(joined(head, names, student, teacher, words)))
+    print(f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {plan.steps} steps; use it as projected:{given.out}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
     given = _parser().parse_args(arguments)
@@ -100,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _features(given)
         elif given.command == "train":
             _train(given)
+        elif given.command == "distil":
+            _distil(given)
         else:
             for path in given.pairs:
                 own = pairs.read(path)

@@ -1,6 +1,7 @@
 """`Projector`: the identity, or a small MLP, from a tower's vectors to the joint space; and two of them in a file.
 
 ShareLock (Ruthardt et al., 2024) trains an MLP on the language side alone, Maniparambil et al. (CVPR 2025) on both.
+`Head` looks at all places of a picture, as the head that SAM-CLIP (Wang et al., CVPR Workshops 2024) puts on SAM does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from densevl.weights import State, below, load_strictly, read_checkpoint
 HEADER = "projected"
 SIDES = ("image", "text")
 DROPOUT = 0.2
+HEAD = 32
+"""Width of an attention head of `Head`."""
 KIND = Kind("projectors", WeightsError, "train them anew with python -m tools.projector train")
 
 
@@ -46,10 +49,43 @@ class Projector(nn.Sequential):
         )
 
 
+class Head(nn.Module):
+    """Linear, transformer blocks over all places of a picture, norm, linear: `widths` are (D, hidden, E)."""
+
+    def __init__(self, widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        tower, width, joint = widths
+        self.enter = nn.Linear(tower, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, max(1, width // HEAD), 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(blocks)
+        )
+        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, joint)
+        self.widths = tuple(widths)
+
+    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """Vectors of whole pictures, (B, D) to (B, E): one place each."""
+        return self._tokens(x_BD[:, None])[:, 0]
+
+    def places(self, features_BDhw: torch.Tensor) -> torch.Tensor:
+        """Every place of a map, seen together: (B, D, h, w) to (B, E, h, w)."""
+        tokens_BNE = self._tokens(features_BDhw.flatten(2).mT)
+        return tokens_BNE.mT.unflatten(2, features_BDhw.shape[2:])
+
+    def _tokens(self, x_BND: torch.Tensor) -> torch.Tensor:
+        x_BNW = self.enter(x_BND)
+        for block in self.blocks:
+            x_BNW = block(x_BNW)
+        tokens: torch.Tensor = self.leave(self.norm(x_BNW))
+        return tokens
+
+
 class Joined(NamedTuple):
     """Two projectors and what they are for: names of the towers, their hash (`towers.stamp`), the trained scale."""
 
-    image: Projector
+    image: Projector | Head
     text: Projector
     vision: str
     words: str
@@ -92,14 +128,27 @@ def read(path: Path) -> Joined:
         )
         if image.widths[-1] != text.widths[-1]:
             raise ValueError(f"it projects to {image.widths[-1]} and to {text.widths[-1]} numbers")
+        if not isinstance(text, Projector):
+            raise ValueError("its text side has a head over places")
         return Joined(image, text, str(told["vision"]), str(told["words"]), str(told["stamp"]), float(told["scale"]))
 
 
-def _built(widths: Sequence[int], state: State, path: Path) -> Projector:
+def _built(widths: Sequence[int], state: State, path: Path) -> Projector | Head:
+    if "enter.weight" in state:
+        return _head(widths, state, path)
     linear = [state[key] for key in sorted(state, key=lambda key: int(key.split(".")[0])) if state[key].ndim == 2]
     held = [linear[0].shape[1], *map(len, linear)] if linear else widths[:1]
     if list(widths) != held:
         raise ValueError(f"its layers are {held} wide, and its header says {widths}")
     made = Projector(widths)
+    load_strictly(made, state, path, "projectors", "train them anew")
+    return made.eval().requires_grad_(False)
+
+
+def _head(widths: Sequence[int], state: State, path: Path) -> Head:
+    held = [state["enter.weight"].shape[1], *(len(state[f"{layer}.weight"]) for layer in ("enter", "leave"))]
+    if list(widths) != held or held[1] % max(1, held[1] // HEAD):
+        raise ValueError(f"its head is {held} wide, and its header says {widths}")
+    made = Head(held, len({key.split(".")[1] for key in state if key.startswith("blocks.")}))
     load_strictly(made, state, path, "projectors", "train them anew")
     return made.eval().requires_grad_(False)

@@ -1,0 +1,101 @@
+"""A head on a frozen tower that gives what a CLIP's patches are: SAM-CLIP's form (Wang et al., CVPR Workshops 2024).
+
+The tower stays as it is, so what else reads it, such as SAM's masks, gives the same bits. Only the head is trained, by
+the cosine to the teacher's patches and to its vector of the whole picture; words are the teacher's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from densevl.backbones.projected.projector import HEAD, Head, Joined, Projector
+from densevl.backbones.projected.towers import ClipVision, Vision, Words, stamp
+from densevl.errors import DensevlError
+from densevl.images import list_images, read_image
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """How a head is trained.
+
+    Attributes:
+        blocks: of the head. width: inside it. steps. batch: pictures a step.
+        rate: learning rate of Adam, falling as a cosine. seed: everything random follows from it.
+    """
+
+    blocks: int = 2
+    width: int = 128
+    steps: int = 300
+    batch: int = 32
+    rate: float = 1e-3
+    seed: int = 0
+
+
+class Seen(NamedTuple):
+    """Pictures as both see them: maps (M, D, h, w) and (M, E, h, w), vectors (M, D) and (M, E)."""
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    student_whole: torch.Tensor
+    teacher_whole: torch.Tensor
+
+
+def look(folder: Path, student: Vision, teacher: ClipVision) -> Seen:
+    """What both make of the pictures of a folder, each at the size that it takes whole images in.
+
+    Raises:
+        DensevlError: no pictures.
+    """
+    rows: list[tuple[torch.Tensor, ...]] = []
+    for path in list_images(folder):
+        picture = Image.fromarray(read_image(path))
+        own, given = student.preprocess(picture)[None], teacher.preprocess(picture)[None]
+        mine = student.dense(own).features.float()
+        theirs = teacher.dense(given, recipe=teacher.backbone.default_recipe).features.float()
+        size = (mine.shape[2], mine.shape[3])
+        rows.append((mine, F.interpolate(theirs, size, mode="bilinear"), student.whole(own), teacher.whole(given)))
+    if not rows:
+        raise DensevlError(f"there are no pictures in '{folder}' to learn from")
+    return Seen(*(torch.cat(part).float().cpu() for part in zip(*rows, strict=True)))
+
+
+def away(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """1 - cosine over the second axis, on average."""
+    return 1 - F.cosine_similarity(x, y, dim=1).mean()
+
+
+def distil(seen: Seen, plan: HeadPlan) -> tuple[Head, list[float]]:
+    """Train a head on what was seen; returns it in eval mode, and the losses.
+
+    Raises:
+        DensevlError: a plan that cannot be.
+    """
+    if min(plan.blocks, plan.steps, plan.batch) < 1 or plan.width < HEAD or plan.width % HEAD or not plan.rate > 0:
+        raise DensevlError(f"blocks, steps, batch and rate are above 0, and the width is a multiple of {HEAD}")
+    torch.manual_seed(plan.seed)
+    head = Head((seen.student.shape[1], plan.width, seen.teacher.shape[1]), plan.blocks).train()
+    optimiser = torch.optim.Adam(head.parameters(), lr=plan.rate)
+    losses = []
+    for step in range(plan.steps):
+        optimiser.param_groups[0]["lr"] = plan.rate * (0.5 + 0.5 * math.cos(math.pi * step / plan.steps))
+        rows = torch.randperm(len(seen.student))[: plan.batch]
+        loss = away(head.places(seen.student[rows]), seen.teacher[rows])
+        loss = loss + 0.1 * away(head(seen.student_whole[rows]), seen.teacher_whole[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return head.eval().requires_grad_(False), losses
+
+
+def joined(head: Head, names: tuple[str, str], student: Vision, teacher: ClipVision, words: Words) -> Joined:
+    """The head beside the teacher's own words, ready for `projector.write`; `names` are of student and teacher."""
+    same = Projector([head.widths[-1]]).eval()
+    return Joined(head, same, *names, stamp(student, words), float(teacher.backbone.logit_scale))
