@@ -32,7 +32,8 @@ from densevl.fewshot.words import as_text, class_rows
 from densevl.pipelines.fewshot.classifier import OWN
 from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
 from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.segmentation.segmenter import Evidence, Segmenter
+from densevl.pipelines.segmentation.evidence import Evidence
+from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.results import UNLABELLED
 from densevl.vocabulary import Background, LabelSet

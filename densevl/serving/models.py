@@ -26,7 +26,8 @@ from densevl.pipelines.fewshot.session import LabelSession
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.segmentation import refinement
-from densevl.pipelines.segmentation.segmenter import Prepared, Segmenter
+from densevl.pipelines.segmentation.evidence import Prepared
+from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.segmentation.segments import MINI
 from densevl.proposals import NAMES, Proposer, load_proposer
 from densevl.recipes import get

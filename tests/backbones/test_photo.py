@@ -202,7 +202,7 @@ def test_plurals_and_owners_are_read(said, meant) -> None:
 def test_words_that_mean_the_same_are_told(photo) -> None:
     assert photo.alike(["man", "dog", "child", "sky", "grass"]) == [["man", "child"]]
     segment = Segmenter(photo, protocol={"short_side": 64})
-    told = segment.warnings(LabelSet.parse("man, child, sofa | couch"), segment.policy())
+    told = segment.words.warnings(LabelSet.parse("man, child, sofa | couch"), segment.policy())
     said = "model 'photo' cannot tell 'man', 'child' apart: it calls all of them 'man'"
     assert [text for text in told if "cannot tell" in text] == [said], "synonyms of one class are no rivals"
 

@@ -157,7 +157,7 @@ def test_words_for_the_model_of_a_bank_are_encoded_once(builder, photos, mini, m
     other = TextClassifier(mini, use_cache=False)
     encode = other.encode
     monkeypatch.setattr(other, "encode", lambda *asked: calls.append(asked) or encode(*asked))
-    monkeypatch.setattr(segment, "_bank_texts", [other])
+    monkeypatch.setattr(segment.words, "of_banks", (other,))
     for _ in range(3):
         segment(SCENES / "wood.png", LABELS)
     assert len(calls) == 1

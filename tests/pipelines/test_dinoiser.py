@@ -40,7 +40,7 @@ def segmenter(file, **more) -> Segmenter:
 
 
 def test_what_is_neither_sure_nor_an_object_is_background_after_resizing(file, monkeypatch) -> None:
-    monkeypatch.setattr("densevl.pipelines.segmentation.segmenter.SURE", 0.773)  # of random words none has 0.99
+    monkeypatch.setattr("densevl.pipelines.segmentation.foreground.SURE", 0.773)  # of random words none has 0.99
     segment = segmenter(file, background="foreground")
     found = segment(PHOTO, LABELS)
     pixels = segment.backbone.normalize(PHOTO)[None]

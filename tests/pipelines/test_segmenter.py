@@ -191,7 +191,7 @@ def test_the_image_feature_is_the_models_own(segment) -> None:
     got = varied(PHOTOS / "cat.jpg", NESTED)
     pixels = segment.backbone.preprocess(Image.open(PHOTOS / "cat.jpg").convert("RGB"))[None]
     image = segment.backbone.encode_image(pixels)[0]
-    rows = varied._classifier.encode(LabelSet.parse(["animal", "sky"])).vectors
+    rows = varied.words.classifier.encode(LabelSet.parse(["animal", "sky"])).vectors
     prior = torch.log_softmax(segment.backbone.logit_scale * rows @ (image / image.norm()), 0) / 40
     close(got.scores - plain.scores, prior[:, None, None].expand(got.scores.shape))
 

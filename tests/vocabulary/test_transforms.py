@@ -91,7 +91,7 @@ def test_one_that_reads_the_photo_has_its_features(tiny) -> None:
     segment = Segmenter(tiny, text=text, **whole)
     evidence = segment(CAT, "cat,dog")
     rows = Segmenter(tiny, **whole).embed_text(LabelSet.parse("cat,dog"), Background()).vectors
-    image = segment.text_for(evidence.image, LabelSet.parse("cat,dog"), Background()).vectors
+    image = segment.words.for_photo(evidence.image, LabelSet.parse("cat,dog"), Background()).vectors
     torch.testing.assert_close(image[0] - rows[0], image[1] - rows[1], atol=1e-5, rtol=1e-5)
     assert float((image - rows).norm()) > 0
     assert RegionClassifier(tiny, proposals=None, text=text, **whole)(CAT, "cat,dog", boxes=BOX).found

@@ -37,7 +37,8 @@ from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_on
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation import refinement
-from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.pipelines.segmentation.evidence import Evidence
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import checked
 from densevl.proposals.checks import box_edges, image_boxes
 from densevl.recipes import Recipe
@@ -603,7 +604,7 @@ class FewShot:
             return ()
         taught = self._taught() if self.labels is not None else ()
         policy = Background() if self.level == "image" else self.segmenter.background
-        found = self.segmenter.warnings(labels, policy, taught=taught)
+        found = self.segmenter.words.warnings(labels, policy, taught=taught)
         shown = [isinstance(query, Prompt) and query.shown for query in labels.queries]
         return (*found, MIXED) if self.labels is None and any(shown) and not all(shown) else found
 

@@ -253,4 +253,5 @@ class BlockResult:
         meta = segment.meta(raster.path, self.background)
         middle = raster.middle(LOOKED_AT)
         self.meta = {**meta, "raster": raster.facts()}
-        self.warnings = tuple(dict.fromkeys((*segment.warnings(self.labels, self.background, middle), *raster.notes)))
+        said = segment.words.warnings(self.labels, self.background, middle)
+        self.warnings = tuple(dict.fromkeys((*said, *raster.notes)))

@@ -33,6 +33,7 @@ from densevl.pipelines.regions.discovery import (
 )
 from densevl.pipelines.regions.prompting import prompted
 from densevl.pipelines.regions.scores import RegionScorer, default_operators
+from densevl.pipelines.segmentation.presence import without_absent
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import DISCOVERY, NAME_FIRST, POOL_FIRST, check, checked
 from densevl.proposals import ProposalError, Proposals, Proposer, given, load_proposer
@@ -277,10 +278,10 @@ class RegionClassifier:
             LabelError: unusable labels or background.
         """
         label_set, policy = LabelSet.parse(labels), self.policy(background)
-        text = self._segment.text_for(found.image, label_set, policy)
+        text = self._segment.words.for_photo(found.image, label_set, policy)
         judged = self.scorer.judge(found, text)
         flat = remarks.of_scores(judged) if text.bias is None else ()
-        logp, absent = self._segment.without_absent(judged, text.classes, label_set)
+        logp, absent = without_absent(judged, text.classes, label_set, self._segment.presence)
         classes = text.classes
         decoder: dict[str, Any] = {}
         unmet: tuple[str, ...] = ()
@@ -350,7 +351,7 @@ class RegionClassifier:
             raise OptionError(f"merge compares vectors of regions, which order '{NAME_FIRST}' does not make")
         found = self.embed(image, **regions)
         listed, unread = readable(nouns() if words is None else LabelSet.parse(words), self.backbone.reach)
-        text = self._segment.text_for(found.image, listed, Background())
+        text = self._segment.words.for_photo(found.image, listed, Background())
         if merge is not None and len(found) > 1:
             found = self._joined(found, text, merge)
         p_RC = class_probs(self.scorer.judge(found, text), text.classes, len(listed))
@@ -505,7 +506,7 @@ class RegionClassifier:
         Raises:
             OptionError: text options that read the features of each photo.
         """
-        self._segment.require_words_alone()
+        self._segment.words.require_alone()
         return self._segment.embed_text(labels, policy)
 
     def facts(self) -> dict[str, Any]:
@@ -542,7 +543,7 @@ class RegionClassifier:
         self, labels: Labels, background: BackgroundSpec = "auto", rgb: np.ndarray | None = None
     ) -> tuple[str, ...]:
         """What the user should know about these words, and about a uint8 RGB photo, a sentence each."""
-        return self._segment.warnings(LabelSet.parse(labels), self.policy(background), rgb)
+        return self._segment.words.warnings(LabelSet.parse(labels), self.policy(background), rgb)
 
     def _meta(self, found: RegionEmbeddings, policy: Background) -> dict[str, Any]:
         return {

@@ -21,7 +21,8 @@ from densevl.errors import OptionError
 from densevl.images import read_image
 from densevl.inference.views import regrid
 from densevl.pipelines.many import OnError, batch_size, hearing, many
-from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.pipelines.segmentation.evidence import Evidence
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.segmentation.segments import Segments
 from densevl.results import SegmentationResult
 from densevl.vocabulary import Background, LabelSet
@@ -126,7 +127,7 @@ class Ensemble:
             {"model": segmenter.backbone.name, "recipe": repr(segmenter.recipe), "weight": weight}
             for segmenter, weight in self.members
         ]
-        of_members = (text for segmenter, _ in self.members for text in segmenter.warnings(labels, policy, rgb))
+        of_members = (text for segmenter, _ in self.members for text in segmenter.words.warnings(labels, policy, rgb))
         warned = dict.fromkeys((*result.warnings, *of_members))
         return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
 

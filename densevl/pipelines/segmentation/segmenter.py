@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
 from densevl.backbones.proxies import DinoiserHeads
-from densevl.backbones.reach import listed as quoted
 from densevl.errors import LabelError, OptionError, RecipeError
 from densevl.images import read_image
 from densevl.images.depth import used_bits
 from densevl.inference import WindowGrid, class_scores, decode, window_scores
-from densevl.inference.decoding import AS_IT_IS, LabelMap, Refine, chances, present
+from densevl.inference.decoding import AS_IT_IS, Refine, chances
 from densevl.inference.kinds import levelled
 from densevl.inference.sliding import token_scores
 from densevl.inference.views import Views, view_scores
@@ -35,8 +33,12 @@ from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
 from densevl.pipelines.segmentation.boxes import ClassBoxes
+from densevl.pipelines.segmentation.evidence import Evidence, Prepared
+from densevl.pipelines.segmentation.foreground import objects
+from densevl.pipelines.segmentation.presence import taking_part
 from densevl.pipelines.segmentation.segments import Proposer, Segments, proposer
 from densevl.pipelines.segmentation.upsampling import Heard, upsampling
+from densevl.pipelines.segmentation.words import Words
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
 from densevl.refine import segment_by_affinity
@@ -46,70 +48,14 @@ from densevl.regions.naming import against
 from densevl.regions.operators.dense import has_features, token_means
 from densevl.results import SegmentationResult
 from densevl.vocabulary import NOTHING, Background, LabelSet, TextOptions
-from densevl.vocabulary.parsing import short
 from densevl.vocabulary.prompts import Prompt
-from densevl.vocabulary.templates import prompted
 from densevl.vocabulary.text_classifier import TextClassifier, TextEmbeddings
 from densevl.weights import require_finite
 
 Labels = LabelSet | str | Path | Sequence[Any] | Mapping[str, Any]
 BackgroundSpec = str | float | Sequence[str] | Background | None
 
-KEPT_VOCABULARIES = 16
-SURE, SURE_SCALE = 0.99, 100.0  # of CLIP-DINOiser, of which nothing is background
 REPORTED = ("torch", "open_clip_torch", "timm")
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a model says of a photo before anything is decided.
-
-    Attributes:
-        scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings they are for.
-        seen: (H, W) bool, the pixels that the scores are of; None for all. A recipe that pools over masks says nothing
-            of the rest, and its scores there are 0.
-    """
-
-    scores: torch.Tensor
-    windows: WindowGrid
-    text: TextEmbeddings
-    seen: torch.Tensor | None = None
-
-    @property
-    def flat(self) -> bool:
-        """Whether several strings score alike at every token, so that none of them wins anywhere."""
-        return self.text.bias is None and remarks.is_flat(self.scores)
-
-    def plus(self, prior_CYX: torch.Tensor) -> Evidence:
-        """With more evidence of each class, in the unit of the scores."""
-        prior_CYX = prior_CYX.to(self.scores.device)
-        nothing = torch.zeros_like(prior_CYX[:1])
-        added_TYX = torch.cat([prior_CYX, nothing])[self.text.classes]  # NOTHING is -1, the last
-        return replace(self, scores=self.scores + added_TYX.permute(1, 2, 0))
-
-    def within(self, where_HW: torch.Tensor) -> Evidence:
-        """The same, but of some pixels alone, bool (H, W)."""
-        return replace(self, seen=where_HW if self.seen is None else self.seen & where_HW.to(self.seen.device))
-
-    def limited(self, decided: LabelMap) -> LabelMap:
-        """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
-        if self.seen is None:
-            return decided
-        unseen = ~self.seen.to(decided.labels.device)
-        return LabelMap(decided.labels.masked_fill(unseen, NOTHING), decided.confidence.masked_fill(unseen, 0))
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A photo ready for the tower.
-
-    Attributes:
-        rgb: uint8 (H, W, 3). windows: where they lie. parts: (n, 3, h, w) float32, the windows in order, normalised.
-    """
-
-    rgb: np.ndarray
-    windows: WindowGrid
-    parts: torch.Tensor
 
 
 class Segmenter:
@@ -223,16 +169,20 @@ class Segmenter:
         averaged = self.views is not None or bank is not None
         self.upsampling = upsampling(self.refine, upsampler, self.backbone, self.recipe, averaged=averaged)
         self._proposals, self._proposer = fitted.identity(proposals), proposer(proposals)
-        self._classifier = TextClassifier(self.backbone, templates, text, use_cache=use_cache, look=self._pooled)
+        own = TextClassifier(self.backbone, templates, text, use_cache=use_cache, look=self._pooled)
         self.banks: Banks | None = None
         if bank is not None:
             self.banks = Banks(bank, bank_share, neighbours, self.backbone, self.recipe, self.proxy)
-            other = None if text is None else text.words_alone  # banks may be of other models
-            self._bank_texts = [
-                self._classifier if one is self.backbone else TextClassifier(one, templates, other, use_cache=use_cache)
-                for one in self.banks.backbones
-            ]
-        self._vocabularies: dict[tuple[TextClassifier, LabelSet, Background], TextEmbeddings] = {}
+        other = None if text is None else text.words_alone  # banks may be of other models
+        self.words = Words(
+            self.backbone,
+            own,
+            self._whole,
+            [
+                own if one is self.backbone else TextClassifier(one, templates, other, use_cache=use_cache)
+                for one in (self.banks.backbones if self.banks is not None else ())
+            ],
+        )
 
     @hearing
     def __call__(
@@ -324,7 +274,7 @@ class Segmenter:
 
     def facts(self) -> dict[str, Any]:
         """All that decides a result besides the photo, its segments and the labels, as resolved; ready for JSON."""
-        text = self._classifier
+        text = self.words.classifier
         return {
             "densevl": __version__,
             "model": self.backbone.name,
@@ -388,14 +338,15 @@ class Segmenter:
 
     def look(self, rgb: np.ndarray, labels: LabelSet, policy: Background, segments: Segments | None) -> Evidence:
         """Score a uint8 RGB photo by the model and its recipe, at every view; nothing is decided yet."""
-        text, heard = self.text_for(rgb, labels, policy), Heard()
+        text, heard = self.words.for_photo(rgb, labels, policy), Heard()
         foreground_T = text.classes != NOTHING
         tell = heard if self.upsampling is not None else None
         scores, windows = self.project(rgb, text.vectors, segments, foreground_T, text.prompts, tell)
         if self.banks is not None and segments is not None:
+            words = self.words
             texts = [
-                text.vectors if one is self._classifier else self._embedded(one, labels, policy).vectors
-                for one in self._bank_texts
+                text.vectors if one is words.classifier else words.embedded(one, labels, policy).vectors
+                for one in words.of_banks
             ]
             scores = self.banks.mix(scores, windows, rgb, segments, texts)
         if self.upsampling is not None:
@@ -471,7 +422,7 @@ class Segmenter:
     ) -> SegmentationResult:
         """A result from kept features."""
         label_set, policy, started = LabelSet.parse(labels), self.policy(background), time.perf_counter()
-        text = self.text_for(rgb, label_set, policy)
+        text = self.words.for_photo(rgb, label_set, policy)
         scores = levelled(against(tokens.float(), text)[None], text)
         evidence = self._evidence(scores, grid, text, rgb, policy, segments)
         result = self.decide(evidence, rgb, label_set, policy, segments, image=image, started=started)
@@ -487,7 +438,7 @@ class Segmenter:
         recipe = self.recipe
         alone = recipe is None or not (recipe.reads or recipe.stitch or recipe.spread)
         own = (self.views, self.banks, self.upsampling)
-        return alone and own == (None, None, None) and not self._classifier.options.needs_image
+        return alone and own == (None, None, None) and not self.words.classifier.options.needs_image
 
     def prepare(self, image: Any) -> Prepared:
         """Read a photo and cut it into windows; nothing of the model runs.
@@ -547,7 +498,7 @@ class Segmenter:
         Args:
             dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
         """
-        text = self.text_for(prepared.rgb, labels, policy)
+        text = self.words.for_photo(prepared.rgb, labels, policy)
         scores = self.score(dense, text)
         windows = prepared.windows.with_tokens(*scores.shape[1:3])
         return Evidence(levelled(windows.assemble(scores, 1), text), windows, text)
@@ -577,7 +528,7 @@ class Segmenter:
         require_finite(scores, f"scores of model '{self.backbone.name}'")
         flat = remarks.of_scores(scores) if evidence.flat else ()
         plan = evidence.windows.plan(rgb.shape[0], rgb.shape[1])
-        part, absent = self._present(scores, text, labels)
+        part, absent = taking_part(scores, text, labels, self.presence, self.backbone.logit_scale)
         # If every string is dropped there is nothing to hand pixels to: all stay, and stand for nothing.
         classes = text.classes[part] if part.any() else torch.full_like(text.classes, NOTHING)
         scale = self.protocol.logit_scale
@@ -586,9 +537,9 @@ class Segmenter:
             scores = scores + text.bias / scale
         refine = self._refiner(rgb, segments)
         gone: tuple[str, ...] = ()
-        taking_part = scores[..., part] if len(classes) < len(part) else scores
+        left = scores[..., part] if len(classes) < len(part) else scores
         decided = decode(
-            taking_part,
+            left,
             plan,
             classes,
             scale=scale,
@@ -610,7 +561,7 @@ class Segmenter:
             image=rgb,
             meta={**self.meta(image, policy, absent, segments, time.perf_counter() - started), **text.places(policy)},
             warnings=(
-                *self.warnings(labels, policy, rgb, taught),
+                *self.words.warnings(labels, policy, rgb, taught),
                 *flat,
                 *gone,
                 *empty,
@@ -621,7 +572,7 @@ class Segmenter:
             ),
             chances_fn=partial(
                 self._chances,
-                replace(evidence, scores=taking_part),
+                replace(evidence, scores=left),
                 plan,
                 classes,
                 len(labels),
@@ -697,30 +648,13 @@ class Segmenter:
         """Scores, and of which pixels they are."""
         seen = segments.ids > 0 if self._pools and segments is not None else None
         found = Evidence(scores, windows, text, seen)
-        return found.within(self._objects(rgb, scores, windows, text.classes)) if policy.foreground else found
-
-    def _objects(
-        self, rgb: np.ndarray, scores: torch.Tensor, windows: WindowGrid, classes: torch.Tensor
-    ) -> torch.Tensor:
-        """Where CLIP-DINOiser sees an object or is sure of a string: bool (H, W); see `Background.foreground`.
-
-        Background has the probability 1 at patches where neither is so, and competes with the classes after resizing.
-        """
+        if not policy.foreground:
+            return found
         pixels, laid = feed(rgb, self.backbone, self.protocol)
         heads: Any = self.proxy
         parts = [heads.foreground(self.backbone.tower, part) for part in laid.batches(pixels, 1)]  # type: ignore[attr-defined]
         front = laid.with_tokens(*parts[0].shape[1:]).assemble(torch.cat(parts)[..., None], 1)
-        if front.shape[:3] != scores.shape[:3]:
-            raise RecipeError(
-                "background 'foreground' is for recipe 'dinoiser', whose scores are on CLIP's own patches"
-            )
-        p = (SURE_SCALE * scores).softmax(dim=-1)
-        nowhere = (p.amax(dim=-1, keepdim=True) < SURE) & (front <= 0.5).to(p.device)
-        count = int(classes.max()) + 1
-        plan = windows.plan(rgb.shape[0], rgb.shape[1])
-        columns, owners = torch.cat([p, nowhere.to(p)], dim=-1), torch.cat([classes, classes.new_tensor([count])])
-        volume = class_scores(columns, plan, owners, count + 1)[0]
-        return volume[:-1].amax(dim=0) > volume[-1]
+        return found.within(objects(front, scores, windows, text.classes, (rgb.shape[0], rgb.shape[1])))
 
     def _refiner(self, rgb: np.ndarray, segments: Segments | None) -> Refine | None:
         if not self.refine:
@@ -751,31 +685,6 @@ class Segmenter:
         asked = bool(policy.words or policy.scenes) or policy.threshold > 0
         return replace(policy, unknown=policy.unknown or (asked and default.unknown))
 
-    def text_for(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """The embeddings that suit one uint8 RGB photo: those of the vocabulary, but where text options read it."""
-        options = self._classifier.options
-        if not (options.needs_image or policy.scenes):
-            return self.embed_text(labels, policy)
-        pixels = self.backbone.preprocess(Image.fromarray(rgb))[None].to(self.backbone.device)
-        image_D = self.backbone.encode_image(pixels)[0].float()
-        text = self.embed_text(labels, self._with_places(policy, labels, image_D))
-        if not options.needs_image:
-            return text
-        return self._classifier.for_image(text, image_D, self._whole(rgb) if options.needs_features else None)
-
-    def _with_places(self, policy: Background, labels: LabelSet, image_D: torch.Tensor) -> Background:
-        """A policy with the places that an image chooses among its words."""
-        if not policy.scenes:
-            return policy
-        if self.backbone.default_recipe is None:
-            raise OptionError(
-                f"model '{self.backbone.name}' compares no whole image with words, which background 'scenes' needs"
-            )
-        free = policy.free_places([*labels.words, *labels.negatives, *labels.names])
-        rows = self.embed_text(LabelSet(free, tuple((place,) for place in free)), Background()).vectors
-        best = (rows @ image_D).topk(min(policy.scenes, len(free))).indices
-        return replace(policy, words=(*policy.words, *(free[at] for at in best.tolist())), scenes=0)
-
     @torch.no_grad()
     def _whole(self, rgb: np.ndarray) -> torch.Tensor:
         """Dense features (D, h, w) of a photo in one window, not normalised."""
@@ -800,94 +709,11 @@ class Segmenter:
     @property
     def templates(self) -> tuple[str, ...]:
         """The prompt templates that are filled."""
-        return self._classifier.templates
-
-    def require_words_alone(self) -> None:
-        """Refuse text options that read each photo, for what compares words with many at once.
-
-        Raises:
-            OptionError: there are some.
-        """
-        if not self._classifier.options.one_row:
-            raise OptionError(
-                "these text options read each photo, and here words are compared with many; leave them out"
-            )
+        return self.words.classifier.templates
 
     def embed_text(self, labels: LabelSet, policy: Background) -> TextEmbeddings:
         """Labels and background words as unit vectors; the last few vocabularies are kept."""
-        return self._embedded(self._classifier, labels, policy)
-
-    def _embedded(self, classifier: TextClassifier, labels: LabelSet, policy: Background) -> TextEmbeddings:
-        """What a classifier makes of a vocabulary, kept for the photos to come."""
-        key = (classifier, labels, policy)
-        if key not in self._vocabularies:
-            if len(self._vocabularies) >= KEPT_VOCABULARIES:
-                self._vocabularies.pop(next(iter(self._vocabularies)))
-            self._vocabularies[key] = classifier.encode(labels, policy)
-        return self._vocabularies[key]
-
-    def _present(
-        self, scores: torch.Tensor, text: TextEmbeddings, labels: LabelSet
-    ) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Which queries (T,) take part, and the names of the classes that do not."""
-        kept = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
-        if self.presence is None:
-            return kept, ()
-        scale = self.backbone.logit_scale
-        found = present(scores, text.classes, len(labels), scale=scale, threshold=self.presence)[0]
-        kept = (text.classes == NOTHING) | found[text.classes.clamp(min=0)]
-        return kept, tuple(name for name, here in zip(labels.names, found.tolist(), strict=True) if not here)
-
-    def without_absent(
-        self, logp: torch.Tensor, classes: torch.Tensor, labels: LabelSet
-    ) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """Log probabilities (R, T) of regions without the classes that reach `presence` in none, and their names."""
-        if self.presence is None or not len(logp):
-            return logp, ()
-        best = torch.zeros(len(labels), device=logp.device)
-        owned = classes != NOTHING
-        best.scatter_reduce_(0, classes[owned], logp[:, owned].exp().amax(dim=0), "amax")
-        kept = ~owned | (best >= self.presence)[classes.clamp(min=0)]
-        absent = tuple(name for name, p in zip(labels.names, best.tolist(), strict=True) if p < self.presence)
-        return logp.masked_fill(~kept, -torch.inf).log_softmax(dim=1).nan_to_num(nan=-torch.inf), absent
-
-    def warnings(
-        self, labels: LabelSet, policy: Background, rgb: np.ndarray | None = None, taught: Collection[str] = ()
-    ) -> tuple[str, ...]:
-        """What the user should know about these words and a uint8 RGB photo, a sentence each.
-
-        First what was guessed while the words were read, then what the model does not know or knows weakly.
-        """
-        named = zip(labels.names, labels.synonyms, strict=True)
-        words = [word for name, own in named if name not in taught for word in own if not isinstance(word, Prompt)]
-        asked = [*words, *labels.negatives, *policy.words]
-        found = [*labels.warnings, *self.backbone.doubts(asked)]
-        owner = {word: name for name, own in zip(labels.names, labels.synonyms, strict=True) for word in own}
-        for group in self.backbone.alike(list(dict.fromkeys(words))):
-            if len(classes := list(dict.fromkeys(owner[word] for word in group))) > 1:
-                found.append(
-                    f"model '{self.backbone.name}' cannot tell {quoted(classes)} apart: it calls all of them "
-                    f"'{short(classes[0])}'"
-                )
-        if told := prompted(words, self.templates):
-            found.append(told)
-        if len(labels.queries) + len(labels.negatives) + len(policy.words) + policy.scenes == 1 and not (
-            policy.unknown or policy.rest
-        ):
-            found.append(
-                f"'{short(labels.names[0])}' is the only word, so everything is called that; name what else there may "
-                "be, as labels or as background"
-            )
-        if doubled := policy.given & {query.casefold() for query in labels.words}:
-            found.append(
-                f"{quoted(sorted(map(short, doubled)))} {'is' if len(doubled) == 1 else 'are'} both label and "
-                "background: the label counts, and the background is without it"
-            )
-        bare = self._classifier.undescribed(labels)
-        if bare:
-            listed = ", ".join(short(name) for name in bare[:5]) + ", ..." * (len(bare) > 5)
-            found.append(f"no descriptors for {listed}: embedded by the templates alone")
-        return (*found, *(remarks.of_picture(self.backbone, rgb) if rgb is not None else ()))
+        return self.words.embed(labels, policy)
 
     def meta(
         self,
@@ -908,8 +734,8 @@ class Segmenter:
             "proxy": self.proxy.name if self.proxy is not None else None,
             "proxy_scope": self.proxy_scope if self.proxy is not None else None,
             "sam": self.sam.name if self.sam is not None else None,
-            "templates": list(self._classifier.templates),
-            "text": self._classifier.options.facts(),
+            "templates": list(self.words.classifier.templates),
+            "text": self.words.classifier.options.facts(),
             "text_fingerprint": self.backbone.text_fingerprint,
             "device": str(self.backbone.device),
             "precision": self.backbone.precision,

@@ -15,7 +15,8 @@ from densevl.drawing import palette
 from densevl.errors import ImageError, OptionError
 from densevl.files import staged
 from densevl.pipelines import remarks
-from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Evidence, Labels, Segmenter
+from densevl.pipelines.segmentation.evidence import Evidence
+from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.video.reading import Camera, Frame, Source, VideoFile
 from densevl.pipelines.video.writing import VideoWriter
 from densevl.results import SegmentationResult, to_json
