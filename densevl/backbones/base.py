@@ -23,6 +23,9 @@ from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State
 from densevl.weights import require_finite
 
+SIDE = 224
+"""Pixels of whole pictures, for a model that was trained at no size of its own."""
+
 
 def variant(recipe: Recipe, *, position_rule: str | None, compat: bool) -> Recipe:
     """The recipe as published, if `compat`; then with another position rule, if one is given."""
@@ -179,6 +182,12 @@ class Backbone(ABC):
             RecipeError: this model cannot.
         """
         raise RecipeError(f"model '{self.name}' has no attention to rewire; recipe '{recipe.name}' does not apply")
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W) that whole pictures are fed at: the size it was trained at, 224 for a model without one."""
+        tower = getattr(self, "tower", None)
+        return tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
 
     @abstractmethod
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:

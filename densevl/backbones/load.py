@@ -151,6 +151,10 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
     if name.startswith(PROJECTED):
         from densevl.backbones.projected import Projected
 
+        if name == PROJECTED:
+            raise ModelError(
+                f"'{PROJECTED}' names no file of projectors; give one, as in {PROJECTED}joined.safetensors"
+            )
         if weights is not None or how.given or how.words is not None or how.width:
             raise ModelError(f"'{name}' names its towers itself; leave weights, activation, pixels, words, width out")
         return Projected(name.removeprefix(PROJECTED), partial(load_backbone, device=how.device), device=how.device)

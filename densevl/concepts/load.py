@@ -118,7 +118,13 @@ def _built(name: str, kind: str, config: Mapping[str, Any], folder: Path) -> Con
     )
     side, mean, std, guesses = _pixels(name, kind, folder, settings)
     module.eval().requires_grad_(False)
-    made: ConceptModel = parts[2](name, module, _tokenizer(name, folder), side, mean, std)
+    tokenizer = _tokenizer(name, folder)
+    rows = max((len(part.weight) for key, part in module.named_modules() if key.endswith("token_embedding")), default=0)
+    if rows and len(tokenizer) > rows:
+        raise ModelError(
+            f"model '{name}' has {rows} tokens and its tokenizer {len(tokenizer)}: these are of two models; fetch it anew"
+        )
+    made: ConceptModel = parts[2](name, module, tokenizer, side, mean, std)
     made.guesses = guesses
     return made
 

@@ -17,7 +17,6 @@ from densevl.inference import WindowGrid
 from densevl.recipes import Recipe
 from densevl.weights import require_finite
 
-SIDE = 224  # of whole pictures, for a backbone without a trained size
 BATCH = 32  # of whole pictures, a pass
 PLANS = ("tiles", "sliding", "whole")
 """Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
@@ -83,15 +82,9 @@ def feed(
     return backbone.normalize(resize(rgb, size))[None], windows
 
 
-def picture_size(backbone: Backbone) -> tuple[int, int]:
-    """(H, W) that whole pictures are fed at: the trained size."""
-    tower = getattr(backbone, "tower", None)
-    return tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
-
-
 def patch_grid(backbone: Backbone) -> tuple[int, int]:
     """(h, w) patches of a picture at the trained size."""
-    height, width = picture_size(backbone)
+    height, width = backbone.picture_size
     return height // backbone.patch_size, width // backbone.patch_size
 
 
@@ -100,7 +93,7 @@ def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Te
 
     They are resized to the trained size without a crop, so that nothing at the rim is lost.
     """
-    size = picture_size(backbone)
+    size = backbone.picture_size
     pixels = [backbone.normalize(shrink(picture, size)) for picture in pictures]
     starts = range(0, len(pixels), BATCH)
     rows = torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import densevl
 from conftest import close
 from densevl.backbones.projected import projector
 from densevl.backbones.projected.projector import Head, Joined, Projector
-from densevl.errors import DensevlError, RecipeError, WeightsError
+from densevl.backbones.projected.towers import Words, load_vision, stamp
+from densevl.errors import DensevlError, ModelError, OptionError, RecipeError, WeightsError
+from densevl.pipelines.feeding import embed_images
 from tools.projector.__main__ import main
 from tools.projector.distil import HeadPlan, Seen, distil
 from tools.projector.pairs import CAPTIONS, Pairs
@@ -94,6 +97,21 @@ def test_a_head_is_distilled_onto_a_tower_that_stays_as_it_was(tmp_path) -> None
         ["--images", str(tmp_path / "none")],
     ):
         assert main(["distil", *how, "--steps", "1", *wrong]) == 2
+
+
+def test_a_joined_model_embeds_whole_pictures_at_the_size_of_its_tower(tmp_path) -> None:
+    mini = densevl.load_backbone("mini", device="cpu")
+    same = Projector([128]).eval()
+    load = partial(densevl.load_backbone, device="cpu")
+    told = stamp(load_vision("mini", load), Words("mini", load))
+    (tmp_path / "same.safetensors").write_bytes(projector.write(Joined(same, same, "mini", "mini", told, 10.0)))
+    model = densevl.load_backbone(f"projected:{tmp_path / 'same.safetensors'}", device="cpu")
+    pictures = [np.random.default_rng(0).integers(0, 256, (64, 200, 3), np.uint8)]
+    close(embed_images(model, pictures), embed_images(mini, pictures))
+    with pytest.raises(OptionError, match="reads a CLIP's own tower"):
+        densevl.Segmenter(model, background="foreground")
+    with pytest.raises(ModelError, match="names no file"):
+        densevl.load_backbone("projected:")
 
 
 def test_a_head_learns_what_a_few_pictures_show() -> None:

@@ -53,6 +53,11 @@ class Projected(Backbone):
         self.summary = f"{joined.vision} and {joined.words}, joined by projectors: what their training pairs held"
         self.reading = {"form": "projectors", "vision": joined.vision, "text": joined.words}
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        clip = self._vision.backbone
+        return super().picture_size if clip is None else clip.picture_size
+
     @torch.no_grad()
     def encode_dense(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from densevl import digest
-from densevl.backbones.base import Backbone
+from densevl.backbones.base import SIDE, Backbone
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.proxies import Proxy, load_proxy
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROXY, MINILM = "proxy:", "minilm"
-SIDE = 224
-"""Side of whole images for towers that take any size."""
 
 Load = Callable[[str], Backbone]
 

@@ -49,8 +49,8 @@ class EfficientNetProxy(Proxy):
 
     def _projections(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         raise ModelError(
-            f"proxy '{self.name}' has no attention, so no queries, keys or values; take its tokens, or a ViT such as "
-            "dino_vitb8"
+            f"proxy '{self.name}' has no attention, so no queries, keys or values, which are read here; take a ViT "
+            "such as dino_vitb8, or what reads a proxy's features alone, such as recipes proxyclip and corrclip_v2"
         )
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:

@@ -154,9 +154,9 @@ class FewShot:
         self._has_words = self.segmenter.recipe is not None
         if not self._has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
-                f"model '{self.backbone.name}' is no CLIP and has no space in which images, examples and words are "
-                "compared: take one (--model ViT-B-16/openai), or 'mini' for drawings. Without one, words find things "
-                f"in photos (densevl segment), and examples name whole images (head {' or '.join(WORDLESS)})"
+                f"model '{self.backbone.name}' is no CLIP whose patches a recipe reads, and examples and words are "
+                "compared there: take one (--model ViT-B-16/openai), or 'mini' for drawings. Without one, words find "
+                f"things in photos (densevl segment), and examples name whole images (head {' or '.join(WORDLESS)})"
             )
         self._projection = projection_of(self.backbone) if head == "prolip" else None
         self._build()  # impossible settings fail before the first example

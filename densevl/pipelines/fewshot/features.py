@@ -23,7 +23,7 @@ from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
-from densevl.pipelines.feeding import embed_images, feed, picture_size
+from densevl.pipelines.feeding import embed_images, feed
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals.maps import class_map
@@ -88,7 +88,7 @@ class ImageFeatures(Features):
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self.scales = {"image": backbone.logit_scale}
-        self.pixels = math.prod(picture_size(backbone))
+        self.pixels = math.prod(backbone.picture_size)
 
     def named(self, examples: Any) -> list[str]:
         if not isinstance(examples, Mapping) or not examples:

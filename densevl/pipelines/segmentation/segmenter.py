@@ -28,7 +28,7 @@ from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed, borrow
-from densevl.pipelines.feeding import fed_size, feed, patch_grid, picture_size, settle
+from densevl.pipelines.feeding import fed_size, feed, patch_grid, settle
 from densevl.pipelines.many import OnError, batch_size, hearing, many
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.bank import NEIGHBOURS, SHARE, Banks, BankSpec
@@ -328,7 +328,7 @@ class Segmenter:
     @torch.no_grad()
     def _clusters(self, rgb: np.ndarray) -> Segments | None:
         """Clusters of patches by the likeness that the recipe gives, of the whole photo at the model's own size."""
-        side = min(picture_size(self.backbone))
+        side = min(self.backbone.picture_size)
         pixels, _ = feed(rgb, self.backbone, replace(self.protocol, short_side=side, crop=None, stride=None))
         dense = self.backbone.encode_dense(pixels, self.recipe)
         if dense.affinity is None:
@@ -624,6 +624,10 @@ class Segmenter:
         return self.background if same else self._require_heads(self._policy(background))
 
     def _require_heads(self, policy: Background) -> Background:
+        if policy.foreground and getattr(self.backbone, "tower", None) is None:
+            raise OptionError(
+                f"background 'foreground' reads a CLIP's own tower, which model '{self.backbone.name}' has not"
+            )
         if policy.foreground and not isinstance(self.proxy, DinoiserHeads):
             raise OptionError(
                 "background 'foreground' is told by the heads of CLIP-DINOiser: take recipe 'dinoiser' with their file "
