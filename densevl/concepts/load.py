@@ -122,7 +122,8 @@ def _built(name: str, kind: str, config: Mapping[str, Any], folder: Path) -> Con
     rows = max((len(part.weight) for key, part in module.named_modules() if key.endswith("token_embedding")), default=0)
     if rows and len(tokenizer) > rows:
         raise ModelError(
-            f"model '{name}' has {rows} tokens and its tokenizer {len(tokenizer)}: these are of two models; fetch it anew"
+            f"model '{name}' has {rows} tokens and its tokenizer {len(tokenizer)}: these are of two models; "
+            "fetch the folder again"
         )
     made: ConceptModel = parts[2](name, module, tokenizer, side, mean, std)
     made.guesses = guesses
