@@ -115,10 +115,10 @@ def test_a_classifier_weighs_them_and_says_so() -> None:
     assert any("none of the labels is a class of the decoder" in warning for warning in unmet.warnings)
 
 
-def mask2former():
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+def swin():
+    from transformers import SwinConfig
 
-    swin = SwinConfig(
+    return SwinConfig(
         image_size=64,
         embed_dim=8,
         depths=[1, 1, 1, 1],
@@ -126,8 +126,13 @@ def mask2former():
         window_size=2,
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
+
+
+def mask2former():
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+
     config = Mask2FormerConfig(
-        backbone_config=swin,
+        backbone_config=swin(),
         feature_size=32,
         mask_feature_size=32,
         hidden_dim=32,
@@ -143,18 +148,10 @@ def mask2former():
 
 
 def oneformer():
-    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation, SwinConfig
+    from transformers import OneFormerConfig, OneFormerForUniversalSegmentation
 
-    swin = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
     config = OneFormerConfig(
-        backbone_config=swin,
+        backbone_config=swin(),
         num_queries=5,
         conv_dim=32,
         mask_dim=32,
