@@ -27,10 +27,11 @@ from torch.nn import functional as F
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.proxies import DinoiserHeads, Proxy, load_proxy
-from densevl.errors import DensevlError, OutputError
+from densevl.errors import DensevlError
 from densevl.files import atomic_write
 from densevl.images import list_images
 from densevl.recipes import get
+from tools.arguments import COUNT, RATE, SEED, SIDE, THREADS, Parser, new_file, number, status, still_finite
 from tools.clipself.models import load
 from tools.clipself.pictures import Pictures
 
@@ -137,7 +138,11 @@ def train(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> dict[str, torch.Tensor]:
-    """Train new heads and return them, ready for `DinoiserHeads`; rates fall tenfold for the last fifth."""
+    """Train new heads and return them, ready for `DinoiserHeads`; rates fall tenfold for the last fifth.
+
+    Raises:
+        DensevlError: the training diverged.
+    """
     with torch.no_grad():
         width = model.tower.embed(torch.zeros(1, 3, *[model.patch_size] * 2, device=model.device), "size").shape[-1]
     weights = {key: value.to(model.device) for key, value in new_heads(width, seed).items()}
@@ -158,6 +163,7 @@ def train(
         optimiser.step()
         falls.step()
         recent.append((float(affinity.detach()), float(objects.detach())))
+        still_finite(step + 1, sum(recent[-1]), weights.values() if step + 1 == steps else ())
         if (step + 1) % 25 == 0 or step + 1 == steps:
             means = [round(statistics.mean(part), 4) for part in zip(*recent, strict=True)]
             minutes = round((time.perf_counter() - began) / 60, 2)
@@ -167,37 +173,49 @@ def train(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.dinoiser", description=__doc__)
+    parser = Parser(prog="python -m tools.dinoiser", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     rates = commands.add_parser("evaluate", help="mIoU by untrained heads, these and their teacher")
     rates.add_argument("heads", type=Path)
-    rates.add_argument("--images", type=int, default=200, help="scenes (default %(default)s)")
+    rates.add_argument("--images", type=number(int, 2), default=200, help="scenes (default %(default)s)")
     trains = commands.add_parser("train", help="train both heads")
     trains.add_argument("--out", type=Path, required=True, help="a new .safetensors file")
     trains.add_argument("--model", default="mini", help="the frozen CLIP (default %(default)s)")
     trains.add_argument("--images", type=Path, help="a folder of pictures; rendered scenes if left out")
-    trains.add_argument("--steps", type=int, default=300)
-    trains.add_argument("--batch", type=int, default=16, help="pictures a step (default %(default)s)")
-    trains.add_argument("--side", type=int, help="of the pictures in pixels; the model's own window if left out")
-    trains.add_argument("--floor", type=float, default=FLOOR, help="cosine of alike patches (default %(default)s)")
-    trains.add_argument("--affinity-rate", type=float, default=RATES["obj_proj"], help="(default %(default)s)")
-    trains.add_argument("--objectness-rate", type=float, default=RATES["bkg_decoder"], help="(default %(default)s)")
-    trains.add_argument("--seed", type=int, default=150_000)
+    trains.add_argument("--side", type=SIDE, help="of the pictures in pixels; the model's own window if left out")
+    for name, default, kind, about in (
+        ("steps", 300, COUNT, "of training"),
+        ("batch", 16, COUNT, "pictures a step"),
+        ("floor", FLOOR, number(float, -1, 1), "cosine of alike patches"),
+        ("affinity-rate", RATES["obj_proj"], RATE, "learning rate"),
+        ("objectness-rate", RATES["bkg_decoder"], RATE, "learning rate"),
+        ("seed", 150_000, SEED, "everything random follows from it"),
+    ):
+        trains.add_argument(f"--{name}", type=kind, default=default, help=f"{about} (default %(default)s)")
     trains.add_argument("--device", help="cpu or cuda; chosen if left out")
     for command in (trains, rates):
         command.add_argument("--proxy", default="mini-sam", help="the teacher of affinity (default %(default)s)")
-        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--threads", type=THREADS, default=1)
     return parser
 
 
+def _teacher(name: str, device: str | None = None) -> Proxy:
+    """The teacher of affinity, which is refused at once if it lacks the features that the recipe takes.
+
+    Raises:
+        ModelError: it cannot be loaded, or lacks them.
+    """
+    found, recipe = load_proxy(name, device=device), get("dinoiser")
+    assert recipe.proxy is not None
+    found.from_clip(torch.zeros(1, 3, 64, 64), found.mean, found.std, recipe.proxy.features)
+    return found
+
+
 def _train(given: argparse.Namespace) -> None:
-    if given.out.suffix != ".safetensors" or given.out.exists():
-        raise OutputError(f"{given.out} is there already, or no .safetensors; name a new .safetensors file")
-    if min(given.steps, given.batch, given.affinity_rate, given.objectness_rate) <= 0 or not -1 <= given.floor <= 1:
-        raise DensevlError("steps, batch and rates are above 0, and the floor is a cosine of -1 to 1")
-    model, proxy = load(given.model, None, given.device), load_proxy(given.proxy, device=given.device)
+    new_file(given.out)
+    model, proxy = load(given.model, None, given.device), _teacher(given.proxy, given.device)
     side = given.side or model.protocol.crop or 224
-    if side < 1 or side % model.patch_size:
+    if side % model.patch_size:
         raise DensevlError(f"side is {side}; it is a multiple of {model.patch_size}, the model's patch")
     shape = {"side": side, "batch": given.batch, "seed": given.seed}
     batches = scenes(model, **shape) if given.images is None else photos(model, given.images, **shape)
@@ -211,24 +229,25 @@ def _evaluate(given: argparse.Namespace) -> None:
     from tools.recipes.borrowed import MiniSam
 
     heads = DinoiserHeads.load(given.heads)
-    bench = Bench(load("mini"), given.images)
+    model, teacher = load("mini"), _teacher(given.proxy)
+    heads.from_tower(model.tower, torch.zeros(1, 3, *[model.patch_size] * 2, device=model.device), "size")  # they fit
+    bench = Bench(model, given.images)
     untrained = DinoiserHeads({key: value.detach() for key, value in new_heads(heads.width, 0).items()})
-    lenders = {"untrained": untrained, given.heads.name: heads, given.proxy: load_proxy(given.proxy)}
+    lenders = {"untrained": untrained, given.heads.name: heads, given.proxy: teacher}
     print("| affinity | mIoU |\n|---|---|")
     for name, proxy in lenders.items():
         print(f"| {name} | {bench.judged(get('dinoiser'), MiniSam(proxy), (HELD_OUT,))[1]:.1f} |", flush=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
+def _run(arguments: Sequence[str] | None) -> None:
     given = _parser().parse_args(arguments)
     torch.set_num_threads(given.threads)
-    try:
-        _train(given) if given.command == "train" else _evaluate(given)
-    except DensevlError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    _train(given) if given.command == "train" else _evaluate(given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
+    return status(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -125,8 +125,8 @@ def test_mini_learns_from_masks_on_the_command_line(tmp_path: Path, folder: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clusters": 1}, "two at least"),
-        ({"context": "mini-sam"}, "no context"),
+        ({"clusters": 1}, "two clusters at least"),
+        ({"context": "mini-sam"}, "leave one of them out"),
         ({"masks": "mini-samm"}, "no proposer"),
         ({"recipe": "proxyclip"}, "reads more than pixels"),
     ],

@@ -13,6 +13,7 @@ import torch
 
 from densevl.errors import DensevlError
 from densevl.images import list_images
+from tools.arguments import COUNT, RATE, SEED, THREADS, Parser, add_scenes, number, status
 from tools.clipself.context import SOURCES
 from tools.clipself.models import load
 from tools.clipself.pixel import RECIPE, PixelRun
@@ -24,63 +25,62 @@ SMALL: dict[str, dict[str, float]] = {"mini": {"rate": 1e-3, "blocks": 2}}
 MASKS: dict[str, Any] = {"recipe": RECIPE, "rate": 2e-4, "regions": 1, "grid": 1}
 """PixelCLIP's; its teacher looks at no crops."""
 
+NEEDS = {"clusters": "masks", "context_source": "context", "context_weight": "context"}
+"""Options that go with another."""
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.clipself", description=__doc__)
+    parser = Parser(prog="python -m tools.clipself", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-
-    made = commands.add_parser("scenes", help="render scenes without labels to train on")
-    made.add_argument("--out", type=Path, required=True, help="a folder")
-    made.add_argument("--count", type=int, default=3000)
-    made.add_argument("--size", type=int, default=96, help="side in pixels")
-    made.add_argument("--seed", type=int, default=150_000)
+    add_scenes(commands, "render scenes without labels to train on", count=3000, least=1, seed=150_000)
 
     trains = commands.add_parser("train", help="distil a model on a folder of pictures")
     trains.add_argument("--images", type=Path, required=True, help="folder of unlabelled pictures")
     trains.add_argument("--out", type=Path, required=True, help="folder of checkpoint and student.safetensors")
     trains.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     budget = trains.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--minutes", type=float, help="time of updates")
-    budget.add_argument("--steps", type=int)
+    budget.add_argument("--minutes", type=number(float, above=0), help="time of updates")
+    budget.add_argument("--steps", type=COUNT)
     trains.add_argument("--recipe", help="of the dense features that learn (default maskclip; pixelclip with --masks)")
     trains.add_argument("--masks", help="teach by masks in place of crops (PixelCLIP): a proposer such as mini-sam")
-    trains.add_argument("--clusters", type=int, help="of those masks (default 64)")
+    trains.add_argument("--clusters", type=number(int, 2), help="of those masks (default 64)")
     trains.add_argument("--context", help="also teach how patches are alike (DeCLIP): mini-sam, dino_vitb8 or a file")
-    trains.add_argument("--context-weight", type=float, help="of that loss (default 0.1)")
+    trains.add_argument("--context-weight", type=number(float, above=0), help="of that loss (default 0.1)")
     trains.add_argument("--context-source", choices=SOURCES, help="projections that learn it (default q)")
-    trains.add_argument("--rate", type=float, help="highest learning rate (default 1e-5; mini 1e-3; with --masks 2e-4)")
-    trains.add_argument("--blocks", type=int, help="train so many last blocks, 0 the whole tower (default 0; mini 2)")
-    for name, about in (
-        ("batch", "pictures a step"),
-        ("regions", "at most so many a picture"),
-        ("grid", "most rows and columns of regions; 0 chooses by the patches"),
-        ("side", "of the student's input; 0 is the model's own"),
-        ("seed", "everything random follows from it"),
+    trains.add_argument("--rate", type=RATE, help="highest learning rate (default 1e-5; mini 1e-3; with --masks 2e-4)")
+    trains.add_argument(
+        "--blocks", type=number(int, 0), help="so many last ones learn, 0: the whole tower (default 0; mini 2)"
+    )
+    for name, kind, about in (
+        ("batch", COUNT, "pictures a step"),
+        ("regions", COUNT, "at most so many a picture"),
+        ("grid", number(int, 0, 64), "most rows and columns of regions; 0 chooses by the patches"),
+        ("side", number(int, 0, 2048), "of the student's input; 0 is the model's own"),
+        ("seed", SEED, "everything random follows from it"),
     ):
-        trains.add_argument(f"--{name}", type=int, help=f"{about} (default {getattr(Plan, name)})")
-    trains.add_argument("--save-every", type=int, default=50, help="steps between checkpoints (default %(default)s)")
+        trains.add_argument(f"--{name}", type=kind, help=f"{about} (default {getattr(Plan, name)})")
+    trains.add_argument("--save-every", type=COUNT, default=50, help="steps between checkpoints (default %(default)s)")
 
     rates = commands.add_parser("evaluate", help="region accuracy before and after on the rendered benchmark")
     rates.add_argument("--benchmark", type=Path, required=True, help="folder of `tools.render benchmark`")
     rates.add_argument("--weights", dest="students", nargs="+", type=Path, required=True, help="student files")
-    rates.add_argument("--scenes", type=int, default=200)
+    rates.add_argument("--scenes", type=COUNT, default=200)
 
     for command in (trains, rates):
         command.add_argument("--model", default="mini", help="the teacher (default %(default)s)")
         command.add_argument("--from", dest="source", type=Path, help="the teacher's weights, if not its published")
         command.add_argument("--device", help="cpu or cuda; chosen if left out")
-        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--threads", type=THREADS, default=1)
     return parser
 
 
 def _train(given: argparse.Namespace) -> None:
-    if (given.minutes or given.steps or 0) <= 0:
-        raise DensevlError("the budget is not positive; give --minutes or --steps above 0")
     files = list_images(given.images)
     values = {field.name: getattr(given, field.name, None) for field in fields(Plan)}
     chosen = {name: value for name, value in values.items() if value is not None}
-    if lost := sorted({"context_source", "context_weight"} & set(chosen) if not chosen.get("context") else ()):
-        raise DensevlError(f"--{lost[0].replace('_', '-')} is of the context; name one too, such as --context mini-sam")
+    for name, other in NEEDS.items():
+        if name in chosen and not chosen.get(other):
+            raise DensevlError(f"--{name.replace('_', '-')} is of --{other}; name one too, such as --{other} mini-sam")
     own = {**SMALL.get(given.model, {}), **(MASKS if given.masks else {})}
     plan = Plan(**{**own, **chosen})
     run = (PixelRun if plan.masks else Run)(
@@ -105,21 +105,21 @@ def _evaluate(given: argparse.Namespace) -> None:
         print(f"| {name} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
 
 
+def _run(arguments: Sequence[str] | None) -> None:
+    given = _parser().parse_args(arguments)
+    if given.command == "scenes":
+        from tools.clipself.scenes import write
+
+        write(given.out, given.count, given.size, given.seed)
+        print(f"{given.count} scenes lie in {given.out}")
+        return
+    torch.set_num_threads(given.threads)
+    _train(given) if given.command == "train" else _evaluate(given)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
-    given = _parser().parse_args(arguments)
-    try:
-        if given.command == "scenes":
-            from tools.clipself.scenes import write
-
-            write(given.out, given.count, given.size, given.seed)
-            return 0
-        torch.set_num_threads(given.threads)
-        _train(given) if given.command == "train" else _evaluate(given)
-    except DensevlError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return status(lambda: _run(arguments))
 
 
 if __name__ == "__main__":

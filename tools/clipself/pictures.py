@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,21 @@ class Batch(NamedTuple):
     pictures: torch.Tensor
     crops: torch.Tensor
     boxes: list[torch.Tensor]
+
+
+def read_or_skip(path: Path) -> np.ndarray | None:
+    """A picture as uint8 RGB (H, W, 3), or None with a warning for one that cannot be read."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        _warn(f"passed over: {error}")
+        return None
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn once, however many epochs meet the picture."""
+    logging.getLogger(__name__).warning(message)
 
 
 class Pictures:
@@ -83,10 +98,7 @@ class Pictures:
         for further in range(len(self.files)):
             epoch, place = divmod(position + further, len(self.files))
             path = self.files[self._order(epoch)[place]]
-            try:
-                rgb = read_image(path)
-            except ImageError as error:
-                logging.getLogger(__name__).warning("passed over: %s", error)
+            if (rgb := read_or_skip(path)) is None:
                 continue
             side = min(rgb.shape[:2])
             y, x = (int(rng.integers(length - side + 1)) for length in rgb.shape[:2])

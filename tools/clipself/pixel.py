@@ -81,8 +81,10 @@ class PixelRun(Run):
 
     def _groups(self) -> list[dict[str, Any]]:
         plan, device = self.plan, self.teacher.device
-        if plan.clusters < 2 or plan.context:
-            raise DensevlError(f"clusters is {plan.clusters}, context '{plan.context}': two at least, and no context")
+        if plan.clusters < 2:
+            raise DensevlError(f"--clusters is {plan.clusters}; masks are assigned to two clusters at least")
+        if plan.context:
+            raise DensevlError("--context is taught beside crops and --masks in place of them; leave one of them out")
         if self.recipe.reads:
             raise RecipeError(f"recipe '{plan.recipe}' reads more than pixels; take {RECIPE} or maskclip")
         self.proposer = load_proposer(plan.masks, device=str(device))

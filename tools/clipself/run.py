@@ -29,6 +29,7 @@ from densevl.recipes.run import finish, start
 from densevl.regions.operators.crop import input_side
 from densevl.regions.operators.dense import has_features
 from densevl.weights import below, read_checkpoint
+from tools.arguments import still_finite
 from tools.clipself.context import SOURCES, context_loss, projections, taught
 from tools.clipself.models import image_tower, pack
 from tools.clipself.pictures import Batch, Pictures
@@ -174,10 +175,15 @@ class Run:
         return context_loss(own, taught(self.context, pictures, self.teacher.mean, self.teacher.std))
 
     def save(self) -> Path:
-        """Write the checkpoint; a reader sees all of it or none."""
+        """Write the checkpoint; a reader sees all of it or none.
+
+        Raises:
+            DensevlError: the training diverged. OutputError: it cannot be written.
+        """
         tensors = {name + key: value for name, part in self.parts.items() for key, value in part.state_dict().items()}
         for number, own in self.optimiser.state_dict()["state"].items():
             tensors |= {f"{OPTIMISER}{number}.{key}": value for key, value in own.items()}
+        still_finite(self.step, 0.0, tensors.values())
         header = {"step": self.step, "seconds": self.seconds, "settings": self._settings}
         content = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         return atomic_write(self.out / CHECKPOINT, save(content, {"clipself": json.dumps(header)}))

@@ -10,6 +10,7 @@ from PIL import Image
 from densevl.errors import OutputError
 from densevl.files import atomic_write
 from densevl.images import encode_png
+from tools.arguments import new_folder
 from tools.render.art import TRAIN_STYLES
 from tools.render.benchmark import SEED
 from tools.render.scenes import SceneMaker
@@ -19,8 +20,9 @@ def write(out: Path, count: int, size: int, seed: int) -> None:
     """Write `count` scenes of `size` pixels as PNG files.
 
     Raises:
-        OutputError: the seed belongs to the benchmark, or a file cannot be written.
+        OutputError: the seed belongs to the benchmark, or the folder holds something or cannot be written.
     """
+    new_folder(out)
     if seed >= SEED:
         raise OutputError(f"seed {seed} belongs to the benchmark; take one below {SEED}")
     cv2.setNumThreads(1)

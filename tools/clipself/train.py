@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from densevl.errors import OutputError
+from tools.arguments import still_finite
 from tools.clipself.run import CHECKPOINT, Run
 
 LOG_EVERY = 25
@@ -36,6 +37,7 @@ def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 5
 
     Raises:
         OutputError: `run.out` holds a checkpoint and `resume` is not asked for, or it is of another run.
+        DensevlError: the training diverged; the last checkpoint before it stays.
     """
     if resume:
         run.resume()
@@ -44,6 +46,7 @@ def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 5
     losses: list[float] = []
     while (used := budget.used(run)) < 1:
         losses.append(run.update(used))
+        still_finite(run.step, losses[-1])
         if run.step % LOG_EVERY == 0:
             recent = statistics.mean(losses[-LOG_EVERY:])
             line = {"step": run.step, "minutes": round(run.seconds / 60, 2), "loss": round(recent, 4)}

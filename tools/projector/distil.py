@@ -17,8 +17,11 @@ from torch.nn import functional as F
 
 from densevl.backbones.projected.projector import HEAD, Head, Joined, Projector
 from densevl.backbones.projected.towers import ClipVision, Vision, Words, stamp
-from densevl.errors import DensevlError
-from densevl.images import list_images, read_image
+from densevl.errors import DensevlError, ImageError
+from densevl.files import shown
+from densevl.images import list_images
+from tools.arguments import COUNT, RATE, SEED, number, option, still_finite
+from tools.clipself.pictures import read_or_skip
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,12 @@ class HeadPlan:
         rate: learning rate of Adam, falling as a cosine. seed: everything random follows from it.
     """
 
-    blocks: int = 2
-    width: int = 128
-    steps: int = 300
-    batch: int = 32
-    rate: float = 1e-3
-    seed: int = 0
+    blocks: int = option(2, "of the head", number(int, 1, 64))
+    width: int = option(128, f"inside it, a multiple of {HEAD}", number(int, HEAD, 8192))
+    steps: int = option(300, "of training", COUNT)
+    batch: int = option(32, "pictures a step, at most all", COUNT)
+    rate: float = option(1e-3, "highest learning rate", RATE)
+    seed: int = option(0, "everything random follows from it", SEED)
 
 
 class Seen(NamedTuple):
@@ -51,18 +54,21 @@ def look(folder: Path, student: Vision, teacher: ClipVision) -> Seen:
     """What both make of the pictures of a folder, each at the size that it takes whole images in.
 
     Raises:
-        DensevlError: no pictures.
+        ImageError: no pictures, or none that can be read.
     """
     rows: list[tuple[torch.Tensor, ...]] = []
-    for path in list_images(folder):
-        picture = Image.fromarray(read_image(path))
+    files = list_images(folder)
+    for path in files:
+        if (rgb := read_or_skip(path)) is None:
+            continue
+        picture = Image.fromarray(rgb)
         own, given = student.preprocess(picture)[None], teacher.preprocess(picture)[None]
         mine = student.dense(own).features.float()
         theirs = teacher.dense(given, recipe=teacher.backbone.default_recipe).features.float()
         size = (mine.shape[2], mine.shape[3])
         rows.append((mine, F.interpolate(theirs, size, mode="bilinear"), student.whole(own), teacher.whole(given)))
     if not rows:
-        raise DensevlError(f"there are no pictures in '{folder}' to learn from")
+        raise ImageError(f"none of the {len(files)} pictures in {shown(folder)} can be read")
     return Seen(*(torch.cat(part).float().cpu() for part in zip(*rows, strict=True)))
 
 
@@ -75,10 +81,10 @@ def distil(seen: Seen, plan: HeadPlan) -> tuple[Head, list[float]]:
     """Train a head on what was seen; returns it in eval mode, and the losses.
 
     Raises:
-        DensevlError: a plan that cannot be.
+        DensevlError: a width that cannot be, or the training diverged.
     """
-    if min(plan.blocks, plan.steps, plan.batch) < 1 or plan.width < HEAD or plan.width % HEAD or not plan.rate > 0:
-        raise DensevlError(f"blocks, steps, batch and rate are above 0, and the width is a multiple of {HEAD}")
+    if plan.width % HEAD:
+        raise DensevlError(f"width is {plan.width}; it is a multiple of {HEAD}")
     torch.manual_seed(plan.seed)
     head = Head((seen.student.shape[1], plan.width, seen.teacher.shape[1]), plan.blocks).train()
     optimiser = torch.optim.Adam(head.parameters(), lr=plan.rate)
@@ -92,6 +98,8 @@ def distil(seen: Seen, plan: HeadPlan) -> tuple[Head, list[float]]:
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
+        still_finite(step + 1, losses[-1])
+    still_finite(plan.steps, losses[-1], head.state_dict().values())
     return head.eval().requires_grad_(False), losses
 
 

@@ -12,11 +12,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from densevl.backbones.projected.towers import Vision, Words
-from densevl.errors import DensevlError
-from densevl.files import atomic_write
-from densevl.images import encode_png, read_image
+from densevl.errors import DensevlError, ImageError
+from densevl.files import atomic_write, shown
+from densevl.images import encode_png
 from densevl.saved import Kind, parse_json, read_json
 from densevl.weights import read_checkpoint
+from tools.arguments import new_folder
+from tools.clipself.pictures import read_or_skip
 from tools.render.art import TRAIN_STYLES
 from tools.render.scenes import SceneMaker
 
@@ -36,7 +38,12 @@ class Pairs(NamedTuple):
 
 
 def render(out: Path, count: int, size: int, seed: int) -> None:
-    """Write `count` scenes of the training styles as PNG files, and their captions in one JSON file."""
+    """Write `count` scenes of the training styles as PNG files, and their captions in one JSON file.
+
+    Raises:
+        OutputError: the folder holds something, or cannot be written.
+    """
+    new_folder(out)
     maker, captions = SceneMaker(size, styles=TRAIN_STYLES, seed=seed), {}
     for number in range(count):
         scene = maker.scene()
@@ -61,11 +68,22 @@ def read_captions(path: Path) -> dict[str, str]:
 def encode(
     folder: Path, captions: Mapping[str, str], vision: Vision, words: Words
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of a folder and their captions to (N, D) and (N, E) float32."""
-    names, rows = list(captions), []
-    for start in range(0, len(names), BATCH):
-        pictures = [Image.fromarray(read_image(folder / name)) for name in names[start : start + BATCH]]
-        rows.append(vision.whole(torch.stack([vision.preprocess(picture) for picture in pictures])).float().cpu())
+    """Pictures of a folder and their captions to (N, D) and (N, E) float32; an unreadable one is passed over.
+
+    Raises:
+        ImageError: less than two can be read.
+    """
+    given, names = list(captions), []
+    rows: list[torch.Tensor] = []
+    for start in range(0, len(given), BATCH):
+        group = given[start : start + BATCH]
+        found = {name: rgb for name in group if (rgb := read_or_skip(folder / name)) is not None}
+        if found:
+            pixels = torch.stack([vision.preprocess(Image.fromarray(rgb)) for rgb in found.values()])
+            rows.append(vision.whole(pixels).float().cpu())
+        names += found
+    if len(names) < 2:
+        raise ImageError(f"{len(names)} of the {len(captions)} pictures in {shown(folder)} can be read; give two")
     return torch.cat(rows), words([captions[name] for name in names]).float().cpu()
 
 
@@ -88,4 +106,6 @@ def read(path: Path) -> Pairs:
         pairs = Pairs(**parse_json(found.header["pairs"]) | {side: found.tensors[side] for side in ("image", "text")})
         if len(pairs.image) != len(pairs.text) or pairs.image.ndim != 2 or pairs.text.ndim != 2:
             raise ValueError("its two sides do not pair")
+        if len(pairs.image) < 2:
+            raise ValueError("it has less than two pairs")
     return pairs

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from densevl.backbones.projected.projector import DROPOUT, Joined, Projector
 from densevl.errors import DensevlError
+from tools.arguments import COUNT, RATE, SEED, number, option, still_finite
 from tools.projector.pairs import Pairs
 
 SCALE = math.exp(2.6592)
+LAYERS, WIDTH = number(int, 0, 16), number(int, 1, 16384)
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,17 @@ class Plan:
         rate: learning rate of Adam, falling as a cosine. decay: of weights. seed: everything random follows from it.
     """
 
-    image_layers: int = 0
-    text_layers: int = 4
-    width: int = 4096
-    joint: int = 512
-    dropout: float = DROPOUT
-    steps: int = 5000
-    warm_up: int = 150
-    batch: int = 16384
-    rate: float = 1e-3
-    decay: float = 1e-4
-    seed: int = 0
+    image_layers: int = option(0, "linear layers of the image side; 0 keeps its vectors", LAYERS)
+    text_layers: int = option(4, "the same of the text side", LAYERS)
+    width: int = option(4096, "of hidden layers", WIDTH)
+    joint: int = option(512, "width of the joint space where both sides have layers", WIDTH)
+    dropout: float = option(DROPOUT, "between layers", number(float, 0, below=1))
+    steps: int = option(5000, "of training", COUNT)
+    warm_up: int = option(150, "steps until the rate is at its highest", number(int, 0))
+    batch: int = option(16384, "pairs a step, at most all", number(int, 2))
+    rate: float = option(1e-3, "highest learning rate", RATE)
+    decay: float = option(1e-4, "of weights", number(float, 0, 1))
+    seed: int = option(0, "everything random follows from it", SEED)
 
 
 def contrast(image_BE: torch.Tensor, text_BE: torch.Tensor, scale: float = SCALE) -> torch.Tensor:
@@ -56,8 +58,6 @@ def projectors(image: int, text: int, plan: Plan) -> tuple[Projector, Projector]
         DensevlError: no side has layers.
     """
     layers = plan.image_layers, plan.text_layers
-    if min(*layers, plan.width - 1, plan.joint - 1, plan.steps - 1, plan.batch - 2) < 0 or not 0 < plan.rate < math.inf:
-        raise DensevlError("layers are 0 or more, widths, steps and rate above 0, and a batch is two pairs or more")
     if layers == (0, 0):
         raise DensevlError("neither side has layers, so nothing is trained; give --image-layers or --text-layers")
     joint = plan.joint if all(layers) else (text if layers[0] else image)
@@ -69,7 +69,11 @@ def projectors(image: int, text: int, plan: Plan) -> tuple[Projector, Projector]
 
 
 def train(pairs: Pairs, plan: Plan) -> tuple[Joined, list[float]]:
-    """Train on stored pairs; returns the projectors in eval mode and the losses."""
+    """Train on stored pairs; returns the projectors in eval mode and the losses.
+
+    Raises:
+        DensevlError: no side has layers, or the training diverged.
+    """
     torch.manual_seed(plan.seed)
     image, text = projectors(pairs.image.shape[1], pairs.text.shape[1], plan)
     learned = torch.nn.ModuleList([image, text]).train()
@@ -84,6 +88,8 @@ def train(pairs: Pairs, plan: Plan) -> tuple[Joined, list[float]]:
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
+        still_finite(step + 1, losses[-1])
+    still_finite(plan.steps, losses[-1], learned.state_dict().values())
     learned.eval().requires_grad_(False)
     return Joined(image, text, pairs.vision, pairs.words, pairs.stamp, SCALE), losses
 

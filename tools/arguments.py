@@ -1,0 +1,149 @@
+"""What the commands of several tools share: numbers within a range, new files and folders, one line for a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+
+from densevl.errors import DensevlError, OptionError, OutputError
+from densevl.files import shown
+
+Made = TypeVar("Made")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `OptionError` for wrong arguments, in one line and without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message."""
+        raise OptionError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def number(
+    kind: type[int] | type[float],
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> Callable[[str], float]:
+    """The `type` of an argument that is a finite number: of at least, of at most, above, below."""
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
+    told = " and ".join(f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit))
+    wanted = f"{'a whole' if kind is int else 'a'} number {told}".strip()
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        # Comparisons, as an int may be too large for math.isfinite.
+        if not (abs(value) < math.inf and least <= value <= most and above < value < below):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {wanted}")
+        return value
+
+    return read
+
+
+COUNT = number(int, 1)
+SEED = number(int, 0, 2**63 - 1)
+THREADS = number(int, 1, 1024)
+SIDE = number(int, 16, 2048)
+"""Of rendered scenes, in pixels."""
+RATE = number(float, above=0, most=1)
+"""Of learning."""
+
+
+def option(default: float, about: str, kind: Callable[[str], float]) -> Any:
+    """A field of a dataclass that `add_options` makes an option of."""
+    return field(default=default, metadata={"help": f"{about} (default %(default)s)", "type": kind})
+
+
+def add_options(parser: argparse.ArgumentParser, plan: type) -> None:
+    """Add every field of a dataclass, each made by `option`."""
+    for own in fields(plan):
+        parser.add_argument(f"--{own.name.replace('_', '-')}", default=own.default, **own.metadata)
+
+
+def chosen(plan: type[Made], given: argparse.Namespace) -> Made:
+    """The dataclass by the options that `add_options` added."""
+    return plan(**{own.name: getattr(given, own.name) for own in fields(plan)})  # type: ignore[arg-type]
+
+
+def add_scenes(commands: Any, about: str, count: int, least: int, seed: int) -> None:
+    """Add the command that renders scenes."""
+    made = commands.add_parser("scenes", help=about)
+    made.add_argument("--out", type=Path, required=True, help="a new folder")
+    made.add_argument("--count", type=number(int, least), default=count, help="(default %(default)s)")
+    made.add_argument("--size", type=SIDE, default=96, help="side in pixels (default %(default)s)")
+    made.add_argument("--seed", type=SEED, default=seed, help="(default %(default)s)")
+
+
+def new_file(path: Path, suffix: str = ".safetensors") -> None:
+    """Refuse a file that is there already, has another ending or cannot be written; ask before long work.
+
+    Raises:
+        OutputError: it is refused.
+    """
+    if path.suffix != suffix or os.path.lexists(path):
+        raise OutputError(f"{shown(path)} is there already, or no {suffix}; name a new {suffix} file")
+    _place(path)
+
+
+def new_folder(path: Path) -> None:
+    """Refuse a folder that holds something, or cannot be made.
+
+    Raises:
+        OutputError: it is refused.
+    """
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(f"{shown(path)} is there already and not empty; name a new folder")
+    _place(path)
+
+
+def _place(path: Path) -> None:
+    try:
+        near = next(folder for folder in path.absolute().parents if folder.exists())
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot write {shown(path)}: {error}") from error
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        raise OutputError(f"cannot write {shown(path)}: {shown(near)} is no folder that can be written to")
+
+
+def still_finite(step: int, loss: float, tensors: Iterable[torch.Tensor] = ()) -> None:
+    """Refuse to go on with a training that has diverged.
+
+    Raises:
+        DensevlError: the loss, or one of the tensors, is not finite.
+    """
+    whole = all(bool(tensor.isfinite().all()) for tensor in tensors)
+    if not whole or not math.isfinite(loss):
+        told = "the weights are not finite" if math.isfinite(loss) else f"the loss is {loss}"
+        raise DensevlError(f"the training diverged: {told} at step {step}; take a lower rate")
+
+
+def status(work: Callable[[], None]) -> int:
+    """The exit status of a command: 0, or 2 for a mistake of the user's, which is printed in one line."""
+    try:
+        work()
+    except DensevlError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _short(error):
+            raise
+        print("there is not enough memory for this; take a smaller width, side or batch", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _short(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
