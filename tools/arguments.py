@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
 
-from densevl.errors import DensevlError, OptionError, OutputError
+from densevl.errors import DensevlError, ImageError, OptionError, OutputError
 from densevl.files import shown
+from densevl.images import read_image
 
 Made = TypeVar("Made")
+
+_passed_over: set[str] = set()
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,9 +100,11 @@ def new_file(path: Path, suffix: str = ".safetensors") -> None:
     Raises:
         OutputError: it is refused.
     """
-    if path.suffix != suffix or os.path.lexists(path):
-        raise OutputError(f"{shown(path)} is there already, or no {suffix}; name a new {suffix} file")
-    _place(path)
+    if path.suffix != suffix:
+        raise OutputError(f"{shown(path)} is no {suffix}; name a new {suffix} file")
+    if os.path.lexists(path):
+        raise OutputError(f"{shown(path)} is there already; name a new {suffix} file")
+    writable(path)
 
 
 def new_folder(path: Path) -> None:
@@ -104,18 +113,36 @@ def new_folder(path: Path) -> None:
     Raises:
         OutputError: it is refused.
     """
+    writable(path)
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise OutputError(f"{shown(path)} is there already and not empty; name a new folder")
-    _place(path)
 
 
-def _place(path: Path) -> None:
+def writable(path: Path) -> None:
+    """Refuse a place where no file or folder can be made.
+
+    Raises:
+        OutputError: it is refused.
+    """
     try:
-        near = next(folder for folder in path.absolute().parents if folder.exists())
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # fails below a file, and for a name that no system takes
+        near = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+        with tempfile.TemporaryFile(dir=near):
+            pass
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write {shown(path)}: {error}") from error
-    if not near.is_dir() or not os.access(near, os.W_OK):
-        raise OutputError(f"cannot write {shown(path)}: {shown(near)} is no folder that can be written to")
+        raise OutputError(f"cannot write {shown(path)}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_or_skip(path: Path) -> np.ndarray | None:
+    """A picture as uint8 RGB (H, W, 3), or None for one that cannot be read: a warning, and an exit status of 3."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        if (message := f"passed over: {error}") not in _passed_over:  # however many epochs meet it
+            _passed_over.add(message)
+            logging.getLogger(__name__).warning(message)
+        return None
 
 
 def still_finite(step: int, loss: float, tensors: Iterable[torch.Tensor] = ()) -> None:
@@ -131,7 +158,11 @@ def still_finite(step: int, loss: float, tensors: Iterable[torch.Tensor] = ()) -
 
 
 def status(work: Callable[[], None]) -> int:
-    """The exit status of a command: 0, or 2 for a mistake of the user's, which is printed in one line."""
+    """Run a command; returns its exit status.
+
+    It is 2 for a mistake of the user's, which is printed in one line; 3 if pictures were passed over; 0 otherwise.
+    """
+    _passed_over.clear()
     try:
         work()
     except DensevlError as error:
@@ -142,7 +173,7 @@ def status(work: Callable[[], None]) -> int:
             raise
         print("there is not enough memory for this; take a smaller width, side or batch", file=sys.stderr)
         return 2
-    return 0
+    return 3 if _passed_over else 0
 
 
 def _short(error: RuntimeError) -> bool:

@@ -246,7 +246,7 @@ def _run(arguments: Sequence[str] | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status: 0, or 2 for a mistake of the user's."""
+    """Run one command and return the exit status; see `status`."""
     return status(lambda: _run(arguments))
 
 

@@ -182,11 +182,12 @@ def _below(top: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple
             continue
         left_out["empty folder"] += not entries and bool(folder)
         for entry in entries:
+            is_folder, is_file = _kind(entry)
             if entry.name.startswith("."):
-                left_out["hidden file" if not entry.is_dir() else "hidden folder"] += 1
-            elif entry.is_dir():
+                left_out["hidden file" if not is_folder else "hidden folder"] += 1
+            elif is_folder:
                 (linked if entry.is_symlink() else waiting).append((entry.path, os.path.join(folder, entry.name)))
-            elif not entry.is_file():
+            elif not is_file:
                 left_out["broken link" if entry.is_symlink() else "special file"] += 1
             elif not _is_readable(ending := os.path.splitext(entry.name)[1].lower()):
                 left_out[(_HINT if ending in _HEIF else ending) or NAMELESS] += 1
@@ -201,6 +202,13 @@ def _below(top: str, left_out: Counter[str], skip: str | None) -> Iterator[tuple
         else:
             taken.add(target)
             yield path, folder
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Whether it is a folder, and a file; neither where links go in a circle, for which `entry.is_dir` raises."""
+    if entry.is_symlink():
+        return os.path.isdir(entry.path), os.path.isfile(entry.path)
+    return entry.is_dir(), entry.is_file()
 
 
 def _is_readable(ending: str) -> bool:

@@ -184,13 +184,19 @@ def test_evaluation_names_objects_with_the_teacher_and_every_student(
         ({"images": "missing"}, "none of the 1 pictures can be read"),
         ({"recipe": "maskclp"}, "closest: maskclip"),
         ({"side": "33"}, "multiple of 8"),
-        ({"batch": "0"}, "all are positive"),
+        ({"batch": "0"}, "at least 1"),
+        ({"rate": "nan"}, "above 0 and at most 1"),
+        ({"seed": "-1"}, "at least 0"),
+        ({"threads": "0"}, "at least 1"),
+        ({"minutes": "inf"}, "a number above 0"),
         ({"blocks": "99"}, "the tower has 6"),
         ({"context": "dinno"}, "no proxy 'dinno'"),
         ({"context-weight": "-1", "context": "mini-sam"}, "above 0"),
         ({"context-weight": "1"}, "name one too"),
         ({"context-source": "k"}, "name one too"),
-        ({"steps": "0"}, "budget is not positive"),
+        ({"clusters": "8"}, "--clusters is of --masks"),
+        ({"clusters": "1", "masks": "mini-sam"}, "at least 2"),
+        ({"steps": "0"}, "at least 1"),
         ({"model": "photos"}, "no model 'photos'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -217,6 +223,28 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(tmp_path: 
     (tmp_path / CHECKPOINT).write_bytes(b"not tensors")
     with pytest.raises(DensevlError, match="cannot be read"):
         train(prepared(tmp_path, folder), Budget(steps=2), resume=True)
+
+
+def test_a_student_of_no_run_is_not_written_over(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / STUDENT).write_bytes(b"of another")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="no checkpoint of its run"):
+            train(prepared(tmp_path, folder), Budget(steps=1), resume=resume)
+    assert (tmp_path / STUDENT).read_bytes() == b"of another"
+
+
+def test_a_diverged_run_ends_and_its_last_sound_checkpoint_stays(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared(tmp_path, folder)
+    loss = run.loss
+    monkeypatch.setattr(run, "loss", lambda batch: loss(batch) * (float("nan") if run.step == 3 else 1))
+    with pytest.raises(DensevlError, match="loss is nan at step 4; take a lower rate"):
+        train(run, Budget(steps=6), save_every=2)
+    again = prepared(tmp_path, folder)
+    again.resume()
+    assert again.step == 2
+    assert not (tmp_path / STUDENT).exists()
 
 
 def test_blocks_train_alone(tmp_path: Path, folder: Path) -> None:
@@ -254,7 +282,7 @@ def test_every_picture_is_seen_once_an_epoch_and_broken_ones_are_passed_over(
     files = sorted(folder.iterdir())
     seen: list[Path] = []
     real = densevl.images.read_image
-    monkeypatch.setattr("tools.clipself.pictures.read_image", lambda path: seen.append(path) or real(path))
+    monkeypatch.setattr("tools.arguments.read_image", lambda path: seen.append(path) or real(path))
     options = {"side": 16, "crop_side": 16, "batch": 3, "regions": 1, "grid": 2, "seed": 0}
     normalize = wrap(random_clip()).normalize
     pictures = Pictures(files, normalize, **options)

@@ -108,8 +108,10 @@ def test_the_command_trains_on_pictures_without_outlines(folder: Path, capsys) -
     ("more", "said"),
     [
         (["--out", "x.pt"], "new .safetensors file"),
-        (["--steps", "0"], "above 0"),
-        (["--floor", "2"], "cosine of -1 to 1"),
+        (["--steps", "0"], "at least 1"),
+        (["--floor", "2"], "at least -1 and at most 1"),
+        (["--affinity-rate", "nan"], "above 0"),
+        (["--proxy", "efficientnet-lite0"], "efficientnet-lite0"),
         (["--side", "50"], "the model's patch"),
         (["--seed", "900000"], "belongs to the benchmark"),
         (["--model", "absent"], "absent"),
@@ -127,3 +129,8 @@ def test_heads_to_evaluate_that_are_none_are_a_mistake(tmp_path: Path, capsys) -
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     assert main(["evaluate", str(tmp_path / "x.safetensors")]) == 2
     assert "heads lack obj_proj.weight" in capsys.readouterr().err
+    heads = tmp_path / "heads.safetensors"
+    save_file({key: value.detach() for key, value in new_heads(128, 0).items()}, heads)
+    for more, said in ((["--images", "0"], "at least 2"), (["--proxy", "efficientnet-lite0"], "efficientnet-lite0")):
+        assert main(["evaluate", str(heads), *more]) == 2
+        assert said in capsys.readouterr().err

@@ -21,7 +21,7 @@ from densevl.errors import DensevlError, ModelError, OptionError, RecipeError, W
 from densevl.pipelines.feeding import embed_images
 from tools.projector.__main__ import main
 from tools.projector.distil import HeadPlan, Seen, distil
-from tools.projector.pairs import CAPTIONS, Pairs
+from tools.projector.pairs import CAPTIONS, Pairs, read
 from tools.projector.train import SCALE, Plan, alikeness, contrast, train
 
 QUICK = ["--steps", "3", "--text-layers", "2", "--width", "16", "--warm-up", "1"]
@@ -242,7 +242,22 @@ def test_files_that_are_no_projectors_are_refused(trained: Path, tmp_path: Path)
         (["features", "--text", "photo"], "no text tower"),
         (["features", "--captions", "few.json"], "two at least"),
         (["train", "--text-layers", "0"], "neither side has layers"),
-        (["train", "--batch", "1"], "two pairs or more"),
+        (["train", "--batch", "1"], "at least 2"),
+        (["train", "--dropout", "1"], "at least 0 and below 1"),
+        (["train", "--decay", "-1"], "at least 0"),
+        (["train", "--seed", "99999999999999999999"], "at most"),
+        (["train", "--threads", "0"], "at least 1"),
+        (["train", "--width", "0"], "at least 1"),
+        (["train", "--warm-up", "-5"], "at least 0"),
+        (["train", "--rate", "nan"], "above 0"),
+        (["train", "--steps", "many"], "'many' is not a whole number"),
+        (["train", "--out", "pairs.safetensors"], "is there already"),
+        (["train", "--out", "a.ckpt"], "new .safetensors file"),
+        (["train", "--out", "0.png/p.safetensors"], "cannot write"),
+        (["features", "--out", "0.png"], "new .safetensors file"),
+        (["scenes", "--count", "1"], "at least 2"),
+        (["scenes", "--size", "0"], "at least 16"),
+        (["scenes"], "not empty"),
         (["train", "--pairs", "p.safetensors"], "not written by tools.projector features"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -251,12 +266,41 @@ def test_mistakes_are_one_line(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
     (trained / "few.json").write_text('{"0.png": "one"}')
-    given = [str(trained / part) if part.endswith((".json", ".safetensors")) else part for part in command]
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    given = [str(trained / part) if Path(part).suffix else part for part in command]
     usual = {"--images": trained, "--pairs": trained / "pairs.safetensors", "--out": tmp_path / "out.safetensors"}
-    wanted = {"features": ("--images", "--out"), "train": ("--pairs", "--out")}[command[0]]
+    usual["--out"] = trained if command[0] == "scenes" else usual["--out"]
+    wanted = {"features": ("--images", "--out"), "train": ("--pairs", "--out"), "scenes": ("--out",)}[command[0]]
     for option in wanted:
         given += [] if option in given else [option, str(usual[option])]
     assert main(given) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
+
+
+def test_pictures_that_cannot_be_read_are_left_out_and_status_is_3(tmp_path: Path, caplog) -> None:
+    for number in range(3):
+        Image.new("RGB", (96, 96), (80 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / CAPTIONS).write_text(json.dumps({f"{number}.png": f"thing {number}" for number in range(3)}))
+    common = ["--images", str(tmp_path), "--device", "cpu", "--out"]
+    stored = str(tmp_path / "pairs.safetensors")
+    assert main(["features", "--text", "mini", *common, stored]) == 3
+    assert len(read(Path(stored)).image) == 2
+    quick = ["--steps", "1", "--width", "32", "--blocks", "1"]
+    assert main(["distil", *common, str(tmp_path / "head.safetensors"), *quick]) == 3
+    assert [record.message for record in caplog.records if "1.png" in record.message]
+    assert main(["train", "--pairs", stored, "--out", str(tmp_path / "p.safetensors"), *QUICK]) == 0
+    (tmp_path / "2.png").unlink()
+    assert main(["features", "--text", "mini", *common, str(tmp_path / "few.safetensors")]) == 2
+    assert not (tmp_path / "few.safetensors").exists()
+
+
+def test_a_diverged_training_writes_nothing_and_says_so(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("tools.projector.train.contrast", lambda image, text: contrast(image, text) * float("nan"))
+    out = tmp_path / "p.safetensors"
+    assert main(["train", "--pairs", str(trained / "pairs.safetensors"), "--out", str(out), *QUICK]) == 2
+    assert capsys.readouterr().err == "the training diverged: the loss is nan at step 1; take a lower rate\n"
+    assert not out.exists()

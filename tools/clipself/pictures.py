@@ -5,9 +5,8 @@ Everything follows from the seed and the number of the step, so a run that was k
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +15,8 @@ import torch
 
 from densevl import digest
 from densevl.errors import ImageError
-from densevl.images import read_image
 from densevl.regions.operators.crop import resized
+from tools.arguments import read_or_skip
 
 ORDER, LOOK = 0, 1  # streams of random numbers: the order of an epoch, and what is looked at in a picture
 
@@ -28,21 +27,6 @@ class Batch(NamedTuple):
     pictures: torch.Tensor
     crops: torch.Tensor
     boxes: list[torch.Tensor]
-
-
-def read_or_skip(path: Path) -> np.ndarray | None:
-    """A picture as uint8 RGB (H, W, 3), or None with a warning for one that cannot be read."""
-    try:
-        return read_image(path)
-    except ImageError as error:
-        _warn(f"passed over: {error}")
-        return None
-
-
-@cache
-def _warn(message: str) -> None:
-    """Warn once, however many epochs meet the picture."""
-    logging.getLogger(__name__).warning(message)
 
 
 class Pictures:

@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass
 
 from densevl.errors import OutputError
-from tools.arguments import still_finite
-from tools.clipself.run import CHECKPOINT, Run
+from tools.arguments import still_finite, writable
+from tools.clipself.run import CHECKPOINT, STUDENT, Run
 
 LOG_EVERY = 25
 
@@ -36,13 +36,18 @@ def train(run: Run, budget: Budget, *, resume: bool = False, save_every: int = 5
         The losses of the steps done now.
 
     Raises:
-        OutputError: `run.out` holds a checkpoint and `resume` is not asked for, or it is of another run.
+        OutputError: `run.out` holds a checkpoint and `resume` is not asked for, or it is of another run; or a
+            student of no run.
         DensevlError: the training diverged; the last checkpoint before it stays.
     """
+    checkpoint, student = run.out / CHECKPOINT, run.out / STUDENT
+    if checkpoint.exists() and not resume:
+        raise OutputError(f"{run.out} holds a run already; add --resume to go on with it, or name another --out")
+    if student.exists() and not checkpoint.exists():
+        raise OutputError(f"{student} is there already, and no checkpoint of its run; name another --out")
+    writable(checkpoint)
     if resume:
         run.resume()
-    elif (run.out / CHECKPOINT).exists():
-        raise OutputError(f"{run.out} holds a run already; add --resume to go on with it, or name another --out")
     losses: list[float] = []
     while (used := budget.used(run)) < 1:
         losses.append(run.update(used))

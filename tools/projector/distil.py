@@ -20,8 +20,7 @@ from densevl.backbones.projected.towers import ClipVision, Vision, Words, stamp
 from densevl.errors import DensevlError, ImageError
 from densevl.files import shown
 from densevl.images import list_images
-from tools.arguments import COUNT, RATE, SEED, number, option, still_finite
-from tools.clipself.pictures import read_or_skip
+from tools.arguments import COUNT, RATE, SEED, number, option, read_or_skip, still_finite
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from densevl.files import atomic_write, shown
 from densevl.images import encode_png
 from densevl.saved import Kind, parse_json, read_json
 from densevl.weights import read_checkpoint
-from tools.arguments import new_folder
-from tools.clipself.pictures import read_or_skip
+from tools.arguments import new_folder, read_or_skip
 from tools.render.art import TRAIN_STYLES
 from tools.render.scenes import SceneMaker
 
