@@ -57,7 +57,9 @@ def device() -> str | None:
 def barrier() -> None:
     """Wait for all."""
     if world() > 1:
-        distributed.barrier()
+        # Not `distributed.barrier`: its thread lets go of earlier tensors, which takes the interpreter's lock, and a
+        # process that ends meanwhile is aborted.
+        distributed.monitored_barrier()
 
 
 def summed(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
