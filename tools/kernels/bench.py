@@ -29,55 +29,38 @@ sys.path.insert(0, str(ROOT))
 
 from densevl.inference import WindowGrid  # noqa: E402
 from densevl.kernels import RelPos, affinity_apply, dense_decode, grid_attention  # noqa: E402
+from tools.kernels import formulas  # noqa: E402
 from tools.kernels.page import update  # noqa: E402
 
 Run = Callable[[], Any]
 
 
-def decode() -> tuple[Run, Run, float]:
-    """15 windows, 448 x 672, 171 queries, labels: against upsampling, padding, adding, dividing, resizing, argmax."""
+def _decode(scale: float | None) -> tuple[Run, Run]:
     windows = WindowGrid.place(448, 672, 224, 112, 16)
     parts = torch.randn(len(windows), 171, 14, 14) * 0.1
     laid = windows.assemble(parts.permute(0, 2, 3, 1).contiguous(), 1)
     plan = windows.plan(448, 672)
-    corners = windows.corners
+    return (
+        lambda: formulas.decode(parts, windows.corners, 224, (448, 672), scale),
+        lambda: dense_decode(laid, plan, scale),
+    )
 
-    def usual() -> torch.Tensor:
-        canvas, count = torch.zeros(171, 448, 672), torch.zeros(448, 672)
-        for (top, left), part in zip(corners, parts, strict=True):
-            full = F.interpolate(part[None], size=(224, 224), mode="bilinear")[0]
-            canvas += F.pad(full, (left, 672 - left - 224, top, 448 - top - 224))
-            count[top : top + 224, left : left + 224] += 1
-        resized = F.interpolate((canvas / count)[None], size=(448, 672), mode="bilinear")
-        return resized[0].argmax(dim=0)
 
-    def ours() -> torch.Tensor:
-        return dense_decode(laid, plan)[0][0]
-
-    return usual, ours, (usual() != ours()).double().mean().item()
+def decode() -> tuple[Run, Run, float]:
+    """15 windows, 448 x 672, 171 queries, labels: against upsampling, padding, adding, dividing, resizing, argmax."""
+    usual, ours = _decode(None)
+    return usual, ours, (usual()[0] != ours()[0][0]).double().mean().item()
 
 
 def decode_with_probabilities() -> tuple[Run, Run, float]:
     """The same with the softmax over all queries: label and probability."""
-    windows = WindowGrid.place(448, 672, 224, 112, 16)
-    parts = torch.randn(len(windows), 171, 14, 14) * 0.1
-    laid = windows.assemble(parts.permute(0, 2, 3, 1).contiguous(), 1)
-    plan = windows.plan(448, 672)
+    usual, ours = _decode(40.0)
 
-    def usual() -> torch.Tensor:
-        canvas, count = torch.zeros(171, 448, 672), torch.zeros(448, 672)
-        for (top, left), part in zip(windows.corners, parts, strict=True):
-            full = F.interpolate(part[None], size=(224, 224), mode="bilinear")[0]
-            canvas += F.pad(full, (left, 672 - left - 224, top, 448 - top - 224))
-            count[top : top + 224, left : left + 224] += 1
-        resized = F.interpolate((canvas / count)[None], size=(448, 672), mode="bilinear")
-        return (40.0 * resized[0]).softmax(dim=0).max(dim=0)
+    def probable() -> tuple[torch.Tensor, torch.Tensor]:
+        label, score, lse = ours()
+        return label[0], torch.exp(40.0 * score - lse)[0]
 
-    def ours() -> tuple[torch.Tensor, torch.Tensor]:
-        label, score, lse = dense_decode(laid, plan, 40.0)
-        return torch.exp(40.0 * score - lse)[0], label[0]
-
-    return usual, ours, (usual()[0] - ours()[0]).abs().max().item()
+    return usual, probable, (usual()[1] - probable()[1]).abs().max().item()
 
 
 def attention() -> tuple[Run, Run, float]:
@@ -131,12 +114,7 @@ def affinity() -> tuple[Run, Run, float]:
     v = torch.randn(1, tokens, heads * 64)
 
     def usual() -> torch.Tensor:
-        cosines = torch.einsum("bmc,bnc->bmn", x, x)
-        logits = (cosines - cosines.mean() * 1.2) * 3.0
-        logits[logits < 0.0] = float("-inf")
-        weights = logits.unsqueeze(1).repeat(1, heads, 1, 1).reshape(heads, tokens, tokens).softmax(dim=-1)
-        parts = v.view(tokens, heads, 64).transpose(0, 1)
-        return torch.bmm(weights, parts).transpose(0, 1).reshape(1, tokens, heads * 64)
+        return formulas.affinity(x, v, heads, gamma=3.0, beta=1.2)
 
     def ours() -> torch.Tensor:
         return affinity_apply(x, v, gamma=3.0, beta=1.2)

@@ -7,8 +7,9 @@ the arguments, the alignment and the tile of the real launch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -87,13 +88,36 @@ class _Recorder:
         return launch
 
 
-def record(kernel: str, arch: int, run: Callable[[], Any]) -> tuple[Any, dict[str, Any], dict[str, int]]:
-    """The last launch of a kernel that `run` makes with the tiles of an architecture."""
+class _Keeper:
+    """Launches a kernel and keeps what was compiled for it; nothing is compiled in the interpreter."""
+
+    def __init__(self, kernel: Any, seen: list[Any]) -> None:
+        self._kernel, self._seen = kernel, seen
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **keywords: self._seen.append(self._kernel[grid](*args, **keywords))
+
+
+@contextmanager
+def _stood_in_for(stand_in: Callable[[Any, list[Any]], Any]) -> Iterator[dict[str, list[Any]]]:
+    """Something else in every kernel's place, and what each of them saw."""
     seen: dict[str, list[Any]] = {name: [] for name in MODULES}
     with ExitStack() as stack:
         for name, (module, function) in MODULES.items():
-            stack.enter_context(mock.patch.object(module, function, _Recorder(getattr(module, function), seen[name])))
-        stack.enter_context(mock.patch.object(configs, "architecture", return_value=arch))
+            stack.enter_context(mock.patch.object(module, function, stand_in(getattr(module, function), seen[name])))
+        yield seen
+
+
+def record(kernel: str, arch: int, run: Callable[[], Any]) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """The last launch of a kernel that `run` makes with the tiles of an architecture."""
+    with _stood_in_for(_Recorder) as seen, mock.patch.object(configs, "architecture", return_value=arch):
+        run()
+    return seen[kernel][-1]
+
+
+def compiled(kernel: str, run: Callable[[], Any]) -> Any:
+    """What Triton compiled for the last launch of a kernel that `run` makes on its device; None in the interpreter."""
+    with _stood_in_for(_Keeper) as seen:
         run()
     return seen[kernel][-1]
 
@@ -111,25 +135,26 @@ def unaligned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _decode(
-    image: int, crop: int | None, size: tuple[int, int], scale: float | None, lay: Lay = _plainly
+    on: str, image: int, crop: int | None, size: tuple[int, int], scale: float | None, lay: Lay = _plainly
 ) -> Callable[[], Any]:
     plan = WindowGrid.place(image, image, crop, 112, 16).plan(*size)
-    scores = lay(torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64))
+    scores = lay(torch.rand(1, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], 64, device=on))
     return lambda: decode.dense_decode(scores, plan.rows.matrix, plan.cols.matrix, scale)
 
 
 def _attention(
-    bias: str, grid: tuple[int, int], width: int, lse: bool, dtype: torch.dtype, lay: Lay = _plainly
+    on: str, bias: str, grid: tuple[int, int], width: int, lse: bool, dtype: torch.dtype, lay: Lay = _plainly
 ) -> Callable[[], Any]:
     prefix = 0 if bias == "rel" else 5
     total = prefix + grid[0] * grid[1]
-    q, k, v = map(lay, torch.zeros(1, total, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
-    rel = lay(torch.zeros(2, total, sum(grid), dtype=dtype)) if bias == "rel" else None
+    q, k, v = map(lay, torch.zeros(1, total, 3, 2, width, dtype=dtype, device=on).permute(2, 0, 3, 1, 4).unbind(0))
+    rel = lay(torch.zeros(2, total, sum(grid), dtype=dtype, device=on)) if bias == "rel" else None
     std = 5.0 if bias == "gaussian" else None
     return lambda: attention.grid_attention(q, k, v, grid, prefix, std, None, rel, lse)
 
 
 def _affinity(
+    on: str,
     dtype: torch.dtype,
     width: int,
     lay: Lay = _plainly,
@@ -137,53 +162,61 @@ def _affinity(
     floor: float | None = None,
     linear: bool = False,
 ) -> Callable[[], Any]:
-    threshold = torch.zeros(1) if cut else None
-    x, v = lay(torch.zeros(1, 160, width, dtype=dtype)), lay(torch.zeros(1, 160, 64, dtype=dtype))
+    threshold = torch.zeros(1, device=on) if cut else None
+    x, v = (lay(torch.zeros(1, 160, each, dtype=dtype, device=on)) for each in (width, 64))
     return lambda: affinity.affinity_apply(x, v, threshold, 3.0, floor, linear)
 
 
-def _mix(dtype: torch.dtype, width: int, relative: bool, lay: Lay = _plainly) -> Callable[[], Any]:
-    q, k, v = map(lay, torch.zeros(1, 1024, 3, 2, width, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0))
-    rel = lay(torch.zeros(2, 1024, 64, dtype=dtype)) if relative else None
-    x = torch.zeros(1, 32 * 24, 32, dtype=dtype)
+def _mix(on: str, dtype: torch.dtype, width: int, relative: bool, lay: Lay = _plainly) -> Callable[[], Any]:
+    q, k, v = map(lay, torch.zeros(1, 1024, 3, 2, width, dtype=dtype, device=on).permute(2, 0, 3, 1, 4).unbind(0))
+    rel = lay(torch.zeros(2, 1024, 64, dtype=dtype, device=on)) if relative else None
+    x = torch.zeros(1, 32 * 24, 32, dtype=dtype, device=on)
     return lambda: mix.affinity_mix(q, k, v, x, (32, 32), (32, 24), rel, 1.2, 0.9, None)
 
 
-def _nearest(dtype: torch.dtype, width: int, lay: Lay = _plainly) -> Callable[[], Any]:
-    x, bank = lay(torch.zeros(160, width, dtype=dtype)), lay(torch.zeros(160, width, dtype=dtype))
+def _nearest(on: str, dtype: torch.dtype, width: int, lay: Lay = _plainly) -> Callable[[], Any]:
+    x, bank = (lay(torch.zeros(160, width, dtype=dtype, device=on)) for _ in range(2))
     return lambda: neighbours.nearest(x, bank)
 
 
-def _cases() -> Iterator[tuple[str, str, Callable[[], Any]]]:
-    """(kernel, variant, a function that launches it)."""
+def cases(on: str = "cpu") -> Iterator[tuple[str, str, Callable[[], Callable[[], Any]]]]:
+    """(kernel, variant, a function that makes its tensors on a device and gives what launches it)."""
     for taps, geometry in GEOMETRIES.items():
         for what, scale in {"best": None, "lse": 50.0}.items():
-            yield "decode", f"{what} {taps} taps", _decode(*geometry, scale)
+            yield "decode", f"{what} {taps} taps", partial(_decode, on, *geometry, scale)
     for label, dtype in TYPES.items():
         for bias, shapes in {"plain": {"": (8, 28)}, "gaussian": GRIDS, "rel": GRIDS}.items():
             for shape, grid in shapes.items():
                 for width in (16, 32, 64, 80) if bias == "rel" else (16, 32, 64, 80, 128):
-                    yield "attention", f"{bias}{shape} d{width} lse {label}", _attention(bias, grid, width, True, dtype)
-                yield "attention", f"{bias}{shape} d64 {label}", _attention(bias, grid, 64, False, dtype)
+                    yield (
+                        "attention",
+                        f"{bias}{shape} d{width} lse {label}",
+                        partial(_attention, on, bias, grid, width, True, dtype),
+                    )
+                yield "attention", f"{bias}{shape} d64 {label}", partial(_attention, on, bias, grid, 64, False, dtype)
         rules: dict[str, Any] = {"cut": {"cut": True}, "cut floor": {"cut": True, "floor": 0.1}, "softmax": {}}
         for rule, keywords in (rules | {"linear": {"linear": True, "floor": 0.1}}).items():
-            yield "affinity", f"{rule} {label}", _affinity(dtype, 768, **keywords)
+            yield "affinity", f"{rule} {label}", partial(_affinity, on, dtype, 768, **keywords)
         for width in (16, 32, 64, 80):
-            yield "mix", f"rel d{width} {label}", _mix(dtype, width, True)
+            yield "mix", f"rel d{width} {label}", partial(_mix, on, dtype, width, True)
         for width in (64, 128):
-            yield "mix", f"plain d{width} {label}", _mix(dtype, width, False)
-        yield "nearest", f"D=768 {label}", _nearest(dtype, 768)
+            yield "mix", f"plain d{width} {label}", partial(_mix, on, dtype, width, False)
+        yield "nearest", f"D=768 {label}", partial(_nearest, on, dtype, 768)
     half = torch.float16
-    yield "decode", f"lse 64 taps{UNALIGNED}", _decode(*GEOMETRIES[64], 50.0, unaligned)
+    yield "decode", f"lse 64 taps{UNALIGNED}", partial(_decode, on, *GEOMETRIES[64], 50.0, unaligned)
     yield (
         "attention",
         "gaussian wide d64 lse fp16" + UNALIGNED,
-        _attention("gaussian", (9, 63), 64, True, half, unaligned),
+        partial(_attention, on, "gaussian", (9, 63), 64, True, half, unaligned),
     )
-    yield "attention", "rel wide d64 lse fp16" + UNALIGNED, _attention("rel", (9, 63), 64, True, half, unaligned)
-    yield "affinity", f"cut fp16{UNALIGNED}", _affinity(half, 765, unaligned, cut=True)
-    yield "mix", f"rel d64 fp16{UNALIGNED}", _mix(half, 64, True, unaligned)
-    yield "nearest", f"D=768 fp16{UNALIGNED}", _nearest(half, 768, unaligned)
+    yield (
+        "attention",
+        "rel wide d64 lse fp16" + UNALIGNED,
+        partial(_attention, on, "rel", (9, 63), 64, True, half, unaligned),
+    )
+    yield "affinity", f"cut fp16{UNALIGNED}", partial(_affinity, on, half, 765, unaligned, cut=True)
+    yield "mix", f"rel d64 fp16{UNALIGNED}", partial(_mix, on, half, 64, True, unaligned)
+    yield "nearest", f"D=768 fp16{UNALIGNED}", partial(_nearest, on, half, 768, unaligned)
 
 
 def _entries(kernel: str, args: dict[str, Any]) -> int:
@@ -196,9 +229,9 @@ def _entries(kernel: str, args: dict[str, Any]) -> int:
 
 def launches(only: Callable[[str], bool] = lambda name: True) -> Iterator[Launch]:
     """All launches whose name `only` accepts, for both architectures."""
-    for kernel, variant, run in _cases():
+    for kernel, variant, make in cases():
         name = f"{kernel} {variant}"
         for arch in ARCHITECTURES:
             if only(name):
-                function, args, options = record(kernel, arch, run)
+                function, args, options = record(kernel, arch, make())
                 yield Launch(name, arch, function, args, options, _entries(kernel, args))

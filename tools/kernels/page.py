@@ -43,6 +43,26 @@ fail the same check. They are compiled for sm_80 and sm_90 and the machine code 
 race, and how they behave on a device under `compute-sanitizer`: not measured.
 
     TRITON_INTERPRET=1 python -m pytest tests/kernels/fused      # values and broken copies; on a CUDA machine without the variable
+
+## On a CUDA machine
+
+    tools/gpu_check.sh                                           # about ten minutes; its head says how it makes an environment
+    tools/gpu_check.sh --dry-run --out build/gpu                 # the same on a CPU, interpreted at tiny sizes: times mean nothing
+
+One script for a machine that has nothing of densevl yet. Stages run in processes of their own; one that fails is recorded and
+the rest goes on. It writes `gpu_check.json` and a page, `gpu_check.md`. Exit code 1: something disagrees or broke; 3: nothing
+did, but it ran out of time.
+
+| stage | what it finds out |
+|---|---|
+| `machine` | the device and the libraries |
+| `values` | kernels against torch in float64, float16 and bfloat16; gradients, which torch computes |
+| `launches` | every launch of the table below compiled for this device and run: registers, spills, shared memory, beside the record |
+| `bench` | each kernel against the papers' formula, `torch.compile` of it, torch's own attention and the torch operator: time on the device, peak memory, and the share of the roofline that a measured copy and matrix product span |
+| `models` | labels of `mini` by every recipe and in half precision, against the CPU |
+| `rooms` | the rooms of `make test-isa` on the machine's CPU |
+| `sanitizer` | one launch of each kernel under `compute-sanitizer`, where CUDA's toolkit is; does not decide the exit code |
+| `rooms-cuda` | the same rooms with CUDA as the default device; does not decide the exit code |
 """
 
 AOT = """

@@ -14,13 +14,16 @@ from densevl.kernels import (
     RelPos,
     affinity_apply,
     affinity_mix,
+    decode,
     dense_decode,
     dense_scores,
+    explain,
     grid_attention,
     nearest,
     use,
 )
 from densevl.kernels.common import mix_limit
+from densevl.kernels.resample import decode_tiling
 
 # Of the largest value. In float32 the interpreter's products are numpy's, which round differently from CPU to CPU: seen
 # up to 7.9e-6.
@@ -60,6 +63,9 @@ def check_decode(
     scores = random(batch, plan.rows.matrix.shape[1], plan.cols.matrix.shape[1], queries, size=0.1)
     if doubled:
         scores = torch.cat([scores, scores], dim=-1)
+    if decode_tiling(plan.rows.matrix, plan.cols.matrix).taps > decode.MOST_TAPS:  # on a device
+        assert not explain(dense_decode, scores.to(device), plan, scale).kernel
+        return
     with use("triton"):
         label, score, lse = dense_decode(scores.to(device), plan, scale)
     volume = dense_scores(scores.double(), plan)
@@ -213,7 +219,7 @@ def check_nearest(device: torch.device, rows=70, memory=300, width=40, dtype=tor
         similarity, index = nearest(x.to(device), bank.to(device))
     product = x.double() @ bank.double().mT
     best = product.max(dim=1)
-    bar = 1e-6
+    bar = 1e-6 if device.type == "cpu" else 4e-6  # tensor cores cut off where numpy rounds
     assert (similarity.cpu().double() - best.values).abs().max() < bar
     assert (best.values - product.gather(1, index.cpu()[:, None])[:, 0]).max() < bar
     if doubled:

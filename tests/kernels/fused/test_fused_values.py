@@ -13,6 +13,7 @@ from densevl import kernels
 from densevl.inference import WindowGrid
 from densevl.kernels import Gaussian, use
 from densevl.kernels.triton import affinity, attention, decode, mix, neighbours
+from fused import kernel_checks as check
 from fused.kernel_checks import check_affinity, check_attention, check_decode, check_mix, check_nearest
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -198,3 +199,27 @@ def test_operators_reach_their_kernels_smoke(device, monkeypatch) -> None:
             assert one.dtype == other.dtype
             torch.testing.assert_close(one, other, atol=5e-3, rtol=5e-3)
     assert launched == list(homes.values())
+
+
+GRADIENTS = {
+    "decode": (lambda q: kernels.dense_decode(q[:, 0, :6].unflatten(1, (2, 3)), PLAN, 3.0)[1:]),
+    "attention": lambda q: (kernels.grid_attention(q, q, q, (3, 4), bias=Gaussian(2.0)),),
+    "affinity": lambda q: (kernels.affinity_apply(q[:, 0], q[:, 1], gamma=3.0, floor=0.1),),
+    "mix": lambda q: (kernels.affinity_mix(q, q, q, q[:, 0], grid=(3, 4), covered=(3, 4), factor=-9.0),),
+    "nearest": lambda q: kernels.nearest(q[0, 0], q[0, 1])[:1],
+}
+PLAN = WindowGrid.place(16, 24, None, 1, 8).plan(12, 12)
+
+
+@pytest.mark.parametrize("operator", list(GRADIENTS))
+def test_gradients_smoke(operator, device) -> None:
+    """No kernel has a backward pass: where a gradient is asked for torch runs, on a device as on the CPU."""
+    torch.manual_seed(0)
+    given = torch.nn.functional.normalize(torch.randn(1, 2, 12, 16, dtype=torch.float64), dim=-1)
+    gradients = []
+    for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+        q = given.to(where, dtype).requires_grad_(True)
+        sum(part.square().sum() for part in GRADIENTS[operator](q)).backward()
+        gradients.append(q.grad)
+    assert gradients[1].abs().max() > 0
+    check.close(gradients[0].cpu(), gradients[1], check.BARS[torch.float32])
