@@ -13,6 +13,7 @@ from . import vocabulary as vocabulary
 from .anomaly.result import AnomalyResult as AnomalyResult
 from .backbones.load import load_backbone as load_backbone
 from .backbones.proxies.load import load_proxy as load_proxy
+from .devices import keep_memory as keep_memory
 from .errors import DensevlError as DensevlError
 from .fewshot.result import Classification as Classification
 from .pipelines.anomaly.adaptation import train_adapters as train_adapters

@@ -7,13 +7,16 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from densevl import devices, digest
+from densevl.cli import app
 from densevl.errors import DensevlError, OptionError, OutputError
 from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, guard, unique_stems
 
@@ -177,6 +180,15 @@ def test_digests_are_sha256_and_tell_apart_what_differs(tmp_path: Path) -> None:
     assert len({digest.of_tensors(case) for case in cases}) == len(cases)
     strided = torch.arange(12.0).view(3, 4)[:, ::2]
     assert digest.of_tensors([("a", strided)]) == digest.of_tensors([("a", strided.contiguous().requires_grad_())])
+
+
+def test_memory_is_kept_by_commands_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, int] = {}
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=asked.__setitem__))
+    CliRunner().invoke(app, ["recipes"])
+    assert asked == {-3: 2**30, -1: 2**30}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: SimpleNamespace())  # musl
+    devices.keep_memory()
 
 
 def test_a_device_is_the_one_asked_for_or_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

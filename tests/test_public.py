@@ -31,7 +31,7 @@ PUBLIC = {
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals", "Decoded"),
     *("PointLabeller", "PointLabels", "View"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
-    *("load_backbone", "load_proposer", "load_proxy", "train_adapters"),
+    *("load_backbone", "load_proposer", "load_proxy", "train_adapters", "keep_memory"),
     *("backbones", "evaluation", "fewshot", "images", "inference", "integrations", "kernels"),
     *("recipes", "regions", "vocabulary"),
 }

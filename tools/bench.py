@@ -32,6 +32,7 @@ from densevl.benchmarking.cases import Case, measure  # noqa: E402
 from densevl.benchmarking.clock import medians, resident_mib, seconds  # noqa: E402
 from densevl.benchmarking.limits import bare_pass, products  # noqa: E402
 from densevl.benchmarking.random_model import random_model  # noqa: E402
+from densevl.devices import keep_memory  # noqa: E402
 from densevl.recipes import get, names  # noqa: E402
 from densevl.recipes.blocks import as_trained  # noqa: E402
 from tools.speed_page import JSON, write_page  # noqa: E402
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="update docs/speed.json and docs/speed.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     if options.model != "random":
         print(json.dumps(bench_photo(options.model, options.rounds), indent=2))
         return

@@ -23,6 +23,7 @@ from PIL import Image
 
 from densevl import load_backbone
 from densevl.backbones import Backbone
+from densevl.devices import keep_memory
 from densevl.drawing import contact_sheet
 from densevl.evaluation.metrics.anomaly import AnomalyMetrics
 from densevl.pipelines.anomaly.adaptation import Sample, train_adapters
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="write a picture of some maps instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_memory()
     backbone = load_backbone("mini")
     if options.picture:
         Image.fromarray(picture(backbone)).save(options.picture, quality=80)

@@ -19,6 +19,7 @@ import torch
 
 from densevl import RegionClassifier, Segmenter, load_proxy
 from densevl.backbones.mini import Mini
+from densevl.devices import keep_memory
 from densevl.images import encode_png
 from densevl.pipelines.regions.banking import BankBuilder
 from densevl.proposals import Proposals, load_proposer
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--keys", default="efficientnet-lite0", help="the proxy of the banks")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     judge = Judge(Mini(), 96, given.images, SEED)
     scenes, names = judge.scenes(TEST), benchmark_names()
     print(f"no bank: {score(scenes, names, refine=given.refine):.1f}", flush=True)

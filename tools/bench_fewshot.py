@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.projection import projection_of, with_projection
+from densevl.devices import keep_memory
 from densevl.fewshot import HEADS, build
 from densevl.fewshot.words import as_text, class_rows
 from densevl.pipelines.fewshot.classifier import OWN
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_memory()
     backbone = load_backbone("mini")
     projection = projection_of(backbone)
     before = with_projection(backbone, torch.eye(len(projection)))

@@ -14,6 +14,7 @@ import torch
 
 from densevl import Segmenter
 from densevl.backbones.mini import Mini
+from densevl.devices import keep_memory
 from densevl.inference import kinds
 from densevl.pipelines.segmentation import segmenter
 from densevl.vocabulary import Example
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--backgrounds", default="none;auto;scenes", help="policies, ';' between")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     scenes, names, shown = Judge(Mini(), 96, given.images, SEED).scenes(TEST), benchmark_names(), examples()
     for background in given.backgrounds.split(";"):
         found = score(scenes, names, background=background, everything=True)

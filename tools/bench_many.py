@@ -19,6 +19,7 @@ from PIL import Image
 
 from densevl import AnomalyDetector, FewShot, Segmenter
 from densevl.benchmarking.random_model import random_model
+from densevl.devices import keep_memory
 from densevl.images import read_image, resize
 
 PHOTOS = Path(__file__).parents[1] / "demo" / "images"
@@ -71,6 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_memory()
     print(
         "| pipeline | photos | one by one, images/s |",
         *(f"{f'batch {size}' if size else 'own batch'} |" for size in options.batch),

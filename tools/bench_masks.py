@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from densevl.benchmarking.clock import reset_peak, resident_mib
+from densevl.devices import keep_memory
 from densevl.proposals import packing
 
 SCENE = Path(__file__).parents[1] / "demo" / "scenes" / "wood.png"
@@ -74,6 +75,7 @@ def random_sam(side: int, channels: int, mlp: int) -> Any:
 def measure(side: str, model: str, size: tuple[int, int], points: int) -> Measured:
     """Run one side in this process."""
     torch.set_num_threads(1)
+    keep_memory()
     image = np.asarray(Image.open(SCENE).convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC))
     sam, thresholds = build(model, image)
     if side == "package":

@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from densevl.backbones.mini import Mini
+from densevl.devices import keep_memory
 from densevl.inference import WindowGrid, window_scores
 from densevl.kernels import dense_scores
 from densevl.pipelines.feeding import PLANS, settle
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="update docs/speed.json and docs/speed.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     plans = Plans(given.images, given.seed)
     rows = [row for name in RECIPES for row in plans.rows(name)]
     if given.write:

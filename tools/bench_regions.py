@@ -26,6 +26,7 @@ from PIL import Image
 from densevl.backbones import load_backbone
 from densevl.benchmarking.clock import seconds as seconds_of
 from densevl.benchmarking.random_model import random_model
+from densevl.devices import keep_memory
 from densevl.evaluation.metrics.average_precision import average_precision
 from densevl.evaluation.metrics.panoptic import Segment, panoptic_counts, panoptic_quality
 from densevl.images import read_image
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_memory()
     wanted = given.operators.split(",") if given.operators else [""]
     if given.what == "cost":
         result: dict[str, Any] = cost(given.arch, given.regions, given.rounds, wanted, given.side)

@@ -27,6 +27,7 @@ from PIL import Image
 
 from densevl import Segmenter
 from densevl.benchmarking.random_model import random_model
+from densevl.devices import keep_memory
 from densevl.evaluation import Experiment, Predictor, open_dataset, run
 from densevl.evaluation.benchmarks.base import Dataset
 from densevl.evaluation.report import results as report
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--measures", default="iou,calibration", help="of iou, boundary, calibration")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         count = given.images or (200 if given.model == "mini" else 4)
         data, predictor = prepare(given.model, given.recipe, count, Path(folder) / "data")

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones import Backbone
-from densevl.benchmarking.clock import medians, peak_mib
+from densevl.benchmarking.clock import costs, peak_mib
 from densevl.benchmarking.limits import bare_pass, products, trained_size
 from densevl.errors import ModelError, OptionError, ProtocolError
 from densevl.inference import WindowGrid, decode, window_scores
@@ -70,6 +70,7 @@ def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
     Returns:
         The case, and
         seconds: of one photo, from normalised pixels to labels and confidence.
+        faults: pages of memory that the system filled anew in that time (minor faults); None where it does not tell.
         windows, tokens: how many the tower saw.
         of_bare: seconds over (windows of the papers' half-overlapping protocol) x (one bare pass of the library's own
         tower): 1 is the least that the papers' way can take.
@@ -101,16 +102,17 @@ def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
         calls["products"] = products(backbone, batch)
     calls["bare"]()
     extra = peak_mib(ours, model.device)
-    taken = medians(calls, rounds, model.device)
-    bare = taken["bare"] / batch
+    taken = costs(calls, rounds, model.device)
+    bare = taken["bare"].seconds / batch
     return {
         **asdict(case),
         "recipe": (model.resolve(case.recipe) or model).name,
         "windows": len(windows),
         "tokens": len(windows) * windows.rows.tokens * windows.cols.tokens,
-        "seconds": taken["ours"],
-        "of_bare": taken["ours"] / (len(papers) * bare),
+        "seconds": taken["ours"].seconds,
+        "faults": taken["ours"].faults,
+        "of_bare": taken["ours"].seconds / (len(papers) * bare),
         "bare_seconds": bare,
-        "bare_of_products": taken["products"] / taken["bare"] if "products" in taken else None,
+        "bare_of_products": taken["products"].seconds / taken["bare"].seconds if "products" in taken else None,
         "extra_mib": extra,
     }

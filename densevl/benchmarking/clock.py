@@ -11,10 +11,16 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
 
 from densevl.errors import DensevlError
 
@@ -36,15 +42,42 @@ def seconds(call: Call, device: torch.device) -> float:
     return time.process_time() - started
 
 
-def medians(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call over rounds in which all are made in turn, after one that is not counted."""
+@dataclass(frozen=True)
+class Cost:
+    """What a call takes: seconds, the median; least, the quickest; faults, pages that the system had to fill anew, the
+    median, or None where it does not count them."""
+
+    seconds: float
+    least: float
+    faults: float | None
+
+
+def costs(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, Cost]:
+    """Cost of each call over rounds in which all are made in turn, after one that is not counted."""
     for call in calls.values():
         call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    faults: dict[str, list[int]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            taken[name].append(seconds(call, device))
-    return {name: statistics.median(times) for name, times in taken.items()}
+            before = minor_faults()
+            times[name].append(seconds(call, device))
+            if before is not None:
+                faults[name].append((minor_faults() or 0) - before)
+    return {
+        name: Cost(statistics.median(own), min(own), statistics.median(faults[name]) if faults[name] else None)
+        for name, own in times.items()
+    }
+
+
+def minor_faults() -> int | None:
+    """Pages of memory that this process was given so far; None where that is not counted."""
+    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def medians(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call; see `costs`."""
+    return {name: cost.seconds for name, cost in costs(calls, rounds, device).items()}
 
 
 def peak_mib(call: Call, device: torch.device) -> float | None:

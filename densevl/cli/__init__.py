@@ -31,6 +31,7 @@ from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
 from densevl.cli.shared import OneLineGroup, one_line_errors, tell_notes
 from densevl.cli.video import video
+from densevl.devices import keep_memory
 
 __all__ = ["app"]
 
@@ -69,6 +70,7 @@ def _root(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     tell_notes()
+    keep_memory()
     if config is not None:
         context.default_map = defaults(config, context.command)
 

@@ -46,7 +46,8 @@ def bench(
     for name in names:
         backbone.resolve(name)  # a mistyped one fails before the first is measured
     console = stdout()
-    table = Table("recipe", "plan", "precision", "size", "labels", "seconds", "of bare", "extra MiB", box=None)
+    columns = ("recipe", "plan", "precision", "size", "labels", "seconds", "of bare", "faults", "extra MiB")
+    table = Table(*columns, box=None)
     with stderr().status("measuring") as status:
         for recipe, plan, precision, (height, width), count in itertools.product(
             names, plans.split(","), precisions.split(","), shapes, counts
@@ -58,10 +59,12 @@ def bench(
                 continue
             extra = "-" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
             cells = (row["recipe"], plan, precision, f"{height}x{width}", str(count), f"{row['seconds']:.3f}")
-            table.add_row(*cells, f"{row['of_bare']:.2f}", extra)
+            faults = "-" if row["faults"] is None else f"{row['faults']:.0f}"
+            table.add_row(*cells, f"{row['of_bare']:.2f}", faults, extra)
     if not as_json:
         console.print(table)
         where = "seconds" if backbone.device.type == "cuda" else f"CPU seconds, {threads} thread(s)"
         console.print(
             escape(f"{backbone.name}: {where}, median of {rounds}. of bare: over the passes of the papers' windows.")
         )
+        console.print("faults: pages of memory that the system filled anew in that time; none is best.", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from conftest import random_clip, wrap
 from densevl.benchmarking.cases import Case, measure, parse_sizes
-from densevl.benchmarking.clock import medians, peak_mib
+from densevl.benchmarking.clock import costs, medians, minor_faults, peak_mib
 from densevl.benchmarking.limits import products
 from densevl.benchmarking.random_model import load
 from densevl.cli import app
@@ -26,6 +27,15 @@ def test_calls_are_made_in_turn_after_one_that_is_not_counted() -> None:
     taken = medians({"a": lambda: made.append("a"), "b": lambda: made.append("b")}, 2, CPU)
     assert made == ["a", "b", "a", "b", "a", "b"]
     assert set(taken) == {"a", "b"}
+
+
+def test_pages_that_were_filled_anew_are_counted() -> None:
+    found = costs({"none": lambda: None, "64 MiB": lambda: mmap.mmap(-1, 2**26).write(bytes(2**26))}, 2, CPU)
+    if minor_faults() is None:
+        assert found["64 MiB"].faults is None
+    else:
+        assert found["none"].faults < 100 < found["64 MiB"].faults
+    assert all(cost.least <= cost.seconds for cost in found.values())
 
 
 def test_memory_that_a_call_frees_again_is_seen() -> None:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from densevl.devices import keep_memory  # noqa: E402
 from densevl.inference import WindowGrid  # noqa: E402
 from densevl.kernels import RelPos, affinity_apply, dense_decode, grid_attention  # noqa: E402
 from tools.kernels import formulas  # noqa: E402
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="record the numbers in docs/")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     rows = []
     with torch.inference_mode():
         for name in CASES:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from densevl.devices import keep_memory
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
 from densevl.images import bit_depth
@@ -35,6 +36,7 @@ class _Worker:
     """
 
     def __init__(self, work: Work, facts: dict[str, Any], store: Store, threads: int | None) -> None:
+        keep_memory()
         if threads is not None:
             import torch
 
