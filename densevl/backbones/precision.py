@@ -14,110 +14,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from densevl import devices
+from densevl.backbones.lowered.block import Int8Mlp, mlp_of, run
+from densevl.backbones.lowered.linears import BFloat16Linear, Float16Linear, Int8Linear
 from densevl.errors import ModelError, OptionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
 PRECISIONS = ("float32", "int8", "bfloat16", "float16")
-TINY = 1e-12
 WHOLE_BLOCKS = ("EvaBlockPostNorm",)
 """Blocks that no recipe takes apart, of which plain linear layers are all that multiplies."""
-
-
-class Int8Linear(nn.Module):
-    """A linear layer in 8-bit integers on a CPU, by oneDNN's product of unsigned by signed bytes."""
-
-    _bias: torch.Tensor | None
-    _scale: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, bits: int | None = None) -> None:
-        """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs.
-
-        Args:
-            bits: that inputs are rounded to, at most 8; None is as many as this process multiplies exactly.
-        """
-        super().__init__()
-        weight = weight.detach().float()
-        self._half = 2 ** ((_exact_bits() if bits is None else bits) - 1)
-        self.register_buffer("_bias", None if bias is None else bias.detach().float())
-        self.register_buffer("_scale", weight.abs().amax(dim=1).clamp(min=TINY) / 127)
-        rounded = (weight / self._scale[:, None]).round().to(torch.int8)
-        self._packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self._unit, self._zero = torch.ones(1), torch.tensor([self._half], dtype=torch.int32)
-        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) to (..., N) float32."""
-        return self.multiply(*self.lower(x)).unflatten(0, x.shape[:-1])
-
-    def lower(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(..., K) as bytes (M, K) around the zero point, and the step of each token (M, 1)."""
-        x_MK = x.reshape(-1, x.shape[-1]).float()
-        # Not aminmax, nor a norm: along an axis these are twenty times slower than two reductions.
-        peak_M1 = torch.maximum(x_MK.amax(1, keepdim=True), x_MK.amin(1, keepdim=True).neg_()).clamp_(min=TINY)
-        top = self._half - 1
-        # Half a step more, and the cut of the cast to bytes rounds.
-        return torch.mul(x_MK, top / peak_M1).add_(self._half + 0.5).to(torch.uint8), peak_M1 / top
-
-    def multiply(self, bytes_MK: torch.Tensor, step_M1: torch.Tensor) -> torch.Tensor:
-        """The layer's output (M, N) float32 for what `lower` gave."""
-        y_MN = torch.ops.onednn.qlinear_pointwise.tensor(
-            *(bytes_MK, self._unit, self._zero, self._packed, self._scale, self._zeros, None),
-            *(1.0, 0, torch.float32, "none", [], ""),
-        )
-        return y_MN.mul_(step_M1) if self._bias is None else torch.addcmul(self._bias, y_MN, step_M1, out=y_MN)
-
-
-@cache
-def _exact_bits() -> int:
-    """8, or 7 where oneDNN adds pairs of products in 16 bits, which those of 8 bits saturate.
-
-    The product itself is asked: which instructions oneDNN takes depends on its settings too, not on the CPU alone.
-    """
-    layer = Int8Linear(torch.ones(1, 2), None, bits=8)
-    largest = torch.full((1, 2), 255, dtype=torch.uint8)  # 127 steps above the zero point, twice: 254 if all is exact
-    return 8 if layer.multiply(largest, torch.ones(1, 1)).item() > 253 else 7
-
-
-class BFloat16Linear(nn.Module):
-    """A linear layer in bfloat16, which a CPU with AVX-512 BF16 or AMX, or a GPU, multiplies faster than float32."""
-
-    dtype: ClassVar[torch.dtype] = torch.bfloat16
-    _bias: torch.Tensor | None
-    _weight: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Round weights (N, K) and bias to `dtype`."""
-        super().__init__()
-        # a copy, as the weights may be mapped from a file that another program writes to
-        self.register_buffer("_weight", weight.detach().to(self.dtype, copy=True))
-        self.register_buffer("_bias", None if bias is None else bias.detach().to(self.dtype, copy=True))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., K) to (..., N) float32."""
-        return self.multiply(*self.lower(x)).unflatten(0, x.shape[:-1])
-
-    def lower(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        """(..., K) as (M, K) of `dtype`."""
-        return (x.reshape(-1, x.shape[-1]).to(self.dtype),)
-
-    def multiply(self, x_MK: torch.Tensor) -> torch.Tensor:
-        """The layer's output (M, N) float32 for what `lower` gave."""
-        return F.linear(x_MK, self._weight, self._bias).float()
-
-
-class Float16Linear(BFloat16Linear):
-    """The same in float16, which is finer, and overflows above 65,504."""
-
-    dtype = torch.float16
 
 
 LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
@@ -177,7 +88,8 @@ class LoweredTower:
         if type(self._modules[index]).__name__ in WHOLE_BLOCKS:
             found: torch.Tensor = self._modules[index](x_BND)
             return found
-        return as_trained(self.view(index, grid), x_BND)
+        view = self.view(index, grid)
+        return run(view, x_BND) if self._precision == "int8" else as_trained(view, x_BND)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels (B, 3, S, S) of the trained size to image embeddings (B, D), lowered."""
@@ -257,7 +169,9 @@ def _lowered(
             _drop(lowered, joint[0])
     for parent in list(lowered.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]) and child.weight.numel():
+            if make is Int8Linear and (mlp := mlp_of(child)):
+                setattr(parent, name, Int8Mlp(*mlp))
+            elif isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]) and child.weight.numel():
                 bias = child.bias
                 if whole and name == "qkv" and parent.q_bias is not None:  # timm adds it by hand
                     bias = torch.cat([parent.q_bias, parent.k_bias, parent.v_bias])  # type: ignore[assignment]
@@ -289,4 +203,4 @@ class _Joint(nn.Module):
 
     def forward(self, u: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
         lowered = self.parts["q"].lower(u)  # once for all three
-        return {name: self.parts[name].multiply(*lowered).unflatten(0, u.shape[:-1]) for name in which}
+        return {name: self.parts[name].multiply(lowered) for name in which}

@@ -1,0 +1,146 @@
+/* What lies between the 8-bit products of a block, a token at a time; the same as class Torch of steps.py, in its order.
+
+   Reductions are over integers, or marked for SIMD, so that no flag that lets a compiler assume finite numbers is
+   needed: a token that holds NaN gets the step NaN. Threads are those of torch's own OpenMP. */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct {
+    const float *x, *step, *weight, *bias;
+    float *out, *steps;
+    uint8_t *bytes;
+    long rows, width;
+    float top, epsilon; /* the largest whole number; of the layer norm */
+    int kind;           /* of the activation, in the order of KINDS */
+} Job;
+
+static const float TINY = 1e-12f, SHIFT = 0.1702f;
+
+static inline float as_float(int32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline int32_t magnitude(float x) { int32_t bits; memcpy(&bits, &x, 4); return bits & 0x7fffffff; }
+
+/* The largest |x|; of numbers without their sign, order is that of their bits, and NaN is above all. */
+static inline float peak(const float *x, long n) {
+    int32_t most = 0;
+    for (long i = 0; i < n; i++) { int32_t m = magnitude(x[i]); most = m > most ? m : most; }
+    float found = as_float(most);
+    return found < TINY ? TINY : found;
+}
+
+static inline float exponential(float x) {
+    x = x < -87 ? -87 : x;
+    x = x > 88 ? 88 : x;
+    float whole = rintf(x * 1.44269504f), r = x - whole * 0.693359375f;
+    r += whole * 2.12194440e-4f;
+    float p = 1.3888889e-3f;
+    p = p * r + 8.3333333e-3f;
+    p = p * r + 4.1666667e-2f;
+    p = p * r + 1.6666667e-1f;
+    p = p * r + .5f;
+    p = p * r + 1;
+    p = p * r + 1;
+    return p * as_float((int32_t)((uint32_t)((int32_t)whole + 127) << 23));
+}
+
+/* erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
+static inline float gelu(float x) {
+    float z = fabsf(x) * 0.70710678f, t = 1 / (1 + 0.3275911f * z);
+    float p = 1.061405429f;
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    float tail = p * t * exponential(-z * z) * .5f; /* 1 - Phi(|x|) */
+    return x * (x < 0 ? tail : 1 - tail);
+}
+static inline float tanh_gelu(float x) { return x / (1 + exponential(-1.5957691f * (x + 0.044715f * x * x * x))); }
+static inline float quick_gelu(float x) { return x / (1 + exponential(-1.702f * x)); }
+
+static inline void lower_row(const float *x, uint8_t *bytes, float *step, long n, float top) {
+    float most = peak(x, n), scale = top / most, middle = top + 1.5f;
+    for (long i = 0; i < n; i++) bytes[i] = (uint8_t)(int32_t)(x[i] * scale + middle);
+    *step = most / top;
+}
+
+static void lower_rows(const Job *j, long from, long to) {
+    for (long m = from; m < to; m++)
+        lower_row(j->x + m * j->width, j->bytes + m * j->width, j->steps + m, j->width, j->top);
+}
+
+static void norm_rows(const Job *j, long from, long to) {
+    long n = j->width;
+    float row[n];
+    for (long m = from; m < to; m++) {
+        const float *x = j->x + m * n;
+        float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+        for (long i = 0; i < n; i++) sum += x[i];
+        float mean = sum / n;
+#pragma omp simd reduction(+ : squares)
+        for (long i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+        float over = 1 / sqrtf(squares / n + j->epsilon);
+        for (long i = 0; i < n; i++) row[i] = (x[i] - mean) * over * j->weight[i] + j->bias[i];
+        lower_row(row, j->bytes + m * n, j->steps + m, n, j->top);
+    }
+}
+
+#define ACTIVATE(NAME, ACTIVATION)                                                                                     \
+    static void NAME(const Job *j, long from, long to) {                                                               \
+        long n = j->width;                                                                                             \
+        float row[n];                                                                                                  \
+        for (long m = from; m < to; m++) {                                                                             \
+            const float *x = j->x + m * n, *bias = j->bias;                                                            \
+            uint8_t *bytes = j->bytes + m * n;                                                                         \
+            float step = j->step[m];                                                                                   \
+            for (long i = 0; i < n; i++) row[i] = ACTIVATION(x[i] * step + bias[i]) + SHIFT;                           \
+            float most = peak(row, n), scale = j->top / most;                                                          \
+            for (long i = 0; i < n; i++) bytes[i] = (uint8_t)(int32_t)(row[i] * scale + .5f);                          \
+            j->steps[m] = most / j->top;                                                                               \
+        }                                                                                                              \
+    }
+ACTIVATE(gelu_rows, gelu)
+ACTIVATE(tanh_gelu_rows, tanh_gelu)
+ACTIVATE(quick_gelu_rows, quick_gelu)
+
+static void scale_rows(const Job *j, long from, long to) {
+    long n = j->width;
+    for (long m = from; m < to; m++) {
+        const float *x = j->x + m * n, *bias = j->bias;
+        float *out = j->out + m * n, step = j->step[m];
+        for (long i = 0; i < n; i++) out[i] = x[i] * step + bias[i];
+    }
+}
+
+/* Rows are shared out among threads. */
+typedef void (*Rows)(const Job *, long, long);
+typedef struct { const Job *job; Rows rows; } Share;
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+static Parallel parallel;
+static int (*which)(void), (*of)(void);
+
+void set_threads(Parallel parallel_, int (*which_)(void), int (*of_)(void)) {
+    parallel = parallel_;
+    which = which_;
+    of = of_;
+}
+
+static void do_share(void *given) {
+    const Share *s = given;
+    long i = which(), n = of(); /* perhaps fewer than asked for */
+    s->rows(s->job, s->job->rows * i / n, s->job->rows * (i + 1) / n);
+}
+
+static void run(const Job *job, Rows rows, int threads) {
+    Share share = {job, rows};
+    if (threads > 1 && parallel && job->rows > 1) parallel(do_share, &share, threads, 0);
+    else rows(job, 0, job->rows);
+}
+
+void lower(const Job *job, int threads) { run(job, lower_rows, threads); }
+void norm_lower(const Job *job, int threads) { run(job, norm_rows, threads); }
+void activate_lower(const Job *job, int threads) {
+    static const Rows kinds[] = {gelu_rows, tanh_gelu_rows, quick_gelu_rows};
+    run(job, kinds[job->kind], threads);
+}
+void scale(const Job *job, int threads) { run(job, scale_rows, threads); }

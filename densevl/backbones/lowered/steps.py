@@ -1,0 +1,137 @@
+"""What lies between the 8-bit products of a block: quantise, layer norm, activation, scale and bias.
+
+`Torch` defines it. `Compiled` is the same in C (`steps.c`), each in one pass over memory that leaves no float32 tensor
+behind, and is taken where a C compiler is found (`compiling.py`). Both round each token for itself, so that its result
+does not depend on what else is in the batch, and both give NaN for a token that holds NaN. Shape letters: M tokens, N
+numbers of one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+TINY = 1e-12
+SHIFT = 0.1702
+"""What is added to activations so that none is negative: each of `KINDS` has its minimum just above -0.1702."""
+KINDS = ("none", "tanh", "quick")
+"""Activations by what `F.gelu` calls its approximation, and QuickGELU, x sigmoid(1.702 x)."""
+QUICK = 1.702
+
+
+class Bytes(NamedTuple):
+    """Tokens in 8 bits. They pass through the views of blocks in the place of float32 tokens."""
+
+    bytes_MK: torch.Tensor
+    step_M1: torch.Tensor
+    shape: torch.Size
+    """All dimensions but the last of what they were."""
+
+
+class Steps(Protocol):
+    """What `Torch` and `Compiled` have in common. All tensors are float32 and contiguous."""
+
+    def lower(self, x_MN: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bytes (M, N) from 1 to 2 top + 1, which mean -top to top, and the step of each token (M, 1)."""
+
+    def norm_lower(self, x_MN: torch.Tensor, norm: nn.LayerNorm, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of the tokens after a layer norm."""
+
+    def activate_lower(
+        self, h_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, kind: str, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bytes from 0 to `top`, which mean activations plus `SHIFT`, and steps, of h * step + bias; h may be lost."""
+
+    def scale(
+        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """y * step + bias, written to `out`; None is in place."""
+
+
+class Torch:
+    """The steps in torch."""
+
+    name = "torch"
+
+    def lower(self, x_MN: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # Not aminmax, nor a norm: along an axis these are twenty times slower than two reductions.
+        peak_M1 = torch.maximum(x_MN.amax(1, keepdim=True), x_MN.amin(1, keepdim=True).neg_()).clamp_(min=TINY)
+        # Half a step more, and the cut of the cast to bytes rounds.
+        return torch.mul(x_MN, top / peak_M1).add_(top + 1.5).to(torch.uint8), peak_M1 / top
+
+    def norm_lower(self, x_MN: torch.Tensor, norm: nn.LayerNorm, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.lower(F.layer_norm(x_MN, norm.normalized_shape, norm.weight, norm.bias, norm.eps), top)
+
+    def activate_lower(
+        self, h_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, kind: str, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        times = QUICK if kind == "quick" else 1.0  # QuickGELU(x) is SiLU(1.702 x) / 1.702, one pass of three
+        h_MN = torch.addcmul(bias_N * times, h_MN, step_M1 * times, out=h_MN)
+        h_MN = F.silu(h_MN, inplace=True) if kind == "quick" else torch.ops.aten.gelu_(h_MN, approximate=kind)
+        peak_M1 = (h_MN.amax(1, keepdim=True) + SHIFT * times).clamp_(min=TINY)
+        scale_M1 = top / peak_M1
+        return torch.addcmul(SHIFT * times * scale_M1 + 0.5, h_MN, scale_M1, out=h_MN).to(torch.uint8), peak_M1 / (
+            top * times
+        )
+
+    def scale(
+        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
+
+
+class _Job(ctypes.Structure):
+    """`Job` of steps.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "out", "steps", "bytes")),
+        *((name, ctypes.c_long) for name in ("rows", "width")),
+        *((name, ctypes.c_float) for name in ("top", "epsilon")),
+        ("kind", ctypes.c_int),
+    )
+
+
+class Compiled:
+    """The steps in C, whose rows are shared out among torch's threads."""
+
+    name = "C"
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        runtime = ctypes.CDLL(torch._C.__file__)  # finds what torch itself is linked with, its OpenMP too
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        if all(hasattr(runtime, name) for name in names):
+            library.set_threads(*(ctypes.cast(getattr(runtime, name), ctypes.c_void_p) for name in names))
+
+    def lower(self, x_MN: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._to_bytes("lower", x_MN, top=top)
+
+    def norm_lower(self, x_MN: torch.Tensor, norm: nn.LayerNorm, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._to_bytes("norm_lower", x_MN, weight=norm.weight, bias=norm.bias, epsilon=norm.eps, top=top)
+
+    def activate_lower(
+        self, h_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, kind: str, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._to_bytes("activate_lower", h_MN, step=step_M1, bias=bias_N, kind=KINDS.index(kind), top=top)
+
+    def scale(
+        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        out_MN = y_MN if out_MN is None else out_MN
+        self._call("scale", y_MN, step=step_M1, bias=bias_N, out=out_MN)
+        return out_MN
+
+    def _to_bytes(self, name: str, x_MN: torch.Tensor, **given: object) -> tuple[torch.Tensor, torch.Tensor]:
+        bytes_MN, step_M1 = torch.empty_like(x_MN, dtype=torch.uint8), x_MN.new_empty(len(x_MN), 1)
+        self._call(name, x_MN, bytes=bytes_MN, steps=step_M1, **given)
+        return bytes_MN, step_M1
+
+    def _call(self, name: str, x_MN: torch.Tensor, **given: object) -> None:
+        job = _Job(x=x_MN.data_ptr(), rows=x_MN.shape[0], width=x_MN.shape[1])
+        for field, value in given.items():
+            setattr(job, field, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+        getattr(self._library, name)(ctypes.byref(job), torch.get_num_threads())
