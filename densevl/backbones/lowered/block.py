@@ -78,7 +78,7 @@ def run(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     images = max(1, TOKENS // x_BND.shape[1])
     for x, out in zip(x_BND.split(images), out_BND.split(images), strict=True):
         qkv = block.project(lowered_norm(norms[0], x), "qkv")  # type: ignore[arg-type]
-        both = block.merge(F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])).add_(x)
+        both = block.merge(steps().attend(qkv["q"], qkv["k"], qkv["v"])).add_(x)
         torch.add(_ffn(block, norms[1], both), both, out=out)
     return out_BND
 

@@ -4,12 +4,21 @@
    needed: a token that holds NaN gets the step NaN. Threads are those of torch's own OpenMP. */
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+
+/* Dimensions are batch, heads, tokens and head width; strides in numbers, that of the last is 1. */
+typedef struct {
+    const float *q, *k, *v;
+    float *out; /* (batch, tokens, heads, width) */
+    long sizes[4], q_strides[3], k_strides[3], v_strides[3], runs;
+} Heads;
 
 typedef struct {
     const float *x, *step, *weight, *bias;
     float *out, *steps;
     uint8_t *bytes;
+    const Heads *heads;
     long rows, width;
     float top, epsilon; /* the largest whole number; of the layer norm */
     int kind;           /* of the activation, in the order of KINDS */
@@ -112,6 +121,92 @@ static void scale_rows(const Job *j, long from, long to) {
     }
 }
 
+/* Attention of one head and a run of its queries at a time: softmax(q k^T / sqrt(d)) v, with q k^T of some queries only
+   in memory. Every query is computed for itself, in the same order whatever is beside it. */
+#if defined(__AVX512F__)
+enum { LANES = 16, VECTORS = 4 };
+#elif defined(__AVX__)
+enum { LANES = 8, VECTORS = 2 };
+#else
+enum { LANES = 4, VECTORS = 2 };
+#endif
+enum { ROWS = 6, QUERIES = 48 };
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+/* c = a b for ROWS rows of a and `vectors` vectors of b's columns; what is summed stays in registers. */
+static inline __attribute__((always_inline)) void block(
+    const float *const *a, const float *b, float *c, long depth, long b_row, long c_row, const int vectors) {
+    Vector sum[ROWS][VECTORS] = {0};
+    for (long k = 0; k < depth; k++, b += b_row)
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 8
+            for (int v = 0; v < vectors; v++) sum[r][v] += a[r][k] * ((const Vector *)b)[v];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) ((Vector *)(c + r * c_row))[v] = sum[r][v];
+}
+
+/* c (count, width) = a (count, depth) b (depth, width), `width` a multiple of LANES; c has room for whole blocks. */
+static void multiply(const float *a, long a_row, const float *b, float *c, long count, long depth, long width) {
+    for (long n = 0; n < width; n += VECTORS * LANES)
+        for (long m = 0; m < count; m += ROWS) {
+            const float *rows[ROWS];
+            for (long r = 0; r < ROWS; r++) rows[r] = a + (m + r < count ? m + r : count - 1) * a_row;
+            float *to = c + m * width + n;
+            switch (width - n < VECTORS * LANES ? (width - n) / LANES : VECTORS) {
+            case 1: block(rows, b + n, to, depth, width, width, 1); break;
+            case 2: block(rows, b + n, to, depth, width, width, 2); break;
+#if defined(__AVX512F__)
+            case 3: block(rows, b + n, to, depth, width, width, 3); break;
+            case 4: block(rows, b + n, to, depth, width, width, 4); break;
+#endif
+            }
+        }
+}
+
+static void attend_rows(const Job *j, long from, long to) {
+    const Heads *h = j->heads;
+    long heads = h->sizes[1], tokens = h->sizes[2], d = h->sizes[3];
+    long keys = (tokens + LANES - 1) / LANES * LANES, width = (d + LANES - 1) / LANES * LANES;
+    float *room = calloc(d * keys + tokens * width + QUERIES * (keys + width), sizeof(float));
+    float *k_t = room, *v = k_t + d * keys, *logits = v + tokens * width, *mixed = logits + QUERIES * keys;
+    float heat = 1 / sqrtf(d);
+    for (long unit = from; unit < to; unit++) {
+        long b = unit / h->runs / heads, a = unit / h->runs % heads, run = unit % h->runs;
+        long first = tokens * run / h->runs, last = tokens * (run + 1) / h->runs;
+        const float *q = h->q + b * h->q_strides[0] + a * h->q_strides[1];
+        const float *k = h->k + b * h->k_strides[0] + a * h->k_strides[1];
+        const float *values = h->v + b * h->v_strides[0] + a * h->v_strides[1];
+        float *out = h->out + (b * tokens * heads + a) * d;
+        if (!room) { /* out of memory: nothing that could be taken for a result */
+            for (long n = first; n < last; n++)
+                for (long i = 0; i < d; i++) out[n * heads * d + i] = NAN;
+            continue;
+        }
+        for (long n = 0; n < tokens; n += LANES) /* a square at a time, so that it stays in the nearest cache */
+            for (long i = 0; i < d; i++)
+                for (long m = n; m < n + LANES && m < tokens; m++) k_t[i * keys + m] = k[m * h->k_strides[2] + i] * heat;
+        for (long n = 0; n < tokens; n++) memcpy(v + n * width, values + n * h->v_strides[2], d * sizeof(float));
+        for (long n = first; n < last; n += QUERIES) {
+            long count = last - n < QUERIES ? last - n : QUERIES;
+            multiply(q + n * h->q_strides[2], h->q_strides[2], k_t, logits, count, d, keys);
+            float sums[QUERIES];
+            for (long m = 0; m < count; m++) {
+                float *row = logits + m * keys, most = row[0], sum = 0;
+#pragma omp simd reduction(max : most)
+                for (long i = 0; i < tokens; i++) most = row[i] > most ? row[i] : most;
+#pragma omp simd reduction(+ : sum)
+                for (long i = 0; i < tokens; i++) sum += row[i] = exponential(row[i] - most);
+                sums[m] = 1 / sum;
+            }
+            multiply(logits, keys, v, mixed, count, tokens, width);
+            for (long m = 0; m < count; m++)
+                for (long i = 0; i < d; i++) out[(n + m) * heads * d + i] = mixed[m * width + i] * sums[m];
+        }
+    }
+    free(room);
+}
+
 /* Rows are shared out among threads. */
 typedef void (*Rows)(const Job *, long, long);
 typedef struct { const Job *job; Rows rows; } Share;
@@ -143,4 +238,5 @@ void activate_lower(const Job *job, int threads) {
     static const Rows kinds[] = {gelu_rows, tanh_gelu_rows, quick_gelu_rows};
     run(job, kinds[job->kind], threads);
 }
+void attend(const Job *job, int threads) { run(job, attend_rows, threads); }
 void scale(const Job *job, int threads) { run(job, scale_rows, threads); }

@@ -52,6 +52,10 @@ class Steps(Protocol):
         """y * step + bias, written to `out`; None is in place."""
 
 
+    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
+        """softmax(q k^T / sqrt(d)) v, (B, A, N, d)."""
+
+
 class Torch:
     """The steps in torch."""
 
@@ -83,12 +87,26 @@ class Torch:
     ) -> torch.Tensor:
         return torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
 
+    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q_BANd, k_BANd, v_BANd)
+
+
+class _Heads(ctypes.Structure):
+    """`Heads` of steps.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),
+        ("sizes", ctypes.c_long * 4),
+        *((f"{name}_strides", ctypes.c_long * 3) for name in "qkv"),
+        ("runs", ctypes.c_long),
+    )
+
 
 class _Job(ctypes.Structure):
     """`Job` of steps.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "out", "steps", "bytes")),
+        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "out", "steps", "bytes", "heads")),
         *((name, ctypes.c_long) for name in ("rows", "width")),
         *((name, ctypes.c_float) for name in ("top", "epsilon")),
         ("kind", ctypes.c_int),
@@ -125,6 +143,18 @@ class Compiled:
         self._call("scale", y_MN, step=step_M1, bias=bias_N, out=out_MN)
         return out_MN
 
+    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
+        given = {name: part if part.stride(3) == 1 else part.contiguous() for name, part in zip("qkv", (q_BANd, k_BANd, v_BANd), strict=True)}
+        batch, heads, tokens, width = q_BANd.shape
+        out_BNAd = q_BANd.new_empty(batch, tokens, heads, width)
+        runs = min(tokens, -(-2 * torch.get_num_threads() // (batch * heads)))  # something for every thread
+        job = _Heads(out=out_BNAd.data_ptr(), sizes=tuple(q_BANd.shape), runs=runs)
+        for name, part in given.items():
+            setattr(job, name, part.data_ptr())
+            setattr(job, f"{name}_strides", part.stride()[:3])
+        self._run("attend", _Job(heads=ctypes.addressof(job), rows=batch * heads * runs))
+        return out_BNAd.transpose(1, 2)
+
     def _to_bytes(self, name: str, x_MN: torch.Tensor, **given: object) -> tuple[torch.Tensor, torch.Tensor]:
         bytes_MN, step_M1 = torch.empty_like(x_MN, dtype=torch.uint8), x_MN.new_empty(len(x_MN), 1)
         self._call(name, x_MN, bytes=bytes_MN, steps=step_M1, **given)
@@ -134,4 +164,7 @@ class Compiled:
         job = _Job(x=x_MN.data_ptr(), rows=x_MN.shape[0], width=x_MN.shape[1])
         for field, value in given.items():
             setattr(job, field, value.data_ptr() if isinstance(value, torch.Tensor) else value)
+        self._run(name, job)
+
+    def _run(self, name: str, job: _Job) -> None:
         getattr(self._library, name)(ctypes.byref(job), torch.get_num_threads())
