@@ -110,6 +110,7 @@ setup(
             "py.typed",
             "__init__.pyi",
             "*/__init__.pyi",
+            "backbones/lowered/*.c",
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "evaluation/report/*.jinja",

@@ -42,6 +42,7 @@ def diagnose(*, speed: bool = False) -> list[Finding]:
         *_opencv(),
         _torch(),
         _speed() if speed else Finding("precision", "ok", "which is fastest here: densevl doctor --speed"),
+        _int8(),
         _fonts(),
         _cache(),
         *_models(),
@@ -94,6 +95,13 @@ def _speed() -> Finding:
     times = taken["float32"] / taken[best]
     way = f"; --precision {best} is {times:.1f} times as fast" if times > 1.05 else "; float32 is best"
     return Finding("precision", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
+
+
+def _int8() -> Finding:
+    """What runs between the products of `--precision int8`."""
+    from densevl.backbones.lowered.compiling import told
+
+    return Finding("int8", "ok", told())
 
 
 def _opencv() -> Iterator[Finding]:

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from conftest import close, random_clip, wrap
 from densevl import Segmenter
 from densevl.backbones import Backbone, precision
-from densevl.backbones.precision import PRECISIONS, BFloat16Linear, Int8Linear
+from densevl.backbones.lowered import linears
+from densevl.backbones.lowered.linears import BFloat16Linear, Int8Linear
+from densevl.backbones.precision import PRECISIONS
 from densevl.backbones.projection import projection_of, with_projection
 from densevl.errors import ModelError, OptionError
 
@@ -40,7 +42,7 @@ def test_int8_is_the_rounded_product(bits, shape) -> None:
     got = Int8Linear(weight, bias, bits)(x)
     assert got.shape == (*shape[:-1], 40)
     # A value within rounding of a half may fall to either side: one step of one input.
-    half = 2 ** ((bits or precision._exact_bits()) - 1)
+    half = 2 ** ((bits or linears._exact_bits()) - 1)
     wanted = _by_hand(x, weight, bias, half)
     step = x.abs().amax() / (half - 1) * weight.abs().amax()
     assert (got - wanted).abs().max() < 1.01 * step
@@ -51,7 +53,7 @@ def test_int8_is_the_rounded_product(bits, shape) -> None:
 
 EXTREMES = """
 import torch
-from densevl.backbones.precision import Int8Linear
+from densevl.backbones.lowered.linears import Int8Linear
 x, weight = torch.full((3, 96), 2.0), torch.full((40, 96), 0.5)  # every byte the largest one: any saturation shows
 weight[1::2] *= -1
 print(float((Int8Linear(weight, None)(x) / (x @ weight.T) - 1).abs().max()))

@@ -9,7 +9,7 @@ import torch
 from case import Case, cases
 
 from conftest import seed_by
-from densevl.backbones.precision import Int8Linear
+from densevl.backbones.lowered.linears import Int8Linear
 
 
 def _drawn(name: str) -> list[float]:
