@@ -51,7 +51,6 @@ class Steps(Protocol):
     ) -> torch.Tensor:
         """y * step + bias, written to `out`; None is in place."""
 
-
     def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) v, (B, A, N, d)."""
 
@@ -144,12 +143,12 @@ class Compiled:
         return out_MN
 
     def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
-        given = {name: part if part.stride(3) == 1 else part.contiguous() for name, part in zip("qkv", (q_BANd, k_BANd, v_BANd), strict=True)}
         batch, heads, tokens, width = q_BANd.shape
         out_BNAd = q_BANd.new_empty(batch, tokens, heads, width)
         runs = min(tokens, -(-2 * torch.get_num_threads() // (batch * heads)))  # something for every thread
         job = _Heads(out=out_BNAd.data_ptr(), sizes=tuple(q_BANd.shape), runs=runs)
-        for name, part in given.items():
+        parts = [part if part.stride(3) == 1 else part.contiguous() for part in (q_BANd, k_BANd, v_BANd)]
+        for name, part in zip("qkv", parts, strict=True):
             setattr(job, name, part.data_ptr())
             setattr(job, f"{name}_strides", part.stride()[:3])
         self._run("attend", _Job(heads=ctypes.addressof(job), rows=batch * heads * runs))
