@@ -27,13 +27,14 @@ def wide(tensor: MaybeTensor) -> MaybeTensor:
 
 
 def runs(total: int, most: int, whole: int = 0) -> list[slice]:
-    """Runs of at most `most` of `total` rows, or one run if they are up to `whole`.
+    """Runs of at most `most` of `total` rows, at least one each, or one run if they are up to `whole`.
 
     In a graph that is exported it is one run: the number of rows may be a symbol there, the number of runs may not.
     """
     if torch.compiler.is_exporting() or 0 < total <= whole:
         return [slice(0, total)]
-    return [slice(start, min(start + most, total)) for start in range(0, total, max(most, 1))]
+    most = max(most, 1)
+    return [slice(start, min(start + most, total)) for start in range(0, total, most)]
 
 
 def types(*tensors: torch.Tensor) -> str | None:

@@ -157,6 +157,14 @@ def plain_relative(q, k, v, rel, grid, scale):
     return logits.softmax(-1) @ v, logits.logsumexp(-1)
 
 
+def test_a_row_whose_logits_are_over_the_limit_is_still_computed(monkeypatch) -> None:
+    q, k, v = qkv()
+    want = kernels.grid_attention(q, k, v, GRID, want_lse=True)
+    monkeypatch.setattr(attention, "LOGITS_HELD", 1)
+    for got, whole in zip(kernels.grid_attention(q, k, v, GRID, want_lse=True), want, strict=True):
+        torch.testing.assert_close(got, whole)
+
+
 @pytest.mark.parametrize("held", [0, 2**22], ids=["a-head-at-a-time", "all-heads"])
 @pytest.mark.parametrize("rows", [256, 7])
 def test_relative_positions_equal_the_formula(held, rows, monkeypatch) -> None:

@@ -38,7 +38,8 @@ class AutomaticSettings:
     """What is asked and what is kept; names and defaults are the package's where it has them, for ViT-H.
 
     Attributes:
-        points_per_side: n of the n x n points. points_per_batch: decoded at once; memory grows with it.
+        points_per_side: n of the n x n points. points_per_batch: decoded at once; memory grows with it. None takes
+            what `SamImage.at_once` says.
         pred_iou_thresh: the model's own estimate of a mask's IoU has to be above this.
         stability_score_thresh: the IoU of the masks cut at +-stability_score_offset has to be this or more.
         stability_margin: a mask is dropped unenlarged when its stability on the decoded grid is lower than the
@@ -53,7 +54,7 @@ class AutomaticSettings:
     """
 
     points_per_side: int = 32
-    points_per_batch: int = 8
+    points_per_batch: int | None = None
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
@@ -67,8 +68,8 @@ class AutomaticSettings:
 
     def __post_init__(self) -> None:
         for name in ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor"):
-            if getattr(self, name) < 1:
-                raise ProposalError(f"{name} is {getattr(self, name)}: at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ProposalError(f"{name} is {value}: at least 1")
         if self.duplicates not in DUPLICATES:
             raise ProposalError(
                 f"no duplicates '{self.duplicates}'{suggest(self.duplicates, DUPLICATES)}: {', '.join(DUPLICATES)}"
@@ -125,7 +126,7 @@ class SamProposer(Proposer):
         above = settings.pred_iou_thresh if settings.pred_iou_thresh > 0 else -np.inf
         packed = np.zeros((0, packing.row_bytes(image.size)), np.uint8)
         quality = np.zeros(0, np.float32)
-        for points_B2 in _batches(points_P2, settings.points_per_batch):
+        for points_B2 in _batches(points_P2, settings.points_per_batch or image.at_once):
             decoded = self._promising(image, image.decode(points_B2[:, None], above=above))
             masks, stable = self._pack(image, decoded.logits)
             # grown in place: a list to concatenate at the end would take twice the memory
@@ -184,7 +185,7 @@ class SamProposer(Proposer):
         count = len(points_PK2) if points is not None else len(boxes_P4)
         packed = np.zeros((count, packing.row_bytes(encoded.size)), np.uint8)
         quality = np.zeros(count, np.float32)
-        for batch in _batches(np.arange(count), self.settings.points_per_batch):
+        for batch in _batches(np.arange(count), self.settings.points_per_batch or encoded.at_once):
             if points is not None:
                 decoded = encoded.decode(points_PK2[batch], labels_PK[batch], several=several)
             else:

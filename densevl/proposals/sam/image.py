@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from densevl.images import UInt8Array
 from densevl.kernels.resample import bilinear_matrix
+from densevl.proposals.sam.decoder import Decoder, decoder_of
 from densevl.proposals.sam.encoder import run_encoder
 
 if TYPE_CHECKING:
@@ -85,6 +87,15 @@ class SamImage:
         device = embedding.device
         return cls(sam, rgb, size, covered, embedding, prompts.get_dense_pe(), across.T.to(device), down.to(device))
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return decoder_of(self.sam.mask_decoder, self.embedding, self.places)
+
+    @property
+    def at_once(self) -> int:
+        """Prompts that are best decoded in one call, as many as keep the decoder's tensors small on this device."""
+        return self._decoder.at_once
+
     @torch.no_grad()
     def decode(
         self,
@@ -107,17 +118,14 @@ class SamImage:
         count, decoder = len(tokens), self.sam.mask_decoder
         output = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         tokens = torch.cat([output.expand(count, -1, -1), tokens], dim=1)
-        wide = (count, -1, -1, -1)
-        tokens, cells = decoder.transformer(self.embedding.expand(wide), self.places.expand(wide), tokens)
+        tokens, cells = self._decoder.transform(tokens)
         first, last = (1, decoder.num_mask_tokens) if several else (0, 1)
         quality = decoder.iou_prediction_head(tokens[:, 0])[:, first:last]
         prompt, mask = torch.nonzero(quality > above, as_tuple=True)
         used, place = prompt.unique(return_inverse=True)
         heads = decoder.output_hypernetworks_mlps
         filters = torch.stack([heads[i](tokens[used, 1 + i]) for i in range(first, last)], dim=1)
-        grid = self.embedding.shape[-2:]
-        pixels = decoder.output_upscaling(cells[used].transpose(1, 2).unflatten(2, grid))
-        made = (filters @ pixels.flatten(2)).unflatten(2, pixels.shape[-2:])
+        made = self._decoder.masks(cells if len(used) == count else cells[used], filters)
         return Decoded(made[place, mask], quality[prompt, mask], prompt)
 
     def enlarged(self, logits: torch.Tensor, floor: float) -> Iterator[tuple[torch.Tensor, slice, slice]]:
