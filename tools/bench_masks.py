@@ -1,18 +1,22 @@
 """Times our automatic masks against the package's `SamAutomaticMaskGenerator`, on the same model and image.
 
     python -m tools.bench_masks                                  # mini-sam, 768 x 1024, 32 x 32 points
+    python -m tools.bench_masks --model vit_b                    # SAM ViT-B of random weights, encoder and all; minutes
+    python -m tools.bench_masks --model vit_b --points 8
+    python -m tools.bench_masks --model decoder --points 8       # SAM's decoder behind a small encoder
     python -m tools.bench_masks --size 192 192 --points 16
-    python -m tools.bench_masks --model decoder --points 4       # SAM's decoder at its true size, random weights
 
-One thread. Every side runs in a process of its own: seconds are of its CPU, memory is the peak resident size while
-masks are made above what was resident after one image had been encoded. The masks of both are compared: ours with
-duplicates found by boxes, as the package has it, so that each has its counterpart.
+One thread. Every side runs in a process of its own: seconds are of its CPU, faults are the pages that the system had to
+fill, memory is the peak resident size while masks are made above what was resident after one image had been encoded.
+The masks of both are compared: ours with duplicates found by boxes, as the package has it, so that each has its
+counterpart. Of random weights, thresholds let a tenth of the masks pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +36,10 @@ PASSED = 0.9
 
 
 class Measured(NamedTuple):
-    """One side's CPU seconds, extra memory in MiB, and masks: packed (M, bytes)."""
+    """One side's CPU seconds, minor page faults, extra memory in MiB, and masks: packed (M, bytes)."""
 
     seconds: float
+    faults: int
     extra_mb: float
     packed: np.ndarray
 
@@ -48,7 +53,12 @@ def build(model: str, image: np.ndarray) -> tuple[Any, dict[str, float]]:
     from densevl.proposals.sam.image import SamImage
 
     torch.manual_seed(0)
-    sam = random_sam(256, 64, 128) if model == "tiny" else random_sam(1024, 256, 2048)
+    if model == "vit_b":
+        from segment_anything import sam_model_registry
+
+        sam = sam_model_registry["vit_b"]()
+    else:
+        sam = random_sam(256, 64, 128) if model == "tiny" else random_sam(1024, 256, 2048)
     sam = sam.eval().requires_grad_(False)
     height, width = image.shape[:2]
     points = np.random.default_rng(0).random((8, 1, 2)) * [width, height]
@@ -92,21 +102,21 @@ def measure(side: str, model: str, size: tuple[int, int], points: int) -> Measur
         run.encode(image)
     before = resident_mib("VmRSS")
     reset_peak()
-    started = time.process_time()
+    filled, started = _faults(), time.process_time()
     found = run(image)
-    seconds, peak = time.process_time() - started, resident_mib("VmHWM")
+    seconds, faults, peak = time.process_time() - started, _faults() - filled, resident_mib("VmHWM")
     if side == "package":
         rows = [packing.pack(record["segmentation"]) for record in found]
         packed = np.stack(rows) if rows else np.zeros((0, packing.row_bytes(size)), np.uint8)
     else:
         packed = found.packed
-    return Measured(seconds, peak - before, packed)
+    return Measured(seconds, faults, peak - before, packed)
 
 
 def main() -> None:
     """Measure all sides and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini-sam", choices=("mini-sam", "tiny", "decoder"))
+    parser.add_argument("--model", default="mini-sam", choices=("mini-sam", "vit_b", "decoder", "tiny"))
     parser.add_argument("--size", type=int, nargs=2, default=(768, 1024), metavar=("H", "W"))
     parser.add_argument("--points", type=int, default=32, help="per side of the grid")
     options = parser.parse_args()
@@ -117,13 +127,20 @@ def main() -> None:
             found[side] = pool.apply(measure, (side, options.model, size, options.points))
     package = found["package"]
     print(f"{options.model}, {size[0]} x {size[1]}, {options.points} x {options.points} points, one thread")
-    print(f"{'':24} {'CPU s':>8} {'ratio':>7} {'extra MiB':>10} {'ratio':>7} {'masks':>6}")
+    print(f"{'':24} {'CPU s':>8} {'ratio':>6} {'extra MiB':>10} {'ratio':>6} {'faults':>9} {'masks':>6}")
     for side, own in found.items():
-        faster, smaller = package.seconds / own.seconds, package.extra_mb / own.extra_mb
-        print(f"{side:24} {own.seconds:8.2f} {faster:6.1f}x {own.extra_mb:10.1f} {smaller:6.1f}x {len(own.packed):6d}")
+        time_share, memory_share = own.seconds / package.seconds, own.extra_mb / package.extra_mb
+        print(
+            f"{side:24} {own.seconds:8.2f} {time_share:6.3f} {own.extra_mb:10.1f} {memory_share:6.3f} {own.faults:9d} "
+            f"{len(own.packed):6d}"
+        )
     boxed = found["densevl, box duplicates"].packed
     least = min((best_iou(mask, boxed) for mask in package.packed), default=float("nan"))
     print(f"least IoU of a mask of the package with its counterpart (box duplicates): {least:.6f}")
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def best_iou(mask: np.ndarray, others: np.ndarray) -> float:

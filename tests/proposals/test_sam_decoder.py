@@ -134,7 +134,7 @@ def quantised(decoder: Any) -> Any:
 
 
 @pytest.mark.parametrize("change", [with_lora, own_class, quantised])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantize")
 def test_what_is_not_the_packages_runs_as_it_is(change) -> None:
     sam = model()
     sam.mask_decoder = change(sam.mask_decoder)

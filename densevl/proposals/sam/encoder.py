@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from densevl.kernels import RelPos, grid_attention
+from densevl.kernels.common import runs
+
+MLP_TOKENS = 512  # that go through an MLP together on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +66,11 @@ def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
     if side:
         y_BhwD = window_unpartition(y_BhwD, side, padded, size)
     x_BhwD = x_BhwD + y_BhwD
-    return x_BhwD + block.mlp(block.norm2(x_BhwD))
+    tokens = x_BhwD.flatten(0, 2)
+    # In runs, or the hidden layer is returned to the system after each block and faulted in again.
+    parts = runs(len(tokens), MLP_TOKENS, whole=0 if tokens.device.type == "cpu" else len(tokens))
+    mixed = [block.mlp(block.norm2(tokens[rows])) for rows in parts]
+    return x_BhwD + torch.cat(mixed).view(x_BhwD.shape)
 
 
 def run_encoder(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
