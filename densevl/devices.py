@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,26 @@ def choose(device: str | torch.device | None = None) -> str:
         reason = str(error).strip().split("\n")[0]
         raise OptionError(f"device '{chosen}' cannot be used here ({reason}); take 'cpu'") from error
     return chosen
+
+
+MATRIX_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
+    *("asimddp", "i8mm", "bf16"),
+)
+"""Flags of CPUs, x86's and then Arm's, that say how they multiply matrices."""
+
+
+@cache
+def processor() -> tuple[str, tuple[str, ...]]:
+    """The name of this machine's CPU, and those of `MATRIX_INSTRUCTIONS` that it says it has (Linux)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
+    flags = told.get("flags", told.get("Features", "")).split()
+    name = told.get("model name") or platform.processor() or platform.machine()
+    return name.strip(), tuple(flag for flag in MATRIX_INSTRUCTIONS if flag in flags)
 
 
 def free_memory(device: str = "cpu") -> int | None:

@@ -41,7 +41,8 @@ def diagnose(*, speed: bool = False) -> list[Finding]:
         *_extras(),
         *_opencv(),
         _torch(),
-        _speed() if speed else Finding("precision", "ok", "which is fastest here: densevl doctor --speed"),
+        *_precisions(),
+        *([_speed()] if speed else []),
         _int8(),
         _fonts(),
         _cache(),
@@ -81,6 +82,20 @@ def _extras() -> Iterator[Finding]:
         yield Finding("extras", "ok", f"installed: {', '.join(whole)}")
 
 
+def _precisions() -> Iterator[Finding]:
+    """What `--precision auto` takes on this machine, and what it is known by."""
+    import torch
+
+    from densevl.backbones.lowered.probe import fastest
+
+    device = torch.device(devices.default())
+    if device.type == "cpu":
+        name, instructions = devices.processor()
+        yield Finding("processor", "ok", f"{name}: {', '.join(instructions) or 'no instructions for matrices are told'}")
+    choice = fastest(device)
+    yield Finding("precision", "ok", f"--precision auto takes {choice.precision}: {choice.told}")
+
+
 def _speed() -> Finding:
     """CPU or GPU seconds of a window in each precision: a ViT-B/16 with random weights, for time does not depend on
     what weights know."""
@@ -94,7 +109,7 @@ def _speed() -> Finding:
     best = min(taken, key=lambda name: taken[name])
     times = taken["float32"] / taken[best]
     way = f"; --precision {best} is {times:.1f} times as fast" if times > 1.05 else "; float32 is best"
-    return Finding("precision", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
+    return Finding("speed", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
 
 
 def _int8() -> Finding:

@@ -37,6 +37,10 @@ class ModelError(DensevlError):
     """A model name is unknown, its files are not at hand, or it lacks what is asked of it."""
 
 
+class PrecisionError(ModelError):
+    """A model runs in float32 only, and another precision was asked for by name."""
+
+
 class WeightsError(ModelError):
     """A weights file is damaged, is something else, or belongs to another architecture."""
 

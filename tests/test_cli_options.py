@@ -28,7 +28,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.anomaly.scoring import get_scoring
     from densevl.backbones.from_files import PHOTO_NAMES
     from densevl.backbones.load import PREFERRED
-    from densevl.backbones.precision import PRECISIONS
+    from densevl.backbones.precision import AUTO, PRECISIONS
     from densevl.backbones.protocol import BLENDS
     from densevl.backbones.proxies import known_proxies
     from densevl.cli import fewshot
@@ -52,7 +52,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     for name, hub_id in PREFERRED.items():
         assert told(*name.split("/"))["hf_hub"] == hub_id
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
-    assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == (PRECISIONS, BLENDS, KNOWN)
+    assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == ((*PRECISIONS, AUTO), BLENDS, KNOWN)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
     assert (ACTIVATIONS, (*SUFFIXES, ".json")) == (options.ACTIVATIONS, options.WEIGHTS)
     assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)

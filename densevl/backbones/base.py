@@ -7,6 +7,7 @@ A backbone may be CLIP (scores are cosines) or something else that can turn word
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from densevl.backbones.lowered.probe import fastest, slower
+from densevl.backbones.precision import AUTO
 from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.reach import Reach, doubts
-from densevl.errors import ModelError, RecipeError
+from densevl.errors import ModelError, PrecisionError, RecipeError
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State
@@ -51,7 +54,7 @@ class Backbone(ABC):
         pictures: what it was made for: "photos", "drawings", or "" for both.
         refine: refinements of scores that are made unless others are asked for, as `Segmenter` takes them.
         reading: what its weights were read as, ready for JSON: their form, and for activations, pixels and the commit
-            of the hub the value and where it was taken from. guesses: warnings about those that nothing says.
+            of the hub, and for a precision that "auto" chose, the value and where it was taken from. guesses: warnings about those that nothing says.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 
@@ -111,7 +114,8 @@ class Backbone(ABC):
         """This model with the linear layers of its image tower at another precision, for dense features.
 
         Args:
-            precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, see docs/speed.md); "bfloat16".
+            precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, see docs/speed.md); "bfloat16"; "float16";
+                "auto" is the one that is fastest here, float32 if this model has no other.
 
         Returns:
             A backbone that shares this one's weights; this one is left as it is. `encode_image` and the text side stay
@@ -120,9 +124,24 @@ class Backbone(ABC):
         Raises:
             ModelError: no such precision, or not for this model or device.
         """
+        if precision == AUTO:
+            return self._at_fastest()
         if precision == self.precision:
             return self
-        raise ModelError(f"model '{self.name}' runs in {self.precision} only; leave precision out")
+        raise PrecisionError(f"model '{self.name}' runs in {self.precision} only; leave precision out")
+
+    def _at_fastest(self) -> Backbone:
+        """This model at the precision that is fastest on its device; `reading` says which, and why."""
+        if "precision" in self.reading:
+            return self
+        choice = fastest(self.device)
+        try:
+            found, why = self.at_precision(choice.precision), choice.told
+        except PrecisionError:
+            found, why = self, "the model has no other"
+        found = copy.copy(found)
+        found.reading = {**self.reading, "precision": [found.precision, f"auto: {why}"]}
+        return found
 
     def resolve(
         self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
@@ -252,7 +271,8 @@ class Backbone(ABC):
         Args:
             words: labels, their synonyms and words of the background; a repeated or empty one counts once or not.
         """
-        return *self.guesses, *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
+        named = () if "precision" in self.reading else slower(self.precision, self.device)
+        return *self.guesses, *named, *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
 
     def normalize(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""

@@ -33,7 +33,7 @@ from densevl.backbones.from_files import (
     published,
     published_file,
 )
-from densevl.errors import ModelError, OptionError, suggest
+from densevl.errors import ModelError, OptionError, PrecisionError, suggest
 from densevl.weights import hub
 from densevl.weights.given import all_given
 from densevl.weights.words import read_words
@@ -89,7 +89,9 @@ def load_backbone(
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         precision: "float32", "int8" (faster on a CPU), "bfloat16" or "float16", of the linear layers of the image
             tower's blocks. Of CLIPs only the lowered weights are held: `encode_image` runs with them too, and the model
-            takes half the memory, or a quarter. See `Backbone.at_precision` to keep both.
+            takes half the memory, or a quarter. "auto" takes the one that is fastest on this machine (see
+            docs/speed.md), float32 for models that have no other; `backbone.precision` says which it is. See
+            `Backbone.at_precision` to keep both.
         activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
             wrongly.
         mean, std: the same of pixels: three numbers, RGB on the 0-1 scale.
@@ -106,9 +108,19 @@ def load_backbone(
     import torch
 
     from densevl.backbones.exported import ENDING, Exported
-    from densevl.backbones.precision import check
+    from densevl.backbones.lowered.probe import fastest
+    from densevl.backbones.precision import AUTO, check
 
     where = devices.choose(device)
+    if precision == AUTO:
+        same = partial(
+            load_backbone, name, weights, device=device, activation=activation, mean=mean, std=std, words=words
+        )
+        try:
+            loaded = same(truncate_dim=truncate_dim, precision=fastest(torch.device(where)).precision)
+        except PrecisionError:
+            loaded = same(truncate_dim=truncate_dim)
+        return loaded.at_precision(AUTO)
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise OptionError(f"truncate_dim is {str(truncate_dim)[:20]}; it is a whole number from 1")
     if words is not None and not isinstance(words, Mapping | str | os.PathLike):

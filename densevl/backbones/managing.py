@@ -254,7 +254,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 def describe(backbone: Backbone) -> dict[str, Any]:
     """What a loaded model is, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
-    found: dict[str, Any] = {"name": backbone.name, **dict(backbone.reading)}
+    found: dict[str, Any] = {"name": backbone.name, "precision": backbone.precision, **dict(backbone.reading)}
     found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
     if isinstance(backbone, OpenClipBackbone):
         if backbone.plan is not None:
@@ -312,7 +312,8 @@ def convert(
     from safetensors.torch import save
 
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
-    facts.pop("revision", None)
+    for name in ("revision", "precision"):  # not of the weights
+        facts.pop(name, None)
     pixels = {name: facts[name] for name in PIXELS if name in facts}
     extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention, "head": plan.head}
     extra["form"] = backbone.reading["form"] if backbone.reading.get("form") in READOUTS else None

@@ -12,14 +12,14 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from densevl import digest
 from densevl.backbones.base import Backbone
-from densevl.backbones.precision import LoweredTower, check
+from densevl.backbones.precision import AUTO, LoweredTower, check
 from densevl.backbones.reach import Reach
 from densevl.backbones.readouts import READOUTS
 from densevl.backbones.towers import tower_of
@@ -88,9 +88,12 @@ class OpenClipBackbone(Backbone):
     def at_precision(self, precision: str) -> OpenClipBackbone:
         """This model with its tower's linear layers at another precision; see `Backbone.at_precision`."""
         check(precision, self.device)
+        if precision == AUTO:
+            return cast(OpenClipBackbone, self._at_fastest())
         if precision == self.precision:
             return self
         other = copy.copy(self)
+        other.reading = {name: fact for name, fact in self.reading.items() if name != "precision"}
         trained = self.tower.trained if isinstance(self.tower, LoweredTower) else self.tower
         other.tower = trained if precision == "float32" else LoweredTower(trained, precision, self.name)
         other.precision = precision

@@ -22,11 +22,13 @@ from torch import nn
 from densevl import devices
 from densevl.backbones.lowered.block import Int8Mlp, mlp_of, run
 from densevl.backbones.lowered.linears import BFloat16Linear, Float16Linear, Int8Linear
-from densevl.errors import ModelError, OptionError, RecipeError, one_of
+from densevl.errors import ModelError, OptionError, PrecisionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
 PRECISIONS = ("float32", "int8", "bfloat16", "float16")
+AUTO = "auto"
+"""The fastest of them on this machine, see `lowered.probe`; float32 for models that have no other."""
 WHOLE_BLOCKS = ("EvaBlockPostNorm",)
 """Blocks that no recipe takes apart, of which plain linear layers are all that multiplies."""
 
@@ -127,9 +129,9 @@ def _views(tower: Tower, name: str) -> list[Any]:
             for index in range(tower.depth)
         ]
     except RecipeError as error:
-        raise ModelError(f"model '{name}' runs in float32 only: {error}") from error
+        raise PrecisionError(f"model '{name}' runs in float32 only: {error}") from error
     if not views:
-        raise ModelError(f"model '{name}' runs in float32 only: its tower is {tower.kind}, without linear blocks")
+        raise PrecisionError(f"model '{name}' runs in float32 only: its tower is {tower.kind}, without linear blocks")
     return views
 
 
@@ -139,7 +141,7 @@ def check(precision: str, device: torch.device) -> None:
     Raises:
         OptionError: no such precision. ModelError: not on this device; with the way out.
     """
-    one_of(precision, PRECISIONS, "precision", OptionError)
+    one_of(precision, (*PRECISIONS, AUTO), "precision", OptionError)
     if precision != "int8":
         return
     if device.type != "cpu":

@@ -106,6 +106,7 @@ def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
     bare = taken["bare"].seconds / batch
     return {
         **asdict(case),
+        "precision": model.precision,
         "recipe": (model.resolve(case.recipe) or model).name,
         "windows": len(windows),
         "tokens": len(windows) * windows.rows.tokens * windows.cols.tokens,

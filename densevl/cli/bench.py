@@ -19,7 +19,7 @@ def bench(
     model: Annotated[str, typer.Option(help="As `densevl models` lists them, or random:ViT-B-16.")] = "auto",
     recipes: Annotated[str | None, typer.Option(help="NAME,NAME; the model's default if left out.")] = None,
     plans: Annotated[str, typer.Option(help="Of tiles, sliding (the papers'), whole.")] = "tiles,sliding",
-    precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16, float16.")] = "float32,int8",
+    precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16, float16, auto.")] = "float32,int8",
     sizes: Annotated[
         str | None, typer.Option(help="Height x width of the photo after its resize: 336x448,560x1008.")
     ] = None,
@@ -58,7 +58,7 @@ def bench(
                 console.print(json_text(row), markup=False)
                 continue
             extra = "-" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
-            cells = (row["recipe"], plan, precision, f"{height}x{width}", str(count), f"{row['seconds']:.3f}")
+            cells = (row["recipe"], plan, row["precision"], f"{height}x{width}", str(count), f"{row['seconds']:.3f}")
             faults = "-" if row["faults"] is None else f"{row['faults']:.0f}"
             table.add_row(*cells, f"{row['of_bare']:.2f}", faults, extra)
     if not as_json:

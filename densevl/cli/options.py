@@ -29,7 +29,7 @@ MODELS = (
 DEVICES = ("cpu", "cuda", "cuda:0", "mps")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".json")
-PRECISIONS = ("float32", "int8", "bfloat16", "float16")
+PRECISIONS = ("float32", "int8", "bfloat16", "float16", "auto")
 PLANS = ("tiles", "sliding", "whole")
 BLENDS = ("pixel", "patch")
 SCOPES = ("image", "window")
@@ -211,7 +211,7 @@ Precision = Annotated[
     str,
     option(
         "Number format of the image tower: float32, int8 (often faster on a CPU, a quarter of the memory), bfloat16 or "
-        "float16 (half the memory).",
+        "float16 (half the memory), auto (the fastest here).",
         panel=MODELLING,
         values=PRECISIONS,
     ),

@@ -17,7 +17,7 @@ from densevl.anomaly.scoring import Scoring
 from densevl.anomaly.states import States
 from densevl.anomaly.trained.adapters import Adapters
 from densevl.backbones import Backbone, InferenceProtocol, load_backbone
-from densevl.backbones.precision import PRECISIONS
+from densevl.backbones.precision import AUTO, PRECISIONS
 from densevl.backbones.proxies import DinoiserHeads, Proxy
 from densevl.errors import OptionError, suggest
 from densevl.fewshot import HEADS
@@ -86,7 +86,7 @@ RULES: Mapping[str, Rule] = {
     "model": Rule(_is(str, Backbone), "a name, such as 'mini', or a loaded Backbone"),
     "weights": Rule(_is(*PATH), "the path of a checkpoint"),
     "device": Rule(_device, "'cpu', 'cuda', ..."),
-    "precision": _one_of(PRECISIONS),
+    "precision": _one_of((*PRECISIONS, AUTO)),
     "recipe": Rule(_is(str, Recipe), "a name of densevl.recipes.names(), or a Recipe"),
     "operator": Rule(_is(str, Mapping), "a name, such as 'pool+cls_mask', or weights by name"),
     "scoring": Rule(_is(str, Scoring), "a name, such as 'winclip', or a Scoring"),

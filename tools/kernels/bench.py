@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from densevl.devices import keep_memory  # noqa: E402
+from densevl.devices import keep_memory, processor  # noqa: E402
 from densevl.inference import WindowGrid  # noqa: E402
 from densevl.kernels import RelPos, affinity_apply, dense_decode, grid_attention  # noqa: E402
 from tools.kernels import formulas  # noqa: E402
@@ -171,15 +170,8 @@ def main() -> None:
                 rows.append(measure(name, options.repeats))
                 print(json.dumps(rows[-1]), flush=True)
     if options.write:
-        machine = {"processor": _processor(), "cores": os.cpu_count()}
+        machine = {"processor": processor()[0], "cores": os.cpu_count()}
         update("cpu", rows, ("case",), keep=bool(options.only), torch=torch.__version__, **machine)
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

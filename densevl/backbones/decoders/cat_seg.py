@@ -20,7 +20,7 @@ from densevl.backbones.decoders.aggregation import Aggregation
 from densevl.backbones.from_files import How, of_form
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.protocol import InferenceProtocol
-from densevl.errors import ModelError, RecipeError
+from densevl.errors import ModelError, PrecisionError, RecipeError
 from densevl.recipes import Hints, Recipe
 from densevl.recipes.trunk import run_trunk
 from densevl.weights import State, bad_file, below, read_checkpoint
@@ -203,12 +203,12 @@ def load_cat_seg(name: str, path: Path, how: How) -> CatSeg:
         name: one of `NAMES`.
 
     Raises:
-        ModelError: given with what the file says itself. WeightsError: another file.
+        ModelError: given with what the file says itself, or in another precision. WeightsError: another file.
     """
-    if how.given or how.words is not None or how.width or how.precision != "float32":
-        raise ModelError(
-            f"model '{name}' has activation, pixels, words, width and precision of its own; leave them out"
-        )
+    if how.given or how.words is not None or how.width:
+        raise ModelError(f"model '{name}' has activation, pixels, words and width of its own; leave them out")
+    if how.precision != "float32":
+        raise PrecisionError(f"model '{name}' runs in float32 only; leave precision out")
     tensors = read_checkpoint(path).tensors
     if not any(key.startswith(HEAD) for key in tensors) or f"{CLIP}visual.conv1.weight" not in tensors:
         raise bad_file(path, f"is not CAT-Seg's: it holds no {HEAD}* beside {CLIP}*")

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone
+from densevl.backbones.precision import AUTO
 from densevl.concepts import ConceptModel, concept_kind, load_concepts
 from densevl.errors import LabelError, OptionError
 from densevl.images import read_image
@@ -298,7 +299,7 @@ def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, 
         OptionError: one that is for other models.
     """
     given = next((name for name in UNFIT if options.get(name) not in unset and not _is_plain(options[name])), None)
-    odd = "precision" if options.get("precision") not in (None, "float32") else given
+    odd = "precision" if options.get("precision") not in (None, "float32", AUTO) else given
     if odd is not None:
         raise OptionError(
             f"{odd} is for models that compare features with words; a concept model judges each word for itself: leave "

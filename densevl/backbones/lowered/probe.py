@@ -1,0 +1,190 @@
+"""Which precision is fastest on this machine: what `precision="auto"` takes.
+
+On a CPU one linear layer is timed in each precision that multiplies rightly here, under a tenth of a second in all; the
+answer is kept in the cache folder. CPUs differ by more than the gain: bfloat16 takes 0.3 of float32's time where there
+is AMX, and 1.8 of it where AVX-512 has to do it. On a GPU its compute capability decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from densevl import devices, digest
+from densevl.backbones.precision import LINEARS, PRECISIONS, check
+from densevl.cache import cache_dir
+from densevl.errors import DensevlError, OutputError
+from densevl.files import atomic_write, json_text
+
+TOKENS, WIDTH = 394, 768  # two windows of a ViT-B/16
+ROUNDS, LEAST_ROUNDS, BUDGET = 5, 2, 0.05
+"""Calls of each layer, of which the least counts; fewer once so many seconds are spent."""
+WORTH = 0.8
+"""Share of float32's time that a precision must stay under to be taken: each costs some accuracy."""
+ALMOST = 1.1
+"""bfloat16 within this factor of int8 is taken, for its error is smaller."""
+HOPELESS = 2.0
+"""A precision that takes so many times float32's time for a few tokens is timed for those alone."""
+SLOWER = 1.1
+"""Share of float32's time above which a precision that was asked for is warned about."""
+ROUNDING = {"int8": 0.03, "bfloat16": 0.01, "float16": 0.002}
+"""Relative error of a layer's output, at most; a product that saturates is off by far more."""
+SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Variables of the environment that decide which instructions are used."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What "auto" takes on a device.
+
+    Attributes:
+        precision: one of `PRECISIONS`.
+        seconds: of one layer in each precision; empty on a GPU.
+        refused: precisions that are out, each with the reason.
+    """
+
+    precision: str
+    seconds: Mapping[str, float]
+    refused: Mapping[str, str]
+
+    @property
+    def told(self) -> str:
+        """What was found, in one line."""
+        said = [f"{name} {why}" for name, why in self.refused.items()]
+        if not self.seconds:
+            return "; ".join(said)
+        base = self.seconds["float32"]
+        layers = [
+            f"{name} {1e3 * taken:.2f} ms" + (f" ({taken / base:.2f})" if name != "float32" else "")
+            for name, taken in self.seconds.items()
+        ]
+        return "; ".join([f"a linear layer takes {', '.join(layers)}", *said])
+
+
+def fastest(device: torch.device) -> Choice:
+    """The precision to take on a device: asked of the machine once, then of the cache folder."""
+    if device.type == "cuda":
+        return _by_capability(torch.cuda.get_device_capability(device))
+    if device.type != "cpu":
+        return Choice("float32", {}, {"others": f"are not tried on '{device.type}'"})
+    name, instructions = devices.processor()
+    return _on_cpu(
+        *(name, " ".join(instructions), torch.__version__, str(torch.get_num_threads())),
+        *(os.environ.get(setting, "") for setting in SETTINGS),
+    )
+
+
+def slower(precision: str, device: torch.device) -> tuple[str, ...]:
+    """A warning, if a precision asked for by name makes a model slower on this CPU than float32 does."""
+    if precision == "float32" or device.type != "cpu":
+        return ()
+    found = fastest(device)
+    times = found.seconds.get(precision, 0) / found.seconds["float32"]
+    if times <= SLOWER:
+        return ()
+    best = "float32 is fastest" if found.precision == "float32" else f"{found.precision} is faster"
+    return (f"precision {precision} takes {times:.1f} times as long as float32 on this CPU; here {best}",)
+
+
+def _by_capability(capability: tuple[int, int]) -> Choice:
+    """Tensor cores take float16 from 7.0 on, bfloat16, whose range is float32's, from 8.0 on."""
+    told = f"compute capability {capability[0]}.{capability[1]}"
+    if capability >= (8, 0):
+        return Choice("bfloat16", {}, {"others": f"are left to {told}"})
+    return Choice("float16" if capability >= (7, 0) else "float32", {}, {"bfloat16": f"is not for {told}"})
+
+
+@lru_cache(maxsize=8)
+def _on_cpu(*machine: str) -> Choice:
+    """The answer for this CPU, version of torch, number of threads and settings."""
+    path = None
+    with suppress(OSError):  # no folder to write to
+        path = cache_dir() / f"precision-{digest.of_text(*machine)[:16]}.json"
+    if path is not None and (kept := _read(path)) is not None:
+        return kept
+    found = probe()
+    if path is not None:
+        with suppress(OSError, OutputError):
+            atomic_write(path, json_text({"machine": machine, **asdict(found)}, indent=1).encode())
+    return found
+
+
+def _read(path: Any) -> Choice | None:
+    """What was found before; None if nothing was, or the file is damaged."""
+    try:
+        held = json.loads(path.read_bytes())
+        choice = Choice(
+            str(held["precision"]),
+            {str(name): float(taken) for name, taken in held["seconds"].items()},
+            {str(name): str(why) for name, why in held["refused"].items()},
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    sound = {"float32", choice.precision} <= choice.seconds.keys() <= set(PRECISIONS)
+    return choice if sound and all(0 < taken < 1e3 for taken in choice.seconds.values()) else None
+
+
+@torch.inference_mode()
+def probe() -> Choice:
+    """Time one linear layer in each precision that is right on this CPU, in turn, and take the least time of each."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(TOKENS, WIDTH, generator=generator)
+    weight, bias = torch.randn(WIDTH, WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
+    refused = {name: why for name in LINEARS if (why := _wrong(name)) is not None}
+    layers: dict[str, Callable[[torch.Tensor], Any]] = {"float32": lambda given: F.linear(given, weight, bias)}
+    layers |= {name: make(weight, bias) for name, make in LINEARS.items() if name not in refused}
+    few = {name: min(_seconds(layer, x[: TOKENS // 16]) for _ in range(2)) for name, layer in layers.items()}
+    hopeless = {name: taken / few["float32"] for name, taken in few.items() if taken > HOPELESS * few["float32"]}
+    timed: dict[str, list[float]] = {name: [] for name in layers if name not in hopeless}
+    started = time.perf_counter()
+    for turn in range(ROUNDS):
+        if turn < LEAST_ROUNDS or time.perf_counter() - started < BUDGET:
+            for name, taken in timed.items():
+                taken.append(_seconds(layers[name], x))
+    seconds = {name: min(taken) for name, taken in timed.items()}
+    seconds |= {name: times * seconds["float32"] for name, times in hopeless.items()}
+    return Choice(choose(seconds), seconds, refused)
+
+
+def choose(seconds: Mapping[str, float]) -> str:
+    """The precision to take by the seconds of each: see `WORTH` and `ALMOST`."""
+    best = min(seconds, key=lambda name: seconds[name])
+    if seconds[best] >= WORTH * seconds["float32"]:
+        return "float32"
+    if best == "int8" and seconds.get("bfloat16", float("inf")) <= ALMOST * seconds["int8"]:
+        return "bfloat16"
+    return best
+
+
+def _seconds(layer: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    layer(x)
+    return time.perf_counter() - started
+
+
+def _wrong(precision: str) -> str | None:
+    """Why a precision is out on this CPU, or None: compared with float32 on noise, and where bytes are largest."""
+    try:
+        check(precision, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(16, 64, generator=generator), torch.randn(32, 64, generator=generator)
+        signs = torch.ones(32, 1)
+        signs[1::2] = -1
+        largest = torch.full((16, 64), 2.0), 0.5 * signs.expand(32, 64)
+        for x, weight in (noise, largest):
+            exact = F.linear(x, weight)
+            error = (LINEARS[precision](weight, None)(x) - exact).norm() / exact.norm()
+            if not error < ROUNDING[precision]:
+                return f"multiplies wrongly here (off by {100 * error:.0f} %)"
+    except (DensevlError, RuntimeError) as failure:
+        return f"cannot run here: {str(failure).strip().splitlines()[0]}"
+    return None
