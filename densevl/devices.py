@@ -65,9 +65,9 @@ def processor() -> tuple[str, tuple[str, ...]]:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    told = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
-    flags = told.get("flags", told.get("Features", "")).split()
-    name = told.get("model name") or platform.processor() or platform.machine()
+    told: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    name: str = told.get("model name") or platform.processor() or platform.machine()
     return name.strip(), tuple(flag for flag in MATRIX_INSTRUCTIONS if flag in flags)
 
 

@@ -86,13 +86,11 @@ def _precisions() -> Iterator[Finding]:
     """What `--precision auto` takes on this machine, and what it is known by."""
     import torch
 
-    from densevl.backbones.lowered.probe import fastest
+    from densevl.backbones.lowered.probe import fastest, machine
 
     device = torch.device(devices.default())
-    if device.type == "cpu":
-        name, instructions = devices.processor()
-        yield Finding("processor", "ok", f"{name}: {', '.join(instructions) or 'no instructions for matrices are told'}")
     choice = fastest(device)
+    yield Finding("processor", "ok", machine(device))
     yield Finding("precision", "ok", f"--precision auto takes {choice.precision}: {choice.told}")
 
 

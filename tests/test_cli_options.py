@@ -52,7 +52,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     for name, hub_id in PREFERRED.items():
         assert told(*name.split("/"))["hf_hub"] == hub_id
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
-    assert (options.PRECISIONS, options.BLENDS, options.REFINEMENTS) == ((*PRECISIONS, AUTO), BLENDS, KNOWN)
+    assert ((*PRECISIONS, AUTO), BLENDS, KNOWN) == (options.PRECISIONS, options.BLENDS, options.REFINEMENTS)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
     assert (ACTIVATIONS, (*SUFFIXES, ".json")) == (options.ACTIVATIONS, options.WEIGHTS)
     assert (options.BANK_SHARE, options.NEIGHBOURS) == (bank.SHARE, bank.NEIGHBOURS)

@@ -20,7 +20,7 @@ from densevl.backbones.lowered.probe import fastest, slower
 from densevl.backbones.precision import AUTO
 from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.reach import Reach, doubts
-from densevl.errors import ModelError, PrecisionError, RecipeError
+from densevl.errors import PrecisionError, RecipeError
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State
@@ -53,8 +53,9 @@ class Backbone(ABC):
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
         pictures: what it was made for: "photos", "drawings", or "" for both.
         refine: refinements of scores that are made unless others are asked for, as `Segmenter` takes them.
-        reading: what its weights were read as, ready for JSON: their form, and for activations, pixels and the commit
-            of the hub, and for a precision that "auto" chose, the value and where it was taken from. guesses: warnings about those that nothing says.
+        reading: what its weights were read as, ready for JSON: their form, and for activations, pixels, the commit of
+            the hub and a precision that "auto" chose, the value and where it was taken from. guesses: warnings about
+            those that nothing says.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
     """
 
@@ -134,13 +135,12 @@ class Backbone(ABC):
         """This model at the precision that is fastest on its device; `reading` says which, and why."""
         if "precision" in self.reading:
             return self
-        choice = fastest(self.device)
         try:
-            found, why = self.at_precision(choice.precision), choice.told
+            found, why = self.at_precision(fastest(self.device).precision), "the fastest on this machine"
         except PrecisionError:
-            found, why = self, "the model has no other"
+            found, why = self, "this model has no other"
         found = copy.copy(found)
-        found.reading = {**self.reading, "precision": [found.precision, f"auto: {why}"]}
+        found.reading = {**self.reading, "precision": [found.precision, f"auto, {why}"]}
         return found
 
     def resolve(
@@ -272,7 +272,11 @@ class Backbone(ABC):
             words: labels, their synonyms and words of the background; a repeated or empty one counts once or not.
         """
         named = () if "precision" in self.reading else slower(self.precision, self.device)
-        return *self.guesses, *named, *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()]))
+        return (
+            *self.guesses,
+            *named,
+            *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()])),
+        )
 
     def normalize(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 RGB (H, W, 3) to normalised float32 (3, H, W) on the backbone's device."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -112,21 +112,13 @@ def load_backbone(
     from densevl.backbones.precision import AUTO, check
 
     where = devices.choose(device)
-    if precision == AUTO:
-        same = partial(
-            load_backbone, name, weights, device=device, activation=activation, mean=mean, std=std, words=words
-        )
-        try:
-            loaded = same(truncate_dim=truncate_dim, precision=fastest(torch.device(where)).precision)
-        except PrecisionError:
-            loaded = same(truncate_dim=truncate_dim)
-        return loaded.at_precision(AUTO)
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise OptionError(f"truncate_dim is {str(truncate_dim)[:20]}; it is a whole number from 1")
     if words is not None and not isinstance(words, Mapping | str | os.PathLike):
         raise OptionError(f"words is a {type(words).__name__}; it is a dict from texts to vectors, or a file of them")
     vectors = words if words is None or isinstance(words, Mapping) else read_words(words)
-    how = How(where, precision, all_given(activation, mean, std), vectors, truncate_dim)
+    lowered = fastest(torch.device(where)).precision if precision == AUTO else precision
+    how = How(where, lowered, all_given(activation, mean, std), vectors, truncate_dim)
     if weights is None and name.lower().endswith(ENDING):
         if device is not None and where != "cpu":
             raise ModelError(f"'{name}' runs on the CPU, by onnxruntime; leave the device out")
@@ -134,7 +126,13 @@ def load_backbone(
             raise ModelError(f"'{name}' says its activation and pixel statistics itself; leave them out")
         return Exported(name, partial(load_backbone, device="cpu")).at_precision(precision)
     check(precision, torch.device(where))
-    return _load(name, weights, how).at_precision(precision)
+    try:
+        loaded = _load(name, weights, how)
+    except PrecisionError:
+        if precision != AUTO:
+            raise
+        loaded = _load(name, weights, replace(how, precision="float32"))
+    return loaded.at_precision(precision)
 
 
 def _load(name: str, weights: str | Path | None, how: How) -> Backbone:

@@ -17,6 +17,7 @@ from densevl.backbones.base import Backbone
 from densevl.backbones.build import TEXT_CONFIG
 from densevl.backbones.from_files import CONFIG, MODEL_CONFIG, PHOTO_NAMES, published, published_file
 from densevl.backbones.load import available, best_at_hand, load_backbone
+from densevl.backbones.lowered import probe
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason
 from densevl.backbones.readouts import READOUTS
@@ -256,6 +257,8 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     """What a loaded model is, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
     found: dict[str, Any] = {"name": backbone.name, "precision": backbone.precision, **dict(backbone.reading)}
     found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
+    if "precision" in backbone.reading:
+        found |= {"machine": probe.machine(backbone.device), "precisions": probe.fastest(backbone.device).told}
     if isinstance(backbone, OpenClipBackbone):
         if backbone.plan is not None:
             image, text = backbone.plan.parameters

@@ -83,6 +83,14 @@ def fastest(device: torch.device) -> Choice:
     )
 
 
+def machine(device: torch.device) -> str:
+    """A device in a few words: of a CPU, its name and its instructions for matrices."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name, instructions = devices.processor()
+    return f"{name}: {', '.join(instructions) or 'its instructions are not known'}"
+
+
 def slower(precision: str, device: torch.device) -> tuple[str, ...]:
     """A warning, if a precision asked for by name makes a model slower on this CPU than float32 does."""
     if precision == "float32" or device.type != "cpu":

@@ -1,0 +1,219 @@
+"""`precision="auto"`: what a machine is asked, what is made of the answer, where it is kept and where it is told."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import test_towers
+import torch
+
+from conftest import random_clip, wrap
+from densevl import Segmenter, load_backbone
+from densevl.backbones.lowered import probe
+from densevl.backbones.lowered.probe import Choice, choose
+from densevl.backbones.managing import convert, describe
+from densevl.backbones.precision import LINEARS, Int8Linear, LoweredTower
+from densevl.errors import ModelError, OptionError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Decides what is fastest on this machine, and counts how often it is asked."""
+    monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path))
+    asked = []
+
+    def answer(**seconds: float) -> list[None]:
+        probe._on_cpu.cache_clear()
+        times = {"float32": 1.0, **seconds}
+        monkeypatch.setattr(probe, "probe", lambda: asked.append(None) or Choice(choose(times), times, {}))
+        return asked
+
+    yield answer
+    probe._on_cpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken"),
+    [
+        ({"int8": 0.41, "bfloat16": 1.83, "float16": 0.98}, "int8"),
+        ({"int8": 0.21, "bfloat16": 0.23}, "bfloat16"),
+        ({"int8": 0.20, "bfloat16": 0.23}, "int8"),
+        ({"int8": 0.85, "bfloat16": 1.2}, "float32"),
+        ({"int8": 0.80}, "float32"),
+        ({"bfloat16": 0.5}, "bfloat16"),
+        ({"int8": 0.5, "float16": 0.3}, "float16"),
+        ({}, "float32"),
+    ],
+    ids=["vnni", "amx", "int8-by-far", "not-worth-it", "at-the-bar", "no-int8", "float16", "nothing-else-is-right"],
+)
+def test_what_is_made_of_the_times(seconds, taken) -> None:
+    assert choose({"float32": 1.0, **seconds}) == taken
+
+
+def test_a_probe_times_what_is_right_here() -> None:
+    found = probe.probe()
+    assert set(found.seconds) | set(found.refused) == {"float32", *LINEARS}
+    assert found.precision in found.seconds
+    assert all(seconds > 0 for seconds in found.seconds.values())
+    assert "float32" in found.told
+
+
+def test_a_precision_that_multiplies_wrongly_is_out(monkeypatch) -> None:
+    class Saturating(Int8Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).clamp(-20, 20)  # of the largest bytes 64 are right
+
+    monkeypatch.setitem(LINEARS, "int8", Saturating)
+    found = probe.probe()
+    assert "multiplies wrongly" in found.refused["int8"]
+    assert "int8" not in found.seconds
+    assert "int8 multiplies wrongly here" in found.told
+
+
+def test_a_precision_that_torch_lacks_is_out(monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert "no 8-bit linear layers" in probe.probe().refused["int8"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "taken"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+)
+def test_a_gpu_is_known_by_its_capability(capability, taken, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    found = probe.fastest(torch.device("cuda"))
+    assert (found.precision, found.seconds) == (taken, {})
+    assert f"{capability[0]}.{capability[1]}" in found.told
+
+
+def test_other_devices_stay_in_float32() -> None:
+    assert probe.fastest(torch.device("mps")).precision == "float32"
+
+
+def test_a_machine_is_asked_once_and_anew_where_it_differs(machine, monkeypatch) -> None:
+    asked = machine(int8=0.4)
+    assert [probe.fastest(CPU).precision for _ in range(2)] == ["int8", "int8"]
+    probe._on_cpu.cache_clear()  # another process
+    assert probe.fastest(CPU).seconds == {"float32": 1.0, "int8": 0.4}
+    assert len(asked) == 1
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    probe.fastest(CPU)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    probe.fastest(CPU)
+    monkeypatch.setattr(probe.devices, "processor", lambda: ("another", ()))
+    probe.fastest(CPU)
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"precision": "int8"}',
+        b'{"precision": "int9", "seconds": {"float32": 1, "int9": 0.1}, "refused": {}}',
+        b'{"precision": "int8", "seconds": {"int8": 0.1}, "refused": {}}',
+        b'{"precision": "int8", "seconds": {"float32": 1, "int8": -1}, "refused": {}}',
+        b'{"precision": "int8", "seconds": {"float32": 1, "int8": NaN}, "refused": {}}',
+        b'{"precision": "int8", "seconds": [], "refused": {}}',
+    ],
+)
+def test_a_damaged_answer_is_ignored_and_made_again(damage, machine, tmp_path) -> None:
+    machine(bfloat16=0.3)
+    probe.fastest(CPU)
+    (path,) = tmp_path.glob("precision-*.json")
+    path.write_bytes(damage)
+    probe._on_cpu.cache_clear()
+    assert probe.fastest(CPU).precision == "bfloat16"
+    assert json.loads(path.read_bytes())["precision"] == "bfloat16"
+
+
+def test_no_cache_folder_is_no_trouble(machine, monkeypatch, tmp_path) -> None:
+    machine(int8=0.4)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path / "file"))
+    assert probe.fastest(CPU).precision == "int8"
+
+
+def test_a_model_takes_what_is_fastest_and_says_so(machine) -> None:
+    machine(int8=0.4)
+    exact = wrap(random_clip())
+    auto = exact.at_precision("auto")
+    assert auto.precision == "int8"
+    assert auto.reading["precision"] == ["int8", "auto, the fastest on this machine"]
+    assert auto.at_precision("auto") is auto
+    assert (exact.precision, exact.reading) == ("float32", {})
+    pixels = torch.randn(1, 3, 32, 32)
+    same = exact.at_precision("int8")
+    assert torch.equal(auto.encode_dense(pixels).features, same.encode_dense(pixels).features)
+    back = auto.at_precision("float32")
+    assert (back.precision, "precision" in back.reading) == ("float32", False)
+    assert describe(auto)["precisions"].startswith("a linear layer takes float32")
+    assert "precisions" not in describe(same)
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "relative positions"])
+def test_a_model_without_another_precision_stays_in_float32_and_says_so(kind, machine) -> None:
+    machine(int8=0.4)
+    auto = test_towers._build(kind).at_precision("auto")
+    assert auto.precision == "float32"
+    assert auto.reading["precision"] == ["float32", "auto, this model has no other"]
+
+
+def test_a_model_is_loaded_at_what_is_fastest(machine, tmp_path) -> None:
+    machine(bfloat16=0.4)
+    torch.save(random_clip().state_dict(), tmp_path / "clip.pt")
+    loaded = load_backbone(str(tmp_path / "clip.pt"), precision="auto", activation="gelu")
+    assert loaded.precision == "bfloat16"
+    assert isinstance(loaded.tower, LoweredTower)
+    assert loaded.tower.replaces
+    assert load_backbone("mini", precision="auto").precision == "bfloat16"
+    assert load_backbone("mini").precision == "float32"
+
+
+def test_results_name_what_was_taken_and_no_warning_is_made_of_it(machine) -> None:
+    machine(int8=0.4)
+    result = Segmenter("mini", precision="auto")(torch.zeros(3, 40, 40), ["dog"])
+    assert result.meta["precision"] == "int8"
+    assert not any("precision" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds", "said"),
+    [
+        ("bfloat16", {"int8": 0.4, "bfloat16": 1.83}, "bfloat16 takes 1.8 times as long as float32.*int8 is faster"),
+        ("float16", {"float16": 5.0}, "float16 takes 5.0 times as long as float32.*float32 is fastest"),
+        ("int8", {"int8": 1.5}, "int8 takes 1.5 times"),
+        ("bfloat16", {"bfloat16": 1.05}, None),
+        ("int8", {"int8": 0.4}, None),
+        ("float32", {"int8": 0.4}, None),
+    ],
+)
+def test_a_precision_that_slows_a_model_down_is_warned_of(asked, seconds, said, machine) -> None:
+    machine(**seconds)
+    warnings = wrap(random_clip()).at_precision(asked).doubts(["dog"])
+    if said is None:
+        assert not warnings
+    else:
+        assert len(warnings) == 1
+        assert re.search(said, warnings[0])
+
+
+def test_a_precision_is_not_what_a_model_was_read_as(machine, tmp_path) -> None:
+    """It must not go into the files of a converted model."""
+    machine()
+    torch.save(random_clip().state_dict(), tmp_path / "clip.pt")
+    loaded = load_backbone(str(tmp_path / "clip.pt"), precision="auto", activation="gelu")
+    convert(loaded, tmp_path / "out")
+    again = load_backbone(str(tmp_path / "out"))
+    assert "precision" not in again.reading
+
+
+def test_what_is_neither_is_refused_with_all_that_there_is() -> None:
+    with pytest.raises((ModelError, OptionError), match="float32, int8, bfloat16, float16, auto"):
+        load_backbone("mini", precision="int4")
