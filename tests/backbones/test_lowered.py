@@ -64,7 +64,7 @@ def test_no_activation_is_below_what_is_added(kind) -> None:
 def test_scale_and_bias_go_where_they_are_told(made) -> None:
     y, step, bias = torch.randn(5, 33), torch.rand(5, 1), torch.randn(33)
     wanted, out = y * step + bias, torch.empty(5, 33)
-    assert made.scale(y, step, bias, out) is out
+    assert made.scale(y, step, bias, None, out) is out
     close(out, wanted)
     close(made.scale(y, step, bias), wanted)
     close(y, wanted)

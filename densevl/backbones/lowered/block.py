@@ -30,16 +30,19 @@ class Int8Mlp(nn.Module):
         self.first, self._kind = Int8Linear(first.weight, first.bias), kind
         self.second = Int8Linear(second.weight, second.bias, activated=True)
 
-    def forward(self, x: torch.Tensor | Bytes) -> torch.Tensor:
-        """(..., D) to (..., D) float32."""
+    def forward(
+        self, x: torch.Tensor | Bytes, add: torch.Tensor | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(..., D) to (..., D) float32; `add` of that shape is added, and `out` is where it is written."""
         bytes_MD, step_M1, shape = self.first.lower(x)
-        out_MD = step_M1.new_empty(bytes_MD.shape)
+        out = step_M1.new_empty(*shape, bytes_MD.shape[1]) if out is None else out
+        tokens = (bytes_MD, step_M1, out.view(bytes_MD.shape), *(() if add is None else [add.view(bytes_MD.shape)]))
         parts = -(-len(bytes_MD) // TOKENS)
-        for some, step, out in zip(*(t.chunk(parts) for t in (bytes_MD, step_M1, out_MD)), strict=True):
+        for some, step, to, *other in zip(*(t.chunk(parts) for t in tokens), strict=True):
             hidden, top = self.first.product(some), self.second.top
             some, step = steps().activate_lower(hidden, step, self.first.bias, self._kind, top)
-            steps().scale(self.second.product(some), step, self.second.bias, out)
-        return out_MD.unflatten(0, shape)
+            steps().scale(self.second.product(some), step, self.second.bias, other[0] if other else None, to)
+        return out
 
 
 def mlp_of(module: nn.Module) -> tuple[nn.Linear, str, nn.Linear] | None:
@@ -72,21 +75,24 @@ def kind_of(activation: Any) -> str | None:
 
 def run(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     """`as_trained` for a block of 8-bit layers."""
-    module = block.module
-    norms = (module.ln_1, module.ln_2) if isinstance(block, OpenClipBlock) else (module.norm1, module.norm2)
-    out_BND = torch.empty_like(x_BND)
+    out_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
     images = max(1, TOKENS // x_BND.shape[1])
     for x, out in zip(x_BND.split(images), out_BND.split(images), strict=True):
-        qkv = block.project(lowered_norm(norms[0], x), "qkv")  # type: ignore[arg-type]
-        both = block.merge(steps().attend(qkv["q"], qkv["k"], qkv["v"])).add_(x)
-        torch.add(_ffn(block, norms[1], both), both, out=out)
+        _run(block, x, out)
     return out_BND
 
 
-def _ffn(block: Block, norm: nn.Module, x_BND: torch.Tensor) -> torch.Tensor:
-    """`Block.ffn`, without float32 tokens between norm and MLP where both are known."""
-    mlp = block.module.mlp
-    if not isinstance(mlp, Int8Mlp):
-        return block.ffn(x_BND)
-    y_BND = mlp(lowered_norm(norm, x_BND))
-    return block.module.ls_2(y_BND) if isinstance(block, OpenClipBlock) else block._scaled(y_BND, "2")  # type: ignore
+def _run(block: Block, x_BND: torch.Tensor, out_BND: torch.Tensor) -> None:
+    module = block.module
+    if isinstance(block, OpenClipBlock):
+        norms, scale = (module.ln_1, module.ln_2), module.ls_2
+    else:
+        norms, scale = (module.norm1, module.norm2), lambda y_BND: block._scaled(y_BND, "2")  # type: ignore[attr-defined]
+    qkv = block.project(lowered_norm(norms[0], x_BND), "qkv")  # type: ignore[arg-type]
+    x_BND = block.merge(steps().attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
+    if not isinstance(module.mlp, Int8Mlp):
+        torch.add(block.ffn(x_BND), x_BND, out=out_BND)
+    elif isinstance(scale, nn.Identity):
+        module.mlp(lowered_norm(norms[1], x_BND), x_BND, out_BND)
+    else:
+        torch.add(scale(module.mlp(lowered_norm(norms[1], x_BND))), x_BND, out=out_BND)

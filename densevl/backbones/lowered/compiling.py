@@ -129,7 +129,7 @@ def _agrees(made: Steps) -> bool:
         lambda s: s.lower(x, 127),
         lambda s: s.norm_lower(x, norm, 127),
         *(lambda s, kind=kind: s.activate_lower(x.clone(), step, bias, kind, 255) for kind in KINDS),
-        lambda s: (s.scale(x.clone(), step, bias) * 16, step),
+        lambda s: (s.scale(x.clone(), step, bias) * 16, s.scale(x.clone(), step, bias, x)),
     ]
     with torch.no_grad():
         return all(

@@ -15,7 +15,7 @@ typedef struct {
 } Heads;
 
 typedef struct {
-    const float *x, *step, *weight, *bias;
+    const float *x, *step, *weight, *bias, *add;
     float *out, *steps;
     uint8_t *bytes;
     const Heads *heads;
@@ -115,9 +115,12 @@ ACTIVATE(quick_gelu_rows, quick_gelu)
 static void scale_rows(const Job *j, long from, long to) {
     long n = j->width;
     for (long m = from; m < to; m++) {
-        const float *x = j->x + m * n, *bias = j->bias;
+        const float *x = j->x + m * n, *bias = j->bias, *add = j->add ? j->add + m * n : NULL;
         float *out = j->out + m * n, step = j->step[m];
-        for (long i = 0; i < n; i++) out[i] = x[i] * step + bias[i];
+        if (add)
+            for (long i = 0; i < n; i++) out[i] = x[i] * step + bias[i] + add[i];
+        else
+            for (long i = 0; i < n; i++) out[i] = x[i] * step + bias[i];
     }
 }
 
@@ -184,8 +187,15 @@ static void attend_rows(const Job *j, long from, long to) {
             continue;
         }
         for (long n = 0; n < tokens; n += LANES) /* a square at a time, so that it stays in the nearest cache */
-            for (long i = 0; i < d; i++)
-                for (long m = n; m < n + LANES && m < tokens; m++) k_t[i * keys + m] = k[m * h->k_strides[2] + i] * heat;
+            for (long i = 0; i < d; i++) {
+                const float *from = k + n * h->k_strides[2] + i;
+                float *to = k_t + i * keys + n;
+                if (tokens - n >= LANES)
+#pragma omp simd
+                    for (int m = 0; m < LANES; m++) to[m] = from[m * h->k_strides[2]] * heat;
+                else
+                    for (int m = 0; m < tokens - n; m++) to[m] = from[m * h->k_strides[2]] * heat;
+            }
         for (long n = 0; n < tokens; n++) memcpy(v + n * width, values + n * h->v_strides[2], d * sizeof(float));
         for (long n = first; n < last; n += QUERIES) {
             long count = last - n < QUERIES ? last - n : QUERIES;

@@ -47,9 +47,14 @@ class Steps(Protocol):
         """Bytes from 0 to `top`, which mean activations plus `SHIFT`, and steps, of h * step + bias; h may be lost."""
 
     def scale(
-        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+        self,
+        y_MN: torch.Tensor,
+        step_M1: torch.Tensor,
+        bias_N: torch.Tensor,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """y * step + bias, written to `out`; None is in place."""
+        """y * step + bias, and `add` if there is one, written to `out`; None is in place."""
 
     def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) v, (B, A, N, d)."""
@@ -82,9 +87,15 @@ class Torch:
         )
 
     def scale(
-        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+        self,
+        y_MN: torch.Tensor,
+        step_M1: torch.Tensor,
+        bias_N: torch.Tensor,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
+        y_MN = torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
+        return y_MN if add_MN is None else y_MN.add_(add_MN)
 
     def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q_BANd, k_BANd, v_BANd)
@@ -105,7 +116,7 @@ class _Job(ctypes.Structure):
     """`Job` of steps.c."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "out", "steps", "bytes", "heads")),
+        *((name, ctypes.c_void_p) for name in ("x", "step", "weight", "bias", "add", "out", "steps", "bytes", "heads")),
         *((name, ctypes.c_long) for name in ("rows", "width")),
         *((name, ctypes.c_float) for name in ("top", "epsilon")),
         ("kind", ctypes.c_int),
@@ -136,10 +147,15 @@ class Compiled:
         return self._to_bytes("activate_lower", h_MN, step=step_M1, bias=bias_N, kind=KINDS.index(kind), top=top)
 
     def scale(
-        self, y_MN: torch.Tensor, step_M1: torch.Tensor, bias_N: torch.Tensor, out_MN: torch.Tensor | None = None
+        self,
+        y_MN: torch.Tensor,
+        step_M1: torch.Tensor,
+        bias_N: torch.Tensor,
+        add_MN: torch.Tensor | None = None,
+        out_MN: torch.Tensor | None = None,
     ) -> torch.Tensor:
         out_MN = y_MN if out_MN is None else out_MN
-        self._call("scale", y_MN, step=step_M1, bias=bias_N, out=out_MN)
+        self._call("scale", y_MN, step=step_M1, bias=bias_N, add=add_MN, out=out_MN)
         return out_MN
 
     def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
