@@ -76,8 +76,8 @@ def kind_of(activation: Any) -> str | None:
 def run(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     """`as_trained` for a block of 8-bit layers."""
     out_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
-    images = max(1, TOKENS // x_BND.shape[1])
-    for x, out in zip(x_BND.split(images), out_BND.split(images), strict=True):
+    parts = -(-x_BND.shape[0] * x_BND.shape[1] // TOKENS)
+    for x, out in zip(x_BND.chunk(parts), out_BND.chunk(parts), strict=True):
         _run(block, x, out)
     return out_BND
 

@@ -103,9 +103,11 @@ static void norm_rows(const Job *j, long from, long to) {
             uint8_t *bytes = j->bytes + m * n;                                                                         \
             float step = j->step[m];                                                                                   \
             for (long i = 0; i < n; i++) row[i] = ACTIVATION(x[i] * step + bias[i]) + SHIFT;                           \
-            float most = peak(row, n), scale = j->top / most;                                                          \
+            float unit = peak(row, n) / j->top, whole = floorf(SHIFT / unit);                                          \
+            unit = whole > 0 ? SHIFT / whole : unit;                                                                   \
+            float scale = 1 / unit;                                                                                    \
             for (long i = 0; i < n; i++) bytes[i] = (uint8_t)(int32_t)(row[i] * scale + .5f);                          \
-            j->steps[m] = most / j->top;                                                                               \
+            j->steps[m] = unit;                                                                                        \
         }                                                                                                              \
     }
 ACTIVATE(gelu_rows, gelu)

@@ -80,11 +80,12 @@ class Torch:
         times = QUICK if kind == "quick" else 1.0  # QuickGELU(x) is SiLU(1.702 x) / 1.702, one pass of three
         h_MN = torch.addcmul(bias_N * times, h_MN, step_M1 * times, out=h_MN)
         h_MN = F.silu(h_MN, inplace=True) if kind == "quick" else torch.ops.aten.gelu_(h_MN, approximate=kind)
-        peak_M1 = (h_MN.amax(1, keepdim=True) + SHIFT * times).clamp_(min=TINY)
-        scale_M1 = top / peak_M1
-        return torch.addcmul(SHIFT * times * scale_M1 + 0.5, h_MN, scale_M1, out=h_MN).to(torch.uint8), peak_M1 / (
-            top * times
-        )
+        shift = SHIFT * times
+        step_M1 = (h_MN.amax(1, keepdim=True) + shift).clamp_(min=TINY) / top
+        whole_M1 = (shift / step_M1).floor_()  # a larger step, so that zero is a byte: most activations are next to it
+        step_M1 = torch.where(whole_M1 > 0, shift / whole_M1, step_M1)
+        bytes_MN = h_MN.mul_(1 / step_M1).add_(shift / step_M1 + 0.5).to(torch.uint8)
+        return bytes_MN, step_M1 / times
 
     def scale(
         self,
