@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
+from densevl.kernels.linear import captured, linear
+from densevl.recipes.layers import pieces, through, through_mlp
 
 
 class Block(Protocol):
@@ -61,7 +63,17 @@ def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     """A block as it was trained, through its view: (B, N, D); on a CPU quicker than torch's MultiheadAttention."""
     qkv = block.project(block.norm(x_BND), "qkv")
     x_BND = block.merge(F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
-    return block.ffn(x_BND).add_(x_BND)
+    return with_ffn(block, x_BND)
+
+
+def with_ffn(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
+    """Tokens and their MLP branch added, some tokens at a time; without gradients in the place of `x_BND`."""
+    if torch.is_grad_enabled() or captured():
+        return x_BND + block.ffn(x_BND)
+    x_BND = x_BND.contiguous()
+    for part in pieces(x_BND):
+        part.add_(block.ffn(part))
+    return x_BND
 
 
 class OpenClipBlock:
@@ -91,7 +103,7 @@ class OpenClipBlock:
         if head_scale is not None:
             heads_BANd = heads_BANd * head_scale
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        return self._attn.out_proj(getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
+        return through(self._attn.out_proj, getattr(self._attn, "ln_inner", nn.Identity())(y_BND))
 
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         return self._block.ls_1(getattr(self._block, "ln_attn", nn.Identity())(self.projected(heads_BANd)))
@@ -103,7 +115,7 @@ class OpenClipBlock:
         return self._block.ln_2(x_BND)
 
     def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
-        return self._block.ls_2(self._block.mlp(self._block.ln_2(x_BND)))
+        return self._block.ls_2(through_mlp(self._block.mlp, self._block.ln_2(x_BND)))
 
 
 class TimmBlock:
@@ -137,7 +149,7 @@ class TimmBlock:
         if attn.qkv is not None:
             result = _joint_projection(u_BND, self, which)
         else:
-            result = {name: getattr(attn, f"{name}_proj")(u_BND) for name in which}
+            result = {name: through(getattr(attn, f"{name}_proj"), u_BND) for name in which}
         width = attn.head_dim
         result = {name: part.unflatten(-1, (-1, width)).transpose(1, 2) for name, part in result.items()}
         result = _with_norms(result, attn.q_norm, attn.k_norm)
@@ -150,7 +162,7 @@ class TimmBlock:
 
     def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         y_BND = heads_BANd.transpose(1, 2).flatten(2)
-        return self._attn.proj(getattr(self._attn, "norm", nn.Identity())(y_BND))
+        return through(self._attn.proj, getattr(self._attn, "norm", nn.Identity())(y_BND))
 
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
         return self._scaled(self.projected(heads_BANd), "1")
@@ -162,7 +174,7 @@ class TimmBlock:
         return self._block.norm2(x_BND)
 
     def ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
-        return self._scaled(self._block.mlp(self._block.norm2(x_BND)), "2")
+        return self._scaled(through_mlp(self._block.mlp, self._block.norm2(x_BND)), "2")
 
     def _rotate(self, heads_BANd: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
         from timm.layers import apply_rot_embed_cat
@@ -189,7 +201,7 @@ def _joint_projection(u_BND: torch.Tensor, block: OpenClipBlock | TimmBlock, whi
     result: dict[str, torch.Tensor] = {}
     for run in {"qkv": ["qkv"], "qk": ["qk"], "kv": ["kv"], "qv": ["q", "v"]}.get(which, list(which)):
         rows = slice("qkv".index(run[0]) * width, ("qkv".index(run[-1]) + 1) * width)
-        joint = F.linear(u_BND, weight[rows], None if bias is None else bias[rows])
+        joint = linear(u_BND, weight[rows], None if bias is None else bias[rows])
         result.update(zip(run, joint.split(width, dim=-1), strict=True))
     return result
 

@@ -8,13 +8,12 @@ A heads, d head width, h/w patch grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
 from densevl.recipes.batch import Batch, Extra, Outcome, Pass
+from densevl.recipes.blocks import with_ffn
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import HOW, OPTIONAL, Hints
 from densevl.recipes.part import Attention, shaped
@@ -22,7 +21,6 @@ from densevl.recipes.recipe import CLS, Recipe, SecondStream
 from densevl.recipes.tower import Grid, Tower
 from densevl.recipes.trunk import Projections, Trunk, run_trunk
 
-WIDE_TOKENS = 4096  # whose hidden layer is held at once
 State = Trunk | Outcome
 
 
@@ -168,7 +166,7 @@ def _pass(
         if recipe.residual:
             y_BND = (cls_B1D if recipe.residual == CLS else x_BND) + y_BND
         if recipe.ffn:
-            y_BND = y_BND + _by_tokens(block.ffn, y_BND)
+            y_BND = with_ffn(block, y_BND)
         for step in recipe.after:
             y_BND = step(batch, y_BND, cls_B1D, grid)
         return y_BND
@@ -193,10 +191,3 @@ def _refined(v_BANd: torch.Tensor, grid: Grid, finer: Grid, *, swapped: bool) ->
     joined = v_BANd.transpose(1, 2).flatten(2).mT.unflatten(2, grid[::-1] if swapped else grid)
     spread = F.interpolate(joined, size=finer, mode="bilinear", align_corners=False)
     return spread.flatten(2).mT.unflatten(2, (v_BANd.shape[1], -1)).transpose(1, 2)
-
-
-def _by_tokens(run: Callable[[torch.Tensor], torch.Tensor], x_BND: torch.Tensor) -> torch.Tensor:
-    """What `run` makes of each token for itself, some tokens at a time: an MLP is four times as wide inside."""
-    if x_BND.shape[1] <= WIDE_TOKENS:
-        return run(x_BND)
-    return torch.cat([run(part) for part in x_BND.split(WIDE_TOKENS, dim=1)], dim=1)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.positions import resize_positions
 from densevl.errors import ModelError, RecipeError
+from densevl.kernels.linear import linear
 from densevl.recipes.blocks import Block, as_trained, view
 from densevl.recipes.tower import Grid
 
@@ -39,7 +40,7 @@ class NativeViT:
         self.reads_cls = visual.pool_type == "tok" and visual.attn_pool is None
         self.cls_readout = (visual.ln_post, visual.proj) if self.reads_cls else None
         self.depth = len(self._blocks)
-        self._odd = _cannot_be_taken_apart(self._blocks)
+        self._odd = run_whole(self._blocks)
         self.patch_size = visual.patch_size[0]
         self.embed_dim = visual.proj.shape[1]
         self.image_size = tuple(visual.image_size)
@@ -68,7 +69,7 @@ class NativeViT:
         visual = self._visual
         if visual.attn_pool is not None:  # every query of the pooler reads the same from a single token
             y_BND = _value_path(visual.attn_pool, y_BND)
-        return visual.ln_post(y_BND) @ visual.proj
+        return linear(visual.ln_post(y_BND), visual.proj.T)
 
     def pool(self, x_BND: torch.Tensor) -> torch.Tensor:
         visual = self._visual
@@ -81,7 +82,8 @@ class NativeViT:
         return (visual.ln_post(pooled_BD) if norm_last else pooled_BD) @ visual.proj
 
 
-def _cannot_be_taken_apart(blocks: Any) -> bool:
+def run_whole(blocks: Any) -> bool:
+    """Whether blocks are of a kind that has no view, so that they run as they are."""
     try:
         for block in blocks:
             view(block)

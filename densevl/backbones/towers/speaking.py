@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl.backbones.towers.native import run_whole
 from densevl.backbones.towers.timm_vit import TimmViT
 from densevl.recipes.tower import Grid
 
@@ -59,7 +60,7 @@ class SpeakingViT(TimmViT):
         self.image_size = (told["side"],) * 2 if "side" in told else self.image_size
         self._below = TimmViT(visual, name) if visual.blocks else None
         if self._below is not None:
-            self._blocks, self.depth = visual.blocks, len(visual.blocks)
+            self._blocks, self.depth, self._whole = visual.blocks, len(visual.blocks), run_whole(visual.blocks)
             self.kind = f"a head of {self.depth} blocks on a frozen ViT"
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from densevl.backbones.positions import timm_tokens
+from densevl.backbones.towers.native import run_whole
 from densevl.errors import ImageError, ModelError
-from densevl.recipes.blocks import Block, view
+from densevl.recipes.blocks import Block, as_trained, view
 from densevl.recipes.tower import Grid
 
 
@@ -45,6 +46,7 @@ class TimmViT:
         if reason:
             raise ModelError(f"model '{name}' gives no dense features: {reason}; use a native ViT, ViT-B-16/openai")
         self.kind = "a ViT with relative positions" if self._fixed else "a ViT"
+        self._whole = run_whole(trunk.blocks)
         self.prefix = trunk.num_prefix_tokens
         self.reads_cls = trunk.global_pool == "token" and self._attn_pool is None
         self.depth = len(trunk.blocks)
@@ -60,6 +62,8 @@ class TimmViT:
         return getattr(trunk, "norm_pre", nn.Identity())(timm_tokens(trunk, patches_BND, grid, rule))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
+        if not self._whole:
+            return as_trained(self.view(index, grid), x_BND)
         rope = self._rope(index, grid)
         return self._blocks[index](x_BND) if rope is None else self._blocks[index](x_BND, rope=rope)
 

@@ -18,6 +18,7 @@ from densevl.errors import ModelError, RecipeError
 from densevl.inference.sliding import WINDOW_BATCH
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
+from densevl.recipes.blocks import with_ffn
 from densevl.recipes.parts.attention import BoxAttention
 from densevl.recipes.parts.regions import through
 from densevl.recipes.tower import Tower
@@ -66,7 +67,7 @@ def look(
             F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias),
         ]
         both = block.merge(torch.cat([part.transpose(1, 2) for part in heads], dim=1).transpose(1, 2)).add_(both)
-        both = block.ffn(both).add_(both)
+        both = with_ffn(block, both)
     block = tower.view(tower.depth - 1, grid)  # after it no one reads the tokens
     own = block.project(block.norm(both[:, :count]), "kv")
     return tower.read(through(block, both[:, count:], own, bias))

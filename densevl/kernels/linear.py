@@ -1,0 +1,95 @@
+"""Linear layers in float32: `linear`, on a CPU by whichever of torch's two libraries multiplies faster there.
+
+torch leaves float32 to MKL. On some CPUs that uses half of the vector unit, as on those of AMD with AVX-512, and
+oneDNN, which torch brings along for other types, all of it; on others they are level. One short measurement a process
+decides, with a margin, so that a machine gives the same numbers every time.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+from densevl.kernels.common import need
+from densevl.kernels.dispatch import constant, mode, wants_gradients
+
+ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
+"""And what oneDNN calls them."""
+LEAST = 2**20  # multiplications of a product; below, a call costs as much as it saves
+MARGIN = 0.8  # of the other's time
+TRIED = (256, 768, 768)  # M, N, K
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, then: str | None = None
+) -> torch.Tensor:
+    """`F.linear` and an activation: (..., K) to (..., N).
+
+    Args:
+        weight: (N, K). bias: (N,). then: None, "gelu", "gelu_tanh" or "silu".
+
+    Raises:
+        KernelError: shapes that do not fit.
+    """
+    need(x.shape[-1] == weight.shape[-1], "x", x, "(..., {})", weight.shape[-1])
+    if runs_onednn(x, weight, bias):
+        return _onednn(x, weight, bias, then)
+    y = F.linear(x, weight, bias)
+    if then is None:
+        return y
+    if y.requires_grad or captured():
+        return F.silu(y) if then == "silu" else F.gelu(y, approximate="tanh" if then == "gelu_tanh" else "none")
+    return F.silu(y, inplace=True) if then == "silu" else torch.ops.aten.gelu_(y, approximate=ACTIVATIONS[then][1])
+
+
+def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether `linear` leaves a product to oneDNN."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= LEAST
+        and not captured()
+        and not wants_gradients((x, weight, bias))
+        and not torch.is_autocast_enabled("cpu")
+        and mode() != "torch"
+        and onednn_is_faster()
+    )
+
+
+def captured() -> bool:
+    """Whether a graph of what runs is being made, which is to hold torch's own operators."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str | None = None) -> torch.Tensor:
+    kind, algorithm = ACTIVATIONS[then]
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
+
+
+@constant
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 in well under MKL's time here, and gives the same."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    count, outputs, inputs = TRIED
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (count, outputs))
+    bias = torch.randn(outputs, generator=generator)
+    with torch.inference_mode():
+        try:
+            found, want = _onednn(x, weight, bias), F.linear(x, weight, bias)
+        except (RuntimeError, TypeError):  # another torch, whose operator takes other arguments
+            return False
+        if not torch.allclose(found, want, rtol=1e-4, atol=1e-3):
+            return False
+        ours, torchs = [], []
+        for _ in range(5):
+            for times, product in (ours, _onednn), (torchs, F.linear):
+                started = time.thread_time()
+                product(x, weight, bias)
+                times.append(time.thread_time() - started)
+    return min(ours) < MARGIN * min(torchs)
