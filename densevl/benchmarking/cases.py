@@ -14,7 +14,7 @@ from densevl.benchmarking.clock import costs, peak_mib
 from densevl.benchmarking.limits import bare_pass, products, trained_size
 from densevl.errors import ModelError, OptionError, ProtocolError
 from densevl.inference import WindowGrid, decode, window_scores
-from densevl.inference.sliding import WINDOW_BATCH
+from densevl.inference.sliding import windows_a_pass
 from densevl.pipelines.feeding import settle
 
 SCALE = 40.0
@@ -96,7 +96,7 @@ def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
         scores, grid = window_scores(model, pixels, text, windows, recipe=case.recipe)
         decode(scores, grid.plan(case.height, case.width), classes, scale=SCALE)
 
-    batch = min(len(papers), WINDOW_BATCH.get(model.device.type, WINDOW_BATCH["cpu"]))
+    batch = min(len(papers), windows_a_pass(model, papers))
     calls = {"ours": ours, "bare": bare_pass(backbone, batch)}
     with suppress(ModelError):  # a convolutional tower has none
         calls["products"] = products(backbone, batch)

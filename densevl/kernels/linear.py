@@ -8,6 +8,7 @@ decides, with a margin, so that a machine gives the same numbers every time.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -86,10 +87,12 @@ def onednn_is_faster() -> bool:
             return False
         if not torch.allclose(found, want, rtol=1e-4, atol=1e-3):
             return False
-        ours, torchs = [], []
-        for _ in range(5):
-            for times, product in (ours, _onednn), (torchs, F.linear):
-                started = time.thread_time()
-                product(x, weight, bias)
-                times.append(time.thread_time() - started)
-    return min(ours) < MARGIN * min(torchs)
+        rounds = [[_seconds(product, x, weight, bias) for product in (_onednn, F.linear)] for _ in range(5)]
+    ours, torchs = (min(times) for times in zip(*rounds, strict=True))
+    return ours < MARGIN * torchs
+
+
+def _seconds(product: Callable[..., torch.Tensor], *given: torch.Tensor) -> float:
+    started = time.thread_time()
+    product(*given)
+    return time.thread_time() - started

@@ -57,7 +57,7 @@ def mlp_of(module: nn.Module) -> Mlp | None:
         return None
     if len(parts) != 3 or not (isinstance(parts[0], nn.Linear) and isinstance(parts[2], nn.Linear)):
         return None
-    kind = None if _is_watched(parts[1]) else _kind(type(parts[1]), getattr(parts[1], "approximate", None))
+    kind = None if _is_watched(parts[1]) else _kind(type(parts[1]), getattr(parts[1], "approximate", None))  # type: ignore[arg-type]
     return None if kind is None else (parts[0], kind, parts[2])
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from conftest import random_clip, wrap
+from densevl.benchmarking import limits
 from densevl.benchmarking.cases import Case, measure, parse_sizes
 from densevl.benchmarking.clock import costs, medians, minor_faults, peak_mib
 from densevl.benchmarking.limits import products
@@ -51,7 +52,7 @@ def test_products_count_every_weight_of_the_blocks(monkeypatch, batch) -> None:
     backbone = wrap(random_clip())
     run = products(backbone, batch)
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(torch, "mm", lambda x, weight, out: seen.append((*x.shape, weight.shape[1])))
+    monkeypatch.setattr(limits, "linear", lambda x, weight: seen.append((*x.shape, weight.shape[0])))
     run()
     blocks = backbone.tower._blocks
     weights = [p for p in blocks.parameters() if p.ndim == 2]

@@ -19,7 +19,7 @@ from densevl.backbones import Backbone, InferenceProtocol
 from densevl.errors import ImageError, OptionError, RecipeError, one_of
 from densevl.images import read_image
 from densevl.inference import WindowGrid
-from densevl.inference.sliding import WINDOW_BATCH
+from densevl.inference.sliding import windows_a_pass
 from densevl.inference.views import Views, view_scores
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
@@ -200,7 +200,7 @@ class FeatureExtractor:
     def _tokens(self, pixels: torch.Tensor, windows: WindowGrid, hints: Hints) -> tuple[torch.Tensor, WindowGrid]:
         """Tokens of the layer at all windows, (1, Y, X, D) float32."""
         parts = []
-        for part in windows.batches(pixels, WINDOW_BATCH.get(self.backbone.device.type, WINDOW_BATCH["cpu"])):
+        for part in windows.batches(pixels, windows_a_pass(self.backbone, windows)):
             trunk = self._trunk(part)
             parts.append(trunk.x_BND[:, trunk.prefix :].float().unflatten(1, trunk.grid))
         return windows.assemble(torch.cat(parts), 1), windows

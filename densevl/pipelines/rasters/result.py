@@ -16,7 +16,7 @@ from densevl.errors import LabelError, OptionError, ProtocolError, RecipeError
 from densevl.images.resizing import Band, resized_rows
 from densevl.inference import LabelMap, WindowGrid, decode
 from densevl.inference.blocks import block_rows, decoded_blocks, window_rows
-from densevl.inference.sliding import WINDOW_BATCH
+from densevl.inference.sliding import windows_a_pass
 from densevl.kernels import DecodePlan
 from densevl.pipelines import remarks
 from densevl.pipelines.feeding import fed_size
@@ -194,8 +194,7 @@ class BlockResult:
 
         fed = (windows.rows.length, windows.cols.length)
         read = raster.rows if fed == raster.size else resized_rows(Band(raster.rows), raster.size, fed)
-        device = segment.backbone.device.type
-        batch = WINDOW_BATCH.get(device, WINDOW_BATCH["cpu"])
+        batch = windows_a_pass(segment.backbone, windows)
         scored = partial(window_rows, read, windows, segment.backbone.normalize, score, batch)
         rows = self.rows(raster)
         for top, labels, confidence in decoded_blocks(scored, windows, raster.size, decide, rows, start):

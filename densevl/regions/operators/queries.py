@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError, RecipeError
-from densevl.inference.sliding import WINDOW_BATCH
+from densevl.inference.sliding import windows_a_pass
 from densevl.inference.windows import WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import with_ffn
@@ -190,7 +190,7 @@ def by_windows(
     looked_nR = reaches(areas_nR, SEEN * areas_nR.amax(dim=0)) & (areas_nR > 0)
     total_RE = torch.zeros(len(masks), backbone.embed_dim)
     first = 0
-    for part in windows.batches(pixels, WINDOW_BATCH.get(backbone.device.type, WINDOW_BATCH["cpu"])):
+    for part in windows.batches(pixels, windows_a_pass(backbone, windows)):
         numbers = range(first, first + len(part))
         first += len(part)
         chosen = {i: looked_nR[n].nonzero().flatten().tolist() for i, n in enumerate(numbers)}
