@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from PIL import Image, features
 from PIL.BmpImagePlugin import BmpImageFile
@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from densevl.errors import ImageError, MissingExtraError
 from densevl.images.opening import CUT, StrictReader, reader
-from densevl.images.pixels import reason
+from densevl.images.pixels import orientation, reason
 
 
 def _avif(file: Any, name: str) -> ImageFile:
@@ -39,6 +39,17 @@ def _heif(file: Any, name: str) -> ImageFile:
     return HeifImageFile(file, name)
 
 
+class _StoredTiff(TiffImageFile):
+    """A TIFF as it is stored; Pillow turns this format by its orientation tag on its own, and no other."""
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._size = self._tile_size
+
+    def load_end(self) -> None:
+        """Pillow turns here."""
+
+
 def reads_heif() -> bool:
     """Whether HEIC pictures, as iPhones take them, can be read here."""
     return find_spec("pi_heif") is not None
@@ -52,11 +63,12 @@ _FORMATS: Final[tuple[tuple[str, re.Pattern[bytes], Callable[..., ImageFile]], .
     ("JPEG", re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
     ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
-    ("TIFF", re.compile(rb"(?:II\*\0(?!....CR)|MM\0\*|II\+\0|MM\0\+)", re.DOTALL), TiffImageFile),
+    ("TIFF", re.compile(rb"(?:II\*\0(?!....CR)|MM\0\*|II\+\0|MM\0\+)", re.DOTALL), _StoredTiff),
     ("GIF", re.compile(rb"GIF8[79]a"), GifImageFile),
     ("BMP", re.compile(rb"BM"), BmpImageFile),
     ("PPM", re.compile(rb"P[456]\s"), PpmImageFile),
 )
+MOST_FRAMES: Final = 1000
 _READABLE: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, binary PPM/PGM/PBM, AVIF, and HEIC with densevl[heif]"
 _TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z")
 _TEXT_MARKS: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -161,11 +173,45 @@ def _is_raw(image: TiffImageFile, what: str) -> bool:
 
 
 def frames(image: Image.Image) -> int:
-    """How many pages or frames a picture has."""
+    """How many pages or frames a picture has, as far as 1,000: a file of a few megabytes may have a million."""
     try:
-        return int(getattr(image, "n_frames", 1))
+        if not isinstance(image, GifImageFile | TiffImageFile):
+            return int(getattr(image, "n_frames", 1))
+        if not isinstance(file := image.fp, StrictReader):
+            return _walked(image)
+        here = file.tell()
+        try:
+            file.seek(0)
+            return _walked(type(image)(file, ""))  # on its own: size and all change from page to page
+        finally:
+            file.seek(here)
     except Exception:  # noqa: BLE001  later frames are damaged, and not asked for
         return 1
+
+
+def _walked(image: Any) -> int:
+    """Pages as far as 1,000, none of them decoded; Pillow walks through all."""
+    here = image.tell()
+    try:
+        while image.tell() + 1 < MOST_FRAMES:
+            image._seek(image.tell() + 1, *[False] * isinstance(image, GifImageFile))
+        return MOST_FRAMES
+    except EOFError:
+        return int(image.tell()) + 1
+    finally:
+        image.seek(here)
+
+
+def turn_of(image: ImageFile) -> int:
+    """How a file that is opened, and not decoded, lies by its EXIF tag, 1 to 8; nothing of it is decoded."""
+    if isinstance(image, PngImageFile) and "exif" not in image.info and image.fp is not None:
+        # Pillow decodes the picture to look for what stands behind it.
+        image.info["exif"] = _late_exif(image.fp)
+        turn = orientation(image)
+        if not image.info["exif"]:
+            del image.info["exif"]
+        return turn
+    return orientation(image)
 
 
 def decode(image: Image.Image, what: str) -> None:
@@ -204,23 +250,44 @@ def check_size(what: str, size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
-def _check_png(file: StrictReader) -> None:
-    """Walk the chunks of a PNG, which carry checksums that Pillow does not look at for pixels.
+def _chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk of a PNG, with the file at its content; it is where it was afterwards.
+
+    Raises:
+        OSError: a chunk is cut.
+    """
+    here, size = file.tell(), file.seek(0, os.SEEK_END)
+    place, kind = 8, b""
+    try:
+        while kind != b"IEND":
+            file.seek(place)
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            place += length + 12
+            if len(head) < 8 or place > size:
+                raise OSError(CUT)
+            yield kind, length
+    finally:
+        file.seek(here)
+
+
+def _check_png(file: IO[bytes]) -> None:
+    """Check the sums of a PNG's chunks, which Pillow does not look at for pixels.
 
     Raises:
         OSError: a chunk is cut or its checksum is wrong.
     """
-    here, size = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(8)
-    kind = b""
-    while kind != b"IEND":
-        header = file.read(8)
-        length, kind = int.from_bytes(header[:4], "big"), header[4:]
-        if len(header) < 8 or file.tell() + length + 4 > size:
-            raise OSError(CUT)
+    for kind, length in _chunks(file):
         if zlib.crc32(file.read(length), zlib.crc32(kind)) != int.from_bytes(file.read(4), "big"):
             raise OSError("a checksum is wrong, the file is damaged")
-    file.seek(here)
+
+
+def _late_exif(file: IO[bytes]) -> bytes:
+    """The EXIF data of a PNG, wherever it stands; of one that is cut, none."""
+    try:
+        return next((file.read(length) for kind, length in _chunks(file) if kind == b"eXIf"), b"")
+    except OSError:
+        return b""
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

@@ -42,7 +42,8 @@ def from_pillow(image: Image.Image, what: str, bits: int | None = None, *, turn:
 def orientation(image: Image.Image) -> int:
     """How a picture lies by its EXIF tag, 1 to 8; 1 is upright, or says nothing."""
     try:
-        return int(image.getexif().get(0x0112, 1))
+        turn = int(image.getexif().get(0x0112, 1))
+        return turn if 1 <= turn <= 8 else 1
     except Exception:  # noqa: BLE001  many devices write broken EXIF; it says nothing about the pixels
         return 1
 
@@ -143,8 +144,10 @@ def require_light(rgb: UInt8Array, what: str) -> None:
         say(what, f"its 16-bit colours reach only {highest} of 255, so it comes out dark; {_way_out(bits)}")
 
 
-def deep_colours(content: bytes, what: str) -> npt.NDArray[np.uint16]:
-    """The 16-bit colours of a PNG or TIFF file, (H, W, 3) or (H, W, 4) RGBA; Pillow keeps their high bytes alone."""
+def deep_colours(content: bytes, what: str, turn: int) -> npt.NDArray[np.uint16]:
+    """The 16-bit colours of a PNG or TIFF file that lies by an EXIF orientation, (H, W, 3) or (H, W, 4) RGBA, as they
+    are stored; Pillow keeps their high bytes alone.
+    """
     try:
         import cv2
     except ImportError as error:
@@ -152,6 +155,8 @@ def deep_colours(content: bytes, what: str) -> npt.NDArray[np.uint16]:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise ImageError(f"the 16-bit colours of {what} cannot be read; save it as PNG, or with 8 bits, stretched")
+    if content[:2] in (b"II", b"MM"):  # OpenCV turns a TIFF, whatever it is asked
+        pixels = upright(pixels, {6: 8, 8: 6}.get(turn, turn))
     return np.asarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]], np.uint16)
 
 

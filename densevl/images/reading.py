@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.errors import ImageError
-from densevl.images.decoding import check_size, decode, frames, opened
+from densevl.images.decoding import MOST_FRAMES, check_size, decode, frames, opened, turn_of
 from densevl.images.depth import checked, used_bits
 from densevl.images.notes import say
 from densevl.images.opening import display_name, is_file, reader
@@ -76,20 +76,22 @@ def read_image(
     if is_file(source):
         with opened(source, name, max_pixels) as (image, what):
             _say_frame(image, what)
+            stored = turn_of(image)
+            turn = stored if exif else 1
             deep = ";16" in str(image.tile[0].args if image.tile else "") and image.mode.startswith("RGB")
             decode(image, what)
-            turn = orientation(image) if exif else 1
             if not deep or bits is None:
                 rgb = from_pillow(image, what, bits, turn=turn)
         if deep and bits is not None:
-            return np.ascontiguousarray(upright(from_array(deep_colours(_content(source), what), what, bits), turn))
+            colours = deep_colours(_content(source), what, stored)
+            return np.ascontiguousarray(upright(from_array(colours, what, bits), turn))
         if deep:
             require_light(rgb, what)
         return rgb
     if isinstance(source, Image.Image):
         what = display_name(name) or f"the PIL image ({source.mode}, {source.width}x{source.height})"
-        check_size(what, source.size, max_pixels)
         _say_frame(source, what)
+        check_size(what, source.size, max_pixels)
         decode(source, what)
         return from_pillow(source, what, bits, turn=orientation(source) if exif else 1)
     if isinstance(source, np.ndarray):
@@ -121,7 +123,7 @@ def header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Hea
         ImageError: the file is missing, too large or no image.
     """
     with opened(path, None, max_pixels) as (image, _):
-        return Header((image.height, image.width), orientation(image))
+        return Header((image.height, image.width), turn_of(image))
 
 
 def read_labels(
@@ -194,8 +196,9 @@ def _content(source: Any) -> bytes:
 def _say_frame(image: Image.Image, what: str) -> None:
     if (count := frames(image)) > 1:
         here = image.tell() + 1
+        many = f"{count:,} or more" if count == MOST_FRAMES else str(count)
         taken = "the first is" if here == 1 else f"number {here} is"
-        say(what, f"the image has {count} frames or pages, of which {taken} taken; others are read by PIL's seek()")
+        say(what, f"the image has {many} frames or pages, of which {taken} taken; others are read by PIL's seek()")
 
 
 def _described(name: str | None, what: str) -> str:

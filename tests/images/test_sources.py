@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
-from test_reading import FORMATS, encoded, grey_png, one_line, photo
 
+from attacks.pictures import FORMATS, encoded, grey_png, one_line, photo
 from densevl.errors import ImageError
 from densevl.images import read_image, read_labels
 
