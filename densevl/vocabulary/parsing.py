@@ -28,7 +28,7 @@ def clean(text: object, what: str, error: type[DensevlError] = LabelError) -> st
         LabelError, or the error given: not a string, empty, too long, or holding half a character.
     """
     if not isinstance(text, str):
-        raise error(f"{what} {text!r} is a {type(text).__name__}; it must be a string")
+        raise error(f"{what} {short(repr(text))} is a {type(text).__name__}; it must be a string")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         raise error(f"{what} {short(text)!r} holds half a character (a lone surrogate); write it anew")
     tidy = " ".join(text.split())
