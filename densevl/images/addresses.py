@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import threading
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 from densevl import digest
@@ -21,6 +21,7 @@ from densevl.files import shown
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 TAR = "tar://"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
 def is_address(path: Any) -> bool:
@@ -141,21 +142,29 @@ def _archive(place: str, size: int | None, changed: int | None) -> Archive:
 
 
 class Archive:
-    """A tar archive, read member by member. Attributes: members: the names of its files, in order."""
+    """A tar archive, read member by member. Attributes: members: the names of its files, in order.
 
-    def __init__(self, place: str) -> None:
+    Links, devices and sparse files are no members: what they stand for is not in the archive.
+    """
+
+    def __init__(self, place: str, file: IO[bytes] | None = None) -> None:
+        """Args: place: a path or an address. file: its content, where it is at hand."""
         try:
-            if is_address(place):
+            if file is None and is_address(place):
                 files, path = opened(place)
                 file = files.open(path, "rb")
-            else:
-                file = open(local(place), "rb")  # noqa: SIM115
-            self._tar = tarfile.open(fileobj=file)  # noqa: SIM115
-            self._infos = {info.name.removeprefix("./"): info for info in self._tar if info.isfile()}
+            file = file or open(local(place), "rb")  # noqa: SIM115
+            if file.read(6).startswith(_COMPRESSED):  # a small one may unpack to a full disk, and is slow to search
+                raise ValueError("it is compressed; unpack it to a plain .tar")
+            file.seek(0)
+            self._tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+            self._infos = _members(self._tar)
         except FileNotFoundError as error:
             raise ImageError(f"{shown(place)} does not exist") from error
-        except (OSError, tarfile.TarError, EOFError) as error:
-            raise ImageError(f"{shown(place)} is no tar archive, or is damaged: {error}") from error
+        except ImageError:
+            raise
+        except Exception as error:  # tarfile raises many types on damaged data
+            raise ImageError(f"{shown(place)} is no tar archive, or is damaged: {_said(error)}") from error
         self.place, self.members, self._lock = place, list(self._infos), threading.Lock()
 
     def read(self, member: str) -> bytes:
@@ -171,5 +180,35 @@ class Archive:
             with self._lock:
                 file = self._tar.extractfile(info) or io.BytesIO()
                 return file.read()
-        except (OSError, tarfile.TarError) as error:
-            raise ImageError(f"{shown(member)} of {shown(self.place)} cannot be read: {error}") from error
+        except Exception as error:  # as above
+            raise ImageError(f"{shown(member)} of {shown(self.place)} cannot be read: {_said(error)}") from error
+
+
+def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """The plain files of an archive by name.
+
+    Raises:
+        ValueError: one reaches out of it, or stands twice, or the archive leads in a circle.
+    """
+    found: dict[str, tarfile.TarInfo] = {}
+    for info in tar:
+        name = info.name.removeprefix("./")
+        if info.size < 0:
+            raise ValueError(f"{shown(name)} has less than no bytes")  # its end is before it, again and again
+        if not info.isfile() or info.issparse():
+            continue
+        if is_outside(name):
+            raise ValueError(f"{shown(name)} names a place outside of it")
+        if name in found:
+            raise ValueError(f"{shown(name)} stands in it twice")
+        found[name] = info
+    return found
+
+
+def is_outside(path: str) -> bool:
+    """Whether a path that others wrote leads out of the folder that it is of."""
+    return os.path.isabs(path) or ".." in re.split(r"[/\\]", path)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

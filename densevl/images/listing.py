@@ -12,7 +12,7 @@ from typing import Final
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import RUN_FILE, shown
-from densevl.images.addresses import TAR, archive_of, braces, is_address, key_of, local, opened, refuse_web
+from densevl.images.addresses import TAR, archive_of, braces, is_address, is_outside, key_of, local, opened, refuse_web
 from densevl.images.decoding import reads_heif
 
 EXTENSIONS: Final = frozenset(
@@ -83,6 +83,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
     found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
     for source in (name for text in given for name in braces(local(text))):
         for entry in _expanded(source, left_out, None if skip is None else local(os.fspath(skip))):
+            if is_outside(entry[1]):  # of an object store, where ".." is a name like any other
+                raise ImageError(f"{shown(entry[0])} names a place outside of where its results go")
             found.setdefault(key_of(entry[0]), entry)
     left_out = +left_out  # without zeros
     if not found:

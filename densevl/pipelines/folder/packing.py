@@ -20,13 +20,14 @@ from densevl.errors import ImageError, MissingExtraError, OutputError
 from densevl.files import shown
 from densevl.fitted import differing
 from densevl.images import Found
-from densevl.images.addresses import key_of, stamp
+from densevl.images.addresses import Archive, key_of, stamp
 from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.naming import names_for, require_inside
 from densevl.pipelines.folder.storing import Local, Store, open_store
 from densevl.pipelines.folder.tasks import Kind, Task
 from densevl.pipelines.folder.watch import Job, Report, Watch
+from densevl.saved import parse_json
 
 Elsewhere = Callable[
     [dict[str, Any], Store, Mapping[str, Sequence[Job]]], Iterator[tuple[Sequence[Job], dict[str, str]]]
@@ -155,16 +156,24 @@ def do_shard(
 
 
 def errors_of(place: str, data: bytes) -> dict[str, str]:
-    """The bad images of a packed shard, and why."""
-    if place.endswith(".parquet"):
-        import pyarrow.parquet as parquet
+    """The bad images of a packed shard, and why.
 
-        table = parquet.read_table(io.BytesIO(data), columns=["image", "error"])
-        return {row["image"]: row["error"] for row in table.to_pylist() if row["error"]}
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        file = archive.extractfile("errors.jsonl")
-        rows = [json.loads(line) for line in (file.read() if file else b"").splitlines()]
-    return {row["image"]: row["error"] for row in rows}
+    Raises:
+        OutputError: it is no shard as they are written here.
+    """
+    try:
+        if place.endswith(".parquet"):
+            import pyarrow.parquet as parquet
+
+            table = parquet.read_table(io.BytesIO(data), columns=["image", "error"])
+            rows = [row for row in table.to_pylist() if row["error"]]
+        else:
+            listed = Archive(place, io.BytesIO(data)).read("errors.jsonl")
+            rows = [parse_json(line) for line in listed.splitlines()]
+        return {str(row["image"]): str(row["error"]) for row in rows}
+    except Exception as error:  # each reader raises its own on damaged data
+        said = " ".join(str(error).split())[:200]
+        raise OutputError(f"{shown(place)} is no shard of results, or is damaged ({said}): remove it") from error
 
 
 def _tar(kind: Kind, jobs: Sequence[Job], done: Sequence[Job], errors: dict[str, str], folder: Local) -> bytes:
