@@ -3,7 +3,7 @@
 Whatever the bytes, the reader owes pixels or one line (`tests/attacks/pictures.py`); anything else ends the search and
 leaves the file beside `--found`. Followed are the lines of densevl.images and of Pillow in Python; of decoders in C the
 search sees only what they give. `--keep` then writes the smallest files that take all ways found to
-tests/attacks/corpus, which a test reads again.
+tests/attacks/corpus.zip, which a test reads again.
 
 `--flips` says instead how many changed bits each format notices.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,31 +25,43 @@ KEPT = 180_000  # bytes of all that are kept
 FLIPS = 400
 
 
-def search(folders: list[str], options: list[str]) -> None:
+def search(options: list[str], begin: Path | None = None) -> None:
+    """Run libFuzzer, which starts its first argument again to merge.
+
+    Args:
+        begin: where the pictures are put that the search starts from: sound ones of every kind, and what was kept.
+    """
     import atheris
 
     with atheris.instrument_imports(include=["PIL", "densevl.images"]):
         from tests.attacks import pictures
-    for number, data in enumerate(pictures.sound()):
-        Path(folders[-1], f"sound{number:03d}").write_bytes(data)
-    atheris.Setup([sys.argv[0], *options, *folders], pictures.read)
+    if begin is not None:
+        begin.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate([*pictures.sound(), *pictures.corpus().values()]):
+            (begin / f"known{number:03d}").write_bytes(data)
+    atheris.Setup([f"{sys.executable} -m tools.fuzz_images --raw", *options], pictures.read)
     atheris.Fuzz()
 
 
 def keep(found: Path) -> None:
     """The files that matter, small ones first, until there are enough."""
-    from tests.attacks.pictures import CORPUS
+    from tests.attacks.pictures import CORPUS, corpus
 
     with tempfile.TemporaryDirectory() as merged:
-        subprocess.run([sys.executable, "-m", "tools.fuzz_images", "--merge", merged, found], cwd=ROOT, check=True)
-        total = 0
-        for old in CORPUS.iterdir():
-            old.unlink()
+        subprocess.run(
+            [sys.executable, "-m", "tools.fuzz_images", "--raw", "-merge=1", merged, found], cwd=ROOT, check=True
+        )
+        # Those named by words broke the reader once, and stay.
+        kept = {name: data for name, data in corpus().items() if not re.fullmatch("[0-9a-f]{12}", name)}
+        total = sum(map(len, kept.values()))
         for path in sorted(Path(merged).iterdir(), key=lambda path: path.stat().st_size):
             if (total := total + path.stat().st_size) > KEPT:
                 break
-            (CORPUS / path.name[:12]).write_bytes(path.read_bytes())
-    print(f"{len(list(CORPUS.iterdir()))} files in {CORPUS.relative_to(ROOT)}")
+            kept[path.name[:12]] = path.read_bytes()
+    with zipfile.ZipFile(CORPUS, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(kept.items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    print(f"{len(kept)} files of {total:,} bytes in {CORPUS.relative_to(ROOT)}")
 
 
 def flips() -> None:
@@ -68,24 +82,20 @@ def flips() -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--raw"]:
+        return search(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=int, default=600)
     parser.add_argument("--found", type=Path, default=ROOT / "build" / "fuzz", help="what was found, kept between runs")
-    parser.add_argument("--keep", action="store_true", help="write the smallest of --found to tests/attacks/corpus")
-    parser.add_argument("--merge", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help="write the smallest of --found to tests/attacks/corpus.zip")
     parser.add_argument("--flips", action="store_true", help="a table of changed bits by format")
     given = parser.parse_args()
     if given.flips:
-        flips()
-    elif given.merge:
-        search(given.merge, ["-merge=1"])
-    elif given.keep:
-        keep(given.found)
-    else:
-        given.found.mkdir(parents=True, exist_ok=True)
-        limits = [f"-max_total_time={given.seconds}", f"-max_len={LONGEST}", "-timeout=20", "-rss_limit_mb=2048"]
-        limits.append(f"-artifact_prefix={given.found.parent}/broken-")
-        search([str(given.found), str(ROOT / "tests" / "attacks" / "corpus")][:1], limits)
+        return flips()
+    if given.keep:
+        return keep(given.found)
+    limits = [f"-max_total_time={given.seconds}", f"-max_len={LONGEST}", "-timeout=20", "-rss_limit_mb=2048"]
+    search([*limits, f"-artifact_prefix={given.found.parent}/broken-", str(given.found)], given.found)
 
 
 if __name__ == "__main__":

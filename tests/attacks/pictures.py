@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from densevl.errors import ImageError, MissingExtraError
 from densevl.images import header, read_image, read_values
 
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).with_name("corpus.zip")
 """What `tools/fuzz_images.py` found, one file for each way through the reader."""
 
 FORMATS = {
@@ -67,6 +68,12 @@ def grey_png(width: int, height: int, bits: int, rows: bytes) -> bytes:
         + png_chunk(b"IDAT", zlib.compress(rows, 9))
         + png_chunk(b"IEND", b"")
     )
+
+
+def corpus() -> dict[str, bytes]:
+    """The files of `CORPUS` by name."""
+    with zipfile.ZipFile(CORPUS) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def sound() -> Iterator[bytes]:
