@@ -1,11 +1,18 @@
 """What the loop over a folder costs, and whether a run that is killed again and again leaves the same files.
 
-    python -m tools.bench_folder --images 1000 --bad 10 --kills 20
+    python -m tools.bench_folder killed --images 1000 --bad 10 --kills 20
 
 Small noisy pictures are written, some of them cut. `densevl segment` does them undisturbed, then in another folder,
-killed by SIGKILL whenever so many results are there, and started again. Then both are compared byte for byte, and the
-loop is timed against a bare `for image in images: segment(image).save(...)` and a bare `segment.many(images)`, which
-shares passes as the loop does, in CPU seconds of one thread.
+killed by SIGKILL whenever so many results are there, and started again. Then both are compared byte for byte.
+
+    python -m tools.bench_folder speed --models mini photo ViT-B-16 ViT-B-16:int8 --size medium --threads 1
+
+Photos of demo/images are segmented and written by the loop, by a bare `for image in images: segment(image).save(...)`,
+and the tower alone passes over the same windows, cut beforehand, in the passes that the loop has: the least that the
+photos can take. Rounds of all take turns. Seconds an image are by the clock and of the processor, medians and minima;
+`of_bare` is the bare tower's over the loop's: by the clock it may reach 1 where a core is left for the other threads,
+of the processor never. `clipseg` among the models is transformers' CLIPSeg of the published size with random weights,
+called as its documentation does, with the photo once for each label.
 """
 
 from __future__ import annotations
@@ -25,6 +32,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tools.bench_many import SIZES, photos
 
 LABELS = "penguin,elephant,house"
 
@@ -68,76 +77,133 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def overhead(photos: Path, work: Path, rounds: int) -> dict[str, float]:
-    """Median CPU seconds of one call after the other, of the bare `many`, and of `to_files`, in turn."""
+def speed(name: str, paths: Sequence[Path], work: Path, rounds: int) -> dict[str, Any]:
+    """Time the ways of one model; see the module text."""
+    ways = clipseg(paths, work) if name == "clipseg" else ours(name, paths, work)
+    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way in sorted(ways, reverse=bool(turn % 2)):
+            clock, cpu = time.perf_counter(), time.process_time()
+            ways[way](work / f"{name.replace(':', '-')}-{way}-{turn}")
+            spent = (time.perf_counter() - clock) / len(paths), (time.process_time() - cpu) / len(paths)
+            if turn:  # the first warms up
+                taken[way].append(spent)
+    told: dict[str, Any] = {"model": name}
+    for index, what in enumerate(("clock", "cpu")):
+        for kind, how in (("median", statistics.median), ("least", min)):
+            own = {way: how([spent[index] for spent in spents]) for way, spents in taken.items()}
+            told[f"{what}_{kind}"] = {way: round(value, 4) for way, value in own.items()}
+            if "bare" in own:
+                told[f"{what}_{kind}"]["of_bare"] = round(own["bare"] / own["loop"], 3)
+    return told
+
+
+def ours(name: str, paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any]]:
+    """The loop, one call after the other, and the tower alone."""
     import torch
 
-    from densevl.errors import ImageError
+    from densevl import Segmenter
+    from densevl.benchmarking.random_model import random_model
     from densevl.images import find_images
     from densevl.pipelines.folder.loop import to_files
     from densevl.pipelines.folder.tasks import segmenting
-    from densevl.pipelines.segmentation.segmenter import Segmenter
+    from densevl.pipelines.many import batch_size
 
-    torch.set_num_threads(1)
-    segment = Segmenter("mini")
+    model, _, precision = name.partition(":")
+    given = model if model in ("mini", "photo") else random_model(model, None)
+    segment = Segmenter(given, background="none", precision=precision or None)
+    windows = torch.cat([segment.prepare(path).parts for path in paths])
+    size = batch_size(None, segment.backbone.device, windows.shape[2] * windows.shape[3])
     labels = LABELS.split(",")
-    found = find_images(photos)
 
-    def target(out: Path, image: str) -> Path:
-        return out / Path(image).relative_to(photos).with_suffix(".png")
+    def bare(out: Path) -> None:
+        for start in range(0, len(windows), size):
+            segment.run(windows[start : start + size])
 
     def calls(out: Path) -> None:
-        for image in found.paths:
-            try:
-                segment(image, labels).save(target(out, image))
-            except ImageError:
-                continue
+        for path in paths:
+            segment(path, labels).save(out / f"{path.stem}.png")
 
-    def many(out: Path) -> None:
-        for result in segment.many(found.paths, labels, on_error=lambda image, error: None):
-            result.save(target(out, result.meta["image"]))
+    def loop(out: Path) -> None:
+        to_files(segmenting(segment, labels), find_images(list(map(str, paths))), out)
 
-    def ours(out: Path) -> None:
-        to_files(segmenting(segment, labels), find_images(photos), out)
+    return {"bare": bare, "calls": calls, "loop": loop}
 
-    ways: Sequence[tuple[str, Callable[[Path], Any]]] = (("calls", calls), ("many", many), ("ours", ours))
-    taken: dict[str, list[float]] = {name: [] for name, _ in ways}
-    for number in range(rounds + 1):
-        for name, way in ways if number % 2 else tuple(reversed(ways)):
-            started = time.process_time()
-            way(work / f"{name}-{number}")
-            if number:  # the first warms up
-                taken[name].append(time.process_time() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+
+def clipseg(paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any]]:
+    """CLIPSeg of the size of rd64 in a naive loop."""
+    import torch
+    from torch.nn.functional import interpolate
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
+
+    from densevl.images import encode_png
+
+    tower = {"image_size": 352, "patch_size": 16, "hidden_size": 768, "intermediate_size": 3072}
+    model = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config=tower)).eval()
+    words = torch.randint(1, 40000, (len(LABELS.split(",")), 7))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    @torch.no_grad()
+    def calls(out: Path) -> None:
+        out.mkdir()
+        for path in paths:
+            with Image.open(path) as file:
+                photo = file.convert("RGB")
+            pixels = torch.from_numpy(np.array(photo.resize((352, 352), Image.Resampling.BILINEAR))).float()
+            pixels = ((pixels / 255 - mean) / std).permute(2, 0, 1).expand(len(words), -1, -1, -1)
+            logits = model(input_ids=words, pixel_values=pixels).logits
+            grown = interpolate(logits[None], photo.size[::-1], mode="bilinear")[0]
+            (out / f"{path.stem}.png").write_bytes(encode_png(Image.fromarray(grown.argmax(0).byte().numpy())))
+
+    return {"calls": calls}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module text; exit code 1 if the two folders differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--bad", type=int, default=10)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5, help="of the timing; 0 for none")
+    commands = parser.add_subparsers(dest="command", required=True)
+    kills = commands.add_parser("killed")
+    kills.add_argument("--images", type=int, default=1000)
+    kills.add_argument("--bad", type=int, default=10)
+    kills.add_argument("--kills", type=int, default=20)
+    speeds = commands.add_parser("speed")
+    speeds.add_argument("--models", nargs="+", default=["mini", "photo", "ViT-B-16"])
+    speeds.add_argument("--images", type=int, default=16)
+    speeds.add_argument("--size", choices=SIZES, default="medium", help="of the photos")
+    speeds.add_argument("--threads", type=int, default=1, help="of torch")
+    speeds.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        photos = work / "photos"
-        make_images(photos, given.images, given.bad)
-        whole = subprocess.run(command(photos, work / "whole"), capture_output=True, text=True, check=False)
-        code = killed_run(photos, work / "killed", given.images, given.kills)
-        first, second = content(work / "whole"), content(work / "killed")
-        told = {
-            "images": given.images,
-            "kills": given.kills,
-            "exit_codes": [whole.returncode, code],
-            "error_rows": [part["errors.jsonl"].count(b"\n") for part in (first, second) if "errors.jsonl" in part],
-            "files": len(first),
-            "different": sorted(name for name in {*first, *second} if first.get(name) != second.get(name))[:5],
-        }
-        if given.rounds:
-            seconds = overhead(photos, work, given.rounds)
-            told |= seconds | {f"lost_to_{name}": seconds["ours"] / seconds[name] - 1 for name in ("calls", "many")}
-        sys.stdout.write(json.dumps(told) + "\n")
+        if given.command == "killed":
+            return killed(work, given.images, given.bad, given.kills)
+        import torch
+
+        torch.set_num_threads(given.threads)
+        paths = photos(work, SIZES[given.size], given.images)
+        for name in given.models:
+            row = {"threads": given.threads, "size": SIZES[given.size], **speed(name, paths, work, given.rounds)}
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
+    return 0
+
+
+def killed(work: Path, images: int, bad: int, kills: int) -> int:
+    """Compare an undisturbed run with one that was killed so often; 1 if they differ."""
+    pictures = work / "photos"
+    make_images(pictures, images, bad)
+    whole = subprocess.run(command(pictures, work / "whole"), capture_output=True, text=True, check=False)
+    code = killed_run(pictures, work / "killed", images, kills)
+    first, second = content(work / "whole"), content(work / "killed")
+    told = {
+        "images": images,
+        "kills": kills,
+        "exit_codes": [whole.returncode, code],
+        "error_rows": [part["errors.jsonl"].count(b"\n") for part in (first, second) if "errors.jsonl" in part],
+        "files": len(first),
+        "different": sorted(name for name in {*first, *second} if first.get(name) != second.get(name))[:5],
+    }
+    sys.stdout.write(json.dumps(told) + "\n")
     return int(bool(told["different"]))
 
 

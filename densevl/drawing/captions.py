@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from densevl.drawing.colours import Colour, UInt8Array
 from densevl.drawing.text import Line, line, text_size
 
-LOOKED_AT = 512  # pixels a side, of larger label maps every second, third, ... is looked at
+LOOKED_AT = 256  # pixels a side, of larger label maps every second, third, ... is looked at
 SIZES = (1.0, 0.75)
 """Of the text of the legend; the larger one is tried first."""
 SMALLEST = 11

@@ -28,12 +28,12 @@ def is_drawn(rgb: np.ndarray) -> bool:
     rgb = np.ascontiguousarray(rgb[top : top + SIDE, left : left + SIDE])
     wide = rgb.astype(np.int32)
     packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-    few, many = PALETTE
-    if few < len(np.unique(packed[::2, ::2])) <= many:
-        return False
     inside = np.zeros(packed.shape, np.uint8)  # equal to all four neighbours
     across, down = packed[:, 1:] == packed[:, :-1], packed[1:] == packed[:-1]
     inside[1:-1, 1:-1] = across[1:-1, 1:] & across[1:-1, :-1] & down[1:, 1:-1] & down[:-1, 1:-1]
+    few, many = PALETTE
+    if np.count_nonzero(inside) < SHARE * inside.size or few < len(np.unique(packed[::2, ::2])) <= many:
+        return False
     areas, _ = ndimage.label(inside)
     sizes = np.bincount(areas.ravel())[1:]
     covered, colours = 0, set()

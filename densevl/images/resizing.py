@@ -76,9 +76,10 @@ def resized_rows(read: Rows, source: tuple[int, int], size: tuple[int, int]) -> 
         step = max(1, 2**18 // out[0].size)  # bands that stay in the processor's cache
         for start in range(first, last, step):
             band = slice(start, min(start + step, last))
-            upper, lower = rgb[top[band] - lowest], rgb[bottom[band] - lowest]
-            above = _lerp(upper[:, left], upper[:, right], across)
-            below = _lerp(lower[:, left], lower[:, right], across)
+            lines, places = np.unique(np.concatenate([top[band], bottom[band]]), return_inverse=True)
+            wide = rgb[lines - lowest]
+            wide = _lerp(wide.take(left, axis=1), wide.take(right, axis=1), across)
+            above, below = wide[places[: len(places) // 2]], wide[places[len(places) // 2 :]]
             out[band.start - first : band.stop - first] = _lerp(above, below, down[band]) + np.float32(0.5)
         return out
 

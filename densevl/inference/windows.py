@@ -145,6 +145,11 @@ class WindowGrid:
         """Top and left pixel of each window, on the image with its margin, in the order of `batches`."""
         return [(top, left) for top in self.rows.starts for left in self.cols.starts]
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of a window with its padding, in pixels."""
+        return self.rows.span, self.cols.span
+
     def with_tokens(self, h: int, w: int) -> WindowGrid:
         """The same windows, each giving h x w tokens: a proxy's grid may be finer than the backbone's.
 
@@ -172,9 +177,13 @@ class WindowGrid:
         return WindowGrid(joined(self.rows), joined(self.cols), "pixel")
 
     def batches(self, pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-        """Cut windows from (B, 3, H, W), at most `size` at a time: (n, 3, h*patch, w*patch), window-major, then B."""
+        """Cut windows from (B, 3, H, W), at most `size` at a time: (n, 3, h*patch, w*patch), window-major, then B.
+
+        All batches but the last are of one size, and that one is hardly smaller.
+        """
         corners = self.corners
-        step = max(1, size // len(pixels))
+        count = -(-len(corners) // max(1, size // len(pixels)))
+        step = -(-len(corners) // count)
         padding = (self.cols.before, self.cols.after, self.rows.before, self.rows.after)
         margin = (*self.cols.margin, *self.rows.margin)
         pixels = F.pad(pixels, margin) if any(margin) else pixels

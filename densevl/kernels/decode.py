@@ -10,7 +10,7 @@ from densevl.kernels.common import empty, need
 from densevl.kernels.dispatch import constant, runs_kernel
 from densevl.kernels.resample import DecodePlan, decode_tiling
 
-DECODE_ROWS, DECODE_COLUMNS = 16, 128  # pixels whose T scores are held at once
+DECODE_ROWS, DECODE_COLUMNS = 32, 256  # pixels whose T scores are held at once
 MOST_TAPS = 128  # tokens that an 8 x 8 tile of pixels may touch in the kernel
 
 
@@ -48,18 +48,19 @@ def dense_decode(
     label = torch.empty(scores.shape[0], *plan.size, dtype=torch.int32, device=scores.device)
     score = torch.empty(label.shape, device=scores.device)
     lse = None if scale is None else torch.empty_like(score)
+    scores_BTYX = scores.movedim(3, 1).contiguous()  # what is searched over T is read in the order of pixels
     column_blocks = plan.cols.blocks(DECODE_COLUMNS)
     for block in plan.rows.blocks(DECODE_ROWS):
-        strip = torch.einsum("ry,byxt->brxt", block.weights.to(scores), scores[:, block.touched])
+        strip = torch.matmul(block.weights.to(scores), scores_BTYX[:, :, block.touched])
         for other in column_blocks:
-            tile = torch.matmul(other.weights.to(scores), strip[:, :, other.touched])  # (B, r, c, T)
-            best, which = tile.max(dim=-1)
-            label[:, block.pixels, other.pixels] = which.to(torch.int32)
+            tile = torch.matmul(strip[..., other.touched], other.weights.to(scores).T)  # (B, T, r, c)
+            best, which = tile.max(dim=1)
+            label[:, block.pixels, other.pixels] = which
             score[:, block.pixels, other.pixels] = best
             if scale is not None and lse is not None:
                 # The maximum is known, so one exp per score and no second search for it.
-                tile.sub_(best[..., None]).mul_(scale).exp_()
-                lse[:, block.pixels, other.pixels] = tile.sum(dim=-1).log_() + scale * best
+                tile.sub_(best[:, None]).mul_(scale).exp_()
+                lse[:, block.pixels, other.pixels] = tile.sum(dim=1).log_() + scale * best
     return label, score, lse
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import math
 import os
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,7 @@ OnError = Callable[[Any, ImageError], None]
 ON_CPU = 2**18  # pixels a pass: 28 windows of 96 x 96, 5 of 224 x 224; larger passes fall out of the cache
 ON_GPU = 64  # windows, or whole pictures, a pass
 AHEAD = 16  # images that are read before they are needed
+HELD = 2**28  # bytes of them
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 Read = TypeVar("Read")
@@ -53,7 +56,8 @@ def many(
 
     Args:
         images: anything; they are taken as they are needed.
-        read: reads one, in a thread. run: makes the results of some, in order.
+        read: reads one, in a thread, which waits while much is read and not used: what has `nbytes` counts by those.
+        run: makes the results of some, in order.
         share: what part of a pass an image takes; they are handed to `run` together while it has room.
         on_error: is told of images that cannot be read, in their place; None raises there.
 
@@ -132,16 +136,48 @@ def one_by_one(
     return many(images, read, lambda few: (call(*one) for one in few), on_error=on_error)
 
 
-def _ahead(images: Iterable[Any], read: Callable[[Any], Read], depth: int) -> Iterator[tuple[Any, Future[Read]]]:
-    """Each image with its reading, `depth` of them under way."""
-    waiting: deque[tuple[Any, Future[Read]]] = deque()
-    pool = ThreadPoolExecutor(1, "densevl-reading")
+def _ahead(
+    images: Iterable[Any], read: Callable[[Any], tuple[Read, tuple[str, ...]]], depth: int
+) -> Iterator[tuple[Any, Future[tuple[Read, tuple[str, ...]]]]]:
+    """Each image with its reading, at most `depth` of them under way."""
+    waiting: deque[tuple[Any, Future[tuple[Read, tuple[str, ...]]]]] = deque()
+    room, pool = _Room(), ThreadPoolExecutor(1, "densevl-reading")
+
+    def reading(image: Any) -> tuple[Read, tuple[str, ...]]:
+        room.wait()
+        found = read(image)
+        room.fill(getattr(found[0], "nbytes", 0))
+        return found
+
+    def first() -> tuple[Any, Future[tuple[Read, tuple[str, ...]]]]:
+        image, found = waiting.popleft()
+        if found.exception() is None:
+            room.fill(-getattr(found.result()[0], "nbytes", 0))
+        return image, found
+
     try:
         for image in images:
-            waiting.append((image, pool.submit(contextvars.copy_context().run, read, image)))
+            waiting.append((image, pool.submit(contextvars.copy_context().run, reading, image)))
             if len(waiting) > depth:
-                yield waiting.popleft()
+                yield first()
         while waiting:
-            yield waiting.popleft()
+            yield first()
     finally:
+        room.fill(-math.inf)
         pool.shutdown(cancel_futures=True)
+
+
+class _Room:
+    """Bytes that are read and not taken yet: whoever reads waits until there is room."""
+
+    def __init__(self) -> None:
+        self._held, self._changed = 0.0, threading.Condition()
+
+    def wait(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._held < HELD)
+
+    def fill(self, size: float) -> None:
+        with self._changed:
+            self._held += size
+            self._changed.notify()

@@ -140,7 +140,7 @@ class Models:
         if not segmenter.separable or share >= 1:
             return Job(_segment, _Asked(segmenter, rgb, labels, policy))
         photo = segmenter.prepare(rgb)
-        kind = ("segment", model, chosen, tuple(photo.parts.shape[1:]))
+        kind = ("segment", model, chosen, photo.windows.window)
         return Job(_segment, _Asked(segmenter, photo, labels, policy), kind, share)
 
     def name_regions(

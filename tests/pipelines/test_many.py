@@ -150,3 +150,35 @@ def test_images_are_taken_as_they_are_needed_and_the_thread_ends() -> None:
     assert len(taken) < 50
     run.close()
     assert threading.active_count() == before
+
+
+def test_reading_ahead_waits_while_much_is_read_and_not_used(monkeypatch) -> None:
+    monkeypatch.setattr("densevl.pipelines.many.HELD", 1000)
+    read, most = [], []
+
+    def reading(image: int) -> np.ndarray:
+        read.append(image)
+        return np.zeros(600, np.uint8)
+
+    for number in many(range(40), reading, lambda few: [image for image, _ in few]):
+        threading.Event().wait(0.002)  # the thread reads what it may
+        most.append(len(read) - number)
+    assert read == list(range(40))
+    assert max(most) <= 4  # two that are held, one that is used and one that goes next
+
+
+def test_windows_go_through_the_tower_in_passes_of_like_size(photos, tiny, monkeypatch) -> None:
+    segment = Segmenter(tiny, templates="photo", protocol=SMALL, background="none")
+    count, sizes = len(segment.prepare(photos[0]).windows), []
+    run = segment.run
+    monkeypatch.setattr(segment, "run", lambda parts: sizes.append(len(parts)) or run(parts))
+    list(segment.many(photos[:1], LABELS, batch=count - 1))
+    assert sizes == [-(-count // 2), count // 2]
+
+
+def test_a_photo_in_a_pass_of_several_has_the_same_int8_scores(photos, tiny) -> None:
+    segment = Segmenter("mini", background="none", precision="int8")
+    for path, result in zip(photos, segment.many(photos, LABELS, batch=64), strict=True):
+        assert (
+            np.abs(result.scores - segment(path, LABELS).scores).max() <= 1e-6
+        )  # one scale for a pass would move them a thousandfold

@@ -217,6 +217,8 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
         if hasattr(result, "progress"):
             result.progress = partial(watch.part, job)
         folder.save(job, result)
+
+    def saved(job: Job, result: Any) -> None:
         watch.done(job, result, folder.content(job) if watch.wants_content else {})
 
     def failed(job: Job, error: Exception) -> None:
@@ -228,7 +230,7 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
         errors[job.image] = str(error)
 
     bad_before = folder.bad_before()
-    work_through(task.run, folder.jobs, folder.is_done, save, failed, group=task.group, bad_before=bad_before)
+    work_through(task.run, folder.jobs, folder.is_done, save, failed, saved, group=task.group, bad_before=bad_before)
     return errors
 
 

@@ -144,13 +144,12 @@ def do_shard(
 
         def save(job: Job, result: Any) -> None:
             folder.save(job, task.kind, result)
-            done(job, result)
 
         def bad(job: Job, error: Exception) -> None:
             errors[job.image] = str(error)
             failed(job, error)
 
-        work_through(task.run, jobs, lambda job: False, save, bad, group=task.group)
+        work_through(task.run, jobs, lambda job: False, save, bad, done, group=task.group)
         store.write(name, pack(name, task.kind, jobs, errors, folder))
     return errors
 

@@ -58,9 +58,19 @@ class Prepared:
     """A photo ready for the tower.
 
     Attributes:
-        rgb: uint8 (H, W, 3). windows: where they lie. parts: (n, 3, h, w) float32, the windows in order, normalised.
+        rgb: uint8 (H, W, 3). windows: where they lie. pixels: (1, 3, h, w) float32, what they lie on, normalised.
     """
 
     rgb: np.ndarray
     windows: WindowGrid
-    parts: torch.Tensor
+    pixels: torch.Tensor
+
+    @property
+    def parts(self) -> torch.Tensor:
+        """The windows (n, 3, h, w) in order."""
+        return torch.cat(list(self.windows.batches(self.pixels, len(self.windows))))
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return self.rgb.nbytes + self.pixels.nbytes

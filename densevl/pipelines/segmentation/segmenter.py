@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -262,15 +263,17 @@ class Segmenter:
         label_set, policy = LabelSet.parse(labels), self.policy(background)
         batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
 
-        def run(together: list[tuple[Any, np.ndarray]]) -> Iterator[SegmentationResult]:
+        def run(together: list[tuple[Any, np.ndarray | Prepared]]) -> Iterator[SegmentationResult]:
             started = time.perf_counter()
-            found = self.looks([rgb for _, rgb in together], label_set, policy)
+            found = self.looks([photo for _, photo in together], label_set, policy, batch=batch)
             shared = (time.perf_counter() - started) / len(together)
-            for (image, rgb), (evidence, segments) in zip(together, found, strict=True):
+            for (image, photo), (evidence, segments) in zip(together, found, strict=True):
+                rgb = photo.rgb if isinstance(photo, Prepared) else photo
                 since = time.perf_counter() - shared
                 yield self.decide(evidence, rgb, label_set, policy, segments, image=image, started=since)
 
-        return many(images, read_image, run, share=partial(self.share, batch=batch), on_error=on_error)
+        read: Callable[[Any], np.ndarray | Prepared] = self.prepare if self.separable else read_image
+        return many(images, read, run, share=partial(self.share, batch=batch), on_error=on_error)
 
     def facts(self) -> dict[str, Any]:
         """All that decides a result besides the photo, its segments and the labels, as resolved; ready for JSON."""
@@ -441,7 +444,7 @@ class Segmenter:
         return alone and own == (None, None, None) and not self.words.classifier.options.needs_image
 
     def prepare(self, image: Any) -> Prepared:
-        """Read a photo and cut it into windows; nothing of the model runs.
+        """Read a photo, bring it to size and lay windows; nothing of the model runs.
 
         Raises:
             ImageError: unreadable image. RecipeError: this segmenter is not `separable`.
@@ -452,37 +455,61 @@ class Segmenter:
             )
         rgb = read_image(image)
         pixels, windows = feed(rgb, self.backbone, self.protocol)
-        return Prepared(rgb, windows, torch.cat(list(windows.batches(pixels, len(windows)))))
+        return Prepared(rgb, windows, pixels)
 
+    @torch.no_grad()
     def looks(
-        self, photos: Sequence[np.ndarray], labels: LabelSet, policy: Background
+        self,
+        photos: Sequence[np.ndarray | Prepared],
+        labels: LabelSet,
+        policy: Background,
+        *,
+        batch: int | None = None,
     ) -> list[tuple[Evidence, Segments | None]]:
-        """What `look` gives for each of several photos, and their segments; windows of one size share a pass."""
+        """What `look` gives for each of several photos, and their segments; windows of one size share a pass.
+
+        Args:
+            photos: uint8 RGB (H, W, 3), or prepared. batch: windows a pass of one photo alone; None is the device's.
+        """
+        rgbs = [photo.rgb if isinstance(photo, Prepared) else photo for photo in photos]
+        segments = [self.segments(rgb) for rgb in rgbs]
+        if not self.separable:
+            return [(self.look(rgb, labels, policy, own), own) for rgb, own in zip(rgbs, segments, strict=True)]
         found: dict[int, Evidence] = {}
-        alike: dict[tuple[int, ...], list[tuple[int, Prepared]]] = {}
-        for index, rgb in enumerate(photos if self.separable and len(photos) > 1 else ()):
-            prepared = self.prepare(rgb)
-            alike.setdefault(tuple(prepared.parts.shape[1:]), []).append((index, prepared))
+        alike: dict[tuple[int, int], list[tuple[int, Prepared]]] = {}
+        for index, photo in enumerate(photos):
+            prepared = photo if isinstance(photo, Prepared) else self.prepare(photo)
+            alike.setdefault(prepared.windows.window, []).append((index, prepared))
         for together in alike.values():
+            if len(together) == 1:
+                index, prepared = together[0]
+                found[index] = self._alone(prepared, labels, policy, batch)
+                continue
             dense, start = self.run(torch.cat([prepared.parts for _, prepared in together])), 0
             for index, prepared in together:
-                own = slice(start, start + len(prepared.parts))
+                own = slice(start, start + len(prepared.windows))
                 found[index], start = self.gather(prepared, dense.part(own), labels, policy), own.stop
-        segments = [self.segments(rgb) for rgb in photos]
-        return [
-            (found[index] if index in found else self.look(rgb, labels, policy, own), own)
-            for index, (rgb, own) in enumerate(zip(photos, segments, strict=True))
-        ]
+        return [(found[index], own) for index, own in enumerate(segments)]
 
-    def share(self, rgb: np.ndarray, batch: int | None = None) -> float:
-        """What part of a pass the windows of a uint8 RGB photo take; 1 where they share it with no other photo's."""
+    def _alone(self, prepared: Prepared, labels: LabelSet, policy: Background, batch: int | None) -> Evidence:
+        """Score a photo in passes of its own."""
+        text, windows = self.words.for_photo(prepared.rgb, labels, policy), prepared.windows
+        size = batch_size(batch, self.backbone.device, math.prod(windows.window))
+        parts = windows.batches(prepared.pixels, size)
+        return self._laid(torch.cat([self.score(self.run(part), text) for part in parts]), windows, text)
+
+    def share(self, photo: np.ndarray | Prepared, batch: int | None = None) -> float:
+        """What part of a pass the windows of a photo, uint8 RGB or prepared, take; 1 where they share it with no other
+        photo's."""
         if not self.separable:
             return 1.0
-        size = fed_size((rgb.shape[0], rgb.shape[1]), self.protocol, self.backbone.patch_size)
-        own = self.protocol
-        windows = WindowGrid.place(*size, own.crop, own.stride, self.backbone.patch_size, own.blend)
-        pixels = windows.rows.crop * windows.cols.crop
-        return len(windows) / batch_size(batch, self.backbone.device, pixels)
+        if isinstance(photo, Prepared):
+            windows = photo.windows
+        else:
+            size = fed_size((photo.shape[0], photo.shape[1]), self.protocol, self.backbone.patch_size)
+            own = self.protocol
+            windows = WindowGrid.place(*size, own.crop, own.stride, self.backbone.patch_size, own.blend)
+        return len(windows) / batch_size(batch, self.backbone.device, math.prod(windows.window))
 
     def run(self, parts: torch.Tensor) -> DenseFeatures:
         """Run windows (n, 3, h, w) of any photos, all of one size, through the tower in one pass."""
@@ -499,8 +526,10 @@ class Segmenter:
             dense: of all windows of the photo; `DenseFeatures.part` cuts it out of a larger pass.
         """
         text = self.words.for_photo(prepared.rgb, labels, policy)
-        scores = self.score(dense, text)
-        windows = prepared.windows.with_tokens(*scores.shape[1:3])
+        return self._laid(self.score(dense, text), prepared.windows, text)
+
+    def _laid(self, scores: torch.Tensor, windows: WindowGrid, text: TextEmbeddings) -> Evidence:
+        windows = windows.with_tokens(*scores.shape[1:3])
         return Evidence(levelled(windows.assemble(scores, 1), text), windows, text)
 
     def decide(
@@ -729,7 +758,7 @@ class Segmenter:
     ) -> dict[str, Any]:
         """What a result of an image says of its making."""
         return {
-            "versions": {"densevl": __version__, **{name: version(name) for name in REPORTED}},
+            "versions": {"densevl": __version__, **_versions()},
             "image": os.fspath(image) if isinstance(image, (str, os.PathLike)) else None,
             "model": self.backbone.name,
             "reading": dict(self.backbone.reading),
@@ -754,3 +783,8 @@ class Segmenter:
             "banks": self.banks.facts() if self.banks is not None else None,
             "seconds": round(seconds, 3),
         }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in REPORTED}
