@@ -10,7 +10,7 @@ import test_towers
 import torch
 
 from conftest import random_clip, wrap
-from densevl import Segmenter, load_backbone
+from densevl import Segmenter, diagnosis, load_backbone
 from densevl.backbones.lowered import probe
 from densevl.backbones.lowered.probe import Choice, choose
 from densevl.backbones.managing import convert, describe
@@ -217,3 +217,15 @@ def test_a_precision_is_not_what_a_model_was_read_as(machine, tmp_path) -> None:
 def test_what_is_neither_is_refused_with_all_that_there_is() -> None:
     with pytest.raises((ModelError, OptionError), match="float32, int8, bfloat16, float16, auto"):
         load_backbone("mini", precision="int4")
+
+
+def test_doctor_says_what_would_be_taken_and_by_what_it_is_known(machine, monkeypatch) -> None:
+    machine(int8=0.4, bfloat16=1.83)
+    monkeypatch.setattr(diagnosis.devices, "default", lambda: "cpu")
+    monkeypatch.setattr(probe.devices, "processor", lambda: ("Some CPU", ("avx2", "avx512_vnni")))
+    told = {finding.what: finding.found for finding in diagnosis._precisions()}
+    assert told["processor"] == "Some CPU: avx2, avx512_vnni"
+    assert told["precision"].startswith(
+        "--precision auto takes int8: a linear layer takes float32 1000.00 ms, int8 400"
+    )
+    assert "(1.83)" in told["precision"]

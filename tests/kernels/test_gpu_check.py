@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tools.kernels import gpu_check
+from tools.kernels import gpu_bench, gpu_check
 from tools.kernels.gpu_check import ROOT, STAGES, Options, Stage, check, main, rooms
 
 OK = [sys.executable, "-c", """print('ROW {"case": "a", "ok": true}')"""]
@@ -86,3 +90,41 @@ def test_an_unknown_stage_is_named(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--stages", "bemch"])
     assert "no stage bemch; there are machine, values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("capability", "spills", "ok"), [((9, 0), 0, True), ((9, 0), 4, False), ((12, 0), 4, True)])
+def test_spills_count_on_the_devices_whose_machine_code_is_recorded(capability, spills, ok, monkeypatch) -> None:
+    pytest.importorskip("triton", reason="this torch comes without triton")
+    from tools.kernels import launches
+
+    kept = SimpleNamespace(n_regs=72, n_spills=spills, metadata=SimpleNamespace(shared=6144))
+    monkeypatch.setattr(gpu_check, "_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(launches, "cases", lambda on: [("nearest", "D=768 fp16", lambda: on), ("mix", "x", lambda: on)])
+    monkeypatch.setattr(launches, "compiled", lambda kernel, run: kept)
+    rows: list[dict] = []
+    gpu_check.launches(Options(ROOT), "nearest", rows.append)
+    (row,) = rows
+    assert (row["registers"], row["spills"], row["shared"], row["ok"]) == (72, spills, 6144, ok)
+    assert row["recorded"]["spills"] == 0
+    assert ok or "spills where none are recorded" in row["why"]
+
+
+def test_a_way_that_fails_is_told_and_only_the_kernel_counts(monkeypatch) -> None:
+    def broken() -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    whole = torch.ones(4)
+    most = {"float16": 1.0, "bytes_per_s": 1.0}
+    fine = {"ours": lambda: whole, "exact": lambda: whole, "eager": broken, "sdpa": None, "flops": 2.0, "moved": 1.0}
+    case = gpu_bench.Case("any", torch.float16, "4", **fine, bar=1e-3, compiles=False)
+    for given, ok in (
+        (case, True),
+        (replace(case, ours=broken), False),
+        (replace(case, ours=lambda: 2 * whole), False),
+    ):
+        monkeypatch.setattr(gpu_bench, "use", lambda mode: nullcontext())
+        row = gpu_bench.measure(given, torch.device("cpu"), most)
+        assert row["ok"] is ok
+        assert row["ways"]["eager"]["why"] == "OutOfMemoryError: CUDA out of memory."
+        assert ("roofline" in row) is (row["ways"]["kernel"]["why"] is None)
