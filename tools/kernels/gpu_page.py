@@ -97,7 +97,8 @@ def _launches(rows: list[Row]) -> list[str]:
     def cells() -> Iterator[list[Any]]:
         for row in rows:
             was = row.get("recorded", {})
-            yield [row["name"], *(f"{row.get(key)} / {was.get(key)}" for key in ("registers", "spills", "shared"))]
+            pairs = ([each.get(key) for each in (row, was)] for key in ("registers", "spills", "shared"))
+            yield [row["name"], *(" / ".join("-" if one is None else str(one) for one in pair) for pair in pairs)]
 
     head = ["## Launches", "", "As compiled for this device / as recorded ahead of time in docs/kernels.json.", ""]
     return head + table(["launch", "registers", "spills", "shared bytes"], cells())

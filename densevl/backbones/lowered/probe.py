@@ -28,8 +28,8 @@ from densevl.errors import DensevlError, OutputError
 from densevl.files import atomic_write, json_text
 
 TOKENS, WIDTH = 394, 768  # two windows of a ViT-B/16
-ROUNDS, LEAST_ROUNDS, BUDGET = 5, 2, 0.05
-"""Calls of each layer, of which the least counts; fewer once so many seconds are spent."""
+ROUNDS = 5
+"""Calls of each layer, in turn, of which the least counts: other work on the machine disturbs some of them."""
 WORTH = 0.8
 """Share of float32's time that a precision must stay under to be taken: each costs some accuracy."""
 ALMOST = 1.1
@@ -156,14 +156,12 @@ def probe() -> Choice:
     refused = {name: why for name in LINEARS if (why := _wrong(name)) is not None}
     layers: dict[str, Callable[[torch.Tensor], Any]] = {"float32": lambda given: F.linear(given, weight, bias)}
     layers |= {name: make(weight, bias) for name, make in LINEARS.items() if name not in refused}
-    few = {name: min(_seconds(layer, x[: TOKENS // 16]) for _ in range(2)) for name, layer in layers.items()}
+    few = {name: min(_seconds(layer, x[: TOKENS // 16]) for _ in range(3)) for name, layer in layers.items()}
     hopeless = {name: taken / few["float32"] for name, taken in few.items() if taken > HOPELESS * few["float32"]}
     timed: dict[str, list[float]] = {name: [] for name in layers if name not in hopeless}
-    started = time.perf_counter()
-    for turn in range(ROUNDS):
-        if turn < LEAST_ROUNDS or time.perf_counter() - started < BUDGET:
-            for name, taken in timed.items():
-                taken.append(_seconds(layers[name], x))
+    for _ in range(ROUNDS):
+        for name, taken in timed.items():
+            taken.append(_seconds(layers[name], x))
     seconds = {name: min(taken) for name, taken in timed.items()}
     seconds |= {name: times * seconds["float32"] for name, times in hopeless.items()}
     return Choice(choose(seconds), seconds, refused)
