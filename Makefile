@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Of setup.py, for `make test`. Ray (500 MB), detectors (350 MB) and browser (165 MB) are heavy, so they are left out;
 # .ci/run names them, and then their tests run too.
-EXTRAS ?= photo,photo-affinity,heif,sam,superpixels,eval,viz,remote,serve,export,geo,video,zarr,points,diffusion,render,dev
+EXTRAS ?= photo,photo-affinity,heif,sam,superpixels,eval,viz,remote,serve,export,geo,video,zarr,points,diffusion,bench,render,dev
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev

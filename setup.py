@@ -71,6 +71,10 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
         ["fastapi>=0.115", "starlette>=1.0", "uvicorn>=0.34", "python-multipart>=0.0.27"],
     ),
     "textile": ("photographs for `demo/textile_inspection.py`", ["conformal-clip-data>=0.1.4"]),
+    "bench": (
+        "`python tools/bench.py --peers` of a clone: other libraries to compare with",
+        ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.0"],
+    ),
     "render": ("`tools/` of a clone: the renderer and the training", ["resvg-py>=0.3", "opencv-python>=4.10"]),
     "browser": ("tests of the page of `densevl serve`, which need Chromium too", ["playwright>=1.50"]),
     "dev": (
@@ -93,7 +97,7 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
     ),
 }
 PACKAGES = {name: packages for name, (_, packages) in EXTRAS.items()}
-FOR_WORK_ON_DENSEVL = {"detectors", "textile", "render", "browser", "dev"}
+FOR_WORK_ON_DENSEVL = {"detectors", "textile", "bench", "render", "browser", "dev"}
 PACKAGES["all"] = sorted({one for name, own in PACKAGES.items() if name not in FOR_WORK_ON_DENSEVL for one in own})
 
 setup(

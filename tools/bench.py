@@ -2,6 +2,7 @@
 
     python tools/bench.py --only protocol      # the papers' protocol against bare passes, and its memory
     python tools/bench.py --model photo+vit    # a 448 x 448 photo
+    python tools/bench.py --peers --write      # the tower against open_clip, OpenVINO and ONNX Runtime (extra "bench")
 
 Parts: protocol, vocabulary (1 to 1,000 labels), plans (windows and precisions), recipes (every one that borrows
 nothing), compile (what torch.compile gains), bare (our pass, open_clip's own, and the matrix products alone). Random
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -35,7 +35,9 @@ from densevl.benchmarking.random_model import random_model  # noqa: E402
 from densevl.devices import keep_memory  # noqa: E402
 from densevl.recipes import get, names  # noqa: E402
 from densevl.recipes.blocks import as_trained  # noqa: E402
-from tools.speed_page import JSON, write_page  # noqa: E402
+from tools.peers import machine  # noqa: E402
+from tools.peers import peers as compared  # noqa: E402
+from tools.speed_page import update  # noqa: E402
 
 ARCH = "ViT-B-16"
 SMALL, LARGE = (336, 448), (560, 1008)
@@ -113,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("random", "photo", "photo+vit", "photo+vit28"), default="random")
     parser.add_argument("--only", type=lambda words: words.split(","), default=list(PARTS))
+    parser.add_argument("--peers", action="store_true", help="against other libraries, and nothing else")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="update docs/speed.json and docs/speed.md")
     options = parser.parse_args()
@@ -120,6 +123,13 @@ def main() -> None:
     keep_memory()
     if options.model != "random":
         print(json.dumps(bench_photo(options.model, options.rounds), indent=2))
+        return
+    if options.peers:
+        peers = compared(options.rounds)
+        for row in peers["passes"] + peers["photos"]:
+            print(json.dumps(row))
+        if options.write:
+            update({"peers": peers})
         return
     backbone = random_model(ARCH)
     result: dict[str, Any] = {}
@@ -133,11 +143,9 @@ def main() -> None:
             result[part].append(measure(backbone, case, options.rounds))
             print(json.dumps(result[part][-1]), flush=True)
     if options.write:
-        kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
-        machine = torch.cuda.get_device_name() if backbone.device.type == "cuda" else platform.processor() or "CPU"
-        facts = {"model": backbone.name, "device": machine, "torch": torch.__version__, "rounds": options.rounds}
-        JSON.write_text(json.dumps({**kept, **facts, **result}, indent=1) + "\n", encoding="utf-8")
-        write_page()
+        device = torch.cuda.get_device_name() if backbone.device.type == "cuda" else machine()
+        facts = {"model": backbone.name, "device": device, "torch": torch.__version__, "rounds": options.rounds}
+        update({**facts, **result})
 
 
 if __name__ == "__main__":

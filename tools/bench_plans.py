@@ -29,7 +29,7 @@ from tools.mini.data import normalized
 from tools.mini.evaluate import CHOICE, SEED, Judge
 from tools.recipes.benchmark import best_offset, miou
 from tools.render.scenes import Scene
-from tools.speed_page import JSON, write_page
+from tools.speed_page import update
 
 RECIPES = ("maskclip_value", "naclip", "clearclip")
 SIZES = ((192, 192), (144, 192), (120, 168), (136, 136))
@@ -100,10 +100,7 @@ def main() -> None:
     plans = Plans(given.images, given.seed)
     rows = [row for name in RECIPES for row in plans.rows(name)]
     if given.write:
-        kept = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
-        quality = {"images": given.images, "seed": given.seed, "rows": rows}
-        JSON.write_text(json.dumps({**kept, "quality": quality}, indent=1) + "\n", encoding="utf-8")
-        write_page()
+        update({"quality": {"images": given.images, "seed": given.seed, "rows": rows}})
 
 
 if __name__ == "__main__":

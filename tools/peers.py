@@ -1,0 +1,151 @@
+"""The same image tower by what a user would take instead of densevl, in one run: `python tools/bench.py --peers`.
+
+Needs the extra "bench". Each runs on one thread, all in turn in one process, from the same random weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from densevl.backbones import Backbone
+from densevl.benchmarking.cases import Case, measure
+from densevl.benchmarking.clock import costs
+from densevl.benchmarking.random_model import random_model
+
+ARCHES = ("ViT-B-16", "ViT-B-16-quickgelu")
+WINDOWS = 6
+SIZES = (336, 448), (560, 1008)
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
+CPUINFO = Path("/proc/cpuinfo")
+Run = Callable[[], torch.Tensor]
+
+
+def machine() -> str:
+    """This CPU by name, with what of it matters to matrix products (Linux; else only that it is a CPU)."""
+    try:
+        told = CPUINFO.read_text(encoding="utf-8")
+        name = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+        flags = re.search(r"^flags\s*: (.*)$", told, re.MULTILINE)
+    except OSError:
+        name = flags = None
+    if name is None or flags is None:
+        return "a CPU"
+    return f"{name[1].strip()} ({', '.join(flag for flag in FLAGS if flag in flags[1].split())})"
+
+
+def peers(rounds: int) -> dict[str, Any]:
+    """For each of `ARCHES` the cost of an image embedding of `WINDOWS` windows by each, and its relative error; then
+    photos from pixels to labels, as a share of the papers' windows in passes of open_clip."""
+    import onnxruntime
+    import openvino
+
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "versions": {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__.split("-")[0]},
+        "windows": WINDOWS,
+        "rounds": rounds,
+        "passes": [],
+        "photos": [],
+    }
+    for arch in ARCHES:
+        backbone = random_model(arch)
+        found["passes"] += passes(backbone, rounds, WINDOWS)
+        found["photos"] += [
+            {"model": backbone.name} | measure(backbone, Case("sclip", "tiles", precision, *size, 21), rounds)
+            for size in SIZES
+            for precision in ("float32", "int8")
+        ]
+    return found
+
+
+def passes(backbone: Backbone, rounds: int, windows: int) -> list[dict[str, Any]]:
+    """Rows of one architecture."""
+    side = backbone.tower.image_size  # type: ignore[attr-defined]
+    pixels = torch.randn(windows, 3, *side, generator=torch.Generator().manual_seed(0))
+    visual = backbone.model.visual  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as folder:
+        runs: dict[str, Run] = {
+            "open_clip float32": lambda: backbone.encode_image(pixels),
+            "densevl float32": embedding(backbone, pixels),
+            "OpenVINO float32": openvino_run(visual, pixels),
+            "densevl int8": embedding(backbone.at_precision("int8"), pixels),
+            "ONNX Runtime int8, dynamic": onnxruntime_run(visual, pixels, Path(folder)),
+        }
+        want = runs["open_clip float32"]()
+        rows = []
+        for name, cost in costs(runs, rounds, backbone.device).items():
+            error = float((runs[name]() - want).norm() / want.norm())
+            rows.append({"model": backbone.name, "by": name, **asdict(cost), "error": error})
+    return rows
+
+
+def embedding(backbone: Backbone, pixels: torch.Tensor) -> Run:
+    """The tower's own image embedding by our engine."""
+    tower: Any = backbone.tower  # type: ignore[attr-defined]
+    grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
+
+    def run() -> torch.Tensor:
+        x_BND = tower.embed(pixels, "size")
+        for index in range(tower.depth):
+            x_BND = tower.run(index, x_BND, grid)
+        return tower.pool(x_BND)
+
+    return torch.no_grad()(run)
+
+
+def openvino_run(visual: torch.nn.Module, pixels: torch.Tensor) -> Run:
+    """OpenVINO's, converted from the torch module."""
+    import openvino
+
+    with quiet():
+        model = openvino.convert_model(visual, example_input=pixels)
+    settings = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    given = pixels.numpy()
+
+    def run() -> torch.Tensor:
+        return torch.from_numpy(np.array(next(iter(request.infer({0: given}).values()))))
+
+    return run
+
+
+def onnxruntime_run(visual: torch.nn.Module, pixels: torch.Tensor, folder: Path) -> Run:
+    """ONNX Runtime's, with the weights of products quantised to 8 bits and tokens as they come."""
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain, quantised = folder / "plain.onnx", folder / "int8.onnx"
+    with quiet():
+        torch.onnx.export(visual, (pixels,), str(plain), dynamo=True, external_data=False, verbose=False)
+        quantize_dynamic(plain, quantised, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(quantised), options, providers=["CPUExecutionProvider"])
+    name, given = session.get_inputs()[0].name, pixels.numpy()
+    return lambda: torch.from_numpy(session.run(None, {name: given})[0])
+
+
+@contextmanager
+def quiet() -> Any:
+    """Without what converters say of themselves; attention by plain operators, which they know."""
+    logging.disable(logging.WARNING)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        logging.disable(logging.NOTSET)
