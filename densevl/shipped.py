@@ -1,8 +1,9 @@
-"""Weights that lie inside the package: where they are, and that they are the ones the code was written for."""
+"""Files that lie inside the package, or inside another one: where they are, and that they are those meant."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from densevl import digest
@@ -34,4 +35,32 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
     found = digest.of_file(path)
     if found != sha256:
         raise WeightsError(f"weights file {shown(path)} is not the one densevl ships: its SHA-256 is {found[:12]}...")
+    return path
+
+
+def installed_file(module: str, relative: str) -> Path | None:
+    """A file of an installed package, which is not imported; None without it.
+
+    `find_spec` of a top-level module only looks at the import path, so nothing of the package is executed.
+
+    Args:
+        module: top-level. relative: path of the file below the module's folder, with "/".
+    """
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):  # a half-removed package leaves such traces
+        return None
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    return next((path for folder in folders if (path := Path(folder, relative)).is_file()), None)
+
+
+def open_clip_file(relative: str) -> Path:
+    """A file of open_clip, whose import takes longer than that of torch.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    path = installed_file("open_clip", relative)
+    if path is None:
+        raise ModelError(f"open_clip's {relative} is missing: pip install --force-reinstall open_clip_torch")
     return path

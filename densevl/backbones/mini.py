@@ -1,7 +1,7 @@
 """`Mini`: densevl's own small CLIP, trained on rendered flat art with exact masks, shipped inside the package.
 
-The network is a stock open_clip `CLIP`. Its file keeps only the rows of the token table that training used and one
-trained row for every other token; `full_state` expands them, and the result loads strictly into plain open_clip.
+Its file keeps only the rows of the token table that training used and one trained row for every other token;
+`full_state` expands them, and the result loads strictly into a stock open_clip `CLIP` too.
 """
 
 from __future__ import annotations
@@ -10,15 +10,22 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.reach import Reach
+from densevl.backbones.text.clip_tokenizer import ClipTokenizer
+from densevl.backbones.towers.clip import CLIP
 from densevl.shipped import shipped_file
-from densevl.weights import bad_file, read_checkpoint, require_buildable, require_sizes
+from densevl.weights import Undrawn, bad_file, read_checkpoint, require_buildable, require_sizes
+from densevl.weights.facts import CLIP_MEAN, CLIP_STD
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 WEIGHTS = "weights/mini.safetensors"
 SHA256 = "47ebcf03462b4498f8a891d851b9bb3416695845e930e5d4b67e4d1bfcd6b0fb"
@@ -76,10 +83,6 @@ class Mini(OpenClipBackbone):
         Raises:
             ModelError: the package holds no weights. WeightsError: the file is damaged or another.
         """
-        import open_clip
-        from open_clip.tokenizer import SimpleTokenizer
-        from open_clip.transform import PreprocessCfg, image_transform_v2
-
         path = path or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train")
         state, meta = read_compact(path)
         config, self._trained = meta["model_cfg"], frozenset(state[IDS].tolist())
@@ -87,23 +90,23 @@ class Mini(OpenClipBackbone):
         try:
             vocabulary, length = (int(config["text_cfg"][key]) for key in ("vocab_size", "context_length"))
             plan[TABLE] = state[TABLE][:1].expand(vocabulary, -1)  # its shape once expanded, without the memory
-            make, patch_scale = partial(open_clip.CLIP, **config, cast_dtype=None), float(meta["patch_scale"])
+            make, patch_scale = partial(CLIP, **config), float(meta["patch_scale"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise bad_file(path, f"is not a mini model: its header is damaged ({error})") from error
         require_buildable(make, plan, path, "its own header")
         if not all(0 <= token < vocabulary for token in self._trained):
             raise bad_file(path, "is not a mini model: it has tokens outside its vocabulary")
-        model = make()
+        with Undrawn():
+            model = make()
         model.load_state_dict(full_state(state, vocabulary), strict=True)
-        settings = PreprocessCfg(size=model.visual.image_size)
-        tokenizer = SimpleTokenizer(context_length=length)
+        tokenizer = ClipTokenizer(length)
         super().__init__(
             model.to(device).requires_grad_(False),
             tokenizer,
-            image_transform_v2(settings, is_train=False),
+            self._squared,
             name="mini",
-            mean=settings.mean,
-            std=settings.std,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
         )
         side = model.visual.image_size[0]
         self._encode = tokenizer.encode
@@ -119,6 +122,16 @@ class Mini(OpenClipBackbone):
     def listed_words(self) -> tuple[str, ...]:
         """Names of what it was trained on."""
         return NAMED
+
+    def _squared(self, image: Image) -> torch.Tensor:
+        """A PIL image to its middle at the trained size, normalised: (3, S, S)."""
+        from PIL.Image import Resampling
+
+        side = self.tower.image_size[0]
+        width, height = (int(side * length / min(image.size)) for length in image.size)
+        resized = image.convert("RGB").resize((width, height), Resampling.BICUBIC)
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        return self.normalize(np.array(resized.crop((left, top, left + side, top + side))))
 
     def _reach(self, word: str) -> Reach:
         if not self._trained.issuperset(self._encode(word)):

@@ -33,6 +33,8 @@ from densevl.weights.facts import Plan
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
 PLACEHOLDER = "x"  # one token in CLIP's vocabulary, where a learned word goes
+ENGLISH = ("SimpleTokenizer", "ClipTokenizer")
+"""Tokenizers of CLIP, open_clip's and ours."""
 FOREIGN = "its text tower was trained on English; give the words in English, or take a multilingual model"
 
 
@@ -274,7 +276,7 @@ class OpenClipBackbone(Backbone):
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""
-        english = type(self.tokenizer).__name__ == "SimpleTokenizer" and self.words is None
+        english = type(self.tokenizer).__name__ in ENGLISH and self.words is None
         return [Reach(w, "text", "weak", FOREIGN) if english and _is_foreign(w) else Reach(w) for w in words]
 
     @cached_property

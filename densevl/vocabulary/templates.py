@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from runpy import run_path
 
 from densevl.errors import OptionError, suggest
+from densevl.shipped import open_clip_file
 from densevl.vocabulary.parsing import short
 from densevl.vocabulary.template_sets import SETS
 
@@ -63,7 +65,5 @@ def _by_name(name: str) -> tuple[str, ...]:
         return SETS[name]
     if name not in _FROM_OPEN_CLIP:
         raise OptionError(f"no templates '{name}'{suggest(name, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
-    functions = OPENAI_IMAGENET_TEMPLATES if name == "openai" else SIMPLE_IMAGENET_TEMPLATES
-    return tuple(function(_MARK).replace(_MARK, "{}") for function in functions)
+    lists = run_path(str(open_clip_file("zero_shot_metadata.py")))  # alone: the package's import takes seconds
+    return tuple(function(_MARK).replace(_MARK, "{}") for function in lists[f"{name.upper()}_IMAGENET_TEMPLATES"])

@@ -7,6 +7,7 @@ file is the same one line for all of them. The files that densevl ships lie here
 from densevl.weights.finite import require_finite
 from densevl.weights.fitting import (
     WAY_OUT,
+    Undrawn,
     assign,
     build_strictly,
     load_strictly,
@@ -20,6 +21,7 @@ __all__ = [
     "read_checkpoint",
     "Checkpoint",
     "State",
+    "Undrawn",
     "below",
     "bad_file",
     "load_strictly",

