@@ -1,6 +1,7 @@
-"""torch, imported when it is first used: for modules that are mostly data and are listed, printed and explained.
+"""torch and scipy's ndimage, imported when first used: for modules that most commands load and few of them run.
 
-`densevl recipes`, a mistyped name and `--help` answer without the seconds that importing torch takes.
+`densevl recipes`, a mistyped name and `--help` answer without the seconds that importing torch takes; ndimage takes a
+third of torch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ class _Later:
 
 if TYPE_CHECKING:
     import torch as torch
+    from scipy import ndimage as ndimage
     from torch.nn import functional as F
 else:
-    torch, F = _Later("torch"), _Later("torch.nn.functional")
+    torch, F, ndimage = _Later("torch"), _Later("torch.nn.functional"), _Later("scipy.ndimage")
 
-__all__ = ["F", "torch"]
+__all__ = ["F", "ndimage", "torch"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+
+from densevl.lazy import ndimage
 
 BoolArray = npt.NDArray[np.bool_]
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy import ndimage
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
+from densevl.lazy import ndimage
 
 NOISE = -1
 ENLARGED = 4
@@ -41,6 +39,9 @@ def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tenso
     Raises:
         RecipeError: points of another shape, or a setting out of range.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     if points_ND.ndim != 2:
         raise RecipeError(f"points to cluster are (N, D), not {tuple(points_ND.shape)}")
     if not eps > 0 or min_samples < 1:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from scipy.spatial import cKDTree
+
+from densevl.lazy import ndimage
 
 Ring = npt.NDArray[np.float64]
 #: Steps (row, column) along a crack: east, south, west, north; the pixel inside lies to the right of the way.
@@ -187,6 +187,8 @@ def _rings(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, bool]]:
 
 def _joined(outline: Ring, holes: list[Ring]) -> Ring:
     """One ring that goes round the outline and, through cuts, round every hole."""
+    from scipy.spatial import cKDTree
+
     rings = [outline, *holes]
     path = [(0, index) for index in range(len(outline))]  # (ring, vertex), rings numbered from the outline on
     points = np.concatenate(holes) if holes else np.zeros((0, 2))  # of all holes, each nearest to what on the path?

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from densevl.errors import DensevlError
+from densevl.lazy import ndimage
 
 FPR_LIMIT = 0.3
 TOLERANCE = 2.5e-4  # share by which counts may differ within a cell

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from densevl.errors import EvaluationError
 from densevl.evaluation.metrics.confusion import Counts
+from densevl.lazy import ndimage
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

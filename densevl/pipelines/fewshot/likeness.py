@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
+from densevl.lazy import ndimage
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segments import proposed
 from densevl.proposals.base import Proposals

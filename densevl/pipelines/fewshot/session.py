@@ -15,12 +15,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 
 from densevl.backbones import Backbone
 from densevl.errors import OptionError, ProposalError, suggest
 from densevl.files import atomic_write, json_text
 from densevl.inference.decoding import LabelMap
+from densevl.lazy import ndimage
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.fewshot.corrections import SAVED, Correction, Mask, coco_rows, corrected
 from densevl.pipelines.fewshot.features import Encoded
