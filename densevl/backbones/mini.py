@@ -20,14 +20,13 @@ from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.reach import Reach
 from densevl.backbones.text.clip_tokenizer import ClipTokenizer
 from densevl.backbones.towers.clip import CLIP
-from densevl.shipped import shipped_file
+from densevl.shipped import MINI, shipped_file
 from densevl.weights import Undrawn, bad_file, read_checkpoint, require_buildable, require_sizes
 from densevl.weights.facts import CLIP_MEAN, CLIP_STD
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WEIGHTS = "weights/mini.safetensors"
 SHA256 = "47ebcf03462b4498f8a891d851b9bb3416695845e930e5d4b67e4d1bfcd6b0fb"
 TABLE, IDS, UNKNOWN_ROW = "token_embedding.weight", "token_ids", 0
 SURFACES = (
@@ -83,7 +82,7 @@ class Mini(OpenClipBackbone):
         Raises:
             ModelError: the package holds no weights. WeightsError: the file is damaged or another.
         """
-        path = path or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train")
+        path = path or shipped_file(MINI, SHA256, "mini", "tools.mini.train")
         state, meta = read_compact(path)
         config, self._trained = meta["model_cfg"], frozenset(state[IDS].tolist())
         plan = {key: value for key, value in state.items() if key != IDS}

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images, say_left_out
+from densevl.cli.images import looked_up, run_images, say_left_out
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
 if TYPE_CHECKING:
@@ -148,6 +148,7 @@ def anomaly_score(
 ) -> None:
     """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
     given = locals()
+    found = looked_up(given)
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import ANOMALY, Scoring
 
@@ -158,6 +159,7 @@ def anomaly_score(
     together: list[gathered.Gathered] = [gathered.Scores()]
     run_images(
         Scoring(chosen, detector),
+        found,
         given,
         together + ([gathered.Sheet(ANOMALY.picture, columns=4)] if sheet else []),
         _described,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import labels_of, run_images, text_options
+from densevl.cli.images import labels_of, looked_up, run_images, text_options
 from densevl.cli.shared import one_line_errors
 from densevl.errors import OptionError
 
@@ -71,11 +71,13 @@ def classify(
         chosen |= {"model": model or options.MODEL, "templates": templates}
         chosen["text"] = TextOptions.parse(text_options(given))
 
+    found = looked_up(given)
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import CLASSIFY, Classifying
 
     run_images(
         Classifying(asked, chosen, head),
+        found,
         given,
         [gathered.Sheet(CLASSIFY.picture, columns=4)] if sheet else [],
         _described,

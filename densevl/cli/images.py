@@ -22,7 +22,7 @@ from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, print_json, stderr, stdout, warn
 from densevl.errors import LabelError
 from densevl.pipelines.folder.summary import Summary
-from densevl.pipelines.folder.watch import Job, Watch
+from densevl.pipelines.folder.watch import PACKED, Job, Watch
 
 if TYPE_CHECKING:
     from densevl.images import Found
@@ -46,7 +46,7 @@ TEXT = {
 }
 """Options and the fields of `TextOptions` that they are."""
 _NUMBERS = re.compile(r"(?=.*\d)[-+\d.,;\s()\[\]]+")
-RUNNING = ("images", "out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
+RUNNING = ("out", "as_json", "quiet", "overwrite", "strict", "ray", "workers", "shard")
 WINDOWS = ("short_side", "crop", "stride", "plan", "blend")
 
 
@@ -188,8 +188,35 @@ def _below_common(images: Sequence[str]) -> dict[str, str]:
         return {}
 
 
+def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> Found:
+    """The images of a command; what is wrong with them, --out or the name of the model is said without loading torch.
+
+    Args:
+        images: in place of those given.
+
+    Raises:
+        ImageError: there are none. ModelError: no model has this name. OutputError: no folder can be there.
+    """
+    from densevl.backbones.at_hand import require_possible
+    from densevl.images import find_images, header
+    from densevl.images.addresses import is_address
+    from densevl.pipelines.folder.storing import open_store
+
+    out = given["out"]
+    found = find_images(given["images"] if images is None else images, skip=out or options.OUT)
+    only = found.paths[0] if len(found.paths) == 1 else ""
+    if only and not is_address(only) and not os.path.lexists(only) and not given["as_json"]:
+        header(only)  # raises
+    if out and not str(out).endswith(PACKED):
+        open_store(out)
+    if given.get("model") and not given["weights"]:
+        require_possible(given["model"])
+    return found
+
+
 def run_images(
     work: Work,
+    found: Found,
     given: Mapping[str, Any],
     together: Sequence[Gathered],
     describe: Describe,
@@ -199,19 +226,17 @@ def run_images(
     """Do a work with images, and end with the exit code that says how it went.
 
     Args:
-        given: the options of the command that all of these share: images, out (None chooses a folder, see
+        found: the images, as `looked_up` finds them.
+        given: the options of the command that all of these share: out (None chooses a folder, see
             `default_folder`), as_json, quiet, overwrite, strict, ray (None works here), workers and shard.
         together: what is written of all images. describe: what is said of one. loaded: called with the loaded model.
     """
-    images, out, as_json, quiet, overwrite, strict = (given[name] for name in RUNNING[:6])
-    ray, workers, shard = (given[name] for name in RUNNING[6:])
-    from densevl.images import find_images
+    out, as_json, quiet, overwrite, strict, ray, workers, shard = (given[name] for name in RUNNING)
     from densevl.pipelines.folder.cluster import Cluster
     from densevl.pipelines.folder.each import BAD
     from densevl.pipelines.folder.loop import default_folder, to_files
 
     cluster = None if ray is None else Cluster(work, ray, workers, shard)
-    found = find_images(images, skip=out or options.OUT)
     with stderr().status("loading the model"):  # shown on a terminal only
         task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts
     loaded(task)

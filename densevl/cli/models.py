@@ -40,7 +40,6 @@ def models(context: typer.Context, as_json: Json = False) -> None:
 
 def _print_usual(as_json: bool) -> None:
     from densevl.backbones import available
-    from densevl.backbones.proxies import known_proxies
 
     if as_json:
         for info in available():
@@ -54,7 +53,7 @@ def _print_usual(as_json: bool) -> None:
         "Any other CLIP works by name (ARCH/TAG, see densevl models list --all; hf-hub:ORG/REPO), from a folder "
         "(local-dir:PATH) or from a file (--weights)."
     )
-    stdout().print(f"Recipes that borrow take --proxy: {', '.join(known_proxies())}, a ViT of timm, or a file.")
+    stdout().print(f"Recipes that borrow take --proxy: {', '.join(options.PROXIES)}, a ViT of timm, or a file.")
 
 
 @models_app.command("list")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, labels_of, run_images, settings
+from densevl.cli.images import exports, labels_of, looked_up, run_images, settings
 from densevl.cli.shared import one_line_errors
 from densevl.errors import DensevlError
 
@@ -137,6 +137,7 @@ def regions(
         raise DensevlError(f"--sam-checkpoint is of --proposals sam, not of {proposals}: leave one of them out")
     points = tuple(_numbers(text, 2, "point", "x,y") for text in point or [])
     boxes = tuple(_numbers(text, 4, "box", "x0,y0,x1,y1") for text in box or [])
+    found = looked_up(given)
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import REGIONS, Naming
 
@@ -147,8 +148,8 @@ def regions(
 
     def described(name: str, result: RegionResult) -> str:
         if prompts:
-            found = zip(prompts, result.found, result.confidence, strict=True)
-            return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in found)
+            told = zip(prompts, result.found, result.confidence, strict=True)
+            return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in told)
         counts = Counter(label for label, number in zip(result.found, result.labels, strict=True) if number >= 0)
         listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         return f"{name}: {escape(listed or 'nothing')}"
@@ -158,6 +159,7 @@ def regions(
             *(named, chosen, proposals or options.PROPOSALS, sam_checkpoint, tile, pieces, points, boxes, objects),
             *(decoder, parts, merge),
         ),
+        found,
         given,
         together,
         described,

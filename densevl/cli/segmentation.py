@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, labels_of, run_images, settings
+from densevl.cli.images import exports, labels_of, looked_up, run_images, settings
 from densevl.cli.shared import one_line_errors, stderr
 from densevl.errors import DensevlError, OptionError
 
@@ -92,6 +92,7 @@ def segment(
     if geotiff and (forms or bits):
         raise OptionError("--as and --bits are for images that are read at once; block by block: --polygons, --range")
 
+    found = looked_up(given)
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import SEGMENT, BlockSegmenting, Segmenting, Task, Work
 
@@ -105,6 +106,7 @@ def segment(
         work = BlockSegmenting(labelled, chosen, wanted, ends, polygons)
     run_images(
         work,
+        found,
         given,
         [*([gathered.Sheet(SEGMENT.picture)] if sheet else []), *exports(given, labelled.names)],
         _described,

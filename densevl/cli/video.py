@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import labels_of, run_images, settings
+from densevl.cli.images import labels_of, looked_up, run_images, settings
 from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
 from densevl.errors import OptionError
 
@@ -86,15 +86,17 @@ def video(
     if seconds is not None and camera is None:
         raise OptionError("--seconds goes with a camera, such as `densevl video 0`; videos are done to their end")
 
-    from densevl.pipelines.folder.tasks import VideoSegmenting
     from densevl.pipelines.video.reading import find_videos
 
+    found = looked_up(given, find_videos(videos)) if camera is None else None
+    from densevl.pipelines.folder.tasks import VideoSegmenting
+
     work = VideoSegmenting(labelled, chosen, smooth, every)
-    if camera is None:
-        shared = {"images": find_videos(videos), "ray": None, "workers": 1, "shard": options.SHARD}
-        run_images(work, given | shared, [], _described)
+    if found is not None:
+        shared = {"ray": None, "workers": 1, "shard": options.SHARD}
+        run_images(work, found, given | shared, [], _described)
         return
-    result = _of_camera(work, camera, seconds, out or f"{options.OUT}/camera", overwrite=overwrite)
+    result = _of_camera(work, camera or 0, seconds, out or f"{options.OUT}/camera", overwrite=overwrite)
     if not quiet:
         for warning in result.warnings:
             warn(warning)

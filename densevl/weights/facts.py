@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from densevl.weights.reading import State
+if TYPE_CHECKING:
+    from densevl.weights.reading import State
 
 QUICK, GELU, TANH = "quick_gelu", "gelu", "gelu_tanh"
 ACTIVATIONS = (QUICK, GELU, TANH)

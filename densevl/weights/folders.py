@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from densevl.errors import WeightsError
-from densevl.saved import Kind, read_json
+from densevl.saved import read_json
 from densevl.weights.forms.dinotxt import joined
+from densevl.weights.names import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
 from densevl.weights.reading import Checkpoint, State, bad_file, read_checkpoint
 
-INDEX = Kind("index of shards", WeightsError, "download the model again")
-OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-"""open_clip's, safe formats first."""
-THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Those of transformers."""
-SHARD = re.compile(r"-\d+-of-\d+$")
 PARTS = 3
 """Files of a dino.txt at most."""
-ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def weights_in(folder: Path, *, own: bool) -> Path | None:

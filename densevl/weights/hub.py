@@ -24,7 +24,7 @@ from densevl import digest
 from densevl.errors import ModelError, OutputError, WeightsError
 from densevl.files import shown
 from densevl.saved import read_json
-from densevl.weights.folders import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
+from densevl.weights.names import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
 
 PROBE_SECONDS = 5
 MOST_BY_HTTP = 50_000_000_000  # bytes of a file that the hub gives in one piece

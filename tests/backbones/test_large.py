@@ -21,7 +21,7 @@ from densevl import devices, load_backbone
 from densevl.backbones.build import PLAN, _empty, memory
 from densevl.backbones.managing import convert, describe
 from densevl.backbones.precision import PRECISIONS
-from densevl.backbones.projection import projection_of
+from densevl.backbones.projected.projection import projection_of
 from densevl.backbones.towers import tower_of
 from densevl.cli import app
 from densevl.errors import ModelError, WeightsError

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY, random_clip
 from densevl.backbones import available, load_backbone
-from densevl.backbones.load import best_at_hand
+from densevl.backbones.at_hand import best_at_hand
 from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, WeightsError
 from densevl.weights import hub
 
@@ -134,14 +134,14 @@ def test_auto_prefers_a_clip_on_disk(monkeypatch) -> None:
 
 
 def test_auto_without_any_model_says_how_to_get_one(monkeypatch) -> None:
-    monkeypatch.setattr("densevl.backbones.load.find_spec", lambda name: None)
-    monkeypatch.setattr("densevl.backbones.mini.WEIGHTS", "weights/nowhere")
+    monkeypatch.setattr("densevl.backbones.at_hand.find_spec", lambda name: None)
+    monkeypatch.setattr("densevl.backbones.at_hand.MINI", "weights/nowhere")
     with pytest.raises(ModelError, match=r"densevl\[photo\]"):
         load_backbone("auto")
 
 
 def test_auto_takes_the_shipped_model_last(monkeypatch) -> None:
-    monkeypatch.setattr("densevl.backbones.load.find_spec", lambda name: None)
+    monkeypatch.setattr("densevl.backbones.at_hand.find_spec", lambda name: None)
     assert best_at_hand() == "mini"
     backbone = load_backbone("auto", device="cpu")
     assert backbone.name == "mini"

@@ -11,12 +11,12 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from densevl.backbones.mini import SHA256, WEIGHTS, Mini, full_state, read_compact
+from densevl.backbones.mini import SHA256, Mini, full_state, read_compact
 from densevl.backbones.text import clip_tokenizer
 from densevl.backbones.text.clip_tokenizer import ClipTokenizer
 from densevl.backbones.towers.clip import CLIP
 from densevl.errors import ModelError
-from densevl.shipped import is_shipped, shipped_file
+from densevl.shipped import MINI, is_shipped, shipped_file
 from densevl.vocabulary import templates
 
 CONFIG = {
@@ -90,10 +90,10 @@ def test_images_and_texts_are_those_of_open_clip_on_the_same_weights(theirs) -> 
         assert (ours.encode_text(tokens, unit) - stock.encode_text(tokens, unit)).abs().max() <= 1e-6
 
 
-@pytest.mark.skipif(not is_shipped(WEIGHTS), reason="this checkout holds no mini")
+@pytest.mark.skipif(not is_shipped(MINI), reason="this checkout holds no mini")
 @torch.no_grad()
 def test_mini_is_what_open_clip_makes_of_its_weights() -> None:
-    state, meta = read_compact(shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+    state, meta = read_compact(shipped_file(MINI, SHA256, "mini", "tools.mini.train"))
     stock = open_clip.CLIP(**meta["model_cfg"], cast_dtype=None).eval().requires_grad_(False)
     stock.load_state_dict(full_state(state, 49408), strict=True)
     mini, tokenizer = Mini(), open_clip.SimpleTokenizer(context_length=32)

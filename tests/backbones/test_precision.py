@@ -18,7 +18,7 @@ from densevl.backbones import Backbone, precision
 from densevl.backbones.lowered import linears
 from densevl.backbones.lowered.linears import BFloat16Linear, Int8Linear
 from densevl.backbones.precision import PRECISIONS
-from densevl.backbones.projection import projection_of, with_projection
+from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.errors import ModelError, OptionError
 
 LOWERED = [name for name in PRECISIONS if name != "float32"]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
-from densevl.backbones.projection import projection_of, with_projection
+from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.errors import DensevlError, ImageError, LabelError, ModelError, OptionError, ProposalError, WeightsError
 from densevl.fewshot import HEADS, build
 from densevl.pipelines.fewshot.classifier import FewShot

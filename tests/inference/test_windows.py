@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from densevl.backbones import Backbone, DenseFeatures
+from densevl.backbones import Backbone
 from densevl.errors import DensevlError, ImageError, LabelError, ProtocolError
 from densevl.inference import WindowGrid, slide
 from densevl.inference.canvas import Canvas
@@ -17,6 +17,7 @@ from densevl.inference.cutting import at, cut
 from densevl.inference.windows import AxisWindows
 from densevl.kernels import dense_scores
 from densevl.recipes import Hints
+from densevl.recipes.features import DenseFeatures
 
 
 class Pointwise(Backbone):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from densevl.backbones.load import ModelInfo, available, best_at_hand
+from densevl.backbones.at_hand import ModelInfo, available, best_at_hand
 from densevl.errors import MissingExtraError, ModelError, WeightsError
 from densevl.proposals.sam import mini_sam
 from densevl.proposals.sam.mini_sam import AUTOMATIC, WEIGHTS, SamConfig, build_sam, load_mini_sam
@@ -73,7 +73,7 @@ def test_it_is_listed_but_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -
     row = next(info for info in available() if info.name == "mini-sam")
     assert row.ready
     assert not row.backbone
-    monkeypatch.setattr("densevl.backbones.load.available", lambda: [row, ModelInfo("last", True, "")])
+    monkeypatch.setattr("densevl.backbones.at_hand.available", lambda: [row, ModelInfo("last", True, "")])
     assert best_at_hand() == "last"
 
 

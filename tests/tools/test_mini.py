@@ -146,7 +146,7 @@ def test_unknown_words_are_accepted_and_reported(weights: Path) -> None:
 
 
 def test_missing_or_foreign_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini, "WEIGHTS", "weights/nowhere.safetensors")
+    monkeypatch.setattr(mini, "MINI", "weights/nowhere.safetensors")
     with pytest.raises(ModelError, match="no weights in this installation"):
         Mini()
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "bad.safetensors")
@@ -155,7 +155,7 @@ def test_missing_or_foreign_weights_are_named(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_shipped_file_is_compared_with_its_pinned_digest(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mini, "WEIGHTS", str(weights))
+    monkeypatch.setattr(mini, "MINI", str(weights))
     monkeypatch.setattr(mini, "SHA256", json.loads((weights.parent / "mini.json").read_text())["sha256"])
     assert Mini().name == "mini"
     monkeypatch.setattr(mini, "SHA256", "0" * 64)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from conftest import TINY, random_clip
 from densevl import load_backbone
 from densevl.backbones import managing
-from densevl.backbones.load import OFFER, offer
+from densevl.backbones.at_hand import OFFER, offer
 from densevl.cli import app
 from densevl.errors import DensevlError
 from densevl.weights import large

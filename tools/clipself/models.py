@@ -8,10 +8,10 @@ from safetensors.torch import save
 from torch import nn
 
 from densevl.backbones import load_backbone
-from densevl.backbones.mini import SHA256, WEIGHTS, Mini
+from densevl.backbones.mini import SHA256, Mini
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.errors import ModelError
-from densevl.shipped import shipped_file
+from densevl.shipped import MINI, shipped_file
 from densevl.weights import read_checkpoint
 
 VISUAL = "visual."
@@ -47,7 +47,7 @@ def pack(student: OpenClipBackbone, source: Path | None = None) -> bytes:
     if not isinstance(student, Mini):
         state = student.model.state_dict()
         return save({key: value.detach().cpu().contiguous().clone() for key, value in state.items()})
-    found = read_checkpoint(source or shipped_file(WEIGHTS, SHA256, "mini", "tools.mini.train"))
+    found = read_checkpoint(source or shipped_file(MINI, SHA256, "mini", "tools.mini.train"))
     state = dict(found.tensors)
     for key, value in image_tower(student).state_dict().items():
         state[VISUAL + key] = value.detach().cpu().half().contiguous()

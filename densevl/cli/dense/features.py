@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import run_images
+from densevl.cli.images import looked_up, run_images
 from densevl.cli.shared import one_line_errors
 from densevl.errors import OptionError
 
@@ -97,9 +97,10 @@ def features(
             raise OptionError(f"--size {size}: give a number of cells, or rows x columns such as 48x64")
         chosen["size"] = tuple(int(side) for side in sides * (3 - len(sides)))[:2]
 
+    found = looked_up(given)
     from densevl.pipelines.folder.tasks import Extracting
 
-    run_images(Extracting(chosen, form), given, [], _described)
+    run_images(Extracting(chosen, form), found, given, [], _described)
 
 
 def step(stride: str) -> int | str:

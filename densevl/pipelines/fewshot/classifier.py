@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from densevl import digest
 from densevl.backbones import Backbone, InferenceProtocol
-from densevl.backbones.projection import projection_of, with_projection
+from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.errors import LabelError, ModelError, OptionError, suggest
 from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.calibration import Calibration

@@ -7,13 +7,15 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from densevl.errors import ImageError, OutputError
 from densevl.files import atomic_write, guard, shown
 from densevl.images.addresses import is_address, local, opened
-from densevl.pipelines.folder.tasks import Kind
 from densevl.pipelines.folder.watch import Job
+
+if TYPE_CHECKING:
+    from densevl.pipelines.folder.tasks import Kind
 
 PARTS = ".densevl-*.part"
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from densevl import __version__, fitted
-from densevl.backbones import Backbone, DenseFeatures, InferenceProtocol
+from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.proxies import DinoiserHeads
 from densevl.errors import LabelError, OptionError, RecipeError
 from densevl.images import read_image
@@ -42,6 +42,7 @@ from densevl.pipelines.segmentation.upsampling import Heard, upsampling
 from densevl.pipelines.segmentation.words import Words
 from densevl.pipelines.settings import checked, load
 from densevl.recipes import Hints, Recipe, get
+from densevl.recipes.features import DenseFeatures
 from densevl.refine import segment_by_affinity
 from densevl.refine.clusters import PAPER_GRID
 from densevl.refine.upsampling import Upsampler

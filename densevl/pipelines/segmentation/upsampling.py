@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from densevl.backbones import Backbone, DenseFeatures
+from densevl.backbones import Backbone
 from densevl.errors import OptionError, RecipeError
 from densevl.inference.views import regrid
 from densevl.inference.windows import AxisWindows, WindowGrid
 from densevl.pipelines.segmentation.refinement import UPSAMPLERS
 from densevl.recipes import Recipe
+from densevl.recipes.features import DenseFeatures
 from densevl.recipes.trunk import run_trunk
 from densevl.refine.upsampling import Jbu, Upsampler, load_upsampler
 from densevl.refine.upsampling.base import MEAN, STD
