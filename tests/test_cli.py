@@ -292,16 +292,6 @@ def test_version() -> None:
     assert runner.invoke(app, ["--version"]).output.strip() == f"densevl {densevl.__version__}"
 
 
-@pytest.mark.parametrize(
-    "code", ["import densevl", "import densevl.cli", "from densevl import LabelSet, Recipe, recipes"]
-)
-def test_import_pulls_in_no_heavy_package(code) -> None:
-    heavy = "torch open_clip timm supervision matplotlib huggingface_hub cv2 triton"
-    check = f"{code}; import sys; print([m for m in '{heavy}'.split() if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_python_dash_m_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "densevl", "--help"], capture_output=True, text=True, check=True)
     assert "segment" in done.stdout

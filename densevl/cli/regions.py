@@ -111,10 +111,7 @@ def regions(
     boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
     given = locals()
-    from densevl.regions.operators.names import weights_of
-
     chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
-    chosen["options"] = weights_of(operator, operator_weights)
     named = labels_of(labels, like) if labels or like else None
     if merge is not None and (named is not None or point or box):
         raise DensevlError(
@@ -140,6 +137,9 @@ def regions(
     found = looked_up(given)
     from densevl.pipelines.folder import gathered
     from densevl.pipelines.folder.tasks import REGIONS, Naming
+    from densevl.regions.operators.names import weights_of
+
+    chosen["options"] = weights_of(operator, operator_weights)
 
     together: list[gathered.Gathered] = [gathered.Sheet(REGIONS.picture)] if sheet else []
     together += exports(given, named.names if named is not None else ())
