@@ -28,8 +28,8 @@ from densevl.files import atomic_write_all, guard, shown
 from densevl.saved import read_json
 from densevl.weights import hub, require_finite
 from densevl.weights.facts import QUICK
-from densevl.weights.folders import OWN_NAMES, THEIR_NAMES
 from densevl.weights.large import TRUNKS
+from densevl.weights.names import OWN_NAMES, THEIR_NAMES
 from densevl.weights.published import PIXELS, config_of, of_tag, pairs, told
 from densevl.weights.words import NAME as WORDS
 

@@ -203,12 +203,12 @@ def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> 
     from densevl.pipelines.folder.storing import open_store
 
     out = given["out"]
+    if out and not str(out).endswith(PACKED):
+        open_store(out)
     found = find_images(given["images"] if images is None else images, skip=out or options.OUT)
     only = found.paths[0] if len(found.paths) == 1 else ""
     if only and not is_address(only) and not os.path.lexists(only) and not given["as_json"]:
         header(only)  # raises
-    if out and not str(out).endswith(PACKED):
-        open_store(out)
     if given.get("model") and not given["weights"]:
         require_possible(given["model"])
     return found
