@@ -164,7 +164,7 @@ def test_an_mlp_in_bytes_is_nearer_than_with_signs(activation) -> None:
         assert found is None  # and it runs with signs
         return
     got = block.Int8Mlp(*found)(x)
-    assert (got - exact).norm() < 0.95 * (signed - exact).norm() < 0.02 * exact.norm()
+    assert (got - exact).norm() < 0.95 * (signed - exact).norm() < 0.04 * exact.norm()
 
 
 @pytest.mark.parametrize(
