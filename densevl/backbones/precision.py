@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from densevl import devices
-from densevl.backbones.lowered.block import Int8Mlp, mlp_of, run
+from densevl.backbones.lowered.block import int8_mlp, run
 from densevl.backbones.lowered.linears import BFloat16Linear, Float16Linear, Int8Linear
 from densevl.errors import ModelError, OptionError, PrecisionError, RecipeError, one_of
 from densevl.recipes.blocks import Block, as_trained
@@ -171,8 +171,8 @@ def _lowered(
             _drop(lowered, joint[0])
     for parent in list(lowered.modules()):
         for name, child in list(parent.named_children()):
-            if make is Int8Linear and (mlp := mlp_of(child)):
-                setattr(parent, name, Int8Mlp(*mlp))
+            if make is Int8Linear and (mlp := int8_mlp(child)):
+                setattr(parent, name, mlp)
             elif isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]) and child.weight.numel():
                 bias = child.bias
                 if whole and name == "qkv" and parent.q_bias is not None:  # timm adds it by hand

@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl.recipes.layers import QUICK
+
 TINY = 1e-12
 SHIFT = 0.1702
 """What is added to activations so that none is negative: each of `KINDS` has its minimum just above -0.1702."""
-KINDS = ("none", "tanh", "quick")
-"""Activations by what `F.gelu` calls its approximation, and QuickGELU, x sigmoid(1.702 x)."""
-QUICK = 1.702
+KINDS = ("gelu", "gelu_tanh", "quick")
+"""Of activations, as `recipes.layers` has them."""
 
 
 class Bytes(NamedTuple):
@@ -79,7 +80,11 @@ class Torch:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         times = QUICK if kind == "quick" else 1.0  # QuickGELU(x) is SiLU(1.702 x) / 1.702, one pass of three
         h_MN = torch.addcmul(bias_N * times, h_MN, step_M1 * times, out=h_MN)
-        h_MN = F.silu(h_MN, inplace=True) if kind == "quick" else torch.ops.aten.gelu_(h_MN, approximate=kind)
+        h_MN = (
+            F.silu(h_MN, inplace=True)
+            if kind == "quick"
+            else torch.ops.aten.gelu_(h_MN, approximate="tanh" if kind == "gelu_tanh" else "none")
+        )
         shift = SHIFT * times
         step_M1 = (h_MN.amax(1, keepdim=True) + shift).clamp_(min=TINY) / top
         whole_M1 = (shift / step_M1).floor_()  # a larger step, so that zero is a byte: most activations are next to it
