@@ -18,7 +18,8 @@ PUBLIC = densevl.pipelines.segmentation.segmenter densevl.results densevl.recipe
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # Tests whose numbers depend on the CPU's instructions.
 NUMERIC = $(addprefix tests/,anomaly backbones fewshot inference kernels pipelines proposals recipes refine regions \
-  vocabulary test_goldens.py)
+  vocabulary attacks/test_r10_windows_cover_and_agree.py \
+  attacks/test_r11_runs_agree.py attacks/test_r13_attention_is_the_formula.py attacks/test_r15_goldens.py)
 
 # The tools that results are handed on to, apart from everything else; each is skipped where it cannot be had.
 HANDOFF ?= $(CURDIR)/.venv-handoff

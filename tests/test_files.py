@@ -1,4 +1,4 @@
-"""Outputs are whole or absent, and no output takes another's name or leaves its folder."""
+"""Outputs are whole or absent."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from densevl import devices, digest
 from densevl.cli import app
 from densevl.errors import DensevlError, OptionError, OutputError
-from densevl.files import OVERLAY_MARK, atomic_write, atomic_write_all, guard, unique_stems
+from densevl.files import atomic_write, atomic_write_all, guard
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -95,63 +93,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, name: str) -
         atomic_write(tmp_path / name, b"data")
     assert "\n" not in str(error.value)
     assert tree(tmp_path) == {"file": b""}
-
-
-# Names ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("paths", "stems"),
-    [
-        (["a/x.jpg", "a/y.png"], ["x", "y"]),
-        (["a/x.jpg", "b/x.jpg", "c/z.jpg"], ["a_x", "b_x", "z"]),
-        (["a/Фото 1.jpg", "b/東京.png"], ["Фото 1", "東京"]),
-        (["two.dots.jpg", "none"], ["two.dots", "none"]),
-        (["../x.jpg"], ["x"]),
-        ([".hidden.jpg", "..", "a/..."], ["hidden", "image_", "a_"]),
-        (["con.jpg", "a:b?.jpg", "lone\udcff.jpg"], ["con_", "a_b_", "lone_"]),
-        (["x.jpg", "x_overlay.jpg"], ["x", "x_overlay-2"]),
-        ([], []),
-    ],
-)
-def test_output_names(paths: list[str], stems: list[str]) -> None:
-    assert unique_stems(paths) == stems
-
-
-def test_same_names_in_one_folder_differ_and_stay_the_same_between_runs() -> None:
-    paths = ["a/x.jpg", "a/x.png", "a/X.JPG", "b/a/x.jpg", "a/x.jpg"]
-    stems = unique_stems(paths)
-    assert len({stem.casefold() for stem in stems}) == 5
-    assert stems == unique_stems(paths)
-    assert all(stem.lower().startswith(("x-", "a_x")) for stem in stems)
-
-
-def test_long_names_are_cut_but_stay_different() -> None:
-    stems = unique_stems(["長" * 300 + "1.jpg", "長" * 300 + "2.jpg"])
-    assert len(set(stems)) == 2
-    assert all(len(stem.encode()) <= 150 for stem in stems)
-
-
-odd_paths = st.lists(
-    st.text(st.sampled_from("xXéß_.-/ \\:\0\udcff\ud800東") | st.characters(), max_size=12)
-    | st.sampled_from(["x", "x_overlay", "x_overlay_overlay", "../x", "/x", "a/x.png", "a_x", "CON", "X" * 300]),
-    max_size=12,
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(odd_paths)
-def test_no_two_outputs_ever_collide_or_escape(paths: list[str]) -> None:
-    stems = unique_stems(paths)
-    assert len(stems) == len(paths)
-    written = [(stem + mark).casefold() for stem in stems for mark in ("", OVERLAY_MARK)]
-    assert len(set(written)) == len(written)
-    for stem in stems:
-        assert stem
-        assert stem[0] != "."
-        assert not set(stem) & set('/\\:\0<>|?*"')
-        assert len(stem.encode()) <= 170
-        assert Path("out", f"{stem}.png").parent == Path("out")
 
 
 # Content in pieces, and its digest -----------------------------------------------------------------------------------

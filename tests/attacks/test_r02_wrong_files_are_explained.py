@@ -1,4 +1,4 @@
-"""Whatever is wrong with a weights file, every reader of one says it in the same single line, and soon."""
+"""R2: whatever is wrong with a weights file, every reader says it in the same single line, and soon."""
 
 from __future__ import annotations
 

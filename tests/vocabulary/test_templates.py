@@ -6,7 +6,7 @@ import pytest
 
 from densevl.errors import OptionError
 from densevl.vocabulary.template_sets import DEPICTIONS, GAMES, PHOTOGRAPHS, SETS, SNAPSHOTS, TOYS
-from densevl.vocabulary.templates import NAMES, fill, templates
+from densevl.vocabulary.templates import NAMES, templates
 
 COUNTS = {
     "plural": 2,
@@ -49,10 +49,6 @@ def test_our_sets_are_our_own() -> None:
 def test_sets_add_up() -> None:
     assert len(templates("openai + scene")) == 85
     assert templates("1 + 1 = {}") == ("1 + 1 = {}",)
-
-
-def test_braces_in_labels_mean_nothing() -> None:
-    assert fill("a photo of a {}.", "{0.__class__} {}") == "a photo of a {0.__class__} {}."
 
 
 @pytest.mark.parametrize("spec", ["", "opnai", "openai+", "openai+sene", [], ["no mark"]])

@@ -1,4 +1,4 @@
-"""Measures against other people's code and brute force, on 500 random cases and on the edges."""
+"""R12: measures against other people's code and brute force, on 500 random cases and on the edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parity with the papers' own code on a tiny random CLIP; see data/golden/README.md for what each array is."""
+"""R15: parity with the papers' own code on a tiny random CLIP; see data/golden/README.md for what each array is."""
 
 from __future__ import annotations
 

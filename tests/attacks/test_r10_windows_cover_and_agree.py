@@ -1,4 +1,4 @@
-"""Windows cover every pixel, and a model that sees single pixels gives the same with windows as without."""
+"""R10: windows cover every pixel in any order, and change nothing for a model that sees single pixels."""
 
 from __future__ import annotations
 
@@ -102,6 +102,22 @@ def test_windows_change_nothing_for_a_pointwise_model(height, width, crop, step,
     got = slide(Pointwise(), pixels, text, crop=crop, stride=stride, batch=batch, blend=blend)
     want = torch.einsum("bdhw,td->bthw", F.normalize(pixels, dim=1), F.normalize(text, dim=1))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("blend", ["pixel", "patch"])
+def test_windows_in_any_order_give_the_same_labels(tiny, blend) -> None:
+    pixels, text = torch.randn(1, 3, 53, 70), F.normalize(torch.randn(5, tiny.embed_dim), dim=1)
+    windows = WindowGrid.place(53, 70, 32, 16, 8, blend)
+    crops = torch.cat(list(windows.batches(pixels, 4)))
+    scores: list[torch.Tensor] = [torch.empty(0)] * len(crops)
+    for index in torch.randperm(len(crops)).tolist():
+        features = F.normalize(tiny.encode_dense(crops[index : index + 1], "sclip").features[0], dim=0)
+        scores[index] = torch.einsum("dhw,td->hwt", features, text)
+    shuffled = dense_scores(windows.assemble(torch.stack(scores), 1), windows.plan(53, 70))
+    straight = slide(tiny, pixels, text, recipe="sclip", crop=32, stride=16, blend=blend)
+    torch.testing.assert_close(shuffled, straight, atol=1e-5, rtol=0)
+    best = straight.topk(2, 1).values
+    assert ((shuffled.argmax(1) == straight.argmax(1)) | (best[:, 0] - best[:, 1] < 1e-5)).all()
 
 
 def test_windows_are_cut_where_the_plan_thinks_they_are() -> None:
