@@ -19,12 +19,16 @@ import torch
 from PIL import Image
 
 from densevl.images import UInt8Array
-from densevl.kernels.resample import bilinear_matrix
+from densevl.kernels.resample import AxisPlan, bilinear_matrix
 from densevl.proposals.sam.decoder import Decoder, decoder_of
 from densevl.proposals.sam.encoder import run_encoder
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
+
+
+PIXELS = {"cpu": 64}
+"""Pixels of an axis that are enlarged together, from the few cells they touch; elsewhere all are, in one product."""
 
 
 class Decoded(NamedTuple):
@@ -49,7 +53,7 @@ class SamImage:
         sam: the model. rgb: uint8 (H, W, 3). size: (H, W) of the image in pixels; covered: of it as the encoder saw
             it, without padding.
         embedding: (1, C, g, g), the image's plus that of "no mask given". places: (1, C, g, g), position codes.
-        across, down: (w, W) and (H, h): bilinear enlargement to the encoder's square, cut, then to the image.
+        across, down: (W, w) and (H, h): bilinear enlargement to the encoder's square, cut, then to the image.
     """
 
     sam: Sam
@@ -58,8 +62,8 @@ class SamImage:
     covered: tuple[int, int]
     embedding: torch.Tensor
     places: torch.Tensor
-    across: torch.Tensor
-    down: torch.Tensor
+    across: AxisPlan
+    down: AxisPlan
 
     @classmethod
     @torch.no_grad()
@@ -81,11 +85,11 @@ class SamImage:
         embedding = run_encoder(sam.image_encoder, sam.preprocess(pixels)) + unprompted
         grid = 4 * prompts.image_embedding_size[0]  # what the decoder's two upscalings make of it
         down, across = (
-            torch.from_numpy((bilinear_matrix(length, part) @ bilinear_matrix(side, grid)[:part]).astype(np.float32))
+            (bilinear_matrix(length, part) @ bilinear_matrix(side, grid)[:part]).astype(np.float32)
             for length, part in zip(size, covered, strict=True)
         )
-        device = embedding.device
-        return cls(sam, rgb, size, covered, embedding, prompts.get_dense_pe(), across.T.to(device), down.to(device))
+        plans = (AxisPlan(torch.from_numpy(matrix).to(embedding.device)) for matrix in (across, down))
+        return cls(sam, rgb, size, covered, embedding, prompts.get_dense_pe(), *plans)
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -140,10 +144,11 @@ class SamImage:
             For each mask the logits (rows, columns) of a part of the image, and the slices that part takes.
         """
         above = logits > floor
-        parts_down = self._touched(above.any(dim=2), self.down)
-        parts_across = self._touched(above.any(dim=1), self.across.T)
+        parts_down = self._touched(above.any(dim=2), self.down.matrix)
+        parts_across = self._touched(above.any(dim=1), self.across.matrix)
         for mask, rows, columns in zip(logits, parts_down, parts_across, strict=True):
-            yield self.down[rows] @ mask @ self.across[:, columns], rows, columns
+            wide = _resampled(self.across, mask.T, columns).T.contiguous()
+            yield _resampled(self.down, wide, rows), rows, columns
 
     @staticmethod
     def _touched(used: torch.Tensor, weights: torch.Tensor) -> list[slice]:
@@ -157,9 +162,12 @@ class SamImage:
 
     def cell_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """How much of each row (h,) and column (w,) of the decoded grid lies in the image rather than in padding."""
-        side, (high, wide) = int(self.sam.image_encoder.img_size), (self.down.shape[1], self.across.shape[0])
+        side, (high, wide) = (
+            int(self.sam.image_encoder.img_size),
+            (self.down.matrix.shape[1], self.across.matrix.shape[1]),
+        )
         rows, cols = (
-            (part * cells / side - torch.arange(cells, device=self.down.device)).clamp(0, 1)
+            (part * cells / side - torch.arange(cells, device=self.embedding.device)).clamp(0, 1)
             for part, cells in zip(self.covered, (high, wide), strict=True)
         )
         return rows, cols
@@ -178,3 +186,14 @@ class SamImage:
         if boxes_P4 is not None:
             boxes = torch.as_tensor(boxes_P4.reshape(-1, 2, 2) * scale, device=device).reshape(-1, 4)
         return self.sam.prompt_encoder(points, boxes, None)[0]
+
+
+def _resampled(plan: AxisPlan, x: torch.Tensor, wanted: slice) -> torch.Tensor:
+    """Those rows of `plan.matrix @ x` that are wanted."""
+    made = x.new_empty(max(0, wanted.stop - wanted.start), x.shape[1])
+    for block in plan.blocks(PIXELS.get(x.device.type, len(plan.matrix))):
+        start, stop = max(block.pixels.start, wanted.start), min(block.pixels.stop, wanted.stop)
+        if start < stop:
+            weights = block.weights[start - block.pixels.start : stop - block.pixels.start]
+            torch.mm(weights, x[block.touched], out=made[start - wanted.start : stop - wanted.start])
+    return made
