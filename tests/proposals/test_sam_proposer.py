@@ -131,6 +131,15 @@ def test_mini_sam_gives_the_package_s_masks(size, more) -> None:
     _same(ours, _theirs(sam, image, **settings))
 
 
+def test_a_callers_mixed_precision_changes_little(random_sam) -> None:
+    image, settings = _scene(48, 64), {**LOOSE, "points_per_side": 3, "duplicates": "none"}
+    whole = SamProposer(random_sam, **settings)(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = SamProposer(random_sam, **settings)(image)
+    assert len(mixed) == len(whole)
+    assert abs(mixed.areas.mean() / whole.areas.mean() - 1) < 0.05
+
+
 def test_early_rejection_changes_nothing_where_every_mask_is_judged_at_full_size(random_sam) -> None:
     image = _scene(131, 77)
     settings = {**LOOSE, "points_per_side": 6, "duplicates": "none", "stability_score_thresh": 0.7}

@@ -162,13 +162,10 @@ class SamImage:
 
     def cell_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """How much of each row (h,) and column (w,) of the decoded grid lies in the image rather than in padding."""
-        side, (high, wide) = (
-            int(self.sam.image_encoder.img_size),
-            (self.down.matrix.shape[1], self.across.matrix.shape[1]),
-        )
+        side = int(self.sam.image_encoder.img_size)
         rows, cols = (
             (part * cells / side - torch.arange(cells, device=self.embedding.device)).clamp(0, 1)
-            for part, cells in zip(self.covered, (high, wide), strict=True)
+            for part, cells in zip(self.covered, (self.down.matrix.shape[1], self.across.matrix.shape[1]), strict=True)
         )
         return rows, cols
 
@@ -190,6 +187,7 @@ class SamImage:
 
 def _resampled(plan: AxisPlan, x: torch.Tensor, wanted: slice) -> torch.Tensor:
     """Those rows of `plan.matrix @ x` that are wanted."""
+    x = x.to(plan.matrix.dtype)  # a caller's mixed precision gives halves
     made = x.new_empty(max(0, wanted.stop - wanted.start), x.shape[1])
     for block in plan.blocks(PIXELS.get(x.device.type, len(plan.matrix))):
         start, stop = max(block.pixels.start, wanted.start), min(block.pixels.stop, wanted.stop)
