@@ -12,11 +12,13 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from densevl.kernels.common import need
 from densevl.kernels.dispatch import constant, mode, wants_gradients
 
+PLAIN = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 """And what oneDNN calls them."""
 LEAST = 2**20  # multiplications of a product; below, a call costs as much as it saves
@@ -44,6 +46,21 @@ def linear(
     if y.requires_grad or captured():
         return F.silu(y) if then == "silu" else F.gelu(y, approximate="tanh" if then == "gelu_tanh" else "none")
     return F.silu(y, inplace=True) if then == "silu" else torch.ops.aten.gelu_(y, approximate=ACTIVATIONS[then][1])
+
+
+def through(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a layer makes of x, (..., D): by `linear` if it is plain, else as it is."""
+    return linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)  # type: ignore[arg-type]
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one, and nobody hooked himself to it."""
+    return type(layer) in PLAIN and not is_watched(layer)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody hooked himself to it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.errors import RecipeError
-from densevl.kernels.linear import captured, linear
-from densevl.recipes.layers import pieces, through, through_mlp
+from densevl.kernels.linear import captured, linear, through
+from densevl.recipes.layers import pieces, through_mlp
 
 
 class Block(Protocol):

@@ -13,11 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from densevl.kernels.dispatch import wants_gradients
-from densevl.kernels.linear import captured, linear
+from densevl.kernels.linear import captured, is_plain, is_watched, linear
 
 QUICK = 1.702
 """QuickGELU is x sigmoid(1.702 x), which is SiLU of 1.702 x, over 1.702."""
-PLAIN = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 KINDS = ("gelu", "gelu_tanh", "silu", "quick")
 HIDDEN = {"cpu": 2**21, "cuda": 2**26}
 """Numbers of an MLP's hidden layer, four times as wide as tokens, that are held at once. With more, a CPU's memory is
@@ -25,15 +24,10 @@ handed back to the system and filled anew at every layer; with far fewer, weight
 Mlp = tuple[nn.Linear, str, nn.Linear]
 
 
-def through(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a layer makes of x, (..., D)."""
-    return linear(x, layer.weight, layer.bias) if _is_plain(layer) else layer(x)  # type: ignore[arg-type]
-
-
 def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What an MLP makes of x, (..., D)."""
     parts = None if captured() else mlp_of(module)
-    if parts is None or not (_is_plain(parts[0]) and _is_plain(parts[2])):
+    if parts is None or not (is_plain(parts[0]) and is_plain(parts[2])):
         return module(x)
     first, kind, second = parts
     if wants_gradients((x, first.weight, second.weight)) or first.weight.dtype != torch.float32:
@@ -47,7 +41,7 @@ def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def mlp_of(module: nn.Module) -> Mlp | None:
     """The two layers of an MLP and the kind of its activation, one of `KINDS`; None where there is more to it."""
-    if module.training or _is_watched(module):
+    if module.training or is_watched(module):
         return None
     if type(module) is nn.Sequential:
         parts = [part for part in module if not isinstance(part, nn.Identity | nn.Dropout)]
@@ -57,7 +51,7 @@ def mlp_of(module: nn.Module) -> Mlp | None:
         return None
     if len(parts) != 3 or not (isinstance(parts[0], nn.Linear) and isinstance(parts[2], nn.Linear)):
         return None
-    kind = None if _is_watched(parts[1]) else _kind(type(parts[1]), getattr(parts[1], "approximate", None))  # type: ignore[arg-type]
+    kind = None if is_watched(parts[1]) else _kind(type(parts[1]), getattr(parts[1], "approximate", None))  # type: ignore[arg-type]
     return None if kind is None else (parts[0], kind, parts[2])
 
 
@@ -73,15 +67,6 @@ def _kind(activation: type[nn.Module], approximate: str | None) -> str | None:
     wanted = (F.gelu(x), F.gelu(x, approximate="tanh"), F.silu(x), x * (QUICK * x).sigmoid())
     same = (kind for kind, want in zip(KINDS, wanted, strict=True) if torch.allclose(got, want, rtol=0, atol=1e-5))
     return next(same, None)
-
-
-def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) in PLAIN and not _is_watched(layer)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody hooked himself to it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def pieces(x_BND: torch.Tensor) -> list[torch.Tensor]:

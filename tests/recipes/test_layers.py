@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from conftest import random_clip, wrap
 from densevl.kernels import linear as kernel
 from densevl.kernels import use
-from densevl.kernels.linear import linear
+from densevl.kernels.linear import linear, through
 from densevl.recipes import layers
 from densevl.recipes.blocks import view, with_ffn
-from densevl.recipes.layers import mlp_of, through, through_mlp
+from densevl.recipes.layers import mlp_of, through_mlp
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 FUNCTIONS: dict[str | None, Callable[[torch.Tensor], torch.Tensor]] = {

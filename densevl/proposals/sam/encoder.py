@@ -15,6 +15,7 @@ import torch
 
 from densevl.kernels import RelPos, grid_attention
 from densevl.kernels.common import runs
+from densevl.kernels.linear import through
 
 MLP_TOKENS = 512  # that go through an MLP together on a CPU
 
@@ -38,7 +39,7 @@ class Projections:
 def project(attn: Any, x_BhwD: torch.Tensor) -> Projections:
     """Queries, keys, values and relative position terms of an attention layer of `segment_anything`."""
     grid = x_BhwD.shape[1], x_BhwD.shape[2]
-    heads = attn.qkv(x_BhwD).flatten(1, 2).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    heads = through(attn.qkv, x_BhwD).flatten(1, 2).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k, v = heads.unbind(0)
     rel = None
     if attn.use_rel_pos:
@@ -62,15 +63,21 @@ def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
     grid = y_BhwD.shape[1], y_BhwD.shape[2]
     own = project(block.attn, y_BhwD)
     mixed = grid_attention(own.q, own.k, own.v, grid, bias=None if own.rel is None else RelPos(own.rel))
-    y_BhwD = block.attn.proj(mixed.transpose(1, 2).flatten(2)).unflatten(1, grid)
+    y_BhwD = through(block.attn.proj, mixed.transpose(1, 2).flatten(2)).unflatten(1, grid)
     if side:
         y_BhwD = window_unpartition(y_BhwD, side, padded, size)
     x_BhwD = x_BhwD + y_BhwD
     tokens = x_BhwD.flatten(0, 2)
     # In runs, or the hidden layer is returned to the system after each block and faulted in again.
     parts = runs(len(tokens), MLP_TOKENS, whole=0 if tokens.device.type == "cpu" else len(tokens))
-    mixed = [block.mlp(block.norm2(tokens[rows])) for rows in parts]
+    mixed = [_mlp(block.mlp, block.norm2(tokens[rows])) for rows in parts]
     return x_BhwD + torch.cat(mixed).view(x_BhwD.shape)
+
+
+def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    if type(mlp).__module__ != "segment_anything.modeling.common":  # an adapter around it
+        return mlp(x)
+    return through(mlp.lin2, mlp.act(through(mlp.lin1, x)))
 
 
 def run_encoder(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
