@@ -9,10 +9,11 @@ killed by SIGKILL whenever so many results are there, and started again. Then bo
 
 Photos of demo/images are segmented and written by the loop, by a bare `for image in images: segment(image).save(...)`,
 and the tower alone passes over the same windows, cut beforehand, in the passes that the loop has: the least that the
-photos can take. Rounds of all take turns. Seconds an image are by the clock and of the processor, medians and minima;
-`of_bare` is the bare tower's over the loop's: by the clock it may reach 1 where a core is left for the other threads,
-of the processor never. `clipseg` among the models is transformers' CLIPSeg of the published size with random weights,
-called as its documentation does, with the photo once for each label.
+photos can take. Rounds of all take turns. Seconds an image, medians and minima, are by the clock, of the processor, and
+of the processor in the thread that calls the tower; `of_bare` is the bare tower's over the loop's. With one thread of
+torch that last one is what the clock would say where a core is left for reading and writing. `clipseg` among the models
+is transformers' CLIPSeg of the published size with random weights, called as its documentation does, with the photo
+once for each label.
 """
 
 from __future__ import annotations
@@ -77,19 +78,22 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+CLOCKS = {"clock": time.perf_counter, "cpu": time.process_time, "caller": time.thread_time}
+
+
 def speed(name: str, paths: Sequence[Path], work: Path, rounds: int) -> dict[str, Any]:
     """Time the ways of one model; see the module text."""
     ways = clipseg(paths, work) if name == "clipseg" else ours(name, paths, work)
-    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    taken: dict[str, list[list[float]]] = {way: [] for way in ways}
     for turn in range(rounds + 1):
         for way in sorted(ways, reverse=bool(turn % 2)):
-            clock, cpu = time.perf_counter(), time.process_time()
+            begun = [now() for now in CLOCKS.values()]
             ways[way](work / f"{name.replace(':', '-')}-{way}-{turn}")
-            spent = (time.perf_counter() - clock) / len(paths), (time.process_time() - cpu) / len(paths)
+            spent = [(now() - start) / len(paths) for now, start in zip(CLOCKS.values(), begun, strict=True)]
             if turn:  # the first warms up
                 taken[way].append(spent)
     told: dict[str, Any] = {"model": name}
-    for index, what in enumerate(("clock", "cpu")):
+    for index, what in enumerate(CLOCKS):
         for kind, how in (("median", statistics.median), ("least", min)):
             own = {way: how([spent[index] for spent in spents]) for way, spents in taken.items()}
             told[f"{what}_{kind}"] = {way: round(value, 4) for way, value in own.items()}
