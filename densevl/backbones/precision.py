@@ -163,7 +163,7 @@ def _lowered(
     if device is None:
         lowered = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
     else:
-        lowered = module.to(device)
+        lowered = module.to(device).eval()  # as built, it may be in training
     joint: Any = None if whole else view.joint()
     if joint is not None:
         lowered.lowered_joint = _Joint(joint[0], joint[1], make)
