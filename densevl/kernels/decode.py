@@ -10,7 +10,8 @@ from densevl.kernels.common import empty, need
 from densevl.kernels.dispatch import constant, runs_kernel
 from densevl.kernels.resample import DecodePlan, decode_tiling
 
-DECODE_ROWS, DECODE_COLUMNS = 32, 256  # pixels whose T scores are held at once
+FEW = 64  # scores a pixel
+DECODE_TILE = {True: (32, 256), False: (16, 128)}  # pixels whose scores are held at once, by whether they are few
 MOST_TAPS = 128  # tokens that an 8 x 8 tile of pixels may touch in the kernel
 
 
@@ -49,8 +50,9 @@ def dense_decode(
     score = torch.empty(label.shape, device=scores.device)
     lse = None if scale is None else torch.empty_like(score)
     scores_BTYX = scores.movedim(3, 1).contiguous()  # what is searched over T is read in the order of pixels
-    column_blocks = plan.cols.blocks(DECODE_COLUMNS)
-    for block in plan.rows.blocks(DECODE_ROWS):
+    rows_held, columns_held = DECODE_TILE[scores.shape[3] <= FEW]
+    column_blocks = plan.cols.blocks(columns_held)
+    for block in plan.rows.blocks(rows_held):
         strip = torch.matmul(block.weights.to(scores), scores_BTYX[:, :, block.touched])
         for other in column_blocks:
             tile = torch.matmul(strip[..., other.touched], other.weights.to(scores).T)  # (B, T, r, c)
