@@ -31,6 +31,14 @@ FORMATS = {
     "GIF": {},
     "PPM": {},
 }
+MORE_FORMATS = {
+    "AVIF": {},
+    "JPEG-progressive": {"quality": 90, "progressive": True},
+    "WEBP-lossy": {"lossless": False},
+    "TIFF-jpeg": {"compression": "jpeg"},
+    "TIFF-packbits": {"compression": "packbits"},
+}
+"""Further ways to store a picture."""
 
 
 def photo(height: int = 60, width: int = 90) -> np.ndarray:
@@ -41,10 +49,10 @@ def photo(height: int = 60, width: int = 90) -> np.ndarray:
 
 
 def encoded(image: np.ndarray | Image.Image, kind: str, **options: object) -> bytes:
-    """A picture as a file of one of `FORMATS`."""
+    """A picture as a file of one of `FORMATS` or `MORE_FORMATS`."""
     buffer = io.BytesIO()
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(buffer, format=kind.split("-")[0], **{**FORMATS.get(kind, {}), **options})
+    picture.save(buffer, format=kind.split("-")[0], **{**{**FORMATS, **MORE_FORMATS}.get(kind, {}), **options})
     return buffer.getvalue()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from attacks.pictures import FORMATS, corpus, encoded, one_line, photo, png_chunk, read
+from attacks.pictures import FORMATS, MORE_FORMATS, corpus, encoded, one_line, photo, png_chunk, read
 from densevl.errors import ImageError
 from densevl.images import header, read_image, read_labels
 
@@ -45,7 +45,7 @@ def test_thin_images_are_read(tmp_path: Path, size: tuple[int, int]) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("truncated_allowed", [False, True], ids=["", "LOAD_TRUNCATED_IMAGES"])
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9, 0.99])
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *MORE_FORMATS])
 def test_a_cut_file_never_has_a_grey_tail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, share: float, truncated_allowed: bool
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_tiff_whose_strips_end_early_has_no_black_rows(tmp_path: Path) -> None
         read_image(path)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [*FORMATS, *MORE_FORMATS])
 def test_damaged_files_give_an_array_or_one_line(tmp_path: Path, kind: str) -> None:
     data = encoded(photo(), kind)
     path = tmp_path / "damaged"
