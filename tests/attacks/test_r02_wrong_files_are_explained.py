@@ -39,6 +39,7 @@ from densevl.weights.reading import MOST_HEADER, MOST_TENSORS
 from region_weights import alpha_state, prompted_state, san_state
 
 NAME = "some weights.safetensors"  # what is in it says what it is
+MINI = {key: value for key, value in TINY.items() if key != "quick_gelu"}
 SAM = SamConfig(image=32, patch=8, width=16, depth=1, channels=16, decoder_mlp=16, mask_channels=4, iou_width=8)
 
 Reader = Callable[[Path], Any]
@@ -320,7 +321,7 @@ def with_windows() -> dict[str, torch.Tensor]:
 
 VALID: dict[str, tuple[Callable[[], dict[str, torch.Tensor]], dict[str, str]]] = {
     "clip": (lambda: random_clip().state_dict(), {}),
-    "mini": (lambda: compact(random_clip()), {"model_cfg": json.dumps(TINY), "patch_scale": "10.0"}),
+    "mini": (lambda: compact(random_clip()), {"model_cfg": json.dumps(MINI), "patch_scale": "10.0"}),
     "mini-sam": (lambda: sam().state_dict(), {"sam_config": SAM.to_json()}),
     "proxy from a file": (lambda: tiny_vit().state_dict(), {}),
     "proxy of timm": (lambda: timm.create_model("test_vit", num_classes=0).state_dict(), {}),

@@ -87,10 +87,10 @@ def data_of(text: str, what: str, *, ending: str = "", error: type[DensevlError]
             return None
         if len(text) > MAX_YAML:
             raise error(f"{what} has {len(text):,} characters of YAML; the limit is {MAX_YAML:,}: give JSON")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+        SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, SafeLoader)):
             raise ValueError("aliases (*name) are not read")  # a few lines of them stand for millions
-        return yaml.load(text, loader)  # noqa: S506  safe, both of them
+        return yaml.load(text, SafeLoader)  # noqa: S506  safe, both of them
     except (ValueError, RecursionError, yaml.YAMLError) as reason:
         form = "JSON" if ending == ".json" or isinstance(reason, RecursionError) else "JSON or YAML"
         raise error(f"{what} cannot be read as {form}: {short(' '.join(str(reason).split()), 120)}") from reason
