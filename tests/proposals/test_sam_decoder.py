@@ -13,6 +13,7 @@ from conftest import close
 
 modeling = pytest.importorskip("segment_anything.modeling", reason="SAM needs the extra 'sam'")
 
+from densevl.kernels import linear as kernel
 from densevl.proposals.sam import decoder as sam_decoder
 from densevl.proposals.sam.automatic import SamProposer
 from densevl.proposals.sam.decoder import Decoder, FoldedDecoder, decoder_of
@@ -91,6 +92,18 @@ def test_masks_are_the_same_however_many_pixels_are_made_at_once(cells: int, mon
     sam = model()
     for ours, theirs in zip(*both(sam, tokens_of(sam, POINT, 5)), strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no such operator")
+def test_the_other_library_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "LEAST", 1)
+    monkeypatch.setattr(kernel, "onednn_is_faster", lambda: True)
+    used, true = [], kernel._onednn
+    monkeypatch.setattr(kernel, "_onednn", lambda *args: used.append(1) or true(*args))
+    sam = model()
+    for ours, theirs in zip(*both(sam, tokens_of(sam, POINT, 3)), strict=True):
+        close(ours, theirs)
+    assert len(used) > 6
 
 
 @pytest.mark.parametrize(("kind", "folded"), [(POINT, True), (BOX, True), (MANY, False)])
