@@ -128,6 +128,7 @@ def test_names_of_an_object_store_lead_to_nothing_outside(folder: str, monkeypat
 @pytest.mark.parametrize(
     "data",
     [tar(member("x.png")), tar(member("errors.jsonl", b"[5]")), tar(sparse(2**40)), b"", gzip.compress(tar()), PNG],
+    ids=["no errors", "a number", "sparse", "empty", "compressed", "a picture"],
 )
 @pytest.mark.parametrize("ending", [".tar", ".parquet"])
 def test_a_hostile_shard_of_results_is_one_line(data: bytes, ending: str) -> None:
