@@ -41,7 +41,7 @@ def diagnose(*, speed: bool = False) -> list[Finding]:
         *_extras(),
         *_opencv(),
         _torch(),
-        *_precisions(),
+        *_precisions(anew=speed),
         *([_speed()] if speed else []),
         _int8(),
         _fonts(),
@@ -82,14 +82,14 @@ def _extras() -> Iterator[Finding]:
         yield Finding("extras", "ok", f"installed: {', '.join(whole)}")
 
 
-def _precisions() -> Iterator[Finding]:
+def _precisions(*, anew: bool = False) -> Iterator[Finding]:
     """What `--precision auto` takes on this machine, and what it is known by."""
     import torch
 
     from densevl.backbones.lowered.probe import fastest, machine
 
     device = torch.device(devices.default())
-    choice = fastest(device)
+    choice = fastest(device, anew=anew)
     yield Finding("processor", "ok", machine(device))
     yield Finding("precision", "ok", f"--precision auto takes {choice.precision}: {choice.told}")
 

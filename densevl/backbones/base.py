@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from densevl.backbones.lowered.probe import fastest, slower
+from densevl.backbones.lowered.probe import fastest, slower, unkept
 from densevl.backbones.precision import AUTO
 from densevl.backbones.protocol import InferenceProtocol
 from densevl.backbones.reach import Reach, doubts
@@ -36,6 +36,9 @@ def variant(recipe: Recipe, *, position_rule: str | None, compat: bool) -> Recip
     return found if position_rule is None else replace(found, position_rule=position_rule)
 
 
+FASTEST = "the fastest on this machine"
+
+
 class Backbone(ABC):
     """A model that gives dense features and text embeddings in one space.
 
@@ -53,10 +56,10 @@ class Backbone(ABC):
         background: default background policy, a spec as `Background.parse` takes it ("none" or "unknown").
         pictures: what it was made for: "photos", "drawings", or "" for both.
         refine: refinements of scores that are made unless others are asked for, as `Segmenter` takes them.
-        reading: what its weights were read as, ready for JSON: their form, and for activations, pixels, the commit of
-            the hub and a precision that "auto" chose, the value and where it was taken from. guesses: warnings about
-            those that nothing says.
+        reading: what its weights were read as, ready for JSON: their form, and for activations, pixels and the commit
+            of the hub, the value and where it was taken from. guesses: warnings about those that nothing says.
         precision: of the image tower's linear layers, one of `backbones.precision.PRECISIONS`.
+        auto: why "auto" took that precision; empty where it was asked for.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Backbone(ABC):
     pictures: ClassVar[str] = ""
     refine: ClassVar[str] = "none"
     precision: str = "float32"
+    auto: str = ""
     reading: Mapping[str, Any] = {}
     guesses: tuple[str, ...] = ()
     preprocess: Callable[..., torch.Tensor]
@@ -132,15 +136,15 @@ class Backbone(ABC):
         raise PrecisionError(f"model '{self.name}' runs in {self.precision} only; leave precision out")
 
     def _at_fastest(self) -> Backbone:
-        """This model at the precision that is fastest on its device; `reading` says which, and why."""
-        if "precision" in self.reading:
+        """This model at the precision that is fastest on its device; `auto` says why it is that."""
+        if self.auto:
             return self
         try:
-            found, why = self.at_precision(fastest(self.device).precision), "the fastest on this machine"
+            found, why = self.at_precision(fastest(self.device).precision), FASTEST
         except PrecisionError:
             found, why = self, "this model has no other"
         found = copy.copy(found)
-        found.reading = {**self.reading, "precision": [found.precision, f"auto, {why}"]}
+        found.auto = why
         return found
 
     def resolve(
@@ -271,10 +275,9 @@ class Backbone(ABC):
         Args:
             words: labels, their synonyms and words of the background; a repeated or empty one counts once or not.
         """
-        named = () if "precision" in self.reading else slower(self.precision, self.device)
         return (
             *self.guesses,
-            *named,
+            *(unkept if self.auto == FASTEST else slower)(self.precision, self.device),
             *doubts(self.name, self.reach([word for word in dict.fromkeys(words) if word.strip()])),
         )
 

@@ -258,7 +258,8 @@ def describe(backbone: Backbone) -> dict[str, Any]:
     """What a loaded model is, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
     found: dict[str, Any] = {"name": backbone.name, "precision": backbone.precision, **dict(backbone.reading)}
     found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
-    if "precision" in backbone.reading:
+    if backbone.auto:
+        found["precision"] = [backbone.precision, f"auto, {backbone.auto}"]
         found |= {"machine": probe.machine(backbone.device), "precisions": probe.fastest(backbone.device).told}
     if isinstance(backbone, OpenClipBackbone):
         if backbone.plan is not None:
@@ -316,8 +317,7 @@ def convert(
     from safetensors.torch import save
 
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
-    for name in ("revision", "precision"):  # not of the weights
-        facts.pop(name, None)
+    facts.pop("revision", None)  # not of the weights
     pixels = {name: facts[name] for name in PIXELS if name in facts}
     extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention, "head": plan.head}
     extra["form"] = backbone.reading["form"] if backbone.reading.get("form") in READOUTS else None

@@ -95,7 +95,7 @@ class OpenClipBackbone(Backbone):
         if precision == self.precision:
             return self
         other = copy.copy(self)
-        other.reading = {name: fact for name, fact in self.reading.items() if name != "precision"}
+        other.auto = ""
         trained = self.tower.trained if isinstance(self.tower, LoweredTower) else self.tower
         other.tower = trained if precision == "float32" else LoweredTower(trained, precision, self.name)
         other.precision = precision

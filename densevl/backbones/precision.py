@@ -113,10 +113,8 @@ def lowerable(tower: Tower, name: str) -> Iterator[torch.Tensor]:
         module = view if isinstance(view, nn.Module) else view.module
         joint = None if view is module else view.joint()
         if joint is not None:
-            yield joint[0]
-        yield from (
-            m.weight for m in module.modules() if isinstance(m, nn.Linear) and not (joint and m.weight is joint[0])
-        )
+            yield joint
+        yield from (m.weight for m in module.modules() if isinstance(m, nn.Linear) and m.weight is not joint)
 
 
 def _views(tower: Tower, name: str) -> list[Any]:
@@ -166,14 +164,14 @@ def _lowered(
         lowered = module.to(device).eval()  # as built, it may be in training
     joint: Any = None if whole else view.joint()
     if joint is not None:
-        lowered.lowered_joint = _Joint(joint[0], joint[1], make)
+        lowered.lowered_joint = _Joint(joint, view.joint_bias(), make)
         if device is not None:
-            _drop(lowered, joint[0])
+            _drop(lowered, joint)
     for parent in list(lowered.modules()):
         for name, child in list(parent.named_children()):
             if make is Int8Linear and (mlp := int8_mlp(child)):
                 setattr(parent, name, mlp)
-            elif isinstance(child, nn.Linear) and not (joint and child.weight is joint[0]) and child.weight.numel():
+            elif isinstance(child, nn.Linear) and child.weight is not joint and child.weight.numel():
                 bias = child.bias
                 if whole and name == "qkv" and parent.q_bias is not None:  # timm adds it by hand
                     bias = torch.cat([parent.q_bias, parent.k_bias, parent.v_bias])  # type: ignore[assignment]

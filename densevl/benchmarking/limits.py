@@ -72,6 +72,5 @@ def trained_size(backbone: Backbone) -> tuple[int, int]:
 def _matrices(view: Any) -> list[torch.Tensor]:
     """The weights of a block's linear layers, its joint projection among them."""
     joint = view.joint()
-    found = [] if joint is None else [joint[0]]
     layers = [module.weight for module in view.module.modules() if isinstance(module, nn.Linear)]
-    return found + [weight for weight in layers if not found or weight is not found[0]]
+    return [*([] if joint is None else [joint]), *(weight for weight in layers if weight is not joint)]

@@ -234,8 +234,9 @@ def run_images(
     out, as_json, quiet, overwrite, strict, ray, workers, shard = (given[name] for name in RUNNING)
     from densevl.pipelines.folder.cluster import Cluster
     from densevl.pipelines.folder.each import BAD
-    from densevl.pipelines.folder.loop import default_folder, to_files
+    from densevl.pipelines.folder.loop import as_begun, default_folder, to_files
 
+    work = work if overwrite else as_begun(work, out)
     cluster = None if ray is None else Cluster(work, ray, workers, shard)
     with stderr().status("loading the model"):  # shown on a terminal only
         task = work.task(None if ray is None else "cpu")  # on a cluster, what this machine needs is the facts

@@ -66,10 +66,10 @@ def is_watched(module: nn.Module) -> bool:
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `linear` leaves a product to oneDNN."""
     return (
-        x.device.type == "cpu"
+        not captured()  # first: a size that is asked becomes a bound of the graph
+        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= LEAST
-        and not captured()
         and not wants_gradients((x, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and mode() != "torch"

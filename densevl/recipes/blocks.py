@@ -31,8 +31,11 @@ class Block(Protocol):
     def over(self, module: Any) -> Block:
         """The same view of another copy of the block."""
 
-    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Weight (3D, D) and bias of the joint projection of q, k and v; None where each has a layer of its own."""
+    def joint(self) -> torch.Tensor | None:
+        """Weight (3D, D) of the joint projection of q, k and v; None where each has a layer of its own."""
+
+    def joint_bias(self) -> torch.Tensor | None:
+        """The bias (3D,) of that projection."""
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Layer norm before the attention."""
@@ -87,8 +90,11 @@ class OpenClipBlock:
     def over(self, module: Any) -> Self:
         return type(self)(module)
 
-    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self._attn.in_proj_weight, self._attn.in_proj_bias
+    def joint(self) -> torch.Tensor:
+        return self._attn.in_proj_weight
+
+    def joint_bias(self) -> torch.Tensor | None:
+        return self._attn.in_proj_bias
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.ln_1(x_BND)
@@ -133,13 +139,14 @@ class TimmBlock:
     def over(self, module: Any) -> Self:
         return type(self)(module, self._rope)
 
-    def joint(self) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    def joint(self) -> torch.Tensor | None:
+        return None if self._attn.qkv is None else self._attn.qkv.weight
+
+    def joint_bias(self) -> torch.Tensor | None:
         attn = self._attn
-        if attn.qkv is None:
-            return None
         if getattr(attn, "q_bias", None) is not None:
-            return attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
-        return attn.qkv.weight, attn.qkv.bias
+            return torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
+        return attn.qkv.bias
 
     def norm(self, x_BND: torch.Tensor) -> torch.Tensor:
         return self._block.norm1(x_BND)
@@ -196,7 +203,8 @@ def _joint_projection(u_BND: torch.Tensor, block: OpenClipBlock | TimmBlock, whi
     lowered = getattr(block.module, "lowered_joint", None)
     if lowered is not None:
         return lowered(u_BND, which)
-    weight, bias = block.joint()  # type: ignore[misc]
+    weight: Any = block.joint()
+    bias = block.joint_bias()
     width = weight.shape[0] // 3
     result: dict[str, torch.Tensor] = {}
     for run in {"qkv": ["qkv"], "qk": ["qk"], "kv": ["kv"], "qv": ["q", "v"]}.get(which, list(which)):

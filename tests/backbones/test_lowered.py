@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import stat
+import time
+from collections.abc import Mapping
 
+import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
+from densevl import load_backbone
 from densevl.backbones.lowered import block, compiling, linears
 from densevl.backbones.lowered.steps import KINDS, SHIFT, Compiled, Torch
 
@@ -155,14 +162,40 @@ def test_an_activation_that_may_fall_lower_keeps_its_sign(activation) -> None:
     assert block.int8_mlp(nn.Sequential(nn.Linear(4, 8), activation, nn.Linear(8, 4)).eval()) is None
 
 
+@pytest.fixture(scope="module")
+def eva(tmp_path_factory) -> tuple[nn.Module, str]:
+    """A CLIP whose tower adds biases of its own to q, k and v, and the folder it is in."""
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": "linear"}
+    config = {"embed_dim": 16, "vision_cfg": {**vision, "image_size": 224}, "text_cfg": text}
+    model, folder = open_clip.CLIP(**config).eval(), tmp_path_factory.mktemp("eva")
+    for each in model.visual.trunk.blocks:
+        nn.init.normal_(each.attn.q_bias)
+        nn.init.normal_(each.attn.v_bias)
+    save_file({name: t.clone() for name, t in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    )
+    return model, str(folder)
+
+
+@pytest.mark.parametrize(("precision", "bar"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.06)])
+def test_a_tower_with_biases_apart_is_loaded_at_any_precision(eva, precision, bar) -> None:
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        want = F.normalize(eva[0].encode_image(pixels), dim=-1)
+    got = F.normalize(load_backbone(eva[1], precision=precision).encode_image(pixels), dim=-1)
+    assert (got - want).norm() < bar * want.norm()
+
+
 @pytest.fixture
 def told(tmp_path, monkeypatch):
     """What is found with this environment, in words."""
 
-    def found(**environment: str) -> str:
+    def found(how: Mapping[str, bool] | None = None, **environment: str) -> str:
         for name, value in {"DENSEVL_CACHE": str(tmp_path / "cache"), **environment}.items():
             monkeypatch.setenv(name, value)
-        made, said = compiling._found.__wrapped__()
+        made, said = compiling._found.__wrapped__(**how or {})
         assert isinstance(made, Compiled) == ("compiled by" in said)
         return said
 
@@ -180,16 +213,40 @@ def _compiler(folder, body: str) -> str:
     ("body", "said"),
     [
         (None, "without a C compiler 'no-such-cc'.*install"),
+        ("echo note; echo >&2 first; echo last >&2; exit 3", "failed: exit status 3: last$"),
+        ("kill -9 $$", "failed: exit status -9$"),
+        ("exec sleep 60", "failed: it took more than 0.2 s"),
+        ("printf '\\377\\n' >&2; exit 1", "failed: exit status 1: .$"),
         ("echo broken header >&2; exit 1", "failed.*broken header"),
         ("exit 0", "failed"),  # and made nothing
         ('echo "" > "$(echo "$@" | sed "s/.*-o //; s/ .*//")"', "failed.*invalid ELF|failed.*file too short"),
         ('src=$(mktemp -d)/s.c; sed "s/0.70710678f/0.5f/" "$(echo "$@" | tr " " "\\n" | grep c$)" > $src; '
          'exec cc -O1 -fPIC -shared -o "$(echo "$@" | sed "s/.*-o //; s/ .*//")" $src -lm', "computes otherwise"),
     ],
-    ids=["none", "fails", "makes nothing", "makes no library", "computes otherwise"],
+    ids=["none", "last line", "killed", "hangs", "no text", "fails", "makes nothing", "no library", "is wrong"],
 )  # fmt: skip
-def test_no_compiler_fails_no_run(tmp_path, told, body, said) -> None:
+def test_no_compiler_fails_no_run(tmp_path, told, body, said, monkeypatch) -> None:
+    if body and "sleep" in body:
+        monkeypatch.setattr(compiling, "SECONDS", 0.2)
     assert re.search(said, told(CC="no-such-cc" if body is None else _compiler(tmp_path, body)))
+
+
+@pytest.mark.parametrize("named", ['"gcc', " ", "''", "/", "\udc80", "gcc\nx"], ids=ascii)
+def test_a_malformed_name_of_a_compiler_is_told(told, named) -> None:
+    assert "steps between products in torch" in told(CC=named)
+
+
+def test_a_compiler_that_failed_is_not_asked_again_for_a_day_but_by_doctor(tmp_path, told) -> None:
+    broken = _compiler(tmp_path, f"echo x >> {tmp_path}/count; echo broken header >&2; exit 1")
+
+    def asked(**how: bool) -> int:
+        assert "exit status 1: broken header" in told(CC=broken, how=how)
+        return (tmp_path / "count").read_text().count("x")
+
+    assert [asked(), asked(), asked(anew=True), asked()] == [1, 1, 2, 2]
+    (failed,) = (tmp_path / "cache" / "compiled").iterdir()
+    os.utime(failed, (time.time() - compiling.DAY - 1,) * 2)
+    assert asked() == 3
 
 
 needs_c = pytest.mark.skipif(not isinstance(compiling.steps(), Compiled), reason="no C compiler here")
@@ -206,8 +263,51 @@ def test_what_was_compiled_is_kept_and_only_ones_own_is_run(tmp_path, told) -> N
     assert [compiled(), compiled()] == [1, 1]
     (kept,) = (tmp_path / "cache" / "compiled").iterdir()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
-    kept.chmod(0o777)  # anybody may have written it
-    assert compiled() == 2
+    content, other = kept.read_bytes(), tmp_path / "other.so"
+    spoils = (
+        lambda: kept.chmod(0o777),  # anybody may have written it
+        lambda: kept.write_bytes(content[:5000]),  # would kill the process
+        lambda: kept.write_bytes(content[:-1] + b"x"),
+        lambda: (kept.rename(other), kept.symlink_to(other)),
+    )
+    for count, spoil in enumerate(spoils, start=2):
+        spoil()
+        assert [compiled(), compiled()] == [count, count]
+        assert list(kept.parent.iterdir()) == [kept]
+
+
+@needs_c
+def test_a_folder_of_others_is_not_trusted(tmp_path, told) -> None:
+    counting = _compiler(tmp_path, f'echo x >> {tmp_path}/count; exec cc "$@"')
+    cache = tmp_path / "cache"
+    folder = cache / "compiled"
+
+    def compiled() -> int:
+        assert "compiled by" in told(CC=counting)
+        return (tmp_path / "count").read_text().count("x")
+
+    assert compiled() == 1
+    folder.chmod(0o777)
+    assert [compiled(), compiled()] == [2, 3]
+    folder.chmod(0o700)
+    cache.chmod(0o777)  # anybody may put another in its place
+    assert compiled() == 4
+    cache.chmod(0o1777)
+    assert compiled() == 4
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert compiled() == 5
+
+
+@needs_c
+def test_attention_that_computes_otherwise_is_found_out() -> None:
+    class Odd(Torch):
+        def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return super().attend(q, k, v) * 1.001
+
+    assert compiling._agrees(Torch())
+    assert compiling._agrees(compiling.steps())
+    assert not compiling._agrees(Odd())
 
 
 @needs_c

@@ -8,6 +8,8 @@ import re
 import pytest
 import test_towers
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
 from conftest import random_clip, wrap
 from densevl import Segmenter, diagnosis, load_backbone
@@ -15,6 +17,7 @@ from densevl.backbones.lowered import probe
 from densevl.backbones.lowered.probe import Choice, choose
 from densevl.backbones.managing import convert, describe
 from densevl.backbones.precision import LINEARS, Int8Linear, LoweredTower
+from densevl.cli import app
 from densevl.errors import ModelError, OptionError
 
 CPU = torch.device("cpu")
@@ -40,15 +43,28 @@ def machine(monkeypatch, tmp_path):
     ("seconds", "taken"),
     [
         ({"int8": 0.41, "bfloat16": 1.83, "float16": 0.98}, "int8"),
-        ({"int8": 0.21, "bfloat16": 0.23}, "bfloat16"),
-        ({"int8": 0.20, "bfloat16": 0.23}, "int8"),
+        ({"int8": 0.21, "bfloat16": 0.23}, "int8"),
+        ({"int8": 0.27, "bfloat16": 0.23}, "int8"),
+        ({"int8": 0.46, "bfloat16": 0.23}, "bfloat16"),
+        ({"int8": 0.90, "bfloat16": 0.70}, "bfloat16"),
         ({"int8": 0.85, "bfloat16": 1.2}, "float32"),
         ({"int8": 0.80}, "float32"),
         ({"bfloat16": 0.5}, "bfloat16"),
         ({"int8": 0.5, "float16": 0.3}, "float16"),
         ({}, "float32"),
     ],
-    ids=["vnni", "amx", "int8-by-far", "not-worth-it", "at-the-bar", "no-int8", "float16", "nothing-else-is-right"],
+    ids=[
+        "vnni",
+        "amx",
+        "amx-too",
+        "bfloat16-by-far",
+        "int8-is-not-worth-it",
+        "not-worth-it",
+        "at-the-bar",
+        "no-int8",
+        "float16",
+        "nothing-else-is-right",
+    ],
 )
 def test_what_is_made_of_the_times(seconds, taken) -> None:
     assert choose({"float32": 1.0, **seconds}) == taken
@@ -105,39 +121,74 @@ def test_a_machine_is_asked_once_and_anew_where_it_differs(machine, monkeypatch)
     probe.fastest(CPU)
     monkeypatch.setattr(probe.devices, "processor", lambda: ("another", ()))
     probe.fastest(CPU)
-    assert len(asked) == 4
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    probe.fastest(CPU)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    probe.fastest(CPU)
+    assert len(asked) == 6
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"\xff",
-        b'{"precision": "int8"}',
-        b'{"precision": "int9", "seconds": {"float32": 1, "int9": 0.1}, "refused": {}}',
-        b'{"precision": "int8", "seconds": {"int8": 0.1}, "refused": {}}',
-        b'{"precision": "int8", "seconds": {"float32": 1, "int8": -1}, "refused": {}}',
-        b'{"precision": "int8", "seconds": {"float32": 1, "int8": NaN}, "refused": {}}',
-        b'{"precision": "int8", "seconds": [], "refused": {}}',
-    ],
-)
+DIGITS = "9" * 400
+DAMAGES = [
+    "",
+    "{",
+    "[]",
+    "\0",
+    "[" * 100_000,
+    '{"seconds": {"float32": 1}}',
+    '{"machine": [], "seconds": {"float32": 1}, "refused": {}}',
+    *(
+        f'{{"machine": MACHINE, "seconds": {seconds}, "refused": {{}}}}'
+        for seconds in (
+            *('{"float32": 1, "int9": 0.1}', '{"int8": 0.1}', "[]", "7"),
+            *(f'{{"float32": 1, "int8": {bad}}}' for bad in ("-1", "0", "NaN", "Infinity", DIGITS, "[]", '"a"')),
+        )
+    ),
+    '{"machine": MACHINE, "seconds": {"float32": 1}, "refused": []}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage[:60])
 def test_a_damaged_answer_is_ignored_and_made_again(damage, machine, tmp_path) -> None:
-    machine(bfloat16=0.3)
+    asked = machine(bfloat16=0.3)
     probe.fastest(CPU)
     (path,) = tmp_path.glob("precision-*.json")
-    path.write_bytes(damage)
+    path.write_text(damage.replace("MACHINE", json.dumps(json.loads(path.read_bytes())["machine"])))
     probe._on_cpu.cache_clear()
     assert probe.fastest(CPU).precision == "bfloat16"
-    assert json.loads(path.read_bytes())["precision"] == "bfloat16"
+    assert len(asked) == 2
+    assert json.loads(path.read_bytes())["seconds"]["bfloat16"] == 0.3
+
+
+def test_what_is_taken_follows_from_the_times_that_were_kept(machine, tmp_path) -> None:
+    machine(bfloat16=0.3, float16=5.0)
+    probe.fastest(CPU)
+    (path,) = tmp_path.glob("precision-*.json")
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "precision": "float16"}))
+    probe._on_cpu.cache_clear()
+    assert probe.fastest(CPU).precision == "bfloat16"
+
+
+def test_the_answer_can_be_renewed(machine) -> None:
+    machine(int8=0.4)
+    probe.fastest(CPU)
+    asked = machine(bfloat16=0.3)
+    assert probe.fastest(CPU).precision == "int8"
+    assert probe.fastest(CPU, anew=True).precision == "bfloat16"
+    machine(int8=0.4)
+    assert probe.fastest(CPU).precision == "bfloat16"
+    assert len(asked) == 2
 
 
 def test_no_cache_folder_is_no_trouble(machine, monkeypatch, tmp_path) -> None:
     machine(int8=0.4)
     (tmp_path / "file").touch()
     monkeypatch.setenv("DENSEVL_CACHE", str(tmp_path / "file"))
-    assert probe.fastest(CPU).precision == "int8"
+    auto = wrap(random_clip()).at_precision("auto")
+    assert auto.precision == "int8"
+    (said,) = auto.doubts(["dog"])
+    assert "cannot be kept" in said
+    assert "--precision int8" in said
 
 
 def test_a_model_takes_what_is_fastest_and_says_so(machine) -> None:
@@ -145,14 +196,15 @@ def test_a_model_takes_what_is_fastest_and_says_so(machine) -> None:
     exact = wrap(random_clip())
     auto = exact.at_precision("auto")
     assert auto.precision == "int8"
-    assert auto.reading["precision"] == ["int8", "auto, the fastest on this machine"]
+    assert auto.auto == "the fastest on this machine"
     assert auto.at_precision("auto") is auto
-    assert (exact.precision, exact.reading) == ("float32", {})
+    assert (exact.precision, exact.auto) == ("float32", "")
     pixels = torch.randn(1, 3, 32, 32)
     same = exact.at_precision("int8")
     assert torch.equal(auto.encode_dense(pixels).features, same.encode_dense(pixels).features)
     back = auto.at_precision("float32")
-    assert (back.precision, "precision" in back.reading) == ("float32", False)
+    assert (back.precision, back.auto) == ("float32", "")
+    assert describe(auto)["precision"] == ["int8", "auto, the fastest on this machine"]
     assert describe(auto)["precisions"].startswith("a linear layer takes float32")
     assert "precisions" not in describe(same)
 
@@ -162,7 +214,7 @@ def test_a_model_without_another_precision_stays_in_float32_and_says_so(kind, ma
     machine(int8=0.4)
     auto = test_towers._build(kind).at_precision("auto")
     assert auto.precision == "float32"
-    assert auto.reading["precision"] == ["float32", "auto, this model has no other"]
+    assert auto.auto == "this model has no other"
 
 
 def test_a_model_is_loaded_at_what_is_fastest(machine, tmp_path) -> None:
@@ -211,7 +263,29 @@ def test_a_precision_is_not_what_a_model_was_read_as(machine, tmp_path) -> None:
     loaded = load_backbone(str(tmp_path / "clip.pt"), precision="auto", activation="gelu")
     convert(loaded, tmp_path / "out")
     again = load_backbone(str(tmp_path / "out"))
+    assert again.reading.keys() >= loaded.reading.keys()
     assert "precision" not in again.reading
+
+
+def _code(*arguments: object) -> int:
+    return CliRunner().invoke(app, [str(one) for one in arguments]).exit_code
+
+
+@pytest.mark.parametrize("packed", ["", "/r.tar"], ids=["folder", "packed"])
+@pytest.mark.parametrize(
+    ("first", "then", "codes"),
+    [
+        ("auto", "int8", (0, 0)),
+        ("int8", "auto", (0, 0)),
+        ("float32", "auto", (0, 0)),
+        ("auto", "float32", (0, 4)),
+    ],
+)
+def test_what_was_taken_counts_and_not_how_it_was_asked_for(first, then, codes, packed, machine, tmp_path) -> None:
+    machine(int8=0.4)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    call = ("segment", tmp_path / "a.png", "--labels", "dog", "--model", "mini", "--out", f"{tmp_path}/out{packed}")
+    assert tuple(_code(*call, "--precision", one, "--quiet") for one in (first, then)) == codes
 
 
 def test_what_is_neither_is_refused_with_all_that_there_is() -> None:

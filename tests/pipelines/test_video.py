@@ -362,6 +362,11 @@ def test_settings_out_of_range_are_refused(given, segment) -> None:
         VideoSegmenter(segment.segmenter, **given)
 
 
+def test_what_segments_is_a_segmenter() -> None:
+    with pytest.raises(OptionError, match=r"segmenter is a str; it is a `Segmenter`"):
+        VideoSegmenter("mini")
+
+
 def test_hidden_files_and_results_are_no_videos_of_a_folder(tmp_path) -> None:
     for name in ("b.MP4", "a/c.mov", "._b.mp4", ".trash/x.mp4", "out/densevl.json", "out/b.mp4", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

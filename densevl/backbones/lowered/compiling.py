@@ -1,7 +1,8 @@
 """Which steps run: those in C, compiled on first use and kept in the cache folder, or those in torch.
 
 Nothing here fails a run. Where there is no C compiler, or what it makes does not agree with torch, torch's steps run,
-and `densevl doctor` says why. `DENSEVL_COMPILE=0` asks for them; `CC` names the compiler.
+and `densevl doctor` says why. `DENSEVL_COMPILE=0` asks for them; `CC` names the compiler. A compiler that failed is not
+asked again for a day, but by `densevl doctor`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,12 +28,14 @@ from torch import nn
 from densevl import digest
 from densevl.backbones.lowered.steps import KINDS, Compiled, Steps, Torch
 from densevl.cache import cache_dir
-from densevl.errors import DensevlError
-from densevl.files import atomic_write
+from densevl.errors import DensevlError, OutputError
+from densevl.files import atomic_write, shown
 
 SOURCE = Path(__file__).with_name("steps.c")
 FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
-SECONDS = 60
+SECONDS = 10
+"""A compiler may take; half a second is usual."""
+DAY = 24 * 3600
 _forced: list[Steps] = []
 
 
@@ -50,71 +55,109 @@ def use(chosen: Steps) -> Iterator[None]:
 
 
 def told() -> str:
-    """Which steps run here and why, for `densevl doctor`."""
-    return _found()[1]
+    """Which steps run here and why, for `densevl doctor`: a compiler that failed before is asked again."""
+    return _found(anew=True)[1]
 
 
 @cache
-def _found() -> tuple[Steps, str]:
+def _found(*, anew: bool = False) -> tuple[Steps, str]:
     if os.environ.get("DENSEVL_COMPILE") == "0":
         return Torch(), "steps between products in torch, as DENSEVL_COMPILE is 0"
-    command = shlex.split(os.environ.get("CC") or "cc")
-    compiler = shutil.which(command[0])
-    if compiler is None:
-        return (
-            Torch(),
-            f"steps between products in torch, without a C compiler '{command[0]}': install gcc or clang",
-        )
+    named = os.environ.get("CC") or "cc"
     try:
-        made = Compiled(_load([compiler, *command[1:]]))
+        command = shlex.split(named)
+        if not command:
+            raise ValueError("no command")
+        compiler = shutil.which(command[0])
+        if compiler is None:
+            missing = f"without a C compiler {shown(command[0])}: install gcc or clang"
+            return Torch(), f"steps between products in torch, {missing}"
+        made = Compiled(_load([compiler, *command[1:]], anew))
         if not _agrees(made):
             return Torch(), f"steps between products in torch, as what {compiler} compiles computes otherwise"
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError, DensevlError) as error:
-        why = " ".join(str(getattr(error, "stderr", None) or error).split())[:200]
-        return Torch(), f"steps between products in torch, as {compiler} failed: {why}"
+    except (OSError, ValueError, AttributeError, RuntimeError, DensevlError) as error:
+        why = " ".join(str(error).split())[:200]
+        return Torch(), f"steps between products in torch, as the C compiler {shown(named)} failed: {why}"
     return made, f"steps between products compiled by {compiler}"
 
 
-def _load(command: list[str]) -> ctypes.CDLL:
-    """The library, from the cache folder or compiled."""
+def _load(command: list[str], anew: bool) -> ctypes.CDLL:
+    """The library, from the cache folder or compiled.
+
+    Raises:
+        ChildProcessError: the compiler failed, now or within the last `DAY`.
+    """
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else [])]
     about = os.stat(command[0])
     compiler = f"{about.st_size} {about.st_mtime_ns}"
-    key = digest.of_text(SOURCE.read_text("utf-8"), *flags, *command, compiler, _cpu())
-    try:
-        kept = cache_dir() / "compiled" / f"steps-{key[:32]}.so"
-        if _is_own(kept):
-            return ctypes.CDLL(str(kept))
-    except OSError:
-        kept = None
-    with tempfile.TemporaryDirectory(prefix="densevl-") as folder:
-        made = Path(folder) / "steps.so"
-        subprocess.run(  # noqa: S603
-            [*command, *flags, "-shared", str(SOURCE), "-o", str(made), "-lm"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=SECONDS,
-        )
-        if kept is not None:
-            with contextlib.suppress(DensevlError, OSError):  # a folder that cannot be written to
-                atomic_write(kept, made.read_bytes()).chmod(0o700)
+    key = f"steps-{digest.of_text(SOURCE.read_text('utf-8'), *flags, *command, compiler, _cpu())[:32]}"
+    with tempfile.TemporaryDirectory(prefix="densevl-") as private:
+        folder = _own_folder() or Path(private)
+        for kept in folder.glob(f"{key}-*.so"):
+            if _is_own(kept) and kept.stem == f"{key}-{digest.of_file(kept)[:32]}":
+                return ctypes.CDLL(str(kept))
+            with contextlib.suppress(OSError):
+                kept.unlink()  # damaged, and loading it might kill this process
+        failed = folder / f"{key}.txt"
+        if not anew and _is_own(failed) and 0 <= time.time() - failed.stat().st_mtime < DAY:
+            raise ChildProcessError(failed.read_text("utf-8", errors="replace"))
+        made = Path(private) / "steps.so"
+        try:
+            _compile([*command, *flags, "-shared", str(SOURCE), "-o", str(made), "-lm"])
+        except ChildProcessError as error:
+            with contextlib.suppress(OutputError):
+                atomic_write(failed, f"{error}".encode())
+            raise
+        library = made.read_bytes()
+        with contextlib.suppress(OutputError, OSError):  # a full disk, or one that is not to be written to
+            made = atomic_write(folder / f"{key}-{digest.of_bytes(library)[:32]}.so", library)
+            made.chmod(0o700)
+            failed.unlink(missing_ok=True)
         return ctypes.CDLL(str(made))
 
 
-def _is_own(path: Path) -> bool:
-    """Whether the file is there, of this user, and writable by nobody else: it will be executed."""
+def _compile(command: list[str]) -> None:
+    """Run the compiler.
+
+    Raises:
+        ChildProcessError: with the reason, on one line.
+    """
     try:
-        about = path.stat()
+        ran = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, capture_output=True, errors="replace", timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ChildProcessError(f"it took more than {SECONDS} s") from error
+    if ran.returncode:
+        said = ran.stderr.strip().splitlines()[-1:]
+        raise ChildProcessError(": ".join([f"exit status {ran.returncode}", *said]))
+
+
+def _own_folder() -> Path | None:
+    """Where libraries are kept; None where others could put one, for it will be executed, or nobody can."""
+    try:
+        folder = cache_dir().resolve() / "compiled"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        others = [above.stat().st_mode for above in folder.parents]
+    except OSError:
+        return None
+    exposed = any(mode & stat.S_IWOTH and not mode & stat.S_ISVTX for mode in others)
+    return folder if _is_own(folder) and not exposed else None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is there, no link, of this user or root, and writable by nobody else."""
+    try:
+        about = path.lstat()
     except FileNotFoundError:
         return False
-    return about.st_uid == os.getuid() and not about.st_mode & 0o022
+    return not stat.S_ISLNK(about.st_mode) and about.st_uid in (0, os.getuid()) and not about.st_mode & 0o022
 
 
 def _cpu() -> str:
     """The instructions of this CPU."""
     try:
-        found = re.search(r"^(flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^(flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
     except OSError:
         found = None
     return found[0] if found else platform.processor()
@@ -125,11 +168,13 @@ def _agrees(made: Steps) -> bool:
     rows, width = 5, 100
     x = torch.linspace(-3, 3, rows * width).reshape(rows, width).sin() * 4
     step, bias, norm = torch.linspace(0.5, 1.5, rows)[:, None], torch.linspace(-1, 1, width), nn.LayerNorm(width)
+    heads = torch.linspace(-9, 9, 3 * 2 * 50 * 64).cos().reshape(1, 50, 3, 2, 64).permute(2, 0, 3, 1, 4)
     calls = [
         lambda s: s.lower(x, 127),
         lambda s: s.norm_lower(x, norm, 127),
         *(lambda s, kind=kind: s.activate_lower(x.clone(), step, bias, kind, 255) for kind in KINDS),
         lambda s: (s.scale(x.clone(), step, bias) * 16, s.scale(x.clone(), step, bias, x)),
+        lambda s: (s.attend(*heads) * 1e4, s.attend(*heads).norm(dim=-1)),
     ]
     with torch.no_grad():
         return all(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,16 +33,20 @@ ROUNDS = 5
 """Calls of each layer, in turn, of which the least counts: other work on the machine disturbs some of them."""
 WORTH = 0.8
 """Share of float32's time that a precision must stay under to be taken: each costs some accuracy."""
-ALMOST = 1.1
-"""bfloat16 within this factor of int8 is taken, for its error is smaller."""
+CLEARLY = 1.5
+"""Times as fast as int8 that another must be to be taken in its place. Times near each other would have it taken in one
+process and not in the next, and int8 with compiled steps is faster than what is timed."""
 HOPELESS = 2.0
 """A precision that takes so many times float32's time for a few tokens is timed for those alone."""
 SLOWER = 1.1
 """Share of float32's time above which a precision that was asked for is warned about."""
 ROUNDING = {"int8": 0.03, "bfloat16": 0.01, "float16": 0.002}
 """Relative error of a layer's output, at most; a product that saturates is off by far more."""
-SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-"""Variables of the environment that decide which instructions are used."""
+SETTINGS = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+)
+"""Variables of the environment that decide which instructions are used, and how exact float32 is."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,13 @@ class Choice:
         precision: one of `PRECISIONS`.
         seconds: of one layer in each precision; empty on a GPU.
         refused: precisions that are out, each with the reason.
+        is_kept: another process will have the same answer.
     """
 
     precision: str
     seconds: Mapping[str, float]
     refused: Mapping[str, str]
+    is_kept: bool = True
 
     @property
     def told(self) -> str:
@@ -69,20 +76,26 @@ class Choice:
             f"{name} {1e3 * taken:.2f} ms" + (f" ({taken / base:.2f})" if name != "float32" else "")
             for name, taken in self.seconds.items()
         ]
+        said += [] if self.is_kept else ["the answer cannot be kept in the cache folder"]
         return "; ".join([f"a linear layer takes {', '.join(layers)}", *said])
 
 
-def fastest(device: torch.device) -> Choice:
-    """The precision to take on a device: asked of the machine once, then of the cache folder."""
+def fastest(device: torch.device, *, anew: bool = False) -> Choice:
+    """The precision to take on a device: asked of the machine once, or `anew`, then of the cache folder."""
     if device.type == "cuda":
         return _by_capability(torch.cuda.get_device_capability(device))
     if device.type != "cpu":
         return Choice("float32", {}, {"others": f"are not tried on '{device.type}'"})
     name, instructions = devices.processor()
-    return _on_cpu(
+    machine = (
         *(name, " ".join(instructions), torch.__version__, str(torch.get_num_threads())),
-        *(os.environ.get(setting, "") for setting in SETTINGS),
+        *(torch.get_float32_matmul_precision(), *(os.environ.get(setting, "") for setting in SETTINGS)),
     )
+    if anew:
+        _on_cpu.cache_clear()
+        with suppress(OSError):
+            _path(machine).unlink()
+    return _on_cpu(*machine)
 
 
 def machine(device: torch.device) -> str:
@@ -91,6 +104,16 @@ def machine(device: torch.device) -> str:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name, instructions = devices.processor()
     return f"{name}: {', '.join(instructions) or 'its instructions are not known'}"
+
+
+def unkept(precision: str, device: torch.device) -> tuple[str, ...]:
+    """A warning, if another process may find another precision fastest."""
+    if fastest(device).is_kept:
+        return ()
+    return (
+        f"precision auto took {precision}, which cannot be kept in the cache folder, so a later run may take another: "
+        f"--precision {precision} settles it",
+    )
 
 
 def slower(precision: str, device: torch.device) -> tuple[str, ...]:
@@ -116,31 +139,31 @@ def _by_capability(capability: tuple[int, int]) -> Choice:
 @lru_cache(maxsize=8)
 def _on_cpu(*machine: str) -> Choice:
     """The answer for this CPU, version of torch, number of threads and settings."""
-    path = None
-    with suppress(OSError):  # no folder to write to
-        path = cache_dir() / f"precision-{digest.of_text(*machine)[:16]}.json"
-    if path is not None and (kept := _read(path)) is not None:
+    if (kept := _read(machine)) is not None:
         return kept
     found = probe()
-    if path is not None:
-        with suppress(OSError, OutputError):
-            atomic_write(path, json_text({"machine": machine, **asdict(found)}, indent=1).encode())
+    told = {"machine": machine, "seconds": found.seconds, "refused": found.refused}
+    try:
+        atomic_write(_path(machine), json_text(told, indent=1).encode())
+    except (OSError, OutputError):  # no folder to write to
+        return replace(found, is_kept=False)
     return found
 
 
-def _read(path: Any) -> Choice | None:
-    """What was found before; None if nothing was, or the file is damaged."""
+def _path(machine: Sequence[str]) -> Path:
+    return cache_dir() / f"precision-{digest.of_text(*machine)[:16]}.json"
+
+
+def _read(machine: Sequence[str]) -> Choice | None:
+    """What is made of the times found before; None if nothing was, or the file is damaged or another machine's."""
     try:
-        held = json.loads(path.read_bytes())
-        choice = Choice(
-            str(held["precision"]),
-            {str(name): float(taken) for name, taken in held["seconds"].items()},
-            {str(name): str(why) for name, why in held["refused"].items()},
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        held = json.loads(_path(machine).read_bytes())
+        seconds = {str(name): float(taken) for name, taken in held["seconds"].items()}
+        refused = {str(name): str(why) for name, why in held["refused"].items()}
+        sound = held["machine"] == [*machine] and {"float32"} <= seconds.keys() <= set(PRECISIONS)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
-    sound = {"float32", choice.precision} <= choice.seconds.keys() <= set(PRECISIONS)
-    return choice if sound and all(0 < taken < 1e3 for taken in choice.seconds.values()) else None
+    return Choice(choose(seconds), seconds, refused) if sound and all(0 < x < 1e3 for x in seconds.values()) else None
 
 
 @torch.inference_mode()
@@ -168,13 +191,10 @@ def probe() -> Choice:
 
 
 def choose(seconds: Mapping[str, float]) -> str:
-    """The precision to take by the seconds of each: see `WORTH` and `ALMOST`."""
-    best = min(seconds, key=lambda name: seconds[name])
-    if seconds[best] >= WORTH * seconds["float32"]:
-        return "float32"
-    if best == "int8" and seconds.get("bfloat16", float("inf")) <= ALMOST * seconds["int8"]:
-        return "bfloat16"
-    return best
+    """The precision to take by the seconds of each: see `WORTH` and `CLEARLY`."""
+    worth = {name: taken for name, taken in seconds.items() if taken < WORTH * seconds["float32"]}
+    best = min(worth, key=lambda name: worth[name], default="float32")
+    return "int8" if "int8" in worth and worth["int8"] <= CLEARLY * worth[best] else best
 
 
 def _seconds(layer: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:

@@ -95,8 +95,12 @@ class TimmProxy(Proxy):
         x, _ = self._before_last(pixels)
         block = self.model.blocks[-1]
         attn, x = block.attn, block.norm1(x)
-        joint = TimmBlock(block).joint()  # None where each projection has a layer of its own
-        parts = (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)) if joint is None else F.linear(x, *joint).chunk(3, -1)
+        view = TimmBlock(block)
+        parts = (
+            (attn.q_proj(x), attn.k_proj(x), attn.v_proj(x))
+            if (joint := view.joint()) is None  # each projection has a layer of its own
+            else F.linear(x, joint, view.joint_bias()).chunk(3, -1)
+        )
         q, k, v = (self._grid(part, pixels) for part in parts)
         return q, k, v
 

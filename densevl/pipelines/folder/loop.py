@@ -13,12 +13,14 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from densevl import __version__
+from densevl.backbones.precision import AUTO, PRECISIONS
 from densevl.errors import DensevlError, ImageError, OptionError, OutputError
 from densevl.files import RUN_FILE, Hold, shown
 from densevl.fitted import differing
@@ -31,13 +33,30 @@ from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.gathered import Gathered, Scores
 from densevl.pipelines.folder.naming import names_for, require_inside
 from densevl.pipelines.folder.storing import Local, open_store
-from densevl.pipelines.folder.tasks import KINDS, Task
+from densevl.pipelines.folder.tasks import KINDS, Task, Work
 from densevl.pipelines.folder.watch import PACKED, Job, Report, Watch
 from densevl.results import require_facts
 from densevl.saved import Kind, parse_json
 
 ERRORS = "errors.jsonl"
 EARLIER = Kind("result", DensevlError, "remove it, and it is made again")
+
+
+def as_begun(work: Work, out: str | os.PathLike[str] | None) -> Work:
+    """A work that leaves its precision to the machine, at the one that its results were begun with, if there are any.
+
+    Args:
+        out: where they go, as `to_files` takes it.
+    """
+    options = getattr(work, "options", {})
+    if out is None or options.get("precision") != AUTO:
+        return work
+    place, name = os.path.split(os.fspath(out)) if os.fspath(out).endswith(PACKED) else (out, RUN_FILE)
+    with suppress(DensevlError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        begun = json.loads(open_store(place or ".").read(f"{os.path.splitext(name)[0]}.json"))["facts"]["precision"]
+        if begun in PRECISIONS:
+            return replace(work, options={**options, "precision": begun})  # type: ignore[type-var]
+    return work
 
 
 def default_folder(base: str | os.PathLike[str], task: Task, *, overwrite: bool = False) -> str:

@@ -44,6 +44,10 @@ class VideoSegmenter:
         Raises:
             OptionError: a value out of range.
         """
+        if not isinstance(segmenter, Segmenter):
+            raise OptionError(
+                f"segmenter is a {type(segmenter).__name__}; it is a `Segmenter`, such as Segmenter('mini')"
+            )
         if not isinstance(smooth, (int, float)) or not 0 <= smooth < 1:
             raise OptionError(f"smooth is {smooth}; it is the share of earlier frames, 0 to below 1, such as 0.5")
         if not isinstance(every, int) or every < 1:
