@@ -7,7 +7,8 @@ recipe uses. Norms, softmax, residual stream, patch embedding and read-out stay 
 
 int8 is dynamic: a scale for each output channel of the weights, fixed, and one for each token, taken from the token
 itself; so the result does not depend on what else is in the batch. Rounding to 8 bits costs about 1 % of a layer's
-output (root mean square). Shape letters: M tokens, K inputs, N outputs of a layer.
+output (root mean square), 2 to 4 % in EVA's towers and where inputs have 7 bits. Shape letters: M tokens, K inputs, N
+outputs of a layer.
 """
 
 from __future__ import annotations

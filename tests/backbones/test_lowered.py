@@ -254,7 +254,7 @@ needs_c = pytest.mark.skipif(not isinstance(compiling.steps(), Compiled), reason
 
 @needs_c
 def test_what_was_compiled_is_kept_and_only_ones_own_is_run(tmp_path, told) -> None:
-    counting = _compiler(tmp_path, f'echo x >> {tmp_path}/count; exec cc "$@"')
+    counting = _compiler(tmp_path, f'echo x >> {tmp_path}/count; exec cc "$@" -O0')
 
     def compiled() -> int:
         assert "compiled by" in told(CC=counting)
@@ -278,7 +278,7 @@ def test_what_was_compiled_is_kept_and_only_ones_own_is_run(tmp_path, told) -> N
 
 @needs_c
 def test_a_folder_of_others_is_not_trusted(tmp_path, told) -> None:
-    counting = _compiler(tmp_path, f'echo x >> {tmp_path}/count; exec cc "$@"')
+    counting = _compiler(tmp_path, f'echo x >> {tmp_path}/count; exec cc "$@" -O0')
     cache = tmp_path / "cache"
     folder = cache / "compiled"
 

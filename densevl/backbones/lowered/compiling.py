@@ -91,28 +91,27 @@ def _load(command: list[str], anew: bool) -> ctypes.CDLL:
     about = os.stat(command[0])
     compiler = f"{about.st_size} {about.st_mtime_ns}"
     key = f"steps-{digest.of_text(SOURCE.read_text('utf-8'), *flags, *command, compiler, _cpu())[:32]}"
+    folder = _own_folder()
+    for kept in () if folder is None else folder.glob(f"{key}-*.so"):
+        if _is_own(kept) and kept.stem == f"{key}-{digest.of_file(kept)[:32]}":
+            return ctypes.CDLL(str(kept))  # one that is damaged might kill this process
+    failed = None if folder is None else folder / f"{key}.txt"
+    if failed and not anew and _is_own(failed) and 0 <= time.time() - failed.stat().st_mtime < DAY:
+        raise ChildProcessError(failed.read_text("utf-8", errors="replace"))
     with tempfile.TemporaryDirectory(prefix="densevl-") as private:
-        folder = _own_folder() or Path(private)
-        for kept in folder.glob(f"{key}-*.so"):
-            if _is_own(kept) and kept.stem == f"{key}-{digest.of_file(kept)[:32]}":
-                return ctypes.CDLL(str(kept))
-            with contextlib.suppress(OSError):
-                kept.unlink()  # damaged, and loading it might kill this process
-        failed = folder / f"{key}.txt"
-        if not anew and _is_own(failed) and 0 <= time.time() - failed.stat().st_mtime < DAY:
-            raise ChildProcessError(failed.read_text("utf-8", errors="replace"))
         made = Path(private) / "steps.so"
         try:
             _compile([*command, *flags, "-shared", str(SOURCE), "-o", str(made), "-lm"])
         except ChildProcessError as error:
-            with contextlib.suppress(OutputError):
-                atomic_write(failed, f"{error}".encode())
+            if failed:
+                with contextlib.suppress(OutputError, OSError):
+                    atomic_write(failed, f"{error}".encode()).chmod(0o600)
             raise
         library = made.read_bytes()
-        with contextlib.suppress(OutputError, OSError):  # a full disk, or one that is not to be written to
-            made = atomic_write(folder / f"{key}-{digest.of_bytes(library)[:32]}.so", library)
-            made.chmod(0o700)
-            failed.unlink(missing_ok=True)
+        if folder:
+            with contextlib.suppress(OutputError, OSError):  # a full disk, or one that is not to be written to
+                made = atomic_write(folder / f"{key}-{digest.of_bytes(library)[:32]}.so", library)
+                made.chmod(0o700)
         return ctypes.CDLL(str(made))
 
 
