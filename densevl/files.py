@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
 import secrets
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +26,10 @@ CONFIDENCE_MARK = "_confidence"
 _MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
 #: The file in a folder of results that says what made them; see `densevl.pipelines.folder.loop`.
 RUN_FILE = "densevl.json"
+#: What a killed run may leave in a folder: files that were not yet moved to their places.
+PARTS = ".densevl-*.part"
+#: What a disk says that takes no more.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _SIGNED = (".json", ".jsonl", ".html", ".md", ".xml", ".safetensors")
 _SIGNATURE = b"densevl"
 
@@ -95,7 +101,7 @@ def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[P
                     for piece in [data] if isinstance(data, bytes) else data:
                         file.write(piece)
             except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-                raise _unwritten(path, error, f" ({len(data):,} bytes)" if isinstance(data, bytes) else "") from error
+                raise unwritten(path, error, len(data) if isinstance(data, bytes) else _size(part)) from error
     return list(contents)
 
 
@@ -107,37 +113,75 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
         paths: where they go; missing folders are made, existing files are replaced.
 
     Yields:
-        A new name for each, beside its place.
+        Another name for each, beside its place, which nobody else uses meanwhile. It is made of the file's name, so
+        that what a killed process left of a file is taken over when the file is written again.
 
     Raises:
         OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
     """
     parts: list[tuple[Path, Path]] = []
     path = Path()
+    held = contextlib.ExitStack()
     try:
         try:
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
                     raise IsADirectoryError("a folder has this name")
-                parts.append((path.parent / f".densevl-{secrets.token_hex(8)}.part", path))
+                parts.append((_part(path, held), path))
         except (OSError, ValueError) as error:
-            raise _unwritten(path, error) from error
-        yield [part for part, _ in parts]
+            raise unwritten(path, error) from error
+        try:
+            yield [part for part, _ in parts]
+        except OSError as error:
+            at = [pair for pair in parts if str(pair[0]) == str(error.filename)]
+            if not at and error.errno not in REFUSED:  # what was read failed, not what is written
+                raise
+            part, path = (at or parts)[0]
+            raise unwritten(path, error, _size(part)) from error
         try:
             for part, path in parts:
                 os.replace(part, path)
         except (OSError, ValueError) as error:
-            raise _unwritten(path, error) from error
+            raise unwritten(path, error, _size(part)) from error
     finally:
         # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
         for part, _ in parts:
             with contextlib.suppress(OSError, ValueError):
                 part.unlink(missing_ok=True)
+        held.close()
 
 
-def _unwritten(path: Path, error: Exception, size: str = "") -> OutputError:
-    return OutputError(f"cannot write {shown(path)}{size}: {getattr(error, 'strerror', None) or error}")
+def _part(path: Path, held: contextlib.ExitStack) -> Path:
+    """The name that a file is staged under; no other process or thread gets it before `held` is closed."""
+    part = path.parent / f".densevl-{digest.of_text(path.name)[:16]}.part"
+    with contextlib.suppress(ImportError, OSError, ValueError):  # locks are not everywhere
+        import fcntl
+
+        place = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, place)
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own = os.fstat(place)
+            # While it was opened another may have moved it to its place, and a link would lead to a file of others.
+            if os.path.samestat(own, os.lstat(part)) and stat.S_ISREG(own.st_mode) and own.st_nlink == 1:
+                held.push(opened.pop_all())
+                return part
+    return path.parent / f".densevl-{secrets.token_hex(8)}.part"
+
+
+def unwritten(path: Path, error: Exception, size: int = 0) -> OutputError:
+    """What is said of a file that cannot be written. Args: size: its bytes, or those that were written; 0: not said."""
+    bytes_ = f" ({size:,} bytes)" if size else ""
+    return OutputError(f"cannot write {shown(path)}{bytes_}: {getattr(error, 'strerror', None) or error}")
+
+
+def _size(path: Path) -> int:
+    """Bytes that are there of a file."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def renew(path: str | os.PathLike[str], data: bytes) -> Path:
@@ -229,6 +273,12 @@ class Hold:
             self._place = None
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed run had begun to write in a folder, which the caller holds."""
+    for part in folder.glob(PARTS):
+        part.unlink(missing_ok=True)
+
+
 def require_folder(path: str | os.PathLike[str]) -> None:
     """Make the folder of a file that long work will write, so that an impossible one fails before the work.
 
@@ -238,7 +288,7 @@ def require_folder(path: str | os.PathLike[str]) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot write {shown(path)}: {getattr(error, 'strerror', None) or error}") from error
+        raise unwritten(Path(path), error) from error
 
 
 def is_own(path: Path) -> bool:

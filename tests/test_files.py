@@ -41,7 +41,7 @@ class _Full:
     """An opened file on a disk that fills up: half of the bytes arrive."""
 
     def __init__(self, path: Path, real_open: object) -> None:
-        self.file = real_open(path, "xb")  # type: ignore[operator]
+        self.file = real_open(path, "wb")  # type: ignore[operator]
 
     def __enter__(self) -> _Full:
         return self

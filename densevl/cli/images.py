@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from densevl.cli import options
-from densevl.cli.shared import FAILED, PARTLY, STOPPED, fail, file_name, print_json, stderr, stdout, warn
+from densevl.cli.shared import FAILED, PARTLY, fail, file_name, print_json, stderr, stdout, warn
 from densevl.errors import LabelError
 from densevl.pipelines.folder.summary import Summary
 from densevl.pipelines.folder.watch import PACKED, Job, Watch
@@ -253,9 +253,9 @@ def run_images(
         if as_json:
             print_json({"summary": screen.summary.facts(len(found.paths), screen.summary.images, 0.0, [])})
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
-    except KeyboardInterrupt as error:
-        fail("stopped; the same command goes on from here")
-        raise typer.Exit(STOPPED) from error
+    except KeyboardInterrupt as stop:
+        stop.add_note("the same command goes on from here")
+        raise
     if not quiet:
         say_left_out(found)
     if as_json:

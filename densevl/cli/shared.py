@@ -23,7 +23,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from densevl.errors import DensevlError, OutputError
-from densevl.files import json_text, shown
+from densevl.files import REFUSED, json_text, shown
 
 FAILED, PARTLY, UNWRITTEN, STOPPED, UNREAD = 2, 3, 4, 130, 141
 # Typer's parser raises it: click's UsageError, of whichever copy of click Typer uses.
@@ -167,7 +167,11 @@ def one_line_errors(command: _Command) -> _Command:
                 raise typer.Exit(unprinted(error)) from error
             if error.filename is None:
                 raise
-            fail(f"{shown(str(error.filename))}: {error.strerror}")
-            raise typer.Exit(FAILED) from error
+            full = error.errno in REFUSED  # such as the folder of temporary files
+            fail(f"{'cannot write ' * full}{shown(str(error.filename))}: {error.strerror}")
+            raise typer.Exit(UNWRITTEN if full else FAILED) from error
+        except KeyboardInterrupt as stop:
+            fail("; ".join(["stopped", *getattr(stop, "__notes__", ["the same command begins anew"])]))
+            raise typer.Exit(STOPPED) from stop
 
     return wrapped  # type: ignore[return-value]

@@ -28,7 +28,7 @@ from densevl.evaluation.progress import Show, note, progress
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
-from densevl.files import Hold, atomic_write, guard, shown
+from densevl.files import Hold, atomic_write, guard, shown, sweep
 
 _LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
@@ -103,6 +103,7 @@ def evaluate(
     hold = Hold(folder / STATE)
     if distributed.rank() == 0:
         hold.take()
+        sweep(folder / STATE)  # the next run's files have other names, so nothing would take these over
     if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
         for path in (*saved(folder / STATE), *_predictions(predictions)):
             path.unlink()
@@ -202,6 +203,11 @@ def count(
                 state.save()
                 saved = time.perf_counter()
             clock.add("count", since)
+    except KeyboardInterrupt as stop:
+        done = int((state.before.done | state.now.done).sum())
+        kept_there = "the same command goes on from here" if folder is not None else "nothing of it is kept"
+        stop.add_note(f"{done:,} of {len(dataset):,} images are counted; {kept_there}")
+        raise
     finally:
         state.save()
     seconds = time.perf_counter() - started

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from densevl import digest
 from densevl.errors import DensevlError
-from densevl.files import atomic_write, json_text, shown
+from densevl.files import atomic_write, json_text, renew, shown
 from densevl.regions.index import Photo
 from densevl.saved import Kind, parse_json, read_json
 from densevl.weights import read_checkpoint
@@ -83,7 +83,7 @@ class Bank:
         for old in Path(path).glob(PARTS) if (Path(path) / FACTS).exists() else ():
             old.unlink()
         made = cls(Path(path), facts)
-        made._list()
+        made.record()
         return made
 
     @classmethod
@@ -125,6 +125,11 @@ class Bank:
         return digest.of_text(json.dumps([dict(self.facts), photos], sort_keys=True))
 
     @property
+    def outdated(self) -> bool:
+        """Whether its folder holds other parts by now."""
+        return sorted(self.path.glob(PARTS)) != sorted(part.path for part in self.parts)
+
+    @property
     def photos(self) -> tuple[Photo, ...]:
         """The photos, in the order of their regions."""
         return tuple(photo for part in self.parts for photo in part.photos)
@@ -146,7 +151,7 @@ class Bank:
         part = Part(path, photos, tuple(int(own.sum()) for own in rows), keys, values)
         _write(part)
         more = Bank(self.path, self.facts, (*self.parts, part))
-        more._list()
+        more.record()
         return more
 
     def without(self, paths: Sequence[str]) -> Bank:
@@ -177,15 +182,15 @@ class Bank:
                 empty.append(part.path)
         less = Bank(self.path, self.facts, tuple(parts))
         if empty:
-            less._list()  # first, for a part that is listed has to be there
+            less.record()  # first, for a part that is listed has to be there
         for path in empty:
             path.unlink()
         return less
 
-    def _list(self) -> None:
-        """Write what made the bank, and the names of its parts."""
+    def record(self) -> None:
+        """Write what made the bank, and the names of its parts; a killed build may have left one out."""
         told = {"version": VERSION, **self.facts, "parts": [part.path.name for part in self.parts]}
-        atomic_write(self.path / FACTS, json_text(told, indent=1).encode())
+        renew(self.path / FACTS, json_text(told, indent=1).encode())
 
     def nearest(self, query_RP: torch.Tensor, count: int) -> torch.Tensor:
         """Numbers (R, K) of the regions whose keys have the largest inner products; of equals the first.

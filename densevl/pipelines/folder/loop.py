@@ -249,7 +249,14 @@ def _work_here(folder: Folder, task: Task, watch: Watch, *, strict: bool = False
         errors[job.image] = str(error)
 
     bad_before = folder.bad_before()
-    work_through(task.run, folder.jobs, folder.is_done, save, failed, saved, group=task.group, bad_before=bad_before)
+    try:
+        work_through(
+            task.run, folder.jobs, folder.is_done, save, failed, saved, group=task.group, bad_before=bad_before
+        )
+    except KeyboardInterrupt as stop:
+        done = sum(map(folder.is_done, folder.jobs))
+        stop.add_note(f"{done:,} of {len(folder.jobs):,} are done")
+        raise
     return errors
 
 

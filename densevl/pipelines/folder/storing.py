@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevl.errors import ImageError, OutputError
-from densevl.files import atomic_write, guard, shown
+from densevl.files import atomic_write, guard, shown, sweep, unwritten
 from densevl.images.addresses import is_address, local, opened
 from densevl.pipelines.folder.watch import Job
 
 if TYPE_CHECKING:
     from densevl.pipelines.folder.tasks import Kind
-
-PARTS = ".densevl-*.part"
 
 
 class Store(ABC):
@@ -129,7 +127,7 @@ class Local(Store):
             with open(path, "ab") as file:
                 file.write(data)
         except OSError as reason:
-            raise OutputError(f"cannot write {shown(path)}: {reason.strerror}") from reason
+            raise unwritten(path, reason, len(data)) from reason
 
     def remove(self, names: Iterable[str]) -> None:
         """See `Store`."""
@@ -152,8 +150,7 @@ class Local(Store):
     def sweep(self, folders: Iterable[str]) -> None:
         """See `Store`."""
         for folder in {self.path / folder for folder in folders}:
-            for part in folder.glob(PARTS):
-                part.unlink(missing_ok=True)
+            sweep(folder)
 
 
 class Remote(Store):

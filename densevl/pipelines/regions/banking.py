@@ -11,6 +11,7 @@ import torch
 
 from densevl import fitted
 from densevl.backbones.proxies import Proxy, load_proxy
+from densevl.files import Hold
 from densevl.images.listing import Sources
 from densevl.pipelines.folder.errors import ErrorList
 from densevl.pipelines.folder.storing import open_store
@@ -74,12 +75,21 @@ class BankBuilder:
     ) -> Built:
         """Add photos that are new or changed; a bad one is named in the report, and the others are taken.
 
-        Arguments, result and errors as those of `RegionSearch.build`.
+        Arguments, result and errors as those of `RegionSearch.build`; and OutputError if another build is at work.
         """
-        known = self.bank.photos if self.bank is not None else ()
         how = Taking(forget=forget, skip=skip, strict=strict, watch=watch or Watch())
-        built = fill(photos, known, self._look, self._take, self._drop, None, how)
-        if self.bank is not None:  # a folder is made only for something to be in it
+        with Hold(self._path) as self._hold:
+            if self.bank is not None:
+                self._hold.take()
+                if self.bank.outdated:  # another build has been there since it was opened
+                    self.bank = Bank.load(self._path)
+            known = self.bank.photos if self.bank is not None else ()
+            return self._built(fill(photos, known, self._look, self._take, self._drop, None, how))
+
+    def _built(self, built: Built) -> Built:
+        """Leave the folder as a build that was never stopped does; it is made only for something to be in it."""
+        if self.bank is not None:
+            self.bank.record()
             listed = ErrorList(open_store(self._path), ERRORS)
             for path, reason in built.failed.items():
                 listed.add(path, reason)
@@ -93,6 +103,7 @@ class BankBuilder:
 
     def _take(self, new: Sequence[tuple[Photo, tuple[torch.Tensor, torch.Tensor]]]) -> None:
         if self.bank is None:
+            self._hold.take()
             widths = [int(side.shape[1]) for side in new[0][1]]
             self.bank = Bank.create(self._path, {**self._facts, "proxy": self._source, "widths": widths})
         self._drop([photo.path for photo, _ in new])

@@ -122,6 +122,10 @@ def fill(
             if len(new) == KEPT_BACK:
                 take(new)
                 new.clear()
+    except KeyboardInterrupt as stop:
+        taken = len(kept) + len(added)
+        stop.add_note(f"{taken:,} of {len(paths):,} images are in it; the same command goes on from here")
+        raise
     finally:
         watch.end()
         if new:
