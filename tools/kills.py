@@ -1,0 +1,307 @@
+"""Long work that is killed at random moments and started again: is anything lost, cut or different?
+
+    python -m tools.kills --kills 20 --seed 0
+
+Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where it
+is killed by SIGKILL, with all its processes, at random moments, and started again until it ends. After each kill all
+files that have their final names are read back, and those with a name that the undisturbed run has too are compared
+with it. At the end both folders are compared byte for byte, but for the times that reports of evaluations tell.
+
+Columns: `kills` that met a run at work; `read` files that were read back after kills; `cut`, of them, those that could
+not be; `again` the most work that was done twice after one kill, where files tell (results of images, or counts of
+evaluations); `left` temporary files at the end; `differ` files that are others at the end, or missing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load as load_tensors
+
+from densevl.evaluation.checkpoint import State
+from densevl.files import PARTS
+from tests.evaluation.region_miniatures import make_instances, make_panoptic
+from tools.arguments import Parser
+from tools.bench_folder import LABELS, content, make_images
+
+GROWING = ("errors.jsonl", "densevl.json", "bank.json", "-index.npz", "state/")
+"""Files that say something else at each moment."""
+TIMES = ("report.html", "results.json")
+"""Reports that tell the seconds of their run; `_without_times` takes those out."""
+
+
+@dataclass(frozen=True)
+class Long:
+    """A command. Attributes: words: "OUT" for its folder. given: writes what it works on. code: its exit code."""
+
+    words: str
+    given: Callable[[Path], None]
+    code: int = 0
+
+
+def _pictures(folder: Path) -> None:
+    make_images(folder / "photos", 40, 2)
+
+
+def _many(folder: Path) -> None:
+    make_images(folder / "photos", 300, 2)
+
+
+def _semantic(folder: Path) -> None:
+    make_images(folder / "set/images", 40, 0)
+    for path in (folder / "set/images").rglob("*.png"):
+        truth = folder / "set/labels" / path.relative_to(folder / "set/images")
+        truth.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) // 22).save(truth)
+    (folder / "set/names.txt").write_text(LABELS.replace(",", "\n"))
+
+
+def _anomalies(folder: Path) -> None:
+    for kind, count in (("train/good", 2), ("test/good", 10), ("test/dent", 10)):
+        make_images(folder / "pictures", count, 0)
+        (folder / "set/cup" / kind).mkdir(parents=True)
+        for path in sorted((folder / "pictures").rglob("*.png")):
+            shutil.move(path, folder / "set/cup" / kind / path.name)
+    (folder / "set/cup/ground_truth/dent").mkdir(parents=True)
+    for path in (folder / "set/cup/test/dent").iterdir():
+        mask = np.zeros((64, 64), np.uint8)
+        mask[8:16, 8:16] = 255
+        Image.fromarray(mask).save(folder / "set/cup/ground_truth/dent" / f"{path.stem}_mask.png")
+
+
+def _classes(folder: Path) -> None:
+    make_images(folder / "photos", 200, 0)
+
+
+def _clips(folder: Path) -> None:
+    import av
+
+    (folder / "clips").mkdir()
+    rng = np.random.default_rng(0)
+    for clip in range(4):
+        with av.open(str(folder / f"clips/{clip}.mp4"), "w") as movie:
+            stream = movie.add_stream("libx264", rate=25)
+            stream.width = stream.height = 64
+            for _ in range(20):
+                frame = rng.integers(0, 255, (8, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+                movie.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            movie.mux(stream.encode())
+
+
+MINI = f"--labels {LABELS} --model mini"
+GRID = "--model mini --proposals grid"
+EVAL = "eval run folder --root set --model mini --out OUT --save-every 0 --dump --task"
+COMMANDS = {
+    "segment": Long(f"segment photos {MINI} --out OUT --sheet", _pictures, 3),
+    "regions": Long(
+        f"regions photos {MINI} --proposals grid --as coco,panoptic,labelme --out OUT --sheet", _pictures, 3
+    ),
+    "anomaly score": Long("anomaly score photos --model mini --out OUT --sheet", _pictures, 3),
+    "search": Long(f"search photos --for penguin {GRID} --out OUT", _many, 3),
+    "eval semantic": Long(f"{EVAL} semantic", _semantic),
+    "eval instance": Long(
+        f"{EVAL} instance --proposals grid", lambda folder: make_instances("own", folder / "set", 30)
+    ),
+    "eval panoptic": Long(f"{EVAL} panoptic --proposals grid", lambda folder: make_panoptic("own", folder / "set", 30)),
+    "eval anomaly": Long(f"{EVAL} anomaly", _anomalies),
+    "fewshot fit": Long("fewshot fit photos --model mini --out OUT/head", _classes),
+    "video": Long(f"video clips {MINI} --out OUT", _clips),
+    "bank build": Long(f"bank build photos {GRID} --out OUT", _many, 3),
+}
+
+
+def started(words: Sequence[str], folder: Path) -> int:
+    """Start the command in a process of its own, where everything is imported already, and return its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        os.chdir(folder)
+        silence = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(silence, stream)
+        from densevl.cli import app
+
+        app(list(words), prog_name="densevl")
+        os._exit(0)
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
+    except BaseException:
+        os._exit(70)
+
+
+def ended(child: int) -> int:
+    """Wait for it, and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def read_back(path: Path) -> None:
+    """Read a file to its end; raises what its reader raises of one that is cut."""
+    data = path.read_bytes()
+    if path.suffix == ".json":
+        json.loads(data)
+    elif path.suffix == ".jsonl":
+        [json.loads(line) for line in data.split(b"\n")[:-1]]  # a row is added at once; the last may be on its way
+    elif path.suffix in (".png", ".jpg"):
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+    elif path.suffix in (".npz", ".npy"):
+        found = np.load(io.BytesIO(data))
+        [found[name] for name in found] if path.suffix == ".npz" else found.shape
+    elif path.suffix == ".safetensors":
+        load_tensors(data)
+    elif path.suffix == ".zip":
+        if zipfile.ZipFile(io.BytesIO(data)).testzip() is not None:
+            raise ValueError("a part of it is damaged")
+    elif path.suffix == ".mp4":
+        import av
+
+        with av.open(str(path)) as movie:
+            if not sum(1 for _ in movie.decode(video=0)):
+                raise ValueError("it has no frame")
+    elif not data.endswith(b"\n") and path.suffix != ".html":
+        raise ValueError("its last line is cut")
+
+
+def _final(folder: Path) -> list[Path]:
+    """Files that have their final names."""
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".densevl-")]
+
+
+def _without_times(name: str, data: bytes) -> bytes:
+    if name == "results.json":
+        return json.dumps({key: value for key, value in json.loads(data).items() if key != "run"}).encode()
+    if name == "report.html":
+        return re.sub(rb"<h2>Time.*?<h2>Protocol", b"", data, flags=re.DOTALL)
+    return data
+
+
+def comparable(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder that does not differ from run to run by what it is: state/ has a file a run."""
+    return {
+        name: _without_times(name, data)
+        for name, data in content(folder).items()
+        if not name.startswith("state/") and not name.startswith(".densevl-")
+    }
+
+
+def _seen(folder: Path) -> dict[str, tuple[int, int]]:
+    """Which files there are, by place and time of change."""
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in _final(folder)}
+
+
+def _again(out: Path) -> int | None:
+    """Predictions of an evaluation that are there and not counted; None if it is none."""
+    if not (out / "state").is_dir():
+        return None
+    counted = sum(int(State.load(path).done.sum()) for path in (out / "state").glob("*.npz"))
+    kept = [path for path in (out / "predictions").rglob("*") if path.suffix in (".png", ".npy")]
+    lines = sum(path.read_bytes().count(b"\n") for path in (out / "state").glob("*.jsonl"))
+    return max(0, max(lines, len(kept)) - counted)
+
+
+def killed(name: str, kills: int, rng: random.Random) -> dict[str, Any]:
+    """Do a command undisturbed and killed so often; a row of the table."""
+    long = COMMANDS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        long.given(work)
+        since = time.monotonic()
+        code = ended(started(long.words.replace("OUT", "whole").split(), work))
+        took = time.monotonic() - since
+        whole, total = comparable(work / "whole"), len(_final(work / "whole"))
+        out, words = work / "killed", long.words.replace("OUT", "killed").split()
+        row: dict[str, Any] = {"command": name, "kills": 0, "read": 0, "cut": [], "again": 0, "exit": [code]}
+        before: dict[str, tuple[int, int]] = {}
+        alone = total <= 3  # files that come at the end: only the clock tells moments apart
+        for limit in sorted(rng.randrange(total) for _ in range(kills)):
+            child = started(words, work)
+            if alone or rng.random() < 0.2:
+                time.sleep(took * rng.random())
+            else:
+                while len(_final(out)) <= limit and os.waitpid(child, os.WNOHANG) == (0, 0):
+                    time.sleep(0.001)
+                time.sleep(rng.random() * 0.03)
+            try:
+                os.killpg(child, signal.SIGKILL)
+                row["kills"] += ended(child) == -signal.SIGKILL
+            except (ProcessLookupError, ChildProcessError):
+                pass  # it had ended
+            for path in _final(out):
+                try:
+                    row["read"] += 1
+                    read_back(path)
+                    own = str(path.relative_to(out))
+                    data = _without_times(own, path.read_bytes())
+                    if own in whole and whole[own] != data and not own.endswith(GROWING):
+                        raise ValueError("it is another than that of the undisturbed run")
+                except Exception as error:  # each reader raises its own
+                    row["cut"].append(f"{path.name}: {error}")
+            now = _seen(out)
+            written = sum(now.get(path, seen) != seen for path, seen in before.items() if _result(path, out))
+            row["again"] = max(row["again"], written if (counted := _again(out)) is None else counted)
+            before = now
+        row["exit"].append(ended(started(words, work)))
+        last = _seen(out)
+        written = sum(last.get(path, seen) != seen for path, seen in before.items() if _result(path, out))
+        if not (out / "state").is_dir():
+            row["again"] = max(row["again"], written)
+        end = comparable(out)
+        row["left"] = sorted(str(path.relative_to(out)) for path in out.rglob(PARTS))
+        row["differ"] = sorted(key for key in {*whole, *end} if whole.get(key) != end.get(key))
+        return row
+
+
+def _result(path: str, out: Path) -> bool:
+    """Whether a file is of one image, and no list of all of them."""
+    return not any(sign in path.removeprefix(str(out)) for sign in (*GROWING, *TIMES))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See the module text; exit code 1 if anything was lost, cut or different."""
+    parser = Parser(prog="python -m tools.kills", description=__doc__)
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="with commas between")
+    parser.add_argument("--kills", type=int, default=20, help="of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    import torch
+
+    import densevl.cli  # noqa: F401  for all that are started
+
+    torch.set_num_threads(1)
+    rows = []
+    sys.stdout.write("| command | kills | read | cut | again | left | differ |\n|---|---|---|---|---|---|---|\n")
+    for name in given.commands.split(","):
+        rows.append(row := killed(name, given.kills, random.Random(f"{given.seed} {name}")))
+        figures = [str(row[key]) if isinstance(row[key], int) else str(len(row[key])) for key in COLUMNS]
+        sys.stdout.write(f"| `{name}` | {' | '.join(figures)} |\n")
+        for key in ("cut", "left", "differ"):
+            for told in row[key][:5]:
+                sys.stderr.write(f"{name}: {key}: {told}\n")
+        if set(row["exit"]) != {COMMANDS[name].code}:
+            sys.stderr.write(f"{name}: exit codes {row['exit']}\n")
+        sys.stdout.flush()
+    return int(any(row["cut"] or row["left"] or row["differ"] for row in rows))
+
+
+COLUMNS = ("kills", "read", "cut", "again", "left", "differ")
+
+if __name__ == "__main__":
+    sys.exit(main())
