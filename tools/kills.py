@@ -35,7 +35,7 @@ from PIL import Image
 from safetensors.numpy import load as load_tensors
 
 from densevl.evaluation.checkpoint import State
-from densevl.files import PARTS
+from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, PARTS
 from tests.evaluation.region_miniatures import make_instances, make_panoptic
 from tools.arguments import Parser
 from tools.bench_folder import LABELS, content, make_images
@@ -70,6 +70,14 @@ def _semantic(folder: Path) -> None:
         truth.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) // 22).save(truth)
     (folder / "set/names.txt").write_text(LABELS.replace(",", "\n"))
+
+
+def _instances(folder: Path) -> None:
+    make_instances("own", folder / "set", 30)
+
+
+def _segments(folder: Path) -> None:
+    make_panoptic("own", folder / "set", 30)
 
 
 def _anomalies(folder: Path) -> None:
@@ -115,10 +123,8 @@ COMMANDS = {
     "anomaly score": Long("anomaly score photos --model mini --out OUT --sheet", _pictures, 3),
     "search": Long(f"search photos --for penguin {GRID} --out OUT", _many, 3),
     "eval semantic": Long(f"{EVAL} semantic", _semantic),
-    "eval instance": Long(
-        f"{EVAL} instance --proposals grid", lambda folder: make_instances("own", folder / "set", 30)
-    ),
-    "eval panoptic": Long(f"{EVAL} panoptic --proposals grid", lambda folder: make_panoptic("own", folder / "set", 30)),
+    "eval instance": Long(f"{EVAL} instance --proposals grid", _instances),
+    "eval panoptic": Long(f"{EVAL} panoptic --proposals grid", _segments),
     "eval anomaly": Long(f"{EVAL} anomaly", _anomalies),
     "fewshot fit": Long("fewshot fit photos --model mini --out OUT/head", _classes),
     "video": Long(f"video clips {MINI} --out OUT", _clips),
@@ -143,7 +149,7 @@ def started(words: Sequence[str], folder: Path) -> int:
         os._exit(0)
     except SystemExit as end:
         os._exit(int(end.code or 0))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a child must never come back
         os._exit(70)
 
 
@@ -252,21 +258,27 @@ def killed(name: str, kills: int, rng: random.Random) -> dict[str, Any]:
                     data = _without_times(own, path.read_bytes())
                     if own in whole and whole[own] != data and not own.endswith(GROWING):
                         raise ValueError("it is another than that of the undisturbed run")
-                except Exception as error:  # each reader raises its own
+                except Exception as error:  # noqa: BLE001  each reader raises its own
                     row["cut"].append(f"{path.name}: {error}")
             now = _seen(out)
-            written = sum(now.get(path, seen) != seen for path, seen in before.items() if _result(path, out))
+            written = _written_again(before, now, out)
             row["again"] = max(row["again"], written if (counted := _again(out)) is None else counted)
             before = now
         row["exit"].append(ended(started(words, work)))
         last = _seen(out)
-        written = sum(last.get(path, seen) != seen for path, seen in before.items() if _result(path, out))
+        written = _written_again(before, last, out)
         if not (out / "state").is_dir():
             row["again"] = max(row["again"], written)
         end = comparable(out)
         row["left"] = sorted(str(path.relative_to(out)) for path in out.rglob(PARTS))
         row["differ"] = sorted(key for key in {*whole, *end} if whole.get(key) != end.get(key))
         return row
+
+
+def _written_again(before: dict[str, tuple[int, int]], now: dict[str, tuple[int, int]], out: Path) -> int:
+    """How many images have a result that was there and was written once more."""
+    again = [path for path, seen in before.items() if now.get(path, seen) != seen and _result(path, out)]
+    return len({Path(path).stem.removesuffix(OVERLAY_MARK).removesuffix(CONFIDENCE_MARK) for path in again})
 
 
 def _result(path: str, out: Path) -> bool:
