@@ -121,35 +121,34 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """
     parts: list[tuple[Path, Path]] = []
     path = Path()
-    held = contextlib.ExitStack()
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if path.is_dir():
-                    raise IsADirectoryError("a folder has this name")
-                parts.append((_part(path, held), path))
-        except (OSError, ValueError) as error:
-            raise unwritten(path, error) from error
-        try:
-            yield [part for part, _ in parts]
-        except OSError as error:
-            at = [pair for pair in parts if str(pair[0]) == str(error.filename)]
-            if not at and error.errno not in REFUSED:  # what was read failed, not what is written
-                raise
-            part, path = (at or parts)[0]
-            raise unwritten(path, error, _size(part)) from error
-        try:
-            for part, path in parts:
-                os.replace(part, path)
-        except (OSError, ValueError) as error:
-            raise unwritten(path, error, _size(part)) from error
-    finally:
-        # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
-        for part, _ in parts:
-            with contextlib.suppress(OSError, ValueError):
-                part.unlink(missing_ok=True)
-        held.close()
+            try:
+                for path in paths:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if path.is_dir():
+                        raise IsADirectoryError("a folder has this name")
+                    parts.append((_part(path, held), path))
+            except (OSError, ValueError) as error:
+                raise unwritten(path, error) from error
+            try:
+                yield [part for part, _ in parts]
+            except OSError as error:
+                at = [pair for pair in parts if str(pair[0]) == str(error.filename)]
+                if not at and error.errno not in REFUSED:  # what was read failed, not what is written
+                    raise
+                part, path = (at or parts)[0]
+                raise unwritten(path, error, _size(part)) from error
+            try:
+                for part, path in parts:
+                    os.replace(part, path)
+            except (OSError, ValueError) as error:
+                raise unwritten(path, error, _size(part)) from error
+        finally:
+            # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
+            for part, _ in parts:
+                with contextlib.suppress(OSError, ValueError):
+                    part.unlink(missing_ok=True)
 
 
 def _part(path: Path, held: contextlib.ExitStack) -> Path:

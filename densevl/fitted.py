@@ -139,6 +139,19 @@ def kind_of(what: str) -> Kind:
     return Kind(what, WeightsError, "fit and save it again")
 
 
+def to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content; safetensors itself orders the header anew each time."""
+    from safetensors.torch import save
+
+    blob = save(dict(tensors), dict(header))
+    start = 8 + int.from_bytes(blob[:8], "little")
+    told = json.loads(blob[8:start])
+    told["__metadata__"] = dict(sorted(header.items()))
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + blob[start:]
+
+
 def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> list[Path]:
     """Write `path`.safetensors and `path`.json, both or neither.
 
@@ -148,8 +161,6 @@ def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapp
     Raises:
         OutputError: the disk refuses.
     """
-    from safetensors.torch import save as to_bytes
-
     blob = to_bytes(
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, {"format": kind}
     )

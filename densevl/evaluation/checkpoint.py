@@ -22,7 +22,7 @@ import numpy.typing as npt
 from densevl import fitted
 from densevl.errors import EvaluationError
 from densevl.evaluation import distributed
-from densevl.files import atomic_write, json_text, shown
+from densevl.files import atomic_write, json_text, shown, sweep
 from densevl.saved import Kind, parse_json, read_arrays, read_bytes
 
 STATE = "state"
@@ -142,6 +142,8 @@ class Checkpoint:
                     "give another work folder (--out), or forget them (--fresh)"
                 )
             self.before.merge(part)
+        if folder is not None and distributed.rank() == 0:
+            sweep(folder)  # this run's files have other names, so nothing would take over what a killed one left
         self.path = folder / _file_name(folder) if folder is not None else None
         self._lines: list[str] = []
         self._shards = 0

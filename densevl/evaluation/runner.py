@@ -28,7 +28,7 @@ from densevl.evaluation.progress import Show, note, progress
 from densevl.evaluation.report import results as report
 from densevl.evaluation.tasks.base import Task
 from densevl.evaluation.tasks.table import task_of
-from densevl.files import Hold, atomic_write, guard, shown, sweep
+from densevl.files import Hold, atomic_write, guard, shown
 
 _LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
@@ -103,7 +103,6 @@ def evaluate(
     hold = Hold(folder / STATE)
     if distributed.rank() == 0:
         hold.take()
-        sweep(folder / STATE)  # the next run's files have other names, so nothing would take these over
     if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
         for path in (*saved(folder / STATE), *_predictions(predictions)):
             path.unlink()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from densevl import digest
+from densevl import digest, fitted
 from densevl.errors import DensevlError
 from densevl.files import atomic_write, json_text, renew, shown
 from densevl.regions.index import Photo
@@ -225,12 +225,10 @@ class Bank:
 
 
 def _write(part: Part) -> None:
-    from safetensors.torch import save
-
     photos = [[p.path, *p.size, p.bytes, p.changed, n] for p, n in zip(part.photos, part.counts, strict=True)]
     header = {"kind": f"densevl bank {VERSION}", "photos": json.dumps(photos)}
     arrays = {"keys": part.keys.contiguous(), "values": part.values.contiguous()}
-    atomic_write(part.path, save(arrays, header))
+    atomic_write(part.path, fitted.to_bytes(arrays, header))
 
 
 def _part(path: Path, widths: tuple[int, ...]) -> Part:

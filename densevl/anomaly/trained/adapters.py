@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl import fitted
 from densevl.anomaly.evidence import margin
 from densevl.anomaly.harmonic import mix_probabilities
 from densevl.anomaly.memory.nearest import NearestMemory
@@ -138,8 +139,6 @@ class Adapters:
         Raises:
             ModelError: another ending. OutputError: the disk refuses.
         """
-        from safetensors.torch import save
-
         if Path(path).suffix != ".safetensors":
             raise ModelError(f"adapters go into a .safetensors file, not {Path(path).name}")
         tensors = {f"visual.{key}": value for key, value in self.visual.state_dict().items()}
@@ -148,7 +147,7 @@ class Adapters:
         tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         facts = {"model": self.model, "fingerprint": self.fingerprint}
         facts |= {"layers": json.dumps(self.layers), "temperature": repr(self.temperature)}
-        return atomic_write(path, save(tensors, {"format": FORMAT, **facts}))
+        return atomic_write(path, fitted.to_bytes(tensors, {"format": FORMAT, **facts}))
 
 
 def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
