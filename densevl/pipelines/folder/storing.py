@@ -6,6 +6,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +122,15 @@ class Local(Store):
 
     def append(self, name: str, data: bytes) -> None:
         """See `Store`."""
-        path = self.path / name
+        path, size = self.path / name, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            size = path.stat().st_size if path.exists() else 0
             with open(path, "ab") as file:
                 file.write(data)
         except OSError as reason:
+            with suppress(OSError):  # the half that went in
+                os.truncate(path, size) if size else path.unlink(missing_ok=True)
             raise unwritten(path, reason, len(data)) from reason
 
     def remove(self, names: Iterable[str]) -> None:
