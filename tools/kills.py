@@ -5,7 +5,8 @@
 Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where it
 is killed by SIGKILL, with all its processes, at random moments, and started again until it ends. After each kill all
 files that have their final names are read back, and those with a name that the undisturbed run has too are compared
-with it. At the end both folders are compared byte for byte, but for the times that reports of evaluations tell.
+with it. At the end both folders are compared byte for byte, but for the times that reports of evaluations tell, and
+for the overlays of videos: x264 gives other bytes for the same pixels, so their decoded frames are compared.
 
 Columns: `kills` that met a run at work; `read` files that were read back after kills; `cut`, of them, those that could
 not be; `again` the most work that was done twice after one kill, where files tell (results of images, or counts of
@@ -43,7 +44,7 @@ from tools.bench_folder import LABELS, content, make_images
 GROWING = ("errors.jsonl", "densevl.json", "bank.json", "-index.npz", "state/")
 """Files that say something else at each moment."""
 TIMES = ("report.html", "results.json")
-"""Reports that tell the seconds of their run; `_without_times` takes those out."""
+"""Reports that tell the seconds of their run; `_content_of` takes those out."""
 
 
 @dataclass(frozen=True)
@@ -191,18 +192,24 @@ def _final(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".densevl-")]
 
 
-def _without_times(name: str, data: bytes) -> bytes:
+def _content_of(name: str, data: bytes) -> bytes:
+    """A file without what differs from run to run."""
     if name == "results.json":
         return json.dumps({key: value for key, value in json.loads(data).items() if key != "run"}).encode()
     if name == "report.html":
         return re.sub(rb"<h2>Time.*?<h2>Protocol", b"", data, flags=re.DOTALL)
+    if name.endswith(".mp4"):
+        import av
+
+        with av.open(io.BytesIO(data)) as movie:
+            return b"".join(frame.to_ndarray(format="rgb24").tobytes() for frame in movie.decode(video=0))
     return data
 
 
 def comparable(folder: Path) -> dict[str, bytes]:
     """Every file of a folder that does not differ from run to run by what it is: state/ has a file a run."""
     return {
-        name: _without_times(name, data)
+        name: _content_of(name, data)
         for name, data in content(folder).items()
         if not name.startswith("state/") and not name.startswith(".densevl-")
     }
@@ -255,7 +262,7 @@ def killed(name: str, kills: int, rng: random.Random) -> dict[str, Any]:
                     row["read"] += 1
                     read_back(path)
                     own = str(path.relative_to(out))
-                    data = _without_times(own, path.read_bytes())
+                    data = _content_of(own, path.read_bytes())
                     if own in whole and whole[own] != data and not own.endswith(GROWING):
                         raise ValueError("it is another than that of the undisturbed run")
                 except Exception as error:  # noqa: BLE001  each reader raises its own

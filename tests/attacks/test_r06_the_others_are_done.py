@@ -12,7 +12,7 @@ import typer
 from PIL import Image
 
 from densevl.cli.images import RUNNING, run_images
-from densevl.images import read_image
+from densevl.images import find_images, read_image
 from densevl.pipelines.folder.each import one_by_one
 from densevl.pipelines.folder.tasks import CLASSIFY, Task
 
@@ -47,9 +47,9 @@ def photos(tmp_path_factory) -> Path:
 
 def _run(photos: Path, out: Path, *, strict: bool = False) -> tuple[set[str], list[str]]:
     """Names of results, and of the rows of errors.jsonl; the exit code is 3."""
-    given = dict.fromkeys(RUNNING) | {"images": [str(photos)], "out": str(out), "strict": strict, "quiet": True}
+    given = dict.fromkeys(RUNNING) | {"out": str(out), "strict": strict, "quiet": True}
     with pytest.raises(typer.Exit) as ended:
-        run_images(_Work(), given, [], lambda content: "")
+        run_images(_Work(), find_images(photos), given, [], lambda content: "")
     assert ended.value.exit_code == 3
     rows = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
     return {path.stem for path in out.glob("0*.json")}, [Path(row["image"]).stem for row in rows]

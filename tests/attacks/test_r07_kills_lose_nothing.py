@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from densevl.files import Hold, atomic_write, atomic_write_all
 from densevl.pipelines.regions.banking import BankBuilder
 from tests.attacks.interfering import changes, killed_at
 from tests.attacks.long_work import GROWING, RUNS, Kind, bank, classifier, content, make_photos, proxy
+from tools import kills
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,14 @@ def test_a_kill_at_any_moment_leaves_no_trace(kind: Kind, photos, tmp_path) -> N
         end = content(out)
         assert [name for name in end if Path(name).name.startswith(".densevl-")] == [], moment
         assert {name: data for name, data in end.items() if not name.startswith(kind.own)} == whole, moment
+
+
+@pytest.mark.timeout(600)  # processes that load a model: long where many share the cores
+def test_the_command_killed_by_the_system_loses_nothing() -> None:
+    row = kills.killed("segment", 2, random.Random(0))
+    assert row["read"] > 0
+    assert (row["cut"], row["left"], row["differ"], set(row["exit"])) == ([], [], [], {3})
+    assert row["again"] <= 1
 
 
 # Two at once ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from densevl.cli import app
 from densevl.errors import OutputError
-from tests.attacks.interfering import changes, files_of_at_most, full_from
+from tests.attacks.interfering import acting, changes, files_of_at_most, full_from
 from tests.attacks.long_work import GROWING, NAMES, RUNS, Kind, content, make_photos
 
 CUT = r"cannot write '.*' \([\d,]+ bytes\): File too large"
@@ -127,3 +127,36 @@ def test_a_command_says_what_it_could_not_write(words: str, inputs, monkeypatch)
     assert re.match(r"error: cannot write '.*' \([\d,]+ bytes\): File too large", said), said
     assert {name: data for name, data in content(inputs).items() if not name.startswith("out/")} == before
     assert [name for name in content(inputs) if ".densevl-" in name] == []
+
+
+STOPS = {
+    "segment": ("segment photos {words} --out {out}", r"stopped; \d of 4 are done; the same command goes on from here"),
+    "search": (
+        "search photos --for dog {grid} --out {out}",
+        r"stopped; \d of 4 images are in it; the same command goes on from here",
+    ),
+    "eval run": (
+        "eval run folder --root set {model} --out {out} --dump",
+        r"stopped; \d of 3 images are counted; the same command goes on from here",
+    ),
+    "fewshot fit": ("fewshot fit classes {model} --out {out}/head", "stopped; the same command begins anew"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), STOPS.values(), ids=STOPS)
+def test_ctrl_c_says_what_is_done_and_how_to_go_on(words: str, told: str, inputs, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(inputs)
+    words = words.format(words=WORDS, grid=GRID, model=MODEL, out=tmp_path / "out")
+    pressed: list[str] = []
+
+    def press(event: str, path: str) -> None:
+        if event == "open" and not pressed and Path(path).name.startswith(".densevl-"):
+            pressed.append(path)
+            raise KeyboardInterrupt
+
+    with acting(tmp_path, press):
+        done = CliRunner().invoke(app, words.split())
+    assert (done.exit_code, bool(pressed)) == (130, True), done.output
+    assert re.search(told, done.stderr.splitlines()[-1]), done.stderr
+    assert [name for name in content(tmp_path) if ".densevl-" in name] == []
+    assert CliRunner().invoke(app, words.split()).exit_code in (0, 3)

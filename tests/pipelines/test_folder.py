@@ -370,19 +370,6 @@ def test_exports_and_scores_of_a_resumed_run_are_those_of_a_whole_one(photos, tm
         assert content(Path(words[0])) == whole
 
 
-@pytest.mark.timeout(1800)  # five processes, each of which loads torch: minutes where many share the cores
-def test_a_run_killed_again_and_again_leaves_the_files_of_an_undisturbed_one(tmp_path) -> None:
-    from tools import bench_folder
-
-    photos = tmp_path / "photos"
-    bench_folder.make_images(photos, 30, 3)
-    assert command(*bench_folder.command(photos, tmp_path / "w")[3:])[0] == 3
-    assert bench_folder.killed_run(photos, tmp_path / "k", 30, kills=3) == 3
-    assert len(rows(tmp_path / "k")) == 3
-    killed, whole = content(tmp_path / "k"), content(tmp_path / "w")
-    assert {name for name in {*killed, *whole} if killed.get(name) != whole.get(name)} == set()
-
-
 def test_other_weights_of_the_same_name_and_another_version_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (48, 48), "red").save("x.jpg")

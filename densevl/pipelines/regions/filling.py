@@ -112,24 +112,28 @@ def fill(
             raise error
         watch.failed(Job(path, path), str(error))
 
-    watch.begin(len(paths), len(kept))
-    try:
-        for path, (shape, found) in each(one_by_one(look), waiting, bad):
-            size, changed = states[path]
-            new.append((Photo(path, shape, size or 0, changed or 0), found))
-            added.append(path)
-            watch.done(Job(path, path), None, {})
-            if len(new) == KEPT_BACK:
-                take(new)
-                new.clear()
-    except KeyboardInterrupt as stop:
-        taken = len(kept) + len(added)
-        stop.add_note(f"{taken:,} of {len(paths):,} images are in it; the same command goes on from here")
-        raise
-    finally:
-        watch.end()
+    def taken() -> None:
         if new:
             take(new)
+            new.clear()
+
+    watch.begin(len(paths), len(kept))
+    try:
+        try:
+            for path, (shape, found) in each(one_by_one(look), waiting, bad):
+                size, changed = states[path]
+                new.append((Photo(path, shape, size or 0, changed or 0), found))
+                added.append(path)
+                watch.done(Job(path, path), None, {})
+                if len(new) == KEPT_BACK:
+                    taken()
+        finally:
+            watch.end()
+            taken()
+    except KeyboardInterrupt as stop:
+        there = len(kept) + len(added) - len(new)
+        stop.add_note(f"{there:,} of {len(paths):,} images are in it; the same command goes on from here")
+        raise
     gone = [photo.path for photo in known if how.forget and photo.path not in states]
     if gone:
         drop(gone)
