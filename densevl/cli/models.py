@@ -179,9 +179,8 @@ def check_model(
     else:
         table = Table("what", "value", "taken from", box=None, pad_edge=False)
         for key, value in facts.items():
-            shown, source = (
-                value if isinstance(value, list) and (key in backbone.reading or key == "words") else (value, "")
-            )
+            has_source = isinstance(value, list) and key in (*backbone.reading, "words", "precision")
+            shown, source = value if has_source else (value, "")
             table.add_row(key.replace("_", " "), escape(_words(shown)), escape(str(source)))
         stdout().print(table)
     for warning in backbone.guesses:

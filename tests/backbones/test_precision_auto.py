@@ -271,6 +271,12 @@ def _code(*arguments: object) -> int:
     return CliRunner().invoke(app, [str(one) for one in arguments]).exit_code
 
 
+def test_the_command_says_what_was_taken_and_why(machine) -> None:
+    machine(int8=0.4)
+    said = CliRunner().invoke(app, ["models", "check", "mini", "--precision", "auto"]).stdout
+    assert re.search(r"precision +int8 +auto, the fastest on this machine", " ".join(said.split()))
+
+
 @pytest.mark.parametrize(
     ("first", "then", "packed", "codes"),
     [

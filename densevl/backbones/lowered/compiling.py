@@ -78,7 +78,8 @@ def _found(*, anew: bool = False) -> tuple[Steps, str]:
     except (OSError, ValueError, AttributeError, RuntimeError, DensevlError) as error:
         why = " ".join(str(error).split())[:200]
         return Torch(), f"steps between products in torch, as the C compiler {shown(named)} failed: {why}"
-    return made, f"steps between products compiled by {compiler}"
+    unkept = "" if _own_folder() else ", anew in every process, as others can write to the cache folder, or nobody can"
+    return made, f"steps between products compiled by {compiler}{unkept}"
 
 
 def _load(command: list[str], anew: bool) -> ctypes.CDLL:
