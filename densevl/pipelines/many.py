@@ -6,6 +6,7 @@ import contextvars
 import functools
 import math
 import os
+import sys
 import threading
 import warnings
 from collections import deque
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from densevl.errors import ImageError, OptionError
 from densevl.images.notes import ImageWarning, collected
@@ -55,7 +59,7 @@ def many(
     What goes together depends on the images alone, not on time, so that a second run gives the same to the last bit.
 
     Args:
-        images: anything; they are taken as they are needed.
+        images: anything; they are taken as they are needed. An iterator may write the next one to the same memory.
         read: reads one, in a thread, which waits while much is read and not used: what has `nbytes` counts by those.
         run: makes the results of some, in order.
         share: what part of a pass an image takes; they are handed to `run` together while it has room.
@@ -155,8 +159,15 @@ def _ahead(
             room.fill(-getattr(found.result()[0], "nbytes", 0))
         return image, found
 
+    several = isinstance(images, (list, tuple))  # their images do not change while the next one is taken
     try:
         for image in images:
+            image = image if several else _own(image)
+            if not several and (hasattr(image, "read") or isinstance(image, Image.Image)):
+                while waiting:
+                    yield first()
+                yield image, _read_now(read, image)
+                continue
             waiting.append((image, pool.submit(contextvars.copy_context().run, reading, image)))
             if len(waiting) > depth:
                 yield first()
@@ -165,6 +176,26 @@ def _ahead(
     finally:
         room.fill(-math.inf)
         pool.shutdown(cancel_futures=True)
+
+
+def _own(image: Any) -> Any:
+    """A copy of what an iterator may write its next image to."""
+    if isinstance(image, (bytearray, memoryview)):
+        return bytes(image)
+    if isinstance(image, np.ndarray):
+        return image.copy()
+    torch = sys.modules.get("torch")  # a tensor can only come from a torch that is already imported
+    return image.detach().clone() if torch is not None and isinstance(image, torch.Tensor) else image
+
+
+def _read_now(read: Callable[[Any], Read], image: Any) -> Future[Read]:
+    """Read an open file or a PIL image before its iterator closes it or goes to its next frame."""
+    found: Future[Read] = Future()
+    try:
+        found.set_result(read(image))
+    except Exception as error:  # noqa: BLE001  raised at its place
+        found.set_exception(error)
+    return found
 
 
 class _Room:

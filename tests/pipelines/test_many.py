@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageSequence
 
 from conftest import PHOTOS
-from densevl import AnomalyDetector, Ensemble, FewShot, RegionClassifier, Segmenter
+from densevl import AnomalyDetector, Ensemble, FeatureExtractor, FewShot, RegionClassifier, Segmenter
 from densevl.errors import ImageError, LabelError, OptionError
 from densevl.images import read_image, resize
 from densevl.pipelines.many import many
@@ -182,3 +185,83 @@ def test_a_photo_in_a_pass_of_several_has_the_same_int8_scores(photos, tiny) -> 
         assert (
             np.abs(result.scores - segment(path, LABELS).scores).max() <= 1e-6
         )  # one scale for a pass would move them a thousandfold
+
+
+def arrays():
+    held = np.zeros((4, 6, 3), np.uint8)
+    for value in range(8):
+        held[:] = value
+        yield held
+
+
+def tensors():
+    held = torch.zeros((3, 4, 6), dtype=torch.uint8)
+    for value in range(8):
+        yield held.fill_(value)
+
+
+def pictures():
+    held = Image.new("RGB", (6, 4))
+    for value in range(8):
+        held.paste((value,) * 3, (0, 0, 6, 4))
+        yield held
+
+
+def contents(kind):
+    for value in range(8):
+        file = io.BytesIO()
+        Image.new("RGB", (6, 4), (value,) * 3).save(file, "bmp")
+        held = bytearray(file.getvalue())
+        yield {bytearray: held, memoryview: memoryview(held)}[kind]
+        held[-72:] = bytes(72)  # the pixels
+
+
+def files(opener):
+    for value in range(8):
+        file = io.BytesIO()
+        Image.new("RGB", (6, 4), (value,) * 3).save(file, "png")
+        with opener(file) as held:
+            yield held
+
+
+def frames():
+    file = io.BytesIO()
+    still = [Image.new("RGB", (6, 4), (value,) * 3) for value in range(8)]
+    still[0].save(file, "tiff", save_all=True, append_images=still[1:])
+    yield from ImageSequence.Iterator(Image.open(file))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        *(arrays, tensors, pictures, partial(contents, bytearray), partial(contents, memoryview)),
+        *(partial(files, lambda file: file), partial(files, Image.open), frames),
+    ],
+    ids=["array", "tensor", "pil", "bytearray", "memoryview", "file", "opened-pil", "frames"],
+)
+@pytest.mark.filterwarnings("ignore::densevl.images.notes.ImageWarning")
+def test_an_iterator_may_use_its_memory_again(images) -> None:
+    results = many(images(), lambda image: read_image(image), lambda few: [rgb for _, rgb in few])
+    assert [int(rgb[0, 0, 0]) for rgb in results] == list(range(8))
+
+
+def test_every_many_takes_a_buffer_that_is_used_again(tiny) -> None:
+    segment, anomaly = Segmenter(tiny, protocol=SMALL), AnomalyDetector(tiny, "winclip", size=32)
+    regions = RegionClassifier(tiny, proposals="grid")
+    features, names = FeatureExtractor(tiny, protocol=SMALL), FewShot(tiny)
+
+    def calls(kept):
+        held, noise = np.zeros((32, 32, 3), np.uint8), np.random.default_rng(0)
+        for _ in range(3):
+            held[:] = noise.integers(0, 255, (32, 32, 3))
+            yield held.copy() if kept else held
+
+    for run in (
+        lambda images: [result.scores for result in segment.many(images, LABELS)],
+        lambda images: [result.grid for result in anomaly.many(images)],
+        lambda images: [result.confidence for result in regions.many(images, LABELS)],
+        lambda images: [result.features for result in features.many(images)],
+        lambda images: [result.probabilities for result in names.many(images, LABELS)],
+    ):
+        for own, other in zip(run(calls(True)), run(calls(False)), strict=True):
+            np.testing.assert_array_equal(own, other)
