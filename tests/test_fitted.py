@@ -33,7 +33,7 @@ def ensemble(share: float) -> Ensemble:
 @pytest.mark.parametrize(
     ("one", "other", "said"),
     [
-        (lambda: Segmenter(MINI), lambda: Segmenter("photo"), "model 'mini' -> 'photo', weights 860a"),
+        (lambda: Segmenter(MINI), lambda: Segmenter("photo"), "model 'mini' -> 'photo', weights "),
         (lambda: Segmenter(MINI), lambda: Segmenter(MINI, "naclip"), "recipe"),
         (lambda: Segmenter(MINI), lambda: Segmenter(MINI, protocol={"crop": 64}), "protocol.crop 96 -> 64"),
         (lambda: Segmenter(MINI), lambda: Segmenter(MINI, background="none"), "background.words"),
