@@ -43,6 +43,7 @@ POSITIONS = "positional_embedding"
 PLACEHOLDER = "test_vit"
 """In whose place a trunk of other sizes is put."""
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
+_PATCHING = threading.Lock()
 TEXT_CONFIG = "text_config.json"
 """Beside the weights: the sizes of a text side of transformers, else asked for at the hub."""
 
@@ -322,16 +323,21 @@ def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules built within have parameters without memory; buffers, which files may lack, are real."""
-    register, mine = nn.Module.register_parameter, threading.get_ident()
+    """Modules built within have parameters without memory; buffers, which files may lack, are real.
+
+    One thread at a time: `nn.Module` is everyone's, and what is put back must be torch's own method.
+    """
+    mine = threading.get_ident()
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None and threading.get_ident() == mine:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with _PATCHING:
+        register = nn.Module.register_parameter
+        nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -38,7 +38,6 @@ class NativeViT:
         self._visual = visual
         self._blocks = visual.transformer.resblocks
         self.reads_cls = visual.pool_type == "tok" and visual.attn_pool is None
-        self.cls_readout = (visual.ln_post, visual.proj) if self.reads_cls else None
         self.depth = len(self._blocks)
         self._odd = run_whole(self._blocks)
         self.patch_size = visual.patch_size[0]
@@ -49,6 +48,11 @@ class NativeViT:
     def module(self) -> Any:
         """open_clip's own module, for those who need a copy of it with other weights."""
         return self._visual
+
+    @property
+    def cls_readout(self) -> tuple[Any, torch.Tensor] | None:
+        """See `Tower`. Asked of the module each time, as weights that are loaded later replace its parameters."""
+        return (self._visual.ln_post, self._visual.proj) if self.reads_cls else None
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         visual = self._visual

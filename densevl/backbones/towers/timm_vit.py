@@ -56,6 +56,8 @@ class TimmViT:
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         trunk = self._trunk
+        if getattr(trunk, "rope_mixed", False):  # learned: other weights may have been loaded
+            self._rope_cache = None
         patches_BND, grid = self._patches(pixels)
         if self._fixed and grid != tuple(trunk.patch_embed.grid_size):
             raise wrong_size(pixels, self.image_size, "a ViT with relative positions")
@@ -97,15 +99,16 @@ class TimmViT:
         if rope is None:
             return None
         device = next(self._trunk.parameters()).device
-        if self._rope_cache is None or self._rope_cache[:2] != (grid, device):
+        kept = self._rope_cache  # which another thread may replace
+        if kept is None or kept[:2] != (grid, device):
             if getattr(rope, "feat_shape", None) is None:
                 made = rope.get_embed(shape=grid)
             else:  # the module is made for one grid: ask a copy, so that the tower's own stays as it is
                 resized = copy.deepcopy(rope)
                 resized.update_feat_shape(list(grid))
                 made = resized.get_embed()
-            self._rope_cache = (grid, device, made)
-        made = self._rope_cache[2]
+            self._rope_cache = kept = (grid, device, made)
+        made = kept[2]
         return made[index] if getattr(self._trunk, "rope_mixed", False) else made
 
 
