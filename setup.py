@@ -130,7 +130,7 @@ setup(
     },
     install_requires=CORE,
     extras_require=PACKAGES,
-    entry_points={"console_scripts": ["densevl = densevl.cli:app"]},
+    entry_points={"console_scripts": ["densevl = densevl.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -172,7 +172,10 @@ def _part(path: Path, held: contextlib.ExitStack) -> Path:
 def unwritten(path: Path, error: Exception, size: int = 0) -> OutputError:
     """What is said of a file that cannot be written. Args: size: its bytes, or those that were written; 0: not said."""
     bytes_ = f" ({size:,} bytes)" if size else ""
-    return OutputError(f"cannot write {shown(path)}{bytes_}: {getattr(error, 'strerror', None) or error}")
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = next((f"{shown(above)} is a file, no folder" for above in path.parents if above.is_file()), reason)
+    return OutputError(f"cannot write {shown(path)}{bytes_}: {reason}")
 
 
 def _size(path: Path) -> int:

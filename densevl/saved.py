@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from densevl.errors import DensevlError
+from densevl.errors import DensevlError, OutputError
 from densevl.files import shown
 
 MOST_BYTES = 1 << 30  # of JSON
@@ -57,12 +57,12 @@ class Kind:
         """Make sense of what a file holds: whatever is wrong with it is this kind's error.
 
         Args:
-            inner: errors of densevl too; else those pass.
+            inner: errors of densevl too, but for those of a folder that is none; else all of those pass.
         """
         try:
             yield
         except Exception as error:  # content of any kind goes wrong in any way
-            if isinstance(error, DensevlError) and not inner:
+            if isinstance(error, OutputError) or (isinstance(error, DensevlError) and not inner):
                 raise
             missing = f"{error} is missing" if isinstance(error, KeyError) else ""
             raise self.bad(path, f"is damaged ({missing or said(error)})") from error

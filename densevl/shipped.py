@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.machinery import PathFinder
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,13 +44,13 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
 def installed_file(module: str, relative: str) -> Path | None:
     """A file of an installed package, which is not imported; None without it.
 
-    `find_spec` of a top-level module only looks at the import path, so nothing of the package is executed.
+    Looking for a top-level module executes nothing of the package, which need not be importable.
 
     Args:
         module: top-level. relative: path of the file below the module's folder, with "/".
     """
     try:
-        spec = find_spec(module)
+        spec = PathFinder.find_spec(module) or find_spec(module)  # the first looks past sys.modules
     except (ImportError, ValueError):  # a half-removed package leaves such traces
         return None
     folders = (spec.submodule_search_locations or ()) if spec else ()
@@ -64,5 +65,7 @@ def open_clip_file(relative: str) -> Path:
     """
     path = installed_file("open_clip", relative)
     if path is None:
+        if installed_file("open_clip", "__init__.py") is None:
+            raise ModelError("open_clip is not installed: pip install open_clip_torch")
         raise ModelError(f"open_clip's {relative} is missing: pip install --force-reinstall open_clip_torch")
     return path

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,11 @@ from typer.testing import CliRunner
 
 from densevl.cli import app
 from densevl.cli.images import Pace
+from densevl.pipelines.folder import each
+from densevl.pipelines.folder.loop import Folder
 from densevl.pipelines.folder.summary import Summary
+from densevl.pipelines.folder.tasks import SEGMENT, Segmenting, Task
+from densevl.results import SegmentationResult
 
 SCENES = Path(__file__).parents[1] / "demo" / "scenes"
 runner = CliRunner()
@@ -131,3 +138,67 @@ def test_lists_are_lines_of_json(command: str) -> None:
     assert done.exit_code == 0
     assert rows
     assert all(isinstance(row, dict) for row in rows)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    place = tmp_path / "photos"
+    place.mkdir()
+    for number in range(4):
+        Image.new("RGB", (96, 96), (number * 60,) * 3).save(place / f"{number}.png")
+    return place
+
+
+def test_ctrl_c_tells_all_that_was_written_and_a_summary(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    whole = each.read_image
+
+    def stops(image: str) -> SegmentationResult:
+        if image.endswith("2.png"):
+            raise KeyboardInterrupt
+        return SegmentationResult(
+            np.zeros((96, 96), np.int16), ("penguin", "dog"), np.ones((96, 96), np.float32), image=whole(image)
+        )
+
+    monkeypatch.setattr(
+        Segmenting, "task", lambda *_: Task(SEGMENT, each.one_by_one(stops), {}, SimpleNamespace(backbone=None))
+    )
+    done = segment(photos, tmp_path / "o", "--json", "--quiet")
+    *rows, last = map(json.loads, done.stdout.splitlines())
+    assert done.exit_code == 130
+    assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png"]
+    assert all(Path(output).exists() for row in rows for output in row["outputs"])
+    assert last["summary"]["interrupted"] is True
+    assert (last["summary"]["done"], last["summary"]["images"]) == (2, 4)
+
+
+def test_a_folder_of_results_that_becomes_a_file_is_named(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    whole, out = Folder.content, tmp_path / "o"
+
+    def replaced(self, job):
+        if out.is_dir():
+            out.rename(tmp_path / "before")
+            out.touch()
+        return whole(self, job)
+
+    monkeypatch.setattr(Folder, "content", replaced)
+    done = segment(photos, out, "--json")
+    assert done.exit_code == 4
+    assert f"'{out}' is a file, no folder" in done.stderr
+
+
+@pytest.mark.parametrize("at", ["typer", "densevl.cli.shared", "densevl.pipelines.folder.loop"])
+def test_ctrl_c_during_imports_is_one_line(at: str, photos: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+class Stops:
+    def find_spec(self, name, *more):
+        if name == {at!r}:
+            exec("raise KeyboardInterrupt")  # as dataclasses do, after which Python dies by the signal
+sys.meta_path.insert(0, Stops())
+sys.argv[1:] = ["segment", {str(photos)!r}, "--labels", "a", "--model", "mini", "--out", {str(tmp_path / "o")!r}]
+from densevl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
+    assert done.stderr.startswith("error: stopped")

@@ -98,7 +98,7 @@ class Screen(Watch):
         self.kind, self.out = kind, out
         self.wants_content = as_json or (stderr().is_terminal and not quiet and len(images) > 1)
         self.summary = Summary()
-        self.finished = self.broken = 0
+        self.finished = self.fresh = self.broken = 0
         self.names = _below_common(images)
         self._pace = Pace()
         self._describe, self._json, self._quiet = describe, as_json, quiet
@@ -131,7 +131,7 @@ class Screen(Watch):
 
     def done(self, job: Job, result: Any, content: dict[str, Any]) -> None:
         """See `Watch`."""
-        self.finished += 1
+        self.finished, self.fresh = self.finished + 1, self.fresh + 1
         if self.wants_content:
             self.summary.add(job.image, content, getattr(result, "meta", {}).get("seconds"))
         self._step()
@@ -243,6 +243,7 @@ def run_images(
     loaded(task)
     out = out or default_folder(options.OUT, task, overwrite=overwrite)
     screen = Screen(describe, task.kind, out, found.paths, as_json=as_json, quiet=quiet)
+    started = time.monotonic()
     try:
         report = to_files(
             task, found, out, together=together, overwrite=overwrite, strict=strict, watch=screen, cluster=cluster
@@ -254,6 +255,9 @@ def run_images(
             print_json({"summary": screen.summary.facts(len(found.paths), screen.summary.images, 0.0, [])})
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
     except KeyboardInterrupt as stop:
+        if as_json:
+            told = screen.summary.facts(len(found.paths), screen.fresh, time.monotonic() - started, [])
+            print_json({"summary": told | {"interrupted": True}})
         stop.add_note("the same command goes on from here")
         raise
     if not quiet:

@@ -109,6 +109,12 @@ class OneLineGroup(TyperGroup):
                 param.hidden = True  # type: ignore[attr-defined]
         return found
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        return one_line_errors(super().make_context)(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        return one_line_errors(super().invoke)(ctx)
+
     def main(self, *args: Any, **extra: Any) -> Any:
         if not extra.get("standalone_mode", True):
             return super().main(*args, **extra)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import sys
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from open_clip import pretrained
 from safetensors.torch import save_file
 
 from conftest import TINY, random_clip
+from densevl import shipped
 from densevl.backbones import available, load_backbone
 from densevl.backbones.at_hand import best_at_hand
 from densevl.errors import DensevlError, MissingExtraError, ModelError, OptionError, WeightsError
@@ -419,3 +421,14 @@ def test_a_missing_weights_file_and_an_empty_folder(folder, tmp_path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no weights"):
         load_backbone(str(folder))
+
+
+def test_open_clip_need_not_be_importable_for_its_vocabulary(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    assert shipped.open_clip_file("bpe_simple_vocab_16e6.txt.gz").is_file()
+
+
+def test_open_clip_that_is_not_installed_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(shipped, "installed_file", lambda module, relative: None)
+    with pytest.raises(ModelError, match="not installed: pip install open_clip_torch"):
+        shipped.open_clip_file("bpe_simple_vocab_16e6.txt.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from types import SimpleNamespace
@@ -79,8 +80,23 @@ def test_what_was_made_before_the_end_is_written(error) -> None:
 
     with pytest.raises(error):
         told.run(call, lambda job: time.sleep(0.01))
-    assert told.written == ["0", "1", "2"]
+    assert told.written == told.lines == ["0", "1", "2"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("densevl-writing")]
+
+
+def test_ctrl_c_while_a_result_is_told_does_not_cut_its_line() -> None:
+    told, lines = Told(), list[str]()
+
+    def saved(job: Job, result: object) -> None:
+        if job.name == "2":
+            signal.raise_signal(signal.SIGINT)
+        lines.append(job.name)
+
+    save = lambda job, result: told.written.append(job.name)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        work_through(one_by_one(str), JOBS, lambda job: job.name in told.written, save, print, saved)
+    assert lines == told.written
+    assert "2" in lines
 
 
 def test_a_disk_that_refuses_ends_the_run() -> None:
@@ -92,7 +108,8 @@ def test_a_disk_that_refuses_ends_the_run() -> None:
 
     with pytest.raises(OutputError, match="full"):
         told.run(lambda image: made.append(image) or image, save)
-    assert told.lines == ["0"]
+    assert told.lines == told.written  # those that were in line before it was known, too
+    assert "1" not in told.lines
 
 
 @pytest.mark.parametrize(("size", "most"), [(10, 3), (600, 1)], ids=["by number", "by bytes"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextvars
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
-from densevl.errors import ImageError, ProposalError
+from densevl.errors import DensevlError, ImageError, ProposalError
 from densevl.images import read_image
 from densevl.pipelines.folder.watch import Job
 
@@ -91,7 +94,7 @@ def work_through(
 class _Writing:
     """Results on their way to files: a thread writes them, and they are told of in order.
 
-    What was taken is written whatever is raised, Ctrl-C too; a second Ctrl-C leaves the rest.
+    What was taken is written and told of whatever is raised, Ctrl-C too; a second Ctrl-C leaves the rest.
     """
 
     def __init__(
@@ -110,8 +113,9 @@ class _Writing:
             self.finish()
             self._tell(job, result, lambda: self._save(job, result))
             return
-        future = self._pool.submit(contextvars.copy_context().run, self._save, job, result)
-        self._waiting.append((job, result, future))
+        with unstopped():
+            future = self._pool.submit(contextvars.copy_context().run, self._save, job, result)
+            self._waiting.append((job, result, future))
         while len(self._waiting) > WAITING or (len(self._waiting) > 1 and sum(map(_size, self._waiting)) > HELD):
             self._next()
 
@@ -126,8 +130,10 @@ class _Writing:
             self._next()
 
     def _next(self) -> None:
-        job, result, future = self._waiting.popleft()
-        self._tell(job, result, future.result)
+        wait([self._waiting[0][2]])
+        with unstopped():
+            job, result, future = self._waiting.popleft()
+            self._tell(job, result, future.result)
 
     def _tell(self, job: Job, result: Any, written: Callable[[], None]) -> None:
         try:
@@ -148,10 +154,29 @@ class _Writing:
                 self.finish()
         finally:
             try:
+                while self._waiting:
+                    with suppress(DensevlError, OSError):  # what is raised already comes first
+                        self._next()
                 self._pool.shutdown()
             except KeyboardInterrupt:
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+@contextmanager
+def unstopped() -> Iterator[None]:
+    """Put off Ctrl-C to the end of a short piece of work."""
+    before, stops = signal.getsignal(signal.SIGINT), list[Any]()
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *stop: stops.append(stop))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if stops:
+            before(*stops[0])
 
 
 def _size(waiting: tuple[Job, Any, Future[None]]) -> int:

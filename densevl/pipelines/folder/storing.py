@@ -29,7 +29,7 @@ class Store(ABC):
         """The content of a file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: there is none. OutputError: the folder is a file by now.
         """
 
     @abstractmethod
@@ -110,7 +110,10 @@ class Local(Store):
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except NotADirectoryError as error:  # something else has come to stand in its place
+            raise unwritten(self.path / name, error) from error
 
     def exists(self, name: str) -> bool:
         """See `Store`."""
