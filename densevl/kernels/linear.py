@@ -32,12 +32,16 @@ def linear(
     """`F.linear` and an activation: (..., K) to (..., N).
 
     Args:
-        weight: (N, K). bias: (N,). then: None, "gelu", "gelu_tanh" or "silu".
+        weight: (N, K), or (K,) to (...). bias: (N,), or what `F.linear` adds.
+        then: None, "gelu", "gelu_tanh" or "silu".
 
     Raises:
         KernelError: shapes that do not fit.
     """
-    need(x.shape[-1] == weight.shape[-1], "x", x, "(..., {})", weight.shape[-1])
+    need(weight.dim() in (1, 2), "weight", weight, "(N, K)")
+    need(x.dim() > 0 and x.shape[-1] == weight.shape[-1], "x", x, "(..., {})", weight.shape[-1])
+    if bias is not None and bias.dim() > 0 and weight.dim() > 1:
+        need(bias.shape[-1] in (1, weight.shape[0]), "bias", bias, "({},)", weight.shape[0])
     if runs_onednn(x, weight, bias):
         return _onednn(x, weight, bias, then)
     y = F.linear(x, weight, bias)
@@ -67,19 +71,39 @@ def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """Whether `linear` leaves a product to oneDNN."""
     return (
         not captured()  # first: a size that is asked becomes a bound of the graph
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and _is_dense(x, weight, bias)
         and x.numel() * weight.shape[0] >= LEAST
         and not wants_gradients((x, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and mode() != "torch"
+        and torch._C._get_mkldnn_enabled()
         and onednn_is_faster()
     )
 
 
+def _is_dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether oneDNN reads these as they lie; it reads a bias with gaps as one without, and past its end."""
+    for tensor in (x, weight) if bias is None else (x, weight, bias):
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided:
+            return False
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            return False
+    if weight.dim() != 2 or min(weight.stride()) != 1 or max(weight.stride()) < min(weight.shape):
+        return False
+    return bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
+
+
 def captured() -> bool:
-    """Whether a graph of what runs is being made, which is to hold torch's own operators."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+    """Whether a graph of what runs is being made, or operators are followed, which are then to be torch's own."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # as torch.utils.flop_counter does
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str | None = None) -> torch.Tensor:
