@@ -202,3 +202,17 @@ main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr.count("\n")) == (130, 1)
     assert done.stderr.startswith("error: stopped")
+
+
+@pytest.mark.parametrize("name", ["nope.png", "", "/dev/stdin"])
+def test_the_only_image_is_looked_at_before_the_model_is_loaded(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Segmenting, "task", lambda *_: pytest.fail("the model is loaded"))
+    command = ["segment", name, "--labels", "a", "--model", "mini", "--out", str(tmp_path / "o"), "--json"]
+    done = runner.invoke(app, command)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "o").exists()
+    if name:
+        row, last = map(json.loads, done.stdout.splitlines())
+        assert row["image"] == name
+        assert row["error"] in done.stderr
+        assert (last["summary"]["failed"], last["summary"]["done"]) == (1, 0)

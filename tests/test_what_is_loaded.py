@@ -28,6 +28,22 @@ LIGHT = (
     *("segment photo.png --labels dog --model no-such", "segment photo.png --labels dog --no-such"),
     *("segment photo.png --labels dog --short-side x", "segment photo.png --labels dog --polygons"),
     *("segment photo.png --labels dog --activation no-such", "segment photo.png --labels dog --bands x"),
+    *("segment no-such.png --labels dog --json", "segment /dev/null --labels dog", "segment EMPTY --labels dog"),
+    *(
+        f"{command} {option} no-such"
+        for command, options in {
+            "segment photo.png --labels dog": "plan precision refine views as bank weights blend proxy-scope upsampler",
+            "regions photo.png": "plan precision views as weights operator-weights decoder",
+            "classify photo.png --labels dog": "precision weights descriptors text-transform",
+            "features photo.png": "plan precision weights format dtype",
+            "anomaly fit photo.png": "precision weights scoring windows adapters",
+            "anomaly score photo.png": "precision weights scoring adapters",
+            "video photo.png --labels dog": "plan precision refine weights blend",
+            "fewshot fit empty": "precision weights head",
+            "eval run voc21": "plan precision refine views weights",
+        }.items()
+        for option in map("--{}".format, options.split())
+    ),
 )
 RUN = f"""
 import sys
@@ -36,7 +52,7 @@ from densevl.cli import app
 densevl = get_command(app)
 for command in {LIGHT!r}:
     try:
-        densevl.main(command.split(), "densevl")
+        densevl.main(["" if word == "EMPTY" else word for word in command.split()], "densevl")
     except SystemExit:
         pass
     if found := [name for name in {HEAVY!r} if name in sys.modules]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,7 @@ def anomaly_fit(
             "How windows of the image are encoded: exact, shared or pooled, each faster and rougher.",
             panel=options.METHOD,
             values=("exact", "shared", "pooled"),
+            only=True,
         ),
     ] = None,
     whole: Annotated[
@@ -80,9 +82,13 @@ def anomaly_fit(
     """Remember sound images and set a threshold from them."""
     from densevl.files import guard
     from densevl.fitted import files
-    from densevl.images import find_images
+    from densevl.images import find_images, header
+    from densevl.images.addresses import is_address
 
     found = find_images(normal)
+    for path in found.paths:
+        if not is_address(path) and not os.path.isfile(path):
+            header(path)  # raises
     paths = found.paths
     say_left_out(found)
     guard(files(out), inputs=paths, overwrite=overwrite)

@@ -30,7 +30,10 @@ def fewshot_fit(
     head: Annotated[
         str,
         options.option(
-            "How examples and words are put together; gda suits most cases.", panel=options.METHOD, values=HEADS
+            "How examples and words are put together; gda suits most cases.",
+            panel=options.METHOD,
+            values=HEADS,
+            only=True,
         ),
     ] = "gda",
     calibrate: Annotated[

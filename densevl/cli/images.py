@@ -20,7 +20,7 @@ from rich.table import Table
 
 from densevl.cli import options
 from densevl.cli.shared import FAILED, PARTLY, fail, file_name, print_json, stderr, stdout, warn
-from densevl.errors import LabelError
+from densevl.errors import ImageError, LabelError
 from densevl.pipelines.folder.summary import Summary
 from densevl.pipelines.folder.watch import PACKED, Job, Watch
 
@@ -206,12 +206,24 @@ def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> 
     if out and not str(out).endswith(PACKED):
         open_store(out)
     found = find_images(given["images"] if images is None else images, skip=out or options.OUT)
-    only = found.paths[0] if len(found.paths) == 1 else ""
-    if only and not is_address(only) and not os.path.lexists(only) and not given["as_json"]:
-        header(only)  # raises
+    only = found.paths[0] if len(found.paths) == 1 else None
+    if only is not None and not is_address(only) and not os.path.isfile(only):
+        try:
+            header(only)  # raises
+        except ImageError as error:
+            if given["as_json"]:
+                _say_bad(only, error, Summary())
+            raise
     if given.get("model") and not given["weights"]:
         require_possible(given["model"])
     return found
+
+
+def _say_bad(image: str, error: Exception, summary: Summary) -> None:
+    """The lines of JSON of the only image, which is bad."""
+    print_json({"image": image, "error": str(error)})
+    summary.fail(image, str(error))
+    print_json({"summary": summary.facts(1, 0, 0.0, [])})
 
 
 def run_images(
@@ -251,8 +263,10 @@ def run_images(
     except BAD as error:  # the only image, or the first bad one with --strict
         if not screen.broken:
             fail(error)
-        if as_json:
-            print_json({"summary": screen.summary.facts(len(found.paths), screen.summary.images, 0.0, [])})
+        if as_json and not screen.broken:
+            _say_bad(found.paths[0], error, screen.summary)
+        elif as_json:
+            print_json({"summary": screen.summary.facts(len(found.paths), screen.fresh, 0.0, [])})
         raise typer.Exit(PARTLY if screen.finished else FAILED) from error
     except KeyboardInterrupt as stop:
         if as_json:

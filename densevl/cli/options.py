@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from densevl.errors import OptionError
+from densevl.errors import OptionError, suggest
+from densevl.files import shown
 
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
@@ -128,15 +130,25 @@ def numbers(text: str | None, kind: Callable[[str], Any], what: str) -> tuple[An
         raise OptionError(f"{text!r} is not {what}") from error
 
 
-def option(help: str, *names: str, panel: str | None = None, values: Any = (), between: str = "", **more: Any) -> Any:
+def option(
+    help: str,
+    *names: str,
+    panel: str | None = None,
+    values: Any = (),
+    between: str = "",
+    only: bool = False,
+    there: bool = False,
+    **more: Any,
+) -> Any:
     """An option of typer with one panel and one way to complete.
 
     Args:
         help: a full sentence or two. names: the flags, where they are not the parameter's own name.
-        panel: the heading it stands under in `--help`. values, between: see `choose`.
+        panel: the heading it stands under in `--help`. values, between: see `choose`. only: it has no other values.
+        there: it is a file or folder, which must be there. Both are checked before anything is loaded.
     """
     complete = choose(values, between) if values else None
-    more = {"callback": _given, **more}
+    more = {"callback": _checked(tuple(values) if only else None, between, there), **more}
     return typer.Option(*names, help=help, rich_help_panel=panel, autocompletion=complete, **more)
 
 
@@ -146,6 +158,25 @@ def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -
     if (empty or value != value) and "COMMANDLINE" in str(context.get_parameter_source(str(parameter.name))):
         raise typer.BadParameter("it is empty; give a value, or leave the option out")
     return value
+
+
+def _checked(only: tuple[str, ...] | None, between: str, there: bool) -> Callable[..., Any]:
+    """A callback that refuses what an option cannot be; see `option`."""
+    if only is None and not there:
+        return _given
+
+    def checked(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
+        _given(context, parameter, value)
+        several = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        for one in map(str, several):
+            for name in one.split(between) if between else [one]:
+                if only is not None and name.strip() not in only:
+                    raise typer.BadParameter(f"{name!r} is none{suggest(name, only)}; known: {', '.join(only)}")
+            if there and ":/" not in one and not os.path.exists(one):
+                raise typer.BadParameter(f"{shown(one)} does not exist")
+        return value
+
+    return checked
 
 
 def model_folder(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
@@ -201,7 +232,9 @@ Model = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    option("A checkpoint file to load, when --model names an architecture or a config file.", panel=MODELLING),
+    option(
+        "A checkpoint file to load, when --model names an architecture or a config file.", panel=MODELLING, there=True
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -214,6 +247,7 @@ Precision = Annotated[
         "float16 (half the memory), auto (the fastest here).",
         panel=MODELLING,
         values=PRECISIONS,
+        only=True,
     ),
 ]
 
@@ -310,13 +344,14 @@ Templates = Annotated[
 ]
 Descriptors = Annotated[
     Path | None,
-    option("A JSON file that says for each label what it looks like, as a list of texts.", panel=WORDS),
+    option("A JSON file that says for each label what it looks like, as a list of texts.", panel=WORDS, there=True),
 ]
 TextTransform = Annotated[
     Path | None,
     option(
         "A file with what is done last to the model's text embeddings, such as the matrix of LABCLIP.",
         panel=WORDS,
+        there=True,
     ),
 ]
 TemplateWeights = Annotated[
@@ -325,6 +360,7 @@ TemplateWeights = Annotated[
         "What the sentences of --templates count: 'equal', or what suits each 'image', 'region' or 'pixel' (AutoCLIP).",
         panel=WORDS,
         values=TEMPLATE_WEIGHTS,
+        only=True,
     ),
 ]
 Parents = Annotated[
@@ -334,6 +370,7 @@ Parents = Annotated[
         "image (CHiLS).",
         panel=WORDS,
         values=PARENTS,
+        only=True,
     ),
 ]
 Presence = Annotated[
@@ -368,6 +405,7 @@ ProxyScope = Annotated[
         "Whether that model looks at the photo once ('image') or at each window, as the papers do ('window').",
         panel=METHOD,
         values=SCOPES,
+        only=True,
     ),
 ]
 Sam = Annotated[
@@ -386,12 +424,13 @@ Refine = Annotated[
         panel=METHOD,
         values=REFINEMENTS,
         between=",",
+        only=True,
     ),
 ]
 
 Upsampler = Annotated[
     Path | None,
-    option("The file of the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD),
+    option("The file of the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD, there=True),
 ]
 
 InstanceThreshold = Annotated[
@@ -430,11 +469,17 @@ Plan = Annotated[
         "How the windows lie: tiles (few, side by side), sliding (the papers' way, overlapping), or whole.",
         panel=LOOKING,
         values=PLANS,
+        only=True,
     ),
 ]
 Blend = Annotated[
     str | None,
-    option("Where overlapping windows are averaged: at each pixel or at each patch.", panel=LOOKING, values=BLENDS),
+    option(
+        "Where overlapping windows are averaged: at each pixel or at each patch.",
+        panel=LOOKING,
+        values=BLENDS,
+        only=True,
+    ),
 ]
 Bank = Annotated[
     list[Path] | None,
@@ -442,6 +487,7 @@ Bank = Annotated[
         "A bank of regions of other photos that scores the photo's segments too; see densevl bank build. May be given "
         "several times.",
         panel=METHOD,
+        there=True,
     ),
 ]
 BankShare = Annotated[
@@ -457,6 +503,7 @@ Views = Annotated[
         "Look at the photo several times and average: flip, flip+scale, or itaclip. Slower, a little better.",
         panel=LOOKING,
         values=VIEWS,
+        only=True,
     ),
 ]
 
@@ -484,7 +531,7 @@ Operator = Annotated[
 ]
 OperatorWeights = Annotated[
     Path | None,
-    option("The file of an --operator with trained weights of its own, such as alpha.", panel=METHOD),
+    option("The file of an --operator with trained weights of its own, such as alpha.", panel=METHOD, there=True),
 ]
 Decoder = Annotated[
     Path | None,
@@ -493,6 +540,7 @@ Decoder = Annotated[
         "NAME.npz for each NAME.jpg; or the file of SAN, beside the CLIP of --model. They take the place of "
         "--proposals.",
         panel=METHOD,
+        there=True,
     ),
 ]
 ClipShare = Annotated[
@@ -507,10 +555,15 @@ ClipShare = Annotated[
 Scoring = Annotated[
     str,
     option(
-        "How anomalies are scored: by words, by comparison with sound images, or both.", panel=METHOD, values=SCORINGS
+        "How anomalies are scored: by words, by comparison with sound images, or both.",
+        panel=METHOD,
+        values=SCORINGS,
+        only=True,
     ),
 ]
-Adapters = Annotated[Path | None, option("The file of trained adapters, for --scoring adaptclip.", panel=METHOD)]
+Adapters = Annotated[
+    Path | None, option("The file of trained adapters, for --scoring adaptclip.", panel=METHOD, there=True)
+]
 Item = Annotated[str, option('What is looked at, in the singular: "metal nut".', panel=WORDS)]
 
 Out = Annotated[str, option("The folder that results are written to; it is made if there is none.", panel=FILES)]
@@ -531,6 +584,7 @@ As = Annotated[
         panel=FILES,
         values=EXPORTS,
         between=",",
+        only=True,
     ),
 ]
 Stuff = Annotated[str, option('Labels that are no things to be counted, "sky,road", for --as panoptic.', panel=FILES)]

@@ -79,6 +79,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
         ImageError: nothing was found, or a folder or list cannot be read. OutputError: a folder given is `skip` itself.
     """
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
+    if not all(given):
+        raise ImageError("a path of an image is empty: '' (is a variable of a script empty?)")
     left_out: Counter[str] = Counter()
     found: dict[str, Entry] = {}  # by absolute path, so that a photo named twice is done once
     for source in (name for text in given for name in braces(local(text))):

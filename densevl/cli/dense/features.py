@@ -48,10 +48,11 @@ def features(
             "--format",
             panel=options.FILES,
             values=options.MAPS,
+            only=True,
         ),
     ] = options.MAPS[0],
     dtype: Annotated[
-        str, options.option("Numbers of the files.", panel=options.FILES, values=options.MAP_DTYPES)
+        str, options.option("Numbers of the files.", panel=options.FILES, values=options.MAP_DTYPES, only=True)
     ] = options.MAP_DTYPES[0],
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
