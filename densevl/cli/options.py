@@ -171,7 +171,9 @@ def _checked(only: tuple[str, ...] | None, between: str, there: bool) -> Callabl
         for one in map(str, several):
             for name in one.split(between) if between else [one]:
                 if only is not None and name.strip() not in only:
-                    raise typer.BadParameter(f"{name!r} is none{suggest(name, only)}; known: {', '.join(only)}")
+                    raise typer.BadParameter(
+                        f"{name!r} is not known{suggest(name, only)}; it is one of {', '.join(only)}"
+                    )
             if there and ":/" not in one and not os.path.exists(one):
                 raise typer.BadParameter(f"{shown(one)} does not exist")
         return value

@@ -114,7 +114,7 @@ def test_objects_are_in_pieces_and_not_repeated(tmp_path) -> None:
         (["--box", "900,900,950,950"], "outside an image of 192x192"),
         (["--box", "0.1,0.1,0.5,0.6"], "they look normalised"),
         (["--box", "9,9,1,1"], "box 0 is (9, 9, 1, 1)"),
-        (["--as", "yola"], "no export 'yola'"),
+        (["--as", "yola"], "'yola' is not known"),
         (["--as", "panoptic", "--stuff", "sea"], "no class 'sea' to be stuff"),
         (["--pieces", "--proposals", "clusters"], "all proposals but clusters"),
     ],
