@@ -21,7 +21,7 @@ from densevl.kernels.dispatch import constant, mode, wants_gradients
 PLAIN = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
 """And what oneDNN calls them."""
-LEAST = 2**20  # multiplications of a product; below, a call costs as much as it saves
+LEAST = 2**15  # numbers of the weights, not of a product: a token's library is not to hang on what is beside it
 MARGIN = 0.8  # of the other's time
 TRIED = (256, 768, 768)  # M, N, K
 
@@ -72,7 +72,8 @@ def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return (
         not captured()  # first: a size that is asked becomes a bound of the graph
         and _is_dense(x, weight, bias)
-        and x.numel() * weight.shape[0] >= LEAST
+        and x.numel() > 0
+        and weight.numel() >= LEAST
         and not wants_gradients((x, weight, bias))
         and not torch.is_autocast_enabled("cpu")
         and mode() != "torch"
