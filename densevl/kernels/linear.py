@@ -54,17 +54,35 @@ def linear(
 
 def through(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a layer makes of x, (..., D): by `linear` if it is plain, else as it is."""
-    return linear(x, layer.weight, layer.bias) if is_plain(layer) else layer(x)  # type: ignore[arg-type]
+    return linear(x, layer.weight, layer.bias) if not captured() and is_plain(layer) else layer(x)  # type: ignore[arg-type]
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one, and nobody hooked himself to it."""
+    """Whether a layer is torch's own linear one, and nobody changed how it is called."""
     return type(layer) in PLAIN and not is_watched(layer)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody hooked himself to it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether a module is to be called as it is, as are all its parts.
+
+    So it is where anything hooked itself to it, to a part or to all modules, where a part's `forward` was replaced, and
+    where a part is in training, as dropout may be on its own.
+    """
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    ) or any(
+        part.training
+        or "forward" in part.__dict__
+        or part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in module.modules()
+    )
 
 
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:

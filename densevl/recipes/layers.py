@@ -5,9 +5,6 @@ Modules are read, never edited. Shape letters: M tokens, D width.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -41,27 +38,47 @@ def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def mlp_of(module: nn.Module) -> Mlp | None:
     """The two layers of an MLP and the kind of its activation, one of `KINDS`; None where there is more to it."""
-    if module.training or is_watched(module):
+    if is_watched(module):
         return None
     if type(module) is nn.Sequential:
         parts = [part for part in module if not isinstance(part, nn.Identity | nn.Dropout)]
-    elif type(module).__name__ == "Mlp" and isinstance(getattr(module, "norm", None), nn.Identity):  # timm
+    elif _name(module) == ("timm", "Mlp") and isinstance(getattr(module, "norm", None), nn.Identity):
         parts = [module.fc1, module.act, module.fc2]  # type: ignore[list-item]
     else:
         return None
     if len(parts) != 3 or not (isinstance(parts[0], nn.Linear) and isinstance(parts[2], nn.Linear)):
         return None
-    kind = None if is_watched(parts[1]) else _kind(type(parts[1]), getattr(parts[1], "approximate", None))  # type: ignore[arg-type]
+    kind = _kind(parts[1])
     return None if kind is None else (parts[0], kind, parts[2])
 
 
-@lru_cache(maxsize=64)
-def _kind(activation: type[nn.Module], approximate: str | None) -> str | None:
-    """Which of `KINDS` a class of activations is, by what it computes, as libraries have many names for each."""
+def _name(module: nn.Module) -> tuple[str, str]:
+    return type(module).__module__.partition(".")[0], type(module).__name__
+
+
+def _kind(activation: nn.Module) -> str | None:
+    """Which of `KINDS` an activation is, by what it computes, as libraries have many names for each."""
+    if any(activation.children()) or activation.state_dict():  # learned, it may change at any time
+        return None
+    own = tuple(sorted((key, value) for key, value in vars(activation).items() if key not in _OF_ANY))
+    key = type(activation), type(activation).forward, own
+    try:
+        if key not in _found:
+            _found[key] = _computed(activation)
+    except TypeError:  # settings that have no hash
+        return _computed(activation)
+    return _found[key]
+
+
+_OF_ANY = frozenset(vars(nn.Module()))
+_found: dict[object, str | None] = {}
+"""Kinds by class and settings."""
+
+
+def _computed(activation: nn.Module) -> str | None:
     x = torch.linspace(-12, 12, 1001)
     try:
-        made: Any = activation() if approximate is None else activation(approximate=approximate)
-        got = made(x.clone())
+        got = activation(x.clone())
     except (RuntimeError, TypeError):
         return None
     wanted = (F.gelu(x), F.gelu(x, approximate="tanh"), F.silu(x), x * (QUICK * x).sigmoid())

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.positions import resize_positions
 from densevl.errors import ModelError, RecipeError
-from densevl.kernels.linear import linear
+from densevl.kernels.linear import is_watched, linear
 from densevl.recipes.blocks import Block, as_trained, view
 from densevl.recipes.tower import Grid
 
@@ -64,7 +64,8 @@ class NativeViT:
         return visual.ln_pre(torch.cat([cls_B1D, patches_BND], dim=1) + positions.to(patches_BND.dtype))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        return self._blocks[index](x_BND) if self._odd else as_trained(self.view(index, grid), x_BND)
+        whole = self._odd or is_watched(self._blocks[index])
+        return self._blocks[index](x_BND) if whole else as_trained(self.view(index, grid), x_BND)
 
     def view(self, index: int, grid: Grid) -> Block:
         return view(self._blocks[index])

@@ -15,6 +15,7 @@ from torch import nn
 from densevl.backbones.positions import timm_tokens
 from densevl.backbones.towers.native import run_whole
 from densevl.errors import ImageError, ModelError
+from densevl.kernels.linear import is_watched
 from densevl.recipes.blocks import Block, as_trained, view
 from densevl.recipes.tower import Grid
 
@@ -64,7 +65,7 @@ class TimmViT:
         return getattr(trunk, "norm_pre", nn.Identity())(timm_tokens(trunk, patches_BND, grid, rule))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        if not self._whole:
+        if not self._whole and not is_watched(self._blocks[index]):
             return as_trained(self.view(index, grid), x_BND)
         rope = self._rope(index, grid)
         return self._blocks[index](x_BND) if rope is None else self._blocks[index](x_BND, rope=rope)

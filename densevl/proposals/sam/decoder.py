@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.kernels.common import runs
-from densevl.kernels.linear import linear, runs_onednn
+from densevl.kernels.linear import is_watched, linear, runs_onednn
 
 HELD = {"cpu": 2**23}
 """Bytes of the cells of all prompts in a call. On a CPU larger tensors are returned to the system after each layer and
@@ -85,7 +85,7 @@ class FoldedDecoder(Decoder):
         """See `Decoder.transform`."""
         model, (count, length, channels) = self.decoder.transformer, tokens_PTC.shape
         dearer = length * model.num_heads > channels  # so many points a prompt that folding multiplies more, not less
-        if dearer or torch.is_autocast_enabled(tokens_PTC.device.type):
+        if dearer or torch.is_autocast_enabled(tokens_PTC.device.type) or is_watched(self.decoder):
             return super().transform(tokens_PTC)
         tokens, cells = tokens_PTC, self.cells_NC
         for layer, keys, queries in zip(model.layers, self.keys, self.queries, strict=False):
@@ -119,6 +119,8 @@ class FoldedDecoder(Decoder):
 
     def masks(self, cells_PNC: torch.Tensor, filters_PFc: torch.Tensor) -> torch.Tensor:
         """See `Decoder.masks`. The windows of the upscaling do not overlap, so it is a product of each cell."""
+        if is_watched(self.decoder):
+            return super().masks(cells_PNC, filters_PFc)
         (h, w), (count, total, channels) = self.embedding.shape[-2:], cells_PNC.shape
         step = IN_CACHE.get(cells_PNC.device.type, ELSEWHERE) // (2 * channels * cells_PNC.element_size())
         made = cells_PNC.new_empty(count, filters_PFc.shape[1], 16 * total)

@@ -15,7 +15,7 @@ import torch
 
 from densevl.kernels import RelPos, grid_attention
 from densevl.kernels.common import runs
-from densevl.kernels.linear import through
+from densevl.kernels.linear import is_watched, through
 
 MLP_TOKENS = 512  # that go through an MLP together on a CPU
 
@@ -56,6 +56,8 @@ def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
     """A block of `segment_anything`'s encoder: (B, h, w, D), to rounding what `block(x)` gives."""
     from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 
+    if is_watched(block):
+        return block(x_BhwD)
     side, size = block.window_size, (x_BhwD.shape[1], x_BhwD.shape[2])
     y_BhwD, padded = block.norm1(x_BhwD), size
     if side:
@@ -83,9 +85,10 @@ def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 def run_encoder(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Preprocessed pixels (B, 3, S, S) to the image embedding (B, C, S/patch, S/patch).
 
-    An encoder that is not `segment_anything`'s own, as other packages put in its place, runs as it is.
+    An encoder that is not `segment_anything`'s own, as other packages put in its place, runs as it is, and so does one
+    that is watched.
     """
-    if type(encoder).__module__ != "segment_anything.modeling.image_encoder":
+    if type(encoder).__module__ != "segment_anything.modeling.image_encoder" or is_watched(encoder):
         return encoder(pixels)
     x_BhwD = embed(encoder, pixels)
     for block in encoder.blocks:
