@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.photo.wheels import check_digest, find_in_wheel
 from densevl.errors import MissingExtraError, WeightsError
+from densevl.kernels.linear import linear
 from densevl.weights import State, bad_file, read_checkpoint
 
 if TYPE_CHECKING:
@@ -94,11 +95,11 @@ class MiniLM:
         mixed_BND = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11N).transpose(1, 2)
         mixed_BND = self._linear(mixed_BND.reshape(batch, length, width), f"{name}.attention.output.dense")
         x_BND = self._norm(x_BND + mixed_BND, f"{name}.attention.output.LayerNorm")
-        hidden = F.gelu(self._linear(x_BND, f"{name}.intermediate.dense"))
+        hidden = self._linear(x_BND, f"{name}.intermediate.dense", "gelu")
         return self._norm(x_BND + self._linear(hidden, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
+    def _linear(self, x: torch.Tensor, name: str, then: str | None = None) -> torch.Tensor:
+        return linear(x, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], then)
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.layer_norm(x, (DIM,), self._weights[f"{name}.weight"], self._weights[f"{name}.bias"], _EPS)
