@@ -210,6 +210,8 @@ OPTIONS = [
 def test_every_option_reaches_the_experiment(options, want, what, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.yaml").write_text("dataset: voc21\nbackground: none")
+    for name in ("x.pt", "looks.json"):
+        Path(name).touch()
     seen = []
 
     def evaluate(experiment: Experiment, *_: object, **__: object) -> None:

@@ -93,7 +93,6 @@ def test_the_first_task_of_a_benchmark_is_the_usual_one(name, first) -> None:
         ({"presence": 0.2}, "presence"),
         ({"text": {"template_weights": "image"}}, "text"),
         ({"precision": "bfloat16"}, "precision"),
-        ({"precision": "auto"}, "reading"),
         ({"proxy_scope": "window", "proxy": "mini-sam", "recipe": "proxyclip"}, "proxy_scope"),
         ({"compat": True}, "compat"),
         ({"templates": "drawing"}, "templates"),

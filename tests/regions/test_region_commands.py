@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,10 @@ def test_a_decoder_s_masks_are_named_by_both(tmp_path) -> None:
         ("--proposals grid --sam-checkpoint x.pth", "--sam-checkpoint is of --proposals sam"),
     ],
 )
-def test_an_option_that_another_leaves_without_effect_is_refused(options, said) -> None:
+def test_an_option_that_another_leaves_without_effect_is_refused(options, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.npz", "x.pth"):
+        Path(name).touch()
     code, _, err = run("regions", WATER, "--labels", LABELS, *options.split())
     assert code == 2
     assert said in err
