@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_what_was_made_before_the_end_is_written(error) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("densevl-writing")]
 
 
+@pytest.fixture
+def _heeded() -> Iterator[None]:
+    """Ctrl-C counts, as it does not in a process that a shell put into the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeded")
 def test_ctrl_c_while_a_result_is_told_does_not_cut_its_line() -> None:
     told, lines = Told(), list[str]()
 
