@@ -44,12 +44,13 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.regions.operators.names import OPERATORS
     from densevl.vocabulary import Background
     from densevl.vocabulary.options import CHOICES
-    from densevl.weights import SUFFIXES
+    from densevl.weights import SUFFIXES, hub
     from densevl.weights.facts import ACTIVATIONS
     from densevl.weights.published import told
 
     for name, hub_id in PREFERRED.items():
         assert told(*name.split("/"))["hf_hub"] == hub_id
+    assert options.ELSEWHERE == hub.PREFIX
     assert ("auto", PHOTO_NAMES[0], "mini", *PREFERRED) == options.MODELS
     assert ((*PRECISIONS, AUTO), BLENDS, KNOWN) == (options.PRECISIONS, options.BLENDS, options.REFINEMENTS)
     assert (set(options.PLANS), options.OPERATORS) == (set(PLANS), tuple(OPERATORS))
@@ -120,3 +121,18 @@ def test_every_command_that_loads_a_model_has_the_same_options(command) -> None:
     shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
     for name in ("--model", "--weights", "--device", "--precision", "--recipe", "--out"):
         assert f" {name} " in shown, name
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [("hf-hub:org/repo", True), ("s3://bucket/x.pt", True), (__file__, True), ("no.such", False), ("C:no.such", False)],
+)
+def test_files_that_lie_elsewhere_are_not_looked_for_here(value, taken) -> None:
+    asked = typer.Typer()
+
+    @asked.command()
+    def load(weights: options.Weights = None) -> None:
+        """Take it."""
+
+    done = CliRunner().invoke(asked, ["--weights", value])
+    assert (done.exit_code == 0) == taken, done.output

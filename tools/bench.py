@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from densevl.backbones import Backbone  # noqa: E402
+from densevl.backbones.lowered.probe import machine  # noqa: E402
 from densevl.benchmarking.cases import Case, measure  # noqa: E402
 from densevl.benchmarking.clock import medians, resident_mib, seconds  # noqa: E402
 from densevl.benchmarking.limits import bare_pass, products  # noqa: E402
@@ -35,7 +36,6 @@ from densevl.benchmarking.random_model import random_model  # noqa: E402
 from densevl.devices import keep_memory  # noqa: E402
 from densevl.recipes import get, names  # noqa: E402
 from densevl.recipes.blocks import as_trained  # noqa: E402
-from tools.peers import machine  # noqa: E402
 from tools.peers import peers as compared  # noqa: E402
 from tools.speed_page import update  # noqa: E402
 
@@ -143,8 +143,12 @@ def main() -> None:
             result[part].append(measure(backbone, case, options.rounds))
             print(json.dumps(result[part][-1]), flush=True)
     if options.write:
-        device = torch.cuda.get_device_name() if backbone.device.type == "cuda" else machine()
-        facts = {"model": backbone.name, "device": device, "torch": torch.__version__, "rounds": options.rounds}
+        facts = {
+            "model": backbone.name,
+            "device": machine(backbone.device),
+            "torch": torch.__version__,
+            "rounds": options.rounds,
+        }
         update({**facts, **result})
 
 

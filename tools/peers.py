@@ -6,7 +6,6 @@ Needs the extra "bench". Each runs on one thread, all in turn in one process, fr
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from densevl.backbones import Backbone
+from densevl.backbones.lowered.probe import machine
 from densevl.benchmarking.cases import Case, measure
 from densevl.benchmarking.clock import costs
 from densevl.benchmarking.random_model import random_model
@@ -26,22 +26,7 @@ from densevl.benchmarking.random_model import random_model
 ARCHES = ("ViT-B-16", "ViT-B-16-quickgelu")
 WINDOWS = 6
 SIZES = (336, 448), (560, 1008)
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16")
-CPUINFO = Path("/proc/cpuinfo")
 Run = Callable[[], torch.Tensor]
-
-
-def machine() -> str:
-    """This CPU by name, with what of it matters to matrix products (Linux; else only that it is a CPU)."""
-    try:
-        told = CPUINFO.read_text(encoding="utf-8")
-        name = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
-        flags = re.search(r"^flags\s*: (.*)$", told, re.MULTILINE)
-    except OSError:
-        name = flags = None
-    if name is None or flags is None:
-        return "a CPU"
-    return f"{name[1].strip()} ({', '.join(flag for flag in FLAGS if flag in flags[1].split())})"
 
 
 def peers(rounds: int) -> dict[str, Any]:
@@ -51,7 +36,7 @@ def peers(rounds: int) -> dict[str, Any]:
     import openvino
 
     found: dict[str, Any] = {
-        "machine": machine(),
+        "machine": machine(torch.device("cpu")),
         "versions": {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__.split("-")[0]},
         "windows": WINDOWS,
         "rounds": rounds,

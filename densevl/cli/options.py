@@ -20,6 +20,8 @@ from densevl.files import shown
 
 MODEL, PRECISION, BACKGROUND, PROPOSALS, OUT = "auto", "float32", "auto", "mini-sam", "densevl-out"
 SHARD = 64
+ELSEWHERE = "hf-hub:"
+"""Before names of files that are on the hub."""
 BANK_SHARE, NEIGHBOURS = 0.5, 20
 CELL, SCALES = "patch", "1"
 CLIP_SHARES = ("fc-clip", "odise")
@@ -174,7 +176,7 @@ def _checked(only: tuple[str, ...] | None, between: str, there: bool) -> Callabl
                     raise typer.BadParameter(
                         f"{name!r} is not known{suggest(name, only)}; it is one of {', '.join(only)}"
                     )
-            if there and ":/" not in one and not os.path.exists(one):
+            if there and not one.startswith(ELSEWHERE) and ":/" not in one and not os.path.exists(one):
                 raise typer.BadParameter(f"{shown(one)} does not exist")
         return value
 

@@ -1,4 +1,4 @@
-"""The comparison with other libraries compares the same thing, and says on what machine."""
+"""The comparison with other libraries compares the same thing."""
 
 from __future__ import annotations
 
@@ -44,15 +44,6 @@ def test_onnxruntime_runs_the_module_in_8_bits(tmp_path: Path) -> None:
     tiny = Tiny().eval()
     found, want = peers.onnxruntime_run(tiny, PIXELS, tmp_path)(), tiny(PIXELS).detach()
     assert 1e-5 < (found - want).norm() / want.norm() < 0.05
-
-
-def test_a_cpu_is_named_with_what_counts(monkeypatch, tmp_path: Path) -> None:
-    told = tmp_path / "cpuinfo"
-    told.write_text("processor : 0\nmodel name\t: A CPU of 2026\nflags\t\t: fpu avx2 avx512_vnni_no amx_int8\n")
-    monkeypatch.setattr(peers, "CPUINFO", told)
-    assert peers.machine() == "A CPU of 2026 (avx2, amx_int8)"
-    monkeypatch.setattr(peers, "CPUINFO", tmp_path / "none")
-    assert peers.machine() == "a CPU"
 
 
 def test_the_page_shows_ratios_to_open_clip_of_the_same_architecture(monkeypatch, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from densevl.backbones.precision import LINEARS, PRECISIONS, check
 from densevl.cache import cache_dir
 from densevl.errors import DensevlError, OutputError
 from densevl.files import atomic_write, json_text
+from densevl.kernels.linear import linear
 
 TOKENS, WIDTH = 394, 768  # two windows of a ViT-B/16
 ROUNDS = 5
@@ -177,7 +178,7 @@ def probe() -> Choice:
     x = torch.randn(TOKENS, WIDTH, generator=generator)
     weight, bias = torch.randn(WIDTH, WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
     refused = {name: why for name in LINEARS if (why := _wrong(name)) is not None}
-    layers: dict[str, Callable[[torch.Tensor], Any]] = {"float32": lambda given: F.linear(given, weight, bias)}
+    layers: dict[str, Callable[[torch.Tensor], Any]] = {"float32": lambda given: linear(given, weight, bias)}
     layers |= {name: make(weight, bias) for name, make in LINEARS.items() if name not in refused}
     few = {name: min(_seconds(layer, x[: TOKENS // 16]) for _ in range(3)) for name, layer in layers.items()}
     hopeless = {name: taken / few["float32"] for name, taken in few.items() if taken > HOPELESS * few["float32"]}
