@@ -3,68 +3,55 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
-from densevl import digest
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projected.projection import projection_of, with_projection
-from densevl.errors import LabelError, ModelError, OptionError, suggest
+from densevl.errors import ModelError, OptionError
 from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.calibration import Calibration
 from densevl.fewshot.heads.exemplars import Exemplars
-from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
-from densevl.fewshot.words import as_text, class_rows
 from densevl.images import read_image
-from densevl.inference.kinds import levelled
-from densevl.pipelines import remarks
 from densevl.pipelines.borrowing import Borrowed
-from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot import files as fewshot_files
-from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures, Shown, cut_out
-from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one, source
-from densevl.pipelines.regions.classifier import RegionClassifier
-from densevl.pipelines.regions.scores import default_operators
+from densevl.pipelines.fewshot.features import (
+    Encoded,
+    ImageFeatures,
+    PixelFeatures,
+    RegionFeatures,
+    Shown,
+    region_features,
+)
+from densevl.pipelines.fewshot.learning import Examples, no_words, text_rows
+from densevl.pipelines.fewshot.naming import classified, named_regions, segmented
+from densevl.pipelines.fewshot.state import Learned
+from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one
 from densevl.pipelines.segmentation import refinement
-from densevl.pipelines.segmentation.evidence import Evidence
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import checked
-from densevl.proposals.checks import box_edges, image_boxes
 from densevl.recipes import Recipe
-from densevl.regions.fusion import ScoreSource, fuse
-from densevl.regions.naming import decide
 from densevl.regions.result import RegionResult
 from densevl.results import UNLABELLED, SegmentationResult
-from densevl.vocabulary import Background, LabelSet, TextOptions
-from densevl.vocabulary.parsing import short
-from densevl.vocabulary.prompts import Prompt
+from densevl.vocabulary import LabelSet, TextOptions
 
-GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
     "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "ape": {"keep": 64}}
 }
 """Settings of heads that a level has of its own."""
-MIXED = (
-    "images and words are mixed, and a whole image is nearer to images than to any word: take either, or name regions "
-    "or pixels, where the two are put on one scale"
-)
 WORDLESS = ("exemplars", "nearest")
 """Heads that need no words where all classes have examples."""
 
 
-class FewShot:
+class FewShot(Learned):
     """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
 
     >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
@@ -151,8 +138,8 @@ class FewShot:
         for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
             if value is not None and level != "region":
                 raise OptionError(f"{name} is for level 'region', not '{level}'; leave one of them out")
-        self._has_words = self.segmenter.recipe is not None
-        if not self._has_words and not (level == "image" and head in WORDLESS):
+        self.has_words = self.segmenter.recipe is not None
+        if not self.has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
                 f"model '{self.backbone.name}' is no CLIP whose patches a recipe reads, and examples and words are "
                 "compared there: take one (--model ViT-B-16/openai), or 'mini' for drawings. Without one, words find "
@@ -162,9 +149,9 @@ class FewShot:
         self._build()  # impossible settings fail before the first example
         self.coverage, self.tokens = coverage, tokens
         self.features = self._look(operator, operator_options, proposals)
-        self.labels: LabelSet | None = None
-        self.heads: dict[str, Head] = {}
-        self.counts: Counter[str] = Counter()
+        self.labels = None
+        self.heads = {}
+        self.counts = Counter()
         self.calibration = Calibration()
 
     def fit(self, examples: Any, labels: Labels | None = None) -> Self:
@@ -189,21 +176,16 @@ class FewShot:
         shown = self.level != "image" and UNLABELLED in names
         named = [name for name in names if not (shown and name == UNLABELLED)]
         label_set = LabelSet.parse(named if labels is None else labels)
-        found, owners, weights = self._gather(examples, (*label_set.names, *[UNLABELLED] * shown))
-        if self._has_words:
-            text = class_rows(self.segmenter.embed_text(label_set, self._background(shown)), len(label_set))
+        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown))
+        if self.has_words:
+            text = text_rows(self.segmenter, self.level, label_set, shown=shown)
         else:
-            text = self._no_words(label_set, owners, found["image"])
-        if self.level == "image":
-            text = text[: len(label_set)]  # an image is always one of the classes
-        elif shown:
-            rest = F.normalize(text[len(label_set) :].mean(dim=0, keepdim=True), dim=-1)
-            text = torch.cat([text[: len(label_set)], rest])
+            text = no_words(found, self.backbone.name)
         self.heads = {
-            kind: self._build().fit(rows, owners, text, scale=self.features.scales[kind], weights=weights)
-            for kind, rows in found.items()
+            kind: self._build().fit(rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights)
+            for kind, rows in found.features.items()
         }
-        self.labels, self.counts = label_set, _counted(owners, (*label_set.names, UNLABELLED))
+        self.labels, self.counts = label_set, found.counts
         self.calibration = Calibration()
         return self
 
@@ -213,13 +195,13 @@ class FewShot:
         Raises:
             ModelError: nothing fitted, or a head that learns from all at once. LabelError, ImageError: as `fit`.
         """
-        names = (*self._fitted().names, *[UNLABELLED] * (UNLABELLED in self.counts))
+        names = (*self.fitted().names, *[UNLABELLED] * (UNLABELLED in self.counts))
         if not HEADS[self.head].adds:
             raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
-        found, owners, weights = self._gather(examples, names, self.counts)
-        for kind, rows in found.items():
-            self.heads[kind].partial_fit(rows, owners, weights=weights)
-        self.counts += _counted(owners, names)
+        found = Examples.of(self.features, examples, names, self.counts)
+        for kind, rows in found.features.items():
+            self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
+        self.counts += found.counts
         self.calibration = Calibration()
         return self
 
@@ -236,13 +218,13 @@ class FewShot:
             ModelError: nothing fitted, or too few images. LabelError: a class that was not fitted.
             OptionError: an impossible alpha, another level, or a head that cannot do without examples.
         """
-        labels = self._fitted()
+        labels = self.fitted()
         if self.level != "image":
             raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
         head = self.heads["image"]
         if examples is not None:
-            found, classes, _ = self._gather(examples, labels.names)
-            logits = head.logits(found["image"])
+            found = Examples.of(self.features, examples, labels.names)
+            logits, classes = head.logits(found.features["image"]), found.owners
         elif isinstance(head, Exemplars):
             logits, classes = head.left_out()
         else:
@@ -273,14 +255,14 @@ class FewShot:
         """
         asked, features = self._asked(labels), self.features
         if isinstance(features, RegionFeatures):
-            return self._name_regions(features, image, regions, read_image(image))
+            return named_regions(self, features, image, regions, read_image(image))
         other = sorted(set(regions) - ({"boxes"} if isinstance(features, ImageFeatures) else set()))
         if other:
             raise OptionError(f"{other[0]}= is for level 'region', and this was made with level '{self.level}'")
         if isinstance(features, PixelFeatures):
-            return self._segment(features, image, features.encode(image))
+            return segmented(self, image, features.encode(image))
         boxes = regions.get("boxes")
-        return next(self._classify([(image, read_image(image))], asked, () if boxes is None else boxes))
+        return next(classified(self, [(image, read_image(image))], asked, () if boxes is None else boxes))
 
     def many(
         self,
@@ -304,18 +286,18 @@ class FewShot:
         batch_size(batch, self.backbone.device, 1)  # an impossible one fails at once
         if isinstance(features, RegionFeatures):
             return one_by_one(
-                images, read_image, lambda image, rgb: self._name_regions(features, image, {}, rgb), on_error=on_error
+                images, read_image, lambda image, rgb: named_regions(self, features, image, {}, rgb), on_error=on_error
             )
         if isinstance(features, PixelFeatures):
             return one_by_one(
                 images,
                 lambda image: image if isinstance(image, Encoded) else read_image(image),
-                lambda image, read: self._segment(features, image, features.encode(read)),
+                lambda image, read: segmented(self, image, features.encode(read)),
                 on_error=on_error,
             )
         share = 1 / batch_size(batch, self.backbone.device, features.pixels)
         return many(
-            images, read_image, partial(self._classify, asked=asked), share=lambda rgb: share, on_error=on_error
+            images, read_image, partial(classified, self, asked=asked), share=lambda rgb: share, on_error=on_error
         )
 
     def _asked(self, labels: Labels | None) -> LabelSet | None:
@@ -325,83 +307,15 @@ class FewShot:
             ModelError: nothing was fitted, and there are no labels. OptionError: labels that cannot be.
         """
         if labels is None:
-            self._fitted()
+            self.fitted()
             return None
         if self.heads or self.level != "image":
             why = "the classes are those that were fitted" if self.heads else "words alone are for level 'image'"
             use = {"region": "; RegionClassifier names regions by them", "pixel": "; Segmenter labels pixels by them"}
             raise OptionError(f"labels are left out: {why}{'' if self.heads else use[self.level]}")
-        if not self._has_words:
+        if not self.has_words:
             raise ModelError(f"model '{self.backbone.name}' is no CLIP: it has no words for whole images; take one")
         return LabelSet.parse(labels)
-
-    def _no_words(self, labels: LabelSet, owners: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Rows (C, D) of words that say nothing."""
-        missing = next((name for index, name in enumerate(labels.names) if index not in owners.tolist()), None)
-        if missing is not None:
-            raise LabelError(
-                f"'{short(missing)}' has no examples, and model '{self.backbone.name}' has no words for whole images"
-            )
-        return rows.new_zeros(len(labels), rows.shape[1])
-
-    def _logits(self, pictures: Sequence[np.ndarray], asked: LabelSet | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (N, C) of whole pictures, and their features (N, D)."""
-        if asked is None:
-            rows = ImageFeatures.embed(self.features, pictures)  # type: ignore[arg-type]
-            return self.heads["image"].logits(rows), rows
-        rows = embed_images(self.backbone, pictures)
-        text = class_rows(self.segmenter.embed_text(asked, Background()), len(asked))[: len(asked)]
-        return self.backbone.logit_scale * F.normalize(rows, dim=1) @ text.mT, rows
-
-    def _classify(
-        self,
-        together: Sequence[tuple[Any, np.ndarray]],
-        asked: LabelSet | None = None,
-        boxes: Any = (),
-    ) -> Iterator[Classification]:
-        """Whole images; boxes are of the only one."""
-        started = time.perf_counter()
-        pictures = [rgb for _, rgb in together]
-        boxes = box_edges(image_boxes(boxes, pictures[0].shape[:2])).tolist()
-        logits, rows = self._logits([*pictures, *(cut_out(pictures[0], box) for box in boxes)], asked)
-        probabilities = self.calibration.probabilities(logits).cpu().numpy()
-        head, names = self.heads.get("image"), (asked or self._fitted()).names
-        far = head.distance(rows).tolist() if isinstance(head, Nearest) else [None] * len(rows)
-        margin, warned = self.calibration.margin, self._warnings(asked or self._fitted())
-        found = [
-            Classification(
-                names,
-                scores,
-                p,
-                pictures[min(index, len(pictures) - 1)],
-                None if margin is None else tuple(n for n, one in zip(names, p, strict=True) if 1 - one <= margin),
-                far[index],
-                warnings=(*warned, *remarks.of_scores(logits[index])),
-            )
-            for index, (scores, p) in enumerate(zip(logits.float().cpu().numpy(), probabilities, strict=True))
-        ]
-        parts = tuple(
-            replace(part, box=(box[0], box[1], box[2], box[3]), warnings=())
-            for part, box in zip(found[len(pictures) :], boxes, strict=True)
-        )
-        seconds = round((time.perf_counter() - started) / len(pictures), 4)
-        for (image, _), whole in zip(together, found, strict=False):
-            meta: dict[str, Any] = {
-                "image": source(image),
-                "model": self.backbone.name,
-                "reading": dict(self.backbone.reading),
-            }
-            meta |= {**self._meta(), "seconds": seconds}
-            yield replace(whole, regions=parts, meta=meta)
-
-    def _segment(self, features: PixelFeatures, image: Any, encoded: Encoded) -> SegmentationResult:
-        labels = self._fitted()
-        started = time.perf_counter()
-        evidence, policy, taught = self.judge(encoded), self.segmenter.background, self._taught()
-        result = self.segmenter.decide(
-            evidence, encoded.rgb, labels, policy, image=image, started=started, taught=taught
-        )
-        return replace(result, meta={**result.meta, **self._meta()})
 
     def encode(self, image: Any) -> Encoded:
         """A photo as the model sees it, for level "pixel": `fit` and a call take it in place of the photo, at once.
@@ -430,26 +344,13 @@ class FewShot:
             raise OptionError(f"this is for level 'pixel', and this `FewShot` was made with level '{self.level}'")
         return self.features
 
-    def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
-        """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
-
-        Raises:
-            ModelError: nothing fitted, and no labels.
-        """
-        if labels is not None:
-            text = self.segmenter.embed_text(labels, self.segmenter.background)
-            return Evidence(levelled((encoded.features @ text.vectors.mT)[None], text), encoded.windows, text)
-        names, head = self._fitted().names, self.heads["pixel"]
-        scores = head.logits(encoded.features)[None] / head.scale
-        return Evidence(scores, encoded.windows, as_text(head.text, names))
-
     def adapted(self) -> Backbone:
         """The model with the projection that head "prolip" trained; any words can be asked of it, in any pipeline.
 
         Raises:
             ModelError: another head, or nothing fitted.
         """
-        self._fitted()
+        self.fitted()
         (head,) = self.heads.values() if self.head == "prolip" else [None]
         if head is None:
             raise ModelError(f"head '{self.head}' leaves the model as it is; 'prolip' trains its projection")
@@ -461,7 +362,7 @@ class FewShot:
         Raises:
             ModelError: nothing fitted. OutputError: the disk refuses.
         """
-        self._fitted()
+        self.fitted()
         return fewshot_files.save(Path(path), self)
 
     @classmethod
@@ -495,128 +396,9 @@ class FewShot:
             return ImageFeatures(encoder)
         if self.level == "pixel":
             return PixelFeatures(self.segmenter, encoder, self.coverage, self.tokens)
-        if self.head == "prolip" and operator is None:
-            operator = list(default_operators(encoder))[-1]
-        segment = self.segmenter
-        classify = RegionClassifier(
-            encoder,
-            operator,
-            recipe=segment.recipe,
-            proposals=proposals,
-            options=options,
-            background="none",
-            protocol=segment.protocol,
-            proxy=segment.proxy,
-            proxy_scope=segment.proxy_scope,
-            sam=segment.sam,
-        )
-        if self.head == "prolip" and len(classify.operators) > 1:
-            raise ModelError(f"head 'prolip' trains one projection: take one operator, not {list(classify.operators)}")
-        return RegionFeatures(classify)
+        one = self._projection is not None
+        return region_features(self.segmenter, encoder, operator, options, proposals, one=one)
 
     def _build(self) -> Head:
         own = {} if self._projection is None else {"projection": self._projection}
         return build(self.head, **own, **self.settings)
-
-    def _background(self, shown: bool) -> Background:
-        """The policy whose words compete, or give "nothing" its text where examples show it."""
-        policy = self.segmenter.background
-        return replace(policy, words=policy.words or (GROUND,), unknown=False) if shown else policy
-
-    def _gather(
-        self, examples: Any, names: tuple[str, ...], known: Collection[str] = ()
-    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Features of all examples by kind, the class number of each, and weights."""
-        for name in self.features.named(examples):
-            if name not in names:
-                near = suggest(name, names)
-                raise LabelError(f"'{short(name)}' has examples and is no label{near}; add it to labels")
-        parts = list(self.features.rows(examples))
-        owners = [name for part in parts for name in part.owners]
-        lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
-        if lost:
-            small = "fills no token of any example; lower coverage, or take level 'region'"
-            raise LabelError(f"'{short(lost[0])}' {small}")
-        if not owners:
-            raise LabelError("no examples: give at least one class some images")
-        features = {kind: torch.cat([part.features[kind] for part in parts]) for kind in parts[0].features}
-        device = next(iter(features.values())).device
-        numbers = torch.tensor([names.index(name) for name in owners], device=device)
-        return features, numbers, torch.cat([part.weights for part in parts]).to(device)
-
-    def _name_regions(
-        self, features: RegionFeatures, image: Any, regions: Mapping[str, Any], rgb: np.ndarray
-    ) -> RegionResult:
-        labels, policy = self._fitted(), self.segmenter.background
-        found = features.embed(rgb, **regions)
-        sources = [
-            ScoreSource(self.heads[kind].logits(rows).log_softmax(dim=1), features.classify.operators[kind])
-            for kind, rows in found.vectors.items()
-        ]
-        logp = sources[0].logp if len(sources) == 1 else fuse(sources)
-        valid = torch.from_numpy(found.regions.areas > 0).to(logp.device)
-        classes = as_text(next(iter(self.heads.values())).text, labels.names).classes
-        decided = decide(logp, classes, len(labels), policy, valid=valid)
-        return RegionResult(
-            regions=found.regions,
-            names=labels.names,
-            scores=decided.probs.cpu().numpy(),
-            nothing=decided.nothing.cpu().numpy(),
-            labels=decided.labels.cpu().numpy(),
-            confidence=decided.scores.cpu().numpy(),
-            image=found.image,
-            embeddings=found.vectors,
-            warnings=self._warnings(labels),
-            meta={
-                "image": source(image),
-                **features.classify.embedding_facts(),
-                **self._meta(),
-                "seconds": found.seconds,
-            },
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the image and its regions, what was learned included; ready for JSON."""
-        features = self.features
-        whole = features.classify.facts() if isinstance(features, RegionFeatures) else self.segmenter.facts()
-        states = {kind: head.state() for kind, head in self.heads.items()}
-        tensors = ((f"{kind}/{name}", rows) for kind, (own, _) in states.items() for name, rows in sorted(own.items()))
-        return {
-            **whole,
-            "background": asdict(self.segmenter.background),
-            "level": self.level,
-            "head": self.head,
-            "settings": self.settings,
-            "coverage": self.coverage,
-            "tokens": self.tokens,
-            "labels": self.labels.facts() if self.labels is not None else None,
-            "calibration": asdict(self.calibration),
-            "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
-        }
-
-    def _taught(self) -> tuple[str, ...]:
-        """The classes that have examples."""
-        return tuple(name for name in self._fitted().names if self.counts[name])
-
-    def _warnings(self, labels: LabelSet) -> tuple[str, ...]:
-        """What the user should know about classes that only their words tell of."""
-        if not self._has_words:
-            return ()
-        taught = self._taught() if self.labels is not None else ()
-        policy = Background() if self.level == "image" else self.segmenter.background
-        found = self.segmenter.words.warnings(labels, policy, taught=taught)
-        shown = [isinstance(query, Prompt) and query.shown for query in labels.queries]
-        return (*found, MIXED) if self.labels is None and any(shown) and not all(shown) else found
-
-    def _meta(self) -> dict[str, Any]:
-        found = {kind: dict(head.found) for kind, head in self.heads.items()}
-        return {"fewshot": {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}}
-
-    def _fitted(self) -> LabelSet:
-        if self.labels is None or not self.heads:
-            raise ModelError("no examples yet: call fit(examples) first, or give labels for words alone")
-        return self.labels
-
-
-def _counted(owners: torch.Tensor, names: tuple[str, ...]) -> Counter[str]:
-    return Counter(names[index] for index in owners.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from densevl.errors import LabelError
 from densevl.proposals.base import Proposals
+from densevl.regions.exports.contents import coco_categories
 from densevl.rle import class_runs, coco_segmentation
 from densevl.saved import Kind
 
@@ -63,6 +64,31 @@ def coco_rows(
         }
         for index, runs in class_runs(labels).items()
     ]
+
+
+def coco_session(
+    said: Iterable[tuple[str, str, Mask]], found: Mapping[str, npt.NDArray[np.integer[Any]]], names: list[str]
+) -> dict[str, Any]:
+    """What a session says, as COCO: what was said, in order, then what was found, each class once a photo.
+
+    Args:
+        said: photo, class and mask (H, W) of each correction. found: the labels (H, W) of each photo where nothing was
+            said, numbers of `names`, of which the last is none of the classes.
+    """
+    numbers = {name: number for number, name in enumerate(found)}
+    rows: list[dict[str, Any]] = []
+    for photo, name, mask in said:
+        rows += coco_rows(mask.astype(np.int16) - 1, numbers[photo], [name], names, corrected=True)
+    for photo, labels in found.items():
+        rows += coco_rows(labels, numbers[photo], names, names, corrected=False)
+    return {
+        "images": [
+            {"id": numbers[name], "file_name": name, "height": labels.shape[0], "width": labels.shape[1]}
+            for name, labels in found.items()
+        ],
+        "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
+        "categories": coco_categories(names),
+    }
 
 
 def corrected(content: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str, Mask]]:

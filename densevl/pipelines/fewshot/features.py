@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from densevl.backbones import Backbone
-from densevl.errors import ImageError, LabelError
+from densevl.errors import ImageError, LabelError, ModelError
 from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.feeding import embed_images, feed
 from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals.maps import class_map
 from densevl.recipes import Hints
@@ -195,6 +196,36 @@ class PixelFeatures(Features):
         pixels, windows = feed(rgb, self._backbone, segment.protocol)
         hints = Hints(proxy=segment.proxy, sam=segment.sam)
         return unit_features(self._backbone, pixels, windows, segment.recipe, hints, segment.proxy_scope)
+
+
+def region_features(
+    segment: Segmenter, encoder: Backbone, operator: Any, options: Any, proposals: Any, *, one: bool
+) -> RegionFeatures:
+    """The features of regions, read as a segmenter reads a photo.
+
+    Args:
+        operator, options, proposals: as `RegionClassifier` takes them. one: only one operator will do.
+
+    Raises:
+        ModelError: several operators where one is wanted. Else as `RegionClassifier`.
+    """
+    if one and operator is None:
+        operator = list(default_operators(encoder))[-1]
+    classify = RegionClassifier(
+        encoder,
+        operator,
+        recipe=segment.recipe,
+        proposals=proposals,
+        options=options,
+        background="none",
+        protocol=segment.protocol,
+        proxy=segment.proxy,
+        proxy_scope=segment.proxy_scope,
+        sam=segment.sam,
+    )
+    if one and len(classify.operators) > 1:
+        raise ModelError(f"head 'prolip' trains one projection: take one operator, not {list(classify.operators)}")
+    return RegionFeatures(classify)
 
 
 def _shown(examples: Any) -> tuple[list[Shown], Any]:

@@ -7,44 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from densevl import __version__, fitted
 from densevl.backbones import Backbone
 from densevl.errors import WeightsError
 from densevl.fewshot import restore
 from densevl.fewshot.calibration import Calibration
-from densevl.fewshot.head import Head
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot.features import RegionFeatures
-from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.pipelines.fewshot.state import Learned
 from densevl.recipes import Recipe
 from densevl.vocabulary import Background, LabelSet
-
-
-class Fitted(Protocol):
-    """What is kept of a `FewShot`."""
-
-    level: str
-    head: str
-    settings: dict[str, Any]
-    segmenter: Segmenter
-    backbone: Backbone
-    coverage: float
-    tokens: int
-    features: Any
-    labels: LabelSet | None
-    heads: dict[str, Head]
-    counts: Counter[str]
-    calibration: Calibration
-
 
 FORMAT = "densevl-fewshot-1"
 SAVED = fitted.kind_of("few-shot head")
 BORROWED = ("proxy", "sam")
 
 
-def save(path: Path, made: Fitted) -> list[Path]:
+def save(path: Path, made: Learned) -> list[Path]:
     """Write PATH.safetensors and PATH.json; see `FewShot.save`."""
     segmenter, regions = made.segmenter, made.features
     states = {kind: head.state() for kind, head in made.heads.items()}
@@ -79,7 +60,7 @@ def save(path: Path, made: Fitted) -> list[Path]:
     return fitted.save(path, FORMAT, tensors, facts)
 
 
-Made = TypeVar("Made", bound=Fitted)
+Made = TypeVar("Made", bound=Learned)
 
 
 def load(

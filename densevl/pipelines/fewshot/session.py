@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,49 +19,20 @@ import torch
 from densevl.backbones import Backbone
 from densevl.errors import OptionError, ProposalError, suggest
 from densevl.files import atomic_write, json_text
-from densevl.inference.decoding import LabelMap
-from densevl.lazy import ndimage
 from densevl.pipelines.fewshot.classifier import FewShot
-from densevl.pipelines.fewshot.corrections import SAVED, Correction, Mask, coco_rows, corrected
+from densevl.pipelines.fewshot.corrections import SAVED, Correction, Mask, coco_session, corrected
 from densevl.pipelines.fewshot.features import Encoded
-from densevl.pipelines.fewshot.likeness import LIKE, Looks, Named, named
+from densevl.pipelines.fewshot.likeness import LIKE, Looks, named
+from densevl.pipelines.fewshot.photos import UNKNOWN, Photo
 from densevl.pipelines.regions.prompting import prompted
-from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import Labels
-from densevl.pipelines.segmentation.segments import Segments, whole_things
-from densevl.proposals.base import Proposals
-from densevl.regions.exports.contents import coco_categories
-from densevl.regions.operators.pull import pull, token_plan
+from densevl.pipelines.segmentation.segments import whole_things
 from densevl.results import UNLABELLED, SegmentationResult
 from densevl.saved import read_json
 from densevl.vocabulary import LabelSet
 from densevl.vocabulary.parsing import short
 
-UNKNOWN = -1  # in a map of what was said
 MOST_MEGABYTES = 4096
-
-
-@dataclass(eq=False)
-class _Photo:
-    """A photo of a session.
-
-    Attributes:
-        said: int16 (H, W), what was said of each pixel. regions: R masks without overlap. vectors: (R, D), what they
-            look like. named: by examples. open: (Y, X) float32, the share of each token of which nothing was said, and
-            cover: (R, Y, X) that of each region. words: (Y, X), the class of each token by words alone, and sure: its
-            probability. doubt: see `order`.
-    """
-
-    encoded: Encoded
-    said: npt.NDArray[np.int16]
-    regions: Proposals
-    vectors: torch.Tensor
-    named: Named | None = None
-    open: torch.Tensor = field(default_factory=torch.Tensor)
-    cover: torch.Tensor = field(default_factory=torch.Tensor)
-    words: torch.Tensor = field(default_factory=torch.Tensor)
-    sure: torch.Tensor = field(default_factory=torch.Tensor)
-    doubt: tuple[float, float] = (0.0, 0.0)
 
 
 class LabelSession:
@@ -110,7 +81,7 @@ class LabelSession:
         self.like, self.most = like, most
         self.learner = FewShot(model, level="pixel", **options)
         self._looks = Looks(self.learner.backbone, self.proposals)
-        self._photos: dict[str, _Photo] = {}
+        self._photos: dict[str, Photo] = {}
         self._steps: list[list[Correction]] = []
         self._begun = self._read_by = self.labels
 
@@ -152,16 +123,16 @@ class LabelSession:
         size = encoded.rgb.shape[:2]
         regions = self._looks.regions(encoded.rgb, self._by_words(encoded).labels)
         vectors = self._looks.vectors(encoded.rgb, regions)
-        photo = _Photo(encoded, np.full(size, UNKNOWN, np.int16), regions, vectors)
-        taken = sum(map(_bytes, (*self._photos.values(), photo)))
+        photo = Photo(encoded, np.full(size, UNKNOWN, np.int16), regions, vectors)
+        taken = sum(one.nbytes for one in (*self._photos.values(), photo))
         if taken > self.most * 1_000_000:
             raise OptionError(
                 f"{len(self._photos) + 1} photos and their features take more than {self.most} MB: "
                 "begin another session, or give most="
             )
         self._photos[name] = photo
-        self._open(photo)
-        self._read(photo)
+        photo.uncover()
+        photo.read(self.learner, self.labels)
         self._judge()
         return name
 
@@ -173,22 +144,12 @@ class LabelSession:
         """
         one = self._photo(photo)
         found = self._by_words(one.encoded, photo, self.taught)
-        decided = LabelMap(torch.from_numpy(found.labels)[None], torch.from_numpy(found.confidence)[None])
-        ids = one.regions.segment_map()
-        if len(one.regions):
-            decided = refinement.vote(decided, Segments(torch.from_numpy(ids.astype(np.int64))))
-        labels, confidence = decided.labels[0].numpy(), decided.confidence[0].numpy()
-        if one.named is not None:
-            owners = np.append(-1, one.named.owners)[ids]
-            numbers = np.array([self._number(name) for name in self._owners], np.int16)
-            labels = np.where(owners >= 0, numbers[owners], labels)
-            confidence = np.where(owners >= 0, np.append(np.float32(0), one.named.chances)[ids], confidence)
-        said = one.said != UNKNOWN
+        labels, confidence = one.settled(found, [self._number(name) for name in self._owners])
         own = [each for each in self.corrections if each.photo == photo]
         return replace(
             found,
-            labels=np.where(said, np.where(one.said == len(self.labels), -1, one.said), labels).astype(np.int16),
-            confidence=np.where(said, 1, confidence).astype(np.float32),
+            labels=labels,
+            confidence=confidence,
             meta={
                 **found.meta,
                 "image": photo,
@@ -204,13 +165,7 @@ class LabelSession:
         Args:
             shown: what `result` gave, if it is at hand.
         """
-        regions, labels = self._photo(photo).regions.segment_map(), (shown or self.result(photo)).labels
-        pieces = np.zeros(labels.shape, np.int64)
-        for label in np.unique(labels[regions == 0]):
-            own, _ = ndimage.label((labels == label) & (regions == 0))
-            pieces = np.where(own > 0, own + pieces.max(), pieces)
-        keys = np.where(regions > 0, -(regions.astype(np.int64) * (len(self.labels) + 2) + labels), pieces)
-        return np.unique(keys, return_inverse=True)[1].reshape(labels.shape).astype(np.int32)
+        return self._photo(photo).units((shown or self.result(photo)).labels, len(self.labels))
 
     def correct(
         self,
@@ -291,23 +246,13 @@ class LabelSession:
         What was said has `"corrected": true`, and is read again by `restore`.
         """
         names = [*self.labels.names, UNLABELLED]
-        numbers = {name: number for number, name in enumerate(self._photos)}
-        rows: list[dict[str, Any]] = []
-        for one in self.corrections:
-            rows += coco_rows(one.mask.astype(np.int16) - 1, numbers[one.photo], [one.name], names, corrected=True)
-        for name, photo in self._photos.items():
-            shown = self.result(name)
-            found = np.where(photo.said == UNKNOWN, shown.labels, -1)
-            rows += coco_rows(found, numbers[name], names, names, corrected=False)
-        sizes = [photo.said.shape for photo in self._photos.values()]
+        said = [(one.photo, one.name, one.mask) for one in self.corrections]
+        found = {
+            name: np.where(photo.said == UNKNOWN, self.result(name).labels, -1) for name, photo in self._photos.items()
+        }
         return {
             "info": {"description": "densevl labelling session", "labels": self._begun.facts()},
-            "images": [
-                {"id": number, "file_name": name, "height": height, "width": width}
-                for (name, number), (height, width) in zip(numbers.items(), sizes, strict=True)
-            ],
-            "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
-            "categories": coco_categories(names),
+            **coco_session(said, found, names),
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -365,7 +310,7 @@ class LabelSession:
         session.restore(content)
         return session
 
-    def _photo(self, name: str) -> _Photo:
+    def _photo(self, name: str) -> Photo:
         if name not in self._photos:
             raise OptionError(f"no photo is called '{short(name)}'{suggest(name, self._photos)}; add it first")
         return self._photos[name]
@@ -419,10 +364,10 @@ class LabelSession:
     def _learn(self, changed: Iterable[str]) -> None:
         """Take in what was said of some photos, and judge all."""
         for name in changed:
-            self._open(self._photos[name])
+            self._photos[name].uncover()
         if self._read_by != self.labels:
             for photo in self._photos.values():
-                self._read(photo)
+                photo.read(self.learner, self.labels)
             self._read_by = self.labels
         self._judge()
 
@@ -438,43 +383,13 @@ class LabelSession:
         policy = segmenter.background
         return segmenter.decide(evidence, encoded.rgb, self.labels, policy, image=image, taught=tuple(taught))
 
-    def _read(self, photo: _Photo) -> None:
-        """The class of each token by words alone."""
-        found = self.learner.judge(photo.encoded, self.labels)
-        chances = (self.learner.segmenter.protocol.logit_scale * found.scores[0]).softmax(dim=-1)
-        sure, best = chances.max(dim=-1)
-        photo.sure, photo.words = sure.cpu(), found.text.classes.cpu()[best.cpu()]
-
-    def _open(self, photo: _Photo) -> None:
-        """Of how much of each token, and of each region in it, nothing was said."""
-        rows_HY, cols_WX = token_plan(photo.encoded.windows, photo.said.shape)
-        free = photo.said == UNKNOWN
-        whole = Proposals.from_masks(free[None])
-        photo.open = pull(whole, rows_HY, cols_WX)[0]
-        regions = photo.regions if free.all() else Proposals.from_masks(photo.regions.masks() & free, free.shape)
-        photo.cover = pull(regions, rows_HY, cols_WX)
-
     def _judge(self) -> None:
         """Name regions by all examples; how far words and examples disagree in photos, and how unsure they are."""
         said, owners, photos = self.corrections, self._owners, list(self._photos.values())
         regions = torch.cat([photo.vectors for photo in photos]) if photos else torch.empty(0)
         examples = torch.stack([one.vector for one in said]) if said else torch.empty(0)
-        numbers = torch.tensor([self._number(name) for name in owners])
+        numbers, owned = [self._number(name) for name in owners], [owners.index(one.name) for one in said]
         for photo in photos:
-            photo.named, apart, doubtful = None, 0.0, (1 - photo.sure) * photo.open
-            if said and len(photo.vectors):
-                owned = [owners.index(one.name) for one in said]
-                photo.named = named(photo.vectors, regions.mean(dim=0), examples, owned, self.like)
-                own = torch.from_numpy(photo.named.owners)
-                taken = photo.cover * (own >= 0)[:, None, None]
-                other = photo.words != numbers[own][:, None, None]
-                apart = float((taken * other).sum()) / photo.words.numel()
-                unsure = 1 - torch.from_numpy(photo.named.chances)[:, None, None]
-                doubtful = doubtful * (1 - taken.sum(dim=0)) + (taken * unsure).sum(dim=0)
-            photo.doubt = apart, float(doubtful.mean())
-
-
-def _bytes(photo: _Photo) -> int:
-    own = photo.encoded
-    tokens = own.features.numel() * own.features.element_size()
-    return own.rgb.nbytes + tokens + photo.said.nbytes + photo.regions.packed.nbytes
+            told = bool(said) and len(photo.vectors) > 0
+            found = named(photo.vectors, regions.mean(dim=0), examples, owned, self.like) if told else None
+            photo.weigh(found, numbers)

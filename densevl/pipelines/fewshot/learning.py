@@ -1,0 +1,101 @@
+"""Examples and words in the form in which heads learn from them: features, class numbers, weights, and rows of words.
+
+Shape letters: N features, C classes, D width of features.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from densevl.errors import LabelError, suggest
+from densevl.fewshot.words import class_rows
+from densevl.pipelines.fewshot.features import Features
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.vocabulary import LabelSet
+from densevl.vocabulary.parsing import short
+
+GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """What examples show.
+
+    Attributes:
+        names: of all classes. features: (N, D) float32 by kind. owners: (N,) int64, the number of each one's class.
+        weights: (N,) float32.
+    """
+
+    names: tuple[str, ...]
+    features: dict[str, torch.Tensor]
+    owners: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def of(cls, features: Features, examples: Any, names: tuple[str, ...], known: Collection[str] = ()) -> Self:
+        """Encode examples of some classes.
+
+        Args:
+            examples: as `FewShot.fit` takes them. known: classes that may show no feature, for they have others.
+
+        Raises:
+            LabelError: no examples, a class that is not in `names`, or one none of whose pixels fill a token.
+        """
+        for name in features.named(examples):
+            if name not in names:
+                near = suggest(name, names)
+                raise LabelError(f"'{short(name)}' has examples and is no label{near}; add it to labels")
+        parts = list(features.rows(examples))
+        owners = [name for part in parts for name in part.owners]
+        lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
+        if lost:
+            small = "fills no token of any example; lower coverage, or take level 'region'"
+            raise LabelError(f"'{short(lost[0])}' {small}")
+        if not owners:
+            raise LabelError("no examples: give at least one class some images")
+        found = {kind: torch.cat([part.features[kind] for part in parts]) for kind in parts[0].features}
+        device = next(iter(found.values())).device
+        numbers = torch.tensor([names.index(name) for name in owners], device=device)
+        return cls(names, found, numbers, torch.cat([part.weights for part in parts]).to(device))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many there are of each class."""
+        return Counter(self.names[index] for index in self.owners.tolist())
+
+
+def text_rows(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool) -> torch.Tensor:
+    """Unit rows of words (C + K, D), a class each; then, but for whole images, those of what is no class.
+
+    Args:
+        shown: examples show what is no class: it has one row then, the mean of the background words.
+    """
+    policy = segmenter.background
+    if shown:
+        policy = replace(policy, words=policy.words or (GROUND,), unknown=False)
+    text = class_rows(segmenter.embed_text(labels, policy), len(labels))
+    if level == "image":
+        return text[: len(labels)]  # an image is always one of the classes
+    if not shown:
+        return text
+    rest = F.normalize(text[len(labels) :].mean(dim=0, keepdim=True), dim=-1)
+    return torch.cat([text[: len(labels)], rest])
+
+
+def no_words(examples: Examples, model: str) -> torch.Tensor:
+    """Rows (C, D) of words that say nothing, for a model that has none.
+
+    Raises:
+        LabelError: a class without examples.
+    """
+    missing = next((name for name in examples.names if name not in examples.counts), None)
+    if missing is not None:
+        raise LabelError(f"'{short(missing)}' has no examples, and model '{model}' has no words for whole images")
+    rows = examples.features["image"]
+    return rows.new_zeros(len(examples.names), rows.shape[1])

@@ -1,0 +1,124 @@
+"""Whole images, regions and pixels named by what a `FewShot` has learned, or whole images by words alone.
+
+Shape letters: N pictures, C classes, D width of features.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from densevl.fewshot.heads.nearest import Nearest
+from densevl.fewshot.result import Classification
+from densevl.fewshot.words import as_text, class_rows
+from densevl.pipelines import remarks
+from densevl.pipelines.feeding import embed_images
+from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, RegionFeatures, cut_out
+from densevl.pipelines.fewshot.state import Learned
+from densevl.pipelines.many import source
+from densevl.proposals.checks import box_edges, image_boxes
+from densevl.regions.fusion import ScoreSource, fuse
+from densevl.regions.naming import decide
+from densevl.regions.result import RegionResult
+from densevl.results import SegmentationResult
+from densevl.vocabulary import Background, LabelSet
+
+
+def classified(
+    made: Learned,
+    together: Sequence[tuple[Any, np.ndarray]],
+    asked: LabelSet | None = None,
+    boxes: Any = (),
+) -> Iterator[Classification]:
+    """Whole images; boxes are of the only one."""
+    started = time.perf_counter()
+    pictures = [rgb for _, rgb in together]
+    boxes = box_edges(image_boxes(boxes, pictures[0].shape[:2])).tolist()
+    logits, rows = _logits(made, [*pictures, *(cut_out(pictures[0], box) for box in boxes)], asked)
+    probabilities = made.calibration.probabilities(logits).cpu().numpy()
+    head, names = made.heads.get("image"), (asked or made.fitted()).names
+    far = head.distance(rows).tolist() if isinstance(head, Nearest) else [None] * len(rows)
+    margin, warned = made.calibration.margin, made.warnings(asked or made.fitted())
+    found = [
+        Classification(
+            names,
+            scores,
+            p,
+            pictures[min(index, len(pictures) - 1)],
+            None if margin is None else tuple(n for n, one in zip(names, p, strict=True) if 1 - one <= margin),
+            far[index],
+            warnings=(*warned, *remarks.of_scores(logits[index])),
+        )
+        for index, (scores, p) in enumerate(zip(logits.float().cpu().numpy(), probabilities, strict=True))
+    ]
+    parts = tuple(
+        replace(part, box=(box[0], box[1], box[2], box[3]), warnings=())
+        for part, box in zip(found[len(pictures) :], boxes, strict=True)
+    )
+    seconds = round((time.perf_counter() - started) / len(pictures), 4)
+    for (image, _), whole in zip(together, found, strict=False):
+        meta: dict[str, Any] = {
+            "image": source(image),
+            "model": made.backbone.name,
+            "reading": dict(made.backbone.reading),
+        }
+        meta |= {**made.meta(), "seconds": seconds}
+        yield replace(whole, regions=parts, meta=meta)
+
+
+def _logits(made: Learned, pictures: Sequence[np.ndarray], asked: LabelSet | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, C) of whole pictures, and their features (N, D)."""
+    if asked is None:
+        rows = ImageFeatures.embed(made.features, pictures)  # type: ignore[arg-type]
+        return made.heads["image"].logits(rows), rows
+    rows = embed_images(made.backbone, pictures)
+    text = class_rows(made.segmenter.embed_text(asked, Background()), len(asked))[: len(asked)]
+    return made.backbone.logit_scale * F.normalize(rows, dim=1) @ text.mT, rows
+
+
+def segmented(made: Learned, image: Any, encoded: Encoded) -> SegmentationResult:
+    """Every pixel of a photo, decoded as `Segmenter` does."""
+    labels = made.fitted()
+    started = time.perf_counter()
+    evidence, policy, taught = made.judge(encoded), made.segmenter.background, made.taught()
+    result = made.segmenter.decide(evidence, encoded.rgb, labels, policy, image=image, started=started, taught=taught)
+    return replace(result, meta={**result.meta, **made.meta()})
+
+
+def named_regions(
+    made: Learned, features: RegionFeatures, image: Any, regions: Mapping[str, Any], rgb: np.ndarray
+) -> RegionResult:
+    """Regions of a photo: those given, or those that the proposer finds."""
+    labels, policy = made.fitted(), made.segmenter.background
+    found = features.embed(rgb, **regions)
+    sources = [
+        ScoreSource(made.heads[kind].logits(rows).log_softmax(dim=1), features.classify.operators[kind])
+        for kind, rows in found.vectors.items()
+    ]
+    logp = sources[0].logp if len(sources) == 1 else fuse(sources)
+    valid = torch.from_numpy(found.regions.areas > 0).to(logp.device)
+    classes = as_text(next(iter(made.heads.values())).text, labels.names).classes
+    decided = decide(logp, classes, len(labels), policy, valid=valid)
+    return RegionResult(
+        regions=found.regions,
+        names=labels.names,
+        scores=decided.probs.cpu().numpy(),
+        nothing=decided.nothing.cpu().numpy(),
+        labels=decided.labels.cpu().numpy(),
+        confidence=decided.scores.cpu().numpy(),
+        image=found.image,
+        embeddings=found.vectors,
+        warnings=made.warnings(labels),
+        meta={
+            "image": source(image),
+            **features.classify.embedding_facts(),
+            **made.meta(),
+            "seconds": found.seconds,
+        },
+    )

@@ -1,0 +1,104 @@
+"""What a `FewShot` has learned: its model, its classes, and a head for each kind of feature."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from densevl import digest
+from densevl.backbones import Backbone
+from densevl.errors import ModelError
+from densevl.fewshot import Head
+from densevl.fewshot.calibration import Calibration
+from densevl.fewshot.words import as_text
+from densevl.inference.kinds import levelled
+from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures
+from densevl.pipelines.segmentation.evidence import Evidence
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.prompts import Prompt
+
+MIXED = (
+    "images and words are mixed, and a whole image is nearer to images than to any word: take either, or name regions "
+    "or pixels, where the two are put on one scale"
+)
+
+
+class Learned:
+    """What examples and words have taught.
+
+    Attributes:
+        level: "image", "region" or "pixel". head: its name, and settings, what it was made with. has_words: whether
+            the model compares images and words. labels: None before `fit`. heads: by kind of feature. counts: examples
+            by class. calibration: of confidence.
+    """
+
+    level: str
+    head: str
+    settings: dict[str, Any]
+    segmenter: Segmenter
+    backbone: Backbone
+    coverage: float
+    tokens: int
+    features: ImageFeatures | RegionFeatures | PixelFeatures
+    has_words: bool
+    labels: LabelSet | None
+    heads: dict[str, Head]
+    counts: Counter[str]
+    calibration: Calibration
+
+    def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
+        """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
+
+        Raises:
+            ModelError: nothing fitted, and no labels.
+        """
+        if labels is not None:
+            text = self.segmenter.embed_text(labels, self.segmenter.background)
+            return Evidence(levelled((encoded.features @ text.vectors.mT)[None], text), encoded.windows, text)
+        names, head = self.fitted().names, self.heads["pixel"]
+        scores = head.logits(encoded.features)[None] / head.scale
+        return Evidence(scores, encoded.windows, as_text(head.text, names))
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides a result besides the image and its regions, what was learned included; ready for JSON."""
+        features = self.features
+        whole = features.classify.facts() if isinstance(features, RegionFeatures) else self.segmenter.facts()
+        states = {kind: head.state() for kind, head in self.heads.items()}
+        tensors = ((f"{kind}/{name}", rows) for kind, (own, _) in states.items() for name, rows in sorted(own.items()))
+        return {
+            **whole,
+            "background": asdict(self.segmenter.background),
+            "level": self.level,
+            "head": self.head,
+            "settings": self.settings,
+            "coverage": self.coverage,
+            "tokens": self.tokens,
+            "labels": self.labels.facts() if self.labels is not None else None,
+            "calibration": asdict(self.calibration),
+            "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
+        }
+
+    def fitted(self) -> LabelSet:
+        if self.labels is None or not self.heads:
+            raise ModelError("no examples yet: call fit(examples) first, or give labels for words alone")
+        return self.labels
+
+    def taught(self) -> tuple[str, ...]:
+        """The classes that have examples."""
+        return tuple(name for name in self.fitted().names if self.counts[name])
+
+    def warnings(self, labels: LabelSet) -> tuple[str, ...]:
+        """What the user should know about classes that only their words tell of."""
+        if not self.has_words:
+            return ()
+        taught = self.taught() if self.labels is not None else ()
+        policy = Background() if self.level == "image" else self.segmenter.background
+        found = self.segmenter.words.warnings(labels, policy, taught=taught)
+        shown = [isinstance(query, Prompt) and query.shown for query in labels.queries]
+        return (*found, MIXED) if self.labels is None and any(shown) and not all(shown) else found
+
+    def meta(self) -> dict[str, Any]:
+        found = {kind: dict(head.found) for kind, head in self.heads.items()}
+        return {"fewshot": {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}}
