@@ -7,13 +7,6 @@ EXTRAS ?= photo,photo-affinity,heif,sam,superpixels,eval,viz,remote,serve,export
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c requirements/tested.txt
 USE = $(VENV)/.photo
 DEV = $(VENV)/.dev
-PUBLIC = densevl.pipelines.segmentation.segmenter densevl.results densevl.recipes densevl.backbones densevl.inference \
-  densevl.vocabulary densevl.vocabulary.templates densevl.kernels.attention densevl.kernels.affinity \
-  densevl.kernels.mix densevl.kernels.decode densevl.kernels.neighbours densevl.kernels.bias densevl.kernels.resample densevl.kernels.dispatch \
-  densevl.refine densevl.images densevl.errors densevl.proposals densevl.regions densevl.anomaly densevl.evaluation \
-  densevl.pipelines.rasters.result densevl.pipelines.video.result densevl.pipelines.regions.classifier densevl.pipelines.anomaly.detector densevl.pipelines.fewshot.classifier densevl.pipelines.features densevl.pipelines.points densevl.fewshot densevl.integrations \
-  densevl.backbones.precision
-
 # One process a core, but not more than fit in memory; tests that are left when one is done go to it.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # Tests whose numbers depend on the CPU's instructions.
@@ -24,6 +17,9 @@ NUMERIC = $(addprefix tests/,anomaly backbones fewshot inference kernels pipelin
 # The tools that results are handed on to, apart from everything else; each is skipped where it cannot be had.
 HANDOFF ?= $(CURDIR)/.venv-handoff
 
+# What builds the site reads the code without running it: it needs neither torch nor densevl.
+DOCS ?= $(CURDIR)/.venv-docs
+
 .PHONY: demo test test-isa test-handoff check bench docs clean help
 
 help:
@@ -33,7 +29,7 @@ help:
 	@echo "make test-handoff  read exports by the libraries of CVAT, Label Studio, LabelMe, FiftyOne; 1.3 GB"
 	@echo "make check     lint, format, types, spelling"
 	@echo "make bench     time methods against bare forward passes; takes a quarter of an hour"
-	@echo "make docs      write docs/recipes.md from the catalogue, build the API pages into build/docs"
+	@echo "make docs      build the documentation site into build/site, and check its links"
 
 demo: $(USE)
 	$(VENV)/bin/densevl segment demo/images \
@@ -60,9 +56,9 @@ check: $(DEV)
 bench: $(DEV)
 	$(VENV)/bin/python tools/bench.py
 
-docs: $(DEV)
+docs: $(DEV) $(DOCS)/.docs
 	$(VENV)/bin/python -m tools.recipes.page
-	$(VENV)/bin/pdoc -d google -o build/docs $(PUBLIC)
+	$(VENV)/bin/python -m tools.site.build --zensical $(DOCS)/bin/zensical
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
@@ -88,5 +84,10 @@ $(HANDOFF)/.tools: requirements/handoff.txt
 	  $(HANDOFF)/bin/python -m pip install --disable-pip-version-check -q $$tool || echo "$$tool cannot be had; its test is skipped"; done
 	@touch $@
 
+$(DOCS)/.docs: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(HANDOFF) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(HANDOFF) $(DOCS) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -87,7 +87,6 @@ EXTRAS = {  # what each brings, for docs/models.md, and its packages
             "hypothesis>=6.100",
             "mypy>=1.13",
             "onnxruntime>=1.20",
-            "pdoc>=15.0",
             "pre-commit>=4.0",
             "pytest>=8.3",
             "pytest-timeout>=2.3",

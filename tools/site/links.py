@@ -1,0 +1,41 @@
+"""Links of the built site: every page, picture and heading that a page of it names is there."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+
+class _Page(HTMLParser):
+    """What a page links to, and the anchors that it has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep what the tag names and what it is named."""
+        of = dict(attrs)
+        self.anchors.update(name for name in (of.get("id"), of.get("name")) if name)
+        self.links += [link for link in (of.get("href") if tag in ("a", "link") else of.get("src"),) if link]
+
+
+def broken(site: Path) -> list[str]:
+    """What the pages of a site link to and is not there, a line each; addresses elsewhere are not asked."""
+    pages = {path: _Page(path) for path in sorted(site.rglob("*.html")) if path.name != "404.html"}
+    found = []
+    for path, page in pages.items():
+        for link in page.links:
+            name, anchor = urldefrag(unquote(link))
+            if "://" in name or name.startswith(("data:", "mailto:", "//")):
+                continue
+            target = (path.parent / name).resolve() if name else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file():
+                found.append(f"{path.relative_to(site)}: no file {name}")
+            elif anchor and target in pages and anchor not in pages[target].anchors:
+                found.append(f"{path.relative_to(site)}: no heading {link}")
+    return found
