@@ -52,6 +52,7 @@ ROOMS = {
     "serving": "the pipelines over HTTP, and `page/`, one page over the same API",
     "diagnosis": "what `densevl doctor` looks at",
     "evaluation": "an experiment from data to report; `benchmarks/`, `metrics/`, `report/`",
+    "tuning": "settings chosen for the user's own pictures, by cross-validation",
     "cli": "the command, no logic; `options.py` has each shared option once",
     "__main__": "`python -m densevl`",
 }

@@ -25,6 +25,7 @@ from densevl.cli.evaluation import eval_app
 from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
 from densevl.cli.listing import doctor, recipes_app
+from densevl.cli.measure.tune import tune
 from densevl.cli.models import models_app
 from densevl.cli.regions import regions
 from densevl.cli.search import search
@@ -77,7 +78,7 @@ def _root(
         context.default_map = defaults(config, context.command)
 
 
-for command in (segment, video, regions, search, classify, features, points, doctor, bench, serve):
+for command in (segment, video, regions, search, classify, features, points, doctor, bench, tune, serve):
     app.command()(command)
 for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),

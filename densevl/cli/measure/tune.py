@@ -1,0 +1,167 @@
+"""`densevl tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from densevl.cli import options
+from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
+from densevl.errors import OptionError
+
+if TYPE_CHECKING:
+    from densevl.tuning import Tuning
+
+USES = ("segment", "regions", "classify")
+SETTINGS = ("recipe", "operator", "background", "templates", "plan", "precision")
+TUNED = Path(options.OUT, "tuned")
+SHOWN = 5  # finalists of a table that were not taken
+
+
+@one_line_errors
+@options.loads
+def tune(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with images/, labels/ and a list of classes; with images/ and instances.json; of one folder "
+            "of images for each class; or of any images, with --labels.",
+        ),
+    ],
+    labels: Annotated[
+        str | None,
+        options.option(
+            "What to look for in pictures without a truth: settings are then guessed by how well they agree with "
+            "themselves.",
+            panel=options.WORDS,
+        ),
+    ] = None,
+    use: Annotated[
+        str | None,
+        options.option(
+            "The command to tune, where the folder tells about several: segment, regions or classify.",
+            panel=options.ASKED,
+            values=USES,
+            only=True,
+        ),
+    ] = None,
+    only: Annotated[
+        str | None,
+        options.option(
+            "Settings to choose, commas between, out of recipe, operator, background, templates, plan, precision; all "
+            "if left out.",
+            panel=options.ASKED,
+            values=SETTINGS,
+            between=",",
+            only=True,
+        ),
+    ] = None,
+    tries: Annotated[
+        list[str] | None,
+        options.option(
+            "A value to try, SETTING=VALUE, in place of the usual ones of the setting. May be given several times.",
+            "--try",
+            panel=options.ASKED,
+        ),
+    ] = None,
+    limit: Annotated[int, options.option("Look at so many pictures at most.", panel=options.ASKED, min=3)] = 40,
+    budget: Annotated[
+        float | None,
+        options.option("Minutes after which nothing new is measured; no limit if left out.", panel=options.ASKED),
+    ] = None,
+    seed: Annotated[int, options.option("The seed of all that is drawn.", panel=options.ASKED, min=0)] = 0,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    proxy: options.Proxy = None,
+    proposals: options.Proposals = None,
+    bits: options.Bits = None,
+    out: Annotated[
+        Path,
+        options.option(
+            "A folder for tuned.toml, which `densevl --config` takes, tuned.json and what a second call goes on from.",
+            panel=options.FILES,
+        ),
+    ] = TUNED,
+    fresh: Annotated[
+        bool, options.option("Forget what an earlier call measured.", "--fresh", panel=options.FILES)
+    ] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Choose recipe, words, background, windows and precision for your own pictures, and say how sure that is.
+
+    A handful of labelled pictures is cross-validated against the defaults; where the best is not surely better, the
+    default is kept. The same call again goes on where it stopped.
+    """
+    asked = _tries(tries or [])
+    from densevl.tuning import tune as choose
+
+    console, doing = stderr(), [""]
+    with console.status("loading the model") as status:
+
+        def say(text: str) -> None:
+            doing[0] = text
+            status.update(escape(text))
+
+        def show(done: int, total: int) -> None:
+            status.update(escape(f"{doing[0]}: {done:,} of {total:,} looks"))
+
+        found = choose(
+            folder,
+            model,
+            labels=labels,
+            use=use,
+            weights=weights,
+            device=device,
+            proxy=proxy,
+            proposals=proposals,
+            only=options.listed(only),
+            tries=asked,
+            limit=limit,
+            budget=None if budget is None else 60 * budget,
+            seed=seed,
+            out=out,
+            fresh=fresh,
+            overwrite=overwrite,
+            say=None if quiet else say,
+            show=None if quiet else show,
+        )
+    if as_json:
+        print_json({**found.facts(), "config": str(out / "tuned.toml")})
+        return
+    for warning in found.warnings if not quiet else ():
+        warn(warning)
+    if not quiet:
+        _print(found, out / "tuned.toml")
+
+
+def _tries(given: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in given:
+        name, mark, value = (part.strip() for part in text.partition("="))
+        if not (mark and name and value):
+            raise OptionError(f"--try {text!r}: give SETTING=VALUE, such as recipe=sclip")
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _print(found: Tuning, config: Path) -> None:
+    from densevl.tuning.result import cells
+
+    console = stdout()
+    table = Table("choice", found.measure, "difference", "95 % interval", "s/picture", box=None)
+    for row in found.rows:
+        table.add_row(*map(escape, cells(row)))
+    if found.finalists:
+        table.add_section()
+    for row in found.finalists[:SHOWN]:
+        table.add_row(*map(escape, cells(row)), style="dim")
+    console.print(table)
+    console.print(escape(f"{found.verdict}."))
+    console.print(escape(f"advised: {found.chosen.against(found.default)}; densevl --config {config} {found.use} ..."))

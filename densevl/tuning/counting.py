@@ -1,0 +1,202 @@
+"""Candidates on pictures: what each gets right, with one pass of the image tower for all that share it."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.backbones import Backbone
+from densevl.evaluation.metrics.confusion import confusion
+from densevl.pipelines.fewshot.classifier import FewShot
+from densevl.pipelines.regions.classifier import RegionClassifier
+from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.proposals import Proposals
+from densevl.recipes import get
+from densevl.tuning.candidates import CLASSIFY, REGIONS, SEGMENT, Candidate
+from densevl.tuning.pictures import Pictures
+from densevl.tuning.scores import Counts
+
+SHARED = 64
+"""Windows of a photo whose features are held at once; larger photos are looked at once for each candidate."""
+Cell = tuple[Counts, float]
+"""Counts (3, C) of a candidate on a picture, see `scores`, and the seconds it takes alone."""
+
+
+class Counter(ABC):
+    """Counts candidates on pictures.
+
+    Attributes: measure: the name of what counts come to, see `scores.MEASURES`. shares: settings of one tower pass.
+    """
+
+    measure: ClassVar[str] = "mIoU"
+    shares: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, backbone: Backbone, pictures: Pictures, **given: Any) -> None:
+        """Args: given: proxy and proposals, for recipes that read them."""
+        self.backbone, self.pictures, self.given = backbone, pictures, given
+        self.classes = len(pictures.labels) + pictures.background
+        self.pipeline: Callable[[Candidate], Any] = cache(self._pipeline)
+        self._warm: set[Candidate] = set()
+
+    def count(self, index: int, candidates: Sequence[Candidate]) -> dict[Candidate, Cell]:
+        """Count candidates on one picture.
+
+        Raises:
+            DensevlError: the picture cannot be read, or a candidate cannot run.
+        """
+        rgb, truth = self.pictures.read(index)
+        found: dict[Candidate, Cell] = {}
+
+        def shared(candidate: Candidate) -> tuple[str, ...]:
+            return tuple(str(candidate[name]) for name in self.shares)
+
+        for _, together in groupby(sorted(candidates, key=shared), key=shared):
+            found |= self.counted(rgb, truth, list(together))
+        return found
+
+    @abstractmethod
+    def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:
+        """Count candidates that share a pass of the tower."""
+
+    @abstractmethod
+    def _pipeline(self, candidate: Candidate) -> Any:
+        """The pipeline of a candidate, on the model that is loaded."""
+
+    def facts(self, candidate: Candidate) -> dict[str, Any]:
+        """What the pipeline of a candidate is, ready for JSON."""
+        return dict(self.pipeline(candidate).facts())
+
+    def _borrowed(self, candidate: Candidate) -> dict[str, Any]:
+        """What is given to the recipes that read it."""
+        name = candidate["recipe"] or self.backbone.default_recipe
+        reads = get(name).reads if isinstance(name, str) else frozenset()
+        found = {"proxy": self.given.get("proxy")} if "proxy" in reads else {}
+        return found | ({"proposals": self.given.get("proposals")} if reads & {"regions", "masks"} else {})
+
+
+class PixelCounter(Counter):
+    """Label maps, by pixels."""
+
+    shares = ("recipe", "plan", "precision")
+
+    def _pipeline(self, candidate: Candidate) -> Segmenter:
+        return Segmenter(
+            self.backbone,
+            candidate["recipe"],
+            templates=candidate["templates"],
+            background=candidate["background"] or "auto",
+            protocol=candidate["plan"],
+            precision=candidate["precision"],
+            **self._borrowed(candidate),
+        )
+
+    def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:
+        return {
+            candidate: (self.against(truth, labels), seconds)
+            for candidate, (labels, seconds) in self.maps(rgb, together).items()
+        }
+
+    def maps(
+        self, rgb: npt.NDArray[np.uint8], together: Sequence[Candidate]
+    ) -> dict[Candidate, tuple[npt.NDArray[np.int16], float]]:
+        """The label map of each candidate, int16 (H, W), the background 0 where there is one; and its seconds."""
+        labels, found = self.pictures.labels, {}
+        first: Segmenter = self.pipeline(together[0])
+        started = time.perf_counter()
+        segments, prepared = first.segments(rgb), first.prepare(rgb) if first.separable else None
+        dense = first.run(prepared.parts) if prepared is not None and len(prepared.windows) <= SHARED else None
+        passed = time.perf_counter() - started
+        for candidate in together:
+            segment: Segmenter = self.pipeline(candidate)
+            policy = segment.policy()
+            if candidate not in self._warm:  # words are encoded once for all pictures, so in no picture's time
+                segment.words.for_photo(rgb, labels, policy)
+                self._warm.add(candidate)
+            since = time.perf_counter()
+            if dense is not None and prepared is not None and segment.separable:
+                evidence = segment.gather(prepared, dense, labels, policy)
+            else:
+                evidence = segment.look(rgb, labels, policy, segments)
+            decided = segment.decide(evidence, rgb, labels, policy, segments).labels
+            found[candidate] = decided + np.int16(self.pictures.background), passed + time.perf_counter() - since
+        return found
+
+    def against(self, truth: npt.NDArray[np.int16], labels: npt.NDArray[np.int16]) -> Counts:
+        """Counts (3, C) of one label map against another, int16 (H, W) each."""
+        matrix = confusion(truth, labels, self.classes)
+        return np.stack([np.diagonal(matrix)[:-1], matrix[:-1].sum(axis=1), matrix[:, :-1].sum(axis=0)])
+
+
+class RegionCounter(Counter):
+    """Names of true regions, by regions: what naming alone reaches."""
+
+    measure = "accuracy"
+    shares = ("operator", "recipe", "precision")
+
+    def _pipeline(self, candidate: Candidate) -> RegionClassifier:
+        borrowed = {name: own for name, own in self._borrowed(candidate).items() if name != "proposals"}
+        return RegionClassifier(
+            self.backbone,
+            candidate["operator"],
+            recipe=candidate["recipe"],
+            templates=candidate["templates"],
+            precision=candidate["precision"],
+            background="none",
+            proposals=None,
+            **borrowed,
+        )
+
+    def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:
+        size, single = (rgb.shape[0], rgb.shape[1]), ~truth.crowd
+        masks = Proposals.from_rle([mask for mask, one in zip(truth.masks, single, strict=True) if one], size)
+        seen = masks.areas > 0
+        owners, found = truth.labels[single][seen], {}
+        if not seen.any():
+            return {candidate: (np.zeros((3, self.classes), np.int64), 0.0) for candidate in together}
+        started = time.perf_counter()
+        embedded = self.pipeline(together[0]).embed(rgb, regions=masks.select(seen))
+        passed = time.perf_counter() - started
+        for candidate in together:
+            since = time.perf_counter()
+            labels = self.pipeline(candidate).name(embedded, self.pictures.labels).labels
+            found[candidate] = _tally(owners, labels, self.classes), passed + time.perf_counter() - since
+        return found
+
+
+class ImageCounter(Counter):
+    """Names of whole images, by images."""
+
+    measure = "accuracy"
+
+    def _pipeline(self, candidate: Candidate) -> FewShot:
+        return FewShot(self.backbone, templates=candidate["templates"])
+
+    def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:
+        found = {}
+        for candidate in together:
+            since = time.perf_counter()
+            name = self.pipeline(candidate)(rgb, self.pictures.labels).name
+            number = np.array([self.pictures.labels.names.index(name)])
+            found[candidate] = _tally(np.array([truth]), number, self.classes), time.perf_counter() - since
+        return found
+
+
+COUNTERS: Mapping[str, type[Counter]] = {SEGMENT: PixelCounter, REGIONS: RegionCounter, CLASSIFY: ImageCounter}
+
+
+def _tally(truth: Iterable[int], found: Iterable[int], classes: int) -> Counts:
+    """Counts (3, C) of things by their true and found classes, -1 for none."""
+    counts = np.zeros((3, classes), np.int64)
+    for own, other in zip(map(int, truth), map(int, found), strict=True):
+        counts[0, own] += own == other
+        counts[1, own] += 1
+        if other >= 0:
+            counts[2, other] += 1
+    return counts

@@ -1,0 +1,188 @@
+"""The choice: stages of candidates narrowed on more and more pictures, and the whole of it cross-validated.
+
+The choice is a function of the pictures it may see. Made on all of them it gives the answer; made on all but a fold it
+gives an answer that never saw the fold, on which it is then judged. As the function includes the narrowing, what is
+judged is the whole procedure (nested cross-validation), and not the luckiest of many candidates. What both count, they
+count once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from densevl.tuning.candidates import CHEAPER, Candidate, Space
+from densevl.tuning.ledger import Ledger
+from densevl.tuning.scores import Counts, Difference, Measure, difference
+
+FOLDS = 5
+LEAST = 4
+"""Pictures of the first, coarsest look."""
+KEEP = 3
+"""One in so many candidates is looked at further; and so many at least."""
+LOSS = 0.005
+"""What a cheaper setting may lose at most, at the lower end of the interval."""
+SAVES = 0.9
+"""A setting is cheaper if it takes at most this share of the time."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a choice.
+
+    Attributes:
+        settings: what was varied. tried: how many candidates. complete: whether all were looked at as planned.
+        finalists: those counted on all pictures, the best first. chosen: the one taken.
+    """
+
+    settings: tuple[str, ...]
+    tried: int
+    finalists: tuple[Candidate, ...]
+    chosen: Candidate
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The procedure on pictures it had not seen.
+
+    Attributes:
+        gain: of its choices over the default. value, default: the measure of both. folds: the gain in each fold.
+        choices: what was chosen without each fold. complete: whether time was enough; else it says nothing.
+    """
+
+    gain: Difference
+    value: float
+    default: float
+    folds: tuple[float, ...]
+    choices: tuple[Candidate, ...]
+    complete: bool
+
+
+class Selection:
+    """Chooses among the candidates of a space by what a ledger counts."""
+
+    def __init__(
+        self, space: Space, ledger: Ledger, measure: Measure, *, seed: int = 0, say: Say | None = None
+    ) -> None:
+        """Prepare; pictures are looked at in an order drawn by the seed."""
+        self.space, self.ledger, self.measure, self.seed = space, ledger, measure, seed
+        self._say = say
+        self.order = [int(at) for at in np.random.default_rng(seed).permutation(ledger.pictures)]
+
+    def choose(self, visible: Sequence[int], *, told: str = "") -> list[Step]:
+        """Choose by some pictures alone: one step a stage, of which the last holds the choice.
+
+        A stage leaves its start for the best candidate only where that is better by more than a standard error of the
+        difference (the one-standard-error rule of Breiman et al., 1984).
+        """
+        current, steps = self.space.default, []
+        self.ledger.ensure([current], visible, must=True)
+        for stage in self.space.stages:
+            pool = self.space.around(current, stage)
+            self._tell(f"{told}{' and '.join(stage)}, {len(pool)} candidates")
+            finalists, complete = self._narrowed(pool, current, visible)
+            best = finalists[0]
+            if best != current:
+                gain = self.difference(best, current, visible)
+                current = best if gain.value > gain.error and gain.value > 0 else current
+            steps.append(Step(stage, len(pool), tuple(finalists), current, complete))
+        return steps
+
+    def _narrowed(
+        self, pool: list[Candidate], current: Candidate, visible: Sequence[int]
+    ) -> tuple[list[Candidate], bool]:
+        """Those of a pool that were looked at on all pictures, the best first, and whether time was enough."""
+        for number in rungs(len(visible), len(pool)):
+            images = visible[:number]
+            self.ledger.ensure(pool, images)
+            ready = [own for own in pool if self.ledger.has(own, images)]
+            if len(ready) < len(pool):
+                done = [own for own in pool if self.ledger.has(own, visible)]
+                return self._ranked(done, visible, current), False
+            ranked = self._ranked(ready, images, current)
+            kept = ranked[: max(KEEP, math.ceil(len(ranked) / KEEP))] if number < len(visible) else ranked
+            pool = list(dict.fromkeys([*kept, current]))
+        return self._ranked(pool, visible, current), True
+
+    def _ranked(self, pool: Sequence[Candidate], images: Sequence[int], current: Candidate) -> list[Candidate]:
+        """The best first; of equals the one that is chosen already, then the earlier."""
+        values = {own: self.value(own, images) for own in pool}
+        return sorted(pool, key=lambda own: (-np.nan_to_num(values[own], nan=-1.0), own != current))
+
+    def judge(self) -> Judged:
+        """Cross-validate the choice."""
+        default, order = self.space.default, self.order
+        folds = [order[start :: min(FOLDS, len(order))] for start in range(min(FOLDS, len(order)))]
+        chosen: list[tuple[Candidate, list[int]]] = []
+        complete = True
+        for number, held in enumerate(folds, start=1):
+            visible = [at for at in order if at not in set(held)]
+            steps = self.choose(visible, told=f"fold {number} of {len(folds)}: ")
+            own = steps[-1].chosen if steps else default
+            self.ledger.ensure([own], held)
+            complete = complete and all(step.complete for step in steps) and self.ledger.has(own, held)
+            chosen.append((own if self.ledger.has(own, held) else default, held))
+        images = [at for _, held in chosen for at in held]
+        tuned = np.concatenate([self.ledger.counts(own, held) for own, held in chosen])
+        usual = self.ledger.counts(default, images)
+        return Judged(
+            difference(tuned, usual, self.measure, self.seed),
+            float(self.measure(tuned.sum(axis=0))),
+            float(self.measure(usual.sum(axis=0))),
+            tuple(self.value(own, held) - self.value(default, held) for own, held in chosen),
+            tuple(own for own, _ in chosen),
+            complete,
+        )
+
+    def cheapen(self, start: Candidate) -> tuple[Candidate, list[Candidate]]:
+        """Change settings that save time without a loss, one after the other: the choice, and what was looked at.
+
+        A setting is taken where its time is at most 90 % and its loss, at the lower end of the interval, at most half a
+        point. It is a test of one setting at a time, which needs no fold: nothing is picked for being best.
+        """
+        current, looked = start, [start]
+        for name in CHEAPER[self.space.use]:
+            pool = self.space.around(current, [name])
+            if len(pool) < 2:
+                continue
+            self._tell(f"{name}, {len(pool)} candidates")
+            self.ledger.ensure(pool, self.order)
+            ready = [own for own in pool if self.ledger.has(own, self.order)]
+            looked += [own for own in ready if own not in looked]
+            seconds = {own: self.ledger.seconds(own) for own in ready}
+            fit = [
+                own
+                for own in ready
+                if own == current
+                or (seconds[own] <= SAVES * seconds[current] and self.difference(own, current, self.order).low >= -LOSS)
+            ]
+            current = min(fit, key=lambda own: seconds[own])
+        return current, looked
+
+    def value(self, candidate: Candidate, images: Sequence[int]) -> float:
+        """The measure of a candidate on some pictures."""
+        return float(self.measure(self.ledger.counts(candidate, images).sum(axis=0)))
+
+    def difference(self, one: Candidate, other: Candidate, images: Sequence[int]) -> Difference:
+        """How much better one candidate is than another on some pictures."""
+        counts: list[Counts] = [self.ledger.counts(own, images) for own in (one, other)]
+        return difference(counts[0], counts[1], self.measure, self.seed)
+
+    def _tell(self, text: str) -> None:
+        if self._say is not None:
+            self._say(text)
+
+
+def rungs(images: int, candidates: int) -> list[int]:
+    """On how many pictures candidates are looked at, one look after the other: 4, then twice as many, then all."""
+    if candidates <= KEEP:
+        return [images]
+    found = [LEAST]
+    while found[-1] * 2 < images:
+        found.append(found[-1] * 2)
+    return [*(number for number in found if number < images), images]
