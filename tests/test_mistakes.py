@@ -25,6 +25,7 @@ RIGHT: dict[str, list[str]] = {
     "features": [SCENE, "--model", "mini"],
     "points": ["cloud.npy", "--views", "transforms.json", "--labels", "penguin,pizza", "--model", "mini"],
     "fewshot fit": ["classes", "--model", "mini"],
+    "tune": ["tuned", "--model", "mini", "--only", "background", "--try", "background=none"],
     "serve": ["--model", "mini", "--port", "0", "--proposals", "grid"],
     "models list": ["ViT-B-16/*"],
     "models show": ["mini"],
@@ -182,6 +183,11 @@ WRONG: dict[str, list[str]] = {
     "save_every": ["x", "-1"],
     "seed": ["x"],
     "only": ["nothing", "vocabulary,foo", ""],
+    "tries": ["sclip", "recipe=sclap", "recipes=sclip", "background=1.5", "plan=tile", "=", ""],
+    "use": ["segmnt", "regions", ""],
+    "budget": ["0", "-1", "nan", "x"],
+    "tune limit": ["2", "x"],
+    "tune labels": [" , ", "cat,cat", "cat,|"],
 }
 """By option, or by command and option where they differ."""
 ANY = {"words", "against", "stuff", "eval check root"}
@@ -238,6 +244,11 @@ def place(tmp_path, monkeypatch) -> Path:
         (tmp_path / "parts" / "tile" / part).mkdir(parents=True)
         name, mode = ("0_mask.png", "L") if part.startswith("ground") else ("0.png", "RGB")
         Image.new(mode, (32, 32), 255).save(tmp_path / "parts" / "tile" / part / name)
+    for folder, mode in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / "tuned" / folder).mkdir(parents=True)
+        for name in "abc":
+            Image.new(mode, (32, 32)).save(tmp_path / "tuned" / folder / f"{name}.png")
+    (tmp_path / "tuned" / "names.txt").write_text("background\npenguin\n")
     for kind in ("penguin", "pizza"):
         (tmp_path / "classes" / kind).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "classes" / kind / "0.png")

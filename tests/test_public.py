@@ -83,6 +83,10 @@ COMMANDS = {
         "--activation --device --json --labels --mean --model --plans --precisions --recipes --rounds --sizes --std "
         "--threads"
     ),
+    "tune": (
+        "FOLDER --activation --bits --budget --device --fresh --json --labels --limit --mean --model --only --out "
+        "--overwrite --proposals --proxy --quiet --seed --std --try --use --weights"
+    ),
     "serve": (
         "--activation --bits --device --host --max-body --max-labels --max-pixels --mean --model --origin --port "
         "--precision --proposals --queue --recipes --refine --scoring --std"

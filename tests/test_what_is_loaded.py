@@ -19,7 +19,7 @@ LIGHT = (
     *("--help", "--version", "models", "recipes", "recipes show sclip", "segment", "no-such-command"),
     *("segment --help", "video --help", "regions --help", "search --help", "classify --help", "features --help"),
     *("points --help", "doctor --help", "bench --help", "serve --help", "anomaly score --help", "fewshot fit --help"),
-    *("eval run --help", "export model --help", "models show --help", "bank build --help"),
+    *("eval run --help", "export model --help", "models show --help", "bank build --help", "tune --help"),
     # mistakes
     *("segment no-such.jpg --labels dog", "regions no-such.jpg", "classify no-such.jpg --labels dog"),
     *("features no-such.jpg", "anomaly score no-such.jpg", "video no-such.mp4 --labels dog"),
@@ -28,6 +28,7 @@ LIGHT = (
     *("segment photo.png --labels dog --model no-such", "segment photo.png --labels dog --no-such"),
     *("segment photo.png --labels dog --short-side x", "segment photo.png --labels dog --polygons"),
     *("segment photo.png --labels dog --activation no-such", "segment photo.png --labels dog --bands x"),
+    *("tune no-such", "tune empty --try x", "tune empty --only no-such", "tune empty --use no-such"),
     *("segment no-such.png --labels dog --json", "segment /dev/null --labels dog", "segment EMPTY --labels dog"),
     *(
         f"{command} {option} no-such"

@@ -11,8 +11,10 @@ from typing import Any
 from densevl.backbones import Backbone
 from densevl.errors import DensevlError, OptionError, suggest
 from densevl.recipes import get, names
+from densevl.regions.operators.names import parse
 from densevl.vocabulary import Background
 from densevl.vocabulary.templates import NAMES as TEMPLATES
+from densevl.vocabulary.templates import templates
 
 SEGMENT, REGIONS, CLASSIFY = USES = ("segment", "regions", "classify")
 """Commands that can be tuned."""
@@ -183,16 +185,12 @@ def _possible(name: str, value: str, backbone: Backbone) -> None:
     """Refuse a value that a setting cannot have, before anything is measured."""
     known: dict[str, Any] = {"plan": PLANS, "precision": PRECISIONS}
     if name in known and value not in known[name]:
-        raise OptionError(f"{name} {value!r} to try{suggest(value, known[name])}; it is one of {', '.join(PLANS)}")
+        raise OptionError(f"{name} {value!r} to try{suggest(value, known[name])}; give {', '.join(known[name])}")
     if name == "recipe":
         backbone.resolve(get(value))
     if name == "background":
         Background.parse(value)
     if name == "templates":
-        from densevl.vocabulary.templates import templates
-
         templates(value)
     if name == "operator":
-        from densevl.regions.operators import parse
-
-        parse(value, None)
+        parse(value)

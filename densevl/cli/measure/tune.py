@@ -28,6 +28,8 @@ def tune(
     folder: Annotated[
         Path,
         typer.Argument(
+            exists=True,
+            file_okay=False,
             help="A folder with images/, labels/ and a list of classes; with images/ and instances.json; of one folder "
             "of images for each class; or of any images, with --labels.",
         ),
