@@ -148,7 +148,7 @@ def test_without_a_background_every_pixel_is_named_and_the_file_says_so(tmp_path
         (lambda root: folder(root / "data", 3), {"labels": " , "}, LabelError, "label"),
         (lambda root: folder(root / "data", 3), {"use": "regions"}, DatasetError, "nothing that tells about regions"),
         (lambda root: folder(root / "data", 3), {"budget": 0}, OptionError, "budget"),
-        (lambda root: folder(root / "data", 3), {"only": ["precison"]}, OptionError, "closest: precision"),
+        (lambda root: folder(root / "data", 3), {"only": ["precisoin"]}, OptionError, "closest: precision"),
         (lambda root: folder(root / "data", 3, background=False), {"only": ["background"]}, OptionError, "nothing to"),
     ],
 )
