@@ -11,7 +11,7 @@ from rich.markup import escape
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
-HEADS = ("gda", "exemplars", "nearest", "tip", "ape", "linear", "prolip")
+HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter", "prolip")
 
 fewshot_app = typer.Typer(no_args_is_help=True, help="Classes by example: fit on a few images of each.")
 

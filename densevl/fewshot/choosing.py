@@ -5,20 +5,34 @@ Shape letters: N samples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
+from torch.nn import functional as F
 
 from densevl.fewshot.head import settle
 
 Setting = TypeVar("Setting")
 ENOUGH = 1024  # examples that are judged by the others; of more, evenly spread ones are taken
+JUDGED = 2048  # examples that settings are chosen on by folds
+FOLDS = 4
 
 
 def spread(count: int, most: int = ENOUGH) -> torch.Tensor:
     """Indices of at most so many of `count` things, evenly spread: int64."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def folds(labels_N: torch.Tensor, count: int = FOLDS) -> Iterator[torch.Tensor]:
+    """Which examples each fold leaves out, (N,) bool: none of classes with a single one, and never all of a class."""
+    member = F.one_hot(labels_N)
+    rank = (member.cumsum(dim=0) * member).sum(dim=1) - 1  # the how-manieth of its class each is
+    several = torch.bincount(labels_N)[labels_N] > 1
+    for number in range(count):
+        out = (rank % count == number) & several
+        if out.any():
+            yield out
 
 
 def best(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -112,12 +112,38 @@ class Head(ABC):
             ModelError: nothing fitted yet, or a head that learns everything at once. LabelError: as `fit`.
         """
         self._fitted()
-        if not self.adds:
-            raise ModelError(f"head '{self.name}' learns from all examples at once: call fit with all of them")
+        self._require_adding()
         samples = Samples.check(features_ND, labels_N, weights, len(self.text))
         self._check_width(samples.features)
         self.seen = self.seen | (torch.bincount(samples.labels, minlength=len(self.text)) > 0)
         self._add(samples)
+        return self
+
+    def retext(self, text_CD: torch.Tensor, moved: Sequence[int]) -> Self:
+        """Know other classes from now on, with the examples there are; more are given to `partial_fit`.
+
+        Args:
+            text_CD: (C, D) unit rows of the words of all classes. moved: the new number of each old class, -1 for one
+                that is left out, which only a class without examples can be.
+
+        Raises:
+            ModelError: nothing fitted yet, a head that learns everything at once, rows of another width, or numbers
+            that do not fit.
+        """
+        self._fitted()
+        self._require_adding()
+        text, numbers = torch.as_tensor(text_CD).to(self.text), torch.as_tensor(moved, device=self.text.device)
+        kept = numbers[numbers >= 0]
+        if text.ndim != 2 or text.shape[1] != self.text.shape[1] or not torch.isfinite(text).all():
+            raise ModelError(f"text is {tuple(text.shape)}: finite rows (C, {self.text.shape[1]}), one for each class")
+        if len(numbers) != len(self.text) or len(kept.unique()) < len(kept) or int(kept.max()) >= len(text):
+            raise ModelError(f"numbers {numbers.tolist()} of {len(self.text)} classes among {len(text)}: each its own")
+        if bool(self.seen[numbers < 0].any()):
+            raise ModelError("a class with examples cannot be left out")
+        seen = torch.zeros(len(text), dtype=torch.bool, device=text.device)
+        seen[numbers[self.seen]] = True
+        self.text, self.seen = text, seen
+        self._renumber(numbers)
         return self
 
     def logits(self, features_ND: torch.Tensor) -> torch.Tensor:
@@ -174,6 +200,14 @@ class Head(ABC):
 
     def _add(self, samples: Samples) -> None:
         raise NotImplementedError
+
+    def _renumber(self, moved_C: torch.Tensor) -> None:
+        """Classes have other numbers, and there is other text; of a class with -1 there are no examples."""
+        raise NotImplementedError
+
+    def _require_adding(self) -> None:
+        if not self.adds:
+            raise ModelError(f"head '{self.name}' learns from all examples at once: call fit with all of them")
 
     def _embed(self, features_ND: torch.Tensor) -> torch.Tensor:
         return F.normalize(features_ND, dim=-1)

@@ -86,6 +86,19 @@ class LabelSet:
         """The class index of each string in `queries`."""
         return [index for index, words in enumerate(self.synonyms) for _ in words]
 
+    def __add__(self, more: LabelSet) -> LabelSet:
+        """These classes, then others.
+
+        Raises:
+            LabelError: a name or a string of both.
+        """
+        return LabelSet(
+            (*self.names, *more.names),
+            (*self.synonyms, *more.synonyms),
+            (*self.negatives, *more.negatives),
+            (*self.warnings, *more.warnings),
+        )
+
     def facts(self) -> dict[str, Any]:
         """What tells this set from others, ready for JSON."""
         return {"names": self.names, "synonyms": self.synonyms, "negatives": self.negatives}

@@ -51,7 +51,9 @@ FIXED = {
     "tip": {"alpha": 3.0, "beta": 4.0},
     "ape": {"alpha": 3.0, "beta": 4.0},
     "gda": {"alpha": 0.1},
+    "tipx": {"alpha": 3.0, "beta": 4.0, "gamma": 2.0},
     "linear": {"strength": 0.1},
+    "adapter": {"steps": 10, "width": 8},
     "prolip": {"steps": 30},
 }
 

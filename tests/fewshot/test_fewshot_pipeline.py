@@ -57,7 +57,9 @@ def answer(made: FewShot) -> np.ndarray:
 
 
 def quick(head: str, level: str) -> dict:
-    options: dict = {"prolip": {"steps": 20}, "linear": {"strength": 0.1}}.get(head, {})
+    options: dict = {"prolip": {"steps": 20}, "adapter": {"steps": 30, "rate": 0.02}, "linear": {"strength": 0.1}}.get(
+        head, {}
+    )
     return {**PLAIN, "options": options, **({"operator": "cls_mask"} if level == "region" else {})}
 
 
@@ -324,3 +326,25 @@ def test_what_belongs_to_another_level_or_head_is_refused(fitted_ones) -> None:
         image.partial_fit(EXAMPLES["image"])
     with pytest.raises(ModelError, match="leaves the model as it is"):
         image.adapted()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("background", ["none", ["sky"]])
+def test_classes_that_come_later_are_learned_as_if_all_had_come_at_once(tiny, level, background) -> None:
+    settings = {**quick("gda", level), "options": {"alpha": 0.2}, "background": background}
+    if level == "image":
+        first, later = {name: EXAMPLES["image"][name] for name in NAMES[:2]}, {"lime": EXAMPLES["image"]["lime"]}
+        both = {**first, **later}
+    else:
+        shown = {"region": (BOXES, ["red", "blue"]), "pixel": (label_map("red", "blue"), ["red", "blue"])}[level]
+        first = [(picture("red", "blue", seed=seed), *shown) for seed in range(2)]
+        later = EXAMPLES[level][1:3]
+        both = [*first, *later]
+    whole = FewShot(tiny, "gda", level=level, **settings).fit(both, labels=[*NAMES, "teal"])
+    made = FewShot(tiny, "gda", level=level, **settings).fit(first, labels=NAMES[:2])
+    made.partial_fit(later, labels=["lime", "teal"])
+    assert (made.labels, made.counts) == (whole.labels, whole.counts)
+    close(answer(made), answer(whole))
+    with pytest.raises(LabelError, match="given twice"):
+        made.partial_fit(later, labels=["lime"])
+    close(answer(made), answer(whole))

@@ -10,6 +10,7 @@ import torch
 
 from densevl.errors import DensevlError, OptionError, WeightsError, suggest
 from densevl.fewshot.head import Head
+from densevl.fewshot.heads.adapter import Adapter
 from densevl.fewshot.heads.ape import Ape
 from densevl.fewshot.heads.exemplars import Exemplars
 from densevl.fewshot.heads.gda import Gda
@@ -17,9 +18,10 @@ from densevl.fewshot.heads.linear import LinearProbe
 from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.heads.prolip import ProLip
 from densevl.fewshot.heads.tip import TipAdapter
+from densevl.fewshot.heads.tipx import TipX
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
-    {head.name: head for head in (Nearest, Exemplars, TipAdapter, Ape, Gda, LinearProbe, ProLip)}
+    {head.name: head for head in (Nearest, Exemplars, TipAdapter, TipX, Ape, Gda, LinearProbe, Adapter, ProLip)}
 )
 
 

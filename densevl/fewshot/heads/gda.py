@@ -94,6 +94,9 @@ class Gda(Head):
         self._take(self.moments + self._moments(samples))
         self._choose(samples)
 
+    def _renumber(self, moved_C: torch.Tensor) -> None:
+        self._take(self.moments.moved(moved_C, len(self.text)))
+
     def _moments(self, samples: Samples) -> Moments:
         return Moments.of(samples.features, samples.labels, samples.weights, len(self.text))
 

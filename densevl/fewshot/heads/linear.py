@@ -15,13 +15,11 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import OptionError
-from densevl.fewshot.choosing import best, spread
+from densevl.fewshot.choosing import JUDGED, best, folds, spread
 from densevl.fewshot.head import Head, Samples
 
 STRENGTH = 0.1  # where examples stand alone and none can be chosen
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-FOLDS = 4
-JUDGED = 2048  # examples the strength is chosen on
 ROUGH = 25  # steps of LBFGS while it is chosen, each strength from the solution of the one before
 
 
@@ -85,23 +83,20 @@ class LinearProbe(Head):
     def _choose(self, samples: Samples) -> float:
         some = spread(len(samples), JUDGED).to(samples.labels.device)
         few = Samples(samples.features[some], samples.labels[some], samples.weights[some])
-        counts = torch.bincount(few.labels, minlength=len(self.text))
-        judged = counts[few.labels] > 1
-        if not judged.any():
+        held = list(folds(few.labels))
+        if not held:
             return STRENGTH
-        fold = _rank(few.labels) % FOLDS
+        judged = torch.stack(held).any(dim=0)
         words = self.scale * few.features @ self.text.mT
 
         def candidates() -> Iterator[tuple[float, torch.Tensor]]:
             found: dict[int, torch.Tensor] = {}
             for strength in STRENGTHS:
                 logits = words.double()
-                for number in range(FOLDS):
-                    out, kept = (fold == number) & judged, (fold != number) | ~judged
-                    if out.any():
-                        rest = Samples(few.features[kept], few.labels[kept], few.weights[kept])
-                        found[number] = self._solve(rest, strength, ROUGH, found.get(number))
-                        logits[out] += few.features[out].double() @ found[number].mT
+                for number, out in enumerate(held):
+                    rest = Samples(few.features[~out], few.labels[~out], few.weights[~out])
+                    found[number] = self._solve(rest, strength, ROUGH, found.get(number))
+                    logits[out] += few.features[out].double() @ found[number].mT
                 yield strength, logits[judged]
 
         return best(candidates(), words[judged], self.seen, few.labels[judged]) or STRENGTH
@@ -111,9 +106,3 @@ class LinearProbe(Head):
 
     def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self.weight = tensors["weight"]
-
-
-def _rank(labels_N: torch.Tensor) -> torch.Tensor:
-    """The how-manieth of its class each sample is."""
-    member = F.one_hot(labels_N)
-    return (member.cumsum(dim=0) * member).sum(dim=1) - 1

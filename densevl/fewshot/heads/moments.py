@@ -76,6 +76,13 @@ class Moments:
         total = self.sums.sum(dim=0)
         return self.gram - torch.outer(total, total) / self.counts.sum().clamp(min=NONE)
 
+    def moved(self, numbers_C: torch.Tensor, classes: int) -> Moments:
+        """Of so many classes. Args: numbers_C: the new number of each, -1 for one without samples that is left out."""
+        kept = numbers_C >= 0
+        counts, sums = self.counts.new_zeros(classes), self.sums.new_zeros(classes, self.sums.shape[1])
+        counts[numbers_C[kept]], sums[numbers_C[kept]] = self.counts[kept], self.sums[kept]
+        return Moments(counts, sums, self.gram)
+
     def _fit(self, other: Moments) -> None:
         if self.sums.shape != other.sums.shape:
             shapes = f"{tuple(self.sums.shape)} and {tuple(other.sums.shape)}"

@@ -32,6 +32,9 @@ class Nearest(Head):
         self.rows = torch.cat([self.rows, samples.features])
         self.labels = torch.cat([self.labels, samples.labels])
 
+    def _renumber(self, moved_C: torch.Tensor) -> None:
+        self.labels = moved_C[self.labels]
+
     def _judge(self, unit_ND: torch.Tensor, words_NC: torch.Tensor) -> torch.Tensor:
         judged = words_NC.clone()
         for index in self.seen.nonzero().flatten().tolist():

@@ -67,6 +67,10 @@ class TipAdapter(Head):
             self._choose()
         self._condense()
 
+    def _renumber(self, moved_C: torch.Tensor) -> None:
+        self.labels = moved_C[self.labels]
+        self._prepare()
+
     def _judge(self, unit_ND: torch.Tensor, words_NC: torch.Tensor) -> torch.Tensor:
         return words_NC + self.found["alpha"] * self._means(unit_ND, self.found["beta"])
 
@@ -81,6 +85,9 @@ class TipAdapter(Head):
     def _compared(self, rows: torch.Tensor) -> torch.Tensor:
         return rows
 
+    def _keys(self) -> torch.Tensor:
+        return self._compared(self.keys)
+
     def _means(self, unit_ND: torch.Tensor, beta: float, own: torch.Tensor | None = None) -> torch.Tensor:
         """The mean kernel of each class (N, C), 0 for one without examples.
 
@@ -89,7 +96,7 @@ class TipAdapter(Head):
         """
         sums, counts = [], F.one_hot(self.labels, len(self.text)).to(unit_ND) * self.weights[:, None]
         values_MC = counts * self.values[:, None]
-        keys = self._compared(self.keys)
+        keys = self._keys()
         step = max(1, KERNELS_AT_ONCE // len(keys))
         for at in range(0, len(unit_ND), step):
             kernel_NM = torch.exp(-beta * (1 - self._compared(unit_ND[at : at + step]) @ keys.mT))
@@ -104,25 +111,31 @@ class TipAdapter(Head):
 
     def _choose(self) -> None:
         """Alpha and beta by leaving one out; where no class has two examples, both sides have an equal say."""
-        counts = torch.bincount(self.labels, minlength=len(self.text))
-        judged = (counts[self.labels] > 1).nonzero().flatten()
-        own = judged[spread(len(judged)).to(judged.device)] if len(judged) else judged
-        some = own if len(own) else spread(len(self.keys)).to(self.keys.device)
+        some, own = self._judged()
         words = self.scale * self.keys[some] @ self.text.mT
         labels = self.labels[some]
 
         def candidates() -> Iterator[tuple[tuple[float, float], torch.Tensor]]:
             for beta in BETAS if self.beta is None else (self.beta,):
-                means = self._means(self.keys[own], beta, own)
+                means = self._means(self.keys[some], beta, own)
                 for alpha in self._alphas(words, means, labels):
                     yield (alpha, beta), words + alpha * means
 
-        chosen = best(candidates(), words, self.seen, labels) if len(own) else None
+        chosen = best(candidates(), words, self.seen, labels) if own is not None else None
         if chosen is None:
             beta = BETA if self.beta is None else self.beta
             alpha = equal_say(words, self._means(self.keys[some], beta), labels, self.seen)
             chosen = (alpha if self.alpha is None else self.alpha, beta)
         self.found |= {"alpha": chosen[0], "beta": chosen[1]}
+
+    def _judged(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Which keys settings are chosen on; and the same again, each to be left out, or None where all stand alone."""
+        counts = torch.bincount(self.labels, minlength=len(self.text))
+        several = (counts[self.labels] > 1).nonzero().flatten()
+        if len(several):
+            several = several[spread(len(several)).to(several.device)]
+            return several, several
+        return spread(len(self.keys)).to(self.keys.device), None
 
     def _alphas(self, words_NC: torch.Tensor, means_NC: torch.Tensor, labels_N: torch.Tensor) -> list[float]:
         if self.alpha is not None:

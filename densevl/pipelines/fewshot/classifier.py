@@ -44,7 +44,7 @@ from densevl.vocabulary import LabelSet, TextOptions
 
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
-    "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "ape": {"keep": 64}}
+    "pixel": {"gda": {"floor": 0.1}, "tip": {"keep": 64}, "tipx": {"keep": 64}, "ape": {"keep": 64}}
 }
 """Settings of heads that a level has of its own."""
 WORDLESS = ("exemplars", "nearest")
@@ -95,7 +95,8 @@ class FewShot(Learned):
                 device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
                 without examples, but not for whole images. Of `text`, descriptors and a
                 transform that reads no image.
-            head: "gda", "tip", "ape", "nearest", "exemplars", "linear" or "prolip"; see `densevl.fewshot`.
+            head: "gda", "tip", "tipx", "ape", "nearest", "exemplars", "linear", "adapter" or "prolip"; see
+                `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
             options: settings of the head, such as {"alpha": 0.5}.
             operator, operator_options, proposals: for regions, as `RegionClassifier` takes operator, options and
@@ -189,21 +190,41 @@ class FewShot(Learned):
         self.calibration = Calibration()
         return self
 
-    def partial_fit(self, examples: Any) -> Self:
-        """Learn from more examples of the same classes, as `fit` takes them; with heads that can.
+    def partial_fit(self, examples: Any, labels: Labels | None = None) -> Self:
+        """Learn from more examples, of the same classes or of further ones; with heads that can.
+
+        Args:
+            examples: as `fit` takes them. labels: further classes, which come after those there are, with or without
+                examples. What was learned of the others stays; alpha and its like are chosen on the new examples.
 
         Raises:
-            ModelError: nothing fitted, or a head that learns from all at once. LabelError, ImageError: as `fit`.
+            ModelError: nothing fitted, or a head that learns from all at once. LabelError: a further class that is
+            there already; else, as ImageError, as `fit`.
         """
-        names = (*self.fitted().names, *[UNLABELLED] * (UNLABELLED in self.counts))
+        before, shown = self.fitted(), UNLABELLED in self.counts
         if not HEADS[self.head].adds:
             raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
-        found = Examples.of(self.features, examples, names, self.counts)
+        label_set = before if labels is None else before + LabelSet.parse(labels)
+        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown), self.counts)
+        if len(label_set) > len(before):
+            self._know(label_set, found, shown)
         for kind, rows in found.features.items():
             self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
+        self.labels = label_set
         self.counts += found.counts
         self.calibration = Calibration()
         return self
+
+    def _know(self, labels: LabelSet, found: Examples, shown: bool) -> None:
+        """Give all heads the words of further classes."""
+        if self.has_words:
+            text = text_rows(self.segmenter, self.level, labels, shown=shown)
+        else:
+            text = no_words(found, self.backbone.name, self.counts)
+        before = len(self.fitted())
+        for head in self.heads.values():
+            others = [len(labels) if shown else -1] * (len(head.text) - before)
+            head.retext(text, [*range(before), *others])
 
     def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
         """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.

@@ -88,13 +88,14 @@ def text_rows(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool
     return torch.cat([text[: len(labels)], rest])
 
 
-def no_words(examples: Examples, model: str) -> torch.Tensor:
-    """Rows (C, D) of words that say nothing, for a model that has none.
+def no_words(examples: Examples, model: str, known: Collection[str] = ()) -> torch.Tensor:
+    """Rows (C, D) of words that say nothing, for a model that has none. Args: known: classes that have examples.
 
     Raises:
         LabelError: a class without examples.
     """
-    missing = next((name for name in examples.names if name not in examples.counts), None)
+    taught = {*examples.counts, *known}
+    missing = next((name for name in examples.names if name not in taught), None)
     if missing is not None:
         raise LabelError(f"'{short(missing)}' has no examples, and model '{model}' has no words for whole images")
     rows = examples.features["image"]
