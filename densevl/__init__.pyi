@@ -18,6 +18,10 @@ from .errors import DensevlError as DensevlError
 from .fewshot.result import Classification as Classification
 from .pipelines.anomaly.adaptation import train_adapters as train_adapters
 from .pipelines.anomaly.detector import AnomalyDetector as AnomalyDetector
+from .pipelines.explanation.explainer import Explainer as Explainer
+from .pipelines.explanation.results import HeadMaps as HeadMaps
+from .pipelines.explanation.results import PairMap as PairMap
+from .pipelines.explanation.results import PatchMap as PatchMap
 from .pipelines.features.extractor import FeatureExtractor as FeatureExtractor
 from .pipelines.features.result import DenseMap as DenseMap
 from .pipelines.fewshot.classifier import FewShot as FewShot

@@ -44,6 +44,7 @@ ROOMS = {
     "exporting": "models as files that other programs run",
     "inference": "windows, the one loop over them, stitching, decoding to labels",
     "regions": "the arithmetic of regions: embedded, named, resolved, exported; `operators/` from masks to vectors",
+    "explaining": "the arithmetic of where a score comes from: patches, heads, words and patches together",
     "anomaly": "the arithmetic of anomaly maps: words, windows, memories, scores",
     "fewshot": "the arithmetic of classes by example",
     "pipelines": "one folder a use; `folder/` is the loop from many images to files",

@@ -23,6 +23,10 @@ RIGHT: dict[str, list[str]] = {
     "search": [str(DEMO / "scenes"), "--for", "penguin", "--model", "mini", "--proposals", "grid"],
     "classify": [SCENE, "--labels", "penguin,pizza", "--model", "mini"],
     "features": [SCENE, "--model", "mini"],
+    "explain patches": [SCENE, "--label", "penguin", "--model", "mini"],
+    "explain heads": [SCENE, "--label", "penguin", "--model", "mini"],
+    "explain words": [str(DEMO / "scenes"), "--words", "penguin,pizza", "--block", "6", "--model", "mini"],
+    "explain pairs": [SCENE, "a penguin", "--model", "mini"],
     "points": ["cloud.npy", "--views", "transforms.json", "--labels", "penguin,pizza", "--model", "mini"],
     "fewshot fit": ["classes", "--model", "mini"],
     "tune": ["tuned", "--model", "mini", "--only", "background", "--try", "background=none"],
@@ -129,6 +133,16 @@ WRONG: dict[str, list[str]] = {
     "tile": ["0", "-5", "x"],
     "point": ["1", "x,y", "-5,-5", "9999,9999", "nan,1"],
     "box": ["1,2", "a,b,c,d", "nan,1,2,3"],
+    "image": [ABSENT, FILE, "empty"],
+    "label": ["", " , ", "cat,dog"],
+    "explain patches against": ["", " , "],
+    "explain heads against": ["", " , "],
+    "blocks": ["0", "-7", "7", "x", ""],
+    "block": ["0", "7", "x"],
+    "explain words head": ["0", "3", "x"],
+    "vocabulary": ["", " , ", "cat,cat"],
+    "most": ["0", "x"],
+    "caption": ["", " ", "word " * 40],
     "merge": ["2", "-2", "nan", "x", "0.8"],
     "parts": ["0", "2", "nan", "x", "0.5"],
     "operator": ["poool", "pool+", "", "pool+pool"],
@@ -190,7 +204,7 @@ WRONG: dict[str, list[str]] = {
     "tune labels": [" , ", "cat,cat", "cat,|"],
 }
 """By option, or by command and option where they differ."""
-ANY = {"words", "against", "stuff", "eval check root"}
+ANY = {"words", "search against", "stuff", "eval check root"}
 """Options that any text is right for."""
 
 

@@ -30,6 +30,7 @@ PUBLIC = {
     *("Bank", "BankBuilder", "BlockSegmenter", "VideoSegmenter", "FeatureExtractor", "DenseMap"),
     *("SegmentationResult", "RegionResult", "AnomalyResult", "Classification", "Proposals", "Decoded"),
     *("PointLabeller", "PointLabels", "View"),
+    *("Explainer", "PatchMap", "HeadMaps", "PairMap"),
     *("LabelSet", "TextOptions", "Descriptors", "Recipe", "DensevlError"),
     *("load_backbone", "load_proposer", "load_proxy", "train_adapters", "keep_memory"),
     *("backbones", "evaluation", "fewshot", "images", "inference", "integrations", "kernels"),
@@ -125,6 +126,22 @@ COMMANDS = {
     "eval anomaly": (
         "WHAT --activation --bits --device --fresh --json --limit --mean --model --out --overwrite --proxy --quiet "
         "--root --scoring --set --shots --std --trust-config --weights"
+    ),
+    "explain patches": (
+        "IMAGE --activation --against --bits --device --json --label --mean --model --out --overwrite --quiet --std "
+        "--templates --weights"
+    ),
+    "explain heads": (
+        "IMAGE --activation --against --bits --blocks --device --json --label --mean --model --out --overwrite --quiet "
+        "--std --templates --weights"
+    ),
+    "explain words": (
+        "IMAGES --activation --bits --block --device --head --json --mean --model --std --templates --top --weights "
+        "--words"
+    ),
+    "explain pairs": (
+        "IMAGE CAPTION --activation --bits --box --device --json --mean --model --out --overwrite --quiet --std "
+        "--weights"
     ),
     "export model": (
         "OUT --activation --background --check --compat --format --labels --mean --model --overwrite --recipe --std "

@@ -19,6 +19,8 @@ LIGHT = (
     *("--help", "--version", "models", "recipes", "recipes show sclip", "segment", "no-such-command"),
     *("segment --help", "video --help", "regions --help", "search --help", "classify --help", "features --help"),
     *("points --help", "doctor --help", "bench --help", "serve --help", "anomaly score --help", "fewshot fit --help"),
+    *("explain --help", "explain heads --help", "explain no-such.jpg --label dog", "explain photo.png"),
+    *("explain photo.png --label dog --model no-such", "explain pairs no-such.jpg dog"),
     *("eval run --help", "export model --help", "models show --help", "bank build --help", "tune --help"),
     # mistakes
     *("segment no-such.jpg --labels dog", "regions no-such.jpg", "classify no-such.jpg --labels dog"),

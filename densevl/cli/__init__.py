@@ -22,6 +22,7 @@ from densevl.cli.config import defaults
 from densevl.cli.dense.features import features
 from densevl.cli.dense.points import points
 from densevl.cli.evaluation import eval_app
+from densevl.cli.explaining.commands import explain_app
 from densevl.cli.export import export_app
 from densevl.cli.fewshot import fewshot_app
 from densevl.cli.listing import doctor, recipes_app
@@ -82,6 +83,7 @@ for command in (segment, video, regions, search, classify, features, points, doc
     app.command()(command)
 for name, group in (
     *(("recipes", recipes_app), ("anomaly", anomaly_app), ("fewshot", fewshot_app), ("eval", eval_app)),
+    ("explain", explain_app),
     ("export", export_app),
     ("models", models_app),
     ("bank", bank_app),

@@ -4,5 +4,15 @@ from densevl.drawing.captions import Captions
 from densevl.drawing.colours import palette
 from densevl.drawing.overlays import draw_key, draw_overlay, draw_shares
 from densevl.drawing.sheets import contact_sheet
+from densevl.drawing.signed import draw_signed, signed_bar
 
-__all__ = ["palette", "draw_overlay", "draw_shares", "draw_key", "contact_sheet", "Captions"]
+__all__ = [
+    "palette",
+    "draw_overlay",
+    "draw_shares",
+    "draw_key",
+    "draw_signed",
+    "signed_bar",
+    "contact_sheet",
+    "Captions",
+]

@@ -24,9 +24,11 @@ class Block(Protocol):
     Attributes:
         module: the library's own block, or a copy whose linear layers were lowered (`backbones.precision`), which then
             carries `lowered_joint`, the joint projection of q, k and v, where it has one.
+        heads: how many.
     """
 
     module: Any
+    heads: int
 
     def over(self, module: Any) -> Block:
         """The same view of another copy of the block."""

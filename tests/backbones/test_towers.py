@@ -18,6 +18,7 @@ from timm.models.vitamin import VitCfg
 from torch import nn
 
 from conftest import TINY, close, wrap
+from densevl import Explainer
 from densevl.backbones.open_clip_model import OpenClipBackbone
 from densevl.backbones.towers import NativeViT, PooledResNet, TimmViT, WholeTower, tower_of
 from densevl.errors import ImageError, ModelError, RecipeError
@@ -354,3 +355,27 @@ def test_any_recipe_runs_or_says_why(backbones, name, recipe) -> None:
         return
     assert dense.features.shape[:2] == (len(pixels), backbone.embed_dim)
     assert torch.isfinite(dense.features).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("average after norm", "pooled from all patches"),
+        ("SigLIP", "pooled from all patches"),
+        ("CoCa", "pooled from all patches"),
+        ("ResNet", "without blocks"),
+        ("ConvNeXt", "without blocks"),
+        ("EVA02", "not read from CLS by a norm and a matrix"),
+    ],
+)
+def test_scores_of_towers_that_do_not_split_are_refused(backbones, family, said) -> None:
+    with pytest.raises(ModelError, match=said):
+        Explainer(backbones[family])
+
+
+def test_a_tower_whose_heads_are_normed_is_refused(backbones) -> None:
+    """What its heads give goes through a norm together, so it is no sum over them."""
+    image = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
+    with pytest.raises(ModelError, match="is no sum over tokens and heads"):
+        Explainer(backbones["native, custom blocks"])(image, "cat")
+    assert Explainer(backbones["native"])(image, "cat").map.shape == (4, 4)

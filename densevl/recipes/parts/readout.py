@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from densevl.errors import RecipeError
 from densevl.lazy import F, torch
+from densevl.recipes import shares
 from densevl.recipes.batch import Batch, Outcome
 from densevl.recipes.features import DenseFeatures, cosines
 from densevl.recipes.part import Readout, Slots
@@ -145,13 +145,11 @@ class FeatureSurgery(Tokens):
 
 @dataclass(frozen=True, repr=False)
 class Contributions(Readout):
-    """What each patch adds to the image embedding by itself: the exact split of CLS (ICLR 2024, text decomposition).
+    """What each patch adds to the image embedding by itself: the exact split of CLS (ICLR 2024); see `recipes.shares`.
 
-    Through attention, patch n adds  c_n = sum over blocks and heads of a_(CLS, n) v_n W_o  to CLS. The last norm, with
-    the statistics it has for the image's own CLS token, is affine, so it splits as well: the biases are shared out
-    evenly over everything that adds up to CLS. Features are divided by the embedding's norm, so that their dot products
-    with a unit text vector add up, with the shares of CLS and of the MLPs, to the image's cosine. A word's score is its
-    dot product less the mean over the words.
+    Features are divided by the embedding's norm, so that their dot products with a unit text vector add up, with the
+    shares of CLS and of the MLPs, to the image's cosine. A word's score is its dot product less the mean over the
+    words.
     """
 
     leaves = 0
@@ -164,28 +162,13 @@ class Contributions(Readout):
 
     def read(self, batch: Batch, outcome: Outcome, embed: Embed) -> DenseFeatures:
         tower, trunk = batch.tower, batch.trunk
-        readout = getattr(tower, "cls_readout", None)
-        if readout is None:
-            raise RecipeError("contributions split the CLS token, and this tower reads its image embedding otherwise")
-        x_BND = trunk.x_BND
-        total_BND = torch.zeros_like(x_BND)
+        split = shares.Split(tower, trunk.x_BND)
+        total_BND = torch.zeros_like(trunk.x_BND)
         for index in range(tower.depth):
-            block = tower.view(index, trunk.grid)
-            qkv = block.project(block.norm(trunk.outputs[index]), "qkv")
-            scale = qkv["q"].shape[-1] ** -0.5
-            looks_BAN1 = (qkv["q"][:, :, :1] @ qkv["k"].mT * scale).softmax(dim=-1).mT
-            bias = block.merge(torch.zeros_like(qkv["v"][:, :, :1]))
-            total_BND += block.merge(looks_BAN1 * qkv["v"]) - bias * (1 - 1 / x_BND.shape[1])
-        parts = (2 * tower.depth + 1) * x_BND.shape[1]  # blocks and their MLPs, and what enters them; over the tokens
-        embedding_BE = tower.pool(x_BND)
-        norm, projection_DE = readout
-        cls_B1D, share = x_BND[:, :1], tower.depth / parts
-        centred_BND = total_BND - share * cls_B1D.mean(dim=-1, keepdim=True)
-        deviation_B11 = (cls_B1D.var(dim=-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
-        shares_BNE = (centred_BND / deviation_B11 * norm.weight + share * norm.bias) @ projection_DE
-        features_BNE = shares_BNE / embedding_BE.norm(dim=-1)[:, None, None]
+            total_BND += shares.attention_parts(tower.view(index, trunk.grid), trunk.outputs[index])
+        features_BNE = split(total_BND, tower.depth / (shares.count(tower.depth) * trunk.x_BND.shape[1]))
         features = features_BNE[:, trunk.prefix :].mT.unflatten(2, trunk.grid)
-        return DenseFeatures(features=features, cls=embedding_BE, compare=_contrast)
+        return DenseFeatures(features=features, cls=split.embedding_BE, compare=_contrast)
 
     def __str__(self) -> str:
         return (

@@ -1,0 +1,237 @@
+"""`densevl explain`: IMAGE by patches, and `heads`, `words`, `pairs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from densevl.cli import options
+from densevl.cli.shared import OneLineGroup, file_name, one_line_errors, print_json, stderr, stdout, warn
+from densevl.errors import LabelError, OptionError
+
+if TYPE_CHECKING:
+    from densevl.pipelines.explanation.explainer import Explainer
+    from densevl.pipelines.explanation.results import Explanation
+
+FIRST = "patches"
+"""What `densevl explain IMAGE` is short for."""
+
+
+class _Explain(OneLineGroup):
+    """Commands, of which the first need not be named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = [FIRST, *args]
+        return super().parse_args(ctx, args)
+
+
+explain_app = typer.Typer(
+    cls=_Explain,
+    no_args_is_help=True,
+    help="Where a score comes from: IMAGE --label LABEL shows what each patch adds to it.",
+)
+Image = Annotated[str, typer.Argument(help="One image.", show_default=False)]
+Label = Annotated[
+    str,
+    options.option('The word whose score is explained; "cat|kitten" takes the better one.', panel=options.ASKED),
+]
+Against = Annotated[
+    str | None,
+    options.option("Words whose mean score is taken off, with commas between.", panel=options.ASKED),
+]
+Head = Annotated[int, options.option("The head, from 1.", panel=options.ASKED, min=1)]
+
+
+@explain_app.command()
+@one_line_errors
+@options.loads
+def patches(
+    image: Image,
+    label: Label = "",
+    against: Against = None,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    templates: options.Templates = None,
+    out: options.Out = options.OUT,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    bits: options.Bits = None,
+) -> None:
+    """What each patch adds to the score of a label: a picture and a JSON. All parts add up to the score."""
+    given = locals()
+    _one(label)
+    found = _run(given, FIRST, lambda explain, rgb: explain(rgb, label, against=against))
+    if found is not None:
+        parts = ", ".join(f"{name} {value:+.3f}" for name, value in found.parts.items())
+        stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f} = {parts}")
+
+
+@explain_app.command()
+@one_line_errors
+@options.loads
+def heads(
+    image: Image,
+    label: Label = "",
+    against: Against = None,
+    blocks: Annotated[
+        str,
+        options.option("The last so many blocks, as -4, or their numbers, from 1: 9,12.", panel=options.ASKED),
+    ] = "-4",
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    templates: options.Templates = None,
+    out: options.Out = options.OUT,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    bits: options.Bits = None,
+) -> None:
+    """What each head adds to the score of a label: a sheet of maps, a block a row, and a JSON of shares."""
+    given = locals()
+    _one(label)
+    numbers: Any = options.numbers(blocks, int, "--blocks -4 or --blocks 9,12")
+    chosen = numbers[0] if len(numbers) == 1 else numbers
+    found = _run(given, "heads", lambda explain, rgb: explain.heads(rgb, label, against=against, blocks=chosen))
+    if found is not None:
+        told = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in found.top(5))
+        stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f}; block.head {told}")
+
+
+@explain_app.command()
+@one_line_errors
+@options.loads
+def words(
+    images: options.Images,
+    block: Annotated[
+        int | None, options.option("The block, from 1; the last if left out.", panel=options.ASKED, min=1)
+    ] = None,
+    head: Head = 1,
+    vocabulary: Annotated[
+        str | None,
+        options.option(
+            "Words to choose from, as --labels has them elsewhere; densevl's list of nouns if left out.",
+            "--words",
+            panel=options.ASKED,
+        ),
+    ] = None,
+    most: Annotated[int, options.option("How many words.", "--top", panel=options.ASKED, min=1)] = 10,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    templates: options.Templates = None,
+    as_json: options.Json = False,
+    bits: options.Bits = None,
+) -> None:
+    """What a head speaks of: the words along which it varies most over some images (TextSpan). Nothing is written."""
+    from densevl.backbones.at_hand import require_possible
+    from densevl.images import find_images
+    from densevl.vocabulary import LabelSet
+
+    asked = None if vocabulary is None else LabelSet.parse(vocabulary)
+    photos = find_images(images).paths
+    require_possible(model)
+    with stderr().status("loading the model"):
+        explain = _explainer({"model": model, "weights": weights, "device": device, "templates": templates})
+        chosen = explain.depth if block is None else block
+        found = explain.head_texts(photos, asked, block=chosen, head=head, m=most)
+    for text, share in found:
+        if as_json:
+            print_json({"block": chosen, "head": head, "word": text, "share": share})
+        else:
+            stdout().print(f"{share:6.1%}  {escape(text)}")
+
+
+@explain_app.command()
+@one_line_errors
+@options.loads
+def pairs(
+    image: Image,
+    caption: Annotated[str, typer.Argument(help='A sentence about it: "a red cat".', show_default=False)],
+    box: Annotated[
+        str | None,
+        options.option("Also say what each word has to do with this box, x0,y0,x1,y1 in pixels.", panel=options.ASKED),
+    ] = None,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    out: options.Out = options.OUT,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    overwrite: options.Overwrite = False,
+    bits: options.Bits = None,
+) -> None:
+    """What each word of a caption and each patch add together to their score: a sheet of maps, and a JSON."""
+    given = {"templates": None, **locals()}
+    if not caption.strip():
+        raise LabelError('the caption is empty; describe the image, as in "a red cat"')
+    corners = None if box is None else options.numbers(box, float, "--box x0,y0,x1,y1")
+
+    def explained(explain: Explainer, rgb: Any) -> Any:
+        if corners is not None:
+            require_box(corners, rgb)
+        return explain.pairs(rgb, caption)
+
+    from densevl.pipelines.explanation.results import require_box
+
+    found = _run(given, "pairs", explained)
+    if found is not None:
+        told = [(word, float(score)) for word, score in zip(found.tokens, found.scores, strict=True)]
+        stdout().print(f"{file_name(image)}: {found.score:.3f}; {_told(told)}")
+        if corners is not None:
+            inside = found.region(corners)
+            stdout().print(f"in the box: {_told(list(zip(found.tokens, map(float, inside), strict=True)))}")
+
+
+def _told(scores: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{escape(word)} {score:+.3f}" for word, score in scores)
+
+
+def _one(label: str) -> None:
+    """Refuse no label, or several, before anything is loaded."""
+    from densevl.vocabulary import LabelSet
+
+    if not label:
+        raise OptionError("say whose score is to be explained: --label cat")
+    if len(LabelSet.parse(label)) != 1:
+        raise LabelError(f"--label {label!r} names several; give one, and others with --against")
+
+
+def _explainer(given: dict[str, Any]) -> Explainer:
+    from densevl.pipelines.explanation.explainer import Explainer
+
+    return Explainer(given["model"], **{name: given[name] for name in ("weights", "device", "templates")})
+
+
+def _run(given: dict[str, Any], what: str, explained: Callable[[Explainer, Any], Explanation]) -> Any:
+    """Explain one image and write what comes of it; None where nothing more is to be said."""
+    from densevl.backbones.at_hand import require_possible
+    from densevl.files import guard, unique_stems
+    from densevl.images import read_image
+
+    image = given["image"]
+    rgb = read_image(image)
+    require_possible(given["model"])
+    target = Path(given["out"], f"{unique_stems([image])[0]}_{what}.png")
+    guard([target, target.with_suffix(".json")], inputs=[image], overwrite=given["overwrite"])
+    with stderr().status("loading the model"):
+        explain = _explainer(given)
+    with stderr().status("explaining"):
+        found = explained(explain, rgb)
+    found.meta["image"] = image
+    written = found.save(target)
+    for warning in () if given["quiet"] or given["as_json"] else found.warnings:
+        warn(warning)
+    if given["as_json"]:
+        print_json({"image": image, "outputs": [str(path) for path in written], **found.brief()})
+    if given["as_json"] or given["quiet"]:
+        return None
+    stdout().print(f"picture in {escape(str(target))}")
+    return found

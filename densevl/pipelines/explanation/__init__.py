@@ -1,0 +1,1 @@
+"""Where a score comes from: patches, heads, and pairs of words and patches."""

@@ -1,0 +1,109 @@
+"""Measure `densevl explain`: python -m tools.bench_explain where --benchmark DIR, or time.
+
+`where` reads the rendered benchmark (python -m tools.render benchmark --out DIR --style twemoji). The largest value of
+the map of every object of a scene is looked for: in how many per cent of objects it lies in the object (the pointing
+game, Zhang et al., IJCV 2018), beside how much of the picture they cover. Pairs take the scene's own caption, which
+names its objects. `time` times each explanation of one picture in one thread, loading left out; interleaved, medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from densevl import FeatureExtractor
+from densevl.benchmarking.clock import medians
+from densevl.benchmarking.random_model import load
+from densevl.images import read_image
+from densevl.pipelines.explanation.explainer import Explainer
+
+DEMO = Path(__file__).parents[1] / "demo" / "scenes"
+CAPTION = "a penguin and a pizza on wood"
+
+
+def scenes(folder: Path, most: int) -> Iterator[tuple[np.ndarray, np.ndarray, str, list[str]]]:
+    """Pictures, label maps, captions, and the names of the labels."""
+    names = json.loads((folder / "names.json").read_text())["nouns"]
+    for row in json.loads((folder / "scenes" / "instances.json").read_text())["images"][:most]:
+        labels = np.array(Image.open(folder / "scenes" / "labels" / row["file_name"]))
+        yield read_image(folder / "scenes" / "images" / row["file_name"]), labels, row["caption"], names
+
+
+def points_at(map_hw: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether the largest value of a map, at its cell's middle, lies in a mask."""
+    row, column = np.unravel_index(int(np.argmax(map_hw)), map_hw.shape)
+    height, width = mask.shape
+    return bool(mask[int((row + 0.5) * height / map_hw.shape[0]), int((column + 0.5) * width / map_hw.shape[1])])
+
+
+def where(folder: Path, most: int) -> dict[str, float]:
+    """Per cent of objects that each map points at."""
+    explain, features = Explainer("mini"), FeatureExtractor("mini")
+    hits, cover = defaultdict[str, list[bool]](list), []
+    for rgb, labels, caption, names in scenes(folder, most):
+        found = {f"pairs, text block {block}": explain.pairs(rgb, caption, text_block=block) for block in (1, 2, 3)}
+        dense = features(rgb)
+        for number in np.unique(labels[labels > 0]):
+            name, mask = names[number], labels == number
+            others = [other for other in names[1:] if other != name]
+            maps = {
+                "patches": explain(rgb, name).map,
+                "patches, against the other nouns": explain(rgb, name, against=others).map,
+                "last block's heads, against the other nouns": explain.heads(
+                    rgb, name, against=others, blocks=-1
+                ).maps.sum((0, 1)),
+                "dense features, against the other nouns": np.subtract(
+                    *(dense.score(words).mean(0) for words in ([name], others))
+                ),
+            }
+            maps |= {key: pairs.span(name) for key, pairs in found.items()}
+            for key, own in maps.items():
+                hits[key].append(points_at(own, mask))
+            cover.append(float(mask.mean()))
+    return {"objects": len(cover), "chance": 100 * float(np.mean(cover))} | {
+        key: 100 * float(np.mean(own)) for key, own in hits.items()
+    }
+
+
+def times(model: str, rounds: int) -> dict[str, float]:
+    """Seconds of each explanation of one picture."""
+    explain = Explainer(load(model))
+    rgb = read_image(DEMO / "wood.png")
+    calls: dict[str, Any] = {
+        "patches": lambda: explain(rgb, "penguin"),
+        "heads": lambda: explain.heads(rgb, "penguin"),
+        "pairs": lambda: explain.pairs(rgb, CAPTION),
+        "words of a head, 3 pictures, 20 words": lambda: explain.head_texts(
+            DEMO, [f"noun{number}" for number in range(20)], block=explain.depth, head=1
+        ),
+    }
+    return medians(calls, rounds, torch.device("cpu"))
+
+
+def main() -> None:
+    """Print one figure a line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    one = commands.add_parser("where")
+    one.add_argument("--benchmark", type=Path, required=True)
+    one.add_argument("--scenes", type=int, default=100)
+    two = commands.add_parser("time")
+    two.add_argument("--model", default="mini", help="as densevl bench takes it: random:ViT-B-16")
+    two.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found = where(given.benchmark, given.scenes) if given.what == "where" else times(given.model, given.rounds)
+    for name, value in found.items():
+        print(f"{name:45} {value:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
