@@ -115,7 +115,7 @@ setup(
             "py.typed",
             "__init__.pyi",
             "*/__init__.pyi",
-            "backbones/lowered/*.c",
+            "kernels/compiled/*.c",
             "backbones/photo/*.json",
             "evaluation/benchmarks/classes/*.json",
             "evaluation/report/*.jinja",

@@ -111,8 +111,8 @@ def _speed() -> Finding:
 
 
 def _int8() -> Finding:
-    """What runs between the products of `--precision int8`."""
-    from densevl.backbones.lowered.compiling import told
+    """What computes attention, and what runs between the products of `--precision int8`."""
+    from densevl.kernels.compiled.compiling import told
 
     return Finding("int8", "ok", told())
 

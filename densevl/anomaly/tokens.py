@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from densevl.errors import RecipeError
+from densevl.kernels.attention import attend
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.hints import Hints
 from densevl.recipes.recipe import Recipe
@@ -102,7 +102,7 @@ class Pass:
         for index in range(depth - blocks, depth):
             block = tower.view(index, self.grid)
             v = block.project(block.norm(self.outputs[index]), "v")["v"]
-            total = total + block.merge(F.scaled_dot_product_attention(v, v, v))
+            total = total + block.merge(attend(v, v, v))
             if index + 1 in layers:
                 patches = tower.read(total)[:, tower.prefix :]
                 found[index + 1] = patches.float().mT.unflatten(2, self.grid)

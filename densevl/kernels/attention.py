@@ -1,4 +1,4 @@
-"""Attention between the tokens of a grid, with a bias that comes from their places: `grid_attention`."""
+"""Attention between tokens: `attend`, and with a bias that comes from their places in a grid, `grid_attention`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from densevl.kernels.bias import Gaussian, RelPos
-from densevl.kernels.common import empty, need, runs, types, wide
+from densevl.kernels.common import empty, may_leave_torch, need, runs, types, wide
+from densevl.kernels.compiled.compiling import steps
 from densevl.kernels.dispatch import runs_kernel, wants_gradients
 
 HEAD_WIDTHS = (16, 32, 64, 80, 128)  # of the kernels
@@ -23,7 +24,27 @@ RELATIVE_ROWS = 256  # query rows of one head whose logits with relative positio
 RELATIVE_HELD = 2**22  # entries of the bias of all heads that may be held together
 LOGITS_HELD = 2**23  # entries of the logits of all heads that are written out together
 LOG2E = math.log2(math.e)
+COMPILED_KEYS = 4096  # with up to so many keys the attention in C is the faster one
 Added = Callable[[slice], torch.Tensor | None]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None = None) -> torch.Tensor:
+    """`F.scaled_dot_product_attention` without a mask: softmax(scale * q k^T) v, (B, A, N, d).
+
+    On a CPU the attention in C runs (`compiled/steps.c`), where there is a compiler; it is float32's, each query for
+    itself, so an image's result does not depend on what is beside it.
+
+    Args:
+        q: (B, A, N, d). k, v: (B, A, M, d). scale: factor on q k^T; None means 1 / sqrt(d).
+    """
+    if (
+        q.ndim == k.ndim == v.ndim == 4
+        and may_leave_torch(q, k, v)
+        and k.shape == v.shape == (*q.shape[:2], k.shape[2], q.shape[3])
+        and k.shape[2] <= COMPILED_KEYS
+    ):
+        return steps().attend(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 def grid_attention(
@@ -99,7 +120,7 @@ def grid_attention(
     if rel is not None and extra is None:
         return _attend_relative(q, k, v, grid, rel, scale).to(kind)
     if bias is None and extra is None:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale).to(kind)
+        return attend(q, k, v, scale).to(kind)
     return _attend_in_rows(q, k, v, added, scale).to(kind)
 
 

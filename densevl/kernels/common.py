@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from densevl.kernels.dispatch import KernelError
+from densevl.kernels.dispatch import KernelError, mode, wants_gradients
 
 HALF = (torch.float16, torch.bfloat16)
+QUICK = 1.702
+"""QuickGELU is x sigmoid(1.702 x), which is SiLU of 1.702 x, over 1.702."""
 MaybeTensor = TypeVar("MaybeTensor", torch.Tensor, torch.Tensor | None)
 
 
@@ -24,6 +27,41 @@ def wide(tensor: MaybeTensor) -> MaybeTensor:
     if tensor is None or tensor.dtype not in HALF or tensor.device.type != "cpu":
         return tensor
     return tensor.float()
+
+
+def captured() -> bool:
+    """Whether a graph of what runs is being made, or operators are followed, which are then to be torch's own."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # as torch.utils.flop_counter does
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def may_leave_torch(*tensors: torch.Tensor | None) -> bool:
+    """Whether another library's code, or C, may compute with these: plain float32 on the CPU, for inference alone."""
+    return (
+        not captured()  # first: a size that is asked becomes a bound of the graph
+        and all(tensor is None or _is_plain(tensor) for tensor in tensors)
+        and not wants_gradients(tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and mode() != "torch"
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        type(tensor) in (torch.Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.dtype == torch.float32
+        and tensor.numel() > 0
+        and not tensor.is_neg()
+    )
 
 
 def runs(total: int, most: int, whole: int = 0) -> list[slice]:

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.kernels.common import need
-from densevl.kernels.dispatch import constant, mode, wants_gradients
+from densevl.kernels.common import captured, may_leave_torch, need
+from densevl.kernels.dispatch import constant
 
 PLAIN = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
@@ -88,41 +88,19 @@ def is_watched(module: nn.Module) -> bool:
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `linear` leaves a product to oneDNN."""
     return (
-        not captured()  # first: a size that is asked becomes a bound of the graph
-        and _is_dense(x, weight, bias)
-        and x.numel() > 0
+        may_leave_torch(x, weight, bias)
+        and _is_dense(weight, bias)
         and weight.numel() >= LEAST
-        and not wants_gradients((x, weight, bias))
-        and not torch.is_autocast_enabled("cpu")
-        and mode() != "torch"
         and torch._C._get_mkldnn_enabled()
         and onednn_is_faster()
     )
 
 
-def _is_dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+def _is_dense(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether oneDNN reads these as they lie; it reads a bias with gaps as one without, and past its end."""
-    for tensor in (x, weight) if bias is None else (x, weight, bias):
-        if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided:
-            return False
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            return False
     if weight.dim() != 2 or min(weight.stride()) != 1 or max(weight.stride()) < min(weight.shape):
         return False
     return bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
-
-
-def captured() -> bool:
-    """Whether a graph of what runs is being made, or operators are followed, which are then to be torch's own."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.compiler.is_exporting()
-        or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0  # as torch.utils.flop_counter does
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str | None = None) -> torch.Tensor:

@@ -11,10 +11,11 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from densevl.errors import RecipeError
-from densevl.kernels.linear import captured, linear, through
+from densevl.kernels.attention import attend
+from densevl.kernels.common import captured
+from densevl.kernels.linear import linear, through
 from densevl.recipes.layers import pieces, through_mlp
 
 
@@ -67,7 +68,7 @@ class Block(Protocol):
 def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
     """A block as it was trained, through its view: (B, N, D); on a CPU quicker than torch's MultiheadAttention."""
     qkv = block.project(block.norm(x_BND), "qkv")
-    x_BND = block.merge(F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
+    x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
     return with_ffn(block, x_BND)
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from densevl.kernels.common import QUICK, captured
 from densevl.kernels.dispatch import wants_gradients
-from densevl.kernels.linear import captured, is_plain, is_watched, linear
+from densevl.kernels.linear import is_plain, is_watched, linear
 
-QUICK = 1.702
-"""QuickGELU is x sigmoid(1.702 x), which is SiLU of 1.702 x, over 1.702."""
 KINDS = ("gelu", "gelu_tanh", "silu", "quick")
 HIDDEN = {"cpu": 2**21, "cuda": 2**26}
 """Numbers of an MLP's hidden layer, four times as wide as tokens, that are held at once. With more, a CPU's memory is

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from densevl.backbones.lowered.compiling import steps
 from densevl.backbones.lowered.linears import Int8Linear, lowered_norm
-from densevl.backbones.lowered.steps import KINDS, Bytes
+from densevl.kernels.attention import attend
+from densevl.kernels.compiled.compiling import steps
+from densevl.kernels.compiled.steps import KINDS, Bytes
 from densevl.recipes.blocks import Block, OpenClipBlock, with_ffn
 from densevl.recipes.layers import mlp_of
 
@@ -66,7 +67,7 @@ def _run(block: Block, x_BND: torch.Tensor, out_BND: torch.Tensor) -> None:
     else:
         norms, scale = (module.norm1, module.norm2), lambda y_BND: block._scaled(y_BND, "2")  # type: ignore[attr-defined]
     qkv = block.project(lowered_norm(norms[0], x_BND), "qkv")  # type: ignore[arg-type]
-    x_BND = block.merge(steps().attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
+    x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
     if not isinstance(module.mlp, Int8Mlp):
         out_BND.copy_(with_ffn(block, x_BND))
     elif isinstance(scale, nn.Identity):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.backbones.lowered.compiling import steps
-from densevl.backbones.lowered.steps import SHIFT, TINY, Bytes
+from densevl.kernels.compiled.compiling import steps
+from densevl.kernels.compiled.steps import SHIFT, TINY, Bytes
 
 
 class Int8Linear(nn.Module):

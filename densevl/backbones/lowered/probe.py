@@ -21,12 +21,12 @@ import torch
 from torch.nn import functional as F
 
 from densevl import devices, digest
-from densevl.backbones.lowered.compiling import use
-from densevl.backbones.lowered.steps import Torch
 from densevl.backbones.precision import LINEARS, PRECISIONS, check
 from densevl.cache import cache_dir
 from densevl.errors import DensevlError, OutputError
 from densevl.files import atomic_write, json_text
+from densevl.kernels.compiled.compiling import use
+from densevl.kernels.compiled.steps import Torch
 from densevl.kernels.linear import linear
 
 TOKENS, WIDTH = 394, 768  # two windows of a ViT-B/16

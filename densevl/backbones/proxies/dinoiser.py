@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from densevl.backbones.proxies.state import read_state
 from densevl.errors import ModelError, WeightsError
+from densevl.kernels.attention import attend
 from densevl.recipes.tower import Tower
 from densevl.recipes.trunk import run_trunk
 from densevl.weights import SUFFIXES
@@ -105,6 +106,6 @@ class DinoiserHeads:
             )
         block = tower.view(tower.depth - TAP, grid)
         qkv = block.project(block.norm(x_BND), "qkv")
-        attended = F.scaled_dot_product_attention(qkv["q"], qkv["k"], qkv["v"])
+        attended = attend(qkv["q"], qkv["k"], qkv["v"])
         inner = block.norm_ffn(x_BND + block.merge(attended))
         return inner[:, tower.prefix :].mT.unflatten(2, grid).float()

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from densevl.errors import ModelError, RecipeError
 from densevl.inference.sliding import windows_a_pass
 from densevl.inference.windows import WindowGrid
+from densevl.kernels.attention import attend
 from densevl.proposals.base import Proposals
 from densevl.recipes.blocks import with_ffn
 from densevl.recipes.parts.attention import BoxAttention
@@ -63,7 +64,7 @@ def look(
         own = block.project(normed[:, :count], "qkv")
         q = block.unrotated().project(normed[:, count:], "q")["q"]
         heads = [
-            F.scaled_dot_product_attention(own["q"], own["k"], own["v"]),
+            attend(own["q"], own["k"], own["v"]),
             F.scaled_dot_product_attention(q, own["k"], own["v"], attn_mask=bias),
         ]
         both = block.merge(torch.cat([part.transpose(1, 2) for part in heads], dim=1).transpose(1, 2)).add_(both)

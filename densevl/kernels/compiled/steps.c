@@ -7,11 +7,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Dimensions are batch, heads, tokens and head width; strides in numbers, that of the last is 1. */
+/* Sizes are batch, heads, queries, keys and head width; strides in numbers, that of the last dimension is 1. */
 typedef struct {
     const float *q, *k, *v;
-    float *out; /* (batch, tokens, heads, width) */
-    long sizes[4], q_strides[3], k_strides[3], v_strides[3], runs;
+    float *out; /* (batch, queries, heads, width) */
+    long sizes[5], q_strides[3], k_strides[3], v_strides[3], runs;
+    float scale; /* of q k^T */
 } Heads;
 
 typedef struct {
@@ -171,18 +172,17 @@ static void multiply(const float *a, long a_row, const float *b, float *c, long 
 
 static void attend_rows(const Job *j, long from, long to) {
     const Heads *h = j->heads;
-    long heads = h->sizes[1], tokens = h->sizes[2], d = h->sizes[3];
+    long heads = h->sizes[1], queries = h->sizes[2], tokens = h->sizes[3], d = h->sizes[4];
     long keys = (tokens + LANES - 1) / LANES * LANES, width = (d + LANES - 1) / LANES * LANES;
     float *room = calloc(d * keys + tokens * width + QUERIES * (keys + width), sizeof(float));
     float *k_t = room, *v = k_t + d * keys, *logits = v + tokens * width, *mixed = logits + QUERIES * keys;
-    float heat = 1 / sqrtf(d);
     for (long unit = from; unit < to; unit++) {
         long b = unit / h->runs / heads, a = unit / h->runs % heads, run = unit % h->runs;
-        long first = tokens * run / h->runs, last = tokens * (run + 1) / h->runs;
+        long first = queries * run / h->runs, last = queries * (run + 1) / h->runs;
         const float *q = h->q + b * h->q_strides[0] + a * h->q_strides[1];
         const float *k = h->k + b * h->k_strides[0] + a * h->k_strides[1];
         const float *values = h->v + b * h->v_strides[0] + a * h->v_strides[1];
-        float *out = h->out + (b * tokens * heads + a) * d;
+        float *out = h->out + (b * queries * heads + a) * d;
         if (!room) { /* out of memory: nothing that could be taken for a result */
             for (long n = first; n < last; n++)
                 for (long i = 0; i < d; i++) out[n * heads * d + i] = NAN;
@@ -194,9 +194,9 @@ static void attend_rows(const Job *j, long from, long to) {
                 float *to = k_t + i * keys + n;
                 if (tokens - n >= LANES)
 #pragma omp simd
-                    for (int m = 0; m < LANES; m++) to[m] = from[m * h->k_strides[2]] * heat;
+                    for (int m = 0; m < LANES; m++) to[m] = from[m * h->k_strides[2]] * h->scale;
                 else
-                    for (int m = 0; m < tokens - n; m++) to[m] = from[m * h->k_strides[2]] * heat;
+                    for (int m = 0; m < tokens - n; m++) to[m] = from[m * h->k_strides[2]] * h->scale;
             }
         for (long n = 0; n < tokens; n++) memcpy(v + n * width, values + n * h->v_strides[2], d * sizeof(float));
         for (long n = first; n < last; n += QUERIES) {

@@ -1,4 +1,4 @@
-"""What lies between the 8-bit products of a block: quantise, layer norm, activation, scale and bias.
+"""What lies between products: attention, and of 8-bit ones quantise, layer norm, activation, scale and bias.
 
 `Torch` defines it. `Compiled` is the same in C (`steps.c`), each in one pass over memory that leaves no float32 tensor
 behind, and is taken where a C compiler is found (`compiling.py`). Both round each token for itself, so that its result
@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from densevl.recipes.layers import QUICK
+from densevl.kernels.common import QUICK
 
 TINY = 1e-12
 SHIFT = 0.1702
 """What is added to activations so that none is negative: each of `KINDS` has its minimum just above -0.1702."""
 KINDS = ("gelu", "gelu_tanh", "quick")
-"""Of activations, as `recipes.layers` has them."""
+"""Of activations: "quick" is QuickGELU."""
 
 
 class Bytes(NamedTuple):
@@ -57,8 +57,10 @@ class Steps(Protocol):
     ) -> torch.Tensor:
         """y * step + bias, and `add` if there is one, written to `out`; None is in place."""
 
-    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
-        """softmax(q k^T / sqrt(d)) v, (B, A, N, d)."""
+    def attend(
+        self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None
+    ) -> torch.Tensor:
+        """softmax(scale q k^T) v, (B, A, N, d); None is 1 / sqrt(d). They may lie with any strides."""
 
 
 class Torch:
@@ -103,8 +105,10 @@ class Torch:
         y_MN = torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
         return y_MN if add_MN is None else y_MN.add_(add_MN)
 
-    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(q_BANd, k_BANd, v_BANd)
+    def attend(
+        self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None
+    ) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q_BANd, k_BAMd, v_BAMd, scale=scale)
 
 
 class _Heads(ctypes.Structure):
@@ -112,9 +116,10 @@ class _Heads(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out")),
-        ("sizes", ctypes.c_long * 4),
+        ("sizes", ctypes.c_long * 5),
         *((f"{name}_strides", ctypes.c_long * 3) for name in "qkv"),
         ("runs", ctypes.c_long),
+        ("scale", ctypes.c_float),
     )
 
 
@@ -164,12 +169,19 @@ class Compiled:
         self._call("scale", y_MN, step=step_M1, bias=bias_N, add=add_MN, out=out_MN)
         return out_MN
 
-    def attend(self, q_BANd: torch.Tensor, k_BANd: torch.Tensor, v_BANd: torch.Tensor) -> torch.Tensor:
-        batch, heads, tokens, width = q_BANd.shape
-        out_BNAd = q_BANd.new_empty(batch, tokens, heads, width)
-        runs = min(tokens, -(-2 * torch.get_num_threads() // (batch * heads)))  # something for every thread
-        job = _Heads(out=out_BNAd.data_ptr(), sizes=tuple(q_BANd.shape), runs=runs)
-        parts = [part if part.stride(3) == 1 else part.contiguous() for part in (q_BANd, k_BANd, v_BANd)]
+    def attend(
+        self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None
+    ) -> torch.Tensor:
+        batch, heads, queries, width = q_BANd.shape
+        out_BNAd = q_BANd.new_empty(batch, queries, heads, width)
+        runs = min(queries, -(-2 * torch.get_num_threads() // (batch * heads)))  # something for every thread
+        job = _Heads(
+            out=out_BNAd.data_ptr(),
+            sizes=(batch, heads, queries, k_BAMd.shape[2], width),
+            runs=runs,
+            scale=width**-0.5 if scale is None else scale,
+        )
+        parts = [part if part.stride(3) == 1 else part.contiguous() for part in (q_BANd, k_BAMd, v_BAMd)]
         for name, part in zip("qkv", parts, strict=True):
             setattr(job, name, part.data_ptr())
             setattr(job, f"{name}_strides", part.stride()[:3])
