@@ -40,9 +40,9 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
-        "--descriptors --device --geotiff --instance-threshold --json --labels --like --mean --model --neighbours "
-        "--out --overwrite --parents --plan --polygons --precision --prefilter --prefilter-model --presence "
-        "--proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet "
+        "--descriptors --device --geotiff --instance-threshold --json --labels --like --max-pixels --mean --model "
+        "--neighbours --out --overwrite --parents --plan --polygons --precision --prefilter --prefilter-model "
+        "--presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet "
         "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --upsampler "
         "--views --weights --workers"
     ),
@@ -54,25 +54,26 @@ COMMANDS = {
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
-        "--descriptors --device --json --labels --like --mean --merge --model --objects --operator --operator-weights "
-        "--out --overwrite --parents --parts --pieces --plan --point --precision --presence --proposals --proxy "
-        "--proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side --std --strict "
-        "--stride --stuff --template-weights --templates --text-transform --tile --views --weights --workers"
-    ),
-    "search": (
-        "FOLDER --activation --against --bits --device --each --for --index --json --least --like --mean --model "
-        "--operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std --strict --top "
-        "--weights"
-    ),
-    "classify": (
-        "IMAGES --activation --bits --descriptors --device --head --json --labels --like --mean --model --out "
-        "--overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform --weights "
+        "--descriptors --device --json --labels --like --max-pixels --mean --merge --model --objects --operator "
+        "--operator-weights --out --overwrite --parents --parts --pieces --plan --point --precision --presence "
+        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side "
+        "--std --strict --stride --stuff --template-weights --templates --text-transform --tile --views --weights "
         "--workers"
     ),
+    "search": (
+        "FOLDER --activation --against --bits --device --each --for --index --json --least --like --max-pixels --mean "
+        "--model --operator --out --overwrite --pieces --precision --proposals --quiet --recipe --sheet --std "
+        "--strict --top --weights"
+    ),
+    "classify": (
+        "IMAGES --activation --bits --descriptors --device --head --json --labels --like --max-pixels --mean --model "
+        "--out --overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform "
+        "--weights --workers"
+    ),
     "features": (
-        "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --mean --model "
-        "--out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --scales "
-        "--shard --short-side --size --std --strict --stride --weights --workers"
+        "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --max-pixels "
+        "--mean --model --out --overwrite --plan --precision --proposals --proxy --proxy-scope --quiet --ray --recipe "
+        "--sam --scales --shard --short-side --size --std --strict --stride --weights --workers"
     ),
     "points": (
         "CLOUD --activation --background --convention --crop --depth-scale --device --features --json --labels --mean "
@@ -98,8 +99,8 @@ COMMANDS = {
         "--precision --proxy --recipe --scoring --size --states --std --tile --weights --whole --windows"
     ),
     "anomaly score": (
-        "IMAGES --activation --adapters --bits --detector --device --item --json --mean --model --out --overwrite "
-        "--precision --quiet --ray --recipe --scoring --shard --sheet --std --strict --weights --workers"
+        "IMAGES --activation --adapters --bits --detector --device --item --json --max-pixels --mean --model --out "
+        "--overwrite --precision --quiet --ray --recipe --scoring --shard --sheet --std --strict --weights --workers"
     ),
     "fewshot fit": (
         "FOLDER --activation --bits --calibrate --device --head --held-out --mean --model --out --overwrite "

@@ -5,6 +5,11 @@
 Small noisy pictures are written, some of them cut. `densevl segment` does them undisturbed, then in another folder,
 killed by SIGKILL whenever so many results are there, and started again. Then both are compared byte for byte.
 
+    python -m tools.bench_folder bad --images 300 --bad 3
+
+Small pictures are done by the loop with `mini`, all sound, and with some that are cut: processor seconds for each sound
+one, the least of rounds that take turns, and what share more the second takes.
+
     python -m tools.bench_folder speed --models mini photo ViT-B-16 ViT-B-16:int8 --size medium --threads 1
 
 Photos of demo/images are segmented and written by the loop, by a bare `for image in images: segment(image).save(...)`,
@@ -134,6 +139,31 @@ def ours(name: str, paths: Sequence[Path], work: Path) -> dict[str, Callable[[Pa
     return {"bare": bare, "calls": calls, "loop": loop}
 
 
+def with_bad(work: Path, images: int, bad: int, rounds: int) -> int:
+    """Time the loop over sound pictures, and over as many of which some are cut."""
+    from densevl import Segmenter
+    from densevl.images import find_images
+    from densevl.pipelines.folder.loop import to_files
+    from densevl.pipelines.folder.tasks import segmenting
+
+    segment = Segmenter("mini", background="none")
+    cut = {"sound": 0, "some bad": bad}
+    taken: dict[str, list[float]] = {name: [] for name in cut}
+    for name, count in cut.items():
+        make_images(work / name, images, count)
+    for turn in range(rounds + 1):
+        for name in sorted(cut, reverse=bool(turn % 2)):
+            begun = time.process_time()
+            report = to_files(segmenting(segment, LABELS.split(",")), find_images(work / name), work / f"{name}-{turn}")
+            if turn:  # the first warms up
+                taken[name].append((time.process_time() - begun) / len(report.done))
+    least = {name: min(seconds) for name, seconds in taken.items()}
+    more = least["some bad"] / least["sound"] - 1
+    told = {"images": images, "bad": bad, "cpu_each": {name: round(each, 5) for name, each in least.items()}}
+    sys.stdout.write(json.dumps({**told, "more": round(more, 4)}) + "\n")
+    return 0
+
+
 def clipseg(paths: Sequence[Path], work: Path) -> dict[str, Callable[[Path], Any]]:
     """CLIPSeg of the size of rd64 in a naive loop."""
     import torch
@@ -170,6 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kills.add_argument("--images", type=int, default=1000)
     kills.add_argument("--bad", type=int, default=10)
     kills.add_argument("--kills", type=int, default=20)
+    broken = commands.add_parser("bad")
+    broken.add_argument("--images", type=int, default=300)
+    broken.add_argument("--bad", type=int, default=3)
+    broken.add_argument("--rounds", type=int, default=5)
     speeds = commands.add_parser("speed")
     speeds.add_argument("--models", nargs="+", default=["mini", "photo", "ViT-B-16"])
     speeds.add_argument("--images", type=int, default=16)
@@ -183,6 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return killed(work, given.images, given.bad, given.kills)
         import torch
 
+        if given.command == "bad":
+            torch.set_num_threads(1)
+            return with_bad(work, given.images, given.bad, given.rounds)
         torch.set_num_threads(given.threads)
         paths = photos(work, SIZES[given.size], given.images)
         for name in given.models:

@@ -148,6 +148,7 @@ def anomaly_score(
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
     bits: options.Bits = None,
+    max_pixels: options.MaxPixels = None,
     ray: options.Ray = None,
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,

@@ -200,6 +200,15 @@ def _read_so(context: typer.Context, bits: int | None) -> int | None:
     return bits
 
 
+def _up_to(context: typer.Context, megapixels: int | None) -> int | None:
+    """Read images of so many megapixels in all of the command."""
+    if megapixels is not None:
+        from densevl.images import pixel_limit
+
+        context.with_resource(pixel_limit(megapixels * 10**6))
+    return megapixels
+
+
 ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"
 LOOKING, FILES, MACHINES = "How the photo is looked at", "Results", "Several machines"
 HUGE = "Huge images"
@@ -222,6 +231,17 @@ Bits = Annotated[
         min=8,
         max=16,
         callback=_read_so,
+    ),
+]
+
+MaxPixels = Annotated[
+    int | None,
+    option(
+        "Megapixels of an image that is read at once; a larger one is refused by its header. 100 unless given: give "
+        "more for large images that you trust and that fit in memory.",
+        panel=LOOKING,
+        min=1,
+        callback=_up_to,
     ),
 ]
 

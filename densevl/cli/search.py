@@ -65,6 +65,7 @@ def search(
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
     bits: options.Bits = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
     if bool(words) == bool(like):

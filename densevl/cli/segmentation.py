@@ -65,6 +65,7 @@ def segment(
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
     bits: options.Bits = None,
+    max_pixels: options.MaxPixels = None,
     ray: options.Ray = None,
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
@@ -116,7 +117,8 @@ def segment(
 
 def is_huge(images: list[str]) -> bool:
     """Whether one image is given, and it is larger than is read at once."""
-    from densevl.images import MAX_PIXELS, header
+    from densevl.images import header
+    from densevl.images.limit import most_pixels
 
     if len(images) != 1:
         return False
@@ -124,7 +126,7 @@ def is_huge(images: list[str]) -> bool:
         height, width = header(images[0], max_pixels=2**62).size
     except (DensevlError, OSError, ValueError):  # what is wrong with it is said where it is read
         return False
-    return height * width > MAX_PIXELS
+    return height * width > most_pixels()
 
 
 def _described(name: str, result: SegmentationResult) -> str:

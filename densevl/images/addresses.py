@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 import threading
+from collections.abc import Mapping
 from typing import IO, Any
 from urllib.parse import unquote
 
@@ -21,6 +22,11 @@ from densevl.files import shown
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 TAR = "tar://"
+MOST_UNPACKED = 2**29
+"""Bytes that a member of an archive may have: a photo of 100 megapixels in 16-bit colours is larger by a little."""
+MOST_RATIO, SMALL = 200, 2**24
+"""How many times its packed size a member may have that is not small: photos are packed 1 to 1, drawings 50 to 1."""
+_ARCHIVES = re.compile(r"(zip|tar|libarchive)://", re.IGNORECASE)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 
@@ -61,8 +67,11 @@ def opened(address: str) -> tuple[Any, str]:
     """The file system behind an address, and the path on it.
 
     Raises:
-        MissingExtraError: fsspec is not installed. ImageError: no such protocol, or the package for it is missing.
+        MissingExtraError: fsspec is not installed. ImageError: no such protocol, the package for it is missing, or an
+            archive within another one.
     """
+    if len(_ARCHIVES.findall(address)) > 1:
+        raise ImageError(_nested(address))
     try:
         from fsspec.core import url_to_fs
 
@@ -88,11 +97,35 @@ def fetch(address: str) -> bytes:
         return archive_of(archive).read(member)
     files, path = opened(address)
     try:
+        if _ARCHIVES.match(address):
+            _require_bounded(address, files.info(path))
         return files.cat_file(path)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"{shown(address)} does not exist") from error
     except Exception as error:  # each file system raises its own
         raise ImageError(f"{shown(address)} cannot be read: {error}") from error
+
+
+def _nested(address: str) -> str:
+    return f"{shown(address)} is in an archive within an archive: unpack the outer one"
+
+
+def _require_bounded(address: str, facts: Mapping[str, Any]) -> None:
+    """Refuse a member that unpacks to much, or to much more than it is packed; readers stop where its size ends.
+
+    Raises:
+        ImageError: it does.
+    """
+    size, packed = facts.get("size") or 0, facts.get("compress_size")
+    if size > MOST_UNPACKED:
+        raise ImageError(f"{shown(address)} unpacks to {size:,} bytes, over the limit of {MOST_UNPACKED:,}: unpack it")
+    if packed is not None and size > max(SMALL, MOST_RATIO * packed):
+        raise ImageError(
+            f"{shown(address)} unpacks {packed:,} bytes to {size:,}, over the limit of {MOST_RATIO} to 1: unpack it, "
+            "if you trust it"
+        )
 
 
 def stamp(path: str) -> list[int | None]:
@@ -151,6 +184,8 @@ class Archive:
         """Args: place: a path or an address. file: its content, where it is at hand."""
         try:
             if file is None and is_address(place):
+                if _ARCHIVES.match(place):
+                    raise ImageError(_nested(place))
                 files, path = opened(place)
                 file = files.open(path, "rb")
             file = file or open(local(place), "rb")  # noqa: SIM115

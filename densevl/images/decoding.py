@@ -21,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from densevl.errors import ImageError, MissingExtraError
+from densevl.images.limit import most_pixels
 from densevl.images.opening import CUT, StrictReader, reader
 from densevl.images.pixels import orientation, reason
 
@@ -106,12 +107,13 @@ _FOREIGN: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = (
 
 @contextmanager
 def opened(
-    source: Any, name: str | None, max_pixels: int, formats: tuple[str, ...] = ()
+    source: Any, name: str | None, max_pixels: int | None, formats: tuple[str, ...] = ()
 ) -> Iterator[tuple[ImageFile, str]]:
     """Open a source as far as its header, with format and size checked; close it afterwards.
 
     Args:
-        source, name: see `opening.reader`. max_pixels: the cap. formats: of `_FORMATS`, none for all.
+        source, name: see `opening.reader`. max_pixels: the cap; None is that of `pixel_limit`. formats: of
+            `_FORMATS`, none for all.
 
     Yields:
         The picture, to be decoded by `decode`, and what messages call it.
@@ -238,15 +240,16 @@ def decode(image: Image.Image, what: str) -> None:
         raise ImageError(f"{what} cannot be decoded: {reason(error)}") from error
 
 
-def check_size(what: str, size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse a picture of (width, height) pixels that is empty or over the cap."""
+def check_size(what: str, size: tuple[int, int], max_pixels: int | None = None) -> None:
+    """Refuse a picture of (width, height) pixels that is empty or over the cap; None is that of `pixel_limit`."""
     width, height = size
+    max_pixels = most_pixels() if max_pixels is None else max_pixels
     if width < 1 or height < 1:
         raise ImageError(f"{what} is {width}x{height}: an image needs at least one pixel")
     if width * height > max_pixels:
         raise ImageError(
             f"{what} is {width}x{height} = {width * height:,} pixels, over the limit of {max_pixels:,}: "
-            "shrink it, raise max_pixels if you trust it, or segment it block by block (docs/huge.md)"
+            "shrink it, raise max_pixels (--max-pixels) if you trust it, or segment it block by block (docs/huge.md)"
         )
 
 

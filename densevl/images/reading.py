@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,13 +31,11 @@ from densevl.images.pixels import (
     upright,
 )
 
-MAX_PIXELS: Final = 100_000_000
-
 
 def read_image(
     source: Any,
     *,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
     name: str | None = None,
     bits: int | None = None,
     exif: bool = True,
@@ -55,7 +53,8 @@ def read_image(
             from its beginning and left open; a PIL image; a numpy array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4)
             RGBA; or a torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) on any device. Arrays and tensors are
             uint8 0-255, uint16 0-65535, bool, or float 0-1.
-        max_pixels: the most pixels a file or PIL image may have, checked before it is decoded.
+        max_pixels: the most pixels a file or PIL image may have, checked before it is decoded. None takes what
+            `pixel_limit` says, else 100 million.
         name: what messages call the image. They then hold no path, which suits a server.
         bits: how many of its 16 bits an image uses, 8 to 16, as cameras and scanners with 10, 12 or 14 have it:
             values 0 to 2**bits - 1 become 0-255. None takes what `bit_depth` says, else all 16. Images of 8 bits stay
@@ -116,7 +115,7 @@ class Header:
     turn: int
 
 
-def header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Header:
+def header(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Header:
     """Read the header of an image file, without decoding it.
 
     Raises:
@@ -127,14 +126,14 @@ def header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Hea
 
 
 def read_labels(
-    source: str | os.PathLike[str] | Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+    source: str | os.PathLike[str] | Any, *, max_pixels: int | None = None, name: str | None = None
 ) -> npt.NDArray[np.int32]:
     """Read a label map, keeping the stored numbers as class ids: no colours, no scaling.
 
     Args:
         source: a PNG or TIFF with one channel: palette, or grey of 1, 2, 4, 8, 16 or 32 bits; or with three that are
             equal at every pixel, which are read as one, and opaque alpha. A path, bytes or an open binary file.
-        max_pixels: the most pixels the file may have, checked before it is decoded.
+        max_pixels: the most pixels the file may have, checked before it is decoded; None as in `read_image`.
         name: what messages call it; see `read_image`.
 
     Returns:
@@ -163,7 +162,7 @@ def read_labels(
 
 
 def read_values(
-    source: str | os.PathLike[str] | Any, *, max_pixels: int = MAX_PIXELS, name: str | None = None
+    source: str | os.PathLike[str] | Any, *, max_pixels: int | None = None, name: str | None = None
 ) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
     """Read measurements, such as depth: the floats (H, W) of a TIFF that stores them, else as `read_labels`.
 

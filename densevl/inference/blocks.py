@@ -21,7 +21,7 @@ from densevl.kernels import AxisPlan, DecodePlan
 ROWS, COLUMNS = 256, 2048
 """Output pixels decided at once: whole tiles of `dense_decode`, so that its sums are those of the whole image."""
 LEAST_ROWS = 16
-HELD = 2**28  # bytes of scores that may be held; blocks get lower where a row of windows takes much
+HELD = 2**26  # bytes of scores that may be held; blocks get lower where a row of windows takes much
 
 
 def window_rows(

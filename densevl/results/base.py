@@ -21,7 +21,8 @@ from densevl import __version__
 from densevl.drawing import palette
 from densevl.errors import DensevlError, ImageError, OutputError, suggest
 from densevl.files import shown
-from densevl.images import MAX_PIXELS, encode_png, read_image
+from densevl.images import encode_png, read_image
+from densevl.images.limit import most_pixels
 from densevl.saved import Kind, read_json
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ def from_json(path: Path, needed: Collection[str]) -> dict[str, Any]:
     return content
 
 
-def require_facts(content: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> None:
+def require_facts(content: Mapping[str, Any], max_pixels: int | None = None) -> None:
     """Refuse content in which the facts that all results share are not what was saved.
 
     Args:
-        max_pixels: of its size.
+        max_pixels: of its size; None is that of `images.pixel_limit`.
 
     Raises:
         ValueError, KeyError: what is wrong.
@@ -153,9 +154,10 @@ def require_facts(content: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> N
     if not isinstance(content["meta"], dict) or not isinstance(content["meta"].get("image", ""), str | None):
         raise ValueError("its meta is no object, or does not name the photo by a text")
     size = content["size"]
+    most = most_pixels() if max_pixels is None else max_pixels
     sides = [size.get(side, 0) for side in ("height", "width")] if isinstance(size, dict) else [0]
-    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > max_pixels:
-        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {max_pixels:,} pixels at most")
+    if not all(type(side) is int and side > 0 for side in sides) or math.prod(sides) > most:
+        raise ValueError(f"its size is {str(size)[:80]}: a height and a width above 0, {most:,} pixels at most")
 
 
 def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.uint8]:

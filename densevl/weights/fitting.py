@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from densevl.weights.finite import spoilt
 from densevl.weights.reading import bad_file
 
-SHOWN_KEYS = 3
+SHOWN_KEYS = 5
 LARGEST_SIZE = 2**17
 DEEPEST = 256
 """Layers of a stack."""
@@ -38,7 +38,7 @@ def require_fit(
         path: the file. what: it should fit, for the message: "'ViT-B-16'".
 
     Raises:
-        WeightsError: names, shapes or kinds of numbers differ, up to three of each are listed; or numbers are NaN or
+        WeightsError: names, shapes or kinds of numbers differ, up to five of each are listed; or numbers are NaN or
             infinite.
     """
     both = [key for key in wanted if key in found]

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from attacks.spending import MEASURED
 from conftest import TINY, random_clip
 
 CONFIG = {"model_cfg": TINY}
@@ -40,7 +41,7 @@ FLIPS, CUTS = 12, 6
 MEMORY = 200  # MiB beyond what loading the sound models took; the files here are of 4 MB
 SECONDS = 1  # of CPU, a file
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from densevl.backbones import load_backbone
 from densevl.errors import DensevlError
 
@@ -56,9 +57,6 @@ def outcome(name, weights):
 def timed(*case):
     start = time.process_time()
     return *outcome(*case), time.process_time() - start
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 cases = json.loads(sys.stdin.read())
 sound = [outcome(*case) for case in cases["sound"]]
@@ -282,7 +280,7 @@ def outcomes(tmp_path_factory) -> tuple[dict[str, list[Any]], list[Any], float, 
         cases[f"architecture: {arch}"] = (arch, str(base / "open_clip" / "sound" / FORMS["open_clip"][0]))
     asked = json.dumps({"sound": sound, "hostile": list(cases.values())})
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD],
+        [sys.executable, "-W", "ignore", "-c", MEASURED + CHILD],
         input=asked,
         capture_output=True,
         text=True,

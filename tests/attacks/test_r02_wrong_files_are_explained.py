@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -280,6 +281,17 @@ def test_every_reader_says_the_same_of_a_path_that_is_no_file(tmp_path: Path, cl
                 read(tmp_path / name)
         else:
             assert reason in refusal(read, tmp_path / name)
+
+
+def test_of_many_keys_that_lack_or_are_too_many_five_are_listed(tmp_path: Path, clip, folder) -> None:
+    state = {f"layers.{number}.{key}": value for number, (key, value) in enumerate(clip.model.state_dict().items())}
+    (tmp_path / "x.safetensors").write_bytes(save(state))
+    text = refusal(READERS["clip"](clip, folder), tmp_path / "x.safetensors")
+    for what in ("missing", "unexpected"):
+        listed = re.search(rf"[\d,]+ {what} \((.*?)\)", text)
+        assert listed, text
+        assert len(listed[1].removesuffix(", ...").split(", ")) == 5
+        assert listed[1].endswith(", ...")
 
 
 # Files of the right kind with something odd in them ------------------------------------------------------------------

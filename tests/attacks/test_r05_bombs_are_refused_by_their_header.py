@@ -15,22 +15,23 @@ import pytest
 from PIL import Image
 
 from attacks.pictures import FORMATS, encoded, photo, png_chunk
+from attacks.spending import MEASURED
 from densevl.errors import ImageError
 from densevl.images import read_image
 
 SIDE = 20_000
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from densevl.errors import ImageError
 from densevl.images import header, read_image, read_labels
 
 def measured(call):
-    before, start, said = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), "nothing"
+    before, start, said = peak(), time.process_time(), "nothing"
     try:
         call()
     except ImageError as error:
         said = str(error)
-    return said, time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return said, time.process_time() - start, peak() - before
 
 measured(lambda: read_image(sys.argv[1]))  # a sound one: plugins are imported
 out = {}
@@ -110,7 +111,15 @@ def test_bombs_are_refused_soon_and_take_no_memory(tmp_path: Path) -> None:
     for kind, data in bombs().items():
         (tmp_path / kind).write_bytes(data)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CHILD, tmp_path / "sound", *(tmp_path / kind for kind in bombs())],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            MEASURED + CHILD,
+            tmp_path / "sound",
+            *(tmp_path / kind for kind in bombs()),
+        ],
         capture_output=True,
         text=True,
         check=True,

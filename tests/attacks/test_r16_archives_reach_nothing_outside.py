@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from attacks.pictures import encoded, photo
 from attacks.spending import spending
 from densevl.cli import app
-from densevl.errors import DensevlError, OutputError, WeightsError
-from densevl.images import find_images
+from densevl.errors import DensevlError, ImageError, OutputError, WeightsError
+from densevl.images import find_images, read_image
 from densevl.pipelines.folder.packing import errors_of
 from densevl.saved import Kind, read_arrays
 from densevl.weights import read_checkpoint
@@ -112,6 +112,52 @@ def test_many_entries_are_listed_soon(tmp_path: Path) -> None:
     )
     with spending(seconds=2, megabytes=50):
         assert len(find_images(path).paths) == 20_000
+
+
+def packed(path: Path, size: int, how: int = zipfile.ZIP_DEFLATED) -> str:
+    """The address of a picture in a zip file, with zeros behind it up to a size."""
+    with zipfile.ZipFile(path, "w", how) as archive, archive.open("x.png", "w", force_zip64=True) as file:
+        file.write(PNG)
+        for start in range(len(PNG), size, 2**20):
+            file.write(bytes(min(2**20, size - start)))
+    return f"zip://x.png::{path}"
+
+
+@pytest.mark.parametrize(
+    ("size", "how", "said"),
+    [
+        (2**25, zipfile.ZIP_DEFLATED, "over the limit of 200 to 1"),
+        (2**25, zipfile.ZIP_LZMA, "over the limit of 200 to 1"),
+        (2**21, zipfile.ZIP_DEFLATED, "over the limit of 1,000,000"),
+    ],
+)
+def test_a_bomb_in_a_zip_file_is_one_line_and_is_not_unpacked(size, how, said, tmp_path, monkeypatch) -> None:
+    if "1,000,000" in said:
+        monkeypatch.setattr("densevl.images.addresses.MOST_UNPACKED", 10**6)
+    pytest.importorskip("fsspec", reason="needs the extra remote")
+    address = packed(tmp_path / "x.zip", size, how)
+    with spending(seconds=1, megabytes=10), pytest.raises(ImageError, match=said) as error:
+        read_image(address)
+    assert "\n" not in str(error.value)
+    done = CliRunner().invoke(
+        app, ["segment", address, "--labels", "a", "--model", "mini", "--out", str(tmp_path / "o")]
+    )
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize("kinds", [("zip", "zip"), ("tar", "zip"), ("zip", "tar"), ("tar", "tar")])
+def test_an_archive_within_another_is_one_line(kinds, tmp_path) -> None:
+    inner, outer = kinds
+    with pytest.raises(ImageError, match="an archive within an archive"):
+        read_image(f"{inner}://x.png::{outer}://inner::{tmp_path / 'outer'}")
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_picture_in_a_zip_file_is_read(how, tmp_path) -> None:
+    pytest.importorskip("fsspec", reason="needs the extra remote")
+    assert np.array_equal(read_image(packed(tmp_path / "x.zip", 0, how)), read_image(PNG))
+    assert len(find_images(f"zip://*.png::{tmp_path / 'x.zip'}").paths) == 1
 
 
 @pytest.mark.parametrize("folder", ["..", "a/../..", "/tmp/x", "..\\x"])

@@ -304,7 +304,7 @@ def test_the_command_writes_geotiff_and_does_nothing_twice(field, tmp_path) -> N
 
 
 def test_one_huge_picture_goes_block_by_block_by_itself(field, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("densevl.images.MAX_PIXELS", 100_000)
+    monkeypatch.setattr("densevl.images.limit.MAX_PIXELS", 100_000)
     done = run(field, "--out", tmp_path / "o")
     assert done.exit_code == 0, done.output
     assert "block by block" in done.stderr

@@ -16,7 +16,8 @@ from typing import Any
 from densevl.devices import keep_memory
 from densevl.errors import DensevlError, MissingExtraError, OptionError
 from densevl.fitted import differing
-from densevl.images import bit_depth
+from densevl.images import bit_depth, pixel_limit
+from densevl.images.limit import most_pixels
 from densevl.pipelines.folder.each import work_through
 from densevl.pipelines.folder.packing import do_shard
 from densevl.pipelines.folder.storing import Store
@@ -35,13 +36,13 @@ class _Worker:
     What is wrong with the whole run goes home in a row: an actor that raised would be started again and again.
     """
 
-    def __init__(self, work: Work, facts: dict[str, Any], store: Store, threads: int | None) -> None:
+    def __init__(self, work: Work, facts: dict[str, Any], store: Store, threads: int | None, most: int) -> None:
         keep_memory()
         if threads is not None:
             import torch
 
             torch.set_num_threads(threads)
-        self.store, self.wrong, self.bits = store, "", facts.get("bits")
+        self.store, self.wrong, self.bits, self.most = store, "", facts.get("bits"), most
         try:
             with bit_depth(self.bits), loaded_as(**given_in(facts.get("reading", {}))):
                 self.task = work.task()
@@ -58,7 +59,7 @@ class _Worker:
         try:
             if not self.wrong:
                 jobs = [Job(image, name) for image, name in json.loads(row["jobs"])]
-                with bit_depth(self.bits):
+                with bit_depth(self.bits), pixel_limit(self.most):
                     if row["pack"]:
                         errors = do_shard(self.task, self.store, row["pack"], jobs, _nothing, _nothing)
                     else:
@@ -178,7 +179,7 @@ class Cluster:
         worker: Any = _Worker
         done = data.map(
             worker,
-            fn_constructor_args=(self.work, facts, store, self.threads),
+            fn_constructor_args=(self.work, facts, store, self.threads, most_pixels()),
             num_gpus=gpus,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(rows))),
         )

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 from densevl import digest
 from densevl.errors import OptionError
 from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK
-from densevl.images import MAX_PIXELS
 from densevl.pipelines.anomaly.detector import AnomalyDetector
 from densevl.pipelines.features.extractor import FeatureExtractor
 from densevl.pipelines.features.result import FORMATS, require_format
@@ -45,7 +44,8 @@ class Kind:
     Attributes:
         use: the command. endings: of the files, x + ending; the first is the JSON that tells of the others.
         main: the ending that the result's `save` is given. picture: what a contact sheet shows.
-        tells: the keys of the JSON that are told of each image. max_pixels: of an image.
+        tells: the keys of the JSON that are told of each image. max_pixels: of an image; None is that of
+            `images.pixel_limit`.
     """
 
     use: str
@@ -53,7 +53,7 @@ class Kind:
     main: str
     picture: str
     tells: tuple[str, ...]
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int | None = None
 
 
 OVERLAY = f"{OVERLAY_MARK}.png"

@@ -29,7 +29,8 @@ DRIVERS: Final = {
     "JP2OpenJPEG": re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
 }
 """Drivers of GDAL that read one file and follow no names that stand in it, and how such files begin."""
-CACHE: Final = 128 * 2**20  # bytes
+CACHE: Final = 32 * 2**20  # bytes of decoded tiles that GDAL keeps
+MOST_CACHE: Final = 128 * 2**20  # where one row of tiles takes more than `CACHE`
 PREVIEWED: Final = 1024  # pixels along the long side, of which the range of values is told
 Range = tuple[float, float]
 
@@ -70,11 +71,13 @@ class Raster:
         if driver is None:
             raise ImageError(f"{self._what} is no TIFF, PNG, JPEG or JPEG 2000, which are read block by block")
         self._require_upright()
+        self._cache = CACHE
         with self._told("is damaged"):
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             self._file = rasterio.open(os.path.abspath(self.path), driver=driver)
         file = self._file
         self.size: tuple[int, int] = (file.height, file.width)
+        self._cache = min(max(CACHE, self._tile_row() * 5 // 4), MOST_CACHE)
         self.gcps = file.gcps if file.gcps[0] else None
         self.crs = file.crs
         placed = file.crs is not None or not file.transform.is_identity
@@ -143,6 +146,12 @@ class Raster:
     @cached_property
     def _colours(self) -> list[str]:
         return [colour.name for colour in self._file.colorinterp]
+
+    def _tile_row(self) -> int:
+        """Bytes of the tiles side by side: with less in memory, each is decoded again for every few rows."""
+        wide = {"complex_int16": 4}  # numpy has no such type
+        values = sum(wide.get(kind) or np.dtype(kind).itemsize for kind in self._file.dtypes)
+        return max(height for height, _ in self._file.block_shapes) * self._file.width * values
 
     def _require_upright(self) -> None:
         """Refuse pictures whose EXIF says that they lie turned; what has none is upright."""
@@ -238,7 +247,7 @@ class Raster:
         import rasterio
 
         try:
-            with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE):
+            with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=self._cache):
                 yield
         except (rasterio.errors.RasterioError, OSError, ValueError) as error:
             told = str(error.__cause__ or error)

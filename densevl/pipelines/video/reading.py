@@ -16,7 +16,7 @@ import numpy as np
 
 from densevl.errors import ImageError, MissingExtraError
 from densevl.files import RUN_FILE, shown
-from densevl.images import MAX_PIXELS, UInt8Array, kind_of
+from densevl.images import UInt8Array, kind_of
 from densevl.images.addresses import is_address
 from densevl.images.decoding import check_size
 from densevl.images.opening import reader
@@ -97,7 +97,7 @@ class VideoFile:
         self.rate = Fraction(self._video.average_rate or self._video.guessed_rate or 25)
         self.time_base = Fraction(self._video.time_base or 1 / self.rate)
         self.frames = int(self._video.frames)
-        check_size(shown(self.name), (self._video.width, self._video.height), MAX_PIXELS)
+        check_size(shown(self.name), (self._video.width, self._video.height))
         if self._video.codec_context.color_trc in HDR:
             self.notes.append("the video has HDR colours, which come out dull: convert it to SDR for better labels")
 
