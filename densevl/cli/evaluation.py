@@ -11,6 +11,7 @@ import typer
 from densevl.cli import options
 from densevl.cli.images import WINDOWS, print_json, text_options
 from densevl.cli.shared import one_line_errors, stderr, stdout, warn
+from densevl.errors import OptionError
 
 if TYPE_CHECKING:
     from densevl.evaluation import Experiment
@@ -96,6 +97,10 @@ Shots = Annotated[
 ]
 Fresh = Annotated[bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)]
 OUT = "densevl-out/eval"
+ANALYSES = (
+    *("vocabulary", "background", "corruption", "size", "written", "association", "unknown", "backgrounds"),
+    "agreement",
+)
 
 
 @eval_app.command("list")
@@ -276,8 +281,21 @@ def compare(
 @options.loads
 def analyse(
     ctx: typer.Context,
-    what: What,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A benchmark that `densevl eval list` names, or a config. With --labels, photos: a file or folder.",
+            show_default=False,
+        ),
+    ],
     root: Root = None,
+    labels: Annotated[
+        str,
+        options.option(
+            'For photos without a truth, what to look for: "cat,dog|puppy", or a .txt or .json file.',
+            panel=options.WORDS,
+        ),
+    ] = "",
     limit: Annotated[
         int | None, options.option("Take only this many images; 50 if left out.", panel=BENCHMARK, min=1)
     ] = None,
@@ -285,9 +303,9 @@ def analyse(
     only: Annotated[
         str | None,
         options.option(
-            "Which analyses to run, commas between; all if left out.",
+            "Which analyses to run, commas between; all that the images allow if left out.",
             panel=BENCHMARK,
-            values=("vocabulary", "background", "corruption"),
+            values=ANALYSES,
             between=",",
         ),
     ] = None,
@@ -298,6 +316,23 @@ def analyse(
             panel=options.WORDS,
         ),
     ] = "",
+    text_masks: Annotated[
+        Path | None,
+        options.option(
+            "A folder of masks NAME.png of the text in photos NAME: they are looked at with it masked too.",
+            panel=BENCHMARK,
+            there=True,
+        ),
+    ] = None,
+    attributes: Annotated[
+        Path | None,
+        options.option(
+            "A JSON list of {image, box, object, attribute}: photos for the analysis of attributes. The benchmark's "
+            "objects are recoloured if left out.",
+            panel=BENCHMARK,
+            there=True,
+        ),
+    ] = None,
     model: options.Model = options.MODEL,
     recipe: options.Recipe = None,
     changes: Changes = None,
@@ -306,22 +341,39 @@ def analyse(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """See what a score hides: more labels, other backgrounds, worse photos. Writes a page with charts."""
+    """See what a score hides, and what to do about it. Writes a page with charts; photos need no truth for part of it.
+
+    Labels added, backgrounds changed, worse photos, unknown classes, sizes, written words, attributes, views.
+    """
     from dataclasses import replace
 
     from densevl.evaluation import analyses
     from densevl.evaluation.report import analyses as analysis_report
     from densevl.evaluation.report.results import claim
 
-    experiment = _experiment(ctx)
     wanted = None if only is None else [name.strip() for name in only.split(",")]
+    experiment = _experiment(ctx, "folder" if labels else "")
     experiment = replace(experiment, limit=experiment.limit or 50)
+    if labels and root is not None:
+        raise OptionError("--root is for benchmarks; with --labels, name the photos in place of a benchmark")
     claim(out, *analysis_report.FILES, overwrite=overwrite)
     with stderr().status("loading the model") as status:
-        title, found = analyses.analyse(experiment, wanted, distractors, show=status.update, tell=warn)
-    files = analysis_report.write(found, out, title)
-    facts = {"analyses": [analysis.name for analysis in found], "report": str(files[0])}
-    _say(facts, f"report in {files[0]}", as_json)
+        how: dict[str, Any] = {"text_masks": text_masks, "attributes": attributes, "show": status.update, "tell": warn}
+        if labels:
+            found = analyses.analyse_photos(what, labels, experiment, wanted, distractors, **how)
+        else:
+            found = analyses.analyse(experiment, wanted, distractors, **how)
+    files = analysis_report.write(found, out)
+    told = [(name, own) for name, own in analysis_report.summary(found) if own.advice]
+    facts = {
+        "analyses": [analysis.name for analysis in found.done],
+        "left out": {own.name: own.reason for own in found.left},
+        "advice": [{"analysis": name, "text": own.text, "advice": own.advice} for name, own in told],
+        "report": str(files[0]),
+    }
+    lines = [f"{name}: {own.text} {own.advice}" for name, own in told]
+    lines += [f"left out: {own.name}: {own.reason}" for own in found.left]
+    _say(facts, "\n".join([*lines, f"report in {files[0]}"]), as_json)
 
 
 @eval_app.command()
@@ -376,8 +428,8 @@ def _how(ctx: typer.Context) -> dict[str, Any]:
     return {"overwrite": overwrite, "quiet": quiet, "fresh": ctx.params["fresh"] or overwrite, "tell": warn}
 
 
-def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
-    """The experiment that WHAT and the options given name; what was not given is the config's."""
+def _experiment(ctx: typer.Context, what: str = "", **settings: Any) -> Experiment:
+    """The experiment that WHAT, or `what`, and the options given name; what was not given is the config's."""
     from dataclasses import fields
 
     from densevl.evaluation import Experiment
@@ -399,7 +451,8 @@ def _experiment(ctx: typer.Context, **settings: Any) -> Experiment:
         settings["protocol"] = {**windows, **({"crop": windows["crop"] or None} if "crop" in windows else {})}
     for text in given.get("changes", ()):
         settings = merged(settings, parse_change(text))
-    if is_config(what := given["what"]):
+    what = what or given["what"]
+    if is_config(what):
         return load_experiment(what, settings, trust=ctx.params["trust"])
     return Experiment.parse({"dataset": what, **settings})
 

@@ -23,7 +23,9 @@ from densevl.evaluation.benchmarks.coco import Objects
 from densevl.evaluation.experiment import TRUTH
 from densevl.images import bit_depth
 from densevl.inference import decode
+from densevl.inference.views import Views
 from densevl.pipelines.anomaly.detector import AnomalyDetector
+from densevl.pipelines.feeding import settle
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.concepts import Concepts
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Segmenter
@@ -87,9 +89,35 @@ class Predictor:
         other.labels = labels
         return other
 
+    def looking(self, *, plan: str | None = None, views: str | None = None) -> Predictor:
+        """The same with windows laid by another plan, or with other views, as `Segmenter` takes them.
+
+        Raises:
+            ProtocolError: there is no such plan, or no such views.
+        """
+        other, segmenter = copy(self), copy(self.segmenter)
+        if plan is not None:
+            segmenter.protocol = settle(plan, segmenter.protocol, segmenter.recipe)
+        if views is not None:
+            segmenter.views = Views.parse(views)
+        other.segmenter = segmenter
+        return other
+
     def facts(self) -> dict[str, Any]:
         """What was really used, ready for JSON."""
         return _facts(self.segmenter, self.segmenter.recipe, self.policy, self.labels)
+
+    @property
+    def calibration(self) -> tuple[float, float]:
+        """Slope and offset from log odds to those of confidence; see `InferenceProtocol`."""
+        return self.segmenter.protocol.calibration
+
+    def logits(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Scaled scores (C, H, W) of the labels, background words left out."""
+        segments = self.segmenter.segments(rgb)
+        evidence = self.segmenter.look(rgb, self.labels, self.policy, segments)
+        result = self.segmenter.decide(evidence, rgb, self.labels, self.policy, segments)
+        return result.scores * np.float32(self.segmenter.protocol.logit_scale)
 
     def __call__(self, rgb: npt.NDArray[np.uint8]) -> Prediction:
         """Label an image."""

@@ -1,12 +1,15 @@
-"""Analyses as files: analyses.html with charts and tables, analyses.json, and a CSV file each."""
+"""Analyses as files: analyses.html with findings, charts and tables, analyses.json, and a CSV file a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from densevl import __version__
-from densevl.evaluation.analyses import Analysis
+from densevl.evaluation.analyses.base import Analysis, Finding
+from densevl.evaluation.analyses.run import Analyses
 from densevl.evaluation.report.page import page
 from densevl.evaluation.report.results import as_csv, as_plain
 from densevl.files import atomic_write_all, json_text
@@ -14,22 +17,50 @@ from densevl.files import atomic_write_all, json_text
 FILES = ("analyses.json", "analyses.html")
 
 
-def write(analyses: Sequence[Analysis], folder: str | Path, title: str) -> list[Path]:
+def write(found: Analyses, folder: str | Path) -> list[Path]:
     """Write analyses; returns the paths, the page first.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    rows = [
-        {"name": analysis.name, "text": analysis.text, "series": analysis.series, "rows": as_plain(analysis.rows)}
-        for analysis in analyses
-    ]
-    facts = {"title": title, "densevl": __version__, "analyses": rows}
     files = {
-        "analyses.html": page("analyses", title=title, analyses=analyses),
-        "analyses.json": (json_text(facts, indent=1) + "\n").encode(),
+        "analyses.html": page(
+            "analyses", title=found.title, analyses=found.done, left=found.left, summary=list(summary(found))
+        ),
+        "analyses.json": (json_text(facts(found), indent=1) + "\n").encode(),
     }
-    for analysis in analyses:
-        table = (list(row.values()) for row in analysis.rows)
-        files[f"{analysis.name.lower().replace(' ', '_')}.csv"] = as_csv([list(analysis.rows[0]), *table])
+    for analysis in found.done:
+        for title, rows in analysis.tables.items():
+            name = re.sub(r"\W+", "_", f"{analysis.name} {title}".strip().lower())
+            table = (list(row.values()) for row in rows)
+            files[f"{name}.csv"] = as_csv([list(rows[0]), *table])
     return atomic_write_all({Path(folder) / name: content for name, content in files.items()})
+
+
+def summary(found: Analyses) -> Iterator[tuple[str, Finding]]:
+    """Findings with the name of their analysis: first those with advice."""
+    every = [(analysis.name, finding) for analysis in found.done for finding in analysis.findings]
+    yield from sorted(every, key=lambda pair: not pair[1].advice)
+
+
+def facts(found: Analyses) -> dict[str, Any]:
+    """All that was found, ready for JSON; shares are 0..1, None where there was nothing to count."""
+    return {
+        "title": found.title,
+        "densevl": __version__,
+        "analyses": [_facts(analysis) for analysis in found.done],
+        "left out": [{"name": own.name, "reason": own.reason} for own in found.left],
+    }
+
+
+def _facts(analysis: Analysis) -> dict[str, Any]:
+    return {
+        "name": analysis.name,
+        "text": analysis.text,
+        "findings": [{"text": own.text, "advice": own.advice or None} for own in analysis.findings],
+        "tables": {title or analysis.name: as_plain(rows) for title, rows in analysis.tables.items()},
+        "charts": [
+            as_plain({"across": chart.across, "up": chart.up, "named": chart.named, "series": chart.series})
+            for chart in analysis.charts
+        ],
+    }

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 _MARK = "#2183f0"
 _SOFT = "#6c757d"
+_TICKS = 8  # of an x axis, at points
 _TOP = 12  # room above a chart for half a line of text
 _LINE = "#e3e6ea"
 _COLOURS = ("#2183f0", "#e63946", "#2eb85c", "#ff7a1a", "#a050e6", "#8e5c3a", "#00b3ba", "#283f9e")
@@ -87,15 +88,25 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> str:
-    """Lines of (x, y) points, y 0..1 shown from 0 to 100; x from its least to its largest value."""
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, named: Mapping[float, str] | None = None
+) -> str:
+    """Lines of (x, y) points, y 0..1 shown from 0 to 100, NaN left out; x from its least to its largest value.
+
+    Args: named: texts for some x, in place of numbers.
+    """
     side, width, margin, legend = 260, 460, 44, 200
-    xs = [x for points in series.values() for x, _ in points]
-    low, high = min(xs), max(xs)
+    series = {name: [(x, y) for x, y in points if y == y] for name, points in series.items()}
+    xs = sorted({*(x for points in series.values() for x, _ in points), *(named or ())})
+    if not xs:
+        return ""
+    low, high = xs[0], xs[-1]
     span = (high - low) or 1
+    quarters = [low + span * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    shown = {(x - low) / span: (named or {}).get(x, f"{x:g}") for x in (xs if len(xs) <= _TICKS else quarters)}
     parts = [
         _open(width + margin + legend, side + margin + _TOP + 6),
-        _axes(side, margin, across, up, width, (low, high)),
+        _axes(side, margin, across, up, width, shown),
     ]
     for number, (name, points) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
@@ -110,17 +121,21 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: 
 
 
 def _axes(
-    side: int, margin: int, across: str, up: str, width: int | None = None, ends: tuple[float, float] = (0, 1)
+    side: int, margin: int, across: str, up: str, width: int | None = None, ticks: Mapping[float, str] | None = None
 ) -> str:
+    """Args: ticks: texts by their place on the x axis, 0..1; None numbers its quarters."""
     width = width or side
     bottom = side + _TOP
     parts = [_segment(margin, bottom, margin + width, bottom, _SOFT), _segment(margin, _TOP, margin, bottom, _SOFT)]
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y, x = bottom - side * share, margin + width * share
-        value = ends[0] + (ends[1] - ends[0]) * share
-        parts.append(_segment(margin - 4, y, margin, y, _SOFT) + _segment(x, bottom, x, bottom + 4, _SOFT))
+    quarters = (0.0, 0.25, 0.5, 0.75, 1.0)
+    for share in quarters:
+        y = bottom - side * share
+        parts.append(_segment(margin - 4, y, margin, y, _SOFT))
         parts.append(f'<text x="{margin - 7}" y="{y + 4}" text-anchor="end">{100 * share:.0f}</text>')
-        parts.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>')
+    for share, text in (ticks or {share: f"{share:g}" for share in quarters}).items():
+        x = margin + width * share
+        parts.append(_segment(x, bottom, x, bottom + 4, _SOFT))
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{escape(text)}</text>')
     parts.append(f'<text x="{margin + width / 2}" y="{bottom + 34}" text-anchor="middle">{escape(across)}</text>')
     parts.append(f'<text x="{margin + 8}" y="{_TOP + 10}" style="fill:{_SOFT}">{escape(up)} in per cent</text>')
     return "".join(parts)

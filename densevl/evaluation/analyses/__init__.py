@@ -1,0 +1,12 @@
+"""What a single score hides: each file is one analysis, which runs a model under changed conditions.
+
+- `run`: which analyses there are, and which of them a dataset allows;
+- `base`: what an analysis gives; `looks`: a model's judgement of a photo and its parts; `photos`: without labels;
+- `objects`: objects of label maps, and how pictures of them are changed;
+- `vocabulary`, `background`, `backgrounds`, `corruption`, `unknown`, `size`, `written`, `association`, `agreement`.
+"""
+
+from densevl.evaluation.analyses.base import Analysis, Chart, Finding, Left
+from densevl.evaluation.analyses.run import NAMES, Analyses, analyse, analyse_photos
+
+__all__ = ["NAMES", "Analyses", "Analysis", "Chart", "Finding", "Left", "analyse", "analyse_photos"]

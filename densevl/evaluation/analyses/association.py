@@ -1,0 +1,221 @@
+"""Whose colour is it: "the colour of the A is x" on photos of an A and a B, which a bag of words cannot answer.
+
+Photos are those of a JSON file, or objects of a benchmark painted over in two colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densevl.errors import EvaluationError
+from densevl.evaluation.analyses.base import Analysis, Finding, Mask, Picture, Row, Show, each, mean_of, percent
+from densevl.evaluation.analyses.looks import IMAGE, Looks
+from densevl.evaluation.analyses.objects import COLOURS, filled, recoloured, things
+from densevl.evaluation.benchmarks.base import Dataset
+from densevl.files import shown
+from densevl.images import read_image
+from densevl.saved import Kind, parse_json, read_bytes
+from densevl.vocabulary import LabelSet
+
+SENTENCE = "the colour of the {object} is {attribute}"
+MIXED, ABLE = 0.2, 0.5
+"""Share of answers that are the other object's before advice is given; and the share that is right with one object,
+below which two say nothing."""
+MOST = 2**26
+"""Bytes of a list."""
+FILE = Kind("the list of attributes", EvaluationError, 'give a JSON list of {"image", "box", "object", "attribute"}')
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """An object in a picture. Attributes: name; attribute; others, attributes of the other objects; mask, (H, W)."""
+
+    name: str
+    attribute: str
+    others: tuple[str, ...]
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a JSON file lists.
+
+    Attributes:
+        sentence: has {object} and {attribute}. pictures: of each image, box, object and attribute. values: all
+            attributes, which compete.
+    """
+
+    sentence: str
+    pictures: Mapping[Path, Sequence[tuple[tuple[float, ...], str, str]]]
+    values: tuple[str, ...]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Attributes:
+        """Read a list of {"image", "box" as x0 y0 x1 y1 in pixels, "object", "attribute"}, images relative to the file;
+        or {"sentence", "entries"} with that list.
+
+        Raises:
+            EvaluationError: it cannot be read, is of another form, or has fewer than two attributes.
+        """
+        place = FILE.path(path)
+        with FILE.sense(place):
+            data = parse_json(read_bytes(place, FILE, MOST))
+        sentence, entries = SENTENCE, data
+        if isinstance(data, dict):
+            sentence, entries = data.get("sentence", SENTENCE), data.get("entries")
+        if not isinstance(sentence, str) or not all(field in sentence for field in ("{object}", "{attribute}")):
+            raise FILE.bad(place, "has a sentence without {object} and {attribute}")
+        if not isinstance(entries, list) or not entries:
+            raise FILE.bad(place, "lists no entries")
+        pictures: dict[Path, list[tuple[tuple[float, ...], str, str]]] = {}
+        for number, entry in enumerate(entries):
+            image, box, name, value = _entry(place, number, entry)
+            pictures.setdefault(place.parent / image, []).append((box, name, value))
+        values = tuple(dict.fromkeys(value for own in pictures.values() for _, _, value in own))
+        if len({value.casefold() for value in values}) != len(values) or len(values) < 2:
+            raise FILE.bad(place, "needs at least two attributes, each spelled in one way")
+        return cls(sentence, pictures, values)
+
+    def examples(self, show: Show | None = None) -> Iterator[tuple[Picture, list[Shown]]]:
+        """Each picture with its objects.
+
+        Raises:
+            ImageError: a picture cannot be read. EvaluationError: a box outside of it.
+        """
+        for number, (path, entries) in enumerate(self.pictures.items()):
+            if show is not None:
+                show(f"association, image {number + 1} of {len(self.pictures)}")
+            rgb = read_image(path)
+            found = []
+            for at, (box, name, value) in enumerate(entries):
+                others = tuple(other for index, (_, _, other) in enumerate(entries) if index != at and other != value)
+                mask = np.zeros(rgb.shape[:2], bool)
+                x0, y0, x1, y1 = (max(0, round(side)) for side in box)
+                mask[y0:y1, x0:x1] = True
+                if not mask.any():
+                    size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+                    raise EvaluationError(f"box {list(box)} of {shown(path)} has no pixel of its {size}")
+                found.append(Shown(name, value, others, mask))
+            yield rgb, found
+
+
+def _entry(place: Path, number: int, entry: Any) -> tuple[str, tuple[float, ...], str, str]:
+    keys = ("image", "object", "attribute")
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) and entry[key].strip() for key in keys):
+        raise FILE.bad(place, f"has an entry, number {number}, without the texts image, object and attribute")
+    box: Any = entry.get("box")
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
+    if not numbers or not (box[0] < box[2] and box[1] < box[3]):
+        raise FILE.bad(place, f"has an entry, number {number}, whose box is not four numbers x0 < x1, y0 < y1")
+    return entry["image"], tuple(map(float, box)), entry["object"].strip(), entry["attribute"].strip()
+
+
+def recoloured_pairs(
+    dataset: Dataset, *, seed: int = 0, show: Show | None = None
+) -> Iterator[tuple[Picture, list[Shown]]]:
+    """Pictures of one and of two objects of a benchmark, each in a colour of its own.
+
+    Of images with objects of two classes the largest two are taken: both in one picture, and each in one where all
+    other objects are filled from around.
+    """
+    rng, colours, first = np.random.default_rng(seed), list(COLOURS), int(dataset.classes.background)
+    for sample in each(dataset, show, "association"):
+        largest: dict[int, Any] = {}
+        for thing in things(sample, dataset):
+            largest.setdefault(thing.label, thing)
+        pair = list(largest.values())[:2]
+        if len(pair) < 2:
+            continue
+        values = [colours[at] for at in rng.permutation(len(colours))[:2]]
+        objects = [
+            Shown(dataset.classes.names[thing.label - first], own, (other,), thing.mask)
+            for thing, own, other in zip(pair, values, values[::-1], strict=True)
+        ]
+        both = sample.image
+        for own in objects:
+            both = recoloured(both, own.mask, own.attribute)
+        yield both, objects
+        for own in objects:
+            alone = filled(sample.image, (sample.truth >= first) & ~own.mask) if first else sample.image
+            yield recoloured(alone, own.mask, own.attribute), [replace(own, others=())]
+
+
+def association(
+    looks: Looks,
+    examples: Iterable[tuple[Picture, Sequence[Shown]]],
+    values: Sequence[str] = tuple(COLOURS),
+    sentence: str = SENTENCE,
+) -> Analysis:
+    """Whose attribute is named as an object's, by way, for pictures of one and of more objects.
+
+    Args:
+        examples: pictures and their objects, of `recoloured_pairs` or `Attributes.examples`. values: the attributes
+            that compete. sentence: with {object} and {attribute}.
+
+    Raises:
+        EvaluationError: there are no examples.
+    """
+    answers: dict[tuple[str, bool], list[tuple[bool, bool]]] = {}
+    words: dict[str, Any] = {}
+    for rgb, objects in examples:
+        for index, own in enumerate(objects):
+            if own.name not in words:
+                texts = [sentence.replace("{object}", own.name).replace("{attribute}", value) for value in values]
+                words[own.name] = looks.words(LabelSet(tuple(texts), tuple((text,) for text in texts)), bare=True)
+            scores = looks(rgb, [objects[index].mask], words[own.name])
+            for way in looks.ways:
+                answer = values[int(scores[way][0].argmax())]
+                told = answer == own.attribute, answer in own.others
+                answers.setdefault((way, len(objects) > 1), []).append(told)
+    if not answers:
+        raise EvaluationError("there are no two objects of different classes in an image, so nothing to tell apart")
+    rows: list[Row] = []
+    for way in looks.ways:
+        for several in (False, True):
+            own_answers = answers.get((way, several), [])
+            right, other = (mean_of([told[at] for told in own_answers]) for at in (0, 1))
+            wrong = [told[1] for told in own_answers if not told[0]]
+            row: Row = {"way": way, "objects": "two" if several else "one", "asked": len(own_answers)}
+            row |= {"right": right, "the other's": other if several else float("nan"), "else": 1 - right - other}
+            row["the other's, if wrong"] = mean_of(wrong) if several else float("nan")
+            rows.append(row)
+    text = (
+        f"Which of {len(values)} attributes ({', '.join(values)}) is named of an object, by '{sentence}'. A bag of "
+        f"words names the other object's as often as its own; by chance {percent(1 / len(values))} are right, and "
+        f"{percent(1 / max(1, len(values) - 1))} of the wrong are the other's."
+    )
+    return Analysis("Association of attributes", text, {"": rows}, findings=[_finding(rows, looks.ways)])
+
+
+def _finding(rows: Sequence[Row], ways: Sequence[str]) -> Finding:
+    table = {(str(row["way"]), str(row["objects"])): row for row in rows}
+
+    def of(way: str, objects: str, key: str) -> float:
+        return float(table[way, objects][key])
+
+    said = ", ".join(
+        f"{way} {percent(of(way, 'two', 'right'))} ({percent(of(way, 'one', 'right'))} with one)" for way in ways
+    )
+    mixed = of(IMAGE, "two", "the other's")
+    text = f"With two objects, right: {said}. The vector of the whole photo names the other's in {percent(mixed)} "
+    text += f"(threshold {percent(MIXED)})."
+    if max(of(way, "one", "right") for way in ways if way != IMAGE) < ABLE and of(IMAGE, "one", "right") < ABLE:
+        return Finding(
+            f"{text} Not half are right with one object.",
+            "This model does not know these attributes: do not ask for them.",
+        )
+    if not mixed > MIXED:
+        return Finding(text)
+    best = max((way for way in ways if way != IMAGE), key=lambda way: of(way, "two", "right"))
+    if of(best, "two", "right") > of(IMAGE, "two", "right"):
+        return Finding(
+            text,
+            f"Ask for attributes of a region, not of a photo: densevl regions --operator {best}, which is right in "
+            f"{percent(of(best, 'two', 'right'))}.",
+        )
+    return Finding(text, "Words are not bound to their objects: do not ask for attributes in one sentence.")

@@ -1,0 +1,47 @@
+"""Photos without labels as a dataset: for what can be told by a model's answers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from densevl.evaluation.benchmarks.base import SEMANTIC, Benchmark, Dataset, Item
+from densevl.evaluation.benchmarks.class_lists import ClassList
+from densevl.files import shown
+from densevl.images import list_images
+from densevl.vocabulary import LabelSet
+
+GIVEN = "given"
+"""The variant of the class list that has the labels' synonyms."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photos(Dataset):
+    """Photos whose truth is not known: no pixel is scored."""
+
+    def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+        return np.full(image.shape[:2], -1, np.int16)
+
+
+def open_photos(place: str | Path, labels: LabelSet) -> Photos:
+    """Photos of a folder, or what else `find_images` takes, with the labels to ask for.
+
+    Raises:
+        ImageError: there are none.
+    """
+    paths = list_images(place)
+    root = Path(place) if Path(place).is_dir() else Path()
+    keys = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
+    items = tuple(Item(key.with_suffix("").as_posix(), path, None) for key, path in zip(keys, paths, strict=True))
+    strings = {GIVEN: {name: list(words) for name, words in zip(labels.names, labels.synonyms, strict=True)}}
+    classes = ClassList("photos", labels.names, True, strings, source="the labels given")
+    benchmark = Benchmark(shown(place), SEMANTIC, "", (), (), _not_found)
+    return Photos(benchmark, root, classes, items)
+
+
+def _not_found(*_: Any) -> Dataset:
+    raise NotImplementedError("photos are opened by `open_photos`")

@@ -1,0 +1,222 @@
+"""Which analyses there are, which of them a dataset allows, and running them on one model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from densevl.errors import EvaluationError, ModelError, OptionError, RecipeError, suggest
+from densevl.evaluation.analyses.agreement import view_agreement
+from densevl.evaluation.analyses.association import Attributes, association, recoloured_pairs
+from densevl.evaluation.analyses.background import background_reliance
+from densevl.evaluation.analyses.backgrounds import swapped_backgrounds
+from densevl.evaluation.analyses.base import Analysis, Left, Show, is_labelled
+from densevl.evaluation.analyses.corruption import corruption_robustness
+from densevl.evaluation.analyses.looks import ModelLooks
+from densevl.evaluation.analyses.photos import GIVEN, open_photos
+from densevl.evaluation.analyses.size import size_bias
+from densevl.evaluation.analyses.unknown import unknown_classes
+from densevl.evaluation.analyses.vocabulary import vocabulary_expansion
+from densevl.evaluation.analyses.written import text_mask_files, written_words
+from densevl.evaluation.benchmarks.base import SEMANTIC
+from densevl.evaluation.benchmarks.class_lists import class_list
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.predictors import ConceptPredictor
+from densevl.evaluation.tasks.table import task_of
+from densevl.vocabulary import LabelSet
+
+_WARN = logging.getLogger(__name__).warning
+
+
+@dataclass(frozen=True)
+class Analyses:
+    """Attributes: title; done, what was analysed; left, what was not, with the reasons."""
+
+    title: str
+    done: tuple[Analysis, ...]
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What analyses are run on."""
+
+    predictor: Any
+    dataset: Any
+    asked: Experiment
+    distractors: Sequence[str]
+    text_masks: str | Path | None
+    attributes: Attributes | None
+    show: Show | None
+
+    @cached_property
+    def looks(self) -> ModelLooks:
+        return ModelLooks(self.predictor, self.asked)
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return {"seed": self.asked.seed, "show": self.show}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An analysis. Attributes: run; truth, background, logits: whether it needs labels, a background class, scores."""
+
+    run: Callable[[_Setting], Analysis]
+    truth: bool = False
+    background: bool = False
+    logits: bool = False
+
+
+def _association(on: _Setting) -> Analysis:
+    if on.attributes is None:
+        return association(on.looks, recoloured_pairs(on.dataset, **on.common))
+    own = on.attributes
+    return association(on.looks, own.examples(on.show), own.values, own.sentence)
+
+
+KINDS = {
+    "vocabulary": _Kind(lambda on: vocabulary_expansion(on.predictor, on.dataset, on.distractors, **on.common)),
+    "background": _Kind(
+        lambda on: background_reliance(on.predictor, on.dataset, show=on.show), truth=True, background=True
+    ),
+    "corruption": _Kind(lambda on: corruption_robustness(on.predictor, on.dataset, **on.common)),
+    "size": _Kind(lambda on: size_bias(on.looks, on.dataset, on.predictor.labels, **on.common), truth=True),
+    "written": _Kind(
+        lambda on: written_words(on.looks, on.predictor, on.dataset, on.predictor.labels, on.text_masks, **on.common)
+    ),
+    "association": _Kind(_association, truth=True),
+    "unknown": _Kind(lambda on: unknown_classes(on.predictor, on.dataset, **on.common), truth=True, logits=True),
+    "backgrounds": _Kind(
+        lambda on: swapped_backgrounds(on.predictor, on.dataset, **on.common), truth=True, background=True
+    ),
+    "agreement": _Kind(lambda on: view_agreement(on.predictor, on.dataset, show=on.show)),
+}
+NAMES = tuple(KINDS)
+
+
+def analyse(
+    experiment: Experiment,
+    only: Sequence[str] | None = None,
+    distractors: LabelSet | str = "",
+    *,
+    text_masks: str | Path | None = None,
+    attributes: str | Path | None = None,
+    show: Show | None = None,
+    tell: Show = _WARN,
+) -> Analyses:
+    """Run analyses of an experiment's model on its images.
+
+    Args:
+        experiment: of task "semantic".
+        only: of `NAMES`; None is all that the benchmark and the model allow.
+        distractors: labels to add, as `LabelSet.parse` takes them; "" is ADE20K's.
+        text_masks: see `written_words`. attributes: a JSON file, see `Attributes.load`; None recolours the benchmark's
+            objects.
+        show: told what is run. tell: told each warning about the dataset and the words.
+
+    Raises:
+        OptionError: an unknown analysis, or another task. DensevlError: as `Task.predictor`, and as the analyses named
+        by `only`; without it, what an analysis cannot do is left out with its reason.
+    """
+    _require_known(only)
+    if experiment.task != SEMANTIC:
+        raise OptionError(f"analyses go with task semantic, not with task {experiment.task}")
+    given = None if attributes is None else Attributes.load(attributes)
+    dataset: Any = experiment.open()
+    return _analyse(experiment, dataset, only, distractors, text_masks, given, show, tell)
+
+
+def analyse_photos(
+    photos: str | Path,
+    labels: LabelSet | str | Sequence[Any],
+    experiment: Experiment,
+    only: Sequence[str] | None = None,
+    distractors: LabelSet | str = "",
+    *,
+    text_masks: str | Path | None = None,
+    attributes: str | Path | None = None,
+    show: Show | None = None,
+    tell: Show = _WARN,
+) -> Analyses:
+    """Run the analyses that need no truth, on photos and labels of one's own.
+
+    Args:
+        photos: a folder, or what else `find_images` takes. labels: as `LabelSet.parse` takes them.
+        experiment: the model and its settings; its dataset is not opened. The rest as `analyse`.
+
+    Raises:
+        As `analyse`. ImageError: no photos. LabelError: unusable labels.
+    """
+    _require_known(only)
+    given = None if attributes is None else Attributes.load(attributes)
+    dataset = replace(open_photos(photos, LabelSet.parse(labels)).subset(experiment.limit), bits=experiment.bits)
+    return _analyse(replace(experiment, strings=GIVEN), dataset, only, distractors, text_masks, given, show, tell)
+
+
+def _require_known(only: Sequence[str] | None) -> None:
+    for name in only or ():
+        if name not in NAMES:
+            raise OptionError(f"no analysis '{name}'{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+
+
+def _analyse(
+    experiment: Experiment,
+    dataset: Any,
+    only: Sequence[str] | None,
+    distractors: LabelSet | str,
+    text_masks: str | Path | None,
+    attributes: Attributes | None,
+    show: Show | None,
+    tell: Show,
+) -> Analyses:
+    words = LabelSet.parse(distractors).names if distractors else class_list("ade150").names
+    task = task_of(experiment, dataset)
+    seen = task.look if is_labelled(dataset) else None
+    asked = list(dict.fromkeys(only or NAMES))
+    for flag, value, name in (("text_masks", text_masks, "written"), ("attributes", attributes, "association")):
+        if value is not None and name not in asked:
+            raise OptionError(f"{flag} is for analysis '{name}', which is not asked for; leave it out")
+    if text_masks is not None:
+        text_mask_files(text_masks, dataset)
+    left = [Left(name, reason) for name in asked if (reason := _why_not(name, dataset, attributes))]
+    if only and left:
+        raise OptionError(f"analysis '{left[0].name}' cannot be run: {left[0].reason}; leave it out of --only")
+    predictor: Any = task.predictor()
+    told = (*seen.warnings, *seen.of_sample) if seen is not None else ()
+    for warning in dict.fromkeys((*told, *predictor.facts()["warnings"])):
+        tell(warning)
+    on = _Setting(predictor, dataset, experiment.resolved(), words, text_masks, attributes, show)
+    done = []
+    for name in asked:
+        if name in {own.name for own in left}:
+            continue
+        try:
+            if KINDS[name].logits and isinstance(predictor, ConceptPredictor):
+                raise OptionError("a model that judges each text for itself has no scores that compete")
+            done.append(KINDS[name].run(on))
+        except (OptionError, EvaluationError, RecipeError, ModelError) as error:
+            if only:
+                raise
+            left.append(Left(name, str(error)))
+    if not done:
+        raise EvaluationError(f"nothing can be analysed: {'; '.join(f'{own.name}: {own.reason}' for own in left)}")
+    title = f"Analyses of {predictor.segmenter.backbone.name} on {dataset.name}"
+    return Analyses(title, tuple(done), tuple(left))
+
+
+def _why_not(name: str, dataset: Any, attributes: Attributes | None) -> str:
+    """Why a dataset does not allow an analysis; "" where it does."""
+    kind = KINDS[name]
+    if name == "association" and attributes is not None:
+        return ""
+    if kind.truth and not is_labelled(dataset):
+        other = ", or a JSON file of photos (--attributes)" if name == "association" else ""
+        return f"it needs to know where objects are, and photos without labels do not say it: give a benchmark{other}"
+    if kind.background and not dataset.classes.background:
+        return f"'{dataset.name}' has no background class: nothing says where objects end"
+    return ""
