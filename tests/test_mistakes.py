@@ -191,6 +191,8 @@ WRONG: dict[str, list[str]] = {
     "measures": ["iuo", "iou,outline"],
     "shots": ["-1", "x", "1000"],
     "distractors": [" , "],
+    "text_masks": [ABSENT, FILE, "empty"],
+    "attributes": [ABSENT, FILE],
     "what": ["voc22", "", "absent.yaml", FILE],
     "changes": ["nothing=1", "limit", "=", "limit=x", "protocol.crop=[", "protocol=3"],
     "launcher": ["slurm", "pytorch"],

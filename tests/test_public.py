@@ -121,8 +121,8 @@ COMMANDS = {
         "--overwrite --quiet --recipes --root --set --std --task --trust-config"
     ),
     "eval analyse": (
-        "WHAT --activation --bits --distractors --json --limit --mean --model --only --out --overwrite --recipe "
-        "--root --set --std --trust-config"
+        "WHAT --activation --attributes --bits --distractors --json --labels --limit --mean --model --only --out "
+        "--overwrite --recipe --root --set --std --text-masks --trust-config"
     ),
     "eval anomaly": (
         "WHAT --activation --bits --device --fresh --json --limit --mean --model --out --overwrite --proxy --quiet "

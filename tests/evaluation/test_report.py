@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from densevl.evaluation import Experiment, run
-from densevl.evaluation.analyses import Analysis
+from densevl.evaluation.analyses import Analyses, Analysis, Chart, Finding, Left
 from densevl.evaluation.predictors import Clock, Prediction
 from densevl.evaluation.report import analyses as analyses_report
 from densevl.evaluation.report import results as report
@@ -21,6 +21,7 @@ from densevl.evaluation.report.page import page
 EVIL = '<script>alert("1")</script>'
 TAGS = {
     *("html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "th", "td", "div", "figure", "img", "code"),
+    "h3",
     *("figcaption", "svg", "text", "rect", "title", "circle", "line", "polyline"),
 }
 
@@ -98,8 +99,10 @@ def test_names_titles_and_paths_are_text_on_the_page(evil, tmp_path) -> None:
 
 def test_analyses_are_text_on_their_page(tmp_path) -> None:
     rows = [{EVIL: EVIL, "IoU": 0.25, "count": 7, "none": float("nan")}]
-    found = [Analysis("name", EVIL, EVIL, {EVIL: [(0.0, 0.5), (1.0, 0.25)]}, rows)]
-    read = _harmless(analyses_report.write(found, tmp_path, f"{EVIL}title")[0].read_text())
+    chart = Chart({EVIL: [(0.0, 0.5), (1.0, 0.25), (2.0, float("nan"))]}, EVIL, EVIL, {0.0: EVIL})
+    done = Analysis("name", EVIL, {"": rows, EVIL: rows}, [chart], [Finding(EVIL, EVIL), Finding(EVIL)])
+    found = Analyses(f"{EVIL}title", (done,), (Left(EVIL, EVIL),))
+    read = _harmless(analyses_report.write(found, tmp_path)[0].read_text())
     assert read.texts.count(f"{EVIL}title") == 2
     for text in (EVIL, "25.0", "7", "n/a"):
         assert text in read.texts

@@ -18,6 +18,7 @@ from densevl.evaluation.analyses.base import (
     each,
     is_labelled,
     percent,
+    points,
     reference,
 )
 from densevl.evaluation.benchmarks.base import Dataset
@@ -25,8 +26,9 @@ from densevl.evaluation.metrics.confusion import confusion, measures
 from densevl.evaluation.predictors import Predictor
 
 STEPS = (0, 5, 10, 20, 40)
-TAKEN = 0.1
-"""The share that distractors may take before advice is given."""
+LOST = 0.1
+"""What distractors may cost before advice is given."""
+TAKEN_BY = "taken by distractors"
 
 
 def vocabulary_expansion(
@@ -74,8 +76,7 @@ def vocabulary_expansion(
     line = [(float(count), measures(own)[measure]) for count, own in zip(counts, total, strict=True)]
     shares = taken.sum(axis=1) / max(1, pixels)
     rows: list[Row] = [
-        {"distractors": int(x), up: y, "taken by distractors": float(share)}
-        for (x, y), share in zip(line, shares, strict=True)
+        {"distractors": int(x), up: y, TAKEN_BY: float(share)} for (x, y), share in zip(line, shares, strict=True)
     ]
     said = "mIoU over the benchmark's classes" if is_labelled(dataset) else "Share of pixels whose answer stays"
     text = f"{said} with labels added that it does not have (seed {seed}), and the share of pixels that these take."
@@ -90,7 +91,7 @@ def vocabulary_expansion(
         text,
         tables,
         [Chart({dataset.name: line}, "distractor labels", up)],
-        [_finding(counts[-1], float(shares[-1]), greedy)],
+        [_finding(rows, up, greedy)],
     )
 
 
@@ -100,11 +101,13 @@ def _with(predictor: Predictor, words: Sequence[str]) -> Predictor:
     return predictor.with_labels(replace(labels, names=names, synonyms=(*labels.synonyms, *((w,) for w in words))))
 
 
-def _finding(count: int, share: float, greedy: Sequence[Row]) -> Finding:
+def _finding(rows: Sequence[Row], up: str, greedy: Sequence[Row]) -> Finding:
+    before, after = float(rows[0][up]), float(rows[-1][up])
     text = (
-        f"{count} words that name nothing to look for take {percent(share)} of the pixels (threshold {percent(TAKEN)})."
+        f"{rows[-1]['distractors']} words that name nothing to look for take {percent(float(rows[-1][TAKEN_BY]))} of "
+        f"the pixels; {up} goes from {percent(before)} to {percent(after)} (threshold {points(-LOST)})."
     )
-    if share <= TAKEN:
+    if not before - after > LOST:
         return Finding(text)
     words = ", ".join(str(row["distractor"]) for row in greedy[:3])
     return Finding(
