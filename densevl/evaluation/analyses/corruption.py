@@ -112,17 +112,18 @@ def _lost(rows: Sequence[Row], key: str) -> Finding:
     name = str(worst["corruption"])
     change = f"{percent(float(rows[0][key]))} to {percent(float(worst[key]))}"
     text = f"'{name}' of severity {middle} costs most: {key} {change} (threshold {points(-DROP)})."
-    return Finding(text, _REMEDY.get(name, "Keep such photos out.") if lost > DROP else "")
+    return Finding(text, _REMEDY[name] if lost > DROP else "")
 
 
 _REMEDY = {
-    "noise": "Reduce noise before segmenting (a median or non-local means filter), or average --views flip+scale.",
-    "blur": "Feed photos smaller (--short-side): details that blur took are not there, and small photos lose less.",
-    "contrast": "Stretch the contrast of flat photos first (autocontrast), by their darkest and lightest pixels.",
-    "dark": "Brighten dark photos first (gamma or autocontrast), each by its own histogram.",
+    "noise": "Try a median filter before segmenting such photos, or --views flip+scale.",
+    "blur": "Keep such photos out, by a measure of sharpness, or try feeding them smaller (--short-side).",
+    "contrast": "Try stretching the contrast of flat photos first, by their darkest and lightest pixels.",
+    "dark": "Try brightening dark photos first, each by its own histogram.",
     "jpeg": "Keep photos at a JPEG quality of 40 or more, or as PNG.",
-    "pixelate": "Feed photos at a size near their real detail (--short-side): enlarged ones show blocks.",
+    "pixelate": "Take photos at their full size: enlarged ones show blocks.",
 }
+"""By the strengths of `corruptions`: JPEG of severity 1 has quality 40."""
 
 
 def _overconfident(rows: Sequence[Row]) -> Finding:

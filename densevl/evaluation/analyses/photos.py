@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ def open_photos(place: str | Path, labels: LabelSet) -> Photos:
         ImageError: there are none.
     """
     paths = list_images(place)
-    root = Path(place) if Path(place).is_dir() else Path()
-    keys = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
-    items = tuple(Item(key.with_suffix("").as_posix(), path, None) for key, path in zip(keys, paths, strict=True))
+    root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    keys = [path.absolute().relative_to(root).with_suffix("").as_posix() for path in paths]
+    items = tuple(Item(key, path, None) for key, path in zip(keys, paths, strict=True))
     strings = {GIVEN: {name: list(words) for name, words in zip(labels.names, labels.synonyms, strict=True)}}
     classes = ClassList("photos", labels.names, True, strings, source="the labels given")
     benchmark = Benchmark(shown(place), SEMANTIC, "", (), (), _not_found)
