@@ -81,6 +81,21 @@ def test_without_labels_what_needs_a_truth_is_named_with_the_reason(tmp_path) ->
     assert saved["analyses"][2]["tables"]["Written words"][0]["same answer, as it is"] == 1.0
 
 
+def test_a_photo_that_cannot_be_read_is_named_and_the_others_are_analysed(tmp_path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/bad.png").write_text("no picture")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "photos/good.png")
+    asked = ("--labels", "penguin,pizza", "--model", "mini", "--only", "agreement", "--out", tmp_path / "out", "--json")
+    code, stdout, stderr = run(tmp_path / "photos", *asked)
+    assert code == 0, stderr
+    assert json.loads(stdout)["analyses"] == ["Agreement of views"]
+    assert "bad.png" in stderr
+    assert "left out" in stderr
+    (tmp_path / "photos/good.png").unlink()
+    code, _, stderr = run(tmp_path / "photos", *asked, "--overwrite")
+    assert (code, "can be read" in stderr) == (2, True)
+
+
 def test_attributes_of_photos_of_ones_own_need_no_benchmark(tmp_path) -> None:
     scene = str(sorted(SCENES.glob("*.png"))[0])
     entries = [

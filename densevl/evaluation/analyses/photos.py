@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from densevl.errors import DatasetError, ImageError
 from densevl.evaluation.benchmarks.base import SEMANTIC, Benchmark, Dataset, Item
 from densevl.evaluation.benchmarks.class_lists import ClassList
 from densevl.files import shown
@@ -42,6 +44,25 @@ def open_photos(place: str | Path, labels: LabelSet) -> Photos:
     classes = ClassList("photos", labels.names, True, strings, source="the labels given")
     benchmark = Benchmark(shown(place), SEMANTIC, "", (), (), _not_found)
     return Photos(benchmark, root, classes, items)
+
+
+def readable(photos: Photos, tell: Callable[[str], None]) -> Photos:
+    """The photos that can be read; `tell` is told of each other.
+
+    Raises:
+        ImageError: there are none.
+    """
+    kept = []
+    for item in photos.items:
+        try:
+            photos.read(item)
+        except (ImageError, DatasetError) as error:
+            tell(f"{error}; it is left out")
+        else:
+            kept.append(item)
+    if not kept:
+        raise ImageError(f"no photo of {photos.name} can be read")
+    return replace(photos, items=tuple(kept))
 
 
 def _not_found(*_: Any) -> Dataset:

@@ -17,7 +17,7 @@ from densevl.evaluation.analyses.backgrounds import swapped_backgrounds
 from densevl.evaluation.analyses.base import Analysis, Left, Show, is_labelled
 from densevl.evaluation.analyses.corruption import corruption_robustness
 from densevl.evaluation.analyses.looks import ModelLooks
-from densevl.evaluation.analyses.photos import GIVEN, open_photos
+from densevl.evaluation.analyses.photos import GIVEN, open_photos, readable
 from densevl.evaluation.analyses.size import size_bias
 from densevl.evaluation.analyses.unknown import unknown_classes
 from densevl.evaluation.analyses.vocabulary import vocabulary_expansion
@@ -150,11 +150,12 @@ def analyse_photos(
         experiment: the model and its settings; its dataset is not opened. The rest as `analyse`.
 
     Raises:
-        As `analyse`. ImageError: no photos. LabelError: unusable labels.
+        As `analyse`. ImageError: no photos, or none that can be read. LabelError: unusable labels.
     """
     _require_known(only)
     given = None if attributes is None else Attributes.load(attributes)
     dataset = replace(open_photos(photos, LabelSet.parse(labels)).subset(experiment.limit), bits=experiment.bits)
+    dataset = readable(dataset, tell)
     return _analyse(replace(experiment, strings=GIVEN), dataset, only, distractors, text_masks, given, show, tell)
 
 
