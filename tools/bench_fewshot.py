@@ -1,13 +1,15 @@
 """Few-shot heads on "mini" and rendered pictures: python -m tools.bench_fewshot [--seeds 3] [--json FILE].
 
-Two vocabularies: "known", the 20 nouns of the rendered benchmark, which mini was trained on, and "new", 19 nouns that
-it never saw, whose words say nothing to it. All pictures are in Twemoji, a style that was never trained on; examples
+Vocabularies: "known", the 20 nouns of the rendered benchmark, which mini was trained on, "new", 19 nouns that it never
+saw, whose words say nothing to it; both in Twemoji, a style that was never trained on; and "trained style", the known
+nouns in a style that was. Then real pictures for whole images, see `tools.fewshot_pictures`. Rendered examples
 and test pictures differ in background, place, size, light and a slight turn, but a noun has one icon. A shot is one
 picture of one object (image), one object in its true mask (region), or the tokens of a class in one scene (pixel).
 Image and region: share of right names, per cent, no background. Pixel: mIoU of the nouns and the background, for which
-mini's own words compete; "ground": the same, but the background has examples too, in place of words. "ms" is the
-processor time of fitting 16 shots, one thread. With `--without`, only every second noun has examples (16 shots), and
-both halves are counted for themselves, all nouns competing.
+mini's own words compete; "ground": the same, but the background has examples too, in place of words. In brackets: how
+far the choices of examples lie apart. "ms" is the processor time of fitting the most shots, one thread. With
+`--without`, only every second noun has examples (the most shots), and both halves are counted for themselves, all nouns
+competing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +41,19 @@ from densevl.regions.fusion import ScoreSource, fuse
 from densevl.results import UNLABELLED
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.text_classifier import TextClassifier
+from tools.fewshot_pictures import REAL
+from tools.render.art import TRAIN_STYLES
 from tools.render.nouns import all_nouns
 from tools.render.scenes import Scene, SceneMaker
 
-STYLE, SIZE, SEED = "twemoji", 96, 280_000
-VOCABULARIES = {"known": range(20), "new": range(40, 59)}
+SIZE, SEED = 96, 280_000
+VOCABULARIES = {
+    "trained style": (range(20), TRAIN_STYLES[0]),
+    "known": (range(20), "twemoji"),
+    "new": (range(40, 59), "twemoji"),
+}
 SHOTS = (1, 2, 4, 8, 16)
-SINGLES, SCENES = 10, 40  # test pictures, per noun and in all
+SINGLES, SCENES, REAL_TESTS = 10, 40, 60  # test pictures: per noun, in all, per class
 LEVELS = ("image", "region", "pixel", "ground")
 
 
@@ -54,16 +62,20 @@ class Pictures:
     """Pictures of one vocabulary: those examples are taken from, and those of the test."""
 
     names: list[str]
-    single: tuple[list[Scene], list[Scene]]
+    single: tuple[list[Any], list[Any]]
     scenes: tuple[list[Scene], list[Scene]]
     first: int
 
 
-def render(nouns: range, most: int) -> Pictures:
+def pictures_of(vocabulary: str, most: int) -> Pictures:
     """Examples for up to `most` shots, and test pictures."""
+    if vocabulary in REAL:
+        names, *single = REAL[vocabulary](most, REAL_TESTS)
+        return Pictures(names, tuple(single), ([], []), 0)  # type: ignore[arg-type]
+    nouns, style = VOCABULARIES[vocabulary]
     names = [all_nouns()[noun].name for noun in nouns]
     maker = SceneMaker(
-        SIZE, styles=(STYLE,), nouns=list(nouns), seed=SEED, held_out=None, augment=False, objects=(2, 3)
+        SIZE, styles=(style,), nouns=list(nouns), seed=SEED, held_out=None, augment=False, objects=(2, 3)
     )
     single = tuple([maker.single(noun) for _ in range(count) for noun in nouns] for count in (most, SINGLES))
     pool: list[Scene] = []
@@ -188,16 +200,16 @@ class Level:
         return self.miou(heads) if self.dense else 100 * float(self.right(heads).float().mean())
 
 
-def measure(level: Level, head: str, projection: torch.Tensor, seeds: int) -> dict[str, float]:
+def measure(level: Level, head: str, projection: torch.Tensor, seeds: int, counts: Sequence[int]) -> dict[str, float]:
     """The row of one head: a figure for each number of shots, the mean over seeds, and the time to fit."""
     row, times = {}, []
-    for shots in SHOTS:
+    for shots in counts:
         figures = []
         for seed in range(seeds):
             kept = level.chosen(shots, seed)
             started = time.process_time()
             heads = level.fit(head, projection, kept)
-            if shots == SHOTS[-1]:
+            if shots == counts[-1]:
                 times.append(1000 * (time.process_time() - started))
             figures.append(level.figure(heads))
         row[str(shots)] = statistics.mean(figures)
@@ -205,16 +217,21 @@ def measure(level: Level, head: str, projection: torch.Tensor, seeds: int) -> di
     return row | {"ms": statistics.median(times)}
 
 
-def without(level: Level, head: str, projection: torch.Tensor, seeds: int) -> dict[str, float]:
+def without(level: Level, head: str, projection: torch.Tensor, seeds: int, counts: Sequence[int]) -> dict[str, float]:
     """Every second noun has examples: right names of those that have, and of those that have not."""
     given = range(0, len(level.names), 2)
     has = torch.isin(level.truth, torch.tensor(list(given)))
     rows = []
     for seed in range(seeds):
-        right = level.right(level.fit(head, projection, level.chosen(SHOTS[-1], seed, given))).float()
+        right = level.right(level.fit(head, projection, level.chosen(counts[-1], seed, given))).float()
         rows.append([100 * float(right[has].mean()), 100 * float(right[~has].mean())])
     with_them, without_them = np.mean(rows, axis=0).tolist()
     return {"with": with_them, "without": without_them}
+
+
+def _noise(row: dict[str, float], name: str) -> str:
+    """How far the choices of examples lie apart, beside a figure."""
+    return f" ({row[f'spread {name}']:.0f})" if f"spread {name}" in row else ""
 
 
 def main() -> None:
@@ -223,7 +240,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="choices of examples")
     parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
-    parser.add_argument("--vocabularies", nargs="+", default=list(VOCABULARIES), choices=list(VOCABULARIES))
+    every = [*VOCABULARIES, *REAL]
+    parser.add_argument("--vocabularies", nargs="+", default=every, choices=every)
+    parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="examples of each noun, ascending")
     parser.add_argument("--without", action="store_true", help="examples of every second noun only")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
@@ -235,14 +254,14 @@ def main() -> None:
     before = with_projection(backbone, torch.eye(len(projection)))
     result: dict[str, Any] = {}
     for vocabulary in given.vocabularies:
-        pictures = render(VOCABULARIES[vocabulary], SHOTS[-1])
+        pictures = pictures_of(vocabulary, given.shots[-1])
         for level in given.levels:
-            if given.without and level in ("pixel", "ground"):
+            if (given.without and level in ("pixel", "ground")) or (vocabulary in REAL and level != "image"):
                 continue
             plain = Level(level, backbone, backbone, pictures)
             bare = Level(level, backbone, before, pictures) if "prolip" in given.heads else plain
             text = plain.figure(plain.words())
-            columns = ["with", "without"] if given.without else [*map(str, SHOTS), "ms"]
+            columns = ["with", "without"] if given.without else [*map(str, given.shots), "ms"]
             if given.without:
                 right, has = plain.right(plain.words()).float(), plain.truth % 2 == 0
                 halves = [100 * float(right[part].mean()) for part in (has, ~has)]
@@ -255,8 +274,9 @@ def main() -> None:
                 table = {"words alone": text}
             for head in given.heads:
                 judge = without if given.without else measure
-                table[head] = judge(bare if head == "prolip" else plain, head, projection, given.seeds)
-                print(f"| {head} | {' | '.join(f'{table[head][name]:.1f}' for name in columns)} |", flush=True)
+                table[head] = judge(bare if head == "prolip" else plain, head, projection, given.seeds, given.shots)
+                cells = [f"{table[head][name]:.1f}{_noise(table[head], name)}" for name in columns]
+                print(f"| {head} | {' | '.join(cells)} |", flush=True)
             result[f"{vocabulary}, {level}"] = table
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

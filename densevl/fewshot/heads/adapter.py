@@ -116,7 +116,7 @@ class Adapter(Head):
             value.requires_grad_(True)
         solver = torch.optim.Adam(net.values(), lr=self.rate)
         for _ in range(steps):
-            few = slice(None)
+            few: slice | torch.Tensor = slice(None)
             if len(samples) > BATCH:
                 few = torch.randperm(len(samples), generator=order)[:BATCH].to(target.device)
             with torch.enable_grad():

@@ -14,9 +14,7 @@ import torch
 from densevl.backbones import Backbone, InferenceProtocol
 from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.errors import ModelError, OptionError
-from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.calibration import Calibration
-from densevl.fewshot.heads.exemplars import Exemplars
 from densevl.fewshot.result import Classification
 from densevl.fewshot.tokens import COVERAGE, MOST
 from densevl.images import read_image
@@ -30,16 +28,15 @@ from densevl.pipelines.fewshot.features import (
     Shown,
     region_features,
 )
-from densevl.pipelines.fewshot.learning import Examples, no_words, text_rows
+from densevl.pipelines.fewshot.learner import Learner
 from densevl.pipelines.fewshot.naming import classified, named_regions, segmented
-from densevl.pipelines.fewshot.state import Learned
 from densevl.pipelines.many import OnError, batch_size, hearing, many, one_by_one
 from densevl.pipelines.segmentation import refinement
 from densevl.pipelines.segmentation.segmenter import BackgroundSpec, Labels, Segmenter
 from densevl.pipelines.settings import checked
 from densevl.recipes import Recipe
 from densevl.regions.result import RegionResult
-from densevl.results import UNLABELLED, SegmentationResult
+from densevl.results import SegmentationResult
 from densevl.vocabulary import LabelSet, TextOptions
 
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -51,7 +48,7 @@ WORDLESS = ("exemplars", "nearest")
 """Heads that need no words where all classes have examples."""
 
 
-class FewShot(Learned):
+class FewShot(Learner):
     """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
 
     >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
@@ -150,108 +147,10 @@ class FewShot(Learned):
         self._build()  # impossible settings fail before the first example
         self.coverage, self.tokens = coverage, tokens
         self.features = self._look(operator, operator_options, proposals)
-        self.labels = None
+        self.labels = self.guessed = None
         self.heads = {}
         self.counts = Counter()
         self.calibration = Calibration()
-
-    def fit(self, examples: Any, labels: Labels | None = None) -> Self:
-        """Learn from examples; what was learned before is forgotten.
-
-        Args:
-            examples: for images {name: images}, a folder, a path, a list of both, or arrays; an empty list is a class
-                without examples. For regions a list of (image, masks or boxes, names), masks (R, H, W) bool or boxes
-                (R, 4), a name each. For pixels a list of (image, label map, names), an integer map (H, W) of numbers of
-                names, below 0 or 255 where it is not known (see `proposals.maps.class_map`). Regions and pixels named
-                "nothing" are examples of what is no class: they stand in for the background words, whose mean they
-                share.
-            labels: all classes, with or without examples; see `LabelSet.parse`. None takes those of the examples. The
-                words of a class ("car | truck") are averaged.
-
-        Raises:
-            LabelError: no examples, of another form, of a class that is not in `labels`, or for pixels a class none of
-            whose pixels fill a token. ImageError: an unreadable image. ProposalError: regions or maps that do not fit
-            their image. ModelError: settings that do not fit the head.
-        """
-        names = self.features.named(examples)
-        shown = self.level != "image" and UNLABELLED in names
-        named = [name for name in names if not (shown and name == UNLABELLED)]
-        label_set = LabelSet.parse(named if labels is None else labels)
-        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown))
-        if self.has_words:
-            text = text_rows(self.segmenter, self.level, label_set, shown=shown)
-        else:
-            text = no_words(found, self.backbone.name)
-        self.heads = {
-            kind: self._build().fit(rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights)
-            for kind, rows in found.features.items()
-        }
-        self.labels, self.counts = label_set, found.counts
-        self.calibration = Calibration()
-        return self
-
-    def partial_fit(self, examples: Any, labels: Labels | None = None) -> Self:
-        """Learn from more examples, of the same classes or of further ones; with heads that can.
-
-        Args:
-            examples: as `fit` takes them. labels: further classes, which come after those there are, with or without
-                examples. What was learned of the others stays; alpha and its like are chosen on the new examples.
-
-        Raises:
-            ModelError: nothing fitted, or a head that learns from all at once. LabelError: a further class that is
-            there already; else, as ImageError, as `fit`.
-        """
-        before, shown = self.fitted(), UNLABELLED in self.counts
-        if not HEADS[self.head].adds:
-            raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
-        label_set = before if labels is None else before + LabelSet.parse(labels)
-        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown), self.counts)
-        if len(label_set) > len(before):
-            self._know(label_set, found, shown)
-        for kind, rows in found.features.items():
-            self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
-        self.labels = label_set
-        self.counts += found.counts
-        self.calibration = Calibration()
-        return self
-
-    def _know(self, labels: LabelSet, found: Examples, shown: bool) -> None:
-        """Give all heads the words of further classes."""
-        if self.has_words:
-            text = text_rows(self.segmenter, self.level, labels, shown=shown)
-        else:
-            text = no_words(found, self.backbone.name, self.counts)
-        before = len(self.fitted())
-        for head in self.heads.values():
-            others = [len(labels) if shown else -1] * (len(head.text) - before)
-            head.retext(text, [*range(before), *others])
-
-    def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
-        """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
-
-        Args:
-            examples: {name: images} of classes that were fitted; None judges every example by the others, which head
-                "exemplars" can.
-            alpha: the share of images whose true class may be missing from `plausible`. With n images nothing below
-                1 / (n + 1) can be had: then all classes are plausible.
-
-        Raises:
-            ModelError: nothing fitted, or too few images. LabelError: a class that was not fitted.
-            OptionError: an impossible alpha, another level, or a head that cannot do without examples.
-        """
-        labels = self.fitted()
-        if self.level != "image":
-            raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
-        head = self.heads["image"]
-        if examples is not None:
-            found = Examples.of(self.features, examples, labels.names)
-            logits, classes = head.logits(found.features["image"]), found.owners
-        elif isinstance(head, Exemplars):
-            logits, classes = head.left_out()
-        else:
-            raise OptionError(f"head '{self.head}' cannot judge its own examples: give others, or take 'exemplars'")
-        self.calibration = Calibration.of(logits, classes, alpha)
-        return self
 
     @hearing
     def __call__(
@@ -419,7 +318,3 @@ class FewShot(Learned):
             return PixelFeatures(self.segmenter, encoder, self.coverage, self.tokens)
         one = self._projection is not None
         return region_features(self.segmenter, encoder, operator, options, proposals, one=one)
-
-    def _build(self) -> Head:
-        own = {} if self._projection is None else {"projection": self._projection}
-        return build(self.head, **own, **self.settings)

@@ -19,6 +19,7 @@ import torch
 
 from densevl.backbones import Backbone
 from densevl.errors import ImageError, LabelError, ModelError
+from densevl.fewshot.choosing import spread
 from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.images import read_image
 from densevl.inference import WindowGrid
@@ -82,6 +83,10 @@ class Features(ABC):
     def rows(self, examples: Any) -> Iterator[Shown]:
         """Encode examples one after the other."""
 
+    @abstractmethod
+    def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
+        """Features (N, D) by kind of images of which nothing is known, some images after others."""
+
 
 class ImageFeatures(Features):
     """Whole images; examples are {name: images}. Attributes: pixels: of one, as it is fed."""
@@ -102,6 +107,10 @@ class ImageFeatures(Features):
             while pictures := [read_image(image) for image in islice(waiting, BATCH)]:
                 found = self.embed(pictures)
                 yield Shown([name], {"image": found}, [name] * len(found), torch.ones(len(found)))
+
+    def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
+        for at in range(0, len(images), BATCH):
+            yield {"image": self.embed([read_image(image) for image in images[at : at + BATCH]])}
 
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
@@ -145,6 +154,12 @@ class RegionFeatures(Features):
             owners = list(map(str, names))
             yield Shown(owners, found.vectors, owners, torch.ones(len(owners)))
 
+    def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
+        for image in images:
+            found = self.embed(image)
+            filled = torch.from_numpy(found.regions.areas > 0)
+            yield {kind: rows[filled.to(rows.device)] for kind, rows in found.vectors.items()}
+
     def embed(self, image: Any, **regions: Any) -> RegionEmbeddings:
         """The regions of a photo, as `RegionClassifier.embed`."""
         return self.classify.embed(image, **regions)
@@ -171,6 +186,11 @@ class PixelFeatures(Features):
         known, given = _shown(examples)
         yield from known
         yield from (self.show(*example) for example in (_triples(given, "a label map") if given else ()))
+
+    def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
+        for image in images:
+            rows = self.encode(image).features.flatten(0, 1)
+            yield {"pixel": rows[spread(len(rows), self._tokens).to(rows.device)]}
 
     def show(self, image: Any, given: Any, names: Sequence[str]) -> Shown:
         """What one photo with its label map shows."""

@@ -55,6 +55,7 @@ def save(path: Path, made: Learned) -> list[Path]:
         "labels": made.labels.facts() if made.labels is not None else None,
         "counts": dict(made.counts),
         "calibration": asdict(made.calibration),
+        **({} if made.guessed is None else {"unlabelled": made.guessed}),
         "heads": {kind: own for kind, (_, own) in states.items()},
     }
     return fitted.save(path, FORMAT, tensors, facts)
@@ -101,6 +102,7 @@ def load(
         if repr(made.segmenter.recipe) != make:
             raise WeightsError(f"{what} was fitted with another make of recipe '{name}': give that one as recipe=")
         made.calibration = Calibration(**facts["calibration"])
+        made.guessed = facts.get("unlabelled")
         made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])
         for part, own in facts["heads"].items():
             mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}

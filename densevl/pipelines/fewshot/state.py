@@ -31,7 +31,8 @@ class Learned:
     Attributes:
         level: "image", "region" or "pixel". head: its name, and settings, what it was made with. has_words: whether
             the model compares images and words. labels: None before `fit`. heads: by kind of feature. counts: examples
-            by class. calibration: of confidence.
+            by class. calibration: of confidence. guessed: how examples were found among images without labels, if they
+            were.
     """
 
     level: str
@@ -47,6 +48,7 @@ class Learned:
     heads: dict[str, Head]
     counts: Counter[str]
     calibration: Calibration
+    guessed: str | None
 
     def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
         """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
@@ -101,4 +103,5 @@ class Learned:
 
     def meta(self) -> dict[str, Any]:
         found = {kind: dict(head.found) for kind, head in self.heads.items()}
-        return {"fewshot": {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}}
+        told = {"head": self.head, "level": self.level, "examples": dict(self.counts), "found": found}
+        return {"fewshot": told if self.guessed is None else {**told, "unlabelled": self.guessed}}

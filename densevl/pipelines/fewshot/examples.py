@@ -6,7 +6,7 @@ Shape letters: N features, C classes, D width of features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import LabelError, suggest
+from densevl.fewshot.pseudo import pseudo_labels
 from densevl.fewshot.words import class_rows
 from densevl.pipelines.fewshot.features import Features
 from densevl.pipelines.segmentation.segmenter import Segmenter
@@ -29,13 +30,14 @@ class Examples:
 
     Attributes:
         names: of all classes. features: (N, D) float32 by kind. owners: (N,) int64, the number of each one's class.
-        weights: (N,) float32.
+        weights: (N,) float32. places: (N,) which of all features without labels these are; None where all have some.
     """
 
     names: tuple[str, ...]
     features: dict[str, torch.Tensor]
     owners: torch.Tensor
     weights: torch.Tensor
+    places: torch.Tensor | None = None
 
     @classmethod
     def of(cls, features: Features, examples: Any, names: tuple[str, ...], known: Collection[str] = ()) -> Self:
@@ -63,6 +65,41 @@ class Examples:
         device = next(iter(found.values())).device
         numbers = torch.tensor([names.index(name) for name in owners], device=device)
         return cls(names, found, numbers, torch.cat([part.weights for part in parts]).to(device))
+
+    @classmethod
+    def guessed(
+        cls,
+        features: Features,
+        images: Sequence[Any],
+        names: tuple[str, ...],
+        text: torch.Tensor,
+        *,
+        how: str,
+        count: int | None,
+        projection: torch.Tensor | None = None,
+    ) -> Self:
+        """Features of images without labels, named by words; see `fewshot.pseudo`.
+
+        Of several kinds of feature the first is what words are compared with.
+
+        Args:
+            text: rows of the classes, then of what is none. projection: leads features to the joint space.
+
+        Raises:
+            LabelError: nothing that words name as one of the classes.
+        """
+        parts = list(features.unnamed(images))
+        found = {kind: torch.cat([part[kind] for part in parts]) for kind in features.scales if parts}
+        if not found:
+            raise LabelError("no images without labels: give a folder, or some files")
+        kind, rows = next(iter(found.items()))
+        rows = rows if projection is None else rows @ projection.to(rows)
+        labels = pseudo_labels(how, rows, text, scale=features.scales[kind], count=count).labels
+        kept = ((labels >= 0) & (labels < len(names))).nonzero().flatten()
+        if not len(kept):
+            raise LabelError(f"none of {len(rows)} features is likest one of the labels: name what the images show")
+        few = {kind: rows[kept] for kind, rows in found.items()}
+        return cls(names, few, labels[kept], torch.ones(len(kept), device=kept.device), kept)
 
     @property
     def counts(self) -> Counter[str]:

@@ -1,0 +1,199 @@
+"""`Learner`: how a `FewShot` comes to know classes: by examples, more of them, or images without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+
+from densevl.errors import ModelError, OptionError
+from densevl.fewshot import HEADS, Head, build
+from densevl.fewshot.calibration import Calibration
+from densevl.fewshot.heads.exemplars import Exemplars
+from densevl.fewshot.heads.tipx import TipX
+from densevl.fewshot.pseudo import COUNT
+from densevl.pipelines.anomaly.setup import each_image
+from densevl.pipelines.fewshot.captions import caption_rows, of_images, read_captions
+from densevl.pipelines.fewshot.examples import Examples, no_words, text_rows
+from densevl.pipelines.fewshot.state import Learned
+from densevl.pipelines.segmentation.segmenter import Labels
+from densevl.results import UNLABELLED
+from densevl.vocabulary import LabelSet
+
+Captions = Mapping[str, str] | str | os.PathLike[str]
+
+
+class Learner(Learned):
+    """The half of `FewShot` that learns."""
+
+    _projection: torch.Tensor | None  # the model's own, where the head trains it; features are then those before it
+
+    def fit(self, examples: Any, labels: Labels | None = None, *, captions: Captions | None = None) -> Self:
+        """Learn from examples; what was learned before is forgotten.
+
+        Args:
+            examples: for images {name: images}, a folder, a path, a list of both, or arrays; an empty list is a class
+                without examples. For regions a list of (image, masks or boxes, names), masks (R, H, W) bool or boxes
+                (R, 4), a name each. For pixels a list of (image, label map, names), an integer map (H, W) of numbers of
+                names, below 0 or 255 where it is not known (see `proposals.maps.class_map`). Regions and pixels named
+                "nothing" are examples of what is no class: they stand in for the background words, whose mean they
+                share.
+            labels: all classes, with or without examples; see `LabelSet.parse`. None takes those of the examples. The
+                words of a class ("car | truck") are averaged.
+            captions: for head "tipx" on whole images, {image: caption} or a JSON file of it, with one for each example,
+                found by its path or its file's name.
+
+        Raises:
+            LabelError: no examples, of another form, without a caption, of a class that is not in `labels`, or for
+            pixels a class none of whose pixels fill a token. ImageError: an unreadable image. ProposalError: regions or
+            maps that do not fit their image. ModelError: settings that do not fit the head.
+        """
+        names = self.features.named(examples)
+        shown = self.level != "image" and UNLABELLED in names
+        named = [name for name in names if not (shown and name == UNLABELLED)]
+        told = None
+        if captions is not None:
+            self._require_captions()
+            examples = {name: list(each_image(images)) for name, images in examples.items()}
+            told = of_images([image for images in examples.values() for image in images], read_captions(captions))
+        label_set = LabelSet.parse(named if labels is None else labels)
+        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown))
+        if self.has_words:
+            text = text_rows(self.segmenter, self.level, label_set, shown=shown)
+        else:
+            text = no_words(found, self.backbone.name)
+        return self._learn(label_set, found, text, told)
+
+    def fit_unlabelled(
+        self,
+        images: Any,
+        labels: Labels,
+        *,
+        how: str = "top",
+        count: int | None = COUNT,
+        captions: Captions | None = None,
+    ) -> Self:
+        """Learn from images without labels: what words name most surely stands in for examples of each class.
+
+        Classes are chosen from all images together, so what is learned from one depends on the others (transductive).
+
+        Args:
+            images: a folder, a path, a list of both, or arrays. For regions each is cut up by the proposals, for pixels
+                each gives at most `tokens` of its tokens.
+            labels: the classes; see `LabelSet.parse`. Descriptors of `text` say in sentences what is looked for.
+            how: "top", "spread" or "retrieve"; see `fewshot.pseudo.pseudo_labels`. count: examples a class, at most;
+                None takes all. captions: as `fit`, of those images that are taken.
+
+        Raises:
+            LabelError: nothing that words name as one of the classes, or no caption of what they name.
+            OptionError: an impossible `how` or `count`. ModelError: a model without words. Else as `fit`.
+        """
+        label_set = LabelSet.parse(labels)
+        if not self.has_words:
+            raise ModelError(f"model '{self.backbone.name}' has no words to name images without labels; take a CLIP")
+        if captions is not None:
+            self._require_captions()
+        text, given = text_rows(self.segmenter, self.level, label_set, shown=False), list(each_image(images))
+        found = Examples.guessed(
+            self.features, given, label_set.names, text, how=how, count=count, projection=self._projection
+        )
+        told = None
+        if captions is not None and found.places is not None:
+            told = of_images([given[place] for place in found.places.tolist()], read_captions(captions))
+        return self._learn(label_set, found, text, told, how)
+
+    def _learn(
+        self,
+        labels: LabelSet,
+        found: Examples,
+        text: torch.Tensor,
+        captions: list[str] | None,
+        guessed: str | None = None,
+    ) -> Self:
+        heads = {
+            kind: self._build().fit(rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights)
+            for kind, rows in found.features.items()
+        }
+        if captions is not None:
+            rows = caption_rows(self.backbone, captions)
+            heads = {kind: head.caption(rows) for kind, head in heads.items() if isinstance(head, TipX)}
+        self.heads, self.labels, self.counts, self.guessed = heads, labels, found.counts, guessed
+        self.calibration = Calibration()
+        return self
+
+    def _require_captions(self) -> None:
+        if self.head != "tipx" or self.level != "image":
+            raise OptionError(
+                f"captions are for head 'tipx' on whole images, and this is head '{self.head}' on {self.level}s: leave "
+                "them out"
+            )
+
+    def partial_fit(self, examples: Any, labels: Labels | None = None) -> Self:
+        """Learn from more examples, of the same classes or of further ones; with heads that can.
+
+        Args:
+            examples: as `fit` takes them. labels: further classes, which come after those there are, with or without
+                examples. What was learned of the others stays; alpha and its like are chosen on the new examples.
+
+        Raises:
+            ModelError: nothing fitted, or a head that learns from all at once. LabelError: a further class that is
+            there already; else, as ImageError, as `fit`.
+        """
+        before, shown = self.fitted(), UNLABELLED in self.counts
+        if not HEADS[self.head].adds:
+            raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
+        label_set = before if labels is None else before + LabelSet.parse(labels)
+        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown), self.counts)
+        if len(label_set) > len(before):
+            self._know(label_set, found, shown)
+        for kind, rows in found.features.items():
+            self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
+        self.labels = label_set
+        self.counts += found.counts
+        self.calibration = Calibration()
+        return self
+
+    def _know(self, labels: LabelSet, found: Examples, shown: bool) -> None:
+        """Give all heads the words of further classes."""
+        if self.has_words:
+            text = text_rows(self.segmenter, self.level, labels, shown=shown)
+        else:
+            text = no_words(found, self.backbone.name, self.counts)
+        before = len(self.fitted())
+        for head in self.heads.values():
+            others = [len(labels) if shown else -1] * (len(head.text) - before)
+            head.retext(text, [*range(before), *others])
+
+    def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
+        """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
+
+        Args:
+            examples: {name: images} of classes that were fitted; None judges every example by the others, which head
+                "exemplars" can.
+            alpha: the share of images whose true class may be missing from `plausible`. With n images nothing below
+                1 / (n + 1) can be had: then all classes are plausible.
+
+        Raises:
+            ModelError: nothing fitted, or too few images. LabelError: a class that was not fitted.
+            OptionError: an impossible alpha, another level, or a head that cannot do without examples.
+        """
+        labels = self.fitted()
+        if self.level != "image":
+            raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
+        head = self.heads["image"]
+        if examples is not None:
+            found = Examples.of(self.features, examples, labels.names)
+            logits, classes = head.logits(found.features["image"]), found.owners
+        elif isinstance(head, Exemplars):
+            logits, classes = head.left_out()
+        else:
+            raise OptionError(f"head '{self.head}' cannot judge its own examples: give others, or take 'exemplars'")
+        self.calibration = Calibration.of(logits, classes, alpha)
+        return self
+
+    def _build(self) -> Head:
+        """A head that has learned nothing yet."""
+        own = {} if self._projection is None else {"projection": self._projection}
+        return build(self.head, **own, **self.settings)
