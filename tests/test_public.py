@@ -40,8 +40,8 @@ PUBLIC = {
 COMMANDS = {
     "segment": (
         "IMAGES --activation --as --background --bands --bank --bank-share --bits --blend --compat --crop "
-        "--descriptors --device --geotiff --instance-threshold --json --labels --like --max-pixels --mean --model "
-        "--neighbours --out --overwrite --parents --plan --polygons --precision --prefilter --prefilter-model "
+        "--descriptors --device --geotiff --head --instance-threshold --json --labels --like --max-pixels --mean "
+        "--model --neighbours --out --overwrite --parents --plan --polygons --precision --prefilter --prefilter-model "
         "--presence --proposals --proxy --proxy-scope --quiet --range --ray --recipe --refine --sam --shard --sheet "
         "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --upsampler "
         "--views --weights --workers"
@@ -54,11 +54,11 @@ COMMANDS = {
     ),
     "regions": (
         "IMAGES --activation --as --background --bits --blend --box --clip-share --compat --crop --decoder "
-        "--descriptors --device --json --labels --like --max-pixels --mean --merge --model --objects --operator "
-        "--operator-weights --out --overwrite --parents --parts --pieces --plan --point --precision --presence "
-        "--proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet --short-side "
-        "--std --strict --stride --stuff --template-weights --templates --text-transform --tile --views --weights "
-        "--workers"
+        "--descriptors --device --head --json --labels --like --max-pixels --mean --merge --model --objects "
+        "--operator --operator-weights --out --overwrite --parents --parts --pieces --plan --point --precision "
+        "--presence --proposals --proxy --proxy-scope --quiet --ray --recipe --sam --sam-checkpoint --shard --sheet "
+        "--short-side --std --strict --stride --stuff --template-weights --templates --text-transform --tile --views "
+        "--weights --workers"
     ),
     "search": (
         "FOLDER --activation --against --bits --device --each --for --index --json --least --like --max-pixels --mean "
@@ -103,8 +103,9 @@ COMMANDS = {
         "--overwrite --precision --quiet --ray --recipe --scoring --shard --sheet --std --strict --weights --workers"
     ),
     "fewshot fit": (
-        "FOLDER --activation --bits --calibrate --device --head --held-out --mean --model --out --overwrite "
-        "--precision --std --templates --weights"
+        "FOLDER --activation --background --bits --calibrate --captions --count --descriptors --device --head "
+        "--held-out --labels --level --mean --model --operator --out --overwrite --precision --proposals --recipe "
+        "--set --std --templates --text-transform --unlabelled --weights"
     ),
     "eval list": "--json",
     "eval check": "DATASET --ignore --json --root --task",

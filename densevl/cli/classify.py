@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
@@ -22,13 +21,7 @@ def classify(
     images: options.Images,
     labels: options.Labels = "",
     like: options.Like = None,
-    head: Annotated[
-        Path | None,
-        options.option(
-            "What `densevl fewshot fit` saved: it knows its classes and its model, so --labels is left out.",
-            panel=options.METHOD,
-        ),
-    ] = None,
+    head: options.Head = None,
     model: Annotated[
         str | None,
         options.option(

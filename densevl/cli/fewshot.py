@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,8 @@ from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
 HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter", "prolip")
+LEVELS = ("image", "region", "pixel")
+HOWS = ("top", "spread", "retrieve")
 
 fewshot_app = typer.Typer(no_args_is_help=True, help="Classes by example: fit on a few images of each.")
 
@@ -22,7 +24,11 @@ fewshot_app = typer.Typer(no_args_is_help=True, help="Classes by example: fit on
 def fewshot_fit(
     folder: Annotated[
         Path,
-        typer.Argument(help="A folder that holds one folder of images for each class, named after it."),
+        typer.Argument(
+            help="A folder that holds one folder of images for each class, named after it; for regions one with "
+            "images/ and instances.json (COCO), for pixels one with images/, labels/ and a list of classes; with "
+            "--unlabelled, any images."
+        ),
     ],
     out: Annotated[
         Path, options.option("Where what was learned is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
@@ -36,6 +42,47 @@ def fewshot_fit(
             only=True,
         ),
     ] = "gda",
+    level: Annotated[
+        str,
+        options.option(
+            "What examples are, and what is named afterwards: image (by `densevl classify --head`), region (by "
+            "`regions --head`) or pixel (by `segment --head`).",
+            panel=options.METHOD,
+            values=LEVELS,
+            only=True,
+        ),
+    ] = "image",
+    labels: options.Labels = "",
+    unlabelled: Annotated[
+        str | None,
+        options.option(
+            "The images have no labels: what --labels name most surely stands in for examples, by top (the surest of "
+            "each), spread (words carried on from image to image) or retrieve (the nearest to each).",
+            panel=options.METHOD,
+            values=HOWS,
+            only=True,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        options.option("With --unlabelled: so many examples of a class, at most; 16 if left out.", min=1),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        options.option(
+            "For --head tipx: a JSON file with a caption of each image, {image: caption}.",
+            panel=options.METHOD,
+            there=True,
+        ),
+    ] = None,
+    own: Annotated[
+        list[str] | None,
+        options.option(
+            "A setting of the head, KEY=VALUE, such as alpha=0.5. May be given several times.",
+            "--set",
+            panel=options.METHOD,
+        ),
+    ] = None,
     calibrate: Annotated[
         float | None,
         options.option(
@@ -55,29 +102,78 @@ def fewshot_fit(
     weights: options.Weights = None,
     device: options.Device = None,
     precision: options.Precision = options.PRECISION,
+    recipe: options.Recipe = None,
+    background: options.Background = options.BACKGROUND,
     templates: options.Templates = None,
+    descriptors: options.Descriptors = None,
+    text_transform: options.TextTransform = None,
+    operator: options.Operator = None,
+    proposals: options.Proposals = None,
     bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Learn classes from a few example images of each; `densevl classify --head OUT` then names others."""
-    from densevl.errors import OptionError
+    """Learn classes from a few examples of each; `densevl classify`, `regions` or `segment --head OUT` name others."""
+    given = locals()
+    _require_sense(given)
+    from densevl.cli.images import finder, settings
+    from densevl.evaluation.config import merged, parse_change
     from densevl.files import guard
     from densevl.fitted import files
+    from densevl.images import find_images
+    from densevl.tuning.examples import open_examples
 
-    if held_out is not None and calibrate is None:
-        raise OptionError("--held-out is what --calibrate is fitted to; give --calibrate too, such as 0.1")
+    changes: dict[str, Any] = {}
+    for change in own or ():
+        changes = merged(changes, parse_change(change))
+    examples: Any
+    named: Any
+    if unlabelled is not None:
+        examples, named = [*find_images([str(folder)]).paths], None
+    else:
+        examples, named = open_examples(folder, level)
+    others = None if held_out is None else open_examples(held_out, "image")[0]
+    guard(files(out), inputs=[*_paths(examples), *_paths(others or {})], overwrite=overwrite)
     from densevl.pipelines.fewshot.classifier import FewShot
-    from densevl.pipelines.fewshot.features import by_folder
+    from densevl.tuning.examples import taught
 
-    examples = by_folder(folder)
-    others = None if held_out is None else by_folder(held_out)
-    paths = [path for some in (examples, others or {}) for own in some.values() for path in own]
-    guard(files(out), inputs=paths, overwrite=overwrite)
+    chosen = settings({**dict.fromkeys(("short_side", "crop", "stride", "plan", "blend")), **given})
+    if level == "region":
+        chosen |= {"operator": operator, "proposals": finder(proposals, False, device) if unlabelled else None}
     with stderr().status("loading the model"):
-        name = FewShot(model, head, weights=weights, device=device, precision=precision, templates=templates)
-    with stderr().status(f"{sum(map(len, examples.values()))} images of {len(examples)} classes"):
-        name.fit(examples)
+        name = FewShot(head=head, level=level, options=changes, **chosen)
+    with stderr().status(f"{len(_paths(examples))} images"):
+        if unlabelled is not None:
+            name.fit_unlabelled(examples, labels, how=unlabelled, count=count or 16, captions=captions)
+        else:
+            shown = examples if level == "image" else taught(name, examples)
+            name.fit(shown, labels or named, captions=captions)
         if calibrate is not None:
             name.calibrate(others, alpha=calibrate)
     written = name.save(out)
-    stdout().print(f"{len(examples)} classes; wrote {escape(', '.join(map(str, written)))}")
+    counted = ", ".join(f"{count} {label}" for label, count in name.counts.items()) if unlabelled else ""
+    told = f" ({counted})" if counted else ""
+    stdout().print(f"{len(name.fitted())} classes{escape(told)}; wrote {escape(', '.join(map(str, written)))}")
+
+
+def _require_sense(given: dict[str, Any]) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    from densevl.errors import OptionError
+
+    if given["held_out"] is not None and given["calibrate"] is None:
+        raise OptionError("--held-out is what --calibrate is fitted to; give --calibrate too, such as 0.1")
+    if given["unlabelled"] is None and given["count"] is not None:
+        raise OptionError("--count is how many examples --unlabelled takes of a class: give that too")
+    if given["unlabelled"] is not None and not given["labels"]:
+        raise OptionError("--unlabelled finds examples of what --labels names: give those too")
+    for flag in ("operator", "proposals"):
+        if given[flag] is not None and given["level"] != "region":
+            raise OptionError(f"--{flag} is for regions: give --level region too, or leave it out")
+    if given["proposals"] is not None and given["unlabelled"] is None:
+        raise OptionError("--proposals finds regions in images without labels (--unlabelled): leave it out")
+
+
+def _paths(examples: Any) -> list[Any]:
+    """The files of images by class, of pictures, or a list of them."""
+    if isinstance(examples, dict):
+        return [path for paths in examples.values() for path in paths]
+    return list(getattr(examples, "paths", examples))

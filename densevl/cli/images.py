@@ -341,6 +341,12 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return found | {"protocol": protocol}
 
 
+def of_head(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command with --head was given, as `FewShot.load` takes it; the head knows the rest."""
+    own = {name: given[name] for name in ("weights", "device", "precision")}
+    return {"model": None if given["model"] == options.MODEL else given["model"], **own}
+
+
 def labels_of(labels: str, like: Sequence[str] | None) -> LabelSet:
     """The labels of --labels, and those of --like, each of which is a new class, or one more example of one.
 

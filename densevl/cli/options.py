@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -293,6 +293,10 @@ Std = Annotated[
     str | None,
     option("The standard deviation of the model's pixels, 0 to 1, in the same form.", panel=MODELLING),
 ]
+RUN = ("out", "sheet", "as_json", "quiet", "overwrite", "strict", "bits", "ray", "workers", "shard")
+KNOWS = "knows its classes and how it reads images"
+WITH_HEAD = ("images", "head", "model", "weights", "device", "precision", "activation", "mean", "std", *RUN)
+"""Parameters that say how a run goes, and those that go with --head."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -321,6 +325,26 @@ def loads(command: _Command) -> _Command:
     return wrapped  # type: ignore[return-value]
 
 
+def alone(flag: str, why: str, given: Mapping[str, Any], command: Callable[..., Any], allowed: Collection[str]) -> None:
+    """Refuse options beside one that decides what they say.
+
+    Args:
+        flag: that one. why: what it knows. given: the parameters of `command` as it was called. allowed: those that go
+            with it.
+
+    Raises:
+        OptionError: another one has a value.
+    """
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in allowed and given.get(name, parameter.default) != parameter.default:
+            [told] = parameter.annotation.__metadata__[:1]
+            raise OptionError(f"{flag} {why}: leave {[*(told.param_decls or ()), _flag(name)][0]} out")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def colour(text: str | None, flag: str) -> list[float] | None:
     """One number, or three with commas between, for red, green and blue; None where the option is left out.
 
@@ -344,6 +368,13 @@ Like = Annotated[
         "A label by example, NAME=IMAGE, or NAME=IMAGE:x0,y0,x1,y1 for a part of it, beside --labels. May be given "
         "several times.",
         panel=WORDS,
+    ),
+]
+Head = Annotated[
+    Path | None,
+    option(
+        "What `densevl fewshot fit` saved: it knows its classes, its model and how it reads, so --labels is left out.",
+        panel=METHOD,
     ),
 ]
 Background = Annotated[

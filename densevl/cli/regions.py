@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, labels_of, looked_up, run_images, settings
+from densevl.cli.images import exports, labels_of, looked_up, of_head, run_images, settings
 from densevl.cli.shared import one_line_errors
 from densevl.errors import DensevlError
 
@@ -24,6 +24,7 @@ def regions(
     images: options.Images,
     labels: options.Labels = "",
     like: options.Like = None,
+    head: options.Head = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -112,6 +113,8 @@ def regions(
     boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
     """
     given = locals()
+    if head is not None:
+        return _by_example(given, head)
     chosen = settings(given) | {"operator": operator, "clip_share": clip_share}
     named = labels_of(labels, like) if labels or like else None
     if merge is not None and (named is not None or point or box):
@@ -151,9 +154,7 @@ def regions(
         if prompts:
             told = zip(prompts, result.found, result.confidence, strict=True)
             return "\n".join(f"{name} {place}: {escape(label)} [dim]{score:.2f}[/]" for place, label, score in told)
-        counts = Counter(label for label, number in zip(result.found, result.labels, strict=True) if number >= 0)
-        listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
-        return f"{name}: {escape(listed or 'nothing')}"
+        return _counted(name, result)
 
     run_images(
         Naming(
@@ -164,6 +165,33 @@ def regions(
         given,
         together,
         described,
+    )
+
+
+def _counted(name: str, result: RegionResult) -> str:
+    counts = Counter(label for label, number in zip(result.found, result.labels, strict=True) if number >= 0)
+    listed = ", ".join(f"{count} {label}" for label, count in counts.most_common())
+    return f"{name}: {escape(listed or 'nothing')}"
+
+
+def _by_example(given: dict[str, Any], head: Path) -> None:
+    """Name regions by what `densevl fewshot fit --level region` saved."""
+    finding = ("proposals", "sam_checkpoint", "tile", "pieces")
+    allowed = (*options.WITH_HEAD, *finding, "forms", "stuff")
+    options.alone("--head", options.KNOWS, given, regions, allowed)
+    found = looked_up(given)
+    from densevl.pipelines.fewshot.files import classes
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import REGIONS, Naming
+
+    how = {name: given[name] for name in finding[2:]}
+    checkpoint = given["sam_checkpoint"]
+    run_images(
+        Naming(None, of_head(given), given["proposals"] or options.PROPOSALS, checkpoint, **how, fitted=head),
+        found,
+        given,
+        [*([gathered.Sheet(REGIONS.picture)] if given["sheet"] else []), *exports(given, classes(head))],
+        _counted,
     )
 
 

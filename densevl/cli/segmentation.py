@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.images import exports, labels_of, looked_up, run_images, settings
+from densevl.cli.images import exports, labels_of, looked_up, of_head, run_images, settings
 from densevl.cli.shared import one_line_errors, stderr
 from densevl.errors import DensevlError, OptionError
 
@@ -21,6 +22,7 @@ def segment(
     images: options.Images,
     labels: options.Labels = "",
     like: options.Like = None,
+    head: options.Head = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -70,12 +72,13 @@ def segment(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Segment images by words: a label PNG, an overlay and a JSON for each.
+    """Segment images by words, or by examples (--head): a label PNG, an overlay and a JSON for each.
 
     The same call again goes on where it stopped, and does nothing where all is done.
     """
     given = locals()
-
+    if head is not None:
+        return _by_example(given, head)
     labelled = labels_of(labels, like)
     chosen = settings(given) | {"proposals": proposals, "refine": refine, "upsampler": upsampler}
     own = {"instance_threshold": instance_threshold, "prefilter": prefilter, "prefilter_model": prefilter_model}
@@ -112,6 +115,24 @@ def segment(
         [*([gathered.Sheet(SEGMENT.picture)] if sheet else []), *exports(given, labelled.names)],
         _described,
         loaded=loaded,
+    )
+
+
+def _by_example(given: dict[str, Any], head: Path) -> None:
+    """Segment by what `densevl fewshot fit --level pixel` saved."""
+    allowed = (*options.WITH_HEAD, "refine", "forms", "stuff")
+    options.alone("--head", options.KNOWS, given, segment, allowed)
+    found = looked_up(given)
+    from densevl.pipelines.fewshot.files import classes
+    from densevl.pipelines.folder import gathered
+    from densevl.pipelines.folder.tasks import SEGMENT, Segmenting
+
+    run_images(
+        Segmenting(None, of_head(given) | {"refine": given["refine"]}, head),
+        found,
+        given,
+        [*([gathered.Sheet(SEGMENT.picture)] if given["sheet"] else []), *exports(given, classes(head))],
+        _described,
     )
 
 

@@ -92,3 +92,86 @@ def test_what_does_not_go_together_is_one_line(words, match) -> None:
     assert match in told
     code, _, told = call("fewshot", "fit", PHOTOS, "--held-out", PHOTOS)
     assert (code, "give --calibrate too" in told) == (2, True)
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A scene with a label map and with objects in COCO's form."""
+    import numpy as np
+
+    root = tmp_path / "scenes"
+    for inner in ("images", "labels"):
+        (root / inner).mkdir(parents=True)
+    with Image.open(SCENE) as scene:
+        scene.convert("RGB").save(root / "images" / "wood.png")
+        labels = np.zeros((scene.height, scene.width), np.uint8)
+    rows = []
+    for number, (x0, y0, x1, y1) in enumerate(THINGS.values(), start=1):
+        labels[y0:y1, x0:x1] = number
+        polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+        row = {"id": number, "image_id": 1, "category_id": number, "segmentation": polygon, "iscrowd": 0}
+        rows.append({**row, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)})
+    Image.fromarray(labels).save(root / "labels" / "wood.png")
+    (root / "names.txt").write_text("\n".join(["background", *THINGS]))
+    image = {"id": 1, "file_name": "wood.png", "height": labels.shape[0], "width": labels.shape[1]}
+    categories = [{"id": number, "name": name} for number, name in enumerate(THINGS, start=1)]
+    (root / "instances.json").write_text(json.dumps({"images": [image], "annotations": rows, "categories": categories}))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("level", "command", "more", "files"),
+    [
+        ("pixel", "segment", ["--as", "coco"], ["wood.png", "wood.json", "wood_overlay.png"]),
+        ("region", "regions", ["--proposals", "grid", "--as", "coco"], ["wood.json", "wood_overlay.png"]),
+    ],
+)
+def test_regions_and_pixels_are_learned_from_data_sets_and_named_by_their_commands(
+    scenes, tmp_path, level, command, more, files
+) -> None:
+    head, out = tmp_path / "head", tmp_path / "out"
+    code, said, told = call("fewshot", "fit", scenes, "--level", level, "--model", "mini", "--out", head)
+    assert (code, told) == (0, "")
+    assert "3 classes" in said
+    code, said, told = call(command, SCENE, "--head", head, "--out", out, *more)
+    assert code == 0, told
+    assert set(files) < {path.name for path in out.rglob("*")}
+    content = json.loads((out / "wood.json").read_text())
+    assert content["fewshot" if "fewshot" in content else "meta"]
+    assert "penguin" in said
+    code, _, told = call(command, SCENE, "--head", head, "--labels", "cat", "--out", out)
+    assert (code, "leave --labels out" in told) == (2, True)
+    code, _, told = call("classify", SCENE, "--head", head, "--out", out)
+    assert (code, f"`densevl {command} --head` does that" in told) == (2, True)
+
+
+def test_photos_without_labels_are_learned_from_and_captions_reach_tipx(folder, tmp_path) -> None:
+    photos, names = list(folder.rglob("*.png")), ",".join(THINGS)
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({str(path): f"a picture of a {path.parent.name}" for path in photos}))
+    given = ("fewshot", "fit", folder, "--unlabelled", "top", "--labels", names, "--model", "mini", "--count", "2")
+    more = ("--head", "tipx", "--set", "alpha=2.0", "--captions", captions, "--out", tmp_path / "a")
+    code, said, told = call(*given, *more)
+    assert code == 0, told
+    assert "2 penguin" in said
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert (facts["unlabelled"], facts["settings"]["alpha"]) == ("top", 2.0)
+    code, said, _ = call("classify", folder / "mushroom", "--head", tmp_path / "a", "--out", tmp_path / "out")
+    assert (code, said.count("mushroom") >= 3) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--unlabelled", "top"], "give those too"),
+        (["--count", "3"], "give that too"),
+        (["--operator", "pool"], "give --level region"),
+        (["--level", "region", "--proposals", "grid"], "leave it out"),
+        (["--set", "beta=1"], "does not take these settings"),
+        (["--level", "pixel"], "segment"),
+        (["--captions", str(SCENE)], "captions are for head 'tipx'"),
+    ],
+)
+def test_options_of_fitting_that_do_not_go_together_are_one_line(folder, words, match) -> None:
+    code, _, told = call("fewshot", "fit", folder, "--model", "mini", *words)
+    assert (code, match in told) == (2, True), told

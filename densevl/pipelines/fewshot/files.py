@@ -61,6 +61,17 @@ def save(path: Path, made: Learned) -> list[Path]:
     return fitted.save(path, FORMAT, tensors, facts)
 
 
+def classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of the classes of a saved head; no model is loaded.
+
+    Raises:
+        WeightsError: missing or damaged.
+    """
+    facts = fitted.read(path, FORMAT, SAVED)[1]
+    with SAVED.sense(path):
+        return tuple(facts["labels"]["names"])
+
+
 Made = TypeVar("Made", bound=Learned)
 
 

@@ -111,15 +111,20 @@ class Work(Protocol):
 class Segmenting:
     """Segment images.
 
-    Attributes: labels, as `LabelSet.parse` takes them; options: of `Segmenter`, or with a concept model of `Concepts`.
+    Attributes:
+        labels: as `LabelSet.parse` takes them. options: of `Segmenter`, or with a concept model of `Concepts`.
+        fitted: what a `FewShot` of level "pixel" saved, in place of labels; options are then those of its `load`.
     """
 
-    labels: LabelSet
+    labels: LabelSet | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    fitted: str | Path | None = None
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`."""
         options = _on(self.options, device)
+        if self.fitted is not None or self.labels is None:
+            return by_example(FewShot.load(self.fitted or "", **options), "pixel")
         if for_concepts(options):
             return segmenting(Concepts(**concept_settings(options)), self.labels)
         return segmenting(Segmenter(**_asking(options, self.labels)), self.labels)
@@ -192,6 +197,7 @@ class Naming:
         merge: see `RegionClassifier.discover`.
         decoder: a file of `Decoded`, or a folder of them, which has the regions, see `DecodedFiles`; or the file of
             SAN, which finds and embeds them, see `name_with_san`.
+        fitted: what a `FewShot` of level "region" saved, in place of labels; options are then those of its `load`.
     """
 
     labels: LabelSet | None = None
@@ -206,6 +212,7 @@ class Naming:
     decoder: str | Path | None = None
     parts: float | None = None
     merge: float | None = None
+    fitted: str | Path | None = None
 
     def task(self, device: str | None = None) -> Task:
         """See `Work`.
@@ -214,6 +221,9 @@ class Naming:
             OptionError: `pieces` of clusters, or points without a SAM.
         """
         options = _on(self.options, device)
+        if self.fitted is not None:
+            finder = self._finder(options.get("device"))
+            return by_example(FewShot.load(self.fitted, **options, proposals=finder), "region")
         if self.decoder is not None and is_san(self.decoder):
             return self._by_san(options)
         decoder = None if self.decoder is None else DecodedFiles(self.decoder)
@@ -340,8 +350,7 @@ def classifying(name: FewShot, labels: Any = None) -> Task:
     Raises:
         OptionError: it names regions or pixels.
     """
-    if name.level != "image":
-        raise OptionError(f"this head names {name.level}s; whole images are named by one of level 'image'")
+    _require_level(name, "image")
     asked = None if labels is None else LabelSet.parse(labels)
 
     def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
@@ -349,6 +358,28 @@ def classifying(name: FewShot, labels: Any = None) -> Task:
 
     facts = {**name.facts(), **({} if asked is None else {"labels": asked.facts()})}
     return Task(CLASSIFY, run, facts, name, GROUP)
+
+
+def by_example(name: FewShot, level: str) -> Task:
+    """The task of what was learned from regions or pixels.
+
+    Raises:
+        OptionError: it was learned from something else.
+    """
+    _require_level(name, level)
+
+    def run(images: Sequence[Any], failed: Failed) -> Iterator[Any]:
+        return name.many(images, on_error=failed)
+
+    return Task(SEGMENT if level == "pixel" else REGIONS, run, name.facts(), name)
+
+
+COMMANDS = {"image": "densevl classify", "region": "densevl regions", "pixel": "densevl segment"}
+
+
+def _require_level(name: FewShot, level: str) -> None:
+    if name.level != level:
+        raise OptionError(f"this head names {name.level}s: `{COMMANDS[name.level]} --head` does that")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,78 @@
+"""The user's labelled pictures as examples of a `FewShot`, whose level says in what form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from densevl.errors import DatasetError
+from densevl.pipelines.fewshot.classifier import FewShot
+from densevl.pipelines.fewshot.features import by_folder
+from densevl.pipelines.segmentation.segmenter import Labels
+from densevl.proposals.base import Proposals
+from densevl.results import UNLABELLED
+from densevl.tuning.candidates import REGIONS, SEGMENT
+from densevl.tuning.pictures import Pictures, open_pictures
+
+ALL = 2**31  # pictures; of all of them examples are taken
+USES = {"region": REGIONS, "pixel": SEGMENT}
+
+
+def open_examples(folder: str | os.PathLike[str], level: str) -> tuple[Any, Labels]:
+    """What a folder holds for a level, and its classes.
+
+    Args:
+        folder: for images one of folders of images, named after their classes; for regions one with images/ and
+            instances.json, in COCO's form; for pixels one with images/, labels/ and a list of classes.
+        level: as of `FewShot`.
+
+    Returns:
+        {name: files} for images; for the others `Pictures`, of which `taught` makes examples.
+
+    Raises:
+        DatasetError, ImageError: it holds something else.
+    """
+    if level not in USES:
+        found = by_folder(folder)
+        return found, list(found)
+    pictures = open_pictures(folder, limit=ALL, use=USES[level])
+    return pictures, pictures.labels
+
+
+def taught(few: FewShot, pictures: Pictures) -> list[Any]:
+    """Examples of regions or pixels, as `fit` takes them.
+
+    What the background of label maps covers is an example of nothing, and so is not background by words.
+
+    Raises:
+        DatasetError: no objects but crowds. ImageError: a picture or its truth cannot be read.
+    """
+    if few.level == "pixel":
+        names = [*pictures.labels.names, *[UNLABELLED] * pictures.background]
+        return [few.show(image, _numbered(truth, pictures), names) for image, truth in _read(pictures)]
+    found = [
+        (
+            pictures.paths[index],
+            Proposals.from_rle([truth.masks[number] for number in own], image.shape[:2]),
+            [pictures.labels.names[truth.labels[number]] for number in own],
+        )
+        for index, (image, truth) in enumerate(_read(pictures))
+        if len(own := np.flatnonzero(~truth.crowd).tolist())
+    ]
+    if not found:
+        raise DatasetError("all objects are crowds: no region shows one thing")
+    return found
+
+
+def _read(pictures: Pictures) -> Iterator[tuple[np.ndarray, Any]]:
+    return (pictures.read(index) for index in range(len(pictures)))
+
+
+def _numbered(truth_HW: np.ndarray, pictures: Pictures) -> np.ndarray:
+    """Class numbers with the background, which comes first in data sets, as the last."""
+    if not pictures.background:
+        return truth_HW
+    return np.where(truth_HW == 0, len(pictures.labels), np.where(truth_HW > 0, truth_HW - 1, -1))
