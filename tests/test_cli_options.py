@@ -34,6 +34,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     from densevl.evaluation import Experiment
     from densevl.fewshot import HEADS
     from densevl.inference.views import Views
+    from densevl.pipelines.explanation.explainer import BLOCKS, TEXT_BLOCK
     from densevl.pipelines.features.extractor import PATCH
     from densevl.pipelines.features.result import DTYPES, FORMATS
     from densevl.pipelines.feeding import PLANS
@@ -59,6 +60,7 @@ def test_what_is_offered_is_what_there_is() -> None:
     assert (Experiment("voc21").bank_share, Experiment("voc21").neighbours) == (bank.SHARE, bank.NEIGHBOURS)
     assert (CHOICES["template_weights"], CHOICES["parents"]) == (options.TEMPLATE_WEIGHTS, options.PARENTS)
     assert (tuple(FORMATS), DTYPES, PATCH) == (options.MAPS, options.MAP_DTYPES, options.CELL)
+    assert (str(BLOCKS), TEXT_BLOCK) == (options.BLOCKS, options.TEXT_BLOCK)
     assert (options.CONVENTIONS, options.TOLERANCE) == (CONVENTIONS, TOLERANCE)
     assert set(options.PROXIES) <= set(known_proxies())
     assert set(fewshot.HEADS) == set(HEADS)

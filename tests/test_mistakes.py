@@ -142,6 +142,7 @@ WRONG: dict[str, list[str]] = {
     "explain words head": ["0", "3", "x"],
     "vocabulary": ["", " , ", "cat,cat"],
     "most": ["0", "x"],
+    "text_block": ["0", "4", "x"],
     "caption": ["", " ", "word " * 40],
     "merge": ["2", "-2", "nan", "x", "0.8"],
     "parts": ["0", "2", "nan", "x", "0.5"],

@@ -143,7 +143,7 @@ COMMANDS = {
     ),
     "explain pairs": (
         "IMAGE CAPTION --activation --bits --box --device --json --mean --model --out --overwrite --quiet --std "
-        "--weights"
+        "--text-block --weights"
     ),
     "export model": (
         "OUT --activation --background --check --compat --format --labels --mean --model --overwrite --recipe --std "

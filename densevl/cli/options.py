@@ -66,6 +66,7 @@ PROXIES = (
 EXPORTS = ("coco", "panoptic", "labelme", "labelstudio", "yolo", "geojson", "png", "npz", "html")
 CONVENTIONS, TOLERANCE = ("opengl", "opencv"), 0.05
 MAPS, MAP_DTYPES = ("npy", "safetensors", "zarr"), ("float16", "float32")
+BLOCKS, TEXT_BLOCK = "-4", -1
 SCORINGS = ("winclip", "dense", "streams", "dino", "patchcore", "adaptclip")
 
 

@@ -83,7 +83,7 @@ def heads(
     blocks: Annotated[
         str,
         options.option("The last so many blocks, as -4, or their numbers, from 1: 9,12.", panel=options.ASKED),
-    ] = "-4",
+    ] = options.BLOCKS,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -159,6 +159,13 @@ def pairs(
         str | None,
         options.option("Also say what each word has to do with this box, x0,y0,x1,y1 in pixels.", panel=options.ASKED),
     ] = None,
+    text_block: Annotated[
+        int,
+        options.option(
+            "The block of the text side at whose input words are told apart: 1 the first, -1 the last.",
+            panel=options.METHOD,
+        ),
+    ] = options.TEXT_BLOCK,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -177,7 +184,7 @@ def pairs(
     def explained(explain: Explainer, rgb: Any) -> Any:
         if corners is not None:
             require_box(corners, rgb)
-        return explain.pairs(rgb, caption)
+        return explain.pairs(rgb, caption, text_block=text_block)
 
     from densevl.pipelines.explanation.results import require_box
 

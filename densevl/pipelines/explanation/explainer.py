@@ -226,10 +226,7 @@ class Explainer:
 
     def _pixels(self, rgb: np.ndarray) -> torch.Tensor:
         pixels = self.backbone.normalize(shrink(rgb, self.backbone.picture_size))[None]
-        return pixels.to(next(iter(self._weights())).dtype)
-
-    def _weights(self) -> Iterator[torch.Tensor]:
-        return self.backbone.model.visual.parameters()  # type: ignore[attr-defined,no-any-return]
+        return pixels.to(next(self.backbone.model.visual.parameters()).dtype)  # type: ignore[attr-defined]
 
     def _before_last(self, pixels: torch.Tensor) -> torch.Tensor:
         """Tokens before the last block: (N, D)."""
@@ -241,14 +238,14 @@ class Explainer:
             pixels = torch.cat([self._pixels(read_image(image)) for image in some])
             yield head_vectors(self._tower, pixels, block - 1, head - 1)
 
-    def _blocks(self, blocks: int | Sequence[int]) -> tuple[int, ...]:
+    def _blocks(self, blocks: Any) -> tuple[int, ...]:
         depth = self.depth
-        if _whole(blocks) and -depth <= int(blocks) < 0:  # type: ignore[arg-type]
-            return tuple(range(depth + int(blocks) + 1, depth + 1))  # type: ignore[arg-type]
+        if _whole(blocks) and -depth <= int(blocks) < 0:
+            return tuple(range(depth + int(blocks) + 1, depth + 1))
         given = [blocks] if _whole(blocks) else list(blocks) if isinstance(blocks, Iterable) else []
         if not given or not all(_whole(block) and 1 <= block <= depth for block in given):
             raise OptionError(f"blocks is {blocks!r}; give numbers from 1 to {depth}, or -4 for the last four")
-        return tuple(sorted({int(block) for block in given}))  # type: ignore[call-overload]
+        return tuple(sorted({int(block) for block in given}))
 
     def _head(self, block: Any, head: Any) -> tuple[int, int]:
         heads = self._tower.view(0, (1, 1)).heads

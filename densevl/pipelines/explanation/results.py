@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from densevl.drawing import contact_sheet, draw_signed, signed_bar
+from densevl.drawing.colours import PAPER
 from densevl.errors import LabelError, OptionError, OutputError
 from densevl.files import atomic_write_all
 from densevl.images import encode_png
@@ -21,6 +22,7 @@ from densevl.results.base import to_json
 
 Floats = npt.NDArray[np.float64]
 SHEET, SHOWN = 1200, 640  # pixels of a sheet across, and of a photo in it along its long side
+ACROSS, LEAST, MOST = 160, 640, 2400  # pixels of the map of a head, and of a sheet of them
 MOST_WORDS = 19  # of a sheet
 
 
@@ -159,7 +161,9 @@ class HeadMaps(Explanation):
         less = f" less {', '.join(self.against)}" if self.against else ""
         span = f"blocks {self.blocks[0]} to {self.blocks[-1]}" if len(self.blocks) > 1 else f"block {self.blocks[0]}"
         titles = [f"score of {self.label}{less}: {self.score:.3f}", f"heads of {span}: {self.scores.sum():+.3f}"]
-        top = contact_sheet([photo, draw_signed(photo, whole, _limit(whole))], titles, min(4, max(2, heads)), SHEET)
+        width = min(max(ACROSS * heads, LEAST), MOST)
+        top = contact_sheet([photo, draw_signed(photo, whole, _limit(whole))], titles, 2, min(width, SHEET))
+        top = np.pad(top, ((0, 0), (0, width - top.shape[1]), (0, 0)), constant_values=PAPER[0])
         small = np.array(Image.fromarray(photo).resize((max(1, photo.shape[1] // 2), max(1, photo.shape[0] // 2))))
         tiles = [draw_signed(small, own, limit) for block in self.maps for own in block]
         named = [
@@ -167,7 +171,7 @@ class HeadMaps(Explanation):
             for block, row in zip(self.blocks, self.scores, strict=True)
             for head, score in enumerate(row, 1)
         ]
-        return _above(np.concatenate([top, contact_sheet(tiles, named, heads, SHEET)]), limit)
+        return _above(np.concatenate([top, contact_sheet(tiles, named, heads, width)]), limit)
 
     def facts(self) -> dict[str, Any]:
         """See `Explanation.facts`."""
