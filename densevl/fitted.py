@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
-TAKEN = ("image_activation", "text_activation", "mean", "std")
+TAKEN = ("image_activation", "text_activation", "mean", "std", "muted")
 SHOWN, LISTED = 60, 6  # characters of a value, and facts, in a message
 
 

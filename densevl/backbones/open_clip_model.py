@@ -23,7 +23,8 @@ from densevl.backbones.precision import AUTO, LoweredTower, check
 from densevl.backbones.reach import Reach
 from densevl.backbones.readouts import READOUTS
 from densevl.backbones.towers import tower_of
-from densevl.errors import ImageError, ModelError, RecipeError, suggest
+from densevl.backbones.towers.muted import Means, MutedTower
+from densevl.errors import ImageError, ModelError, PrecisionError, RecipeError, suggest
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State, finish, start
@@ -94,6 +95,7 @@ class OpenClipBackbone(Backbone):
             return cast(OpenClipBackbone, self._at_fastest())
         if precision == self.precision:
             return self
+        self._require_unmuted(f"to run in {precision}", PrecisionError)
         other = copy.copy(self)
         other.auto = ""
         trained = self.tower.trained if isinstance(self.tower, LoweredTower) else self.tower
@@ -118,10 +120,35 @@ class OpenClipBackbone(Backbone):
         Raises:
             ModelError: its image tower gives no dense features.
         """
+        self._require_unmuted("for other weights", ModelError)
         other = copy.copy(self.at_precision("float32"))
         other._model, other.tower = model, tower_of(model.visual, self.name)
         other.embed_dim = other.tower.embed_dim
         return other.at_precision(self.precision)
+
+    def muted(self, means: Mapping[int, Means]) -> OpenClipBackbone:
+        """This model with heads replaced by their means, in float32; `Explainer.mute` finds those.
+
+        Args:
+            means: by block and head, both from 0; see `towers.muted`.
+
+        Raises:
+            ModelError: its blocks cannot be taken apart, or heads are muted already.
+        """
+        if not _rewires(self.tower):
+            raise ModelError(f"model '{self.name}' has no heads to mute: its tower is {self.tower.kind}")
+        self._require_unmuted("for others", ModelError)
+        other = copy.copy(self.at_precision("float32"))
+        vars(other).pop("_weights_stamp", None)
+        other.tower = MutedTower(other.tower, means)
+        named = [f"{block + 1}.{head + 1}" for block, heads in sorted(means.items()) for head in sorted(heads)]
+        rows = ((f"{block} {head}", row) for block, heads in means.items() for head, row in heads.items())
+        other.reading = {**self.reading, "muted": [" ".join([*named, digest.of_tensors(rows)]), "mean ablation"]}
+        return other
+
+    def _require_unmuted(self, purpose: str, error: type[ModelError]) -> None:
+        if isinstance(self.tower, MutedTower):
+            raise error(f"heads of model '{self.name}' are muted; take the model as it was {purpose}")
 
     def with_words(self, vectors: Mapping[str, Any], width: int | None = None) -> OpenClipBackbone:
         """This model with text vectors of another text side, such as a language model's, in place of its own.
@@ -214,7 +241,7 @@ class OpenClipBackbone(Backbone):
         size = self.tower.image_size
         if tuple(pixels.shape[1:]) != (3, *size):
             raise ImageError(f"pixels are {tuple(pixels.shape)}; encode_image takes (B, 3, {size[0]}, {size[1]})")
-        if isinstance(self.tower, LoweredTower) and self.tower.replaces:
+        if isinstance(self.tower, LoweredTower | MutedTower) and self.tower.replaces:
             return self.tower.encode(pixels)
         return self._model.encode_image(pixels.to(next(self._model.visual.parameters()).dtype), normalize=False)
 

@@ -56,6 +56,8 @@ def require_split(tower: Tower | None, name: str) -> Tower:
         reason = f"its tower is {tower.kind}, without blocks"
     elif not tower.reads_cls:
         reason = "its image embedding is pooled from all patches, not read from a CLS token"
+    elif getattr(tower, "muted", None):
+        reason = "some of its heads are muted"
     elif getattr(tower, "cls_readout", None) is None:
         reason = "its image embedding is not read from CLS by a norm and a matrix alone"
     if not reason and tower is not None:

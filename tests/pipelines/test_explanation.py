@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from conftest import PHOTOS, close, random_clip, wrap
-from densevl import Explainer, load_backbone
+from densevl import Explainer, Segmenter, load_backbone
 from densevl.cli import app
-from densevl.errors import ImageError, LabelError, ModelError, OptionError, OutputError
+from densevl.errors import ImageError, LabelError, ModelError, OptionError, OutputError, PrecisionError
 from densevl.explaining.decomposition import require_split
+from densevl.fitted import fingerprint
 from densevl.images import read_image
 from densevl.pipelines.feeding import embed_images
 from densevl.vocabulary import LabelSet
@@ -103,6 +104,60 @@ def test_pairs_in_a_box_and_of_a_span_are_sums(explain, mushroom) -> None:
     close(torch.tensor(found.score), F.cosine_similarity(
         embed_images(explain.backbone, [read_image(SCENE)]), explain.backbone.encode_text(["a red mushroom"])
     )[0])  # fmt: skip
+
+
+def test_muted_heads_give_their_mean(exact) -> None:
+    """Against hooks on the input of the output projection, which is what heads give."""
+    heads = [(7, 2), (3, 1)]
+    images = [np.random.randint(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(3)]
+    muted = exact.mute(heads, images)
+    blocks, want, seen = exact.backbone.model.visual.transformer.resblocks, {}, []
+    pixels = exact.backbone.normalize(images[0])[None].double()
+
+    def given(block, x):
+        """(B, N, A, d) of a block, by its own weights."""
+        own = blocks[block]
+        q, k, v = (own.ln_1(x) @ own.attn.in_proj_weight.T + own.attn.in_proj_bias).unflatten(-1, (3, 2, 16)).unbind(2)
+        looks = torch.einsum("bnad,bmad->banm", q, k).div(4).softmax(-1)
+        return torch.einsum("banm,bmad->bnad", looks, v)
+
+    def run(x, replaced):
+        for index, own in enumerate(blocks):
+            y = given(index, x)
+            seen.append(y)
+            for block, head in replaced:
+                if block - 1 == index:
+                    y[:, 0, head - 1], y[:, 1:, head - 1] = want[block, head]
+            x = x + own.attn.out_proj(y.flatten(2))
+            x = x + own.mlp(own.ln_2(x))
+        return exact.backbone.tower.pool(x)
+
+    many = torch.stack([exact.backbone.normalize(image) for image in images]).double()
+    run(exact.backbone.tower.embed(many, "size"), [])
+    for block, head in heads:
+        own = seen[block - 1][:, :, head - 1]
+        want[block, head] = own[:, 0].mean(0), own[:, 1:].mean((0, 1))
+    close(muted.encode_image(pixels)[0], run(exact.backbone.tower.embed(pixels, "size"), heads)[0])
+    assert (muted.encode_image(pixels) - exact.backbone.encode_image(pixels)).abs().max() > 1e-3
+    vanilla = muted.encode_dense(pixels, "vanilla")
+    close(vanilla.cls, muted.encode_image(pixels))
+
+
+def test_a_muted_model_is_another_model(explain) -> None:
+    muted = explain.mute([(6, 1)], SCENES)
+    assert fingerprint(muted) != fingerprint(explain.backbone) != fingerprint(explain.mute([(6, 2)], SCENES))
+    plain, other = (Segmenter(model)(SCENE, "penguin,wood").confidence for model in (explain.backbone, muted))
+    assert not np.array_equal(plain, other)
+    with pytest.raises(ModelError, match="are muted"):
+        Explainer(muted)
+    with pytest.raises(PrecisionError, match="are muted; take the model as it was to run in int8"):
+        muted.at_precision("int8")
+    assert muted.at_precision("auto").precision == "float32"
+    for heads in ([], 3, [(6,)], [(6, 3)], [(0, 1)]):
+        with pytest.raises(OptionError):
+            explain.mute(heads, SCENES)
+    with pytest.raises(ImageError):
+        explain.mute([(6, 1)], [])
 
 
 def test_words_of_a_head_explain_a_share_of_it(explain) -> None:

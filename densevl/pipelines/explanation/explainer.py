@@ -16,6 +16,7 @@ from densevl.backbones import Backbone, load_backbone
 from densevl.errors import ImageError, LabelError, OptionError
 from densevl.explaining.captions import read_caption
 from densevl.explaining.decomposition import AS_TRAINED, Parts, head_vectors, require_split, split_score
+from densevl.explaining.muting import head_means
 from densevl.explaining.second_order import GAP, LastBlock, integrate, interact
 from densevl.explaining.textspan import text_span
 from densevl.images import read_image
@@ -149,13 +150,34 @@ class Explainer:
         if not _whole(m) or m < 1:
             raise OptionError(f"m is {m!r}; it is how many words, at least 1")
         place = self._head(block, head)
-        vectors = list(self._head_vectors(images, *place))
+        vectors = [head_vectors(self._tower, pixels, place[0] - 1, place[1] - 1) for pixels in self._batches(images)]
         if sum(map(len, vectors)) < 2:
             raise ImageError("a head varies over images: give two at least, better a few dozen")
         texts = nouns() if words is None else LabelSet.parse(words)
         embedded = self._text.encode(texts)
         found = text_span(torch.cat(vectors), embedded.vectors, m)
         return tuple(HeadText(embedded.queries[number], share) for number, share in found)
+
+    @torch.no_grad()
+    def mute(self, heads: Iterable[tuple[int, int]], images: Any) -> Backbone:
+        """The model with heads that give their mean over images, whatever they are shown (mean ablation).
+
+        What it no longer does, those heads did. It runs wherever a model does: `Segmenter(explain.mute(...))`.
+
+        Args:
+            heads: (block, head), both from 1. images: as of `head_texts`, at least one.
+
+        Raises:
+            OptionError: no heads, or none such. ImageError: no images.
+        """
+        pairs = list(heads) if isinstance(heads, Iterable) else []
+        if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+            raise OptionError(f"heads is {heads!r}; give pairs of a block and a head, as [(6, 1)]")
+        chosen: dict[int, list[int]] = {}
+        for block, head in sorted({self._head(*pair) for pair in pairs}):
+            chosen.setdefault(block - 1, []).append(head - 1)
+        means = head_means(self._tower, self._batches(images), chosen)
+        return self.backbone.muted(means)  # type: ignore[attr-defined,no-any-return]
 
     @torch.no_grad()
     def pairs(self, image: Any, caption: str, *, text_block: int = TEXT_BLOCK) -> PairMap:
@@ -232,11 +254,15 @@ class Explainer:
         """Tokens before the last block: (N, D)."""
         return run_trunk(self._tower, pixels, AS_TRAINED, leave=1, taps=frozenset()).x_BND[0]
 
-    def _head_vectors(self, images: Any, block: int, head: int) -> Iterator[torch.Tensor]:
+    def _batches(self, images: Any) -> Iterator[torch.Tensor]:
+        """Pixels of images, some at a time."""
         waiting: Iterator[Any] = iter(each_image(images))
+        first = True
         while some := list(islice(waiting, BATCH)):
-            pixels = torch.cat([self._pixels(read_image(image)) for image in some])
-            yield head_vectors(self._tower, pixels, block - 1, head - 1)
+            yield torch.cat([self._pixels(read_image(image)) for image in some])
+            first = False
+        if first:
+            raise ImageError("there are no images; give a folder, paths or arrays")
 
     def _blocks(self, blocks: Any) -> tuple[int, ...]:
         depth = self.depth
