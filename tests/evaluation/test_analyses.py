@@ -89,7 +89,7 @@ def test_robustness_starts_at_the_clean_score_and_a_dark_photo_is_lost(dataset, 
     series = found.charts[0].series
     assert series["dark"][0] == (0.0, 1.0)
     assert series["dark"][1][1] < 0.5
-    assert "Brighten" in found.findings[0].advice
+    assert "brightening" in found.findings[0].advice
     with pytest.raises(EvaluationError, match="severity 9"):
         corruption_robustness(painter, dataset, severities=(9,))
 
@@ -167,7 +167,7 @@ def test_without_labels_answers_are_held_against_those_to_the_photo_itself(datas
 
 def test_an_analysis_becomes_a_page_that_needs_no_network(dataset, painter, tmp_path) -> None:
     done = (vocabulary_expansion(painter, dataset, ["lime"], (0, 1)), background_reliance(painter, dataset))
-    files = write(Analyses("Analyses", done, (Left("size", "no objects"),)), tmp_path / "out")
+    files = write(Analyses("Analyses", "4 images", done, (Left("size", "no objects"),)), tmp_path / "out")
     assert [path.name for path in files][:2] == ["analyses.html", "analyses.json"]
     page = files[0].read_text()
     assert "http" not in page

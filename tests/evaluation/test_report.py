@@ -101,7 +101,7 @@ def test_analyses_are_text_on_their_page(tmp_path) -> None:
     rows = [{EVIL: EVIL, "IoU": 0.25, "count": 7, "none": float("nan")}]
     chart = Chart({EVIL: [(0.0, 0.5), (1.0, 0.25), (2.0, float("nan"))]}, EVIL, EVIL, {0.0: EVIL})
     done = Analysis("name", EVIL, {"": rows, EVIL: rows}, [chart], [Finding(EVIL, EVIL), Finding(EVIL)])
-    found = Analyses(f"{EVIL}title", (done,), (Left(EVIL, EVIL),))
+    found = Analyses(f"{EVIL}title", EVIL, (done,), (Left(EVIL, EVIL),))
     read = _harmless(analyses_report.write(found, tmp_path)[0].read_text())
     assert read.texts.count(f"{EVIL}title") == 2
     for text in (EVIL, "25.0", "7", "n/a"):

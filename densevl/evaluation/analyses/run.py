@@ -34,9 +34,10 @@ _WARN = logging.getLogger(__name__).warning
 
 @dataclass(frozen=True)
 class Analyses:
-    """Attributes: title; done, what was analysed; left, what was not, with the reasons."""
+    """Attributes: title; about, images, words and method; done, what was analysed; left, what was not, with reasons."""
 
     title: str
+    about: str
     done: tuple[Analysis, ...]
     left: tuple[Left, ...]
 
@@ -207,7 +208,9 @@ def _analyse(
     if not done:
         raise EvaluationError(f"nothing can be analysed: {'; '.join(f'{own.name}: {own.reason}' for own in left)}")
     title = f"Analyses of {predictor.segmenter.backbone.name} on {dataset.name}"
-    return Analyses(title, tuple(done), tuple(left))
+    facts = predictor.facts()
+    about = f"{len(dataset)} images, {len(predictor.labels)} labels, recipe {facts['recipe'] or 'of the model'}"
+    return Analyses(title, f"{about}, background {facts['background']}.", tuple(done), tuple(left))
 
 
 def _why_not(name: str, dataset: Any, attributes: Attributes | None) -> str:

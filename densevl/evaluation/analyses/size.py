@@ -70,12 +70,13 @@ def size_bias(looks: Looks, dataset: Dataset, labels: LabelSet, *, seed: int = 0
     if order:
         tables["words in a sentence"] = order
     series = {
-        way: [(float(at), float(row[way])) for at, row in enumerate(rows) if row["objects"]] for way in looks.ways
+        way: [(float(at), float(row[way])) for at, row in enumerate(rows) if int(row["objects"]) >= FEW]
+        for way in looks.ways
     }
     text = (
         "Share of objects whose best label is theirs (top-1), by the share of the photo that they cover. The whole "
         "image has one answer for all its objects. The larger wins: its word beats the smaller one's at the smaller "
-        "object."
+        f"object. The chart leaves out sizes of fewer than {FEW} objects."
     )
     charts = [Chart(series, "share of the photo", "top-1", {float(at): name for at, name in enumerate(BINS)})]
     findings = [_sizes(rows, looks.ways), _larger(wins), *finding]

@@ -6,7 +6,6 @@ Shape letters: C classes, P pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from densevl.evaluation.analyses.base import Analysis, Finding, Row, Show, each,
 from densevl.evaluation.benchmarks.base import Dataset
 from densevl.evaluation.corruptions import CORRUPTIONS, corrupt
 from densevl.evaluation.metrics.confusion import mean
-from densevl.evaluation.metrics.ranking import BINS, auroc, bins_of, fpr_at
+from densevl.evaluation.metrics.ranking import BINS, Counts, auroc, bins_of, fpr_at
 from densevl.evaluation.predictors import Predictor
 
 Floats = npt.NDArray[np.float64]
@@ -117,7 +116,7 @@ def _told(
     hist: npt.NDArray[np.int64], dataset: Dataset, conditions: Sequence[str], calibration: tuple[float, float]
 ) -> Analysis:
     known, unknown = hist[..., 0, :], hist[..., 1, :]
-    area, (alarms, places) = auroc(known, unknown), fpr_at(known, unknown)
+    area, (alarms, _) = auroc(known, unknown), fpr_at(known, unknown)
     rows: list[Row] = [
         {"condition": condition, "score": score, "AUROC": mean(area[at, s]), "FPR95": mean(alarms[at, s])}
         for at, condition in enumerate(conditions)
@@ -133,44 +132,37 @@ def _told(
         f"score; means over classes. At most {PIXELS:,} pixels of an image are taken, background is not. FPR95: known "
         "pixels called unknown when 95 % of the unknown ones are."
     )
-    findings = _findings(area, alarms, places[0, 0][~np.isnan(area[0, 0])], conditions, calibration)
+    findings = [_threshold(area, known[0, 0].sum(axis=0), unknown[0, 0].sum(axis=0), calibration)]
+    if len(conditions) > 1:
+        findings.append(_worse(area, conditions))
     return Analysis("Unknown classes", text, {"": rows, "by class": classes}, findings=findings)
 
 
-def _findings(
-    area: Floats, alarms: Floats, places: Any, conditions: Sequence[str], calibration: tuple[float, float]
-) -> list[Finding]:
-    slope, offset = calibration
+def _threshold(area: Floats, known: Counts, unknown: Counts, calibration: tuple[float, float]) -> Finding:
+    """Args: area: AUROC (conditions, scores, C). known, unknown: counts by 1 - max p, classes together."""
     means = [mean(row) for row in area[0]]
     best = int(np.nanargmax(means)) if not np.isnan(means).all() else 0
     text = (
-        f"AUROC of {SCORES[0]} is {percent(means[0])}, of the best score, {SCORES[best]}, {percent(means[best])} "
-        f"(useful from {percent(WELL)}, useless below {percent(POORLY)})."
+        f"AUROC of {SCORES[0]} is {means[0]:.3f}, of the best score, {SCORES[best]}, {means[best]:.3f} (useful from "
+        f"{WELL}, useless below {POORLY})."
     )
-    found = []
     if means[0] >= WELL:
-        odds = -ODDS + float(np.median(places)) * 2 * ODDS / BINS if len(places) else 0.0
-        threshold = 1 / (1 + np.exp(slope * odds - offset))
-        found.append(
-            Finding(
-                text,
-                f"A threshold works: --background {threshold:.2g} or so calls 95 % of the unknown pixels nothing, with "
-                f"{percent(mean(alarms[0, 0]))} of the known.",
-            )
+        alarms, place = fpr_at(known, unknown)
+        odds = -ODDS + float(place) * 2 * ODDS / BINS
+        threshold = 1 / (1 + np.exp(calibration[0] * odds - calibration[1]))
+        return Finding(
+            text,
+            f"A threshold works: --background {threshold:.2g} or so calls 95 % of the unknown pixels nothing, with "
+            f"{percent(float(alarms))} of the known.",
         )
-    elif means[best] >= WELL:
-        found.append(
-            Finding(text, f"Reject by {SCORES[best]} of `result.scores`; a threshold of --background is blunt.")
-        )
-    else:
-        poor = "No threshold finds" if means[best] < POORLY else "A threshold finds only part of"
-        found.append(
-            Finding(text, f"{poor} what has no label: name what else is there with --background WORDS, or more labels.")
-        )
-    if len(conditions) > 1:
-        worse = [mean(row[best]) for row in area]
-        worst = int(np.nanargmin(worse)) if not np.isnan(worse).all() else 0
-        said = f"On worse photos AUROC of {SCORES[best]} falls to {percent(worse[worst])} ({conditions[worst]})."
-        lost = worse[0] - worse[worst]
-        found.append(Finding(said, "Set thresholds on photos as bad as those to come." if lost > 0.1 else ""))
-    return found
+    if means[best] >= WELL:
+        return Finding(text, f"Reject by {SCORES[best]} of `result.scores`; a threshold of --background is blunt.")
+    poor = "No threshold finds" if means[best] < POORLY else "A threshold finds only part of"
+    return Finding(text, f"{poor} what has no label: name what else is there, by --background WORDS or more labels.")
+
+
+def _worse(area: Floats, conditions: Sequence[str]) -> Finding:
+    worse = [mean(row[0]) for row in area]
+    worst = int(np.nanargmin(worse)) if not np.isnan(worse).all() else 0
+    text = f"On worse photos AUROC of {SCORES[0]} falls to {worse[worst]:.3f} ({conditions[worst]}; threshold -0.1)."
+    return Finding(text, "Set thresholds on photos as bad as those to come." if worse[0] - worse[worst] > 0.1 else "")

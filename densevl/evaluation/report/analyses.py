@@ -25,7 +25,12 @@ def write(found: Analyses, folder: str | Path) -> list[Path]:
     """
     files = {
         "analyses.html": page(
-            "analyses", title=found.title, analyses=found.done, left=found.left, summary=list(summary(found))
+            "analyses",
+            title=found.title,
+            about=found.about,
+            analyses=found.done,
+            left=found.left,
+            summary=list(summary(found)),
         ),
         "analyses.json": (json_text(facts(found), indent=1) + "\n").encode(),
     }
@@ -47,6 +52,7 @@ def facts(found: Analyses) -> dict[str, Any]:
     """All that was found, ready for JSON; shares are 0..1, None where there was nothing to count."""
     return {
         "title": found.title,
+        "about": found.about,
         "densevl": __version__,
         "analyses": [_facts(analysis) for analysis in found.done],
         "left out": [{"name": own.name, "reason": own.reason} for own in found.left],
