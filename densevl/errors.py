@@ -72,9 +72,12 @@ class MissingExtraError(DensevlError):
         return type(self), self._parts  # else worker pools cannot send it back
 
 
+LONG = 100  # characters of a wrong value that are told, and compared with right ones
+
+
 def suggest(given: str, allowed: Iterable[str]) -> str:
     """Return " (closest: a, b, c)" for a mistyped name, or "" when nothing is close."""
-    near = difflib.get_close_matches(given, list(allowed), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(given[:LONG], list(allowed), n=3, cutoff=0.5)
     return f" (closest: {', '.join(near)})" if near else ""
 
 
@@ -82,4 +85,6 @@ def one_of(given: object, allowed: Iterable[str], what: str, error: type[Densevl
     """Raise the error unless a value is one of those allowed."""
     allowed = list(allowed)
     if given not in allowed:
-        raise error(f"{what} is {given!r}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")
+        told = repr(given)
+        told = told if len(told) <= LONG else f"{told[:LONG]}..."
+        raise error(f"{what} is {told}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")

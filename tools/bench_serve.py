@@ -3,8 +3,6 @@
 From the start of the process to its first answer; then so many clients at once, each with a photo of its own, who come
 again when they are told that the server is busy. Meanwhile a process of its own asks for /healthz, again 20 ms after
 each answer, and says how late it was itself woken: so long the machine, not the server, keeps everyone waiting.
-
-`--mixed 2000` sends so many requests of all kinds instead, two at a time, and says how the memory of the server grows.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from http.client import HTTPConnection
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,6 @@ from PIL import Image
 
 PAUSE = 0.02  # seconds from an answer of /healthz to the next question
 AGAIN = 0.05  # seconds after which a client that was sent away comes again
-WARM = 0.2  # of mixed requests, until what is kept is kept
 WORDS = ("cat", "dog", "pizza", "house", "boat", "penguin", "ball", "car", "fish", "elephant")
 SIZES = ((192, 160), (96, 128), (256, 192), (320, 240), (64, 64))
 
@@ -46,20 +41,27 @@ def photo(number: int, size: tuple[int, int] = SIZES[0]) -> bytes:
 
 
 @contextmanager
-def serving(model: str, queue: int) -> Iterator[tuple[str, int]]:
-    """`densevl serve` as a process: its address and number. Says how long it took to start, and to answer."""
-    command = [sys.executable, "-m", "densevl", "serve", "--model", model, "--port", "0", "--queue", str(queue)]
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def process(*options: str, log: int | None = None, **environment: str) -> Iterator[tuple[str, int]]:
+    """`densevl serve` as a process: its address and number. Args: log: where its stderr goes."""
+    command = [sys.executable, "-m", "densevl", "serve", "--port", "0", *options]
+    own_environment = {**os.environ, **environment}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=own_environment) as own:
         try:
-            address = process.stdout.readline().split()[2]  # type: ignore[union-attr]
-            ready = time.perf_counter() - started
-            httpx.post(f"{address}/v1/segment", files={"image": photo(0)}, data={"labels": "cat"}).raise_for_status()
-            print(f"ready after {ready:.1f} s, the first answer after {time.perf_counter() - started:.1f} s, "
-                  f"of which the server computed {computed(process.pid):.1f} s")  # fmt: skip
-            yield address, process.pid
+            yield own.stdout.readline().split()[2], own.pid  # type: ignore[union-attr]
         finally:
-            process.terminate()
+            own.terminate()
+
+
+@contextmanager
+def serving(model: str, queue: int) -> Iterator[tuple[str, int]]:
+    """The same. Says how long it took to start, and to answer."""
+    started = time.perf_counter()
+    with process("--model", model, "--queue", str(queue)) as (address, pid):
+        ready = time.perf_counter() - started
+        httpx.post(f"{address}/v1/segment", files={"image": photo(0)}, data={"labels": "cat"}).raise_for_status()
+        print(f"ready after {ready:.1f} s, the first answer after {time.perf_counter() - started:.1f} s, "
+              f"of which the server computed {computed(pid):.1f} s")  # fmt: skip
+        yield address, pid
 
 
 def watch(address: str) -> None:
@@ -117,58 +119,6 @@ def _spread(seconds: list[float]) -> str:
     return f"p50 {median:.0f} ms, p99 {most:.0f} ms"
 
 
-def kinds(client: httpx.Client) -> list[tuple[str, dict[str, Any]]]:
-    """What is asked in turn: routes, and fields beside image and labels."""
-    formats = client.get("/v1/models").json()["formats"]
-    asked: list[tuple[str, dict[str, Any]]] = [
-        ("segment", {"background": "none"}),
-        ("regions", {"boxes": "[[8, 8, 40, 40]]", "points": "[[20, 20]]"}),
-        ("regions", {"objects": "true"}),
-        ("anomaly", {"item": "tile"}),
-        ("classify", {}),
-        ("session", {}),
-        ("segment", {"labels": ""}),  # refused
-        ("segment", {"image": b"no photo"}),  # likewise
-    ]
-    return asked + [(route, {"format": one}) for route in ("segment", "regions", "anomaly") for one in formats[route]]
-
-
-def ask(client: httpx.Client, turn: int, kind: tuple[str, dict[str, Any]]) -> int:
-    """Ask one thing, about the photo and the words of this turn; the number of requests that it took."""
-    route, fields = kind
-    image = photo(turn, SIZES[turn % len(SIZES)])
-    own: dict[str, Any] = {"labels": ", ".join(islice(cycle(WORDS), turn % 7, turn % 7 + 2 + turn % 3)), **fields}
-    if route != "session":
-        answer = client.post(f"/v1/{route}", files={"image": own.pop("image", image)}, data=own)
-        assert answer.status_code == (200 if set(fields) - {"labels", "image"} or not fields else 422), answer.text
-        return 1
-    data = {"session": client.post("/v1/session", data=own).json()["session"]}
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("photo", {}), ("labels", {"photo": 0}), ("correct", {"photo": 0, "name": "mug", "box": "[8, 8, 40, 40]"}),
-        ("confirm", {"photo": 0}), ("undo", {}), ("coco", {}), ("end", {}),
-    ]  # fmt: skip
-    for step, more in steps:
-        files = {"image": image} if step == "photo" else None
-        client.post(f"/v1/session/{step}", files=files, data=data | more).raise_for_status()
-    return 1 + len(steps)
-
-
-def mixed(address: str, pid: int, count: int) -> None:
-    """Requests of all kinds, two at a time, and the resident memory of the server by their number."""
-    sent, found = 0, []
-    with httpx.Client(base_url=address, timeout=300) as client, ThreadPoolExecutor(2) as pool:
-        asked = kinds(client)
-        while sent < count:
-            sent += sum(pool.map(partial(ask, client, len(found)), asked))
-            found.append((sent, resident(pid)))
-            print(f"after {sent}: {found[-1][1]:.0f} MB", flush=True)
-    numbers, megabytes = np.array([row for row in found if row[0] >= WARM * count]).T
-    slope = float(np.polyfit(numbers, megabytes, 1)[0])
-    growth = 100 * slope * count / float(megabytes.mean())
-    print(f"{sent} mixed requests: {megabytes[0]:.0f} MB after {numbers[0]:.0f}, {megabytes[-1]:.0f} at the end, "
-          f"at most {megabytes.max():.0f}; a line through them grows by {growth:.2f} % in {count}")  # fmt: skip
-
-
 def resident(pid: int) -> float:
     """Megabytes of memory that a process has."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -187,18 +137,14 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--queue", type=int, default=2)
-    parser.add_argument("--mixed", type=int, help="so many requests of all kinds instead, on Linux")
     parser.add_argument("--watch", metavar="ADDRESS", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.watch:
         watch(given.watch)
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    with serving(given.model, 8 if given.mixed else given.queue) as (address, pid):
-        if given.mixed:
-            mixed(address, pid, given.mixed)
-        else:
-            together(address, given.clients, given.queue)
+    with serving(given.model, given.queue) as (address, _):
+        together(address, given.clients, given.queue)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -1,6 +1,6 @@
 """Long work that is killed at random moments and started again: is anything lost, cut or different?
 
-    python -m tools.kills --kills 20 --seed 0
+    python -m tools.kills --kills 20 --seed 0 --page docs/folders.md
 
 Each command does small generated pictures with the model `mini`, once undisturbed and once in another folder, where it
 is killed by SIGKILL, with all its processes, at random moments, and started again until it ends. After each kill all
@@ -10,7 +10,8 @@ for the overlays of videos: x264 gives other bytes for the same pixels, so their
 
 Columns: `kills` that met a run at work; `read` files that were read back after kills; `cut`, of them, those that could
 not be; `again` the most work that was done twice after one kill, where files tell (results of images, or counts of
-evaluations); `left` temporary files at the end; `differ` files that are others at the end, or missing.
+evaluations); `left` temporary files at the end; `differ` files that are others at the end, or missing. With `--page`
+the table goes into that page, between its markers.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from densevl.files import CONFIDENCE_MARK, OVERLAY_MARK, PARTS
 from tests.evaluation.region_miniatures import make_instances, make_panoptic
 from tools.arguments import Parser
 from tools.bench_folder import LABELS, content, make_images
+from tools.pages import replaced
 
 GROWING = ("errors.jsonl", "densevl.json", "bank.json", "-index.npz", "state/")
 """Files that say something else at each moment."""
@@ -293,34 +295,54 @@ def _result(path: str, out: Path) -> bool:
     return not any(sign in path.removeprefix(str(out)) for sign in (*GROWING, *TIMES))
 
 
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/folders.md."""
+    lines = [f"| command | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in rows:
+        figures = [f"{row[key] if isinstance(row[key], int) else len(row[key]):,}" for key in COLUMNS]
+        lines.append(f"| `{row['command']}` | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """See the module text; exit code 1 if anything was lost, cut or different."""
     parser = Parser(prog="python -m tools.kills", description=__doc__)
     parser.add_argument("--commands", default=",".join(COMMANDS), help="with commas between")
     parser.add_argument("--kills", type=int, default=20, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--page", type=Path, help="a page to write the table into")
     given = parser.parse_args(arguments)
     import torch
 
     import densevl.cli  # noqa: F401  for all that are started
 
     torch.set_num_threads(1)
-    rows = []
-    sys.stdout.write("| command | kills | read | cut | again | left | differ |\n|---|---|---|---|---|---|---|\n")
+    rows: list[dict[str, Any]] = []
     for name in given.commands.split(","):
         rows.append(row := killed(name, given.kills, random.Random(f"{given.seed} {name}")))
-        figures = [str(row[key]) if isinstance(row[key], int) else str(len(row[key])) for key in COLUMNS]
-        sys.stdout.write(f"| `{name}` | {' | '.join(figures)} |\n")
+        sys.stdout.write("\n".join(table(rows).splitlines()[-1 if len(rows) > 1 else 0 :]) + "\n")
         for key in ("cut", "left", "differ"):
             for told in row[key][:5]:
                 sys.stderr.write(f"{name}: {key}: {told}\n")
         if set(row["exit"]) != {COMMANDS[name].code}:
             sys.stderr.write(f"{name}: exit codes {row['exit']}\n")
         sys.stdout.flush()
+    if given.page is not None:
+        start, end = "<!-- kills: python -m tools.kills -->", "<!-- /kills -->"
+        text = given.page.read_text(encoding="utf-8")
+        given.page.write_text(replaced(text, f"{start}\n\n{table(rows)}\n\n{end}", start, end), encoding="utf-8")
     return int(any(row["cut"] or row["left"] or row["differ"] for row in rows))
 
 
-COLUMNS = ("kills", "read", "cut", "again", "left", "differ")
+COLUMNS = {
+    "kills": "kills",
+    "read": "files read back after them",
+    "cut": "cut",
+    "again": "done twice, at most",
+    "left": "temporary files at the end",
+    "differ": "files that differ",
+}
+"""By figure of a row, its heading."""
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,8 +20,9 @@ from densevl.errors import DensevlError, MissingExtraError, OptionError, Weights
 from densevl.serving import answers
 from densevl.serving.answers import Anomaly, Answer, Failure, Naming, Regions, Segmentation, Session, SessionLabels
 from densevl.serving.counters import Counters
-from densevl.serving.gate import INTERNAL, Gate
+from densevl.serving.gate import INTERNAL, STOPPING, Gate
 from densevl.serving.service import Service, Upload
+from densevl.serving.worker import Stopped
 from densevl.vocabulary.parsing import short
 
 PAGE = Path(__file__).parent / "page"
@@ -89,6 +90,7 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
     app.add_exception_handler(DensevlError, _unusable)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _other)
+    app.add_exception_handler(Stopped, _stopped)
     app.add_exception_handler(Exception, _broken)
 
     @app.post("/v1/segment", **_route(Segmentation, labels="elephant, fish, sailboat, pizza", background="none"))
@@ -305,6 +307,10 @@ def _unusable(request: Request, error: Any) -> Response:
 
 def _broken(request: Request, error: Exception) -> Response:
     return _problem(500, INTERNAL.code, INTERNAL.message)
+
+
+def _stopped(request: Request, error: Exception) -> Response:
+    return _problem(STOPPING.status, STOPPING.code, STOPPING.message, STOPPING.headers)
 
 
 def _malformed(request: Request, error: Any) -> Response:

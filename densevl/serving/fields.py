@@ -7,7 +7,7 @@ one: it becomes a list, a number, or a name that is on a list of ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from densevl.errors import DensevlError, LabelError, OptionError, ProposalError
@@ -18,6 +18,7 @@ from densevl.vocabulary.parsing import short
 from densevl.vocabulary.reading.words import names_file
 
 FAR = 1e6  # pixels
+FEW = 200  # characters of an item or a new class
 NAMED = {"auto", "none", UNKNOWN, REST, *NEWEST, *WORD_LISTS}
 
 
@@ -35,12 +36,10 @@ def labels(text: str, limits: Limits) -> LabelSet:
         strings = given
     if not all(isinstance(word, str) for word in strings):
         raise LabelError("labels in JSON are a list of strings, or a dict of name to list of strings")
+    _no_more(strings, sum(word.count("|") + 1 for word in strings), "labels and synonyms", LabelError, limits)
     if not any(word.strip() for word in strings):
         raise LabelError('no labels; name at least one, such as "cat, dog"')
     _no_files(strings, "label", LabelError)
-    count = sum(word.count("|") + 1 for word in strings)
-    if count > limits.labels:
-        raise LabelError(f"{count} labels and synonyms; this server takes at most {limits.labels}")
     return LabelSet.parse(given)
 
 
@@ -56,11 +55,10 @@ def background(text: str, limits: Limits) -> Any:
     try:
         return float(text)
     except ValueError:
-        words = [word for word in text.split(",") if word.strip()]
-    if len(words) > limits.labels:
-        raise OptionError(f"{len(words)} words for the background; this server takes at most {limits.labels}")
-    _no_files(words, "background", OptionError)
-    return words
+        given = [word for word in text.split(",") if word.strip()]
+    _no_more(given, len(given), "words for the background", OptionError, limits)
+    _no_files(given, "background", OptionError)
+    return given
 
 
 def share(text: str, what: str) -> float | None:
@@ -125,9 +123,29 @@ def edits(text: str, limits: Limits) -> list[tuple[int, int, str]]:
         for row in given
     ):
         raise OptionError('edits must be [[x, y, "name"], ...], as JSON')
-    if len(given) > limits.labels:
-        raise OptionError(f"{len(given)} edits; this server takes at most {limits.labels}")
+    if any(abs(number) > FAR for row in given for number in row[:2]):
+        raise OptionError("an edit is no pixel of any photo; they are [x, y, name]")
+    _no_more([name for _, _, name in given], len(given), "edits", OptionError, limits)
     return [(x, y, name) for x, y, name in given]
+
+
+def words(text: str, what: str) -> str:
+    """A few words, without needless space.
+
+    Raises:
+        OptionError: too long.
+    """
+    tidy = " ".join(text.split())
+    if len(tidy) > FEW:
+        raise OptionError(f"{what} has {len(tidy):,} characters; this server takes at most {FEW}")
+    return tidy
+
+
+def _no_more(words: Sequence[str], count: int, what: str, error: type[DensevlError], limits: Limits) -> None:
+    if count > limits.labels:
+        raise error(f"{count} {what}; this server takes at most {limits.labels}")
+    if (size := sum(map(len, words))) > limits.characters:
+        raise error(f"{what} of {size:,} characters together; this server takes at most {limits.characters:,}")
 
 
 def _no_files(words: Iterable[str], what: str, error: type[DensevlError]) -> None:

@@ -19,6 +19,7 @@ Send = Callable[[MutableMapping[str, Any]], Any]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PIECE = 2**16  # bytes of a body that the app is given at once
+PATIENCE = 3.0  # seconds that a request may take to arrive where others find no room
 DISCARDED = 4  # times the limit that is read and thrown away, so that a client that still sends gets the answer
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; "
@@ -44,6 +45,7 @@ class Refused(Exception):
 
 
 INTERNAL = Refused(500, "internal", "something went wrong here; it is in the server's log")
+STOPPING = Refused(503, "stopping", "the server is being stopped; ask again soon", retry_after="5", connection="close")
 
 
 class Gate:
@@ -63,7 +65,9 @@ class Gate:
         self.app, self.limits, self.counters, self.routes = app, limits, counters, frozenset(routes)
         self.origin = origin
         self.hosts = LOOPBACK | {urlsplit(origin).hostname or ""} if local and origin else LOOPBACK if local else None
-        self.running = self.arriving = 0
+        self.running = 0
+        self.stopping = False
+        self.arriving: dict[asyncio.Timeout, float] = {}  # since when
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -75,8 +79,10 @@ class Gate:
             await self._serve(scope, receive, answer)
         except Refused as refused:
             await answer.problem(refused)
+        except asyncio.CancelledError:  # it took longer than a server that is stopped waits
+            await answer.problem(STOPPING)
         except Exception:
-            logging.getLogger(__name__).exception("%s %s", scope["method"], scope["path"])
+            logging.getLogger(__name__).exception("%s %r", scope["method"], scope["path"])
             await answer.problem(INTERNAL)
         finally:
             route = scope["path"] if scope["path"] in self.routes else "other"
@@ -92,13 +98,11 @@ class Gate:
         asking = headers.get("origin")
         if asking is not None and asking != self.origin and _host(asking)[1] != headers.get("host"):
             raise Refused(403, "origin", "pages elsewhere may not ask this server; see densevl serve --origin")
-        if self.running + self.arriving >= 4 * self.limits.queue:
+        if self.stopping:
+            raise STOPPING
+        if self.running + len(self.arriving) >= 4 * self.limits.queue and not self._make_room():
             raise self._busy()
-        self.arriving += 1
-        try:
-            body = await self._body(headers, receive)
-        finally:
-            self.arriving -= 1
+        body = await self._body(headers, receive)
         if self.running >= self.limits.queue:
             raise self._busy()
         self.running += 1
@@ -107,6 +111,25 @@ class Gate:
             await self._run(scope, body, receive, answer)
         finally:
             answer.begin()
+
+    def stop(self) -> None:
+        """Take no more: what still arrives is told so, what has arrived is finished."""
+        self.stopping = True
+        for timeout in list(self.arriving):
+            self._give_up(timeout)
+
+    def _make_room(self) -> bool:
+        """Give up the request that has been arriving longest, if that is long."""
+        oldest = next(iter(self.arriving), None)
+        if oldest is None or asyncio.get_running_loop().time() - self.arriving[oldest] <= PATIENCE:
+            return False
+        self._give_up(oldest)
+        return True
+
+    def _give_up(self, timeout: asyncio.Timeout) -> None:
+        del self.arriving[timeout]
+        if not timeout.expired():
+            timeout.reschedule(0)
 
     def _release(self) -> None:
         self.running -= 1
@@ -134,8 +157,10 @@ class Gate:
             raise large  # the client waits to be told to send
         parts: list[bytes] = []
         size = 0
+        timeout = asyncio.timeout(self.limits.seconds)
+        self.arriving[timeout] = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with timeout:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -150,10 +175,14 @@ class Gate:
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
+            if self.stopping:
+                raise STOPPING from None
             if size > most:
                 raise large from None
-            told = f"the request did not arrive within {self.limits.seconds} seconds"
+            told = f"the request did not arrive within {self.limits.seconds} seconds, or others could not wait for it"
             raise Refused(408, "too_slow", told, connection="close") from None
+        finally:
+            self.arriving.pop(timeout, None)
         if size > most:
             raise large
         return b"".join(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -13,7 +15,6 @@ from densevl.errors import MissingExtraError, OptionError
 from densevl.serving.settings import Limits, Settings
 
 CONNECTIONS = 1000  # at once; the rest is turned away before it is read
-GRACE = 30  # seconds that requests under way have to finish once the process is told to stop
 
 
 def serve(
@@ -25,7 +26,7 @@ def serve(
     origin: str | None = None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished.
+    """Serve until SIGINT or SIGTERM; see `stopping`. A request that does not end is given up with the process: code 1.
 
     Args:
         settings: what is offered. limits: of requests. port: 0 takes a free one. origin: see `Gate`.
@@ -48,6 +49,7 @@ def serve(
         from densevl.serving.connections import Connection
         from densevl.serving.models import Models
         from densevl.serving.service import Service
+        from densevl.serving.stopping import GRACE, Server
 
         service = Service([Models(settings, device) for device in settings.devices], limits)
         app = create_app(service, local=is_local(host), origin=origin)
@@ -65,7 +67,10 @@ def serve(
         ready(f"http://{f'[{place}]' if ':' in place else place}:{number}")
         signal.signal(signal.SIGTERM, lambda number, frame: None)  # uvicorn raises it again once it has stopped
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(config, app, service).run(sockets=[listening])
+        if not all(worker.ended(1) for _, worker in service.sites):
+            logging.getLogger(__name__).error("a request was not finished within %d seconds and is given up", GRACE)
+            os._exit(1)  # a thread that computes cannot be ended otherwise: Python would abort
 
 
 def is_local(host: str) -> bool:

@@ -40,6 +40,11 @@ class Service:
         self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
         self.sessions = Sessions(limits)
 
+    def drop(self) -> None:
+        """Give up what waits, and take no more."""
+        for _, worker in self.sites:
+            worker.drop()
+
     def close(self) -> None:
         """Finish what waits, and end the threads."""
         for _, worker in self.sites:
@@ -166,7 +171,7 @@ class Service:
         if len(normal) > self.limits.normal:
             raise OptionError(f"{len(normal)} normal images; this server takes at most {self.limits.normal}")
         share = fields.share(fpr, "fpr") or FPR
-        thing = " ".join(item.split())[:200] or "object"
+        thing = fields.words(item, "item") or "object"
 
         def job(models: Models, rgbs: Sequence[RGB]) -> Job:
             return models.score(rgbs[0], thing, rgbs[1:], model, share)
@@ -229,6 +234,7 @@ class Service:
         Raises:
             DensevlError: anything unusable, in one line.
         """
+        name = fields.words(name, "name")
         where: dict[str, Any] = {}
         if box.strip():
             where["box"] = fields.prompt(box, "boxes", 4, self.limits)

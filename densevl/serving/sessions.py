@@ -132,9 +132,15 @@ class Sessions:
         found: list[str] = []
 
         def call(work: LabelSession) -> None:
-            rows = content.get("annotations") if isinstance(content, dict) else None
-            if isinstance(rows, list) and len(rows) > 10 * self.limits.corrections:
+            said, names = _rows(content, "annotations"), _rows(content, "categories")
+            if len(said) > 10 * self.limits.corrections or (
+                sum(bool(row.get("corrected")) for row in said) + len(work.corrections) > self.limits.corrections
+            ):
                 raise OptionError(f"a session takes at most {self.limits.corrections} corrections")
+            if sum(len(str(row.get("name"))) for row in names) > self.limits.characters or (
+                len(names) > self.limits.labels + 1  # and "nothing"
+            ):
+                raise LabelError(f"more or longer labels than {self.limits.labels}, which this server takes")
             found.extend(work.restore(content))
 
         told = await self._run(key, call)
@@ -168,6 +174,12 @@ class Sessions:
         late = time.monotonic() - MINUTE * self.limits.session_minutes
         for key in [key for key, one in self._open.items() if one.asked < late]:
             del self._open[key]
+
+
+def _rows(content: Any, name: str) -> list[dict[str, Any]]:
+    """The rows of a list in a saved session, as far as there are any."""
+    rows = content.get(name) if isinstance(content, dict) else None
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _name(work: LabelSession, photo: int) -> str:

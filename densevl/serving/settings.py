@@ -43,7 +43,8 @@ class Limits:
         queue: requests that are worked on or wait; one more is answered with 503.
         body: of a request, in megabytes. pixels: of an image, in megapixels. side: of an image, in pixels.
         seconds: that a request may take to arrive.
-        labels: classes and synonyms of a request, and words for its background. normal: normal images of a request.
+        labels: classes and synonyms of a request, and words for its background. characters: of either together, which
+            is what encoding them costs. normal: normal images of a request.
         prompts: boxes or points of one.
         sessions: labelling sessions at once. session_photos, session_megabytes: of one; corrections: that it takes.
         session_minutes: after which one that nobody asks is forgotten.
@@ -60,6 +61,7 @@ class Limits:
     side: int = 20_000
     seconds: int = 30
     labels: int = 1000
+    characters: int = 30_000
     normal: int = 16
     prompts: int = 200
     sessions: int = 8

@@ -15,6 +15,10 @@ import torch
 PATIENCE = 0.005  # seconds that a GPU waits for company; on a CPU a larger pass saves little
 
 
+class Stopped(Exception):
+    """The worker takes no jobs any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """Work for the device.
@@ -41,8 +45,9 @@ class Worker:
         self._patience = 0.0 if device.type == "cpu" else PATIENCE
         self._waiting: deque[Job | None] = deque()
         self._changed = threading.Condition()
-        self._running = 0
-        threading.Thread(target=self._work, name=f"densevl-{device}", daemon=True).start()
+        self._running, self._dropped = 0, False
+        self._thread = threading.Thread(target=self._work, name=f"densevl-{device}", daemon=True)
+        self._thread.start()
 
     @property
     def load(self) -> int:
@@ -50,9 +55,17 @@ class Worker:
         return self._running + len(self._waiting)
 
     async def run(self, job: Job) -> Any:
-        """The result of a job. If the task is cancelled, a job that waits is dropped, and one that runs is waited for:
-        what it holds is free only then."""
+        """The result of a job.
+
+        If the task is cancelled, a job that waits is dropped, and one that runs is waited for: what it holds is free
+        only then.
+
+        Raises:
+            Stopped: jobs that wait were dropped before it was begun.
+        """
         with self._changed:
+            if self._dropped:
+                raise Stopped
             self._waiting.append(job)
             self._changed.notify()
         result = asyncio.wrap_future(job.done)
@@ -63,11 +76,26 @@ class Worker:
                 await asyncio.wait([result])
             raise
 
+    def drop(self) -> None:
+        """Give up the jobs that wait, and take no more."""
+        with self._changed:
+            waiting = [job for job in self._waiting if job is not None]
+            self._dropped = True
+            self._waiting.clear()
+        for job in waiting:
+            if job.done.set_running_or_notify_cancel():
+                job.done.set_exception(Stopped())
+
     def close(self) -> None:
         """Finish what waits, then end the thread."""
         with self._changed:
             self._waiting.append(None)
             self._changed.notify()
+
+    def ended(self, seconds: float) -> bool:
+        """Whether the thread of a closed worker ends within so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         with torch.no_grad():

@@ -1,7 +1,8 @@
 """A disk cache of text embeddings: one small SQLite file, safe for several processes, no pickles.
 
-A broken or unwritable cache costs time, never a result: it is reported once and passed by. Each vector is stored with
-a checksum of itself and its text; one that does not fit is encoded anew.
+A broken or unwritable cache costs time, never a result: it is reported once and passed by. One that has grown too
+large, as that of a server whose clients send ever new words, begins anew. Each vector is stored with a checksum of
+itself and its text; one that does not fit is encoded anew.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from densevl.cache import cache_dir
 _SCHEMA = "CREATE TABLE IF NOT EXISTS embedding (key TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID"
 _BUSY_SECONDS = 10.0
 _SUM = 16  # bytes of a checksum
+MOST = 500_000_000  # bytes of the file
 _CHUNK = 500  # SQLite's default limit of variables in a statement is 999
 
 
@@ -73,9 +75,19 @@ class TextCache:
         rows = [(key, _summed(key, vector)) for key, vector in content.items()]
         try:
             with closing(self._connect()) as connection, connection:
+                if self._size(connection) + sum(len(vector) for _, vector in rows) > MOST:
+                    connection.execute("DELETE FROM embedding")
                 connection.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?)", rows)
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
+
+    @staticmethod
+    def _size(connection: sqlite3.Connection) -> int:
+        """Bytes of the file that hold something."""
+        counts = [
+            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        ]
+        return (counts[0] - counts[1]) * counts[2]
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True

@@ -22,6 +22,7 @@ from densevl.serving.gate import Gate
 from densevl.serving.models import Models, Segmented
 from densevl.serving.service import Service
 from densevl.serving.settings import Limits, Settings
+from densevl.serving.stopping import Server
 from densevl.serving.worker import Job
 
 EXAMPLES = Path(answers.__file__).parent / "page" / "examples"
@@ -68,7 +69,8 @@ def running(models: Models, **limits: int) -> Iterator[tuple[str, Gate, Service]
     """A server: its address, its gate and its service."""
     service = Service([models], Limits(**limits))
     gate = create_app(service)
-    server = uvicorn.Server(uvicorn.Config(gate, http=Connection, port=0, log_level="error", lifespan="on"))
+    config = uvicorn.Config(gate, http=Connection, port=0, log_level="error", lifespan="on")
+    server = Server(config, gate, service)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -81,7 +83,11 @@ def running(models: Models, **limits: int) -> Iterator[tuple[str, Gate, Service]
 if __name__ == "__main__":  # a process of its own, to be told to stop
     from unittest import mock
 
-    from densevl.serving import models, run
+    from densevl.serving import models, run, stopping
 
-    with mock.patch.object(models, "Models", return_value=Slow(float(sys.argv[1]))):
+    seconds, grace = float(sys.argv[1]), int(sys.argv[2])
+    with (
+        mock.patch.object(models, "Models", return_value=Slow(seconds)),
+        mock.patch.object(stopping, "GRACE", grace),
+    ):
         run.serve(Settings(), Limits(), port=0, ready=lambda address: print(address, flush=True))

@@ -63,7 +63,7 @@ def test_a_client_that_never_sends_is_not_waited_for() -> None:
         with socket.create_connection((host, int(port)), 10) as own:
             own.sendall(f"POST /v1/segment HTTP/1.1\r\nHost: {host}\r\nContent-Length: 900\r\n\r\nx".encode())
             assert own.recv(1000).startswith(b"HTTP/1.1 408")
-        assert gate.arriving == 0
+        assert not gate.arriving
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_slow_answer_is_waited_for(monkeypatch) -> None:
 
 
 def test_a_crowd_that_asks_nothing_keeps_nobody_out(monkeypatch) -> None:
-    monkeypatch.setattr(connections, "ASKING", 5)
+    monkeypatch.setattr(connections, "IDLE", 5)
     with running(Slow(0)) as (address, _, _):
         crowd = [connected(address) for _ in range(40)]
         for each in crowd:
@@ -205,7 +205,7 @@ def test_a_client_that_goes_while_its_photo_is_worked_on_holds_its_place_till_th
 
 
 def test_a_process_that_is_told_to_stop_finishes_what_it_has() -> None:
-    command = [sys.executable, "-m", "serving.server", "0.4"]
+    command = [sys.executable, "-m", "serving.server", "0.4", "30"]
     with subprocess.Popen(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True) as process:
         address = process.stdout.readline().strip()
         with ThreadPoolExecutor(4) as pool:
@@ -222,7 +222,7 @@ def test_a_process_that_is_told_to_stop_finishes_what_it_has() -> None:
 
 
 def test_what_was_answered_is_forgotten_but_for_the_last() -> None:
-    """A leak of one result a request; of resident memory see tools.bench_serve --mixed."""
+    """A leak of one result a request; of resident memory see tools.soak."""
 
     def alive() -> int:
         gc.collect()

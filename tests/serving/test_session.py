@@ -89,6 +89,7 @@ def test_a_saved_session_is_opened_again(client, begun) -> None:
         ("/labels", {"photo": 0, "format": "gif"}, "one of json"),
         ("/labels", {"photo": 0, "session": "other"}, "no such session: it has ended"),
         ("/correct", {"photo": 0, "name": "x"}, "give one of"),
+        ("/correct", {"photo": 0, "name": "x" * 201, "point": "[1, 1]"}, "name has 201 characters"),
         ("/correct", {"photo": 0, "name": " ", "point": "[1, 1]"}, "empty label"),
         ("/correct", {"photo": 0, "name": "x", "point": "[999, 1]"}, "outside the photo of 192 x 192"),
         ("/correct", {"photo": 0, "name": "x", "point": "[1, 1], [2, 2]"}, "2 points where one"),
@@ -110,6 +111,9 @@ def test_what_cannot_be_is_one_line(client, begun, what, fields, message) -> Non
         b"{}",
         b"{",
         b'{"images": 3, "annotations": [], "categories": []}',
+        b'{"images": [], "annotations": [%s {}], "categories": []}' % (b'{"corrected": true},' * 5),
+        b'{"images": [], "annotations": [], "categories": [{"name": "%s"}]}' % (b"x" * 40_000),
+        b'{"images": [], "annotations": [], "categories": [%s {}]}' % (b'{"name": "x"},' * 2000),
         b'{"images": [{"id": 0, "file_name": "water.png"}], "categories": [{"id": 1, "name": "x"}], "annotations": '
         b'[{"corrected": true, "image_id": 0, "category_id": 1, "segmentation": {"size": [9, 9], "counts": [81]}}]}',
     ],

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from densevl.serving.worker import Job, Worker
+from densevl.serving.worker import Job, Stopped, Worker
 
 
 def run(*jobs: Job, device: str = "cpu") -> tuple[list[object], Worker]:
@@ -78,3 +78,25 @@ def test_what_waits_is_dropped_when_its_task_is_cancelled() -> None:
     asyncio.run(main())
     worker.close()
     assert ran == []
+
+
+def test_what_waits_is_told_when_it_is_dropped_and_what_runs_ends() -> None:
+    worker, go, ran = Worker(torch.device("cpu")), threading.Event(), []
+
+    async def main() -> list[object]:
+        first = asyncio.ensure_future(worker.run(Job(lambda items: [go.wait(5)])))
+        await asyncio.sleep(0.05)
+        second = asyncio.ensure_future(worker.run(Job(lambda items: [ran.append(1)])))
+        await asyncio.sleep(0)
+        worker.drop()
+        third = asyncio.ensure_future(worker.run(Job(lambda items: [ran.append(1)])))
+        told = await asyncio.gather(second, third, return_exceptions=True)
+        go.set()
+        return [await first, *told]
+
+    first, *told = asyncio.run(main())
+    assert first is True
+    assert [type(each) for each in told] == [Stopped, Stopped]
+    assert ran == []
+    worker.close()
+    assert worker.ended(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from conftest import TINY, close, random_clip, wrap
 from densevl.errors import OptionError
-from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions
+from densevl.vocabulary import Background, Descriptors, LabelSet, TextOptions, text_cache
 from densevl.vocabulary.template_weights import image_classifier
 from densevl.vocabulary.text_classifier import TextClassifier
 
@@ -186,3 +187,15 @@ def test_impossible_options_say_why(options) -> None:
     with pytest.raises(OptionError) as caught:
         TextOptions(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cache_that_has_grown_too_large_begins_anew(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(text_cache, "MOST", 100_000)
+    path = tmp_path / "text.sqlite"
+    cache = text_cache.TextCache("model", ["a {}"], path)
+    for number in range(400):
+        cache.put({f"label {number}": np.full(256, number, np.float32)})
+        assert cache.get([f"label {number}"])[f"label {number}"][0] == number
+    assert path.stat().st_size < 200_000
+    assert cache.get(["label 0"]) == {}
+    assert cache.get(["label 398"])

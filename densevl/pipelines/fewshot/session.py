@@ -274,9 +274,10 @@ class LabelSession:
         """
         with SAVED.sense("of these photos"):
             sizes = {name: photo.said.shape for name, photo in self._photos.items()}
-            found = list(corrected(content, sizes))
+            for _ in corrected(content, sizes):  # all can be read before any is said; masks of thousands are not kept
+                pass
             missing = sorted({str(row["file_name"]) for row in content["images"]} - set(sizes))
-        step = [self._correction(name, self._known(label), mask) for name, label, mask in found]
+        step = [self._correction(name, self._known(label), mask) for name, label, mask in corrected(content, sizes)]
         if step:
             self._steps += [[one] for one in step]
             for one in step:
