@@ -29,6 +29,7 @@ RIGHT: dict[str, list[str]] = {
     "explain pairs": [SCENE, "a penguin", "--model", "mini"],
     "points": ["cloud.npy", "--views", "transforms.json", "--labels", "penguin,pizza", "--model", "mini"],
     "fewshot fit": ["classes", "--model", "mini"],
+    "fewshot memory": ["pairs", "--model", "mini"],
     "tune": ["tuned", "--model", "mini", "--only", "background", "--try", "background=none"],
     "serve": ["--model", "mini", "--port", "0", "--proposals", "grid"],
     "models list": ["ViT-B-16/*"],
@@ -178,6 +179,8 @@ WRONG: dict[str, list[str]] = {
     "own": ["alpha", "nothing=1", "=", "alpha=-1", "alpha=["],
     "calibrate": ["0", "1", "nan", "x"],
     "held_out": [ABSENT, FILE, "empty"],
+    "examples": [ABSENT, FILE, "empty"],
+    "beta": ["-1", "nan", "x"],
     "host": ["256.1.1.1", "no such host"],
     "port": ["-1", "70000", "x"],
     "origin": ["example.org", "ftp://example.org", "https://example.org/page", ""],
@@ -274,6 +277,9 @@ def place(tmp_path, monkeypatch) -> Path:
     for kind in ("penguin", "pizza"):
         (tmp_path / "classes" / kind).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "classes" / kind / "0.png")
+    (tmp_path / "pairs").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pairs" / "0.png")
+    (tmp_path / "pairs" / "0.txt").write_text("a black square")
     np.save(tmp_path / "cloud.npy", np.zeros((2, 3)))
     Image.new("RGB", (32, 32)).save(tmp_path / "view.png")
     frame = {"file_path": "view.png", "transform_matrix": np.eye(4).tolist()}

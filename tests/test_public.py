@@ -107,6 +107,10 @@ COMMANDS = {
         "--held-out --labels --level --mean --model --operator --out --overwrite --precision --proposals --recipe "
         "--set --std --templates --text-transform --unlabelled --weights"
     ),
+    "fewshot memory": (
+        "FOLDER --activation --beta --bits --device --examples --mean --model --neighbours --out --overwrite "
+        "--precision --std --weights"
+    ),
     "eval list": "--json",
     "eval check": "DATASET --ignore --json --root --task",
     "eval run": (

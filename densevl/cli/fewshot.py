@@ -1,4 +1,4 @@
-"""`densevl fewshot fit`."""
+"""`densevl fewshot`: `fit` and `memory`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter
 LEVELS = ("image", "region", "pixel")
 HOWS = ("top", "spread", "retrieve")
 
-fewshot_app = typer.Typer(no_args_is_help=True, help="Classes by example: fit on a few images of each.")
+fewshot_app = typer.Typer(
+    no_args_is_help=True, help="Classes by example: fit on a few images of each; a memory of captioned images."
+)
 
 
 @fewshot_app.command("fit")
@@ -153,6 +155,57 @@ def fewshot_fit(
     counted = ", ".join(f"{count} {label}" for label, count in name.counts.items()) if unlabelled else ""
     told = f" ({counted})" if counted else ""
     stdout().print(f"{len(name.fitted())} classes{escape(told)}; wrote {escape(', '.join(map(str, written)))}")
+
+
+@fewshot_app.command("memory")
+@one_line_errors
+@options.loads
+def fewshot_memory(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Images, each with a text file of the same name beside it, or with a captions.json."),
+    ],
+    out: Annotated[Path, options.option("The file that is written, a safetensors.", panel=options.FILES)] = Path(
+        "memory.safetensors"
+    ),
+    beta: Annotated[
+        float,
+        options.option("How much words take up of what their images look like; 0 is nothing.", panel=options.METHOD),
+    ] = 0.5,
+    neighbours: Annotated[
+        int, options.option("So many captions are looked up for a word.", panel=options.METHOD, min=1)
+    ] = 10,
+    examples: Annotated[
+        Path | None,
+        options.option(
+            "A folder with one folder of images for each class: beta is what suits these best.", panel=options.METHOD
+        ),
+    ] = None,
+    model: options.Model = options.MODEL,
+    weights: options.Weights = None,
+    device: options.Device = None,
+    precision: options.Precision = options.PRECISION,
+    bits: options.Bits = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Make a memory of images with captions; --text-transform of the other commands lets words look things up in it."""
+    from densevl.files import guard
+    from densevl.pipelines.fewshot.features import by_folder
+    from densevl.pipelines.fewshot.memories import build_memory, fit_beta, pairs_of
+
+    pairs = pairs_of(folder)
+    shown = None if examples is None else by_folder(examples)
+    guard([out], inputs=[image for image, _ in pairs], overwrite=overwrite)
+    from densevl.backbones import load_backbone
+
+    with stderr().status("loading the model"):
+        backbone = load_backbone(model, weights=weights, device=device, precision=precision)
+    with stderr().status(f"{len(pairs)} images"):
+        memory = build_memory(pairs, backbone, beta=beta, neighbours=neighbours)
+        if shown is not None:
+            memory = fit_beta(memory, backbone, shown)
+    memory.save(out)
+    stdout().print(f"{len(memory)} pairs, beta {memory.beta:g}; wrote {escape(str(out))}")
 
 
 def _require_sense(given: dict[str, Any]) -> None:

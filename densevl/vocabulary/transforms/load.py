@@ -8,16 +8,17 @@ from densevl.errors import OptionError
 from densevl.vocabulary.transforms.base import TextTransform
 from densevl.vocabulary.transforms.content import ContentTransfer
 from densevl.vocabulary.transforms.linear import LinearText
+from densevl.vocabulary.transforms.memory import Memory
 from densevl.weights import read_checkpoint
 from densevl.weights.reading import bad_file
 
-KINDS: tuple[type[TextTransform], ...] = (LinearText, ContentTransfer)
+KINDS: tuple[type[TextTransform], ...] = (LinearText, ContentTransfer, Memory)
 """What a file may hold; each knows its own tensors."""
 
 
 def load_transform(spec: str | os.PathLike[str] | TextTransform) -> TextTransform:
-    """Read a text transform: `LinearText`'s "linear.weight", as `LinearText.save` and LABCLIP's authors write it, or
-    MAFT+'s model, of which the content transfer is taken, as its semantic model has it.
+    """Read a text transform: `LinearText`'s "linear.weight", as `LinearText.save` and LABCLIP's authors write it, a
+    `Memory`, or MAFT+'s model, of which the content transfer is taken, as its semantic model has it.
 
     Raises:
         WeightsError: missing, damaged, or something else. OptionError: neither a path nor a transform.
@@ -30,4 +31,4 @@ def load_transform(spec: str | os.PathLike[str] | TextTransform) -> TextTransfor
     for kind in KINDS:
         if (transform := kind.from_state(found.tensors, found.path)) is not None:
             return transform
-    raise bad_file(found.path, "holds no text transform, which is a matrix 'linear.weight' or MAFT+'s transfer")
+    raise bad_file(found.path, "holds no text transform: a matrix 'linear.weight', a memory, or MAFT+'s transfer")
