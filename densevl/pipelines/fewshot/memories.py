@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def build_memory(
     return Memory(rows, caption_rows(backbone, [caption for _, caption in given]).cpu(), **settings)
 
 
-def fit_beta(memory: Memory, backbone: Backbone, examples: dict[str, Sequence[Any]]) -> Memory:
+def fit_beta(memory: Memory, backbone: Backbone, examples: Mapping[str, Sequence[Any]]) -> Memory:
     """The memory with the beta that suits images of known classes; one of its own images is judged without itself.
 
     Args:
