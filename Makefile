@@ -20,7 +20,10 @@ HANDOFF ?= $(CURDIR)/.venv-handoff
 # What builds the site reads the code without running it: it needs neither torch nor densevl.
 DOCS ?= $(CURDIR)/.venv-docs
 
-.PHONY: demo test test-isa test-handoff check bench docs clean help
+# Looks up known faults of the pinned versions, and writes a bill of materials.
+AUDIT ?= $(CURDIR)/.venv-audit
+
+.PHONY: demo test test-isa test-handoff check audit sbom bench docs clean help
 
 help:
 	@echo "make demo      segment the photos of demo/images by words, results in densevl-out/demo"
@@ -28,6 +31,8 @@ help:
 	@echo "make test-isa  run those that compute as on older CPUs: AVX2, and SSE4.1"
 	@echo "make test-handoff  read exports by the libraries of CVAT, Label Studio, LabelMe, FiftyOne; 1.3 GB"
 	@echo "make check     lint, format, types, spelling"
+	@echo "make audit     look up known faults of the pinned versions"
+	@echo "make sbom      write build/sbom.json, a CycloneDX bill of materials of the environment, for a release"
 	@echo "make bench     time methods against bare forward passes; takes a quarter of an hour"
 	@echo "make docs      build the documentation site into build/site, and check its links"
 
@@ -52,6 +57,13 @@ check: $(DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/codespell densevl tests tools demo docs configs *.md
+
+audit: $(DEV) $(AUDIT)/.tools
+	$(VENV)/bin/python -m tools.audit $(AUDIT)/bin/pip-audit requirements/tested.txt
+
+sbom: $(USE) $(AUDIT)/.tools
+	mkdir -p build
+	$(AUDIT)/bin/cyclonedx-py environment $(VENV)/bin/python --output-reproducible --of JSON -o build/sbom.json
 
 bench: $(DEV)
 	$(VENV)/bin/python tools/bench.py
@@ -84,10 +96,15 @@ $(HANDOFF)/.tools: requirements/handoff.txt
 	  $(HANDOFF)/bin/python -m pip install --disable-pip-version-check -q $$tool || echo "$$tool cannot be had; its test is skipped"; done
 	@touch $@
 
+$(AUDIT)/.tools: requirements/audit.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
 $(DOCS)/.docs: requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(HANDOFF) $(DOCS) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(HANDOFF) $(DOCS) $(AUDIT) build densevl-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
