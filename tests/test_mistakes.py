@@ -162,6 +162,8 @@ WRONG: dict[str, list[str]] = {
     "rounds": ["0", "x"],
     "threads": ["0", "x"],
     "bench labels": ["x", "0", "", "1,-2"],
+    "quality": [ABSENT, FILE, "empty"],
+    "models": ["mini", "", "minni"],
     "scoring": ["winclap", ""],
     "windows": ["shred", ""],
     "states": [ABSENT, FILE],

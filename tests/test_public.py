@@ -82,8 +82,8 @@ COMMANDS = {
     ),
     "doctor": "--json --speed",
     "bench": (
-        "--activation --device --json --labels --mean --model --plans --precisions --recipes --rounds --sizes --std "
-        "--threads"
+        "--activation --device --json --labels --mean --model --models --plans --precisions --quality --recipes "
+        "--rounds --sizes --std --threads"
     ),
     "tune": (
         "FOLDER --activation --bits --budget --device --fresh --json --labels --limit --mean --model --only --out "

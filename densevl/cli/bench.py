@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,13 +11,28 @@ from rich.table import Table
 
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.errors import OptionError
 from densevl.files import json_text
+
+QUALITY = "Quality beside cost"
 
 
 @one_line_errors
 @options.loads
 def bench(
     model: Annotated[str, typer.Option(help="As `densevl models` lists them, or random:ViT-B-16.")] = "auto",
+    quality: Annotated[
+        Path | None,
+        options.option(
+            "A folder with images/, labels/ and a list of classes: mIoU of models on it beside what a photo costs, and "
+            "the fast one to take.",
+            panel=QUALITY,
+            there=True,
+        ),
+    ] = None,
+    models: Annotated[
+        str | None, options.option("With --quality: NAME,NAME; all at hand if left out.", panel=QUALITY)
+    ] = None,
     recipes: Annotated[str | None, typer.Option(help="NAME,NAME; the model's default if left out.")] = None,
     plans: Annotated[str, typer.Option(help="Of tiles, sliding (the papers'), whole.")] = "tiles,sliding",
     precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16, float16, auto.")] = "float32,int8",
@@ -30,6 +46,11 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line a case instead of the table.")] = False,
 ) -> None:
     """Time methods on this machine, as seconds of a photo and as ratios to bare passes of the model."""
+    if quality is not None:
+        _quality(quality, models, precisions, rounds, threads, device, as_json=as_json)
+        return
+    if models is not None:
+        raise OptionError("--models goes with --quality; without it: --model")
     import itertools
 
     import torch
@@ -68,3 +89,41 @@ def bench(
             escape(f"{backbone.name}: {where}, median of {rounds}. of bare: over the passes of the papers' windows.")
         )
         console.print("faults: pages of memory that the system filled anew in that time; none is best.", markup=False)
+
+
+def _quality(
+    folder: Path, models: str | None, precisions: str, rounds: int, threads: int, device: str | None, *, as_json: bool
+) -> None:
+    """The table of `--quality`, and what is recommended."""
+    import torch
+
+    from densevl.evaluation.quality import at_hand, measure, named, recommended
+
+    torch.set_num_threads(threads)
+    names = at_hand() if models is None else [name.strip() for name in models.split(",") if name.strip()]
+    if not names:
+        raise OptionError("--models names none: give NAME,NAME, or leave it out for all at hand (densevl models)")
+    kinds = [kind.strip() for kind in precisions.split(",")]
+    table = Table("model", "precision", "recipe", "mIoU", "ms a photo", "extra MiB", box=None)
+    rows = []
+    with stderr().status("measuring") as status:
+        for row in measure(str(folder), names, kinds, rounds=rounds, device=device):
+            rows.append(row)
+            status.update(f"{named(row)} is done")
+            if as_json:
+                stdout().print(json_text(row), markup=False)
+                continue
+            extra = "-" if row["extra_mib"] is None else f"{row['extra_mib']:.0f}"
+            score = f"{100 * row['mIoU']:.1f}" if row["mIoU"] == row["mIoU"] else "n/a"
+            table.add_row(
+                row["model"], row["precision"], row["recipe"] or "-", score, f"{row['milliseconds']:.1f}", extra
+            )
+    taken, why = recommended(rows)
+    if as_json:
+        stdout().print(
+            json_text({"recommended": taken["model"], "precision": taken["precision"], "why": why}), markup=False
+        )
+        return
+    stdout().print(table)
+    stdout().print(escape(f"{rows[0]['images']} images of {folder}; CPU milliseconds, {threads} thread(s)."))
+    stdout().print(escape(f"recommended: {named(taken)}, {why}."))

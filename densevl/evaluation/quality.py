@@ -1,0 +1,90 @@
+"""Quality beside cost: models on a labelled folder, what a photo costs with each, and which fast one to take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from densevl.backbones.at_hand import available
+from densevl.benchmarking.clock import peak_mib, seconds
+from densevl.errors import DatasetError, ModelError
+from densevl.evaluation.benchmarks.base import SEMANTIC
+from densevl.evaluation.experiment import Experiment
+from densevl.evaluation.runner import count
+from densevl.evaluation.tasks.table import task_of
+
+TIMED = 3  # photos whose time is taken, each in every round
+GOOD = 0.95
+"""The share of the best mIoU that a fast model must reach to be recommended."""
+
+
+def at_hand() -> list[str]:
+    """The backbones that are on this machine, best first; without network."""
+    return [info.name for info in available() if info.ready and info.backbone]
+
+
+def measure(
+    root: str, models: Sequence[str], precisions: Sequence[str] = ("float32",), *, rounds: int = 3, **given: Any
+) -> Iterator[dict[str, Any]]:
+    """Evaluate models one after the other on a folder of images and label maps.
+
+    Args:
+        root: a folder with images/, labels/ and a list of classes, see `benchmarks.own`. models: names, each once.
+        precisions: of each model. rounds: in which photos are timed. given: further fields of `Experiment`.
+
+    Yields:
+        A row a model and precision: model, precision, recipe, images; mIoU, 0-1, NaN where nothing is scored;
+        milliseconds: of the processor (of the clock on a GPU) for a photo, from pixels to labels, the median;
+        extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be told.
+
+    Raises:
+        DatasetError, EvaluationError: the folder. ModelError: a model that cannot be had, or lacks the precision.
+    """
+    experiment = Experiment("folder", root, task=SEMANTIC, measures=("iou",), **given)
+    dataset = experiment.open()
+    if not len(dataset):
+        raise DatasetError(f"{root} holds no images with label maps: there is nothing to measure on")
+    for model in dict.fromkeys(models):
+        for precision in precisions:
+            task = task_of(replace(experiment, model=model, precision=precision), dataset)
+            predictor = task.predictor()
+            device = predictor.segmenter.backbone.device
+            photos = [dataset[index].image for index in range(min(TIMED, len(dataset)))]
+            extra = peak_mib(lambda: predictor(photos[0]), device)  # noqa: B023  called at once
+            outcome = count(task, predictor)
+            taken = [seconds(lambda: predictor(photo), device) for _ in range(rounds) for photo in photos]  # noqa: B023
+            yield {
+                "model": model,
+                "precision": outcome.used.get("precision", precision),
+                "recipe": outcome.used.get("recipe"),
+                "images": len(dataset),
+                "mIoU": outcome.summary["mIoU"],
+                "milliseconds": 1000 * statistics.median(taken),
+                "extra_mib": extra,
+            }
+
+
+def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
+    """The fastest of the rows whose mIoU is at least `GOOD` of the best, and why it is.
+
+    Raises:
+        ModelError: no row has a mIoU above 0.
+    """
+    scored = [row for row in rows if row["mIoU"] > 0]  # not NaN
+    if not scored:
+        raise ModelError("no model found anything of these classes, so none can be recommended")
+    best = max(scored, key=lambda row: row["mIoU"])
+    taken = min((row for row in scored if row["mIoU"] >= GOOD * best["mIoU"]), key=lambda row: row["milliseconds"])
+    score = f"mIoU {100 * taken['mIoU']:.1f} in {taken['milliseconds']:.0f} ms a photo"
+    if taken is best:
+        return taken, f"{score}: the best here, and none within {1 - GOOD:.0%} of it is faster"
+    times = best["milliseconds"] / taken["milliseconds"]
+    of_best = f"{named(best)}'s {100 * best['mIoU']:.1f}"
+    return taken, f"{score}: within {1 - GOOD:.0%} of {of_best}, {times:.1f} times as fast"
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    return f"{row['model']} in {row['precision']}"
