@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from densevl.cli import options
-from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.cli.shared import one_line_errors, stderr, stdout, warn
 from densevl.errors import OptionError
 from densevl.files import json_text
 
@@ -107,7 +107,7 @@ def _quality(
     table = Table("model", "precision", "recipe", "mIoU", "ms a photo", "extra MiB", box=None)
     rows = []
     with stderr().status("measuring") as status:
-        for row in measure(str(folder), names, kinds, rounds=rounds, device=device):
+        for row in measure(str(folder), names, kinds, rounds=rounds, tell=warn, device=device):
             rows.append(row)
             status.update(f"{named(row)} is done")
             if as_json:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from densevl.backbones.at_hand import available
 from densevl.benchmarking.clock import peak_mib, seconds
-from densevl.errors import DatasetError, ModelError
+from densevl.errors import DatasetError, ModelError, PrecisionError
 from densevl.evaluation.benchmarks.base import SEMANTIC
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.runner import count
@@ -26,13 +26,20 @@ def at_hand() -> list[str]:
 
 
 def measure(
-    root: str, models: Sequence[str], precisions: Sequence[str] = ("float32",), *, rounds: int = 3, **given: Any
+    root: str,
+    models: Sequence[str],
+    precisions: Sequence[str] = ("float32",),
+    *,
+    rounds: int = 3,
+    tell: Callable[[str], None] = lambda said: None,
+    **given: Any,
 ) -> Iterator[dict[str, Any]]:
     """Evaluate models one after the other on a folder of images and label maps.
 
     Args:
         root: a folder with images/, labels/ and a list of classes, see `benchmarks.own`. models: names, each once.
-        precisions: of each model. rounds: in which photos are timed. given: further fields of `Experiment`.
+        precisions: of each model. rounds: in which photos are timed. tell: is told which model
+            runs in float32 only, and is not measured in others. given: further fields of `Experiment`.
 
     Yields:
         A row a model and precision: model, precision, recipe, images; mIoU, 0-1, NaN where nothing is scored;
@@ -40,7 +47,7 @@ def measure(
         extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be told.
 
     Raises:
-        DatasetError, EvaluationError: the folder. ModelError: a model that cannot be had, or lacks the precision.
+        DatasetError, EvaluationError: the folder. ModelError: a model that cannot be had, or no such precision.
     """
     experiment = Experiment("folder", root, task=SEMANTIC, measures=("iou",), **given)
     dataset = experiment.open()
@@ -49,7 +56,11 @@ def measure(
     for model in dict.fromkeys(models):
         for precision in precisions:
             task = task_of(replace(experiment, model=model, precision=precision), dataset)
-            predictor = task.predictor()
+            try:
+                predictor = task.predictor()
+            except PrecisionError as error:
+                tell(f"not measured in {precision}: {error}")
+                continue
             device = predictor.segmenter.backbone.device
             photos = [dataset[index].image for index in range(min(TIMED, len(dataset)))]
             extra = peak_mib(lambda: predictor(photos[0]), device)  # noqa: B023  called at once

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from densevl.cli import app
-from densevl.errors import DensevlError, ModelError
+from densevl.errors import DensevlError, ModelError, PrecisionError
 from densevl.evaluation import Experiment, run
 from densevl.evaluation.quality import at_hand, measure, recommended
 
@@ -72,6 +72,16 @@ def test_each_row_is_the_evaluation_of_its_model(labelled: Path) -> None:
         assert each["mIoU"] == alone.summary["mIoU"]
         assert each["images"] == 2
         assert each["milliseconds"] > 0
+
+
+def test_a_model_of_float32_only_is_said_and_the_others_are_measured(labelled: Path, monkeypatch) -> None:
+    def refused(*given: object, **named: object) -> None:
+        raise PrecisionError("model 'x' runs in float32 only")
+
+    monkeypatch.setattr("densevl.evaluation.tasks.semantic.SemanticTask.predictor", refused)
+    said: list[str] = []
+    assert not list(measure(str(labelled), ["mini"], ["int8"], tell=said.append))
+    assert said == ["not measured in int8: model 'x' runs in float32 only"]
 
 
 def test_the_command_prints_rows_and_what_it_recommends(labelled: Path) -> None:
