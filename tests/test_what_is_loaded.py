@@ -21,7 +21,14 @@ LIGHT = (
     *("points --help", "doctor --help", "bench --help", "serve --help", "anomaly score --help", "fewshot fit --help"),
     *("explain --help", "explain heads --help", "explain no-such.jpg --label dog", "explain photo.png"),
     *("explain photo.png --label dog --model no-such", "explain pairs no-such.jpg dog"),
-    *("eval run --help", "export model --help", "models show --help", "bank build --help", "tune --help"),
+    *(
+        "eval run --help",
+        "eval analyse --help",
+        "export model --help",
+        "models show --help",
+        "bank build --help",
+        "tune --help",
+    ),
     # mistakes
     *("segment no-such.jpg --labels dog", "regions no-such.jpg", "classify no-such.jpg --labels dog"),
     *("features no-such.jpg", "anomaly score no-such.jpg", "video no-such.mp4 --labels dog"),

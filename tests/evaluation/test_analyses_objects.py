@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 from label_maps import written
 from PIL import Image
+from scipy import ndimage
 
 from densevl.evaluation import EvaluationError, open_dataset
 from densevl.evaluation.analyses.association import Attributes, Shown, association, recoloured_pairs
 from densevl.evaluation.analyses.looks import CLS_MASK, CROP, IMAGE, POOL
-from densevl.evaluation.analyses.objects import COLOURS, filled, moved, plate, recoloured, same_size, things, written_on
+from densevl.evaluation.analyses.objects import (
+    COLOURS,
+    drawable,
+    filled,
+    moved,
+    plate,
+    recoloured,
+    same_size,
+    things,
+    written_on,
+)
 from densevl.evaluation.analyses.photos import open_photos
 from densevl.evaluation.analyses.size import BINS, size_bias
 from densevl.evaluation.analyses.written import BLANK, MASKED, PLAIN, WORD, written_words
@@ -118,14 +129,13 @@ class Reader(Areas):
         self.reads = reads
 
     def read(self, rgb: np.ndarray, words: LabelSet) -> list[tuple[int, slice, slice]]:
+        """Each word and where its plate is: boxes of white, compared with the plates of all sizes."""
         found = []
-        for at, word in enumerate(words.names):
-            for drawn in {
-                id(one): one for height in range(60) if (one := plate(word, 60, height)) is not None
-            }.values():
-                views = np.lib.stride_tricks.sliding_window_view(rgb, drawn.shape)[:, :, 0]
-                for y, x in np.argwhere((views == drawn).all(axis=(2, 3, 4))):
-                    found.append((at, slice(y, y + drawn.shape[0]), slice(x, x + drawn.shape[1])))
+        for rows, columns, _ in ndimage.find_objects(ndimage.label((rgb == 255).all(axis=2, keepdims=True))[0]):
+            for at, word in enumerate(words.names):
+                plates = (plate(word, 60, height) for height in range(60))
+                if any(one is not None and np.array_equal(one, rgb[rows, columns]) for one in plates):
+                    found.append((at, rows, columns))
         return found
 
     def __call__(self, rgb, masks, words) -> dict[str, np.ndarray]:
@@ -200,6 +210,14 @@ def test_of_photos_without_labels_the_answer_is_held_against_that_to_the_photo(l
         assert [row["way"] for row in found.rows] == [IMAGE, "pixels"]
         assert found.rows[0][f"same answer, {PLAIN}"] == 1.0
         assert found.rows[0][f"word wins, {WORD}"] == float(reads)
+
+
+def test_words_that_no_font_can_write_are_not_painted(large) -> None:
+    odd = ("\U000e0fff", "\U000e0ffe", "\U000e0ffd")  # of which no font has a letter
+    assert [drawable(word) for word in ("cat", *odd)] == [True, False, False, False]
+    reader, words = Reader(False), LabelSet(odd, tuple((word,) for word in odd))
+    with pytest.raises(EvaluationError, match="no font of this machine"):
+        written_words(reader, partial(pixels, reader, words), large, words)
 
 
 def test_a_word_needs_room_and_another_label(large) -> None:

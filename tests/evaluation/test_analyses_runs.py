@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import densevl
+from concept_folders import FOLDERS
 from densevl.cli import app
 from densevl.cli.evaluation import ANALYSES
 from densevl.evaluation import Experiment, Predictor, open_dataset
 from densevl.evaluation.analyses import NAMES, analyse
 from densevl.evaluation.analyses.looks import IMAGE, ModelLooks
 from densevl.evaluation.benchmarks.class_lists import ClassList
+from densevl.evaluation.report.analyses import FILES
 from densevl.pipelines.feeding import embed_images
 from densevl.vocabulary import LabelSet
 
@@ -27,7 +29,8 @@ WORDS = ("background", "penguin", "pizza", "bicycle")
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["eval", "analyse", *map(str, arguments)])
+    quick = () if "concepts" in str(arguments) else ("--set", "protocol.short_side=64")
+    done = CliRunner().invoke(app, ["eval", "analyse", *map(str, arguments), *quick])
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -49,13 +52,13 @@ def test_the_command_knows_the_names_of_all_analyses() -> None:
 
 def test_a_benchmark_is_analysed_and_the_page_says_what_to_do(folder, tmp_path) -> None:
     out = tmp_path / "out"
-    only = ",".join(name for name in NAMES if name not in ("corruption", "unknown", "vocabulary"))
+    only = ",".join(name for name in NAMES if name not in ("corruption", "vocabulary", "agreement"))
     code, stdout, stderr = run("folder", "--root", folder, "--model", "mini", "--only", only, "--out", out, "--json")
     assert code == 0, stderr
     told = json.loads(stdout)
     assert told["analyses"] == [
-        *("Background reliance", "Object size", "Written words", "Association of attributes", "Swapped backgrounds"),
-        "Agreement of views",
+        *("Background reliance", "Object size", "Written words", "Association of attributes", "Unknown classes"),
+        "Swapped backgrounds",
     ]
     assert told["left out"] == {}
     page = (out / "analyses.html").read_text()
@@ -65,6 +68,13 @@ def test_a_benchmark_is_analysed_and_the_page_says_what_to_do(folder, tmp_path) 
     assert page.count("<h2>") >= 7
     saved = json.loads((out / "analyses.json").read_text())
     assert [own["name"] for own in saved["analyses"]] == told["analyses"]
+    # all are asked for before the model runs
+    assert {path.name for path in out.iterdir()} <= set(FILES)
+    mine = tmp_path / "other/object_size.csv"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert run("folder", "--root", folder, "--model", "mini", "--only", "size", "--out", mine.parent)[0] != 0
+    assert mine.read_text() == "mine"
 
 
 def test_without_labels_what_needs_a_truth_is_named_with_the_reason(tmp_path) -> None:
@@ -139,6 +149,17 @@ def test_a_dataset_that_shows_nothing_leaves_analyses_out_with_reasons(tmp_path)
         analyse(Experiment("folder", root=str(root), model="mini"), ["size"], tell=lambda _: None)
 
 
+def test_a_concept_model_has_no_vectors_and_the_rest_is_analysed(folder, tmp_path) -> None:
+    model = str(FOLDERS["clipseg"](tmp_path / "concepts"))
+    photos = folder / "images"
+    asked = ("--labels", "cat,dog", "--model", model, "--distractors", "sky", "--limit", "1", "--out", tmp_path / "out")
+    code, stdout, stderr = run(photos, *asked, "--json")
+    assert code == 0, stderr
+    told = json.loads(stdout)
+    assert told["analyses"] == ["Vocabulary expansion", "Corruption robustness", "Agreement of views"]
+    assert "no vectors of photos" in told["left out"]["written"]
+
+
 def test_ways_judge_as_the_pipelines_do(folder) -> None:
     dataset = open_dataset("folder", folder)
     classes = ClassList("own", WORDS[1:], True)
@@ -169,7 +190,7 @@ def test_logits_of_a_predictor_make_its_confidence(folder) -> None:
     image = dataset[0].image
     logits, found = predictor.logits(image).astype(float), predictor(image)
     p = np.exp(logits - logits.max(axis=0)) / np.exp(logits - logits.max(axis=0)).sum(axis=0)
-    np.testing.assert_array_equal(p.argmax(axis=0) + 1, found.labels)
+    assert (p.argmax(axis=0) + 1 == found.labels).mean() > 0.999  # but for ties that rounding breaks
     slope, offset = predictor.calibration
     odds = slope * np.log(p.max(axis=0) / np.maximum(1 - p.max(axis=0), 1e-12)) + offset
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), found.confidence, atol=1e-3)

@@ -12,8 +12,9 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from densevl.drawing.text import line
 from densevl.evaluation.analyses.base import Labels, Mask, Picture
 from densevl.evaluation.benchmarks.base import Dataset, Sample
 from densevl.lazy import ndimage
@@ -97,15 +98,22 @@ def moved(sample: Sample, place: Sample) -> Picture:
 
 
 @lru_cache(maxsize=4096)
+def drawable(word: str) -> bool:
+    """Whether a font of this machine has all letters of a word."""
+    found = line(word, SMALLEST)
+    return found.whole and bool(found.text)
+
+
+@lru_cache(maxsize=4096)
 def plate(word: str, width: int, height: int) -> npt.NDArray[np.uint8] | None:
-    """A word in black on white as large as fits: (h, w, 3), h <= height and w <= width; None if it cannot be read."""
+    """A word in black on white as large as fits: (h, w, 3), at most height by width; None if it cannot be read."""
     for size in range(min(LARGEST, height), SMALLEST - 1, -1):
-        font = ImageFont.load_default(size)
-        left, top, right, bottom = (round(side) for side in font.getbbox(word))
+        text, font, _ = line(word, size)
+        left, top, right, bottom = (round(side) for side in font.getbbox(text))
         wide, high = right - left + 4, bottom - top + 4
         if wide <= width and high <= height:
             picture = Image.new("RGB", (wide, high), "white")
-            ImageDraw.Draw(picture).text((2 - left, 2 - top), word, font=font, fill="black")
+            ImageDraw.Draw(picture).text((2 - left, 2 - top), text, font=font, fill="black")
             return np.asarray(picture)
     return None
 

@@ -209,7 +209,7 @@ def _analyse(
         raise EvaluationError(f"nothing can be analysed: {'; '.join(f'{own.name}: {own.reason}' for own in left)}")
     title = f"Analyses of {predictor.segmenter.backbone.name} on {dataset.name}"
     facts = predictor.facts()
-    about = f"{len(dataset)} images, {len(predictor.labels)} labels, recipe {facts['recipe'] or 'of the model'}"
+    about = f"{len(dataset)} images, {len(predictor.labels)} labels, recipe {facts.get('recipe') or 'none'}"
     return Analyses(title, f"{about}, background {facts['background']}.", tuple(done), tuple(left))
 
 

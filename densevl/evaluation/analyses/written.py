@@ -23,7 +23,7 @@ from densevl.evaluation.analyses.base import (
     percent,
 )
 from densevl.evaluation.analyses.looks import IMAGE, Looks
-from densevl.evaluation.analyses.objects import SMALLEST, Thing, filled, things, written_on
+from densevl.evaluation.analyses.objects import SMALLEST, Thing, drawable, filled, things, written_on
 from densevl.evaluation.benchmarks.base import Dataset, Sample
 from densevl.files import shown
 from densevl.images import read_image
@@ -75,6 +75,11 @@ def written_words(
     if len(labels) < 2:
         raise EvaluationError("a word of another label is painted, and there is one label; give two or more")
     masks = text_mask_files(text_masks, dataset) if text_masks is not None else {}
+    written_labels = {at for at, name in enumerate(labels.names) if drawable(name)}
+    if not written_labels:
+        raise EvaluationError(
+            "no font of this machine has the letters of the labels, so none can be written; give others"
+        )
     words, first = looks.words(labels), int(dataset.classes.background)
     rng = np.random.default_rng(seed)
     tallies = {name: _Tally() for name in (PLAIN, *([MASKED] if masks else []), BLANK, WORD)}
@@ -82,7 +87,7 @@ def written_words(
     small = 0
     for sample in each(dataset, show, "written"):
         judge = _Photo(sample, dataset, looks, words, predictor)
-        absent = sorted(set(range(len(labels))) - {thing.label - first for thing in judge.things})
+        absent = sorted(written_labels - {thing.label - first for thing in judge.things})
         if not judge.things or not absent:
             continue
         order = rng.permutation(absent)

@@ -14,7 +14,14 @@ from densevl.evaluation.report.page import page
 from densevl.evaluation.report.results import as_csv, as_plain
 from densevl.files import atomic_write_all, json_text
 
-FILES = ("analyses.json", "analyses.html")
+TABLES = (
+    *("vocabulary_expansion", "vocabulary_expansion_greediest_distractors", "background_reliance"),
+    *("corruption_robustness", "object_size", "object_size_two_classes_in_a_photo", "object_size_words_in_a_sentence"),
+    *("written_words", "association_of_attributes", "unknown_classes", "unknown_classes_by_class"),
+    *("swapped_backgrounds", "swapped_backgrounds_by_class", "agreement_of_views"),
+    "agreement_of_views_where_the_views_differ",
+)
+FILES = ("analyses.json", "analyses.html", *(f"{name}.csv" for name in TABLES))
 
 
 def write(found: Analyses, folder: str | Path) -> list[Path]:
