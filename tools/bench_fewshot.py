@@ -19,7 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.devices import keep_memory
 from densevl.fewshot import HEADS, build
+from densevl.fewshot.pseudo import HOWS, pseudo_labels
 from densevl.fewshot.words import as_text, class_rows
 from densevl.pipelines.fewshot.classifier import OWN
 from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
@@ -41,6 +42,7 @@ from densevl.regions.fusion import ScoreSource, fuse
 from densevl.results import UNLABELLED
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.text_classifier import TextClassifier
+from densevl.vocabulary.transforms.memory import Memory
 from tools.fewshot_pictures import REAL
 from tools.render.art import TRAIN_STYLES
 from tools.render.nouns import all_nouns
@@ -229,6 +231,25 @@ def without(level: Level, head: str, projection: torch.Tensor, seeds: int, count
     return {"with": with_them, "without": without_them}
 
 
+def guessed(level: Level, counts: Sequence[int]) -> dict[str, float]:
+    """Without labels: right names by head "gda" on pseudo labels of each kind, and by words with a memory of the same
+    pictures, captioned with their nouns. Images alone."""
+    (kind,), rows = level.rows, level.rows["image"]
+    scale, found = level.features.scales[kind], {}
+    for how in HOWS:
+        labels = pseudo_labels(how, rows, level.text, scale=scale, count=counts[-1]).labels
+        kept = labels >= 0
+        head = build("gda").fit(rows[kept], labels[kept], level.text, scale=scale)
+        found[f"{how}, then gda"] = level.figure({kind: head.logits})
+    memory = Memory(rows, level.text[level.owner])
+    for beta in (0.2, 0.5, 1.0):
+        text = replace(memory, beta=beta).apply(level.text)
+        found[f"memory of captions, beta {beta:g}"] = level.figure(
+            {kind: lambda rows, text=text: scale * F.normalize(rows, dim=-1) @ text.mT}
+        )
+    return found
+
+
 def _noise(row: dict[str, float], name: str) -> str:
     """How far the choices of examples lie apart, beside a figure."""
     return f" ({row[f'spread {name}']:.0f})" if f"spread {name}" in row else ""
@@ -244,6 +265,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", nargs="+", default=every, choices=every)
     parser.add_argument("--shots", nargs="+", type=int, default=list(SHOTS), help="examples of each noun, ascending")
     parser.add_argument("--without", action="store_true", help="examples of every second noun only")
+    parser.add_argument("--unlabelled", action="store_true", help="pseudo labels and a memory, on images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -256,11 +278,18 @@ def main() -> None:
     for vocabulary in given.vocabularies:
         pictures = pictures_of(vocabulary, given.shots[-1])
         for level in given.levels:
-            if (given.without and level in ("pixel", "ground")) or (vocabulary in REAL and level != "image"):
+            dense = level in ("pixel", "ground")
+            if (given.without and dense) or ((given.unlabelled or vocabulary in REAL) and level != "image"):
                 continue
             plain = Level(level, backbone, backbone, pictures)
             bare = Level(level, backbone, before, pictures) if "prolip" in given.heads else plain
             text = plain.figure(plain.words())
+            if given.unlabelled:
+                result[f"{vocabulary}, {level}"] = {"words alone": text, **guessed(plain, given.shots)}
+                rows = result[f"{vocabulary}, {level}"].items()
+                print(f"\n{vocabulary}, {level}\n\n| without labels | |\n|---|---|")
+                print("\n".join(f"| {how} | {figure:.1f} |" for how, figure in rows), flush=True)
+                continue
             columns = ["with", "without"] if given.without else [*map(str, given.shots), "ms"]
             if given.without:
                 right, has = plain.right(plain.words()).float(), plain.truth % 2 == 0
