@@ -36,7 +36,7 @@ class MutedTower:
         block = self._tower.view(index, grid)
         if index not in self.muted:
             return block
-        return _MutedBlock(block, self.muted[index], grid[0] * grid[1], self._tower.prefix)  # type: ignore[return-value]
+        return _MutedBlock(block, self.muted[index], grid[0] * grid[1], self._tower.prefix)
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
         """Block `index`; see `Tower.run`."""

@@ -177,7 +177,7 @@ class Explainer:
         for block, head in sorted({self._head(*pair) for pair in pairs}):
             chosen.setdefault(block - 1, []).append(head - 1)
         means = head_means(self._tower, self._batches(images), chosen)
-        return self.backbone.muted(means)  # type: ignore[attr-defined,no-any-return]
+        return self.backbone.muted(means)  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def pairs(self, image: Any, caption: str, *, text_block: int = TEXT_BLOCK) -> PairMap:
