@@ -25,12 +25,15 @@ GAP = 1e-4
 """Of the sum of all pairs to what it is to be; cosines are at most 1."""
 CLOSE = 2e-5
 """Of the sum of a side's changes, over the norm of the embedding, to what it is to be."""
-AT_ONCE = 10
-"""Points that are run together."""
+AT_ONCE = 2048
+"""Tokens of all points that are run together, which bounds the memory."""
 
 
 class Reader(Protocol):
     """Blocks of a tower and its read-out, as a function of the tokens that enter them."""
+
+    def tokens(self, count: int) -> int:
+        """How many tokens are run for the changes of so many at one place."""
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """The embedding (E,), not normalised."""
@@ -51,6 +54,10 @@ class LastBlock:
     block: Block
     place: int
     read: Callable[[torch.Tensor], torch.Tensor]
+
+    def tokens(self, count: int) -> int:
+        """See `Reader`."""
+        return count
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """See `Reader`."""
@@ -111,6 +118,10 @@ class CausalBlocks:
     blocks: Sequence[Block]
     read: Callable[[torch.Tensor], torch.Tensor]
 
+    def tokens(self, count: int) -> int:
+        """See `Reader`."""
+        return count * count
+
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         """See `Reader`."""
         return self._run(x_ND[None])[0]
@@ -167,10 +178,11 @@ def integrate(read: Reader, x_ND: torch.Tensor, reference_ND: torch.Tensor) -> I
         x_ND, reference_ND: what enters the blocks of `read`.
     """
     delta_ND, whole_E, reference_E = x_ND - reference_ND, read(x_ND), read(reference_ND)
+    step = max(1, AT_ONCE // read.tokens(len(x_ND)))
     for points in POINTS:
         places, weights = (torch.from_numpy(row).to(x_ND) for row in np.polynomial.legendre.leggauss(points))
         total_NE: torch.Tensor | float = 0.0
-        for some, own in zip(places.split(AT_ONCE), weights.split(AT_ONCE), strict=True):
+        for some, own in zip(places.split(step), weights.split(step), strict=True):
             x_PND = reference_ND + (some[:, None, None] + 1) / 2 * delta_ND
             total_NE = total_NE + torch.einsum("p,pne->ne", own / 2, read.changes(x_PND, delta_ND))
         found = Integrated(torch.as_tensor(total_NE), whole_E, reference_E)

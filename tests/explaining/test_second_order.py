@@ -99,6 +99,9 @@ def test_a_bilinear_score_is_split_exactly() -> None:
         def __call__(self, x):
             return x.sum(0) @ self.matrix
 
+        def tokens(self, count):
+            return count
+
         def changes(self, x_PND, delta_ND):
             return (delta_ND @ self.matrix).expand(len(x_PND), -1, -1)
 
