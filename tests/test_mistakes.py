@@ -92,6 +92,7 @@ WRONG: dict[str, list[str]] = {
     "bands": ["x", "", "1,2,3"],
     "value_range": ["x", "5", "", "0,9"],
     "presence": ["2", "-1", "nan", "x"],
+    "guided": ["1", "0", "x"],
     "bits": ["7", "17", "x", ""],
     "short_side": ["0", "-3", "x"],
     "crop": ["-1", "x", "3"],

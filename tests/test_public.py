@@ -66,9 +66,9 @@ COMMANDS = {
         "--strict --top --weights"
     ),
     "classify": (
-        "IMAGES --activation --bits --descriptors --device --head --json --labels --like --max-pixels --mean --model "
-        "--out --overwrite --precision --quiet --ray --shard --sheet --std --strict --templates --text-transform "
-        "--weights --workers"
+        "IMAGES --activation --bits --descriptors --device --guided --head --json --labels --like --max-pixels --mean "
+        "--model --out --overwrite --precision --presence --quiet --ray --shard --sheet --std --strict --templates "
+        "--text-transform --weights --workers"
     ),
     "features": (
         "IMAGES --activation --bits --blend --compat --crop --device --dtype --format --json --layer --max-pixels "

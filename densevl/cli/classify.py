@@ -36,6 +36,15 @@ def classify(
     templates: options.Templates = None,
     descriptors: options.Descriptors = None,
     text_transform: options.TextTransform = None,
+    presence: options.Presence = None,
+    guided: Annotated[
+        int | None,
+        options.option(
+            "Rank so many of the likeliest labels anew by crops, each where the model sees it: finds what is small.",
+            panel=options.LOOKING,
+            min=2,
+        ),
+    ] = None,
     out: options.OutFolder = None,
     sheet: options.Sheet = False,
     as_json: options.Json = False,
@@ -61,6 +70,7 @@ def classify(
         raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out")
     asked = labels_of(labels, like) if head is None else None
     chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
+    chosen |= {name: own for name, own in {"guided": guided, "presence": presence}.items() if own is not None}
     if head is None:
         chosen |= {"model": model or options.MODEL, "templates": templates}
         chosen["text"] = TextOptions.parse(text_options(given))

@@ -124,6 +124,7 @@ RULES: Mapping[str, Rule] = {
     "bank": Rule(_is(*PATH, list, tuple, Bank), "a folder of a bank, a Bank, or several of these"),
     "bank_share": Rule(lambda value: _number(value) and 0 <= value <= 1, "a share of 0..1"),
     "neighbours": COUNT,
+    "guided": Rule(lambda value: _whole(value, 2), "a whole number of at least 2"),
     "order": _one_of(ORDERS),
     "second_look": Rule(_is(str), "the name of an operator"),
     "second_share": SHARE,

@@ -10,6 +10,7 @@ from typing import Any
 
 from densevl.backbones import Backbone
 from densevl.errors import DensevlError, OptionError, suggest
+from densevl.pipelines.settings import check
 from densevl.recipes import get, names
 from densevl.regions.operators.names import parse
 from densevl.vocabulary import Background
@@ -21,7 +22,7 @@ SEGMENT, REGIONS, CLASSIFY = USES = ("segment", "regions", "classify")
 STAGES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     SEGMENT: (("recipe", "background"), ("templates", "background"), ("plan",)),
     REGIONS: (("operator",), ("templates",), ("recipe",)),
-    CLASSIFY: (("templates",),),
+    CLASSIFY: (("templates",), ("guided", "presence")),
 }
 """Settings that are tried together, in order; those of one pass of the image tower share it."""
 CHEAPER: Mapping[str, tuple[str, ...]] = {SEGMENT: ("plan", "precision"), REGIONS: ("precision",), CLASSIFY: ()}
@@ -30,8 +31,21 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BESIDE = (0.2, 0.4, 0.6)
 """Thresholds beside the model's own background words."""
 LISTS = ("none", "1-max", "scenes", "voc", "coco-object")
+PRESENCES = ("0.1", "0.3", "0.5", "0.8")
 PLANS, PRECISIONS = ("tiles", "sliding", "whole"), ("float32", "int8", "bfloat16")
 OPERATORS = ("pool", "cls_mask", "crop", "pool+cls_mask", "pool+crop", "pool+cls_mask+crop")
+
+
+def number(value: str | None) -> int | float | None:
+    """A value that is a number.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        return None if value is None else int(value) if value.isdecimal() else float(value)
+    except ValueError as error:
+        raise OptionError(f"{value!r} to try is no number") from error
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ def space(
             "recipe": _recipes(backbone, given),
             "precision": _precisions(backbone),
         },
-        CLASSIFY: {"templates": (None, *TEMPLATES)},
+        CLASSIFY: {"templates": (None, *TEMPLATES), "guided": (None, "5"), "presence": (None, *PRESENCES)},
     }[use]
     asked = {name: tuple(values) for name, values in (tries or {}).items()}
     for name in (*only, *asked):
@@ -194,3 +208,5 @@ def _possible(name: str, value: str, backbone: Backbone) -> None:
         templates(value)
     if name == "operator":
         parse(value)
+    if name in ("guided", "presence"):
+        check(name, number(value))

@@ -19,7 +19,7 @@ from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import Proposals
 from densevl.recipes import get
-from densevl.tuning.candidates import CLASSIFY, REGIONS, SEGMENT, Candidate
+from densevl.tuning.candidates import CLASSIFY, REGIONS, SEGMENT, Candidate, number
 from densevl.tuning.pictures import Pictures
 from densevl.tuning.scores import Counts
 
@@ -176,7 +176,8 @@ class ImageCounter(Counter):
     measure = "accuracy"
 
     def _pipeline(self, candidate: Candidate) -> FewShot:
-        return FewShot(self.backbone, templates=candidate["templates"])
+        looks = {name: number(value) for name in ("guided", "presence") if (value := candidate[name]) is not None}
+        return FewShot(self.backbone, templates=candidate["templates"], **looks)
 
     def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:
         found = {}

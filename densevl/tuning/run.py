@@ -27,7 +27,7 @@ FEWEST = 3
 """Pictures: each fold needs one, and something to choose by."""
 STATE, TOML, JSON = "state/counted.npz", "tuned.toml", "tuned.json"
 """Files of a folder of results."""
-VARIED = ("recipe", "operator", "background", "templates", "protocol", "precision", "views")
+VARIED = ("recipe", "operator", "background", "templates", "protocol", "precision", "views", "guided", "presence")
 """Facts of a pipeline that candidates vary."""
 
 

@@ -57,6 +57,7 @@ WRONG = {
     "size": ["224", 22.4, object()],
     "tile": ["64", 6.4],
     "adapters": [3, object()],
+    "guided": [1, 2.5, "x", True],
     "coverage": [0, 2, "x", None],
     "tokens": [0, 1.5, None],
 }

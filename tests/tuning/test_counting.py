@@ -127,6 +127,7 @@ def test_without_a_truth_a_candidate_is_counted_against_itself(mini) -> None:
         ([], {"plan": ["tile"]}, "plan 'tile' to try.*tiles"),
         ([], {"precision": ["int7"]}, "precision 'int7' to try.*int8"),
         ([], {"templates": ["opnai"]}, "opnai"),
+        ([], {"guided": ["5"]}, "no setting 'guided' to tune for segment"),
     ],
 )
 def test_what_cannot_be_tried_is_refused_before_anything_is_measured(mini, only, tries, told) -> None:

@@ -127,7 +127,7 @@ def test_objects_and_folders_of_classes_tune_their_commands(tmp_path) -> None:
             Image.fromarray(read_image(SCENES[at])[:64, 20 * number :][:, :64]).save(
                 tmp_path / "kinds" / kind / f"{number}.png"
             )
-    found = tune(tmp_path / "kinds", "mini", tries={"templates": ["name"]})
+    found = tune(tmp_path / "kinds", "mini", tries={"templates": ["name"], "guided": ["2"]})
     assert (found.use, found.images, found.rows[0].choice) == ("classify", 4, "default")
     assert tomllib.loads(found.toml()).keys() == {"classify"}
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from densevl.tuning import Tuning
 
 USES = ("segment", "regions", "classify")
-SETTINGS = ("recipe", "operator", "background", "templates", "plan", "precision")
+SETTINGS = ("recipe", "operator", "background", "templates", "plan", "precision", "guided", "presence")
 TUNED = Path(options.OUT, "tuned")
 SHOWN = 5  # finalists of a table that were not taken
 
@@ -54,8 +54,8 @@ def tune(
     only: Annotated[
         str | None,
         options.option(
-            "Settings to choose, commas between, out of recipe, operator, background, templates, plan, precision; all "
-            "if left out.",
+            "Settings to choose, commas between, out of recipe, background, templates, plan and precision (segment), "
+            "operator (regions), guided and presence (classify); all if left out.",
             panel=options.ASKED,
             values=SETTINGS,
             between=",",

@@ -69,6 +69,7 @@ class FewShot(Learner):
         proposals: Any = None,
         coverage: float = COVERAGE,
         tokens: int = MOST,
+        guided: int | None = None,
         recipe: str | Recipe | None = None,
         weights: str | Path | None = None,
         templates: str | Sequence[str] | None = None,
@@ -100,6 +101,10 @@ class FewShot(Learner):
                 proposals. None proposes nothing.
             coverage: a token is an example for pixels if its class covers at least this share of it (0..1).
             tokens: at most so many are taken of an image and class.
+            guided: for whole images: so many of the likeliest classes are ranked anew by crops, each where the dense
+                map of its words has it (GC-CLIP); `regions` of the result are the boxes. None looks once. presence of a
+                class is likewise told by that map, where background words compete: one that is nowhere in the image
+                gets no probability.
 
         Raises:
             ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains.
@@ -136,7 +141,12 @@ class FewShot(Learner):
         for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
             if value is not None and level != "region":
                 raise OptionError(f"{name} is for level 'region', not '{level}'; leave one of them out")
+        if guided is not None and level != "image":
+            raise OptionError(f"guided is for level 'image', not '{level}'; leave one of them out")
+        self.guided = guided
         self.has_words = self.segmenter.recipe is not None
+        if not self.has_words and (guided, presence if level == "image" else None) != (None, None):
+            raise ModelError(f"model '{self.backbone.name}' has no words for places, by which guided and presence look")
         if not self.has_words and not (level == "image" and head in WORDLESS):
             raise ModelError(
                 f"model '{self.backbone.name}' is no CLIP whose patches a recipe reads, and examples and words are "

@@ -180,6 +180,8 @@ class Learner(Learned):
             OptionError: an impossible alpha, another level, or a head that cannot do without examples.
         """
         labels = self.fitted()
+        if (self.guided, self.segmenter.presence) != (None, None):
+            raise OptionError("calibrate fits what whole images give; leave guided and presence out")
         if self.level != "image":
             raise OptionError(f"calibrate is for level 'image', and this was made with level '{self.level}'")
         head = self.heads["image"]

@@ -14,20 +14,24 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from densevl.errors import OptionError
 from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.result import Classification
 from densevl.fewshot.words import as_text, class_rows
 from densevl.pipelines import remarks
 from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, RegionFeatures, cut_out
+from densevl.pipelines.fewshot.guiding import boxes_of, guide
 from densevl.pipelines.fewshot.state import Learned
 from densevl.pipelines.many import source
+from densevl.pipelines.segmentation.presence import taking_part
 from densevl.proposals.checks import box_edges, image_boxes
 from densevl.regions.fusion import ScoreSource, fuse
 from densevl.regions.naming import decide
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult
 from densevl.vocabulary import Background, LabelSet
+from densevl.weights import require_finite
 
 
 def classified(
@@ -38,6 +42,7 @@ def classified(
 ) -> Iterator[Classification]:
     """Whole images; boxes are of the only one."""
     started = time.perf_counter()
+    _require_plain(made, boxes)
     pictures = [rgb for _, rgb in together]
     boxes = box_edges(image_boxes(boxes, pictures[0].shape[:2])).tolist()
     logits, rows = _logits(made, [*pictures, *(cut_out(pictures[0], box) for box in boxes)], asked)
@@ -61,15 +66,61 @@ def classified(
         replace(part, box=(box[0], box[1], box[2], box[3]), warnings=())
         for part, box in zip(found[len(pictures) :], boxes, strict=True)
     )
+    wholes = [replace(whole, regions=parts) for whole in found[: len(pictures)]]
+    if made.guided is not None or made.segmenter.presence is not None:
+        wholes = [_again(made, whole, asked) for whole in wholes]
     seconds = round((time.perf_counter() - started) / len(pictures), 4)
-    for (image, _), whole in zip(together, found, strict=False):
+    for (image, _), whole in zip(together, wholes, strict=True):
         meta: dict[str, Any] = {
             "image": source(image),
             "model": made.backbone.name,
             "reading": dict(made.backbone.reading),
         }
-        meta |= {**made.meta(), "seconds": seconds}
-        yield replace(whole, regions=parts, meta=meta)
+        yield replace(whole, meta={**meta, **made.meta(), **whole.meta, "seconds": seconds})
+
+
+def _require_plain(made: Learned, boxes: Any) -> None:
+    """Refuse a second look where it cannot be had.
+
+    Raises:
+        OptionError: with boxes, which say where to look; or after a calibration, which was to the first look.
+    """
+    if made.guided is not None and len(boxes):
+        raise OptionError("boxes= say where to look, and guided= finds boxes; leave one of them out")
+    if (made.guided, made.segmenter.presence) != (None, None) and made.calibration.margin is not None:
+        raise OptionError("this head is calibrated to whole images; leave guided and presence out")
+
+
+def _again(made: Learned, whole: Classification, asked: LabelSet | None) -> Classification:
+    """A whole image looked at a second time: without the labels that are nowhere in it, and by guided crops."""
+    labels, segmenter, rgb = asked or made.fitted(), made.segmenter, whole.image
+    evidence = segmenter.look(rgb, labels, segmenter.background, segmenter.segments(rgb))
+    require_finite(evidence.scores, f"scores of model '{made.backbone.name}'")
+    p_C, scores_C = torch.from_numpy(whole.probabilities), torch.from_numpy(whole.scores)
+    scale, warned = made.backbone.logit_scale, whole.warnings
+    _, absent = taking_part(evidence.scores, evidence.text, labels, segmenter.presence, scale)
+    if len(absent) == len(labels):
+        absent = ()
+        warned = (*warned, f"no label reaches presence {segmenter.presence:g} anywhere: none is dropped")
+    here_C = torch.tensor([name not in absent for name in labels.names])
+    p_C = torch.where(here_C, p_C, 0.0)
+    p_C = p_C / p_C.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    meta: dict[str, Any] = {"presence": segmenter.presence, "absent": list(absent), "guided": made.guided}
+    regions = whole.regions
+    if made.guided is not None:
+        likeliest = torch.where(here_C, scores_C, -torch.inf).topk(min(made.guided, int(here_C.sum()))).indices.tolist()
+        where = boxes_of(evidence.scores, evidence.windows, evidence.text.classes, likeliest, rgb.shape[:2])
+        seen = guide(rgb, scores_C, likeliest, where, lambda crops: _logits(made, crops, asked)[0].float().cpu())
+        p_C = seen.ranked(p_C)
+        scores_C = scores_C.index_copy(0, torch.tensor(likeliest), seen.logits)
+        meta["boxes"] = {labels.names[number]: list(box) for number, box in zip(likeliest, where, strict=True)}
+        regions = tuple(
+            Classification(labels.names, tight.numpy(), tight.softmax(dim=0).numpy(), rgb, box=box)
+            for tight, box in zip(seen.tight, where, strict=True)
+        )
+    return replace(
+        whole, scores=scores_C.numpy(), probabilities=p_C.numpy(), regions=regions, meta=meta, warnings=warned
+    )
 
 
 def _logits(made: Learned, pictures: Sequence[np.ndarray], asked: LabelSet | None) -> tuple[torch.Tensor, torch.Tensor]:

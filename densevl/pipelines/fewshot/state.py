@@ -32,7 +32,7 @@ class Learned:
         level: "image", "region" or "pixel". head: its name, and settings, what it was made with. has_words: whether
             the model compares images and words. labels: None before `fit`. heads: by kind of feature. counts: examples
             by class. calibration: of confidence. guessed: how examples were found among images without labels, if they
-            were.
+            were. guided: how many classes crops rank anew; None for none.
     """
 
     level: str
@@ -49,6 +49,7 @@ class Learned:
     counts: Counter[str]
     calibration: Calibration
     guessed: str | None
+    guided: int | None
 
     def judge(self, encoded: Encoded, labels: LabelSet | None = None) -> Evidence:
         """Scores of the places of an encoded photo: by what was fitted, or by the words of `labels` alone.
@@ -77,6 +78,7 @@ class Learned:
             "settings": self.settings,
             "coverage": self.coverage,
             "tokens": self.tokens,
+            "guided": self.guided,
             "labels": self.labels.facts() if self.labels is not None else None,
             "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
