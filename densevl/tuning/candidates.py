@@ -119,6 +119,7 @@ def space(
     backbone: Backbone,
     *,
     background: bool = True,
+    labelled: bool = True,
     only: Iterable[str] = (),
     tries: Mapping[str, Iterable[str]] | None = None,
     given: Iterable[str] = (),
@@ -126,7 +127,9 @@ def space(
     """What may be chosen for a model.
 
     Args:
-        use: of `USES`. background: whether pixels may be none of the labels. only: settings that vary; all if empty.
+        use: of `USES`. background: whether pixels may be none of the labels. labelled: whether the truth is known;
+            else backgrounds stay as they are, for which no guess was seen to be any good. only: settings that vary;
+            all if empty.
         tries: values to try in place of the usual ones, by setting. given: what recipes may read: "proxy", "proposals".
 
     Raises:
@@ -135,7 +138,7 @@ def space(
     usual: dict[str, tuple[str | None, ...]] = {
         SEGMENT: {
             "recipe": _recipes(backbone, given),
-            "background": _backgrounds(backbone) if background else ("none",),
+            "background": ("none",) if not background else _backgrounds(backbone) if labelled else ("auto",),
             "templates": (None, *TEMPLATES),
             "plan": (None, *PLANS),
             "precision": _precisions(backbone),

@@ -51,7 +51,8 @@ class Counter(ABC):
         Raises:
             DensevlError: the picture cannot be read, or a candidate cannot run.
         """
-        rgb, truth = self.pictures.read(index)
+        rgb, known = self.pictures.read(index)
+        truth = self.truth(index, rgb, known)
         found: dict[Candidate, Cell] = {}
 
         def shared(candidate: Candidate) -> tuple[str, ...]:
@@ -60,6 +61,10 @@ class Counter(ABC):
         for _, together in groupby(sorted(candidates, key=shared), key=shared):
             found |= self.counted(rgb, truth, list(together))
         return found
+
+    def truth(self, index: int, rgb: npt.NDArray[np.uint8], known: Any) -> Any:
+        """What candidates are counted against on a picture."""
+        return known
 
     @abstractmethod
     def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:

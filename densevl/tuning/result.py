@@ -92,7 +92,7 @@ class Tuning:
         ]
         lines += ["# " + line for line in wrap(self.verdict, 100)]
         if not self.labelled:
-            lines.append("# No picture had labels: this is a guess, by how well a setting agrees with itself.")
+            lines.append("# No picture had labels: this is a guess, by what most methods say.")
         for command in COMMANDS[self.use]:
             lines += ["", f"[{command}]"]
             lines += [f"{name} = {_quoted(own)}" for name, own in self._loading.items()]

@@ -16,7 +16,7 @@ from densevl.pipelines.settings import load
 from densevl.proposals import load_proposer
 from densevl.tuning.candidates import Candidate, space
 from densevl.tuning.counting import COUNTERS, Counter
-from densevl.tuning.guessing import AgreementCounter
+from densevl.tuning.guessing import LEAST, AgreementCounter
 from densevl.tuning.ledger import Ledger, Show
 from densevl.tuning.pictures import MOST, Pictures, open_pictures
 from densevl.tuning.result import ENOUGH, Row, Tuning
@@ -78,7 +78,15 @@ def tune(
     backbone = load(model, weights, device)
     lent = _lent(proxy, proposals, str(backbone.device))
     given = [name for name, own in lent.items() if own is not None]
-    choices = space(pictures.use, backbone, background=pictures.background, only=only, tries=tries, given=given)
+    choices = space(
+        pictures.use,
+        backbone,
+        background=pictures.background,
+        labelled=pictures.labelled,
+        only=only,
+        tries=tries,
+        given=given,
+    )
     if not choices.stages:
         raise OptionError(f"there is nothing to choose for model '{backbone.name}': give other --only or --try")
     counter = _counter(backbone, pictures, lent)
@@ -99,7 +107,8 @@ def tune(
         if ledger.resumed and say is not None:
             say(f"{ledger.resumed:,} counts are there already")
         try:
-            selection = Selection(choices, ledger, MEASURES[counter.measure], seed=seed, say=say)
+            least = 0.0 if pictures.labelled else LEAST
+            selection = Selection(choices, ledger, MEASURES[counter.measure], seed=seed, least=least, say=say)
             found = _chosen(selection, counter, _loading(model, backbone, weights, proxy, proposals))
         except KeyboardInterrupt as stop:
             stop.add_note("the same command goes on from here" if out is not None else "nothing of it is kept")
@@ -145,7 +154,7 @@ def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) 
     steps = selection.choose(order)
     picked = steps[-1].chosen if steps else default
     judged = selection.judge()
-    better = judged.complete and judged.gain.sure and judged.gain.value > 0
+    better = judged.complete and judged.gain.sure and judged.gain.value > selection.least
     chosen, cheaper = selection.cheapen(picked if better and picked != default else default)
     ways = [default, *(step.chosen for step in steps), *_without(picked, default), *cheaper, chosen]
     selection.ledger.ensure(dict.fromkeys(ways), order, must=True)
@@ -193,8 +202,8 @@ def _warnings(pictures: Pictures, steps: Iterable[Step], judged: Judged) -> list
         )
     if not pictures.labelled:
         found.append(
-            "no labels: settings are chosen by how well they agree with themselves, which is a guess at how good they "
-            "are; label a handful of pictures to know"
+            "no labels: settings are judged by how far they agree with what most methods say, which is a guess at how "
+            "good they are; label a handful of pictures to know"
         )
     if not judged.complete or not all(step.complete for step in steps):
         found.append("the time was up before all was looked at; the same call with another budget goes on")

@@ -67,9 +67,20 @@ class Selection:
     """Chooses among the candidates of a space by what a ledger counts."""
 
     def __init__(
-        self, space: Space, ledger: Ledger, measure: Measure, *, seed: int = 0, say: Say | None = None
+        self,
+        space: Space,
+        ledger: Ledger,
+        measure: Measure,
+        *,
+        seed: int = 0,
+        least: float = 0.0,
+        say: Say | None = None,
     ) -> None:
-        """Prepare; pictures are looked at in an order drawn by the seed."""
+        """Prepare; pictures are looked at in an order drawn by the seed.
+
+        Args: least: a gain of no more than this is none.
+        """
+        self.least = least
         self.space, self.ledger, self.measure, self.seed = space, ledger, measure, seed
         self._say = say
         self.order = [int(at) for at in np.random.default_rng(seed).permutation(ledger.pictures)]
@@ -89,7 +100,7 @@ class Selection:
             best = finalists[0]
             if best != current:
                 gain = self.difference(best, current, visible)
-                current = best if gain.value > gain.error and gain.value > 0 else current
+                current = best if gain.value > max(gain.error, self.least) else current
             steps.append(Step(stage, len(pool), tuple(finalists), current, complete))
         return steps
 

@@ -16,6 +16,8 @@ from densevl.errors import DatasetError, DensevlError, EvaluationError, ImageErr
 from densevl.images import read_image
 from densevl.proposals import Proposals
 from densevl.tuning import tune
+from densevl.tuning.candidates import Candidate
+from densevl.tuning.guessing import AgreementCounter
 from densevl.tuning.pictures import open_pictures
 
 SCENES = sorted((Path(__file__).parents[2] / "demo" / "scenes").glob("*.png"))
@@ -100,10 +102,12 @@ def test_files_of_others_are_not_replaced(tmp_path) -> None:
     assert (out / "tuned.toml").read_text() == "mine"
 
 
-def test_pictures_without_labels_are_guessed_at_and_said_to_be(tmp_path) -> None:
+def test_pictures_without_labels_are_guessed_at_and_said_to_be(tmp_path, monkeypatch) -> None:
+    """A jury of two, one of them the default, which no candidate beats by the ten points that it takes."""
+    monkeypatch.setattr(AgreementCounter, "jury", [Candidate.of({"recipe": None}), Candidate.of({"recipe": "naclip"})])
     data = folder(tmp_path / "data", 3)
-    found = tune(data / "images", "mini", labels="penguin, kettle", **QUICK)
-    assert (found.measure, found.labelled) == ("agreement", False)
+    found = tune(data / "images", "mini", labels="penguin, kettle", only=["recipe"], tries={"recipe": ["naclip"]})
+    assert (found.measure, found.labelled, found.chosen) == ("agreement", False, found.default)
     assert any("guess" in warning for warning in found.warnings)
     assert "this is a guess" in found.toml()
 

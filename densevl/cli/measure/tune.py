@@ -37,8 +37,7 @@ def tune(
     labels: Annotated[
         str | None,
         options.option(
-            "What to look for in pictures without a truth: settings are then guessed by how well they agree with "
-            "themselves.",
+            "What to look for in pictures without a truth: settings are then guessed by what most methods say.",
             panel=options.WORDS,
         ),
     ] = None,
