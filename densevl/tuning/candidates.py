@@ -76,7 +76,8 @@ class Candidate:
 
     def against(self, default: Candidate) -> str:
         """In words, by what is not the default's."""
-        return ", ".join(f"{name} {value or 'default'}" for name, value in self.changed(default).items()) or "default"
+        said = [f"{name} {_brief(value or 'default')}" for name, value in self.changed(default).items()]
+        return "; ".join(said) or "default"
 
     @property
     def key(self) -> str:
@@ -161,6 +162,11 @@ def space(
     varied = tuple(only) or tuple(usual)
     chosen = {**usual, **{name: (usual[name][0], *values) for name, values in asked.items()}}
     return Space(use, {name: tuple(dict.fromkeys(own if name in varied else own[:1])) for name, own in chosen.items()})
+
+
+def _brief(value: str) -> str:
+    """A value in a table: of a long list its ends."""
+    return value if len(value) <= 30 else f"{value[:18]} ... {value[-8:]}"
 
 
 def _recipes(backbone: Backbone, given: Iterable[str]) -> tuple[str | None, ...]:

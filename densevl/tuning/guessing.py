@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,11 +21,16 @@ from densevl.tuning.counting import PixelCounter
 
 LEAST = 0.1
 """A gain in agreement up to this is none: of methods that agree so far, the better are no nearer to the rest."""
+BACKGROUNDS = ("none", "scenes", "0.3", "0.5", "0.7")
+"""Those of jurors, beside the model's own: with that alone the like-minded among the bad would be the most."""
 Labels = npt.NDArray[np.int16]
 
 
 class AgreementCounter(PixelCounter):
-    """Label maps by pixels, against the most frequent label of a jury: every recipe that runs, else every template."""
+    """Label maps by pixels, against the most frequent label of a jury.
+
+    Jurors are all recipes that run with several backgrounds; of a model without recipes, all templates.
+    """
 
     measure: ClassVar[str] = "agreement"
 
@@ -32,18 +38,27 @@ class AgreementCounter(PixelCounter):
         """What most jurors say of a picture, int16 (H, W)."""
         kept = self._kept.get(index)
         if kept is None:
-            found = majority([self.maps(rgb, [juror])[juror][0] for juror in self.jury])
+            found = majority(list(self.verdicts(rgb).values()))
             kept = self._kept[index] = zlib.compress(found.tobytes(), 1)  # of large pictures a hundredth
         return np.frombuffer(zlib.decompress(kept), np.int16).reshape(rgb.shape[:2])
+
+    def verdicts(self, rgb: npt.NDArray[np.uint8]) -> dict[Candidate, Labels]:
+        """What each juror says of a picture; those of one recipe share its pass."""
+        found: dict[Candidate, Labels] = {}
+        for _, together in groupby(self.jury, key=lambda juror: juror["recipe"]):
+            found |= {juror: labels for juror, (labels, _) in self.maps(rgb, list(together)).items()}
+        return found
 
     @property
     def jury(self) -> list[Candidate]:
         """The jurors, chosen when they are first asked for."""
         if not self._jury:
             given = [name for name, own in self.given.items() if own is not None]
-            whole = space(self.pictures.use, self.backbone, labelled=False, given=given)
-            recipes = whole.around(whole.default, ["recipe"])
-            self._jury = recipes if len(recipes) > 2 else whole.around(whole.default, ["templates"])
+            tries = {"background": BACKGROUNDS}
+            whole = space(self.pictures.use, self.backbone, labelled=False, tries=tries, given=given)
+            recipes = whole.values["recipe"]
+            self._jury = whole.around(whole.default, ["recipe" if len(recipes) > 2 else "templates", "background"])
+            self._jury.sort(key=lambda juror: str(juror["recipe"]))
         return self._jury
 
     def __init__(self, *args: Any, **given: Any) -> None:

@@ -18,7 +18,7 @@ from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.proposals import Proposals
 from densevl.tuning.candidates import CLASSIFY, REGIONS, SEGMENT, space
 from densevl.tuning.counting import ImageCounter, PixelCounter, RegionCounter
-from densevl.tuning.guessing import AgreementCounter, majority
+from densevl.tuning.guessing import BACKGROUNDS, AgreementCounter, majority
 from densevl.tuning.pictures import Pictures
 from densevl.vocabulary import LabelSet
 from tests.conftest import close
@@ -127,10 +127,12 @@ def test_without_a_truth_candidates_are_counted_against_the_majority(mini) -> No
     close(np.float64(truth.sum()), np.float64(found.sum()))
 
 
-def test_the_jury_is_of_all_recipes_that_run(mini) -> None:
+def test_the_jury_is_of_all_recipes_that_run_with_several_backgrounds(mini) -> None:
     jury = AgreementCounter(mini, pictures(SEGMENT, background=True, labelled=False)).jury
-    assert {juror["background"] for juror in jury} == {"auto"}
     assert {"naclip", "gem", None} <= {juror["recipe"] for juror in jury}
+    assert len({(juror["recipe"], juror["background"]) for juror in jury}) == len(jury)
+    assert {juror["background"] for juror in jury} == {"auto", *BACKGROUNDS}
+    assert {juror["templates"] for juror in jury} == {None}
 
 
 @pytest.mark.parametrize(
