@@ -2,10 +2,10 @@
 
     python -m tools.bench_guess --root data/benchmark/scenes --images 16
 
-Every recipe that the model runs labels the pictures. Printed for each: its mIoU; its agreement (mIoU too) with the most
-frequent label of all of them, each with six backgrounds, which `densevl tune` goes by where there are no labels; and its
-agreement with itself on the mirrored pictures. At the end: how each of the two ranks the recipes (Spearman's correlation
-with mIoU), and the mIoU of the recipe that it puts first.
+Every recipe that the model runs labels the pictures. Printed for each: its mIoU; its agreement (mIoU too) with the
+most frequent label of all of them, each with six backgrounds, which `densevl tune` goes by where there are no labels;
+and its agreement with itself on the mirrored pictures. At the end: how each of the two ranks the recipes (Spearman's
+correlation with mIoU), and the mIoU of the recipe that it puts first.
 """
 
 from __future__ import annotations
