@@ -14,6 +14,7 @@ from densevl.pipelines.settings import check
 from densevl.recipes import get, names
 from densevl.regions.operators.names import parse
 from densevl.vocabulary import Background
+from densevl.vocabulary.background import SCENES
 from densevl.vocabulary.templates import NAMES as TEMPLATES
 from densevl.vocabulary.templates import templates
 
@@ -30,7 +31,7 @@ CHEAPER: Mapping[str, tuple[str, ...]] = {SEGMENT: ("plan", "precision"), REGION
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BESIDE = (0.2, 0.4, 0.6)
 """Thresholds beside the model's own background words."""
-LISTS = ("none", "1-max", "scenes", "voc", "coco-object")
+LISTS = ("none", "1-max", SCENES, "voc", "coco-object")
 PRESENCES = ("0.1", "0.3", "0.5", "0.8")
 PLANS, PRECISIONS = ("tiles", "sliding", "whole"), ("float32", "int8", "bfloat16")
 OPERATORS = ("pool", "cls_mask", "crop", "pool+cls_mask", "pool+crop", "pool+cls_mask+crop")
@@ -188,7 +189,8 @@ def _runs(backbone: Backbone, recipe: str) -> bool:
 def _backgrounds(backbone: Backbone) -> tuple[str | None, ...]:
     own = Background.parse(backbone.background)
     beside = [", ".join([*own.words, str(number)]) for number in BESIDE] if own.words else []
-    return ("auto", *LISTS, *map(str, THRESHOLDS), *beside)
+    lists = [name for name in LISTS if name != SCENES or backbone.default_recipe is not None]  # by whole images
+    return ("auto", *lists, *map(str, THRESHOLDS), *beside)
 
 
 def _precisions(backbone: Backbone) -> tuple[str | None, ...]:

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from densevl.tuning.candidates import Candidate, space
 from densevl.tuning.counting import PixelCounter
+from densevl.vocabulary.background import SCENES
 
 LEAST = 0.1
 """A gain in agreement up to this is none: of methods that agree so far, the better are no nearer to the rest."""
-BACKGROUNDS = ("none", "scenes", "0.3", "0.5", "0.7")
+BACKGROUNDS = ("none", SCENES, "0.3", "0.5", "0.7")
 """Those of jurors, beside the model's own: with that alone the like-minded among the bad would be the most."""
 Labels = npt.NDArray[np.int16]
 
@@ -54,7 +55,8 @@ class AgreementCounter(PixelCounter):
         """The jurors, chosen when they are first asked for."""
         if not self._jury:
             given = [name for name, own in self.given.items() if own is not None]
-            tries = {"background": BACKGROUNDS}
+            compares = self.backbone.default_recipe is not None
+            tries = {"background": [name for name in BACKGROUNDS if compares or name != SCENES]}
             whole = space(self.pictures.use, self.backbone, labelled=False, tries=tries, given=given)
             recipes = whole.values["recipe"]
             self._jury = whole.around(whole.default, ["recipe" if len(recipes) > 2 else "templates", "background"])
