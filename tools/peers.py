@@ -63,6 +63,7 @@ def passes(backbone: Backbone, rounds: int, windows: int) -> list[dict[str, Any]
         runs: dict[str, Run] = {
             "open_clip float32": lambda: backbone.encode_image(pixels),
             "densevl float32": embedding(backbone, pixels),
+            "densevl float32-packed": embedding(backbone.at_precision("float32-packed"), pixels),
             "OpenVINO float32": openvino_run(visual, pixels),
             "densevl int8": embedding(backbone.at_precision("int8"), pixels),
             "ONNX Runtime int8, dynamic": onnxruntime_run(visual, pixels, Path(folder)),

@@ -120,6 +120,7 @@ class Backbone(ABC):
 
         Args:
             precision: "float32"; "int8" (CPU only; 8-bit weights and tokens, see docs/speed.md); "bfloat16"; "float16";
+                "float32-packed" (CPU only; a copy of the weights in the order of the library that multiplies);
                 "auto" is the one that is fastest here, float32 if this model has no other.
 
         Returns:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from densevl import devices
-from densevl.backbones.precision import BYTES, LoweredTower, lowerable
+from densevl.backbones.precision import BYTES, ON_CPU, LoweredTower, lowerable
 from densevl.backbones.text.side import TextSide, told_of
 from densevl.backbones.text.tokenizers import has_tokenizer, tokenizer_of
 from densevl.backbones.towers.differential import make_differential
@@ -160,7 +160,9 @@ def _require_room(path: Path, name: str, needs: Mapping[str, int], precision: st
     )
     if free is None or needed <= free:
         return
-    fitting = {other: size for other, size in needs.items() if size <= free and (other != "int8" or device == "cpu")}
+    fitting = {
+        other: size for other, size in needs.items() if size <= free and (other not in ON_CPU or device == "cpu")
+    }
     ways = [f"precision {other} ({size / 1e9:.1f} GB)" for other, size in fitting.items()]
     raise bad_file(
         path,

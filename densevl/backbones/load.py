@@ -61,10 +61,11 @@ def load_backbone(
         weights: a checkpoint file; then `name` is an open_clip architecture ("ViT-B-16"), a config JSON file, or "mini"
             for a file that `tools.mini` or `tools.clipself` wrote.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
-        precision: "float32", "int8" (faster on a CPU), "bfloat16" or "float16", of the linear layers of the image
-            tower's blocks. Of CLIPs only the lowered weights are held: `encode_image` runs with them too, and the model
-            takes half the memory, or a quarter. "auto" takes the one that is fastest on this machine (see
-            docs/speed.md), float32 for models that have no other; `backbone.precision` says which it is. See
+        precision: of the linear layers of the image tower's blocks: "float32", "int8" (faster on a CPU), "bfloat16",
+            "float16" or "float32-packed" (CPU; float32's numbers, a few per cent faster). Of CLIPs only the lowered
+            weights are held: `encode_image` runs with them too, and the model takes half the memory, or a quarter;
+            float32's if packed. "auto" takes the one that is fastest on this machine (see docs/speed.md), float32 for
+            models that have no other; `backbone.precision` says which it is. See
             `Backbone.at_precision` to keep both.
         activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
             wrongly.

@@ -25,6 +25,7 @@ from densevl.backbones.readouts import READOUTS
 from densevl.backbones.towers import tower_of
 from densevl.backbones.towers.muted import Means, MutedTower
 from densevl.errors import ImageError, ModelError, PrecisionError, RecipeError, suggest
+from densevl.kernels.linear import diverted
 from densevl.recipes import Hints, Recipe, get
 from densevl.recipes.features import DenseFeatures
 from densevl.recipes.run import State, finish, start
@@ -256,7 +257,9 @@ class OpenClipBackbone(Backbone):
                 raise ModelError(f"no text vector of {unknown[0][:60]!r} was given{known}; give one with the others")
             return torch.stack([self.words[text] for text in texts]).to(self.device)
         tokens = self.tokenizer(list(texts)).to(self.device)
-        return torch.cat([self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)])
+        with diverted():
+            found = [self._model.encode_text(part, normalize=False).float() for part in tokens.split(TEXT_BATCH)]
+        return torch.cat(found)
 
     @property
     def word_width(self) -> int:

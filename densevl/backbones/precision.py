@@ -1,4 +1,4 @@
-"""Linear layers of the image tower at lower precision: `precision="int8"`, `"bfloat16"` or `"float16"`.
+"""Linear layers of the image tower held otherwise: `precision="int8"`, `"bfloat16"`, `"float16"`, `"float32-packed"`.
 
 A model that is loaded so holds the lowered weights alone, which are made block by block as they are read. A model that
 is brought to another precision later is not touched: each attention block is copied without its weights, the linear
@@ -23,11 +23,13 @@ from torch import nn
 from densevl import devices
 from densevl.backbones.lowered.block import int8_mlp, run
 from densevl.backbones.lowered.linears import BFloat16Linear, Float16Linear, Int8Linear
+from densevl.backbones.lowered.packed import PackedLinear, packed_mlp
 from densevl.errors import ModelError, OptionError, PrecisionError, RecipeError, one_of
+from densevl.kernels import packed
 from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
-PRECISIONS = ("float32", "int8", "bfloat16", "float16")
+PRECISIONS = ("float32", "int8", "bfloat16", "float16", "float32-packed")
 AUTO = "auto"
 """The fastest of them on this machine, see `lowered.probe`; float32 for models that have no other."""
 WHOLE_BLOCKS = ("EvaBlockPostNorm",)
@@ -38,8 +40,13 @@ LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
     "int8": Int8Linear,
     "bfloat16": BFloat16Linear,
     "float16": Float16Linear,
+    "float32-packed": PackedLinear,
 }
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+MLPS: dict[str, Callable[[nn.Module], nn.Module | None]] = {"int8": int8_mlp, "float32-packed": packed_mlp}
+"""Those that hold an MLP as a whole, where there is no more to it than they know."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float32-packed": 4}
+ON_CPU = {"int8": "bfloat16", "float32-packed": "float32"}
+"""Precisions for CPUs alone, and what to take elsewhere."""
 
 
 class LoweredTower:
@@ -59,7 +66,7 @@ class LoweredTower:
         views = _views(tower, name)
         self._modules = []
         for view in views:
-            self._modules.append(_lowered(view, LINEARS[precision], device))
+            self._modules.append(_lowered(view, precision, device))
             if self.replaces:
                 devices.give_back()
 
@@ -141,22 +148,23 @@ def check(precision: str, device: torch.device) -> None:
         OptionError: no such precision. ModelError: not on this device; with the way out.
     """
     one_of(precision, (*PRECISIONS, AUTO), "precision", OptionError)
-    if precision != "int8":
-        return
-    if device.type != "cpu":
-        raise ModelError(f"precision 'int8' is for CPUs, the model is on '{device}'; take 'bfloat16' there")
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")):
+    if precision in ON_CPU and device.type != "cpu":
+        other = ON_CPU[precision]
+        raise ModelError(f"precision '{precision}' is for CPUs, the model is on '{device}'; take '{other}' there")
+    onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")
+    if precision == "int8" and not onednn:
         raise ModelError("this PyTorch has no 8-bit linear layers (oneDNN); take precision 'bfloat16' or 'float32'")
+    if precision == "float32-packed" and packed.library() is None:
+        raise ModelError("this PyTorch has neither MKL's nor oneDNN's packed weights; take precision 'float32'")
 
 
-def _lowered(
-    view: Any, make: Callable[[torch.Tensor, torch.Tensor | None], nn.Module], device: str | None
-) -> nn.Module:
+def _lowered(view: Any, precision: str, device: str | None) -> nn.Module:
     """A copy of the block that shares its tensors, with lowered linear layers in the place of its own.
 
     Args:
         view: of the block, or a block that runs whole. device: the block itself is lowered, there, and no copy is made.
     """
+    make, make_mlp = LINEARS[precision], MLPS.get(precision, lambda _: None)
     whole = isinstance(view, nn.Module)
     module = view if whole else view.module
     if device is None:
@@ -170,7 +178,7 @@ def _lowered(
             _drop(lowered, joint)
     for parent in list(lowered.modules()):
         for name, child in list(parent.named_children()):
-            if make is Int8Linear and (mlp := int8_mlp(child)):
+            if mlp := make_mlp(child):
                 setattr(parent, name, mlp)
             elif isinstance(child, nn.Linear) and child.weight is not joint and child.weight.numel():
                 bias = child.bias

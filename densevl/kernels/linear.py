@@ -7,16 +7,20 @@ decides, with a margin, so that a machine gives the same numbers every time.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from densevl.kernels.common import captured, may_leave_torch, need
-from densevl.kernels.dispatch import constant
+from densevl.kernels.compiled.compiling import steps
+from densevl.kernels.dispatch import constant, mode
+from densevl.kernels.timing import is_faster
 
 PLAIN = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)
 ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh"), "silu": ("swish", "")}
@@ -43,7 +47,9 @@ def linear(
     if bias is not None and bias.dim() > 0 and weight.dim() > 1:
         need(bias.shape[-1] in (1, weight.shape[0]), "bias", bias, "({},)", weight.shape[0])
     if runs_onednn(x, weight, bias):
-        return _onednn(x, weight, bias, then)
+        return onednn_linear(x, weight, bias, then)
+    if then is not None and _is_worth_leaving(x, weight, bias):
+        return steps().activate(F.linear(x, weight).contiguous(), bias, then)  # bias and activation in one pass
     y = F.linear(x, weight, bias)
     if then is None:
         return y
@@ -55,6 +61,26 @@ def linear(
 def through(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a layer makes of x, (..., D): by `linear` if it is plain, else as it is."""
     return linear(x, layer.weight, layer.bias) if not captured() and is_plain(layer) else layer(x)  # type: ignore[arg-type]
+
+
+@contextmanager
+def diverted() -> Iterator[None]:
+    """Run modules of others within, whose products then go through `linear`: where that changes anything, only."""
+    if captured() or mode() == "torch" or not onednn_is_faster():
+        yield
+        return
+    with _Diverted():
+        yield
+
+
+class _Diverted(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.linear and "input" not in given:
+            return linear(*args, **given)
+        return func(*args, **given)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -87,13 +113,12 @@ def is_watched(module: nn.Module) -> bool:
 
 def runs_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `linear` leaves a product to oneDNN."""
-    return (
-        may_leave_torch(x, weight, bias)
-        and _is_dense(weight, bias)
-        and weight.numel() >= LEAST
-        and torch._C._get_mkldnn_enabled()
-        and onednn_is_faster()
-    )
+    return _is_worth_leaving(x, weight, bias) and torch._C._get_mkldnn_enabled() and onednn_is_faster()
+
+
+def _is_worth_leaving(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether something else than torch's own operator may run, and is worth the call."""
+    return may_leave_torch(x, weight, bias) and _is_dense(weight, bias) and weight.numel() >= LEAST
 
 
 def _is_dense(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -103,7 +128,10 @@ def _is_dense(weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     return bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
 
 
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str | None = None) -> torch.Tensor:
+def onednn_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str | None = None
+) -> torch.Tensor:
+    """oneDNN's product, bias and activation; `weight` may be in its own order."""
     kind, algorithm = ACTIVATIONS[then]
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
 
@@ -120,17 +148,9 @@ def onednn_is_faster() -> bool:
     bias = torch.randn(outputs, generator=generator)
     with torch.inference_mode():
         try:
-            found, want = _onednn(x, weight, bias), F.linear(x, weight, bias)
+            found, want = onednn_linear(x, weight, bias), F.linear(x, weight, bias)
         except (RuntimeError, TypeError):  # another torch, whose operator takes other arguments
             return False
-        if not torch.allclose(found, want, rtol=1e-4, atol=1e-3):
-            return False
-        rounds = [[_seconds(product, x, weight, bias) for product in (_onednn, F.linear)] for _ in range(5)]
-    ours, torchs = (min(times) for times in zip(*rounds, strict=True))
-    return ours < MARGIN * torchs
-
-
-def _seconds(product: Callable[..., torch.Tensor], *given: torch.Tensor) -> float:
-    started = time.thread_time()
-    product(*given)
-    return time.thread_time() - started
+        return torch.allclose(found, want, rtol=1e-4, atol=1e-3) and is_faster(
+            lambda: onednn_linear(x, weight, bias), lambda: F.linear(x, weight, bias), MARGIN
+        )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from densevl.kernels.common import QUICK, captured
 from densevl.kernels.dispatch import wants_gradients
-from densevl.kernels.linear import is_plain, is_watched, linear
+from densevl.kernels.linear import diverted, is_plain, is_watched, linear
 
 KINDS = ("gelu", "gelu_tanh", "silu", "quick")
 HIDDEN = {"cpu": 2**21, "cuda": 2**26}
@@ -24,7 +24,8 @@ def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What an MLP makes of x, (..., D)."""
     parts = None if captured() else mlp_of(module)
     if parts is None or not (is_plain(parts[0]) and is_plain(parts[2])):
-        return module(x)
+        with diverted():  # gated ones, as EVA02's SwiGLU, and those with a norm inside
+            return module(x)
     first, kind, second = parts
     if wants_gradients((x, first.weight, second.weight)) or first.weight.dtype != torch.float32:
         return module(x)

@@ -19,7 +19,7 @@ from conftest import close, random_clip, wrap
 from densevl.kernels import use
 from densevl.kernels.attention import attend
 from densevl.kernels.compiled import compiling
-from densevl.kernels.compiled.steps import KINDS, SHIFT, Compiled, Torch
+from densevl.kernels.compiled.steps import IN_FLOAT32, KINDS, SHIFT, Compiled, Torch
 
 FOUND = [pytest.param(made, id=made.name) for made in {id(s): s for s in (Torch(), compiling.steps())}.values()]
 SHAPES = [(1, 1), (5, 7), (3, 33), (40, 768), (2, 3072)]
@@ -64,6 +64,21 @@ def test_bytes_times_step_are_the_activations(made, shape, kind, top) -> None:
     got, steps = made.activate_lower(h.clone(), step, bias, kind, top)
     assert got.max() <= top
     assert (got * steps.double() - SHIFT - wanted).abs().le(0.502 * steps + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", IN_FLOAT32)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("made", FOUND)
+def test_an_activation_in_place_is_that_of_float64(made, shape, kind) -> None:
+    h, bias = _drawn(shape), torch.randn(shape[1])
+    for given in (bias, None):
+        x = h if given is None else h + given
+        want = F.silu(x.double()) if kind == "silu" else _exact(x.double(), kind)
+        held = h.clone()
+        assert made.activate(held, given, kind) is held
+        torch.testing.assert_close(held.double(), want, rtol=2e-6, atol=5e-6)
+    odd = torch.tensor([[float("nan"), float("inf"), 1.0]])
+    assert made.activate(odd, None, kind).isfinite().tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -59,12 +59,12 @@ BIASES = {
 def onednn(monkeypatch) -> list[int]:
     """oneDNN for the smallest products too; how often it ran."""
     ran: list[int] = []
-    own = kernel._onednn
+    own = kernel.onednn_linear
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()):
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(kernel, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(kernel, "LEAST", 0)
-    monkeypatch.setattr(kernel, "_onednn", lambda *given: ran.append(1) or own(*given))
+    monkeypatch.setattr(kernel, "onednn_linear", lambda *given: ran.append(1) or own(*given))
     return ran
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import open_clip
 import pytest
 import torch
-from timm.layers import GELU, GELUTanh, Mlp, QuickGELU
+from timm.layers import GELU, GELUTanh, Mlp, QuickGELU, SwiGLU
 from torch import nn
 from torch.nn import functional as F
 
 from conftest import random_clip, wrap
 from densevl.kernels import linear as kernel
-from densevl.kernels import use
+from densevl.kernels import timing, use
 from densevl.kernels.linear import linear, through
 from densevl.recipes import layers
 from densevl.recipes.blocks import view, with_ffn
@@ -191,22 +191,68 @@ def test_tokens_that_carry_gradients_are_not_written_over() -> None:
 def test_oneDNN_is_taken_only_where_it_is_right_and_clearly_faster(monkeypatch) -> None:
     asked = kernel.onednn_is_faster.__wrapped__
     ticks = iter(range(1000))
-    monkeypatch.setattr(kernel.time, "thread_time", lambda: next(ticks))
-    monkeypatch.setattr(kernel, "_onednn", F.linear)
+    monkeypatch.setattr(timing.time, "thread_time", lambda: next(ticks))
+    monkeypatch.setattr(kernel, "onednn_linear", F.linear)
     assert not asked()  # as fast
-    monkeypatch.setattr(kernel.time, "thread_time", lambda: 0.0)
+    monkeypatch.setattr(timing.time, "thread_time", lambda: 0.0)
     assert not asked()
-    monkeypatch.setattr(kernel, "_onednn", lambda x, weight, bias: F.linear(x, weight))
+    monkeypatch.setattr(kernel, "onednn_linear", lambda x, weight, bias: F.linear(x, weight))
     monkeypatch.setattr(kernel, "MARGIN", 10.0)
     assert not asked()  # wrong
 
     def gone(*_: object) -> torch.Tensor:
         raise RuntimeError
 
-    monkeypatch.setattr(kernel, "_onednn", gone)
+    monkeypatch.setattr(kernel, "onednn_linear", gone)
     assert not asked()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not asked()
+
+
+def test_which_is_faster_is_asked_on_one_thread_and_threads_are_given_back(monkeypatch) -> None:
+    clock, seen = [0.0], []
+    monkeypatch.setattr(timing.time, "thread_time", lambda: clock[0])
+
+    def taking(seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            seen.append(torch.get_num_threads())
+            clock[0] += seconds * (1 + (len(seen) % 3))  # disturbed now and then
+
+        return call
+
+    torch.set_num_threads(3)
+    try:
+        assert timing.is_faster(taking(1.0), taking(3.1), 0.4)
+        assert not timing.is_faster(taking(1.0), taking(2.0), 0.4)
+        with pytest.raises(ZeroDivisionError):
+            timing.is_faster(lambda: 1 // 0, taking(1.0))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize("norm", [None, nn.LayerNorm])
+def test_a_gated_mlp_multiplies_by_the_library_taken(library, monkeypatch, norm) -> None:
+    ran, own = [], kernel.onednn_linear
+    monkeypatch.setattr(kernel, "onednn_linear", lambda *given: ran.append(1) or own(*given))
+    module, x = SwiGLU(24, 64, norm_layer=norm).eval(), torch.randn(2, 17, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(through_mlp(module, x), module(x), rtol=1e-5, atol=1e-5)
+    assert len(ran) == (3 if library == "oneDNN" else 0)
+    through_mlp(module, x.requires_grad_()).sum().backward()
+    assert x.grad is not None
+
+
+def test_texts_multiply_by_the_library_taken(library, monkeypatch) -> None:
+    ran, own = [], kernel.onednn_linear
+    monkeypatch.setattr(kernel, "onednn_linear", lambda *given: ran.append(1) or own(*given))
+    backbone, words = wrap(random_clip()), ["a dog", "two cats"]
+    with use("torch"):
+        want = backbone.encode_text(words)
+    assert not ran
+    torch.testing.assert_close(backbone.encode_text(words), want, rtol=1e-5, atol=1e-5)
+    assert bool(ran) == (library == "oneDNN")
 
 
 def test_a_model_gives_the_same_by_either_library(monkeypatch) -> None:

@@ -42,7 +42,7 @@ HOPELESS = 2.0
 SLOWER = 1.1
 """Share of float32's time above which a precision that was asked for is warned about."""
 ROUNDING = {"int8": 0.03, "bfloat16": 0.01, "float16": 0.002}
-"""Relative error of a layer's output, at most; a product that saturates is off by far more."""
+"""What is tried, and the relative error of a layer's output, at most; a product that saturates is off by far more."""
 SETTINGS = (
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"),
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
@@ -177,9 +177,9 @@ def probe() -> Choice:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, WIDTH, generator=generator)
     weight, bias = torch.randn(WIDTH, WIDTH, generator=generator), torch.randn(WIDTH, generator=generator)
-    refused = {name: why for name in LINEARS if (why := _wrong(name)) is not None}
+    refused = {name: why for name in ROUNDING if (why := _wrong(name)) is not None}
     layers: dict[str, Callable[[torch.Tensor], Any]] = {"float32": lambda given: linear(given, weight, bias)}
-    layers |= {name: make(weight, bias) for name, make in LINEARS.items() if name not in refused}
+    layers |= {name: LINEARS[name](weight, bias) for name in ROUNDING if name not in refused}
     few = {name: min(_seconds(layer, x[: TOKENS // 16]) for _ in range(3)) for name, layer in layers.items()}
     hopeless = {name: taken / few["float32"] for name, taken in few.items() if taken > HOPELESS * few["float32"]}
     timed: dict[str, list[float]] = {name: [] for name in layers if name not in hopeless}

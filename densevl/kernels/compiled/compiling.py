@@ -29,7 +29,7 @@ from densevl import digest
 from densevl.cache import cache_dir
 from densevl.errors import DensevlError, OutputError
 from densevl.files import atomic_write, shown
-from densevl.kernels.compiled.steps import KINDS, Compiled, Steps, Torch
+from densevl.kernels.compiled.steps import IN_FLOAT32, KINDS, Compiled, Steps, Torch
 
 SOURCE = Path(__file__).with_name("steps.c")
 FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-fPIC")
@@ -173,6 +173,7 @@ def _agrees(made: Steps) -> bool:
         lambda s: s.lower(x, 127),
         lambda s: s.norm_lower(x, norm, 127),
         *(lambda s, kind=kind: s.activate_lower(x.clone(), step, bias, kind, 255) for kind in KINDS),
+        *(lambda s, kind=kind: (s.activate(x.clone(), bias, kind) * 1e4, x) for kind in IN_FLOAT32),
         lambda s: (s.scale(x.clone(), step, bias) * 16, s.scale(x.clone(), step, bias, x)),
         lambda s: (s.attend(*heads) * 1e4, s.attend(*heads).norm(dim=-1)),
         lambda s: (s.attend(heads[0][:, :, :9], *heads[1:], 0.3) * 1e4, x),

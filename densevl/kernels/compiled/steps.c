@@ -16,7 +16,8 @@ typedef struct {
 } Heads;
 
 typedef struct {
-    const float *x, *step, *weight, *bias, *add;
+    float *x; /* written to by `activate` alone */
+    const float *step, *weight, *bias, *add;
     float *out, *steps;
     uint8_t *bytes;
     const Heads *heads;
@@ -38,8 +39,9 @@ static inline float peak(const float *x, long n) {
     return found < TINY ? TINY : found;
 }
 
+/* To single precision within -80 and 88; what comes of it in the functions below is no denormal number, which are slow. */
 static inline float exponential(float x) {
-    x = x < -87 ? -87 : x;
+    x = x < -80 ? -80 : x;
     x = x > 88 ? 88 : x;
     float whole = rintf(x * 1.44269504f), r = x - whole * 0.693359375f;
     r += whole * 2.12194440e-4f;
@@ -66,6 +68,7 @@ static inline float gelu(float x) {
 }
 static inline float tanh_gelu(float x) { return x / (1 + exponential(-1.5957691f * (x + 0.044715f * x * x * x))); }
 static inline float quick_gelu(float x) { return x / (1 + exponential(-1.702f * x)); }
+static inline float silu(float x) { return x / (1 + exponential(-x)); }
 
 static inline void lower_row(const float *x, uint8_t *bytes, float *step, long n, float top) {
     float most = peak(x, n), scale = top / most, middle = top + 1.5f;
@@ -114,6 +117,22 @@ static void norm_rows(const Job *j, long from, long to) {
 ACTIVATE(gelu_rows, gelu)
 ACTIVATE(tanh_gelu_rows, tanh_gelu)
 ACTIVATE(quick_gelu_rows, quick_gelu)
+
+#define ACTIVATE_FLOAT32(NAME, ACTIVATION)                                                                             \
+    static void NAME(const Job *j, long from, long to) {                                                               \
+        long n = j->width;                                                                                             \
+        for (long m = from; m < to; m++) {                                                                             \
+            float *x = j->x + m * n;                                                                                   \
+            const float *bias = j->bias;                                                                               \
+            if (bias)                                                                                                  \
+                for (long i = 0; i < n; i++) x[i] = ACTIVATION(x[i] + bias[i]);                                        \
+            else                                                                                                       \
+                for (long i = 0; i < n; i++) x[i] = ACTIVATION(x[i]);                                                  \
+        }                                                                                                              \
+    }
+ACTIVATE_FLOAT32(gelu_float_rows, gelu)
+ACTIVATE_FLOAT32(tanh_gelu_float_rows, tanh_gelu)
+ACTIVATE_FLOAT32(silu_float_rows, silu)
 
 static void scale_rows(const Job *j, long from, long to) {
     long n = j->width;
@@ -248,6 +267,10 @@ void lower(const Job *job, int threads) { run(job, lower_rows, threads); }
 void norm_lower(const Job *job, int threads) { run(job, norm_rows, threads); }
 void activate_lower(const Job *job, int threads) {
     static const Rows kinds[] = {gelu_rows, tanh_gelu_rows, quick_gelu_rows};
+    run(job, kinds[job->kind], threads);
+}
+void activate(const Job *job, int threads) {
+    static const Rows kinds[] = {gelu_float_rows, tanh_gelu_float_rows, silu_float_rows};
     run(job, kinds[job->kind], threads);
 }
 void attend(const Job *job, int threads) { run(job, attend_rows, threads); }

@@ -21,7 +21,9 @@ TINY = 1e-12
 SHIFT = 0.1702
 """What is added to activations so that none is negative: each of `KINDS` has its minimum just above -0.1702."""
 KINDS = ("gelu", "gelu_tanh", "quick")
-"""Of activations: "quick" is QuickGELU."""
+"""Of activations that are made bytes: "quick" is QuickGELU."""
+IN_FLOAT32 = ("gelu", "gelu_tanh", "silu")
+"""Of activations that stay float32."""
 
 
 class Bytes(NamedTuple):
@@ -56,6 +58,9 @@ class Steps(Protocol):
         out_MN: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """y * step + bias, and `add` if there is one, written to `out`; None is in place."""
+
+    def activate(self, h: torch.Tensor, bias_N: torch.Tensor | None, kind: str) -> torch.Tensor:
+        """An activation of h + bias, (..., N), in the place of h; `kind` is one of `IN_FLOAT32`."""
 
     def attend(
         self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None
@@ -104,6 +109,12 @@ class Torch:
     ) -> torch.Tensor:
         y_MN = torch.addcmul(bias_N, y_MN, step_M1, out=y_MN if out_MN is None else out_MN)
         return y_MN if add_MN is None else y_MN.add_(add_MN)
+
+    def activate(self, h: torch.Tensor, bias_N: torch.Tensor | None, kind: str) -> torch.Tensor:
+        h = h if bias_N is None else h.add_(bias_N)
+        if kind == "silu":
+            return F.silu(h, inplace=True)
+        return torch.ops.aten.gelu_(h, approximate="tanh" if kind == "gelu_tanh" else "none")
 
     def attend(
         self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None
@@ -168,6 +179,10 @@ class Compiled:
         out_MN = y_MN if out_MN is None else out_MN
         self._call("scale", y_MN, step=step_M1, bias=bias_N, add=add_MN, out=out_MN)
         return out_MN
+
+    def activate(self, h: torch.Tensor, bias_N: torch.Tensor | None, kind: str) -> torch.Tensor:
+        self._call("activate", h.view(-1, h.shape[-1]), bias=bias_N, kind=IN_FLOAT32.index(kind))
+        return h
 
     def attend(
         self, q_BANd: torch.Tensor, k_BAMd: torch.Tensor, v_BAMd: torch.Tensor, scale: float | None = None

@@ -133,8 +133,8 @@ class Segmenter:
             bank_share: what the banks count beside the photo's own scores, 0..1. neighbours: regions asked for each
                 segment.
             device: "cpu", "cuda"; None chooses.
-            precision: "float32", "int8", "bfloat16", "float16", or "auto", the fastest here, of the image tower's
-                linear layers (`backbones.precision`); None keeps that of the backbone.
+            precision: of the image tower's linear layers (`backbones.precision`): "float32", "int8", "bfloat16",
+                "float16", "float32-packed", or "auto", the fastest here; None keeps that of the backbone.
             compat: run the recipe as its authors published it, slips included; see `densevl recipes show`.
             use_cache: keep text embeddings on disk.
 

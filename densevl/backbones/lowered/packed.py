@@ -1,0 +1,63 @@
+"""Linear layers of `precision="float32-packed"`: the numbers of float32, the weights in the order of who multiplies.
+
+Shape letters: K inputs, N outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from densevl.kernels.common import QUICK
+from densevl.kernels.packed import pack
+from densevl.recipes.layers import mlp_of
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights lie in a library's own order; see `kernels.packed`."""
+
+    bias: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Copy weights (N, K) and bias."""
+        super().__init__()
+        weight = weight.detach().float()
+        self._packed = pack(weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if bias is None else bias.detach().float().clone())
+
+    def forward(self, x: torch.Tensor, then: str | None = None) -> torch.Tensor:
+        """(..., K) to (..., N) float32; `then`: an activation of `kernels.linear`."""
+        x_MK = x.reshape(-1, x.shape[-1]).float().contiguous()
+        return self._packed.linear(x_MK, self.bias, then).unflatten(0, x.shape[:-1])
+
+    def lower(self, x: torch.Tensor) -> torch.Tensor:
+        """What `multiply` takes."""
+        return x
+
+    def multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """The same as the layer itself."""
+        return self(x)
+
+
+class PackedMlp(nn.Module):
+    """Two such layers, with the activation between them in the same pass as the first one's bias."""
+
+    def __init__(self, first: nn.Linear, kind: str, second: nn.Linear) -> None:
+        """Copy both. `kind`: of the activation, one of `recipes.layers.KINDS`."""
+        super().__init__()
+        # QuickGELU(x) is SiLU(1.702 x) / 1.702, and SiLU is what both libraries know.
+        self._then, times = ("silu", QUICK) if kind == "quick" else (kind, 1.0)
+        # Made float32 first: a file's weights may be of 16 bits here.
+        bias = None if first.bias is None else first.bias.float() * times
+        self.first = PackedLinear(first.weight.float() * times, bias)
+        self.second = PackedLinear(second.weight.float() / times, second.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., D) to (..., D) float32."""
+        return self.second(self.first(x, self._then))
+
+
+def packed_mlp(module: nn.Module) -> PackedMlp | None:
+    """An MLP of packed layers; None where there is more to it."""
+    parts = mlp_of(module)
+    return None if parts is None else PackedMlp(*parts)

@@ -1,0 +1,137 @@
+"""Linear layers in float32 with weights in the order that the library which multiplies wants: `pack`.
+
+A product of plain weights puts them in that order at every call, a few per cent of its time. Both of torch's libraries
+can be given them so: oneDNN by an operator of torch's, MKL by its own functions, which torch's library carries along.
+Which of them is faster is measured once a process. Both multiply each token for itself, whatever is beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from densevl.kernels.common import need
+from densevl.kernels.compiled.compiling import steps
+from densevl.kernels.dispatch import KernelError
+from densevl.kernels.linear import onednn_linear
+from densevl.kernels.timing import is_faster
+
+MARGIN = 0.97
+"""Share of oneDNN's time that MKL must stay under to be taken."""
+TRIED = (591, 768, 3072)  # M, K, N: the first layer of a ViT-B/16's MLP over three windows
+ROW_MAJOR, PLAIN, TRANSPOSED, IS_PACKED, OF_B = 101, 111, 112, 151, 162  # as MKL's header names them
+ALIGNED = 64
+
+
+class Packed(Protocol):
+    """Weights (N, K) in a library's order."""
+
+    outputs: int
+    inputs: int
+
+    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
+        """(M, N): the product, the bias, and an activation of `kernels.linear` or None; x is contiguous float32."""
+
+
+def pack(weight: torch.Tensor) -> Packed:
+    """Copy weights (N, K) float32 on the CPU into the order of the library that is faster here.
+
+    Raises:
+        KernelError: shapes that do not fit, or no library takes such weights; with the way out.
+    """
+    need(weight.dim() == 2 and weight.numel() > 0, "weight", weight, "(N, K)")
+    kind = _library()
+    if kind is None:
+        raise KernelError("this PyTorch has neither MKL's nor oneDNN's packed weights; take precision 'float32'")
+    return kind(weight.detach().contiguous())
+
+
+def library() -> str | None:
+    """The name of the library that multiplies packed weights here; None where there is none."""
+    kind = _library()
+    return None if kind is None else kind.name
+
+
+class _OneDnn:
+    name = "oneDNN"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.outputs, self.inputs = weight.shape
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+    def __deepcopy__(self, memo: object) -> _OneDnn:
+        return self  # nothing changes it
+
+    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
+        return onednn_linear(x_MK, self._weight, bias_N, then)
+
+
+class _Mkl:
+    name = "MKL"
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.outputs, self.inputs = weight.shape
+        library, sizes = _mkl(), (1, self.outputs, self.inputs)  # how many tokens there will be changes nothing
+        held = library.cblas_sgemm_pack_get_size(OF_B, *sizes)
+        self._room = torch.empty(held + ALIGNED, dtype=torch.uint8)
+        self._at = -(-self._room.data_ptr() // ALIGNED) * ALIGNED
+        library.cblas_sgemm_pack(
+            *(ROW_MAJOR, OF_B, TRANSPOSED, *sizes, ctypes.c_float(1), ctypes.c_void_p(weight.data_ptr())),
+            *(self.inputs, ctypes.c_void_p(self._at)),
+        )
+
+    def __deepcopy__(self, memo: object) -> _Mkl:
+        return self  # nothing changes it, and it holds its own address
+
+    def __reduce__(self) -> NoReturn:
+        raise KernelError("packed weights cannot be sent to another process: load the model there")
+
+    def linear(self, x_MK: torch.Tensor, bias_N: torch.Tensor, then: str | None) -> torch.Tensor:
+        y_MN = x_MK.new_empty(len(x_MK), self.outputs)
+        if then is None:
+            y_MN.copy_(bias_N)
+        _mkl().cblas_sgemm_compute(
+            *(ROW_MAJOR, PLAIN, IS_PACKED, len(x_MK), self.outputs, self.inputs),
+            *(ctypes.c_void_p(x_MK.data_ptr()), self.inputs, ctypes.c_void_p(self._at), self.inputs),
+            *(ctypes.c_float(then is None), ctypes.c_void_p(y_MN.data_ptr()), self.outputs),
+        )
+        return y_MN if then is None else steps().activate(y_MN, bias_N, then)
+
+
+@cache
+def _mkl() -> Any:
+    """The functions of MKL that torch's library carries.
+
+    Raises:
+        OSError, AttributeError: it carries none.
+    """
+    found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    found.cblas_sgemm_pack_get_size.restype = ctypes.c_size_t
+    found.cblas_sgemm_pack.restype = found.cblas_sgemm_compute.restype = None
+    return found
+
+
+@cache
+def _library() -> type[_OneDnn | _Mkl] | None:
+    """The faster one of those that multiply rightly here."""
+    count, inputs, outputs = TRIED
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, inputs, generator=generator) for rows in (count, outputs))
+    bias = torch.randn(outputs, generator=generator)
+    calls = {}
+    with torch.inference_mode():
+        want = torch.nn.functional.linear(x, weight, bias)
+        for kind in (_OneDnn, _Mkl):
+            try:
+                packed = kind(weight)
+                if torch.allclose(packed.linear(x, bias, None), want, rtol=1e-4, atol=1e-3):
+                    calls[kind] = lambda packed=packed: packed.linear(x, bias, "gelu")
+            except (OSError, AttributeError, RuntimeError, TypeError):  # a torch without it, or another one
+                continue
+        if len(calls) == 2:
+            return _Mkl if is_faster(calls[_Mkl], calls[_OneDnn], MARGIN) else _OneDnn
+    return next(iter(calls), None)
