@@ -42,9 +42,9 @@ class Int8Linear(nn.Module):
         self._unit, self._zero = torch.ones(1), torch.tensor([0 if activated else half], dtype=torch.int32)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
 
-    def forward(self, x: torch.Tensor | Bytes) -> torch.Tensor:
-        """(..., K) to (..., N) float32."""
-        return self.multiply(self.lower(x))
+    def forward(self, x: torch.Tensor | Bytes, add: torch.Tensor | None = None) -> torch.Tensor:
+        """(..., K) to (..., N) float32; `add` of that shape is added."""
+        return self.multiply(self.lower(x), add)
 
     def lower(self, x: torch.Tensor | Bytes) -> Bytes:
         """(..., K) as bytes around the zero point, and the step of each token; what is lowered already stays."""
@@ -53,9 +53,10 @@ class Int8Linear(nn.Module):
         x_MK = x.reshape(-1, x.shape[-1]).float().contiguous()
         return Bytes(*steps().lower(x_MK, self.top), x.shape[:-1])
 
-    def multiply(self, lowered: Bytes) -> torch.Tensor:
-        """The layer's output (..., N) float32 for what `lower` gave."""
-        y_MN = steps().scale(self.product(lowered.bytes_MK), lowered.step_M1, self.bias)
+    def multiply(self, lowered: Bytes, add: torch.Tensor | None = None) -> torch.Tensor:
+        """The layer's output (..., N) float32 for what `lower` gave, and `add`, which has its shape, on top of it."""
+        other_MN = None if add is None else add.reshape(-1, add.shape[-1]).contiguous()
+        y_MN = steps().scale(self.product(lowered.bytes_MK), lowered.step_M1, self.bias, other_MN)
         return y_MN.unflatten(0, lowered.shape)
 
     def product(self, bytes_MK: torch.Tensor) -> torch.Tensor:
