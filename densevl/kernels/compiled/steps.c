@@ -40,9 +40,8 @@ static inline float peak(const float *x, long n) {
 }
 
 /* To single precision within -80 and 88; what comes of it in the functions below is no denormal number, which are slow. */
-static inline float exponential(float x) {
+static inline float falling(float x) { /* of what is below 88 */
     x = x < -80 ? -80 : x;
-    x = x > 88 ? 88 : x;
     float whole = rintf(x * 1.44269504f), r = x - whole * 0.693359375f;
     r += whole * 2.12194440e-4f;
     float p = 1.3888889e-3f;
@@ -54,6 +53,8 @@ static inline float exponential(float x) {
     p = p * r + 1;
     return p * as_float((int32_t)((uint32_t)((int32_t)whole + 127) << 23));
 }
+
+static inline float exponential(float x) { return falling(x > 88 ? 88 : x); }
 
 /* erf by 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
 static inline float gelu(float x) {
@@ -96,6 +97,18 @@ static void norm_rows(const Job *j, long from, long to) {
         for (long i = 0; i < n; i++) row[i] = (x[i] - mean) * over * j->weight[i] + j->bias[i];
         lower_row(row, j->bytes + m * n, j->steps + m, n, j->top);
     }
+}
+
+/* The sum of n numbers, of as many as a vector has at a time: one after the other they would wait for each other. */
+static inline float sum_of(const float *x, long n) {
+    float lanes[16] = {0};
+    long i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (int l = 0; l < 16; l++) lanes[l] += x[i + l];
+    for (int l = 0; i < n; i++, l++) lanes[l] += x[i];
+    for (int half = 8; half; half /= 2)
+        for (int l = 0; l < half; l++) lanes[l] += lanes[l + half];
+    return lanes[0];
 }
 
 #define ACTIVATE(NAME, ACTIVATION)                                                                                     \
@@ -223,12 +236,11 @@ static void attend_rows(const Job *j, long from, long to) {
             multiply(q + n * h->q_strides[2], h->q_strides[2], k_t, logits, count, d, keys);
             float sums[QUERIES];
             for (long m = 0; m < count; m++) {
-                float *row = logits + m * keys, most = row[0], sum = 0;
+                float *row = logits + m * keys, most = row[0];
 #pragma omp simd reduction(max : most)
                 for (long i = 0; i < tokens; i++) most = row[i] > most ? row[i] : most;
-#pragma omp simd reduction(+ : sum)
-                for (long i = 0; i < tokens; i++) sum += row[i] = exponential(row[i] - most);
-                sums[m] = 1 / sum;
+                for (long i = 0; i < tokens; i++) row[i] = falling(row[i] - most);
+                sums[m] = 1 / sum_of(row, tokens);
             }
             multiply(logits, keys, v, mixed, count, tokens, width);
             for (long m = 0; m < count; m++)
