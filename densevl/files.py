@@ -120,7 +120,7 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
         OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
     """
     parts: list[tuple[Path, Path]] = []
-    path = Path()
+    path, moved = Path(), 0
     with contextlib.ExitStack() as held:
         try:
             try:
@@ -142,11 +142,12 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
             try:
                 for part, path in parts:
                     os.replace(part, path)
+                    moved += 1
             except (OSError, ValueError) as error:
                 raise unwritten(path, error, _size(part)) from error
         finally:
-            # After success nothing is left to remove; after an error or Ctrl-C every staged file goes.
-            for part, _ in parts:
+            # What is in its place has freed its name, which another process may have taken by now.
+            for part, _ in parts[moved:]:
                 with contextlib.suppress(OSError, ValueError):
                     part.unlink(missing_ok=True)
 

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -140,8 +141,10 @@ def elsewhere(count: int, temporary: str) -> Iterator[Iterator[Row]]:
     command = [sys.executable, "-m", "tools.soak", "--child", str(count), temporary]
     environment = {**os.environ, "TMPDIR": temporary}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as own:
-        yield (tuple(json.loads(line)) for line in own.stdout)  # type: ignore[union-attr, misc]
-    assert own.returncode == 0
+        try:
+            yield (tuple(json.loads(line)) for line in own.stdout)  # type: ignore[union-attr, misc]
+        finally:
+            own.terminate()  # where it was not waited for
 
 
 # What comes of it ----------------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ def judged(rows: Sequence[Row]) -> dict[str, Any]:
         "warm": later[0][1],
         "end": later[-1][1],
         "most": max(row[1] for row in rows),
-        "growth": round(100 * slope * count / float(megabytes.mean()), 2),
+        "growth": round(100 * slope * count / float(megabytes.mean()), 2) + 0.0,
         "left": left,
     }
 
@@ -188,20 +191,22 @@ def chart(rows: dict[str, list[Row]]) -> str:
     return lines(series, "requests or images", "memory, of the most it had,").replace("<svg ", start, 1)
 
 
-def run(name: str, count: int) -> list[Row]:
-    """The rows of one of the two, with a temporary folder of its own."""
+def run(name: str, count: int, end: float) -> list[Row]:
+    """The rows of one of the two, until `end` by the clock, with a temporary folder of its own."""
     with tempfile.TemporaryDirectory() as temporary:
         if name == "requests":
-            return list(_told(name, requests(count, temporary)))
+            return list(_told(name, requests(count, temporary), end))
         with elsewhere(count, temporary) as rows:
-            return list(_told(name, rows))
+            return list(_told(name, rows, end))
 
 
-def _told(name: str, rows: Iterator[Row]) -> Iterator[Row]:
+def _told(name: str, rows: Iterator[Row], end: float) -> Iterator[Row]:
     for row in rows:
         held_now = ", ".join(f"{value:,.0f} {kind}" for value, kind in zip(row[1:], HELD, strict=True))
         print(f"{name} {row[0]}: {held_now}", flush=True)
         yield row
+        if time.monotonic() > end:
+            break
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m tools.soak", description=__doc__)
     parser.add_argument("--requests", type=number(int, 0), default=2000, help="0 leaves the server out")
     parser.add_argument("--images", type=number(int, 0), default=2000, help="0 leaves the process out")
+    parser.add_argument("--minutes", type=number(float, above=0), default=600, help="after which both stop")
     parser.add_argument("--page", type=Path, help="a page to write the table into")
     parser.add_argument("--json", type=Path, help="a file of all figures")
     parser.add_argument("--chart", type=Path, help="an SVG of the memory")
@@ -220,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     counts = {name: count for name, count in (("requests", given.requests), ("images", given.images)) if count}
     with ThreadPoolExecutor(2) as pool:
-        rows = dict(zip(counts, pool.map(run, counts, counts.values()), strict=True))
+        end = time.monotonic() + 60 * given.minutes
+        rows = dict(zip(counts, pool.map(partial(run, end=end), counts, counts.values()), strict=True))
     found = {name: judged(own) for name, own in rows.items()}
     print(table(found))
     if given.json:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from densevl.errors import OutputError
 from densevl.files import Hold, atomic_write, atomic_write_all
 from densevl.pipelines.regions.banking import BankBuilder
+from densevl.vocabulary.text_cache import TextCache
 from tests.attacks.interfering import changes, killed_at
 from tests.attacks.long_work import GROWING, RUNS, Kind, bank, classifier, content, make_photos, proxy
 from tools import kills
@@ -105,3 +108,49 @@ def test_two_builds_of_one_bank_are_refused_and_a_later_one_knows_of_the_other(p
     assert len(late.build(photos / "1.png").added) == 1
     assert late.bank is not None
     assert len(late.bank.photos) == 3
+
+
+def in_processes(count: int, work: Callable[[int], Any]) -> None:
+    """Do work in so many processes at once; each must end well."""
+    children = []
+    for number in range(count):
+        if not (child := os.fork()):
+            try:
+                work(number)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_processes_that_share_a_cache_of_texts_find_what_is_right(tmp_path) -> None:
+    def vector(text: int) -> np.ndarray:
+        return np.random.default_rng(text).normal(size=64).astype(np.float32)
+
+    def work(number: int) -> None:
+        cache = TextCache("model", ["a photo of {}"], tmp_path / "text.sqlite")
+        for start in range(0, 60, 10):
+            texts = range(start + number, start + number + 10)  # overlapping with those of the others
+            cache.put({str(text): vector(text) for text in texts})
+            found = cache.get([str(text) for text in texts])
+            assert all(np.array_equal(found[str(text)], vector(text)) for text in texts)
+
+    in_processes(4, work)
+    found = TextCache("model", ["a photo of {}"], tmp_path / "text.sqlite").get([str(text) for text in range(63)])
+    assert set(found) == {str(text) for text in range(63)}
+    assert all(np.array_equal(row, vector(int(text))) for text, row in found.items())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_processes_that_write_one_file_leave_it_whole_at_every_moment(tmp_path) -> None:
+    def work(number: int) -> None:
+        for _ in range(20):
+            atomic_write(tmp_path / "cached", bytes([number]) * 200_000)
+            seen = (tmp_path / "cached").read_bytes()
+            assert len(seen) == 200_000
+            assert len(set(seen)) == 1
+
+    in_processes(4, work)
+    assert set(content(tmp_path)) == {"cached"}

@@ -131,6 +131,15 @@ def test_a_command_says_what_it_could_not_write(words: str, inputs, monkeypatch)
 
 STOPS = {
     "segment": ("segment photos {words} --out {out}", r"stopped; \d of 4 are done; the same command goes on from here"),
+    "regions": (
+        "regions photos {words} --proposals grid --out {out}",
+        r"stopped; \d of 4 are done; the same command goes on from here",
+    ),
+    "anomaly score": (
+        "anomaly score photos {model} --out {out}",
+        r"stopped; \d of 4 are done; the same command goes on from here",
+    ),
+    "bank build": ("bank build photos {grid} --out {out}", "stopped; .*the same command goes on from here"),
     "search": (
         "search photos --for dog {grid} --out {out}",
         r"stopped; \d of 4 images are in it; the same command goes on from here",
