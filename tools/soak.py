@@ -154,6 +154,8 @@ def judged(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of a run: growth in per cent, and what more is held at the end than once it was warm."""
     count = rows[-1][0]
     later = [row for row in rows if row[0] >= WARM * count]
+    if len(later) < 5:
+        raise SystemExit(f"too short a run to tell: {len(rows)} rows")
     numbers, megabytes = np.array([row[:2] for row in later]).T
     slope = float(np.polyfit(numbers, megabytes, 1)[0])
     early = later[: max(1, len(later) // 4)]
