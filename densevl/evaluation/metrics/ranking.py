@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 BINS = 2**12
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
 
 
@@ -21,7 +21,7 @@ def bins_of(scores: npt.NDArray[np.floating], low: float, high: float) -> npt.ND
 
 def auroc(known: Counts, unknown: Counts) -> Floats:
     """Share of pairs in which the unknown scores higher, ties counting half: (..., BINS) to (...), 0..1 or NaN."""
-    below = np.cumsum(known, axis=-1) - 0.5 * known
+    below = np.cumsum(known, axis=-1, dtype=np.int64) - 0.5 * known
     pairs = known.sum(axis=-1, dtype=np.float64) * unknown.sum(axis=-1, dtype=np.float64)
     won = (unknown * below).sum(axis=-1, dtype=np.float64)
     return np.where(pairs > 0, won / np.maximum(pairs, 1), np.nan)
@@ -33,8 +33,8 @@ def fpr_at(known: Counts, unknown: Counts, rate: float = 0.95) -> tuple[Floats, 
     Returns:
         (...) 0..1, NaN without known or unknown; (...) the lowest bin that counts as unknown.
     """
-    hits = np.cumsum(unknown[..., ::-1], axis=-1)[..., ::-1]  # at or above each bin
-    false = np.cumsum(known[..., ::-1], axis=-1)[..., ::-1]
+    hits = np.cumsum(unknown[..., ::-1], axis=-1, dtype=np.int64)[..., ::-1]  # at or above each bin
+    false = np.cumsum(known[..., ::-1], axis=-1, dtype=np.int64)[..., ::-1]
     some = (hits[..., 0] > 0) & (false[..., 0] > 0)
     enough = hits >= rate * hits[..., :1]
     place = np.where(some, enough.sum(axis=-1) - 1, 0)  # counts fall with the bin: the last that is enough
