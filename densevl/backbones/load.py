@@ -62,7 +62,7 @@ def load_backbone(
             for a file that `tools.mini` or `tools.clipself` wrote.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         precision: of the linear layers of the image tower's blocks: "float32", "int8" (faster on a CPU), "bfloat16",
-            "float16" or "float32-packed" (CPU; float32's numbers, a few per cent faster). Of CLIPs only the lowered
+            "float16" or "float32-packed" (CPU; float32's numbers, weights sorted beforehand). Of CLIPs only the lowered
             weights are held: `encode_image` runs with them too, and the model takes half the memory, or a quarter;
             float32's if packed. "auto" takes the one that is fastest on this machine (see docs/speed.md), float32 for
             models that have no other; `backbone.precision` says which it is. See

@@ -269,7 +269,7 @@ Precision = Annotated[
     str,
     option(
         "Number format of the image tower: float32, int8 (often faster on a CPU, a quarter of the memory), bfloat16 or "
-        "float16 (half the memory), float32-packed (a few per cent faster on a CPU), auto (the fastest here).",
+        "float16 (half the memory), float32-packed (float32, weights sorted for a CPU), auto (the fastest here).",
         panel=MODELLING,
         values=PRECISIONS,
         only=True,
