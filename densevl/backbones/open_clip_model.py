@@ -22,6 +22,7 @@ from densevl.backbones.base import Backbone
 from densevl.backbones.precision import AUTO, LoweredTower, check
 from densevl.backbones.reach import Reach
 from densevl.backbones.readouts import READOUTS
+from densevl.backbones.text.learned import WordVectors
 from densevl.backbones.towers import tower_of
 from densevl.backbones.towers.muted import Means, MutedTower
 from densevl.errors import ImageError, ModelError, PrecisionError, RecipeError, suggest
@@ -34,7 +35,6 @@ from densevl.weights import require_finite
 from densevl.weights.facts import Plan
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
-PLACEHOLDER = "x"  # one token in CLIP's vocabulary, where a learned word goes
 ENGLISH = ("SimpleTokenizer", "ClipTokenizer")
 """Tokenizers of CLIP, open_clip's and ours."""
 FOREIGN = "its text tower was trained on English; give the words in English, or take a multilingual model"
@@ -268,41 +268,36 @@ class OpenClipBackbone(Backbone):
         Raises:
             ModelError: its text side has no table of words.
         """
-        return int(self._words.weight.shape[1])
+        return self._word_vectors.width
 
-    def encode_learned(self, words_TnW: torch.Tensor, noun: str) -> torch.Tensor:
-        """Encode T texts of n learned words each before a noun into (T, D) float32, not normalised (CoOp, IJCV 2022).
-
-        Args:
-            words_TnW: vectors in place of words; gradients reach them.
+    def word_vectors(self, text: str) -> torch.Tensor:
+        """The vectors (n, W) float32 that the tokens of a text are, for `encode_learned`; none of an empty text.
 
         Raises:
             ModelError: the text side has no table of words, or reads fewer tokens.
         """
-        table, (count, length, _) = self._words, words_TnW.shape
-        if length + 3 > self.context_length:
-            raise ModelError(
-                f"{length} learned words and a noun exceed the {self.context_length} tokens that '{self.name}' reads; "
-                f"take at most {self.context_length - 3}"
-            )
-        tokens = self.tokenizer([" ".join([PLACEHOLDER] * length + [noun])] * count).to(self.device)
+        return self._word_vectors.of(text)
 
-        def learned(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
-            return torch.cat([found[:, :1], words_TnW.to(found), found[:, 1 + length :]], dim=1)
+    def encode_learned(
+        self, words_TnW: torch.Tensor, nouns: str | Sequence[str], before: int | None = None
+    ) -> torch.Tensor:
+        """Encode T texts of n learned words and a noun each into (T, D) float32, not normalised (CoOp, IJCV 2022).
 
-        hook = table.register_forward_hook(learned)
-        try:
-            return self._model.encode_text(tokens, normalize=False).float()
-        finally:
-            hook.remove()
+        Args:
+            words_TnW: vectors in place of words; gradients reach them. (1, n, W) are the words of all texts.
+            nouns: one for all, or T. before: how many of the words stand before the noun; None is all of them.
+
+        Raises:
+            ModelError: the text side has no table of words, or reads fewer tokens.
+        """
+        listed = [nouns] * len(words_TnW) if isinstance(nouns, str) else list(nouns)
+        return self._word_vectors.encode(words_TnW, listed, words_TnW.shape[1] if before is None else before)
 
     @property
-    def _words(self) -> nn.Embedding:
-        for side in (self._model, getattr(self._model, "text", None)):
-            table = getattr(side, "token_embedding", None)
-            if isinstance(table, nn.Embedding):
-                return table
-        raise ModelError(f"model '{self.name}' has no table of words to learn others beside; train without prompts")
+    def _word_vectors(self) -> WordVectors:
+        if self.words is not None:
+            raise ModelError(f"model '{self.name}' has text vectors in place of a text tower; train without prompts")
+        return WordVectors(self._model, self.tokenizer, self.context_length, self.name)
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
         """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""

@@ -11,9 +11,11 @@ from rich.markup import escape
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
-HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter", "prolip")
+HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter", "prolip", "prompt")
 LEVELS = ("image", "region", "pixel")
 HOWS = ("top", "spread", "retrieve")
+HALF = ".checkpoint.safetensors"
+"""Behind the name of --out: what head "prompt" has learned so far, from which a killed run goes on."""
 
 fewshot_app = typer.Typer(
     no_args_is_help=True, help="Classes by example: fit on a few images of each; a memory of captioned images."
@@ -143,15 +145,18 @@ def fewshot_fit(
         chosen |= {"operator": operator, "proposals": finder(proposals, False, device) if unlabelled else None}
     with stderr().status("loading the model"):
         name = FewShot(head=head, level=level, options=changes, **chosen)
-    with stderr().status(f"{len(_paths(examples))} images"):
+    images, half = f"{len(_paths(examples))} images", out.with_name(f"{out.name}{HALF}")
+    with stderr().status(images) as status:
         if unlabelled is not None:
             name.fit_unlabelled(examples, labels, how=unlabelled, count=count or 16, captions=captions)
         else:
             shown = examples if level == "image" else taught(name, examples)
-            name.fit(shown, labels or named, captions=captions)
+            how = {"checkpoint": half if head == "prompt" else None, "captions": captions}
+            name.fit(shown, labels or named, progress=lambda n, of: status.update(f"{images}, step {n} of {of}"), **how)
         if calibrate is not None:
             name.calibrate(others, alpha=calibrate)
     written = name.save(out)
+    half.unlink(missing_ok=True)
     counted = ", ".join(f"{count} {label}" for label, count in name.counts.items()) if unlabelled else ""
     told = f" ({counted})" if counted else ""
     stdout().print(f"{len(name.fitted())} classes{escape(told)}; wrote {escape(', '.join(map(str, written)))}")

@@ -24,13 +24,17 @@ def spread(count: int, most: int = ENOUGH) -> torch.Tensor:
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
+def rank(labels_N: torch.Tensor) -> torch.Tensor:
+    """The how-manieth of its class each sample is: (N,) int64 from 0."""
+    member = F.one_hot(labels_N)
+    return (member.cumsum(dim=0) * member).sum(dim=1) - 1
+
+
 def folds(labels_N: torch.Tensor, count: int = FOLDS) -> Iterator[torch.Tensor]:
     """Which examples each fold leaves out, (N,) bool: none of classes with a single one, and never all of a class."""
-    member = F.one_hot(labels_N)
-    rank = (member.cumsum(dim=0) * member).sum(dim=1) - 1  # the how-manieth of its class each is
     several = torch.bincount(labels_N)[labels_N] > 1
     for number in range(count):
-        out = (rank % count == number) & several
+        out = (rank(labels_N) % count == number) & several
         if out.any():
             yield out
 

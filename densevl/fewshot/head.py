@@ -81,7 +81,14 @@ class Head(ABC):
         self.found: dict[str, float] = {}
 
     def fit(
-        self, features_ND: Any, labels_N: Any, text_CD: torch.Tensor, *, scale: float = 100.0, weights: Any = None
+        self,
+        features_ND: Any,
+        labels_N: Any,
+        text_CD: torch.Tensor,
+        *,
+        scale: float = 100.0,
+        weights: Any = None,
+        strings: Sequence[Sequence[str]] | None = None,
     ) -> Self:
         """Learn from examples; what was learned before is forgotten.
 
@@ -89,6 +96,7 @@ class Head(ABC):
             features_ND: float (N, D), any length; rows are made unit. labels_N: integers (N,), 0 to C - 1.
             text_CD: (C, D) unit rows of the words. A class without an example keeps its text logit.
             scale: what text cosines are multiplied by (the model's logit scale). weights: (N,) above 0, None is 1.
+            strings: the words that each row of `text_CD` is of, which head "prompt" reads anew; others do not ask.
 
         Raises:
             LabelError: labels that do not fit. ModelError: features, text, scale or weights that are unusable.
@@ -119,12 +127,14 @@ class Head(ABC):
         self._add(samples)
         return self
 
-    def retext(self, text_CD: torch.Tensor, moved: Sequence[int]) -> Self:
+    def retext(
+        self, text_CD: torch.Tensor, moved: Sequence[int], *, strings: Sequence[Sequence[str]] | None = None
+    ) -> Self:
         """Know other classes from now on, with the examples there are; more are given to `partial_fit`.
 
         Args:
             text_CD: (C, D) unit rows of the words of all classes. moved: the new number of each old class, -1 for one
-                that is left out, which only a class without examples can be.
+                that is left out, which only a class without examples can be. strings: as `fit`.
 
         Raises:
             ModelError: nothing fitted yet, a head that learns everything at once, rows of another width, or numbers

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from densevl.vocabulary.learned_templates import LearnedTemplate
+
 CONTEXT = 77  # CLIP's; a backbone with another one says so by `context_length`
 LETTERS = 4  # of an ASCII word in one token
 LONGEST_WORD = 24  # letters; in longer ones a token may be a letter
@@ -31,7 +33,13 @@ def _rare(part: str) -> bool:
 
 def budget(context: int, templates: Sequence[str]) -> int:
     """Tokens left to a label in the longest of the templates; two go to start and end."""
-    return max(LEAST, context - 2 - max(tokens_at_most(template.replace("{}", "")) for template in templates))
+    return max(LEAST, context - 2 - max(map(_around, templates)))
+
+
+def _around(template: str) -> int:
+    """Tokens of a template beside the label."""
+    learned = isinstance(template, LearnedTemplate)
+    return len(template.words) if learned else tokens_at_most(template.replace("{}", ""))
 
 
 def windows(text: str, room: int) -> list[str]:

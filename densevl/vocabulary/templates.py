@@ -11,6 +11,7 @@ from runpy import run_path
 
 from densevl.errors import OptionError, suggest
 from densevl.shipped import open_clip_file
+from densevl.vocabulary.learned_templates import ENDING, NAMED, LearnedTemplate, load
 from densevl.vocabulary.parsing import short
 from densevl.vocabulary.template_sets import SETS
 
@@ -28,25 +29,38 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
         spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "name" (the bare label), "photo" (one), a set
             of `template_sets` ("broad", "short", "dense", "scene", "plural", "drawing", "satellite", "street",
             "medical"), several with "+" between ("openai+scene": MaskCLIP's 85 in our words), one template such as
-            "a sketch of a {}", or a list of templates.
+            "a sketch of a {}", or a list of templates. A file "pets.safetensors" is a saved few-shot head "prompt",
+            of which the learned templates are taken.
 
     Raises:
-        OptionError: unknown name, an empty list, or a template without "{}".
+        OptionError: unknown name, an empty list, or a template without "{}". WeightsError: an unusable file.
     """
+    if isinstance(spec, LearnedTemplate):
+        return (spec,)
     if isinstance(spec, str):
+        if spec.endswith(ENDING):
+            return load(spec)
         if "{}" in spec:
+            _require_whole(spec)
             return (spec,)
         return tuple(template for name in spec.split("+") for template in _by_name(name.strip()))
     if not spec:
         raise OptionError("an empty list of templates; use 'name' for the bare label")
     for template in spec:
+        _require_whole(template)
         if "{}" not in template:
             raise OptionError(f"template '{template}' has no {{}} for the label")
     return tuple(spec)
 
 
 def fill(template: str, label: str) -> str:
-    """Put a label into a template, by replacement: braces in the label mean nothing."""
+    """Put a label into a template, by replacement: braces in the label mean nothing.
+
+    Raises:
+        OptionError: a learned template, which is no text.
+    """
+    if isinstance(template, LearnedTemplate):
+        raise OptionError("learned templates are vectors and give no sentence; take templates of words here")
     return template.replace("{}", label)
 
 
@@ -58,6 +72,12 @@ def prompted(words: Sequence[str], templates: Sequence[str]) -> str:
     if twice is None:
         return ""
     return f"'{short(twice)}' is put into templates once more: give the bare word, or templates='name' for no others"
+
+
+def _require_whole(template: str) -> None:
+    """Refuse what a file of results calls a learned template: its vectors are not there."""
+    if not isinstance(template, LearnedTemplate) and NAMED.fullmatch(template):
+        raise OptionError(f"'{template}' only names a learned template; give the few-shot head that holds it")
 
 
 def _by_name(name: str) -> tuple[str, ...]:

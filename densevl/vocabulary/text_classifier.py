@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from densevl.images import resize
 from densevl.vocabulary.background import NOTHING, PLACES, SCENES, UNKNOWN, Background
 from densevl.vocabulary.hierarchy import image_log_prior, pixel_rows
 from densevl.vocabulary.labels import LabelSet
+from densevl.vocabulary.learned_templates import LearnedTemplate
 from densevl.vocabulary.long_text import CONTEXT, budget, windows
 from densevl.vocabulary.options import TextOptions
 from densevl.vocabulary.prompts import IMAGE, Prompt
@@ -185,6 +186,12 @@ class TextClassifier:
     def _require_fitting(self) -> None:
         """Refuse what is for other models."""
         own, backbone, weights = self.options.transform, self._backbone, self.options.template_weights
+        for template in self.templates:
+            if isinstance(template, LearnedTemplate) and template.side != backbone.text_fingerprint:
+                raise OptionError(
+                    f"the learned templates are of another text tower than that of model '{backbone.name}', to which "
+                    "they mean nothing; take the model that they were learned on"
+                )
         if weights in ("region", "pixel") and backbone.default_recipe is None:
             raise OptionError(f"model '{backbone.name}' has no cosines for template_weights='{weights}'; take a CLIP")
         if own is not None and backbone.default_recipe is None:
@@ -296,14 +303,28 @@ class TextClassifier:
 
     def _encode(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> list[torch.Tensor]:
         """A unit row (D,) on the CPU for each text, given as its windows."""
-        prompts = [fill(template, part) for parts in texts for template in own_templates for part in parts]
-        rows = self._backbone.encode_text(prompts).float().cpu()
+        rows = self._rows(texts, own_templates).float().cpu()
         require_finite(rows, f"text embeddings of model '{self._backbone.name}'")
         if self._backbone.default_recipe is not None and not rows.any(dim=-1).all():
             raise ModelError(f"model '{self._backbone.name}' gives a text embedding of zeros, which is like no image")
         unit_prompts = F.normalize(rows, dim=-1)
         each = unit_prompts.split([len(parts) * len(own_templates) for parts in texts])
         return [F.normalize(rows.mean(dim=0), dim=-1) for rows in each]
+
+    def _rows(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> torch.Tensor:
+        """The rows of all windows in all templates, those of a text together."""
+        backbone: Any = self._backbone
+        if not any(isinstance(template, LearnedTemplate) for template in own_templates):
+            filled = [fill(template, part) for parts in texts for template in own_templates for part in parts]
+            return self._backbone.encode_text(filled)
+        all_parts = [part for parts in texts for part in parts]
+        rows_MPD = [
+            backbone.encode_learned(torch.from_numpy(template.words)[None], all_parts, template.before)
+            if isinstance(template, LearnedTemplate)
+            else backbone.encode_text([fill(template, part) for part in all_parts])
+            for template in own_templates
+        ]
+        return torch.stack(rows_MPD, dim=1).flatten(0, 1)
 
     def _cache(self, own_templates: tuple[str, ...]) -> TextCache | None:
         if not self._use_cache:

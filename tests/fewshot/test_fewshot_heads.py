@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from conftest import close
 from densevl.errors import LabelError, ModelError, OptionError, WeightsError
-from densevl.fewshot import HEADS, build, restore
+from densevl.fewshot import HEADS as ALL
+from densevl.fewshot import build, restore
 from densevl.fewshot.choosing import best
 from densevl.fewshot.head import Samples, settle
 from densevl.fewshot.heads.ape import Ape, criterion
@@ -39,6 +40,9 @@ def draw(shots: int = K, classes: int = C, seed: int = 0, noise: float = 0.5):
 FEATURES, LABELS, TEXT = draw()
 QUERY = draw(seed=1)[0]
 PROJECTION = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3)))[0]
+
+
+HEADS = {name: head for name, head in ALL.items() if name != "prompt"}  # whose tests are in test_prompts.py
 
 
 def make(name: str, **settings):

@@ -19,6 +19,8 @@ from densevl.pipelines.segmentation.segmenter import Segmenter
 from densevl.pipelines.settings import LEVELS
 from densevl.recipes import get
 from densevl.regions.result import RegionResult
+from densevl.vocabulary import TextOptions
+from densevl.vocabulary.text_classifier import TextClassifier
 
 COLOURS = {"red": (210, 30, 30), "blue": (30, 60, 210), "lime": (120, 230, 40)}
 NAMES = list(COLOURS)
@@ -57,9 +59,13 @@ def answer(made: FewShot) -> np.ndarray:
 
 
 def quick(head: str, level: str) -> dict:
-    options: dict = {"prolip": {"steps": 20}, "adapter": {"steps": 30, "rate": 0.02}, "linear": {"strength": 0.1}}.get(
-        head, {}
-    )
+    few: dict = {
+        "prolip": {"steps": 20},
+        "adapter": {"steps": 30, "rate": 0.02},
+        "linear": {"strength": 0.1},
+        "prompt": {"steps": 10, "rate": 0.3, "folds": 1, "contexts": 2, "tie": 0.0},
+    }
+    options = few.get(head, {})
     return {**PLAIN, "options": options, **({"operator": "cls_mask"} if level == "region" else {})}
 
 
@@ -82,6 +88,11 @@ def fitted_ones(tiny):
 def test_every_head_learns_colours_at_every_level(fitted_ones, head, level) -> None:
     made = fitted_ones(head, level)
     assert set(made.counts) == set(NAMES)
+    if head == "prompt":  # ten steps on a random text tower turn nothing round
+        own = next(iter(made.heads.values()))
+        assert own.found["steps"] == 10
+        assert not torch.allclose(own.text, own.before, atol=1e-3)
+        return
     if head == "prolip":  # twenty steps on a random model turn nothing round
         assert (
             made.heads[next(iter(made.heads))].found["loss"] < made.heads[next(iter(made.heads))].found["loss before"]
@@ -348,3 +359,52 @@ def test_classes_that_come_later_are_learned_as_if_all_had_come_at_once(tiny, le
     with pytest.raises(LabelError, match="given twice"):
         made.partial_fit(later, labels=["lime"])
     close(answer(made), answer(whole))
+
+
+def test_learned_templates_serve_other_pipelines_and_the_same_labels_alike(tiny, fitted_ones, tmp_path) -> None:
+    made = fitted_ones("prompt", "pixel")
+    templates = made.templates()
+    assert len(templates) == 2
+    plain = Segmenter(tiny, templates=templates, **PLAIN)(TEST, NAMES)
+    result = made(TEST)
+    close(result.scores, plain.scores)
+    close(result.confidence, plain.confidence)
+    close(made.words(NAMES), made.heads["pixel"].text)
+    made.save(tmp_path / "learned")
+    read = Segmenter(tiny, templates=str(tmp_path / "learned.safetensors"), **PLAIN)
+    assert read.templates == templates
+    assert np.array_equal(read(TEST, NAMES).labels, plain.labels)
+    regions = RegionClassifier(tiny, "cls_mask", proposals=None, templates=templates, **PLAIN)
+    assert regions(TEST, ["cat", "dog"], boxes=BOXES).scores.shape == (2, 2)
+
+
+def test_what_learned_templates_are_not_for_is_refused(tiny, fitted_ones, tmp_path) -> None:
+    templates = fitted_ones("prompt", "pixel").templates()
+    with pytest.raises(OptionError, match="another text tower"):
+        Segmenter(wrap(random_clip(seed=1), "other"), templates=templates, **PLAIN)
+    with pytest.raises(OptionError, match="need templates of words"):
+        FewShot(tiny, "gda", templates=templates, **PLAIN)
+    with pytest.raises(OptionError, match="only names a learned template"):
+        Segmenter(tiny, templates=[str.__str__(one) + "" for one in templates], **PLAIN)
+    fitted_ones("gda", "pixel").save(tmp_path / "gda")
+    with pytest.raises(WeightsError, match="only head 'prompt'"):
+        Segmenter(tiny, templates=str(tmp_path / "gda.safetensors"), **PLAIN)
+    with pytest.raises(ModelError, match="'prompt' learns templates"):
+        fitted_ones("gda", "pixel").templates()
+    with pytest.raises(OptionError, match="writes no checkpoint"):
+        FewShot(tiny, "gda", **PLAIN).fit(EXAMPLES["image"], checkpoint=tmp_path / "c")
+    with pytest.raises(OptionError, match="contexts of its own"):
+        FewShot(tiny, "prompt", text=TextOptions.parse({"descriptors": {"red": ["a warm colour"]}}), **PLAIN)
+    with pytest.raises(ModelError, match="take one operator"):
+        FewShot(tiny, "prompt", level="region", operator="pool+cls_mask", **PLAIN)
+
+
+def test_what_is_shown_to_be_nothing_is_said_in_the_contexts_too(tiny) -> None:
+    names = ["nothing" if name == "lime" else name for name in NAMES]
+    examples = [(image, labels, names) for image, labels, _ in EXAMPLES["pixel"]]
+    made = FewShot(tiny, "prompt", level="pixel", **quick("prompt", "pixel") | {"background": ["sky", "wall"]})
+    rows = made.fit(examples).heads["pixel"].text
+    assert len(rows) == 3
+    text = TextClassifier(tiny, made.templates(), use_cache=False)
+    close(rows[2], made.words({"nothing at all": ["sky", "wall"]})[0])
+    assert text.templates == made.templates()

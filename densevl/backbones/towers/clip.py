@@ -102,7 +102,7 @@ class CLIP(nn.Module):
     def encode_text(self, tokens_TN: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Tokens (T, N) int64 to (T, E): what stands at the end token, which has the largest number."""
         x_TND = self.token_embedding(tokens_TN) + self.positional_embedding
-        later_NN = x_TND.new_full((self.context_length, self.context_length), -math.inf).triu(1)
+        later_NN = x_TND.new_full((tokens_TN.shape[1],) * 2, -math.inf).triu(1)
         x_TND = self.ln_final(self.transformer(x_TND, later_NN))
         rows = torch.arange(len(tokens_TN), device=tokens_TN.device)
         return _unit(x_TND[rows, tokens_TN.argmax(dim=-1)] @ self.text_projection, normalize)

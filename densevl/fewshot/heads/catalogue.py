@@ -19,9 +19,13 @@ from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.heads.prolip import ProLip
 from densevl.fewshot.heads.tip import TipAdapter
 from densevl.fewshot.heads.tipx import TipX
+from densevl.fewshot.prompts.head import PromptLearner
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
-    {head.name: head for head in (Nearest, Exemplars, TipAdapter, TipX, Ape, Gda, LinearProbe, Adapter, ProLip)}
+    {
+        head.name: head
+        for head in (Nearest, Exemplars, TipAdapter, TipX, Ape, Gda, LinearProbe, Adapter, ProLip, PromptLearner)
+    }
 )
 
 

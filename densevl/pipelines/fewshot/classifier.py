@@ -38,6 +38,7 @@ from densevl.recipes import Recipe
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult
 from densevl.vocabulary import LabelSet, TextOptions
+from densevl.vocabulary.learned_templates import LearnedTemplate
 
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
@@ -93,7 +94,7 @@ class FewShot(Learner):
                 device, precision, compat, use_cache: as `Segmenter` takes them. Background words compete as classes
                 without examples, but not for whole images. Of `text`, descriptors and a
                 transform that reads no image.
-            head: "gda", "tip", "tipx", "ape", "nearest", "exemplars", "linear", "adapter" or "prolip"; see
+            head: "gda", "tip", "tipx", "ape", "nearest", "exemplars", "linear", "adapter", "prolip" or "prompt"; see
                 `densevl.fewshot`.
             level: "image", "region" or "pixel": what examples are, and what is named.
             options: settings of the head, such as {"alpha": 0.5}.
@@ -138,6 +139,10 @@ class FewShot(Learner):
             use_cache=use_cache,
         )
         self.backbone = self.segmenter.backbone
+        if any(isinstance(template, LearnedTemplate) for template in self.segmenter.templates):
+            raise OptionError("learned templates are for words alone; examples need templates of words")
+        if head == "prompt" and text is not None and text != TextOptions():
+            raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
         for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
             if value is not None and level != "region":
                 raise OptionError(f"{name} is for level 'region', not '{level}'; leave one of them out")
@@ -326,5 +331,5 @@ class FewShot(Learner):
             return ImageFeatures(encoder)
         if self.level == "pixel":
             return PixelFeatures(self.segmenter, encoder, self.coverage, self.tokens)
-        one = self._projection is not None
+        one = self.head in ("prolip", "prompt")
         return region_features(self.segmenter, encoder, operator, options, proposals, one=one)

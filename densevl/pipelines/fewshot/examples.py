@@ -18,8 +18,9 @@ from densevl.fewshot.pseudo import pseudo_labels
 from densevl.fewshot.words import class_rows
 from densevl.pipelines.fewshot.features import Features
 from densevl.pipelines.segmentation.segmenter import Segmenter
-from densevl.vocabulary import LabelSet
+from densevl.vocabulary import NOTHING, LabelSet
 from densevl.vocabulary.parsing import short
+from densevl.vocabulary.text_classifier import TextEmbeddings
 
 GROUND = "background"  # the word for what examples show to be nothing, where there are no background words
 
@@ -113,16 +114,30 @@ def text_rows(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool
     Args:
         shown: examples show what is no class: it has one row then, the mean of the background words.
     """
-    policy = segmenter.background
-    if shown:
-        policy = replace(policy, words=policy.words or (GROUND,), unknown=False)
-    text = class_rows(segmenter.embed_text(labels, policy), len(labels))
+    text = class_rows(_embedded(segmenter, labels, shown), len(labels))
     if level == "image":
         return text[: len(labels)]  # an image is always one of the classes
     if not shown:
         return text
     rest = F.normalize(text[len(labels) :].mean(dim=0, keepdim=True), dim=-1)
     return torch.cat([text[: len(labels)], rest])
+
+
+def row_strings(segmenter: Segmenter, level: str, labels: LabelSet, *, shown: bool) -> list[list[str]]:
+    """The strings of each row of `text_rows`, which takes the same."""
+    text = _embedded(segmenter, labels, shown)
+    classes = [list(words) for words in labels.synonyms]
+    rest = [query for query, owner in zip(text.queries, text.classes.tolist(), strict=True) if owner == NOTHING]
+    if level == "image":
+        return classes
+    return [*classes, *([rest] if shown else [[word] for word in rest])]
+
+
+def _embedded(segmenter: Segmenter, labels: LabelSet, shown: bool) -> TextEmbeddings:
+    policy = segmenter.background
+    if shown:
+        policy = replace(policy, words=policy.words or (GROUND,), unknown=False)
+    return segmenter.embed_text(labels, policy)
 
 
 def no_words(examples: Examples, model: str, known: Collection[str] = ()) -> torch.Tensor:

@@ -244,7 +244,7 @@ def region_features(
         sam=segment.sam,
     )
     if one and len(classify.operators) > 1:
-        raise ModelError(f"head 'prolip' trains one projection: take one operator, not {list(classify.operators)}")
+        raise ModelError(f"this head trains one thing for all features: take one operator, not {[*classify.operators]}")
     return RegionFeatures(classify)
 
 

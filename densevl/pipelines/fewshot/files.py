@@ -14,13 +14,14 @@ from densevl.backbones import Backbone
 from densevl.errors import WeightsError
 from densevl.fewshot import restore
 from densevl.fewshot.calibration import Calibration
+from densevl.fewshot.prompts.head import PromptLearner
 from densevl.pipelines.borrowing import Borrowed
 from densevl.pipelines.fewshot.features import RegionFeatures
 from densevl.pipelines.fewshot.state import Learned
 from densevl.recipes import Recipe
 from densevl.vocabulary import Background, LabelSet
+from densevl.vocabulary.learned_templates import FORMAT
 
-FORMAT = "densevl-fewshot-1"
 SAVED = fitted.kind_of("few-shot head")
 BORROWED = ("proxy", "sam")
 
@@ -117,7 +118,10 @@ def load(
         made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])
         for part, own in facts["heads"].items():
             mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
-            made.heads[part] = restore({key: value.to(made.backbone.device) for key, value in mine.items()}, own)
+            head = restore({key: value.to(made.backbone.device) for key, value in mine.items()}, own)
+            if isinstance(head, PromptLearner):
+                head.attach(made.tower(), made.segmenter.templates)
+            made.heads[part] = head
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,16 +14,18 @@ from densevl.fewshot import HEADS, Head, build
 from densevl.fewshot.calibration import Calibration
 from densevl.fewshot.heads.exemplars import Exemplars
 from densevl.fewshot.heads.tipx import TipX
+from densevl.fewshot.prompts.fitting import Progress
 from densevl.fewshot.pseudo import COUNT
 from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.fewshot.captions import caption_rows, of_images, read_captions
-from densevl.pipelines.fewshot.examples import Examples, no_words, text_rows
+from densevl.pipelines.fewshot.examples import Examples, no_words, row_strings, text_rows
 from densevl.pipelines.fewshot.state import Learned
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.results import UNLABELLED
 from densevl.vocabulary import LabelSet
 
 Captions = Mapping[str, str] | str | os.PathLike[str]
+Hooks = tuple[str | os.PathLike[str] | None, Progress | None]
 
 
 class Learner(Learned):
@@ -30,7 +33,15 @@ class Learner(Learned):
 
     _projection: torch.Tensor | None  # the model's own, where the head trains it; features are then those before it
 
-    def fit(self, examples: Any, labels: Labels | None = None, *, captions: Captions | None = None) -> Self:
+    def fit(
+        self,
+        examples: Any,
+        labels: Labels | None = None,
+        *,
+        captions: Captions | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
         """Learn from examples; what was learned before is forgotten.
 
         Args:
@@ -44,6 +55,8 @@ class Learner(Learned):
                 words of a class ("car | truck") are averaged.
             captions: for head "tipx" on whole images, {image: caption} or a JSON file of it, with one for each example,
                 found by its path or its file's name.
+            checkpoint: a file that head "prompt" writes while it learns, and goes on from after it was killed, to the
+                same result. progress: called by head "prompt" with the steps done and all of them.
 
         Raises:
             LabelError: no examples, of another form, without a caption, of a class that is not in `labels`, or for
@@ -64,7 +77,7 @@ class Learner(Learned):
             text = text_rows(self.segmenter, self.level, label_set, shown=shown)
         else:
             text = no_words(found, self.backbone.name)
-        return self._learn(label_set, found, text, told)
+        return self._learn(label_set, found, text, told, hooks=(checkpoint, progress))
 
     def fit_unlabelled(
         self,
@@ -111,9 +124,13 @@ class Learner(Learned):
         text: torch.Tensor,
         captions: list[str] | None,
         guessed: str | None = None,
+        hooks: Hooks = (None, None),
     ) -> Self:
+        words = self._strings(labels, shown=UNLABELLED in found.names)
         heads = {
-            kind: self._build().fit(rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights)
+            kind: self._build(hooks).fit(
+                rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights, strings=words
+            )
             for kind, rows in found.features.items()
         }
         if captions is not None:
@@ -164,7 +181,7 @@ class Learner(Learned):
         before = len(self.fitted())
         for head in self.heads.values():
             others = [len(labels) if shown else -1] * (len(head.text) - before)
-            head.retext(text, [*range(before), *others])
+            head.retext(text, [*range(before), *others], strings=self._strings(labels, shown=shown))
 
     def calibrate(self, examples: Mapping[str, Any] | None = None, *, alpha: float = 0.1) -> Self:
         """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
@@ -195,7 +212,16 @@ class Learner(Learned):
         self.calibration = Calibration.of(logits, classes, alpha)
         return self
 
-    def _build(self) -> Head:
-        """A head that has learned nothing yet."""
-        own = {} if self._projection is None else {"projection": self._projection}
+    def _strings(self, labels: LabelSet, *, shown: bool) -> list[list[str]] | None:
+        return row_strings(self.segmenter, self.level, labels, shown=shown) if self.head == "prompt" else None
+
+    def _build(self, hooks: Hooks = (None, None)) -> Head:
+        """A head that has learned nothing yet. Args: hooks: checkpoint and progress, as `fit` takes them."""
+        own: dict[str, Any] = {} if self._projection is None else {"projection": self._projection}
+        checkpoint, progress = hooks
+        if self.head == "prompt":
+            own = {"tower": self.tower(), "templates": self.segmenter.templates, "progress": progress}
+            own["checkpoint"] = None if checkpoint is None else Path(checkpoint)
+        elif checkpoint is not None:
+            raise OptionError(f"head '{self.head}' is fitted at once and writes no checkpoint; leave it out")
         return build(self.head, **own, **self.settings)

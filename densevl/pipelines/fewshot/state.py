@@ -6,18 +6,22 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from densevl import digest
 from densevl.backbones import Backbone
 from densevl.errors import ModelError
 from densevl.fewshot import Head
 from densevl.fewshot.calibration import Calibration
-from densevl.fewshot.words import as_text
+from densevl.fewshot.prompts.head import PromptLearner
+from densevl.fewshot.words import as_text, class_rows
 from densevl.inference.kinds import levelled
 from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures
 from densevl.pipelines.segmentation.evidence import Evidence
-from densevl.pipelines.segmentation.segmenter import Segmenter
+from densevl.pipelines.segmentation.segmenter import Labels, Segmenter
 from densevl.vocabulary import Background, LabelSet
 from densevl.vocabulary.prompts import Prompt
+from densevl.vocabulary.text_classifier import TextClassifier
 
 MIXED = (
     "images and words are mixed, and a whole image is nearer to images than to any word: take either, or name regions "
@@ -83,6 +87,33 @@ class Learned:
             "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
         }
+
+    def tower(self) -> Any:
+        """The model, for head "prompt", which asks more of it than `Backbone` has."""
+        return self.backbone
+
+    def templates(self) -> tuple[str, ...]:
+        """The templates that head "prompt" learned, or those it was given, where they are better; any pipeline on the
+        same model takes them as `templates`, for any labels.
+
+        Raises:
+            ModelError: another head, or nothing fitted.
+        """
+        self.fitted()
+        head = next(iter(self.heads.values()))
+        if not isinstance(head, PromptLearner):
+            raise ModelError(f"head '{self.head}' leaves the words as they are; 'prompt' learns templates")
+        return head.templates
+
+    def words(self, labels: Labels) -> torch.Tensor:
+        """Unit rows (C, D) float32 of any labels, as head "prompt" learned to say them, a class each.
+
+        Raises:
+            ModelError: another head, or nothing fitted. LabelError: unusable labels.
+        """
+        asked = LabelSet.parse(labels)
+        text = TextClassifier(self.backbone, self.templates(), use_cache=False)
+        return class_rows(text.encode(asked), len(asked))
 
     def fitted(self) -> LabelSet:
         if self.labels is None or not self.heads:

@@ -1,0 +1,154 @@
+"""Texts some of whose words are vectors, read by a model's own text tower (CoOp; Zhou et al., IJCV 2022).
+
+Shape letters: T texts, N tokens, n words that are vectors, W width of a word, D joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from densevl.errors import ModelError
+
+PLACEHOLDER = "x"  # one token in every vocabulary; where a vector goes
+BATCH = 256  # texts in one pass
+POOLS = ("argmax", "eos")  # a text's row is what stands at its end, so that what follows is never read
+
+
+class WordVectors:
+    """The words of a text tower as vectors: those that it has, and texts read with others in their places."""
+
+    def __init__(self, model: Any, tokenizer: Callable[[list[str]], torch.Tensor], length: int, name: str) -> None:
+        """Look at a model of open_clip, or of `towers.clip`.
+
+        Args:
+            tokenizer: texts to (T, N) tokens, padded. length: N. name: of the model, for messages.
+
+        Raises:
+            ModelError: its text side has no table of words.
+        """
+        self._model, self._tokenizer, self._length, self._name = model, tokenizer, length, name
+        sides = [side for side in (model, getattr(model, "text", None)) if side is not None]
+        found = [side for side in sides if isinstance(getattr(side, "token_embedding", None), nn.Embedding)]
+        if not found:
+            raise ModelError(f"model '{name}' has no table of words to learn others beside; train without prompts")
+        self._side = found[0]
+        self._table: nn.Embedding = self._side.token_embedding
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return int(self._table.weight.shape[1])
+
+    def of(self, text: str) -> torch.Tensor:
+        """The vectors (n, W) float32 of a text's own tokens; none of an empty one.
+
+        Raises:
+            ModelError: it is longer than the tower reads.
+        """
+        first = self._first()
+        end = int(self._ends([text])[0])
+        tokens = self._tokenizer([text])[0, first:end].to(self._table.weight.device)
+        return self._table(tokens).detach().float()
+
+    def encode(self, words_TnW: torch.Tensor, nouns: Sequence[str], before: int) -> torch.Tensor:
+        """Texts to (T, D) float32, not normalised: `before` of the n words, the noun, and the other words.
+
+        Args:
+            words_TnW: of each text, or (1, n, W) for all; gradients reach them.
+
+        Raises:
+            ModelError: a text is longer than the tower reads.
+        """
+        count, first = words_TnW.shape[1], self._first()
+        nouns_T = self._ends(nouns) - first
+        used = first + count + int(nouns_T.max()) + 1
+        if used > self._length:
+            longest = nouns[int(nouns_T.argmax())]
+            raise ModelError(
+                f"{count} learned words and '{longest[:40]}' take {used} tokens, and '{self._name}' reads "
+                f"{self._length}; take at most {max(0, self._length - used + count)} words, or a shorter name"
+            )
+        own = [PLACEHOLDER] * count
+        texts = [" ".join([*own[:before], noun, *own[before:]]) for noun in nouns]
+        columns_Tn = torch.arange(count).repeat(len(nouns), 1) + first
+        columns_Tn[:, before:] += nouns_T[:, None]
+        words = words_TnW.expand(len(nouns), -1, -1)
+        tokens = self._tokenizer(texts)[:, : used if self._short() else None]
+        parts = zip(tokens.split(BATCH), columns_Tn.split(BATCH), words.split(BATCH), strict=True)
+        return torch.cat([self._run(*part) for part in parts])
+
+    def _run(self, tokens_TN: torch.Tensor, columns_Tn: torch.Tensor, words_TnW: torch.Tensor) -> torch.Tensor:
+        device = self._table.weight.device
+
+        def learned(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
+            places = columns_Tn.to(device)[:, :, None].expand(-1, -1, found.shape[2])
+            return found.scatter(1, places, words_TnW.to(found))
+
+        hook = self._table.register_forward_hook(learned)
+        try:
+            found_TD = _encode(self._model, self._side, tokens_TN.to(device))
+            return found_TD if found_TD.dtype == torch.float64 else found_TD.float()
+        finally:
+            hook.remove()
+
+    def _first(self) -> int:
+        """How many tokens stand before the words of a text.
+
+        Raises:
+            ModelError: a placeholder is not one token.
+        """
+        one, two = self._ends([PLACEHOLDER, f"{PLACEHOLDER} {PLACEHOLDER}"]).tolist()
+        if two - one != 1 or one < 1:
+            raise ModelError(f"model '{self._name}' has a tokenizer that learned words have no place in; take a CLIP")
+        return int(one) - 1
+
+    def _ends(self, texts: Sequence[str]) -> torch.Tensor:
+        """(T,) int64: where the words of each text end, which is where one more word makes a difference.
+
+        Raises:
+            ModelError: a text is as long as the tower reads, so that something may have been cut.
+        """
+        alone, longer = (self._tokenizer([text + more for text in texts]).cpu() for more in ("", f" {PLACEHOLDER}"))
+        differ_TN = alone != longer
+        full = (~differ_TN.any(dim=1)).nonzero().flatten().tolist()
+        if full:
+            raise ModelError(
+                f"'{texts[full[0]][:40]}' is longer than the {self._length} tokens that '{self._name}' reads; "
+                "learned words need room beside it"
+            )
+        return differ_TN.int().argmax(dim=1)
+
+    def _short(self) -> bool:
+        """Whether tokens behind the last end may be left out: nothing looks at them, and positions are a table."""
+        pool = getattr(self._side, "pool_type", None) or getattr(self._side, "text_pool_type", "argmax")
+        causal = not hasattr(self._side, "attn_mask") or self._side.attn_mask is not None
+        table = getattr(self._side, "positional_embedding", None)
+        return causal and pool in POOLS and table is not None and getattr(self._side, "cls_emb", None) is None
+
+
+class _Text(nn.Module):
+    """A model's text side as a module that is called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.encode_text(tokens, normalize=False)
+
+
+def _encode(model: nn.Module, side: nn.Module, tokens_TN: torch.Tensor) -> torch.Tensor:
+    """Rows (T, D) of tokens that may be fewer than the tower reads: its positions and mask are cut to them."""
+    count = tokens_TN.shape[1]
+    above = "model." if side is model else "model.text."
+    own: dict[str, torch.Tensor] = {}
+    if (table := getattr(side, "positional_embedding", None)) is not None and len(table) > count:
+        own[f"{above}positional_embedding"] = table[:count]
+        if getattr(side, "attn_mask", None) is not None:
+            own[f"{above}attn_mask"] = side.attn_mask[:count, :count]
+    return functional_call(_Text(model), own, (tokens_TN,))

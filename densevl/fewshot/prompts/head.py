@@ -1,0 +1,254 @@
+"""Head "prompt": contexts around the names of classes are learned on the examples, and then serve any words.
+
+CoOp (Zhou et al., IJCV 2022) with several contexts (ECO), a tie to the words as they were (KgCoOp, Yao et al., CVPR
+2023), and sessions (CPE-CLIP, D'Alessandro et al., 2023). All rows are said with the same contexts, those of classes
+without examples and of background words too. Shape letters: N samples, R rows, E joint space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from densevl.errors import LabelError, ModelError, OptionError, one_of
+from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, joined, size, unit_prompts
+from densevl.fewshot.prompts.fitting import Fit, Progress, Schedule
+from densevl.fewshot.prompts.training import Run, Task
+from densevl.vocabulary.learned_templates import LearnedTemplate, from_state, to_state
+from densevl.vocabulary.prompts import Prompt
+
+STARTS = ("words", "random")
+
+
+class PromptLearner(Head):
+    """Rows of words in learned contexts; `text` are these rows after `fit`.
+
+    Attributes:
+        templates: the learned ones, or those it was given, where they are better; `TextClassifier` takes both.
+    """
+
+    name: ClassVar[str] = "prompt"
+    adds: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        tower: Tower | None = None,
+        templates: Sequence[str] = ("a photo of a {}.",),
+        *,
+        contexts: int = 4,
+        start: str = "words",
+        length: int = 4,
+        tie: float = 1.0,
+        steps: int = 50,
+        rate: float = 0.1,
+        folds: int = 2,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Settings.
+
+        Args:
+            tower: the model whose text tower reads them. templates: what the rows of words were made with.
+            contexts: how many are averaged. start: "words", at templates, or "random". length: words of those that
+                start at random. tie: to the rows of words, 0 or more. steps: of Adam on all examples, at most.
+            rate: of Adam, as a share of the root mean square of words' numbers.
+            folds: in which examples are judged by the others, to find the best number of steps, which may be none; 1
+                takes all. seed: of random words.
+            checkpoint: a file to write while fitting, from which a killed fit goes on. progress: called with steps done
+                and all.
+
+        Raises:
+            OptionError: no tower that reads vectors as words, or a setting out of range.
+        """
+        super().__init__()
+        if tower is None or not hasattr(tower, "encode_learned"):
+            name = f"model '{tower.name}'" if tower is not None else "head 'prompt'"
+            raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
+        one_of(start, STARTS, "start", OptionError)
+        whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds}
+        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1}
+        bad = next((key for key, value in whole.items() if type(value) is not int or value < low[key]), None)
+        if bad is not None:
+            raise OptionError(f"{bad} is {whole[bad]}: a whole number, {low[bad]} or more")
+        if not tie >= 0 or not rate > 0:
+            raise OptionError(f"tie is {tie} and rate {rate}: tie is 0 or more, rate above 0")
+        self._tower, self.templates = tower, tuple(templates)
+        self._given, self._hooks = self.templates, (checkpoint, progress)
+        self._settings: dict[str, Any] = {**whole, "start": start, "tie": tie, "rate": rate, "seed": seed}
+
+    def settings(self) -> dict[str, Any]:
+        return dict(self._settings)
+
+    def fit(
+        self,
+        features_ND: Any,
+        labels_N: Any,
+        text_CD: torch.Tensor,
+        *,
+        scale: float = 100.0,
+        weights: Any = None,
+        strings: Sequence[Sequence[str]] | None = None,
+    ) -> Self:
+        """Learn from examples; see `Head.fit`.
+
+        Args:
+            strings: the words of each row of `text_CD`, which is their mean.
+
+        Raises:
+            LabelError: none, or images and vectors among them. ModelError: more words than the tower reads.
+        """
+        self._strings = _checked(strings, len(text_CD))
+        self.templates = self._given
+        return super().fit(features_ND, labels_N, text_CD, scale=scale, weights=weights, strings=strings)
+
+    def retext(
+        self, text_CD: torch.Tensor, moved: Sequence[int], *, strings: Sequence[Sequence[str]] | None = None
+    ) -> Self:
+        """Know other classes from now on, said in the contexts there are; see `Head.retext`, and `fit` for strings."""
+        own = _checked(strings, len(text_CD))
+        super().retext(text_CD, moved)
+        self.before, self._strings = self.text, own
+        if any(isinstance(one, LearnedTemplate) for one in self.templates):
+            self.text = self.words(own)
+        return self
+
+    @torch.no_grad()
+    def words(self, strings: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Unit rows (R, E) of any words in the contexts, a row for each list of them.
+
+        Raises:
+            ModelError: nothing fitted, or more words than the tower reads.
+        """
+        self._fitted()
+        spoken = Spoken.of(strings)
+        if not any(isinstance(one, LearnedTemplate) for one in self.templates):
+            raise ModelError("training kept the words as they were: TextClassifier embeds them in `templates`")
+        own = [one for one in self.templates if isinstance(one, LearnedTemplate)]
+        device = self.text.device
+        contexts = Contexts([torch.from_numpy(one.words).to(device) for one in own], [one.before for one in own])
+        return joined(unit_prompts(self._tower, contexts, spoken.strings), spoken.member.to(device))
+
+    def _fit(self, samples: Samples) -> None:
+        self.before = self.text
+        own = self._settings
+        if not own["steps"]:
+            self.found = {"steps": 0}
+            return
+        task = self._task(samples, self.seen)
+        checkpoint, progress = self._hooks
+        schedule = Schedule(own["steps"], own["rate"] * size(self._tower, task.spoken.strings), own["folds"])
+        found = Fit(self._tower, task, self._begun(), schedule, checkpoint=checkpoint, progress=progress).run()
+        self.found = {"steps": found.steps, "loss": found.loss} if found.steps else {"steps": 0}
+        if found.gain is not None:
+            self.found["gain"] = found.gain
+        if found.contexts is not None:
+            self._say(found.contexts)
+
+    def _add(self, samples: Samples) -> None:
+        """A session: its classes compete among each other, and its steps are shorter by their share of all classes."""
+        own = torch.bincount(samples.labels, minlength=len(self.text)) > 0
+        share = float(own.sum() / self.seen.sum())
+        learned = [one for one in self.templates if isinstance(one, LearnedTemplate)]
+        start = (
+            Contexts([torch.from_numpy(one.words.copy()) for one in learned], [one.before for one in learned])
+            if learned
+            else self._begun()
+        )
+        if int(own.sum()) < 2 or not self._settings["steps"]:
+            return  # one class alone has nothing to be told from
+        task = self._task(samples, own)
+        rate = share * self._settings["rate"] * size(self._tower, task.spoken.strings)
+        run = Run(self._tower, task, start, self._settings["steps"], rate)
+        for _ in range(self._settings["steps"]):
+            run.advance()
+        self.found = {"steps": self.found["steps"] + run.step, "loss": run.loss}
+        self._say(run.contexts)
+
+    def _task(self, samples: Samples, among: torch.Tensor) -> Task:
+        """What these samples teach of some classes."""
+        chosen = among.nonzero().flatten().tolist()
+        targets = (among.cumsum(0) - 1)[samples.labels]
+        spoken = Spoken.of([self._strings[index] for index in chosen])
+        weights = samples.weights / samples.weights.sum()
+        return Task(samples.features, targets, weights, spoken, self.before[among], self.scale, self._settings["tie"])
+
+    def _begun(self) -> Contexts:
+        own = self._settings
+        if own["start"] == "random":
+            return Contexts.drawn(self._tower, own["contexts"], own["length"], own["seed"])
+        return Contexts.of_templates(self._tower, self._given, own["contexts"], own["length"], own["seed"])
+
+    def _say(self, contexts: Contexts) -> None:
+        self.templates = contexts.templates(self._tower)
+        self.text = self.words(self._strings)
+
+    def _judge(self, unit_ND: torch.Tensor, words_NC: torch.Tensor) -> torch.Tensor:
+        return words_NC
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """As `Head.state`, with the learned templates."""
+        tensors, facts = super().state()
+        own, told = to_state(self.templates)
+        return {**tensors, **own}, {**facts, **told, "strings": self._strings}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Self:
+        """The head whose `state()` this is; `attach` gives it its model, for other words and more examples."""
+        head = super().restore(tensors, facts)
+        head.templates = from_state(tensors, facts)
+        head._strings = [list(map(str, own)) for own in facts["strings"]]
+        return head
+
+    def attach(self, tower: Tower, templates: Sequence[str]) -> None:
+        """Give a restored head the model that it was fitted on, and the templates of its words."""
+        self._tower, self._given = tower, tuple(templates)
+        self.templates = self.templates or self._given
+
+    def _renumber(self, moved_C: torch.Tensor) -> None:
+        """Nothing is kept by class but strings."""
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"before": self.before}
+
+    def _restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.before = tensors["before"]
+
+    @classmethod
+    def _empty(cls, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Self:
+        return cls(Detached(), **settings)
+
+
+def _checked(strings: Sequence[Sequence[str]] | None, rows: int) -> list[list[str]]:
+    if strings is None or len(strings) != rows or not all(strings):
+        raise LabelError("head 'prompt' learns what to say around names: give strings=, those of each row of text")
+    shown = next((one for own in strings for one in own if isinstance(one, Prompt)), None)
+    if shown is not None:
+        raise LabelError(f"head 'prompt' learns words around names, and a class is given as {shown.kind}: name it")
+    return [list(own) for own in strings]
+
+
+class Detached:
+    """In the place of a model until `PromptLearner.attach`."""
+
+    name = "none"
+
+    @property
+    def text_fingerprint(self) -> str:
+        raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
+
+    @property
+    def word_width(self) -> int:
+        raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
+
+    def word_vectors(self, text: str) -> torch.Tensor:
+        raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
+
+    def encode_learned(
+        self, words_TnW: torch.Tensor, nouns: str | Sequence[str], before: int | None = None
+    ) -> torch.Tensor:
+        raise ModelError("this head was restored without its model: attach it, or take FewShot.load")

@@ -1,0 +1,112 @@
+"""How contexts are trained: full batches, Adam, a rate that falls as a cosine; and the step that is best.
+
+    min over v of  sum_i w_i CE(scale f_i.t, y_i) + tie mean_c |t_c - t0_c|^2
+
+The tie to the rows of the words (KgCoOp, Yao et al., CVPR 2023) is for classes with examples. Features are fixed, so
+that a step costs the text tower M x S texts and nothing else. How many steps are best is asked of examples that were
+left out, fold by fold; then all are trained on for so many. Shape letters: N samples, C classes with examples, E joint
+space; others as in `contexts`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, descend, joined, unit_prompts
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is learned from and what for.
+
+    Attributes:
+        features: (N, E) unit rows. targets: (N,) int64, among C classes. weights: (N,) of sum 1.
+        spoken: the C classes. text: (C, E), t0. scale: of cosines. tie: strength.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    spoken: Spoken
+    text: torch.Tensor
+    scale: float
+    tie: float
+
+    def loss(self, rows_CE: torch.Tensor) -> torch.Tensor:
+        """Of the rows of classes."""
+        logits = self.scale * self.features @ rows_CE.mT
+        entropy = (self.weights * F.cross_entropy(logits, self.targets, reduction="none")).sum()
+        return entropy + self.tie * (rows_CE - self.text).square().sum(dim=1).mean()
+
+    def part(self, kept_N: torch.Tensor) -> Task:
+        """The task of some samples."""
+        weights = self.weights[kept_N]
+        own = (self.features[kept_N], self.targets[kept_N], weights / weights.sum())
+        return Task(*own, self.spoken, self.text, self.scale, self.tie)
+
+    def likelihood(self, rows_CE: torch.Tensor, kept_N: torch.Tensor, smoothing: float) -> float:
+        """How probable rows make some samples: log, summed, each class weighing 1 over all samples."""
+        logp = (self.scale * self.features[kept_N] @ rows_CE.mT).double().log_softmax(dim=-1)
+        own = logp.gather(1, self.targets[kept_N, None])[:, 0]
+        counts = torch.bincount(self.targets, minlength=len(rows_CE))[self.targets[kept_N]]
+        return float((((1 - smoothing) * own + smoothing * logp.mean(dim=1)) / counts).sum())
+
+
+class Run:
+    """Contexts on their way. Attributes: step: updates done. loss: before the last of them."""
+
+    def __init__(self, tower: Tower, task: Task, start: Contexts, steps: int, rate: float) -> None:
+        """Begin.
+
+        Args:
+            steps: over which the rate falls. rate: at its highest, of Adam.
+        """
+        self.tower, self.task, self.steps, self.rate = tower, task, steps, rate
+        device = task.features.device
+        words = [one.detach().to(device).clone().requires_grad_(True) for one in start.words]
+        self.contexts = Contexts(words, start.befores)
+        self._solver = torch.optim.Adam(words, lr=rate)
+        self.step, self.loss = 0, math.nan
+
+    def advance(self) -> torch.Tensor:
+        """One update; the rows (C, E) before it."""
+        for group in self._solver.param_groups:
+            group["lr"] = self.rate * (0.5 + 0.5 * math.cos(math.pi * self.step / self.steps))
+        self._solver.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            rows, self.loss = descend(self.tower, self.contexts, self.task.spoken, self.task.loss)
+        self._solver.step()
+        self.step += 1
+        return rows
+
+    @torch.no_grad()
+    def rows(self) -> torch.Tensor:
+        """The rows (C, E) now."""
+        return joined(unit_prompts(self.tower, self.contexts, self.task.spoken.strings), self.task.spoken.member)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All that `go_on` needs."""
+        found = {f"words {number}": words.detach() for number, words in enumerate(self.contexts.words)}
+        for number, own in self._solver.state_dict()["state"].items():
+            found |= {f"solver {number} {key}": value for key, value in own.items()}
+        return found
+
+    def go_on(self, tensors: Mapping[str, torch.Tensor], step: int, loss: float) -> None:
+        """Where `tensors` were taken."""
+        with torch.no_grad():
+            for number, words in enumerate(self.contexts.words):
+                words.copy_(tensors[f"words {number}"])
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith("solver "):
+                _, number, name = key.split(" ", 2)
+                state.setdefault(int(number), {})[name] = value.clone()
+        groups = self._solver.state_dict()["param_groups"]
+        self._solver.load_state_dict({"state": state, "param_groups": groups})
+        self.step, self.loss = step, loss
