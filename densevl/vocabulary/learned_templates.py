@@ -76,10 +76,10 @@ def from_state(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) ->
     if _BEFORE not in tensors:
         return ()
     words = [tensors[f"{_WORDS} {number}"] for number in range(len(tensors[_BEFORE]))]
-    befores = tensors[_BEFORE].tolist()
-    if any(one.ndim != 2 or not 0 <= before <= len(one) for one, before in zip(words, befores, strict=True)):
+    fronts = tensors[_BEFORE].tolist()
+    if any(one.ndim != 2 or not 0 <= before <= len(one) for one, before in zip(words, fronts, strict=True)):
         raise ValueError("learned words of another shape")
-    found = zip(words, befores, strict=True)
+    found = zip(words, fronts, strict=True)
     return tuple(LearnedTemplate(one.float().cpu().numpy(), before, str(facts[_SIDE])) for one, before in found)
 
 

@@ -84,7 +84,7 @@ def test_contexts_from_templates_start_as_the_templates_read(tiny) -> None:
         rows = joined(unit_prompts(tiny, start, spoken.strings), spoken.member)
     text = TextClassifier(tiny, some, use_cache=False).encode(LABELS, Background(words=("sky",)))
     close(rows, class_rows(text, C))
-    assert start.befores == [4, 1]
+    assert start.fronts == [4, 1]
     assert len(Contexts.of_templates(tiny, ("{}",), 3, 5, 0).words[2]) == 5, "a bare name leaves nothing to learn"
 
 
@@ -172,7 +172,7 @@ def test_the_best_number_of_steps_is_what_fits_of_each_length_would_choose(tiny,
 def _rows_after(tiny, features, labels, words, steps) -> torch.Tensor:
     """Rows of the classes after some steps of four, by a plain loop over torch's own Adam."""
     start = Contexts.of_templates(tiny, TEMPLATES, 2, 4, 0)
-    own = Contexts([one.clone().requires_grad_(True) for one in start.words], start.befores)
+    own = Contexts([one.clone().requires_grad_(True) for one in start.words], start.fronts)
     spoken, unit = Spoken.of(STRINGS[:3]), F.normalize(features, dim=1)
     table = torch.cat([tiny.word_vectors(one) for one in spoken.strings])
     solver = torch.optim.Adam(own.words)

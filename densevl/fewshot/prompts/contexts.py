@@ -43,10 +43,10 @@ class Tower(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """M contexts. Attributes: words: (n, W) float of each. befores: how many of each stand before the name."""
+    """M contexts. Attributes: words: (n, W) float of each. fronts: how many of each stand before the name."""
 
     words: list[torch.Tensor]
-    befores: list[int]
+    fronts: list[int]
 
     @classmethod
     def drawn(cls, tower: Tower, count: int, length: int, seed: int) -> Contexts:
@@ -62,11 +62,11 @@ class Contexts:
         named = [one for one in dict.fromkeys(named) if one.count("{}") == 1 and one.strip() != "{}"]
         halves = [[tower.word_vectors(half.strip()).cpu() for half in one.split("{}")] for one in named]
         rest = cls.drawn(tower, count - len(named), length, seed)
-        return cls([*map(torch.cat, halves), *rest.words], [*(len(before) for before, _ in halves), *rest.befores])
+        return cls([*map(torch.cat, halves), *rest.words], [*(len(before) for before, _ in halves), *rest.fronts])
 
     def templates(self, tower: Tower) -> tuple[str, ...]:
         """They as templates, for any words in any pipeline."""
-        own = zip(self.words, self.befores, strict=True)
+        own = zip(self.words, self.fronts, strict=True)
         return tuple(
             LearnedTemplate(words.detach().float().cpu().numpy(), before, tower.text_fingerprint)
             for words, before in own
@@ -101,7 +101,7 @@ def unit_prompts(tower: Tower, contexts: Contexts, strings: Sequence[str]) -> to
     """(M, S, E) unit rows of each string in each context; gradients reach the words."""
     rows = [
         tower.encode_learned(words[None], strings, before)
-        for words, before in zip(contexts.words, contexts.befores, strict=True)
+        for words, before in zip(contexts.words, contexts.fronts, strict=True)
     ]
     return F.normalize(torch.stack(rows), dim=-1)
 
@@ -133,7 +133,7 @@ def descend(
     value = loss(rows)
     value.backward()  # type: ignore[no-untyped-call]
     gradient = held.grad
-    for number, (words, before) in enumerate(zip(contexts.words, contexts.befores, strict=True)):
+    for number, (words, before) in enumerate(zip(contexts.words, contexts.fronts, strict=True)):
         for start in range(0, len(strings), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             own = unit_prompts(tower, Contexts([words], [before]), strings[part])[0]

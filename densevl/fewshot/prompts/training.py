@@ -70,7 +70,7 @@ class Run:
         self.tower, self.task, self.steps, self.rate = tower, task, steps, rate
         device = task.features.device
         words = [one.detach().to(device).clone().requires_grad_(True) for one in start.words]
-        self.contexts = Contexts(words, start.befores)
+        self.contexts = Contexts(words, start.fronts)
         self._solver = torch.optim.Adam(words, lr=rate)
         self.step, self.loss = 0, math.nan
 
