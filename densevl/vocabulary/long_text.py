@@ -38,8 +38,9 @@ def budget(context: int, templates: Sequence[str]) -> int:
 
 def _around(template: str) -> int:
     """Tokens of a template beside the label."""
-    learned = isinstance(template, LearnedTemplate)
-    return len(template.words) if learned else tokens_at_most(template.replace("{}", ""))
+    if isinstance(template, LearnedTemplate):
+        return len(template.words)
+    return tokens_at_most(template.replace("{}", ""))
 
 
 def windows(text: str, room: int) -> list[str]:

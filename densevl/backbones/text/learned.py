@@ -134,15 +134,16 @@ class WordVectors:
 class _Text(nn.Module):
     """A model's text side as a module that is called."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model.encode_text(tokens, normalize=False)
+        found: torch.Tensor = self.model.encode_text(tokens, normalize=False)
+        return found
 
 
-def _encode(model: nn.Module, side: nn.Module, tokens_TN: torch.Tensor) -> torch.Tensor:
+def _encode(model: Any, side: Any, tokens_TN: torch.Tensor) -> torch.Tensor:
     """Rows (T, D) of tokens that may be fewer than the tower reads: its positions and mask are cut to them."""
     count = tokens_TN.shape[1]
     above = "model." if side is model else "model.text."

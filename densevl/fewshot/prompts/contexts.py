@@ -124,18 +124,18 @@ def descend(
     if len(contexts.words) * len(strings) <= AT_ONCE:
         rows = joined(unit_prompts(tower, contexts, strings), spoken.member)
         value = loss(rows)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return rows.detach(), float(value.detach())
     with torch.no_grad():
         held = unit_prompts(tower, contexts, strings)
     held.requires_grad_(True)
     rows = joined(held, spoken.member)
     value = loss(rows)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     gradient = held.grad
     for number, (words, before) in enumerate(zip(contexts.words, contexts.fronts, strict=True)):
         for start in range(0, len(strings), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             own = unit_prompts(tower, Contexts([words], [before]), strings[part])[0]
-            own.backward(gradient[number, part])  # type: ignore[index,no-untyped-call]
+            own.backward(gradient[number, part])  # type: ignore[index]
     return rows.detach(), float(value.detach())

@@ -105,8 +105,8 @@ class Run:
         state: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             if key.startswith("solver "):
-                _, number, name = key.split(" ", 2)
-                state.setdefault(int(number), {})[name] = value.clone()
+                _, place, name = key.split(" ", 2)
+                state.setdefault(int(place), {})[name] = value.clone()
         groups = self._solver.state_dict()["param_groups"]
         self._solver.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.loss = step, loss
