@@ -34,6 +34,7 @@ from densevl.fewshot import HEADS, build
 from densevl.fewshot.pseudo import HOWS, pseudo_labels
 from densevl.fewshot.words import as_text, class_rows
 from densevl.pipelines.fewshot.classifier import OWN
+from densevl.pipelines.fewshot.examples import row_strings
 from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.segmentation.evidence import Evidence
@@ -162,11 +163,16 @@ class Level:
 
     def fit(self, head: str, projection: torch.Tensor, kept: torch.Tensor) -> dict[str, Callable[..., torch.Tensor]]:
         """Logits by kind of feature."""
-        own = {"projection": projection} if head == "prolip" else {}
+        own: dict[str, Any] = {"projection": projection} if head == "prolip" else {}
+        if head == "prompt":
+            own = {"tower": self.segmenter.backbone, "templates": self.segmenter.templates}
         settings = {**own, **(OWN["pixel"].get(head, {}) if self.dense else {})}
+        level, shown = "pixel" if self.dense else "image", UNLABELLED in self.classes
+        strings = row_strings(self.segmenter, level, self.labels, shown=shown) if head == "prompt" else None
+        told = {"weights": self.weights[kept], "strings": strings}
         return {
             kind: build(head, **settings)
-            .fit(rows[kept], self.owner[kept], self.text, scale=self.features.scales[kind], weights=self.weights[kept])
+            .fit(rows[kept], self.owner[kept], self.text, scale=self.features.scales[kind], **told)
             .logits
             for kind, rows in self.rows.items()
         }
