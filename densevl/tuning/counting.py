@@ -181,7 +181,9 @@ class ImageCounter(Counter):
     measure = "accuracy"
 
     def _pipeline(self, candidate: Candidate) -> FewShot:
-        looks = {name: number(value) for name in ("guided", "presence") if (value := candidate[name]) is not None}
+        looks: dict[str, Any] = {
+            name: number(value) for name in ("guided", "presence") if (value := candidate[name]) is not None
+        }
         return FewShot(self.backbone, templates=candidate["templates"], **looks)
 
     def counted(self, rgb: npt.NDArray[np.uint8], truth: Any, together: Sequence[Candidate]) -> dict[Candidate, Cell]:

@@ -35,6 +35,11 @@ class AgreementCounter(PixelCounter):
 
     measure: ClassVar[str] = "agreement"
 
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self._jury: list[Candidate] = []
+        self._kept: dict[int, bytes] = {}
+
     def truth(self, index: int, rgb: npt.NDArray[np.uint8], known: Any) -> Labels:
         """What most jurors say of a picture, int16 (H, W)."""
         kept = self._kept.get(index)
@@ -62,11 +67,6 @@ class AgreementCounter(PixelCounter):
             self._jury = whole.around(whole.default, ["recipe" if len(recipes) > 2 else "templates", "background"])
             self._jury.sort(key=lambda juror: str(juror["recipe"]))
         return self._jury
-
-    def __init__(self, *args: Any, **given: Any) -> None:
-        super().__init__(*args, **given)
-        self._jury: list[Candidate] = []
-        self._kept: dict[int, bytes] = {}
 
 
 def majority(maps: Sequence[Labels]) -> Labels:

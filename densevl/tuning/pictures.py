@@ -59,9 +59,9 @@ class Pictures:
 
     def facts(self) -> dict[str, Any]:
         """What decides counts, ready for JSON."""
-        files = [[path.name, digest.of_file(path)] for path in self.paths]
+        files: list[Any] = [[path.name, digest.of_file(path)] for path in self.paths]
         if self.dataset is not None:
-            files += [str(number) for number in self.dataset.digests().tolist()]  # type: ignore[list-item]
+            files += [str(number) for number in self.dataset.digests().tolist()]
         words = [list(map(str, own)) for own in self.labels.synonyms]
         truths = list(self.truths) if self.dataset is None else None
         told = {"use": self.use, "names": list(self.labels.names), "words": words, "truths": truths}
