@@ -23,7 +23,7 @@ DOCS ?= $(CURDIR)/.venv-docs
 # Looks up known faults of the pinned versions, and writes a bill of materials.
 AUDIT ?= $(CURDIR)/.venv-audit
 
-.PHONY: demo test test-isa test-handoff check audit sbom bench docs clean help
+.PHONY: demo test test-isa test-handoff check audit sbom release bench docs clean help
 
 help:
 	@echo "make demo      segment the photos of demo/images by words, results in densevl-out/demo"
@@ -33,6 +33,7 @@ help:
 	@echo "make check     lint, format, types, spelling"
 	@echo "make audit     look up known faults of the pinned versions"
 	@echo "make sbom      write build/sbom.json, a CycloneDX bill of materials of the environment, for a release"
+	@echo "make release   build wheel and sdist of the version, try them, and write sums and the bill of materials; into dist"
 	@echo "make bench     time methods against bare forward passes; takes a quarter of an hour"
 	@echo "make docs      build the documentation site into build/site, and check its links"
 
@@ -64,6 +65,10 @@ audit: $(DEV) $(AUDIT)/.tools
 sbom: $(USE) $(AUDIT)/.tools
 	mkdir -p build
 	$(AUDIT)/bin/cyclonedx-py environment $(VENV)/bin/python --output-reproducible --of JSON -o build/sbom.json
+
+release: $(DEV) sbom
+	$(VENV)/bin/python -m tools.release $(AUDIT)/bin
+	cp build/sbom.json dist/
 
 bench: $(DEV)
 	$(VENV)/bin/python tools/bench.py
