@@ -111,10 +111,11 @@ def together(address: str, clients: int, queue: int) -> None:
         taken = time.perf_counter() - started
         answers, late = json.loads(watcher.communicate("")[0])
     print(f"{clients} clients on {queue} slots: {taken:.1f} s, sent away {refused} times")
-    print(f"/healthz, {len(answers)} times: {_spread(answers)}; the watcher itself woke up late by {_spread(late)}")
+    print(f"/healthz, {len(answers)} times: {spread(answers)}; the watcher itself woke up late by {spread(late)}")
 
 
-def _spread(seconds: list[float]) -> str:
+def spread(seconds: list[float]) -> str:
+    """Median and 99 of 100, in milliseconds."""
     median, most = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
     return f"p50 {median:.0f} ms, p99 {most:.0f} ms"
 
