@@ -32,6 +32,7 @@ REFERENCES = {
     "anomaly": "AnomalyDetector AnomalyResult train_adapters",
     "few-shot": "FewShot Classification LabelSession",
     "features": "FeatureExtractor DenseMap PointLabeller PointLabels View",
+    "explanations": "Explainer PatchMap HeadMaps PairMap",
     "models": "load_backbone load_proxy Recipe LabelSet TextOptions Descriptors keep_memory DensevlError",
 }
 """The names of `densevl` by page, the one that most people want first."""
