@@ -14,17 +14,24 @@ HEAD = """# Kernels
 
 <!-- Written by tools/kernels/page.py from kernels.json; do not edit. -->
 
-Five operators in `densevl.kernels`, one file each. A file holds the operator's signature and checks, the torch code that
-defines it and runs on a CPU, and the reasons why a case is not for its Triton kernel; the kernel lies in
-`kernels/triton`. `DENSEVL_KERNELS` is `auto` (kernels on CUDA devices of compute capability 8.0 or more, torch
-elsewhere), `torch`, or `triton` (the kernel, or an error that says why not); `kernels.use("torch")` says the same for a
-block of code. `kernels.explain(kernels.grid_attention, q, k, v, grid)` says what would run, and why.
+densevl has five operators of its own in `densevl.kernels`, one file each. You rarely call them yourself: recipes do. Each file
+holds the operator's signature and checks, the torch code that defines it and runs on a CPU, and the cases that its Triton
+kernel does not take. The kernels are in `kernels/triton`.
 
-Under `torch.compile` the choice is made when a graph is captured: torch's operators are captured one by one, a kernel is
-one node (`torch.ops.densevl`). `torch.export` captures torch's operators alone, and its sizes may be left open (number of
-images, height, width): no loop over rows is in an exported graph, so it holds what is said below never to be held.
+To choose what runs, set `DENSEVL_KERNELS`:
 
-| operator | what is never held | the kernel does not take |
+- `auto`: kernels on CUDA devices of compute capability 8.0 or more, torch elsewhere
+- `torch`: torch everywhere
+- `triton`: the kernel, or an error that says why it cannot run
+
+`kernels.use("torch")` does the same for a block of code. `kernels.explain(kernels.grid_attention, q, k, v, grid)` says what
+would run, and why.
+
+Under `torch.compile` the choice is made when a graph is captured. Torch's operators are captured one by one; a kernel is
+one node (`torch.ops.densevl`). `torch.export` captures only torch's operators, and sizes may be dynamic (number of images,
+height, width). An exported graph has no loop over rows, so it does hold the arrays that the table below says are never held.
+
+| operator | never held in memory | not taken by the kernel |
 |---|---|---|
 | `dense_decode` | queries x height x width | more than 128 tokens under an 8 x 8 tile of pixels; a scale that is not positive |
 | `grid_attention` | tokens x tokens, bias included | a further dense bias; head widths other than 16, 32, 64, 80, 128; relative positions at 128 |
@@ -32,36 +39,38 @@ images, height, width): no loop over rows is in an exported graph, so it holds w
 | `affinity_mix` | heads x tokens x tokens (one summed map is held) | head widths as above |
 | `nearest` | rows x memory | |
 
-Half precision only, but for `dense_decode`, which takes float32. No kernel has a backward pass: where gradients are asked
-for, torch runs.
+Kernels take half precision only, except `dense_decode`, which takes float32. No kernel has a backward pass: if gradients
+are required, torch runs.
 
-## What is known, and what is not
+## What has been tested
 
-**No kernel has run on a GPU.** Their values are checked in Triton's interpreter against float64 torch, with a check that
-every address lies inside an argument; broken copies of each kernel (a mask dropped, a scale or stride wrong) are shown to
-fail the same check. They are compiled for sm_80 and sm_90 and the machine code is read. How fast they are, whether they
-race, and how they behave on a device under `compute-sanitizer`: not measured.
+**No kernel has run on a GPU.** Their values are checked in Triton's interpreter against torch in float64, and every address
+is checked to lie inside an argument. Broken copies of each kernel (a missing mask, a wrong scale or stride) are shown to fail
+the same check. The kernels are compiled for sm_80 and sm_90, and the machine code is inspected. Their speed, races, and
+behaviour on a device under `compute-sanitizer` have not been measured.
 
     TRITON_INTERPRET=1 python -m pytest tests/kernels/fused      # values and broken copies; on a CUDA machine without the variable
 
 ## On a CUDA machine
 
+Run this script to test and time the kernels on a GPU:
+
     tools/gpu_check.sh                                           # about ten minutes; its head says how it makes an environment
     tools/gpu_check.sh --dry-run --out build/gpu                 # the same on a CPU, interpreted at tiny sizes: times mean nothing
 
-One script for a machine that has nothing of densevl yet. Stages run in processes of their own; one that fails is recorded and
-the rest goes on. It writes `gpu_check.json` and a page, `gpu_check.md`. Exit code 1: something disagrees or broke; 3: nothing
-did, but it ran out of time.
+The script needs nothing of densevl installed. Each stage runs in its own process; if one fails, that is recorded and the
+others still run. It writes `gpu_check.json` and a page, `gpu_check.md`. Exit code 1 means that something disagrees or broke,
+and 3 that nothing did but time ran out.
 
 | stage | what it finds out |
 |---|---|
 | `machine` | the device and the libraries |
-| `values` | kernels against torch in float64, float16 and bfloat16; gradients, which torch computes |
-| `launches` | every launch of the table below compiled for this device and run: registers, spills, shared memory, beside the record |
-| `bench` | each kernel against the papers' formula, `torch.compile` of it, torch's own attention and the torch operator: time on the device, peak memory, and the share of the roofline that a measured copy and matrix product span |
+| `values` | kernels against torch in float64, float16 and bfloat16; gradients (computed by torch) |
+| `launches` | every launch of the table below, compiled for this device and run: registers, spills and shared memory, compared with the record |
+| `bench` | each kernel against the papers' formula, `torch.compile` of it, torch's own attention and the torch operator: time on the device, peak memory, and the share of the roofline of a measured copy and matrix product |
 | `models` | labels of `mini` by every recipe and in half precision, against the CPU |
 | `rooms` | the rooms of `make test-isa` on the machine's CPU |
-| `sanitizer` | one launch of each kernel under `compute-sanitizer`, where CUDA's toolkit is; does not decide the exit code |
+| `sanitizer` | one launch of each kernel under `compute-sanitizer`, if CUDA's toolkit is installed; does not decide the exit code |
 | `rooms-cuda` | the same rooms with CUDA as the default device; does not decide the exit code |
 """
 
@@ -70,12 +79,18 @@ AOT = """
 
     python tools/kernels/aot.py --write
 
-Triton {triton}. Every launch is recorded from the launching function and compiled with its own tile, alignment and types.
-Bars: no stack and no spill, shared memory within 99 KB on sm_80 and 113 KB on sm_90 (two blocks a processor), tensor core
-instructions in the main loop and on sm_90 only those of warp groups, 16-byte loads, at most 1.25 exponentials per
-entry. Float16 below; bfloat16 is in [kernels.json](kernels.json). "Loop" counts instructions of the main loop. "Unaligned":
-the inputs lie at odd addresses in the middle of other tensors; a launch copies such tensors first, so no kernel runs
-without wide loads.
+The kernels are compiled with Triton {triton}, without a GPU. Every launch is recorded from the launching function and
+compiled with its own tile, alignment and types. It must meet these bars:
+
+- no stack and no spills
+- shared memory within 99 KB on sm_80 and 113 KB on sm_90 (two blocks per multiprocessor)
+- tensor core instructions in the main loop, and on sm_90 only those of warp groups
+- 16-byte loads
+- at most 1.25 exponentials per entry
+
+The table is for float16; bfloat16 is in [kernels.json](kernels.json). "Loop" counts the instructions of the main loop.
+"Unaligned" inputs start at odd addresses in the middle of other tensors. A launch copies such tensors first, so no kernel
+runs without wide loads.
 
 | launch | registers 80 / 90 | spills | shared KB 80 / 90 | loop 80 / 90 | tensor 80 / 90 |
 |---|---|---|---|---|---|
@@ -86,9 +101,9 @@ CPU = """
 
     python tools/kernels/bench.py --write
 
-One thread, CPU time, both sides in turn in one run, medians of {repeats} runs; {processor}, torch {torch}. Other work was running on
-the machine (load {load} on {cores} cores), which moves the ratios by some tenths. The usual way is the formula of the papers'
-code, or the package's own function.
+The table compares each operator with the usual way: the formula of the papers' code, or the package's own function. Times are
+CPU time of one thread, with both sides alternating in one run; medians of {repeats} runs on {processor}, torch {torch}. Other work
+was running on the machine (load {load} on {cores} cores), which moves the ratios by some tenths.
 
 | case | usual ms | ours ms | ratio | largest difference |
 |---|---|---|---|---|
@@ -99,9 +114,9 @@ MEMORY = """
 
     python tools/kernels/memory.py --write
 
-12 heads of width 64, 768 channels, one thread, float32, torch {torch}; each case in a process of its own. Extra is the
-peak during the call above what was resident before it, results included; the bar is {bar} MiB. "Stitched" is a
-2048 x 2048 image in windows of 256 through a tower of one block, so that what is held is that of the stitched last block.
+Each case has 12 heads of width 64 and 768 channels, and runs in its own process on one thread in float32, torch {torch}.
+"Extra" is the peak during the call above what was resident before it, results included; the limit is {bar} MiB. "Stitched" is
+a 2048 x 2048 image in windows of 256 through a tower of one block, so the memory is that of the stitched last block.
 
 | case | what | extra MiB | CPU s |
 |---|---|---|---|
