@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=COUNT, default=4)
     parser.add_argument("--page", type=Path, help="a page to write the table into")
     given = parser.parse_args(arguments)
-    lines = ["| requests | sent | as they must be | longest, s | memory, MB |", "|---|---|---|---|---|"]
+    lines = ["| requests | sent | answered as required | longest, s | memory, MB |", "|---|---|---|---|---|"]
     wrong: list[str] = []
     with process("--model", "mini", log=subprocess.DEVNULL) as (address, pid):
         exchange(address, request(form()))
@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         )
                 answers, late = json.loads(watcher.communicate("")[0])
     table = "\n".join(lines)
-    health = f"`/healthz` meanwhile, {len(answers)} times: {spread(answers)}; who asked was itself woken late by "
-    health += f"{spread(late)}."
+    health = f"Meanwhile, {len(answers)} requests of `/healthz`: {spread(answers)}. The process that sent them was itself "
+    health += f"woken late by {spread(late)}."
     print(table, health, *wrong, sep="\n")
     if given.page is not None:
         start, end = "<!-- attacks: python -m tools.attack_server -->", "<!-- /attacks -->"

@@ -50,7 +50,7 @@ def overview() -> str:
     lines = [
         "## Overview",
         "",
-        "Published mIoU, each by its own protocol; see the sections. In brackets: can read.",
+        "The figures are published mIoU, each by its own protocol (see the sections). Inputs in brackets are optional.",
         "",
     ]
     lines += [f"| recipe | reads | {' | '.join(BENCHMARKS)} |", "|---" * (len(BENCHMARKS) + 2) + "|"]
