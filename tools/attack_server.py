@@ -65,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         )
                 answers, late = json.loads(watcher.communicate("")[0])
     table = "\n".join(lines)
-    health = f"Meanwhile, {len(answers)} requests of `/healthz`: {spread(answers)}. The process that sent them was itself "
-    health += f"woken late by {spread(late)}."
+    health = f"Meanwhile, {len(answers)} requests of `/healthz`: {spread(answers)}. The process that sent them was "
+    health += f"itself woken late by {spread(late)}."
     print(table, health, *wrong, sep="\n")
     if given.page is not None:
         start, end = "<!-- attacks: python -m tools.attack_server -->", "<!-- /attacks -->"
