@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.devices import keep_memory
+from densevl.evaluation.config import parse_change
 from densevl.fewshot import HEADS, build
 from densevl.fewshot.pseudo import HOWS, pseudo_labels
 from densevl.fewshot.words import as_text, class_rows
@@ -163,10 +164,15 @@ class Level:
 
     def fit(self, head: str, projection: torch.Tensor, kept: torch.Tensor) -> dict[str, Callable[..., torch.Tensor]]:
         """Logits by kind of feature."""
+        head, *given = head.split()
         own: dict[str, Any] = {"projection": projection} if head == "prolip" else {}
         if head == "prompt":
             own = {"tower": self.segmenter.backbone, "templates": self.segmenter.templates}
-        settings = {**own, **(OWN["pixel"].get(head, {}) if self.dense else {})}
+        settings = {
+            **own,
+            **(OWN["pixel"].get(head, {}) if self.dense else {}),
+            **{name: value for one in given for name, value in parse_change(one).items()},
+        }
         level, shown = "pixel" if self.dense else "image", UNLABELLED in self.classes
         strings = row_strings(self.segmenter, level, self.labels, shown=shown) if head == "prompt" else None
         told = {"weights": self.weights[kept], "strings": strings}
@@ -265,7 +271,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="choices of examples")
-    parser.add_argument("--heads", nargs="+", default=list(HEADS), choices=list(HEADS))
+    parser.add_argument("--heads", nargs="+", default=list(HEADS), help="such as gda, or with settings 'gda alpha=0.5'")
     parser.add_argument("--levels", nargs="+", default=list(LEVELS), choices=LEVELS)
     every = [*VOCABULARIES, *REAL]
     parser.add_argument("--vocabularies", nargs="+", default=every, choices=every)
@@ -275,6 +281,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if wrong := [head for head in given.heads if head.split()[0] not in HEADS]:
+        parser.error(f"no head '{wrong[0]}'; known: {', '.join(HEADS)}")
     torch.set_num_threads(given.threads)
     keep_memory()
     backbone = load_backbone("mini")

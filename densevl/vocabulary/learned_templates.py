@@ -56,6 +56,9 @@ class LearnedTemplate(str):
         return self
 
 
+NET = "net "  # before the names of tensors of what makes words depend on the image
+
+
 def to_state(templates: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and facts that `from_state` reads; of templates of text none."""
     import torch
@@ -98,4 +101,6 @@ def load(path: str | os.PathLike[str]) -> tuple[str, ...]:
             raise WeightsError(f"few-shot head {path} is '{facts['head']}'; only head 'prompt' learns templates")
         (part,) = facts["heads"]
         own = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
+        if any(key.startswith(NET) for key in own):
+            raise WeightsError(f"the contexts of few-shot head {path} depend on each image: it is no set of templates")
         return from_state(own, facts["heads"][part]) or tuple(map(str, facts["templates"]))

@@ -64,6 +64,12 @@ class Contexts:
         rest = cls.drawn(tower, count - len(named), length, seed)
         return cls([*map(torch.cat, halves), *rest.words], [*(len(before) for before, _ in halves), *rest.fronts])
 
+    @classmethod
+    def read(cls, templates: Sequence[str], device: torch.device | None = None) -> Contexts:
+        """Those of learned templates; templates of text are passed over."""
+        own = [one for one in templates if isinstance(one, LearnedTemplate)]
+        return cls([torch.from_numpy(one.words.copy()).to(device) for one in own], [one.before for one in own])
+
     def templates(self, tower: Tower) -> tuple[str, ...]:
         """They as templates, for any words in any pipeline."""
         own = zip(self.words, self.fronts, strict=True)

@@ -2,7 +2,8 @@
 
 CoOp (Zhou et al., IJCV 2022) with several contexts (ECO), a tie to the words as they were (KgCoOp, Yao et al., CVPR
 2023), and sessions (CPE-CLIP, D'Alessandro et al., 2023). All rows are said with the same contexts, those of classes
-without examples and of background words too. Shape letters: N samples, R rows, E joint space.
+without examples and of background words too. With `conditioned` each image has contexts of its own (CoCoOp), and the
+rows that follow. Shape letters: N samples, R rows, E joint space.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 
 from densevl.errors import LabelError, ModelError, OptionError, one_of
 from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.prompts.conditioned import Conditioned, Net, Plan, learn
 from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, joined, size, unit_prompts
 from densevl.fewshot.prompts.fitting import Fit, Progress, Schedule
 from densevl.fewshot.prompts.training import Run, Task
-from densevl.vocabulary.learned_templates import LearnedTemplate, from_state, to_state
+from densevl.vocabulary.learned_templates import NET, LearnedTemplate, from_state, to_state
 from densevl.vocabulary.prompts import Prompt
+from densevl.weights import below
 
 STARTS = ("words", "random")
 
@@ -29,6 +32,7 @@ class PromptLearner(Head):
 
     Attributes:
         templates: the learned ones, or those it was given, where they are better; `TextClassifier` takes both.
+        conditioned: contexts that depend on the image, and the net that shifts them; None where there are none.
     """
 
     name: ClassVar[str] = "prompt"
@@ -47,6 +51,8 @@ class PromptLearner(Head):
         rate: float = 0.1,
         folds: int = 2,
         seed: int = 0,
+        conditioned: bool = False,
+        batch: int = 4,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -59,8 +65,10 @@ class PromptLearner(Head):
             rate: of Adam, as a share of the root mean square of words' numbers.
             folds: in which examples are judged by the others, to find the best number of steps, which may be none; 1
                 takes all. seed: of random words.
-            checkpoint: a file to write while fitting, from which a killed fit goes on. progress: called with steps done
-                and all.
+            conditioned: a small net shifts the contexts by the vector of the image that is judged (CoCoOp); folds then
+                choose between all steps and none. batch: images of one of its steps.
+            checkpoint: a file to write while fitting, from which a killed fit goes on; with `conditioned` it begins
+                anew. progress: called with steps done and all.
 
         Raises:
             OptionError: no tower that reads vectors as words, or a setting out of range.
@@ -70,16 +78,20 @@ class PromptLearner(Head):
             name = f"model '{tower.name}'" if tower is not None else "head 'prompt'"
             raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
         one_of(start, STARTS, "start", OptionError)
-        whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds}
-        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1}
+        whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
+        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1}
         bad = next((key for key, value in whole.items() if type(value) is not int or value < low[key]), None)
         if bad is not None:
             raise OptionError(f"{bad} is {whole[bad]}: a whole number, {low[bad]} or more")
         if not tie >= 0 or not rate > 0:
             raise OptionError(f"tie is {tie} and rate {rate}: tie is 0 or more, rate above 0")
+        if type(conditioned) is not bool:
+            raise OptionError(f"conditioned is {conditioned!r}: true or false")
         self._tower, self.templates = tower, tuple(templates)
+        self.conditioned: Conditioned | None = None
         self._given, self._hooks = self.templates, (checkpoint, progress)
         self._settings: dict[str, Any] = {**whole, "start": start, "tie": tie, "rate": rate, "seed": seed}
+        self._settings["conditioned"] = conditioned
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)
@@ -103,7 +115,7 @@ class PromptLearner(Head):
             LabelError: none, or images and vectors among them. ModelError: more words than the tower reads.
         """
         self._strings = _checked(strings, len(text_CD))
-        self.templates = self._given
+        self.templates, self.conditioned = self._given, None
         return super().fit(features_ND, labels_N, text_CD, scale=scale, weights=weights, strings=strings)
 
     def retext(
@@ -122,15 +134,15 @@ class PromptLearner(Head):
         """Unit rows (R, E) of any words in the contexts, a row for each list of them.
 
         Raises:
-            ModelError: nothing fitted, or more words than the tower reads.
+            ModelError: nothing fitted, more words than the tower reads, or contexts that depend on the image.
         """
         self._fitted()
+        self.require_unconditioned()
         spoken = Spoken.of(strings)
         if not any(isinstance(one, LearnedTemplate) for one in self.templates):
             raise ModelError("training kept the words as they were: TextClassifier embeds them in `templates`")
-        own = [one for one in self.templates if isinstance(one, LearnedTemplate)]
         device = self.text.device
-        contexts = Contexts([torch.from_numpy(one.words).to(device) for one in own], [one.before for one in own])
+        contexts = Contexts.read(self.templates, device)
         return joined(unit_prompts(self._tower, contexts, spoken.strings), spoken.member.to(device))
 
     def _fit(self, samples: Samples) -> None:
@@ -140,6 +152,9 @@ class PromptLearner(Head):
             self.found = {"steps": 0}
             return
         task = self._task(samples, self.seen)
+        if own["conditioned"]:
+            self._condition(task)
+            return
         checkpoint, progress = self._hooks
         schedule = Schedule(own["steps"], own["rate"] * size(self._tower, task.spoken.strings), own["folds"])
         found = Fit(self._tower, task, self._begun(), schedule, checkpoint=checkpoint, progress=progress).run()
@@ -149,16 +164,48 @@ class PromptLearner(Head):
         if found.contexts is not None:
             self._say(found.contexts)
 
+    def _condition(self, task: Task) -> None:
+        """Learn contexts and their net; folds say whether they are better than the words as they were."""
+        own, progress = self._settings, self._hooks[1]
+        rate = own["rate"] * size(self._tower, task.spoken.strings)
+        plan = Plan(own["steps"], own["batch"], rate, own["folds"], own["seed"])
+        net = Net.drawn(self.text.shape[1], self._tower.word_width, own["seed"])
+        self.conditioned, self.found = learn(self._tower, task, Conditioned(self._begun(), net), plan, progress)
+
+    @torch.no_grad()
+    def logits(self, features_ND: torch.Tensor) -> torch.Tensor:
+        """As `Head.logits`; where contexts depend on the image, every feature is compared with rows of its own."""
+        if self.conditioned is None:
+            return super().logits(features_ND)
+        self._check_width(features_ND)
+        unit_ND = self._embed(features_ND.reshape(-1, features_ND.shape[-1]).to(self.text))
+        spoken = Spoken.of(self._strings)
+        found = [self.scale * self.conditioned.rows(self._tower, unit_E, spoken) @ unit_E for unit_E in unit_ND]
+        logits_NR = torch.stack(found) if found else unit_ND.new_zeros(0, len(self.text))
+        return logits_NR.reshape(*features_ND.shape[:-1], len(self.text))
+
+    def require_unconditioned(self) -> None:
+        """Refuse what one set of rows is for.
+
+        Raises:
+            ModelError: contexts depend on the image.
+        """
+        if self.conditioned is not None:
+            raise ModelError(
+                "contexts depend on the image here, so that there are no templates or rows for all images; fit with "
+                "conditioned=false for them"
+            )
+
+    def _require_adding(self) -> None:
+        if self._settings["conditioned"]:
+            raise ModelError("contexts that depend on the image are learned at once: call fit with all examples")
+
     def _add(self, samples: Samples) -> None:
         """A session: its classes compete among each other, and its steps are shorter by their share of all classes."""
         own = torch.bincount(samples.labels, minlength=len(self.text)) > 0
         share = float(own.sum() / self.seen.sum())
-        learned = [one for one in self.templates if isinstance(one, LearnedTemplate)]
-        start = (
-            Contexts([torch.from_numpy(one.words.copy()) for one in learned], [one.before for one in learned])
-            if learned
-            else self._begun()
-        )
+        learned = Contexts.read(self.templates)
+        start = learned if learned.words else self._begun()
         if int(own.sum()) < 2 or not self._settings["steps"]:
             return  # one class alone has nothing to be told from
         task = self._task(samples, own)
@@ -193,14 +240,22 @@ class PromptLearner(Head):
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """As `Head.state`, with the learned templates."""
         tensors, facts = super().state()
-        own, told = to_state(self.templates)
+        if self.conditioned is not None:
+            tensors |= {NET + name: value for name, value in self.conditioned.net.tensors().items()}
+            own, told = to_state(self.conditioned.contexts.templates(self._tower))
+        else:
+            own, told = to_state(self.templates)
         return {**tensors, **own}, {**facts, **told, "strings": self._strings}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Self:
         """The head whose `state()` this is; `attach` gives it its model, for other words and more examples."""
         head = super().restore(tensors, facts)
-        head.templates = from_state(tensors, facts)
+        learned = from_state(tensors, facts)
+        if found := below(tensors, NET):
+            head.conditioned = Conditioned(Contexts.read(learned, head.text.device), Net(**found))
+        else:
+            head.templates = learned
         head._strings = [list(map(str, own)) for own in facts["strings"]]
         return head
 

@@ -143,6 +143,11 @@ class FewShot(Learner):
             raise OptionError("learned templates are for words alone; examples need templates of words")
         if head == "prompt" and text is not None and text != TextOptions():
             raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
+        if head == "prompt" and level == "pixel" and self.settings.get("conditioned"):
+            raise OptionError(
+                "conditioned gives every feature rows of its own, and a photo has thousands of places: each would be a "
+                "pass of the text tower; take level 'image' or 'region', or leave conditioned out"
+            )
         for name, value in (("operator", operator), ("operator_options", operator_options), ("proposals", proposals)):
             if value is not None and level != "region":
                 raise OptionError(f"{name} is for level 'region', not '{level}'; leave one of them out")

@@ -97,12 +97,13 @@ class Learned:
         same model takes them as `templates`, for any labels.
 
         Raises:
-            ModelError: another head, or nothing fitted.
+            ModelError: another head, nothing fitted, or contexts that depend on the image.
         """
         self.fitted()
         head = next(iter(self.heads.values()))
         if not isinstance(head, PromptLearner):
             raise ModelError(f"head '{self.head}' leaves the words as they are; 'prompt' learns templates")
+        head.require_unconditioned()
         return head.templates
 
     def words(self, labels: Labels) -> torch.Tensor:
