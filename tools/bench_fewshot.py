@@ -105,7 +105,9 @@ class Level:
             self.text = torch.cat([self.text[: len(labels)], rest])
         self.features = self._features(backbone, encoder)
         pool, test = pictures.single if level == "image" else pictures.scenes
-        shown = list(self.features.rows(self._examples(pool)))
+        examples = self._examples(pool)
+        self.pictures = [image for images in examples.values() for image in images] if level == "image" else []
+        shown = list(self.features.rows(examples))
         self.rows = {kind: torch.cat([one.features[kind] for one in shown]) for kind in self.features.scales}
         self.owner = torch.tensor([self.classes.index(name) for one in shown for name in one.owners])
         self.weights = torch.cat([one.weights for one in shown])
@@ -175,7 +177,9 @@ class Level:
         }
         level, shown = "pixel" if self.dense else "image", UNLABELLED in self.classes
         strings = row_strings(self.segmenter, level, self.labels, shown=shown) if head == "prompt" else None
-        told = {"weights": self.weights[kept], "strings": strings}
+        told: dict[str, Any] = {"weights": self.weights[kept], "strings": strings}
+        if count := settings.get("views", 0):
+            told["views"] = self.features.views([self.pictures[one] for one in kept.tolist()], count, 0)  # type: ignore[attr-defined]
         return {
             kind: build(head, **settings)
             .fit(rows[kept], self.owner[kept], self.text, scale=self.features.scales[kind], **told)

@@ -131,6 +131,8 @@ class Fit:
         task, schedule = self._task, self._schedule
         tensors = {"features": task.features, "targets": task.targets, "weights": task.weights, "text": task.text}
         tensors |= {f"words {number}": words for number, words in enumerate(self._start.words)}
+        if task.views is not None:
+            tensors["views"] = task.views
         facts = [task.scale, task.tie, schedule, self._start.fronts, task.spoken.strings]
         own = [str(fact) for fact in (*facts, task.spoken.member.tolist())]
         return digest.of_text(self._tower.text_fingerprint, digest.of_tensors(sorted(tensors.items())), *own)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from torch.nn import functional as F
 
 from densevl.errors import LabelError, ModelError, OptionError, one_of
 from densevl.fewshot.head import Head, Samples
@@ -53,6 +54,7 @@ class PromptLearner(Head):
         seed: int = 0,
         conditioned: bool = False,
         batch: int = 4,
+        views: int = 0,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -67,6 +69,7 @@ class PromptLearner(Head):
                 takes all. seed: of random words.
             conditioned: a small net shifts the contexts by the vector of the image that is judged (CoCoOp); folds then
                 choose between all steps and none. batch: images of one of its steps.
+            views: other looks at each example that it is also learned from; see `fit`. 0 for none.
             checkpoint: a file to write while fitting, from which a killed fit goes on; with `conditioned` it begins
                 anew. progress: called with steps done and all.
 
@@ -79,7 +82,8 @@ class PromptLearner(Head):
             raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
         one_of(start, STARTS, "start", OptionError)
         whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
-        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1}
+        whole["views"] = views
+        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1, "views": 0}
         bad = next((key for key, value in whole.items() if type(value) is not int or value < low[key]), None)
         if bad is not None:
             raise OptionError(f"{bad} is {whole[bad]}: a whole number, {low[bad]} or more")
@@ -89,6 +93,7 @@ class PromptLearner(Head):
             raise OptionError(f"conditioned is {conditioned!r}: true or false")
         self._tower, self.templates = tower, tuple(templates)
         self.conditioned: Conditioned | None = None
+        self._views: torch.Tensor | None = None
         self._given, self._hooks = self.templates, (checkpoint, progress)
         self._settings: dict[str, Any] = {**whole, "start": start, "tie": tie, "rate": rate, "seed": seed}
         self._settings["conditioned"] = conditioned
@@ -105,15 +110,20 @@ class PromptLearner(Head):
         scale: float = 100.0,
         weights: Any = None,
         strings: Sequence[Sequence[str]] | None = None,
+        views: Any = None,
     ) -> Self:
         """Learn from examples; see `Head.fit`.
 
         Args:
-            strings: the words of each row of `text_CD`, which is their mean.
+            strings: the words of each row of `text_CD`, which is their mean. views: (N, V, D) float, V other looks at
+                each example, as the setting says: each has an equal part of the example's weight, and with
+                `conditioned` all looks at one example are to have the same rows (GOPro).
 
         Raises:
-            LabelError: none, or images and vectors among them. ModelError: more words than the tower reads.
+            LabelError: none, or images and vectors among them. ModelError: more words than the tower reads, or views of
+            another shape, or that are not finite.
         """
+        self._views = _looks(views, len(features_ND), self._settings["views"])
         self._strings = _checked(strings, len(text_CD))
         self.templates, self.conditioned = self._given, None
         return super().fit(features_ND, labels_N, text_CD, scale=scale, weights=weights, strings=strings)
@@ -197,8 +207,9 @@ class PromptLearner(Head):
             )
 
     def _require_adding(self) -> None:
-        if self._settings["conditioned"]:
-            raise ModelError("contexts that depend on the image are learned at once: call fit with all examples")
+        if self._settings["conditioned"] or self._settings["views"]:
+            own = "contexts that depend on the image" if self._settings["conditioned"] else "views"
+            raise ModelError(f"head 'prompt' with {own} learns at once: call fit with all examples")
 
     def _add(self, samples: Samples) -> None:
         """A session: its classes compete among each other, and its steps are shorter by their share of all classes."""
@@ -222,7 +233,9 @@ class PromptLearner(Head):
         targets = (among.cumsum(0) - 1)[samples.labels]
         spoken = Spoken.of([self._strings[index] for index in chosen])
         weights = samples.weights / samples.weights.sum()
-        return Task(samples.features, targets, weights, spoken, self.before[among], self.scale, self._settings["tie"])
+        views = None if self._views is None else self._views.to(samples.features)
+        fixed = (spoken, self.before[among], self.scale, self._settings["tie"], views)
+        return Task(samples.features, targets, weights, *fixed)
 
     def _begun(self) -> Contexts:
         own = self._settings
@@ -285,6 +298,20 @@ def _checked(strings: Sequence[Sequence[str]] | None, rows: int) -> list[list[st
     if shown is not None:
         raise LabelError(f"head 'prompt' learns words around names, and a class is given as {shown.kind}: name it")
     return [list(own) for own in strings]
+
+
+def _looks(given: Any, samples: int, count: int) -> torch.Tensor | None:
+    """Unit rows (N, V, D) of views."""
+    views = None if given is None else torch.as_tensor(given).float()
+    shape = (0, 0) if views is None else tuple(views.shape[:2])
+    if not count and views is None:
+        return None
+    if views is None or views.ndim != 3 or shape != (samples, count) or not torch.isfinite(views).all():
+        raise ModelError(
+            f"views is {count}, and {shape[1]} of {shape[0]} examples are given: finite (N, {count}, D), for each of "
+            f"{samples}"
+        )
+    return F.normalize(views, dim=-1)
 
 
 class Detached:

@@ -28,6 +28,7 @@ class Task:
     Attributes:
         features: (N, E) unit rows. targets: (N,) int64, among C classes. weights: (N,) of sum 1.
         spoken: the C classes. text: (C, E), t0. scale: of cosines. tie: strength.
+        views: (N, V, E), unit rows of other looks at the samples, which share their weights; None without.
     """
 
     features: torch.Tensor
@@ -37,18 +38,25 @@ class Task:
     text: torch.Tensor
     scale: float
     tie: float
+    views: torch.Tensor | None = None
 
     def loss(self, rows_CE: torch.Tensor) -> torch.Tensor:
         """Of the rows of classes."""
-        logits = self.scale * self.features @ rows_CE.mT
-        entropy = (self.weights * F.cross_entropy(logits, self.targets, reduction="none")).sum()
+        features, targets, weights = self.features, self.targets, self.weights
+        if self.views is not None:
+            looks = self.views.shape[1] + 1
+            features = torch.cat([features[:, None], self.views], dim=1).flatten(0, 1)
+            targets, weights = targets.repeat_interleave(looks), weights.repeat_interleave(looks) / looks
+        logits = self.scale * features @ rows_CE.mT
+        entropy = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
         return entropy + self.tie * (rows_CE - self.text).square().sum(dim=1).mean()
 
     def part(self, kept_N: torch.Tensor) -> Task:
         """The task of some samples."""
         weights = self.weights[kept_N]
         own = (self.features[kept_N], self.targets[kept_N], weights / weights.sum())
-        return Task(*own, self.spoken, self.text, self.scale, self.tie)
+        views = None if self.views is None else self.views[kept_N]
+        return Task(*own, self.spoken, self.text, self.scale, self.tie, views)
 
     def likelihood(self, rows_CE: torch.Tensor, kept_N: torch.Tensor, smoothing: float) -> float:
         """How probable rows make some samples: log, summed, each class weighing 1 over all samples."""

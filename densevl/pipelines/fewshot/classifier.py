@@ -143,6 +143,8 @@ class FewShot(Learner):
             raise OptionError("learned templates are for words alone; examples need templates of words")
         if head == "prompt" and text is not None and text != TextOptions():
             raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
+        if head == "prompt" and level != "image" and self.settings.get("views"):
+            raise OptionError(f"views are other looks at whole images, and this is level '{level}'; leave them out")
         if head == "prompt" and level == "pixel" and self.settings.get("conditioned"):
             raise OptionError(
                 "conditioned gives every feature rows of its own, and a photo has thousands of places: each would be a "

@@ -21,6 +21,7 @@ from densevl.backbones import Backbone
 from densevl.errors import ImageError, LabelError, ModelError
 from densevl.fewshot.choosing import spread
 from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
+from densevl.fewshot.views import view
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
@@ -111,6 +112,12 @@ class ImageFeatures(Features):
     def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
         for at in range(0, len(images), BATCH):
             yield {"image": self.embed([read_image(image) for image in images[at : at + BATCH]])}
+
+    def views(self, images: Sequence[Any], count: int, seed: int) -> torch.Tensor:
+        """(N, V, D) float32: `count` other looks at each image."""
+        rng = np.random.default_rng(seed)
+        pictures = (read_image(image) for image in images)
+        return torch.stack([self.embed([view(rgb, rng) for _ in range(count)]) for rgb in pictures])
 
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""

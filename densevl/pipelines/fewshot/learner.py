@@ -19,6 +19,7 @@ from densevl.fewshot.pseudo import COUNT
 from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.fewshot.captions import caption_rows, of_images, read_captions
 from densevl.pipelines.fewshot.examples import Examples, no_words, row_strings, text_rows
+from densevl.pipelines.fewshot.features import ImageFeatures
 from densevl.pipelines.fewshot.state import Learned
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.results import UNLABELLED
@@ -72,12 +73,15 @@ class Learner(Learned):
             examples = {name: list(each_image(images)) for name, images in examples.items()}
             told = of_images([image for images in examples.values() for image in images], read_captions(captions))
         label_set = LabelSet.parse(named if labels is None else labels)
+        if self._views:
+            examples = {name: list(each_image(images)) for name, images in examples.items()}
         found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown))
         if self.has_words:
             text = text_rows(self.segmenter, self.level, label_set, shown=shown)
         else:
             text = no_words(found, self.backbone.name)
-        return self._learn(label_set, found, text, told, hooks=(checkpoint, progress))
+        looks = self._looked([image for images in examples.values() for image in images]) if self._views else None
+        return self._learn(label_set, found, text, told, hooks=(checkpoint, progress), looks=looks)
 
     def fit_unlabelled(
         self,
@@ -115,7 +119,10 @@ class Learner(Learned):
         told = None
         if captions is not None and found.places is not None:
             told = of_images([given[place] for place in found.places.tolist()], read_captions(captions))
-        return self._learn(label_set, found, text, told, how)
+        looks = None
+        if self._views and found.places is not None:
+            looks = self._looked([given[place] for place in found.places.tolist()])
+        return self._learn(label_set, found, text, told, how, looks=looks)
 
     def _learn(
         self,
@@ -125,11 +132,13 @@ class Learner(Learned):
         captions: list[str] | None,
         guessed: str | None = None,
         hooks: Hooks = (None, None),
+        looks: torch.Tensor | None = None,
     ) -> Self:
+        own = {} if looks is None else {"views": looks}
         words = self._strings(labels, shown=UNLABELLED in found.names)
         heads = {
             kind: self._build(hooks).fit(
-                rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights, strings=words
+                rows, found.owners, text, scale=self.features.scales[kind], weights=found.weights, strings=words, **own
             )
             for kind, rows in found.features.items()
         }
@@ -139,6 +148,16 @@ class Learner(Learned):
         self.heads, self.labels, self.counts, self.guessed = heads, labels, found.counts, guessed
         self.calibration = Calibration()
         return self
+
+    @property
+    def _views(self) -> int:
+        """How many other looks at each example head "prompt" asks for."""
+        return int(self.settings.get("views", 0)) if self.head == "prompt" else 0
+
+    def _looked(self, images: list[Any]) -> torch.Tensor:
+        if not isinstance(self.features, ImageFeatures):
+            raise OptionError(f"views are for level 'image', not '{self.level}'; leave them out")
+        return self.features.views(images, self._views, int(self.settings.get("seed", 0)))
 
     def _require_captions(self) -> None:
         if self.head != "tipx" or self.level != "image":
