@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 from urllib.parse import quote
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -75,6 +80,9 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        threads = max(2, min(service.limits.queue, os.cpu_count() or 1))
+        asyncio.get_running_loop().set_default_executor(_threads(threads))
+        current_default_thread_limiter().total_tokens = threads  # of those that read the page and uploads
         yield
         service.close()
 
@@ -202,6 +210,13 @@ def create_app(service: Service, *, local: bool = True, origin: str | None = Non
     return gate
 
 
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads that read and write images. Each keeps a heap of its own, so that all are there from the start."""
+    pool, met = ThreadPoolExecutor(count, "densevl-images"), threading.Barrier(count)
+    list(pool.map(lambda _: met.wait(), range(count)))
+    return pool
+
+
 def sessions(app: FastAPI, service: Service) -> None:
     """The routes of labelling sessions: photos that are corrected here and there, and learn from it."""
 
@@ -299,21 +314,21 @@ def _problem(status: int, code: str, message: str, headers: Mapping[str, str] | 
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
-def _unusable(request: Request, error: Any) -> Response:
+async def _unusable(request: Request, error: Any) -> Response:
     if isinstance(error, WeightsError | MissingExtraError):  # the operator's, and it may hold paths
         raise RuntimeError("the server lacks something") from error
     return _problem(422, type(error).__name__.removesuffix("Error").lower() or "error", str(error))
 
 
-def _broken(request: Request, error: Exception) -> Response:
+async def _broken(request: Request, error: Exception) -> Response:
     return _problem(500, INTERNAL.code, INTERNAL.message)
 
 
-def _stopped(request: Request, error: Exception) -> Response:
+async def _stopped(request: Request, error: Exception) -> Response:
     return _problem(STOPPING.status, STOPPING.code, STOPPING.message, STOPPING.headers)
 
 
-def _malformed(request: Request, error: Any) -> Response:
+async def _malformed(request: Request, error: Any) -> Response:
     first = error.errors()[0]
     field = str(first["loc"][-1])
     reason = "is missing" if first["type"] == "missing" else f"cannot be used: {first['msg']}"
@@ -322,7 +337,7 @@ def _malformed(request: Request, error: Any) -> Response:
     return _problem(422, "field", f"field '{field}' {reason}")
 
 
-def _other(request: Request, error: Any) -> Response:
+async def _other(request: Request, error: Any) -> Response:
     if error.status_code == 404 and any(route.path == request.url.path for route in request.app.routes):
         detail = f"{request.method} does not go with {request.url.path}; send a POST with a form"
         return _problem(405, CODES[405], detail, {"Allow": "POST"})
