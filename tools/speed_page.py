@@ -21,9 +21,9 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             "    python tools/bench.py --write",
             "",
-            f"`{found['model']}`, {found['device']}, torch {found['torch']}; one thread, CPU seconds, the calls of",
-            f"a row taken in turn, medians of {found['rounds']}. The machine is shared: trust the ratios.",
-            "**Of bare** is the time over (windows of the papers' protocol) x (one bare pass of open_clip's tower).",
+            f"`{found['model']}`, {found['device']}, torch {found['torch']}. Times are CPU seconds on one thread,",
+            f"medians of {found['rounds']}; the calls of a row take turns. The machine is shared: trust the ratios.",
+            "**Of bare** is the time divided by (windows of the papers' protocol) x (a bare pass of open_clip).",
             "",
         ]
     if "bare" in found:
@@ -38,7 +38,7 @@ def markdown(found: dict[str, Any]) -> str:
         row = found["compile"]
         lines += [
             f"torch.compile, twelve runs of a block on {row['batch']} windows: {row['compiled']:.2f} s compiled,",
-            f"{row['plain']:.2f} s plain. It needs a C++ compiler and compiles anew for every shape; not offered.",
+            f"{row['plain']:.2f} s plain. It is not offered: it needs a C++ compiler and recompiles for every shape.",
             "",
         ]
     titles = {
@@ -78,9 +78,9 @@ def _quality(found: dict[str, Any]) -> list[str]:
         "    python tools/bench_plans.py --write",
         "",
         f"`mini`, scenes in a style that training never saw ({found['images']} of one window, 0.3 as many of twice",
-        "the side and pieces of those), mIoU with background in per cent; tokens of a scene. Mini was trained on",
-        "pictures of 64 and 96 px, so that small windows suit it: plans were compared on mini alone, no real CLIP",
-        "(measured with the weights before 29 November 2026).",
+        "the side and pieces of those). The figures are mIoU with background in per cent, and tokens of a scene.",
+        "Mini was trained on pictures of 64 and 96 px, so small windows suit it. Plans were compared on mini alone,",
+        "not on a real CLIP, with the weights from before 29 November 2026.",
         "",
         "| recipe | pixels | plan | tokens | float32 | int8 | bfloat16 |",
         "|---|---|---|---|---|---|---|",
@@ -103,10 +103,10 @@ def _peers(found: dict[str, Any]) -> list[str]:
         "",
         "    python tools/bench.py --peers --write",
         "",
-        f"{found['machine']}; {versions}; one thread. The image embedding of",
-        f"{found['windows']} windows of 224 x 224 from the same random weights, all in turn in one process: CPU",
-        f"seconds, median and least of {found['rounds']}; ratios are to open_clip. Faults are pages of memory that the",
-        "system filled anew in a pass; error is of the embedding, relative (norms).",
+        f"{found['machine']}; {versions}; one thread. Each library computes the image embedding of",
+        f"{found['windows']} windows of 224 x 224 with the same random weights, in turn in one process. Times are CPU",
+        f"seconds, median and least of {found['rounds']}; ratios are to open_clip. Faults are memory pages that the",
+        "system had to fill again in a pass. Error is the relative error of the embedding (norms).",
         "",
         "| architecture | by | seconds | least | ratio | of the least | faults | error |",
         "|---|---|---|---|---|---|---|---|",
@@ -119,8 +119,8 @@ def _peers(found: dict[str, Any]) -> list[str]:
         lines.append(f"| {row['model'].removeprefix('random:')} | {row['by']} | {cells} |")
     lines += [
         "",
-        "SCLIP with densevl's default windows, from pixels to labels, over the windows of the authors' protocol in",
-        "bare passes of open_clip:",
+        "The next table times SCLIP with densevl's default windows, from pixels to labels. **Of bare** divides that by",
+        "bare passes of open_clip over the windows of the authors' protocol:",
         "",
         "| architecture | precision | photo | seconds | of bare | faults |",
         "|---|---|---|---|---|---|",
@@ -132,9 +132,9 @@ def _peers(found: dict[str, Any]) -> list[str]:
         lines.append(f"| {row['model'].removeprefix('random:')} | {cells} |")
     lines += [
         "",
-        "**One machine's ratios are no law.** Libraries use differently what a CPU has. open_clip runs on torch, which",
-        "leaves float32 to MKL, and MKL uses half of the vector unit of an AMD EPYC; where it uses all, the three",
-        "are closer to each other.",
+        "**Ratios differ between machines**, because libraries use a CPU differently. open_clip runs on torch, which",
+        "uses MKL for float32, and MKL uses half of the vector unit of an AMD EPYC. Where it uses all of it, the three",
+        "libraries are closer to each other.",
         "",
     ]
     return lines
