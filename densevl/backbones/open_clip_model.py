@@ -284,7 +284,8 @@ class OpenClipBackbone(Backbone):
         """Encode T texts of n learned words and a noun each into (T, D) float32, not normalised (CoOp, IJCV 2022).
 
         Args:
-            words_TnW: vectors in place of words; gradients reach them. (1, n, W) are the words of all texts.
+            words_TnW: vectors in place of words; gradients reach them. (1, n, W) are the words of all texts. Of d
+                times W numbers, those before the noun are deep; see `deep_words`.
             nouns: one for all, or T. before: how many of the words stand before the noun; None is all of them.
 
         Raises:
@@ -292,6 +293,19 @@ class OpenClipBackbone(Backbone):
         """
         listed = [nouns] * len(words_TnW) if isinstance(nouns, str) else list(nouns)
         return self._word_vectors.encode(words_TnW, listed, words_TnW.shape[1] if before is None else before)
+
+    def deep_words(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor:
+        """Words (n, W) as deep ones (n, depth * W), which `encode_learned` reads as the same (MaPLe, CVPR 2023).
+
+        Deep words stand in the first `depth` blocks: W numbers of each replace the hidden state at a block's input.
+
+        Args:
+            before: how many of the words stand before a noun; only these are deep.
+
+        Raises:
+            ModelError: the text side has fewer blocks, or is not causal.
+        """
+        return self._word_vectors.deep(words_nW, before, depth)
 
     @property
     def _word_vectors(self) -> WordVectors:

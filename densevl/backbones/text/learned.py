@@ -1,11 +1,14 @@
 """Texts some of whose words are vectors, read by a model's own text tower (CoOp; Zhou et al., IJCV 2022).
 
+Words before a noun may be deep (MaPLe, Khattak et al., CVPR 2023; its text side): their hidden states are replaced
+too, at the inputs of the blocks after the first. Such a word has d times W numbers, W for each of the first d blocks.
 Shape letters: T texts, N tokens, n words that are vectors, W width of a word, D joint space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,12 +62,14 @@ class WordVectors:
         """Texts to (T, D) float32, not normalised: `before` of the n words, the noun, and the other words.
 
         Args:
-            words_TnW: of each text, or (1, n, W) for all; gradients reach them.
+            words_TnW: of each text, or (1, n, W) for all; gradients reach them. Of d times W numbers they are deep;
+                behind the noun only the first W are read.
 
         Raises:
-            ModelError: a text is longer than the tower reads.
+            ModelError: a text is longer than the tower reads, or words of another width.
         """
         count, first = words_TnW.shape[1], self._first()
+        self._require_depth(words_TnW.shape[2] / self.width)
         nouns_T = self._ends(nouns) - first
         used = first + count + int(nouns_T.max()) + 1
         if used > self._length:
@@ -80,21 +85,79 @@ class WordVectors:
         words = words_TnW.expand(len(nouns), -1, -1)
         tokens = self._tokenizer(texts)[:, : used if self._short() else None]
         parts = zip(tokens.split(BATCH), columns_Tn.split(BATCH), words.split(BATCH), strict=True)
-        return torch.cat([self._run(*part) for part in parts])
+        return torch.cat([self._run(*part, before) for part in parts])
 
-    def _run(self, tokens_TN: torch.Tensor, columns_Tn: torch.Tensor, words_TnW: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def deep(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor:
+        """Words (n, W) as deep ones (n, depth * W), which read the same: W numbers of each are those that the tower
+        itself has at the input of a block.
+
+        Raises:
+            ModelError: the tower has fewer blocks, or looks at what follows, where that depends on the noun.
+        """
+        self._require_depth(depth)
+        found = [words_nW]
+        first = self._first()
+
+        def keep(module: Any, given: Any) -> None:
+            found.append(self._upright(given[0])[0, first : first + len(words_nW)].to(words_nW))
+
+        hooks = [block.register_forward_pre_hook(keep) for block in self._deeper[: depth - 1]]
+        try:
+            self.encode(words_nW[None], [PLACEHOLDER], before)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(found, dim=1)
+
+    def _run(
+        self, tokens_TN: torch.Tensor, columns_Tn: torch.Tensor, words_TnW: torch.Tensor, before: int
+    ) -> torch.Tensor:
         device = self._table.weight.device
+        columns_Tn1 = columns_Tn.to(device)[:, :, None]
+        own, *deeper = words_TnW.split(self.width, dim=2)
+
+        def put(found: torch.Tensor, words: torch.Tensor, count: int | None) -> torch.Tensor:
+            places = columns_Tn1[:, :count].expand(-1, -1, found.shape[2])
+            return found.scatter(1, places, words[:, :count].to(found))
 
         def learned(module: Any, given: Any, found: torch.Tensor) -> torch.Tensor:
-            places = columns_Tn.to(device)[:, :, None].expand(-1, -1, found.shape[2])
-            return found.scatter(1, places, words_TnW.to(found))
+            return put(found, own, None)
 
-        hook = self._table.register_forward_hook(learned)
+        def replaced(module: Any, given: Any, words: torch.Tensor) -> tuple[Any, ...]:
+            return self._upright(put(self._upright(given[0]), words, before)), *given[1:]
+
+        hooks = [self._table.register_forward_hook(learned)]
+        for block, words in zip(self._deeper, deeper, strict=False):
+            hooks.append(block.register_forward_pre_hook(partial(replaced, words=words)))
         try:
             found_TD = _encode(self._model, self._side, tokens_TN.to(device))
             return found_TD if found_TD.dtype == torch.float64 else found_TD.float()
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+    @property
+    def _deeper(self) -> list[nn.Module]:
+        """The blocks after the first; none where they are not one list."""
+        return list(getattr(getattr(self._side, "transformer", None), "resblocks", ()))[1:]
+
+    def _upright(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, N, W) of what a block takes, and back."""
+        return x if getattr(self._side.transformer, "batch_first", True) else x.transpose(0, 1)
+
+    def _require_depth(self, depth: float) -> None:
+        """Refuse words that are deeper than the tower, or of no whole depth.
+
+        Raises:
+            ModelError: they are.
+        """
+        if depth == 1:
+            return
+        most = len(self._deeper) + 1 if self._short() else 1
+        if depth != int(depth) or not 1 <= depth <= most:
+            why = f"deep words go through at most {most} blocks" if most > 1 else "its text tower takes no deep words"
+            raise ModelError(f"words {depth:g} blocks deep: of model '{self._name}' {why}")
 
     def _first(self) -> int:
         """How many tokens stand before the words of a text.

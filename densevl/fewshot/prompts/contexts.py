@@ -36,6 +36,8 @@ class Tower(Protocol):
 
     def word_vectors(self, text: str) -> torch.Tensor: ...
 
+    def deep_words(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor: ...
+
     def encode_learned(
         self, words_TnW: torch.Tensor, nouns: str | Sequence[str], before: int | None = None
     ) -> torch.Tensor: ...
@@ -63,6 +65,13 @@ class Contexts:
         halves = [[tower.word_vectors(half.strip()).cpu() for half in one.split("{}")] for one in named]
         rest = cls.drawn(tower, count - len(named), length, seed)
         return cls([*map(torch.cat, halves), *rest.words], [*(len(before) for before, _ in halves), *rest.fronts])
+
+    def deep(self, tower: Tower, depth: int) -> Contexts:
+        """They in the first `depth` blocks, reading the same."""
+        if depth == 1:
+            return self
+        own = zip(self.words, self.fronts, strict=True)
+        return Contexts([tower.deep_words(words, before, depth) for words, before in own], self.fronts)
 
     @classmethod
     def read(cls, templates: Sequence[str], device: torch.device | None = None) -> Contexts:

@@ -55,6 +55,7 @@ class PromptLearner(Head):
         conditioned: bool = False,
         batch: int = 4,
         views: int = 0,
+        deep: int = 1,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -70,6 +71,8 @@ class PromptLearner(Head):
             conditioned: a small net shifts the contexts by the vector of the image that is judged (CoCoOp); folds then
                 choose between all steps and none. batch: images of one of its steps.
             views: other looks at each example that it is also learned from; see `fit`. 0 for none.
+            deep: blocks of the text tower in which the words before names are learned: 1 as words alone, more also as
+                the hidden states at the inputs of further blocks (the text side of MaPLe, CVPR 2023).
             checkpoint: a file to write while fitting, from which a killed fit goes on; with `conditioned` it begins
                 anew. progress: called with steps done and all.
 
@@ -82,8 +85,8 @@ class PromptLearner(Head):
             raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
         one_of(start, STARTS, "start", OptionError)
         whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
-        whole["views"] = views
-        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1, "views": 0}
+        whole |= {"views": views, "deep": deep}
+        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1, "views": 0, "deep": 1}
         bad = next((key for key, value in whole.items() if type(value) is not int or value < low[key]), None)
         if bad is not None:
             raise OptionError(f"{bad} is {whole[bad]}: a whole number, {low[bad]} or more")
@@ -91,6 +94,8 @@ class PromptLearner(Head):
             raise OptionError(f"tie is {tie} and rate {rate}: tie is 0 or more, rate above 0")
         if type(conditioned) is not bool:
             raise OptionError(f"conditioned is {conditioned!r}: true or false")
+        if conditioned and deep > 1:
+            raise OptionError("conditioned shifts words, and not the hidden states of deep ones: leave one of them out")
         self._tower, self.templates = tower, tuple(templates)
         self.conditioned: Conditioned | None = None
         self._views: torch.Tensor | None = None
@@ -238,10 +243,12 @@ class PromptLearner(Head):
         return Task(samples.features, targets, weights, *fixed)
 
     def _begun(self) -> Contexts:
-        own = self._settings
+        own, tower = self._settings, self._tower
         if own["start"] == "random":
-            return Contexts.drawn(self._tower, own["contexts"], own["length"], own["seed"])
-        return Contexts.of_templates(self._tower, self._given, own["contexts"], own["length"], own["seed"])
+            start = Contexts.drawn(tower, own["contexts"], own["length"], own["seed"])
+        else:
+            start = Contexts.of_templates(tower, self._given, own["contexts"], own["length"], own["seed"])
+        return start.deep(tower, own["deep"])
 
     def _say(self, contexts: Contexts) -> None:
         self.templates = contexts.templates(self._tower)
@@ -328,6 +335,9 @@ class Detached:
         raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
 
     def word_vectors(self, text: str) -> torch.Tensor:
+        raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
+
+    def deep_words(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor:
         raise ModelError("this head was restored without its model: attach it, or take FewShot.load")
 
     def encode_learned(

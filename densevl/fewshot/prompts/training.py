@@ -80,6 +80,7 @@ class Run:
         words = [one.detach().to(device).clone().requires_grad_(True) for one in start.words]
         self.contexts = Contexts(words, start.fronts)
         self._solver = torch.optim.Adam(words, lr=rate)
+        self._sizes = [_sizes(one, tower.word_width) for one in start.words]
         self.step, self.loss = 0, math.nan
 
     def advance(self) -> torch.Tensor:
@@ -89,7 +90,12 @@ class Run:
         self._solver.zero_grad(set_to_none=True)
         with torch.enable_grad():
             rows, self.loss = descend(self.tower, self.contexts, self.task.spoken, self.task.loss)
+        before = [words.detach().clone() for words in self.contexts.words]
         self._solver.step()
+        with torch.no_grad():
+            for words, old, sizes in zip(self.contexts.words, before, self._sizes, strict=True):
+                if sizes is not None:
+                    words.copy_(old + (words - old) * sizes.to(words))
         self.step += 1
         return rows
 
@@ -118,3 +124,13 @@ class Run:
         groups = self._solver.state_dict()["param_groups"]
         self._solver.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.loss = step, loss
+
+
+def _sizes(words_nW: torch.Tensor, width: int) -> torch.Tensor | None:
+    """(d * W,), how large deep words are in each block beside the first, by which their steps are longer; None of words
+    that are not deep."""
+    parts = words_nW.split(width, dim=1)
+    if len(parts) == 1 or not len(words_nW):
+        return None
+    sizes = torch.stack([part.square().mean().sqrt() for part in parts])
+    return (sizes / sizes[0].clamp(min=1e-12)).repeat_interleave(width)
