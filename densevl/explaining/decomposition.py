@@ -66,9 +66,9 @@ def require_split(tower: Tower | None, name: str) -> Tower:
         except RecipeError as error:
             reason = str(error).split("; ")[0]
     if reason or tower is None:
-        raise ModelError(
-            f"scores of model '{name}' cannot be split: {reason}; take a native ViT, such as ViT-B-16/openai"
-        )
+        other = "a native ViT, such as ViT-B-16/openai"
+        other = "the model as it was before `mute`" if getattr(tower, "muted", None) else other
+        raise ModelError(f"scores of model '{name}' cannot be split: {reason}; take {other}")
     return tower
 
 

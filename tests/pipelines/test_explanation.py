@@ -147,7 +147,7 @@ def test_a_muted_model_is_another_model(explain) -> None:
     assert fingerprint(muted) != fingerprint(explain.backbone) != fingerprint(explain.mute([(6, 2)], SCENES))
     plain, other = (Segmenter(model)(SCENE, "penguin,wood").confidence for model in (explain.backbone, muted))
     assert not np.array_equal(plain, other)
-    with pytest.raises(ModelError, match="are muted"):
+    with pytest.raises(ModelError, match="are muted; take the model as it was before"):
         Explainer(muted)
     with pytest.raises(PrecisionError, match="are muted; take the model as it was to run in int8"):
         muted.at_precision("int8")
@@ -172,7 +172,7 @@ def test_words_of_a_head_explain_a_share_of_it(explain) -> None:
         (lambda e: e(SCENE, "cat,dog"), LabelError, "2 labels to explain"),
         (lambda e: e("absent.png", "cat"), ImageError, "absent"),
         (lambda e: e.heads(SCENE, "cat", blocks=0), OptionError, "from 1 to 6"),
-        (lambda e: e.heads(SCENE, "cat", blocks=-7), OptionError, "from 1 to 6"),
+        (lambda e: e.heads(SCENE, "cat", blocks=-7), OptionError, "from 1 to 6, or the last so many, -1 to -6"),
         (lambda e: e.heads(SCENE, "cat", blocks="last"), OptionError, "from 1 to 6"),
         (lambda e: e.head_texts(SCENE, block=6, head=1), ImageError, "two at least"),
         (lambda e: e.head_texts(SCENES, block=6, head=3), OptionError, "heads 1 to 2"),
@@ -180,6 +180,11 @@ def test_words_of_a_head_explain_a_share_of_it(explain) -> None:
         (lambda e: e.pairs(SCENE, "word " * 40), LabelError, "longer than the 32 tokens"),
         (lambda e: e.pairs(SCENE, ["cat"]), LabelError, "give one text"),
         (lambda e: e(SCENE, "cat").save("map.jpg"), OutputError, "ends in .png"),
+        (lambda e: e(SCENE, "cat").save(None), OutputError, "save to a NoneType"),
+        *[
+            (lambda e, wrong=wrong: e.heads(SCENE, "cat").top(wrong), OptionError, "count is .*at least 1")
+            for wrong in ("a", 2.5, -1, 0, True)
+        ],
     ],
 )
 def test_what_cannot_be_explained_is_refused(explain, call, error, said) -> None:
@@ -190,6 +195,9 @@ def test_what_cannot_be_explained_is_refused(explain, call, error, said) -> None
 def test_spans_and_boxes_that_are_not_there_are_refused(mushroom) -> None:
     with pytest.raises(LabelError, match="no part of the caption; its words are a red mushroom"):
         mushroom.span("dog")
+    for words in (None, 5):
+        with pytest.raises(LabelError, match="give some of the caption as one text"):
+            mushroom.span(words)
     for box in ((0, 0, 500, 5), (5, 5, 5, 9), (1, 2), None, (float("nan"), 0, 1, 1)):
         with pytest.raises(OptionError, match="192x192"):
             mushroom.region(box)
@@ -205,10 +213,10 @@ def test_models_without_a_split_are_refused() -> None:
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        (["explain", str(SCENE), "--label", "penguin"], "patches"),
-        (["explain", "--label", "penguin", str(SCENE)], "patches"),
-        (["explain", "heads", str(SCENE), "--label", "penguin", "--blocks", "-2"], "heads"),
-        (["explain", "pairs", str(SCENE), "a penguin", "--box", "0,100,96,192"], "pairs"),
+        (["explain", str(SCENE), "--label", "penguin"], "penguin_patches"),
+        (["explain", "--label", "penguin", str(SCENE)], "penguin_patches"),
+        (["explain", "heads", str(SCENE), "--label", "penguin", "--blocks", "-2"], "penguin_heads"),
+        (["explain", "pairs", str(SCENE), "a penguin", "--box", "0,100,96,192"], "a_penguin_pairs"),
     ],
 )
 def test_commands_write_a_picture_and_its_numbers(tmp_path, command, name) -> None:
@@ -216,10 +224,47 @@ def test_commands_write_a_picture_and_its_numbers(tmp_path, command, name) -> No
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / f"wood_{name}.json").read_text())
     assert told["meta"]["image"] == str(SCENE)
-    assert read_image(tmp_path / f"wood_{name}.png").shape[1] == (640 if name == "heads" else 1200)
+    assert read_image(tmp_path / f"wood_{name}.png").shape[1] == (640 if "heads" in name else 1200)
     again = CliRunner().invoke(app, [*command, "--model", "mini", "--out", str(tmp_path), "--json"])
     assert "map" not in again.stdout
     assert abs(json.loads(again.stdout)["score"] - told["score"]) < 1e-9
+    if "pairs" in name:
+        for facts in (told, json.loads(again.stdout)):
+            assert facts["region"]["box"] == [0, 100, 96, 192]
+            assert [row["word"] for row in facts["region"]["words"]] == ["a", "penguin"]
+        (_, own), height = (np.array(row["map"]) for row in told["words"]), 192
+        rows = np.clip((np.arange(12) + 1) * height / 12 - 100, 0, 16) / 16
+        close(told["region"]["words"][1]["score"], float((own[:, :6] * rows[:, None]).sum()))
+
+
+def test_another_explanation_is_not_replaced(tmp_path) -> None:
+    def run(photo, *more):
+        asked = ["explain", str(photo), "--model", "mini", "--out", str(tmp_path / "out"), "-q", *more]
+        return CliRunner().invoke(app, asked)
+
+    other = tmp_path / SCENE.name
+    other.write_bytes((SCENES / "snow.png").read_bytes())
+    assert run(SCENE, "--label", "penguin").exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for again in (run(other, "--label", "penguin"), run(SCENE, "--label", "penguin", "--against", "pizza")):
+        assert again.exit_code == 4
+        assert "holds another explanation" in again.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert run(SCENE, "--label", "pizza").exit_code == run(other, "--label", "penguin", "--overwrite").exit_code == 0
+    assert (tmp_path / "out/wood_pizza_patches.png").exists()
+    assert (tmp_path / "out/wood_penguin_patches.json").read_bytes() != before["wood_penguin_patches.json"]
+    folder = run(SCENES, "--label", "penguin")
+    assert (folder.exit_code, "is a folder; explain one image" in folder.stderr) == (2, True)
+
+
+def test_a_sheet_names_the_blocks_that_are_summed(explain) -> None:
+    for blocks, said in (((6, 6, 3), "blocks 3, 6"), ((3, 4, 5), "blocks 3 to 5"), (-1, "block 6")):
+        assert explain.heads(SCENE, "penguin", blocks=blocks).summed == said
+
+
+def test_articles_and_conjunctions_are_no_unknown_words(explain) -> None:
+    assert not explain.pairs(SCENE, "the penguin and a pizza").warnings
+    assert any("'zyzzyva'" in said for said in explain.pairs(SCENE, "a zyzzyva").warnings)
 
 
 def test_a_command_for_words_prints_them() -> None:

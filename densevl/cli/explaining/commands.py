@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +14,7 @@ from rich.markup import escape
 
 from densevl.cli import options
 from densevl.cli.shared import OneLineGroup, file_name, one_line_errors, print_json, stderr, stdout, warn
-from densevl.errors import LabelError, OptionError
+from densevl.errors import ImageError, LabelError, OptionError, OutputError
 
 if TYPE_CHECKING:
     from densevl.pipelines.explanation.explainer import Explainer
@@ -67,7 +70,7 @@ def patches(
     """What each patch adds to the score of a label: a picture and a JSON. All parts add up to the score."""
     given = locals()
     _one(label)
-    found = _run(given, FIRST, lambda explain, rgb: explain(rgb, label, against=against))
+    found = _run(given, FIRST, label, lambda explain, rgb: explain(rgb, label, against=against))
     if found is not None:
         parts = ", ".join(f"{name} {value:+.3f}" for name, value in found.parts.items())
         stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f} = {parts}")
@@ -99,7 +102,7 @@ def heads(
     _one(label)
     numbers: Any = options.numbers(blocks, int, "--blocks -4 or --blocks 9,12")
     chosen = numbers[0] if len(numbers) == 1 else numbers
-    found = _run(given, "heads", lambda explain, rgb: explain.heads(rgb, label, against=against, blocks=chosen))
+    found = _run(given, "heads", label, lambda explain, rgb: explain.heads(rgb, label, against=against, blocks=chosen))
     if found is not None:
         told = ", ".join(f"{block}.{head} {score:+.3f}" for (block, head), score in found.top(5))
         stdout().print(f"{file_name(image)}: {escape(found.label)} {found.score:.3f}; block.head {told}")
@@ -182,13 +185,12 @@ def pairs(
     corners = None if box is None else options.numbers(box, float, "--box x0,y0,x1,y1")
 
     def explained(explain: Explainer, rgb: Any) -> Any:
-        if corners is not None:
-            require_box(corners, rgb)
-        return explain.pairs(rgb, caption, text_block=text_block)
+        inside = None if corners is None else require_box(corners, rgb)
+        return replace(explain.pairs(rgb, caption, text_block=text_block), box=inside)
 
     from densevl.pipelines.explanation.results import require_box
 
-    found = _run(given, "pairs", explained)
+    found = _run(given, "pairs", caption, explained)
     if found is not None:
         told = [(word, float(score)) for word, score in zip(found.tokens, found.scores, strict=True)]
         stdout().print(f"{file_name(image)}: {found.score:.3f}; {_told(told)}")
@@ -217,22 +219,41 @@ def _explainer(given: dict[str, Any]) -> Explainer:
     return Explainer(given["model"], **{name: given[name] for name in ("weights", "device", "templates")})
 
 
-def _run(given: dict[str, Any], what: str, explained: Callable[[Explainer, Any], Explanation]) -> Any:
-    """Explain one image and write what comes of it; None where nothing more is to be said."""
+ASKED = (
+    *("label", "caption", "against", "blocks", "box", "text_block"),
+    *("model", "weights", "templates", "bits"),
+)
+"""Options that make it another explanation."""
+
+
+def _run(given: dict[str, Any], what: str, text: str, explained: Callable[[Explainer, Any], Explanation]) -> Any:
+    """Explain one image and write what comes of it, named by the image and the text; None where nothing more is said.
+
+    Raises:
+        OutputError: files of another explanation are there. Others as the explanation.
+    """
     from densevl.backbones.at_hand import require_possible
-    from densevl.files import guard, unique_stems
+    from densevl.files import guard, shown, unique_stems
     from densevl.images import read_image
 
     image = given["image"]
+    if Path(image).is_dir():
+        raise ImageError(f"{shown(image)} is a folder; explain one image, and name its file")
+    asked = {"image": str(Path(image).absolute())}
+    asked |= {name: str(given[name]) for name in ASKED if given.get(name) is not None}
     rgb = read_image(image)
     require_possible(given["model"])
-    target = Path(given["out"], f"{unique_stems([image])[0]}_{what}.png")
+    words = re.sub(r"[\\/\s]+", "_", text.strip())
+    name = unique_stems([f"{unique_stems([image])[0]}_{words}.png"])[0]
+    target = Path(given["out"], f"{name}_{what}.png")
     guard([target, target.with_suffix(".json")], inputs=[image], overwrite=given["overwrite"])
+    if not given["overwrite"]:
+        _require_same(target, asked)
     with stderr().status("loading the model"):
         explain = _explainer(given)
     with stderr().status("explaining"):
         found = explained(explain, rgb)
-    found.meta["image"] = image
+    found.meta.update(image=image, asked=asked)
     written = found.save(target)
     for warning in () if given["quiet"] or given["as_json"] else found.warnings:
         warn(warning)
@@ -242,3 +263,22 @@ def _run(given: dict[str, Any], what: str, explained: Callable[[Explainer, Any],
         return None
     stdout().print(f"picture in {escape(str(target))}")
     return found
+
+
+def _require_same(target: Path, asked: dict[str, str]) -> None:
+    """Refuse to replace what was made of something else."""
+    from densevl.files import shown
+    from densevl.fitted import differing
+
+    beside = target.with_suffix(".json")
+    if not beside.exists():
+        return
+    try:
+        before = dict(json.loads(beside.read_bytes())["meta"]["asked"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        before = {}
+    if before != asked:
+        told = differing(before, asked) if before else "of what, it does not say"
+        raise OutputError(
+            f"{shown(beside)} holds another explanation ({told}); name another --out, or replace it with --overwrite"
+        )

@@ -22,7 +22,7 @@ from densevl.explaining.textspan import text_span
 from densevl.images import read_image
 from densevl.pipelines import remarks
 from densevl.pipelines.anomaly.setup import each_image
-from densevl.pipelines.explanation.results import HeadMaps, PairMap, PatchMap
+from densevl.pipelines.explanation.results import HeadMaps, PairMap, PatchMap, is_whole
 from densevl.pipelines.many import source
 from densevl.pipelines.settings import checked
 from densevl.recipes.trunk import run_trunk
@@ -32,6 +32,8 @@ from densevl.vocabulary.text_classifier import TextClassifier
 
 BATCH = 16  # images that are read together
 BLOCKS, TEXT_BLOCK = -4, -1
+JOINING = frozenset({"a", "an", "the", "and", "or", "but", "of"})
+"""Words of a caption that name nothing, so that there is no need to know them."""
 
 
 class HeadText(NamedTuple):
@@ -147,7 +149,7 @@ class Explainer:
         Raises:
             ImageError: fewer than two images. LabelError: unusable words. OptionError: no such head or number.
         """
-        if not _whole(m) or m < 1:
+        if not is_whole(m) or m < 1:
             raise OptionError(f"m is {m!r}; it is how many words, at least 1")
         place = self._head(block, head)
         vectors = [head_vectors(self._tower, pixels, place[0] - 1, place[1] - 1) for pixels in self._batches(images)]
@@ -225,7 +227,7 @@ class Explainer:
             },
             found.gap,
             meta=self._meta(image),
-            warnings=(*self._warnings(rgb, own.words), *gap),
+            warnings=(*self._warnings(rgb, [word for word in own.words if word.casefold() not in JOINING]), *gap),
         )
 
     @torch.no_grad()
@@ -266,16 +268,18 @@ class Explainer:
 
     def _blocks(self, blocks: Any) -> tuple[int, ...]:
         depth = self.depth
-        if _whole(blocks) and -depth <= int(blocks) < 0:
+        if is_whole(blocks) and -depth <= int(blocks) < 0:
             return tuple(range(depth + int(blocks) + 1, depth + 1))
-        given = [blocks] if _whole(blocks) else list(blocks) if isinstance(blocks, Iterable) else []
-        if not given or not all(_whole(block) and 1 <= block <= depth for block in given):
-            raise OptionError(f"blocks is {blocks!r}; give numbers from 1 to {depth}, or -4 for the last four")
+        given = [blocks] if is_whole(blocks) else list(blocks) if isinstance(blocks, Iterable) else []
+        if not given or not all(is_whole(block) and 1 <= block <= depth for block in given):
+            raise OptionError(
+                f"blocks is {blocks!r}; give numbers from 1 to {depth}, or the last so many, -1 to -{depth}"
+            )
         return tuple(sorted({int(block) for block in given}))
 
     def _head(self, block: Any, head: Any) -> tuple[int, int]:
         heads = self._tower.view(0, (1, 1)).heads
-        if not (_whole(block) and _whole(head) and 1 <= block <= self.depth and 1 <= head <= heads):
+        if not (is_whole(block) and is_whole(head) and 1 <= block <= self.depth and 1 <= head <= heads):
             raise OptionError(
                 f"no head {head!r} of block {block!r}: model '{self.backbone.name}' has blocks 1 to {self.depth} of "
                 f"heads 1 to {heads}"
@@ -287,10 +291,6 @@ class Explainer:
 
     def _warnings(self, rgb: np.ndarray, words: Sequence[str]) -> tuple[str, ...]:
         return (*remarks.of_picture(self.backbone, rgb), *self.backbone.doubts(words))
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _gap(gap: float) -> str:

@@ -56,9 +56,12 @@ class Explanation(ABC):
         """Write the picture, and its numbers as a JSON of the same stem, both or none.
 
         Raises:
-            OutputError: the name does not end in .png, or the disk refuses.
+            OutputError: it is no name that ends in .png, or the disk refuses.
         """
-        target = Path(path)
+        try:
+            target = Path(path)
+        except TypeError as error:
+            raise OutputError(f"cannot save to a {type(path).__name__}: give a name that ends in .png") from error
         if target.suffix.lower() != ".png":
             raise OutputError(f"cannot save to {target}: give a name that ends in .png")
         height, width = self.image.shape[:2]
@@ -148,19 +151,33 @@ class HeadMaps(Explanation):
         return np.asarray(self.maps.sum(axis=(2, 3)) + self.cls)
 
     def top(self, count: int) -> list[tuple[tuple[int, int], float]]:
-        """The heads that add or take off most: ((block, head), score), both from 1."""
+        """The heads that add or take off most: ((block, head), score), both from 1.
+
+        Raises:
+            OptionError: count is not a whole number of at least 1.
+        """
+        if not is_whole(count) or count < 1:
+            raise OptionError(f"count is {count!r}; it is how many heads, at least 1")
         scores = self.scores
         order = np.argsort(-np.abs(scores), axis=None, kind="stable")[:count]
         places = [np.unravel_index(int(place), scores.shape) for place in order]
         return [((self.blocks[row], int(head) + 1), float(scores[row, head])) for row, head in places]
+
+    @property
+    def summed(self) -> str:
+        """The blocks in words: "block 6", "blocks 3 to 6", "blocks 3, 6"."""
+        first, last = self.blocks[0], self.blocks[-1]
+        if len(self.blocks) == 1:
+            return f"block {first}"
+        joined = last - first + 1 == len(self.blocks) > 2
+        return f"blocks {first} to {last}" if joined else f"blocks {', '.join(map(str, self.blocks))}"
 
     def overlay(self) -> npt.NDArray[np.uint8]:
         """The photo and the sum of all heads, below a map for each, a block a row: uint8 RGB."""
         photo, heads = self._photo(), self.maps.shape[1]
         whole, limit = self.maps.sum(axis=(0, 1)), _limit(self.maps)
         less = f" less {', '.join(self.against)}" if self.against else ""
-        span = f"blocks {self.blocks[0]} to {self.blocks[-1]}" if len(self.blocks) > 1 else f"block {self.blocks[0]}"
-        titles = [f"score of {self.label}{less}: {self.score:.3f}", f"heads of {span}: {self.scores.sum():+.3f}"]
+        titles = [f"score of {self.label}{less}: {self.score:.3f}", f"heads of {self.summed}: {self.scores.sum():+.3f}"]
         width = min(max(ACROSS * heads, LEAST), MOST)
         top = contact_sheet([photo, draw_signed(photo, whole, _limit(whole))], titles, 2, min(width, SHEET))
         top = np.pad(top, ((0, 0), (0, width - top.shape[1]), (0, 0)), constant_values=PAPER[0])
@@ -202,6 +219,7 @@ class PairMap(Explanation):
         map: (S, h, w) by word and patch. end: (h, w) by the mark of the end of the text and patch.
         cls: (S + 1,) by word, and last by the mark of the end, with CLS.
         references: f(x, r), f(r, x), f(r, r) by name. gap: of the sum.
+        box: x0, y0, x1, y1 in pixels, whose `region` is among the facts; None is no box.
     """
 
     caption: str
@@ -211,6 +229,7 @@ class PairMap(Explanation):
     cls: Floats
     references: dict[str, float]
     gap: float
+    box: tuple[float, float, float, float] | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         told = ", ".join(f"{word} {score:+.3f}" for word, score in zip(self.tokens, self.scores, strict=True))
@@ -240,8 +259,10 @@ class PairMap(Explanation):
         """(h, w) of some words of the caption together.
 
         Raises:
-            LabelError: the caption has no such words, one after the other.
+            LabelError: no text, or the caption has no such words, one after the other.
         """
+        if not isinstance(text, str):
+            raise LabelError(f"the words are a {type(text).__name__}; give some of the caption as one text")
         asked = "".join(text.casefold().split())
         for start in range(len(self.tokens)):
             for stop in range(start + 1, len(self.tokens) + 1):
@@ -268,15 +289,26 @@ class PairMap(Explanation):
             {"word": word, "score": float(own.sum()), "map": own.tolist()}
             for word, own in zip(self.tokens, self.map, strict=True)
         ]
+        inside = {} if self.box is None else {"region": self._inside(self.box)}
         return {
             "caption": self.caption,
             "score": self.score,
             "words": rows,
+            **inside,
             "end": self.end.tolist(),
             "cls": self.cls.tolist(),
             "references": self.references,
             "gap": self.gap,
         }
+
+    def _inside(self, box: tuple[float, float, float, float]) -> dict[str, Any]:
+        scores = zip(self.tokens, map(float, self.region(box)), strict=True)
+        return {"box": list(box), "words": [{"word": word, "score": score} for word, score in scores]}
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 MAPS = ("map", "end", "cls", "blocks", "mlps")
