@@ -12,7 +12,7 @@ import numpy.typing as npt
 _MARK = "#2183f0"
 _SOFT = "#6c757d"
 _TICKS = 8  # of an x axis, at points
-_TOP = 12  # room above a chart for half a line of text
+_TOP = 24  # room above a chart for what its y axis says
 _LINE = "#e3e6ea"
 _COLOURS = ("#2183f0", "#e63946", "#2eb85c", "#ff7a1a", "#a050e6", "#8e5c3a", "#00b3ba", "#283f9e")
 
@@ -137,7 +137,7 @@ def _axes(
         parts.append(_segment(x, bottom, x, bottom + 4, _SOFT))
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{escape(text)}</text>')
     parts.append(f'<text x="{margin + width / 2}" y="{bottom + 34}" text-anchor="middle">{escape(across)}</text>')
-    parts.append(f'<text x="{margin + 8}" y="{_TOP + 10}" style="fill:{_SOFT}">{escape(up)} in per cent</text>')
+    parts.append(f'<text x="{margin + 8}" y="{_TOP - 9}" style="fill:{_SOFT}">{escape(up)} in per cent</text>')
     return "".join(parts)
 
 
