@@ -64,7 +64,7 @@ def _root(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="A TOML file of defaults: a table for each command, such as [segment], with its options.",
+            help="Read defaults from a TOML file: a table for each command, such as [segment], with its options.",
         ),
     ] = None,
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCORING = "winclip"
 
-anomaly_app = typer.Typer(no_args_is_help=True, help="Anomaly maps: fit on sound images, score others.")
+anomaly_app = typer.Typer(no_args_is_help=True, help="Compute anomaly maps: fit on normal images, score others.")
 
 
 @anomaly_app.command("fit")
@@ -26,7 +26,7 @@ anomaly_app = typer.Typer(no_args_is_help=True, help="Anomaly maps: fit on sound
 @options.loads
 def anomaly_fit(
     normal: Annotated[
-        list[str], typer.Argument(help="Images of sound things, or folders of them.", show_default=False)
+        list[str], typer.Argument(help="Images of normal objects, or folders of them.", show_default=False)
     ],
     item: options.Item = "object",
     model: options.Model = options.MODEL,
@@ -38,7 +38,8 @@ def anomaly_fit(
     windows: Annotated[
         str | None,
         options.option(
-            "How windows of the image are encoded: exact, shared or pooled, each faster and rougher.",
+            "Choose how windows of the image are encoded: exact, shared or pooled, each faster and less exact than "
+            "the one before.",
             panel=options.METHOD,
             values=("exact", "shared", "pooled"),
             only=True,
@@ -47,16 +48,18 @@ def anomaly_fit(
     whole: Annotated[
         bool,
         options.option(
-            "Let the score of the whole image lift its map. Turn it off where masks matter.", panel=options.METHOD
+            "Let the score of the whole image raise its map. Turn this off if masks matter.", panel=options.METHOD
         ),
     ] = True,
     states: Annotated[
-        Path | None, options.option("A JSON file of words for sound and for damaged things.", panel=options.WORDS)
+        Path | None,
+        options.option("Read words for normal and for damaged objects from a JSON file.", panel=options.WORDS),
     ] = None,
     size: Annotated[
         int | None,
         options.option(
-            "Short side that images are fed at, in pixels; the model's own if left out.", panel=options.LOOKING
+            "Resize the short side of images to this many pixels; the model's own size if left out.",
+            panel=options.LOOKING,
         ),
     ] = None,
     tile: options.Tile = None,
@@ -64,22 +67,22 @@ def anomaly_fit(
     proxy: Annotated[
         str | None,
         options.option(
-            "Remember the features of this model instead: mini-sam, dinov2_vits14, ...",
+            "Store features of this model instead: mini-sam, dinov2_vits14, ...",
             panel=options.METHOD,
             values=options.PROXIES,
         ),
     ] = None,
     fpr: Annotated[
         float,
-        options.option("The share of sound images that may be called anomalous, 0 to 1.", panel=options.METHOD),
+        options.option("Set the share of normal images that may be called anomalous, 0 to 1.", panel=options.METHOD),
     ] = 0.01,
     out: Annotated[
-        Path, options.option("Where the detector is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
+        Path, options.option("Save the detector as OUT.safetensors and OUT.json.", panel=options.FILES)
     ] = Path("detector"),
     bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Remember sound images and set a threshold from them."""
+    """Fit a detector on normal images and choose its threshold."""
     from densevl.files import guard
     from densevl.fitted import files
     from densevl.images import find_images, header
@@ -124,13 +127,15 @@ def anomaly_score(
     images: options.Images,
     detector: Annotated[
         Path | None,
-        options.option("A detector that `anomaly fit` saved. Without one, words alone decide.", panel=options.METHOD),
+        options.option(
+            "Use a detector that `anomaly fit` saved. Without one, words alone decide.", panel=options.METHOD
+        ),
     ] = None,
     item: options.Item = "object",
     model: Annotated[
         str | None,
         options.option(
-            "The model to run: the detector's own, or 'auto', if left out; `densevl models` lists them.",
+            "Choose the model to run; `densevl models` lists them. If left out, the detector's own, or 'auto'.",
             panel=options.MODELLING,
             values=options.MODELS,
         ),
@@ -153,7 +158,7 @@ def anomaly_score(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Score images: a heat map, a JSON and the raw map for each, and scores.csv."""
+    """Score images: write a heat map, a JSON file and the raw map for each, and scores.csv."""
     given = locals()
     found = looked_up(given)
     from densevl.pipelines.folder import gathered

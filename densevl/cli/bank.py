@@ -12,7 +12,9 @@ from densevl.cli import options
 from densevl.cli.images import Screen, finder, print_json, say_left_out
 from densevl.cli.shared import FAILED, PARTLY, fail, one_line_errors, stderr, stdout
 
-bank_app = typer.Typer(no_args_is_help=True, help="Banks: regions of many photos that help to label those of others.")
+bank_app = typer.Typer(
+    no_args_is_help=True, help="Build banks: regions of many photos that help to label regions of others."
+)
 Folder = Annotated[Path, typer.Argument(help="The folder of the bank.", show_default=False)]
 
 
@@ -22,7 +24,10 @@ Folder = Annotated[Path, typer.Argument(help="The folder of the bank.", show_def
 def build(
     images: options.Images,
     out: Annotated[
-        Path, options.option("The folder of the bank; the same again takes what is new.", panel=options.FILES)
+        Path,
+        options.option(
+            "Write the bank to this folder; give the same folder again to add new photos.", panel=options.FILES
+        ),
     ] = Path("densevl-bank"),
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -34,8 +39,8 @@ def build(
     keys: Annotated[
         str,
         options.option(
-            "The model without words that tells which regions are alike: a name such as "
-            "efficientnet-lite0, radio_b or dinov2_vitb14_reg, or a weights file.",
+            "Choose the vision model that compares regions: a name such as efficientnet-lite0, radio_b or "
+            "dinov2_vitb14_reg, or a weights file.",
             panel=options.METHOD,
             values=options.PROXIES,
         ),
@@ -48,7 +53,7 @@ def build(
     strict: options.Strict = False,
     bits: options.Bits = None,
 ) -> None:
-    """Build a bank of the regions of photos, which need no labels; a build that was stopped goes on from there."""
+    """Build a bank from the regions of unlabelled photos. A stopped build can be resumed."""
     from densevl.backbones import load_backbone
     from densevl.images import find_images
     from densevl.pipelines.folder.each import BAD
@@ -79,7 +84,7 @@ def build(
 @bank_app.command()
 @one_line_errors
 def show(bank: Folder, as_json: options.Json = False) -> None:
-    """Say what a bank holds and what made it."""
+    """Show what a bank contains and how it was made."""
     from densevl.regions.bank import Bank
 
     held = Bank.load(bank)

@@ -20,32 +20,45 @@ QUALITY = "Quality beside cost"
 @one_line_errors
 @options.loads
 def bench(
-    model: Annotated[str, typer.Option(help="As `densevl models` lists them, or random:ViT-B-16.")] = "auto",
+    model: Annotated[
+        str, typer.Option(help="Choose the model, as `densevl models` lists them, or random:ViT-B-16.")
+    ] = "auto",
     quality: Annotated[
         Path | None,
         options.option(
-            "A folder with images/, labels/ and a list of classes: mIoU of models on it beside what a photo costs, and "
-            "the fast one to take.",
+            "Compare the mIoU and time per photo of models on a folder with images/, labels/ and a list of classes, "
+            "and recommend one.",
             panel=QUALITY,
             there=True,
         ),
     ] = None,
     models: Annotated[
-        str | None, options.option("With --quality: NAME,NAME; all at hand if left out.", panel=QUALITY)
+        str | None,
+        options.option(
+            "With --quality: compare these models, NAME,NAME; all on this machine if left out.", panel=QUALITY
+        ),
     ] = None,
-    recipes: Annotated[str | None, typer.Option(help="NAME,NAME; the model's default if left out.")] = None,
-    plans: Annotated[str, typer.Option(help="Of tiles, sliding (the papers'), whole.")] = "tiles,sliding",
-    precisions: Annotated[str, typer.Option(help="Of float32, int8, bfloat16, float16, auto.")] = "float32,int8",
+    recipes: Annotated[
+        str | None, typer.Option(help="Time these recipes, NAME,NAME; the model's default if left out.")
+    ] = None,
+    plans: Annotated[
+        str, typer.Option(help="Time these window plans: tiles, sliding (the papers'), whole.")
+    ] = "tiles,sliding",
+    precisions: Annotated[
+        str, typer.Option(help="Time these precisions: float32, int8, bfloat16, float16, auto.")
+    ] = "float32,int8",
     sizes: Annotated[
-        str | None, typer.Option(help="Height x width of the photo after its resize: 336x448,560x1008.")
+        str | None, typer.Option(help="Set the height x width of the photo after its resize: 336x448,560x1008.")
     ] = None,
-    labels: Annotated[str, typer.Option(help="How many labels: 1,21,171.")] = "21",
-    rounds: Annotated[int, typer.Option(min=1, help="The time is the median of so many.")] = 5,
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line a case instead of the table.")] = False,
+    labels: Annotated[str, typer.Option(help="Set the number of labels: 1,21,171.")] = "21",
+    rounds: Annotated[int, typer.Option(min=1, help="Take the median of this many rounds.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Set the number of CPU threads.")] = 1,
+    device: Annotated[str | None, typer.Option(help="Choose where the model runs: cpu, cuda, ...")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each case instead of a table.")
+    ] = False,
 ) -> None:
-    """Time methods on this machine, as seconds of a photo and as ratios to bare passes of the model."""
+    """Time methods on this machine, in seconds per photo and relative to bare forward passes of the model."""
     if quality is not None:
         _quality(quality, models, precisions, rounds, threads, device, as_json=as_json)
         return

@@ -25,7 +25,7 @@ def classify(
     model: Annotated[
         str | None,
         options.option(
-            "The CLIP to run: that of --head, or 'auto', if left out; `densevl models` lists them.",
+            "Choose the CLIP to run; `densevl models` lists them. If left out, the one of --head, or 'auto'.",
             panel=options.MODELLING,
             values=options.MODELS,
         ),
@@ -40,7 +40,7 @@ def classify(
     guided: Annotated[
         int | None,
         options.option(
-            "Rank so many of the likeliest labels anew by crops, each where the model sees it: finds what is small.",
+            "Rerank this many of the likeliest labels by crops of where the model sees them. Finds small objects.",
             panel=options.LOOKING,
             min=2,
         ),
@@ -57,9 +57,9 @@ def classify(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Name whole images: a JSON with the probability of each label, and a picture with the likeliest, for each.
+    """Classify whole images: write a JSON file with all probabilities and a picture with the likeliest label for each.
 
-    By words alone (--labels), or by what was learned from examples (--head).
+    Uses words alone (--labels), or a head learned from examples (--head).
     """
     given = locals()
     from densevl.vocabulary import TextOptions

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from densevl.evaluation import Experiment
     from densevl.evaluation.outcome import Outcome
 
-eval_app = typer.Typer(
-    no_args_is_help=True, help="Measure a model on a benchmark, compare recipes, look behind a score."
-)
+eval_app = typer.Typer(no_args_is_help=True, help="Measure a model on a benchmark, compare recipes, analyse a score.")
 
 BENCHMARK, RUN = "The benchmark", "The run"
 
@@ -33,34 +31,35 @@ What = Annotated[
 Root = Annotated[
     Path | None,
     options.option(
-        "The folder of the benchmark. If left out, $DENSEVL_DATA, ./data and the cache are searched.", panel=BENCHMARK
+        "Set the folder of the benchmark. If left out, $DENSEVL_DATA, ./data and the cache are searched.",
+        panel=BENCHMARK,
     ),
 ]
 Task = Annotated[
     str | None,
     options.option(
-        "What is predicted: semantic (a class for each pixel), instance (objects), panoptic (both), or anomaly. The "
-        "first that the benchmark has, if left out.",
+        "Choose what is predicted: semantic (a class for each pixel), instance (objects), panoptic (both), or "
+        "anomaly. The benchmark's first task if left out.",
         panel=BENCHMARK,
         values=("semantic", "instance", "panoptic", "anomaly"),
     ),
 ]
-Limit = Annotated[int | None, options.option("Take only this many images, spread evenly.", panel=BENCHMARK, min=1)]
+Limit = Annotated[int | None, options.option("Use only this many images, spread evenly.", panel=BENCHMARK, min=1)]
 Ignore = Annotated[
     str,
     options.option(
-        "For a folder of your own, label numbers that are not scored, commas between, or others for all that no class "
-        "has. 255 and 65535 if left out.",
+        "For your own folder: ignore these label numbers, separated by commas, or 'others' for all that belong to no "
+        "class. 255 and 65535 if left out.",
         panel=BENCHMARK,
     ),
 ]
 Bits = Annotated[
-    int | None, options.option("How many of their 16 bits the images use.", panel=BENCHMARK, min=8, max=16)
+    int | None, options.option("Say how many of their 16 bits the images use.", panel=BENCHMARK, min=8, max=16)
 ]
 Measures = Annotated[
     str,
     options.option(
-        "What is counted for the task semantic: iou, boundary, calibration, structure; commas between.",
+        "Choose the measures for the task semantic: iou, boundary, calibration, structure, separated by commas.",
         panel=BENCHMARK,
         values=("iou", "boundary", "calibration", "structure"),
         between=",",
@@ -69,7 +68,7 @@ Measures = Annotated[
 Changes = Annotated[
     list[str] | None,
     options.option(
-        "Change any field that a config may have: limit=20, protocol.crop=336. May be given several times.",
+        "Change any field of the config: limit=20, protocol.crop=336. May be given several times.",
         "--set",
         panel=RUN,
         metavar="FIELD=VALUE",
@@ -78,13 +77,15 @@ Changes = Annotated[
 Trust = Annotated[
     bool,
     options.option(
-        "Run a config that is a Python program, or names one. It can do whatever you can.", "--trust-config", panel=RUN
+        "Run a config that is a Python program, or names one. It can do whatever you can, so read it first.",
+        "--trust-config",
+        panel=RUN,
     ),
 ]
 Scoring = Annotated[
     str,
     options.option(
-        "For the task anomaly, how damage is scored: by words, by comparison with flawless images, or both.",
+        "For the task anomaly: choose how damage is scored: by words, by comparison with normal images, or both.",
         panel=options.METHOD,
         values=options.SCORINGS,
     ),
@@ -92,10 +93,10 @@ Scoring = Annotated[
 Shots = Annotated[
     int,
     options.option(
-        "For the task anomaly, how many flawless images of each category are learned from.", panel=options.METHOD, min=0
+        "For the task anomaly: learn from this many normal images of each category.", panel=options.METHOD, min=0
     ),
 ]
-Fresh = Annotated[bool, options.option("Forget what earlier runs in the folder counted.", "--fresh", panel=RUN)]
+Fresh = Annotated[bool, options.option("Discard what earlier runs in the folder measured.", "--fresh", panel=RUN)]
 OUT = "densevl-out/eval"
 ANALYSES = (
     *("vocabulary", "background", "corruption", "size", "written", "association", "unknown", "backgrounds"),
@@ -122,7 +123,7 @@ def check(
     ignore: Ignore = "",
     as_json: options.Json = False,
 ) -> None:
-    """Say whether a benchmark is ready: what is missing, and where it was looked for. Exit code 1 if it is not."""
+    """Check whether a benchmark is ready: what is missing, and where it was looked for. Exit code 1 if it is not."""
     from densevl.evaluation import check as look
 
     rules = {"ignore": _numbers(ignore)} if ignore else {}
@@ -149,20 +150,21 @@ def run(
     variant: Annotated[
         str,
         options.option(
-            "Another rule for what labels mean: mmseg-default255 (ade847, pc459) or keep-ignore (coco-object).",
+            "Use another rule for reading label numbers: mmseg-default255 (ade847, pc459) or keep-ignore "
+            "(coco-object).",
             panel=BENCHMARK,
         ),
     ] = "",
     strings: Annotated[
         str,
         options.option(
-            "The words that stand for the classes: their names, or a paper's, such as sclip@1.", panel=BENCHMARK
+            "Choose the words for the classes: their names, or a paper's words, such as sclip@1.", panel=BENCHMARK
         ),
     ] = "names",
     paper: Annotated[
         bool,
         options.option(
-            "Take windows, words and thresholds from the recipe's paper, for this benchmark.",
+            "Use the windows, words and thresholds of the recipe's paper for this benchmark.",
             "--paper",
             panel=BENCHMARK,
         ),
@@ -207,22 +209,25 @@ def run(
     fresh: Fresh = False,
     overwrite: options.Overwrite = False,
     dump: Annotated[
-        bool, options.option("Keep every prediction, label maps as 16-bit PNG files.", "--dump", panel=RUN)
+        bool, options.option("Save every prediction; label maps become 16-bit PNG files.", "--dump", panel=RUN)
     ] = False,
-    seed: Annotated[int, options.option("The seed of random numbers, set before the model loads.", panel=RUN)] = 0,
+    seed: Annotated[int, options.option("Set the random seed before the model loads.", panel=RUN)] = 0,
     save_every: Annotated[
-        float, options.option("Seconds between two savings of what a killed run needs to go on.", panel=RUN, min=0)
+        float,
+        options.option(
+            "Save a checkpoint, from which a killed run resumes, after this many seconds.", panel=RUN, min=0
+        ),
     ] = 10.0,
     threads: Annotated[
         int | None,
         options.option(
-            "Threads of the CPU that each process uses; torch's choice if left out.", panel=RUN, min=1, max=1024
+            "Set the number of CPU threads for each process; torch's choice if left out.", panel=RUN, min=1, max=1024
         ),
     ] = None,
     launcher: Annotated[
         str,
         options.option(
-            "With torchrun give pytorch, and its processes share the images; else none.",
+            "Give pytorch with torchrun, so that its processes share the images; otherwise none.",
             panel=options.MACHINES,
             values=("none", "pytorch"),
         ),
@@ -230,7 +235,7 @@ def run(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure a model on a benchmark and write a report. A killed run goes on when started again."""
+    """Measure a model on a benchmark and write a report. Run it again to resume a killed run."""
     _evaluate(ctx, _experiment(ctx), dump=dump, save_every=save_every)
 
 
@@ -243,7 +248,7 @@ def compare(
     recipes: Annotated[
         str,
         options.option(
-            "Recipes with commas between, as `densevl recipes` lists them.",
+            "Compare these recipes, separated by commas; `densevl recipes` lists them.",
             panel=options.METHOD,
             values=options.recipe_names,
             between=",",
@@ -265,7 +270,7 @@ def compare(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure several recipes alike and write a table. A killed comparison goes on when started again."""
+    """Measure several recipes in the same way and write a table. Run it again to resume a killed comparison."""
     from densevl.evaluation.compare import compare as measure_all
 
     names = [name.strip() for name in recipes.split(",")]
@@ -292,18 +297,18 @@ def analyse(
     labels: Annotated[
         str,
         options.option(
-            'For photos without a truth, what to look for: "cat,dog|puppy", or a .txt or .json file.',
+            'For photos without ground truth: name what to look for: "cat,dog|puppy", or a .txt or .json file.',
             panel=options.WORDS,
         ),
     ] = "",
     limit: Annotated[
-        int | None, options.option("Take only this many images; 50 if left out.", panel=BENCHMARK, min=1)
+        int | None, options.option("Use only this many images; 50 if left out.", panel=BENCHMARK, min=1)
     ] = None,
     bits: Bits = None,
     only: Annotated[
         str | None,
         options.option(
-            "Which analyses to run, commas between; all that the images allow if left out.",
+            "Choose the analyses to run, separated by commas; all that the images allow if left out.",
             panel=BENCHMARK,
             values=ANALYSES,
             between=",",
@@ -312,14 +317,15 @@ def analyse(
     distractors: Annotated[
         str,
         options.option(
-            "Labels to add that the benchmark does not have, commas between, or a .txt file; ADE20K's if left out.",
+            "Add these labels that the benchmark does not have, separated by commas, or a .txt file; ADE20K's if "
+            "left out.",
             panel=options.WORDS,
         ),
     ] = "",
     text_masks: Annotated[
         Path | None,
         options.option(
-            "A folder of masks NAME.png of the text in photos NAME: they are looked at with it masked too.",
+            "Also test photos with their text masked: a folder with a mask NAME.png of the text in each photo NAME.",
             panel=BENCHMARK,
             there=True,
         ),
@@ -327,8 +333,8 @@ def analyse(
     attributes: Annotated[
         Path | None,
         options.option(
-            "A JSON list of {image, box, object, attribute}: photos for the analysis of attributes. The benchmark's "
-            "objects are recoloured if left out.",
+            "Use the photos in a JSON list of {image, box, object, attribute} for the analysis of attributes. If "
+            "left out, the benchmark's objects are recoloured.",
             panel=BENCHMARK,
             there=True,
         ),
@@ -341,9 +347,9 @@ def analyse(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """See what a score hides, and what to do about it. Writes a page with charts; photos need no truth for part of it.
+    """Show what a score hides, and how to improve it. Writes a page with charts; some analyses need no ground truth.
 
-    Labels added, backgrounds changed, worse photos, unknown classes, sizes, written words, attributes, views.
+    Covers added labels, backgrounds, corruptions, unknown classes, sizes, written words, attributes and views.
     """
     from dataclasses import replace
 
@@ -399,7 +405,7 @@ def anomaly(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure anomaly detection, every category of a benchmark by itself: `run --task anomaly`, with its table."""
+    """Measure anomaly detection for each category of a benchmark: `run --task anomaly`, with a table."""
     _evaluate(ctx, _experiment(ctx, task="anomaly"), table=True)
 
 

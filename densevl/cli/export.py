@@ -12,7 +12,7 @@ from rich.table import Table
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
-OUT = "The file to write; its ending is appended where it is missing."
+OUT = "The file to write; the file extension is added if it is missing."
 
 
 class _ModelFirst(typer.core.TyperGroup):
@@ -52,20 +52,25 @@ def model_file(
     kind: Annotated[
         str,
         options.option(
-            "onnx, torch (torch.export's .pt2) or openvino.", "--format", values=("onnx", "torch", "openvino")
+            "Choose the format: onnx, torch (torch.export's .pt2) or openvino.",
+            "--format",
+            values=("onnx", "torch", "openvino"),
         ),
     ] = "onnx",
     labels: options.Labels = "",
     background: options.Background = options.BACKGROUND,
     templates: options.Templates = None,
     check: Annotated[
-        bool, options.option("Compare the file with the model over sizes and vocabularies, and print it.", "--check")
+        bool,
+        options.option(
+            "Compare the file with the model at several sizes and vocabularies, and print the differences.", "--check"
+        ),
     ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Write a model with its recipe as a file: pixels and words to scores.
 
-    With --labels a file of words is written beside it, see `densevl export words`.
+    With --labels, also writes a file of words; see `densevl export words`.
     """
     from densevl.errors import OptionError, RecipeError
     from densevl.exporting import checking, files, graph, words

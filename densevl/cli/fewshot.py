@@ -18,7 +18,7 @@ HALF = ".checkpoint.safetensors"
 """Behind the name of --out: what head "prompt" has learned so far, from which a killed run goes on."""
 
 fewshot_app = typer.Typer(
-    no_args_is_help=True, help="Classes by example: fit on a few images of each; a memory of captioned images."
+    no_args_is_help=True, help="Learn classes from a few examples, or build a memory of captioned images."
 )
 
 
@@ -29,18 +29,18 @@ def fewshot_fit(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder that holds one folder of images for each class, named after it; for regions one with "
-            "images/ and instances.json (COCO), for pixels one with images/, labels/ and a list of classes; with "
-            "--unlabelled, any images."
+            help="A folder with one folder of images for each class, named after it. For regions: with images/ and "
+            "instances.json (COCO). For pixels: with images/, labels/ and a list of classes. With --unlabelled: "
+            "any images."
         ),
     ],
-    out: Annotated[
-        Path, options.option("Where what was learned is saved: OUT.safetensors and OUT.json.", panel=options.FILES)
-    ] = Path("head"),
+    out: Annotated[Path, options.option("Save the head as OUT.safetensors and OUT.json.", panel=options.FILES)] = Path(
+        "head"
+    ),
     head: Annotated[
         str,
         options.option(
-            "How examples and words are put together; gda suits most cases.",
+            "Choose how examples and words are combined; gda suits most cases.",
             panel=options.METHOD,
             values=HEADS,
             only=True,
@@ -49,8 +49,8 @@ def fewshot_fit(
     level: Annotated[
         str,
         options.option(
-            "What examples are, and what is named afterwards: image (by `densevl classify --head`), region (by "
-            "`regions --head`) or pixel (by `segment --head`).",
+            "Choose what to learn: image (for `densevl classify --head`), region (for `regions --head`) or pixel "
+            "(for `segment --head`).",
             panel=options.METHOD,
             values=LEVELS,
             only=True,
@@ -60,8 +60,8 @@ def fewshot_fit(
     unlabelled: Annotated[
         str | None,
         options.option(
-            "The images have no labels: what --labels name most surely stands in for examples, by top (the surest of "
-            "each), spread (words carried on from image to image) or retrieve (the nearest to each).",
+            "Learn from unlabelled images: pick examples by --labels with top (the most confident of each class), "
+            "spread (labels propagated from image to image) or retrieve (the nearest to each class).",
             panel=options.METHOD,
             values=HOWS,
             only=True,
@@ -69,12 +69,12 @@ def fewshot_fit(
     ] = None,
     count: Annotated[
         int | None,
-        options.option("With --unlabelled: so many examples of a class, at most; 16 if left out.", min=1),
+        options.option("With --unlabelled: use at most this many examples of a class; 16 if left out.", min=1),
     ] = None,
     captions: Annotated[
         Path | None,
         options.option(
-            "For --head tipx: a JSON file with a caption of each image, {image: caption}.",
+            "For --head tipx: read a caption of each image from a JSON file, {image: caption}.",
             panel=options.METHOD,
             there=True,
         ),
@@ -82,7 +82,7 @@ def fewshot_fit(
     own: Annotated[
         list[str] | None,
         options.option(
-            "A setting of the head, KEY=VALUE, such as alpha=0.5. May be given several times.",
+            "Set an option of the head, KEY=VALUE, such as alpha=0.5. May be given several times.",
             "--set",
             panel=options.METHOD,
         ),
@@ -90,7 +90,7 @@ def fewshot_fit(
     calibrate: Annotated[
         float | None,
         options.option(
-            "Calibrate confidence, and name the plausible classes: sets that miss the true class in this share of "
+            "Calibrate confidence, and report sets of plausible classes that miss the true class in this share of "
             "images, such as 0.1.",
             panel=options.METHOD,
         ),
@@ -98,7 +98,7 @@ def fewshot_fit(
     held_out: Annotated[
         Path | None,
         options.option(
-            "A folder like the first, of other images, to calibrate on; --head exemplars can do without.",
+            "Calibrate on the other images in this folder, in the same layout; --head exemplars does not need it.",
             panel=options.METHOD,
         ),
     ] = None,
@@ -116,7 +116,7 @@ def fewshot_fit(
     bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Learn classes from a few examples of each; `densevl classify`, `regions` or `segment --head OUT` name others."""
+    """Learn classes from a few examples; then use `densevl classify`, `regions` or `segment --head OUT`."""
     given = locals()
     _require_sense(given)
     from densevl.cli.images import finder, settings
@@ -168,23 +168,21 @@ def fewshot_fit(
 def fewshot_memory(
     folder: Annotated[
         Path,
-        typer.Argument(help="Images, each with a text file of the same name beside it, or with a captions.json."),
+        typer.Argument(help="Images with captions: a text file of the same name beside each, or a captions.json."),
     ],
-    out: Annotated[Path, options.option("The file that is written, a safetensors.", panel=options.FILES)] = Path(
+    out: Annotated[Path, options.option("Write the memory to this safetensors file.", panel=options.FILES)] = Path(
         "memory.safetensors"
     ),
     beta: Annotated[
         float,
-        options.option("How much words take up of what their images look like; 0 is nothing.", panel=options.METHOD),
+        options.option("Set how far words move towards their images; 0 changes nothing.", panel=options.METHOD),
     ] = 0.5,
     neighbours: Annotated[
-        int, options.option("So many captions are looked up for a word.", panel=options.METHOD, min=1)
+        int, options.option("Look up this many captions for each word.", panel=options.METHOD, min=1)
     ] = 10,
     examples: Annotated[
         Path | None,
-        options.option(
-            "A folder with one folder of images for each class: beta is what suits these best.", panel=options.METHOD
-        ),
+        options.option("Choose beta on a folder with one folder of images for each class.", panel=options.METHOD),
     ] = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -193,7 +191,7 @@ def fewshot_memory(
     bits: options.Bits = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Make a memory of images with captions; --text-transform of the other commands lets words look things up in it."""
+    """Build a memory of captioned images, for use with --text-transform of the other commands."""
     from densevl.files import guard
     from densevl.pipelines.fewshot.features import by_folder
     from densevl.pipelines.fewshot.memories import build_memory, fit_beta, pairs_of

@@ -15,7 +15,7 @@ from densevl.cli.shared import one_line_errors, print_json, stderr, stdout
 if TYPE_CHECKING:
     from densevl.recipes import Recipe
 
-recipes_app = typer.Typer(invoke_without_command=True, help="Methods: list them, or explain one.")
+recipes_app = typer.Typer(invoke_without_command=True, help="List methods or explain one.")
 PIPED_WIDTH = 600
 AsJson = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each recipe instead of text.")]
 VENUES = (("Pattern Recognition", "PR"), (" Workshops", "W"))
@@ -118,7 +118,7 @@ def _told(recipe: Recipe) -> dict[str, Any]:
 @one_line_errors
 def doctor(
     speed: Annotated[
-        bool, typer.Option("--speed", help="Also find which precision is fastest here; takes a minute or two.")
+        bool, typer.Option("--speed", help="Also measure which precision is fastest here; takes a minute or two.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

@@ -16,7 +16,7 @@ from densevl.cli.shared import one_line_errors, print_json, stderr, stdout, warn
 
 models_app = typer.Typer(
     invoke_without_command=True,
-    help="Models: list them, show what one knows, get one of the hub, check one, convert one.",
+    help="List models, show what one knows, download one from the hub, check or convert one.",
 )
 GUESSED = 1
 WAYS = {"name": "the names of what it was trained on", "table": "listed by hand", "kind": "kinds of which it knows"}
@@ -63,7 +63,7 @@ def list_models(
     every: Annotated[bool, options.option("List all published weights of open_clip's table.", "--all")] = False,
     as_json: Json = False,
 ) -> None:
-    """List models: activation, size, whether on this machine, and where on the hub; the usual ones if left out."""
+    """List models with activation, size, whether on this machine, and where on the hub; the usual ones if left out."""
     from densevl.backbones.managing import listed
 
     if not (pattern or every):
@@ -88,7 +88,7 @@ def show_model(
     name: Annotated[str, typer.Argument(help="ARCH/TAG, photo, mini, or another name of densevl models.")],
     as_json: Json = False,
 ) -> None:
-    """Say what a model is and, where a table tells, which words it knows, half knows and does not know."""
+    """Describe a model and, if there is a table, which words it knows, partly knows and does not know."""
     from densevl.backbones.managing import show
 
     with stderr().status("looking"):
@@ -124,17 +124,17 @@ def get_model(
     to: Annotated[
         str | None,
         options.option(
-            "Also copy the model to this folder, which works as local-dir:FOLDER, without a network.",
+            "Also copy the model to this folder; use it offline as local-dir:FOLDER.",
             metavar="FOLDER",
             callback=options.model_folder,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, options.option("List its files and their sizes, and download nothing.", "--dry-run")
+        bool, options.option("List the files and their sizes without downloading.", "--dry-run")
     ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Download a model of the hub, with all that it needs, into the hub cache; a download that was stopped goes on."""
+    """Download a model and all it needs from the hub into the hub cache. A stopped download is resumed."""
     from densevl.backbones.managing import get, planned
 
     if dry_run:
@@ -165,9 +165,9 @@ def check_model(
     precision: options.Precision = options.PRECISION,
     as_json: Json = False,
 ) -> None:
-    """Load a model, run it once, and say what it is and where each fact was taken from.
+    """Load a model, run it once, and report its properties and where each comes from.
 
-    Exits with 0 if it works, 1 if it works by a guess, which a warning names, and 2 if it is refused.
+    Exits with 0 if it works, 1 if it works with a guess, which a warning names, and 2 if it is refused.
     """
     from densevl.backbones.managing import describe, try_out
 
@@ -203,16 +203,16 @@ def convert_model(
     weights: Weights = None,
     words: Annotated[
         Path | None,
-        options.option("A file of text vectors, .npz or safetensors, in place of the model's text side."),
+        options.option("Use a file of text vectors, .npz or safetensors, instead of the model's text tower."),
     ] = None,
     truncate_dim: Annotated[
-        int | None, options.option("Keep the first so many numbers of all vectors (Matryoshka).", min=1)
+        int | None, options.option("Keep only this many leading dimensions of all vectors (Matryoshka).", min=1)
     ] = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Write a model as a folder with open_clip_config.json and safetensors, with its facts written down.
+    """Write a model as a folder with open_clip_config.json, safetensors and a record of its properties.
 
-    The folder works as local-dir:OUT, on machines without a network too.
+    Use the folder as local-dir:OUT, also on machines without a network.
     """
     from densevl.backbones.managing import convert
     from densevl.files import require_folder

@@ -210,8 +210,8 @@ def _up_to(context: typer.Context, megapixels: int | None) -> int | None:
     return megapixels
 
 
-ASKED, WORDS, MODELLING, METHOD = "What is asked", "Words", "The model", "The method"
-LOOKING, FILES, MACHINES = "How the photo is looked at", "Results", "Several machines"
+ASKED, WORDS, MODELLING, METHOD = "Task", "Labels", "Model", "Method"
+LOOKING, FILES, MACHINES = "Image processing", "Results", "Distributed runs"
 HUGE = "Huge images"
 
 Images = Annotated[
@@ -226,8 +226,8 @@ Images = Annotated[
 Bits = Annotated[
     int | None,
     option(
-        "How many of their 16 bits images use, as those of cameras and scanners with 10, 12 or 14: they come out dark "
-        "otherwise.",
+        "Say how many of their 16 bits the images use. Images from cameras and scanners with 10, 12 or 14 bits look "
+        "dark otherwise.",
         panel=LOOKING,
         min=8,
         max=16,
@@ -238,8 +238,8 @@ Bits = Annotated[
 MaxPixels = Annotated[
     int | None,
     option(
-        "Megapixels of an image that is read at once; a larger one is refused by its header. 100 unless given: give "
-        "more for large images that you trust and that fit in memory.",
+        "Refuse images of more than this many megapixels; 100 if left out. Raise it for large images that you trust "
+        "and that fit in memory.",
         panel=LOOKING,
         min=1,
         callback=_up_to,
@@ -249,8 +249,8 @@ MaxPixels = Annotated[
 Model = Annotated[
     str,
     option(
-        "The model to run. 'auto' takes the best one on this machine; `densevl models` lists them. A folder works too, "
-        "as local-dir:PATH.",
+        "Choose the model to run. 'auto' takes the best one on this machine; `densevl models` lists all. For a "
+        "folder, give local-dir:PATH.",
         panel=MODELLING,
         values=MODELS,
     ),
@@ -258,18 +258,21 @@ Model = Annotated[
 Weights = Annotated[
     Path | None,
     option(
-        "A checkpoint file to load, when --model names an architecture or a config file.", panel=MODELLING, there=True
+        "Load this checkpoint file, if --model names an architecture or a config file.", panel=MODELLING, there=True
     ),
 ]
 Device = Annotated[
     str | None,
-    option("Where the model runs: cpu, cuda, ... A GPU is taken if there is one.", panel=MODELLING, values=DEVICES),
+    option(
+        "Choose where the model runs: cpu, cuda, ... A GPU is used if there is one.", panel=MODELLING, values=DEVICES
+    ),
 ]
 Precision = Annotated[
     str,
     option(
-        "Number format of the image tower: float32, int8 (often faster on a CPU, a quarter of the memory), bfloat16 or "
-        "float16 (half the memory), float32-packed (float32, weights sorted for a CPU), auto (the fastest here).",
+        "Set the number format of the image tower: float32, int8 (often faster on a CPU, a quarter of the memory), "
+        "bfloat16 or float16 (half the memory), float32-packed (float32, weights reordered for a CPU), auto (the "
+        "fastest on this machine).",
         panel=MODELLING,
         values=PRECISIONS,
         only=True,
@@ -279,20 +282,20 @@ Precision = Annotated[
 Activation = Annotated[
     str | None,
     option(
-        "The activation of the model's towers, where its weights do not say it.", panel=MODELLING, values=ACTIVATIONS
+        "Set the activation of the model's towers, if its weights do not say it.", panel=MODELLING, values=ACTIVATIONS
     ),
 ]
 Mean = Annotated[
     str | None,
     option(
-        "The mean of the model's pixels, 0 to 1, where its files do not say it: one number, or three with commas "
-        "between for red, green, blue.",
+        "Set the mean of the model's pixels, 0 to 1, if its files do not say it: one number, or three separated by "
+        "commas for red, green, blue.",
         panel=MODELLING,
     ),
 ]
 Std = Annotated[
     str | None,
-    option("The standard deviation of the model's pixels, 0 to 1, in the same form.", panel=MODELLING),
+    option("Set the standard deviation of the model's pixels, 0 to 1, in the same form.", panel=MODELLING),
 ]
 RUN = ("out", "sheet", "as_json", "quiet", "overwrite", "strict", "bits", "ray", "workers", "shard")
 KNOWS = "knows its classes and how it reads images"
@@ -359,31 +362,32 @@ def colour(text: str | None, flag: str) -> list[float] | None:
 Labels = Annotated[
     str,
     option(
-        'What to look for: "cat,dog"; "car|truck,road" gives one class two words; or a .txt or .json file.',
+        'Name what to look for: "cat,dog"; "car|truck,road" gives one class two words; or a .txt or .json file.',
         panel=WORDS,
     ),
 ]
 Like = Annotated[
     list[str] | None,
     option(
-        "A label by example, NAME=IMAGE, or NAME=IMAGE:x0,y0,x1,y1 for a part of it, beside --labels. May be given "
-        "several times.",
+        "Add a label by example: NAME=IMAGE, or NAME=IMAGE:x0,y0,x1,y1 for a part of the image. Works with --labels. "
+        "May be given several times.",
         panel=WORDS,
     ),
 ]
 Head = Annotated[
     Path | None,
     option(
-        "What `densevl fewshot fit` saved: it knows its classes, its model and how it reads, so --labels is left out.",
+        "Use a head that `densevl fewshot fit` saved. It knows its classes, its model and how it reads images, so "
+        "leave --labels out.",
         panel=METHOD,
     ),
 ]
 Background = Annotated[
     str,
     option(
-        "When something is none of the labels: 'none' for never, a probability below which it is, words that compete "
-        "with the labels (\"sky,wall\"), a list such as 'voc', or 'scenes' for places that suit each image. 'auto' is "
-        "the model's own rule.",
+        "Choose the background rule: 'none', a probability below which pixels are background, words that compete "
+        "with the labels (\"sky,wall\"), a list such as 'voc', or 'scenes' for places that suit each image. 'auto' "
+        "is the model's own rule.",
         panel=WORDS,
         values=BACKGROUNDS,
     ),
@@ -391,8 +395,8 @@ Background = Annotated[
 Templates = Annotated[
     str | None,
     option(
-        "Sentences the labels are put into: a set such as openai or dense, or your own with {} for the label. The "
-        "model's own set if left out.",
+        "Choose the sentences that labels are put into: a set such as openai or dense, or your own with {} for the "
+        "label. The model's own set if left out.",
         panel=WORDS,
         values=template_names,
         between="+",
@@ -400,12 +404,12 @@ Templates = Annotated[
 ]
 Descriptors = Annotated[
     Path | None,
-    option("A JSON file that says for each label what it looks like, as a list of texts.", panel=WORDS, there=True),
+    option("Read a JSON file that describes what each label looks like, as a list of texts.", panel=WORDS, there=True),
 ]
 TextTransform = Annotated[
     Path | None,
     option(
-        "A file with what is done last to the model's text embeddings, such as the matrix of LABCLIP.",
+        "Apply the transform in this file to the model's text embeddings, such as the matrix of LABCLIP.",
         panel=WORDS,
         there=True,
     ),
@@ -413,7 +417,7 @@ TextTransform = Annotated[
 TemplateWeights = Annotated[
     str,
     option(
-        "What the sentences of --templates count: 'equal', or what suits each 'image', 'region' or 'pixel' (AutoCLIP).",
+        "Weight the sentences of --templates: 'equal', or by what suits each 'image', 'region' or 'pixel' (AutoCLIP).",
         panel=WORDS,
         values=TEMPLATE_WEIGHTS,
         only=True,
@@ -422,8 +426,8 @@ TemplateWeights = Annotated[
 Parents = Annotated[
     str,
     option(
-        "Whether the name of a class says how likely its words are: 'none'; 'pixel', there; 'image', in the whole "
-        "image (CHiLS).",
+        "Weight the words of a class by the probability of its name: 'none', at each 'pixel', or in the whole "
+        "'image' (CHiLS).",
         panel=WORDS,
         values=PARENTS,
         only=True,
@@ -431,26 +435,27 @@ Parents = Annotated[
 ]
 Presence = Annotated[
     float | None,
-    option("Labels that reach this probability nowhere in the photo are dropped, 0 to 1.", panel=WORDS),
+    option("Drop labels that reach this probability nowhere in the photo, 0 to 1.", panel=WORDS),
 ]
 
 Recipe = Annotated[
     str | None,
     option(
-        "The published method that turns the model into a dense one; `densevl recipes` lists them. Your own works too, "
-        "as package.module:NAME. The model's default if left out.",
+        "Choose the published method that makes the model dense; `densevl recipes` lists them. For your own, give "
+        "package.module:NAME. The model's default if left out.",
         panel=METHOD,
         values=recipe_names,
     ),
 ]
 Compat = Annotated[
     bool,
-    option("Run the recipe exactly as its authors published it, slips included.", "--compat", panel=METHOD),
+    option("Run the recipe exactly as its authors published it, including its mistakes.", "--compat", panel=METHOD),
 ]
 Proxy = Annotated[
     str | None,
     option(
-        "The second model that some recipes borrow from: a name such as mini-sam or dino_vitb8, or a weights file.",
+        "Choose the second model that some recipes borrow from: a name such as mini-sam or dino_vitb8, or a weights "
+        "file.",
         panel=METHOD,
         values=PROXIES,
     ),
@@ -458,7 +463,7 @@ Proxy = Annotated[
 ProxyScope = Annotated[
     str,
     option(
-        "Whether that model looks at the photo once ('image') or at each window, as the papers do ('window').",
+        "Run the model of --proxy once on the photo ('image') or on each window, as the papers do ('window').",
         panel=METHOD,
         values=SCOPES,
         only=True,
@@ -467,7 +472,7 @@ ProxyScope = Annotated[
 Sam = Annotated[
     str | None,
     option(
-        "The SAM encoder that the recipe trident reads: mini-sam, or a checkpoint file.",
+        "Choose the SAM encoder for the recipe trident: mini-sam, or a checkpoint file.",
         panel=METHOD,
         values=("mini-sam", "sam_vit_b"),
     ),
@@ -475,8 +480,8 @@ Sam = Annotated[
 Refine = Annotated[
     str | None,
     option(
-        "Sharpen the result: pamr, edges (cheap), lposs+, proxy, segments, vote, several with commas between, or none; "
-        "or, first, anyup, jbu or jafar with --upsampler. What suits the model if left out.",
+        "Sharpen the result: pamr, edges (cheap), lposs+, proxy, segments, vote, several separated by commas, or "
+        "none. anyup, jbu and jafar must come first and need --upsampler. The model's default if left out.",
         panel=METHOD,
         values=REFINEMENTS,
         between=",",
@@ -486,13 +491,13 @@ Refine = Annotated[
 
 Upsampler = Annotated[
     Path | None,
-    option("The file of the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD, there=True),
+    option("Load the trained upsampler that --refine names: anyup, jbu or jafar.", panel=METHOD, there=True),
 ]
 
 InstanceThreshold = Annotated[
     float | None,
     option(
-        "With a concept model (SAM 3): instances less likely than this are left out, 0 to 1; 0.5 if left out.",
+        "With a concept model (SAM 3): drop instances less likely than this, 0 to 1; 0.5 if left out.",
         panel=METHOD,
         min=0,
         max=0.999,
@@ -502,27 +507,29 @@ InstanceThreshold = Annotated[
 Prefilter = Annotated[
     int | None,
     option(
-        "With a concept model: judge only so many labels of a photo, those a CLIP finds nearest to it. For long lists.",
+        "With a concept model and a long list: try only this many labels on a photo, those that a CLIP ranks highest.",
         panel=METHOD,
         min=1,
     ),
 ]
 PrefilterModel = Annotated[
     str | None,
-    option("The CLIP of --prefilter; 'auto' if left out.", panel=METHOD, values=MODELS),
+    option("Choose the CLIP for --prefilter; 'auto' if left out.", panel=METHOD, values=MODELS),
 ]
 
 ShortSide = Annotated[
     int | None, option("Resize the photo's short side to this many pixels first.", panel=LOOKING, min=1)
 ]
 Crop = Annotated[
-    int | None, option("Side of the model's windows in pixels; 0 for the whole photo at once.", panel=LOOKING, min=0)
+    int | None,
+    option("Set the side of the model's windows in pixels; 0 takes the whole photo at once.", panel=LOOKING, min=0),
 ]
-Stride = Annotated[int | None, option("Step from window to window in pixels.", panel=LOOKING, min=1)]
+Stride = Annotated[int | None, option("Set the step from window to window in pixels.", panel=LOOKING, min=1)]
 Plan = Annotated[
     str | None,
     option(
-        "How the windows lie: tiles (few, side by side), sliding (the papers' way, overlapping), or whole.",
+        "Lay out the windows: tiles (few, side by side), sliding (overlapping, as in the papers), or whole (one "
+        "window).",
         panel=LOOKING,
         values=PLANS,
         only=True,
@@ -531,7 +538,7 @@ Plan = Annotated[
 Blend = Annotated[
     str | None,
     option(
-        "Where overlapping windows are averaged: at each pixel or at each patch.",
+        "Average overlapping windows at each pixel or at each patch.",
         panel=LOOKING,
         values=BLENDS,
         only=True,
@@ -540,23 +547,23 @@ Blend = Annotated[
 Bank = Annotated[
     list[Path] | None,
     option(
-        "A bank of regions of other photos that scores the photo's segments too; see densevl bank build. May be given "
-        "several times.",
+        "Also score the photo's segments with a bank of regions of other photos; see densevl bank build. May be "
+        "given several times.",
         panel=METHOD,
         there=True,
     ),
 ]
 BankShare = Annotated[
     float,
-    option("What the banks count beside the photo's own scores, 0 to 1.", panel=METHOD, min=0, max=1),
+    option("Set the weight of the banks relative to the photo's own scores, 0 to 1.", panel=METHOD, min=0, max=1),
 ]
 Neighbours = Annotated[
-    int, option("How many regions of a bank are asked for each segment.", panel=METHOD, min=1, max=1000)
+    int, option("Set how many regions of a bank are compared with each segment.", panel=METHOD, min=1, max=1000)
 ]
 Views = Annotated[
     str | None,
     option(
-        "Look at the photo several times and average: flip, flip+scale, or itaclip. Slower, a little better.",
+        "Average over several views of the photo: flip, flip+scale, or itaclip. Slower, a little better.",
         panel=LOOKING,
         values=VIEWS,
         only=True,
@@ -566,20 +573,20 @@ Views = Annotated[
 Proposals = Annotated[
     str | None,
     option(
-        "What proposes regions of the photo: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, or "
-        "grid; or concepts:MODEL, what a concept model finds of the labels. Regions are by mini-sam if left out. Label "
-        "maps need them for a few recipes and for --refine segments or vote.",
+        "Choose what proposes regions: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, or grid; "
+        "or concepts:MODEL, a concept model that finds the labels. `densevl regions` uses mini-sam if left out. "
+        "Label maps need proposals for a few recipes and for --refine segments or vote.",
         panel=METHOD,
         values=proposer_names,
     ),
 ]
 Pieces = Annotated[bool, option("Cut each proposed region into its connected parts.", "--pieces", panel=METHOD)]
-Tile = Annotated[int | None, option("Look at large images in tiles of this side, in pixels.", panel=LOOKING, min=1)]
+Tile = Annotated[int | None, option("Process large images in tiles of this side, in pixels.", panel=LOOKING, min=1)]
 Operator = Annotated[
     str | None,
     option(
-        "How a region becomes something that words are compared with: pool, cls_mask, crop, ..., or a sum such as "
-        "pool+cls_mask. The model's best if left out.",
+        "Choose how a region is embedded: pool, cls_mask, crop, ..., or a sum such as pool+cls_mask. The model's "
+        "best if left out.",
         panel=METHOD,
         values=OPERATORS,
         between="+",
@@ -587,14 +594,13 @@ Operator = Annotated[
 ]
 OperatorWeights = Annotated[
     Path | None,
-    option("The file of an --operator with trained weights of its own, such as alpha.", panel=METHOD, there=True),
+    option("Load the weights of an --operator that has its own, such as alpha.", panel=METHOD, there=True),
 ]
 Decoder = Annotated[
     Path | None,
     option(
-        "Masks and class scores of a trained mask decoder, as Decoded.save writes them: an .npz file, or a folder with "
-        "NAME.npz for each NAME.jpg; or the file of SAN, beside the CLIP of --model. They take the place of "
-        "--proposals.",
+        "Use masks and class scores of a trained mask decoder instead of --proposals: an .npz file that Decoded.save "
+        "wrote, or a folder with NAME.npz for each NAME.jpg; or the weights file of SAN, with the CLIP of --model.",
         panel=METHOD,
         there=True,
     ),
@@ -602,8 +608,8 @@ Decoder = Annotated[
 ClipShare = Annotated[
     str,
     option(
-        "What CLIP counts beside the scores of --decoder: fc-clip, odise, or two shares, for classes that the decoder "
-        "was trained on and for others, such as 0.4,0.8.",
+        "Set the weight of CLIP relative to the scores of --decoder: fc-clip, odise, or two shares, for classes that "
+        "the decoder was trained on and for others, such as 0.4,0.8.",
         panel=METHOD,
         values=CLIP_SHARES,
     ),
@@ -611,31 +617,31 @@ ClipShare = Annotated[
 Scoring = Annotated[
     str,
     option(
-        "How anomalies are scored: by words, by comparison with sound images, or both.",
+        "Choose how anomalies are scored: by words, by comparison with normal images, or both.",
         panel=METHOD,
         values=SCORINGS,
         only=True,
     ),
 ]
 Adapters = Annotated[
-    Path | None, option("The file of trained adapters, for --scoring adaptclip.", panel=METHOD, there=True)
+    Path | None, option("Load trained adapters from this file, for --scoring adaptclip.", panel=METHOD, there=True)
 ]
-Item = Annotated[str, option('What is looked at, in the singular: "metal nut".', panel=WORDS)]
+Item = Annotated[str, option('Name the object in the images, in the singular: "metal nut".', panel=WORDS)]
 
-Out = Annotated[str, option("The folder that results are written to; it is made if there is none.", panel=FILES)]
+Out = Annotated[str, option("Write results to this folder, which is created if needed.", panel=FILES)]
 OutFolder = Annotated[
     str | None,
     option(
-        "The folder or address that results are written to; a name that ends in .tar or .parquet packs them in shards. "
-        "If left out, a new folder in densevl-out for each set of settings.",
+        "Write results to this folder or address. A name that ends in .tar or .parquet packs them in shards. If left "
+        "out, each set of settings gets a new folder in densevl-out.",
         panel=FILES,
     ),
 ]
 As = Annotated[
     str | None,
     option(
-        "Also hand the whole set on in the formats of other tools, with commas between: coco, panoptic, labelme, "
-        "labelstudio, yolo, geojson, png, npz; or html, one page to look at.",
+        "Also export all results in the formats of other tools, separated by commas: coco, panoptic, labelme, "
+        "labelstudio, yolo, geojson, png, npz; or html, a page for viewing.",
         "--as",
         panel=FILES,
         values=EXPORTS,
@@ -643,12 +649,14 @@ As = Annotated[
         only=True,
     ),
 ]
-Stuff = Annotated[str, option('Labels that are no things to be counted, "sky,road", for --as panoptic.', panel=FILES)]
+Stuff = Annotated[
+    str, option('For --as panoptic: name the stuff labels, which are not countable: "sky,road".', panel=FILES)
+]
 Geotiff = Annotated[
     bool,
     option(
-        "Work block by block at the image's own size, which may be any, and write tiled GeoTIFF with its CRS. Taken by "
-        "itself for one image over 100 megapixels.",
+        "Process the image block by block at its own size, however large, and write a tiled GeoTIFF with its CRS. "
+        "Used automatically for a single image over 100 megapixels.",
         "--geotiff",
         panel=HUGE,
     ),
@@ -658,12 +666,14 @@ Polygons = Annotated[
 ]
 Bands = Annotated[
     str | None,
-    option("With --geotiff: the bands that are red, green and blue, counted from 1: 4,3,2.", panel=HUGE),
+    option("With --geotiff: choose the bands for red, green and blue, counted from 1: 4,3,2.", panel=HUGE),
 ]
 Range = Annotated[
     str | None,
     option(
-        "With --geotiff: the values that become black and white, for more than 8 bits: 0,3000.", "--range", panel=HUGE
+        "With --geotiff: set the values that map to black and white, for more than 8 bits: 0,3000.",
+        "--range",
+        panel=HUGE,
     ),
 ]
 Sheet = Annotated[bool, option("Also write one picture of all results.", "--sheet", panel=FILES)]
@@ -674,7 +684,7 @@ Quiet = Annotated[
 Overwrite = Annotated[
     bool,
     option(
-        "Start over: replace results of other runs, and files of others that are in the way.",
+        "Start over: replace the results of other runs and any files in the way.",
         "--overwrite",
         panel=FILES,
     ),
@@ -690,5 +700,5 @@ Ray = Annotated[
         values=("local", "auto"),
     ),
 ]
-Workers = Annotated[int, option("How many Ray workers run, each with a model of its own.", panel=MACHINES, min=1)]
-Shard = Annotated[int, option("How many images a worker takes at a time.", panel=MACHINES, min=1)]
+Workers = Annotated[int, option("Set the number of Ray workers, each with its own model.", panel=MACHINES, min=1)]
+Shard = Annotated[int, option("Set how many images a worker takes at a time.", panel=MACHINES, min=1)]

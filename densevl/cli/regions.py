@@ -50,7 +50,7 @@ def regions(
     proposals: options.Proposals = None,
     sam_checkpoint: Annotated[
         Path | None,
-        options.option("A checkpoint file of SAM; --proposals is then sam.", panel=options.METHOD),
+        options.option("Load this checkpoint file of SAM; sets --proposals to sam.", panel=options.METHOD),
     ] = None,
     tile: options.Tile = None,
     pieces: options.Pieces = False,
@@ -72,13 +72,13 @@ def regions(
     objects: Annotated[
         bool,
         options.option(
-            "Keep only regions that are a label, each thing once, the best first.", "--objects", panel=options.ASKED
+            "Keep only regions that match a label, each object once, the best first.", "--objects", panel=options.ASKED
         ),
     ] = False,
     merge: Annotated[
         float | None,
         options.option(
-            "Without --labels: first join neighbours that are at least so much alike, -1 to 1, such as 0.8.",
+            "Without --labels: first join neighbouring regions of at least this similarity, -1 to 1, such as 0.8.",
             panel=options.ASKED,
             min=-1,
             max=1,
@@ -87,7 +87,8 @@ def regions(
     parts: Annotated[
         float | None,
         options.option(
-            "With --objects: also drop what lies by more than this share within a larger region of its label, 0 to 1.",
+            "With --objects: also drop regions of which more than this share, 0 to 1, is inside a larger one of the "
+            "same label.",
             panel=options.ASKED,
             min=0.01,
             max=1,
@@ -107,10 +108,10 @@ def regions(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Find regions and name them: a JSON of masks, boxes, names and scores, and an overlay, for each image.
+    """Find and name regions: write a JSON file of masks, boxes, names and scores, and an overlay, for each image.
 
-    With --point or --box, regions are masks that the SAM of --proposals makes there; with proposals that are no SAM,
-    boxes stay rectangles. Without labels, regions are named from a list of common nouns, and those alike are joined.
+    With --point or --box, the SAM of --proposals makes the masks there; with other proposals, boxes stay rectangles.
+    Without labels, regions are named from a list of common nouns, and similar ones are joined.
     """
     given = locals()
     if head is not None:

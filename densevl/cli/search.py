@@ -25,24 +25,26 @@ def search(
     folder: Annotated[Path, typer.Argument(help="A folder of photos.", show_default=False)],
     words: Annotated[
         str,
-        options.option('What to find: "dog", or "dog|puppy" for either.', "--for", panel=options.ASKED),
+        options.option('Find this: "dog", or "dog|puppy" for either.', "--for", panel=options.ASKED),
     ] = "",
     like: Annotated[
         str,
         options.option(
-            "An example to find more of, instead of words: IMAGE, or IMAGE:x0,y0,x1,y1 for a part of it.",
+            "Find more like this example instead of words: IMAGE, or IMAGE:x0,y0,x1,y1 for a part of it.",
             panel=options.ASKED,
         ),
     ] = "",
     against: Annotated[
         str,
-        options.option('Words that a find should be less like: "cat,wolf".', panel=options.ASKED),
+        options.option('Rank down results that look like these words: "cat,wolf".', panel=options.ASKED),
     ] = "",
-    top: Annotated[int, options.option("How many finds are listed.", panel=options.ASKED, min=1)] = 10,
-    each: Annotated[int, options.option("At most so many finds of one photo.", panel=options.ASKED, min=1)] = 1,
+    top: Annotated[int, options.option("List this many results.", panel=options.ASKED, min=1)] = 10,
+    each: Annotated[
+        int, options.option("List at most this many results of one photo.", panel=options.ASKED, min=1)
+    ] = 1,
     least: Annotated[
         float | None,
-        options.option("Finds with a lower score are left out; with --for this is 0 if left out.", panel=options.ASKED),
+        options.option("Drop results with a lower score; with --for this is 0 if left out.", panel=options.ASKED),
     ] = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -55,7 +57,7 @@ def search(
     index: Annotated[
         Path | None,
         options.option(
-            "The index file, .npz; one in --out that is named after the folder, if left out.", panel=options.FILES
+            "Set the index file, .npz; if left out, one in --out that is named after the folder.", panel=options.FILES
         ),
     ] = None,
     out: options.Out = options.OUT,
@@ -67,7 +69,7 @@ def search(
     bits: options.Bits = None,
     max_pixels: options.MaxPixels = None,
 ) -> None:
-    """Find things in a folder of photos: which photos show it, and where. Photos are looked at once, then indexed."""
+    """Find objects in a folder of photos: which photos show them, and where. Photos are indexed once."""
     if bool(words) == bool(like):
         raise DensevlError('say what to find: --for "a dog", or --like IMAGE, one of the two')
     if like and against:

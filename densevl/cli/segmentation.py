@@ -72,9 +72,9 @@ def segment(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Segment images by words, or by examples (--head): a label PNG, an overlay and a JSON for each.
+    """Segment images by words or by examples (--head): write a label PNG, an overlay and a JSON file for each.
 
-    The same call again goes on where it stopped, and does nothing where all is done.
+    Run the same command again to resume; finished images are skipped.
     """
     given = locals()
     if head is not None:

@@ -18,7 +18,7 @@ def serve(
     model: Annotated[
         list[str] | None,
         options.option(
-            "A model that may be asked; the option may be given several times, and the first is the default.",
+            "Serve this model. May be given several times; the first is the default.",
             panel=OFFERED,
             values=options.MODELS,
         ),
@@ -26,7 +26,7 @@ def serve(
     recipes: Annotated[
         str | None,
         options.option(
-            "NAME,NAME: the recipes that may be asked for. The model's default alone if left out.",
+            "Allow these recipes, NAME,NAME. Only the model's default if left out.",
             panel=OFFERED,
             values=options.recipe_names,
             between=",",
@@ -35,8 +35,8 @@ def serve(
     proposals: Annotated[
         str,
         options.option(
-            "NAME,NAME: what may propose regions: mini-sam (for drawings), sam, superpixels, felzenszwalb, clusters, "
-            "grid.",
+            "Allow these region proposers, NAME,NAME: mini-sam (for drawings), sam, superpixels, felzenszwalb, "
+            "clusters, grid.",
             panel=OFFERED,
             values=options.proposer_names,
             between=",",
@@ -48,7 +48,7 @@ def serve(
     device: Annotated[
         str | None,
         options.option(
-            "Where models run: cpu, cuda, or several with commas between, each with models of its own.",
+            "Choose where models run: cpu, cuda, or several separated by commas, each with its own models.",
             panel=options.MODELLING,
             values=options.DEVICES,
             between=",",
@@ -56,25 +56,36 @@ def serve(
     ] = None,
     host: Annotated[
         str,
-        options.option("The address to listen on. 127.0.0.1 is this machine alone; 0.0.0.0 is everyone.", panel=SERVER),
+        options.option(
+            "Listen on this address. 127.0.0.1 is reachable from this machine only, 0.0.0.0 from everywhere.",
+            panel=SERVER,
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, options.option("The port; 0 takes a free one.", panel=SERVER, min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, options.option("Listen on this port; 0 takes a free one.", panel=SERVER, min=0, max=65535)
+    ] = 8000,
     origin: Annotated[
         str | None,
-        options.option("Let the page at this address ask too: https://example.org.", panel=SERVER),
+        options.option("Also accept requests from web pages at this address: https://example.org.", panel=SERVER),
     ] = None,
     queue: Annotated[
-        int, options.option("Requests that are worked on or wait; more are sent away with 503.", panel=LIMITS, min=1)
+        int, options.option("Accept this many running and waiting requests; others get a 503.", panel=LIMITS, min=1)
     ] = 8,
-    max_body: Annotated[int, options.option("Megabytes.", panel=LIMITS, min=1)] = 20,
-    max_pixels: Annotated[int, options.option("Megapixels of an image.", panel=LIMITS, min=1)] = 40,
-    max_labels: Annotated[int, options.option("Labels, with their synonyms.", panel=LIMITS, min=1)] = 1000,
+    max_body: Annotated[
+        int, options.option("Refuse requests of more than this many megabytes.", panel=LIMITS, min=1)
+    ] = 20,
+    max_pixels: Annotated[
+        int, options.option("Refuse images of more than this many megapixels.", panel=LIMITS, min=1)
+    ] = 40,
+    max_labels: Annotated[
+        int, options.option("Refuse requests with more than this many labels and synonyms.", panel=LIMITS, min=1)
+    ] = 1000,
     bits: options.Bits = None,
 ) -> None:
-    """Serve a page and an API: drop a photo, type words, look, and take the result along.
+    """Serve a web page and an API: drop a photo, type words, view and download the result.
 
-    The page is at the address that is printed; its API is described in docs/serve.md and /openapi.json. There is no
-    password: whoever reaches the address may ask.
+    The page is at the address that is printed; docs/serve.md and /openapi.json describe the API. There is no password:
+    anyone who can reach the address can use it.
     """
     from densevl.serving.run import is_local
     from densevl.serving.run import serve as run

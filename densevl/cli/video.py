@@ -35,18 +35,20 @@ def video(
     smooth: Annotated[
         float,
         options.option(
-            "The share that earlier frames have in the scores, 0 to below 1: labels flicker less, and lag behind fast "
-            "motion. 0.5 is a good start.",
+            "Set the weight of earlier frames in the scores, 0 to below 1. Labels flicker less, but lag behind fast "
+            "motion. Start with 0.5.",
             panel=OVER_TIME,
         ),
     ] = 0.0,
     every: Annotated[
         int,
-        options.option("Look at every so many frames; those between keep the labels. Faster.", panel=OVER_TIME, min=1),
+        options.option(
+            "Run the model on every N-th frame only; frames between keep the labels. Faster.", panel=OVER_TIME, min=1
+        ),
     ] = 1,
     seconds: Annotated[
         float | None,
-        options.option("Of a camera: stop after so long. Ctrl-C stops it too.", panel=OVER_TIME, min=0.1),
+        options.option("For a camera: stop after this many seconds. Ctrl-C also stops it.", panel=OVER_TIME, min=0.1),
     ] = None,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -75,9 +77,9 @@ def video(
     overwrite: options.Overwrite = False,
     strict: options.Strict = False,
 ) -> None:
-    """Segment videos by words: an overlay video, a label map for each frame, and shares over time.
+    """Segment videos by words: write an overlay video, a label map for each frame, and label shares over time.
 
-    The same call again does what is not done yet.
+    Run the same command again to finish what is missing.
     """
     given = locals()
     labelled = labels_of(labels, like)

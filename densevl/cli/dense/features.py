@@ -22,29 +22,31 @@ def features(
     stride: Annotated[
         str,
         options.option(
-            "Pixels of the photo from cell to cell of the grid, or 'patch' for one cell a patch.", panel=options.ASKED
+            "Set the spacing of the grid in pixels of the photo, or 'patch' for one cell per patch.",
+            panel=options.ASKED,
         ),
     ] = options.CELL,
     size: Annotated[
         str | None,
-        options.option("How many cells instead: 64, or 48x64 for rows and columns.", panel=options.ASKED),
+        options.option("Set the number of cells instead: 64, or 48x64 for rows and columns.", panel=options.ASKED),
     ] = None,
     layer: Annotated[
         int | None,
         options.option(
-            "Tokens after this block of the tower, 1 the first and -1 the last, in place of features that words can be "
-            "compared with.",
+            "Write the tokens after this block of the tower, 1 the first and -1 the last, instead of features that "
+            "can be compared with words.",
             panel=options.ASKED,
         ),
     ] = None,
     scales: Annotated[
         str,
-        options.option("Sizes of the photo, relative, whose features are averaged: 1,0.5.", panel=options.ASKED),
+        options.option("Average the features over these relative sizes of the photo: 1,0.5.", panel=options.ASKED),
     ] = options.SCALES,
     form: Annotated[
         str,
         options.option(
-            "The files: npy, safetensors, or zarr (zipped); a JSON beside each says where the cells lie.",
+            "Choose the file format: npy, safetensors, or zarr (zipped); a JSON file beside each says where the "
+            "cells are.",
             "--format",
             panel=options.FILES,
             values=options.MAPS,
@@ -52,7 +54,10 @@ def features(
         ),
     ] = options.MAPS[0],
     dtype: Annotated[
-        str, options.option("Numbers of the files.", panel=options.FILES, values=options.MAP_DTYPES, only=True)
+        str,
+        options.option(
+            "Choose the number format of the files.", panel=options.FILES, values=options.MAP_DTYPES, only=True
+        ),
     ] = options.MAP_DTYPES[0],
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -79,9 +84,9 @@ def features(
     workers: options.Workers = 1,
     shard: options.Shard = options.SHARD,
 ) -> None:
-    """Write dense features of images: an array of (rows, columns, width) and a JSON for each.
+    """Write dense features of images: an array of (rows, columns, width) and a JSON file for each.
 
-    The same call again goes on where it stopped, and does nothing where all is done.
+    Run the same command again to resume; finished images are skipped.
     """
     given = locals()
     chosen: dict[str, Any] = {

@@ -23,7 +23,7 @@ def points(
     views: Annotated[
         Path,
         options.option(
-            "The posed photos: a transforms.json as nerfstudio and instant-ngp write it, or its folder.",
+            "Read the posed photos from a transforms.json, as nerfstudio and instant-ngp write it, or from its folder.",
             panel=options.ASKED,
         ),
     ] = Path("transforms.json"),
@@ -31,8 +31,8 @@ def points(
     convention: Annotated[
         str,
         options.option(
-            "Axes of the cameras: opengl (y up, looking along -z), as nerfstudio has them, or opencv (y down, looking "
-            "along z).",
+            "Set the axes of the cameras: opengl (y up, looking along -z), as in nerfstudio, or opencv (y down, "
+            "looking along z).",
             panel=options.ASKED,
             values=options.CONVENTIONS,
         ),
@@ -40,14 +40,16 @@ def points(
     depth_scale: Annotated[
         float | None,
         options.option(
-            "What depth is multiplied by to have the unit of the cloud. If left out: what the file says, else 0.001 "
-            "for whole numbers and 1 for others.",
+            "Multiply depth by this to get the unit of the cloud. If left out: the value in the file, else 0.001 for "
+            "integers and 1 for others.",
             panel=options.ASKED,
         ),
     ] = None,
     tolerance: Annotated[
         float,
-        options.option("A point is seen if its depth is off by at most this share, 0 to 1.", panel=options.ASKED),
+        options.option(
+            "Treat a point as visible if its depth is off by at most this share, 0 to 1.", panel=options.ASKED
+        ),
     ] = options.TOLERANCE,
     background: options.Background = "none",
     model: options.Model = options.MODEL,
@@ -61,7 +63,7 @@ def points(
     stride: Annotated[
         str,
         options.option(
-            "Pixels of the photo from feature to feature, or 'patch' for one a patch.", panel=options.LOOKING
+            "Set the spacing of features in pixels of the photo, or 'patch' for one per patch.", panel=options.LOOKING
         ),
     ] = options.CELL,
     out: options.Out = options.OUT,
@@ -72,7 +74,7 @@ def points(
     quiet: options.Quiet = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Label the points of a cloud by the posed photos that see them: a PLY with a label a point, and a JSON."""
+    """Label the points of a cloud from posed photos: write a PLY with a label for each point, and a JSON file."""
     from densevl.files import guard
     from densevl.pipelines.features.extractor import FeatureExtractor
     from densevl.pipelines.points.cameras import read_views

@@ -36,18 +36,18 @@ class _Explain(OneLineGroup):
 explain_app = typer.Typer(
     cls=_Explain,
     no_args_is_help=True,
-    help="Where a score comes from: IMAGE --label LABEL shows what each patch adds to it.",
+    help="Explain a score: IMAGE --label LABEL shows what each patch adds to it.",
 )
 Image = Annotated[str, typer.Argument(help="One image.", show_default=False)]
 Label = Annotated[
     str,
-    options.option('The word whose score is explained; "cat|kitten" takes the better one.', panel=options.ASKED),
+    options.option('Explain the score of this word; "cat|kitten" takes the better one.', panel=options.ASKED),
 ]
 Against = Annotated[
     str | None,
-    options.option("Words whose mean score is taken off, with commas between.", panel=options.ASKED),
+    options.option("Subtract the mean score of these words, separated by commas.", panel=options.ASKED),
 ]
-Head = Annotated[int, options.option("The head, from 1.", panel=options.ASKED, min=1)]
+Head = Annotated[int, options.option("Choose the head, counted from 1.", panel=options.ASKED, min=1)]
 
 
 @explain_app.command()
@@ -67,7 +67,7 @@ def patches(
     overwrite: options.Overwrite = False,
     bits: options.Bits = None,
 ) -> None:
-    """What each patch adds to the score of a label: a picture and a JSON. All parts add up to the score."""
+    """Show what each patch adds to the score of a label, as a picture and a JSON file. Parts add up to the score."""
     given = locals()
     _one(label)
     found = _run(given, FIRST, label, lambda explain, rgb: explain(rgb, label, against=against))
@@ -85,7 +85,7 @@ def heads(
     against: Against = None,
     blocks: Annotated[
         str,
-        options.option("The last so many blocks, as -4, or their numbers, from 1: 9,12.", panel=options.ASKED),
+        options.option("Choose the blocks: -4 for the last four, or their numbers from 1: 9,12.", panel=options.ASKED),
     ] = options.BLOCKS,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
@@ -97,7 +97,7 @@ def heads(
     overwrite: options.Overwrite = False,
     bits: options.Bits = None,
 ) -> None:
-    """What each head adds to the score of a label: a sheet of maps, a block a row, and a JSON of shares."""
+    """Show what each head adds to the score of a label: a sheet of maps, one row per block, and a JSON of shares."""
     given = locals()
     _one(label)
     numbers: Any = options.numbers(blocks, int, "--blocks -4 or --blocks 9,12")
@@ -114,18 +114,19 @@ def heads(
 def words(
     images: options.Images,
     block: Annotated[
-        int | None, options.option("The block, from 1; the last if left out.", panel=options.ASKED, min=1)
+        int | None,
+        options.option("Choose the block, counted from 1; the last if left out.", panel=options.ASKED, min=1),
     ] = None,
     head: Head = 1,
     vocabulary: Annotated[
         str | None,
         options.option(
-            "Words to choose from, as --labels has them elsewhere; densevl's list of nouns if left out.",
+            "Choose from these words, written like --labels elsewhere; densevl's list of nouns if left out.",
             "--words",
             panel=options.ASKED,
         ),
     ] = None,
-    most: Annotated[int, options.option("How many words.", "--top", panel=options.ASKED, min=1)] = 10,
+    most: Annotated[int, options.option("Print this many words.", "--top", panel=options.ASKED, min=1)] = 10,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -133,7 +134,7 @@ def words(
     as_json: options.Json = False,
     bits: options.Bits = None,
 ) -> None:
-    """What a head speaks of: the words along which it varies most over some images (TextSpan). Nothing is written."""
+    """Print what a head responds to: words along which it varies most over some images (TextSpan). Writes no files."""
     from densevl.backbones.at_hand import require_possible
     from densevl.images import find_images
     from densevl.vocabulary import LabelSet
@@ -157,15 +158,15 @@ def words(
 @options.loads
 def pairs(
     image: Image,
-    caption: Annotated[str, typer.Argument(help='A sentence about it: "a red cat".', show_default=False)],
+    caption: Annotated[str, typer.Argument(help='A sentence about the image: "a red cat".', show_default=False)],
     box: Annotated[
         str | None,
-        options.option("Also say what each word has to do with this box, x0,y0,x1,y1 in pixels.", panel=options.ASKED),
+        options.option("Also show how each word relates to this box, x0,y0,x1,y1 in pixels.", panel=options.ASKED),
     ] = None,
     text_block: Annotated[
         int,
         options.option(
-            "The block of the text side at whose input words are told apart: 1 the first, -1 the last.",
+            "Tell words apart at the input of this block of the text tower: 1 the first, -1 the last.",
             panel=options.METHOD,
         ),
     ] = options.TEXT_BLOCK,
@@ -178,7 +179,7 @@ def pairs(
     overwrite: options.Overwrite = False,
     bits: options.Bits = None,
 ) -> None:
-    """What each word of a caption and each patch add together to their score: a sheet of maps, and a JSON."""
+    """Show what each pair of a caption's word and a patch adds to the score: write a sheet of maps and a JSON file."""
     given = {"templates": None, **locals()}
     if not caption.strip():
         raise LabelError('the caption is empty; describe the image, as in "a red cat"')

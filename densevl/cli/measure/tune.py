@@ -37,14 +37,15 @@ def tune(
     labels: Annotated[
         str | None,
         options.option(
-            "What to look for in pictures without a truth: settings are then guessed by what most methods say.",
+            "For unlabelled pictures: name what to look for. Settings are then guessed from what most methods agree "
+            "on.",
             panel=options.WORDS,
         ),
     ] = None,
     use: Annotated[
         str | None,
         options.option(
-            "The command to tune, where the folder tells about several: segment, regions or classify.",
+            "Choose the command to tune, if the folder fits several: segment, regions or classify.",
             panel=options.ASKED,
             values=USES,
             only=True,
@@ -53,8 +54,8 @@ def tune(
     only: Annotated[
         str | None,
         options.option(
-            "Settings to choose, commas between, out of recipe, background, templates, plan and precision (segment), "
-            "operator (regions), guided and presence (classify); all if left out.",
+            "Tune only these settings, separated by commas: recipe, background, templates, plan and precision "
+            "(segment), operator (regions), guided and presence (classify); all if left out.",
             panel=options.ASKED,
             values=SETTINGS,
             between=",",
@@ -64,17 +65,17 @@ def tune(
     tries: Annotated[
         list[str] | None,
         options.option(
-            "A value to try, SETTING=VALUE, in place of the usual ones of the setting. May be given several times.",
+            "Try this value, SETTING=VALUE, instead of the usual ones of the setting. May be given several times.",
             "--try",
             panel=options.ASKED,
         ),
     ] = None,
-    limit: Annotated[int, options.option("Look at so many pictures at most.", panel=options.ASKED, min=3)] = 40,
+    limit: Annotated[int, options.option("Use at most this many pictures.", panel=options.ASKED, min=3)] = 40,
     budget: Annotated[
         float | None,
-        options.option("Minutes after which nothing new is measured; no limit if left out.", panel=options.ASKED),
+        options.option("Stop measuring after this many minutes; no limit if left out.", panel=options.ASKED),
     ] = None,
-    seed: Annotated[int, options.option("The seed of all that is drawn.", panel=options.ASKED, min=0)] = 0,
+    seed: Annotated[int, options.option("Set the random seed.", panel=options.ASKED, min=0)] = 0,
     model: options.Model = options.MODEL,
     weights: options.Weights = None,
     device: options.Device = None,
@@ -84,21 +85,21 @@ def tune(
     out: Annotated[
         Path,
         options.option(
-            "A folder for tuned.toml, which `densevl --config` takes, tuned.json and what a second call goes on from.",
+            "Write tuned.toml (for `densevl --config`), tuned.json and the state for resuming to this folder.",
             panel=options.FILES,
         ),
     ] = TUNED,
     fresh: Annotated[
-        bool, options.option("Forget what an earlier call measured.", "--fresh", panel=options.FILES)
+        bool, options.option("Discard what an earlier run measured.", "--fresh", panel=options.FILES)
     ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Choose recipe, words, background, windows and precision for your own pictures, and say how sure that is.
+    """Choose recipe, words, background, windows and precision for your own pictures, and report how sure the choice is.
 
-    A handful of labelled pictures is cross-validated against the defaults; where the best is not surely better, the
-    default is kept. The same call again goes on where it stopped.
+    Candidates are cross-validated on a handful of labelled pictures; the default is kept unless the best is clearly
+    better. Run the same command again to resume.
     """
     asked = _tries(tries or [])
     from densevl.tuning import tune as choose
