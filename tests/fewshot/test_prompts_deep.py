@@ -105,16 +105,16 @@ def test_the_gradient_is_that_of_finite_differences(rows) -> None:
     assert not own.words[0].grad[2, tower.word_width :].any(), "behind the noun a word is not deep"
 
 
-def test_what_cannot_be_deep_is_refused(tiny, rows, monkeypatch) -> None:
+def test_what_cannot_be_deep_is_refused_before_the_first_example(tiny) -> None:
     with pytest.raises(OptionError, match="deep is 0"):
         made(tiny, deep=0)
     with pytest.raises(OptionError, match="leave one of them out"):
         made(tiny, conditioned=True)
     with pytest.raises(ModelError, match="at most 2 blocks"):
-        made(tiny, deep=40).fit(*draw(2), rows, strings=STRINGS)
+        made(tiny, deep=40)
     with pytest.raises(ModelError, match=r"1\.5 blocks deep"):
         tiny.encode_learned(torch.zeros(1, 2, tiny.word_width * 3 // 2), "cat")
     two = wrap(copy.deepcopy(random_clip()), "both ways")
     two.model.attn_mask = None
     with pytest.raises(ModelError, match="takes no deep words"):
-        made(two).fit(*draw(2), rows, strings=STRINGS)
+        made(two)

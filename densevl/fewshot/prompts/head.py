@@ -77,7 +77,7 @@ class PromptLearner(Head):
                 anew. progress: called with steps done and all.
 
         Raises:
-            OptionError: no tower that reads vectors as words, or a setting out of range.
+            OptionError: no tower that reads vectors as words, or a setting out of range. ModelError: it is not so deep.
         """
         super().__init__()
         if tower is None or not hasattr(tower, "encode_learned"):
@@ -99,6 +99,8 @@ class PromptLearner(Head):
         self._tower, self.templates = tower, tuple(templates)
         self.conditioned: Conditioned | None = None
         self._views: torch.Tensor | None = None
+        if deep > 1 and not isinstance(tower, Detached):
+            Contexts.drawn(tower, 1, 1, seed).deep(tower, deep)  # refused before the first example
         self._given, self._hooks = self.templates, (checkpoint, progress)
         self._settings: dict[str, Any] = {**whole, "start": start, "tie": tie, "rate": rate, "seed": seed}
         self._settings["conditioned"] = conditioned
