@@ -14,7 +14,7 @@ from densevl.cli.shared import one_line_errors, stderr, stdout, warn
 from densevl.errors import OptionError
 from densevl.files import json_text
 
-QUALITY = "Quality beside cost"
+QUALITY = "Quality and cost"
 
 
 @one_line_errors

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a model on a benchmark, compare recipes, analyse a score.")
 
-BENCHMARK, RUN = "The benchmark", "The run"
+BENCHMARK, RUN = "Benchmark", "Run"
 
 What = Annotated[
     str,

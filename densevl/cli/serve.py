@@ -9,7 +9,7 @@ from rich.markup import escape
 from densevl.cli import options
 from densevl.cli.shared import one_line_errors, stderr, stdout
 
-SERVER, OFFERED, LIMITS = "The server", "What it offers", "Limits of a request"
+SERVER, OFFERED, LIMITS = "Server", "Models and methods", "Limits of a request"
 
 
 @one_line_errors
