@@ -353,22 +353,30 @@ def analyse(
     """
     from dataclasses import replace
 
-    from densevl.evaluation import analyses
+    from densevl.evaluation import BENCHMARKS, analyses
     from densevl.evaluation.report import analyses as analysis_report
-    from densevl.evaluation.report.results import claim
 
     wanted = None if only is None else [name.strip() for name in only.split(",")]
     experiment = _experiment(ctx, "folder" if labels else "")
     experiment = replace(experiment, limit=experiment.limit or 50)
-    if labels and root is not None:
+    if labels and experiment.root is not None:
         raise OptionError("--root is for benchmarks; with --labels, name the photos in place of a benchmark")
-    claim(out, *analysis_report.FILES, overwrite=overwrite)
+    if labels and what in {name for name, _ in BENCHMARKS} and not Path(what).exists():
+        raise OptionError(f"{what} is a benchmark, and --labels is for photos: name a file or folder, or leave it out")
+    words: dict[str, Any] = {
+        "only": wanted,
+        "distractors": distractors,
+        "text_masks": text_masks,
+        "attributes": attributes,
+    }
+    of = (what, labels) if labels else (experiment.dataset, "")
+    analysis_report.claim(out, analyses.asking(*of, experiment, **words), overwrite=overwrite)
     with stderr().status("loading the model") as status:
-        how: dict[str, Any] = {"text_masks": text_masks, "attributes": attributes, "show": status.update, "tell": warn}
+        how: dict[str, Any] = {**words, "show": status.update, "tell": warn}
         if labels:
-            found = analyses.analyse_photos(what, labels, experiment, wanted, distractors, **how)
+            found = analyses.analyse_photos(what, labels, experiment, **how)
         else:
-            found = analyses.analyse(experiment, wanted, distractors, **how)
+            found = analyses.analyse(experiment, **how)
     files = analysis_report.write(found, out)
     told = [(name, own) for name, own in analysis_report.summary(found) if own.advice]
     facts = {
@@ -460,6 +468,8 @@ def _experiment(ctx: typer.Context, what: str = "", **settings: Any) -> Experime
     what = what or given["what"]
     if is_config(what):
         return load_experiment(what, settings, trust=ctx.params["trust"])
+    if settings.get("dataset", what) != what:
+        raise OptionError(f"--set dataset={settings['dataset']} contradicts {given['what']!r}; leave it out")
     return Experiment.parse({"dataset": what, **settings})
 
 

@@ -22,6 +22,7 @@ from densevl.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from densevl.evaluation.predictors import Prediction
 from densevl.evaluation.report.analyses import write
 from densevl.vocabulary import LabelSet
+from densevl.vocabulary.background import Background
 
 
 def squares(number: int, ground: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +45,7 @@ class Painter:
     """Sees pure colours; a third label, if there is one, takes the right half of what is green."""
 
     sure = 1.0
+    policy = Background(("Sky", "moss green"))
 
     def __init__(self, labels: LabelSet) -> None:
         self.labels = labels
@@ -74,7 +76,10 @@ def test_distractors_cost_what_they_take(dataset, painter) -> None:
     assert found.rows[1]["taken by distractors"] == pytest.approx(taken)
     assert [row["distractor"] for row in found.tables["greediest distractors"]] == ["lime"]  # drawn first
     with pytest.raises(EvaluationError, match="every distractor"):
-        vocabulary_expansion(painter, dataset, ["Red"])
+        vocabulary_expansion(painter, dataset, ["Red", "sky"])
+    known = vocabulary_expansion(painter, dataset, ["sky", "lime", "moss green"])
+    assert known.charts[0].series["folder"][-1][0] == 1  # words of the background are no distractors
+    assert "sky" not in known.findings[0].advice
 
 
 def test_who_sees_objects_only_does_not_rely_on_the_background(dataset, painter) -> None:

@@ -284,6 +284,12 @@ def test_a_bag_of_concepts_names_the_others_colour_and_a_bound_one_its_own(bound
         assert found.findings[0].advice == ""
 
 
+def test_few_answers_are_too_few_to_tell() -> None:
+    few = association(Concepts(False), [scene("red", "blue"), scene("red"), scene("blue")]).findings[0]
+    assert few.advice == ""
+    assert few.text.endswith("Of two objects there are 2 answers: too few to tell.")
+
+
 def test_recoloured_pairs_have_two_colours_and_stand_alone_too(dataset) -> None:
     found = list(recoloured_pairs(dataset))
     assert [len(objects) for _, objects in found] == [2, 1, 1, 2, 1, 1]
@@ -327,11 +333,14 @@ ENTRY = {"image": "a.png", "box": [0, 0, 9, 9], "object": "cup", "attribute": "r
         ("[]", "lists no entries"),
         ('{"entries": 3}', "lists no entries"),
         (json.dumps([ENTRY]), "at least two attributes"),
-        (json.dumps([ENTRY, {**ENTRY, "attribute": "Red"}]), "spelled in one way"),
-        (json.dumps([ENTRY, {**ENTRY, "box": [5, 5, 5, 9]}]), "number 1, whose box"),
-        (json.dumps([ENTRY, {**ENTRY, "box": [0, 0, True, 9]}]), "number 1, whose box"),
-        (json.dumps([{**ENTRY, "object": " "}]), "number 0, without"),
-        (json.dumps([{**ENTRY, "image": None}]), "number 0, without"),
+        (json.dumps([ENTRY, {**ENTRY, "object": "hat", "attribute": "Red"}]), "spelled in one way"),
+        (json.dumps([ENTRY, {**ENTRY, "box": [5, 5, 5, 9]}]), "number 2, whose box"),
+        (json.dumps([ENTRY, {**ENTRY, "box": [0, 0, True, 9]}]), "number 2, whose box"),
+        (json.dumps([{**ENTRY, "object": " "}]), "number 1, without"),
+        (json.dumps([{**ENTRY, "image": None}]), "number 1, without"),
+        (json.dumps([{**ENTRY, "colour": "red"}]), "number 1, with a key 'colour'"),
+        (json.dumps({"sentences": "", "entries": [ENTRY]}), "a key 'sentences'"),
+        (json.dumps([ENTRY, {**ENTRY, "attribute": "blue"}]), "same box of the same object in entries 1 and 2"),
         (json.dumps({"sentence": "it is {attribute}", "entries": [ENTRY]}), "without {object}"),
     ],
 )
@@ -343,11 +352,12 @@ def test_a_list_that_cannot_be_meant_is_refused(content, reason, tmp_path) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_a_box_outside_its_photo_is_refused(tmp_path) -> None:
+@pytest.mark.parametrize("box", [[40, 0, 50, 9], [20, 0, 31, 9], [-1, 0, 5, 9], [3.1, 3.1, 3.2, 3.2]])
+def test_a_box_outside_its_photo_is_refused(box, tmp_path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
     path = tmp_path / "list.json"
-    path.write_text(json.dumps([ENTRY, {**ENTRY, "box": [40, 0, 50, 9], "attribute": "blue"}]))
-    with pytest.raises(EvaluationError, match="has no pixel of its 30x20"):
+    path.write_text(json.dumps([ENTRY, {**ENTRY, "box": box, "attribute": "blue"}]))
+    with pytest.raises(EvaluationError, match=r"entry 2 of the attributes: box .* is not inside .* of 30x20"):
         list(Attributes.load(path).examples())
 
 

@@ -75,6 +75,37 @@ def test_a_benchmark_is_analysed_and_the_page_says_what_to_do(folder, tmp_path) 
     mine.write_text("mine")
     assert run("folder", "--root", folder, "--model", "mini", "--only", "size", "--out", mine.parent)[0] != 0
     assert mine.read_text() == "mine"
+    assert saved["used"]["images"] == 2
+    assert len(saved["used"]["weights"]) == 64
+    assert saved["used"]["protocol"]["short_side"] == 64
+    assert (saved["asked"]["of"], saved["asked"]["root"]) == ("folder", str(folder))
+
+
+def test_tables_of_other_analyses_are_not_mixed(tmp_path) -> None:
+    one, out = sorted(SCENES.glob("*.png"))[0], tmp_path / "out"
+    asked = (one, "--labels", "penguin,pizza", "--model", "mini", "--out", out, "--only")
+    assert run(*asked, "agreement")[0] == 0
+    (out / "mine.csv").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for other in (("written",), ("agreement", "--limit", "9")):
+        code, _, stderr = run(*asked, *other)
+        assert (code, "holds other analyses" in stderr.replace("\n", " ")) == (4, True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert run(*asked, "written", "--overwrite")[0] == 0
+    assert {path.name for path in out.iterdir()} == {"analyses.html", "analyses.json", "mine.csv", "written_words.csv"}
+    code, _, stderr = run(*asked[:-2], out / "mine.csv", "--only", "agreement")
+    assert (code, "is a file, no folder" in stderr.replace("\n", " ")) == (4, True)
+
+
+def test_text_masks_of_no_photo_are_named(tmp_path) -> None:
+    one = sorted(SCENES.glob("*.png"))[0]
+    mask = Image.new("L", Image.open(one).size)
+    mask.save(tmp_path / one.name)
+    mask.save(tmp_path / "stray.png")
+    asked = ("--labels", "penguin,pizza", "--model", "mini", "--only", "written", "--text-masks", tmp_path)
+    code, _, stderr = run(one, *asked, "--out", tmp_path / "out")
+    assert code == 0, stderr
+    assert "belong to no photo that is analysed, such as 'stray.png'" in stderr.replace("\n", " ")
 
 
 def test_without_labels_what_needs_a_truth_is_named_with_the_reason(tmp_path) -> None:
@@ -124,8 +155,12 @@ def test_attributes_of_photos_of_ones_own_need_no_benchmark(tmp_path) -> None:
     [
         (["--only", "size"], "analysis 'size' cannot be run"),
         (["--root", "."], "--root is for benchmarks"),
-        (["--only", "vocabulary", "--text-masks", "."], "text_masks is for analysis 'written'"),
-        (["--only", "vocabulary", "--attributes", "list.json"], "attributes is for analysis 'association'"),
+        (["--only", "vocabulary", "--text-masks", "."], "--text-masks is for analysis 'written'"),
+        (["--only", "agreement", "--distractors", "sky"], "--distractors is for analysis 'vocabulary'"),
+        (["--set", "task=panoptic"], "not with task panoptic"),
+        (["--set", "dataset=voc20"], "--set dataset=voc20 contradicts"),
+        (["--set", "root=."], "--root is for benchmarks"),
+        (["--only", "vocabulary", "--attributes", "list.json"], "--attributes is for analysis 'association'"),
         (["--text-masks", "."], "no text mask in '.' belongs to a photo"),
         (["--set", "recipe=sclap"], "sclip"),
     ],
@@ -133,11 +168,17 @@ def test_attributes_of_photos_of_ones_own_need_no_benchmark(tmp_path) -> None:
 def test_what_photos_without_labels_do_not_allow_is_refused(more, reason, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     entry = {"image": "a.png", "box": [0, 0, 9, 9], "object": "cup", "attribute": "red"}
-    (tmp_path / "list.json").write_text(json.dumps([entry, {**entry, "attribute": "blue"}]))
+    (tmp_path / "list.json").write_text(json.dumps([entry, {**entry, "object": "hat", "attribute": "blue"}]))
     code, _, stderr = run(sorted(SCENES.glob("*.png"))[0], "--labels", "penguin,pizza", "--model", "mini", *more)
     assert code == 2
     assert reason in stderr
     assert not (tmp_path / "densevl-out").exists()
+
+
+def test_a_benchmark_with_labels_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = run("voc20", "--labels", "cat,dog", "--model", "mini")
+    assert (code, "voc20 is a benchmark, and --labels is for photos" in stderr) == (2, True)
 
 
 def test_a_dataset_that_shows_nothing_leaves_analyses_out_with_reasons(tmp_path) -> None:

@@ -7,6 +7,6 @@
 """
 
 from densevl.evaluation.analyses.base import Analysis, Chart, Finding, Left
-from densevl.evaluation.analyses.run import NAMES, Analyses, analyse, analyse_photos
+from densevl.evaluation.analyses.run import NAMES, Analyses, analyse, analyse_photos, asking
 
-__all__ = ["NAMES", "Analyses", "Analysis", "Chart", "Finding", "Left", "analyse", "analyse_photos"]
+__all__ = ["NAMES", "Analyses", "Analysis", "Chart", "Finding", "Left", "analyse", "analyse_photos", "asking"]

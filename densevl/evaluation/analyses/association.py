@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from densevl.errors import EvaluationError
-from densevl.evaluation.analyses.base import Analysis, Finding, Mask, Picture, Row, Show, each, mean_of, percent
+from densevl.evaluation.analyses.base import FEW, Analysis, Finding, Mask, Picture, Row, Show, each, mean_of, percent
 from densevl.evaluation.analyses.looks import IMAGE, Looks
 from densevl.evaluation.analyses.objects import COLOURS, filled, recoloured, things
 from densevl.evaluation.benchmarks.base import Dataset
@@ -41,17 +41,26 @@ class Shown:
     mask: Mask
 
 
+class Entry(NamedTuple):
+    """Attributes: number, from 1; box, x0 y0 x1 y1 in pixels; name of the object; attribute."""
+
+    number: int
+    box: tuple[float, ...]
+    name: str
+    attribute: str
+
+
 @dataclass(frozen=True)
 class Attributes:
     """What a JSON file lists.
 
     Attributes:
-        sentence: has {object} and {attribute}. pictures: of each image, box, object and attribute. values: all
-            attributes, which compete.
+        sentence: has {object} and {attribute}. pictures: the entries of each image. values: all attributes, which
+            compete.
     """
 
     sentence: str
-    pictures: Mapping[Path, Sequence[tuple[tuple[float, ...], str, str]]]
+    pictures: Mapping[Path, Sequence[Entry]]
     values: tuple[str, ...]
 
     @classmethod
@@ -60,23 +69,30 @@ class Attributes:
         or {"sentence", "entries"} with that list.
 
         Raises:
-            EvaluationError: it cannot be read, is of another form, or has fewer than two attributes.
+            EvaluationError: it cannot be read, is of another form, names a box of an object twice, or has fewer than
+            two attributes.
         """
         place = FILE.path(path)
         with FILE.sense(place):
             data = parse_json(read_bytes(place, FILE, MOST))
         sentence, entries = SENTENCE, data
         if isinstance(data, dict):
+            if other := sorted(data.keys() - {"sentence", "entries"}):
+                raise FILE.bad(place, f"has a key {shown(other[0])} beside sentence and entries")
             sentence, entries = data.get("sentence", SENTENCE), data.get("entries")
         if not isinstance(sentence, str) or not all(field in sentence for field in ("{object}", "{attribute}")):
             raise FILE.bad(place, "has a sentence without {object} and {attribute}")
         if not isinstance(entries, list) or not entries:
             raise FILE.bad(place, "lists no entries")
-        pictures: dict[Path, list[tuple[tuple[float, ...], str, str]]] = {}
-        for number, entry in enumerate(entries):
-            image, box, name, value = _entry(place, number, entry)
-            pictures.setdefault(place.parent / image, []).append((box, name, value))
-        values = tuple(dict.fromkeys(value for own in pictures.values() for _, _, value in own))
+        pictures: dict[Path, list[Entry]] = {}
+        for number, given in enumerate(entries, 1):
+            image, entry = _entry(place, number, given)
+            own = pictures.setdefault(place.parent / image, [])
+            for other in own:
+                if (other.box, other.name.casefold()) == (entry.box, entry.name.casefold()):
+                    raise FILE.bad(place, f"has the same box of the same object in entries {other.number} and {number}")
+            own.append(entry)
+        values = tuple(dict.fromkeys(entry.attribute for own in pictures.values() for entry in own))
         if len({value.casefold() for value in values}) != len(values) or len(values) < 2:
             raise FILE.bad(place, "needs at least two attributes, each spelled in one way")
         return cls(sentence, pictures, values)
@@ -85,34 +101,48 @@ class Attributes:
         """Each picture with its objects.
 
         Raises:
-            ImageError: a picture cannot be read. EvaluationError: a box outside of it.
+            ImageError: a picture cannot be read. EvaluationError: a box that is not inside it, or has no pixel.
         """
         for number, (path, entries) in enumerate(self.pictures.items()):
             if show is not None:
                 show(f"association, image {number + 1} of {len(self.pictures)}")
             rgb = read_image(path)
+            values = [entry.attribute for entry in entries]
             found = []
-            for at, (box, name, value) in enumerate(entries):
-                others = tuple(other for index, (_, _, other) in enumerate(entries) if index != at and other != value)
-                mask = np.zeros(rgb.shape[:2], bool)
-                x0, y0, x1, y1 = (max(0, round(side)) for side in box)
-                mask[y0:y1, x0:x1] = True
-                if not mask.any():
-                    size = f"{rgb.shape[1]}x{rgb.shape[0]}"
-                    raise EvaluationError(f"box {list(box)} of {shown(path)} has no pixel of its {size}")
-                found.append(Shown(name, value, others, mask))
+            for at, entry in enumerate(entries):
+                others = tuple(value for value in (*values[:at], *values[at + 1 :]) if value != entry.attribute)
+                found.append(Shown(entry.name, entry.attribute, others, _inside(entry, path, rgb)))
             yield rgb, found
 
 
-def _entry(place: Path, number: int, entry: Any) -> tuple[str, tuple[float, ...], str, str]:
+def _inside(entry: Entry, path: Path, rgb: Picture) -> Mask:
+    """The pixels of a box."""
+    height, width = rgb.shape[:2]
+    x0, y0, x1, y1 = entry.box
+    mask = np.zeros((height, width), bool)
+    if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
+        mask[round(y0) : round(y1), round(x0) : round(x1)] = True
+    if not mask.any():
+        raise EvaluationError(
+            f"entry {entry.number} of the attributes: box {list(entry.box)} is not inside {shown(path)} of "
+            f"{width}x{height}, or has no whole pixel"
+        )
+    return mask
+
+
+def _entry(place: Path, number: int, entry: Any) -> tuple[str, Entry]:
     keys = ("image", "object", "attribute")
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) and entry[key].strip() for key in keys):
         raise FILE.bad(place, f"has an entry, number {number}, without the texts image, object and attribute")
+    if other := sorted(entry.keys() - {*keys, "box"}):
+        raise FILE.bad(
+            place, f"has an entry, number {number}, with a key {shown(other[0])}; there are box, {', '.join(keys)}"
+        )
     box: Any = entry.get("box")
     numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
     if not numbers or not (box[0] < box[2] and box[1] < box[3]):
         raise FILE.bad(place, f"has an entry, number {number}, whose box is not four numbers x0 < x1, y0 < y1")
-    return entry["image"], tuple(map(float, box)), entry["object"].strip(), entry["attribute"].strip()
+    return entry["image"], Entry(number, tuple(map(float, box)), entry["object"].strip(), entry["attribute"].strip())
 
 
 def recoloured_pairs(
@@ -204,11 +234,17 @@ def _finding(rows: Sequence[Row], ways: Sequence[str]) -> Finding:
     mixed = of(IMAGE, "two", "the other's")
     text = f"With two objects, right: {said}. The vector of the whole photo names the other's in {percent(mixed)} "
     text += f"(threshold {percent(MIXED)})."
-    if max(of(way, "one", "right") for way in ways if way != IMAGE) < ABLE and of(IMAGE, "one", "right") < ABLE:
+    asked = {objects: int(table[IMAGE, objects]["asked"]) for objects in ("one", "two")}
+    if asked["two"] < FEW and asked["one"] < FEW:
+        return Finding(f"{text} Of two objects there are {asked['two']} answers: too few to tell.")
+    best_alone = max(of(way, "one", "right") for way in ways)
+    if asked["one"] >= FEW and best_alone < ABLE:
         return Finding(
             f"{text} Not half are right with one object.",
             "This model does not know these attributes: do not ask for them.",
         )
+    if asked["two"] < FEW:
+        return Finding(f"{text} Of two objects there are {asked['two']} answers: too few to tell.")
     if not mixed > MIXED:
         return Finding(text)
     best = max((way for way in ways if way != IMAGE), key=lambda way: of(way, "two", "right"))

@@ -19,6 +19,10 @@ Mask = npt.NDArray[np.bool_]
 Picture = npt.NDArray[np.uint8]
 
 
+FEW = 10
+"""Fewer objects, pairs or answers than these are too few to tell."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """Attributes: series, (x, y) points by name, y 0..1; across, up, what the axes are; named, texts for some x."""

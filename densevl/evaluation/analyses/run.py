@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from densevl.evaluation.analyses.photos import GIVEN, open_photos, readable
 from densevl.evaluation.analyses.size import size_bias
 from densevl.evaluation.analyses.unknown import unknown_classes
 from densevl.evaluation.analyses.vocabulary import vocabulary_expansion
-from densevl.evaluation.analyses.written import text_mask_files, written_words
+from densevl.evaluation.analyses.written import unused_masks, written_words
 from densevl.evaluation.benchmarks.base import SEMANTIC
 from densevl.evaluation.benchmarks.class_lists import class_list
 from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.predictors import ConceptPredictor
 from densevl.evaluation.tasks.table import task_of
+from densevl.files import shown
 from densevl.vocabulary import LabelSet
 
 _WARN = logging.getLogger(__name__).warning
@@ -34,12 +35,19 @@ _WARN = logging.getLogger(__name__).warning
 
 @dataclass(frozen=True)
 class Analyses:
-    """Attributes: title; about, images, words and method; done, what was analysed; left, what was not, with reasons."""
+    """All that was found.
+
+    Attributes:
+        title; about, images, words and method; done, what was analysed; left, what was not, with reasons.
+        asked: what was asked for, see `asking`. used: the model, its hash, recipe, protocol and words as resolved.
+    """
 
     title: str
     about: str
     done: tuple[Analysis, ...]
     left: tuple[Left, ...]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    used: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,15 +129,16 @@ def analyse(
         show: told what is run. tell: told each warning about the dataset and the words.
 
     Raises:
-        OptionError: an unknown analysis, or another task. DensevlError: as `Task.predictor`, and as the analyses named
-        by `only`; without it, what an analysis cannot do is left out with its reason.
+        OptionError: an unknown analysis, another task, or an input of none of the analyses. DensevlError: as
+        `Task.predictor`, and as the analyses named by `only`; without it, what an analysis cannot do is left out with
+        its reason.
     """
-    _require_known(only)
-    if experiment.task != SEMANTIC:
-        raise OptionError(f"analyses go with task semantic, not with task {experiment.task}")
+    _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)
     dataset: Any = experiment.open()
-    return _analyse(experiment, dataset, only, distractors, text_masks, given, show, tell)
+    found = _analyse(experiment, dataset, only, distractors, text_masks, given, show, tell)
+    asked = asking(experiment.dataset, "", experiment, only, distractors, text_masks, attributes)
+    return replace(found, asked=asked)
 
 
 def analyse_photos(
@@ -153,17 +162,47 @@ def analyse_photos(
     Raises:
         As `analyse`. ImageError: no photos, or none that can be read. LabelError: unusable labels.
     """
-    _require_known(only)
+    _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)
     dataset = replace(open_photos(photos, LabelSet.parse(labels)).subset(experiment.limit), bits=experiment.bits)
     dataset = readable(dataset, tell)
-    return _analyse(replace(experiment, strings=GIVEN), dataset, only, distractors, text_masks, given, show, tell)
+    asked = asking(photos, labels, experiment, only, distractors, text_masks, attributes)
+    experiment = replace(experiment, strings=GIVEN)
+    return replace(_analyse(experiment, dataset, only, distractors, text_masks, given, show, tell), asked=asked)
 
 
-def _require_known(only: Sequence[str] | None) -> None:
+def asking(
+    what: str | Path,
+    labels: LabelSet | str | Sequence[Any],
+    experiment: Experiment,
+    only: Sequence[str] | None,
+    distractors: LabelSet | str,
+    text_masks: str | Path | None,
+    attributes: str | Path | None,
+) -> dict[str, Any]:
+    """What is asked of analyses, ready for JSON: where two differ, so do their results."""
+    places = {
+        "root": experiment.root,
+        "weights": experiment.weights,
+        "text_masks": text_masks,
+        "attributes": attributes,
+    }
+    return {
+        "of": str(what),
+        "analyses": list(only or NAMES),
+        "labels": list(labels.queries) if isinstance(labels, LabelSet) else labels,
+        "distractors": list(distractors.queries) if isinstance(distractors, LabelSet) else distractors,
+        **{name: None if place is None else str(Path(place).absolute()) for name, place in places.items()},
+        "experiment": experiment.facts(),
+    }
+
+
+def _require(only: Sequence[str] | None, experiment: Experiment) -> None:
     for name in only or ():
         if name not in NAMES:
             raise OptionError(f"no analysis '{name}'{suggest(name, NAMES)}; there are {', '.join(NAMES)}")
+    if experiment.task != SEMANTIC:
+        raise OptionError(f"analyses go with task semantic, not with task {experiment.task}")
 
 
 def _analyse(
@@ -180,11 +219,20 @@ def _analyse(
     task = task_of(experiment, dataset)
     seen = task.look if is_labelled(dataset) else None
     asked = list(dict.fromkeys(only or NAMES))
-    for flag, value, name in (("text_masks", text_masks, "written"), ("attributes", attributes, "association")):
+    for flag, value, name in (
+        ("--distractors", distractors or None, "vocabulary"),
+        ("--text-masks", text_masks, "written"),
+        ("--attributes", attributes, "association"),
+    ):
         if value is not None and name not in asked:
             raise OptionError(f"{flag} is for analysis '{name}', which is not asked for; leave it out")
-    if text_masks is not None:
-        text_mask_files(text_masks, dataset)
+    if text_masks is not None and (unused := unused_masks(text_masks, dataset)):
+        tell(
+            f"{len(unused)} text masks in {shown(text_masks)} belong to no photo that is analysed, such as "
+            f"{shown(unused[0])}; they are left out"
+        )
+    for _ in attributes.examples() if attributes is not None else ():
+        pass  # each box is looked at before the model loads
     left = [Left(name, reason) for name in asked if (reason := _why_not(name, dataset, attributes))]
     if only and left:
         raise OptionError(f"analysis '{left[0].name}' cannot be run: {left[0].reason}; leave it out of --only")
@@ -210,7 +258,8 @@ def _analyse(
     title = f"Analyses of {predictor.segmenter.backbone.name} on {dataset.name}"
     facts = predictor.facts()
     about = f"{len(dataset)} images, {len(predictor.labels)} labels, recipe {facts.get('recipe') or 'none'}"
-    return Analyses(title, f"{about}, background {facts['background']}.", tuple(done), tuple(left))
+    about = f"{about}, background {facts['background']}."
+    return Analyses(title, about, tuple(done), tuple(left), used={"images": len(dataset), **facts})
 
 
 def _why_not(name: str, dataset: Any, attributes: Attributes | None) -> str:

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from densevl.errors import EvaluationError
-from densevl.evaluation.analyses.base import Analysis, Chart, Finding, Row, Show, each, mean_of, percent, points
+from densevl.evaluation.analyses.base import FEW, Analysis, Chart, Finding, Row, Show, each, mean_of, percent, points
 from densevl.evaluation.analyses.looks import CLS_MASK, CROP, IMAGE, POOL, Looks
 from densevl.evaluation.analyses.objects import things
 from densevl.evaluation.benchmarks.base import Dataset
@@ -16,9 +16,9 @@ from densevl.vocabulary import LabelSet
 
 EDGES = (0.01, 0.04, 0.16)
 BINS = ("<1 %", "1-4 %", "4-16 %", ">16 %")
-APART, LARGER, FIRST, FEW = 0.15, 0.75, 0.02, 10
-"""Before advice is given: how far crops are ahead, how often the larger object wins, how much nearer the first word is,
-and how many objects or pairs there are at least."""
+APART, LARGER, FIRST = 0.15, 0.75, 0.02
+"""Before advice is given: how far crops are ahead, how often the larger object wins, and how much nearer the first word
+is."""
 PAIRS = 200
 """Pairs of words whose order is looked at, at most."""
 

@@ -45,15 +45,16 @@ def vocabulary_expansion(
     A pixel that a distractor wins counts as background where the benchmark has one, else as nothing found.
 
     Args:
-        distractors: labels to add, drawn in an order fixed by `seed`; those the benchmark has are left out.
+        distractors: labels to add, drawn in an order fixed by `seed`; those that are labels, or background words,
+            already, are left out.
 
     Raises:
         EvaluationError: no distractor is left.
     """
-    own = {word.casefold() for word in predictor.labels.queries} | {name.casefold() for name in dataset.names}
+    own = {word.casefold() for word in (*predictor.labels.queries, *dataset.names, *predictor.policy.words)}
     extra = [word for word in dict.fromkeys(distractors) if word.casefold() not in own]
     if not extra:
-        raise EvaluationError("every distractor is a label of the benchmark already; give other words")
+        raise EvaluationError("every distractor is a label, or a word of the background, already; give other words")
     order = [extra[index] for index in np.random.default_rng(seed).permutation(len(extra))]
     known, first = len(dataset.names), int(dataset.classes.background)
     counts = sorted({min(step, len(order)) for step in (0, *steps)})

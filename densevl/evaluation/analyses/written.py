@@ -214,6 +214,16 @@ def text_mask_files(folder: str | Path, dataset: Dataset) -> dict[str, Path]:
     return found
 
 
+def unused_masks(folder: str | Path, dataset: Dataset) -> list[str]:
+    """Names of the masks in a folder that belong to no photo.
+
+    Raises:
+        EvaluationError: none belongs to one.
+    """
+    used = set(text_mask_files(folder, dataset).values())
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.png") if path not in used)
+
+
 def _mask(path: Path, sample: Sample) -> Mask:
     mask = read_image(path).max(axis=2) > 0
     if mask.shape != sample.image.shape[:2]:

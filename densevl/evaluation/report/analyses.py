@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from densevl import __version__
+from densevl import __version__, fitted
+from densevl.errors import OutputError
 from densevl.evaluation.analyses.base import Analysis, Finding
 from densevl.evaluation.analyses.run import Analyses
+from densevl.evaluation.outcome import versions
+from densevl.evaluation.report import results
 from densevl.evaluation.report.page import page
 from densevl.evaluation.report.results import as_csv, as_plain
-from densevl.files import atomic_write_all, json_text
+from densevl.files import atomic_write_all, json_text, shown
 
 TABLES = (
     *("vocabulary_expansion", "vocabulary_expansion_greediest_distractors", "background_reliance"),
@@ -24,8 +28,29 @@ TABLES = (
 FILES = ("analyses.json", "analyses.html", *(f"{name}.csv" for name in TABLES))
 
 
+def claim(folder: str | Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds files of others, or analyses of something else.
+
+    Args:
+        asked: see `asking`.
+
+    Raises:
+        OutputError: so it is, and `overwrite` is False.
+    """
+    results.claim(folder, *FILES, overwrite=overwrite)
+    before = _earlier(folder)
+    if overwrite or before is None:
+        return
+    known = before.get("asked")
+    told = fitted.differing(known, asked) if isinstance(known, dict) else "of what, they do not say"
+    if told:
+        raise OutputError(
+            f"{shown(folder)} holds other analyses ({told}); name another --out, or start over with --overwrite"
+        )
+
+
 def write(found: Analyses, folder: str | Path) -> list[Path]:
-    """Write analyses; returns the paths, the page first.
+    """Write analyses, and remove the tables of those that were there; returns the paths, the page first.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -43,10 +68,38 @@ def write(found: Analyses, folder: str | Path) -> list[Path]:
     }
     for analysis in found.done:
         for title, rows in analysis.tables.items():
-            name = re.sub(r"\W+", "_", f"{analysis.name} {title}".strip().lower())
             table = (list(row.values()) for row in rows)
-            files[f"{name}.csv"] = as_csv([list(rows[0]), *table])
-    return atomic_write_all({Path(folder) / name: content for name, content in files.items()})
+            files[_table(analysis.name, title)] = as_csv([list(rows[0]), *table])
+    old = _tables(_earlier(folder) or {}).difference(files)
+    written = atomic_write_all({Path(folder) / name: content for name, content in files.items()})
+    for name in old.intersection(FILES):
+        Path(folder, name).unlink(missing_ok=True)
+    return written
+
+
+def _table(analysis: str, title: str) -> str:
+    """The file of a table."""
+    return re.sub(r"\W+", "_", f"{analysis} {title}".strip().lower()) + ".csv"
+
+
+def _earlier(folder: str | Path) -> dict[str, Any] | None:
+    """What the folder's analyses.json says; None where there is none that can be read."""
+    try:
+        found = json.loads(Path(folder, "analyses.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _tables(earlier: Mapping[str, Any]) -> set[str]:
+    """The files of the tables that an analyses.json lists."""
+    names = set()
+    try:
+        for own in earlier.get("analyses", ()):
+            names |= {_table(own["name"], "" if title == own["name"] else title) for title in own["tables"]}
+    except (KeyError, TypeError):  # not written by densevl
+        return set()
+    return names
 
 
 def summary(found: Analyses) -> Iterator[tuple[str, Finding]]:
@@ -61,6 +114,9 @@ def facts(found: Analyses) -> dict[str, Any]:
         "title": found.title,
         "about": found.about,
         "densevl": __version__,
+        "versions": versions(),
+        "asked": as_plain(found.asked),
+        "used": as_plain(found.used),
         "analyses": [_facts(analysis) for analysis in found.done],
         "left out": [{"name": own.name, "reason": own.reason} for own in found.left],
     }

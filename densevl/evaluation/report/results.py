@@ -21,7 +21,7 @@ import numpy.typing as npt
 from densevl.evaluation.outcome import Outcome, versions
 from densevl.evaluation.report.page import page
 from densevl.evaluation.tasks.semantic import NOTHING
-from densevl.files import atomic_write_all, guard, is_own, json_text
+from densevl.files import atomic_write_all, guard, is_own, json_text, unwritten
 
 FILES = ("results.json", "report.html", "classes.csv", "confusion.csv")
 SHOWN = 4
@@ -128,9 +128,11 @@ def claim(folder: str | Path, first: str, *others: str, overwrite: bool = False)
     """Refuse a folder in which somebody else has files of these names; the first says whose they are.
 
     Raises:
-        OutputError: there are such files, and `overwrite` is False.
+        OutputError: the folder is a file; or there are such files, and `overwrite` is False.
     """
     path = Path(folder, first)
+    if any(above.is_file() for above in path.parents):
+        raise unwritten(path, NotADirectoryError())
     guard([path] if is_own(path) else [path, *(Path(folder, name) for name in others)], overwrite=overwrite)
 
 
