@@ -32,7 +32,7 @@ from densevl.vocabulary.text_classifier import TextClassifier
 
 BATCH = 16  # images that are read together
 BLOCKS, TEXT_BLOCK = -4, -1
-JOINING = frozenset({"a", "an", "the", "and", "or", "but", "of"})
+JOINING = frozenset(["a", "an", "the", "and", "or", "but", "of", "in", "on", "at", "by", "for", "from", "to", "with"])
 """Words of a caption that name nothing, so that there is no need to know them."""
 
 
@@ -227,7 +227,7 @@ class Explainer:
             },
             found.gap,
             meta=self._meta(image),
-            warnings=(*self._warnings(rgb, [word for word in own.words if word.casefold() not in JOINING]), *gap),
+            warnings=(*self._warnings(rgb, _naming(own.words)), *gap),
         )
 
     @torch.no_grad()
@@ -291,6 +291,11 @@ class Explainer:
 
     def _warnings(self, rgb: np.ndarray, words: Sequence[str]) -> tuple[str, ...]:
         return (*remarks.of_picture(self.backbone, rgb), *self.backbone.doubts(words))
+
+
+def _naming(words: Sequence[str]) -> list[str]:
+    """Words of a caption that may name something: neither punctuation nor `JOINING`."""
+    return [word for word in words if word.casefold() not in JOINING and any(map(str.isalnum, word))]
 
 
 def _gap(gap: float) -> str:
