@@ -77,8 +77,8 @@ class Attributes:
             data = parse_json(read_bytes(place, FILE, MOST))
         sentence, entries = SENTENCE, data
         if isinstance(data, dict):
-            if other := sorted(data.keys() - {"sentence", "entries"}):
-                raise FILE.bad(place, f"has a key {shown(other[0])} beside sentence and entries")
+            if unknown := sorted(data.keys() - {"sentence", "entries"}):
+                raise FILE.bad(place, f"has a key {shown(unknown[0])} beside sentence and entries")
             sentence, entries = data.get("sentence", SENTENCE), data.get("entries")
         if not isinstance(sentence, str) or not all(field in sentence for field in ("{object}", "{attribute}")):
             raise FILE.bad(place, "has a sentence without {object} and {attribute}")
