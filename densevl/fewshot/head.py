@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import LabelError, ModelError
+from densevl.fewshot.settings import Rule, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,18 +67,22 @@ class Head(ABC):
     """A classifier of features that knows words and examples.
 
     Attributes:
-        name: of the head. adds: whether `partial_fit` works.
+        name: of the head. adds: whether `partial_fit` works. rules: what each setting may be. parts: keywords of the
+            constructor that are no settings.
         text: (C, D) rows of the words, as given. scale: multiplies their cosines. seen: (C,) bool, which classes have
             examples. found: numbers that fitting chose, ready for JSON.
     """
 
     name: ClassVar[str]
     adds: ClassVar[bool] = False
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    parts: ClassVar[tuple[str, ...]] = ()
     text: torch.Tensor
     seen: torch.Tensor
     scale: float
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        require(settings, self.rules)
         self.found: dict[str, float] = {}
 
     def fit(

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from densevl.errors import LabelError, ModelError, OptionError, one_of
+from densevl.fewshot.settings import Rule, require
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -53,8 +54,7 @@ def pseudo_labels(
         OptionError: no such way, or no count. ModelError: features that do not fit the text.
     """
     one_of(how, HOWS, "how", OptionError)
-    if count is not None and count < 1:
-        raise OptionError(f"count is {count}: it is how many of each class are taken, at least 1")
+    require({"count": count}, {"count": Rule(1, whole=True, optional=True)})
     features = _checked(features_NE, text_CE)
     if how == "spread":
         scores_NC = spread(features, text_CE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 
@@ -22,6 +23,7 @@ from densevl.fewshot.heads.linear import LinearProbe
 from densevl.fewshot.heads.nearest import Nearest
 from densevl.fewshot.heads.prolip import ProLip
 from densevl.fewshot.heads.tip import STEPS, TipAdapter
+from densevl.fewshot.settings import require
 
 C, K, D, SCALE = 5, 6, 12, 20.0
 ABSENT = 4
@@ -366,17 +368,22 @@ def test_unusable_examples_are_refused_in_one_line(case) -> None:
 
 SETTINGS = [
     ("gdp", {}, "closest: gda"),
-    ("gda", {"alfa": 1}, "does not take"),
+    ("gda", {"alfa": 1}, r"no setting 'alfa' \(closest: alpha\); it has alpha, floor"),
+    ("nearest", {"alpha": 1}, "it has none"),
+    ("gda", {"alpha": "abc"}, "alpha is a number of 0 or more, at most 1,000,000, not 'abc'"),
+    ("gda", {"alpha": 1e30}, "at most"),
+    ("adapter", {"width": 6}, "multiple of 4"),
+    ("adapter", {"words": 1}, "true or false"),
     ("gda", {"alpha": -1}, "0 or more"),
     ("gda", {"floor": -1}, "0 or more"),
-    ("tip", {"beta": 0}, "beta above 0"),
-    ("tip", {"keep": 0}, "keep at least 1"),
-    ("ape", {"share": 0}, "above 0 up to 1"),
-    ("ape", {"gamma": -1}, "gamma 0 or more"),
-    ("linear", {"strength": 0}, "strength is above 0"),
-    ("linear", {"steps": 0}, "steps at least 1"),
+    ("tip", {"beta": 0}, "beta is a number above 0"),
+    ("tip", {"keep": 0}, "keep is a whole number of 1 or more"),
+    ("ape", {"share": 0}, "above 0 up to 1, not 0"),
+    ("ape", {"gamma": -1}, "gamma is a number from 0 to 100"),
+    ("linear", {"strength": 0}, "strength is a number above 0"),
+    ("linear", {"steps": 0}, "steps is a whole number of 1 or more"),
     ("prolip", {}, "give projection="),
-    ("prolip", {"projection": PROJECTION, "rate": 0}, "rate above 0"),
+    ("prolip", {"projection": PROJECTION, "rate": 0}, "rate is a number above 0"),
 ]
 
 
@@ -384,6 +391,29 @@ SETTINGS = [
 def test_impossible_settings_are_refused_before_the_work(name, settings, message) -> None:
     with pytest.raises(OptionError, match=message):
         build(name, **settings)
+
+
+def test_no_setting_takes_what_is_no_value_of_its_kind() -> None:
+    for head in ALL.values():
+        for setting, rule in head.rules.items():
+            odd = {"nan": math.nan, "inf": math.inf, "text": "abc", "list": [1], "tensor": torch.ones(1)}
+            odd |= {} if rule.flag else {"bool": True}
+            odd |= {"fraction": 1.5} if rule.whole else {}
+            for value in odd.values():
+                with pytest.raises(OptionError, match=f"^{setting} is (a |true|none|words)") as caught:
+                    require({setting: value}, head.rules)
+                assert "\n" not in str(caught.value)
+
+
+def test_every_setting_has_a_rule_and_its_default_keeps_it() -> None:
+    for head in ALL.values():
+        defaults = {
+            name: own.default
+            for name, own in inspect.signature(head).parameters.items()
+            if name not in ("further", *head.parts) and own.kind is not own.VAR_KEYWORD
+        }
+        assert defaults.keys() == head.rules.keys()
+        require(defaults, head.rules)
 
 
 def test_heads_say_what_they_cannot_do() -> None:

@@ -97,7 +97,13 @@ def test_one_feature_and_one_word_are_enough(how) -> None:
     ("act", "error", "match"),
     [
         (lambda: pseudo_labels("best", FEATURES, TEXT), OptionError, "how"),
-        (lambda: pseudo_labels("top", FEATURES, TEXT, count=0), OptionError, "count is 0"),
+        (
+            lambda: pseudo_labels("top", FEATURES, TEXT, count=0),
+            OptionError,
+            "count is a whole number",
+        ),
+        (lambda: pseudo_labels("top", FEATURES, TEXT, count=1.5), OptionError, "not 1.5"),
+        (lambda: pseudo_labels("top", FEATURES, TEXT, count="3"), OptionError, "not '3'"),
         (lambda: pseudo_labels("top", FEATURES[:, :3], TEXT), ModelError, "other spaces"),
         (lambda: pseudo_labels("top", FEATURES[:0], TEXT), LabelError, "nothing to learn"),
         (lambda: spread(FEATURES, TEXT, 0), OptionError, "neighbours is 0"),

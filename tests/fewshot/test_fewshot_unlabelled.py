@@ -95,7 +95,11 @@ def test_captions_are_found_by_path_or_name_and_reach_the_keys(tiny, files) -> N
         (lambda made, files: made.fit(EXAMPLES["image"], captions={"a": "b"}), LabelError, "captions are for files"),
         (lambda made, files: made.fit_unlabelled([], NAMES), LabelError, "no images without labels"),
         (lambda made, files: made.fit_unlabelled(PHOTOS, NAMES, how="guess"), OptionError, "how"),
-        (lambda made, files: made.fit_unlabelled(PHOTOS, NAMES, count=0), OptionError, "count is 0"),
+        (
+            lambda made, files: made.fit_unlabelled(PHOTOS, NAMES, count=0),
+            OptionError,
+            "count is a whole number",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny, files, act, error, match) -> None:

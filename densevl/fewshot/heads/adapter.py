@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from densevl.errors import OptionError
 from densevl.fewshot.choosing import JUDGED, folds, spread
 from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.settings import SEED, Rule
 
 HEADS = 4
 BATCH = 1024
@@ -36,6 +37,14 @@ class Adapter(Head):
     """Trained by Adam on features that stay as they are; how long is chosen by four folds."""
 
     name: ClassVar[str] = "adapter"
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "share": Rule(0, 1),
+        "width": Rule(HEADS, 2**16, whole=True),
+        "words": Rule(flag=True),
+        "steps": Rule(whole=True, optional=True),
+        "rate": Rule(above=True),
+        "seed": SEED,
+    }
 
     def __init__(
         self,
@@ -56,12 +65,9 @@ class Adapter(Head):
         Raises:
             OptionError: out of range.
         """
-        super().__init__()
-        if not 0 <= share <= 1 or width < HEADS or width % HEADS or not rate > 0 or (steps is not None and steps < 0):
-            raise OptionError(
-                f"share is {share}, width {width}, steps {steps}, rate {rate}: share is 0 to 1, width a multiple of "
-                f"{HEADS}, steps at least 0, rate above 0"
-            )
+        super().__init__(share=share, width=width, words=words, steps=steps, rate=rate, seed=seed)
+        if width % HEADS:
+            raise OptionError(f"width is a multiple of {HEADS}, not {width}")
         self.share, self.width, self.words = share, width, words
         self.steps, self.rate, self.seed = steps, rate, seed
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import OptionError
 from densevl.fewshot.heads.tip import TipAdapter
+from densevl.fewshot.settings import Rule
 
 WEIGHTS = (0.7, 0.3)  # of unlikeness and variance, the paper's on ImageNet
 
@@ -41,6 +41,11 @@ class Ape(TipAdapter):
     """Tip-Adapter with chosen channels and weighted values; channels are chosen once, with all examples."""
 
     name: ClassVar[str] = "ape"
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **TipAdapter.rules,
+        "share": Rule(0, 1, above=True),
+        "gamma": Rule(high=100),
+    }
 
     def __init__(
         self,
@@ -58,9 +63,7 @@ class Ape(TipAdapter):
         Raises:
             ModelError: out of range.
         """
-        super().__init__(alpha, beta, keep)
-        if not 0 < share <= 1 or gamma < 0:
-            raise OptionError(f"share is {share} and gamma {gamma}: share is above 0 up to 1, gamma 0 or more")
+        super().__init__(alpha, beta, keep, share=share, gamma=gamma)
         self.share, self.gamma = share, gamma
 
     def settings(self) -> dict[str, Any]:

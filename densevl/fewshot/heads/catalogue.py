@@ -20,6 +20,7 @@ from densevl.fewshot.heads.prolip import ProLip
 from densevl.fewshot.heads.tip import TipAdapter
 from densevl.fewshot.heads.tipx import TipX
 from densevl.fewshot.prompts.head import PromptLearner
+from densevl.fewshot.settings import require_known
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
     {
@@ -37,10 +38,9 @@ def build(name: str, **settings: Any) -> Head:
     """
     if name not in HEADS:
         raise OptionError(f"no few-shot head '{name}'{suggest(name, HEADS)}; known: {', '.join(HEADS)}")
-    try:
-        return HEADS[name](**settings)
-    except TypeError as error:
-        raise OptionError(f"head '{name}' does not take these settings: {error}") from error
+    kind = HEADS[name]
+    require_known([own for own in settings if own not in kind.parts], name, kind.rules)
+    return kind(**settings)
 
 
 def restore(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> Head:

@@ -5,13 +5,15 @@ The kernel is Tip-Adapter's (Zhang et al., ECCV 2022), exp(-sharpness (1 - cos))
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from densevl.errors import ModelError, OptionError
+from densevl.errors import ModelError
 from densevl.fewshot.head import settle
 from densevl.fewshot.heads.nearest import Nearest
+from densevl.fewshot.settings import Rule
 
 SHARPNESS = 20.0
 
@@ -23,6 +25,7 @@ class Exemplars(Nearest):
     """
 
     name: ClassVar[str] = "exemplars"
+    rules: ClassVar[Mapping[str, Rule]] = {"sharpness": Rule(above=True)}
 
     def __init__(self, sharpness: float = SHARPNESS) -> None:
         """Settings. Args: sharpness: above 0; the larger, the more only the nearest exemplar counts.
@@ -30,9 +33,7 @@ class Exemplars(Nearest):
         Raises:
             OptionError: a sharpness that is not above 0.
         """
-        super().__init__()
-        if not sharpness > 0:
-            raise OptionError(f"sharpness is {sharpness}: it is above 0")
+        super().__init__(sharpness=sharpness)
         self.sharpness = float(sharpness)
 
     def settings(self) -> dict[str, Any]:

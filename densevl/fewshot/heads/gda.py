@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from densevl.errors import ModelError, OptionError
+from densevl.errors import ModelError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Head, Samples
 from densevl.fewshot.heads.moments import NONE, Moments
+from densevl.fewshot.settings import Rule
 
 ALPHAS = (0.0, *torch.logspace(-4, 2, 37).tolist())
 
@@ -26,6 +27,7 @@ class Gda(Head):
 
     name: ClassVar[str] = "gda"
     adds: ClassVar[bool] = True
+    rules: ClassVar[Mapping[str, Rule]] = {"alpha": Rule(optional=True), "floor": Rule()}
     moments: Moments
 
     def __init__(self, alpha: float | None = None, floor: float = 0.0) -> None:
@@ -40,9 +42,7 @@ class Gda(Head):
         Raises:
             ModelError: out of range.
         """
-        super().__init__()
-        if (alpha is not None and alpha < 0) or floor < 0:
-            raise OptionError(f"alpha is {alpha} and floor {floor}: both are 0 or more")
+        super().__init__(alpha=alpha, floor=floor)
         self.alpha, self.floor = alpha, floor
 
     def settings(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import OptionError
 from densevl.fewshot.choosing import JUDGED, best, folds, spread
 from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.settings import COUNT, Rule
 
 STRENGTH = 0.1  # where examples stand alone and none can be chosen
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
@@ -27,6 +27,7 @@ class LinearProbe(Head):
     """L2 logistic regression beside the words; its strength is chosen by folds and reported in `found`."""
 
     name: ClassVar[str] = "linear"
+    rules: ClassVar[Mapping[str, Rule]] = {"strength": Rule(above=True, optional=True), "steps": COUNT}
 
     def __init__(self, strength: float | None = None, steps: int = 200) -> None:
         """Settings.
@@ -38,9 +39,7 @@ class LinearProbe(Head):
         Raises:
             ModelError: out of range.
         """
-        super().__init__()
-        if (strength is not None and not strength > 0) or steps < 1:
-            raise OptionError(f"strength is {strength} and steps {steps}: strength is above 0, steps at least 1")
+        super().__init__(strength=strength, steps=steps)
         self.strength, self.steps = strength, steps
 
     def settings(self) -> dict[str, Any]:

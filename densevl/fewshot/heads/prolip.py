@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from densevl.errors import ModelError, OptionError
 from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.settings import COUNT, Rule
 
 AVERAGES = ("none", "beta")
 
@@ -54,6 +55,14 @@ class ProLip(Head):
     """Features (N, D) are those before the projection, scaled to unit length, which changes no cosine after it."""
 
     name: ClassVar[str] = "prolip"
+    parts: ClassVar[tuple[str, ...]] = ("projection",)
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "strength": Rule(optional=True),
+        "steps": COUNT,
+        "rate": Rule(above=True),
+        "margin": Rule(),
+        "average": Rule(words=AVERAGES),
+    }
 
     def __init__(
         self,
@@ -79,16 +88,9 @@ class ProLip(Head):
         Raises:
             OptionError: no projection, or a setting out of range.
         """
-        super().__init__()
+        super().__init__(strength=strength, steps=steps, rate=rate, margin=margin, average=average)
         if projection is None or projection.ndim != 2:
             raise OptionError("head 'prolip' trains the model's visual projection: give projection=, a matrix (D, E)")
-        if (strength is not None and strength < 0) or steps < 1 or not rate > 0:
-            raise OptionError(
-                f"strength is {strength}, steps {steps}, rate {rate}: strength is 0 or more, steps at least 1, rate "
-                "above 0"
-            )
-        if not margin >= 0 or average not in AVERAGES:
-            raise OptionError(f"margin is {margin} and average '{average}': 0 or more, and {' or '.join(AVERAGES)}")
         self.margin, self.average = float(margin), average
         self.initial = projection.detach().float().clone()
         self.projection = self.initial

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import OptionError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Head, Samples
+from densevl.fewshot.settings import Rule
 from densevl.proposals.clusters import kmeans
 
 BETA = 5.5  # where examples stand alone and none can be chosen
@@ -30,22 +30,25 @@ class TipAdapter(Head):
 
     name: ClassVar[str] = "tip"
     adds: ClassVar[bool] = True
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "alpha": Rule(optional=True),
+        "beta": Rule(above=True, optional=True),
+        "keep": Rule(1, whole=True, optional=True),
+    }
 
-    def __init__(self, alpha: float | None = None, beta: float | None = None, keep: int | None = None) -> None:
+    def __init__(
+        self, alpha: float | None = None, beta: float | None = None, keep: int | None = None, **further: Any
+    ) -> None:
         """Settings.
 
         Args:
             alpha: weight of the examples; None chooses. beta: sharpness, above 0; None chooses.
-            keep: at most so many keys a class, centres of k-means; None keeps all.
+            keep: at most so many keys a class, centres of k-means; None keeps all. further: settings of subclasses.
 
         Raises:
             ModelError: out of range.
         """
-        super().__init__()
-        if (alpha is not None and alpha < 0) or (beta is not None and not beta > 0) or (keep is not None and keep < 1):
-            raise OptionError(
-                f"alpha is {alpha}, beta {beta}, keep {keep}: alpha is 0 or more, beta above 0, keep at least 1"
-            )
+        super().__init__(alpha=alpha, beta=beta, keep=keep, **further)
         self.alpha, self.beta, self.keep = alpha, beta, keep
 
     def settings(self) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import ModelError, OptionError
+from densevl.errors import ModelError
 from densevl.fewshot.choosing import best, equal_say, spread
 from densevl.fewshot.head import Samples
 from densevl.fewshot.heads.tip import STEPS, TipAdapter
+from densevl.fewshot.settings import Rule
 
 TEMPERATURE = 0.5  # of signatures, the paper's
 DELTAS = tuple(tenth / 10 for tenth in range(11))
@@ -35,6 +36,11 @@ class TipX(TipAdapter):
     """
 
     name: ClassVar[str] = "tipx"
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **TipAdapter.rules,
+        "gamma": Rule(optional=True),
+        "delta": Rule(0, 1, optional=True),
+    }
     captions: torch.Tensor | None = None
 
     def __init__(
@@ -53,9 +59,7 @@ class TipX(TipAdapter):
         Raises:
             OptionError: out of range.
         """
-        super().__init__(alpha, beta, keep)
-        if (gamma is not None and gamma < 0) or (delta is not None and not 0 <= delta <= 1):
-            raise OptionError(f"gamma is {gamma} and delta {delta}: gamma is 0 or more, delta a share, 0 to 1")
+        super().__init__(alpha, beta, keep, gamma=gamma, delta=delta)
         self.gamma, self.delta = gamma, delta
 
     def settings(self) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch.nn import functional as F
 
-from densevl.errors import LabelError, ModelError, OptionError, one_of
+from densevl.errors import LabelError, ModelError, OptionError
 from densevl.fewshot.head import Head, Samples
 from densevl.fewshot.prompts.conditioned import Conditioned, Net, Plan, learn
 from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, joined, size, unit_prompts
 from densevl.fewshot.prompts.fitting import Fit, Progress, Schedule
 from densevl.fewshot.prompts.training import Run, Task
+from densevl.fewshot.settings import COUNT, SEED, Rule
 from densevl.vocabulary.learned_templates import NET, LearnedTemplate, from_state, to_state
 from densevl.vocabulary.prompts import Prompt
 from densevl.weights import below
@@ -37,6 +38,21 @@ class PromptLearner(Head):
     """
 
     name: ClassVar[str] = "prompt"
+    parts: ClassVar[tuple[str, ...]] = ("tower", "templates", "checkpoint", "progress")
+    rules: ClassVar[Mapping[str, Rule]] = {
+        "contexts": COUNT,
+        "start": Rule(words=STARTS),
+        "length": COUNT,
+        "tie": Rule(),
+        "steps": Rule(whole=True),
+        "rate": Rule(above=True),
+        "folds": COUNT,
+        "seed": SEED,
+        "conditioned": Rule(flag=True),
+        "batch": COUNT,
+        "views": Rule(whole=True),
+        "deep": COUNT,
+    }
     adds: ClassVar[bool] = True
 
     def __init__(
@@ -79,21 +95,12 @@ class PromptLearner(Head):
         Raises:
             OptionError: no tower that reads vectors as words, or a setting out of range. ModelError: it is not so deep.
         """
-        super().__init__()
+        whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
+        whole |= {"views": views, "deep": deep}
+        super().__init__(**whole, start=start, tie=tie, rate=rate, seed=seed, conditioned=conditioned)
         if tower is None or not hasattr(tower, "encode_learned"):
             name = f"model '{tower.name}'" if tower is not None else "head 'prompt'"
             raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
-        one_of(start, STARTS, "start", OptionError)
-        whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
-        whole |= {"views": views, "deep": deep}
-        low = {"contexts": 1, "length": 1, "steps": 0, "folds": 1, "batch": 1, "views": 0, "deep": 1}
-        bad = next((key for key, value in whole.items() if type(value) is not int or value < low[key]), None)
-        if bad is not None:
-            raise OptionError(f"{bad} is {whole[bad]}: a whole number, {low[bad]} or more")
-        if not tie >= 0 or not rate > 0:
-            raise OptionError(f"tie is {tie} and rate {rate}: tie is 0 or more, rate above 0")
-        if type(conditioned) is not bool:
-            raise OptionError(f"conditioned is {conditioned!r}: true or false")
         if conditioned and deep > 1:
             raise OptionError("conditioned shifts words, and not the hidden states of deep ones: leave one of them out")
         self._tower, self.templates = tower, tuple(templates)

@@ -16,6 +16,7 @@ from densevl.fewshot.heads.exemplars import Exemplars
 from densevl.fewshot.heads.tipx import TipX
 from densevl.fewshot.prompts.fitting import Progress
 from densevl.fewshot.pseudo import COUNT
+from densevl.fewshot.settings import require_known
 from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.fewshot.captions import caption_rows, of_images, read_captions
 from densevl.pipelines.fewshot.examples import Examples, no_words, row_strings, text_rows
@@ -236,6 +237,8 @@ class Learner(Learned):
 
     def _build(self, hooks: Hooks = (None, None)) -> Head:
         """A head that has learned nothing yet. Args: hooks: checkpoint and progress, as `fit` takes them."""
+        if self.head in HEADS:
+            require_known(self.settings, self.head, HEADS[self.head].rules)
         own: dict[str, Any] = {} if self._projection is None else {"projection": self._projection}
         checkpoint, progress = hooks
         if self.head == "prompt":
