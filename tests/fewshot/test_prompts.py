@@ -292,7 +292,7 @@ def test_what_cannot_be_said_is_refused(tiny, words) -> None:
         made(tiny).fit(*draw(), words)
     with pytest.raises(ModelError, match="'cat cat"):
         made(tiny).fit(*draw(), words, strings=[[" ".join(["cat"] * 15)], *STRINGS[1:]])
+    head = made(tiny, folds=1)
+    head._settings["rate"] = 1e38  # beyond what may be given, so that numbers overflow
     with pytest.raises(ModelError, match="smaller rate"):
-        head = made(tiny, folds=1)
-        head._settings["rate"] = 1e38  # beyond what may be given, so that numbers overflow
         fit(head, words)

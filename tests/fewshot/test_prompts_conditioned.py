@@ -184,7 +184,7 @@ def test_what_it_is_not_for_is_refused(tiny, words) -> None:
         FewShot(tiny, "prompt", level="pixel", options={"conditioned": True}, **PLAIN)
     with pytest.raises(OptionError, match="true or false"):
         made(tiny, conditioned=1)
-    with pytest.raises(OptionError, match="batch is 0"):
+    with pytest.raises(OptionError, match="batch is a whole number"):
         made(tiny, batch=0)
     with pytest.raises(ModelError, match="smaller rate"):
         fit(made(tiny, rate=1e38), words)

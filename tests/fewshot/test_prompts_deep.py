@@ -106,7 +106,7 @@ def test_the_gradient_is_that_of_finite_differences(rows) -> None:
 
 
 def test_what_cannot_be_deep_is_refused_before_the_first_example(tiny) -> None:
-    with pytest.raises(OptionError, match="deep is 0"):
+    with pytest.raises(OptionError, match="deep is a whole number"):
         made(tiny, deep=0)
     with pytest.raises(OptionError, match="leave one of them out"):
         made(tiny, conditioned=True)
