@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,13 @@ import typer
 from rich.markup import escape
 
 from densevl.cli import options
-from densevl.cli.shared import one_line_errors, stderr, stdout
+from densevl.cli.shared import one_line_errors, require_name, stderr, stdout, warn
 
 HEADS = ("gda", "exemplars", "nearest", "tip", "tipx", "ape", "linear", "adapter", "prolip", "prompt")
 LEVELS = ("image", "region", "pixel")
 HOWS = ("top", "spread", "retrieve")
+BETA = 0.5
+"""Of a memory, where nothing says another."""
 HALF = ".checkpoint.safetensors"
 """Behind the name of --out: what head "prompt" has learned so far, from which a killed run goes on."""
 
@@ -118,6 +121,7 @@ def fewshot_fit(
 ) -> None:
     """Learn classes from a few examples; then use `densevl classify`, `regions` or `segment --head OUT`."""
     given = locals()
+    require_name(out)
     _require_sense(given)
     from densevl.cli.images import finder, settings
     from densevl.evaluation.config import merged, parse_change
@@ -137,6 +141,7 @@ def fewshot_fit(
         examples, named = open_examples(folder, level)
     others = None if held_out is None else open_examples(held_out, "image")[0]
     guard(files(out), inputs=[*_paths(examples), *_paths(others or {})], overwrite=overwrite)
+    _require_free(files(out), overwrite)
     from densevl.pipelines.fewshot.classifier import FewShot
     from densevl.tuning.examples import taught
 
@@ -174,9 +179,12 @@ def fewshot_memory(
         "memory.safetensors"
     ),
     beta: Annotated[
-        float,
-        options.option("Set how far words move towards their images; 0 changes nothing.", panel=options.METHOD),
-    ] = 0.5,
+        float | None,
+        options.option(
+            "Set how far words move towards their images; 0 changes nothing; 0.5 if left out.",
+            panel=options.METHOD,
+        ),
+    ] = None,
     neighbours: Annotated[
         int, options.option("Look up this many captions for each word.", panel=options.METHOD, min=1)
     ] = 10,
@@ -192,19 +200,26 @@ def fewshot_memory(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Build a memory of captioned images, for use with --text-transform of the other commands."""
+    from densevl.errors import OptionError
     from densevl.files import guard
     from densevl.pipelines.fewshot.features import by_folder
     from densevl.pipelines.fewshot.memories import build_memory, fit_beta, pairs_of
 
+    require_name(out)
+    if examples is not None and beta is not None:
+        raise OptionError("--beta says what --examples would choose: leave one of them out")
+    if beta is not None and beta > 1:
+        warn(f"--beta {beta:g}: what images look like outweighs the word itself; 0 to 1 is usual")
     pairs = pairs_of(folder)
     shown = None if examples is None else by_folder(examples)
     guard([out], inputs=[image for image, _ in pairs], overwrite=overwrite)
+    _require_free([out], overwrite)
     from densevl.backbones import load_backbone
 
     with stderr().status("loading the model"):
         backbone = load_backbone(model, weights=weights, device=device, precision=precision)
     with stderr().status(f"{len(pairs)} images"):
-        memory = build_memory(pairs, backbone, beta=beta, neighbours=neighbours)
+        memory = build_memory(pairs, backbone, beta=BETA if beta is None else beta, neighbours=neighbours)
         if shown is not None:
             memory = fit_beta(memory, backbone, shown)
     memory.save(out)
@@ -226,6 +241,22 @@ def _require_sense(given: dict[str, Any]) -> None:
             raise OptionError(f"--{flag} is for regions: give --level region too, or leave it out")
     if given["proposals"] is not None and given["unlabelled"] is None:
         raise OptionError("--proposals finds regions in images without labels (--unlabelled): leave it out")
+
+
+def _require_free(paths: Iterable[Path], overwrite: bool) -> None:
+    """Refuse to replace what an earlier call learned.
+
+    Raises:
+        OutputError: there is something.
+    """
+    from densevl.errors import OutputError
+    from densevl.files import shown
+
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None and not overwrite:
+        raise OutputError(
+            f"{shown(there)} holds what an earlier call learned; name another --out, or replace it with --overwrite"
+        )
 
 
 def _paths(examples: Any) -> list[Any]:

@@ -151,6 +151,16 @@ def _as_text(command: Any) -> None:
         _as_text(inner)
 
 
+def require_name(out: Path) -> None:
+    """Refuse an --out that names no file, before anything is loaded.
+
+    Raises:
+        OutputError: it is empty, or a folder such as "." or "/".
+    """
+    if not out.name or out.name == "..":
+        raise OutputError(f"--out {shown(out)} names no file; give a name, such as --out {Path(out, 'head')}")
+
+
 def file_name(path: str | Path) -> str:
     """A file name that stays on one line, ready for rich."""
     member = str(path).partition("::")[0] if str(path).startswith("tar://") else path

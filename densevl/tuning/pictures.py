@@ -87,9 +87,15 @@ def open_pictures(
         raise DatasetError(
             f"{shown(root)} is no folder; give one with pictures, and with their labels if there are some"
         )
-    if labels is not None:
-        return _bare(root, LabelSet.parse(labels), limit)
     found = _kinds(root)
+    if labels is not None:
+        asked = LabelSet.parse(labels)
+        if found:
+            raise DatasetError(
+                f"{shown(root)} tells its classes (for {found[0]}), and labels are for pictures without a truth: leave "
+                "them out, or give the folder of the pictures alone"
+            )
+        return _bare(root, asked, limit)
     if use is not None and use not in found:
         raise DatasetError(f"{shown(root)} holds nothing that tells about {use}; {_HOLDS}")
     if not found:

@@ -158,6 +158,20 @@ def test_a_model_without_words_judges_by_examples() -> None:
             FewShot("photo", **given)
 
 
+def test_what_was_learned_is_no_measure_of_confidence(tiny) -> None:
+    shown = examples(3)
+    made = FewShot(tiny, "gda", templates="photo").fit(shown)
+    with pytest.raises(OptionError, match="2 of 3 images to calibrate on were learned from"):
+        made.calibrate({"red": [shown["red"][1].copy(), shown["red"][2], pictures("red", 1)[0]]})
+    assert made.calibrate(examples(4), alpha=0.3).calibration.margin is not None
+    more = {"red": pictures("red", 1)}
+    with pytest.warns(UserWarning, match="call it again"):
+        made.partial_fit(more)
+    assert made.calibration.margin is None
+    with pytest.raises(OptionError, match="1 of 1 images"):
+        made.calibrate(more)
+
+
 def test_refusals_are_one_clear_line(tiny, inspect, tmp_path) -> None:
     image = pictures("red", 1)[0]
     made = FewShot(tiny, "exemplars", templates="photo")

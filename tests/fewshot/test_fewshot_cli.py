@@ -72,10 +72,22 @@ def test_what_was_learned_from_folders_names_others(folder, tmp_path) -> None:
     assert all("penguin" in row["plausible"] for row in rows)
     code, _, told = call("fewshot", "fit", folder, *given[:2], "--calibrate", "0.1", "--out", tmp_path / "gda")
     assert (code, "take 'exemplars'" in told) == (2, True)
-    code, _, _ = call(
+    code, _, told = call(
         "fewshot", "fit", folder, *given[:2], "--calibrate", "0.3", "--held-out", folder, "--out", tmp_path / "gda"
     )
-    assert code == 0
+    assert (code, "9 of 9 images to calibrate on were learned from" in told) == (2, True)
+    before = head.with_suffix(".json").read_bytes()
+    code, _, told = call("fewshot", "fit", folder, *given[:2], "--out", head)
+    assert (code, "what an earlier call learned" in told, head.with_suffix(".json").read_bytes()) == (4, True, before)
+    assert call("fewshot", "fit", folder, *given[:2], "--out", head, "--overwrite")[0] == 0
+    assert head.with_suffix(".json").read_bytes() != before
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", ".."])
+@pytest.mark.parametrize("command", ["fit", "memory"])
+def test_a_result_without_a_name_is_refused_before_anything_is_read(command, out) -> None:
+    code, _, told = call("fewshot", command, "nowhere", "--out", out)
+    assert (code, "names no file" in told) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,7 @@ def test_photos_without_labels_are_learned_from_and_captions_reach_tipx(folder, 
         (["--count", "3"], "give that too"),
         (["--operator", "pool"], "give --level region"),
         (["--level", "region", "--proposals", "grid"], "leave it out"),
-        (["--set", "beta=1"], "no setting .beta."),
+        (["--set", "beta=1"], "no setting"),
         (["--level", "pixel"], "segment"),
         (["--captions", str(SCENE)], "captions are for head 'tipx'"),
     ],

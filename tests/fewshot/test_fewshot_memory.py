@@ -171,6 +171,11 @@ def test_the_command_writes_what_text_transform_reads(folder, tmp_path) -> None:
     done = CliRunner().invoke(app, [*given, "--examples", str(examples)])
     assert done.exit_code == 0, done.stderr
     assert "3 pairs, beta" in " ".join(done.stdout.split())
+    done = CliRunner().invoke(app, [*given, "--beta", "0.3", "--examples", str(examples)])
+    assert (done.exit_code, "leave one of them out" in " ".join(done.stderr.split())) == (2, True)
+    done = CliRunner().invoke(app, [*given, "--beta", "3"])
+    told = " ".join(done.stderr.split())
+    assert (done.exit_code, "outweighs the word" in told, "an earlier call learned" in told) == (4, True, True)
     (tmp_path / "mine.txt").write_text("mine")
     done = CliRunner().invoke(app, [*given[:-1], str(tmp_path / "mine.txt")])
     assert done.exit_code in (2, 4), "a file of somebody else is not overwritten"

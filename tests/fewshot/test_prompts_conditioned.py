@@ -186,8 +186,10 @@ def test_what_it_is_not_for_is_refused(tiny, words) -> None:
         made(tiny, conditioned=1)
     with pytest.raises(OptionError, match="batch is a whole number"):
         made(tiny, batch=0)
+    head = made(tiny)
+    head._settings["rate"] = 1e38  # beyond what may be given, so that numbers overflow
     with pytest.raises(ModelError, match="smaller rate"):
-        fit(made(tiny, rate=1e38), words)
+        fit(head, words)
     head = restore(*fit(made(tiny, steps=1), words).state())
     with pytest.raises(ModelError, match="restored without its model"):
         head.logits(draw()[0])

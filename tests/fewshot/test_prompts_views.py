@@ -159,7 +159,7 @@ def test_what_views_are_not_for_is_refused(tiny, rows) -> None:
     for level in ("region", "pixel"):
         with pytest.raises(OptionError, match="looks at whole images"):
             FewShot(tiny, "prompt", level=level, options={"views": 1}, **PLAIN)
-    with pytest.raises(OptionError, match="views is -1"):
+    with pytest.raises(OptionError, match="views is a whole number"):
         made(tiny, views=-1)
     features, labels = draw(2)
     spoiled = looks(features, 1)

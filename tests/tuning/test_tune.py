@@ -106,6 +106,8 @@ def test_pictures_without_labels_are_guessed_at_and_said_to_be(tmp_path, monkeyp
     """A jury of two, one of them the default, which no candidate beats by the ten points that it takes."""
     monkeypatch.setattr(AgreementCounter, "jury", [Candidate.of({"recipe": None}), Candidate.of({"recipe": "naclip"})])
     data = folder(tmp_path / "data", 3)
+    with pytest.raises(DatasetError, match="tells its classes"):
+        tune(data, "mini", labels="penguin, kettle")
     found = tune(data / "images", "mini", labels="penguin, kettle", only=["recipe"], tries={"recipe": ["naclip"]})
     assert (found.measure, found.labelled, found.chosen) == ("agreement", False, found.default)
     assert any("guess" in warning for warning in found.warnings)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch.nn import functional as F
 
 from densevl.errors import ModelError, OptionError
 from densevl.fewshot import HEADS, Head, build
@@ -27,12 +29,15 @@ from densevl.results import UNLABELLED
 from densevl.vocabulary import LabelSet
 
 Captions = Mapping[str, str] | str | os.PathLike[str]
+SAME = 1e-6
+"""1 - cosine of features of one picture, which rounding leaves."""
 Hooks = tuple[str | os.PathLike[str] | None, Progress | None]
 
 
 class Learner(Learned):
     """The half of `FewShot` that learns."""
 
+    _shown: torch.Tensor = torch.empty(0)  # (N, D) features of the whole images learned from; empty after `load`
     _projection: torch.Tensor | None  # the model's own, where the head trains it; features are then those before it
 
     def fit(
@@ -148,6 +153,7 @@ class Learner(Learned):
             heads = {kind: head.caption(rows) for kind, head in heads.items() if isinstance(head, TipX)}
         self.heads, self.labels, self.counts, self.guessed = heads, labels, found.counts, guessed
         self.calibration = Calibration()
+        self._shown = found.features["image"].float() if self.level == "image" else torch.empty(0)
         return self
 
     @property
@@ -189,6 +195,13 @@ class Learner(Learned):
             self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
         self.labels = label_set
         self.counts += found.counts
+        if self.level == "image":
+            self._shown = torch.cat([self._shown.to(found.features["image"]), found.features["image"]])
+        if self.calibration != Calibration():
+            warnings.warn(
+                "what was calibrated no longer fits: confidence is as before calibrate; call it again",
+                stacklevel=2,
+            )
         self.calibration = Calibration()
         return self
 
@@ -224,6 +237,7 @@ class Learner(Learned):
         head = self.heads["image"]
         if examples is not None:
             found = Examples.of(self.features, examples, labels.names)
+            self._require_unseen(found.features["image"])
             logits, classes = head.logits(found.features["image"]), found.owners
         elif isinstance(head, Exemplars):
             logits, classes = head.left_out()
@@ -231,6 +245,22 @@ class Learner(Learned):
             raise OptionError(f"head '{self.head}' cannot judge its own examples: give others, or take 'exemplars'")
         self.calibration = Calibration.of(logits, classes, alpha)
         return self
+
+    def _require_unseen(self, rows_ND: torch.Tensor) -> None:
+        """Refuse images that were learned from, as far as this object has learned itself: a file does not tell.
+
+        Pictures of equal content have equal features, whatever they are called.
+        """
+        known = self._shown.to(rows_ND.device)
+        if not len(known):
+            return
+        likest = (F.normalize(rows_ND, dim=1) @ F.normalize(known, dim=1).mT).max(dim=1).values
+        same = int((likest > 1 - SAME).sum())
+        if same:
+            raise OptionError(
+                f"{same} of {len(rows_ND)} images to calibrate on were learned from, and a head is too sure of those: "
+                "give others, or take head 'exemplars', which judges each example by the others"
+            )
 
     def _strings(self, labels: LabelSet, *, shown: bool) -> list[list[str]] | None:
         return row_strings(self.segmenter, self.level, labels, shown=shown) if self.head == "prompt" else None
