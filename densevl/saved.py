@@ -134,8 +134,8 @@ def read_arrays(path: str | os.PathLike[str], kind: Kind) -> dict[str, npt.NDArr
     """Read the arrays of an .npz file as `numpy.savez` writes it, each checked against its checksum.
 
     Raises:
-        DensevlError: see `read_bytes`; no such archive, damaged, compressed, or holding something else than numbers
-            and texts.
+        DensevlError: see `read_bytes`; no such archive, damaged, compressed, or holding something else than numbers and
+            texts.
     """
     with _opened(path, kind) as (file, size):
         if file.read(4) != _ZIP:

@@ -27,7 +27,8 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
         model, tool: the model's name and the module that makes the file, for messages.
 
     Raises:
-        ModelError: this installation holds no such file. WeightsError: the file is another one.
+        ModelError: this installation holds no such file.
+        WeightsError: the file is another one.
     """
     path = Path(str(files("densevl").joinpath(weights)))
     if not path.is_file():

@@ -36,7 +36,8 @@ def session(path: Path) -> Any:
     """An onnxruntime session on the CPU, with as many threads as torch has.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed. WeightsError: the file cannot be run.
+        MissingExtraError: onnxruntime is not installed.
+        WeightsError: the file cannot be run.
     """
     if not find_spec("onnxruntime"):
         raise MissingExtraError("onnxruntime", "export", "an exported model")
@@ -82,7 +83,8 @@ class Exported(Backbone):
             load: loads the model that it was made of by name, if it is asked for words that are not at hand.
 
         Raises:
-            WeightsError: damaged, or not of densevl. MissingExtraError: onnxruntime is not installed.
+            WeightsError: damaged, or not of densevl.
+            MissingExtraError: onnxruntime is not installed.
         """
         self.path, self._load = KIND.path(path), load
         self._session = session(self.path)

@@ -161,7 +161,8 @@ def get(name: str, to: Path | None = None, *, overwrite: bool = False) -> Path:
         The weights file, the folder of the repository at its commit, or `to`.
 
     Raises:
-        ModelError: no name of the hub, or it cannot be had. WeightsError: what came is damaged.
+        ModelError: no name of the hub, or it cannot be had.
+        WeightsError: what came is damaged.
         OutputError: the disk has no room, or `to` has files of others.
     """
     content: dict[str, Any] = {}
@@ -307,7 +308,8 @@ def convert(
         The files written: config, weights as safetensors, and a tokenizer's if it has one of its own.
 
     Raises:
-        ModelError: a model that is not of weights that open_clip's names fit. OutputError: files of others are there.
+        ModelError: a model that is not of weights that open_clip's names fit.
+        OutputError: files of others are there.
     """
     plan = backbone.plan if isinstance(backbone, OpenClipBackbone) else None
     if plan is None or not isinstance(backbone, OpenClipBackbone):

@@ -80,7 +80,8 @@ class Mini(OpenClipBackbone):
             device: where to put them.
 
         Raises:
-            ModelError: the package holds no weights. WeightsError: the file is damaged or another.
+            ModelError: the package holds no weights.
+            WeightsError: the file is damaged or another.
         """
         path = path or shipped_file(MINI, SHA256, "mini", "tools.mini.train")
         state, meta = read_compact(path)

@@ -145,7 +145,8 @@ def check(precision: str, device: torch.device) -> None:
     """Refuse a precision that does not exist, or not on this device.
 
     Raises:
-        OptionError: no such precision. ModelError: not on this device; with the way out.
+        OptionError: no such precision.
+        ModelError: not on this device; with the way out.
     """
     one_of(precision, (*PRECISIONS, AUTO), "precision", OptionError)
     if precision in ON_CPU and device.type != "cpu":

@@ -195,7 +195,9 @@ def looked_up(given: Mapping[str, Any], images: Sequence[str] | None = None) -> 
         images: in place of those given.
 
     Raises:
-        ImageError: there are none. ModelError: no model has this name. OutputError: no folder can be there.
+        ImageError: there are none.
+        ModelError: no model has this name.
+        OutputError: no folder can be there.
     """
     from densevl.backbones.at_hand import require_possible
     from densevl.images import find_images, header
@@ -415,7 +417,8 @@ def exports(given: Mapping[str, Any], names: Sequence[str]) -> list[Gathered]:
     """The data sets that a command was asked for by --as, --stuff and --overwrite.
 
     Raises:
-        OptionError: no such format. DensevlError: a label of --stuff that is none.
+        OptionError: no such format.
+        DensevlError: a label of --stuff that is none.
     """
     if given["forms"] is None:
         return []

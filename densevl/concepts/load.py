@@ -56,8 +56,9 @@ def load_concepts(name: str | Path, device: str | None = None) -> ConceptModel:
         device: None takes CUDA when there is one.
 
     Raises:
-        ModelError: no such model, or it is of another kind. WeightsError: damaged weights, or of other sizes than the
-        config's. MissingExtraError: transformers is not installed.
+        ModelError: no such model, or it is of another kind.
+        WeightsError: damaged weights, or of other sizes than the config's.
+        MissingExtraError: transformers is not installed.
     """
     where = devices.choose(device)
     if not str(name).removeprefix(FOLDER).strip():

@@ -31,7 +31,8 @@ def compare(
             how: as `evaluate` takes it.
 
     Raises:
-        RecipeError: an unknown recipe, before any is run. DensevlError: as `evaluate`.
+        RecipeError: an unknown recipe, before any is run.
+        DensevlError: as `evaluate`.
     """
     for name in recipes:
         get(name)  # a mistyped one fails before hours are spent on the others

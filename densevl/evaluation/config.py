@@ -50,7 +50,8 @@ def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, 
 
     Raises:
         EvaluationError: no such file, a file that is no plain data or not trusted, or fields that an experiment does
-            not have. MissingExtraError: mmengine, which reads a .py config, is not installed.
+            not have.
+        MissingExtraError: mmengine, which reads a .py config, is not installed.
     """
     path = Path(path)
     if not path.is_file():

@@ -72,7 +72,8 @@ class Predictor:
         """Args: strings: a variant of the class list; min_share: the papers' area threshold, see `decode`.
 
         Raises:
-            LabelError: unknown strings or background. EvaluationError: an area threshold beside a refinement.
+            LabelError: unknown strings or background.
+            EvaluationError: an area threshold beside a refinement.
         """
         self.segmenter, self.classes, self.min_share = segmenter, classes, min_share
         self.labels = classes.labels(strings)
@@ -165,7 +166,8 @@ class ConceptPredictor:
         """Args: strings: a variant of the class list.
 
         Raises:
-            LabelError: unknown strings or background. EvaluationError: an area threshold.
+            LabelError: unknown strings or background.
+            EvaluationError: an area threshold.
         """
         self.segmenter, self.classes, self.clock = concepts, classes, Clock()
         self.labels = classes.labels(strings)
@@ -265,7 +267,8 @@ class AnomalyPredictor:
         """Args: shots: how many images are learned from; more: keywords of `AnomalyDetector`.
 
         Raises:
-            EvaluationError: fewer training images than shots. DensevlError: as `AnomalyDetector`.
+            EvaluationError: fewer training images than shots.
+            DensevlError: as `AnomalyDetector`.
         """
         self.dataset, self.shots = dataset, shots
         self.clock = Clock()

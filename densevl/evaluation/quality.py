@@ -47,7 +47,8 @@ def measure(
         extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be told.
 
     Raises:
-        DatasetError, EvaluationError: the folder. ModelError: a model that cannot be had, or no such precision.
+        DatasetError, EvaluationError: the folder.
+        ModelError: a model that cannot be had, or no such precision.
     """
     experiment = Experiment("folder", root, task=SEMANTIC, measures=("iou",), **given)
     dataset = experiment.open()

@@ -164,8 +164,10 @@ def count(
         dump: a folder that gets each prediction, as the task writes it.
 
     Raises:
-        DatasetError: a file of the dataset. EvaluationError: there are no images, the work folder belongs to another
-        experiment, or several processes have none for what the task keeps. DensevlError: whatever the model raises.
+        DatasetError: a file of the dataset.
+        EvaluationError: there are no images, the work folder belongs to another experiment, or several processes have
+            none for what the task keeps.
+        DensevlError: whatever the model raises.
     """
     dataset = task.dataset
     if isinstance(save_every, bool) or not isinstance(save_every, int | float) or not save_every >= 0:

@@ -50,7 +50,8 @@ def read_caption(backbone: Backbone, text: str, block: int = -1) -> Caption:
 
     Raises:
         OptionError: no such block.
-        LabelError: no words, or more than the text side reads. ModelError: the text side is of another kind.
+        LabelError: no words, or more than the text side reads.
+        ModelError: the text side is of another kind.
     """
     model, name = getattr(backbone, "model", None), backbone.name
     side = getattr(model, "text", model)

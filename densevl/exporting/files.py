@@ -62,7 +62,8 @@ def save(program: ExportedProgram, kind: str, path: Path, content: dict[str, Any
         The files written.
 
     Raises:
-        RecipeError: the format cannot hold the graph. OutputError: it cannot be written there.
+        RecipeError: the format cannot hold the graph.
+        OutputError: it cannot be written there.
     """
     require(kind)
     if kind == "torch":

@@ -96,7 +96,8 @@ def capture(backbone: Backbone, recipe: Recipe | None) -> ExportedProgram:
     """The graph of a model on the CPU, by torch.export: inputs "pixels", "text" and perhaps "foreground".
 
     Raises:
-        RecipeError: the method cannot be one graph; the message says why. ModelError: the model is not on the CPU.
+        RecipeError: the method cannot be one graph; the message says why.
+        ModelError: the model is not on the CPU.
     """
     name = backbone.name if recipe is None else f"recipe '{recipe.name}'"
     if backbone.device.type != "cpu":

@@ -39,7 +39,8 @@ class Calibration:
         With n images no alpha below 1 / (n + 1) can be had: then all classes are plausible.
 
         Raises:
-            OptionError: an impossible alpha. ModelError: no images.
+            OptionError: an impossible alpha.
+            ModelError: no images.
         """
         if not isinstance(alpha, (int, float)) or not 0 < alpha < 1:
             raise OptionError(f"alpha is {alpha}: it is a share between 0 and 1, such as 0.1")

@@ -38,8 +38,8 @@ class Samples:
         """Check examples and make rows unit.
 
         Raises:
-            ModelError: features of another shape, not finite or zero, or impossible weights. LabelError: labels that
-            do not fit.
+            ModelError: features of another shape, not finite or zero, or impossible weights.
+            LabelError: labels that do not fit.
         """
         features = torch.as_tensor(features_ND)
         labels = torch.as_tensor(labels_N, device=features.device)
@@ -104,7 +104,8 @@ class Head(ABC):
             strings: the words that each row of `text_CD` is of, which head "prompt" reads anew; others do not ask.
 
         Raises:
-            LabelError: labels that do not fit. ModelError: features, text, scale or weights that are unusable.
+            LabelError: labels that do not fit.
+            ModelError: features, text, scale or weights that are unusable.
         """
         text = torch.as_tensor(text_CD).float()
         if text.ndim != 2 or not len(text) or not torch.isfinite(text).all():
@@ -122,7 +123,8 @@ class Head(ABC):
         """Learn from more examples of the same classes, arguments as `fit`.
 
         Raises:
-            ModelError: nothing fitted yet, or a head that learns everything at once. LabelError: as `fit`.
+            ModelError: nothing fitted yet, or a head that learns everything at once.
+            LabelError: as `fit`.
         """
         self._fitted()
         self._require_adding()
@@ -143,7 +145,7 @@ class Head(ABC):
 
         Raises:
             ModelError: nothing fitted yet, a head that learns everything at once, rows of another width, or numbers
-            that do not fit.
+                that do not fit.
         """
         self._fitted()
         self._require_adding()

@@ -51,7 +51,8 @@ def pseudo_labels(
         scale: what cosines are multiplied by. count: at most so many of a class; None keeps all.
 
     Raises:
-        OptionError: no such way, or no count. ModelError: features that do not fit the text.
+        OptionError: no such way, or no count.
+        ModelError: features that do not fit the text.
     """
     one_of(how, HOWS, "how", OptionError)
     require({"count": count}, {"count": Rule(1, whole=True, optional=True)})
@@ -82,7 +83,8 @@ def spread(
         features_NE: any length. text_CE: unit rows. neighbours: of a node. alpha: how far classes are carried, 0..1.
 
     Raises:
-        OptionError: out of range. ModelError: features that do not fit the text, or a solution that was not found.
+        OptionError: out of range.
+        ModelError: features that do not fit the text, or a solution that was not found.
     """
     import numpy as np
     from scipy.sparse import eye_array

@@ -67,8 +67,8 @@ def opened(address: str) -> tuple[Any, str]:
     """The file system behind an address, and the path on it.
 
     Raises:
-        MissingExtraError: fsspec is not installed. ImageError: no such protocol, the package for it is missing, or an
-            archive within another one.
+        MissingExtraError: fsspec is not installed.
+        ImageError: no such protocol, the package for it is missing, or an archive within another one.
     """
     if len(_ARCHIVES.findall(address)) > 1:
         raise ImageError(_nested(address))
@@ -90,7 +90,8 @@ def fetch(address: str) -> bytes:
     """The content of an address or a member of an archive.
 
     Raises:
-        ImageError: it is not there, or cannot be read. MissingExtraError: as `opened`.
+        ImageError: it is not there, or cannot be read.
+        MissingExtraError: as `opened`.
     """
     if address.startswith(TAR):
         member, archive = split(address)

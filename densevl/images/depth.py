@@ -22,8 +22,9 @@ def bit_depth(bits: int | None) -> Iterator[None]:
     Raises:
         ImageError: `bits` is something else.
 
-    >>> with bit_depth(12):
-    ...     result = segment("scan.tif", "cell, nucleus")
+    Examples:
+        >>> with bit_depth(12):
+        ...     result = segment("scan.tif", "cell, nucleus")
     """
     token = _BITS.set(checked(bits))
     try:

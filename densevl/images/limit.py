@@ -25,8 +25,9 @@ def pixel_limit(max_pixels: int | None) -> Iterator[None]:
     Raises:
         ImageError: `max_pixels` is something else.
 
-    >>> with pixel_limit(400_000_000):
-    ...     result = segment("poster.tif", "lettering, portrait")
+    Examples:
+        >>> with pixel_limit(400_000_000):
+        ...     result = segment("poster.tif", "lettering, portrait")
     """
     if max_pixels is not None and (not isinstance(max_pixels, int) or max_pixels < 1):
         raise ImageError(f"max_pixels is {max_pixels!r}; it is the most pixels an image may have, 1 or more")

@@ -76,7 +76,8 @@ def find_images(sources: Sources, *, skip: str | os.PathLike[str] | None = None)
         skip: a folder that is left out wherever it is met, such as the one that results go to.
 
     Raises:
-        ImageError: nothing was found, or a folder or list cannot be read. OutputError: a folder given is `skip` itself.
+        ImageError: nothing was found, or a folder or list cannot be read.
+        OutputError: a folder given is `skip` itself.
     """
     given = [os.fspath(sources)] if isinstance(sources, str | os.PathLike) else [os.fspath(path) for path in sources]
     if not all(given):

@@ -50,8 +50,8 @@ def reader(source: Any, name: str | None) -> Iterator[tuple[StrictReader, str]]:
         The reader, and what messages call the source.
 
     Raises:
-        ImageError: a path that is missing (with the closest names in its folder, unless `name` hides them), a folder,
-            a device, an address or locked; a file opened as text, closed, or that cannot seek.
+        ImageError: a path that is missing (with the closest names in its folder, unless `name` hides them), a folder, a
+            device, an address or locked; a file opened as text, closed, or that cannot seek.
     """
     what = display_name(name)
     if isinstance(source, str | os.PathLike):

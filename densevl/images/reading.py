@@ -65,11 +65,12 @@ def read_image(
         uint8 RGB (H, W, 3), 0-255, C-contiguous, writable, sharing memory with nothing.
 
     Raises:
-        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above; or
-            it holds values of more than `bits`.
+        ImageError: the source is missing, cut, damaged, too large, no image, or an array outside the rules above; or it
+            holds values of more than `bits`.
         MissingExtraError: a HEIC picture, without the extra "heif".
 
-    >>> rgb = read_image(await upload.read(), name=upload.filename)
+    Examples:
+        >>> rgb = read_image(await upload.read(), name=upload.filename)
     """
     bits = used_bits() if bits is None else checked(bits)
     if is_file(source):

@@ -84,8 +84,8 @@ def window_scores(
         grid, or one window over the whole image where the recipe stitches.
 
     Raises:
-        ProtocolError: an unknown proxy_scope, or windows that the recipe cannot be run on. RecipeError: the recipe does
-        not fit, or lacks what it reads.
+        ProtocolError: an unknown proxy_scope, or windows that the recipe cannot be run on.
+        RecipeError: the recipe does not fit, or lacks what it reads.
     """
     one_of(proxy_scope, PROXY_SCOPES, "proxy_scope", ProtocolError)
     if (windows.rows.length, windows.cols.length) != tuple(pixels.shape[-2:]):
@@ -158,8 +158,10 @@ def slide(
         (B, T, H, W) float32: cosines for a CLIP backbone.
 
     Raises:
-        LabelError: no text, or text of another model. ImageError: pixels of another shape. ProtocolError: impossible
-        windows. RecipeError: unknown or unfitting recipe.
+        LabelError: no text, or text of another model.
+        ImageError: pixels of another shape.
+        ProtocolError: impossible windows.
+        RecipeError: unknown or unfitting recipe.
     """
     if isinstance(text, str):
         raise LabelError(f"text is one string, '{text[:40]}'; give a list of strings")

@@ -34,7 +34,8 @@ def encode_stitched(
         windows: laid with blend "patch". hints: for the whole image, models looked. batch: windows per pass.
 
     Raises:
-        ProtocolError: windows that do not lie on one patch grid. RecipeError: as `Backbone.encode_dense`.
+        ProtocolError: windows that do not lie on one patch grid.
+        RecipeError: as `Backbone.encode_dense`.
     """
     if windows.blend != "patch":
         raise ProtocolError(f"recipe '{recipe.name}' stitches windows on one patch grid; set blend='patch'")

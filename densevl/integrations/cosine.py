@@ -115,8 +115,8 @@ def replace_predictor(
         The new head: `head.project` is to be trained; `head.set_text` takes other words.
 
     Raises:
-        LabelError: unusable labels. ModelError: a detector without such a head, with masks for each class, or settings
-        that do not fit.
+        LabelError: unusable labels.
+        ModelError: a detector without such a head, with masks for each class, or settings that do not fit.
     """
     check_detector(detector)
     heads: Any = getattr(detector, "roi_heads", None)

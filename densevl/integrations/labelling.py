@@ -67,8 +67,9 @@ def label_detections(
         drop_nothing: leave out the rows that are "nothing".
 
     Raises:
-        LabelError: unusable labels. ProposalError: other objects, boxes or masks that do not fit the image, scores that
-        are no numbers, or a weight without confidences.
+        LabelError: unusable labels.
+        ProposalError: other objects, boxes or masks that do not fit the image, scores that are no numbers, or a weight
+            without confidences.
     """
     label_set = LabelSet.parse(labels)
     rgb = None if image is None else read_image(image)

@@ -169,9 +169,10 @@ def candidates(
 class OpenVocabularyDetector(nn.Module):
     """A torchvision detector whose classes are words: images in, dicts out, as the detector itself.
 
-    >>> detector = torchvision.models.detection.maskrcnn_resnet50_fpn(weights="DEFAULT")
-    >>> detect = OpenVocabularyDetector(detector, RegionClassifier("auto", proposals=None), ["teapot", "kettle"])
-    >>> detect([image])[0]["labels"]  # index into detect.categories
+    Examples:
+        >>> detector = torchvision.models.detection.maskrcnn_resnet50_fpn(weights="DEFAULT")
+        >>> detect = OpenVocabularyDetector(detector, RegionClassifier("auto", proposals=None), ["teapot", "kettle"])
+        >>> detect([image])[0]["labels"]  # index into detect.categories
     """
 
     def __init__(
@@ -199,7 +200,8 @@ class OpenVocabularyDetector(nn.Module):
             top: boxes of an image that are named; see `candidates`.
 
         Raises:
-            LabelError: unusable labels. ModelError: no torchvision detector, or one whose weights are damaged.
+            LabelError: unusable labels.
+            ModelError: no torchvision detector, or one whose weights are damaged.
         """
         super().__init__()
         check_detector(detector)
@@ -243,7 +245,8 @@ class OpenVocabularyDetector(nn.Module):
             (D, 1, H, W) if the detector makes masks.
 
         Raises:
-            DensevlError: in training mode. ImageError: no images, such as tensors of 0..255 as floats.
+            DensevlError: in training mode.
+            ImageError: no images, such as tensors of 0..255 as floats.
         """
         if self.training:
             raise DensevlError("the detector is in training mode; call eval() first")

@@ -86,7 +86,8 @@ def runs_kernel(
         idle: why it is not worth it, or None; not asked when Triton is forced.
 
     Raises:
-        KernelUnavailable: Triton is forced and cannot run. KernelError: the mode is unknown.
+        KernelUnavailable: Triton is forced and cannot run.
+        KernelError: the mode is unknown.
     """
     asked = mode()
     forced = asked == "triton"

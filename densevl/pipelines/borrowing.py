@@ -28,7 +28,8 @@ def borrow(
 
     Raises:
         RecipeError: one is given and the recipe has no use for it.
-        ModelError: one cannot be loaded; the message says which option gives another. WeightsError: a damaged file.
+        ModelError: one cannot be loaded; the message says which option gives another.
+        WeightsError: a damaged file.
         MissingExtraError: SAM without `segment-anything`.
     """
     reads = (recipe.reads if recipe is not None else frozenset()) | also

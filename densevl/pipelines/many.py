@@ -66,8 +66,8 @@ def many(
         on_error: is told of images that cannot be read, in their place; None raises there.
 
     Raises:
-        ImageError: an image cannot be read, once the results of those before it are out. OptionError: one image in
-            place of several, or no images.
+        ImageError: an image cannot be read, once the results of those before it are out.
+        OptionError: one image in place of several, or no images.
     """
     is_one = isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 0) in (2, 3)
     if is_one or not hasattr(images, "__iter__"):

@@ -206,7 +206,7 @@ def load(model: str | Backbone, weights: Any = None, device: Any = None, precisi
 
     Raises:
         OptionError: weights or a device for a model that is loaded already. ModelError, WeightsError,
-        MissingExtraError: it cannot be loaded, or not at this precision.
+            MissingExtraError: it cannot be loaded, or not at this precision.
     """
     if isinstance(model, Backbone):
         if weights is not None or device is not None:

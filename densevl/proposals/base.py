@@ -166,7 +166,7 @@ class Proposals:
 
         Raises:
             ProposalError: another shape, NaN or infinity, boxes all within 0-1, one without area or all outside, or
-            more than fit in 4 GiB.
+                more than fit in 4 GiB.
         """
         cut = image_boxes(boxes, size)
         packed, edges = _blank(len(cut), size), box_edges(cut)

@@ -35,8 +35,9 @@ _MASKS_AT_ONCE = 16  # at the size of the photo, as float
 class Decoded(Proposals):
     """Masks of one image and what their decoder thinks each of them is; wherever `Proposals` go.
 
-    >>> decoded = Decoded.from_hf(model(**inputs), model.config.id2label, (height, width))
-    >>> RegionClassifier("ViT-B-16/openai")(photo, ["cat", "lamp"], regions=decoded)
+    Examples:
+        >>> decoded = Decoded.from_hf(model(**inputs), model.config.id2label, (height, width))
+        >>> RegionClassifier("ViT-B-16/openai")(photo, ["cat", "lamp"], regions=decoded)
 
     Attributes:
         logits: float32 (M, K), or (M, K + 1) with a column for "no object"; their softmax is the decoder's judgement.
@@ -234,8 +235,9 @@ class DecodedFiles:
 def hf_decoder(model: Any, processor: Any, **settings: Any) -> Callable[[Any], Decoded]:
     """A segmentation model of transformers as `proposals=`: of every photo its masks and scores.
 
-    >>> model = Mask2FormerForUniversalSegmentation.from_pretrained(FOLDER)
-    >>> classify = RegionClassifier(proposals=hf_decoder(model, AutoImageProcessor.from_pretrained(FOLDER)))
+    Examples:
+        >>> model = Mask2FormerForUniversalSegmentation.from_pretrained(FOLDER)
+        >>> classify = RegionClassifier(proposals=hf_decoder(model, AutoImageProcessor.from_pretrained(FOLDER)))
 
     Args:
         model: as `Decoded.from_hf` takes the outputs of. processor: its own.

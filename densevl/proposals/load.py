@@ -42,8 +42,10 @@ def load_proposer(
             `GridProposer`, `ConceptProposer` (words, least).
 
     Raises:
-        ModelError: unknown name, or a model that cannot be had. WeightsError: a damaged or foreign weights file.
-        MissingExtraError: a package is not installed. ProposalError: a setting unknown or out of range.
+        ModelError: unknown name, or a model that cannot be had.
+        WeightsError: a damaged or foreign weights file.
+        MissingExtraError: a package is not installed.
+        ProposalError: a setting unknown or out of range.
     """
     if tile is not None:
         from densevl.proposals.tiles import TiledProposer

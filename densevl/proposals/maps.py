@@ -22,7 +22,8 @@ def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") ->
             or the path of a PNG or TIFF, as `read_labels` takes it. size: (H, W) of the image. what: for messages.
 
     Raises:
-        ProposalError: a colour picture, scores, another size. ImageError: the file cannot be read.
+        ProposalError: a colour picture, scores, another size.
+        ImageError: the file cannot be read.
     """
     if isinstance(given, (str, bytes, os.PathLike)):
         given = read_labels(given)

@@ -20,7 +20,8 @@ class SuperpixelProposer(Proposer):
         compactness: how much nearness counts against colour; above 0.
 
     Raises:
-        MissingExtraError: scikit-image is not installed. ProposalError: a setting out of range.
+        MissingExtraError: scikit-image is not installed.
+        ProposalError: a setting out of range.
     """
 
     def __init__(self, *, segments: int = 100, compactness: float = 10.0) -> None:
@@ -48,7 +49,8 @@ class FelzenszwalbProposer(Proposer):
         least: pixels of the smallest area; at least 1.
 
     Raises:
-        MissingExtraError: scikit-image is not installed. ProposalError: a setting out of range.
+        MissingExtraError: scikit-image is not installed.
+        ProposalError: a setting out of range.
     """
 
     def __init__(self, *, scale: float = 100.0, least: int = 60) -> None:

@@ -69,7 +69,8 @@ class Hints:
             embed_dim: width of text rows.
 
         Raises:
-            RecipeError: another shape than the attributes say. ProposalError: boxes in 0-1, without area or outside.
+            RecipeError: another shape than the attributes say.
+            ProposalError: boxes in 0-1, without area or outside.
         """
         batch = None if self.pixels is None else self.pixels.shape[0]
         wanted = {

@@ -22,7 +22,8 @@ def majority_filter(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
         (H, W) of the same dtype; among several best labels other than the pixel's own, the smallest.
 
     Raises:
-        LabelError: not such a map. OptionError: an even side.
+        LabelError: not such a map.
+        OptionError: an even side.
     """
     _check(labels, side)
     reach = side // 2
@@ -55,7 +56,8 @@ def grey_closing(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
         (H, W) of the same dtype, within 0..255.
 
     Raises:
-        LabelError: not such a map. OptionError: an even side.
+        LabelError: not such a map.
+        OptionError: an even side.
     """
     _check(labels, side)
     grey = (labels.long() % 256).float()[None, None]

@@ -141,7 +141,8 @@ class PixelPropagation:
             alpha, tolerance: as for `PatchGraph.propagate`. compat: the ten steps of the paper's code.
 
         Raises:
-            ImageError: not such an image. RecipeError: radius, temperature, alpha or tolerance out of range.
+            ImageError: not such an image.
+            RecipeError: radius, temperature, alpha or tolerance out of range.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"the photo to spread scores on is (B, 3, H, W), not {tuple(image.shape)}")

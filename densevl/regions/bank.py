@@ -91,7 +91,8 @@ class Bank:
         """Open what was built.
 
         Raises:
-            BankError: missing, damaged, or something else. WeightsError: a damaged part.
+            BankError: missing, damaged, or something else.
+            WeightsError: a damaged part.
         """
         folder = BANK.path(path)
         if not (folder / FACTS).is_file():

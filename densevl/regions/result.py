@@ -122,7 +122,8 @@ class RegionResult(Result):
             labels: as `RegionClassifier` takes them. options: its background.
 
         Raises:
-            DensevlError: the result came out of a file or another process. LabelError: unusable labels.
+            DensevlError: the result came out of a file or another process.
+            LabelError: unusable labels.
         """
         if self.rename_fn is None:
             raise DensevlError("this result has left its model: name regions anew with RegionClassifier")
@@ -163,7 +164,8 @@ class RegionResult(Result):
             threshold: pixels with less than this are labelled nothing.
 
         Raises:
-            LabelError: an unknown mode. DensevlError: `fill` without a model.
+            LabelError: an unknown mode.
+            DensevlError: `fill` without a model.
         """
         labels, confidence = resolve.semantic(
             self.regions, self._decided(), mode=mode, nothing=self._rest(), threshold=threshold

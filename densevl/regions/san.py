@@ -49,8 +49,9 @@ def is_san(path: str | Path) -> bool:
 class San:
     """Masks and their vectors from one file of SAN, beside the CLIP it was trained with.
 
-    >>> san = San(backbone, "san_vit_b_16.pth")
-    >>> found = san("photo.jpg")  # a `RegionEmbeddings`: 100 masks, vectors of the operator "cls_bias"
+    Examples:
+        >>> san = San(backbone, "san_vit_b_16.pth")
+        >>> found = san("photo.jpg")  # a `RegionEmbeddings`: 100 masks, vectors of the operator "cls_bias"
 
     Attributes:
         void: (E,) unit vector of "no object", which competes with the words.
@@ -63,7 +64,8 @@ class San:
             backbone: an open_clip ViT of the architecture SAN was trained with: ViT-B-16-quickgelu, or ViT-L-14-336's.
 
         Raises:
-            ModelError: the backbone is no ViT of open_clip. WeightsError: the file is not SAN's, or of another CLIP.
+            ModelError: the backbone is no ViT of open_clip.
+            WeightsError: the file is not SAN's, or of another CLIP.
         """
         tower: Any = getattr(backbone, "tower", None)
         if not hasattr(getattr(tower, "module", None), "conv1"):

@@ -167,7 +167,8 @@ def photo_of(content: Mapping[str, Any], image: Any = None) -> npt.NDArray[np.ui
         content: what `from_json` read.
 
     Raises:
-        ImageError: the one given cannot be read. DensevlError: it is of another size.
+        ImageError: the one given cannot be read.
+        DensevlError: it is of another size.
     """
     size = content["size"]["height"], content["size"]["width"]
     source = image if image is not None else content["meta"].get("image")

@@ -148,7 +148,7 @@ class Gate:
 
         Raises:
             Refused: it is too large or too slow. What still comes is read and thrown away: a client whose connection
-            closes while it sends sees a reset, not the answer.
+                closes while it sends sees a reset, not the answer.
         """
         most = self.limits.body * MEGABYTE
         large = Refused(413, "too_large", f"the request is larger than {self.limits.body} MB", connection="close")

@@ -284,7 +284,8 @@ def corrected(found: Segmented, edits: Sequence[Edit]) -> Segmented:
     """A label map whose regions, the connected pixels of one label, were given other names.
 
     Raises:
-        DensevlError: outside the photo. LabelError: an unusable name.
+        DensevlError: outside the photo.
+        LabelError: an unusable name.
     """
     from scipy import ndimage
 
@@ -305,7 +306,8 @@ def renamed(result: RegionResult, edits: Sequence[Edit]) -> RegionResult:
     """Regions, of which those seen on top at some pixels were given other names.
 
     Raises:
-        DensevlError: outside the photo, or no region there. LabelError: an unusable name.
+        DensevlError: outside the photo, or no region there.
+        LabelError: an unusable name.
     """
     seen, names = result.regions.segment_map(), list(result.names)
     labels, confidence = result.labels.copy(), result.confidence.copy()

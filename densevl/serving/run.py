@@ -33,7 +33,8 @@ def serve(
         ready: called with the address, once models are loaded.
 
     Raises:
-        MissingExtraError: the packages of the extra are not installed. OptionError: the address cannot be had.
+        MissingExtraError: the packages of the extra are not installed.
+        OptionError: the address cannot be had.
         DensevlError: a model cannot.
     """
     try:

@@ -53,7 +53,8 @@ class Sessions:
         """Begin one; `given` is what `Models.session` takes.
 
         Raises:
-            SessionError: there are too many. DensevlError: as `Models.session`.
+            SessionError: there are too many.
+            DensevlError: as `Models.session`.
         """
         self._drop()
         if len(self._open) >= self.limits.sessions:
@@ -70,7 +71,8 @@ class Sessions:
         """Add a photo; of two of one name the second is given another.
 
         Raises:
-            SessionError: no such session. OptionError: no more room.
+            SessionError: no such session.
+            OptionError: no more room.
         """
 
         def call(work: LabelSession) -> None:
@@ -99,7 +101,8 @@ class Sessions:
         """Say what some pixels show; see `LabelSession.correct`.
 
         Raises:
-            SessionError: no such session. DensevlError: what cannot be.
+            SessionError: no such session.
+            DensevlError: what cannot be.
         """
 
         def call(work: LabelSession) -> None:

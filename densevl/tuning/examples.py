@@ -48,7 +48,8 @@ def taught(few: FewShot, pictures: Pictures) -> list[Any]:
     What the background of label maps covers is an example of nothing, and so is not background by words.
 
     Raises:
-        DatasetError: no objects but crowds. ImageError: a picture or its truth cannot be read.
+        DatasetError: no objects but crowds.
+        ImageError: a picture or its truth cannot be read.
     """
     if few.level == "pixel":
         names = [*pictures.labels.names, *[UNLABELLED] * pictures.background]

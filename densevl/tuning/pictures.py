@@ -80,7 +80,9 @@ def open_pictures(
         use: the command to tune, where the folder could tell about several.
 
     Raises:
-        DatasetError: nothing that could be tuned on. ImageError: no images. LabelError: unusable labels.
+        DatasetError: nothing that could be tuned on.
+        ImageError: no images.
+        LabelError: unusable labels.
     """
     root = Path(folder)
     if not root.is_dir():

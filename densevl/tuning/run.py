@@ -65,8 +65,10 @@ def tune(
         say: told what is being done. show: told how many cells of it are counted, and of how many.
 
     Raises:
-        DatasetError, ImageError, LabelError: as `open_pictures`; fewer than three pictures. OptionError: settings or
-        values that cannot be. OutputError: files of others in `out`. DensevlError: as the pipelines.
+        DatasetError, ImageError, LabelError: as `open_pictures`; fewer than three pictures.
+        OptionError: settings or values that cannot be.
+        OutputError: files of others in `out`.
+        DensevlError: as the pipelines.
     """
     files = {} if out is None else {name: Path(out, name) for name in (TOML, JSON, STATE)}
     if budget is not None and not budget > 0:

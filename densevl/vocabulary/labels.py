@@ -121,8 +121,8 @@ class LabelSet:
 
         Raises:
             ImageError: an image that cannot be read.
-            LabelError: empty, doubled, too long, not strings, a class that is not itself, the name of a file within
-                a list, or a file that is missing, unreadable or holds something else.
+            LabelError: empty, doubled, too long, not strings, a class that is not itself, the name of a file within a
+                list, or a file that is missing, unreadable or holds something else.
         """
         if isinstance(labels, LabelSet):
             return labels

@@ -58,7 +58,8 @@ class TextOptions:
         """Read {option: value}, where descriptors may be a dict or a JSON file, and transform a file; None is none.
 
         Raises:
-            OptionError: an option that does not exist, or an unusable value. WeightsError: an unusable file.
+            OptionError: an option that does not exist, or an unusable value.
+            WeightsError: an unusable file.
         """
         if spec is None or isinstance(spec, TextOptions):
             return spec

@@ -110,7 +110,8 @@ def parse(value: Any) -> Prompt:
 
     Raises:
         LabelError: an array that is neither, numbers that are not finite, a vector of zeros, or a mask and a box.
-        ImageError: an image that cannot be read. ProposalError: a mask or a box that does not fit its image.
+        ImageError: an image that cannot be read.
+        ProposalError: a mask or a box that does not fit its image.
     """
     if isinstance(value, Prompt):
         return value

@@ -33,7 +33,8 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
             of which the learned templates are taken.
 
     Raises:
-        OptionError: unknown name, an empty list, or a template without "{}". WeightsError: an unusable file.
+        OptionError: unknown name, an empty list, or a template without "{}".
+        WeightsError: an unusable file.
     """
     if isinstance(spec, LearnedTemplate):
         return (spec,)

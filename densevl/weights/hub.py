@@ -201,7 +201,8 @@ def fetch_model(named: Repo) -> Path:
         The folder, named by the commit; or, for a name with a file, that file.
 
     Raises:
-        ModelError: not at hand, no model, or not for this account. WeightsError: a download is damaged.
+        ModelError: not at hand, no model, or not for this account.
+        WeightsError: a download is damaged.
         OutputError: the disk has no room for it.
     """
     marks = [named.file] if named.file else [*CONFIGS, "adapter_config.json"]

@@ -137,7 +137,8 @@ class Adapters:
         """Write one safetensors file whose header names the backbone.
 
         Raises:
-            ModelError: another ending. OutputError: the disk refuses.
+            ModelError: another ending.
+            OutputError: the disk refuses.
         """
         if Path(path).suffix != ".safetensors":
             raise ModelError(f"adapters go into a .safetensors file, not {Path(path).name}")

@@ -203,7 +203,8 @@ def load_cat_seg(name: str, path: Path, how: How) -> CatSeg:
         name: one of `NAMES`.
 
     Raises:
-        ModelError: given with what the file says itself, or in another precision. WeightsError: another file.
+        ModelError: given with what the file says itself, or in another precision.
+        WeightsError: another file.
     """
     if how.given or how.words is not None or how.width:
         raise ModelError(f"model '{name}' has activation, pixels, words and width of its own; leave them out")

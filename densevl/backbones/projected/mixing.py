@@ -23,8 +23,8 @@ def mix(a: Backbone, b: Backbone, share: float) -> Backbone:
             and b to the last bit.
 
     Raises:
-        OptionError: a share out of range. ModelError: models of another kind, of other tensors, or that read pixels in
-        another way.
+        OptionError: a share out of range.
+        ModelError: models of another kind, of other tensors, or that read pixels in another way.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise OptionError(f"share is {share}: it is the share of the second model, 0 to 1")

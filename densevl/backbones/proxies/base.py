@@ -62,7 +62,8 @@ class Proxy(ABC):
             (B, D, h, w) float32.
 
         Raises:
-            ModelError: unknown kind. ImageError: a shape that is not as above.
+            ModelError: unknown kind.
+            ImageError: a shape that is not as above.
         """
         if kind not in KINDS:
             raise ModelError(f"proxy '{self.name}' has no '{kind}'{suggest(kind, KINDS)}; known: {', '.join(KINDS)}")

@@ -76,7 +76,8 @@ def build_sam_encoder(state: State, path: Path) -> nn.Module:
     """The image encoder of a SAM checkpoint (ViT-B, L, H, or any other size with relative positions), with its weights.
 
     Raises:
-        MissingExtraError: `segment-anything` is not installed. WeightsError: not a SAM checkpoint.
+        MissingExtraError: `segment-anything` is not installed.
+        WeightsError: not a SAM checkpoint.
     """
     try:
         from segment_anything.modeling import ImageEncoderViT

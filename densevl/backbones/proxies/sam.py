@@ -63,7 +63,8 @@ class SamProxy(Proxy):
             pixels: as for `encode`; `prepare` makes them from a CLIP's.
 
         Raises:
-            ModelError: the last block attends in windows. ImageError: pixels are not as `encode` takes them.
+            ModelError: the last block attends in windows.
+            ImageError: pixels are not as `encode` takes them.
         """
         self._check(pixels)
         block = self.encoder.blocks[-1]

@@ -70,7 +70,7 @@ class Attributes:
 
         Raises:
             EvaluationError: it cannot be read, is of another form, names a box of an object twice, or has fewer than
-            two attributes.
+                two attributes.
         """
         place = FILE.path(path)
         with FILE.sense(place):
@@ -101,7 +101,8 @@ class Attributes:
         """Each picture with its objects.
 
         Raises:
-            ImageError: a picture cannot be read. EvaluationError: a box that is not inside it, or has no pixel.
+            ImageError: a picture cannot be read.
+            EvaluationError: a box that is not inside it, or has no pixel.
         """
         for number, (path, entries) in enumerate(self.pictures.items()):
             if show is not None:

@@ -71,7 +71,8 @@ class ModelLooks:
         """Args: asked: its settings, all filled in.
 
         Raises:
-            EvaluationError: a concept model. OptionError: text options that read each photo.
+            EvaluationError: a concept model.
+            OptionError: text options that read each photo.
         """
         if isinstance(predictor, ConceptPredictor):
             raise EvaluationError("a model that judges each text at each pixel has no vectors of photos and objects")

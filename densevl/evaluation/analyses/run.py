@@ -129,9 +129,9 @@ def analyse(
         show: told what is run. tell: told each warning about the dataset and the words.
 
     Raises:
-        OptionError: an unknown analysis, another task, or an input of none of the analyses. DensevlError: as
-        `Task.predictor`, and as the analyses named by `only`; without it, what an analysis cannot do is left out with
-        its reason.
+        OptionError: an unknown analysis, another task, or an input of none of the analyses.
+        DensevlError: as `Task.predictor`, and as the analyses named by `only`; without it, what an analysis cannot do
+            is left out with its reason.
     """
     _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)
@@ -160,7 +160,9 @@ def analyse_photos(
         experiment: the model and its settings; its dataset is not opened. The rest as `analyse`.
 
     Raises:
-        As `analyse`. ImageError: no photos, or none that can be read. LabelError: unusable labels.
+        As `analyse`.
+        ImageError: no photos, or none that can be read.
+        LabelError: unusable labels.
     """
     _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)

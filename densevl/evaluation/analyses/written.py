@@ -70,7 +70,7 @@ def written_words(
 
     Raises:
         EvaluationError: fewer than two labels; masks that belong to no photo, or of another size; or no object on which
-        a word can be read.
+            a word can be read.
     """
     if len(labels) < 2:
         raise EvaluationError("a word of another label is painted, and there is one label; give two or more")

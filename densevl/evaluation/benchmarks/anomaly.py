@@ -82,7 +82,8 @@ class AnomalyDataset(Dataset):
         """Where damage is: bool (H, W).
 
         Raises:
-            DatasetError: the mask is missing or of another size. ImageError: it cannot be read.
+            DatasetError: the mask is missing or of another size.
+            ImageError: it cannot be read.
         """
         if item.label is None:
             return np.zeros(image.shape[:2], bool)
@@ -95,7 +96,8 @@ def mask_numbers(item: AnomalyItem) -> npt.NDArray[np.int32]:
     """What the mask file holds; a palette or 1-bit picture by its brightness, unless any number but 0 counts.
 
     Raises:
-        DatasetError: it is missing. ImageError: it cannot be read.
+        DatasetError: it is missing.
+        ImageError: it cannot be read.
     """
     path = label_file(item)
     if item.above == 0 and path.suffix.lower() in {".png", ".tif", ".tiff"}:

@@ -65,7 +65,8 @@ class SemanticDataset(Dataset):
         """The label map by the benchmark's rule: int16 (H, W), class index, -1 where not scored.
 
         Raises:
-            DatasetError: missing, of another size, or numbers outside the rule. ImageError: unreadable.
+            DatasetError: missing, of another size, or numbers outside the rule.
+            ImageError: unreadable.
         """
         label = label_file(item)
         stored = self.stored(label)

@@ -55,8 +55,9 @@ def average_precision(
 
     Raises:
         EvaluationError: an unknown kind or backend, "faster" where it is not installed, or results for images that the
-            truth does not have. DatasetError: federated and no LVIS file. MissingExtraError: federated without
-            faster-coco-eval.
+            truth does not have.
+        DatasetError: federated and no LVIS file.
+        MissingExtraError: federated without faster-coco-eval.
     """
     for value, allowed, what in ((kind, KINDS, "kind"), (backend, BACKENDS, "backend")):
         if value not in allowed:

@@ -124,7 +124,8 @@ class Task(ABC):
         """A first look at the dataset.
 
         Raises:
-            DatasetError: something cannot be right. ImageError: a file cannot be read.
+            DatasetError: something cannot be right.
+            ImageError: a file cannot be read.
         """
         return look(self.dataset)
 

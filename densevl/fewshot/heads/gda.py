@@ -52,7 +52,8 @@ class Gda(Head):
         """Forget examples that were learned, arguments as `fit`; alpha stays.
 
         Raises:
-            ModelError: nothing fitted yet, or more than was learned. LabelError: as `fit`.
+            ModelError: nothing fitted yet, or more than was learned.
+            LabelError: as `fit`.
         """
         self._fitted()
         gone = Samples.check(features_ND, labels_N, weights, len(self.text))
@@ -80,7 +81,8 @@ class Gda(Head):
         are the only one of their class say nothing; where all are, both sides get an equal say.
 
         Raises:
-            ModelError: nothing fitted yet. LabelError: as `fit`.
+            ModelError: nothing fitted yet.
+            LabelError: as `fit`.
         """
         self._fitted()
         self._choose(Samples.check(features_ND, labels_N, weights, len(self.text)))

@@ -77,7 +77,8 @@ class Fit:
         """All folds, then all examples; what was trained before is not trained again.
 
         Raises:
-            ModelError: training diverges. OutputError: the checkpoint cannot be written.
+            ModelError: training diverges.
+            OutputError: the checkpoint cannot be written.
         """
         held = self._held()
         for stage in range(self._stage, len(self._parts)):

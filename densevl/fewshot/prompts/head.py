@@ -93,7 +93,8 @@ class PromptLearner(Head):
                 anew. progress: called with steps done and all.
 
         Raises:
-            OptionError: no tower that reads vectors as words, or a setting out of range. ModelError: it is not so deep.
+            OptionError: no tower that reads vectors as words, or a setting out of range.
+            ModelError: it is not so deep.
         """
         whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
         whole |= {"views": views, "deep": deep}
@@ -134,8 +135,8 @@ class PromptLearner(Head):
                 `conditioned` all looks at one example are to have the same rows (GOPro).
 
         Raises:
-            LabelError: none, or images and vectors among them. ModelError: more words than the tower reads, or views of
-            another shape, or that are not finite.
+            LabelError: none, or images and vectors among them.
+            ModelError: more words than the tower reads, or views of another shape, or that are not finite.
         """
         self._views = _looks(views, len(features_ND), self._settings["views"])
         self._strings = _checked(strings, len(text_CD))

@@ -58,8 +58,8 @@ def train_adapters(
         rate: of Adam. report: called with each epoch's number and mean loss.
 
     Raises:
-        ModelError: no CLIP, no samples, none damaged or none sound. ProposalError: a mask of another size than
-            its image, or values that are no mask.
+        ModelError: no CLIP, no samples, none damaged or none sound.
+        ProposalError: a mask of another size than its image, or values that are no mask.
     """
     tower = getattr(backbone, "tower", None)
     if tower is None:

@@ -56,10 +56,11 @@ Batch = tuple[list[str | None], list[np.ndarray], torch.Tensor]
 class AnomalyDetector:
     """Anomaly maps with one model and one scoring; call it with an image.
 
-    >>> detect = AnomalyDetector("mini", item="tile")
-    >>> detect("tile.png").map                      # by words alone
-    >>> detect.fit("normal/").calibrate(fpr=0.01)   # against normal images, with a threshold
-    >>> detect("tile.png").is_anomalous
+    Examples:
+        >>> detect = AnomalyDetector("mini", item="tile")
+        >>> detect("tile.png").map                      # by words alone
+        >>> detect.fit("normal/").calibrate(fpr=0.01)   # against normal images, with a threshold
+        >>> detect("tile.png").is_anomalous
     """
 
     @checked
@@ -100,7 +101,8 @@ class AnomalyDetector:
 
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or has no use for words.
-            RecipeError: an unknown or impossible scoring. OptionError: a value that a setting cannot have.
+            RecipeError: an unknown or impossible scoring.
+            OptionError: a value that a setting cannot have.
         """
         self.scoring = get_scoring(scoring, **(options or {}))
         self.states, self.item = States.parse(states), item
@@ -159,7 +161,8 @@ class AnomalyDetector:
         """Score one image: a path, PIL image, uint8 RGB (H, W, 3), ...; see `densevl.images.read_image`.
 
         Raises:
-            ImageError: unreadable. ModelError: the scoring needs normal images and has none.
+            ImageError: unreadable.
+            ModelError: the scoring needs normal images and has none.
         """
         return next(self.many([image]))
 
@@ -176,8 +179,8 @@ class AnomalyDetector:
             on_error: called with an image that cannot be read, and the error, in its place; None raises there.
 
         Raises:
-            ImageError: from the iterator, at the place of an image that cannot be read. ModelError: the scoring needs
-            normal images and has none.
+            ImageError: from the iterator, at the place of an image that cannot be read.
+            ModelError: the scoring needs normal images and has none.
         """
         self._require_evidence()
         said: deque[list[str]] = deque()  # of each image that was read; a pass is no result that could hold it
@@ -216,7 +219,8 @@ class AnomalyDetector:
             normal: a folder, a path, or an iterable of paths and images; at least one.
 
         Raises:
-            ImageError: none, or unreadable. RecipeError: the scoring remembers nothing.
+            ImageError: none, or unreadable.
+            RecipeError: the scoring remembers nothing.
         """
         if not self.scoring.memory:
             raise RecipeError(f"scoring '{self.scoring.name}' remembers nothing; give it memory=('patch', 'windows')")
@@ -257,7 +261,8 @@ class AnomalyDetector:
                 by the others, and a lone one by copies of itself, mirrored, shifted and relit, which is optimistic.
 
         Raises:
-            OptionError: an impossible fpr. ModelError: no normal images at hand.
+            OptionError: an impossible fpr.
+            ModelError: no normal images at hand.
         """
         if not 0 < fpr < 1:
             raise OptionError(f"fpr is {fpr}: it is a share between 0 and 1, such as 0.01")
@@ -278,7 +283,8 @@ class AnomalyDetector:
         """Write the fitted detector as PATH.safetensors and PATH.json.
 
         Raises:
-            ModelError: nothing was fitted or calibrated. OutputError: the disk refuses.
+            ModelError: nothing was fitted or calibrated.
+            OutputError: the disk refuses.
         """
         if not self.is_fitted and self.thresholds is None:
             raise ModelError("nothing to save yet: call fit(...) or calibrate(images=...) first")

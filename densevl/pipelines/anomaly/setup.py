@@ -64,7 +64,8 @@ def tile_side(tile: int | None, backbone: Backbone, proxy: Proxy | None, scoring
     """The side of tiles, checked.
 
     Raises:
-        OptionError: not of whole patches, or smaller than the largest window. RecipeError: with a proxy.
+        OptionError: not of whole patches, or smaller than the largest window.
+        RecipeError: with a proxy.
     """
     if tile is None:
         return None
@@ -91,7 +92,9 @@ def fitting_adapters(adapters: Adapters | str | Path | None, backbone: Backbone,
     """The adapters a scoring reads, on the backbone's device, or None.
 
     Raises:
-        ModelError: it needs some. RecipeError: it has no use for them. WeightsError: they are of another backbone.
+        ModelError: it needs some.
+        RecipeError: it has no use for them.
+        WeightsError: they are of another backbone.
     """
     if scoring.text != "adapters":
         if adapters is not None:

@@ -46,10 +46,11 @@ class HeadText(NamedTuple):
 class Explainer:
     """Where the score of an image and a text comes from, with one model that reads its image embedding from CLS.
 
-    >>> explain = Explainer("mini")
-    >>> explain("scene.png", "penguin").save("out/patches.png")
-    >>> explain.heads("scene.png", "penguin").top(3)
-    >>> explain.pairs("scene.png", "a penguin on wood").scores
+    Examples:
+        >>> explain = Explainer("mini")
+        >>> explain("scene.png", "penguin").save("out/patches.png")
+        >>> explain.heads("scene.png", "penguin").top(3)
+        >>> explain.pairs("scene.png", "a penguin on wood").scores
 
     Photos are resized to the trained size without a crop, as `FewShot` and `densevl classify` have them.
     """
@@ -92,7 +93,8 @@ class Explainer:
             against: words whose mean score is taken off, as `LabelSet.parse` takes them; None for the cosine itself.
 
         Raises:
-            ImageError, LabelError: unusable ones. ModelError: the parts do not add up to the score.
+            ImageError, LabelError: unusable ones.
+            ModelError: the parts do not add up to the score.
         """
         rgb, word, others, parts = self._parts(image, label, against)
         attention_LAN = parts.attention_TLAN[0].double().cpu()
@@ -147,7 +149,9 @@ class Explainer:
             block, head: from 1. m: how many words.
 
         Raises:
-            ImageError: fewer than two images. LabelError: unusable words. OptionError: no such head or number.
+            ImageError: fewer than two images.
+            LabelError: unusable words.
+            OptionError: no such head or number.
         """
         if not is_whole(m) or m < 1:
             raise OptionError(f"m is {m!r}; it is how many words, at least 1")
@@ -170,7 +174,8 @@ class Explainer:
             heads: (block, head), both from 1. images: as of `head_texts`, at least one.
 
         Raises:
-            OptionError: no heads, or none such. ImageError: no images.
+            OptionError: no heads, or none such.
+            ImageError: no images.
         """
         pairs = list(heads) if isinstance(heads, Iterable) else []
         if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
@@ -194,7 +199,8 @@ class Explainer:
                 gone over to the mark of its end, above all in a text side of few blocks.
 
         Raises:
-            ImageError, LabelError: unusable ones; a caption that is too long. ModelError: the text side is no CLIP's.
+            ImageError, LabelError: unusable ones; a caption that is too long.
+            ModelError: the text side is no CLIP's.
             OptionError: no such block.
         """
         if not isinstance(caption, str):

@@ -46,9 +46,10 @@ WORDS = frozenset({"templates", "text", "text_side", "background", "presence", "
 class FeatureExtractor:
     """Dense features with one model and one recipe; call it with an image.
 
-    >>> features = FeatureExtractor("mini", stride=8)
-    >>> found = features("scene.png")
-    >>> found.features.shape, found.score(["cat", "dog"]).shape
+    Examples:
+        >>> features = FeatureExtractor("mini", stride=8)
+        >>> found = features("scene.png")
+        >>> found.features.shape, found.score(["cat", "dog"]).shape
     """
 
     @checked
@@ -88,8 +89,8 @@ class FeatureExtractor:
 
         Raises:
             ModelError, WeightsError, MissingExtraError, RecipeError, ProtocolError: as `Segmenter`. RecipeError also
-                where scores depend on the words, so that there are no features. OptionError: no such layer, or a value
-                that a setting cannot have.
+                where scores depend on the words, so that there are no features.
+            OptionError: no such layer, or a value that a setting cannot have.
         """
         self.stride, self.size = _stride(stride), _size(size)
         if self.size is not None and stride != PATCH:
@@ -131,7 +132,7 @@ class FeatureExtractor:
 
         Raises:
             ImageError: unreadable, or the map would take more than 1 GiB; the message names the stride that fits.
-            ProposalError, RecipeError: regions that do not fit, or are needed.
+                ProposalError, RecipeError: regions that do not fit, or are needed.
         """
         return self._run(image, read_image(image), regions)
 

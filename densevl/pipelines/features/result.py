@@ -65,7 +65,8 @@ class DenseMap:
                 map, or for a map read from a file loads the model that its JSON names.
 
         Raises:
-            LabelError: unusable labels. ModelError: features of a layer, or another model's; or it cannot be loaded.
+            LabelError: unusable labels.
+            ModelError: features of a layer, or another model's; or it cannot be loaded.
         """
         asked = LabelSet.parse(labels)
         text = self._text(model).encode(asked)
@@ -120,7 +121,8 @@ class DenseMap:
                 `zarr.storage.ZipStore`).
 
         Raises:
-            OutputError: another ending, or the disk refuses. MissingExtraError: zarr is not installed.
+            OutputError: another ending, or the disk refuses.
+            MissingExtraError: zarr is not installed.
         """
         stem, form = _parted(path)
         facts = {
@@ -139,7 +141,8 @@ class DenseMap:
         """Read what `save` wrote.
 
         Raises:
-            DensevlError: missing, damaged, or of another kind. MissingExtraError: zarr is not installed.
+            DensevlError: missing, damaged, or of another kind.
+            MissingExtraError: zarr is not installed.
         """
         stem, form = _parted(FEATURES.path(path))
         facts = from_json(stem.with_name(f"{stem.name}.json"), ("grid", "dtype", "sha256"))
@@ -180,7 +183,8 @@ def require_format(form: str) -> None:
     """Refuse a format that cannot be written, before any work.
 
     Raises:
-        OptionError: no such format. MissingExtraError: its package is not installed.
+        OptionError: no such format.
+        MissingExtraError: its package is not installed.
     """
     one_of(form, FORMATS, "format", OptionError)
     if form == "zarr":

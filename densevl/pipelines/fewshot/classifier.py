@@ -52,9 +52,10 @@ WORDLESS = ("exemplars", "nearest")
 class FewShot(Learner):
     """Words and a few examples together name images, regions or pixels; classes without examples stay with their words.
 
-    >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
-    >>> name("new.png").name
-    >>> FewShot("mini")("new.png", ["cat", "dog"]).name  # by words alone
+    Examples:
+        >>> name = FewShot("mini", "gda").fit({"cat": "cats/", "dog": ["a.png", "b.png"], "fish": []})
+        >>> name("new.png").name
+        >>> FewShot("mini")("new.png", ["cat", "dog"]).name  # by words alone
     """
 
     @checked
@@ -109,7 +110,8 @@ class FewShot(Learner):
 
         Raises:
             ModelError: the model cannot be loaded, is no CLIP or lacks what the head trains.
-            RecipeError: a recipe whose features depend on the words. OptionError: a value that a setting cannot have.
+            RecipeError: a recipe whose features depend on the words.
+            OptionError: a value that a setting cannot have.
         """
         self.level, self.head = level, head
         self.settings = {**OWN.get(level, {}).get(head, {}), **(options or {})}
@@ -192,8 +194,11 @@ class FewShot(Learner):
             `Segmenter` does, with the head in place of text scores.
 
         Raises:
-            ModelError: nothing fitted. OptionError: regions or labels for another level. ImageError: unreadable.
-            ProposalError: regions or boxes that do not fit. LabelError: unusable labels.
+            ModelError: nothing fitted.
+            OptionError: regions or labels for another level.
+            ImageError: unreadable.
+            ProposalError: regions or boxes that do not fit.
+            LabelError: unusable labels.
         """
         asked, features = self._asked(labels), self.features
         if isinstance(features, RegionFeatures):
@@ -246,7 +251,8 @@ class FewShot(Learner):
         """The labels of words alone; None where something was fitted.
 
         Raises:
-            ModelError: nothing was fitted, and there are no labels. OptionError: labels that cannot be.
+            ModelError: nothing was fitted, and there are no labels.
+            OptionError: labels that cannot be.
         """
         if labels is None:
             self.fitted()
@@ -266,7 +272,8 @@ class FewShot(Learner):
             image: as a call takes it.
 
         Raises:
-            OptionError: another level. ImageError: unreadable.
+            OptionError: another level.
+            ImageError: unreadable.
         """
         return self._places().encode(image)
 
@@ -302,7 +309,8 @@ class FewShot(Learner):
         """Write what was learned as PATH.safetensors and PATH.json; the model stays where it is.
 
         Raises:
-            ModelError: nothing fitted. OutputError: the disk refuses.
+            ModelError: nothing fitted.
+            OutputError: the disk refuses.
         """
         self.fitted()
         return fewshot_files.save(Path(path), self)

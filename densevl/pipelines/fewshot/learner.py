@@ -67,8 +67,10 @@ class Learner(Learned):
 
         Raises:
             LabelError: no examples, of another form, without a caption, of a class that is not in `labels`, or for
-            pixels a class none of whose pixels fill a token. ImageError: an unreadable image. ProposalError: regions or
-            maps that do not fit their image. ModelError: settings that do not fit the head.
+                pixels a class none of whose pixels fill a token.
+            ImageError: an unreadable image.
+            ProposalError: regions or maps that do not fit their image.
+            ModelError: settings that do not fit the head.
         """
         names = self.features.named(examples)
         shown = self.level != "image" and UNLABELLED in names
@@ -111,7 +113,8 @@ class Learner(Learned):
 
         Raises:
             LabelError: nothing that words name as one of the classes, or no caption of what they name.
-            OptionError: an impossible `how` or `count`. ModelError: a model without words. Else as `fit`.
+            OptionError: an impossible `how` or `count`.
+            ModelError: a model without words. Else as `fit`.
         """
         label_set = LabelSet.parse(labels)
         if not self.has_words:
@@ -181,8 +184,8 @@ class Learner(Learned):
                 examples. What was learned of the others stays; alpha and its like are chosen on the new examples.
 
         Raises:
-            ModelError: nothing fitted, or a head that learns from all at once. LabelError: a further class that is
-            there already; else, as ImageError, as `fit`.
+            ModelError: nothing fitted, or a head that learns from all at once.
+            LabelError: a further class that is there already; else, as ImageError, as `fit`.
         """
         before, shown = self.fitted(), UNLABELLED in self.counts
         if not HEADS[self.head].adds:
@@ -226,7 +229,8 @@ class Learner(Learned):
                 1 / (n + 1) can be had: then all classes are plausible.
 
         Raises:
-            ModelError: nothing fitted, or too few images. LabelError: a class that was not fitted.
+            ModelError: nothing fitted, or too few images.
+            LabelError: a class that was not fitted.
             OptionError: an impossible alpha, another level, or a head that cannot do without examples.
         """
         labels = self.fitted()

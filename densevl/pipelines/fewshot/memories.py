@@ -29,7 +29,8 @@ def pairs_of(folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Images of a folder and their captions: of captions.json in it, or of a text file beside each image.
 
     Raises:
-        ImageError: no images. LabelError: an image without a caption.
+        ImageError: no images.
+        LabelError: an image without a caption.
     """
     images = [os.fspath(path) for path in list_images(folder)]
     listed = Path(folder) / CAPTIONS
@@ -57,8 +58,10 @@ def build_memory(
         pairs: (image, caption) of each, or a folder as `pairs_of` reads it. settings: of `Memory`.
 
     Raises:
-        LabelError: no pairs, or a caption that is empty. ImageError: an unreadable image. ModelError: a model whose
-        words and whole images cannot be compared. OptionError: impossible settings.
+        LabelError: no pairs, or a caption that is empty.
+        ImageError: an unreadable image.
+        ModelError: a model whose words and whole images cannot be compared.
+        OptionError: impossible settings.
     """
     require_joint_space(backbone)
     given = pairs_of(pairs) if isinstance(pairs, str | os.PathLike) else list(pairs)
@@ -75,7 +78,9 @@ def fit_beta(memory: Memory, backbone: Backbone, examples: Mapping[str, Sequence
         examples: images by the words for their class.
 
     Raises:
-        LabelError: unusable words. ImageError: an unreadable image. OptionError: a memory of another model.
+        LabelError: unusable words.
+        ImageError: an unreadable image.
+        OptionError: a memory of another model.
     """
     labels = LabelSet.parse(list(examples))
     text = class_rows(TextClassifier(backbone).encode(labels), len(labels))[: len(labels)].cpu()

@@ -42,12 +42,13 @@ class LabelSession:
     a correction is an example of its class, and regions that look like it, in whichever photo, take its name at once.
     What was said of a pixel stays.
 
-    >>> session = LabelSession("mini", ["penguin", "pizza"])
-    >>> name = session.add("wood.png")
-    >>> session.correct(name, "mushroom", box=(99, 74, 156, 159))
-    >>> session.result(name).labels
-    >>> session.order()  # the photos to look at next first
-    >>> session.save("session.json")  # COCO
+    Examples:
+        >>> session = LabelSession("mini", ["penguin", "pizza"])
+        >>> name = session.add("wood.png")
+        >>> session.correct(name, "mushroom", box=(99, 74, 156, 159))
+        >>> session.result(name).labels
+        >>> session.order()  # the photos to look at next first
+        >>> session.save("session.json")  # COCO
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class LabelSession:
             options: what else `FewShot` takes, such as recipe, background and refine.
 
         Raises:
-            ModelError, RecipeError, OptionError: as `FewShot`. LabelError: unusable labels, or none.
+            ModelError, RecipeError, OptionError: as `FewShot`.
+            LabelError: unusable labels, or none.
         """
         if not -1 <= like <= 1:
             raise OptionError(f"like is {like}; it is a cosine, from -1 to 1")
@@ -112,7 +114,8 @@ class LabelSession:
             The name.
 
         Raises:
-            ImageError: unreadable. OptionError: the name is taken, or there is no more room.
+            ImageError: unreadable.
+            OptionError: the name is taken, or there is no more room.
         """
         if name is None:
             named = isinstance(image, (str, os.PathLike))
@@ -184,7 +187,8 @@ class LabelSession:
                 finds in it. point: x, y: what a click takes there; see `units`.
 
         Raises:
-            OptionError: not one of mask, box and point, or no such photo. ProposalError: outside the photo, or empty.
+            OptionError: not one of mask, box and point, or no such photo.
+            ProposalError: outside the photo, or empty.
             LabelError: an unusable name.
         """
         one = self._photo(photo)
@@ -299,7 +303,8 @@ class LabelSession:
             path: of what `save` wrote. folder: where the photos are. model, options: as the constructor takes them.
 
         Raises:
-            LabelError: it is no session. ImageError: a photo is missing or unreadable. Else as the constructor.
+            LabelError: it is no session.
+            ImageError: a photo is missing or unreadable. Else as the constructor.
         """
         content = read_json(path, SAVED, ("info", "images", "annotations", "categories"))
         with SAVED.sense(path):

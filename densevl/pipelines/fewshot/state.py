@@ -110,7 +110,8 @@ class Learned:
         """Unit rows (C, D) float32 of any labels, as head "prompt" learned to say them, a class each.
 
         Raises:
-            ModelError: another head, or nothing fitted. LabelError: unusable labels.
+            ModelError: another head, or nothing fitted.
+            LabelError: unusable labels.
         """
         asked = LabelSet.parse(labels)
         text = TextClassifier(self.backbone, self.templates(), use_cache=False)

@@ -132,8 +132,8 @@ class Cluster:
             bad_before: see `work_through`.
 
         Raises:
-            MissingExtraError: Ray is not installed. DensevlError: a worker has another model or version, or cannot go
-                on.
+            MissingExtraError: Ray is not installed.
+            DensevlError: a worker has another model or version, or cannot go on.
         """
         size = -(-self.shard // group) * group
         shards = [jobs[first : first + size] for first in range(0, len(jobs), size)]

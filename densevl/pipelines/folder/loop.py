@@ -101,8 +101,8 @@ class Folder:
 
         Raises:
             OutputError: another run is at work in the folder; it holds results of another, or a file that would be
-                replaced is an image that was given or somebody else's; or it cannot be a folder. ImageError: the only
-                image does not exist.
+                replaced is an image that was given or somebody else's; or it cannot be a folder.
+            ImageError: the only image does not exist.
         """
         self.store, self.kind = open_store(path), task.kind
         self.facts = task.identity
@@ -303,8 +303,9 @@ def to_files(
         The report. Bad images are also listed in errors.jsonl.
 
     Raises:
-        OutputError: see `Folder`; or the disk refuses. ImageError: the only image is bad, or the first one of `strict`.
-        LabelError, ModelError, MissingExtraError, ...: what is wrong with the whole run, at once.
+        OutputError: see `Folder`; or the disk refuses.
+        ImageError: the only image is bad, or the first one of `strict`. LabelError, ModelError, MissingExtraError, ...:
+            what is wrong with the whole run, at once.
     """
     started, watch = time.perf_counter(), watch or Watch()
     if os.fspath(out).endswith(PACKED):

@@ -29,7 +29,8 @@ class Store(ABC):
         """The content of a file.
 
         Raises:
-            FileNotFoundError: there is none. OutputError: the folder is a file by now.
+            FileNotFoundError: there is none.
+            OutputError: the folder is a file by now.
         """
 
     @abstractmethod
@@ -87,7 +88,8 @@ def open_store(place: str | os.PathLike[str]) -> Store:
     """The store of a path or an address.
 
     Raises:
-        OutputError: it cannot be a folder. MissingExtraError: an address, without fsspec.
+        OutputError: it cannot be a folder.
+        MissingExtraError: an address, without fsspec.
     """
     text = os.fspath(place)
     return Remote(text) if is_address(text) else Local(local(text))

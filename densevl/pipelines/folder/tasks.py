@@ -393,7 +393,8 @@ class Extracting:
         """See `Work`.
 
         Raises:
-            OptionError: no such format. MissingExtraError: its package is not installed.
+            OptionError: no such format.
+            MissingExtraError: its package is not installed.
         """
         require_format(self.form)
         extract = FeatureExtractor(**_on(self.options, device))

@@ -233,8 +233,8 @@ def read_views(
             "depth_unit_scale_factor" is taken where no scale is given.
 
     Raises:
-        DatasetError: missing, damaged, without frames, or of cameras with another lens model. OptionError: a camera
-        that cannot be.
+        DatasetError: missing, damaged, without frames, or of cameras with another lens model.
+        OptionError: a camera that cannot be.
     """
     path = Path(path)
     path = path / "transforms.json" if path.is_dir() else path

@@ -112,9 +112,10 @@ class PointLabels:
 class PointLabeller:
     """Labels points by what posed photos show of them.
 
-    >>> label = PointLabeller(FeatureExtractor("mini", stride=4))
-    >>> found = label("room.ply", read_views("transforms.json"), ["cat", "dog"])
-    >>> found.save("out/room.ply")
+    Examples:
+        >>> label = PointLabeller(FeatureExtractor("mini", stride=4))
+        >>> found = label("room.ply", read_views("transforms.json"), ["cat", "dog"])
+        >>> found.save("out/room.ply")
     """
 
     @checked
@@ -126,7 +127,8 @@ class PointLabeller:
             tolerance: a point is seen where its depth and that of the view differ by at most this share of its depth.
 
         Raises:
-            ModelError: an extractor of a layer. OptionError: no extractor, or a tolerance that is not above 0, up to 1.
+            ModelError: an extractor of a layer.
+            OptionError: no extractor, or a tolerance that is not above 0, up to 1.
         """
         if extractor.layer is not None:
             raise ModelError("tokens of a layer are not compared with words; leave layer out")
@@ -150,9 +152,10 @@ class PointLabeller:
             watch: told how many views are done, and of how many.
 
         Raises:
-            DatasetError: an unusable cloud, no views, or depth that cannot be read. ImageError: a photo that cannot be
-            read, or not that of its camera. LabelError: unusable labels. OptionError: a background that cannot be, or
-            something else than views.
+            DatasetError: an unusable cloud, no views, or depth that cannot be read.
+            ImageError: a photo that cannot be read, or not that of its camera.
+            LabelError: unusable labels.
+            OptionError: a background that cannot be, or something else than views.
         """
         asked, policy, points = LabelSet.parse(labels), Background.parse(background), read_cloud(cloud)
         views = _listed(views)
@@ -266,7 +269,8 @@ def _listed(views: Iterable[View]) -> list[View]:
     """Views in a list.
 
     Raises:
-        OptionError: they are something else. DatasetError: there are none.
+        OptionError: they are something else.
+        DatasetError: there are none.
     """
     found = list(views) if isinstance(views, Iterable) else [views]
     odd = [type(one).__name__ for one in found if not isinstance(one, View)]

@@ -37,8 +37,9 @@ Block = tuple[int, np.ndarray, np.ndarray]
 class BlockSegmenter:
     """Segment pictures of any size at their own resolution, block by block; equal to the whole picture at once.
 
-    >>> segment = BlockSegmenter("mini")
-    >>> segment("field.tif", ["forest", "road", "water"]).save("out/field.tif")
+    Examples:
+        >>> segment = BlockSegmenter("mini")
+        >>> segment("field.tif", ["forest", "road", "water"]).save("out/field.tif")
 
     Attributes:
         segmenter: the `Segmenter` whose result it is.
@@ -83,8 +84,8 @@ class BlockSegmenter:
             bands, value_range: see `Raster`.
 
         Raises:
-            ImageError: unreadable. LabelError, OptionError: unusable labels, images beside words, or an
-                unusable background, bands or range.
+            ImageError: unreadable. LabelError, OptionError: unusable labels, images beside words, or an unusable
+                background, bands or range.
         """
         label_set, policy = LabelSet.parse(labels), self.segmenter.policy(background)
         if self.segmenter.embed_text(label_set, policy).shown is not None:
@@ -232,7 +233,8 @@ class BlockResult:
             The paths written.
 
         Raises:
-            ImageError: the picture cannot be read to its end. OutputError: the disk refuses.
+            ImageError: the picture cannot be read to its end.
+            OutputError: the disk refuses.
         """
         with self.open() as raster:
             self._describe(raster)

@@ -56,7 +56,8 @@ class Raster:
 
         Raises:
             ImageError: missing, damaged, of another format, or of bands or values that say nothing of colours.
-            OptionError: bands or a range that the file cannot have. MissingExtraError: rasterio is not installed.
+            OptionError: bands or a range that the file cannot have.
+            MissingExtraError: rasterio is not installed.
         """
         try:
             import rasterio

@@ -27,8 +27,9 @@ ERRORS = "errors.jsonl"
 class BankBuilder:
     """Photos to a bank of their regions.
 
-    >>> values = RegionClassifier("ViT-B-16/openai", "pool", recipe="corrclip", proposals="mini-sam")
-    >>> BankBuilder("photos.bank", values, "radio_b").build("photos")
+    Examples:
+        >>> values = RegionClassifier("ViT-B-16/openai", "pool", recipe="corrclip", proposals="mini-sam")
+        >>> BankBuilder("photos.bank", values, "radio_b").build("photos")
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class BankBuilder:
             overwrite: begin anew, whatever the bank holds.
 
         Raises:
-            OptionError: the classifier has several operators, or keeps no vectors. ModelError: the proxy cannot be
-            loaded. BankError: a bank that is damaged or of other models.
+            OptionError: the classifier has several operators, or keeps no vectors.
+            ModelError: the proxy cannot be loaded.
+            BankError: a bank that is damaged or of other models.
         """
         self.operator, values = settled(classifier, "a bank")
         self.classifier, self._path = classifier, Path(path)

@@ -62,9 +62,10 @@ FORMS = ("regions", "boxes", "rle", "points")
 class RegionClassifier:
     """Names regions with one model; call it with a photo, words, and masks or boxes, or let it propose masks.
 
-    >>> classify = RegionClassifier("mini")
-    >>> result = classify("scene.png", ["cat", "dog | puppy"])
-    >>> result.found, result.boxes, result.confidence
+    Examples:
+        >>> classify = RegionClassifier("mini")
+        >>> result = classify("scene.png", ["cat", "dog | puppy"])
+        >>> result.found, result.boxes, result.confidence
     """
 
     @checked
@@ -129,7 +130,8 @@ class RegionClassifier:
 
         Raises:
             ModelError, WeightsError, MissingExtraError: the model cannot be loaded, or the operator needs what it
-            lacks. RecipeError: an unknown recipe, or one that has no features to pool.
+                lacks.
+            RecipeError: an unknown recipe, or one that has no features to pool.
             OptionError: a value that a setting cannot have.
         """
         chosen = None if operator is None else parse(operator, options)  # mistyped ones fail before the model loads
@@ -216,9 +218,10 @@ class RegionClassifier:
             One name and score a region, in the order given; see `RegionResult`.
 
         Raises:
-            ImageError: unreadable image. LabelError: unusable labels. ProposalError: regions that do not fit the photo,
-            such as boxes in 0-1, boxes without area and masks without a pixel; several kinds of them; or none and no
-            proposer.
+            ImageError: unreadable image.
+            LabelError: unusable labels.
+            ProposalError: regions that do not fit the photo, such as boxes in 0-1, boxes without area and masks without
+                a pixel; several kinds of them; or none and no proposer.
         """
         found = self.embed(image, regions=regions, boxes=boxes, rle=rle, points=points)
         return self.name(found, labels, background=background)
@@ -339,7 +342,9 @@ class RegionClassifier:
             A result whose names are the words that were kept, and whose regions are merged ones.
 
         Raises:
-            As a call. LabelError: the model knows none of the words. OptionError: shares out of range.
+            As a call.
+            LabelError: the model knows none of the words.
+            OptionError: shares out of range.
         """
         for name, value in {"threshold": threshold, "agree": agree, "overlap": overlap, "merge": merge}.items():
             check(name, value, DISCOVERY)
@@ -414,8 +419,8 @@ class RegionClassifier:
             words: 0..1, weight of the name beside its examples. threshold: regions below it are nothing.
 
         Raises:
-            LabelError: fewer than two names, or a name without a region. OptionError: `words` out of range, or an order
-                that keeps no vectors.
+            LabelError: fewer than two names, or a name without a region.
+            OptionError: `words` out of range, or an order that keeps no vectors.
         """
         if self.order == NAME_FIRST:
             raise OptionError(

@@ -24,8 +24,9 @@ def prompted(
 ) -> Proposals:
     """Make one mask of each click and each box; the photo is encoded once.
 
-    >>> regions = prompted("scene.png", points=[(116, 108)], boxes=[(20, 120, 75, 185)])
-    >>> classify("scene.png", ["elephant", "penguin"], regions=regions).found
+    Examples:
+        >>> regions = prompted("scene.png", points=[(116, 108)], boxes=[(20, 120, 75, 185)])
+        >>> classify("scene.png", ["elephant", "penguin"], regions=regions).found
 
     Args:
         image: as `read_image` takes it. points: (P, 2) x, y in pixels, a click each. boxes: (R, 4) x0, y0,
@@ -40,7 +41,7 @@ def prompted(
 
     Raises:
         ProposalError: clicks without a SAM, or where it finds nothing; prompts in 0-1, outside the photo or malformed.
-        ModelError, MissingExtraError: the proposer cannot be loaded.
+            ModelError, MissingExtraError: the proposer cannot be loaded.
     """
     if isinstance(proposer, str):
         proposer = load_proposer(proposer)

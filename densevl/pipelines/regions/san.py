@@ -23,9 +23,10 @@ def name_with_san(
 ) -> RegionResult:
     """Find the regions of a photo with SAN and name them.
 
-    >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", "cls_bias")
-    >>> result = name_with_san(classify, San(classify.backbone, "san_vit_b_16.pth"), "photo.jpg", ["cat", "dog"])
-    >>> result.semantic("sum")  # SAN's own output, with masks cut at one half
+    Examples:
+        >>> classify = RegionClassifier("ViT-B-16-quickgelu/openai", "cls_bias")
+        >>> result = name_with_san(classify, San(classify.backbone, "san_vit_b_16.pth"), "photo.jpg", ["cat", "dog"])
+        >>> result.semantic("sum")  # SAN's own output, with masks cut at one half
 
     Args:
         classifier: of the backbone that `san` was given, by operator "cls_bias".
@@ -33,7 +34,9 @@ def name_with_san(
         background: beside SAN's "no object", which competes with the words; "auto" is nothing more.
 
     Raises:
-        LabelError: unusable labels. ImageError: unreadable image. OptionError: an unusable background.
+        LabelError: unusable labels.
+        ImageError: unreadable image.
+        OptionError: an unusable background.
     """
     alone = isinstance(background, str) and background == "auto"
     label_set, policy = LabelSet.parse(labels), Background() if alone else classifier.policy(background)

@@ -31,9 +31,10 @@ from densevl.vocabulary import NOTHING, Background, LabelSet
 class RegionSearch:
     """Finds things in a folder of photos by words or by example.
 
-    >>> search = RegionSearch(RegionClassifier("mini"), "photos.npz")
-    >>> search.build("photos")
-    >>> search.find("umbrella")
+    Examples:
+        >>> search = RegionSearch(RegionClassifier("mini"), "photos.npz")
+        >>> search.build("photos")
+        >>> search.find("umbrella")
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class RegionSearch:
             overwrite: begin anew, whatever the file holds.
 
         Raises:
-            OptionError: the classifier has several operators, or keeps no vectors. RegionIndexError: a file that is
-                damaged or of another model.
+            OptionError: the classifier has several operators, or keeps no vectors.
+            RegionIndexError: a file that is damaged or of another model.
         """
         self.operator, facts = settled(classifier, "an index")
         self.classifier, self.path = classifier, None if path is None else Path(path)
@@ -84,8 +85,9 @@ class RegionSearch:
             The report. Bad photos are also listed in a file beside the index, its name ending in .errors.jsonl.
 
         Raises:
-            ImageError: no photos, or a bad one with `strict`. OutputError: the index cannot be written; what is in
-            memory is kept. MissingExtraError, ModelError, ...: what is wrong with the proposer or the model.
+            ImageError: no photos, or a bad one with `strict`.
+            OutputError: the index cannot be written; what is in memory is kept. MissingExtraError, ModelError, ...:
+                what is wrong with the proposer or the model.
         """
         listed = None
         if self.path is not None:

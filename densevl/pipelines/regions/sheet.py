@@ -25,7 +25,8 @@ def hit_sheet(hits: Sequence[Hit], query: str, *, columns: int = 3) -> npt.NDArr
         columns: of the sheet.
 
     Raises:
-        LabelError: no hits. ImageError: a photo is gone or another by now.
+        LabelError: no hits.
+        ImageError: a photo is gone or another by now.
     """
     if not hits:
         raise LabelError(f"nothing was found for {query!r}, so there is nothing to draw")

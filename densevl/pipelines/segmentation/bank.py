@@ -48,7 +48,8 @@ class Banks:
 
         Raises:
             BankError: no bank, an empty one, one named twice, or one of models other than those of its names.
-            RecipeError: a recipe whose scores are no cosines. OptionError: a share outside 0..1, or neighbours below 1.
+            RecipeError: a recipe whose scores are no cosines.
+            OptionError: a share outside 0..1, or neighbours below 1.
         """
         if not 0 <= share <= 1 or neighbours < 1:
             raise OptionError(f"bank_share={share!r}, neighbours={neighbours!r}: give a share of 0..1, and at least 1")

@@ -42,7 +42,8 @@ class ClassBoxes:
         """Read boxes by class or by one of its synonyms, (4,) or (M, 4) x0, y0, x1, y1 in pixels of an (H, W) photo.
 
         Raises:
-            LabelError: no dict, or a name that is no class. ProposalError: a box without area, or outside the photo.
+            LabelError: no dict, or a name that is no class.
+            ProposalError: a box without area, or outside the photo.
         """
         if not isinstance(boxes, Mapping):
             raise LabelError(

@@ -75,8 +75,9 @@ class _Maps:
 class Concepts:
     """Segmentation by SAM 3 or CLIPSeg; called as a `Segmenter` is.
 
-    >>> segment = Concepts("local-dir:sam3", background=0.4)
-    >>> segment("cat.jpg", ["cat", "dog | puppy"]).save("out/cat.png")
+    Examples:
+        >>> segment = Concepts("local-dir:sam3", background=0.4)
+        >>> segment("cat.jpg", ["cat", "dog | puppy"]).save("out/cat.png")
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class Concepts:
             compat: presence counts twice for instances, as in SegEarth-OV3's code.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError: the model cannot be loaded. OptionError: an impossible value.
+            ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
+            OptionError: an impossible value.
         """
         number = isinstance(instance_threshold, int | float) and not isinstance(instance_threshold, bool)
         if not number or not 0 <= instance_threshold < 1:
@@ -131,8 +133,9 @@ class Concepts:
             best class leaves, or that of the background word. Scores are probabilities, each class for itself.
 
         Raises:
-            LabelError: unusable labels, or images and vectors among them. ImageError: unreadable image. OptionError: an
-            unusable background.
+            LabelError: unusable labels, or images and vectors among them.
+            ImageError: unreadable image.
+            OptionError: an unusable background.
         """
         label_set, policy = LabelSet.parse(labels), self.policy(background)
         return self._run(image, read_image(image), label_set, policy)

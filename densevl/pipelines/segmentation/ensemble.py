@@ -31,7 +31,8 @@ from densevl.vocabulary import Background, LabelSet
 class Ensemble:
     """Segmenters that look at one photo together; called as a `Segmenter` is.
 
-    >>> segment = Ensemble([(Segmenter("ViT-B-16/openai"), 0.6), (Segmenter("photo"), 0.4)], background="none")
+    Examples:
+        >>> segment = Ensemble([(Segmenter("ViT-B-16/openai"), 0.6), (Segmenter("photo"), 0.4)], background="none")
 
     The first segmenter with a weight above 0 leads: labels are decided on its grid of tokens, by its background, logit
     scale, presence and refinement. Each has its own recipe, proxy, windows, views, templates and text options.
@@ -65,7 +66,8 @@ class Ensemble:
         """Segment one image; see `Segmenter.__call__`.
 
         Raises:
-            LabelError: unusable labels. OptionError: a background that is not the same strings for all members.
+            LabelError: unusable labels.
+            OptionError: a background that is not the same strings for all members.
             ImageError: unreadable image.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self._policy(background), read_image(image)

@@ -63,9 +63,10 @@ REPORTED = ("torch", "open_clip_torch", "timm")
 class Segmenter:
     """Open-vocabulary segmentation with one model and one recipe; call it with an image and labels.
 
-    >>> segment = Segmenter("auto")
-    >>> result = segment("cat.jpg", ["cat", "dog | puppy"])
-    >>> result.save("out/cat.png")
+    Examples:
+        >>> segment = Segmenter("auto")
+        >>> result = segment("cat.jpg", ["cat", "dog | puppy"])
+        >>> result.save("out/cat.png")
     """
 
     @checked
@@ -142,7 +143,8 @@ class Segmenter:
             ModelError, WeightsError, MissingExtraError: the model, or one it borrows from, cannot be loaded.
             RecipeError: unknown recipe or refinement, a model to which recipes do not apply, or a recipe that has no
                 use for `proxy` or `sam`.
-            OptionError: a value that a setting cannot have. ProtocolError: impossible windows or views.
+            OptionError: a value that a setting cannot have.
+            ProtocolError: impossible windows or views.
             BankError: a bank that is damaged, empty, or of models other than those of its names.
         """
         if text is not None and text.template_weights == "region":
@@ -217,8 +219,11 @@ class Segmenter:
             refined as the labels are, except by a vote.
 
         Raises:
-            LabelError: unusable labels, or a box of none of them. ImageError: unreadable image. ProposalError: regions
-            or boxes that do not fit the photo. RecipeError: regions are needed. OptionError: an unusable background.
+            LabelError: unusable labels, or a box of none of them.
+            ImageError: unreadable image.
+            ProposalError: regions or boxes that do not fit the photo.
+            RecipeError: regions are needed.
+            OptionError: an unusable background.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self.policy(background), read_image(image)
         started = time.perf_counter()
@@ -308,7 +313,8 @@ class Segmenter:
         """The segments of a photo: those given, else proposed, else clusters of a recipe that has some, else None.
 
         Raises:
-            ProposalError: unusable regions. RecipeError: there are none, and the recipe or a refinement needs some.
+            ProposalError: unusable regions.
+            RecipeError: there are none, and the recipe or a refinement needs some.
         """
         if given is not None:
             return Segments.parse(given, rgb.shape[:2])
@@ -448,7 +454,8 @@ class Segmenter:
         """Read a photo, bring it to size and lay windows; nothing of the model runs.
 
         Raises:
-            ImageError: unreadable image. RecipeError: this segmenter is not `separable`.
+            ImageError: unreadable image.
+            RecipeError: this segmenter is not `separable`.
         """
         if not self.separable:
             raise RecipeError(

@@ -94,8 +94,8 @@ class Upsampling:
                 (1, 3, H, W) normalised for the model, as they were fed.
 
         Raises:
-            RecipeError: an upsampler of features, and text that is weighted place by place; or a model whose
-            scores lie on another grid than its features.
+            RecipeError: an upsampler of features, and text that is weighted place by place; or a model whose scores lie
+                on another grid than its features.
         """
         laid = (sum(map(len, heard.parts)), *heard.parts[0].shape[-2:])
         if laid != (len(windows), windows.rows.tokens, windows.cols.tokens):
@@ -161,7 +161,8 @@ def upsampling(
     """The upsampler that refinements name, of its file; None where they name none.
 
     Raises:
-        OptionError: a name without a file, or a file without a name. WeightsError: a file of something else.
+        OptionError: a name without a file, or a file without a name.
+        WeightsError: a file of something else.
         RecipeError: it does not fit the model.
     """
     kind = next((name for name in refine if name in UPSAMPLERS), None)

@@ -66,7 +66,8 @@ class VideoFile:
     """A file; see `Source`.
 
     Raises:
-        ImageError: missing, damaged, no video or of a format that is not read. MissingExtraError: no PyAV.
+        ImageError: missing, damaged, no video or of a format that is not read.
+        MissingExtraError: no PyAV.
     """
 
     live = False
@@ -171,7 +172,8 @@ class Camera:
     """A camera of this machine, by its number; the newest frame is taken, those before are let go.
 
     Raises:
-        ImageError: there is none. MissingExtraError: no OpenCV.
+        ImageError: there is none.
+        MissingExtraError: no OpenCV.
     """
 
     live, frames, sound = True, 0, ""

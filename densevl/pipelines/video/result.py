@@ -30,8 +30,9 @@ CUT, SUDDEN, RECENT = 30.0, 3.0, 8
 class VideoSegmenter:
     """Segment videos; labels may be averaged over time.
 
-    >>> segment = VideoSegmenter(Segmenter("mini"), smooth=0.5)
-    >>> segment("clip.mp4", ["cat", "dog"]).save("out/clip.mp4")
+    Examples:
+        >>> segment = VideoSegmenter(Segmenter("mini"), smooth=0.5)
+        >>> segment("clip.mp4", ["cat", "dog"]).save("out/clip.mp4")
 
     Attributes:
         segmenter: segments the frames. smooth: the share that earlier frames have in the scores, 0 to below 1; it
@@ -157,7 +158,8 @@ class VideoResult:
             The paths written.
 
         Raises:
-            ImageError: no frame can be decoded. OutputError: the disk refuses.
+            ImageError: no frame can be decoded.
+            OutputError: the disk refuses.
         """
         path = Path(path)
         stem, names = path.stem, self.labels.names

@@ -171,7 +171,7 @@ class SamProposer(Proposer):
 
         Raises:
             ProposalError: both or none of points and boxes, other shapes, prompts all within 0-1, or one outside the
-            image.
+                image.
         """
         encoded = self.encode(image)
         if (points is None) == (boxes is None):

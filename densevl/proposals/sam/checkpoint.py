@@ -102,7 +102,8 @@ def download(name: str) -> Path:
         name: one of `OFFICIAL`.
 
     Raises:
-        ModelError: the server cannot be reached. OutputError: the file cannot be written.
+        ModelError: the server cannot be reached.
+        OutputError: the file cannot be written.
         WeightsError: what came has another SHA-256; nothing is kept of it.
     """
     official = OFFICIAL[name]

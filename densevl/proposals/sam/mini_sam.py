@@ -116,7 +116,8 @@ def load_mini_sam(path: Path | None = None, *, device: str = "cpu") -> Sam:
 
     Raises:
         MissingExtraError: `segment-anything` is not installed.
-        ModelError: this installation holds no weights. WeightsError: the file is damaged or another.
+        ModelError: this installation holds no weights.
+        WeightsError: the file is damaged or another.
     """
     path = path or shipped_file(WEIGHTS, SHA256, "mini-sam", "tools.mini_sam.train")
     state, config = read_weights(path)

@@ -83,8 +83,9 @@ class Export(ABC):
             name: of the photo's own files, without ending; None takes the photo's, made different from the others.
 
         Raises:
-            DensevlError: a result of other classes. OutputError: the disk refuses, the photo lies where files for
-            each photo are written, or a file there is other than what would be written: somebody may have edited it.
+            DensevlError: a result of other classes.
+            OutputError: the disk refuses, the photo lies where files for each photo are written, or a file there is
+                other than what would be written: somebody may have edited it.
         """
         own = tuple(result.names)
         if own != self.vocabulary:

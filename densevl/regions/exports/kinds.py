@@ -297,6 +297,7 @@ def open_export(
     """Open an export by name, one of `EXPORTS`; see `Export`.
 
     Raises:
-        OptionError: an unknown kind. DensevlError: a name of `stuff` that is no class.
+        OptionError: an unknown kind.
+        DensevlError: a name of `stuff` that is no class.
     """
     return EXPORTS[parse_kinds(kind)[0]](folder, vocabulary, stuff, overwrite)

@@ -67,7 +67,8 @@ def load_adapter(tower: Any, path: Path) -> AdapterNet:
     """Read the file for a tower of convolutions.
 
     Raises:
-        ModelError: another tower. WeightsError: another file, or one for another width.
+        ModelError: another tower.
+        WeightsError: another file, or one for another width.
     """
     if tower is None or tower.prefix or tower.depth or not hasattr(tower, "patch_size"):
         raise ModelError(

@@ -47,7 +47,8 @@ def balanced(
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        ModelError: the model has no CLS, or fewer blocks than `start`. OptionError: a spread that is not above 0.
+        ModelError: the model has no CLS, or fewer blocks than `start`.
+        OptionError: a spread that is not above 0.
     """
     if not spread > 0:
         raise OptionError(f"spread is {spread}; it is above 0")

@@ -21,7 +21,8 @@ def load_transform(spec: str | os.PathLike[str] | TextTransform) -> TextTransfor
     `Memory`, or MAFT+'s model, of which the content transfer is taken, as its semantic model has it.
 
     Raises:
-        WeightsError: missing, damaged, or something else. OptionError: neither a path nor a transform.
+        WeightsError: missing, damaged, or something else.
+        OptionError: neither a path nor a transform.
     """
     if isinstance(spec, TextTransform):
         return spec

@@ -62,7 +62,8 @@ def recognise(
         words: text vectors come from elsewhere, so the text side is left out, whatever it is.
 
     Raises:
-        WeightsError: nothing that densevl runs, with the reason. ModelError: a config that is not read.
+        WeightsError: nothing that densevl runs, with the reason.
+        ModelError: a config that is not read.
     """
     try:
         form = _form(_unwrapped(tensors), path, config, pixels, words)

@@ -92,7 +92,8 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
         state: its tensors. config: config.json; None where there is only the file. pixels: settings of its processor.
 
     Raises:
-        WeightsError: tensors that are missing or do not fit each other. ModelError: a kind that is not read.
+        WeightsError: tensors that are missing or do not fit each other.
+        ModelError: a kind that is not read.
     """
     if "vision_model.embeddings.patch_embedding.bias" in state:
         return _siglip(state, path, config, pixels)
