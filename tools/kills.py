@@ -129,7 +129,7 @@ COMMANDS = {
     "eval instance": Long(f"{EVAL} instance --proposals grid", _instances),
     "eval panoptic": Long(f"{EVAL} panoptic --proposals grid", _segments),
     "eval anomaly": Long("eval run mvtec --root set --model mini --out OUT --save-every 0 --dump", _anomalies),
-    "fewshot fit": Long("fewshot fit photos --model mini --out OUT/head", _classes),
+    "fewshot fit": Long("fewshot fit photos --model mini --out OUT/head --overwrite", _classes),
     "video": Long(f"video clips {MINI} --out OUT", _clips),
     "bank build": Long(f"bank build photos {GRID} --out OUT", _many, 3),
 }
