@@ -98,8 +98,8 @@ def test_masks_are_the_same_however_many_pixels_are_made_at_once(cells: int, mon
 def test_the_other_library_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "LEAST", 1)
     monkeypatch.setattr(kernel, "onednn_is_faster", lambda: True)
-    used, true = [], kernel._onednn
-    monkeypatch.setattr(kernel, "_onednn", lambda *args: used.append(1) or true(*args))
+    used, true = [], kernel.onednn_linear
+    monkeypatch.setattr(kernel, "onednn_linear", lambda *args: used.append(1) or true(*args))
     sam = model()
     for ours, theirs in zip(*both(sam, tokens_of(sam, POINT, 3)), strict=True):
         close(ours, theirs)
