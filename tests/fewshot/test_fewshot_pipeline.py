@@ -313,7 +313,7 @@ def test_void_of_a_map_is_no_class(tiny) -> None:
     [
         ({"level": "pixels"}, "closest: pixel"),
         ({"head": "lda"}, "closest: gda"),
-        ({"head": "gda", "options": {"beta": 1}}, "does not take"),
+        ({"head": "gda", "options": {"beta": 1}}, "has no setting 'beta'"),
         ({"head": "gda", "options": {"alpha": -1}}, "0 or more"),
         ({"head": "prolip", "level": "region", "operator": "pool+cls_mask"}, "one operator"),
         ({"level": "pixel", "coverage": 2.0}, "coverage is"),

@@ -72,7 +72,7 @@ class Case:
         assert code == 2, text
         assert re.search(self.refused or "", text), text
         assert "\n" not in text.strip(), text
-        assert len(text) < 600, text
+        assert len(text) < 1000, text  # five keys of each kind, where weights do not fit
 
 
 def cases(*table: Case) -> pytest.MarkDecorator:

@@ -90,7 +90,7 @@ def maps(*size: int) -> Map:
 
 
 def agree(got: Any, want: Any) -> None:
-    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)  # graphs have torch's attention, eager calls C's
 
 
 class Module(torch.nn.Module):
