@@ -10,7 +10,7 @@ DEV = $(VENV)/.dev
 # One process a core, but not more than fit in memory; tests that are left when one is done go to it.
 PYTEST = $(VENV)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 # Tests whose numbers depend on the CPU's instructions.
-NUMERIC = $(addprefix tests/,anomaly backbones fewshot inference kernels pipelines proposals recipes refine regions \
+NUMERIC = $(addprefix tests/,anomaly backbones explaining fewshot inference kernels pipelines proposals recipes refine regions \
   vocabulary attacks/test_r10_windows_cover_and_agree.py \
   attacks/test_r11_runs_agree.py attacks/test_r13_attention_is_the_formula.py attacks/test_r15_goldens.py)
 
