@@ -44,7 +44,7 @@ QUERY = draw(seed=1)[0]
 PROJECTION = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(3)))[0]
 
 
-HEADS = {name: head for name, head in ALL.items() if name != "prompt"}  # whose tests are in test_prompts.py
+HEADS = {name: head for name, head in ALL.items() if name != "prompt"}  # whose tests are in test_learned_prompts.py
 
 
 def make(name: str, **settings):
