@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from test_fewshot_pipeline import BOXES, EXAMPLES, NAMES, PLAIN, TEST, picture
-from test_prompts import LABELS, STRINGS, TEMPLATES, draw
+from test_learned_prompts import LABELS, STRINGS, TEMPLATES, draw
 from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_fewshot_pipeline import EXAMPLES, NAMES, PLAIN, picture
-from test_prompts import LABELS, STRINGS, TEMPLATES, draw
+from test_learned_prompts import LABELS, STRINGS, TEMPLATES, draw
 from torch.nn import functional as F
 
 from conftest import close, random_clip, wrap
