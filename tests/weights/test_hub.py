@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,10 +19,11 @@ from pathlib import Path
 import huggingface_hub.constants
 import huggingface_hub.utils._http
 import pytest
+import torch
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from conftest import TINY, random_clip
+from conftest import PHOTOS, TINY, random_clip
 from densevl import load_backbone
 from densevl.backbones import managing
 from densevl.backbones.at_hand import OFFER, offer
@@ -333,3 +336,27 @@ def test_auto_offers_a_better_model_where_a_hub_answers(
     said = [record.getMessage() for record in caplog.records if record.name == OFFER]
     assert said == ["'auto' takes 'photo'; a CLIP for any words: densevl models get ViT-B-16/openai (0.6 GB)"] * told
     assert all(method == "HEAD" for method, _ in hub.asked)
+
+
+def test_commands_of_the_docs_that_need_a_hub_run_with_one(hub, ask, tmp_path, monkeypatch) -> None:
+    """With a tiny model under the names of the published ones."""
+    ask("someone/none")
+    model = hub.files[REPO][COMMIT]
+    for arch, repo in (("ViT-B-16", "vit_base_patch16_clip_224"), ("ViT-B-32", "vit_base_patch32_clip_224")):
+        monkeypatch.setitem(large.ARCHITECTURES, arch, TINY)
+        hub.add(f"timm/{repo}.openai", model)
+    hub.add("someone/their-clip", model, "v1.0")
+    torch.save(random_clip().state_dict(), tmp_path / "finetuned.pt")
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    pages = [page.read_text(encoding="utf-8") for page in sorted((PHOTOS.parents[1] / "docs").glob("*.md"))]
+    blocks = [
+        block for page in pages for block in re.findall(r"<!-- needs: network.*?```console\n(.*?)```", page, re.S)
+    ]
+    lines = [
+        line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ densevl ")
+    ]
+    assert lines
+    for line in lines:
+        done = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert done.exit_code == 0, (line, done.output)
