@@ -207,6 +207,9 @@ def test_a_mixture_ends_at_both_models(tiny) -> None:
         mix(tiny, other, 1.5)
     with pytest.raises(ModelError, match="cannot be mixed"):
         mix(tiny, wrap(random_clip(config={**TINY, "embed_dim": 48}), "wide"), 0.5)
+    for names in ((tiny, "mini"), ("mini", tiny)):
+        with pytest.raises(ModelError, match=r"'mini' is a str, not a model; load it first"):
+            mix(*names, 0.5)
 
 
 # classes that come later

@@ -24,11 +24,16 @@ def mix(a: Backbone, b: Backbone, share: float) -> Backbone:
 
     Raises:
         OptionError: a share out of range.
-        ModelError: models of another kind, of other tensors, or that read pixels in another way.
+        ModelError: names in place of models, models of another kind, of other tensors, or that read pixels in another
+            way.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise OptionError(f"share is {share}: it is the share of the second model, 0 to 1")
     for one in (a, b):
+        if not isinstance(one, Backbone):
+            raise ModelError(
+                f"{str(one)[:40]!r} is a {type(one).__name__}, not a model; load it first, by load_backbone(NAME)"
+            )
         if not isinstance(one, OpenClipBackbone) or one.words is not None:
             raise ModelError(f"model '{one.name}' has no weights of its own on both sides to mix; take open_clip's")
     first, second = a.model.state_dict(), b.model.state_dict()  # type: ignore[attr-defined]
