@@ -38,6 +38,7 @@ LIGHT = (
     *("segment photo.png --labels dog --short-side x", "segment photo.png --labels dog --polygons"),
     *("segment photo.png --labels dog --activation no-such", "segment photo.png --labels dog --bands x"),
     *("tune no-such", "tune empty --try x", "tune empty --only no-such", "tune empty --use no-such"),
+    *("models show no-such", "models check no-such", "models convert no-such out", "doctor --no-such"),
     *("segment no-such.png --labels dog --json", "segment /dev/null --labels dog", "segment EMPTY --labels dog"),
     *(
         f"{command} {option} no-such"

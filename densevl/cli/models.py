@@ -89,6 +89,10 @@ def show_model(
     as_json: Json = False,
 ) -> None:
     """Describe a model and, if there is a table, which words it knows, partly knows and does not know."""
+    from densevl.backbones.at_hand import available, require_possible
+
+    if name not in {info.name for info in available()}:
+        require_possible(name)
     from densevl.backbones.managing import show
 
     with stderr().status("looking"):
@@ -169,9 +173,9 @@ def check_model(
 
     Exits with 0 if it works, 1 if it works with a guess, which a warning names, and 2 if it is refused.
     """
+    backbone = _loaded(name, weights, precision=precision)
     from densevl.backbones.managing import describe, try_out
 
-    backbone = _loaded(name, weights, precision=precision)
     try_out(backbone)
     facts = describe(backbone)
     if as_json:
@@ -214,12 +218,13 @@ def convert_model(
 
     Use the folder as local-dir:OUT, also on machines without a network.
     """
-    from densevl.backbones.managing import convert
     from densevl.files import require_folder
 
     folder = Path(out)
     require_folder(folder / "weights")
     backbone = _loaded(name, weights, words=words, truncate_dim=truncate_dim)
+    from densevl.backbones.managing import convert
+
     for warning in backbone.guesses:
         warn(warning)
     inputs = [path for path in (name, weights, words) if path]
@@ -228,6 +233,10 @@ def convert_model(
 
 
 def _loaded(name: str, weights: Path | None, **more: Any) -> Any:
+    from densevl.backbones.at_hand import require_possible
+
+    if weights is None:
+        require_possible(name)
     from densevl.backbones import load_backbone
 
     with stderr().status("loading the model"):
