@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from densevl import fitted
 from densevl.errors import EvaluationError
 from densevl.files import atomic_write, json_text, shown
 from densevl.saved import Kind, parse_json, read_arrays
@@ -126,10 +125,11 @@ class Ledger:
             told = parse_json(str(arrays["told"]))
             keys = [Candidate.of(own) for own in told["candidates"]]
             counts, seconds, identity = arrays["counts"], arrays["seconds"], told["identity"]
-        if differing := fitted.differing(identity, json.loads(json_text(self._identity, default=str))):
+        asked = json.loads(json_text(self._identity, default=str))
+        if differing := [name for name in {**identity, **asked} if identity.get(name) != asked.get(name)]:
             raise EvaluationError(
-                f"{shown(path.parent)} holds counts of something else: {differing}; name another --out, or forget them "
-                "with --fresh"
+                f"{shown(path.parent)} holds counts of something else ({', '.join(differing)}): name another --out, or "
+                "start over with --fresh"
             )
         with SAVED.sense(path):
             if counts.shape != (len(keys), self.pictures, 3, self._classes) or seconds.shape != counts.shape[:2]:

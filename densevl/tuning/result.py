@@ -21,6 +21,18 @@ COMMANDS = {SEGMENT: ("segment", "video"), REGIONS: ("regions",), CLASSIFY: ("cl
 ENOUGH = 6
 """Pictures from which on a difference can be sure, see `scores.difference`."""
 
+VALUES = {
+    "recipe": "recipes",
+    "operator": "operators",
+    "background": "backgrounds",
+    "templates": "sets of templates",
+    "plan": "plans of windows",
+    "precision": "precisions",
+    "guided": "numbers of guided crops",
+    "presence": "thresholds of presence",
+}
+"""What the values of a setting are called."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,6 +57,8 @@ class Tuning:
         labelled: whether there was a truth; without one, the measure is agreement, and the choice a guess.
         default, picked, chosen: what the command does by itself; the best found; and what is advised, which is the
             default where the best is not surely better.
+        better: whether the best is surely better than the default. tried: by setting, the values that were looked at,
+            of settings with several.
         judged: the choice on pictures it had not seen. steps: the stages. rows: the default, each step on the way to
             the best, the best without each of its settings, and cheaper ones.
         finalists: everything else that was counted on all pictures. seed: of the draws. warnings: what is odd.
@@ -59,6 +73,8 @@ class Tuning:
     default: Candidate
     picked: Candidate
     chosen: Candidate
+    better: bool
+    tried: Mapping[str, tuple[str, ...]]
     judged: Judged
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
@@ -75,14 +91,30 @@ class Tuning:
             f"{judged.default:.1%}: {_signed(gain.value)} points, 95 % interval {_signed(gain.low)} to "
             f"{_signed(gain.high)}, p = {gain.p:.2g}; folds {', '.join(map(_signed, judged.folds))}"
         )
+        saves = f"{self.chosen.against(self._base)}, which saves time and loses half a point at most"
+        saved = self.chosen != self._base
+        kept = f"the default is kept{f' but for {saves}' if saved else ''}"
+        if self.better:
+            return f"the choice is better than the default ({told}){f'; with {saves}' if saved else ''}"
         if not judged.complete:
-            return "time was up before the choice could be checked: the default is kept; a second call goes on"
+            return f"time was up before the choice could be checked: {kept}; a second call goes on"
         if self.picked == self.default:
-            return "nothing tried was better than the default by more than the error of the difference: it is kept"
-        if not (gain.sure and gain.value > 0):
-            few = f"; {ENOUGH} pictures are the fewest that can tell" if self.images < ENOUGH else ""
-            return f"within the noise: the default is kept ({told}{few})"
-        return f"the choice is better than the default ({told})"
+            return f"nothing tried was better than the default by more than the error of the difference: {kept}"
+        if gain.sure and gain.value > 0:
+            return f"the gain is too small for a guess: {kept} ({told})"
+        few = f"; {ENOUGH} pictures are the fewest that can tell" if self.images < ENOUGH else ""
+        return f"within the noise: {kept} ({told}{few})"
+
+    @property
+    def _base(self) -> Candidate:
+        """What the accuracy alone advises; the choice may be a cheaper form of it."""
+        return self.picked if self.better else self.default
+
+    @property
+    def looked_at(self) -> str:
+        """How many values of each setting were looked at, in a sentence."""
+        found = [f"{len(values)} {VALUES[name]}" for name, values in self.tried.items()]
+        return f"tried, the default among them: {', '.join(found) or 'nothing else'}"
 
     def toml(self) -> str:
         """The choice as a file for `densevl --config FILE`: a table for each command that it is about."""
@@ -128,6 +160,7 @@ class Tuning:
             "picked": dict(self.picked.settings),
             "chosen": dict(self.chosen.settings),
             "verdict": self.verdict,
+            "tried": {name: list(values) for name, values in self.tried.items()},
             "judged": {
                 **asdict(self.judged.gain),
                 "measure": self.judged.value,

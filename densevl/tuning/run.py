@@ -19,7 +19,7 @@ from densevl.tuning.counting import COUNTERS, Counter
 from densevl.tuning.guessing import LEAST, AgreementCounter
 from densevl.tuning.ledger import Ledger, Show
 from densevl.tuning.pictures import MOST, Pictures, open_pictures
-from densevl.tuning.result import ENOUGH, Row, Tuning
+from densevl.tuning.result import ENOUGH, VALUES, Row, Tuning
 from densevl.tuning.scores import MEASURES
 from densevl.tuning.selection import Judged, Selection, Step
 
@@ -156,8 +156,9 @@ def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) 
     steps = selection.choose(order)
     picked = steps[-1].chosen if steps else default
     judged = selection.judge()
-    better = judged.complete and judged.gain.sure and judged.gain.value > selection.least
-    chosen, cheaper = selection.cheapen(picked if better and picked != default else default)
+    sure = judged.complete and judged.gain.sure and judged.gain.value > selection.least
+    better = sure and picked != default
+    chosen, cheaper = selection.cheapen(picked if better else default)
     ways = [default, *(step.chosen for step in steps), *_without(picked, default), *cheaper, chosen]
     selection.ledger.ensure(dict.fromkeys(ways), order, must=True)
     rest = [own for own in selection.ledger.known if selection.ledger.has(own, order) and own not in ways]
@@ -174,6 +175,8 @@ def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) 
         default,
         picked,
         chosen,
+        better,
+        _tried(selection.ledger.known),
         judged,
         tuple(steps),
         tuple(rows),
@@ -181,6 +184,15 @@ def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) 
         selection.seed,
         warnings,
     )
+
+
+def _tried(known: Iterable[Candidate]) -> dict[str, tuple[str, ...]]:
+    """The values of settings that have several, by setting."""
+    found: dict[str, dict[str, None]] = {name: {} for name in VALUES}
+    for own in known:
+        for name, value in own.settings:
+            found[name][value or "default"] = None
+    return {name: tuple(values) for name, values in found.items() if len(values) > 1}
 
 
 def _without(picked: Candidate, default: Candidate) -> list[Candidate]:

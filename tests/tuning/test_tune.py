@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from densevl.cli import app
+from densevl.cli.shared import _Console
 from densevl.errors import DatasetError, DensevlError, EvaluationError, ImageError, LabelError, OptionError, OutputError
 from densevl.images import read_image
 from densevl.proposals import Proposals
@@ -19,8 +21,14 @@ from densevl.tuning import tune
 from densevl.tuning.candidates import Candidate
 from densevl.tuning.guessing import AgreementCounter
 from densevl.tuning.pictures import open_pictures
+from densevl.tuning.result import Tuning
+from densevl.tuning.scores import Difference
+from densevl.tuning.selection import Judged
+from densevl.vocabulary import LabelSet
 
 SCENES = sorted((Path(__file__).parents[2] / "demo" / "scenes").glob("*.png"))
+AUTO = Candidate.of({"background": "auto", "precision": "float32"})
+SKY, INT8 = AUTO.but(background="sky"), AUTO.but(precision="int8")
 QUICK = {"only": ["background"], "tries": {"background": ["none"]}}
 
 
@@ -73,7 +81,7 @@ def test_a_second_call_goes_on_and_another_question_is_refused(tmp_path) -> None
     assert said[0].endswith("counts are there already")
     assert second.facts() == first.facts()
     (data / "names.txt").write_text("background\npenguin\nbicycle")
-    with pytest.raises(EvaluationError, match=r"counts of something else.*--fresh"):
+    with pytest.raises(EvaluationError, match=r"counts of something else \(names, words\): .*--fresh"):
         tune(data, "mini", **QUICK, out=out)
     assert tune(data, "mini", **QUICK, out=out, fresh=True).labels.names == ("penguin", "bicycle")
 
@@ -184,3 +192,73 @@ def test_the_command_says_how_sure_it_is_and_prints_json(tmp_path) -> None:
     assert "the default" in done.stdout
     told = json.loads(CliRunner().invoke(app, [*asked, "--out", str(out), "--json"]).stdout)
     assert told["config"] == str(out / "tuned.toml")
+    assert told["tried"] == {"background": ["auto", "none"]}
+    assert "tried, the default among them: 2 backgrounds" in done.stdout
+    assert "advised: the default; densevl --config" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--out", ""], "it is empty"),
+        (["--budget", "nan"], "NaN is not a number"),
+    ],
+)
+def test_values_that_are_none_are_refused_before_the_folder_is_looked_at(tmp_path, words, told) -> None:
+    done = CliRunner().invoke(app, ["tune", str(tmp_path), *words])
+    assert (done.exit_code, told in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, "within the noise: the default is kept ("),
+        ({"chosen": INT8}, "within the noise: the default is kept but for precision int8, which saves time"),
+        ({"picked": AUTO, "chosen": INT8}, "nothing tried was better"),
+        ({"better": True, "chosen": SKY}, "the choice is better than the default ("),
+        ({"better": True, "chosen": SKY.but(precision="int8")}, "; with precision int8, which saves time"),
+        ({"gain": 0.05, "labelled": False}, "the gain is too small for a guess: the default is kept ("),
+        ({"complete": False, "chosen": INT8}, "the default is kept but for precision int8"),
+    ],
+)
+def test_the_verdict_says_what_the_file_holds(change, told) -> None:
+    """A default is said to be kept only where nothing else is advised."""
+    gain = change.get("gain", 0.0)
+    judged = Judged(
+        Difference(gain, gain, gain, 0.0, 0.01 if gain else 1.0), 0.5, 0.5, (0.0,), (), change.get("complete", True)
+    )
+    own = {"picked": SKY, "chosen": AUTO, "better": False, "labelled": True}
+    own |= {name: value for name, value in change.items() if name in own}
+    found = Tuning(
+        "segment",
+        {"model": "mini"},
+        LabelSet.parse("cat"),
+        8,
+        "mIoU",
+        own["labelled"],
+        AUTO,
+        own["picked"],
+        own["chosen"],
+        own["better"],
+        {},
+        judged,
+        (),
+        (),
+        (),
+        0,
+    )
+    assert told in found.verdict
+    assert ("is kept" in found.verdict) is (not own["better"])
+    assert ("is kept but for" in found.verdict) is (not own["better"] and own["chosen"] != AUTO)
+
+
+def test_cells_stay_whole_however_narrow_the_screen_is(tmp_path, monkeypatch) -> None:
+    data, out = folder(tmp_path / "data", 3), tmp_path / "out"
+    monkeypatch.setattr(_Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "40")
+    asked = ["tune", str(data), "--model", "mini", "--only", "background", "--try", "background=none"]
+    done = CliRunner().invoke(app, [*asked, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert re.search(r"none +\d+\.\d +[-+]\d+\.\d +[-+]\d+\.\d to [-+]\d+\.\d +\d\.\d{3}", plain), plain
+    assert "…" not in plain

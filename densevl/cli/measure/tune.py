@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 USES = ("segment", "regions", "classify")
 SETTINGS = ("recipe", "operator", "background", "templates", "plan", "precision", "guided", "presence")
-TUNED = Path(options.OUT, "tuned")
+TUNED = f"{options.OUT}/tuned"
+LEAST_WIDTH, PIPED_WIDTH = 76, 300
 SHOWN = 5  # finalists of a table that were not taken
 
 
@@ -83,7 +84,7 @@ def tune(
     proposals: options.Proposals = None,
     bits: options.Bits = None,
     out: Annotated[
-        Path,
+        str,
         options.option(
             "Write tuned.toml (for `densevl --config`), tuned.json and the state for resuming to this folder.",
             panel=options.FILES,
@@ -104,7 +105,7 @@ def tune(
     asked = _tries(tries or [])
     from densevl.tuning import tune as choose
 
-    console, doing = stderr(), [""]
+    console, doing, config = stderr(), [""], Path(out, "tuned.toml")
     with console.status("loading the model") as status:
 
         def say(text: str) -> None:
@@ -135,12 +136,12 @@ def tune(
             show=None if quiet else show,
         )
     if as_json:
-        print_json({**found.facts(), "config": str(out / "tuned.toml")})
+        print_json({**found.facts(), "config": str(config)})
         return
     for warning in found.warnings if not quiet else ():
         warn(warning)
     if not quiet:
-        _print(found, out / "tuned.toml")
+        _print(found, config)
 
 
 def _tries(given: list[str]) -> dict[str, list[str]]:
@@ -156,8 +157,11 @@ def _tries(given: list[str]) -> dict[str, list[str]]:
 def _print(found: Tuning, config: Path) -> None:
     from densevl.tuning.result import cells
 
-    console = stdout()
-    table = Table("choice", found.measure, "difference", "95 % interval", "s/picture", box=None)
+    console, table = stdout(), Table("choice", box=None)
+    for name in (found.measure, "difference", "95 % interval", "s/picture"):
+        table.add_column(name, no_wrap=True)
+    # Numbers stay whole; of a pipe each choice is one line, for grep.
+    console.width = max(console.width, LEAST_WIDTH if console.is_terminal else PIPED_WIDTH)
     for row in found.rows:
         table.add_row(*map(escape, cells(row)))
     if found.finalists:
@@ -165,5 +169,7 @@ def _print(found: Tuning, config: Path) -> None:
     for row in found.finalists[:SHOWN]:
         table.add_row(*map(escape, cells(row)), style="dim")
     console.print(table)
+    advised = found.chosen.against(found.default) if found.chosen != found.default else "the default"
+    console.print(escape(found.looked_at))
     console.print(escape(f"{found.verdict}."))
-    console.print(escape(f"advised: {found.chosen.against(found.default)}; densevl --config {config} {found.use} ..."))
+    console.print(escape(f"advised: {advised}; densevl --config {config} {found.use} ..."))
