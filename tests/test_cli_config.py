@@ -66,6 +66,34 @@ def test_what_a_file_must_not_say_is_one_line(told, text, said) -> None:
     assert re.search(said, done.stderr), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        (
+            '[classify]\nmodel = "mini"',
+            ["segment", "absent.png", "--labels", "dog"],
+            "note: .*c.toml' has no \\[segment\\]$",
+        ),
+        (
+            '[classify]\nlabels = "cat"',
+            ["classify", SCENE, "--head", "x"],
+            r"leave --labels out \(it stands in .*c.toml'\)",
+        ),
+        (
+            '[segment]\nlabels = "cat"',
+            ["segment", SCENE, "--head", "x"],
+            r"leave --labels out \(it stands in .*c.toml'\)",
+        ),
+        ("[segment]\nsheet = true", ["segment", SCENE, "--head", "x", "--labels", "cat"], "leave --labels out$"),
+    ],
+)
+def test_what_a_file_lacks_or_says_against_an_option_names_the_file(told, text, words, said) -> None:
+    done = told(text, *words)
+    assert done.exit_code == 2
+    assert re.search(said, done.stderr, re.MULTILINE), done.stderr
+    assert "has no" in done.stderr or len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("path", ["absent.toml", ".", "", "\0"])
 def test_a_file_that_cannot_be_read_is_one_line(path) -> None:
     done = CliRunner().invoke(app, ["--config", path, "models"])

@@ -32,9 +32,10 @@ from densevl.cli.regions import regions
 from densevl.cli.search import search
 from densevl.cli.segmentation import segment
 from densevl.cli.serve import serve
-from densevl.cli.shared import OneLineGroup, one_line_errors, tell_notes
+from densevl.cli.shared import OneLineGroup, configured_by, note, one_line_errors, tell_notes
 from densevl.cli.video import video
 from densevl.devices import keep_memory
+from densevl.files import shown
 
 __all__ = ["app"]
 
@@ -75,8 +76,11 @@ def _root(
             stream.reconfigure(errors="backslashreplace")
     tell_notes()
     keep_memory()
+    configured_by(config)
     if config is not None:
         context.default_map = defaults(config, context.command)
+        if context.invoked_subcommand not in context.default_map:
+            note(f"{shown(config)} has no [{context.invoked_subcommand}]")
 
 
 for command in (segment, video, regions, search, classify, features, points, doctor, bench, tune, serve):

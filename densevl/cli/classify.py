@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from densevl.cli import options
 from densevl.cli.images import labels_of, looked_up, run_images, text_options
-from densevl.cli.shared import one_line_errors
+from densevl.cli.shared import one_line_errors, where
 from densevl.errors import OptionError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def classify(
     words = {"--templates": templates, "--descriptors": descriptors, "--text-transform": text_transform}
     told = [flag for flag, value in {"--labels": labels, "--like": like, **words}.items() if value]
     if head is not None and told:
-        raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out")
+        place = where(*(flag.removeprefix("--").replace("-", "_") for flag in told))
+        raise OptionError(f"--head knows its classes and their words; leave {', '.join(told)} out{place}")
     asked = labels_of(labels, like) if head is None else None
     chosen: dict[str, Any] = {"model": model, "weights": weights, "device": device, "precision": precision}
     chosen |= {name: own for name, own in {"guided": guided, "presence": presence}.items() if own is not None}

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from densevl.cli.shared import from_config, where
 from densevl.errors import OptionError, suggest
 from densevl.files import shown
 
@@ -156,10 +157,15 @@ def option(
 
 
 def _given(context: typer.Context, parameter: typer.CallbackParam, value: Any) -> Any:
-    """An empty text or no number, as a script leaves it by an empty variable, is no value of any option."""
-    empty = isinstance(value, str) and not value.strip()
-    if (empty or value != value) and "COMMANDLINE" in str(context.get_parameter_source(str(parameter.name))):
-        raise typer.BadParameter("it is empty; give a value, or leave the option out")
+    """An empty text, as a script leaves it by an empty variable, and NaN are no values of any option."""
+    source = str(context.get_parameter_source(str(parameter.name)))
+    if "DEFAULT_MAP" in source:
+        from_config(str(parameter.name))
+    if "COMMANDLINE" in source:
+        if isinstance(value, str) and not value.strip():
+            raise typer.BadParameter("it is empty; give a value, or leave the option out")
+        if value != value:
+            raise typer.BadParameter("NaN is not a number; give one, or leave the option out")
     return value
 
 
@@ -342,7 +348,7 @@ def alone(flag: str, why: str, given: Mapping[str, Any], command: Callable[..., 
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in allowed and given.get(name, parameter.default) != parameter.default:
             [told] = parameter.annotation.__metadata__[:1]
-            raise OptionError(f"{flag} {why}: leave {[*(told.param_decls or ()), _flag(name)][0]} out")
+            raise OptionError(f"{flag} {why}: leave {[*(told.param_decls or ()), _flag(name)][0]} out{where(name)}")
 
 
 def _flag(name: str) -> str:

@@ -30,6 +30,8 @@ FAILED, PARTLY, UNWRITTEN, STOPPED, UNREAD = 2, 3, 4, 130, 141
 _UsageError: Any = typer.BadParameter.__mro__[1]
 _OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_configured: ContextVar[tuple[str, set[str]] | None] = ContextVar("configured", default=None)
+"""The file of --config, and the options whose values stand in it."""
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -86,9 +88,31 @@ def tell_notes() -> None:
             logger.setLevel(logging.INFO)
 
 
+def note(text: str) -> None:
+    """Print a note on one line."""
+    stderr().print(f"note: {escape(text)}")
+
+
 def warn(text: str) -> None:
     """Print a warning on one line."""
     stderr().print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def configured_by(path: str | None) -> None:
+    """Begin a command whose defaults come from a file, or from none."""
+    _configured.set(None if path is None else (path, set()))
+
+
+def from_config(option: str) -> None:
+    """Note that the value of an option stands in the file of --config."""
+    if (known := _configured.get()) is not None:
+        known[1].add(option)
+
+
+def where(*options: str) -> str:
+    """For a message about options: that one of them stands in the file of --config; "" if none does."""
+    known = _configured.get()
+    return "" if known is None or known[1].isdisjoint(options) else f" (it stands in {shown(known[0])})"
 
 
 class OneLineGroup(TyperGroup):
