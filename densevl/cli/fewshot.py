@@ -32,9 +32,9 @@ def fewshot_fit(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder with one folder of images for each class, named after it. For regions: with images/ and "
-            "instances.json (COCO). For pixels: with images/, labels/ and a list of classes. With --unlabelled: "
-            "any images."
+            help="A folder with one folder of images for each class, named after it; an empty one is a class by its "
+            "words alone. For regions: with images/ and instances.json (COCO). For pixels: with images/, labels/ and a "
+            "list of classes. With --unlabelled: any images."
         ),
     ],
     out: Annotated[Path, options.option("Save the head as OUT.safetensors and OUT.json.", panel=options.FILES)] = Path(
@@ -142,6 +142,7 @@ def fewshot_fit(
     others = None if held_out is None else open_examples(held_out, "image")[0]
     guard(files(out), inputs=[*_paths(examples), *_paths(others or {})], overwrite=overwrite)
     _require_free(files(out), overwrite)
+    from densevl.backbones.reach import listed
     from densevl.pipelines.fewshot.classifier import FewShot
     from densevl.tuning.examples import taught
 
@@ -162,9 +163,11 @@ def fewshot_fit(
             name.calibrate(others, alpha=calibrate)
     written = name.save(out)
     half.unlink(missing_ok=True)
-    counted = ", ".join(f"{count} {label}" for label, count in name.counts.items()) if unlabelled else ""
-    told = f" ({counted})" if counted else ""
-    stdout().print(f"{len(name.fitted())} classes{escape(told)}; wrote {escape(', '.join(map(str, written)))}")
+    told = [", ".join(f"{count} {label}" for label, count in name.counts.items())] if unlabelled else []
+    if by_words := [label for label in name.fitted().names if not name.counts[label]]:
+        told.append(f"by words alone: {listed(by_words)}")
+    classes = f"{len(name.fitted())} classes" + (f" ({'; '.join(told)})" if told else "")
+    stdout().print(escape(f"{classes}; wrote {', '.join(map(str, written))}"))
 
 
 @fewshot_app.command("memory")

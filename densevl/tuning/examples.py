@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from densevl.errors import DatasetError
+from densevl.files import shown
 from densevl.pipelines.fewshot.classifier import FewShot
 from densevl.pipelines.fewshot.features import by_folder
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.proposals.base import Proposals
 from densevl.results import UNLABELLED
 from densevl.tuning.candidates import REGIONS, SEGMENT
-from densevl.tuning.pictures import Pictures, open_pictures
+from densevl.tuning.pictures import HOLDS, Pictures, kinds, open_pictures
 
 ALL = 2**31  # pictures; of all of them examples are taken
 USES = {"region": REGIONS, "pixel": SEGMENT}
@@ -35,9 +37,16 @@ def open_examples(folder: str | os.PathLike[str], level: str) -> tuple[Any, Labe
     Raises:
         DatasetError, ImageError: it holds something else.
     """
+    root = Path(folder)
+    told = kinds(root) if root.is_dir() else []
     if level not in USES:
+        other = next((name for name, use in USES.items() if use in told), None)
+        if other is not None:
+            raise DatasetError(f"{shown(root)} holds {HOLDS[USES[other]]}: that is for level '{other}', not '{level}'")
         found = by_folder(folder)
         return found, list(found)
+    if root.is_dir() and USES[level] not in told:
+        raise DatasetError(f"{shown(root)} shows no {level}s; give a folder with {HOLDS[USES[level]]}")
     pictures = open_pictures(folder, limit=ALL, use=USES[level])
     return pictures, pictures.labels
 

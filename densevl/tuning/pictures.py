@@ -89,7 +89,7 @@ def open_pictures(
         raise DatasetError(
             f"{shown(root)} is no folder; give one with pictures, and with their labels if there are some"
         )
-    found = _kinds(root)
+    found = kinds(root)
     if labels is not None:
         asked = LabelSet.parse(labels)
         if found:
@@ -105,13 +105,17 @@ def open_pictures(
     return {SEGMENT: _maps, REGIONS: _objects, CLASSIFY: _folders}[use or found[0]](root, limit)
 
 
-_HOLDS = (
-    "images/ with labels/ and a list of classes (for segment), instances.json with images/ (for regions), or a folder "
-    "of images for each class (for classify)"
-)
+HOLDS = {
+    SEGMENT: "images/ with labels/ and a list of classes",
+    REGIONS: "images/ with instances.json",
+    CLASSIFY: "a folder of images for each class",
+}
+"""What a folder holds that tells about a use."""
+_HOLDS = ", or ".join(f"{form} (for {use})" for use, form in HOLDS.items())
 
 
-def _kinds(root: Path) -> list[str]:
+def kinds(root: Path) -> list[str]:
+    """The uses that a folder tells about, by the names of what it holds."""
     inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     if (root / "images").is_dir():
         found = [SEGMENT] if (root / "labels").is_dir() else []

@@ -172,6 +172,21 @@ def test_what_was_learned_is_no_measure_of_confidence(tiny) -> None:
         made.calibrate(more)
 
 
+@pytest.mark.parametrize("how", ["fit", "fit_unlabelled"])
+def test_what_was_learned_is_known_after_load_too(tiny, tmp_path, how) -> None:
+    shown = examples(3)
+    made = FewShot(tiny, "gda", templates="photo")
+    made.fit(shown) if how == "fit" else made.fit_unlabelled(
+        [one for own in shown.values() for one in own], list(shown)
+    )
+    made.save(tmp_path / "saved")
+    again = FewShot.load(tmp_path / "saved", tiny)
+    Image.fromarray(shown["red"][0]).save(tmp_path / "copy.png")
+    with pytest.raises(OptionError, match="1 of 2 images"):
+        again.calibrate({"red": [tmp_path / "copy.png", pictures("red", 1)[0]]})
+    assert again.calibrate({"red": pictures("red", 3)}, alpha=0.5).calibration.margin is not None
+
+
 def test_refusals_are_one_clear_line(tiny, inspect, tmp_path) -> None:
     image = pictures("red", 1)[0]
     made = FewShot(tiny, "exemplars", templates="photo")
@@ -179,7 +194,7 @@ def test_refusals_are_one_clear_line(tiny, inspect, tmp_path) -> None:
         made(image)
     with pytest.raises(ModelError, match="two exemplars"):
         made.fit({"a": pictures("red", 1), "b": pictures("blue", 2)}).calibrate()
-    with pytest.raises(LabelError, match="'green' has examples and is no label"):
+    with pytest.raises(LabelError, match="'green' is named by the examples and is no label"):
         inspect.calibrate({"green": [image]})
     with pytest.raises(OptionError, match="between 0 and 1"):
         inspect.calibrate(alpha=0)

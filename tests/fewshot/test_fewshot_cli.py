@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -106,6 +107,47 @@ def test_what_does_not_go_together_is_one_line(words, match) -> None:
     assert (code, "give --calibrate too" in told) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("place", "words", "match"),
+    [
+        ("absent", [], "absent' does not exist; give a folder with one folder of images for each class"),
+        ("classes/penguin/0.png", [], "0.png' is a file; give a folder"),
+        ("classes/penguin", [], "penguin' holds no folders; give a folder"),
+        ("scenes", [], "that is for level 'region', not 'image'"),
+        ("bare", [], "all folders in .*bare' are empty"),
+        ("texts", [], "no images in .*texts/fish"),
+        ("absent", ["--level", "pixel"], "absent' is no folder"),
+        ("classes", ["--calibrate", "0.1", "--held-out", SCENE], "wood.png' is a file; give a folder"),
+    ],
+)
+def test_a_folder_without_classes_is_one_line(folder, scenes, tmp_path, place, words, match) -> None:
+    for name in ("bare", "texts"):
+        (tmp_path / name / "fish").mkdir(parents=True)
+    (tmp_path / "texts" / "fish" / "notes.md").touch()
+    code, _, told = call("fewshot", "fit", tmp_path / place, "--model", "mini", "--out", tmp_path / "head", *words)
+    assert (code, bool(re.search(match, told))) == (2, True), told
+
+
+def test_an_empty_folder_is_a_class_by_its_words_alone(folder, tmp_path) -> None:
+    (folder / "football").mkdir()
+    code, said, told = call("fewshot", "fit", folder, "--model", "mini", "--out", tmp_path / "head")
+    assert (code, "4 classes (by words alone: 'football')" in said) == (0, True), told
+    facts = json.loads((tmp_path / "head.json").read_text())
+    assert facts["counts"] == dict.fromkeys(THINGS, 3)
+    assert "football" in facts["labels"]["names"]
+
+
+def test_learned_templates_say_the_words_of_whole_images(folder, tmp_path) -> None:
+    learn = ("fewshot", "fit", folder, "--model", "mini", "--out", tmp_path / "learned")
+    code, _, told = call(*learn, "--head", "prompt", "--set", "steps=2", "--set", "contexts=1", "--set", "folds=1")
+    assert code == 0, told
+    templates = ("--templates", tmp_path / "learned.safetensors", "--model", "mini", "--out", tmp_path / "out")
+    code, said, told = call("classify", folder / "penguin", "--labels", ",".join(THINGS), *templates)
+    assert (code, said.count("penguin") >= 3) == (0, True), told
+    code, _, told = call("fewshot", "fit", folder, *templates)
+    assert (code, "learned templates are for words alone" in told) == (2, True), told
+
+
 @pytest.fixture
 def scenes(tmp_path):
     """A scene with a label map and with objects in COCO's form."""
@@ -180,7 +222,9 @@ def test_photos_without_labels_are_learned_from_and_captions_reach_tipx(folder, 
         (["--operator", "pool"], "give --level region"),
         (["--level", "region", "--proposals", "grid"], "leave it out"),
         (["--set", "beta=1"], "no setting"),
-        (["--level", "pixel"], "segment"),
+        (["--level", "pixel"], "classes' shows no pixels; give a folder with images/ with labels/"),
+        (["--level", "region"], "classes' shows no regions; give a folder with images/ with instances.json"),
+        (["--calibrate", "nan"], "NaN is not a number"),
         (["--captions", str(SCENE)], "captions are for head 'tipx'"),
     ],
 )

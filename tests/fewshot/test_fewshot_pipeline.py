@@ -270,7 +270,7 @@ EMPTY[0, :, :16] = True
 DOT = np.where(np.arange(1024).reshape(32, 32) == 5, 1, 0)
 BAD = {
     "images without names": ("image", [IMAGE], {}, LabelError, "{name: images}"),
-    "no classes": ("image", {}, {}, LabelError, "{name: images}"),
+    "no classes": ("image", {}, {}, LabelError, "holds no examples: give {name: images}"),
     "images of nothing": ("image", {"a": [IMAGE], "nothing": [IMAGE]}, {}, LabelError, "without a label"),
     "no images at all": ("image", {"a": [], "b": []}, {}, LabelError, "at least one class"),
     "a class that is no label": ("image", {"rad": [IMAGE]}, {"labels": NAMES}, LabelError, r"closest: red"),
@@ -359,6 +359,15 @@ def test_classes_that_come_later_are_learned_as_if_all_had_come_at_once(tiny, le
     with pytest.raises(LabelError, match="given twice"):
         made.partial_fit(later, labels=["lime"])
     close(answer(made), answer(whole))
+    for nothing in ({}, {"mauve": []}) if level == "image" else ([],):
+        alone = FewShot(tiny, "gda", level=level, **settings).fit(first, labels=NAMES[:2])
+        alone.partial_fit(nothing, labels=["mauve"])
+        close(
+            answer(alone),
+            answer(FewShot(tiny, "gda", level=level, **settings).fit(first, labels=[*NAMES[:2], "mauve"])),
+        )
+    with pytest.raises(LabelError, match=r"at least one|is no label"):
+        made.partial_fit(nothing)
 
 
 def test_learned_templates_serve_other_pipelines_and_the_same_labels_alike(tiny, fitted_ones, tmp_path) -> None:
@@ -383,7 +392,9 @@ def test_what_learned_templates_are_not_for_is_refused(tiny, fitted_ones, tmp_pa
     with pytest.raises(OptionError, match="another text tower"):
         Segmenter(wrap(random_clip(seed=1), "other"), templates=templates, **PLAIN)
     with pytest.raises(OptionError, match="need templates of words"):
-        FewShot(tiny, "gda", templates=templates, **PLAIN)
+        FewShot(tiny, "gda", templates=templates, **PLAIN).fit(EXAMPLES["image"])
+    with pytest.raises(OptionError, match="need templates of words"):
+        FewShot(tiny, "gda", templates=templates, **PLAIN).fit_unlabelled([TEST], NAMES)
     with pytest.raises(OptionError, match="only names a learned template"):
         Segmenter(tiny, templates=[str.__str__(one) + "" for one in templates], **PLAIN)
     fitted_ones("gda", "pixel").save(tmp_path / "gda")

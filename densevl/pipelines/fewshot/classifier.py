@@ -38,7 +38,6 @@ from densevl.recipes import Recipe
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult
 from densevl.vocabulary import LabelSet, TextOptions
-from densevl.vocabulary.learned_templates import LearnedTemplate
 
 OWN: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # Places are many, and those of one image are alike: a ridge that does not fade, centres instead of all keys.
@@ -141,8 +140,6 @@ class FewShot(Learner):
             use_cache=use_cache,
         )
         self.backbone = self.segmenter.backbone
-        if any(isinstance(template, LearnedTemplate) for template in self.segmenter.templates):
-            raise OptionError("learned templates are for words alone; examples need templates of words")
         if head == "prompt" and text is not None and text != TextOptions():
             raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
         if head == "prompt" and level != "image" and self.settings.get("views"):
@@ -174,6 +171,7 @@ class FewShot(Learner):
         self.labels = self.guessed = None
         self.heads = {}
         self.counts = Counter()
+        self.pictures = frozenset()
         self.calibration = Calibration()
 
     @hearing

@@ -6,7 +6,7 @@ Shape letters: N features, C classes, D width of features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ class Examples:
     Attributes:
         names: of all classes. features: (N, D) float32 by kind. owners: (N,) int64, the number of each one's class.
         weights: (N,) float32. places: (N,) which of all features without labels these are; None where all have some.
+        pictures: of whole images, a hash of each.
     """
 
     names: tuple[str, ...]
@@ -39,33 +40,48 @@ class Examples:
     owners: torch.Tensor
     weights: torch.Tensor
     places: torch.Tensor | None = None
+    pictures: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, features: Features, examples: Any, names: tuple[str, ...], known: Collection[str] = ()) -> Self:
+    def of(
+        cls,
+        features: Features,
+        examples: Any,
+        names: tuple[str, ...],
+        known: Collection[str] = (),
+        *,
+        some: bool = True,
+    ) -> Self:
         """Encode examples of some classes.
 
         Args:
             examples: as `FewShot.fit` takes them. known: classes that may show no feature, for they have others.
+            some: whether there must be an example.
 
         Raises:
             LabelError: no examples, a class that is not in `names`, or one none of whose pixels fill a token.
         """
-        for name in features.named(examples):
+        none = not some and isinstance(examples, (Mapping, list, tuple)) and not examples
+        for name in features.named(examples) if not none else ():
             if name not in names:
                 near = suggest(name, names)
-                raise LabelError(f"'{short(name)}' has examples and is no label{near}; add it to labels")
-        parts = list(features.rows(examples))
+                raise LabelError(f"'{short(name)}' is named by the examples and is no label{near}; add it to labels")
+        parts = list(features.rows(examples)) if not none else []
         owners = [name for part in parts for name in part.owners]
         lost = [name for part in parts for name in part.names if name not in {*owners, *known}]
         if lost:
             small = "fills no token of any example; lower coverage, or take level 'region'"
             raise LabelError(f"'{short(lost[0])}' {small}")
         if not owners:
-            raise LabelError("no examples: give at least one class some images")
+            if some:
+                raise LabelError("no examples: give at least one class some images")
+            return cls(names, {}, torch.empty(0, dtype=torch.long), torch.empty(0))
         found = {kind: torch.cat([part.features[kind] for part in parts]) for kind in parts[0].features}
         device = next(iter(found.values())).device
         numbers = torch.tensor([names.index(name) for name in owners], device=device)
-        return cls(names, found, numbers, torch.cat([part.weights for part in parts]).to(device))
+        weights = torch.cat([part.weights for part in parts]).to(device)
+        pictures = frozenset().union(*(part.pictures for part in parts))
+        return cls(names, found, numbers, weights, pictures=pictures)
 
     @classmethod
     def guessed(

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from densevl import digest
 from densevl.backbones import Backbone
 from densevl.errors import ImageError, LabelError, ModelError
 from densevl.fewshot.choosing import spread
 from densevl.fewshot.tokens import COVERAGE, MOST, chosen_tokens, token_labels
 from densevl.fewshot.views import view
+from densevl.files import shown
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
@@ -36,6 +38,7 @@ from densevl.regions.operators.dense import unit_features
 from densevl.vocabulary.parsing import short
 
 BATCH = 32  # images that are read together
+WANTED = "give a folder with one folder of images for each class, named after it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +48,14 @@ class Shown:
     Attributes:
         names: of the classes in it. features: (N, D) float32 by kind of feature, possibly none of a class.
         owners: the class of each feature. weights: (N,) float32 of each.
+        pictures: of whole images, a hash of each.
     """
 
     names: list[str]
     features: dict[str, torch.Tensor]
     owners: list[str]
     weights: torch.Tensor
+    pictures: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +103,12 @@ class ImageFeatures(Features):
         self.pixels = math.prod(backbone.picture_size)
 
     def named(self, examples: Any) -> list[str]:
-        if not isinstance(examples, Mapping) or not examples:
+        if not isinstance(examples, Mapping):
             raise LabelError("examples of images are {name: images}, a folder, paths or arrays by class")
+        if not examples:
+            raise LabelError(
+                "{} holds no examples: give {name: images}; words alone name images without fit, by a call with labels"
+            )
         return list(examples)
 
     def rows(self, examples: Mapping[str, Any]) -> Iterator[Shown]:
@@ -107,7 +116,8 @@ class ImageFeatures(Features):
             waiting = iter(each_image(images))
             while pictures := [read_image(image) for image in islice(waiting, BATCH)]:
                 found = self.embed(pictures)
-                yield Shown([name], {"image": found}, [name] * len(found), torch.ones(len(found)))
+                hashes = frozenset(map(picture, pictures))
+                yield Shown([name], {"image": found}, [name] * len(found), torch.ones(len(found)), hashes)
 
     def unnamed(self, images: Sequence[Any]) -> Iterator[dict[str, torch.Tensor]]:
         for at in range(0, len(images), BATCH):
@@ -124,6 +134,11 @@ class ImageFeatures(Features):
         return embed_images(self._backbone, pictures)
 
 
+def picture(rgb: np.ndarray) -> str:
+    """A hash of the pixels of a uint8 RGB image (H, W, 3), which tells it from others whatever file it is in."""
+    return digest.of_text(str(rgb.shape), digest.of_bytes(rgb.tobytes()))[:16]
+
+
 def cut_out(rgb: np.ndarray, box: Sequence[int]) -> np.ndarray:
     """The pixels of a box, as `box_edges` gives it, of a uint8 RGB image."""
     left, top, right, bottom = box
@@ -133,14 +148,26 @@ def cut_out(rgb: np.ndarray, box: Sequence[int]) -> np.ndarray:
 def by_folder(root: str | os.PathLike[str]) -> dict[str, list[Any]]:
     """Images by class from a folder of folders, as `FewShot.fit` takes them for whole images.
 
+    An empty folder is a class without examples, known by its words alone.
+
     Raises:
-        ImageError: no folder with images in it.
+        ImageError: no folder of folders, all of them empty, or one with other files alone.
     """
-    folders = sorted(path for path in Path(root).iterdir() if path.is_dir()) if Path(root).is_dir() else []
-    found = {folder.name: list(each_image(folder)) for folder in folders if not folder.name.startswith(".")}
-    if not found:
-        raise ImageError(f"{root} holds no folders of images; give one folder per class")
-    return found
+    folder = Path(root)
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise ImageError(f"{shown(folder)} {found}; {WANTED}")
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not inner:
+        raise ImageError(f"{shown(folder)} holds no folders; {WANTED}")
+    images = {path.name: list(each_image(path)) if _filled(path) else [] for path in inner}
+    if not any(images.values()):
+        raise ImageError(f"all folders in {shown(folder)} are empty; put images in at least one")
+    return images
+
+
+def _filled(folder: Path) -> bool:
+    return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 class RegionFeatures(Features):

@@ -55,6 +55,7 @@ def save(path: Path, made: Learned) -> list[Path]:
         "templates": list(segmenter.templates),
         "labels": made.labels.facts() if made.labels is not None else None,
         "counts": dict(made.counts),
+        **({"pictures": sorted(made.pictures)} if made.pictures else {}),
         "calibration": asdict(made.calibration),
         **({} if made.guessed is None else {"unlabelled": made.guessed}),
         "heads": {kind: own for kind, (_, own) in states.items()},
@@ -114,7 +115,7 @@ def load(
         if repr(made.segmenter.recipe) != make:
             raise WeightsError(f"{what} was fitted with another make of recipe '{name}': give that one as recipe=")
         made.calibration = Calibration(**facts["calibration"])
-        made.guessed = facts.get("unlabelled")
+        made.guessed, made.pictures = facts.get("unlabelled"), frozenset(facts.get("pictures", ()))
         made.labels, made.counts = LabelSet(**facts["labels"]), Counter(facts["counts"])
         for part, own in facts["heads"].items():
             mine = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch.nn import functional as F
 
 from densevl.errors import ModelError, OptionError
 from densevl.fewshot import HEADS, Head, build
@@ -19,25 +19,24 @@ from densevl.fewshot.heads.tipx import TipX
 from densevl.fewshot.prompts.fitting import Progress
 from densevl.fewshot.pseudo import COUNT
 from densevl.fewshot.settings import require_known
+from densevl.images import read_image
 from densevl.pipelines.anomaly.setup import each_image
 from densevl.pipelines.fewshot.captions import caption_rows, of_images, read_captions
 from densevl.pipelines.fewshot.examples import Examples, no_words, row_strings, text_rows
-from densevl.pipelines.fewshot.features import ImageFeatures
+from densevl.pipelines.fewshot.features import ImageFeatures, picture
 from densevl.pipelines.fewshot.state import Learned
 from densevl.pipelines.segmentation.segmenter import Labels
 from densevl.results import UNLABELLED
 from densevl.vocabulary import LabelSet
+from densevl.vocabulary.learned_templates import LearnedTemplate
 
 Captions = Mapping[str, str] | str | os.PathLike[str]
-SAME = 1e-6
-"""1 - cosine of features of one picture, which rounding leaves."""
 Hooks = tuple[str | os.PathLike[str] | None, Progress | None]
 
 
 class Learner(Learned):
     """The half of `FewShot` that learns."""
 
-    _shown: torch.Tensor = torch.empty(0)  # (N, D) features of the whole images learned from; empty after `load`
     _projection: torch.Tensor | None  # the model's own, where the head trains it; features are then those before it
 
     def fit(
@@ -71,7 +70,9 @@ class Learner(Learned):
             ImageError: an unreadable image.
             ProposalError: regions or maps that do not fit their image.
             ModelError: settings that do not fit the head.
+            OptionError: learned templates, which are for words alone.
         """
+        self._require_plain_templates()
         names = self.features.named(examples)
         shown = self.level != "image" and UNLABELLED in names
         named = [name for name in names if not (shown and name == UNLABELLED)]
@@ -116,6 +117,7 @@ class Learner(Learned):
             OptionError: an impossible `how` or `count`.
             ModelError: a model without words. Else as `fit`.
         """
+        self._require_plain_templates()
         label_set = LabelSet.parse(labels)
         if not self.has_words:
             raise ModelError(f"model '{self.backbone.name}' has no words to name images without labels; take a CLIP")
@@ -129,8 +131,10 @@ class Learner(Learned):
         if captions is not None and found.places is not None:
             told = of_images([given[place] for place in found.places.tolist()], read_captions(captions))
         looks = None
-        if self._views and found.places is not None:
-            looks = self._looked([given[place] for place in found.places.tolist()])
+        if self.level == "image" and found.places is not None:
+            taken = [given[place] for place in found.places.tolist()]
+            found = replace(found, pictures=frozenset(map(picture, map(read_image, taken))))
+            looks = self._looked(taken) if self._views else None
         return self._learn(label_set, found, text, told, how, looks=looks)
 
     def _learn(
@@ -156,7 +160,7 @@ class Learner(Learned):
             heads = {kind: head.caption(rows) for kind, head in heads.items() if isinstance(head, TipX)}
         self.heads, self.labels, self.counts, self.guessed = heads, labels, found.counts, guessed
         self.calibration = Calibration()
-        self._shown = found.features["image"].float() if self.level == "image" else torch.empty(0)
+        self.pictures = found.pictures
         return self
 
     @property
@@ -169,6 +173,10 @@ class Learner(Learned):
             raise OptionError(f"views are for level 'image', not '{self.level}'; leave them out")
         return self.features.views(images, self._views, int(self.settings.get("seed", 0)))
 
+    def _require_plain_templates(self) -> None:
+        if any(isinstance(template, LearnedTemplate) for template in self.segmenter.templates):
+            raise OptionError("learned templates are for words alone; examples need templates of words")
+
     def _require_captions(self) -> None:
         if self.head != "tipx" or self.level != "image":
             raise OptionError(
@@ -180,8 +188,9 @@ class Learner(Learned):
         """Learn from more examples, of the same classes or of further ones; with heads that can.
 
         Args:
-            examples: as `fit` takes them. labels: further classes, which come after those there are, with or without
-                examples. What was learned of the others stays; alpha and its like are chosen on the new examples.
+            examples: as `fit` takes them; none at all where `labels` names further classes by their words alone.
+            labels: further classes, which come after those there are, with or without examples. What was learned of
+                the others stays; alpha and its like are chosen on the new examples.
 
         Raises:
             ModelError: nothing fitted, or a head that learns from all at once.
@@ -191,15 +200,15 @@ class Learner(Learned):
         if not HEADS[self.head].adds:
             raise ModelError(f"head '{self.head}' learns from all examples at once: call fit with all of them")
         label_set = before if labels is None else before + LabelSet.parse(labels)
-        found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown), self.counts)
+        names = (*label_set.names, *[UNLABELLED] * shown)
+        found = Examples.of(self.features, examples, names, self.counts, some=labels is None)
         if len(label_set) > len(before):
             self._know(label_set, found, shown)
         for kind, rows in found.features.items():
             self.heads[kind].partial_fit(rows, found.owners, weights=found.weights)
         self.labels = label_set
         self.counts += found.counts
-        if self.level == "image":
-            self._shown = torch.cat([self._shown.to(found.features["image"]), found.features["image"]])
+        self.pictures |= found.pictures
         if self.calibration != Calibration():
             warnings.warn(
                 "what was calibrated no longer fits: confidence is as before calibrate; call it again",
@@ -223,7 +232,8 @@ class Learner(Learned):
         """Fit confidence, and the sets of plausible classes, to images that the head has not learned from.
 
         Args:
-            examples: {name: images} of classes that were fitted; None judges every example by the others, which head
+            examples: {name: images} of classes that were fitted. None of the images may have been fitted, which a hash
+                of their pixels tells, after `load` too. None judges every example by the others, which head
                 "exemplars" can.
             alpha: the share of images whose true class may be missing from `plausible`. With n images nothing below
                 1 / (n + 1) can be had: then all classes are plausible.
@@ -241,7 +251,7 @@ class Learner(Learned):
         head = self.heads["image"]
         if examples is not None:
             found = Examples.of(self.features, examples, labels.names)
-            self._require_unseen(found.features["image"])
+            self._require_unseen(found.pictures, sum(found.counts.values()))
             logits, classes = head.logits(found.features["image"]), found.owners
         elif isinstance(head, Exemplars):
             logits, classes = head.left_out()
@@ -250,19 +260,11 @@ class Learner(Learned):
         self.calibration = Calibration.of(logits, classes, alpha)
         return self
 
-    def _require_unseen(self, rows_ND: torch.Tensor) -> None:
-        """Refuse images that were learned from, as far as this object has learned itself: a file does not tell.
-
-        Pictures of equal content have equal features, whatever they are called.
-        """
-        known = self._shown.to(rows_ND.device)
-        if not len(known):
-            return
-        likest = (F.normalize(rows_ND, dim=1) @ F.normalize(known, dim=1).mT).max(dim=1).values
-        same = int((likest > 1 - SAME).sum())
-        if same:
+    def _require_unseen(self, pictures: frozenset[str], count: int) -> None:
+        """Refuse images that were learned from, whatever they are called."""
+        if same := len(pictures & self.pictures):
             raise OptionError(
-                f"{same} of {len(rows_ND)} images to calibrate on were learned from, and a head is too sure of those: "
+                f"{same} of {count} images to calibrate on were learned from, and a head is too sure of those: "
                 "give others, or take head 'exemplars', which judges each example by the others"
             )
 

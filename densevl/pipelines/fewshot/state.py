@@ -35,8 +35,9 @@ class Learned:
     Attributes:
         level: "image", "region" or "pixel". head: its name, and settings, what it was made with. has_words: whether
             the model compares images and words. labels: None before `fit`. heads: by kind of feature. counts: examples
-            by class. calibration: of confidence. guessed: how examples were found among images without labels, if they
-            were. guided: how many classes crops rank anew; None for none.
+            by class. pictures: a hash of each whole image learned from. calibration: of confidence. guessed: how
+            examples were found among images without labels, if they were. guided: how many classes crops rank anew;
+            None for none.
     """
 
     level: str
@@ -51,6 +52,7 @@ class Learned:
     labels: LabelSet | None
     heads: dict[str, Head]
     counts: Counter[str]
+    pictures: frozenset[str]
     calibration: Calibration
     guessed: str | None
     guided: int | None
