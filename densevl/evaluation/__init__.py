@@ -1,13 +1,13 @@
 """Benchmarks: datasets as they lie on disk, measures from integer counts, a runner that resumes, and reports.
 
-An evaluation reads from top to bottom:
+From top to bottom:
 
 - `runner`: open, load, predict, count, save, report;
-- `experiment`: what is asked, as data; `papers`: what a paper asks; `config`: experiments in files;
-- `benchmarks`: where images and labels lie and what labels mean, one table of all;
-- `tasks`: what is predicted, counted and shown, a file a task; `predictors`: the model behind it;
-- `metrics`: the arithmetic, a file a measure (mIoU: `metrics.confusion`);
-- `checkpoint`: where a run resumes; `distributed`: several processes; `outcome`: what was counted; `report`: its files.
+- `experiment`: the settings, as data; `papers`: the settings of papers; `config`: experiments in files;
+- `benchmarks`: where images and labels lie and what labels mean, in one table;
+- `tasks`: what is predicted, counted and shown, a file per task; `predictors`: the model behind it;
+- `metrics`: the arithmetic, a file per measure (mIoU: `metrics.confusion`);
+- `checkpoint`: saved counts; `distributed`: several processes; `outcome`: the results; `report`: its files.
 """
 
 from densevl.errors import DatasetError, EvaluationError

@@ -1,9 +1,9 @@
-"""Where a run resumes: what it counted and kept, in files that a later run adds up.
+"""The saved state of a run: its counts and what it kept, in files that a later run adds up.
 
-Every process writes files of its own, whole or not at all. Counts are integers, so the order in which they are added
-does not matter. What cannot be added up, such as the detections of every image, lies in shard files beside them: a
-shard holds the images between two savings and is written before the counts that say they are done. A run killed in
-between leaves a shard whose images its counts do not have: they are done again, and the stray lines are not read.
+Every process writes files of its own, complete or not at all. Counts are integers, so the order of addition does not
+matter. What cannot be added up, such as the detections of every image, lies in shard files beside them. A shard holds
+the images between two saves and is written before the counts that mark them as done. A run killed in between leaves a
+shard whose images are not counted: they are done again, and the stray lines are ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from densevl.saved import Kind, parse_json, read_arrays, read_bytes
 STATE = "state"
 SHARD = ".jsonl"
 Identity = Mapping[str, Any]
-"""Everything but the images that decides what is counted, as JSON."""
+"""Everything that decides the counts except the images, as JSON."""
 AllCounts = dict[str, npt.NDArray[np.int64]]
 SAVED = Kind("saved state", EvaluationError, "remove it to start anew")
 _ARRAYS = {"files": "u8", "done": "b1", "ranking": "f8"}
@@ -36,12 +36,12 @@ _ARRAYS = {"files": "u8", "done": "b1", "ranking": "f8"}
 
 @dataclass(eq=False)
 class State:
-    """What was counted.
+    """Counts of a run.
 
     Attributes:
         identity: of the experiment. files: uint64 (N,), see `Dataset.digests`.
         done: bool (N,), which images are counted.
-        ranking: float64 (N,), the score of each image by itself; 0 where not done. counts: int64 arrays by measure.
+        ranking: float64 (N,), each image's own score; 0 where not done. counts: int64 arrays by measure.
     """
 
     identity: Identity
@@ -52,7 +52,7 @@ class State:
 
     @classmethod
     def empty(cls, identity: Identity, files: npt.NDArray[np.uint64], counts: AllCounts) -> State:
-        """Nothing done yet; counts of no image."""
+        """A state with no image counted."""
         return cls(identity, files, np.zeros(len(files), bool), np.zeros(len(files)), dict(counts))
 
     def add(self, index: int, counts: AllCounts, ranking: float) -> None:
@@ -62,10 +62,10 @@ class State:
             self.counts[name] = self.counts[name] + array
 
     def merge(self, other: State) -> None:
-        """Add what another process counted.
+        """Add another process's counts.
 
         Raises:
-            EvaluationError: an image counted twice.
+            EvaluationError: an image is counted twice.
         """
         if (self.done & other.done).any():
             raise EvaluationError("the saved state counts an image twice; remove its 'state' folder")
@@ -75,12 +75,12 @@ class State:
             self.counts[name] = self.counts[name] + array
 
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Kinds and shapes of its arrays: equal for all states of an experiment."""
+        """Dtypes and shapes of its arrays, equal for all states of an experiment."""
         arrays = {"files": self.files, "done": self.done, "ranking": self.ranking, **self.counts}
         return {name: (array.dtype.str, array.shape) for name, array in sorted(arrays.items())}
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it, complete or not at all."""
         buffer = io.BytesIO()
         arrays = {f"count/{name}": array for name, array in self.counts.items()}
         identity = np.array(json_text(self.identity, default=str))
@@ -89,7 +89,7 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """Read it back.
+        """Read a saved state.
 
         Raises:
             EvaluationError: the file is damaged.
@@ -104,7 +104,7 @@ class State:
             if any(array.shape != (len(found.files),) for array in (found.files, found.done, found.ranking)):
                 raise ValueError("its parts have different lengths")
             if any(array.dtype != np.int64 or (array < 0).any() for array in counts.values()):
-                raise ValueError("a count is no integer of 0 or more")
+                raise ValueError("a count is not an integer of 0 or more")
         return found
 
 
@@ -112,7 +112,7 @@ class Checkpoint:
     """The state of a run, in a folder that earlier runs may have written to, or in memory alone.
 
     Attributes:
-        before: what earlier runs counted. now: what this process counted.
+        before: counts of earlier runs. now: counts of this process.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class Checkpoint:
         files: npt.NDArray[np.uint64],
         zeros: AllCounts,
     ) -> None:
-        """Read what earlier runs left, and wait until all processes have.
+        """Read what earlier runs saved, and wait until all processes have.
 
         Args:
             folder: gets a file for each process and run; None keeps nothing. keys: of the images.
 
         Raises:
-            EvaluationError: a file is damaged, or counts of another experiment; the message says what differs.
+            EvaluationError: a file is damaged, or belongs to another experiment; the message says what differs.
         """
         self.before, self.now = State.empty(identity, files, zeros), State.empty(identity, files, zeros)
         for path in sorted(folder.glob("*.npz")) if folder is not None else ():
@@ -143,24 +143,24 @@ class Checkpoint:
                 )
             self.before.merge(part)
         if folder is not None and distributed.rank() == 0:
-            sweep(folder)  # this run's files have other names, so nothing would take over what a killed one left
+            sweep(folder)  # this run's files have other names, so a killed run's would otherwise stay
         self.path = folder / _file_name(folder) if folder is not None else None
         self._lines: list[str] = []
         self._shards = 0
-        distributed.barrier()  # nobody writes before everybody has read and named its file
+        distributed.barrier()  # no process writes before all have read and named their file
 
     def add(self, index: int, counts: AllCounts, ranking: float, kept: Any = None) -> None:
-        """Count an image; `kept`, anything that JSON holds, is kept with it."""
+        """Count an image, and keep `kept`, anything that JSON can hold."""
         self.now.add(index, counts, ranking)
         if kept is not None:
             self._lines.append(json_text([index, kept]) + "\n")
 
     def so_far(self) -> AllCounts:
-        """Counts of earlier runs and of this process."""
+        """Counts of earlier runs plus this process."""
         return {name: array + self.now.counts[name] for name, array in self.before.counts.items()}
 
     def save(self) -> None:
-        """Write what came since the last call, shards first: counts must not name an image whose shard is not there."""
+        """Write what is new since the last call, shards first: counts must not name an image whose shard is missing."""
         if self.path is None or not self.now.done.any():
             return
         if self._lines:
@@ -169,7 +169,7 @@ class Checkpoint:
         self.now.save(self.path)
 
     def total(self) -> tuple[State, int]:
-        """What all processes and earlier runs counted, and how many images all processes did; once all have saved."""
+        """The sum over all processes and earlier runs, and how many images all processes did, after all have saved."""
         now = self.now
         counts = {name: distributed.summed(array) for name, array in now.counts.items()}
         total = State(now.identity, now.files, distributed.summed(now.done), distributed.summed(now.ranking), counts)
@@ -197,22 +197,22 @@ class Checkpoint:
 
 
 def saved(folder: Path) -> list[Path]:
-    """Everything that earlier runs keep in a folder; other files are somebody else's."""
+    """The files of earlier runs in a folder, and no others."""
     return sorted(path for path in folder.glob("*") if re.fullmatch(r"\d{4}-\d{4}(\.npz|\.\d{5}\.jsonl)", path.name))
 
 
 def _other(old: State, new: State, keys: Sequence[str]) -> str:
-    """What makes an old state another experiment than a new one, "" where it is none."""
+    """What makes an old state differ from a new one, "" if nothing does."""
     if differing := fitted.differing(old.identity, new.identity):
         return differing
     changed = np.flatnonzero(old.done & (old.files != new.files))
     if not changed.size:
         return ""
-    return f"{changed.size} of the images counted, or their labels, are others now, '{keys[changed[0]]}' the first"
+    return f"{changed.size} of the images counted, or their labels, have changed, '{keys[changed[0]]}' first"
 
 
 def _file_name(folder: Path) -> str:
-    """A name no earlier run has: its number among runs, and the rank."""
+    """A name that no earlier run has: the run's number and the rank."""
     runs = {int(path.name.split("-")[0]) for path in folder.glob("*-*.npz")} if folder.exists() else set()
     return f"{max(runs, default=0) + 1:04d}-{distributed.rank():04d}.npz"
 

@@ -1,4 +1,4 @@
-"""One benchmark, many recipes: a table by one command, each row resumable by itself."""
+"""One benchmark, many recipes: a table from one command, in which each row can be resumed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def compare(
     """Evaluate recipes one after the other and write table.md.
 
     Args:
-        experiment: all but the recipe; recipes: names; work_dir: gets a folder a recipe, and the table;
+        experiment: everything but the recipe; recipes: names; work_dir: gets a folder per recipe, and the table;
             how: as `evaluate` takes it.
 
     Raises:
-        RecipeError: an unknown recipe, before any is run.
+        RecipeError: a recipe is unknown; raised before any runs.
         DensevlError: as `evaluate`.
     """
     for name in recipes:
@@ -48,7 +48,7 @@ def compare(
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """Markdown, per cent, the best first."""
+    """A table in Markdown, in per cent, best first."""
     first = next(iter(outcomes.values()))
     columns = [name for name in COLUMNS if name in first.summary]
     ranked = sorted(outcomes.items(), key=lambda pair: -np.nan_to_num(pair[1].summary[first.task.headline], nan=-1))

@@ -1,9 +1,9 @@
-"""Experiments written down in files.
+"""Experiments in config files.
 
-JSON, YAML and TOML are data: whoever sends one cannot run code with it, read other files, or keep the machine busy. So
-YAML is read by its 1.2 core schema, without tags, aliases and merge keys; a key stands once; a file is small; and
-`_base_` stays in its folder. Values are taken as they stand: nothing is filled in from the environment. A config in
-mmengine's Python format is a program, and runs only where the caller trusts it.
+JSON, YAML and TOML are data: a config from someone else cannot run code, read other files, or keep the machine busy. So
+YAML is read by its 1.2 core schema, without tags, aliases and merge keys; a key appears once; files are small; and
+`_base_` stays in its folder. Values are literal, and nothing is filled in from the environment. A config in mmengine's
+Python format is a program, and runs only if the caller trusts it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from densevl.files import shown
 from densevl.saved import foreign
 
 LIMIT, DEPTH = 20_000, 8
-"""Bytes of a file (tomllib takes a second over as many dots), and files from a config down to its furthest `_base_`."""
+"""Largest file in bytes (tomllib takes a second for that many dots), and longest chain of `_base_` files."""
 BASE, FOLDER, PROGRAM = "_base_", "configs", ".py"
 Settings = dict[str, Any]
 _LOG = logging.getLogger(__name__)
 
 
 def is_config(what: str) -> bool:
-    """Whether this is meant as a config rather than as the name of a benchmark."""
+    """Whether this looks like a config rather than the name of a benchmark."""
     return Path(what).suffix.lower() in (*READERS, PROGRAM) or any(sign in what for sign in "/\\")
 
 
@@ -41,16 +41,16 @@ def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, 
     """Read an experiment from a config.
 
     Args:
-        path: .json, .yaml, .yml or .toml: fields of `Experiment`, and `_base_`, a file or a list of files, relative to
-            this one, whose fields hold where this one has none; of several the last wins, and mappings are merged.
-            They lie in the nearest folder "configs" around the config, or where there is none, in its own folder.
+        path: .json, .yaml, .yml or .toml: fields of `Experiment`, and `_base_`, a file or a list of files relative to
+            this one, whose fields apply where this one has none. The last of several wins, and mappings are merged.
+            They must lie in the nearest folder "configs" around the config, or if there is none, in its own folder.
             .py: a config in mmengine's format.
         changes: fields that replace the config's, merged likewise.
-        trust: run a .py config, and let a config name a recipe of your own ("package.module:NAME"), which is imported.
+        trust: run a .py config, and import a recipe of your own ("package.module:NAME") that a config names.
 
     Raises:
-        EvaluationError: no such file, a file that is no plain data or not trusted, or fields that an experiment does
-            not have.
+        EvaluationError: the file does not exist, is not plain data or not trusted, or has fields that an experiment
+            does not have.
         MissingExtraError: mmengine, which reads a .py config, is not installed.
     """
     path = Path(path)
@@ -74,7 +74,7 @@ def load_experiment(path: str | Path, changes: Mapping[str, Any] | None = None, 
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
-    """Settings with others over them; mappings within are merged too."""
+    """Settings overridden by others; nested mappings are merged too."""
     both = dict(under)
     for name, value in over.items():
         below = both.get(name)
@@ -83,10 +83,10 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Settings:
 
 
 def parse_change(text: str) -> Settings:
-    """FIELD=VALUE, the value as YAML writes it; FIELD.KEY=VALUE is a key of a mapping.
+    """Parse FIELD=VALUE, with the value as YAML writes it; FIELD.KEY=VALUE sets a key of a mapping.
 
     Raises:
-        EvaluationError: not of this form, or a value that is no plain data.
+        EvaluationError: it is not of this form, or the value is not plain data.
     """
     name, sign, value = text.partition("=")
     try:
@@ -109,7 +109,7 @@ class _Files:
         self.known: dict[Path, Settings] = {}
 
     def read(self, path: Path, chain: tuple[Path, ...] = ()) -> Settings:
-        """A file with its bases merged in; `chain` leads to it."""
+        """Read a file with its bases merged in; `chain` is the path to it."""
         if path in self.known:
             return self.known[path]
         try:
@@ -168,13 +168,13 @@ def _run(path: Path) -> Settings:
 
 
 def _plain(value: Any) -> Any:
-    """The value, if it is what all three formats can say."""
+    """The value, if all three formats can express it."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, list):
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} is no number to compute with")
+        raise ValueError(f"{value} is not a finite number")
     if isinstance(value, str) and "{{" in value:
         raise ValueError(f"{shown(value)} asks for a value to be filled in; write the value")
     if not isinstance(value, str | int | float | None):
@@ -186,9 +186,9 @@ def _unique(pairs: Iterable[tuple[Any, Any]]) -> Settings:
     found: Settings = {}
     for key, value in pairs:
         if not isinstance(key, str):
-            raise ValueError(f"key {shown(str(key))} is no text")
+            raise ValueError(f"key {shown(str(key))} is not text")
         if key in found:
-            raise ValueError(f"key {shown(key)} stands twice")
+            raise ValueError(f"key {shown(key)} appears twice")
         found[key] = value
     return found
 
@@ -228,14 +228,14 @@ READERS: dict[str, Callable[[str], Any]] = {
     ".json": partial(json.loads, object_pairs_hook=_unique),
     ".toml": tomllib.loads,
 }
-"""Endings of configs that are data, and what reads them."""
+"""Endings of configs that are data, and their readers."""
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "its values are nested too deeply"
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text"
+        return "it is not text"
     mark = getattr(error, "problem_mark", None)
     said = getattr(error, "problem", None) or str(error) or type(error).__name__
     return " ".join(str(said).split())[:200] + (f", line {mark.line + 1}" if mark else "")

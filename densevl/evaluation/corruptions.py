@@ -1,7 +1,7 @@
 """Corruptions of photos, in the spirit of ImageNet-C (Hendrycks & Dietterich, 2019), without other packages.
 
-Each takes uint8 RGB (H, W, 3), a severity of 1 to 5 and a random generator, and returns the same shape. Strengths are
-this package's own, so figures compare methods here and not with tables elsewhere.
+Each takes uint8 RGB (H, W, 3), a severity of 1 to 5 and a random generator, and returns the same shape. The strengths
+are densevl's own, so figures compare methods here and not with tables elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def corrupt(rgb: Picture, name: str, severity: int, seed: int = 0) -> Picture:
     """Corrupt a photo; the same seed gives the same picture.
 
     Raises:
-        EvaluationError: an unknown corruption or severity.
+        EvaluationError: the corruption or severity is unknown.
     """
     if name not in CORRUPTIONS:
         raise EvaluationError(f"no corruption '{name}'{suggest(name, CORRUPTIONS)}; there are {', '.join(CORRUPTIONS)}")
@@ -42,7 +42,7 @@ def _noise(rgb: Picture, step: int, rng: np.random.Generator) -> Picture:
 
 
 def _blur(rgb: Picture, step: int, rng: np.random.Generator) -> Picture:
-    """Gaussian, its width a share of the image's diagonal."""
+    """Gaussian blur, with a width relative to the image's diagonal."""
     sigma = (0.003, 0.006, 0.01, 0.016, 0.024)[step] * float(np.hypot(*rgb.shape[:2]))
     reach = max(1, int(3 * sigma + 0.5))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

@@ -1,6 +1,6 @@
 """One process or many: rank, barrier and sums of integer counts, over gloo.
 
-Counts live in main memory, on GPU machines too, so gloo serves both; each process has its own device for the model.
+Counts are in main memory, on GPU machines too, so gloo serves both; each process has its own device for the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def join(launcher: str) -> None:
     """Join the group of processes that a launcher started.
 
     Raises:
-        EvaluationError: an unknown launcher, or "pytorch" without torchrun.
+        EvaluationError: the launcher is unknown, or is "pytorch" without torchrun.
     """
     if launcher == "none" or distributed.is_initialized():
         return
@@ -40,25 +40,25 @@ def leave() -> None:
 
 
 def rank() -> int:
-    """Number of this process, 0 alone."""
+    """Number of this process; 0 if there is only one."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def device() -> str | None:
-    """The device of this process, None where it is alone and may choose."""
+    """The device of this process; None if it is alone and may choose."""
     return None if world() == 1 else devices.default(int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def barrier() -> None:
-    """Wait for all."""
+    """Wait for all processes."""
     if world() > 1:
-        # Not `distributed.barrier`: its thread lets go of earlier tensors, which takes the interpreter's lock, and a
-        # process that ends meanwhile is aborted.
+        # `distributed.barrier` is not used: its thread releases earlier tensors, for which it takes the interpreter's
+        # lock, and a process that ends meanwhile aborts.
         distributed.monitored_barrier()
 
 

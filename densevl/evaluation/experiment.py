@@ -1,4 +1,4 @@
-"""`Experiment`: what is asked of an evaluation, as plain data."""
+"""`Experiment`: the settings of an evaluation, as plain data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from densevl.proposals.load import is_concepts
 
 MEASURES = ("iou", "boundary", "calibration", "structure")
 TRUTH = "truth"
-"""Proposals that are the true masks: what naming alone would reach."""
+"""The proposals that are the true masks, as an upper bound for naming."""
 RESOLVE = {INSTANCE: ("top", "threshold", "iou", "metric", "parts"), PANOPTIC: ("threshold", "visible")}
 """Keywords of `RegionResult.instances` and `.panoptic`."""
 _REGIONS, _WORDS = (INSTANCE, PANOPTIC), (SEMANTIC, INSTANCE, PANOPTIC)
@@ -31,47 +31,47 @@ _ONE_WAY = (
     *("protocol", "strings", "background", "min_share", "variant", "weights", "proxy", "sam", "proposals", "views"),
     *("templates", "text", "presence", "precision", "compat", "proxy_scope"),
 )
-"""Fields that a paper says once and for all."""
+"""Fields that a paper sets for all benchmarks."""
 
 
 def _of(*tasks: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
-    """A field that goes with some tasks only."""
+    """A field that applies to some tasks only."""
     return field(default=default, default_factory=factory, metadata={"tasks": tasks})
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A benchmark, a model, a recipe, and how they meet.
+    """A benchmark, a model, a recipe, and their settings.
 
     Attributes:
         dataset, root, variant: as `open_dataset` takes them.
-        ignore, label_map, reduce_zero_label: what stored numbers mean in a folder of one's own, as its dataset.json
-            says it (see `benchmarks.own`); what is given here wins.
+        ignore, label_map, reduce_zero_label: the meaning of stored numbers in your own folder, as in its dataset.json
+            (see `benchmarks.own`), which they override.
         exif: "auto", "stored" or "upright", see `Dataset.exif`.
         task: "semantic", "instance", "panoptic" or "anomaly"; "" is the first that the benchmark has.
         model, weights, recipe, proxy, sam, views, refine, upsampler, bank, bank_share, neighbours, templates, presence,
             precision, device: as `Segmenter` takes them; () is no bank.
         instance_threshold, prefilter, prefilter_model: as `Concepts` takes them, for models that judge each text for
-            itself; None is its own.
+            itself; None is the model's own.
         text: keywords of `TextOptions`; descriptors may be a file.
-        compat, proxy_scope: likewise; None is as usual, or with `paper` as the authors' code: slips included, and the
-            proxy looking at each window.
+        compat, proxy_scope: likewise; None is the default, or with `paper` what the authors' code does, including its
+            slips and a proxy that sees each window.
         protocol: changes to the model's `InferenceProtocol`; strings: the class list's variant.
         background: a policy; "auto" is the model's own. min_share: the area threshold of the papers.
-        paper: take protocol, strings, background and threshold from the recipe's paper for this benchmark; what is
-            given beside it wins.
-        measures: of `MEASURES`, for task semantic; "iou" is always taken. boundary_ratio: see `boundary`.
-        proposals: as `Segmenter` and `RegionClassifier` take them; None is none, or "mini-sam" for tasks over regions,
-            where "truth" are the true masks, so that only the naming is judged.
-        decoder: a folder of `Decoded` files, NAME.npz for NAME.jpg, in place of proposals; clip_share: what CLIP counts
+        paper: take protocol, strings, background and threshold from the recipe's paper for this benchmark; fields that
+            are given override them.
+        measures: of `MEASURES`, for task semantic; "iou" is always included. boundary_ratio: see `boundary`.
+        proposals: as `Segmenter` and `RegionClassifier` take them; None is none, or "mini-sam" for tasks over regions.
+            There "truth" takes the true masks, so that only the naming is measured.
+        decoder: a folder of `Decoded` files, NAME.npz for NAME.jpg, in place of proposals; clip_share: CLIP's weight
             beside its scores, as `RegionClassifier` takes it.
         operator: as `RegionClassifier` takes it; operator_weights: the file of one that needs weights.
         resolve: keywords of `RegionResult.instances` or `.panoptic`.
-        scoring: as `AnomalyDetector` takes it, for task anomaly. shots: so many flawless training images of a category
-            are learned from, the first by name. options: fields of the scoring to change, and states, size, tile and
+        scoring: as `AnomalyDetector` takes it, for task anomaly. shots: the number of flawless training images to learn
+            from per category, the first by name. options: fields of the scoring to change, and states, size, tile and
             adapters as `AnomalyDetector` takes them.
-        bits: how many of their 16 bits images use, as `read_image` takes it.
-        limit: so many images, spread over the dataset. seed: of torch and numpy, before the model loads.
+        bits: the bits that 16-bit images use, as `read_image` takes them.
+        limit: the number of images, spread over the dataset. seed: of torch and numpy, before the model loads.
     """
 
     dataset: str
@@ -158,10 +158,10 @@ class Experiment:
 
     @classmethod
     def parse(cls, settings: Mapping[str, Any]) -> Experiment:
-        """From a mapping, such as a config.
+        """Make an experiment from a mapping, such as a config.
 
         Raises:
-            EvaluationError: no dataset, or a field that an experiment does not have.
+            EvaluationError: there is no dataset, or a field that an experiment does not have.
         """
         known = [entry.name for entry in fields(cls)]
         for name in settings:
@@ -172,7 +172,7 @@ class Experiment:
         return cls(**settings)
 
     def resolved(self) -> Experiment:
-        """With the paper's settings filled in, where `paper` asks for them and they are not given.
+        """Fill in the paper's settings if `paper` asks for them; fields that are given stay.
 
         Raises:
             EvaluationError: the paper's protocol for this benchmark is not known.
@@ -183,7 +183,7 @@ class Experiment:
         if found is None:
             raise EvaluationError(
                 f"the protocol of '{self.recipe}' on '{self.dataset}' is not known completely; "
-                f"it is for {', '.join(papers.known())}; leave paper out and set protocol, strings and background"
+                f"known are {', '.join(papers.known())}; leave paper out and set protocol, strings and background"
             )
         usual = {entry.name: _usual(entry) for entry in fields(self)}
         own = {name: found[name] for name in ("strings", "background", "min_share")}
@@ -194,7 +194,7 @@ class Experiment:
 
     @property
     def published(self) -> float | None:
-        """The paper's mIoU in per cent, if this is the paper's model, protocol and whole split; else None."""
+        """The paper's mIoU in per cent if this is the paper's model, protocol and full split, otherwise None."""
         if not self.paper or self.limit is not None:
             return None
         usual = {entry.name: _usual(entry) for entry in fields(self) if entry.name in _ONE_WAY}
@@ -210,13 +210,13 @@ class Experiment:
         return replace(dataset, bits=self.bits)
 
     def facts(self) -> dict[str, Any]:
-        """The settings of its task after `resolved`, ready for JSON; where files lie and the model runs is left out."""
+        """Its task's settings after `resolved`, ready for JSON, without the places of files and the device."""
         own = {entry.name for entry in fields(self) if self.task in entry.metadata.get("tasks", TASKS)}
         return {name: value for name, value in asdict(self.resolved()).items() if name in own.difference(_PLACES)}
 
 
 def _usual(entry: Field[Any]) -> Any:
-    """What a field is when nothing is given."""
+    """The default of a field."""
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
@@ -256,10 +256,10 @@ def _text(value: Any) -> Any:
 
 
 def _fitting(name: str, value: Any, hint: Any) -> Any:
-    """A value as its field has it: a path as text, a list as a tuple.
+    """Convert a value to its field's type: a path to text, a list to a tuple.
 
     Raises:
-        EvaluationError: it is of another kind.
+        EvaluationError: it has another type.
     """
     value = tuple(map(_text, value)) if isinstance(value, list) else _text(value)
     if name == "ignore" and not isinstance(value, tuple):

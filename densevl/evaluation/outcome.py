@@ -1,4 +1,4 @@
-"""`Outcome`: what an evaluation counted, and what the numbers come to."""
+"""`Outcome`: the counts of an evaluation, and the figures they give."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _PACKAGES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What an evaluation counted.
+    """The counts of an evaluation.
 
     Attributes:
-        task: what was counted. identity, files: what decides it; see `identity_of` and `Dataset.digests`.
-        counts: by measure. ranking: the score of each image by itself.
-        seconds: wall time of this run; parts: of it, waiting to read, model, deciding and counting.
-        images: how many images this run did, in all processes; resumed: how many earlier runs had done.
-        used: `facts` of the predictor that did it.
-        kept: what was kept of images, in the first process; empty in others.
+        task: the task. identity, files: what decides the counts; see `identity_of` and `Dataset.digests`.
+        counts: by measure. ranking: each image's own score.
+        seconds: wall time of this run; parts: its parts: waiting to read, model, deciding and counting.
+        images: number of images in this run, in all processes; resumed: number done by earlier runs.
+        used: `facts` of the predictor.
+        kept: what was kept of each image, in the first process; empty in others.
     """
 
     task: Task
@@ -48,12 +48,12 @@ class Outcome:
 
     @property
     def experiment(self) -> Experiment:
-        """What was asked."""
+        """The settings."""
         return self.task.experiment
 
     @property
     def dataset(self) -> Any:
-        """What was evaluated."""
+        """The dataset that was evaluated."""
         return self.task.dataset
 
     @property
@@ -68,12 +68,12 @@ class Outcome:
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """A row a class (a category, for task anomaly), the name under "class"; in the first process."""
+        """A row per class (per category, for task anomaly), its name under "class"; in the first process."""
         return self.task.class_rows(self.counts, self.kept)
 
     @property
     def headline(self) -> str:
-        """The number that stands for the rest, in words: "mIoU 42.10"."""
+        """The main figure, in words: "mIoU 42.10"."""
         name, value = self.task.headline, self.summary[self.task.headline]
         return f"{name} {100 * value:.2f}" if math.isfinite(value) else f"{name} n/a ({self.undefined[name]})"
 
@@ -88,7 +88,7 @@ class Outcome:
 
     @property
     def warnings(self) -> list[str]:
-        """What is odd about the counts, and the measures that cannot be computed; in the first process."""
+        """Oddities of the counts, and the measures that cannot be computed; in the first process."""
         names: dict[str, list[str]] = {}
         for name, why in self.undefined.items():
             if not name.endswith(self.task.parts):
@@ -99,7 +99,7 @@ class Outcome:
         ]
 
     def table(self) -> str:
-        """The rows in Markdown, shares in per cent, and last the summary where it has the same columns."""
+        """The rows in Markdown, shares in per cent, with the summary as the last row if it has the same columns."""
         columns = [name for name, value in self.rows[0].items() if isinstance(value, float)]
         lines = [f"| {self.task.unit} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         last = {"class": "mean", **{name: self.summary[name] for name in columns if name in self.summary}}
@@ -110,8 +110,8 @@ class Outcome:
 
 
 def identity_of(task: Task, used: dict[str, Any]) -> dict[str, Any]:
-    """Everything but the images' files that decides what is counted: the model as loaded, what was asked, versions,
-    which images, and classes; as JSON has it, so that it can be compared with one that was read back."""
+    """Everything but the images' files that decides the counts: the loaded model, the settings, versions, the list of
+    images, and classes. It is in JSON's types, so that it compares equal to one that was read back."""
     dataset = task.dataset
     found = {
         **used,
@@ -126,7 +126,7 @@ def identity_of(task: Task, used: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of densevl, Python, and the packages that images pass through."""
+    """Versions of densevl, Python, and the packages that process images."""
     found = {"densevl": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,7 +1,7 @@
 """Protocols of the papers by recipe and benchmark: resize, windows, strings, background, thresholds.
 
-A published figure belongs to all of these together. Only recipes whose protocol is known completely are here; for
-others an evaluation takes the model's own protocol, and its report says that no published figure applies. The common
+A published figure belongs to all of these together. Only recipes with a completely known protocol are listed. For the
+others, an evaluation takes the model's own protocol, and its report says that no published figure applies. The common
 protocol is SCLIP's: short side 336, windows 224 with stride 112, scores times 40, raw cosines averaged at pixels.
 """
 
@@ -18,7 +18,7 @@ from densevl.recipes.catalogue.published import miou
 
 Settings = Mapping[str, Any]
 MODEL = "ViT-B-16/openai"
-"""The model of the figures in a recipe's source; other rows are in `_ROWS`."""
+"""The model behind the figures in a recipe's source; other rows are in `_ROWS`."""
 
 _SCLIP: dict[str, Any] = {"short_side": 336, "crop": 224, "stride": 112, "logit_scale": 40.0, "strings": "sclip@1"}
 _NACLIP: dict[str, Any] = {**_SCLIP, "threshold": 0.1}
@@ -35,7 +35,7 @@ _SC_CLIP: dict[str, dict[str, Any]] = {
 _WHOLE: dict[str, dict[str, Any]] = {"voc20": {"crop": None}, "voc21": {"crop": None}, "cityscapes": _CITY}
 
 _TABLE: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
-    # recipe: what holds for all benchmarks, and what a benchmark changes
+    # recipe: the settings for all benchmarks, and the changes for each
     "sclip": (
         _SCLIP,
         {
@@ -75,7 +75,7 @@ _TABLE: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
 PROTOCOL_FIELDS = ("short_side", "crop", "stride", "logit_scale")
 
 _ROWS: dict[tuple[str, str, str], Mapping[str, float]] = {
-    # recipe, model, refinement: rows of the same paper beside that of the recipe's source
+    # recipe, model, refinement: further rows of the paper in the recipe's source
     ("naclip", MODEL, "pamr"): miou(64.1, 35.0, 36.2, 83.0, 38.4, 25.7, 38.3, 19.1),
     ("proxyclip", "ViT-L-14/openai", ""): miou(60.6, 34.5, 39.2, 83.2, 37.7, 25.6, 40.1, 22.6),
     ("proxyclip", "ViT-H-14/laion2b_s32b_b79k", ""): miou(65.0, 35.4, 38.6, 83.3, 39.6, 26.8, 42.0, 24.2),
@@ -83,27 +83,27 @@ _ROWS: dict[tuple[str, str, str], Mapping[str, float]] = {
 
 
 def known() -> tuple[str, ...]:
-    """Recipes whose protocol is here."""
+    """Recipes with a known protocol."""
     return tuple(_TABLE)
 
 
 def rows() -> tuple[tuple[str, str, str], ...]:
-    """Recipe, model and refinement ("" for none) of every published row whose protocol is here."""
+    """Recipe, model and refinement ("" for none) of every published row with a known protocol."""
     return (*((name, MODEL, "") for name in _TABLE), *_ROWS)
 
 
 def recipe(name: str, benchmark: str) -> Recipe:
-    """A recipe as the paper sets it for a benchmark, the general one where the paper does not.
+    """The recipe with the paper's settings for a benchmark, or the general one if the paper has none.
 
     Raises:
-        RecipeError: no recipe of that name.
+        RecipeError: there is no recipe of that name.
     """
     plain = recipes.get(name)
     return plain.on(benchmark) if benchmark in plain.settings else plain
 
 
 def protocol(recipe: str, benchmark: str) -> Settings | None:
-    """Settings of a paper for a benchmark, None where it is not known.
+    """Settings of a paper for a benchmark, None if they are not known.
 
     Returns:
         short_side, crop, stride, logit_scale, strings, background (a policy as `Background.parse` reads it) and
@@ -125,7 +125,7 @@ def protocol(recipe: str, benchmark: str) -> Settings | None:
 
 
 def published(recipe: str, benchmark: str, model: str = MODEL, refine: str = "") -> float | None:
-    """The mIoU in per cent that the paper reports, where the protocol is known too; else None."""
+    """The mIoU in per cent that the paper reports, if the protocol is known too, otherwise None."""
     if recipe not in _TABLE:
         return None
     source = recipes.get(recipe).source

@@ -1,4 +1,4 @@
-"""From a pipeline to predictions in a benchmark's own classes: of pixels, of regions, and of damage."""
+"""From a pipeline to predictions in a benchmark's classes: for pixels, for regions, and for damage."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from densevl.weights import require_finite
 
 @dataclass
 class Clock:
-    """Seconds spent by part: "score" runs the model and its recipe, "decide" makes labels of scores."""
+    """Seconds spent by part: "score" runs the model and its recipe, "decide" turns scores into labels."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, part: str, since: float) -> float:
-        """Book the time since `since` to a part and return the time now."""
+        """Add the time since `since` to a part and return the current time."""
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - since
         return now
@@ -72,12 +72,12 @@ class Predictor:
         """Args: strings: a variant of the class list; min_share: the papers' area threshold, see `decode`.
 
         Raises:
-            LabelError: unknown strings or background.
-            EvaluationError: an area threshold beside a refinement.
+            LabelError: strings or background are unknown.
+            EvaluationError: an area threshold is combined with a refinement.
         """
         self.segmenter, self.classes, self.min_share = segmenter, classes, min_share
         self.labels = classes.labels(strings)
-        # Without a background class every pixel gets a class, so no rule applies unless one is asked for.
+        # Without a background class every pixel gets a class, so no rule applies by default.
         no_rule = isinstance(background, str) and background == "auto" and not classes.background
         self.policy = segmenter.policy("none" if no_rule else background)
         self.clock = Clock()
@@ -85,13 +85,13 @@ class Predictor:
             raise EvaluationError("min_share does not go with refine or presence; leave one of them out")
 
     def with_labels(self, labels: LabelSet) -> Predictor:
-        """The same with other words; class indices follow them."""
+        """The same predictor with other words; class indices follow them."""
         other = copy(self)
         other.labels = labels
         return other
 
     def looking(self, *, plan: str | None = None, views: str | None = None) -> Predictor:
-        """The same with windows laid by another plan, or with other views, as `Segmenter` takes them.
+        """The same predictor with another plan of windows, or other views, as `Segmenter` takes them.
 
         Raises:
             ProtocolError: there is no such plan, or no such views.
@@ -105,16 +105,16 @@ class Predictor:
         return other
 
     def facts(self) -> dict[str, Any]:
-        """What was really used, ready for JSON."""
+        """The settings in use, ready for JSON."""
         return _facts(self.segmenter, self.segmenter.recipe, self.policy, self.labels)
 
     @property
     def calibration(self) -> tuple[float, float]:
-        """Slope and offset from log odds to those of confidence; see `InferenceProtocol`."""
+        """Slope and offset from log odds to the log odds of confidence; see `InferenceProtocol`."""
         return self.segmenter.protocol.calibration
 
     def logits(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Scaled scores (C, H, W) of the labels, background words left out."""
+        """Scaled scores (C, H, W) of the labels, without background words."""
         segments = self.segmenter.segments(rgb)
         evidence = self.segmenter.look(rgb, self.labels, self.policy, segments)
         result = self.segmenter.decide(evidence, rgb, self.labels, self.policy, segments)
@@ -166,8 +166,8 @@ class ConceptPredictor:
         """Args: strings: a variant of the class list.
 
         Raises:
-            LabelError: unknown strings or background.
-            EvaluationError: an area threshold.
+            LabelError: strings or background are unknown.
+            EvaluationError: there is an area threshold.
         """
         self.segmenter, self.classes, self.clock = concepts, classes, Clock()
         self.labels = classes.labels(strings)
@@ -177,13 +177,13 @@ class ConceptPredictor:
             raise EvaluationError("min_share does not go with a concept model; leave it out")
 
     def with_labels(self, labels: LabelSet) -> ConceptPredictor:
-        """The same with other words; class indices follow them."""
+        """The same predictor with other words; class indices follow them."""
         other = copy(self)
         other.labels = labels
         return other
 
     def facts(self) -> dict[str, Any]:
-        """What was really used, ready for JSON."""
+        """The settings in use, ready for JSON."""
         words = [*self.labels.queries, *self.policy.words]
         return {
             **self.segmenter.facts(),
@@ -222,7 +222,7 @@ class RegionPredictor:
         """Args: strings: a variant of the class list; proposals: the proposer's name, or "truth"; decoder: has masks.
 
         Raises:
-            LabelError: unknown strings or background.
+            LabelError: strings or background are unknown.
         """
         self.classifier, self.classes = classifier, classes
         self.proposals = proposals if decoder is None else "decoder"
@@ -232,12 +232,12 @@ class RegionPredictor:
         self.clock = Clock()
 
     def facts(self) -> dict[str, Any]:
-        """What was really used, ready for JSON."""
+        """The settings in use, ready for JSON."""
         found = _facts(self.classifier, self.classifier.recipe, self.policy, self.labels)
         return found if found["proposals"] is not None else {**found, "proposals": self.proposals}
 
     def __call__(self, sample: Sample, resolve: Callable[[RegionResult], Any]) -> Any:
-        """Name the regions of an image and make of them what `resolve` does.
+        """Name the regions of an image and apply `resolve` to the result.
 
         Raises:
             DensevlError: as `RegionClassifier`.
@@ -255,19 +255,19 @@ class RegionPredictor:
 
 
 class AnomalyPredictor:
-    """A detector a category, all on one model; call it with a sample.
+    """A detector per category, all on one model; call it with a sample.
 
-    A category's detector is named after it, and learns from its first flawless images when its first image comes; it is
-    let go when another category's comes.
+    A category's detector is named after it, and learns from the category's first flawless images when its first test
+    image comes. It is dropped when an image of another category comes.
     """
 
     def __init__(
         self, dataset: AnomalyDataset, backbone: Backbone, scoring: str, *, shots: int = 0, **more: Any
     ) -> None:
-        """Args: shots: how many images are learned from; more: keywords of `AnomalyDetector`.
+        """Args: shots: number of images to learn from; more: keywords of `AnomalyDetector`.
 
         Raises:
-            EvaluationError: fewer training images than shots.
+            EvaluationError: there are fewer training images than shots.
             DensevlError: as `AnomalyDetector`.
         """
         self.dataset, self.shots = dataset, shots
@@ -282,11 +282,11 @@ class AnomalyPredictor:
         self._facts = {**own, "about": backbone.about, "recipe": None, "shots": shots, "references": files}
 
     def facts(self) -> dict[str, Any]:
-        """What was really used, ready for JSON."""
+        """The settings in use, ready for JSON."""
         return self._facts
 
     def __call__(self, sample: Sample) -> AnomalyResult:
-        """Score an image by the detector of its category."""
+        """Score an image with the detector of its category."""
         since = time.perf_counter()
         category = sample.item.category
         if category != self._category:
@@ -301,7 +301,7 @@ class AnomalyPredictor:
 
 
 def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, labels: LabelSet) -> dict[str, Any]:
-    """Of a pipeline that names things: its own, the recipe by name too, the background rule, and the words."""
+    """Facts of a pipeline that names things: its own, the recipe by name, the background rule, and the words."""
     found = pipeline.facts()
     words = [*labels.queries, *policy.words]
     return {
@@ -317,7 +317,7 @@ def _facts(pipeline: Segmenter | RegionClassifier, recipe: Any, policy: Any, lab
 
 
 def true_masks(sample: Sample) -> Proposals:
-    """The masks of the truth as proposals: crowds, void, and annotations too small to hold a pixel are left out."""
+    """The true masks as proposals, without crowds, void, and annotations too small for a pixel."""
     size = (sample.image.shape[0], sample.image.shape[1])
     truth = sample.truth
     if isinstance(truth, Objects):

@@ -1,4 +1,4 @@
-"""The progress line of a run: images, time to go, running number."""
+"""The progress line of a run: images, time left, running figure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from densevl.evaluation import distributed
 
 Show = Callable[[int, int, float], None]
-"""Called with images done, images in all, and the task's running number such as mIoU (0..1)."""
+"""Called with images done, images in all, and the task's running figure such as mIoU (0..1)."""
 
 
 @contextmanager
 def progress(title: str, number: str = "mIoU", *, quiet: bool = False) -> Iterator[Show]:
-    """A bar on standard error while the block runs, in the first process only; gives what `run` takes as `show`.
+    """Show a bar on standard error in the block, in the first process only; yields the `show` that `run` takes.
 
-    Args: number: the name of the running number. quiet: show nothing.
+    Args: number: the name of the running figure. quiet: show nothing.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -34,7 +34,7 @@ def progress(title: str, number: str = "mIoU", *, quiet: bool = False) -> Iterat
     task = bar.add_task(title, total=None, running="")
 
     def show(done: int, total: int, running: float) -> None:
-        bar.start()  # not before there is something to show: a run may be refused
+        bar.start()  # only once there is something to show: a run may be refused
         bar.update(task, completed=done, total=total, running="n/a" if running != running else f"{100 * running:.1f}")
 
     try:
@@ -44,5 +44,5 @@ def progress(title: str, number: str = "mIoU", *, quiet: bool = False) -> Iterat
 
 
 def note(text: str) -> None:
-    """Say something on standard error."""
+    """Write a line to standard error."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""Quality beside cost: models on a labelled folder, what a photo costs with each, and which fast one to take."""
+"""Quality and cost: models on a labelled folder, their cost per photo, and which fast one to choose."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from densevl.evaluation.experiment import Experiment
 from densevl.evaluation.runner import count
 from densevl.evaluation.tasks.table import task_of
 
-TIMED = 3  # photos whose time is taken, each in every round
+TIMED = 3  # photos that are timed, each in every round
 GOOD = 0.95
 """The share of the best mIoU that a fast model must reach to be recommended."""
 
 
 def at_hand() -> list[str]:
-    """The backbones that are on this machine, best first; without network."""
+    """The backbones available on this machine without network, best first."""
     return [info.name for info in available() if info.ready and info.backbone]
 
 
@@ -38,17 +38,17 @@ def measure(
 
     Args:
         root: a folder with images/, labels/ and a list of classes, see `benchmarks.own`. models: names, each once.
-        precisions: of each model. rounds: in which photos are timed. tell: is told which model
+        precisions: tried with each model. rounds: in which photos are timed. tell: called for each model that
             runs in float32 only, and is not measured in others. given: further fields of `Experiment`.
 
     Yields:
-        A row a model and precision: model, precision, recipe, images; mIoU, 0-1, NaN where nothing is scored;
-        milliseconds: of the processor (of the clock on a GPU) for a photo, from pixels to labels, the median;
-        extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be told.
+        A row per model and precision: model, precision, recipe, images; mIoU, 0-1, NaN where nothing is scored;
+        milliseconds: the median processor time (wall time on a GPU) of a photo, from pixels to labels;
+        extra_mib: peak memory of the first photo beyond what the model holds, None where that cannot be measured.
 
     Raises:
-        DatasetError, EvaluationError: the folder.
-        ModelError: a model that cannot be had, or no such precision.
+        DatasetError, EvaluationError: the folder is unusable.
+        ModelError: a model is not available, or there is no such precision.
     """
     experiment = Experiment("folder", root, task=SEMANTIC, measures=("iou",), **given)
     dataset = experiment.open()
@@ -79,12 +79,12 @@ def measure(
 
 
 def recommended(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], str]:
-    """The fastest of the rows whose mIoU is at least `GOOD` of the best, and why it is.
+    """The fastest row whose mIoU is at least `GOOD` of the best, and why it was chosen.
 
     Raises:
-        ModelError: no row has a mIoU above 0.
+        ModelError: no row has an mIoU above 0.
     """
-    scored = [row for row in rows if row["mIoU"] > 0]  # not NaN
+    scored = [row for row in rows if row["mIoU"] > 0]  # drops NaN too
     if not scored:
         raise ModelError("no model found anything of these classes, so none can be recommended")
     best = max(scored, key=lambda row: row["mIoU"])

@@ -1,8 +1,7 @@
-"""An evaluation from beginning to end: open, load, predict, count, save, report; alone or as one of several processes.
+"""An evaluation from start to end: open, load, predict, count, save, report; in one process or several.
 
-An image is counted once, by whoever gets it. Integer counts make the result independent of order, of the number of
-processes and of how often a run was killed. What is counted is the task's business (`tasks`), where a run resumes that
-of `checkpoint`.
+Each image is counted once, by one of the processes. Integer counts make the result independent of order, of the number
+of processes and of how often a run was killed. `tasks` decides what is counted, `checkpoint` where a run resumes.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from densevl.files import Hold, atomic_write, guard, shown
 
 _LOG = logging.getLogger(__name__)
 AHEAD, READERS = 4, max(1, min(4, os.cpu_count() or 1))
-"""Images that a thread reads in one go while others are predicted, and how many threads do. In one go, because every
-hand-over between threads takes time from the model's thread too, which counts where images and model are small."""
+"""Images that a thread reads in one go while others are predicted, and the number of threads. They are read in one go
+because every hand-over between threads costs the model's thread time, which matters for small images and models."""
 SAVE_EVERY = 10.0
-"""Seconds between two savings."""
+"""Seconds between two saves."""
 SHOW_EVERY = 0.2
-"""Seconds after which the running number is computed anew."""
+"""Seconds between updates of the running figure."""
 
 
 def evaluate(
@@ -55,13 +54,13 @@ def evaluate(
 
     Args:
         experiment: what to do.
-        work_dir: gets state/ (counts, for going on after a kill), the report, and predictions/ with `dump`.
-        fresh: forget what earlier runs counted.
+        work_dir: gets state/ (counts, for resuming after a kill), the report, and predictions/ with `dump`.
+        fresh: discard what earlier runs counted.
         dump: keep every prediction: label maps as 16-bit PNG (class index, 65535 for nothing), in the tree of the
             images; instances as COCO results; panoptic maps as COCO's PNG and JSON; anomaly maps as .npy.
-        save_every: seconds between two savings of the counts.
-        overwrite: replace files of others that have the names of the report's, or lie in predictions/.
-        quiet: show no progress. tell: is told each warning, once.
+        save_every: seconds between two saves of the counts.
+        overwrite: replace other files that have the names of the report's, or lie in predictions/.
+        quiet: show no progress. tell: called with each warning, once.
 
     Returns:
         The outcome, and the report's files (in the first process; none in others).
@@ -80,7 +79,7 @@ def evaluate(
             guard([path for path in predictions.rglob("*") if path.is_file()], overwrite=overwrite)
         if predictions is not None and counted and not (fresh or predictions.exists()):
             raise EvaluationError(
-                f"{shown(folder)} counts images whose predictions were not kept; predict anew (--fresh)"
+                f"{shown(folder)} counts images whose predictions were not kept; predict them again (--fresh)"
             )
     task = task_of(experiment)
     told: set[str] = set()
@@ -103,7 +102,7 @@ def evaluate(
     hold = Hold(folder / STATE)
     if distributed.rank() == 0:
         hold.take()
-    if fresh and distributed.rank() == 0:  # not before the dataset and the model are there
+    if fresh and distributed.rank() == 0:  # only once the dataset and the model are loaded
         for path in (*saved(folder / STATE), *_predictions(predictions)):
             path.unlink()
     distributed.barrier()
@@ -117,7 +116,7 @@ def evaluate(
 
 
 def _predictions(folder: Path | None) -> list[Path]:
-    """What an earlier run dumped."""
+    """Predictions that an earlier run dumped."""
     kinds = {".png", ".json", ".npy"}
     return [path for path in folder.rglob("*") if path.is_file() and path.suffix in kinds] if folder else []
 
@@ -133,12 +132,12 @@ def run(
     """Evaluate without a report.
 
     Args:
-        experiment: what to do. work_dir: where counts are kept for going on after a kill; None keeps none.
+        experiment: what to do. work_dir: where counts are kept for resuming after a kill; None keeps none.
         dataset, predictor: opened already; None opens and loads what the experiment says.
         how: as `count` takes it.
 
     Raises:
-        DensevlError: as `count`, and whatever loading raises.
+        DensevlError: as `count`, and as the loading of dataset and model.
     """
     task = task_of(experiment, dataset)
     for warning in (*task.look.warnings, *task.look.of_sample):
@@ -158,16 +157,16 @@ def count(
     """Predict and count every image that no earlier run has counted.
 
     Args:
-        work_dir: where counts are kept for going on after a kill; None keeps none.
-        show: told after every image of this process.
-        save_every: seconds between two savings of the counts; 0 saves after every image.
-        dump: a folder that gets each prediction, as the task writes it.
+        work_dir: where counts are kept for resuming after a kill; None keeps none.
+        show: called after every image of this process.
+        save_every: seconds between two saves of the counts; 0 saves after every image.
+        dump: a folder for every prediction, in the task's format.
 
     Raises:
-        DatasetError: a file of the dataset.
+        DatasetError: a file of the dataset is missing or wrong.
         EvaluationError: there are no images, the work folder belongs to another experiment, or several processes have
-            none for what the task keeps.
-        DensevlError: whatever the model raises.
+            no work folder although the task keeps something.
+        DensevlError: as the model.
     """
     dataset = task.dataset
     if isinstance(save_every, bool) or not isinstance(save_every, int | float) or not save_every >= 0:
@@ -175,7 +174,7 @@ def count(
     if len(dataset) == 0:
         raise EvaluationError(f"'{dataset.name}' has no images at {shown(dataset.root)}: there is nothing to evaluate")
     if task.keeps and work_dir is None and distributed.world() > 1:
-        raise EvaluationError("several processes meet in files: name a work folder")
+        raise EvaluationError("several processes exchange files: name a work folder")
     used = predictor.facts()
     identity, files = identity_of(task, used), dataset.digests()
     folder = Path(work_dir) / STATE if work_dir is not None else None
@@ -230,7 +229,7 @@ def count(
 
 
 def _ahead(dataset: Dataset, indices: Sequence[int], book: Callable[[str, float], float]) -> Iterator[tuple[int, Any]]:
-    """Samples in order, some read by threads beforehand; waiting for them is booked as "read"."""
+    """Samples in order, read ahead by threads; the time spent waiting for them is booked as "read"."""
     parts = [indices[start : start + AHEAD] for start in range(0, len(indices), AHEAD)]
     with ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="densevl-read") as pool:
         waiting: deque[Future[list[tuple[int, Any]]]] = deque()
@@ -247,7 +246,7 @@ def _ahead(dataset: Dataset, indices: Sequence[int], book: Callable[[str, float]
 
 
 def _read(dataset: Dataset, indices: Sequence[int]) -> list[tuple[int, Any]]:
-    """Samples, or the error at the first that cannot be read, for whoever comes to it."""
+    """Samples; the first that cannot be read is its error, raised when its turn comes."""
     found: list[tuple[int, Any]] = []
     for index in indices:
         try:

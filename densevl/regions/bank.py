@@ -1,13 +1,12 @@
-"""A bank on disk: regions of many photos, each as another model sees it and as CLIP does.
+"""A bank on disk: regions of many photos, each with a vision-only model's features and CLIP's.
 
-CorrCLIP's second version (https://github.com/zdk258/CorrCLIP) labels a region by its like in other photos: keys, what a
-vision model without words sees, find them, and the mean of their values, CLIP's own features, is compared with words.
-Photos of the same kind of scene help most; they need no labels.
+CorrCLIP's second version (https://github.com/zdk258/CorrCLIP) labels a region by similar regions of other photos. Keys,
+from a vision-only model, find them; the mean of their values, CLIP's own features, is compared with words. Photos of
+the same kind of scene help most; they need no labels.
 
-A folder: bank.json says what made it and which parts it has; each part file (safetensors) holds the float16 arrays
-"keys" (N, P) and "values" (N, E) of some photos, whose names stand in its header. Arrays are mapped from the files,
-never read whole.
-Search is exact. Shape letters: N regions of the bank, R regions asked for, K neighbours, P width of keys, E of values.
+A bank is a folder. bank.json lists what made it and its parts. Each part (safetensors) holds the float16 arrays "keys"
+(N, P) and "values" (N, E) of some photos, whose names are in its header. The arrays are memory-mapped.
+Search is exact. Shape letters: N regions of the bank, R query regions, K neighbours, P width of keys, E of values.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Part:
     """Some photos of a bank.
 
     Attributes:
-        path: its file. photos: the photos, and counts: how many regions of each, in the order of the arrays.
+        path: its file. photos: the photos. counts: the number of regions of each, in the order of the arrays.
         keys: float16 (n, P) unit rows. values: float16 (n, E) unit rows.
     """
 
@@ -64,9 +63,9 @@ class Bank:
     """Regions of many photos.
 
     Attributes:
-        path: its folder. facts: what made keys and values, ready for JSON: "values" those of a `RegionClassifier`,
-            "keys" the identity of the proxy, "proxy" what `load_proxy` finds it by, "widths" [P, E].
-        parts: what it holds.
+        path: its folder. facts: what made keys and values, ready for JSON: "values" identifies the `RegionClassifier`,
+            "keys" the proxy, "proxy" is the name that `load_proxy` takes, "widths" is [P, E].
+        parts: the files of the bank.
     """
 
     path: Path
@@ -75,10 +74,10 @@ class Bank:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> Bank:
-        """An empty bank in a folder, in place of one that it may hold.
+        """Create an empty bank in a folder and replace any bank that is there.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the folder cannot be written.
         """
         for old in Path(path).glob(PARTS) if (Path(path) / FACTS).exists() else ():
             old.unlink()
@@ -88,15 +87,15 @@ class Bank:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Bank:
-        """Open what was built.
+        """Open a bank.
 
         Raises:
-            BankError: missing, damaged, or something else.
-            WeightsError: a damaged part.
+            BankError: it is missing, damaged or not a bank.
+            WeightsError: a part is damaged.
         """
         folder = BANK.path(path)
         if not (folder / FACTS).is_file():
-            raise BankError(f"{shown(folder)} is no bank: it has no {FACTS}; make one with 'densevl bank build'")
+            raise BankError(f"{shown(folder)} is not a bank: it has no {FACTS}; make one with 'densevl bank build'")
         facts = read_json(folder / FACTS, BANK)
         with BANK.sense(folder / FACTS):
             if facts.pop("version") != VERSION:
@@ -109,7 +108,7 @@ class Bank:
         if absent := sorted(set(listed) - {file.name for file in found}):
             raise BankError(
                 f"bank {shown(folder)} lacks {len(absent)} of its {len(listed)} part files, {absent[0][:80]} first: "
-                "copy them too, or build it anew with 'densevl bank build --overwrite'"
+                "copy them too, or rebuild it with 'densevl bank build --overwrite'"
             )
         return cls(folder, facts, tuple(_part(file, widths) for file in found))
 
@@ -121,13 +120,13 @@ class Bank:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what made it, and of its photos: their paths, sizes and times of change."""
+        """SHA-256 of what made it and of its photos' paths, sizes and modification times."""
         photos = [[p.path, p.bytes, p.changed] for p in self.photos]
         return digest.of_text(json.dumps([dict(self.facts), photos], sort_keys=True))
 
     @property
     def outdated(self) -> bool:
-        """Whether its folder holds other parts by now."""
+        """Whether the folder's part files have changed since this bank was opened."""
         return sorted(self.path.glob(PARTS)) != sorted(part.path for part in self.parts)
 
     @property
@@ -136,12 +135,12 @@ class Bank:
         return tuple(photo for part in self.parts for photo in part.photos)
 
     def with_photos(self, found: Sequence[tuple[Photo, torch.Tensor, torch.Tensor]]) -> Bank:
-        """The bank with the keys (n, P) and values (n, E) of more photos, written as one more part.
+        """Write the keys (n, P) and values (n, E) of more photos as one more part, and return the bank with it.
 
         Regions that have no key or no value (empty ones) are left out.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the part cannot be written.
         """
         rows = [(keys.norm(dim=1) > 0) & (values.norm(dim=1) > 0) for _, keys, values in found]
         pairs = [(keys[own], values[own]) for (_, keys, values), own in zip(found, rows, strict=True)]
@@ -156,10 +155,10 @@ class Bank:
         return more
 
     def without(self, paths: Sequence[str]) -> Bank:
-        """The bank without some photos, by path; parts that hold them are written anew.
+        """Return the bank without the photos at some paths; parts that hold them are rewritten.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: a part cannot be written.
         """
         gone = set(paths)
         parts, empty = [], []
@@ -183,21 +182,21 @@ class Bank:
                 empty.append(part.path)
         less = Bank(self.path, self.facts, tuple(parts))
         if empty:
-            less.record()  # first, for a part that is listed has to be there
+            less.record()  # first: every part that is listed must exist
         for path in empty:
             path.unlink()
         return less
 
     def record(self) -> None:
-        """Write what made the bank, and the names of its parts; a killed build may have left one out."""
+        """Write what made the bank and the names of its parts. A killed build may leave a part unlisted."""
         told = {"version": VERSION, **self.facts, "parts": [part.path.name for part in self.parts]}
         renew(self.path / FACTS, json_text(told, indent=1).encode())
 
     def nearest(self, query_RP: torch.Tensor, count: int) -> torch.Tensor:
-        """Numbers (R, K) of the regions whose keys have the largest inner products; of equals the first.
+        """Indices (R, K) of the regions whose keys have the largest inner products; ties go to the first.
 
         Args:
-            query_RP: unit rows. count: K, at most as many as the bank holds.
+            query_RP: unit rows. count: K, at most the number of regions in the bank.
         """
         scores = query_RP.new_empty(len(query_RP), 0, dtype=torch.float32)
         numbers = torch.empty(len(query_RP), 0, dtype=torch.int64, device=query_RP.device)
@@ -236,7 +235,7 @@ def _part(path: Path, widths: tuple[int, ...]) -> Part:
     file = read_checkpoint(path)
     with BANK.sense(path):
         if file.header.get("kind") != f"densevl bank {VERSION}":
-            raise ValueError("it is no part of a bank")
+            raise ValueError("it is not part of a bank")
         rows = parse_json(file.header["photos"].encode())
         photos = tuple(Photo(str(p), (int(h), int(w)), int(b), int(t)) for p, h, w, b, t, _ in rows)
         part = Part(path, photos, tuple(int(row[5]) for row in rows), file.tensors["keys"], file.tensors["values"])

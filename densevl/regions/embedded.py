@@ -1,4 +1,4 @@
-"""Regions of a photo as vectors: what is kept so that new words, or examples, cost a matrix product."""
+"""Regions of a photo as vectors. With these kept, new words or examples cost only a matrix product."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from densevl.proposals.base import Proposals
 
 @dataclass(frozen=True, eq=False)
 class RegionEmbeddings:
-    """Regions of one photo, embedded: any words can be compared with them at the cost of a matrix product.
+    """Embedded regions of one photo; comparing them with any words costs one matrix product.
 
     Attributes:
         image: uint8 RGB (H, W, 3). regions: R masks of it.
         vectors: unit rows (R, E) float32 by operator; zeros for an empty mask.
         tokens: with order "classify_then_pool", unit features of all windows (Y, X, E) and their grid.
-        second: unit rows of the regions that were looked at again, by index; grows when words ask for it.
+        second: unit rows of the regions that got a second look, by index; grows as words require it.
         gauge: unit rows of a grid of the photo by operator, kept when words and pictures are mixed.
-        source: path of the photo, if it came from one. seconds: what it took.
+        source: path of the photo, if it came from a file. seconds: time taken.
     """
 
     image: np.ndarray

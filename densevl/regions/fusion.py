@@ -1,7 +1,7 @@
-"""Several judgements of the same regions made one, in log space, and the regions that deserve a second look.
+"""Combine several judgements of the same regions in log space, and choose the regions that deserve a second look.
 
-OVSeg, FC-CLIP and F-ViT take a weighted geometric mean of class probabilities, with a weight for each class. As the
-weights differ between classes the result is normalised again. Probabilities underflow, their logarithms do not.
+OVSeg, FC-CLIP and F-ViT take a weighted geometric mean of class probabilities, with a weight for each class. Because
+weights differ between classes, the result is normalised again. Logarithms are used because probabilities underflow.
 Shape letters: R regions, C classes.
 """
 
@@ -23,8 +23,8 @@ class ScoreSource:
 
     Attributes:
         logp: (R, C) log probabilities, -inf allowed.
-        weight: its say, a number or one for each class (C,); only ratios between sources count.
-        valid: (R,) bool, where it has anything to say; None is everywhere.
+        weight: a number, or one for each class (C,); only ratios between sources count.
+        valid: bool (R,), the regions it can judge; None means all.
     """
 
     logp: torch.Tensor
@@ -32,7 +32,7 @@ class ScoreSource:
     valid: torch.Tensor | None = None
 
     def weights(self) -> torch.Tensor:
-        """(R, C), 0 where it has no say."""
+        """Weights (R, C), 0 where the source is not valid."""
         weight = torch.as_tensor(self.weight, dtype=self.logp.dtype, device=self.logp.device)
         said = weight.expand(self.logp.shape[1]).expand(self.logp.shape)
         return said if self.valid is None else said * self.valid[:, None]
@@ -47,10 +47,10 @@ def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tenso
             probability.
 
     Returns:
-        (R, C) log probabilities, rows normalised; uniform where no source has a say.
+        (R, C) log probabilities, rows normalised; uniform where no source is valid.
 
     Raises:
-        OptionError: no sources, shapes that differ, negative weights, or an unknown mode.
+        OptionError: there are no sources, their shapes differ, weights are negative, or the mode is unknown.
     """
     one_of(mode, MODES, "fusion", OptionError)
     shapes = {tuple(source.logp.shape) for source in sources}
@@ -74,14 +74,14 @@ def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tenso
 
 
 def entropy(logp: torch.Tensor) -> torch.Tensor:
-    """Entropy of each row over its largest possible value: (R,) in 0..1."""
+    """Entropy of each row divided by its maximum: (R,) in 0..1."""
     p = logp.exp()
     total = -torch.where(p > 0, p * logp, 0.0).sum(dim=1)
     return total / max(torch.tensor(float(logp.shape[1])).log().item(), 1e-12)
 
 
 def uncertain(logp: torch.Tensor, share: float = 0.15, least: float = 0.1) -> torch.Tensor:
-    """The regions to look at again: int64 indices of the `share` with the highest entropy, none of it under `least`.
+    """The regions to look at again: int64 indices of the `share` with the highest entropy, all of at least `least`.
 
     Ties go to the smaller index. The result is in ascending order.
     """

@@ -1,8 +1,8 @@
-"""An index on disk of the regions of many photos: which of them hold this, and where.
+"""An index on disk of the regions of many photos, for finding which of them match a query.
 
-One .npz file of plain arrays: unit vectors in half precision, boxes, run lengths, and the photos they belong to, with
-size and time of change, so that a second build reads only what is new. Shape letters: N regions of all photos, E joint
-space.
+It is one .npz file of plain arrays: unit vectors in half precision, boxes, run lengths, and the photos they belong to.
+Photos have their size and modification time, so a second build reads only new ones. Shape letters: N regions of all
+photos, E joint space.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RegionIndexError(DensevlError):
 
 INDEX = Kind("region index", RegionIndexError, "build it anew")
 _ARRAYS = {"facts": ("u1", 1), "owner": ("i4", 1), "vectors": ("f2", 2), "boxes": ("f4", 2)}
-"""Kind of numbers and dimensions of each."""
+"""Dtype kind and number of dimensions of each array."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Photo:
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """A region found.
+    """A region that a query found.
 
-    Attributes: path of the photo; score; box x0, y0, x1, y1; region: its mask, one of a `Proposals`.
+    Attributes: path of the photo; score; box x0, y0, x1, y1; region: its mask, a `Proposals` of one.
     """
 
     path: str
@@ -69,7 +69,7 @@ class RegionIndex:
     """Regions of many photos.
 
     Attributes:
-        model: what embedded them: model, operator and options, as one line; queries must come from the same.
+        model: what embedded them: model, operator and options, as one line; queries must be embedded the same way.
         photos: the photos. owner: int32 (N,) index into them. vectors: float16 (N, E) unit rows.
         boxes: float32 (N, 4). masks: COCO's short strings, N of them.
     """
@@ -93,9 +93,9 @@ class RegionIndex:
         return f"RegionIndex({len(self.photos)} photos, {len(self)} regions, {self.model})"
 
     def with_photos(self, found: Sequence[tuple[Photo, Proposals, Any]]) -> RegionIndex:
-        """The index with the regions of some photos and their vectors (R, E), in place of what it held of those paths.
+        """Return the index with some photos added, or replaced if it had their paths.
 
-        Empty masks are left out.
+        Each photo has its regions and their vectors (R, E). Empty masks are left out.
         """
         kept = self.without([photo.path for photo, _, _ in found])
         owner, vectors, boxes, masks = [kept.owner], [kept.vectors], [kept.boxes], list(kept.masks)
@@ -118,7 +118,7 @@ class RegionIndex:
         )
 
     def without(self, paths: Any) -> RegionIndex:
-        """The index without some photos, by path."""
+        """Return the index without the photos at some paths."""
         gone = set(paths)
         stays = [number for number, photo in enumerate(self.photos) if photo.path not in gone]
         if len(stays) == len(self.photos):
@@ -139,11 +139,11 @@ class RegionIndex:
         """The regions nearest to a unit vector (E,).
 
         Args:
-            query: of the same model. top: at most so many. each: at most so many of one photo.
-            against: (K, E) unit rows that a region should not be like: the largest of their cosines is subtracted.
+            query: from the same model. top: most hits in all. each: most hits in one photo.
+            against: (K, E) unit rows that hits should not resemble: the largest of their cosines is subtracted.
 
         Returns:
-            Best first; equal scores in the order of the index.
+            Hits, best first; equal scores stay in the order of the index.
         """
         rows = self.vectors.astype(np.float32)
         score = rows @ np.asarray(query, np.float32).reshape(-1)
@@ -191,7 +191,7 @@ class RegionIndex:
         """Read what `save` wrote.
 
         Raises:
-            RegionIndexError: missing, damaged, or something else.
+            RegionIndexError: the file is missing, damaged or not an index.
         """
         arrays = read_arrays(path, INDEX)
         if missing := _ARRAYS.keys() - arrays:
@@ -210,7 +210,7 @@ class RegionIndex:
                 tuple(facts["masks"]),
             )
             if {name: (arrays[name].dtype.str[1:], arrays[name].ndim) for name in _ARRAYS} != _ARRAYS:
-                raise ValueError("an array has other numbers or dimensions")
+                raise ValueError("an array has a wrong dtype or number of dimensions")
             found._require_sound()
         return found
 
@@ -220,11 +220,11 @@ class RegionIndex:
         if (len(self.owner), len(self.vectors), self.boxes.shape) != (count, count, (count, 4)):
             raise ValueError("its arrays have different lengths")
         if count and not 0 <= self.owner.min() <= self.owner.max() < len(self.photos):
-            raise ValueError("a region is of no photo")
+            raise ValueError("a region belongs to no photo")
         if not (np.isfinite(self.vectors).all() and np.isfinite(self.boxes).all()):
             raise ValueError("a vector or a box is not finite")
         texts = (self.model, *(photo.path for photo in self.photos), *self.masks)
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a path, a mask or the model is no text")
+            raise ValueError("a path, a mask or the model is not text")
         if not all(min(photo.size) > 0 for photo in self.photos):
             raise ValueError("a photo has no size")

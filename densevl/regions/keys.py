@@ -1,4 +1,4 @@
-"""What a model without words sees of regions: the keys of a bank, and the queries to one."""
+"""A vision-only model's features of regions: the keys of a bank, and the queries to one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from densevl.regions.operators.dense import token_means
 from densevl.weights import require_finite
 
 LONGEST = 1024
-"""Pixels of the long side that a proxy sees at most; CorrCLIP's photos are smaller."""
+"""The largest long side that the proxy sees, in pixels; CorrCLIP's photos are smaller."""
 
 
 def region_keys(proxy: Proxy, rgb: np.ndarray, regions: Proposals) -> torch.Tensor:
-    """The mean feature of a proxy over each region of a uint8 RGB photo at its own size: (R, P) unit rows."""
+    """A proxy's mean feature over each region of a uint8 RGB photo, run at its own size: (R, P) unit rows."""
     height, width = rgb.shape[:2]
     if max(height, width) > LONGEST:
         height, width = keep_ratio_size(height, width, LONGEST, LONGEST)

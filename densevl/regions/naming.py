@@ -1,4 +1,4 @@
-"""Region embeddings and words to class probabilities: one matrix product, then who wins.
+"""From region embeddings and words to class probabilities and labels.
 
 Shape letters: R regions, E joint space, T strings, C classes.
 """
@@ -32,7 +32,7 @@ class Decision:
 
 
 def against(features: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
-    """Cosines (..., T) of unit features (..., E) with a vocabulary, templates weighed by each feature where asked."""
+    """Cosines (..., T) of unit features (..., E) with a vocabulary; each feature weights the templates if asked."""
     if text.prompts is None:
         return features @ text.vectors.T
     return weighted_scores(lambda rows_TE: features @ rows_TE.T, text.prompts)
@@ -41,10 +41,10 @@ def against(features: torch.Tensor, text: TextEmbeddings) -> torch.Tensor:
 def log_probs(
     vectors_RE: torch.Tensor, text: TextEmbeddings, scale: float, gauge_GE: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Log probabilities (R, T) over all strings, of scale * cosine.
+    """Log probabilities (R, T) over all strings, the log softmax of scale * cosine.
 
     Args:
-        gauge_GE: unit rows of regions all over the photo, by which words and pictures are put on one scale.
+        gauge_GE: unit rows of regions across the photo, used to put words and pictures on one scale.
     """
     scores_RT = against(vectors_RE.float(), text)
     if gauge_GE is not None:
@@ -61,10 +61,10 @@ def prototypes(
     """Unit rows (C, E) that stand for classes: the mean of each one's example rows (R, E), mixed with its words.
 
     Args:
-        examples: rows by name, those of zeros left out. text: (K, E) unit rows of the first K names, K <= C.
+        examples: rows by name; rows of zeros are left out. text: (K, E) unit rows of the first K names, K <= C.
 
     Raises:
-        LabelError: a name without a row.
+        LabelError: a name has no row.
     """
     rows = []
     for index, (name, given) in enumerate(examples.items()):
@@ -89,9 +89,9 @@ def decide(
     """Name regions: a class has the probability of its best string, and the best class wins.
 
     Args:
-        logp_RT: log probabilities over strings. classes: (T,) class of each string, -1 for those of none. count: C.
-        policy: its threshold and rest reject as they do for pixels: see `Background`.
-        margin: a region whose best class leads the second, or nothing, by less is nothing: it is unknown which.
+        logp_RT: log probabilities over strings. classes: (T,) class of each string, -1 for background. count: C.
+        policy: its threshold and other rules reject regions as they reject pixels: see `Background`.
+        margin: a region whose best class leads the second, or nothing, by less is labelled nothing.
         valid: (R,) bool; regions without a pixel are nothing, with probabilities 0.
     """
     p_RT = logp_RT.float().exp()  # half precision of a caller's autocast

@@ -1,7 +1,7 @@
-"""Which regions repeat others: NMS, and BIRDet's suppression of parts.
+"""Suppression of regions that repeat others: NMS, and BIRDet's suppression of parts.
 
-Equal scores are settled by the larger area, then by the smaller index, so the result does not depend on the order of
-floating point. Shape letters: R regions.
+Ties go to the larger area, then to the smaller index, so the result does not depend on the order of floating point
+operations. Shape letters: R regions.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def nms(
     """Greedy non-maximum suppression on masks.
 
     Args:
-        masks: R masks. scores: (R,), higher is better. labels: (R,) integers: only masks of one label compete; None
-            lets all compete.
-        threshold: a mask goes if its overlap with a better one is above this.
+        masks: R masks. scores: (R,), higher is better. labels: (R,) integers; only masks with the same label compete.
+            None lets all compete.
+        threshold: a mask is dropped if its overlap with a better one is above this.
         metric: "iou", or "ios", the intersection over the smaller of the two.
 
     Returns:
-        int64 indices of what is kept, best first. Empty masks overlap nothing and stay.
+        int64 indices of the masks kept, best first. Empty masks overlap nothing and stay.
 
     Raises:
-        OptionError: an unknown metric.
+        OptionError: the metric is unknown.
     """
     one_of(metric, METRICS, "metric", OptionError)
     return suppressed(masks, ranking(scores, masks.areas), threshold, labels, metric)
@@ -57,10 +57,10 @@ def suppress_parts(
     object detection by handling background samples", BIRDet, 2024). Unlike IoU this does not ask whether B is mostly A.
 
     Args:
-        labels: (R,) integers; those below 0 take no part. scores: (R,), settle which of two equal masks is kept.
+        labels: (R,) integers; those below 0 take no part. scores: (R,), decide which of two equal masks is kept.
 
     Returns:
-        int64 indices of what is kept, in their own order.
+        int64 indices of the masks kept, in their original order.
     """
     group = np.asarray(labels, np.int64)
     given = np.zeros(len(masks)) if scores is None else np.asarray(scores, np.float64)

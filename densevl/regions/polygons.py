@@ -1,10 +1,10 @@
-"""Masks to polygons whose vertices are pixels, holes cut open: what LabelMe draws, and fills back to the same mask.
+"""Masks to polygons with vertices on pixels and holes cut open: LabelMe draws them and fills them back to the mask.
 
-A boundary is followed along the cracks between pixels inside and outside; the pixels passed on the inner side make the
-ring. So a polygon goes through the centres of the outermost pixels, as those of OpenCV do, and an outline one pixel
-wide belongs to it. Pixels that touch at a corner hang together.
+A boundary is traced along the cracks between pixels inside and outside. The pixels on its inner side are the ring, so a
+polygon goes through the centres of the outermost pixels, as OpenCV's do, and an outline one pixel wide belongs to it.
+Pixels that touch at a corner are connected.
 
-A polygon of one ring cannot have a hole. Each hole is joined to the outline by a cut, there and back along one line:
+A polygon of one ring cannot have a hole. A cut, there and back along one line, joins each hole to the outline: the
 nearest hole first, so that no cut crosses another hole.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from densevl.lazy import ndimage
 
 Ring = npt.NDArray[np.float64]
-#: Steps (row, column) along a crack: east, south, west, north; the pixel inside lies to the right of the way.
+#: Steps (row, column) along a crack: east, south, west, north; the pixel inside lies on the right-hand side.
 _AHEAD = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 
@@ -27,9 +27,9 @@ class Polygon:
     """One connected part of a mask.
 
     Attributes:
-        points: float64 (N, 2), x and y in pixels, pixel centres at whole numbers; a ring, the first point not repeated.
-        holes: how many holes are joined to the outline by cuts.
-        area: pixels of the part.
+        points: float64 (N, 2), x and y in pixels, pixel centres at whole numbers; a ring, first point not repeated.
+        holes: number of holes joined to the outline by cuts.
+        area: area in pixels.
     """
 
     points: Ring
@@ -42,13 +42,13 @@ def polygons(mask: npt.NDArray[np.bool_], *, tolerance: float = 0.0, min_area: i
 
     Args:
         mask: bool (H, W).
-        tolerance: vertices may be left out where the outline moves by no more than so many pixels (Douglas-Peucker,
-            1973); 0 leaves out only those on a straight line, and filling gives the mask back, but for a pixel beside
-            a cut.
+        tolerance: vertices may be dropped if the outline moves by at most this many pixels (Douglas-Peucker, 1973).
+            With 0 only those on a straight line are dropped, and filling restores the mask except for pixels beside a
+            cut.
         min_area: parts of fewer pixels are left out.
 
     Returns:
-        Polygons; filled with their outline drawn they give the mask, up to the tolerance.
+        Polygons; filled and with their outline drawn they restore the mask, up to the tolerance.
     """
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(parts.ravel(), minlength=count + 1)
@@ -71,16 +71,16 @@ def polygons(mask: npt.NDArray[np.bool_], *, tolerance: float = 0.0, min_area: i
 
 
 def outlined(mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
-    """Every connected part of a mask along the edges of its pixels: first its outline, then its holes.
+    """Trace every connected part of a mask along the edges of its pixels: first its outline, then its holes.
 
-    Pixels that touch at a corner do not hang together, so that no ring meets itself in a line.
+    Pixels that touch at a corner are not connected here, so that no ring meets itself along a line.
 
     Args:
         mask: bool (H, W).
 
     Returns:
-        Rings float64 (N, 2), x and y of pixel corners, (0, 0) the top left one; the first point not repeated. Outlines
-        run clockwise as seen, holes the other way; areas are exact.
+        Rings float64 (N, 2), x and y of pixel corners, (0, 0) the top left one; the first point is not repeated.
+        Outlines run clockwise as seen, holes the other way; areas are exact.
     """
     parts, _ = ndimage.label(mask)
     found: dict[int, list[Ring]] = {}
@@ -91,18 +91,18 @@ def outlined(mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
 
 
 def _edges(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, tuple[int, int], bool]]:
-    """All boundaries along cracks: corners (N, 2), a pixel (row, column) inside, and whether it is an outer one."""
+    """All boundaries along cracks: corners (N, 2), a pixel (row, column) inside, and whether it is an outline."""
     padded = np.pad(mask, 1)
     width = padded.shape[1]
     inside = padded.ravel().tolist()
     steps = [row * width + column for row, column in _AHEAD]
-    corner = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) where a crack in each direction starts, from the pixel
+    corner = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of a crack's start, from the pixel, by direction
     seen: set[int] = set()
     found = []
     for start in (np.flatnonzero(padded[1:-1] & ~padded[:-2]) + width).tolist():
         if start in seen:
             continue
-        pixel, way, turns, turned = start, 0, 0, True  # the first of its row that the scan meets, so a corner
+        pixel, way, turns, turned = start, 0, 0, True  # the first of its row in the scan, so it is a corner
         corners: list[tuple[int, int]] = []
         while True:
             if way == 0:
@@ -125,7 +125,7 @@ def _edges(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, tuple[int, int], boo
 
 
 def simplified(ring: Ring, tolerance: float) -> Ring:
-    """Leave out vertices of a ring (N, 2) that lie within `tolerance` of the line between those kept."""
+    """Drop vertices of a ring (N, 2) that lie within `tolerance` of the line between those kept."""
     if len(ring) < 4:
         return ring
     far = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
@@ -152,12 +152,12 @@ def simplified(ring: Ring, tolerance: float) -> Ring:
 
 
 def _rings(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, bool]]:
-    """All boundaries: pixels passed (N, 2) as x, y, and whether it is an outer one."""
+    """All boundaries: their pixels (N, 2) as x, y, and whether it is an outline."""
     padded = np.pad(mask, 1)
     width = padded.shape[1]
     inside = padded.ravel().tolist()
     steps = [row * width + column for row, column in _AHEAD]
-    ends = np.flatnonzero(padded[1:-1] & ~padded[:-2]) + width  # every boundary goes east somewhere, along a top side
+    ends = np.flatnonzero(padded[1:-1] & ~padded[:-2]) + width  # every boundary runs east somewhere, along a top side
     seen: set[int] = set()
     found = []
     for start in ends.tolist():
@@ -186,12 +186,12 @@ def _rings(mask: npt.NDArray[np.bool_]) -> list[tuple[Ring, bool]]:
 
 
 def _joined(outline: Ring, holes: list[Ring]) -> Ring:
-    """One ring that goes round the outline and, through cuts, round every hole."""
+    """One ring around the outline and, through cuts, around every hole."""
     from scipy.spatial import cKDTree
 
     rings = [outline, *holes]
     path = [(0, index) for index in range(len(outline))]  # (ring, vertex), rings numbered from the outline on
-    points = np.concatenate(holes) if holes else np.zeros((0, 2))  # of all holes, each nearest to what on the path?
+    points = np.concatenate(holes) if holes else np.zeros((0, 2))  # of all holes; find each one's nearest on the path
     first = np.cumsum([0, *(len(ring) for ring in holes)])
     distance, place = np.full(len(points), np.inf), np.zeros((len(points), 2), int)
     left = np.ones(len(points), bool)

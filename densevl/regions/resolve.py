@@ -1,7 +1,7 @@
 """From named masks that overlap, nest and leave holes to a label map, to instances, or to a panoptic map.
 
-Masks are read from their packed bits, some rows of the image at a time: neither masks nor classes are ever held at full
-size. Shape letters: R regions, C classes, P pixels of some rows.
+Masks are unpacked a few rows of the image at a time, so neither masks nor classes are ever held at full size. Shape
+letters: R regions, C classes, P pixels of some rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Panoptic:
 
     Attributes:
         ids: int32 (H, W), 0 where no segment is.
-        segments: one dict a segment: id, label, score, area in pixels, regions (indices it is made of).
+        segments: one dict per segment: id, label, score, area in pixels, regions (indices of its regions).
     """
 
     ids: npt.NDArray[np.int32]
@@ -53,22 +53,22 @@ class Panoptic:
 def semantic(
     masks: Proposals, probs: Any, *, mode: str = "paint", nothing: Any = None, threshold: float = 0.0
 ) -> tuple[npt.NDArray[np.int16], Floats]:
-    """One label a pixel from the class probabilities of the masks over it.
+    """One label per pixel, from the class probabilities of the masks over it.
 
     Args:
         masks: R masks of an (H, W) photo. probs: (R, C).
-        mode: how masks that overlap add up, class by class. "sum" (MaskFormer) favours stacks of nested masks; "mean"
-            divides by how many there are, which changes no winner but what `threshold` sees; "max" takes the strongest;
-            "paint" lets the smallest mask have the pixel.
+        mode: how overlapping masks combine, class by class. "sum" (MaskFormer) favours stacks of nested masks. "mean"
+            divides by their number, which changes no winner, only what `threshold` sees. "max" takes the strongest.
+            "paint" gives the pixel to the smallest mask.
         nothing: (R,) probability that the region is none of the classes; it competes.
         threshold: a pixel whose best class has less than this is labelled nothing.
 
     Returns:
-        int16 labels (H, W), -1 where nothing and where no mask is, and float32 confidence (H, W), 0..1: of the best
-        class, 0 where no mask is.
+        int16 labels (H, W), -1 for nothing and where there is no mask, and float32 confidence (H, W), 0..1: of the best
+        class, 0 where there is no mask.
 
     Raises:
-        OptionError: an unknown mode, or probabilities of another number of masks.
+        OptionError: the mode is unknown, or probabilities and masks differ in number.
     """
     one_of(mode, SEMANTIC, "mode", OptionError)
     table = _table(masks, probs, nothing)
@@ -97,7 +97,7 @@ def semantic(
 
 
 def fill_holes(labels: npt.NDArray[np.int16], masks: Proposals, dense: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """The label map with pixels under no mask taken from a dense map of the same classes, (H, W) int16."""
+    """The label map with pixels under no mask filled from a dense map of the same classes, (H, W) int16."""
     return np.where(masks.segment_map() > 0, labels, dense).astype(np.int16)
 
 
@@ -114,24 +114,24 @@ def instances(
     metric: str = "iou",
     parts: float | None = None,
 ) -> Instances:
-    """Objects: the best named masks, of which those that repeat a better one of the same class are left out.
+    """The best named masks as objects, without those that repeat a better one of the same class.
 
     Args:
-        masks, probs, nothing: as `semantic`. quality: (R,) multiplies the probability to the score; None is 1.
-        top: at most so many. many: let a mask appear under several labels, as MaskFormer does; else only its best.
+        masks, probs, nothing: as `semantic`. quality: (R,) factors of the score; None is 1.
+        top: most objects kept. many: let a mask appear under several labels, as MaskFormer does; else only its best.
         threshold: lowest score. iou, metric: of the NMS within a class, see `overlap.nms`.
         parts: also drop regions of which more than this share (0.01..1) lies within a larger one of the same class.
 
     Raises:
-        OptionError: probabilities of another number of masks, an unknown metric, or a number out of range.
+        OptionError: probabilities and masks differ in number, the metric is unknown, or a number is out of range.
     """
     for name, value, low, high in (("threshold", threshold, 0, 1), ("iou", iou, 0, 1), ("parts", parts, 0.01, 1)):
         if name == "parts" and value is None:
             continue
         if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
-            raise OptionError(f"{name} is {value!r}; it is a number within {low}..{high}")
+            raise OptionError(f"{name} is {value!r}; it must be a number within {low}..{high}")
     if not isinstance(top, Integral) or isinstance(top, bool) or top < 1:
-        raise OptionError(f"top is {top!r}; it is a whole number of at least 1")
+        raise OptionError(f"top is {top!r}; it must be a whole number of at least 1")
     table = _table(masks, probs, nothing)
     weight = np.ones(len(masks), np.float32) if quality is None else np.asarray(quality, np.float32)
     classes = table.shape[1] - 1
@@ -142,7 +142,7 @@ def instances(
     scores = table[index, labels] * weight[index]
     kept = (labels < classes) & (scores >= threshold) & (masks.areas[index] > 0)
     index, labels, scores = index[kept], labels[kept], scores[kept]
-    first = np.lexsort((index, labels, -scores.astype(np.float64)))[: 10 * top]  # NMS leaves fewer than it gets
+    first = np.lexsort((index, labels, -scores.astype(np.float64)))[: 10 * top]  # bounds the work of NMS
     index, labels, scores = index[first], labels[first], scores[first]
     found = nms(masks.select(index), scores, labels, threshold=iou, metric=metric)
     if parts is not None:
@@ -162,13 +162,13 @@ def panoptic(
     threshold: float = 0.0,
     visible: float = 0.8,
 ) -> Panoptic:
-    """One segment a pixel: the most confident mask has it; masks of which too little is left are dropped.
+    """One segment per pixel: the most confident mask takes it; masks with too little left are dropped.
 
     Args:
         masks, probs, nothing, quality: as `instances`.
-        stuff: classes whose masks are one segment together.
+        stuff: classes whose masks form one segment.
         threshold: lowest confidence (Mask2Former's configs have 0.8, OVSeg 0).
-        visible: a mask goes if less than this share of it can be seen.
+        visible: a mask is dropped if less than this share of it is visible.
     """
     table = _table(masks, probs, nothing)
     best = table.argmax(axis=1) if len(table) else np.zeros(0, np.int64)
@@ -184,7 +184,7 @@ def panoptic(
         if seen[index] >= visible * areas[index]:
             label = int(best[index])
             groups.setdefault(-1 - label if label in stuff else int(index), []).append(int(index))
-    number = np.zeros(len(masks) + 1, np.int32)  # its last entry is for pixels without a mask
+    number = np.zeros(len(masks) + 1, np.int32)  # the last entry is for pixels without a mask
     segments = []
     for name, members in enumerate(groups.values(), start=1):
         number[members] = name
@@ -195,7 +195,7 @@ def panoptic(
 
 
 def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
-    """(R, C + 1) float32: the classes, then what is none of them."""
+    """(R, C + 1) float32: the classes, then nothing."""
     array = np.asarray(probs, np.float32)
     if array.ndim != 2 or len(array) != len(masks) or array.shape[1] == 0:
         raise OptionError(f"probabilities are {array.shape} for {len(masks)} masks; give ({len(masks)}, classes)")
@@ -204,8 +204,8 @@ def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
 
 
 def _strips(masks: Proposals, columns: int) -> Iterator[tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Pixels in row order, some whole bytes at a time, the masks whose boxes reach there, and over which pixels each
-    lies: bool (len(met), P)."""
+    """Slices of pixels in row order, each of whole bytes; the masks whose boxes reach it; and which of its pixels
+    each covers: bool (len(met), P)."""
     width, total = masks.size[1], masks.size[0] * masks.size[1]
     step = max(8, AT_ONCE // (len(masks) + columns) // 8 * 8)
     for start in range(0, total, step):

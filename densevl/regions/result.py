@@ -1,4 +1,4 @@
-"""What naming regions gives back: a name and a score for each mask, and the ways out (picture, files, COCO, maps)."""
+"""The result of naming regions: a name and a score for each mask, and its exports (picture, files, COCO, maps)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class RegionResult(Result):
     Attributes:
         regions: the R masks, packed; see `Proposals`.
         names: the C class names, all different.
-        scores: float32 (R, C), probability of each class, that of its best word; rows need not sum to 1.
-        nothing: float32 (R,), probability of the best word that is no class; 0 where there are none.
+        scores: float32 (R, C), probability of each class, from its best word; rows need not sum to 1.
+        nothing: float32 (R,), probability of the best background word; 0 where there is none.
         labels: int64 (R,), index into `names`, -1 where the region is none of the classes.
-        confidence: float32 (R,), probability of the label, or, for -1, of what won instead.
+        confidence: float32 (R,), probability of the label or, for -1, of what won instead.
         image: uint8 RGB (H, W, 3), the photo, upright.
         embeddings: unit vectors (R, E) of the regions by operator; see `reclassify`.
-        meta: what made it; ready for JSON. warnings: what the user should know, a sentence each.
-        rename_fn: names the same regions by other labels.
+        meta: how it was made; ready for JSON. warnings: notes for the user, a sentence each.
+        rename_fn: names the same regions with other labels.
         dense_fn: labels of every pixel from the model's dense features, int16 (H, W), called at most when asked.
 
     Raises:
@@ -90,7 +90,7 @@ class RegionResult(Result):
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
-        """All masks, bool (R, H, W): eight times what `regions` takes."""
+        """All masks, bool (R, H, W), in eight times the memory of `regions`."""
         return self.regions.masks()
 
     @property
@@ -99,7 +99,7 @@ class RegionResult(Result):
         return self.regions.boxes
 
     def select(self, index: Any) -> RegionResult:
-        """Take some of the regions, or another order: a slice, a bool (R,), or integers."""
+        """Select or reorder regions by a slice, a bool (R,), or integers."""
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index if index.dtype == np.bool_ else index.astype(np.int64).reshape(-1)
@@ -116,13 +116,13 @@ class RegionResult(Result):
         )
 
     def reclassify(self, labels: Any, **options: Any) -> RegionResult:
-        """Name the same regions by other labels: a matrix product, the photo is not looked at again.
+        """Name the same regions with other labels: one matrix product, without reading the photo again.
 
         Args:
             labels: as `RegionClassifier` takes them. options: its background.
 
         Raises:
-            DensevlError: the result came out of a file or another process.
+            DensevlError: the result comes from a file or another process.
             LabelError: unusable labels.
         """
         if self.rename_fn is None:
@@ -138,7 +138,7 @@ class RegionResult(Result):
         metric: str = "iou",
         parts: float | None = None,
     ) -> RegionResult:
-        """The regions that are objects of a class, best first, none repeating another; see `resolve.instances`.
+        """The regions that are objects of a class, best first, without repeats; see `resolve.instances`.
 
         The score of a region is its probability times the quality of its mask.
         """
@@ -156,16 +156,16 @@ class RegionResult(Result):
         return replace(self.select(found.index), confidence=found.scores)
 
     def semantic(self, mode: str = "paint", *, fill: bool = False, threshold: float = 0.0) -> SegmentationResult:
-        """One label a pixel; see `resolve.semantic`. A region that is nothing competes as such, and may hide others.
+        """One label per pixel; see `resolve.semantic`. Regions labelled nothing compete too, and may hide others.
 
         Args:
             mode: "sum", "mean", "max" or "paint".
-            fill: take pixels that no mask covers from the model's dense features.
+            fill: fill pixels that no mask covers from the model's dense features.
             threshold: pixels with less than this are labelled nothing.
 
         Raises:
-            LabelError: an unknown mode.
-            DensevlError: `fill` without a model.
+            LabelError: the mode is unknown.
+            DensevlError: `fill` is asked for without a model.
         """
         labels, confidence = resolve.semantic(
             self.regions, self._decided(), mode=mode, nothing=self._rest(), threshold=threshold
@@ -179,13 +179,13 @@ class RegionResult(Result):
     def panoptic(
         self, *, stuff: Collection[str] = (), threshold: float = 0.0, visible: float = 0.8
     ) -> resolve.Panoptic:
-        """One segment a pixel; see `resolve.panoptic`.
+        """One segment per pixel; see `resolve.panoptic`.
 
         Args:
-            stuff: names whose regions are one segment together.
+            stuff: names whose regions form one segment.
 
         Raises:
-            DensevlError: a name of `stuff` that is no class.
+            DensevlError: a name in `stuff` is not a class.
         """
         unknown = set(stuff) - set(self.names)
         if unknown:
@@ -201,13 +201,13 @@ class RegionResult(Result):
         )
 
     def only(self, names: str | Iterable[str]) -> RegionResult:
-        """The result with only these classes, in the order they have; regions of others are nothing.
+        """The result with only these classes, in the order they have; regions of others become nothing.
 
         Raises:
-            DensevlError: an unknown name, or none.
+            DensevlError: a name is unknown, or none is given.
         """
         kept = chosen(names, self.names)
-        number = np.full(len(self.names) + 1, -1, np.int64)  # the last is nothing's
+        number = np.full(len(self.names) + 1, -1, np.int64)  # the last entry is for nothing
         number[kept] = np.arange(len(kept))
         others = np.delete(self.scores, kept, axis=1).max(axis=1, initial=0)
         return replace(
@@ -252,23 +252,23 @@ class RegionResult(Result):
     def to_panoptic(
         self, image_id: int = 0, file_name: str = "panoptic.png", **options: Any
     ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-        """Return COCO's panoptic picture and annotation; a data set of many photos is `regions.exports`.
+        """Return COCO's panoptic picture and annotation; for data sets of many photos see `regions.exports`.
 
         Args:
             image_id, file_name: copied into the annotation. options: of `panoptic`.
 
         Returns:
-            uint8 RGB (H, W, 3), id = R + 256 G + 65536 B, 0 where no segment is, to be saved as PNG; and a dict with
+            uint8 RGB (H, W, 3) to save as PNG, id = R + 256 G + 65536 B, 0 where there is no segment; and a dict with
             segments_info: id, category_id (class index + 1), area, bbox, iscrowd 0 and score of each segment.
         """
         found = self.panoptic(**options)
         return panoptic_png(found.ids), panoptic_annotation(found, image_id, file_name)
 
     def to_labelme(self, image_path: str = "", *, tolerance: float = 0.0, min_area: int = 1) -> dict[str, Any]:
-        """Return the named regions as LabelMe's JSON: polygons, of which holes are joined to the outline by cuts.
+        """Return the named regions as LabelMe's JSON: polygons, with holes joined to the outline by cuts.
 
         Args:
-            image_path: of the photo from the JSON's folder. tolerance, min_area: see `regions.polygons.polygons`.
+            image_path: path of the photo from the JSON's folder. tolerance, min_area: see `regions.polygons.polygons`.
         """
         named = np.flatnonzero(self.labels >= 0)
         names = [self.names[label] for label in self.labels[named].tolist()]
@@ -301,13 +301,13 @@ class RegionResult(Result):
         )
 
     def save(self, path: str | os.PathLike[str], *, overlay: bool = True) -> list[Path]:
-        """Write the regions and a picture of them: all, or none.
+        """Write the regions and a picture of them: all files or none.
 
-        For "out/street.json": `street.json` holds size, names, regions (`to_coco`), those that are nothing, meta and
+        For "out/street.json": `street.json` holds size, names, regions (`to_coco`), those labelled nothing, meta and
         warnings; `street_overlay.png` is `overlay()`.
 
         Raises:
-            OutputError: the ending is not .json, the disk refuses, or meta is no JSON.
+            OutputError: the ending is not .json, the disk refuses, or meta is not JSON.
         """
         path = Path(path)
         if path.suffix.lower() != ".json":
@@ -335,15 +335,15 @@ class RegionResult(Result):
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> RegionResult:
         """Read what `save` wrote.
 
-        Of the scores of a region only that of its label is in the file; the others are 0, so maps that weigh classes
-        against each other ("sum", "mean") are coarser. It has no embeddings, and no model to name regions anew.
+        The file holds only the score of each region's label; the others are 0, so maps that weigh classes against each
+        other ("sum", "mean") are coarser. The result has no embeddings, and no model to name regions again.
 
         Args:
-            path: the .json. image: the photo; None looks where `meta["image"]` says, and takes a white one if it is
-                not there.
+            path: the .json. image: the photo; None reads it from `meta["image"]`, or takes a white one if it is not
+                there.
 
         Raises:
-            DensevlError: a missing or damaged file, or a photo of another size.
+            DensevlError: the file is missing or damaged, or the photo has another size.
         """
         path = RESULT.path(path)
         content = from_json(path, ("names", "regions", "unnamed"))
@@ -353,7 +353,7 @@ class RegionResult(Result):
 
     @classmethod
     def of(cls, content: Mapping[str, Any], image: npt.NDArray[np.uint8]) -> RegionResult:
-        """The result that a saved JSON tells of, over a photo uint8 RGB (H, W, 3)."""
+        """The result in a saved JSON, over a photo uint8 RGB (H, W, 3)."""
         names, count = tuple(content["names"]), len(content["regions"]) + len(content["unnamed"])
         apart = {row["index"]: row for row in content["unnamed"]}
         named = iter(content["regions"])
@@ -381,7 +381,7 @@ class RegionResult(Result):
         return {name: (numbers.get(name), str(count)) for name, count in Counter(self.found).most_common()}
 
     def _decided(self) -> Floats:
-        """`scores` with the rows of rejected regions at 0, so that no map shows what the labels deny."""
+        """`scores` with the rows of rejected regions at 0, so that maps agree with the labels."""
         return np.where(self.labels[:, None] >= 0, self.scores, 0).astype(np.float32)
 
     def _rest(self) -> Floats:

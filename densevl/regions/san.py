@@ -1,9 +1,10 @@
 """SAN: a small network beside a frozen CLIP that finds masks and tells copies of CLS where to look.
 
 Xu et al., "Side Adapter Network for Open-Vocabulary Semantic Segmentation" (CVPR 2023), read from its published file.
-The side network sees the image at full size and, after its first layers, features of CLIP, which sees it smaller; its
-queries give masks and a bias for each head. From CLIP's block `start` on, one copy of CLS a query sees itself and, with
-that bias, the patches. Shape letters: B images, Q queries, N patches, A heads, C and D widths, E joint space.
+The side network sees the image at full size and, after its first layers, features of CLIP, which sees it smaller. Its
+queries predict masks and an attention bias for each head. From CLIP's block `start` on, there is one copy of CLS per
+query; it sees itself and, with that bias, the patches. Shape letters: B images, Q queries, N patches, A heads, C and D
+widths, E joint space.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ if TYPE_CHECKING:
 
 OPERATOR, SIDE_NETWORK = "cls_bias", "side_adapter_network."
 HEADS, PATCH, EPS = 6, 16, 1e-6
-"""Of every side network that was published."""
+"""In every published side network."""
 DIVISIBLE = 32
 LONGEST = 2560
 SMALLER = {16: 0.5, 14: 0.7}
-"""How large CLIP sees the image, by its patch: SAN's settings for ViT-B/16 and for ViT-L/14 at 336."""
+"""The size at which CLIP sees the image, by its patch: SAN's settings for ViT-B/16 and for ViT-L/14 at 336."""
 
 
 def is_san(path: str | Path) -> bool:
-    """Whether a file is of SAN, by the names of its tensors."""
+    """Whether a file is SAN's, by the names of its tensors."""
     try:
         return any(key.startswith(SIDE_NETWORK) for key in read_checkpoint(path).tensors)
     except WeightsError:
-        return False  # whoever reads it says what is wrong
+        return False  # the reader of the file reports the error
 
 
 class San:
@@ -64,12 +65,12 @@ class San:
             backbone: an open_clip ViT of the architecture SAN was trained with: ViT-B-16-quickgelu, or ViT-L-14-336's.
 
         Raises:
-            ModelError: the backbone is no ViT of open_clip.
-            WeightsError: the file is not SAN's, or of another CLIP.
+            ModelError: the backbone is not a ViT of open_clip.
+            WeightsError: the file is not SAN's, or was trained with another CLIP.
         """
         tower: Any = getattr(backbone, "tower", None)
         if not hasattr(getattr(tower, "module", None), "conv1"):
-            raise ModelError(f"SAN stands beside ViTs of open_clip, and model '{backbone.name}' has none")
+            raise ModelError(f"SAN needs a ViT of open_clip, and model '{backbone.name}' has none")
         path = Path(weights)
         tensors = read_checkpoint(path).tensors
         state = {key: value.float() for key, value in tensors.items() if value.is_floating_point()}
@@ -95,7 +96,7 @@ class San:
             raise bad_file(path, f"is not SAN's, or of another CLIP ({reason})") from error
 
     def __call__(self, image: Any) -> RegionEmbeddings:
-        """Find and embed the regions of a photo, as `read_image` takes it; queries that fill no pixel are left out."""
+        """Find and embed the regions of a photo, as `read_image` takes it; queries without a pixel are left out."""
         rgb = read_image(image)
         size = keep_ratio_size(rgb.shape[0], rgb.shape[1], self.side, LONGEST)
         pixels = self._backbone.normalize(resize(rgb, size))[None]

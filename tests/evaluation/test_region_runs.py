@@ -326,7 +326,7 @@ def test_federated_ap_equals_coco_s_of_a_truth_that_says_the_same(cap) -> None:
 
 def test_a_truth_that_does_not_say_what_was_looked_for_is_no_lvis(monkeypatch) -> None:
     truth, found = _federated(0)
-    with pytest.raises(DatasetError, match="this is no LVIS file"):
+    with pytest.raises(DatasetError, match="this is not an LVIS file"):
         average_precision(
             {**truth, "images": [{"id": n, "height": 4, "width": 4} for n in range(1, 7)]}, found, federated=True
         )

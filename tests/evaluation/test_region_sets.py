@@ -59,7 +59,7 @@ def test_every_benchmark_can_be_checked_wherever_it_is_not(tmp_path) -> None:
         assert "looked in" in str(found)
     with pytest.raises(DatasetError, match="closest: lvis"):
         check("lviss")
-    with pytest.raises(DatasetError, match="'lvis' is no dataset for task panoptic"):
+    with pytest.raises(DatasetError, match="'lvis' is not a dataset for task panoptic"):
         check("lvis", task="panoptic")
 
 
@@ -145,9 +145,9 @@ def test_a_fault_is_one_clear_line(task, spoil, message, tmp_path) -> None:
         (
             '{"images": [{"id": "1", "width": 3, "height": 3}], "annotations": [], '
             '"categories": [{"id": 1, "name": "a"}]}',
-            "an entry of images whose id is no whole number",
+            "an entry of images whose id is not a whole number",
         ),
-        ("[]", "is no COCO file"),
+        ("[]", "is not a COCO file"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}', "the split is empty"),
         (

@@ -189,7 +189,7 @@ def _another_class(root: Path, folder: Path, monkeypatch) -> None:
         (_another_model, "model 'dummy' -> 'another'"),
         (_other_weights, "weights aaaaaaaaaaaa -> bbbbbbbbbbbb"),
         (_another_version, "versions.densevl '.*' -> '9.9'"),
-        (_another_label, "1 of the images counted, or their labels, are others now, '02' the first"),
+        (_another_label, "1 of the images counted, or their labels, have changed, '02' first"),
         (_another_class, "classes [0-9a-f]{12} -> [0-9a-f]{12}"),
     ],
 )

@@ -423,7 +423,7 @@ LOOKS = (
         "0 and 255 where 255 is not scored, as they say",
         "one class and void",
         lambda folder: _shown(_set(folder, _stripes(0, 255), classes="background\npenguin", ignore=255)),
-        warned="all that is scored of the truth is 'background', and 50% of its pixels are ignored",
+        warned="all that the truth scores is 'background', and 50% of its pixels are ignored",
     ),
     Case(
         "a class that occurs nowhere",
@@ -534,7 +534,7 @@ LISTINGS = (
         "annotations of one id",
         "listings joined",
         _coco(_twice("annotations")),
-        warned="1 ids of annotations stand twice",
+        warned="1 ids of annotations appear twice",
     ),
     Case(
         "a file that is listed twice",
@@ -558,7 +558,7 @@ LISTINGS = (
         "annotations of no image that is listed",
         "ids of another split",
         _coco(lambda data: [entry.update(image_id=999) for entry in data["annotations"]]),
-        refused="annotations of images that it does not list alone, 999 first",
+        refused="only annotations of images that it does not list, 999 first",
     ),
     Case(
         "a category that is not listed",

@@ -290,13 +290,13 @@ TABLE = (
         "a state with negative counts",
         "an eval state that was edited",
         lambda folder: _archive(folder, "state", _count_confusion=np.full((2, 2), -1)),
-        refused="a count is no integer of 0 or more",
+        refused="a count is not an integer of 0 or more",
     ),
     Case(
         "a state whose counts are fractions",
         "an eval state of another program",
         lambda folder: _archive(folder, "state", _count_confusion=np.ones((2, 2))),
-        refused="a count is no integer",
+        refused="a count is not an integer",
     ),
     Case(
         "a state of pickled objects",
@@ -321,7 +321,7 @@ TABLE = (
         "an index of doubles",
         "an index of other numbers",
         lambda folder: _archive(folder, "index", vectors=np.ones((1, 4))),
-        refused="other numbers or dimensions",
+        refused="a wrong dtype or number of dimensions",
     ),
     Case(
         "an index with NaN",

@@ -128,7 +128,7 @@ def test_options_of_an_operator_are_a_mapping(backbone) -> None:
         ({"nope": 1}, "no option 'nope'; it has start"),
         ({"stert": 1}, "closest: start"),
         ({"windows": None}, "no option 'windows'"),
-        ({"start": "x"}, "it is a number"),
+        ({"start": "x"}, "it must be a number"),
     ],
 )
 def test_options_of_an_operator_are_checked_before_a_photo_is_looked_at(backbone, own, said) -> None:

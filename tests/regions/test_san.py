@@ -158,5 +158,5 @@ def test_another_file_is_one_clear_line(tmp_path, backbone) -> None:
     torch.save({key: value for key, value in state.items() if "ln_post" not in key}, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match="2 missing"):
         San(backbone, tmp_path / "part.pth")
-    with pytest.raises(ModelError, match="beside ViTs of open_clip"):
+    with pytest.raises(ModelError, match="SAN needs a ViT of open_clip"):
         San(type("Other", (), {"name": "other"})(), tmp_path / "other.pth")

@@ -1,7 +1,7 @@
-"""What a single score hides: each file is one analysis, which runs a model under changed conditions.
+"""Analyses of what a single score hides. Each file is one analysis, which runs a model under changed conditions.
 
-- `run`: which analyses there are, and which of them a dataset allows;
-- `base`: what an analysis gives; `looks`: a model's judgement of a photo and its parts; `photos`: without labels;
+- `run`: the list of analyses, and which of them a dataset allows;
+- `base`: the result of an analysis; `looks`: a model's scores of a photo and its parts; `photos`: without labels;
 - `objects`: objects of label maps, and how pictures of them are changed;
 - `vocabulary`, `background`, `backgrounds`, `corruption`, `unknown`, `size`, `written`, `association`, `agreement`.
 """

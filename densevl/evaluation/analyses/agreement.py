@@ -1,4 +1,4 @@
-"""The same photo looked at in other ways: where answers differ, they are less to be trusted. Needs no labels."""
+"""Agreement between views of the same photo: pixels whose label changes are less reliable. Needs no labels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from densevl.pipelines.feeding import PLANS
 
 VIEWS = ("flip", "flip+scale")
 STEADY, GAIN = 0.9, 0.01
-"""Share of pixels that should keep their label in every view, and what an option must gain in mIoU to be advised."""
+"""Share of pixels that should keep their label in every view, and the mIoU gain that makes an option worth advising."""
 SHIFT = 0.04
-"""Of the short side."""
+"""Fraction of the short side."""
 
 
 def view_agreement(predictor: Any, dataset: Dataset, *, show: Show | None = None) -> Analysis:
-    """How many pixels keep their label as the photo is mirrored, scaled or shifted, or looked at by other options.
+    """Measure how many pixels keep their label when the photo is mirrored, scaled, shifted, or run with other options.
 
     Args:
         predictor: `Predictor`; one without `looking` has no options.
@@ -42,7 +42,7 @@ def view_agreement(predictor: Any, dataset: Dataset, *, show: Show | None = None
             looks[f"--{option} {value}"] = partial(_labels, other)
     same = np.zeros(len(looks), np.int64)
     matrices = np.zeros((1 + len(looks), classes + 1, classes + 1), np.int64)
-    agreed = np.zeros((2, 2), np.int64)  # views agree or not: scored pixels, and right ones
+    agreed = np.zeros((2, 2), np.int64)  # whether views agree: scored pixels, and correct ones
     pixels = steady = 0
     for sample in each(dataset, show, "agreement"):
         plain = predictor(sample.image).labels
@@ -72,8 +72,8 @@ def view_agreement(predictor: Any, dataset: Dataset, *, show: Show | None = None
             for name, (count, right) in zip(("all views agree", "some view differs"), agreed, strict=True)
         ]
     text = (
-        "Share of pixels that keep the label they have in the photo as it is, in other views of it, and with other "
-        "plans of windows or views averaged."
+        "Share of pixels that keep the label they have in the original photo, in other views of it, and with other "
+        "plans of windows or averaged views."
     )
     return Analysis(
         "Agreement of views", text, tables, findings=_findings(rows, steady / pixels, agreed, labelled, views)

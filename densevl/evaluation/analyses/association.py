@@ -1,6 +1,6 @@
-"""Whose colour is it: "the colour of the A is x" on photos of an A and a B, which a bag of words cannot answer.
+"""Binding of attributes: "the colour of the A is x" on photos of an A and a B, which a bag of words cannot answer.
 
-Photos are those of a JSON file, or objects of a benchmark painted over in two colours.
+Photos come from a JSON file, or are benchmark photos with two objects recoloured.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from densevl.vocabulary import LabelSet
 
 SENTENCE = "the colour of the {object} is {attribute}"
 MIXED, ABLE = 0.2, 0.5
-"""Share of answers that are the other object's before advice is given; and the share that is right with one object,
-below which two say nothing."""
+"""Share of answers that belong to the other object before advice is given; and the share that must be right with one
+object for results with two to count."""
 MOST = 2**26
-"""Bytes of a list."""
+"""Largest size of a list, in bytes."""
 FILE = Kind("the list of attributes", EvaluationError, 'give a JSON list of {"image", "box", "object", "attribute"}')
 
 
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a JSON file lists.
+    """The contents of a JSON file of attributes.
 
     Attributes:
         sentence: has {object} and {attribute}. pictures: the entries of each image. values: all attributes, which
@@ -69,7 +69,7 @@ class Attributes:
         or {"sentence", "entries"} with that list.
 
         Raises:
-            EvaluationError: it cannot be read, is of another form, names a box of an object twice, or has fewer than
+            EvaluationError: the file cannot be read, has another form, repeats a box of an object, or has fewer than
                 two attributes.
         """
         place = FILE.path(path)
@@ -102,7 +102,7 @@ class Attributes:
 
         Raises:
             ImageError: a picture cannot be read.
-            EvaluationError: a box that is not inside it, or has no pixel.
+            EvaluationError: a box is not inside the picture, or has no pixel.
         """
         for number, (path, entries) in enumerate(self.pictures.items()):
             if show is not None:
@@ -151,8 +151,8 @@ def recoloured_pairs(
 ) -> Iterator[tuple[Picture, list[Shown]]]:
     """Pictures of one and of two objects of a benchmark, each in a colour of its own.
 
-    Of images with objects of two classes the largest two are taken: both in one picture, and each in one where all
-    other objects are filled from around.
+    Images with objects of two classes give three pictures: one of the two largest objects, and one of each alone. All
+    other objects are filled in from their surroundings.
     """
     rng, colours, first = np.random.default_rng(seed), list(COLOURS), int(dataset.classes.background)
     for sample in each(dataset, show, "association"):
@@ -182,10 +182,10 @@ def association(
     values: Sequence[str] = tuple(COLOURS),
     sentence: str = SENTENCE,
 ) -> Analysis:
-    """Whose attribute is named as an object's, by way, for pictures of one and of more objects.
+    """Measure how often each way names the right attribute of an object, in pictures of one and of more objects.
 
     Args:
-        examples: pictures and their objects, of `recoloured_pairs` or `Attributes.examples`. values: the attributes
+        examples: pictures and their objects, from `recoloured_pairs` or `Attributes.examples`. values: the attributes
             that compete. sentence: with {object} and {attribute}.
 
     Raises:
@@ -204,7 +204,7 @@ def association(
                 told = answer == own.attribute, answer in own.others
                 answers.setdefault((way, len(objects) > 1), []).append(told)
     if not answers:
-        raise EvaluationError("there are no two objects of different classes in an image, so nothing to tell apart")
+        raise EvaluationError("no image has two objects of different classes, so there is nothing to tell apart")
     rows: list[Row] = []
     for way in looks.ways:
         for several in (False, True):

@@ -1,4 +1,4 @@
-"""Objects without their surroundings, and surroundings without objects, by grey paint."""
+"""Objects without their surroundings, and surroundings without objects, both by grey paint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GUESSED = 0.15
 
 
 def background_reliance(predictor: Predictor, dataset: Dataset, *, show: Show | None = None) -> Analysis:
-    """Recall of objects on a grey background, and how often an object is named although it is painted over.
+    """Measure recall of objects on a grey background, and how often an object is named although it is painted over.
 
     Raises:
         EvaluationError: the benchmark has no background class.
@@ -55,7 +55,7 @@ def require_background(dataset: Dataset) -> None:
 
 
 def _finding(guessed: float, rows: list[Row]) -> Finding:
-    text = f"Of objects painted over, {percent(guessed)} of the pixels are named still (threshold {percent(GUESSED)})."
+    text = f"Of painted-over objects, {percent(guessed)} of the pixels are still named (threshold {percent(GUESSED)})."
     if not guessed > GUESSED:
         return Finding(text)
     worst = [row for row in rows if row["object grey"] == row["object grey"]]

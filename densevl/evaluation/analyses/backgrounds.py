@@ -1,4 +1,4 @@
-"""Other surroundings: objects cut out by their masks, on the background of another photo."""
+"""Objects moved to the background of another photo."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from densevl.evaluation.metrics.confusion import confusion, mean, per_class
 from densevl.evaluation.predictors import Predictor
 
 LOST, INVENTED = 0.1, 0.1
-"""Recall that may be lost, and background that may get an object's label, before advice is given."""
+"""Loss of recall, and share of the background with an object's label, before advice is given."""
 CONDITIONS = ("as it is", "swapped")
 
 
 def swapped_backgrounds(predictor: Predictor, dataset: Dataset, *, seed: int = 0, show: Show | None = None) -> Analysis:
-    """Recall of objects and what is hallucinated around them, as they are moved to the background of another photo.
+    """Measure recall of objects moved to another photo's background, and what is hallucinated around them.
 
-    The other photo is drawn at random; its own objects are filled from around. Hallucinated is background that gets an
-    object's label; "of the place", a label of the other photo's objects, which are gone, and of none that is pictured.
+    The other photo is drawn at random; its own objects are filled in from their surroundings. Hallucinated pixels are
+    background pixels with an object's label; "of the place" counts labels of the other photo's removed objects only,
+    if they are not in the new picture.
 
     Raises:
         EvaluationError: the benchmark has no background class, or fewer than two images.
@@ -73,7 +74,7 @@ def _told(total: npt.NDArray[np.int64], of_place: npt.NDArray[np.int64], dataset
     names = ", ".join(str(row["class"]) for row in worst[:3])
     said = f"On other backgrounds recall of objects changes by {points(-lost)} (threshold {points(-LOST)})."
     advice = (
-        f"Objects are told by where they are, {names} most. Name them by their masks (densevl regions, operator crop, "
+        f"Surroundings decide the names of objects, {names} most. Name them by masks (densevl regions, operator crop, "
         "whose surroundings are blanked)."
     )
     around = (

@@ -1,4 +1,4 @@
-"""What an analysis gives, and what all of them share."""
+"""The result of an analysis, and helpers that all analyses share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Picture = npt.NDArray[np.uint8]
 
 
 FEW = 10
-"""Fewer objects, pairs or answers than these are too few to tell."""
+"""Fewer objects, pairs or answers than these are too few for a conclusion."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Attributes: series, (x, y) points by name, y 0..1; across, up, what the axes are; named, texts for some x."""
+    """Attributes: series, (x, y) points by name, y 0..1; across, up, titles of the axes; named, texts for some x."""
 
     series: Mapping[str, Sequence[tuple[float, float]]]
     across: str
@@ -35,10 +35,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the figures of an analysis say.
+    """A conclusion from the figures of an analysis.
 
     Attributes:
-        text: the figures and the threshold they are held against. advice: what to do; "" where nothing is to be done.
+        text: the figures and the threshold they are compared with. advice: what to do; "" for nothing.
     """
 
     text: str
@@ -55,7 +55,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What came out.
+    """The result of an analysis.
 
     Attributes:
         name; text, what was done and counted. tables: rows by title, the first "" and titled by the name; floats are
@@ -70,7 +70,7 @@ class Analysis:
 
     @property
     def rows(self) -> Sequence[Row]:
-        """Of the first table."""
+        """Rows of the first table."""
         return next(iter(self.tables.values()))
 
 
@@ -80,7 +80,7 @@ def is_labelled(dataset: Dataset) -> bool:
 
 
 def each(dataset: Dataset, show: Show | None, what: str) -> Iterator[Sample]:
-    """The images in order; `show` is told which."""
+    """The images in order; `show` is called with the current one."""
     for index in range(len(dataset)):
         if show is not None:
             show(f"{what}, image {index + 1} of {len(dataset)}")
@@ -88,7 +88,7 @@ def each(dataset: Dataset, show: Show | None, what: str) -> Iterator[Sample]:
 
 
 def reference(sample: Sample, found: Labels, classes: int) -> Labels:
-    """What answers are held against: the truth, or without one the answer to the photo itself.
+    """The labels that answers are compared with: the truth, or without one the answer to the photo itself.
 
     Args:
         found: (H, W), the answer; -1, nothing, becomes `classes`, which is scored too.
@@ -97,7 +97,7 @@ def reference(sample: Sample, found: Labels, classes: int) -> Labels:
 
 
 def mean_of(values: Sequence[float] | npt.NDArray[Any]) -> float:
-    """The mean; NaN of nothing."""
+    """The mean; NaN if there are no values."""
     numbers = np.asarray(values, float)
     return float(numbers.mean()) if numbers.size else float("nan")
 

@@ -1,4 +1,4 @@
-"""Worse photos: what is lost, and whether the confidence says so."""
+"""Degraded photos: how much accuracy is lost, and whether the confidence shows it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DROP, OVER = 0.1, 0.1
 
 
 class _Tally:
-    """Counts of one kind and severity."""
+    """Counts for one corruption and severity."""
 
     def __init__(self, classes: int) -> None:
         self.matrix = np.zeros((classes + 1, classes + 1), np.int64)
@@ -58,12 +58,12 @@ def corruption_robustness(
     seed: int = 0,
     show: Show | None = None,
 ) -> Analysis:
-    """mIoU, calibration error and confidence on worse photos: severity 0 is the photo itself.
+    """Measure mIoU, calibration error and confidence on degraded photos; severity 0 is the original photo.
 
-    Without labels, the share of pixels that keep the answer to the photo itself, and the confidence.
+    Without labels, measure the share of pixels that keep the original photo's answer, and the confidence.
 
     Raises:
-        EvaluationError: an unknown corruption or severity.
+        EvaluationError: a corruption or severity is unknown.
     """
     for severity in severities:
         if severity not in SEVERITIES:
@@ -105,7 +105,7 @@ def _chart(rows: Sequence[Row], key: str, corruptions: Sequence[str]) -> Chart:
 
 
 def _lost(rows: Sequence[Row], key: str) -> Finding:
-    """What the middle severity costs, by the kind that costs most."""
+    """The loss at the middle severity, for the corruption that costs most."""
     middle = sorted({int(row["severity"]) for row in rows[1:]})[len({row["severity"] for row in rows[1:]}) // 2]
     worst = min((row for row in rows if row["severity"] == middle), key=lambda row: float(row[key]))
     lost = float(rows[0][key]) - float(worst[key])

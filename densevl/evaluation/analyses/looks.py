@@ -1,7 +1,7 @@
-"""A model's judgement of a photo and its parts by words, in each of the ways that it has.
+"""A model's scores of a photo and its parts against words, in each of several ways.
 
 Ways: "image", the vector of the whole photo; "crop", an object's mask cut out and encoded; "pool", the mean of dense
-features or scores over the mask; "cls_mask", a copy of CLS that sees the mask only.
+features or scores over the mask; "cls_mask", a copy of CLS that sees only the mask.
 
 Shape letters: R objects, C classes, E joint space.
 """
@@ -44,15 +44,15 @@ WAYS = {
 
 
 class Looks(Protocol):
-    """What analyses of objects ask of a model. Attributes: ways, of `WAYS`, "image" first."""
+    """The interface that analyses of objects need of a model. Attributes: ways, of `WAYS`, "image" first."""
 
     ways: tuple[str, ...]
 
     def words(self, labels: LabelSet, *, bare: bool = False) -> Any:
-        """Labels as `__call__` takes them; bare: without prompt templates."""
+        """Encode labels for `__call__`. Args: bare: without prompt templates."""
 
     def __call__(self, rgb: Picture, masks: Sequence[Mask], words: Any) -> dict[str, Floats]:
-        """Scores (R, C) of each object by way; by "image" all rows are the photo's."""
+        """Scores (R, C) of each object by way; with "image" all rows are the photo's."""
 
     def likeness(self, left: Sequence[str], right: Sequence[str]) -> Floats | None:
         """Cosines (N,) of pairs of texts; None for a model without vectors of texts."""
@@ -71,8 +71,8 @@ class ModelLooks:
         """Args: asked: its settings, all filled in.
 
         Raises:
-            EvaluationError: a concept model.
-            OptionError: text options that read each photo.
+            EvaluationError: it is a concept model.
+            OptionError: text options need each photo.
         """
         if isinstance(predictor, ConceptPredictor):
             raise EvaluationError("a model that judges each text at each pixel has no vectors of photos and objects")
@@ -80,7 +80,7 @@ class ModelLooks:
         segmenter.words.require_alone()
         self._backbone = segmenter.backbone
         settings = pipeline_of(asked, None)
-        for own in ("weights", "device", "precision", "presence", "compat"):  # the backbone and recipe have them
+        for own in ("weights", "device", "precision", "presence", "compat"):  # already in the backbone and recipe
             settings.pop(own)
         settings |= {"recipe": segmenter.recipe, "proxy": segmenter.proxy, "sam": segmenter.sam, "proposals": None}
         self._vectors: RegionClassifier | None = None
@@ -137,7 +137,7 @@ class ModelLooks:
 
 
 def _by_class(logp_RT: torch.Tensor, words: _Words) -> Floats:
-    """Scores (R, C): a class has that of its best string."""
+    """Scores (R, C): a class has the score of its best string."""
     scores = np.full((len(logp_RT), words.count), -np.inf)
     classes = words.text.classes.cpu().numpy()
     for column, own in zip(logp_RT.double().cpu().numpy().T, classes, strict=True):

@@ -1,7 +1,7 @@
-"""Objects of a label map, and pictures in which they are changed: filled over, recoloured, moved, written on.
+"""Objects of a label map, and pictures in which they are changed: filled in, recoloured, moved, written on.
 
-An object is a connected part of the pixels of a class, touching at corners too. Label maps tell no more: objects of a
-class that touch are one, and one that is partly hidden may be several.
+An object is a connected part of the pixels of a class, including diagonal contact. Label maps hold no more: touching
+objects of a class count as one, and a partly hidden object may count as several.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from densevl.lazy import ndimage
 from densevl.proposals.components import components
 
 LEAST = 0.0005
-"""Smaller parts are no objects, as a share of the photo."""
+"""Smaller parts are not objects, as a share of the photo."""
 FEWEST = 16
 """Likewise, in pixels."""
 SMALLEST, LARGEST = 8, 96
-"""Heights of letters in pixels: below they cannot be read."""
+"""Range of letter heights in pixels; smaller letters cannot be read."""
 COLOURS: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "green": (46, 160, 67),
@@ -57,7 +57,7 @@ def box_of(mask: Mask) -> tuple[int, int, int, int]:
 
 
 def things(sample: Sample, dataset: Dataset) -> list[Thing]:
-    """The objects of an image, largest first; background is none."""
+    """The objects of an image, largest first; background is not an object."""
     first, found = int(dataset.classes.background), []
     least = max(FEWEST, LEAST * sample.truth.size)
     for label in np.unique(sample.truth[sample.truth >= first]).tolist():
@@ -72,7 +72,7 @@ def things(sample: Sample, dataset: Dataset) -> list[Thing]:
 
 
 def filled(rgb: Picture, mask: Mask) -> Picture:
-    """The picture with the pixels of a mask taken from the nearest ones outside it."""
+    """The picture with the pixels of a mask filled from the nearest pixels outside it."""
     if not mask.any() or mask.all():
         return rgb
     rows, columns = ndimage.distance_transform_edt(mask, return_distances=False, return_indices=True)
@@ -80,7 +80,7 @@ def filled(rgb: Picture, mask: Mask) -> Picture:
 
 
 def recoloured(rgb: Picture, mask: Mask, colour: str) -> Picture:
-    """The picture with an object in a colour of `COLOURS`; its light and shade stay, between dark and full colour."""
+    """The picture with an object in a colour of `COLOURS`; shading is kept, between dark and the full colour."""
     grey = rgb.astype(np.float64) @ (0.299, 0.587, 0.114)
     inside = grey[mask]
     low, high = np.percentile(inside, (5, 95)) if inside.size else (0.0, 1.0)
@@ -90,7 +90,7 @@ def recoloured(rgb: Picture, mask: Mask, colour: str) -> Picture:
 
 
 def moved(sample: Sample, place: Sample) -> Picture:
-    """The objects of one image, cut out by their masks, on the background of another, whose own objects are filled."""
+    """The objects of one image, cut out by their masks, on the background of another, whose objects are filled in."""
     height, width = sample.truth.shape
     other = filled(place.image, place.truth != 0)
     ground = np.asarray(Image.fromarray(other).resize((width, height), Image.Resampling.BICUBIC))
@@ -106,7 +106,7 @@ def drawable(word: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def plate(word: str, width: int, height: int) -> npt.NDArray[np.uint8] | None:
-    """A word in black on white as large as fits: (h, w, 3), at most height by width; None if it cannot be read."""
+    """A word in black on white, as large as fits (height, width): uint8 (h, w, 3); None if it cannot be read."""
     for size in range(min(LARGEST, height), SMALLEST - 1, -1):
         text, font, _ = line(word, size)
         left, top, right, bottom = (round(side) for side in font.getbbox(text))
@@ -119,10 +119,10 @@ def plate(word: str, width: int, height: int) -> npt.NDArray[np.uint8] | None:
 
 
 def written_on(rgb: Picture, word: str, box: tuple[int, int, int, int], *, blank: bool = False) -> Picture | None:
-    """The picture with a word on a plate in the middle of a box; None if it would be too small to be read.
+    """The picture with a word on a plate in the middle of a box; None if it would be too small to read.
 
     Args:
-        blank: the plate alone.
+        blank: draw the plate without the word.
     """
     x0, y0, x1, y1 = box
     drawn = plate(word, x1 - x0, y1 - y0)
@@ -136,7 +136,7 @@ def written_on(rgb: Picture, word: str, box: tuple[int, int, int, int], *, blank
 
 
 def same_size(labels: Labels, size: tuple[int, int]) -> Labels:
-    """A label map at another (H, W), by the nearest pixel."""
+    """Resize a label map to (H, W) by nearest pixel."""
     rows, columns = (
         np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(np.int64)
         for new, old in zip(size, labels.shape, strict=True)

@@ -1,4 +1,4 @@
-"""Photos without labels as a dataset: for what can be told by a model's answers alone."""
+"""Photos without labels as a dataset, for analyses that need only a model's answers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ GIVEN = "given"
 
 @dataclass(frozen=True, eq=False)
 class Photos(Dataset):
-    """Photos whose truth is not known: no pixel is scored."""
+    """Photos without truth: no pixel is scored."""
 
     def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
         return np.full(image.shape[:2], -1, np.int16)
 
 
 def open_photos(place: str | Path, labels: LabelSet) -> Photos:
-    """Photos of a folder, or what else `find_images` takes, with the labels to ask for.
+    """Open the photos of a folder, or anything `find_images` takes, with the labels to ask for.
 
     Raises:
         ImageError: there are none.
@@ -47,7 +47,7 @@ def open_photos(place: str | Path, labels: LabelSet) -> Photos:
 
 
 def readable(photos: Photos, tell: Callable[[str], None]) -> Photos:
-    """The photos that can be read; `tell` is told of each other.
+    """The photos that can be read; `tell` gets a message for each other photo.
 
     Raises:
         ImageError: there are none.

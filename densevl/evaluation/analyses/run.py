@@ -1,4 +1,4 @@
-"""Which analyses there are, which of them a dataset allows, and running them on one model."""
+"""The list of analyses, which of them a dataset allows, and running them on one model."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _WARN = logging.getLogger(__name__).warning
 
 @dataclass(frozen=True)
 class Analyses:
-    """All that was found.
+    """The results of all analyses.
 
     Attributes:
-        title; about, images, words and method; done, what was analysed; left, what was not, with reasons.
-        asked: what was asked for, see `asking`. used: the model, its hash, recipe, protocol and words as resolved.
+        title; about, images, words and method; done, the analyses that ran; left, those that did not, with reasons.
+        asked: the settings, see `asking`. used: the model, its hash, recipe, protocol and words as resolved.
     """
 
     title: str
@@ -52,7 +52,7 @@ class Analyses:
 
 @dataclass(frozen=True)
 class _Setting:
-    """What analyses are run on."""
+    """The inputs of analyses."""
 
     predictor: Any
     dataset: Any
@@ -126,12 +126,12 @@ def analyse(
         distractors: labels to add, as `LabelSet.parse` takes them; "" is ADE20K's.
         text_masks: see `written_words`. attributes: a JSON file, see `Attributes.load`; None recolours the benchmark's
             objects.
-        show: told what is run. tell: told each warning about the dataset and the words.
+        show: called with what is running. tell: called with each warning about the dataset and the words.
 
     Raises:
-        OptionError: an unknown analysis, another task, or an input of none of the analyses.
-        DensevlError: as `Task.predictor`, and as the analyses named by `only`; without it, what an analysis cannot do
-            is left out with its reason.
+        OptionError: an analysis is unknown, the task is another, or an input belongs to no analysis.
+        DensevlError: as `Task.predictor`, and as the analyses named by `only`; without `only`, an analysis that cannot
+            run is left out with its reason.
     """
     _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)
@@ -153,16 +153,16 @@ def analyse_photos(
     show: Show | None = None,
     tell: Show = _WARN,
 ) -> Analyses:
-    """Run the analyses that need no truth, on photos and labels of one's own.
+    """Run the analyses that need no truth, on your own photos and labels.
 
     Args:
-        photos: a folder, or what else `find_images` takes. labels: as `LabelSet.parse` takes them.
-        experiment: the model and its settings; its dataset is not opened. The rest as `analyse`.
+        photos: a folder, or anything `find_images` takes. labels: as `LabelSet.parse` takes them.
+        experiment: the model and its settings; its dataset is not opened. Others as `analyse`.
 
     Raises:
         As `analyse`.
-        ImageError: no photos, or none that can be read.
-        LabelError: unusable labels.
+        ImageError: there are no photos, or none can be read.
+        LabelError: labels are unusable.
     """
     _require(only, experiment)
     given = None if attributes is None else Attributes.load(attributes)
@@ -182,7 +182,7 @@ def asking(
     text_masks: str | Path | None,
     attributes: str | Path | None,
 ) -> dict[str, Any]:
-    """What is asked of analyses, ready for JSON: where two differ, so do their results."""
+    """The settings that decide the results of analyses, ready for JSON."""
     places = {
         "root": experiment.root,
         "weights": experiment.weights,
@@ -234,7 +234,7 @@ def _analyse(
             f"{shown(unused[0])}; they are left out"
         )
     for _ in attributes.examples() if attributes is not None else ():
-        pass  # each box is looked at before the model loads
+        pass  # checks each box before the model loads
     left = [Left(name, reason) for name in asked if (reason := _why_not(name, dataset, attributes))]
     if only and left:
         raise OptionError(f"analysis '{left[0].name}' cannot be run: {left[0].reason}; leave it out of --only")
@@ -271,7 +271,7 @@ def _why_not(name: str, dataset: Any, attributes: Attributes | None) -> str:
         return ""
     if kind.truth and not is_labelled(dataset):
         other = ", or a JSON file of photos (--attributes)" if name == "association" else ""
-        return f"it needs to know where objects are, and photos without labels do not say it: give a benchmark{other}"
+        return f"it needs to know where objects are, which photos without labels do not say: give a benchmark{other}"
     if kind.background and not dataset.classes.background:
         return f"'{dataset.name}' has no background class: nothing says where objects end"
     return ""

@@ -1,4 +1,4 @@
-"""Small objects: who still names them, and which of two objects a photo's vector is of."""
+"""Small objects: which ways still name them, and which of two objects a photo's vector stands for."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from densevl.vocabulary import LabelSet
 EDGES = (0.01, 0.04, 0.16)
 BINS = ("<1 %", "1-4 %", "4-16 %", ">16 %")
 APART, LARGER, FIRST = 0.15, 0.75, 0.02
-"""Before advice is given: how far crops are ahead, how often the larger object wins, and how much nearer the first word
-is."""
+"""Thresholds for advice: the lead of crops, how often the larger object wins, and how much nearer the first word is."""
 PAIRS = 200
-"""Pairs of words whose order is looked at, at most."""
+"""The largest number of pairs of words whose order is tested."""
 
 
 def size_bias(looks: Looks, dataset: Dataset, labels: LabelSet, *, seed: int = 0, show: Show | None = None) -> Analysis:
-    """Whether objects get their label, by the share of the photo that they cover, in each way of looking.
+    """Measure how often objects get their label, by the share of the photo that they cover, in each way of looking.
 
-    "The larger wins": of two classes in a photo, how often the larger one's word beats the smaller one's at the
-    smaller object; of the whole image there is one answer for both.
+    "The larger wins" counts, for two classes in a photo, how often the larger one's word beats the smaller one's at the
+    smaller object. The whole image has one answer for both.
 
     Raises:
         EvaluationError: no image has an object.
@@ -84,7 +83,7 @@ def size_bias(looks: Looks, dataset: Dataset, labels: LabelSet, *, seed: int = 0
 
 
 def _text(looks: Looks, labels: LabelSet, seed: int) -> tuple[list[Row], list[Finding]]:
-    """How much nearer "A and B" is to A than to B: (N pairs, both orders)."""
+    """How much nearer "A and B" is to A than to B, over pairs in both orders."""
     pairs = list(combinations(labels.names, 2))
     order = np.random.default_rng(seed).permutation(len(pairs))[:PAIRS]
     left = [pairs[at] for at in order]
@@ -97,7 +96,7 @@ def _text(looks: Looks, labels: LabelSet, seed: int) -> tuple[list[Row], list[Fi
     if near is None or far is None:
         return [], []
     gap = near - far
-    balanced = (gap[: len(left)] + gap[len(left) :]) / 2  # what is a word's own cancels
+    balanced = (gap[: len(left)] + gap[len(left) :]) / 2  # effects of the word itself cancel
     row: Row = {"pairs": len(left), "cosine to the first": f"{near.mean():.3f}", "to the second": f"{far.mean():.3f}"}
     row |= {"difference": f"{balanced.mean():+.3f}", "the first is nearer": mean_of(balanced > 0)}
     text = (
@@ -109,7 +108,7 @@ def _text(looks: Looks, labels: LabelSet, seed: int) -> tuple[list[Row], list[Fi
 
 
 def _sizes(rows: Sequence[Row], ways: Sequence[str]) -> Finding:
-    """The smallest size of which there are enough objects."""
+    """The finding for the smallest size with enough objects."""
     row = next((row for row in rows if int(row["objects"]) >= FEW), None)
     if row is None:
         return Finding(f"No size has {FEW} objects or more: too few to tell.")

@@ -1,4 +1,4 @@
-"""Things without a label: each class is left out in turn, and scores should say that its pixels are none of the rest.
+"""Things without a label: each class is left out in turn, and scores should flag its pixels as unknown.
 
 Shape letters: C classes, P pixels.
 """
@@ -21,11 +21,11 @@ from densevl.evaluation.predictors import Predictor
 Floats = npt.NDArray[np.float64]
 SCORES = ("1 - max p", "margin", "-lse")
 PIXELS, SCORED = 2**14, 2**22
-"""At most so many pixels of an image are taken, on an even grid; fewer where these times the classes are more."""
+"""The most pixels taken from an image, on an even grid; fewer where this times the classes is more."""
 ODDS = 34.0
-"""Log odds beyond count as this."""
+"""Log odds are clipped here."""
 WELL, POORLY = 0.8, 0.7
-"""AUROC from which a score is called useful, and below which it is not."""
+"""AUROC at which a score is called useful, and below which it is called useless."""
 CONDITIONS = {"as it is": ("", 0), **{f"{name} 3": (name, 3) for name in CORRUPTIONS}}
 
 
@@ -37,18 +37,18 @@ def unknown_classes(
     seed: int = 0,
     show: Show | None = None,
 ) -> Analysis:
-    """AUROC and FPR95 of three scores for pixels of a class that was left out, against those of the others.
+    """Compute AUROC and FPR95 of three scores for pixels of a left-out class against those of the other classes.
 
-    Of a class's logits l without the one left out: 1 - max p, p = softmax(l); 1 - (p1 - p2), the two largest; and
-    -logsumexp(l). FPR95 is the share of known pixels that are called unknown when 95 % of the unknown ones are.
-    Background and unscored pixels are left out.
+    With logits l of the remaining classes, the scores are 1 - max p, p = softmax(l); 1 - (p1 - p2), the two largest;
+    and -logsumexp(l). FPR95 is the share of known pixels called unknown when 95 % of the unknown pixels are. Background
+    and unscored pixels are left out.
 
     Args:
         predictor: has `logits(rgb)`, (C, H, W) without background, and `calibration`. conditions: corruption and
-            severity by name, the photo itself being ("", 0).
+            severity by name; the photo itself is ("", 0).
 
     Raises:
-        EvaluationError: fewer than three classes.
+        EvaluationError: there are fewer than three classes.
     """
     first, count = int(dataset.classes.background), len(dataset.classes.names)
     if count < 3:
@@ -133,9 +133,9 @@ def _told(
         if unknown[0, 0, c].any()
     ]
     text = (
-        "Each class is left out of the labels in turn, and its pixels are to be told from those of other classes by a "
-        f"score; means over classes. At most {_most(len(dataset.classes.names)):,} pixels of an image are taken, "
-        "background is not. FPR95: known pixels called unknown when 95 % of the unknown ones are."
+        "Each class is left out of the labels in turn, and a score must tell its pixels from those of other classes. "
+        f"Figures are means over classes. At most {_most(len(dataset.classes.names)):,} pixels of an image are taken, "
+        "without background. FPR95: known pixels called unknown when 95 % of the unknown ones are."
     )
     findings = [_threshold(area, known[0, 0].sum(axis=0), unknown[0, 0].sum(axis=0), calibration)]
     if len(conditions) > 1:

@@ -1,4 +1,4 @@
-"""More words: what happens as labels are added that a benchmark does not have."""
+"""More words: the effect of adding labels that a benchmark does not have."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from densevl.evaluation.predictors import Predictor
 
 STEPS = (0, 5, 10, 20, 40)
 LOST = 0.1
-"""What distractors may cost before advice is given."""
+"""The loss by distractors before advice is given."""
 TAKEN_BY = "taken by distractors"
 
 
@@ -40,13 +40,13 @@ def vocabulary_expansion(
     seed: int = 0,
     show: Show | None = None,
 ) -> Analysis:
-    """mIoU as labels are added that the benchmark does not have; without labels, how much of the answer stays.
+    """Measure mIoU as labels are added that the benchmark does not have; without truth, how much of the answer stays.
 
-    A pixel that a distractor wins counts as background where the benchmark has one, else as nothing found.
+    A pixel that a distractor wins counts as background if the benchmark has one, otherwise as nothing found.
 
     Args:
-        distractors: labels to add, drawn in an order fixed by `seed`; those that are labels, or background words,
-            already, are left out.
+        distractors: labels to add, in an order fixed by `seed`; those that already are labels or background words are
+            left out.
 
     Raises:
         EvaluationError: no distractor is left.
@@ -54,7 +54,7 @@ def vocabulary_expansion(
     own = {word.casefold() for word in (*predictor.labels.queries, *dataset.names, *predictor.policy.words)}
     extra = [word for word in dict.fromkeys(distractors) if word.casefold() not in own]
     if not extra:
-        raise EvaluationError("every distractor is a label, or a word of the background, already; give other words")
+        raise EvaluationError("every distractor is already a label or a background word; give other words")
     order = [extra[index] for index in np.random.default_rng(seed).permutation(len(extra))]
     known, first = len(dataset.names), int(dataset.classes.background)
     counts = sorted({min(step, len(order)) for step in (0, *steps)})

@@ -1,4 +1,4 @@
-"""Written words: whether a model reads what is written on things instead of looking at them (typographic attacks)."""
+"""Written words: whether a model reads the text on things instead of looking at them (typographic attacks)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from densevl.vocabulary import LabelSet
 PIXELS = "pixels"
 PLAIN, MASKED, BLANK, WORD = "as it is", "text masked", "blank plate", "word painted"
 READS, HIDES = 0.15, 0.05
-"""Share of wins of the written word, and gain by masking real text, before advice is given."""
+"""Wins of the written word, and gain from masking real text, before advice is given."""
 
 
 @dataclass
@@ -58,22 +58,22 @@ def written_words(
     seed: int = 0,
     show: Show | None = None,
 ) -> Analysis:
-    """Recall, and wins of the written word, as another label's word is painted on each object.
+    """Measure recall, and wins of the written word, when another label's word is painted on each object.
 
-    Every object of a photo gets the word of a label that the photo does not show, on a white plate in its middle; and
-    the plate alone, which hides as much. By "image" the answer to the photo counts as right where it is any of the
-    photo's classes. Of photos without labels there is one word, on the photo, and right is the answer without it.
+    Every object gets the word of a label that the photo does not show, on a white plate in its middle, and as a control
+    the blank plate, which hides as much. With "image" an answer is right if it is any of the photo's classes. A photo
+    without labels gets one word, and the right answer is the one without it.
 
     Args:
         predictor: labels pixels (`Predictor`). text_masks: a folder of masks NAME.png, above 0 where the photo NAME
-            holds real text; these photos are also looked at with it filled from around.
+            has real text; these photos are also run with the text filled in from its surroundings.
 
     Raises:
-        EvaluationError: fewer than two labels; masks that belong to no photo, or of another size; or no object on which
-            a word can be read.
+        EvaluationError: there are fewer than two labels, masks belong to no photo or have another size, or no object is
+            large enough for a readable word.
     """
     if len(labels) < 2:
-        raise EvaluationError("a word of another label is painted, and there is one label; give two or more")
+        raise EvaluationError("a word of another label is painted, and there is only one label; give two or more")
     masks = text_mask_files(text_masks, dataset) if text_masks is not None else {}
     written_labels = {at for at, name in enumerate(labels.names) if drawable(name)}
     if not written_labels:
@@ -83,7 +83,7 @@ def written_words(
     words, first = looks.words(labels), int(dataset.classes.background)
     rng = np.random.default_rng(seed)
     tallies = {name: _Tally() for name in (PLAIN, *([MASKED] if masks else []), BLANK, WORD)}
-    hidden = {name: _Tally() for name in (PLAIN, MASKED)}  # of photos that hold real text alone
+    hidden = {name: _Tally() for name in (PLAIN, MASKED)}  # only photos with real text
     small = 0
     for sample in each(dataset, show, "written"):
         judge = _Photo(sample, dataset, looks, words, predictor)
@@ -105,12 +105,12 @@ def written_words(
             for tally in (tallies[name], *([hidden[name]] if MASKED in pictures and name in hidden else [])):
                 tally.extend(found)
     if not tallies[PLAIN].kept:
-        raise EvaluationError(f"no object is large enough to write a word on it that can be read ({small} are smaller)")
+        raise EvaluationError(f"no object is large enough for a readable word ({small} are smaller)")
     return _told(tallies, hidden, dataset, small)
 
 
 class _Photo:
-    """What is asked of a photo as it is and as it was changed.
+    """The questions about one photo, asked of its original and its changed pictures.
 
     Attributes: things, its objects; without labels one in its middle, whose label is the answer to the photo.
     """
@@ -131,7 +131,7 @@ class _Photo:
         self.things = [Thing(answer + self._first, middle, 1.0)] if middle.any() else []
 
     def __call__(self, picture: Picture, chosen: Sequence[int]) -> list[tuple[str, float, float]]:
-        """Way, share that is kept, and share that the written labels win."""
+        """Way, share of labels kept, and share of wins of the written labels."""
         masks = [thing.mask for thing in self.things] if self._labelled else []
         scores, pixels = self._looks(picture, masks, self._words), self._predictor(picture).labels
         answer, here = int(scores[IMAGE][0].argmax()), {thing.label - self._first for thing in self.things}

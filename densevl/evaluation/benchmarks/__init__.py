@@ -1,1 +1,1 @@
-"""Benchmarks as they lie on disk: what there is, how labels are stored, and one image at a time."""
+"""Benchmarks as they lie on disk: the list of them, how labels are stored, and reading one image at a time."""

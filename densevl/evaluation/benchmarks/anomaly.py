@@ -1,7 +1,7 @@
 """Anomaly benchmarks as they lie on disk: MVTec AD, VisA, MTD, KSDD2, and any folder in MVTec's layout.
 
-A pixel is damaged where the mask rule says so; images without damage have no mask file. Splits are the published ones;
-MTD has none, so ours is used and named in the note.
+The mask rule says which pixels are damaged; images without damage have no mask file. Splits are the published ones; MTD
+has none, so densevl's own is used and named in the note.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AnomalyItem(Item):
     """An image of an anomaly benchmark; its label is the mask of the damage, None where it is flawless.
 
     Attributes:
-        category: the kind of thing. defect: "good" or the kind of damage. above: a mask number over this is damage.
+        category: the kind of object. defect: "good" or the kind of damage. above: mask values over this are damage.
     """
 
     category: str = field(kw_only=True)
@@ -40,7 +40,7 @@ class AnomalyItem(Item):
 
     @property
     def damaged(self) -> bool:
-        """Whether anything is wrong with it."""
+        """Whether it has any damage."""
         return self.defect != GOOD
 
 
@@ -71,7 +71,7 @@ class AnomalyDataset(Dataset):
         return own[:shots]
 
     def _some(self, limit: int) -> tuple[AnomalyItem, ...]:
-        """Flawless and damaged ones in their proportion: an even step over both may meet one kind only."""
+        """Flawless and damaged images in proportion, since an even step over both may pick only one kind."""
         kinds = [[item for item in self.items if item.damaged == damaged] for damaged in (False, True)]
         flawless = min(max(round(limit * len(kinds[0]) / len(self)), 1), limit - 1) if all(kinds) and limit > 1 else 0
         flawless = flawless if kinds[1] else limit
@@ -79,25 +79,25 @@ class AnomalyDataset(Dataset):
         return tuple(item for item in self.items if item in chosen)
 
     def truth(self, item: AnomalyItem, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Where damage is: bool (H, W).
+        """The damaged pixels: bool (H, W).
 
         Raises:
-            DatasetError: the mask is missing or of another size.
-            ImageError: it cannot be read.
+            DatasetError: the mask is missing or has another size.
+            ImageError: the mask cannot be read.
         """
         if item.label is None:
             return np.zeros(image.shape[:2], bool)
         numbers = mask_numbers(item)
         same_size(item.label, numbers, image)
-        return numbers > (item.above if numbers.max() > 1 else 0)  # 0 and 1 are meant as they stand
+        return numbers > (item.above if numbers.max() > 1 else 0)  # masks of 0 and 1 need no threshold
 
 
 def mask_numbers(item: AnomalyItem) -> npt.NDArray[np.int32]:
-    """What the mask file holds; a palette or 1-bit picture by its brightness, unless any number but 0 counts.
+    """The values in a mask file; a palette or 1-bit picture gives its brightness, unless any number but 0 counts.
 
     Raises:
-        DatasetError: it is missing.
-        ImageError: it cannot be read.
+        DatasetError: the mask is missing.
+        ImageError: the mask cannot be read.
     """
     path = label_file(item)
     if item.above == 0 and path.suffix.lower() in {".png", ".tif", ".tiff"}:
@@ -132,7 +132,7 @@ def _mvtec(root: Path) -> Split:
 
 
 def _visa(root: Path) -> Split:
-    """Masks hold small class numbers that look black."""
+    """Masks store small class numbers, which look black."""
     train: list[AnomalyItem] = []
     test: list[AnomalyItem] = []
     with (root / "split_csv/1cls.csv").open(encoding="utf-8", newline="") as file:
@@ -145,7 +145,7 @@ def _visa(root: Path) -> Split:
 
 
 def _mtd(root: Path) -> Split:
-    """Every fifth flawless tile, by name, is tested; masks have grey edges."""
+    """Every fifth flawless tile, by name, is a test image; masks have grey edges."""
     train: list[AnomalyItem] = []
     test: list[AnomalyItem] = []
     for folder in _folders(root):
@@ -162,7 +162,7 @@ def _mtd(root: Path) -> Split:
 
 
 def _ksdd2(root: Path) -> Split:
-    """Whether an image is damaged is what its mask says, so masks are read while listing."""
+    """Only the mask says whether an image is damaged, so masks are read while listing."""
     parts: dict[str, list[AnomalyItem]] = {}
     for split in ("train", "test"):
         parts[split] = []

@@ -1,6 +1,6 @@
-"""What a benchmark is: where it lies, which files it has, and how they become images with their truth.
+"""The description of a benchmark: where it lies, which files it has, and how they become images with their truth.
 
-Benchmarks are read as their publishers lay them out. Nothing is downloaded; what is absent is named.
+Benchmarks are read in their publishers' layout. Nothing is downloaded; error messages name what is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Item = TypeVar("_Item")
 SEMANTIC, INSTANCE, PANOPTIC, ANOMALY = TASKS = ("semantic", "instance", "panoptic", "anomaly")
 DATA_VARIABLE = "DENSEVL_DATA"
 HASHED = 2**28
-"""Bytes of label files that are read to know them again: about a second."""
+"""Label files up to this many bytes are hashed, which takes about a second."""
 Root = str | os.PathLike[str] | None
 
 
@@ -38,7 +38,7 @@ class Item:
 
     Attributes:
         key: a path without ending, under which predictions are written.
-        image: its file. label: the file of its truth, None where there is nothing to say (a flawless image).
+        image: its file. label: the file of its truth, None if there is none (a flawless image).
     """
 
     key: str
@@ -62,14 +62,14 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A benchmark that was found. Index it from 0 to `len` for a `Sample`.
+    """A benchmark found on disk. Index it from 0 to `len` for a `Sample`.
 
     Attributes:
-        benchmark: what it is; root: where it lies; classes: its class list; items: its files, in a fixed order.
-        variant: the label rule, "" for the usual. warnings: what is odd about its files.
+        benchmark: its description; root: its folder; classes: its class list; items: its files, in a fixed order.
+        variant: the label rule, "" for the default. warnings: oddities of its files.
         cut: whether there are more images than these. bits: of 16-bit images, as `read_image` takes them.
-        exif: of images that an EXIF tag turns, whether label maps are of the pixels as "stored" or of the "upright"
-            picture; "auto" goes by the size of the label map, where that tells, else by that of others, else "upright".
+        exif: for images turned by an EXIF tag, whether label maps match the pixels as "stored" or the "upright"
+            picture. "auto" decides by the size of the label map, then by that of other images, else "upright".
     """
 
     benchmark: Benchmark
@@ -84,12 +84,12 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """Of the benchmark."""
+        """Name of the benchmark."""
         return self.benchmark.name
 
     @property
     def note(self) -> str:
-        """What a reader of results should know."""
+        """Note for readers of results."""
         return self.benchmark.note
 
     @property
@@ -99,21 +99,21 @@ class Dataset:
 
     @property
     def listed(self) -> tuple[Any, ...]:
-        """Everything that belongs to it, images to learn from included."""
+        """Everything that belongs to it, including images to learn from."""
         return self.items
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read an image and its truth; as `read`."""
+        """Read an image and its truth; see `read`."""
         return self.read(self.items[index])
 
     def read(self, item: Any) -> Sample:
         """Read an image and its truth.
 
         Raises:
-            DatasetError: a file is missing, of another size, or holds what the benchmark's rules do not know.
+            DatasetError: a file is missing, has another size, or holds values unknown to the benchmark's rules.
             ImageError: a file cannot be read.
         """
         if not item.image.exists():
@@ -130,7 +130,7 @@ class Dataset:
             raise DatasetError(f"{error} ({shown(item.image)} is turned by its EXIF tag; store it upright)") from error
 
     def labels_as_stored(self, item: Any) -> bool:
-        """Whether the label map of an image that its EXIF tag turns is of the pixels as stored."""
+        """Whether the label map of an image with an EXIF rotation matches the pixels as stored."""
         if not self.has_maps or item.label is None or self.exif != "auto":
             return self.has_maps and self.exif == "stored"
         told = self._told_by_size(item)
@@ -142,7 +142,7 @@ class Dataset:
         return True in told and False not in told
 
     def _told_by_size(self, item: Any) -> bool | None:
-        """The same if sizes tell, else None."""
+        """The same if sizes decide it, otherwise None."""
         picture = header(item.image)
         if picture.turn not in QUARTER_TURNS or picture.size[0] == picture.size[1] or not item.label.exists():
             return None
@@ -151,7 +151,7 @@ class Dataset:
 
     @property
     def has_maps(self) -> bool:
-        """Whether the truth of an image is an array (H, W) that can be turned with it."""
+        """Whether the truth of an image is an array (H, W) that can be rotated with it."""
         return self.benchmark.task in (SEMANTIC, ANOMALY)
 
     def truth(self, item: Any, image: npt.NDArray[np.uint8]) -> Any:
@@ -161,7 +161,7 @@ class Dataset:
     def digests(self) -> npt.NDArray[np.uint64]:
         """A number for each image that changes with its key and its files, wherever they lie: (N,).
 
-        Of files the size counts, and of labels the content, unless there are more than `HASHED` bytes of them.
+        It covers the size of files and the content of labels, unless these have more than `HASHED` bytes.
         """
         labels = dict.fromkeys(item.label for item in self.items if item.label is not None)
         sizes = {path: path.stat().st_size for path in labels if path.exists()}
@@ -181,7 +181,7 @@ class Dataset:
         """The first `limit` images, spread evenly over the dataset's order; all for None.
 
         Raises:
-            DatasetError: a limit under 1.
+            DatasetError: the limit is under 1.
         """
         if limit is None or limit >= len(self):
             return self
@@ -194,7 +194,7 @@ class Dataset:
 
 
 def evenly(items: Sequence[_Item], count: int) -> tuple[_Item, ...]:
-    """So many of some, at even steps."""
+    """Take `count` items at even steps."""
     return tuple(items[index * len(items) // count] for index in range(count))
 
 
@@ -203,10 +203,10 @@ class Benchmark:
     """A benchmark, for one task.
 
     Attributes:
-        name, task: as an experiment names them. folder: where it usually lies below a data folder.
-        files: what lies below its folder, as lines to read. marks: patterns, one of which has a match where it lies.
+        name, task: as an experiment names them. folder: its usual place below a data folder.
+        files: its files below that folder, as readable lines. marks: patterns, one of which matches in its folder.
         opens: from the benchmark, its place, a variant and rules to the dataset.
-        expected: images of the evaluation split, None where that varies. note: what a reader of results should know.
+        expected: images of the evaluation split, None where that varies. note: a note for readers of results.
         variants: other rules for its labels, by name. rules: keys of rules that a user may give (see `own`).
     """
 
@@ -222,10 +222,10 @@ class Benchmark:
     rules: tuple[str, ...] = ()
 
     def find(self, root: Root = None) -> tuple[Path | None, list[Path]]:
-        """Where it lies, None where it was not found; and all places looked at.
+        """Return its folder, None if it was not found, and all places searched.
 
         Args:
-            root: its folder, or one that has it; None looks in $DENSEVL_DATA, ./data and the cache folder.
+            root: its folder, or one that contains it; None looks in $DENSEVL_DATA, ./data and the cache folder.
         """
         if root is not None:
             given = Path(root)
@@ -237,10 +237,10 @@ class Benchmark:
         return next(found, None), looked
 
     def require(self, rules: Iterable[str]) -> None:
-        """Refuse rules that are not for it.
+        """Refuse rules that do not apply to it.
 
         Raises:
-            DatasetError: there are such.
+            DatasetError: there are some.
         """
         for key in rules:
             if key not in self.rules:
@@ -251,7 +251,7 @@ class Benchmark:
         """Find it and read the list of its files; `root` as in `find`, `rules` as `open_dataset` takes them.
 
         Raises:
-            DatasetError: not found, empty, or no such variant or rule; the message lists the expected files.
+            DatasetError: it is not found or empty, or has no such variant or rule; the message lists expected files.
         """
         self.require(rules or ())
         place, looked = self.find(root)
@@ -280,10 +280,10 @@ def label_file(item: Item) -> Path:
 
 
 def same_size(label: Path, truth: npt.NDArray[Any], image: npt.NDArray[np.uint8]) -> None:
-    """Refuse labels of another size than their image.
+    """Refuse labels whose size differs from their image's.
 
     Raises:
-        DatasetError: they are.
+        DatasetError: the sizes differ.
     """
     sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (truth, image)]
     if sizes[0] != sizes[1]:

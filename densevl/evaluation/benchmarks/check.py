@@ -1,4 +1,4 @@
-"""Whether a benchmark is ready: what is missing, what is wrong, and where it was looked for."""
+"""Whether a benchmark is ready: what is missing or wrong, and where it was searched for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from densevl.evaluation.benchmarks.table import benchmark
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
-        name: of the benchmark; root: where it was found, None where not; looked: every place looked at.
-        images: found, those to learn from included; expected: of the published split, None where that varies.
-        faults: a sentence for everything amiss; empty means ready. note: on the benchmark. warnings: what is odd.
+        name: of the benchmark; root: where it was found, None if not; looked: every place searched.
+        images: number found, including those to learn from; expected: of the published split, None where that varies.
+        faults: a sentence per problem; empty means ready. note: on the benchmark. warnings: oddities.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Check:
 def check(
     name: str, root: Root = None, *, task: str | None = None, rules: Mapping[str, Any] | None = None, read: int = 8
 ) -> Check:
-    """Say whether a benchmark is ready, what is missing, and where it was looked for.
+    """Say whether a benchmark is ready, what is missing, and where it was searched for.
 
     Args:
-        name, root, task, rules: as `open_dataset` takes them. read: so many images, spread over it, are read whole.
+        name, root, task, rules: as `open_dataset` takes them. read: how many images, spread over it, are read in full.
 
     Raises:
-        DatasetError: no benchmark of that name, or not for that task, or rules that are not for it.
+        DatasetError: there is no benchmark of that name or task, or rules do not apply to it.
     """
     chosen = benchmark(name, task)
     chosen.require(rules or ())

@@ -1,8 +1,8 @@
-"""Class lists of the benchmarks, and the strings that the papers put in their place: data with versions.
+"""Class lists of the benchmarks, and the strings that papers use for them: versioned data.
 
-mIoU moves by points with the strings, so each set of them has a name: "names" are the display names, "sclip@1" those of
-SCLIP and the papers after it, "proxyclip@1" those of ProxyCLIP, Trident and CorrCLIP (ClearCLIP has the same classes).
-A change makes a new version and keeps the old one.
+mIoU changes by points with the strings, so each set of them has a name: "names" are the display names, "sclip@1" those
+of SCLIP and later papers, "proxyclip@1" those of ProxyCLIP, Trident and CorrCLIP (ClearCLIP has the same classes). A
+change makes a new version and keeps the old one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ClassList:
     Attributes:
         name: of the benchmark; source: where the order comes from.
         names: the classes without background.
-        background: whether label 0 is background, an own class that no string of `names` means.
+        background: whether label 0 is background, a class of its own without a string in `names`.
         strings: by variant, the classes whose strings differ from their names.
         words: by variant, the list of `vocabulary.background.WORD_LISTS` that means background.
     """
@@ -48,11 +48,11 @@ class ClassList:
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """The sets of strings there are."""
+        """The available sets of strings."""
         return (DISPLAY, *self.strings)
 
     def labels(self, variant: str = DISPLAY) -> LabelSet:
-        """What to ask a segmenter for: every class but background, in order.
+        """The labels for a segmenter: every class but background, in order.
 
         Raises:
             LabelError: there is no such variant.

@@ -33,7 +33,7 @@ Rle = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """Instances of an image, N of them.
+    """N instances of an image.
 
     Attributes: labels int64 (N,), class index; crowd bool (N,), a region of many objects; masks, N compressed COCO RLE.
     """
@@ -64,8 +64,8 @@ class CocoDataset(Dataset):
     """Images with instances or segments; its items are sorted by image id.
 
     Attributes:
-        listing: the JSON. categories: its entry of each class index, background included.
-        federated: not every category was looked for in every image (LVIS).
+        listing: the JSON. categories: its entry for each class index, including background.
+        federated: whether categories were searched for in some images only (LVIS).
     """
 
     listing: Path = field(kw_only=True)
@@ -81,16 +81,16 @@ class CocoDataset(Dataset):
         """The objects or segments of an image.
 
         Raises:
-            DatasetError: a file is missing, of another size, or holds categories or ids that are not described.
+            DatasetError: a file is missing, has another size, or holds categories or ids that are not described.
             ImageError: the panoptic map cannot be read.
         """
         return self._objects(item, image) if self.benchmark.task == INSTANCE else self._segments(item, image)
 
     def as_coco(self) -> dict[str, Any]:
-        """The truth of all its images as COCO's JSON has it, for measures that need everything at once.
+        """The truth of all its images as COCO's JSON, for measures that need everything at once.
 
         Raises:
-            DatasetError: an annotation is of no mask.
+            DatasetError: an annotation has no usable mask.
         """
         annotations: list[dict[str, Any]] = []
         for item in self.items:
@@ -121,7 +121,7 @@ class CocoDataset(Dataset):
         )
 
     def _rle(self, item: CocoItem, entry: Entry, size: tuple[int, int]) -> Rle:
-        """Polygons, run lengths or COCO's string to compressed RLE."""
+        """Convert polygons, run lengths or COCO's string to compressed RLE."""
         shape: Any = entry.get("segmentation")
         try:
             if isinstance(shape, list):
@@ -210,17 +210,17 @@ def _benchmark(
 
 
 def _image(root: Path, folders: Sequence[str], image: Entry) -> Path:
-    """Where an image lies; LVIS names only COCO's address, whose last parts are folder and file."""
+    """Path of an image; LVIS gives only COCO's URL, whose last parts are folder and file."""
     parts = [str(image["file_name"])] if "file_name" in image else str(image["coco_url"]).split("/")[-2:]
     tried = [root / folder / parts[-1] for folder in folders]
-    tried.sort(key=lambda path: path.parent.name != parts[0])  # the folder of the address first
+    tried.sort(key=lambda path: path.parent.name != parts[0])  # the folder in the URL first
     found = next((path for path in tried if path.exists()), None)
     below = root / folders[0] / Path(*parts)  # a name with folders is below the image folder
     return found or (below if below.exists() else tried[0])
 
 
 def _key(listing: Path, name: str) -> str:
-    """A file name without its ending; predictions are written under it.
+    """A file name without its ending, under which predictions are written.
 
     Raises:
         DatasetError: it leads out of the folder.
@@ -232,13 +232,13 @@ def _key(listing: Path, name: str) -> str:
 
 
 FAR = 2**17
-"""Pixels from the corner that a polygon may reach; pycocotools' memory ends somewhere beyond."""
+"""Pixels from the corner that a polygon may reach; somewhere beyond, pycocotools runs out of memory."""
 
 
 def _class_list(name: str, categories: list[dict[str, Any]]) -> ClassList:
     """Categories as classes in the order of the file; one called "background" comes first and has no string.
 
-    LVIS gives synonyms: strings "synonyms".
+    LVIS's synonyms become the strings "synonyms".
     """
     background = categories[0]["name"] == BACKGROUND
     raw = [str(category["name"]) for category in categories[background:]]
@@ -261,7 +261,7 @@ def _synonyms(names: tuple[str, ...], said: list[Any]) -> dict[str, list[str]]:
 
 
 def _plain(name: str) -> str:
-    """A category as one would say it: "wall-other-merged" is a wall, "aerosol_can" an aerosol can."""
+    """A category in plain words: "wall-other-merged" is a wall, "aerosol_can" an aerosol can."""
     for mark in ("-merged", "-other", "-stuff"):
         name = name.removesuffix(mark)
     return name.replace("_", " ").replace("-", " ").strip()
@@ -272,7 +272,7 @@ _RENDERED = "flat drawings: a regression check of methods, no evidence about pho
 
 
 def _both(name: str, folder: str, expected: int | None, note: str = "") -> tuple[Benchmark, Benchmark]:
-    """A folder in our own arrangement: images/, instances.json, panoptic.json and panoptic/."""
+    """A folder in densevl's own layout: images/, instances.json, panoptic.json and panoptic/."""
     return (
         _benchmark(name, INSTANCE, folder, ("instances.json",), ("images",), "", expected, note),
         _benchmark(name, PANOPTIC, folder, ("panoptic.json",), ("images",), "panoptic", expected, note),

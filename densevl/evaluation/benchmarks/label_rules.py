@@ -1,7 +1,7 @@
-"""Rules from the number stored in a label file to a class index: shifts, gaps, and what is ignored.
+"""Rules from the number stored in a label file to a class index: shifts, gaps, and ignored numbers.
 
-A rule is a table over all 16-bit numbers. Whatever no benchmark stores is ILLEGAL, so a damaged or foreign label file
-is an error and never a silent class. Shape letters: H/W pixels.
+A rule is a table over all 16-bit numbers. Numbers that no benchmark stores are ILLEGAL, so a damaged or foreign label
+file is an error and never silently a class. Shape letters: H/W pixels.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 Table = npt.NDArray[np.int32]
 
 IGNORE = -1
-"""Pixels that no measure looks at."""
+"""Pixels that no measure counts."""
 ILLEGAL = -2
 SIZE = 2**16
 
@@ -25,12 +25,12 @@ def identity(classes: int, ignore: Iterable[int] = (255,)) -> Table:
 
 
 def shifted(classes: int, ignore: Iterable[int] = (0, 255)) -> Table:
-    """Numbers start at 1 and 0 is not scored (mmsegmentation's reduce_zero_label)."""
+    """Numbers start at 1; 0 is not scored (mmsegmentation's reduce_zero_label)."""
     return mapped({value + 1: value for value in range(classes)}, ignore)
 
 
 def mapped(pairs: Mapping[int, int], ignore: Iterable[int] = (255,)) -> Table:
-    """Each stored number has its class index."""
+    """Each stored number maps to its class index."""
     table = np.full(SIZE, ILLEGAL, np.int32)
     table[list(ignore)] = IGNORE
     table[list(pairs)] = list(pairs.values())
@@ -40,8 +40,8 @@ def mapped(pairs: Mapping[int, int], ignore: Iterable[int] = (255,)) -> Table:
 def mmseg_default255(classes: int) -> Table:
     """The rule of evaluations that leave the ignore number at 255 although labels use 65535.
 
-    Class 255 is not scored, and unlabelled pixels count as false positives of what is predicted there: they have the
-    index `classes`, outside all classes. Only for tables that compare with such work.
+    Class 255 is not scored, and unlabelled pixels count as false positives of the predicted class: they have the index
+    `classes`, outside all classes. Use it only for tables that compare with such work.
     """
     table = identity(classes, ignore=())
     table[255], table[65535] = IGNORE, classes
@@ -61,8 +61,7 @@ COCO_STUFF_RAW = mapped({number - 1: index for index, number in enumerate(_COCO_
 COCO_OBJECT_RAW = mapped(
     {number - 1: (index + 1 if index < 80 else 0) for index, number in enumerate(_COCO_IDS)} | {255: 0}, ignore=()
 )
-"""Things from 1, all stuff background, and so is what has no label: the common converter does so, and published figures
-are made with it."""
+"""Things from 1; stuff and unlabelled pixels are background, as in the common converter behind published figures."""
 COCO_OBJECT_KEEP_IGNORE = mapped(
     {number - 1: (index + 1 if index < 80 else 0) for index, number in enumerate(_COCO_IDS)}
 )

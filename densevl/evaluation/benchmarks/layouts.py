@@ -1,4 +1,4 @@
-"""How segmentation benchmarks lie on disk: which image belongs to which label file."""
+"""Layouts of segmentation benchmarks on disk: which image belongs to which label file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Layout:
 
     Attributes:
         images, labels: folders.
-        image_ends: endings of image names, tried in order; what stands before is the stem.
+        image_ends: endings of image names, tried in order; the part before is the stem.
         label_ends: endings of label names, tried in order for the whole dataset: the first that any label has.
-        listing: a text file with a stem a line, or None to take all there are.
-        by_labels: without a listing, every label needs an image, rather than every image a label.
+        listing: a text file with one stem per line, or None to take all files.
+        by_labels: without a listing, require an image for every label instead of a label for every image.
     """
 
     images: str
@@ -34,13 +34,13 @@ class Layout:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The layout as lines to read."""
+        """The layout as readable lines."""
         lines = [f"{self.images}/**/*{self.image_ends[0] if len(self.image_ends) == 1 else ''}"]
         lines += [" or ".join(f"{self.labels}/**/*{end}" for end in self.label_ends)]
         return (*lines, *([self.listing] if self.listing else []))
 
     def label_end(self, root: Path) -> str:
-        """The ending that labels have here.
+        """The ending of labels in this folder.
 
         Raises:
             DatasetError: no label file has any of the endings.
@@ -58,10 +58,10 @@ class Layout:
         raise DatasetError(f"no labels in {shown(folder)}: files must end in {' or '.join(self.label_ends)}{hint}")
 
     def items(self, root: Path) -> list[Item]:
-        """All pairs, sorted by key; a file of a pair may be missing (see `DatasetError` of the dataset).
+        """All pairs, sorted by key; one file of a pair may be missing, which reading it reports.
 
         Raises:
-            DatasetError: a folder or list is missing, or there is nothing in it; or two images have one label map.
+            DatasetError: a folder or list is missing or empty, or two images have one label map.
         """
         for name in (self.images, self.labels, self.listing):
             if name is not None and not (root / name).exists():
@@ -88,7 +88,7 @@ class Layout:
 
 
 def _stems(folder: Path, ends: tuple[str, ...]) -> list[str]:
-    """What stands before the ending, sorted; files are visited below the folder at any depth."""
+    """Names without their ending, sorted, from all depths below the folder."""
     found = set()
     for path in folder.rglob("*"):
         end = next((end for end in ends if path.name.lower().endswith(end.lower())), None)

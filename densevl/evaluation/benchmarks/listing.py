@@ -1,4 +1,4 @@
-"""COCO's JSON, read and looked through: what cannot be right is refused, what is odd is said."""
+"""COCO's JSON, read and checked: contradictions are errors, oddities are warnings."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _KEYS = {
     "annotations": ("image_id", "category_id", "segmentation"),
 }
 _ENOUGH = 1000
-"""Polygons that are looked at."""
+"""The number of polygons checked."""
 _PANOPTIC_KEYS = ("image_id", "file_name", "segments_info")
 Entry = Mapping[str, Any]
-"""An object of the JSON."""
+"""An entry of the JSON."""
 
 
 def read_listing(path: Path, panoptic: bool) -> tuple[dict[str, Any], list[str]]:
-    """COCO's JSON, with images, annotations and categories; and what is odd about it.
+    """Read COCO's JSON, with images, annotations and categories, and list its oddities.
 
     Raises:
-        DatasetError: unreadable, something else, or what contradicts itself.
+        DatasetError: the file is unreadable, of another kind, or contradicts itself.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def read_listing(path: Path, panoptic: bool) -> tuple[dict[str, Any], list[str]]
         raise DatasetError(f"{shown(path)} cannot be read as JSON: {error}") from error
     parts = ("images", "annotations", "categories")
     if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in parts):
-        raise DatasetError(f"{shown(path)} is no COCO file: it needs lists of {', '.join(parts)}")
+        raise DatasetError(f"{shown(path)} is not a COCO file: it needs lists of {', '.join(parts)}")
     if not data["categories"]:
         raise DatasetError(f"{shown(path)} has no categories: there is nothing to look for")
     for part in parts:
@@ -47,22 +47,22 @@ def read_listing(path: Path, panoptic: bool) -> tuple[dict[str, Any], list[str]]
 
 def _need(path: Path, part: str, entries: Any, keys: tuple[str, ...]) -> None:
     if not isinstance(entries, list):
-        raise DatasetError(f"{shown(path)} has {part} that are no list: {str(entries)[:80]}")
+        raise DatasetError(f"{shown(path)} has {part} that are not a list: {str(entries)[:80]}")
     for entry in entries:
         absent = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if absent:
             raise DatasetError(f"{shown(path)} has an entry of {part} without {absent[0]}: {str(entry)[:80]}")
         if odd := [key for key in keys if key.endswith("id") and type(entry[key]) is not int]:
             raise DatasetError(
-                f"{shown(path)} has an entry of {part} whose {odd[0]} is no whole number: {str(entry)[:80]}"
+                f"{shown(path)} has an entry of {part} whose {odd[0]} is not a whole number: {str(entry)[:80]}"
             )
 
 
 def _looked_through(path: Path, data: Mapping[str, Any], panoptic: bool) -> Iterable[str]:
-    """What is odd about a listing.
+    """The oddities of a listing.
 
     Raises:
-        DatasetError: what contradicts itself.
+        DatasetError: it contradicts itself.
     """
     images, categories = data["images"], data["categories"]
     sizes = {image["id"]: (image["width"], image["height"]) for image in images}
@@ -80,7 +80,7 @@ def _looked_through(path: Path, data: Mapping[str, Any], panoptic: bool) -> Iter
         yield from _doubled("ids of annotations", (entry.get("id") for entry in data["annotations"]))
     strays = [entry["image_id"] for entry in data["annotations"] if entry["image_id"] not in sizes]
     if strays and len(strays) == len(data["annotations"]):
-        raise DatasetError(f"{shown(path)} has annotations of images that it does not list alone, {strays[0]} first")
+        raise DatasetError(f"{shown(path)} has only annotations of images that it does not list, {strays[0]} first")
     if strays:
         yield f"{len(strays)} annotations are of images that it does not list, {strays[0]} first; they are left out"
     parts = [
@@ -111,13 +111,13 @@ def _once(path: Path, part: str, ids: Iterable[Any], what: str = "id") -> None:
 def _doubled(what: str, values: Iterable[Any]) -> Iterable[str]:
     doubled = [value for value, times in Counter(map(str, (v for v in values if v is not None))).items() if times > 1]
     if doubled:
-        yield f"{len(doubled)} {what} stand twice, {doubled[0]} first"
+        yield f"{len(doubled)} {what} appear twice, {doubled[0]} first"
 
 
 def _boxes(
     path: Path, sizes: Mapping[Any, tuple[int, int]], parts: Iterable[tuple[Any, Entry]], panoptic: bool
 ) -> Iterable[str]:
-    """Boxes and polygons that are no pixels are refused; boxes that leave their image are told of."""
+    """Refuse boxes and polygons that are not in pixels; warn of boxes that leave their image."""
     outside, reach, first, polygons = 0, 0.0, None, 0
     for image, part in parts:
         if image not in sizes:
@@ -131,7 +131,7 @@ def _boxes(
                 polygons += len(shape)
                 reach = max([reach, *(max(map(abs, polygon)) for polygon in shape)])
         except (TypeError, ValueError):
-            continue  # a mask that cannot be used is refused when it is read
+            continue  # reading it refuses an unusable mask
     if polygons and reach <= 1:
         raise DatasetError(f"{shown(path)} has polygons in shares of the image, none over {reach:g}: give pixels")
     if outside:

@@ -1,7 +1,7 @@
-"""A first look at a dataset, before a model is loaded: what cannot be right is refused, what is odd is said.
+"""A first look at a dataset, before a model is loaded: contradictions are errors, oddities are warnings.
 
-Headers of up to `HEADERS` images and label files are read, and label maps until they have `PIXELS` pixels together: in
-a fixed random order, so that a dataset looks the same every time.
+It reads the headers of up to `HEADERS` images and label files, and label maps until they add up to `PIXELS` pixels. The
+random order is fixed, so a dataset looks the same every time.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from densevl.images.pixels import QUARTER_TURNS
 
 HEADERS, PIXELS = 2000, 2**24
 LISTED = 8
-"""Names that a sentence lists."""
+"""The most names in one sentence."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen.
+    """The result of a first look.
 
     Attributes:
-        text: what was looked at and what labels mean, in a sentence.
-        warnings: what is odd about the files; of_sample: about the labels that were read, which the counts of a whole
-            run say better. facts: the same for results.json.
+        text: what was read and what labels mean, in a sentence.
+        warnings: oddities of the files; of_sample: of the labels that were read; a full run's counts replace these.
+        facts: the same for results.json.
     """
 
     text: str
@@ -51,7 +51,7 @@ def look(dataset: Dataset) -> Look:
     """Look at a dataset.
 
     Raises:
-        DatasetError: files are missing or of other sizes, or labels cannot mean what they are taken for.
+        DatasetError: files are missing or of other sizes, or labels cannot mean what the rules say.
         ImageError: a file cannot be read.
     """
     order = [dataset.items[index] for index in np.random.default_rng(0).permutation(len(dataset))]
@@ -69,7 +69,7 @@ def _source(dataset: Dataset) -> str:
 
 
 def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
-    """What is missing or of another size is refused; what an EXIF tag turns is said."""
+    """Refuse missing files and differing sizes; report images turned by an EXIF tag."""
     images = [item for item in items if not item.image.exists()]
     if images:
         first = f"the first is {shown(images[0].image)}"
@@ -110,7 +110,7 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
 
 
 def _near(label: Path) -> str:
-    """A label map whose name begins as one that is missing, such as x_mask.png."""
+    """A label map whose name begins like a missing one, such as x_mask.png."""
     stem = label.stem
     for mark in ("_leftImg8bit", "_sat", "_image", "_img"):
         stem = stem.removesuffix(mark)
@@ -134,7 +134,7 @@ def _turned(dataset: Dataset, turned: int, stored: int) -> list[str]:
 
 
 def _until(items: Sequence[Any], read: Callable[[Any], npt.NDArray[Any]]) -> int:
-    """Read label maps until they have `PIXELS` pixels; how many."""
+    """Read label maps until they add up to `PIXELS` pixels; return how many were read."""
     pixels = 0
     for number, item in enumerate(items, start=1):
         pixels += read(item).size
@@ -144,7 +144,7 @@ def _until(items: Sequence[Any], read: Callable[[Any], npt.NDArray[Any]]) -> int
 
 
 def _semantic(dataset: SemanticDataset, order: Sequence[Any], warnings: list[str]) -> Look:
-    classes = np.zeros(len(dataset.names) + 2, np.int64)  # the last is not scored, the one before outside all classes
+    classes = np.zeros(len(dataset.names) + 2, np.int64)  # the last two: outside all classes, not scored
     numbers: npt.NDArray[np.int64] = np.zeros(SIZE, np.int64)
     constant: set[int | None] = set()
     colours = dataset.own is not None and dataset.own.colours is not None
@@ -172,7 +172,7 @@ def _semantic(dataset: SemanticDataset, order: Sequence[Any], warnings: list[str
         if not colours and len(there) > 1 and there <= {0, *USUAL} and dataset.table[max(there)] == IGNORE:
             most = max(there)
             raise DatasetError(
-                f"{of} hold {' and '.join(map(str, sorted(there)))} alone, and {most} is not scored: nothing but "
+                f"{of} hold only {' and '.join(map(str, sorted(there)))}, and {most} is not scored: nothing but "
                 f"'{dataset.names[0]}' is left. If {most} is a class, give its number (\"ids\": [0, {most}] in "
                 f"dataset.json); if it is not scored, say so (--ignore {most})"
             )
@@ -194,7 +194,7 @@ def _semantic(dataset: SemanticDataset, order: Sequence[Any], warnings: list[str
 
 
 def odd_labels(dataset: SemanticDataset, ignored: float, absent: Sequence[str], everything: bool) -> list[str]:
-    """What is odd about the labels that were counted: the share that is ignored, and classes that do not occur.
+    """The oddities of the labels that were counted: a large ignored share, and classes that do not occur.
 
     Args:
         everything: whether all labels were counted.
@@ -204,20 +204,20 @@ def odd_labels(dataset: SemanticDataset, ignored: float, absent: Sequence[str], 
     stored = f"are labels stored as '{dataset.name}' has them{rule}?"
     if ignored and len(names) - len(absent) == 1 < len(names):
         only = next(name for name in names if name not in absent)
-        return [f"all that is scored of the truth is '{only}', and {ignored:.0%} of its pixels are ignored: {stored}"]
+        return [f"all that the truth scores is '{only}', and {ignored:.0%} of its pixels are ignored: {stored}"]
     found = []
     if ignored > (0.5 if own else 0.9):
         found.append(f"{ignored:.0%} of the pixels of the truth are ignored: {stored}")
     if own and everything and absent and not dataset.cut:
         found.append(
             f"{len(absent)} of {len(names)} classes occur nowhere in the truth: {listed(absent)}; where one is found "
-            "it counts as IoU 0, else it is in no mean"
+            "it counts as IoU 0, otherwise it is left out of means"
         )
     return found
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of some names."""
+    """The first few names."""
     return ", ".join(names[:LISTED]) + ", ..." * (len(names) > LISTED)
 
 

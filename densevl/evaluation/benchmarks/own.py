@@ -1,18 +1,17 @@
-"""What the numbers of label maps mean in a folder of the user's own: its list of classes, and rules beside it.
+"""The meaning of label maps in a folder of the user's own: its list of classes, and rules beside it.
 
-Classes are read from the files that other tools write: a class a line (classes.txt, obj.names), data.yaml of
-Ultralytics, labelmap.txt of CVAT, class_dict.csv, id2label of Hugging Face, dataset.json of nnU-Net. Rules are keys of
-dataset.json:
+Classes are read from files that other tools write: a class per line (classes.txt, obj.names), data.yaml of Ultralytics,
+labelmap.txt of CVAT, class_dict.csv, id2label of Hugging Face, dataset.json of nnU-Net. Rules are keys of dataset.json:
 
 - "names": the classes in the order of their numbers, or {number: name}; "ids": the number stored for each.
-- "ignore": a number or a list of them that are not scored, "others" for all that are not listed.
+- "ignore": a number or a list of numbers that are not scored, "others" for all that are not listed.
 - "label_map": {stored number: class, by name or number, or null for not scored}.
 - "colours": {"#804080": class or null}, or a list of colours in the order of the classes: label maps are pictures.
 - "background": the class that means none of the others. "reduce_zero_label": 0 is not scored, classes begin at 1.
-- "exif": whether labels are of the pixels "stored" or of the "upright" picture, where an EXIF tag turns images.
+- "exif": whether labels match the pixels as "stored" or the "upright" picture, where an EXIF tag turns images.
 
-What is not said is not guessed: classes are 0, 1, 2, ... in their order, 255 and 65535 are not scored unless a class
-has that number, and a class called "background" is the background.
+By default classes are 0, 1, 2, ... in their order, 255 and 65535 are not scored unless a class has that number, and a
+class called "background" is the background.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from densevl.vocabulary.reading.files import data_of, text_of
 from densevl.vocabulary.reading.lines import coloured
 
 RULES = ("ignore", "label_map", "reduce_zero_label", "exif")
-"""Keys that an experiment may say too; it wins over the file."""
+"""Keys that an experiment may set too, which overrides the file."""
 KEYS = ("names", "ids", "colours", "background", *RULES)
 OTHERS = "others"
 EXIF = ("auto", "upright", "stored")
 USUAL = (255, 65535)
-"""Stored numbers that are not scored if nothing is said."""
+"""Stored numbers that are not scored by default."""
 _THEIRS = {"classes": "names", "nouns": "names", "id2label": "names", "labels": "names", "ignore_index": "ignore"}
 _THEIRS |= {"palette": "colours", "colors": "colours"}
 """Keys that other tools write."""
@@ -53,13 +52,13 @@ Said = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Own:
-    """What label maps of a folder mean.
+    """The meaning of a folder's label maps.
 
     Attributes:
         classes: the class list. table: int32 (65536,), the class index of each stored number.
         colours: the class index of each colour, R * 65536 + G * 256 + B; None where labels are numbers.
-        exif: as the rules have it. said: whether somebody said what is not scored. text: all of it in a sentence.
-        warnings: what is odd.
+        exif: from the rules. said: whether the rules say what is not scored. text: all of it in a sentence.
+        warnings: oddities.
     """
 
     classes: ClassList
@@ -75,10 +74,10 @@ def read_own(root: Path, rules: Said) -> Own:
     """Read the classes and rules of a folder.
 
     Args:
-        root: the folder; rules: keys of `RULES` that win over those of its file.
+        root: the folder; rules: keys of `RULES` that override its file.
 
     Raises:
-        DatasetError: no list of classes, two that differ, or rules that cannot be.
+        DatasetError: there is no list of classes, two lists differ, or rules are impossible.
     """
     path, found, warnings = _found(root)
     said = {**found, **rules}
@@ -107,7 +106,7 @@ def read_own(root: Path, rules: Said) -> Own:
     ignored = f"not scored: {void}" if colours is None else "colours that no class has are refused"
     exif = said.get("exif", EXIF[0])
     if exif not in EXIF:
-        raise DatasetError(f"{shown(path)}: 'exif' is {exif!r}{suggest(str(exif), EXIF)}; it is {', '.join(EXIF)}")
+        raise DatasetError(f"{shown(path)}: 'exif' is {exif!r}{suggest(str(exif), EXIF)}; use {', '.join(EXIF)}")
     text = f"{stored}; {ground}; {ignored}"
     told = said.get("ignore") is not None or said.get("label_map") is not None
     return Own(classes, table, colours, exif, told, text, (*warnings, *asked.warnings))
@@ -119,11 +118,11 @@ def _span(table: Table) -> str:
 
 
 def _found(root: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """The file with the classes, and everything that its folder says."""
+    """The file with the classes, and all rules of its folder."""
     places = [root / name for name in _FILES]
     places += sorted(path for path in root.glob("*.names") if path not in places)
     read = [(path, _read(path)) for path in places if path.is_file()]
-    if not any("names" in said or "colours" in said for _, said in read):  # the renderer's is for several folders
+    if not any("names" in said or "colours" in said for _, said in read):  # the renderer writes one for several folders
         above = root.parent / "names.json"
         read += [(above, _read(above))] if above.is_file() else []
     named = [(path, said) for path, said in read if "names" in said] or [
@@ -152,7 +151,7 @@ def _found(root: Path) -> tuple[Path, dict[str, Any], list[str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file says, by our keys."""
+    """The content of a file under densevl's keys."""
     text = text_of(path, "list of classes", DatasetError)
     data = data_of(text, f"list of classes {shown(path)}", ending=path.suffix.lower(), error=DatasetError)
     if data is None:
@@ -164,19 +163,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _lines(text: str) -> dict[str, Any]:
-    """The classes of a text, a line each; where every line begins with a number, that is what labels store for it."""
+    """The classes of a text, one per line; if every line begins with a number, that is the number in label maps."""
     lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
     if pairs := coloured(lines):
         return {"colours": dict(pairs), "names": [name for _, name in pairs]}
     numbered = [re.fullmatch(r"(\d+)\s*[\s:,;=]\s*(\S.*)", line) for line in lines]
-    if len(lines) > 2 and numbered[0] is None and all(numbered[1:]):  # a row of headings
+    if len(lines) > 2 and numbered[0] is None and all(numbered[1:]):  # a header row
         numbered = numbered[1:]
     matches = [match for match in numbered if match is not None]
     return {"names": {m[1]: m[2] for m in matches} if matches and len(matches) == len(numbered) else lines}
 
 
 def _classes(path: Path, said: Said) -> tuple[list[str], list[int]]:
-    """Names, and the number stored for each."""
+    """Names, and the stored number of each."""
     given = said.get("names")
     if given is None and isinstance(said.get("colours"), dict):
         given = list(dict.fromkeys(name for name in said["colours"].values() if isinstance(name, str)))
@@ -207,7 +206,7 @@ def _classes(path: Path, said: Said) -> tuple[list[str], list[int]]:
 
 
 def _background(path: Path, said: Said, names: list[str]) -> int | None:
-    """Which class is the background."""
+    """The index of the background class, None if there is none."""
     asked = said.get("background")
     if asked is False:
         return None
@@ -220,7 +219,7 @@ def _background(path: Path, said: Said, names: list[str]) -> int | None:
 
 
 def _table(path: Path, said: Said, by_id: Mapping[int, int], index: Mapping[str, int]) -> tuple[Table, str]:
-    """The table of stored numbers, and what is not scored, in words."""
+    """The table of stored numbers, and the numbers that are not scored, in words."""
     ignore = said.get("ignore")
     ignore = [] if ignore is None else list(ignore) if isinstance(ignore, list | tuple) else [ignore]
     others = OTHERS in ignore
@@ -237,14 +236,14 @@ def _table(path: Path, said: Said, by_id: Mapping[int, int], index: Mapping[str,
             moved[stored] = place
         else:
             near = suggest(str(target), index)
-            raise DatasetError(f"{shown(path)}: 'label_map' sends {stored} to {target!r}{near}, which is no class")
+            raise DatasetError(f"{shown(path)}: 'label_map' maps {stored} to {target!r}{near}, which is not a class")
     reached = set(moved.values())
     kept = {stored: place for stored, place in by_id.items() if place not in reached and stored not in map(int, given)}
     numbers = [*moved, *kept]
     for number in ignore:
         if isinstance(number, str):
             raise DatasetError(
-                f"{shown(path)}: what is ignored is {number!r}; give the number that is stored, or '{OTHERS}' for all "
+                f"{shown(path)}: 'ignore' has {number!r}; give the number that is stored, or '{OTHERS}' for all "
                 "that no class has"
             )
         if number in numbers and number not in moved:
@@ -308,10 +307,10 @@ def _rule_error(path: Path) -> DatasetError:
 
 
 def read_text(path: Path) -> str:
-    """A text file.
+    """Read a text file.
 
     Raises:
-        DatasetError: missing, or no UTF-8.
+        DatasetError: it is missing, or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -320,10 +319,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Raises:
-        DatasetError: missing, or no JSON.
+        DatasetError: it is missing, or not JSON.
     """
     try:
         return json.loads(read_text(path))

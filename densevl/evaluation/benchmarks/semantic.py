@@ -1,5 +1,5 @@
-"""The segmentation benchmarks, Pascal VOC, Context, COCO, Cityscapes and ADE150 among them: where each lies, how its
-labels are read, its classes and its size, as data.
+"""The segmentation benchmarks as data, such as Pascal VOC, Context, COCO, Cityscapes and ADE150: where each lies, how
+its labels are read, its classes and its size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from densevl.files import shown
 from densevl.images import read_image, read_labels
 
 Rule = Callable[[int], Table]
-"""From the number of classes to the table of what stored numbers mean."""
+"""From the number of classes to the table of stored numbers."""
 Rules = Mapping[str, Rule]
 """Rules by the ending of label files, "" for any."""
 WIDE_IGNORE = 65535
@@ -44,7 +44,7 @@ WAY_OUT = "dataset.json may give the classes' own numbers (ids), and numbers to 
 
 @dataclass(frozen=True)
 class SingleClassItem(Item):
-    """Attributes: shows: index of the one class that is in the image; its mask only says where."""
+    """Attributes: shows: index of the only class in the image; its mask says only where."""
 
     shows: int = 0
 
@@ -55,7 +55,7 @@ class SemanticDataset(Dataset):
 
     Attributes:
         table: int32 (65536,), the class index of each stored number; see `label_rules`.
-        own: what the user said, where it is a folder of the user's own.
+        own: the user's rules, if it is a folder of the user's own.
     """
 
     table: Table = field(kw_only=True, repr=False)
@@ -65,8 +65,8 @@ class SemanticDataset(Dataset):
         """The label map by the benchmark's rule: int16 (H, W), class index, -1 where not scored.
 
         Raises:
-            DatasetError: missing, of another size, or numbers outside the rule.
-            ImageError: unreadable.
+            DatasetError: the label map is missing, has another size, or holds numbers outside the rule.
+            ImageError: the label map cannot be read.
         """
         label = label_file(item)
         stored = self.stored(label)
@@ -75,10 +75,10 @@ class SemanticDataset(Dataset):
         return np.where(truth > 0, np.int16(item.shows), truth) if isinstance(item, SingleClassItem) else truth
 
     def stored(self, label: Path) -> npt.NDArray[np.int32]:
-        """What a label file holds, int32 (H, W): numbers, or colours as R * 65536 + G * 256 + B.
+        """Read a label file, int32 (H, W): numbers, or colours as R * 65536 + G * 256 + B.
 
         Raises:
-            ImageError: it cannot be read, or is a colour picture and no colours are known.
+            ImageError: it cannot be read, or is a colour picture and there are no colours in the rules.
         """
         if self.own is not None and self.own.colours is not None:
             rgb = read_image(label).astype(np.int32)
@@ -86,10 +86,10 @@ class SemanticDataset(Dataset):
         return read_labels(label)
 
     def decided(self, label: Path, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.int16]:
-        """Class indices of what a label file holds.
+        """Class indices of a label file's content.
 
         Raises:
-            DatasetError: it holds what no rule knows.
+            DatasetError: it holds numbers or colours outside the rule.
         """
         if self.own is not None and self.own.colours is not None:
             return self._of_colours(label, stored, self.own.colours)
@@ -97,7 +97,7 @@ class SemanticDataset(Dataset):
             raise DatasetError(f"{shown(label)} holds {stored.min()} to {stored.max()}: label ids are 0 to {SIZE - 1}")
         big = stored.size > SIZE
         truth = self.table.astype(np.int16).take(stored) if big else self.table.take(stored).astype(np.int16)
-        if truth.min() == ILLEGAL:  # the least number there is
+        if truth.min() == ILLEGAL:  # the smallest number
             wrong = truth == ILLEGAL
             known = np.flatnonzero(self.table >= 0)
             hint = f"; {WAY_OUT}" if self.own is not None else ""
@@ -137,8 +137,8 @@ def _benchmark(
 
     Args:
         rules: how label files are read.
-        classes: the class list at a root; None is the shipped one.
-        items: images and label files, where a listing of the dataset says more than the layout.
+        classes: makes the class list from the root; None takes the shipped one.
+        items: makes the images and label files, if a listing of the dataset says more than the layout.
         variants: rules by which others score it.
     """
 
@@ -176,7 +176,7 @@ def _coco(name: str, end: str, raw: Table, variants: Mapping[str, Table] | None 
 
 
 def _wide(name: str, folder: str, layout: Layout, expected: int | None) -> Benchmark:
-    """Benchmarks of more than 255 classes, 16-bit labels with 65535 for none."""
+    """A benchmark with more than 255 classes: 16-bit labels, 65535 for none."""
     rules = {"": partial(identity, ignore=(WIDE_IGNORE,))}
     variants = {"mmseg-default255": {"": mmseg_default255}}
     return _benchmark(name, folder, layout, expected, rules, variants=variants, note="labels of 65535 are not scored")
@@ -213,7 +213,7 @@ def _ovcamo_classes(root: Path) -> ClassList:
 
 
 def _ovcamo_items(root: Path) -> list[Item]:
-    """Images of the classes of the test split: the listing says what is in an image, its mask says where."""
+    """Images with classes of the test split; the listing gives an image's class, the mask its place."""
     names = _ovcamo_classes(root).all_names
     items: list[Item] = []
     for entry in read_json(root / "sample_info.json"):

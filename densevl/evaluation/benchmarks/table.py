@@ -18,7 +18,7 @@ BENCHMARKS: Mapping[tuple[str, str], Benchmark] = {
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
-    """The tasks that a benchmark has a truth for.
+    """The tasks for which a benchmark has truth.
 
     Raises:
         DatasetError: there is no such benchmark.
@@ -36,7 +36,7 @@ def benchmark(name: str, task: str | None = None) -> Benchmark:
     """
     own = tasks_of(name)
     if task is not None and task not in own:
-        raise DatasetError(f"'{name}' is no dataset for task {task}{suggest(task, TASKS)}; {', '.join(own)}")
+        raise DatasetError(f"'{name}' is not a dataset for task {task}{suggest(task, TASKS)}; {', '.join(own)}")
     return BENCHMARKS[name, task or own[0]]
 
 
@@ -56,11 +56,11 @@ def open_dataset(
         root: its folder; None looks in $DENSEVL_DATA, ./data and the cache folder.
         task: "semantic", "instance", "panoptic" or "anomaly"; None is the first it has.
         variant: another label rule: "mmseg-default255" (ade847, pc459), "keep-ignore" (coco-object).
-        rules: of a "folder" with label maps, what stored numbers mean: keys "ignore", "label_map",
-            "reduce_zero_label" and "exif", which win over those of its dataset.json (see `benchmarks.own`). "exif" goes
-            with all label maps.
+        rules: for a "folder" with label maps, the meaning of stored numbers: keys "ignore", "label_map",
+            "reduce_zero_label" and "exif", which override those of its dataset.json (see `benchmarks.own`). "exif"
+            applies to all label maps.
 
     Raises:
-        DatasetError: unknown, not found, or empty; the message lists the expected files.
+        DatasetError: it is unknown, not found, or empty; the message lists the expected files.
     """
     return benchmark(name, task).open(root, variant, rules)

@@ -1,8 +1,9 @@
-"""Anomaly metrics in one pass over any number of maps: exact below `EXACT` pixels, in bounded memory above; raw scores.
+"""Anomaly metrics in one pass over any number of maps, from raw scores: exact up to `EXACT` pixels, then approximate
+in bounded memory.
 
-Pixels of all images, flawless ones too, are pooled. Cells add up, so workers can be merged. AUPRO follows Bergmann
+Pixels of all images, flawless ones included, are pooled. Cells add up, so workers can be merged. AUPRO follows Bergmann
 et al. (MVTec AD, IJCV 2021): mean overlap with the connected regions of the truth against the false positive rate, up
-to a limit of it, normalised by the limit.
+to a limit, and normalised by the limit.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from densevl.errors import DensevlError
 from densevl.lazy import ndimage
 
 FPR_LIMIT = 0.3
-TOLERANCE = 2.5e-4  # share by which counts may differ within a cell
-EXACT = 2**22  # pixels up to which every score has a cell of its own: 160 MiB
-WAITING = 2**18  # pixels beyond these that are held before they are put into cells
+TOLERANCE = 2.5e-4  # relative difference allowed between counts within a cell
+EXACT = 2**22  # up to this many pixels every score has a cell of its own: 160 MiB
+WAITING = 2**18  # pixels held before they are put into cells
 FloatArray = npt.NDArray[np.float64]
 
 
 class RankSketch:
-    """How many normal and anomalous pixels score how high, in cells that follow ranks and not values.
+    """Counts of normal and anomalous pixels by score, in cells that follow ranks and not values.
 
-    Up to `EXACT` pixels each score has its cell. Beyond, neighbouring scores share a cell while none of the counts
-    above it grows by more than a share of `TOLERANCE`. So the highest scores stay exact, every rate of hits and misses
-    is right to that share, any monotone change of all scores changes nothing, and there are at most some hundred
-    thousand cells for any number of pixels.
+    Up to `EXACT` pixels each score has its own cell. Beyond, neighbouring scores share a cell as long as the cumulative
+    counts above them grow by at most a fraction `TOLERANCE`. So the highest scores stay exact, every hit and miss rate
+    is right to that fraction, monotone changes of all scores change nothing, and any number of pixels needs at most a
+    few hundred thousand cells.
     """
 
     def __init__(self) -> None:
-        self._cells = np.zeros((5, 0))  # those of `cells`, and the highest score in each
+        self._cells = np.zeros((5, 0))  # the rows of `cells`, and the highest score in each
         self._pending: list[FloatArray] = []
         self._waiting = 0
         self.exact = True
@@ -45,13 +46,13 @@ class RankSketch:
 
     @property
     def pairs(self) -> float:
-        """How many pairs of a normal and an anomalous pixel are not sure to be in order, at most."""
+        """Upper bound on the number of pairs of a normal and an anomalous pixel whose order is uncertain."""
         self._sort()
         low, normal, anomalous, _, high = self._cells
         if self.exact or not len(low):
             return 0.0
         pairs = 0.5 * float((normal * anomalous)[high > low].sum())  # each counted half
-        # A score that came later may lie within an earlier cell: which cells below reach up to a cell.
+        # A later score may lie within an earlier cell's range, so find the lower cells that reach up into a cell.
         reach = np.maximum.accumulate(high[::-1])[::-1]
         after = np.arange(1, len(low) + 1)
         last = np.maximum(np.searchsorted(-reach, -low, side="right"), after)
@@ -67,7 +68,7 @@ class RankSketch:
         self._hold(np.stack([scores, normal, anomalous, weights, scores]))
 
     def merge(self, other: RankSketch) -> None:
-        """Add another's cells."""
+        """Add another sketch's cells."""
         self.exact &= other.exact
         other._sort()
         self._hold(other._cells)
@@ -76,7 +77,7 @@ class RankSketch:
         self._pending.append(cells)
         self._waiting += cells.shape[1]
         if self.exact and self._waiting + self._cells.shape[1] > EXACT:
-            self._sort()  # pixels of equal scores share a cell, and there may be few scores
+            self._sort()  # pixels of equal scores share a cell, and there may be few distinct scores
             self.exact = self._cells.shape[1] <= EXACT // 2
             self._share()
         elif not self.exact and self._waiting > WAITING:
@@ -92,17 +93,17 @@ class RankSketch:
         self._share()
 
     def _share(self) -> None:
-        """Neighbours into one cell, where there are too many."""
+        """Merge neighbouring cells if there are too many."""
         cells = self._cells
         if self.exact or not cells.shape[1]:
             return
-        with np.errstate(divide="ignore"):  # a count of 0 so far has a cell of its own
+        with np.errstate(divide="ignore"):  # while its count is 0, a score keeps a cell of its own
             steps = np.floor(np.log(cells[1:4].cumsum(axis=1)) / np.log1p(TOLERANCE))
         self._cells = _merged(cells, (steps[:, 1:] != steps[:, :-1]).any(axis=0))
 
 
 def _merged(cells: FloatArray, is_cut: npt.NDArray[np.bool_]) -> FloatArray:
-    """Sum neighbours (5, K) that no cut (K - 1,) parts; the last and lowest score stands for all."""
+    """Sum neighbouring cells (5, K) unless a cut (K - 1,) separates them; the last, lowest score stands for all."""
     starts = np.concatenate([[0], np.flatnonzero(is_cut) + 1]) if cells.shape[1] else np.zeros(0, int)
     if not len(starts):
         return cells
@@ -116,7 +117,7 @@ class AnomalyMetrics:
     """Streaming anomaly metrics: call `update` per image, then `compute`.
 
     Attributes:
-        fpr_limit: up to which false positive rate AUPRO integrates.
+        fpr_limit: the false positive rate up to which AUPRO integrates.
     """
 
     fpr_limit: float = FPR_LIMIT
@@ -126,7 +127,7 @@ class AnomalyMetrics:
 
     def __post_init__(self) -> None:
         if not 0 < self.fpr_limit <= 1:
-            raise DensevlError(f"fpr_limit is {self.fpr_limit}: it is a share above 0, at most 1")
+            raise DensevlError(f"fpr_limit is {self.fpr_limit}: it must be above 0 and at most 1")
 
     def update(self, scores: npt.ArrayLike, truth: npt.ArrayLike | None = None, score: float | None = None) -> None:
         """Add one image.
@@ -137,7 +138,7 @@ class AnomalyMetrics:
             score: of the image; None leaves it out of the image metrics.
 
         Raises:
-            DensevlError: shapes that differ, or scores that are not finite.
+            DensevlError: shapes differ, or scores are not finite.
         """
         values = np.asarray(scores, np.float64)
         mask = np.zeros(values.shape, bool) if truth is None else np.asarray(truth).astype(bool)
@@ -155,7 +156,7 @@ class AnomalyMetrics:
             self.images.append((float(score), bool(mask.any())))
 
     def merge(self, other: AnomalyMetrics) -> None:
-        """Add what another worker saw."""
+        """Add another worker's pixels and images."""
         self.sketch.merge(other.sketch)
         self.regions += other.regions
         self.images += other.images
@@ -165,8 +166,8 @@ class AnomalyMetrics:
 
         Returns:
             pixel_auroc, pixel_ap, pixel_f1 (largest over thresholds, which is chosen by the truth), pixel_f1_threshold,
-            aupro; image_auroc, image_ap, image_f1; pixel_auroc_error, by how much pixel_auroc may be off at most: 0
-            up to `EXACT` pixels.
+            aupro; image_auroc, image_ap, image_f1; pixel_auroc_error, the largest possible error of pixel_auroc: 0 up
+            to `EXACT` pixels.
         """
         values, negative, positive, weighted = self.sketch.cells
         found = {f"pixel_{name}": value for name, value in ranked(negative, positive, values).items()}

@@ -1,9 +1,9 @@
-"""Average precision of masks or boxes as COCO and LVIS have it, by faster-coco-eval, or else by pycocotools.
+"""Average precision of masks or boxes by COCO's and LVIS's rules, from faster-coco-eval or else pycocotools.
 
-In LVIS (Gupta et al., 2019) categories are looked for in some images only: a detection counts in images that have its
-category or were searched for it in vain (neg_category_ids), and where not every object is marked
-(not_exhaustive_category_ids) one that meets none is neither right nor wrong. Only faster-coco-eval knows that; what it
-leaves to us is that the best 300 detections of an image count, over all categories.
+In LVIS (Gupta et al., 2019) categories are annotated in some images only. A detection counts in images that have its
+category or were searched for it without success (neg_category_ids). Where not every object is marked
+(not_exhaustive_category_ids), an unmatched detection is neither right nor wrong. Only faster-coco-eval supports that;
+the limit of the best 300 detections per image, over all categories, is applied here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from densevl.errors import DatasetError, EvaluationError, MissingExtraError, sug
 KINDS = ("segm", "bbox")
 BACKENDS = ("auto", "faster", "pycocotools")
 CAP = 100
-"""Detections of an image and category that count."""
+"""Detections that count, per image and category."""
 LVIS_CAP = 300
-"""Detections of an image that count in LVIS, over all categories."""
+"""Detections per image that count in LVIS, over all categories."""
 RARITIES = {"r": "rare", "c": "common", "f": "frequent"}
 Table = dict[str, float]
 Floats = npt.NDArray[np.float64]
@@ -45,8 +45,8 @@ def average_precision(
     Args:
         truth: a COCO dict with images, categories and annotations (with area, iscrowd and segmentation or bbox).
         found: COCO results with image_id, category_id, score and segmentation (RLE) or bbox.
-        kind: "segm" or "bbox". cap: so many detections of an image and category count, the best.
-        federated: the truth is LVIS's; `cap` is over all categories of an image then, and AP is also given for rare,
+        kind: "segm" or "bbox". cap: how many of the best detections count, per image and category.
+        federated: the truth is LVIS's; `cap` then applies to all categories of an image, and AP is also given for rare,
             common and frequent ones. backend: which implementation counts; figures agree.
 
     Returns:
@@ -54,9 +54,9 @@ def average_precision(
         id AP and AP50.
 
     Raises:
-        EvaluationError: an unknown kind or backend, "faster" where it is not installed, or results for images that the
+        EvaluationError: kind or backend is unknown, "faster" is not installed, or results belong to images that the
             truth does not have.
-        DatasetError: federated and no LVIS file.
+        DatasetError: federated, but the truth is not LVIS's.
         MissingExtraError: federated without faster-coco-eval.
     """
     for value, allowed, what in ((kind, KINDS, "kind"), (backend, BACKENDS, "backend")):
@@ -88,12 +88,12 @@ def _best(truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]], cap: int
     """The best results of each image, over all categories.
 
     Raises:
-        DatasetError: an image of the truth does not say what was looked for.
+        DatasetError: an image of the truth does not say which categories were searched for.
     """
     for image in truth["images"]:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             if key not in image:
-                raise DatasetError(f"image {image['id']} has no {key}: this is no LVIS file")
+                raise DatasetError(f"image {image['id']} has no {key}: this is not an LVIS file")
     by_image: dict[Any, list[Mapping[str, Any]]] = {}
     for entry in found:
         by_image.setdefault(entry["image_id"], []).append(entry)
@@ -124,7 +124,7 @@ def _accumulated(
 
 
 def _of_nothing(truth: Mapping[str, Any]) -> tuple[Floats, Floats, list[Any]]:
-    """The same where nothing was found: no precision where there is truth."""
+    """The same if nothing was found: precision is 0 where there is truth."""
     categories = sorted(category["id"] for category in truth["categories"])
     precision, recall = np.full((10, 101, len(categories), 4, 3), -1.0), np.full((10, len(categories), 4, 3), -1.0)
     limits = ((0, np.inf), (0, 32**2), (32**2, 96**2), (96**2, np.inf))

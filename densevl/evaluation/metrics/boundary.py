@@ -1,8 +1,8 @@
-"""Boundary IoU (Cheng et al., 2021) of label maps, from integer counts: how well outlines are met.
+"""Boundary IoU (Cheng et al., 2021) of label maps, from integer counts: the accuracy of outlines.
 
-The boundary of a class is the part of it within d pixels of its edge, the border of the image being an edge. d is a
-share of the image's diagonal: 0.02 for COCO and LVIS, 0.005 for Cityscapes. Eroding every class by itself costs d steps
-for each; a pixel is in the boundary of its class exactly if another label lies in the square of side 2d + 1 around it,
+The boundary of a class is the part of it within d pixels of its edge; the border of the image counts as an edge. d is a
+fraction of the image's diagonal: 0.02 for COCO and LVIS, 0.005 for Cityscapes. Eroding each class takes d steps per
+class. But a pixel is in the boundary of its class exactly if another label lies in the square of side 2d + 1 around it,
 so one sliding minimum and maximum serve all classes at once.
 """
 
@@ -25,7 +25,7 @@ def width(height: int, width_: int, ratio: float = DILATION) -> int:
 
 
 def boundary(labels: npt.NDArray[Any], distance: int) -> npt.NDArray[np.bool_]:
-    """Where a pixel lies within `distance` of another label or of the image's border: bool (H, W)."""
+    """Pixels within `distance` of another label or of the image's border: bool (H, W)."""
     padded = np.pad(labels.astype(np.int16), distance, constant_values=_OUTSIDE)
     high = low = padded
     for axis in (0, 1):
@@ -37,7 +37,7 @@ def boundary_counts(truth: npt.NDArray[Any], found: npt.NDArray[Any], classes: i
     """Count boundary pixels of each class: int64 (3, C): in both, in the truth, found.
 
     Args:
-        truth, found: as `confusion.confusion` takes them; pixels not scored count nowhere, but bound their neighbours.
+        truth, found: as `confusion.confusion` takes them; unscored pixels are not counted, but bound their neighbours.
     """
     distance = width(truth.shape[0], truth.shape[1], ratio)
     scored = (truth >= 0) & (truth < classes)

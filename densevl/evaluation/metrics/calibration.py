@@ -1,6 +1,6 @@
-"""Calibration of dense predictions: does a pixel with confidence 0.8 get the right label four times in five?
+"""Calibration of dense predictions: whether a pixel with confidence 0.8 gets the right label four times in five.
 
-Confidences are added in fixed point, so sums do not depend on the order of images or on how many processes counted.
+Confidences are added in fixed point, so sums do not depend on the order of images or the number of processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNIT = 2**_SHIFT
 def calibration_counts(
     truth: npt.NDArray[Any], found: npt.NDArray[Any], confidence: npt.NDArray[Any], bins: int = BINS
 ) -> Counts:
-    """Count scored pixels by confidence: int64 (3, bins): pixels, sum of confidence in 1 / UNIT, right ones.
+    """Count scored pixels by confidence: int64 (3, bins): pixels, sum of confidence in 1 / UNIT, correct ones.
 
     Args:
         truth: (H, W), negative where not scored; found: (H, W); confidence: (H, W), 0..1. Bins are of equal width,
@@ -40,12 +40,12 @@ def calibration_counts(
     fixed = np.rint(np.clip(values, 0, 1) * np.float32(UNIT)).astype(np.int64)
     place = np.minimum(fixed * bins >> _SHIFT, bins - 1)
     wrong_right = np.bincount(2 * place + right, minlength=2 * bins).reshape(bins, 2)
-    sums = np.bincount(place, weights=fixed, minlength=bins)  # whole numbers under 2^53: exact in float64
+    sums = np.bincount(place, weights=fixed, minlength=bins)  # integers under 2^53 are exact in float64
     return np.stack([wrong_right.sum(axis=1), sums, wrong_right[:, 1]]).astype(np.int64)
 
 
 def calibration(counts: Counts) -> dict[str, Any]:
-    """Expected and maximum calibration error, 0..1 (NaN without pixels), and the mean confidence and accuracy a bin."""
+    """Expected and maximum calibration error, 0..1 (NaN without pixels), and mean confidence and accuracy per bin."""
     pixels, sums, right = counts
     inside = np.maximum(pixels, 1)
     mean, accuracy = sums / UNIT / inside, right / inside

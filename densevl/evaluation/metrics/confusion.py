@@ -1,10 +1,10 @@
-"""mIoU and its kin from one matrix of integer counts: IoU, accuracies, Dice, frequency-weighted IoU.
+"""mIoU and related measures from one matrix of integer counts: IoU, accuracies, Dice, frequency-weighted IoU.
 
-Counts are added over the whole dataset and divided once at the end, as mmsegmentation does: not a mean over images. A
-class neither in the truth nor predicted has no IoU (NaN) and is left out of means; one only predicted has 0 and counts.
-Counts are int64: float32 sums, as elsewhere, lose pixels from 2^24 on.
+Counts are added over the whole dataset and divided once at the end, as in mmsegmentation, not averaged over images. A
+class neither in the truth nor predicted has no IoU (NaN) and is left out of means; one that is only predicted has 0 and
+counts. Counts are int64, because float32 sums lose pixels from 2^24 on.
 
-Shape letters: H/W pixels, C classes; row and column C hold what is outside all classes.
+Shape letters: H/W pixels, C classes; row and column C hold everything outside all classes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measures(counts: Counts) -> dict[str, float]:
 
     Returns:
         mIoU, pixel accuracy (aAcc), mean class accuracy (mAcc), mean Dice (mDice), frequency-weighted IoU (fwIoU), the
-        share of scored pixels for which nothing was found (unassigned), and how many classes have no IoU (absent).
+        share of scored pixels for which nothing was found (unassigned), and the number of classes without IoU (absent).
     """
     both, truth, found = _areas(counts)
     ious, scored = _divide(both, truth + found - both), max(1, int(truth.sum()))
@@ -72,7 +72,7 @@ def per_class(counts: Counts) -> dict[str, Floats]:
 
 
 def confused(counts: Counts, most: int = 20) -> list[tuple[int, int, int]]:
-    """The largest mistakes as (truth, found, pixels), C standing for nothing."""
+    """The largest mistakes as (truth, found, pixels); C stands for nothing."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
@@ -81,7 +81,7 @@ def confused(counts: Counts, most: int = 20) -> list[tuple[int, int, int]]:
 
 
 def image_miou(counts: Counts) -> float:
-    """mIoU of one image over the classes of its truth, for ranking images; NaN for an image with no scored pixel."""
+    """mIoU of one image over the classes of its truth, for ranking images; NaN if no pixel is scored."""
     both, truth, found = _areas(counts)
     return mean(_divide(both, truth + found - both)[truth > 0])
 
@@ -96,6 +96,6 @@ def _divide(above: Counts, below: Counts) -> Floats:
 
 
 def mean(values: Floats) -> float:
-    """The mean of the numbers that are there; NaN for none."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     kept = values[~np.isnan(values)]
     return float(kept.mean()) if kept.size else float("nan")

@@ -38,14 +38,14 @@ def panoptic_counts(
 ) -> Counts:
     """Count one image: int64 (4, categories): sum of IoU in 1 / UNIT, matched, found only, missed.
 
-    A pair of one category, of which the truth is no crowd, is matched if its IoU, void pixels of the truth left out, is
-    over a half. A found segment that lies for more than half in void or in crowds of its category counts nowhere.
+    Two segments of one category match if the truth is not a crowd and their IoU, without void pixels of the truth, is
+    over 0.5. A found segment with more than half its area in void, or in crowds of its category, does not count.
 
     Args:
         truth, found: non-negative segment ids (H, W), 0 is void; segments: a description for every id but 0.
 
     Raises:
-        DatasetError: ids of a map and its segments differ, or the maps' sizes do.
+        DatasetError: the ids of a map and its segments differ, or the maps have different sizes.
     """
     if truth.shape != found.shape:
         raise DatasetError(f"panoptic maps of sizes {truth.shape} and {found.shape}: they must be of one size")
@@ -80,7 +80,7 @@ def panoptic_quality(counts: Counts, kept: Sequence[int] | None = None) -> dict[
     """PQ, SQ and RQ, 0..1, means over the categories that occur in truth or prediction; NaN if none does.
 
     Args:
-        counts: sums of `panoptic_counts`; kept: categories that enter, None for all (things, stuff).
+        counts: sums of `panoptic_counts`; kept: categories to include (things or stuff), None for all.
     """
     sums, matched, extra, missed = (row if kept is None else row[list(kept)] for row in counts)
     weight = matched + extra / 2 + missed / 2

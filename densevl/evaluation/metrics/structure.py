@@ -1,9 +1,9 @@
-"""Structure measures of camouflaged object segmentation, with the class of the object counting too.
+"""Structure measures of camouflaged object segmentation, which also require the right class.
 
-For one object an image: S-measure (Fan et al., ICCV 2017), weighted F (Margolin et al., CVPR 2014), mean absolute
+For one object per image: S-measure (Fan et al., ICCV 2017), weighted F (Margolin et al., CVPR 2014), mean absolute
 error, F-measure, E-measure (Fan et al., IJCAI 2018) and IoU. Open-vocabulary camouflaged object segmentation (Pang et
-al., ECCV 2024) gives an image whose class is wrong 0, and an error of 1, and calls the means over images cS, cFw, cMAE,
-cF, cE and cIoU; the last three are curves over 256 thresholds, of which the mean and the maximum are told.
+al., ECCV 2024) gives an image with the wrong class 0, and an error of 1. It calls the means over images cS, cFw, cMAE,
+cF, cE and cIoU; the last three are curves over 256 thresholds, reported by their mean and maximum.
 
 Sums are kept in fixed point, so they add up exactly in any order.
 """
@@ -41,10 +41,10 @@ def structure_counts(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> Counts
 
     Args:
         truth: (H, W), 0 background and one class above it, negative where not scored. found: (H, W), likewise; its
-            class is the one with most pixels, and the object is where it is.
+            class is the one with most pixels, and these are the object.
 
     Raises:
-        EvaluationError: no class in the truth, or several.
+        EvaluationError: the truth has no class, or several.
     """
     classes = np.unique(truth[truth > 0])
     if len(classes) != 1:
@@ -84,7 +84,7 @@ def mean_error(score: Floats, target: Mask) -> float:
 
 
 def s_measure(score: Floats, target: Mask, alpha: float = 0.5) -> float:
-    """Likeness of objects and of the four regions around the object's centre, 0..1."""
+    """Similarity of objects and of the four regions around the object's centre, 0..1."""
     share = float(target.mean())
     if share in (0.0, 1.0):
         return float(score.mean() if share else 1 - score.mean())
@@ -111,7 +111,7 @@ def _regions(score: Floats, target: Mask) -> float:
 
 
 def _likeness(one: Floats, other: Floats) -> float:
-    """SSIM of two regions as a whole."""
+    """SSIM of two regions, each taken as one window."""
     mean, mean_other, count = one.mean(), other.mean(), max(1, one.size - 1)
     spread, spread_other = ((one - mean) ** 2).sum() / count, ((other - mean_other) ** 2).sum() / count
     both = ((one - mean) * (other - mean_other)).sum() / count
@@ -122,7 +122,7 @@ def _likeness(one: Floats, other: Floats) -> float:
 
 
 def weighted_f(score: Floats, target: Mask, beta2: float = 1.0) -> float:
-    """F-measure whose errors weigh less next to right pixels and more far from the object, 0..1."""
+    """F-measure whose errors weigh less next to correct pixels and more far from the object, 0..1."""
     if not target.any():
         return 0.0
     error = np.abs(score - target)
@@ -156,7 +156,7 @@ def curves(score: Floats, target: Mask) -> tuple[Floats, Floats, Floats]:
 
 
 def _alignment(hits: npt.NDArray[np.int64], false: npt.NDArray[np.int64], objects: int, pixels: int) -> Floats:
-    """E-measure from counts: pixels of one kind (in truth or not, found or not) are all aligned alike."""
+    """E-measure from counts; all pixels of one kind (in truth or not, found or not) have the same alignment."""
     found = hits + false
     if objects in (0, pixels):
         return np.asarray((found if objects else pixels - found) / (pixels - 1 + _EPS))

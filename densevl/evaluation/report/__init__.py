@@ -1,1 +1,1 @@
-"""What an evaluation found, as files."""
+"""The results of an evaluation, as files."""

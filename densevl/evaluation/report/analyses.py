@@ -1,4 +1,4 @@
-"""Analyses as files: analyses.html with findings, charts and tables, analyses.json, and a CSV file a table."""
+"""Analyses as files: analyses.html with findings, charts and tables, analyses.json, and a CSV file per table."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ FILES = ("analyses.json", "analyses.html", *(f"{name}.csv" for name in TABLES))
 
 
 def claim(folder: str | Path, asked: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds files of others, or analyses of something else.
+    """Refuse a folder that holds somebody else's files, or analyses of something else.
 
     Args:
         asked: see `asking`.
 
     Raises:
-        OutputError: so it is, and `overwrite` is False.
+        OutputError: the folder holds such files, and `overwrite` is False.
     """
     results.claim(folder, *FILES, overwrite=overwrite)
     before = _earlier(folder)
     if overwrite or before is None:
         return
     known = before.get("asked")
-    told = fitted.differing(known, asked) if isinstance(known, dict) else "of what, they do not say"
+    told = fitted.differing(known, asked) if isinstance(known, dict) else "it is unknown of what"
     if told:
         raise OutputError(
             f"{shown(folder)} holds other analyses ({told}); name another --out, or start over with --overwrite"
@@ -50,7 +50,7 @@ def claim(folder: str | Path, asked: Mapping[str, Any], *, overwrite: bool = Fal
 
 
 def write(found: Analyses, folder: str | Path) -> list[Path]:
-    """Write analyses, and remove the tables of those that were there; returns the paths, the page first.
+    """Write analyses, and remove the tables of earlier ones; returns the paths, the page first.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -78,12 +78,12 @@ def write(found: Analyses, folder: str | Path) -> list[Path]:
 
 
 def _table(analysis: str, title: str) -> str:
-    """The file of a table."""
+    """File name of a table."""
     return re.sub(r"\W+", "_", f"{analysis} {title}".strip().lower()) + ".csv"
 
 
 def _earlier(folder: str | Path) -> dict[str, Any] | None:
-    """What the folder's analyses.json says; None where there is none that can be read."""
+    """The content of the folder's analyses.json; None if there is none that can be read."""
     try:
         found = json.loads(Path(folder, "analyses.json").read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -92,7 +92,7 @@ def _earlier(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _tables(earlier: Mapping[str, Any]) -> set[str]:
-    """The files of the tables that an analyses.json lists."""
+    """File names of the tables that an analyses.json lists."""
     names = set()
     try:
         for own in earlier.get("analyses", ()):
@@ -103,13 +103,13 @@ def _tables(earlier: Mapping[str, Any]) -> set[str]:
 
 
 def summary(found: Analyses) -> Iterator[tuple[str, Finding]]:
-    """Findings with the name of their analysis: first those with advice."""
+    """Findings with the name of their analysis, those with advice first."""
     every = [(analysis.name, finding) for analysis in found.done for finding in analysis.findings]
     yield from sorted(every, key=lambda pair: not pair[1].advice)
 
 
 def facts(found: Analyses) -> dict[str, Any]:
-    """All that was found, ready for JSON; shares are 0..1, None where there was nothing to count."""
+    """All results, ready for JSON; shares are 0..1, None where there was nothing to count."""
     return {
         "title": found.title,
         "about": found.about,

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: bars, a matrix, a reliability diagram, lines. No script, no outside file."""
+"""Charts as inline SVG: bars, a matrix, a reliability diagram, lines. No scripts, no external files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 _MARK = "#2183f0"
 _SOFT = "#6c757d"
-_TICKS = 8  # of an x axis, at points
-_TOP = 24  # room above a chart for what its y axis says
+_TICKS = 8  # most ticks at the points of an x axis
+_TOP = 24  # room above a chart for the title of its y axis
 _LINE = "#e3e6ea"
 _COLOURS = ("#2183f0", "#e63946", "#2eb85c", "#ff7a1a", "#a050e6", "#8e5c3a", "#00b3ba", "#283f9e")
 
@@ -35,8 +35,8 @@ def bars(rows: Sequence[tuple[str, float | None]]) -> str:
 
 
 def heat(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """A confusion matrix, each row as shares of its sum. Classes that occur have a row; these, and those that were
-    found, a column."""
+    """A confusion matrix, each row as shares of its sum. Classes that occur have a row; these and the predicted ones
+    have a column."""
     rows = [index for index in range(len(names)) if matrix[index].sum() > 0]
     columns = [index for index in range(len(names)) if matrix[index].sum() + matrix[:, index].sum() > 0]
     if not rows or not columns:
@@ -71,7 +71,7 @@ def heat(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy by confidence with the diagonal; the area of a dot follows the number of pixels."""
+    """Accuracy by confidence with the diagonal; the area of a dot shows the number of pixels."""
     side, margin = 300, 44
     most = max((entry["pixels"] for entry in bins), default=0) or 1
     parts = [_open(side + 2 * margin, side + margin + _TOP + 6), _axes(side, margin, "confidence", "accuracy")]
@@ -91,9 +91,9 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str, named: Mapping[float, str] | None = None
 ) -> str:
-    """Lines of (x, y) points, y 0..1 shown from 0 to 100, NaN left out; x from its least to its largest value.
+    """Lines of (x, y) points, y 0..1 shown from 0 to 100, NaN left out; x from its smallest to its largest value.
 
-    Args: named: texts for some x, in place of numbers.
+    Args: named: texts that replace some x.
     """
     side, width, margin, legend = 260, 460, 44, 200
     series = {name: [(x, y) for x, y in points if y == y] for name, points in series.items()}

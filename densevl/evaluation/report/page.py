@@ -1,4 +1,4 @@
-"""Pages of HTML from the templates beside this file: whatever is not a chart is escaped."""
+"""HTML pages from the templates beside this file; everything except charts is escaped."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from densevl import __version__
 from densevl.evaluation.report import charts
 
 _WIDTH = 320
-"""Pixels that a picture of a page has at least."""
+"""Smallest size of a picture on a page, in pixels."""
 
 
 def page(template: str, **facts: Any) -> bytes:
-    """A page, in UTF-8.
+    """Render a page in UTF-8.
 
     Args:
-        template: of this folder, without its ending. facts: what it shows.
+        template: name in this folder, without its ending. facts: variables of the template.
     """
     return _templates().get_template(f"{template}.html.jinja").render(facts).encode(errors="backslashreplace")
 
@@ -44,12 +44,12 @@ def _templates() -> Environment:
 
 
 def _safe(chart: Any) -> Any:
-    """A chart whose SVG is not escaped again: it has escaped the names in it."""
+    """A chart whose SVG is not escaped again; its names are escaped already."""
     return wraps(chart)(lambda *args: Markup(chart(*args)))  # noqa: S704
 
 
 def _picture(picture: npt.NDArray[np.uint8]) -> str:
-    """uint8 RGB (H, W, 3) as a data address, small ones enlarged."""
+    """A picture, uint8 RGB (H, W, 3), as a data URL; small ones are enlarged."""
     times = max(1, -(-_WIDTH // picture.shape[1]))
     buffer = io.BytesIO()
     Image.fromarray(picture.repeat(times, axis=0).repeat(times, axis=1)).save(buffer, "JPEG", quality=88)

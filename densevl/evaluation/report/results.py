@@ -1,6 +1,6 @@
-"""The report of an evaluation: results.json, classes.csv, report.html, and confusion.csv of label maps, in one folder.
+"""The report of an evaluation: results.json, classes.csv, report.html, and confusion.csv for label maps, in one folder.
 
-Everything that differs between two runs of one experiment (times, dates, how often it was resumed) is under "run"; the
+Everything that differs between two runs of one experiment (times, dates, how often it was resumed) is under "run". The
 rest is byte for byte the same, whatever the number of processes.
 """
 
@@ -25,7 +25,7 @@ from densevl.files import atomic_write_all, guard, is_own, json_text, unwritten
 
 FILES = ("results.json", "report.html", "classes.csv", "confusion.csv")
 SHOWN = 4
-"""Best and worst images that the page shows."""
+"""Number of best and of worst images on the page."""
 _HEAT_CLASSES = 64
 """The largest confusion matrix that is drawn."""
 _EXPLAINED = {
@@ -53,7 +53,7 @@ _EXPLAINED = {
     "image_ap": "average precision of images",
     "image_f1": "largest F1 score of images over all thresholds",
     "pixel_auroc": "area under the ROC curve of pixels",
-    "pixel_auroc_error": "by how much that of a category may be off, its pixels being too many to be kept",
+    "pixel_auroc_error": "largest possible error of a category's pixel_auroc, if its pixels are too many to be kept",
     "pixel_ap": "average precision of pixels",
     "pixel_f1": "largest F1 score of pixels over all thresholds",
     "aupro": "overlap with each damage, over thresholds with at most 30 % false alarms",
@@ -70,7 +70,7 @@ class Example:
 
 
 def results(outcome: Outcome) -> dict[str, Any]:
-    """Everything an evaluation found, ready for JSON; shares are 0..1, None where undefined."""
+    """All results of an evaluation, ready for JSON; shares are 0..1, None where undefined."""
     experiment, dataset, task = outcome.experiment, outcome.dataset, outcome.task
     paper = experiment.published
     own = task.facts(outcome.counts)
@@ -125,10 +125,10 @@ def examples(outcome: Outcome, predictor: Any, shown: int = SHOWN) -> tuple[list
 
 
 def claim(folder: str | Path, first: str, *others: str, overwrite: bool = False) -> None:
-    """Refuse a folder in which somebody else has files of these names; the first says whose they are.
+    """Refuse a folder that has somebody else's files of these names; the first name tells whose they are.
 
     Raises:
-        OutputError: the folder is a file; or there are such files, and `overwrite` is False.
+        OutputError: the folder is a file, or there are such files and `overwrite` is False.
     """
     path = Path(folder, first)
     if any(above.is_file() for above in path.parents):
@@ -140,7 +140,7 @@ def write(outcome: Outcome, folder: str | Path, predictor: Any | None = None) ->
     """Write the report.
 
     Args:
-        outcome: of `run`; folder: made if absent; predictor: shows the best and worst images, None leaves them out.
+        outcome: of `run`; folder: created if absent; predictor: shows the best and worst images, None leaves them out.
 
     Returns:
         The paths written: report.html first.
@@ -186,7 +186,7 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> bytes:
 
 
 def as_plain(value: Any) -> Any:
-    """JSON has no NaN: None instead."""
+    """Replace NaN by None, since JSON has no NaN."""
     if isinstance(value, dict):
         return {str(key): as_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

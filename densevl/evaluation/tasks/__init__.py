@@ -1,1 +1,1 @@
-"""What an evaluation predicts, counts and reports: one file a task."""
+"""What an evaluation predicts, counts and reports: one file per task."""

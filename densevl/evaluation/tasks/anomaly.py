@@ -1,7 +1,7 @@
-"""Damage on things, category by category and then the plain mean of categories (`metrics.anomaly`).
+"""Damage on objects: measures per category, then their plain mean (`metrics.anomaly`).
 
-Pixels of all test images of a category are pooled, flawless ones too. Measures rank raw scores over a category, which
-cannot be added up image by image; so the map of each image is kept on its patch grid, with the mask.
+Pixels of all test images of a category are pooled, including flawless ones. Measures rank raw scores over a category,
+which cannot be added up image by image, so each image's map is kept on its patch grid, with the mask.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAN = float("nan")
 
 
 class AnomalyTask(Task):
-    """A score a pixel and an image."""
+    """A score per pixel and per image."""
 
     headline = column = "pixel_auroc"
     running = "AUROC of single images"
@@ -45,7 +45,7 @@ class AnomalyTask(Task):
 
     def __init__(self, experiment: Experiment, dataset: Any) -> None:
         super().__init__(experiment, dataset)
-        for name in dataset.names:  # too few are found before the model loads
+        for name in dataset.names:  # missing shots are reported before the model loads
             dataset.references(name, experiment.shots)
 
     def load(self, asked: Experiment, device: str | None) -> AnomalyPredictor:
@@ -56,7 +56,7 @@ class AnomalyTask(Task):
         return AnomalyPredictor(self.dataset, backbone, asked.scoring, shots=asked.shots, **more)
 
     def zeros(self) -> Counts:
-        """Of each category: images, damaged ones, those that have an AUROC of their own, and its sum in 1 / UNIT."""
+        """For each category: images, damaged images, images with an AUROC of their own, and its sum in 1 / UNIT."""
         return {"images": np.zeros((4, len(self.dataset.names)), np.int64)}
 
     def predict(self, predictor: Any, sample: Sample) -> AnomalyResult:
@@ -93,7 +93,7 @@ class AnomalyTask(Task):
                     metrics.update(*_unpacked(kept[index]))
             return metrics.compute()
 
-        with ThreadPoolExecutor() as pool:  # sorting, which takes most of the time, lets other threads run
+        with ThreadPoolExecutor() as pool:  # sorting, which takes most of the time, releases the interpreter's lock
             return list(pool.map(measures, self.dataset.names))
 
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
@@ -142,7 +142,7 @@ class AnomalyTask(Task):
 
 
 def _own_auroc(grid: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> float:
-    """AUROC of the patches of one image, each weighed by its damaged and sound pixels; NaN where nothing is damaged."""
+    """AUROC of one image's patches, weighted by their damaged and sound pixels; NaN if nothing is damaged."""
     share = F.adaptive_avg_pool2d(torch.from_numpy(mask[None].astype(np.float32)), grid.shape)[0].numpy()
     order = np.argsort(-grid, axis=None, kind="stable")
     damaged = share.ravel()[order].astype(np.float64)

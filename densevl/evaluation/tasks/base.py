@@ -1,4 +1,4 @@
-"""What a task is. The runner, the saved state and the report are the same for all of them."""
+"""The interface of a task. The runner, the saved state and the report are the same for all tasks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from densevl.proposals.load import asking
 from densevl.vocabulary import TextOptions
 
 Counts = dict[str, npt.NDArray[np.int64]]
-"""Integers by measure; those of images are added up."""
+"""Integers by measure; those of all images are added up."""
 Kept = Mapping[int, Any]
-"""What cannot be added up, by image."""
+"""Data by image that cannot be added up."""
 Picture = npt.NDArray[np.uint8]
 """RGB (H, W, 3)."""
 _WIDTH = 320
-"""Pixels that a picture with a legend has at least."""
+"""Smallest size of a picture with a legend, in pixels."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Attributes: counts of one image; ranking, its own score 0..1, NaN for none; kept, what is kept of it."""
+    """Attributes: counts of one image; ranking, its own score 0..1, NaN for none; kept, the data to keep of it."""
 
     counts: Counts
     ranking: float
@@ -43,10 +43,10 @@ class Task(ABC):
     """What an experiment does with a dataset.
 
     Attributes:
-        headline: the number that stands for the rest, a key of `summary`.
-        running: the number shown on the way. column: of `class_rows`, drawn as bars.
-        parts: ends of names of measures that are over a part of the truth, which may well be empty.
-        unit: what a row of `class_rows` is about. keeps: whether `Counted.kept` is used.
+        headline: the main figure, a key of `summary`.
+        running: the figure in the progress line. column: of `class_rows`, drawn as bars.
+        parts: suffixes of measures over a part of the truth, which may be empty.
+        unit: what a row of `class_rows` stands for. keeps: whether `Counted.kept` is used.
     """
 
     headline: ClassVar[str]
@@ -77,7 +77,7 @@ class Task(ABC):
 
     @abstractmethod
     def zeros(self) -> Counts:
-        """Counts of no image."""
+        """Counts before any image."""
 
     @abstractmethod
     def predict(self, predictor: Any, sample: Sample) -> Any:
@@ -89,11 +89,11 @@ class Task(ABC):
 
     @abstractmethod
     def so_far(self, counts: Counts) -> float:
-        """The running number, 0..1, from counts alone."""
+        """The running figure, 0..1, from counts alone."""
 
     @abstractmethod
     def summary(self, counts: Counts, kept: Kept) -> dict[str, float]:
-        """The headline numbers, 0..1 or NaN."""
+        """The main figures, 0..1 or NaN."""
 
     @abstractmethod
     def why_not(self, measure: str, counts: Counts) -> str:
@@ -101,15 +101,15 @@ class Task(ABC):
 
     @abstractmethod
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
-        """A row a class, the name under "class"."""
+        """A row per class, its name under "class"."""
 
     @abstractmethod
     def facts(self, counts: Counts) -> dict[str, Any]:
-        """More for results.json; "amount" says in words how much was scored, "protocol" how."""
+        """Further entries of results.json; "amount" says in words how much was scored, "protocol" how."""
 
     @abstractmethod
     def pictures(self, sample: Sample, found: Any) -> tuple[tuple[str, Picture], ...]:
-        """Titles and pictures for the report: the photo, its truth, what was found."""
+        """Titles and pictures for the report: the photo, its truth, the prediction."""
 
     @abstractmethod
     def dump(self, index: int, sample: Sample, found: Any) -> dict[str, bytes]:
@@ -124,28 +124,28 @@ class Task(ABC):
         """A first look at the dataset.
 
         Raises:
-            DatasetError: something cannot be right.
+            DatasetError: the dataset contradicts itself.
             ImageError: a file cannot be read.
         """
         return look(self.dataset)
 
     def warnings(self, counts: Counts) -> list[str]:
-        """What is odd about what was counted."""
+        """Oddities of the counts."""
         return []
 
     def judge(self, kept: Kept) -> Any:
-        """What is worked out once from all that is kept."""
+        """Compute the figures that need everything that was kept."""
         return None
 
     def judged(self, kept: Kept) -> Any:
-        """The result of `judge`, worked out once."""
+        """The result of `judge`, computed once."""
         if self._judged[0] is not kept:
             self._judged = kept, self.judge(kept)
         return self._judged[1]
 
 
 def pipeline_of(asked: Experiment, device: str | None) -> dict[str, Any]:
-    """What an experiment says to every pipeline that names things, as their keywords."""
+    """An experiment's settings as keywords of every pipeline that names things."""
     return {
         "weights": asked.weights,
         "templates": asked.templates,
@@ -163,22 +163,22 @@ def pipeline_of(asked: Experiment, device: str | None) -> dict[str, Any]:
 
 
 def classes_of(dataset: Dataset, asked: Experiment) -> dict[str, Any]:
-    """What a predictor that names things is told beside its pipeline, as keywords."""
+    """Further keywords of a predictor that names things."""
     return {"classes": dataset.classes, "strings": asked.strings, "background": asked.background}
 
 
 def compared(
     image: Picture, truth: npt.NDArray[np.int16], found: npt.NDArray[np.int16], names: Sequence[str]
 ) -> tuple[tuple[str, Picture], ...]:
-    """The pictures of a task whose truth and predictions are, or become, label maps."""
+    """The pictures of a task whose truth and predictions are, or can become, label maps."""
     return ("photo", image), ("truth", painted(image, truth, names)), ("found", painted(image, found, names))
 
 
 def painted(image: Picture, labels: npt.NDArray[np.int16], names: Sequence[str]) -> Picture:
-    """An overlay with its legend, small images enlarged first so that the legend can be read."""
+    """An overlay with its legend; small images are enlarged first so that the legend can be read."""
     times = max(1, -(-_WIDTH // image.shape[1]))
     labels = np.where(labels >= len(names), -1, labels).astype(np.int16)
-    if names[0] == BACKGROUND:  # left plain, so that the rest stands out
+    if names[0] == BACKGROUND:  # left plain, so that the others stand out
         labels, names = np.maximum(labels - 1, -1).astype(np.int16), names[1:]
     big = image.repeat(times, axis=0).repeat(times, axis=1)
     return draw_overlay(big, labels.repeat(times, axis=0).repeat(times, axis=1), names)

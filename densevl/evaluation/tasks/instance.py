@@ -19,7 +19,7 @@ from densevl.proposals.base import Proposals
 from densevl.regions.result import RegionResult
 
 HIT = 0.5
-"""IoU from which an object counts as found on the way."""
+"""IoU at which the running figure counts an object as found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,13 @@ class Instances:
 
 
 class InstanceTask(RegionTask):
-    """Objects with scores; every image's are kept, for AP ranks them over the dataset."""
+    """Objects with scores; those of every image are kept, because AP ranks them over the dataset."""
 
     headline, running, column, keeps = "AP", "R50", "AP", True
     parts = (" small", " medium", " large", *(f" {name}" for name in RARITIES.values()))
 
     def zeros(self) -> Counts:
-        """ "objects": objects of the truth that are no crowd, objects found, and those of the truth that were met."""
+        """ "objects": non-crowd objects of the truth, objects found, and objects of the truth that were matched."""
         return {"objects": np.zeros((3, len(self.dataset.names)), np.int64)}
 
     def predict(self, predictor: Any, sample: Sample) -> Instances:
@@ -126,7 +126,7 @@ class InstanceTask(RegionTask):
         return {f"{sample.item.key}.json": (json_text(rows) + "\n").encode()}
 
     def results(self, kept: Kept) -> list[dict[str, Any]]:
-        """Everything kept as COCO results."""
+        """All kept predictions as COCO results."""
         rows = []
         for index, found in kept.items():
             image = self.dataset.items[index].entry

@@ -1,4 +1,4 @@
-"""A segment a pixel: panoptic quality (`metrics.panoptic`)."""
+"""A segment per pixel: panoptic quality (`metrics.panoptic`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from densevl.regions.result import RegionResult
 
 
 class PanopticTask(RegionTask):
-    """A segment a pixel, counted by matched segments."""
+    """A segment per pixel, counted by matched segments."""
 
     headline = running = column = "PQ"
     parts = (" things", " stuff")
@@ -36,7 +36,7 @@ class PanopticTask(RegionTask):
             found = result.panoptic(stuff=stuff, **self.experiment.resolve)
             parts = [Segment(int(part["id"]), int(part["label"]) + first) for part in found.segments]
             ids = found.ids.astype(np.int64)
-            if first and (ids == 0).any():  # what is no object is the ground, a segment like others
+            if first and (ids == 0).any():  # pixels of no object are the ground, a segment like others
                 ids[ids == 0] = len(parts) + 1
                 parts.append(Segment(len(parts) + 1, 0))
             return PanopticMap(ids, tuple(parts))

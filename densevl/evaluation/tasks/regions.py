@@ -1,4 +1,4 @@
-"""What the tasks over regions share: a classifier of proposed or true masks."""
+"""The base of tasks over regions: a classifier of proposed or true masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from densevl.regions.operators.names import weights_of
 
 
 class RegionTask(Task):
-    """Regions that are named."""
+    """A task that names regions."""
 
     def load(self, asked: Experiment, device: str | None) -> RegionPredictor:
         found = asked.proposals or PROPOSER

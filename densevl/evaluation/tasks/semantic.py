@@ -1,4 +1,4 @@
-"""A class a pixel: mIoU and its kin (`metrics.confusion`), outlines, calibration, structure."""
+"""A class per pixel: mIoU and related measures (`metrics.confusion`), outlines, calibration, structure."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTHING = "nothing"
 
 
 class SemanticTask(Task):
-    """A class a pixel, counted in a confusion matrix."""
+    """A class per pixel, counted in a confusion matrix."""
 
     headline = running = "mIoU"
     column = "IoU"
@@ -133,7 +133,7 @@ class SemanticTask(Task):
         return found
 
     def _absent(self, counts: Counts) -> list[str]:
-        """Classes that the truth does not have."""
+        """Classes absent from the truth."""
         return [name for name, row in zip(self.dataset.names, counts["iou"][:-1], strict=True) if not row.any()]
 
     def pictures(self, sample: Sample, found: Prediction) -> tuple[tuple[str, Picture], ...]:

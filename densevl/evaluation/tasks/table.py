@@ -21,5 +21,5 @@ TASKS: Mapping[str, type[Task]] = {
 
 
 def task_of(experiment: Experiment, dataset: Dataset | None = None) -> Task:
-    """What an experiment does with a dataset; None opens its own."""
+    """Make the task of an experiment; with None it opens its own dataset."""
     return TASKS[experiment.task](experiment, dataset or experiment.open())

@@ -1,1 +1,1 @@
-"""Results in the files of other tools: what they hold of a photo (`contents`), and data sets of many (`kinds`)."""
+"""Results in other tools' formats: the contents for one photo (`contents`), and data sets of many (`kinds`)."""

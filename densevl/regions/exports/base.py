@@ -1,7 +1,7 @@
-"""What all data sets of results share: an export is opened on a folder, given results, and closed.
+"""The base of all exported data sets: an export is opened on a folder, given results, and closed.
 
-`open_export("coco", "out", names)` of `kinds` opens one. What is written per photo is written at once; lists of all
-photos are held until `close`. Every file is whole or absent.
+`open_export("coco", "out", names)` of `kinds` opens one. Files of one photo are written at once; lists of all photos
+are held until `close`. Every file is complete or absent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from densevl.results import SegmentationResult
 
 
 def as_regions(result: RegionResult | SegmentationResult) -> RegionResult:
-    """A label map as regions, one for each class present; the named ones of a region result."""
+    """A label map as one region for each class present, or the named regions of a region result."""
     if isinstance(result, RegionResult):
         return result.select(result.labels >= 0)
     present = np.unique(result.labels[result.labels >= 0])
@@ -45,13 +45,13 @@ class Export(ABC):
     """One data set of many results.
 
     Args:
-        folder: where it is written. vocabulary: the class names, the same for every result.
-        stuff: for "panoptic", names whose regions are one segment together.
-        overwrite: replace files of photos that are there and hold something else.
+        folder: the folder to write. vocabulary: the class names, the same for every result.
+        stuff: for "panoptic", names whose regions form one segment.
+        overwrite: replace photos' files that exist with other contents.
 
     Attributes:
-        file: what is written in the folder itself, if anything, and others beside it; part, ending: the subfolder and
-            the ending of files for each photo, if any. wants_photo: whether results must have their photo.
+        file: the file written in the folder itself, if any. others: further files there. part, ending: the subfolder
+            and the ending of each photo's file, if any. wants_photo: whether results must have their photo.
     """
 
     file: str | None = None
@@ -77,19 +77,19 @@ class Export(ABC):
         self._name: str | None = None
 
     def add(self, path: str | os.PathLike[str], result: Any, name: str | None = None) -> None:
-        """Take the result of one photo, a `RegionResult` or a `SegmentationResult`.
+        """Add the result of one photo, a `RegionResult` or a `SegmentationResult`.
 
         Args:
-            name: of the photo's own files, without ending; None takes the photo's, made different from the others.
+            name: stem of the photo's own files; None takes the photo's, made unique.
 
         Raises:
-            DensevlError: a result of other classes.
-            OutputError: the disk refuses, the photo lies where files for each photo are written, or a file there is
-                other than what would be written: somebody may have edited it.
+            DensevlError: the result has other classes.
+            OutputError: the disk refuses, the photo lies where photos' files are written, or a file there differs from
+                what would be written, as somebody may have edited it.
         """
         own = tuple(result.names)
         if own != self.vocabulary:
-            raise DensevlError(f"the result of {shown(path)} is of other classes than the export")
+            raise DensevlError(f"the result of {shown(path)} has other classes than the export")
         place = os.fspath(path)
         inside = self.part is not None and not is_address(place)
         if inside and Path(local(place)).resolve().parent == (self.folder / str(self.part)).resolve():
@@ -101,21 +101,21 @@ class Export(ABC):
 
     @abstractmethod
     def _take(self, image_id: int, result: Any) -> None:
-        """Keep or write what the result of photo `image_id`, from 1, holds."""
+        """Keep or write the result of photo `image_id`, counted from 1."""
 
     @abstractmethod
     def close(self) -> list[Path]:
         """Write what was held.
 
         Returns:
-            The files, and folders of files, of the data set.
+            The files and folders of the data set.
 
         Raises:
             OutputError: the disk refuses.
         """
 
     def images(self) -> list[dict[str, Any]]:
-        """COCO's "images": ids from 1; file names from the folder that all photos have in common."""
+        """COCO's "images": ids from 1; file names relative to the folder that all photos share."""
         names = _below_common(self.images_of)
         return [
             {"id": number, "file_name": name, "height": height, "width": width}
@@ -123,7 +123,7 @@ class Export(ABC):
         ]
 
     def _stem(self) -> str:
-        """A file name for the newest photo: its own, with its number behind it where another photo has that name."""
+        """A file name for the newest photo: its own, with its number appended where another photo has that name."""
         if self._name is not None:
             return self._name
         stem = unique_stems(self.images_of[-1:])[0]
@@ -134,12 +134,12 @@ class Export(ABC):
 
     @classmethod
     def name_of(cls, photo: str, folder: str, name: str) -> str:
-        """The name of a photo's own file: that of its result, or made of the folder that the photo was in."""
+        """The name of a photo's own file: that of its result, or made from the photo's folder."""
         return name
 
     @classmethod
     def own_file(cls, name: str) -> str:
-        """Where in the folder the file of this name is; "" where photos have no own files."""
+        """Where in the folder the file of this name is; "" where photos have no files of their own."""
         return f"{cls.part}/{name}{cls.ending}" if cls.part else ""
 
     def _own_path(self) -> Path:
@@ -160,14 +160,14 @@ class Export(ABC):
 
 
 def twins(file: str) -> str:
-    """What is wrong where a tool pairs files with photos by name, and two photos have the name of one file."""
+    """The error for two photos with one file name, where a tool pairs files with photos by name."""
     return f"two photos would share {shown(file)}, for files go with photos by their names; rename one of the photos"
 
 
 def _below_common(places: Sequence[str]) -> list[str]:
-    """Absolute paths and addresses below the folder, or the address, that they share; members of archives by theirs."""
+    """Absolute paths and addresses relative to the folder or address they share; members of archives by their names."""
     members = [place.partition("::")[0] if place.startswith(TAR) else place for place in places]
-    if len(set(members)) < len(set(places)):  # of the same name in several archives
+    if len(set(members)) < len(set(places)):  # several archives have a member of the same name
         return list(places)
     split = [member.split("/") for member in members]
     levels = zip(*(parts[:-1] for parts in split), strict=False)

@@ -1,8 +1,8 @@
-"""Run lengths as Label Studio's brush stores them: its own bit stream, which is not COCO's.
+"""Run lengths as Label Studio's brush stores them: a bit stream of its own, which differs from COCO's.
 
-A picture of four channels, each pixel of the mask four times 0 or 255, as runs in bits: 32 of the number of values, 5
-of their width, four times 4 of the widths of lengths. Then for each run: 1, which width of lengths (2 bits), the length
-less 1, and the value (8 bits).
+The picture has four channels, so each pixel of the mask is four values of 0 or 255, stored as runs. The header has the
+number of values (32 bits), their width (5), and the widths of four length fields (4 each). Each run then has a 1, the
+index of its length field (2 bits), the length less 1, and the value (8 bits).
 """
 
 from __future__ import annotations

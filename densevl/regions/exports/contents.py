@@ -1,4 +1,4 @@
-"""What the files of other tools hold of one photo's regions, as data: COCO, LabelMe, Label Studio, YOLO, GeoJSON."""
+"""One photo's regions as the data of other tools' files: COCO, LabelMe, Label Studio, YOLO, GeoJSON."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from densevl.proposals.base import Proposals
     from densevl.regions.resolve import Panoptic
 
-#: The version of LabelMe whose files ours are like.
+#: The version of LabelMe whose format is written.
 LABELME_VERSION = "5.5.0"
-#: How the labelling interface of Label Studio calls its labels and its picture.
+#: The names of labels and picture in Label Studio's labelling interface.
 STUDIO_LABELS, STUDIO_IMAGE = "label", "image"
 MOST_SEGMENTS = 2**24 - 1
 
 
 def coco_categories(vocabulary: Sequence[str], stuff: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """COCO's "categories": ids from 1, in the order of the classes; `isthing` where `stuff` names those that are not.
+    """COCO's "categories": ids from 1, in the order of the classes; `isthing` is 0 for the names in `stuff`.
 
     Raises:
-        DensevlError: a name of `stuff` that is no class.
+        DensevlError: a name in `stuff` is not a class.
     """
     unknown = set(stuff or ()) - set(vocabulary)
     if unknown:
@@ -44,7 +44,7 @@ def panoptic_png(ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
     """A map of segment ids (H, W) as COCO stores it: uint8 RGB (H, W, 3), id = R + 256 G + 65536 B.
 
     Raises:
-        DensevlError: an id that needs more than 24 bits, or is negative.
+        DensevlError: an id is negative or needs more than 24 bits.
     """
     if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= MOST_SEGMENTS:
         raise DensevlError(f"segment ids span {ids.min()} to {ids.max()}; a panoptic PNG holds 0 to {MOST_SEGMENTS}")
@@ -88,13 +88,13 @@ def labelme_content(
 ) -> dict[str, Any]:
     """One photo's regions as LabelMe's JSON, a polygon for each connected part.
 
-    LabelMe's polygons have no holes: a hole is joined to the outline by a cut, there and back, which fills as a hole;
-    the shape's description says so. Parts of one region share a `group_id`. Vertices are centres of pixels, the outline
-    belongs to the shape: that is how LabelMe itself fills polygons.
+    LabelMe's polygons have no holes. A cut, there and back, joins each hole to the outline and fills as a hole; the
+    shape's description says so. Parts of one region share a `group_id`. Vertices are centres of pixels and the outline
+    belongs to the shape, which is how LabelMe itself fills polygons.
 
     Args:
-        regions: R masks. names, scores: of each. image_path: of the photo, as LabelMe looks for it: from the JSON's
-            folder. tolerance, min_area: see `polygons`.
+        regions: R masks. names, scores: of each. image_path: path of the photo, relative to the JSON's folder as
+            LabelMe reads it. tolerance, min_area: see `polygons`.
     """
     shapes = []
     for index, (name, score) in enumerate(zip(names, scores, strict=True)):
@@ -134,7 +134,7 @@ def labelstudio_task(
     """One photo as a task of Label Studio, with a prediction of brush masks, pixel by pixel.
 
     Args:
-        regions: R masks. names, scores: of each. image: the address or path of the photo, as Label Studio finds it.
+        regions: R masks. names, scores: of each. image: the address or path by which Label Studio finds the photo.
         model: what made them, shown as the model's version.
     """
     height, width = regions.size
@@ -158,7 +158,7 @@ def labelstudio_task(
 def yolo_rows(regions: Proposals, labels: Sequence[int], *, min_area: int = 1) -> str:
     """One photo's regions as the text of a YOLO segmentation file: a line "class x y x y ..." for each connected part.
 
-    Coordinates are shares of the width and the height, of pixel centres. Holes are joined to the outline by cuts.
+    Coordinates are pixel centres as fractions of width and height. Cuts join holes to the outline.
     """
     height, width = regions.size
     rows = []

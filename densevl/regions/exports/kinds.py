@@ -1,4 +1,4 @@
-"""The formats that results are handed on in, by name; one registry serves `segment` and `regions`."""
+"""The export formats by name; one registry serves `segment` and `regions`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from densevl.regions.exports.contents import (
 )
 from densevl.regions.result import RegionResult
 
-GALLERY_SIDE = 640  # of photos, in pixels
+GALLERY_SIDE = 640  # longest side of photos, in pixels
 
 
 class CocoExport(Export):
@@ -115,11 +115,11 @@ class LabelStudioExport(Export):
 
 
 class YoloExport(Export):
-    """A text of polygons for each photo, in `labels/`, and `yolo.yaml`, which lists the classes.
+    """A text file of polygons for each photo, in `labels/`, and `yolo.yaml`, which lists the classes.
 
-    It is a data set of Ultralytics once the photos are in `images/` beside it: `images/a/x.jpg` goes with
-    `labels/a/x.txt`. So files have the photos' own names, and two photos that differ in their endings alone cannot be
-    in one set.
+    It is an Ultralytics data set once the photos are in `images/` beside it: `images/a/x.jpg` goes with
+    `labels/a/x.txt`. Files therefore have the photos' own names, and two photos that differ only in their endings
+    cannot be in one data set.
     """
 
     file, part, ending = "yolo.yaml", "labels", ".txt"
@@ -150,7 +150,7 @@ class YoloExport(Export):
         """See `Export.close`."""
         import yaml
 
-        # Without a `path` the folders are those beside the file, wherever it is read from.
+        # Without a `path`, Ultralytics takes the folders beside the file.
         content = {"train": "images", "val": "images", "names": dict(enumerate(self.vocabulary))}
         text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
         return [self._renew(self.file, text.encode(errors="backslashreplace")), self.folder / self.part]
@@ -173,8 +173,8 @@ class GeoJsonExport(Export):
 class ArraysExport(Export):
     """An archive of arrays for each photo, in `npz/`.
 
-    names (C,); labels int16 (H, W), -1 where nothing, and confidence float32 (H, W). Of regions: masks, bits of
-    (R, H, W) along its last axis as `numpy.unpackbits(masks, axis=-1, count=W)` reads them; labels int64 (R,) and
+    names (C,); labels int16 (H, W), -1 for nothing; confidence float32 (H, W). For regions: masks, bits of (R, H, W)
+    packed along the last axis, read by `numpy.unpackbits(masks, axis=-1, count=W)`; labels int64 (R,) and
     confidence float32 (R,).
     """
 
@@ -196,7 +196,7 @@ class ArraysExport(Export):
 class LabelMapExport(Export):
     """A PNG of class numbers for each photo, in `png/`, and `legend.json`: number, name and colour of each class.
 
-    With up to 255 classes a palette PNG, 255 where nothing; with more 16-bit grey, 65535 where nothing.
+    Up to 255 classes make a palette PNG, with 255 for nothing; more make 16-bit grey, with 65535 for nothing.
     """
 
     file, part, ending = "legend.json", "png", ".png"
@@ -218,9 +218,9 @@ class LabelMapExport(Export):
 
 
 class GalleryExport(Export):
-    """`gallery.html`, all photos with their labels: opacity, labels to look at, warnings; it asks for no other file.
+    """`gallery.html`, all photos with their labels, an opacity slider, a label filter and warnings, in a single file.
 
-    Photos are shrunk to 640 pixels; a photo takes about 60 kB of the file.
+    Photos are shrunk to 640 pixels; each takes about 60 kB of the file.
     """
 
     file, wants_photo = "gallery.html", True
@@ -274,10 +274,10 @@ EXPORTS: dict[str, type[Export]] = {
 
 
 def parse_kinds(text: str) -> tuple[str, ...]:
-    """Names of `EXPORTS` with commas between, each once.
+    """Split comma-separated names of `EXPORTS`, without repeats.
 
     Raises:
-        OptionError: an unknown one, or none.
+        OptionError: a name is unknown, or there is none.
     """
     kinds = tuple(dict.fromkeys(kind.strip() for kind in text.split(",")))
     for kind in kinds:
@@ -297,7 +297,7 @@ def open_export(
     """Open an export by name, one of `EXPORTS`; see `Export`.
 
     Raises:
-        OptionError: an unknown kind.
-        DensevlError: a name of `stuff` that is no class.
+        OptionError: the kind is unknown.
+        DensevlError: a name in `stuff` is not a class.
     """
     return EXPORTS[parse_kinds(kind)[0]](folder, vocabulary, stuff, overwrite)

@@ -1,4 +1,4 @@
-"""Regions read off CLIP's map by learned weights of places: `adapter`, the operator of Mask-Adapter (CVPR 2025)."""
+"""Regions pooled from CLIP's map with learned weights: `adapter`, the operator of Mask-Adapter (CVPR 2025)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densevl.regions.operators.trained import trained
 if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
-SHORT, LONG = 800, 1333  # at which FC-CLIP, of which it is a part, sees photos
+SHORT, LONG = 800, 1333  # FC-CLIP, on which Mask-Adapter builds, sees photos at this size
 MASKS_AT_ONCE = 16
 
 
@@ -25,11 +25,11 @@ MASKS_AT_ONCE = 16
 def adapter(
     backbone: Backbone, pixels: torch.Tensor, masks: Proposals, *, weights: str | Path, short_side: int = SHORT
 ) -> torch.Tensor:
-    """Embed regions by 16 means over places, weighed as Mask-Adapter learned it from the mask and the map.
+    """Embed regions by 16 means over places, with weights that Mask-Adapter predicts from the mask and the map.
 
     Args:
         pixels: (1, 3, H, W) normalised. masks: R masks of that photo, at any size.
-        weights: Mask-Adapter's file, of the backbone's ConvNeXt. short_side: of the photo as CLIP sees it, in pixels.
+        weights: Mask-Adapter's file for the backbone's ConvNeXt. short_side: CLIP's view of the photo, in pixels.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.

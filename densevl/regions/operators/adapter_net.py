@@ -1,4 +1,4 @@
-"""Mask-Adapter's network, from its file: a mask and CLIP's map to 16 maps that say where the mask is read.
+"""Mask-Adapter's network, read from its file: from a mask and CLIP's map to 16 maps of pooling weights.
 
 Li et al., "Mask-Adapter: The Devil is in the Masks for Open-Vocabulary Segmentation" (CVPR 2025).
 Shape letters: R masks, E joint space, C width, M maps a mask, h/w places.
@@ -17,13 +17,13 @@ from densevl.errors import ModelError
 from densevl.weights import State, bad_file, below, read_checkpoint
 
 ANCHOR = "mask_downscaling.0.weight"
-FINER = 4  # times the map's resolution, at which masks are shown
+FINER = 4  # masks have this many times the map's resolution
 _EPS, _LAST_EPS = 1e-6, 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class AdapterNet:
-    """The tensors, by their names in the file. Call it with CLIP's map and masks."""
+    """The tensors by their names in the file; call it with CLIP's map and masks."""
 
     state: State
 
@@ -40,7 +40,7 @@ class AdapterNet:
             x = F.conv2d(x, s[at + "weight"], s[at + "bias"], stride=2, padding=1)
             norm = f"mask_downscaling.{index + 1}."
             x = F.gelu(_norm(x, s[norm + "weight"], s[norm + "bias"], _EPS))
-        # What joins a mask to the map is linear: the map goes through it once, each mask by itself.
+        # The layer that joins mask and map is linear: the map passes it once, each mask separately.
         x = F.conv2d(x, s["mask_downscaling.6.weight"], s["mask_downscaling.6.bias"])
         x = F.conv2d(x, s["fuse.weight"]) + F.conv2d(map_Ehw[None], s["fuse.weight"], s["fuse.bias"])
         for index in (1, 2, 3):
@@ -49,7 +49,7 @@ class AdapterNet:
         return F.logsigmoid(x.flatten(2)).softmax(dim=-1).unflatten(2, size)
 
     def _block(self, x: torch.Tensor, at: str) -> torch.Tensor:
-        """One block of ConvNeXt, or of its second version where the file holds what that adds."""
+        """One block of ConvNeXt, or of ConvNeXt V2 where the file holds its extra tensors."""
         s = self.state
         kernel = s[at + "dwconv.weight"]
         y = F.conv2d(x, kernel, s[at + "dwconv.bias"], padding=kernel.shape[-1] // 2, groups=len(kernel))
@@ -64,11 +64,11 @@ class AdapterNet:
 
 
 def load_adapter(tower: Any, path: Path) -> AdapterNet:
-    """Read the file for a tower of convolutions.
+    """Read the file for a ConvNeXt tower.
 
     Raises:
-        ModelError: another tower.
-        WeightsError: another file, or one for another width.
+        ModelError: the tower is not a ConvNeXt.
+        WeightsError: the file is another kind, or for another width.
     """
     if tower is None or tower.prefix or tower.depth or not hasattr(tower, "patch_size"):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Regions shown to the model by a fourth channel: `alpha`, the operator of Alpha-CLIP (Sun et al., CVPR 2024)."""
+"""Regions marked by a fourth input channel: `alpha`, the operator of Alpha-CLIP (Sun et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MEAN, STD = 0.5, 0.26
 
 
 def alpha(backbone: Backbone, pixels: torch.Tensor, masks: Proposals, *, weights: str | Path) -> torch.Tensor:
-    """Embed regions by encoding the whole photo once a region, with the region's mask as alpha channel.
+    """Embed regions by encoding the whole photo once per region, with the region's mask as the alpha channel.
 
     Args:
         pixels: (1, 3, H, W) normalised. masks: R masks of that photo, at any size.
-        weights: Alpha-CLIP's file of the image tower, of the backbone's architecture.
+        weights: Alpha-CLIP's file of the image tower, for the backbone's architecture.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
@@ -37,7 +37,7 @@ def alpha(backbone: Backbone, pixels: torch.Tensor, masks: Proposals, *, weights
 
     def view(index: int) -> Iterator[torch.Tensor]:
         mask = torch.from_numpy(masks.mask(index)).to(photo)[None, None]
-        shown = F.interpolate(mask, size=(side, side), mode="area")[0]  # the share that is covered: none is lost
+        shown = F.interpolate(mask, size=(side, side), mode="area")[0]  # covered fractions, so small masks survive
         yield torch.cat([photo, (shown - MEAN) / STD])
 
     return encode_each(backbone, len(masks), masks.areas.nonzero()[0].tolist(), view, encode)

@@ -1,8 +1,9 @@
-"""Regions as CLS sees them with its attention masked and what is seen everywhere taken out: `balanced`.
+"""Regions embedded with masked attention, less what CLS sees everywhere: `balanced`.
 
-Of Rewatbowornwong et al., "Zero-guidance Segmentation Using Zero Segment Labels" (ICCV 2023). A mask on attention alone
-leaves in a segment's vector what CLS has of the whole image; the more a masked map is like the unmasked one, the less
-of CLS's own map is taken from it. Shape letters: B windows, R regions, A heads, N tokens (leading ones first), D width.
+From Rewatbowornwong et al., "Zero-guidance Segmentation Using Zero Segment Labels" (ICCV 2023). With masked attention
+alone, a segment's vector keeps what CLS holds of the whole image. So CLS's own attention map is subtracted, less of it
+the more the masked map resembles the unmasked one. Shape letters: B windows, R regions, A heads, N tokens (leading ones
+first), D width.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from densevl.recipes.trunk import run_trunk
 from densevl.regions.operators.pull import reaches
 from densevl.regions.operators.queries import RULE, by_windows, cls_tower
 
-REGIONS_AT_ONCE = 16  # whose attention maps, (A, N, N) each, are held together
+REGIONS_AT_ONCE = 16  # attention maps of this many, (A, N, N) each, are held together
 
 
 def balanced(
@@ -33,25 +34,24 @@ def balanced(
     spread: float = 5.0,
     threshold: float = 0.5,
 ) -> torch.Tensor:
-    """Embed regions by the image's own tokens, which see in the last blocks a region's patches and CLS alone.
+    """Embed regions by the image's own tokens, which in the last blocks see only the region's patches and CLS.
 
-    In each block from `start` on, of each head: A is the softmax over what may be seen, P over everything, g its row of
-    CLS; with rho the mean cosine of rows of A and P, A - w g is used, w = exp(-(rho + 1)^2 / spread).
+    In each head of each block from `start` on: A is the softmax over the visible tokens, P over all tokens, g the row
+    of CLS in P, rho the mean cosine of rows of A and P. The attention is A - w g with w = exp(-(rho + 1)^2 / spread).
 
     Args:
         backbone, pixels, masks, windows, threshold: as `cls_mask`.
-        start: the first block that is masked, below 0 counted from the end; blocks before are shared. The paper masks
-            the last 4 of 24. spread: above 0; near 0 takes nothing out.
-
+        start: the first masked block, below 0 counted from the end; earlier blocks are shared. The paper masks the
+            last 4 of 24. spread: above 0; near 0 nothing is subtracted.
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
         ModelError: the model has no CLS, or fewer blocks than `start`.
-        OptionError: a spread that is not above 0.
+        OptionError: spread is not above 0.
     """
     if not spread > 0:
-        raise OptionError(f"spread is {spread}; it is above 0")
+        raise OptionError(f"spread is {spread}; it must be above 0")
     start = cls_tower(backbone, "balanced").depth + start if start < 0 else start
 
     def bias(cover_RN: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Regions cut out and encoded one by one: the slow operator that needs nothing of the tower but its embedding.
+"""Regions cropped and encoded one by one: slow, but it needs only the tower's image embedding.
 
-OVSeg (Liang et al., CVPR 2023) crops the tight box and fills what is outside the mask with the mean colour.
+OVSeg (Liang et al., CVPR 2023) crops the tight box and fills everything outside the mask with the mean colour.
 Shape letters: R regions, S side of the tower's input, E joint space.
 """
 
@@ -41,17 +41,17 @@ def crop(
 
     Args:
         pixels: (1, 3, H, W) normalised, best at the photo's own size, which is that of the masks.
-        fill: what is put outside the mask: "mean", the mean colour of the model's statistics; "zero", black; "blur",
-            the photo out of focus; "keep", the photo itself.
-        expand: the box is scaled by this about its centre; several are averaged.
-        square: "stretch" ignores the aspect of the box as OVSeg does, "pad" fills up to a square with the
-            mean colour, "context" grows the box to a square, and pads what lies outside the photo.
+        fill: what replaces pixels outside the mask: "mean", the mean colour of the model's statistics; "zero", black;
+            "blur", the photo out of focus; "keep", the photo itself.
+        expand: factor by which the box grows about its centre; several are averaged.
+        square: "stretch" ignores the box's aspect ratio, as OVSeg does; "pad" pads to a square with the mean colour;
+            "context" grows the box to a square, and pads what lies outside the photo.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        OptionError: an unknown fill or square.
+        OptionError: fill or square is unknown.
     """
     one_of(fill, FILLS, "fill", OptionError)
     one_of(square, SQUARES, "square", OptionError)
@@ -86,11 +86,11 @@ def crop_prompted(
     weights: str | Path,
     expand: float = 1.0,
 ) -> torch.Tensor:
-    """Embed regions by encoding their crops with OVSeg's tower: patches without a pixel of the mask are mask prompts.
+    """Embed crops of regions with OVSeg's tower, which gets mask prompts for patches outside the mask.
 
     Args:
-        pixels: as `crop`. weights: a file of OVSeg that holds its mask prompts, of the backbone's architecture.
-        expand: the box is scaled by this about its centre.
+        pixels: as `crop`. weights: a file of OVSeg with mask prompts, for the backbone's architecture.
+        expand: factor by which the box grows about its centre.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
@@ -107,7 +107,7 @@ def crop_prompted(
         x0, y0, x1, y1 = grown(boxes[index], expand, (height, width), False)
         inside = mask_at(masks.mask(index), (height, width), photo.device)[None, y0:y1, x0:x1].to(photo)
         piece = photo[:, y0:y1, x0:x1] * inside  # 0 is the mean colour
-        # Bicubic without smoothing and nearest pixels, as in the paper's code: the prompts were trained on such crops.
+        # Bicubic without antialiasing and nearest pixels, as in the paper's code: the prompts were trained on these.
         piece = F.interpolate(piece[None], size=(side, side), mode="bicubic", align_corners=False)[0]
         return (torch.cat([piece, F.interpolate(inside[None], size=(side, side), mode="nearest")[0]]),)
 
@@ -122,10 +122,10 @@ def encode_each(
     views: Callable[[int], Iterable[torch.Tensor]],
     encode: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Mean unit embedding (count, E) of the views of some of `count` regions; zeros for the others.
+    """Mean unit embedding (count, E) of each region's views; zeros for the regions without any.
 
     Args:
-        views: (3, S, S) each, or what `encode` takes a batch of; None is the backbone's own image encoder.
+        views: (3, S, S) each, or whatever `encode` takes a batch of; None takes the backbone's own image encoder.
     """
     encode = encode or backbone.encode_image
     total = torch.zeros(count, backbone.embed_dim, device=backbone.device)
@@ -145,7 +145,7 @@ def input_side(backbone: Backbone) -> int:
 
 
 def background(photo_3HW: torch.Tensor, fill: str, backbone: Backbone) -> torch.Tensor:
-    """What is put outside masks, (3, H, W) or a colour (3, H, W) expanded, on normalised pixels."""
+    """The fill outside masks, (3, H, W), or a colour expanded to (3, H, W), on normalised pixels."""
     if fill == "blur":
         return blurred(photo_3HW)
     if fill == "zero":
@@ -165,7 +165,7 @@ def blurred(photo_3HW: torch.Tensor, share: float = 0.02) -> torch.Tensor:
 
 
 def boxes_at(masks: Proposals, size: tuple[int, int]) -> list[tuple[float, float, float, float]]:
-    """x0, y0, x1, y1 of each mask on the photo at another size, (H, W)."""
+    """x0, y0, x1, y1 of each mask, scaled to a photo of another size (H, W)."""
     scale_y, scale_x = size[0] / masks.size[0], size[1] / masks.size[1]
     return [(x0 * scale_x, y0 * scale_y, x1 * scale_x, y1 * scale_y) for x0, y0, x1, y1 in pixel_boxes(masks)]
 
@@ -173,7 +173,7 @@ def boxes_at(masks: Proposals, size: tuple[int, int]) -> list[tuple[float, float
 def grown(
     box: tuple[float, float, float, float], scale: float, size: tuple[int, int], square: bool
 ) -> tuple[int, int, int, int]:
-    """A box scaled about its centre, made square if asked, cut to the image, in whole pixels and never empty."""
+    """Scale a box about its centre, square it if asked, and clip it to the image; whole pixels, never empty."""
     x0, y0, x1, y1 = box
     half_x, half_y = (x1 - x0) / 2 * scale, (y1 - y0) / 2 * scale
     if square:
@@ -185,7 +185,7 @@ def grown(
 
 
 def mask_at(mask: np.ndarray, size: tuple[int, int], device: torch.device) -> torch.Tensor:
-    """A bool mask (H, W) at another size, by nearest pixel."""
+    """Resize a bool mask (H, W) to another size, by nearest pixel."""
     found = torch.from_numpy(np.ascontiguousarray(mask)).to(device)
     if tuple(found.shape) == tuple(size):
         return found
@@ -193,7 +193,7 @@ def mask_at(mask: np.ndarray, size: tuple[int, int], device: torch.device) -> to
 
 
 def resized(piece_3HW: torch.Tensor, side: int, pad: bool) -> torch.Tensor:
-    """A piece at (3, side, side), stretched or, with `pad`, in its own aspect on the mean colour."""
+    """Resize a piece to (3, side, side), stretched or, with `pad`, in its own aspect ratio on the mean colour."""
     height, width = piece_3HW.shape[1:]
     if pad:
         long = max(height, width)

@@ -1,8 +1,8 @@
-"""Regions read off dense features: the mean over a mask (`pool`) and over a box (`roi`).
+"""Regions pooled from dense features: the mean over a mask (`pool`) or over a box (`roi`).
 
-`pool` is the mean of the upsampled unit features over the pixels of the mask, computed without upsampling: the mask is
-pulled to the tokens through the decoding plan. Masks smaller than a patch lose nothing; where the mask is shrunk and
-thresholded instead, as in FC-CLIP's mask pooling, most masks of 6 pixels vanish.
+`pool` is the mean of the upsampled unit features over the pixels of the mask. It is computed without upsampling: the
+decoding plan maps the mask to the tokens. Masks smaller than a patch are kept in full. FC-CLIP's mask pooling instead
+shrinks and thresholds the mask, and most masks of 6 pixels vanish.
 Shape letters: R regions, Y/X tokens of all windows, E joint space, T texts.
 """
 
@@ -20,11 +20,11 @@ from densevl.recipes import Hints, Recipe
 from densevl.regions.operators.pull import pull
 from densevl.regions.operators.queries import whole_image
 
-MASKS_AT_ONCE = 256  # whose token weights are held together
+MASKS_AT_ONCE = 256  # token weights of this many are held together
 
 
 def has_features(recipe: Recipe | None) -> bool:
-    """Whether features mean something without the words: not without recipes, nor where a recipe looks twice."""
+    """Whether features have a meaning without words: not if there are no recipes, nor if a recipe runs two passes."""
     return recipe is not None and recipe.readout.cosine and "text" not in recipe.reads
 
 
@@ -42,7 +42,7 @@ def unit_features(
     They are the scores of the axes of the joint space, because a cosine is linear in the text.
 
     Raises:
-        RecipeError: the model or recipe gives scores that depend on the words, so that there are no features to keep.
+        RecipeError: the scores of the model or recipe depend on the words, so there are no features to keep.
     """
     chosen = backbone.resolve(recipe)
     if not has_features(chosen):
@@ -72,15 +72,15 @@ def pool(
 
     Args:
         pixels: (1, 3, H, W) normalised; masks: R masks of that photo, at any size.
-        windows: where the tower looks; None is the whole image at once. recipe: None takes the model's default.
-        power: weights of tokens are raised to it; above 1 favours the inside of a mask over its border.
-        hints: what the recipe reads besides the pixels. proxy_scope: as `window_scores` takes it.
+        windows: the tower's windows; None takes the whole image at once. recipe: None takes the model's default.
+        power: exponent of the tokens' weights; above 1 favours the inside of a mask over its border.
+        hints: further inputs of the recipe. proxy_scope: as `window_scores` takes it.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        RecipeError: no features to pool; see `unit_features`.
+        RecipeError: there are no features to pool; see `unit_features`.
     """
     features_YXE, grid = unit_features(backbone, pixels, windows, recipe, hints, proxy_scope)
     return F.normalize(token_means(features_YXE, grid, masks, power), dim=-1)
@@ -108,9 +108,9 @@ def roi(
     hints: Hints | None = None,
     proxy_scope: str = "image",
 ) -> torch.Tensor:
-    """Embed the boxes of regions by RoIAlign of one cell on the map of unit features (CLIPSelf, ICLR 2024).
+    """Embed the boxes of regions by RoIAlign with one cell on the map of unit features (CLIPSelf, ICLR 2024).
 
-    Arguments and result as `pool`; windows are averaged on one map at the size of the patches first.
+    Arguments and result as `pool`; windows are first averaged on one map at patch resolution.
     """
     from torchvision.ops import roi_align
 

@@ -1,15 +1,15 @@
-"""The operators by name: a photo and its masks to one unit vector a region, in the joint space of image and text.
+"""The operators by name: from a photo and its masks to a unit vector per region, in CLIP's joint space.
 
 All have the signature (backbone, pixels (1, 3, H, W) normalised, masks, **options) -> (R, E) float32 unit rows, zeros
-for empty masks. They differ in what they read and cost:
+for empty masks. They differ in what they read and in cost:
 
     pool        mean of dense features over the mask                            one pass
     roi         RoIAlign of the box on dense features                           one pass
-    cls_mask    a copy of CLS that sees the mask only                           one pass and R tokens
-    cls_bias    a copy of CLS that looks more at the box                        one pass and R tokens
-    balanced    the image's tokens, which see the mask only in the last blocks  one pass and R sixths of one
+    cls_mask    a copy of CLS that sees only the mask                           one pass and R tokens
+    cls_bias    a copy of CLS that attends more to the box                      one pass and R tokens
+    balanced    the image's tokens, which see only the mask in the last blocks  one pass and R sixths of one
     crop        the mask cut out, filled and encoded                            R passes
-    visual_prompt   the photo with the region pointed out                       R passes
+    visual_prompt   the photo with the region marked                            R passes
     alpha       the photo with the mask as fourth channel (Alpha-CLIP)          R passes, weights of its own
     adapter     means over places by learned weights (Mask-Adapter)    one pass and R maps, weights of its own
     crop_prompted   the mask cut out, learned tokens around it (OVSeg)          R passes, weights of its own
@@ -36,7 +36,7 @@ from densevl.regions.operators.prompt import visual_prompt
 from densevl.regions.operators.queries import cls_bias, cls_mask
 
 GIVEN = ("windows", "recipe", "hints", "proxy_scope")
-"""Keywords that are the classifier's own settings."""
+"""Keywords that the classifier sets itself."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Operator:
 
     Attributes:
         run: the function. dense: whether it reads dense features, with recipe and hints. windows: whether the tower
-            looks through windows; else the photo is given at its own size.
-        weights: what it needs a file of, its option "weights"; empty if it needs none.
+            uses windows; otherwise it gets the photo at its own size.
+        weights: the file it needs as its option "weights", in words; empty if it needs none.
     """
 
     run: Callable[..., torch.Tensor]
@@ -55,7 +55,7 @@ class Operator:
     weights: str = ""
 
     def check(self, name: str, options: Mapping[str, Any]) -> None:
-        """Refuse keywords that the function does not have, or of another kind than theirs.
+        """Refuse keywords that the function does not have, and values of the wrong type.
 
         Raises:
             OptionError: there are some.
@@ -73,7 +73,7 @@ class Operator:
             if isinstance(known[key], (int, float)) and not all(
                 isinstance(number, Real) and not isinstance(number, bool) for number in numbers
             ):
-                raise OptionError(f"option '{key}' of operator '{name}' is {value!r}; it is a number")
+                raise OptionError(f"option '{key}' of operator '{name}' is {value!r}; it must be a number")
 
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(
@@ -93,7 +93,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
 
 
 def weights_of(spec: str | Mapping[str, float] | None, weights: Any) -> dict[str, dict[str, Any]]:
-    """One file as the option of those operators that need weights of their own.
+    """One weights file as the option of the operators that need weights of their own.
 
     Raises:
         OptionError: none of them does.
@@ -104,7 +104,7 @@ def weights_of(spec: str | Mapping[str, float] | None, weights: Any) -> dict[str
     found = {name: {"weights": weights} for name in names if name in OPERATORS and OPERATORS[name].weights}
     if not found:
         able = ", ".join(name for name, what in OPERATORS.items() if what.weights)
-        raise OptionError(f"weights of an operator are for {able}; the operator is {spec or 'left out'}")
+        raise OptionError(f"only {able} take weights of their own; the operator is {spec or 'left out'}")
     return found
 
 
@@ -112,11 +112,11 @@ def parse(spec: str | Mapping[str, float], options: Mapping[str, Mapping[str, An
     """Operators and their weights: "cls_mask", "pool+cls_mask", or {"pool": 0.3, "cls_mask": 0.7}.
 
     Args:
-        options: keywords by operator, among which are the files of those that need trained weights.
+        options: keywords by operator, including the files of operators that need trained weights.
 
     Raises:
-        OptionError: an unknown operator, one named twice, or a weight that is not above 0.
-        ModelError: it needs a file, and none is given.
+        OptionError: an operator is unknown or repeated, or a weight is not above 0.
+        ModelError: an operator needs a file, and none is given.
     """
     names = [name.strip() for name in spec.split("+")] if isinstance(spec, str) else list(spec)
     for name in names:

@@ -1,7 +1,7 @@
-"""Regions shown to the model by drawing on the photo: a red circle, a contour, the rest blurred or grey.
+"""Regions marked on the photo by drawing: a red circle, a contour, the surroundings blurred or grey.
 
 Shtedritski et al., "What does CLIP know about a red circle?" (ICCV 2023); FGVP (NeurIPS 2023). Each region and style is
-an image encoded for itself: good for referring to things, dear for naming them.
+encoded as an image of its own, which suits referring expressions but is expensive for naming.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 STYLES = ("circle", "contour", "blur", "grey")
 RED = (1.0, 0.0, 0.0)
 LUMINANCE = (0.299, 0.587, 0.114)
-LINE = 200  # a drawn line is the long side over this, at least one pixel
-OUT_OF_FOCUS = 0.05  # deviation of the blur around a mask, as a share of the long side
+LINE = 200  # line width is the long side over this, at least one pixel
+OUT_OF_FOCUS = 0.05  # deviation of the blur outside a mask, as a fraction of the long side
 
 
 def visual_prompt(
     backbone: Backbone, pixels: torch.Tensor, masks: Proposals, *, style: str | tuple[str, ...] = "circle"
 ) -> torch.Tensor:
-    """Embed regions by encoding the whole photo with the region pointed out.
+    """Embed regions by encoding the whole photo with the region marked.
 
     Args:
         pixels: (1, 3, H, W) normalised. masks: R masks of that photo, at any size.
-        style: "circle", a red ellipse in the box; "contour", the mask's outline in red; "blur" and "grey", all but the
-            mask out of focus or without colour. Several are averaged.
+        style: "circle", a red ellipse in the box; "contour", the mask's outline in red; "blur" and "grey", everything
+            outside the mask out of focus or without colour. Several are averaged.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
 
     Raises:
-        OptionError: an unknown style.
+        OptionError: a style is unknown.
     """
     styles = (style,) if isinstance(style, str) else tuple(style)
     for each in styles:
@@ -69,7 +69,7 @@ def visual_prompt(
 
 
 def _ellipse(box: tuple[float, float, float, float], side: int, line: float) -> torch.Tensor:
-    """Where the line of the ellipse inscribed in a box runs: bool (side, side)."""
+    """The line of the ellipse inscribed in a box: bool (side, side)."""
     x0, y0, x1, y1 = box
     radius_x, radius_y = max((x1 - x0) / 2, line), max((y1 - y0) / 2, line)
     at = torch.arange(side) + 0.5

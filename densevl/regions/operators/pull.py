@@ -1,8 +1,8 @@
-"""Masks brought to the tokens of a tower, exactly: pulled through one small matrix an axis, never thresholded.
+"""Masks mapped exactly to a tower's tokens: one small matrix per axis, no thresholds.
 
-Two questions have two pairs of matrices. "Which tokens make up the mean of the upsampled features over this mask?" is
-answered by the decoding plan, transposed (`DecodePlan`): its rows sum to 1, so a mask of one pixel has a weight of one.
-"How much of this token does the mask cover?" is answered by the area that a pixel and a token share (`token_plan`).
+There are two pairs of matrices, for two questions. "Which tokens make up the mean of the upsampled features over this
+mask?" is answered by the transposed decoding plan (`DecodePlan`): its rows sum to 1, so a mask of one pixel has weight
+one. "How much of this token does the mask cover?" is answered by the area that pixel and token share (`token_plan`).
 Shape letters: R masks, H/W pixels of the photo, Y/X tokens of all windows, n windows.
 """
 
@@ -18,18 +18,18 @@ from densevl.inference.windows import AxisWindows, WindowGrid
 from densevl.proposals.base import Proposals
 from densevl.proposals.packing import unpack_rows
 
-TOGETHER = 2**19  # pixels of masks that are unpacked at once; more of them fall out of a CPU's cache
+TOGETHER = 2**19  # mask pixels unpacked at once; more do not fit in a CPU's cache
 TIE = 1e-4
-"""Shares that differ by less than this part of them are equal: which is larger in float32 depends on the machine."""
+"""Shares closer than this, relative to them, count as equal: which is larger in float32 depends on the machine."""
 
 
 def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torch.Tensor:
-    """sum over pixels of mask[y, x] rows[y, i] cols[x, j]: (R, Y, X) float32.
+    """Sum over pixels of mask[y, x] rows[y, i] cols[x, j]: (R, Y, X) float32.
 
-    Masks of a small photo go together, those of a large one by one and only where they lie.
+    Masks of a small photo are processed together, those of a large one one by one within their boxes.
 
     Args:
-        masks: R masks of an (H, W) photo. rows_HY, cols_WX: float32, a row a pixel of the photo, a column a token.
+        masks: R masks of an (H, W) photo. rows_HY, cols_WX: float32, a row per pixel of the photo, a column per token.
     """
     pulled = torch.zeros(len(masks), rows_HY.shape[1], cols_WX.shape[1])
     rows_HY, cols_WX = rows_HY.cpu(), cols_WX.cpu()
@@ -39,7 +39,7 @@ def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torc
         for start in range(0, len(masks), step):
             part = slice(start, start + step)
             inside = _floats(masks.select(part).masks())
-            # rows first: pixels of a row lie side by side
+            # rows first: pixels of a row are contiguous
             fewer = inside.unflatten(1, (-1, whole)).mean(dim=2) if whole else rows_HY.mT @ inside
             pulled[part] = fewer @ cols_WX
         return pulled
@@ -51,14 +51,14 @@ def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torc
 
 
 def _whole_rows(rows_HY: torch.Tensor) -> int | None:
-    """Rows of pixels to a token where each token averages rows of its own, as in a photo of the tower's size."""
+    """Pixel rows per token if each token averages rows of its own, as in a photo of the tower's size."""
     each, rest = divmod(len(rows_HY), rows_HY.shape[1])
     alone = torch.eye(rows_HY.shape[1]).repeat_interleave(each, dim=0) / max(1, each)
     return each if not rest and torch.equal(rows_HY, alone) else None
 
 
 def _floats(masks: np.ndarray) -> torch.Tensor:
-    """Bool to float32; torch converts bytes eight times faster than bools."""
+    """Convert bool to float32; torch converts bytes eight times faster than bools."""
     return torch.from_numpy(masks.view(np.uint8)).to(torch.float32)
 
 
@@ -79,19 +79,19 @@ def token_plan(windows: WindowGrid, size: tuple[int, int]) -> tuple[torch.Tensor
 
 @lru_cache(maxsize=16)
 def _axis(axis: AxisWindows, size: int) -> torch.Tensor:
-    """(size, windows * tokens) float32: the part of each token that each pixel makes up."""
+    """The fraction of each token that each pixel covers, (size, windows * tokens) float32."""
     scale = size / axis.length
     token = axis.span / axis.tokens * scale
     first = (np.array(axis.starts) - axis.before - axis.margin[0]) * scale
     start = (first[:, None] + np.arange(axis.tokens) * token).ravel()
     pixel = np.arange(size)[:, None]
     shared = np.minimum(pixel + 1, start + token) - np.maximum(pixel, start)
-    shared[shared < 1e-6] = 0  # borders that meet, but for rounding
+    shared[shared < 1e-6] = 0  # touching borders overlap only by rounding
     return torch.from_numpy((shared / token).astype(np.float32))
 
 
 def reaches(share: torch.Tensor, bar: torch.Tensor | float) -> torch.Tensor:
-    """Whether shares, none negative, are as large as others or larger; equal ones are, on every machine (`TIE`)."""
+    """Whether shares, none negative, are at least as large as `bar`; near-equal ones count on every machine (`TIE`)."""
     return share >= bar * (1 - TIE)
 
 
@@ -107,7 +107,7 @@ def window_cover(masks: Proposals, windows: WindowGrid, which: int, chosen: Sequ
     """The covered share of each token of one window, for some of the masks: (len(chosen), h * w) float32.
 
     Args:
-        which: the window, in the order of `windows.corners`. chosen: indices of masks.
+        which: index of the window in `windows.corners`. chosen: indices of masks.
     """
     h, w = windows.rows.tokens, windows.cols.tokens
     row, col = divmod(which, len(windows.cols.starts))

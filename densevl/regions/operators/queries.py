@@ -1,8 +1,8 @@
-"""Regions looked at by copies of CLS of their own, in one pass over the image: `cls_mask` and `cls_bias`.
+"""Regions embedded by their own copies of CLS, in one pass over the image: `cls_mask` and `cls_bias`.
 
-Each copy is one more query over the keys and values that the tokens have anyway. Tokens and the true CLS never see the
-copies, so the image stream is the trained one and is shared by all regions. With nothing hidden, a copy ends as CLS
-does. Dong et al., "MaskCLIP" of MLPC-UCSD (ICML 2023); SAN (CVPR 2023); FALIP (ECCV 2024).
+Each copy is one more query over the tokens' keys and values. Tokens and the true CLS never see the copies, so all
+regions share the image stream, which is the trained one. With nothing hidden, a copy equals CLS.
+Dong et al., "MaskCLIP" of MLPC-UCSD (ICML 2023); SAN (CVPR 2023); FALIP (ECCV 2024).
 Shape letters: B windows, R regions, N tokens (leading ones first), D width, E joint space.
 """
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from densevl.backbones.base import Backbone
 
 Bias = Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
-"""Covered shares (R, h*w) and the grid to what is added to attention logits over those patches, (R, h*w)."""
+"""From covered shares (R, h*w) and the grid to a bias on attention logits over those patches, (R, h*w)."""
 
 SEEN = 0.5
-"""A region is looked at in every window that sees at least this part of what its best window sees."""
+"""A region is read in every window that sees at least this fraction of what its best window sees."""
 RULE = "size"
 
 
@@ -41,22 +41,23 @@ RULE = "size"
 def look(
     tower: Tower, pixels: torch.Tensor, bias_BRN: torch.Tensor, *, start: int = 0, rule: str = RULE
 ) -> torch.Tensor:
-    """Run a tower as trained and, beside it, R copies of CLS with a bias on what they see.
+    """Run a tower as trained and, beside it, R copies of CLS with an attention bias each.
 
     Args:
         pixels: (B, 3, H, W) normalised, sides multiples of the patch.
         bias_BRN: (B, R, N) float added to the attention logits of copy r over the tokens; -inf hides one. Every row
             needs a finite entry.
-        start: blocks before this one are shared: the copies leave the true CLS there, 0-based.
-        rule: how positions are resized, as a recipe says it.
+        start: the first block, 0-based, in which copies differ from the true CLS; earlier blocks are shared.
+        rule: how positions are resized, from the recipe.
 
     Returns:
+        (B, R, E) embeddings, not normalised; a row of zeros in `bias_BRN` gives the image embedding.
         (B, R, E) embeddings, not normalised; a row of zeros in `bias_BRN` gives the image embedding.
     """
     trunk = run_trunk(tower, pixels, rule, leave=tower.depth - start, taps=frozenset())
     grid, x_BND = trunk.grid, trunk.x_BND
     count, bias = x_BND.shape[1], bias_BRN[:, None].to(x_BND)
-    # One product for tokens and copies wherever both take the same step.
+    # Tokens and copies share one matrix product wherever both take the same step.
     both = torch.cat([x_BND, x_BND[:, :1].expand(-1, bias.shape[2], -1)], dim=1)
     for index in range(start, tower.depth - 1):
         block = tower.view(index, grid)
@@ -69,7 +70,7 @@ def look(
         ]
         both = block.merge(torch.cat([part.transpose(1, 2) for part in heads], dim=1).transpose(1, 2)).add_(both)
         both = with_ffn(block, both)
-    block = tower.view(tower.depth - 1, grid)  # after it no one reads the tokens
+    block = tower.view(tower.depth - 1, grid)  # nothing reads the tokens after it
     own = block.project(block.norm(both[:, :count]), "kv")
     return tower.read(through(block, both[:, count:], own, bias))
 
@@ -89,12 +90,12 @@ def cls_mask(
 
     Args:
         backbone: a CLIP whose embedding is read from CLS. pixels: (1, 3, H, W) normalised.
-        masks: R masks of that photo, at any size. windows: where the tower looks; None is the whole image at once.
-        start: blocks before this one are not masked; SAN starts at 9 of 12.
-        see_cls: whether the copies also see the true CLS and registers, as MaskCLIP does.
-        threshold: a patch is seen if at least this share of it is covered; the best covered ones always are. The
-            papers take every patch that is touched, 0; half named more objects right on rendered scenes, at every size.
-        soft: instead, patches are seen by soft * log(share).
+        masks: R masks of that photo, at any size. windows: the tower's windows; None takes the whole image at once.
+        start: the first masked block; SAN starts at 9 of 12.
+        see_cls: whether the copies also see the true CLS and registers, as in MaskCLIP.
+        threshold: a patch is seen if at least this fraction of it is covered; the best covered patches always are. The
+            papers take every patch that is touched, 0; 0.5 named more objects right on rendered scenes, at every size.
+        soft: use soft * log(share) as the bias instead of a threshold.
 
     Returns:
         (R, E) float32 unit rows; zeros for an empty mask.
@@ -122,11 +123,11 @@ def cls_bias(
     peak: float = 0.2,
     std: float = 100.0,
 ) -> torch.Tensor:
-    """Embed regions by copies of CLS that look more at their own box, most at its middle (FALIP, shared keys).
+    """Embed regions by copies of CLS that attend more to their own box, most to its middle (FALIP, shared keys).
 
-    FALIP itself encodes the image once per region, and there later patches see the changed CLS (recipe "falip", `cls`);
-    this costs one pass for all and comes close. Arguments and result as `cls_mask`; `start` None is two thirds of the
-    blocks, `peak` and `std` (in patches) as `BoxAttention`.
+    FALIP itself encodes the image once per region, and its later patches see the changed CLS (recipe "falip", `cls`).
+    This takes one pass for all regions and comes close. Arguments and result as `cls_mask`; `start` None is two thirds
+    of the blocks, `peak` and `std` (in patches) as `BoxAttention`.
     """
     spec = BoxAttention(std=std, peak=peak)
 
@@ -165,11 +166,11 @@ def by_windows(
     see_cls: bool = True,
     look: Callable[..., torch.Tensor] = look,
 ) -> torch.Tensor:
-    """Each region in the windows that see most of it; their unit embeddings averaged by how much they see.
+    """Embed each region in the windows that see most of it; average the unit embeddings by how much they see.
 
     Args:
-        bias: what is added to attention logits. operator: for messages. start: of the blocks. see_cls: whether leading
-            tokens are seen. look: embeds regions in windows, with the arguments of `look`.
+        bias: the bias on attention logits. operator: for messages. start: the first biased block. see_cls: whether
+            leading tokens are seen. look: embeds regions in windows, with the arguments of `look`.
     """
     tower = cls_tower(backbone, operator)
     start = round(tower.depth * 2 / 3) if start is None else start
@@ -208,7 +209,7 @@ def by_windows(
 
 
 def whole_image(pixels: torch.Tensor, patch: int) -> WindowGrid:
-    """One window over all of the pixels."""
+    """One window over the whole image."""
     return WindowGrid.place(pixels.shape[2], pixels.shape[3], None, 1, patch)
 
 
@@ -216,7 +217,7 @@ def cls_tower(backbone: Backbone, operator: str) -> Tower:
     """The backbone's tower, if its image embedding is read from a CLS token that went through blocks.
 
     Raises:
-        ModelError: it is not; copies of CLS would mean nothing.
+        ModelError: it is not, so copies of CLS would be meaningless.
     """
     tower = getattr(backbone, "tower", None)
     why = "it is not a CLIP" if tower is None else f"its tower is {tower.kind}"

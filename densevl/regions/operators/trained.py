@@ -1,9 +1,9 @@
-"""Image towers that were trained to look at regions: Alpha-CLIP's and OVSeg's, from their published files.
+"""Image towers trained on regions: Alpha-CLIP's and OVSeg's, from their published files.
 
-Alpha-CLIP (Sun et al., CVPR 2024) adds to the patch embedding that of a fourth channel, alpha: together they are one
-convolution over four channels. OVSeg (Liang et al., CVPR 2023) replaces patches outside the mask by learned tokens,
-before the positions are added and after the first blocks. Both are copies of a CLIP's tower with other weights: text
-stays the CLIP's own. Shape letters: B crops, N patches, D width, E joint space, L layers of prompts, S side.
+Alpha-CLIP (Sun et al., CVPR 2024) adds the embedding of a fourth channel, alpha, to the patch embedding; together they
+are one convolution over four channels. OVSeg (Liang et al., CVPR 2023) replaces patches outside the mask by learned
+tokens, before the positions are added and after each of the first blocks. Both are CLIP towers with other weights, and
+use CLIP's own text tower. Shape letters: B crops, N patches, D width, E joint space, L layers of prompts, S side.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Any]] = WeakKeyDictionary(
 
 
 def trained(backbone: Backbone, kind: str, weights: str | Path) -> Any:
-    """The tower of "alpha" or "crop_prompted", read when first asked for and kept as long as the backbone.
+    """The tower of "alpha" or "crop_prompted", read on first use and kept as long as the backbone.
 
     Args:
-        kind: one of the two, or "adapter", whose network is given in place of a tower.
-        weights: Alpha-CLIP's file of the image tower; or a file of OVSeg: of its CLIP, of that one's training, or of
-            the whole detector; or Mask-Adapter's.
+        kind: one of the two, or "adapter", which gives a network instead of a tower.
+        weights: Alpha-CLIP's file of the image tower; a file of OVSeg (its CLIP, a checkpoint of that CLIP's training,
+            or the whole detector); or Mask-Adapter's.
 
     Raises:
-        ModelError: the backbone's image tower is no ViT of open_clip, or for "adapter" no ConvNeXt.
-        WeightsError: a file of something else, or of another architecture.
+        ModelError: the backbone's image tower is not a ViT of open_clip, or for "adapter" not a ConvNeXt.
+        WeightsError: the file is another kind, or for another architecture.
     """
     own, key = _loaded.setdefault(backbone, {}), (kind, str(weights))
     if key not in own:
@@ -78,13 +78,13 @@ def _alpha(tower: Any, path: Path) -> Encode:
 
 
 def _wider(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution for one channel more."""
+    """The same convolution with one more channel."""
     made = nn.Conv2d(conv.in_channels + 1, conv.out_channels, conv.kernel_size, conv.stride, bias=False)  # type: ignore[arg-type]
     return made.to(conv.weight)
 
 
 class _PromptedPatches(nn.Module):
-    """A patch embedding that puts a prompt where the fourth channel, 1 inside and 0 outside, is 0 all over a patch."""
+    """A patch embedding that puts a prompt in place of patches whose fourth channel (1 inside, 0 outside) is all 0."""
 
     def __init__(self, conv: nn.Conv2d, prompts_ND: torch.Tensor) -> None:
         super().__init__()
@@ -146,10 +146,10 @@ def _tower_state(path: Path) -> State:
 
 
 def load_tower(visual: nn.Module, state: State, path: Path) -> nn.Module:
-    """Load strictly.
+    """Load a state strictly.
 
     Raises:
-        WeightsError: tensors that are missing, too many, or of another shape.
+        WeightsError: tensors are missing, too many, or of another shape.
     """
     load_strictly(visual, state, path, "this model's tower")
     return visual.eval().requires_grad_(False)
