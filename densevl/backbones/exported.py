@@ -1,6 +1,6 @@
-"""A model that `densevl export` wrote as ONNX, run by onnxruntime: windows and decoding are densevl's as usual.
+"""A model that `densevl export` wrote as ONNX, run by onnxruntime; densevl does windows and decoding as usual.
 
-Its words come from the file of words beside it; others are encoded by the model it was made of, if that is at hand.
+Its words come from the file of words beside it. Other words are encoded by the original model, if that is at hand.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from densevl.recipes import Hints, Recipe
 from densevl.recipes.features import DenseFeatures
 
 ENDING, WORDS = ".onnx", ".words.npz"
-KIND = saved.Kind("exported model", WeightsError, "export it anew with densevl export")
-WORDS_KIND = saved.Kind("file of words", WeightsError, "make it anew with densevl export words")
+KIND = saved.Kind("exported model", WeightsError, "export it again with densevl export")
+WORDS_KIND = saved.Kind("file of words", WeightsError, "make it again with densevl export words")
 UNKNOWN = "unknown"
 FACTS = ("patch", "width", "mean", "std", "model_scale", "context_length", "protocol", "templates", "unknown")
-"""The facts in a file's metadata that are JSON; the others are texts."""
+"""The facts in a file's metadata that are JSON; the others are text."""
 
 
 def session(path: Path) -> Any:
@@ -80,10 +80,10 @@ class Exported(Backbone):
         """Open the file.
 
         Args:
-            load: loads the model that it was made of by name, if it is asked for words that are not at hand.
+            load: loads the original model by name, if other words than the stored ones are asked for.
 
         Raises:
-            WeightsError: damaged, or not of densevl.
+            WeightsError: the file is damaged, or was not written by densevl.
             MissingExtraError: onnxruntime is not installed.
         """
         self.path, self._load = KIND.path(path), load
@@ -102,12 +102,12 @@ class Exported(Backbone):
             self.made_of, self._unknown, self._text_side = told["model"], facts["unknown"], told["text_side"]
             recipe = told["recipe"]
         self.name, self.summary = self.path.name, f"{self.made_of}{recipe and f', {recipe}'}, run by onnxruntime"
-        # What tells one model from another: see `fitted.fingerprint`.
+        # Identifies the model: see `fitted.fingerprint`.
         self._content = {"sha256": torch.tensor(list(bytes.fromhex(of_file(self.path))), dtype=torch.uint8)}
 
     @cached_property
     def _words(self) -> dict[str, tuple[torch.Tensor, Reach]]:
-        """Rows of the file of words, by string, and how the model reaches it; for the file's templates."""
+        """Rows in the file of words, by string, with each word's `Reach`; for the file's templates."""
         path = self.path.with_suffix(WORDS)
         if not path.is_file():
             return {}
@@ -127,7 +127,7 @@ class Exported(Backbone):
 
     @cached_property
     def _source(self) -> Backbone:
-        """The model that the file was made of, for words that are not at hand."""
+        """The original model, for words that are not stored."""
         way_out = f"write them beside it: densevl export words {self.path.with_suffix(WORDS).name} --labels ..."
         try:
             source = self._load(self.made_of)
@@ -143,10 +143,10 @@ class Exported(Backbone):
     def resolve(
         self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
     ) -> Recipe | None:
-        """None: the recipe is part of the file.
+        """None, since the recipe is part of the file.
 
         Raises:
-            RecipeError: one is asked for.
+            RecipeError: a recipe is asked for.
         """
         if recipe is not None or position_rule is not None or compat:
             raise RecipeError(f"'{self.name}' has its recipe inside; leave recipe out, or export another file")
@@ -161,7 +161,7 @@ class Exported(Backbone):
         position_rule: str | None = None,
         compat: bool = False,
     ) -> DenseFeatures:
-        """Windows (B, 3, H, W) as they are: `score` runs the file, which takes them together with the words.
+        """Return windows (B, 3, H, W) unchanged: `score` runs the file, which takes them together with the words.
 
         Raises:
             RecipeError: a recipe is given; the file has its own.
@@ -177,14 +177,14 @@ class Exported(Backbone):
             self._only_scores()
         count = text_TD.shape[0]
         foreground = torch.ones(count, dtype=torch.bool) if foreground_T is None else foreground_T.cpu()
-        twice = [0, *range(count)] if count == 1 else list(range(count))  # a graph takes two words or more
+        twice = [0, *range(count)] if count == 1 else list(range(count))  # the graph needs at least two words
         given = {"pixels": dense.pixels, "text": text_TD.float()[twice], "foreground": foreground[twice]}
         with KIND.sense(self.path):
             (scores,) = self._session.run(None, {name: given[name].cpu().numpy() for name in self._inputs})
         return torch.from_numpy(scores)[..., :count]
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Not of a file.
+        """Not supported by an exported file.
 
         Raises:
             ModelError: always.
@@ -192,10 +192,10 @@ class Exported(Backbone):
         self._only_scores()
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """Encode T strings into (T, D) by the model that the file was made of.
+        """Encode T strings into (T, D) with the original model.
 
         Raises:
-            LabelError: it is not at hand.
+            LabelError: that model is not at hand.
         """
         return self._source.encode_text(texts)
 
@@ -206,18 +206,18 @@ class Exported(Backbone):
         return {text: self._words[text][0] for text in texts if text in self._words}
 
     def unknown(self, text_TD: torch.Tensor) -> torch.Tensor | None:
-        """The row of "none of these" of the model that the file was made of."""
+        """The original model's row of "none of these"."""
         return None if self._unknown is None else torch.full((self.embed_dim,), self._unknown).to(text_TD)
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
-        """How the model that the file was made of reaches each word."""
+        """The original model's `Reach` of each word."""
         others = [word for word in words if word not in self._words]
         found = {reach.word: reach for reach in self._source.reach(others)} if others else {}
         return [self._words[word][1] if word in self._words else found[word] for word in words]
 
     @property
     def text_fingerprint(self) -> str:
-        """That of the model that the file was made of."""
+        """The original model's fingerprint."""
         return self._text_side
 
     @property
@@ -227,7 +227,7 @@ class Exported(Backbone):
 
     @property
     def preprocess(self) -> Callable[..., torch.Tensor]:  # type: ignore[override]
-        """Not of a file.
+        """Not supported by an exported file.
 
         Raises:
             ModelError: always.

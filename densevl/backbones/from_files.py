@@ -1,6 +1,6 @@
 """From weights and the config beside them to a `Backbone`: a file, a folder, an architecture, or changes to a model.
 
-What weights alone do not say is taken from what is given, the form of the file, the config, or the published table, in
+Facts that weights alone do not hold come from the caller, the form of the file, the config, or the published table, in
 this order; see `weights.facts`.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from densevl.backbones.open_clip_model import OpenClipBackbone
 
 FOLDER, TABLE = "local-dir:", "open_clip:"
-"""Before a name: that it is a folder, or one of open_clip's table."""
+"""Prefixes of a name that make it a folder, or one of open_clip's table."""
 CONFIG = "open_clip_config.json"
 MODEL_CONFIG = Kind("config", ModelError, "name an open_clip model config")
 THEIR_CONFIG = "config.json"
@@ -51,8 +51,8 @@ class How:
     """How a model is loaded.
 
     Attributes:
-        device. precision. given: facts that the caller says, which go before all others. words: vectors of texts in
-            place of a text side. width: numbers of the joint space that are left, the first ones.
+        device. precision. given: facts from the caller, which override all others. words: vectors of texts in
+            place of a text side. width: how many numbers of the joint space are kept, from the first.
     """
 
     device: str
@@ -63,16 +63,16 @@ class How:
 
 
 def alike(arch: str) -> list[str]:
-    """Architectures that a mistyped name is meant for; what is like none may be an organisation of the hub."""
+    """Architectures that a mistyped name may mean; a name unlike any may be an organisation of the hub."""
     known = {name.lower(): name for name in architectures()}
     return [known[name] for name in difflib.get_close_matches(arch.lower().replace("_", "-"), known, cutoff=0.8)]
 
 
 def published(name: str) -> tuple[str, str] | None:
-    """The architecture and tag that a name means; None for a name of another kind.
+    """The architecture and tag of a name; None for a name of another kind.
 
     Raises:
-        ModelError: it is that of a folder here too.
+        ModelError: it is also the name of a folder here.
     """
     arch, _, tag = name.removeprefix(TABLE).partition("/")
     if not tag or not (name.startswith(TABLE) or arch in architectures() or alike(arch)):
@@ -89,7 +89,7 @@ def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
     """The file of weights that open_clip lists, and its model_cfg.
 
     Raises:
-        ModelError: no such architecture or tag, or not at hand.
+        ModelError: there is no such architecture or tag, or it is not at hand.
     """
     told = _listed(arch, tag)
     if not told.get("hf_hub"):
@@ -111,7 +111,7 @@ def _listed(arch: str, tag: str) -> Mapping[str, Any]:
 
 
 def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
-    """A folder with a config of open_clip or of transformers, or with nothing but weights."""
+    """Load a folder with a config of open_clip or transformers, or with nothing but weights."""
     own, theirs = folder / CONFIG, folder / THEIR_CONFIG
     if (folder / "snapshots").is_dir():
         raise ModelError(
@@ -134,7 +134,7 @@ def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
 
 
 def from_files(name: str, weights: Path, how: How) -> Backbone:
-    if weights.is_dir():  # of LoRA, or of a repository
+    if weights.is_dir():  # a LoRA adapter, or a repository
         weights = weights_in(weights, own=False) or weights
     if name == "mini":
         from densevl.backbones.mini import Mini
@@ -167,7 +167,7 @@ def from_files(name: str, weights: Path, how: How) -> Backbone:
 
 
 def _beside_file(name: Path, weights: Path, how: How) -> Backbone:
-    """Changes to a model (LoRA), or an image tower alone, beside the file of the model that they were made of."""
+    """Load changes to a model (LoRA), or an image tower alone, together with the file of the model they belong to."""
     asked: list[Path] = []
 
     def base() -> Path:
@@ -184,7 +184,7 @@ def _beside_file(name: Path, weights: Path, how: How) -> Backbone:
 
 
 def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[str, Any]) -> Backbone:
-    """Weights of which the architecture is named, and perhaps the published weights that they come from."""
+    """Load weights of a named architecture, and perhaps with the tag of the published weights they come from."""
     form = _read(path, how, (lambda: published_file(arch, tag)[0]) if tag else None)
     name = _called(name, form, path)
     if not form.decides:
@@ -199,7 +199,7 @@ def of_named(name: str, arch: str, tag: str, path: Path, how: How, config: dict[
 
 
 def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> Backbone:
-    """Weights beside a config of open_clip or of transformers, which says what they do not."""
+    """Load weights with a config of open_clip or transformers beside them, which adds what they lack."""
     content = read_json(config, MODEL_CONFIG)
 
     def base() -> Path | None:
@@ -235,30 +235,30 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
 
 
 def _called(name: str, form: Form, path: Path) -> str:
-    """The name of a model, to which that of the words beside it is only added where they are not its own."""
+    """The name of a model; the name of the words beside it is appended only if they are not its own."""
     return f"{path.name.partition('.')[0]}+{name}" if form.name == RADIO else name
 
 
 def _of_trunk(facts: dict[str, Fact], config: Mapping[str, Any]) -> dict[str, Fact]:
-    """Facts of open_clip's config or table, whose activation is not that of timm's towers."""
+    """Facts of open_clip's config or table, whose activation does not apply to timm's towers."""
     if "timm_model_name" not in config["vision_cfg"]:
         return facts
     return {**facts, "image_activation": Fact(None, "the tower's own")}
 
 
 def of_file(path: Path, how: How) -> Backbone:
-    """A file of which nothing is named: its sizes are read off it, where its form allows."""
+    """Load a file without a name; its sizes are read from the tensors if its form allows that."""
     return of_form(_read(path, how, None), path, how)
 
 
 def of_form(form: Form, path: Path, how: How) -> Backbone:
-    """Weights that are read, with the sizes that were read off them."""
+    """Build weights with the sizes read from them."""
     if form.config is None:
         raise ModelError(
             f"weights {path} ({form.name}) need the architecture they were trained with; name it as the model"
         )
     facts, warnings = unknown(path.name, form.facts)
-    beside = path.parent if form.text else None  # its tokenizer
+    beside = path.parent if form.text else None  # may hold the tokenizer
     return _built(path.stem, form, form.config, path, facts, how, folder=beside, warnings=warnings)
 
 
@@ -269,7 +269,7 @@ def _read(
     config: Mapping[str, Any] | None = None,
     pixels: Processor | None = None,
 ) -> Form:
-    """What a file holds; changes to a model (LoRA) and an image tower alone are put into the model beside them.
+    """Read a file; changes to a model (LoRA) and an image tower alone are merged into the model beside them.
 
     Args:
         base: finds the weights of the model beside it; None where none is named. config, pixels: see `recognise`.
@@ -295,7 +295,7 @@ def _read(
 
 
 def _onto(found: State) -> Callable[[State, State, Path], State] | None:
-    """How a file is put together with the model beside it; None for one that is not, or not by its tensors."""
+    """How to merge a file into the model beside it; None for a file that needs no such model by its tensors."""
     if is_adapter(found):
         return merge
     if is_radio(found):
@@ -314,10 +314,10 @@ def _built(
     folder: Path | None = None,
     warnings: Mapping[str, str] | None = None,
 ) -> OpenClipBackbone:
-    """Build a model; what a form says goes before what is known of its architecture, and what is given before both.
+    """Build a model; facts of its form override those of the architecture, and given facts override both.
 
     Args:
-        facts: of the architecture. warnings: by the name of a fact, that it is a guess.
+        facts: of the architecture. warnings: about guesses, by the name of the fact.
     """
     surer = {**{name: fact for name, fact in form.facts.items() if not fact.guessed}, **how.given}
     left = [*form.notes, *(text for fact, text in (warnings or {}).items() if fact not in surer)]
@@ -354,7 +354,7 @@ def _uncertain(width: int, config: Mapping[str, Any], trained: Fact | None) -> s
 
 
 def _sized(config: dict[str, Any], form: Form) -> dict[str, Any]:
-    """The config to build: of forms whose network open_clip's own config does not describe, the form's."""
+    """The config to build: the form's, for forms whose network open_clip's own config does not describe."""
     return form.config if form.config is not None and form.decides else config
 
 

@@ -1,10 +1,10 @@
-"""From a name to a `Backbone`: where each kind of model is looked for.
+"""From a name to a `Backbone`.
 
 Names: "auto" · "photo", "photo+vit", "photo+vit28" · "mini" · "ARCH/TAG" as open_clip lists them, such as
-"ViT-B-16/openai" · "hf-hub:ORG/REPO", with "@REVISION" or "/FILE" behind it, or "ORG/REPO" · a folder with weights and
-the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file whose sizes are read off it ·
-an architecture, "ARCH/TAG" or a config file together with `weights=` · "catseg" or "catseg-640" with CAT-Seg's file as
-`weights=` · a .onnx file that `densevl export` wrote · "projected:FILE", projectors of `tools.projector`.
+"ViT-B-16/openai" · "hf-hub:ORG/REPO", followed by "@REVISION" or "/FILE" if needed, or "ORG/REPO" · a folder with
+weights and the config of open_clip or transformers, as a path or as "local-dir:PATH" · a weights file, whose sizes are
+read from it · an architecture, "ARCH/TAG" or a config file together with `weights=` · "catseg" or "catseg-640" with
+CAT-Seg's file as `weights=` · a .onnx file from `densevl export` · "projected:FILE", projectors of `tools.projector`.
 """
 
 from __future__ import annotations
@@ -62,23 +62,23 @@ def load_backbone(
             for a file that `tools.mini` or `tools.clipself` wrote.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
         precision: of the linear layers of the image tower's blocks: "float32", "int8" (faster on a CPU), "bfloat16",
-            "float16" or "float32-packed" (CPU; float32's numbers, weights sorted beforehand). Of CLIPs only the lowered
-            weights are held: `encode_image` runs with them too, and the model takes half the memory, or a quarter;
-            float32's if packed. "auto" takes the one that is fastest on this machine (see docs/speed.md), float32 for
-            models that have no other; `backbone.precision` says which it is. See
-            `Backbone.at_precision` to keep both.
-        activation: "quick_gelu", "gelu" or "gelu_tanh", of both towers, where the weights do not say it, or say it
+            "float16" or "float32-packed" (CPU; float32's numbers, weights packed beforehand). CLIPs keep only the
+            lowered weights: `encode_image` uses them too, and the model takes half the memory, or a quarter; packed
+            weights take float32's. "auto" takes the fastest on this machine (see docs/speed.md), float32 for models
+            that have no other; `backbone.precision` says which. See `Backbone.at_precision` to keep both.
+        activation: "quick_gelu", "gelu" or "gelu_tanh", for both towers, if the weights do not say it, or say it
             wrongly.
-        mean, std: the same of pixels: three numbers, RGB on the 0-1 scale.
-        words: vectors of texts in place of the model's text side, which it then need not have: a dict, or a file that
+        mean, std: likewise for pixels: three numbers, RGB on the 0-1 scale.
+        words: vectors of texts that replace the model's text side, which it then need not have: a dict, or a file that
             `weights.words.read_words` reads; see `OpenClipBackbone.with_words`.
-        truncate_dim: keep the first so many numbers of the vectors, of models trained for that (Matryoshka).
+        truncate_dim: keep only the first so many numbers of vectors, for models trained for that (Matryoshka).
 
     Raises:
-        OptionError: a width below 1.
-        ModelError: unknown name, files not at hand, a model that gives no dense features, or a precision it cannot run.
-        WeightsError: damaged weights, weights of another architecture, or more of them than the memory holds.
-        MissingExtraError: "photo" without its packages, or a text side of Hugging Face without transformers.
+        OptionError: a width is below 1.
+        ModelError: the name is unknown, files are not at hand, or the model gives no dense features or cannot run at
+            this precision.
+        WeightsError: weights are damaged, belong to another architecture, or exceed the memory.
+        MissingExtraError: "photo" lacks its packages, or a Hugging Face text side lacks transformers.
     """
     import torch
 
@@ -158,7 +158,7 @@ def _load(name: str, weights: str | Path | None, how: How) -> Backbone:
 
 
 def _from_repo(repo: hub.Repo, how: How) -> Backbone:
-    """A repository of the hub; the commit that was taken is noted."""
+    """Load a repository of the hub and record the commit."""
     path = hub.fetch_model(repo)
     if path.is_file():
         return of_file(path, how)

@@ -1,4 +1,4 @@
-"""Models got, looked at and written down: what `densevl models` does."""
+"""Download, inspect and write models: the functions behind `densevl models`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Listed:
     """Published weights of open_clip's table.
 
     Attributes:
-        name: ARCH/TAG. hub: its repository, or the address of its file. ready: it is in the hub cache.
-        activation: of both towers. size: side of the photos that it was trained on, in pixels.
+        name: ARCH/TAG. hub: its repository, or the URL of its file. ready: whether it is in the hub cache.
+        activation: of both towers. size: side of the training photos, in pixels.
     """
 
     name: str
@@ -60,7 +60,7 @@ def listed(pattern: str = "*") -> list[Listed]:
     """The published weights whose names fit a pattern with wildcards; without network.
 
     Raises:
-        ModelError: none does.
+        ModelError: no name matches.
     """
     rows = []
     for arch, tag in pairs():
@@ -78,20 +78,20 @@ def listed(pattern: str = "*") -> list[Listed]:
                 )
             )
     if not rows:
-        raise ModelError(f"no published weights fit '{pattern}'; '*' stands for any signs, as in 'ViT-L-*/*'")
+        raise ModelError(f"no published weights match '{pattern}'; '*' stands for any characters, as in 'ViT-L-*/*'")
     return rows
 
 
 def show(name: str) -> dict[str, Any]:
-    """What is known of a model by its name, ready for JSON; no weights of the hub are read, and nothing is downloaded.
+    """Facts about a model by its name, ready for JSON; no weights of the hub are read, and nothing is downloaded.
 
     Returns:
-        name, what it is and whether it is ready. Of published weights, what `Listed` has. Of a model of the package or
-        of an index: its sizes, and its words: knows, by way (see `Reach`); half_knows and does_not_know, by reason; and
-        reads_as, more words by what they are a kind of, which it knows, half knows or does not know.
+        name, what it is and whether it is ready. For published weights, the fields of `Listed`. For a model of the
+        package or of an index: its sizes, and its words: knows, by way (see `Reach`); half_knows and does_not_know, by
+        reason; and reads_as, more words that are read as a broader one that it knows, half knows or does not know.
 
     Raises:
-        ModelError: no table has the name, or the model's packages are not installed.
+        ModelError: the name is in no table, or the model's packages are not installed.
     """
     if name == "auto":
         name = best_at_hand()
@@ -114,7 +114,7 @@ def show(name: str) -> dict[str, Any]:
 
 
 def _words_of(backbone: Backbone) -> dict[str, Any]:
-    """The listed words of a model by how far each may be trusted."""
+    """The listed words of a model by how far each can be trusted."""
     reaches = backbone.reach(backbone.listed_words())
     knows: dict[str, list[str]] = {}
     for reach in reaches:
@@ -135,35 +135,35 @@ def _words_of(backbone: Backbone) -> dict[str, Any]:
 
 
 def planned(name: str) -> list[hub.Needed]:
-    """The files that `get` brings, but for a tokenizer of another repository; nothing is downloaded.
+    """The files that `get` downloads, except a tokenizer of another repository; nothing is downloaded.
 
     Raises:
-        ModelError: no name of the hub, or it cannot be had.
+        ModelError: the name is not on the hub, or cannot be downloaded.
     """
     if found := published(name):
         place = told(*found).get("hf_hub")
         if place:
             repo, names = hub.split_hub_id(place)
             return hub.planned(hub.Repo(repo), names)
-        published_file(*found)  # says why not
+        published_file(*found)  # raises the reason
     return hub.planned(_repo(name))
 
 
 def get(name: str, to: Path | None = None, *, overwrite: bool = False) -> Path:
-    """Bring all that a model of the hub needs into the hub cache: weights, config, and its text side's tokenizer.
+    """Download all that a model of the hub needs into the hub cache: weights, config, and its text side's tokenizer.
 
     Args:
-        name: ARCH/TAG, or hf-hub:ORG/REPO with "@REVISION" or "/FILE" behind it.
-        to: a folder to copy them to, which then is the model by local-dir:, without a cache.
+        name: ARCH/TAG, or hf-hub:ORG/REPO followed by "@REVISION" or "/FILE" if needed.
+        to: a folder to copy them to, from which local-dir: then loads the model without a cache.
         overwrite: another model in that folder may be replaced.
 
     Returns:
         The weights file, the folder of the repository at its commit, or `to`.
 
     Raises:
-        ModelError: no name of the hub, or it cannot be had.
-        WeightsError: what came is damaged.
-        OutputError: the disk has no room, or `to` has files of others.
+        ModelError: the name is not on the hub, or cannot be downloaded.
+        WeightsError: the download is damaged.
+        OutputError: the disk has no room, or `to` has other files.
     """
     content: dict[str, Any] = {}
     if found := published(name):
@@ -189,12 +189,12 @@ def get(name: str, to: Path | None = None, *, overwrite: bool = False) -> Path:
 def _repo(name: str) -> hub.Repo:
     found = hub.parse(name)
     if found is None:
-        raise ModelError(f"'{name}' is no name of the hub: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
+        raise ModelError(f"'{name}' is not a hub name: name ARCH/TAG such as ViT-B-16/openai, or hf-hub:ORG/REPO")
     return found
 
 
 def _copied(path: Path, content: dict[str, Any], words: Sequence[str], to: Path, overwrite: bool) -> Path:
-    """The files of a model in a folder of their own; those of the hub cache are links to others."""
+    """Copy the files of a model into a folder of their own; those of the hub cache are links."""
     if path.is_file() and not content:
         raise ModelError(
             f"'{path.name}' is one file, without a config: copy it from {path}, and give it with --weights"
@@ -203,7 +203,7 @@ def _copied(path: Path, content: dict[str, Any], words: Sequence[str], to: Path,
     files: dict[str, bytes | Path] = {file.name: file for file in sources}
     if content:
         files[CONFIG] = json.dumps(content, indent=1).encode()
-    for repo in words:  # the last is the text side's own, whose config says its sizes
+    for repo in words:  # the last is the text side's own, whose config has its sizes
         for name, file in hub.words_of(repo).items():
             files.setdefault(TEXT_CONFIG if name == "config.json" else name, file)
     size, free = sum(file.stat().st_size for file in sources), shutil.disk_usage(_existing(to)).free
@@ -222,10 +222,10 @@ def _write(
         files: by name, their content or a file to copy. inputs, overwrite, out: see `guard`.
 
     Returns:
-        Their paths, also of those that were there already.
+        Their paths, including those that existed already.
 
     Raises:
-        OutputError: files of others are there.
+        OutputError: there are other files.
     """
     new = {folder / name: data for name, data in files.items() if not _holds(folder / name, data)}
     others = [folder / name for name in sorted(PARTS - files.keys()) if (folder / name).is_file()]
@@ -237,7 +237,7 @@ def _write(
 
 
 def _holds(path: Path, data: bytes | Path) -> bool:
-    """Whether a file is there with this content."""
+    """Whether a file exists with this content."""
     if not path.is_file():
         return False
     if isinstance(data, Path):
@@ -256,7 +256,7 @@ def _pieces(file: Path) -> Iterator[bytes]:
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:
-    """What a loaded model is, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
+    """Facts about a loaded model, ready for JSON: form, sizes, parameters, memory, and each fact with its source."""
     found: dict[str, Any] = {"name": backbone.name, "precision": backbone.precision, **dict(backbone.reading)}
     found |= {"patch_size": backbone.patch_size, "embed_dim": backbone.embed_dim, "recipe": backbone.default_recipe}
     if backbone.auto:
@@ -296,30 +296,30 @@ def try_out(backbone: Backbone) -> None:
 def convert(
     backbone: Backbone, folder: Path, *, inputs: Iterable[str | Path] = (), overwrite: bool = False
 ) -> list[Path]:
-    """Write a model as a folder that `local-dir:` reads, and open_clip where it has its architecture.
+    """Write a model as a folder for `local-dir:`, which open_clip reads too if it has the architecture.
 
-    The config says activation and pixel statistics, so nothing is guessed again.
+    The config holds activation and pixel statistics, so nothing needs to be guessed again.
 
     Args:
-        inputs: files that it was read from, which are not overwritten, nor are those of its folder.
+        inputs: the files that it was read from; they and other files of their folder are not overwritten.
         overwrite: another model in the folder may be replaced.
 
     Returns:
         The files written: config, weights as safetensors, and a tokenizer's if it has one of its own.
 
     Raises:
-        ModelError: a model that is not of weights that open_clip's names fit.
-        OutputError: files of others are there.
+        ModelError: the model's weights have no names in open_clip.
+        OutputError: there are other files.
     """
     plan = backbone.plan if isinstance(backbone, OpenClipBackbone) else None
     if plan is None or not isinstance(backbone, OpenClipBackbone):
-        raise ModelError(f"model '{backbone.name}' is no CLIP of a weights file: there is nothing to convert")
+        raise ModelError(f"model '{backbone.name}' is not a CLIP from a weights file: there is nothing to convert")
     if backbone.precision != "float32":
         raise ModelError(f"model '{backbone.name}' is in {backbone.precision}: load it in float32 to convert it")
     from safetensors.torch import save
 
     facts = {name: value[0] for name, value in backbone.reading.items() if isinstance(value, list)}
-    facts.pop("revision", None)  # not of the weights
+    facts.pop("revision", None)  # not a property of the weights
     pixels = {name: facts[name] for name in PIXELS if name in facts}
     extra = {"facts": facts, "trunk": plan.trunk, "text": plan.text, "attention": plan.attention, "head": plan.head}
     extra["form"] = backbone.reading["form"] if backbone.reading.get("form") in READOUTS else None

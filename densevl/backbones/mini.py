@@ -1,7 +1,7 @@
 """`Mini`: densevl's own small CLIP, trained on rendered flat art with exact masks, shipped inside the package.
 
-Its file keeps only the rows of the token table that training used and one trained row for every other token;
-`full_state` expands them, and the result loads strictly into a stock open_clip `CLIP` too.
+Its file keeps the rows of the token table that training used and one trained row for all other tokens. `full_state`
+expands them, and the result loads strictly into a stock open_clip `CLIP` too.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SURFACES = (
     "fallen leaves",
     "knitted wool",
 )
-"""The backgrounds it was trained on: they compete with the labels, and a pixel they win is labelled nothing."""
+"""The backgrounds it was trained on: they compete with the labels, and pixels they win are labelled nothing."""
 
 _NOUNS = """
 dog, puppy, elephant, penguin, fish, butterfly, car, automobile, bicycle, bike, aeroplane, airplane, plane, sailboat,
@@ -54,7 +54,7 @@ sailing boat, house, home, umbrella, parasol, key, guitar, pizza, slice of pizza
 cactus, mushroom, toadstool, football, soccer ball, bus, coach, apple, cat, kitten, horse, pig, frog, turtle,
 tortoise, snail, octopus, crab, bee, honeybee, ladybird, ladybug, owl, rabbit, bunny, watermelon, pineapple, carrot,
 pair of cherries, cherries, bunch of grapes, grapes, hamburger, burger
-"""  # what it was trained on as drawings, by each of its names
+"""  # all names of the drawings it was trained on
 PLACES = (*SURFACES, "surface", "floor", "street", "lawn", "beach", "leaves", "wool", "cloth", "plate", "stars")
 STATES = ("scratch", "hole", "stain", "defect", "damage", "flaw")
 NAMED = (*" ".join(_NOUNS.split()).split(", "), *PLACES, *STATES)
@@ -77,11 +77,11 @@ class Mini(OpenClipBackbone):
 
         Args:
             path: the weights; None takes the package's own, checked against its SHA-256.
-            device: where to put them.
+            device: of the weights.
 
         Raises:
             ModelError: the package holds no weights.
-            WeightsError: the file is damaged or another.
+            WeightsError: the file is damaged or of another kind.
         """
         path = path or shipped_file(MINI, SHA256, "mini", "tools.mini.train")
         state, meta = read_compact(path)
@@ -89,7 +89,7 @@ class Mini(OpenClipBackbone):
         plan = {key: value for key, value in state.items() if key != IDS}
         try:
             vocabulary, length = (int(config["text_cfg"][key]) for key in ("vocab_size", "context_length"))
-            plan[TABLE] = state[TABLE][:1].expand(vocabulary, -1)  # its shape once expanded, without the memory
+            plan[TABLE] = state[TABLE][:1].expand(vocabulary, -1)  # the expanded shape, without its memory
             make, patch_scale = partial(CLIP, **config), float(meta["patch_scale"])
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise bad_file(path, f"is not a mini model: its header is damaged ({error})") from error
@@ -116,15 +116,15 @@ class Mini(OpenClipBackbone):
         self.protocol = InferenceProtocol(short_side=None, crop=side, logit_scale=patch_scale)
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
-        """Words with a token whose embedding was not trained are not known; those that name nothing drawn, weakly."""
+        """Words with an untrained token are unknown; words that name nothing it was trained on are known weakly."""
         return [self._reach(word) for word in words]
 
     def listed_words(self) -> tuple[str, ...]:
-        """Names of what it was trained on."""
+        """Names of the things it was trained on."""
         return NAMED
 
     def _squared(self, image: Image) -> torch.Tensor:
-        """A PIL image to its middle at the trained size, normalised: (3, S, S)."""
+        """The centre of a PIL image at the trained size, normalised: (3, S, S)."""
         from PIL.Image import Resampling
 
         side = self.tower.image_size[0]
@@ -160,7 +160,7 @@ def read_compact(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a compact file: its tensors, and from its header "model_cfg" (as open_clip takes it) and "patch_scale".
 
     Raises:
-        WeightsError: missing, damaged, or not a file of this kind.
+        WeightsError: the file is missing, damaged, or of another kind.
     """
     file = read_checkpoint(path)
     try:

@@ -1,7 +1,7 @@
 """open_clip's models as a `Backbone`, run on the installed open_clip's own weights.
 
-The model is never copied or edited: its image tower is wrapped (see `towers`), and a recipe rewires its last blocks
-from outside.
+The model is never copied or edited: its image tower is wrapped (see `towers`), and recipes rewire its last blocks from
+outside.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from densevl.weights.facts import Plan
 
 TEXT_BATCH = 256  # prompts per pass of the text tower
 ENGLISH = ("SimpleTokenizer", "ClipTokenizer")
-"""Tokenizers of CLIP, open_clip's and ours."""
+"""Tokenizers of CLIP: open_clip's and densevl's."""
 FOREIGN = "its text tower was trained on English; give the words in English, or take a multilingual model"
 
 
@@ -45,7 +45,7 @@ class OpenClipBackbone(Backbone):
 
     plan: Plan | None = None
     words: Mapping[str, torch.Tensor] | None = None
-    """Text vectors in place of the text side's own; see `with_words`."""
+    """Text vectors that replace the text side's own; see `with_words`."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class OpenClipBackbone(Backbone):
         reading: Mapping[str, Any] | None = None,
         guesses: tuple[str, ...] = (),
     ) -> None:
-        """Wrap a built model; it is switched to eval mode and its parameters need no gradient here.
+        """Wrap a built model; it is switched to eval mode, and its parameters get no gradients.
 
         Args:
-            tower: its image tower, wrapped already. reading: see `Backbone.reading`.
-            guesses: warnings about what the weights do not say.
+            tower: its image tower, already wrapped. reading: see `Backbone.reading`.
+            guesses: warnings about facts that the weights do not hold.
 
         Raises:
             ModelError: patches of the image tower cannot be brought into the joint space.
@@ -107,12 +107,12 @@ class OpenClipBackbone(Backbone):
     def resolve(
         self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
     ) -> Recipe | None:
-        """The recipe meant, with the positions of the model's own code where that says; see `Backbone.resolve`."""
+        """The recipe, with the positions of the model's own code if that sets them; see `Backbone.resolve`."""
         return super().resolve(recipe, position_rule=position_rule or self._positions, compat=compat)
 
     @property
     def model(self) -> Any:
-        """open_clip's own model, to be read; nothing here edits it."""
+        """open_clip's own model, for reading only."""
         return self._model
 
     def around(self, model: Any) -> OpenClipBackbone:
@@ -128,13 +128,13 @@ class OpenClipBackbone(Backbone):
         return other.at_precision(self.precision)
 
     def muted(self, means: Mapping[int, Means]) -> OpenClipBackbone:
-        """This model with heads replaced by their means, in float32; `Explainer.mute` finds those.
+        """This model with heads replaced by their means, in float32; `Explainer.mute` computes those.
 
         Args:
             means: by block and head, both from 0; see `towers.muted`.
 
         Raises:
-            ModelError: its blocks cannot be taken apart, or heads are muted already.
+            ModelError: its blocks cannot be taken apart, or heads are already muted.
         """
         if not _rewires(self.tower):
             raise ModelError(f"model '{self.name}' has no heads to mute: its tower is {self.tower.kind}")
@@ -152,15 +152,14 @@ class OpenClipBackbone(Backbone):
             raise error(f"heads of model '{self.name}' are muted; take the model as it was {purpose}")
 
     def with_words(self, vectors: Mapping[str, Any], width: int | None = None) -> OpenClipBackbone:
-        """This model with text vectors of another text side, such as a language model's, in place of its own.
+        """This model with text vectors from elsewhere, such as a language model's, instead of its own text side.
 
         Args:
-            vectors: (D,) numbers of each text that will be asked for; labels are asked for as they are, without
-                templates.
-            width: of longer ones the first so many numbers are taken.
+            vectors: (D,) numbers for each text that will be asked for; labels are looked up without templates.
+            width: use only the first so many numbers of longer vectors.
 
         Raises:
-            ModelError: none, or no numbers, or of another width than D, or zero, NaN or infinite.
+            ModelError: there are no vectors, or one is not numeric, not of width D, zero, NaN or infinite.
         """
         rows = {}
         for text, row in vectors.items():
@@ -168,7 +167,7 @@ class OpenClipBackbone(Backbone):
                 rows[str(text)] = torch.as_tensor(row, dtype=torch.float32)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ModelError(
-                    f"the text vector of '{str(text)[:40]}' is a {type(row).__name__}, no numbers"
+                    f"the text vector of '{str(text)[:40]}' is a {type(row).__name__}, not numbers"
                 ) from error
         if width is not None:
             rows = {text: row[:width] if row.ndim else row for text, row in rows.items()}
@@ -178,7 +177,7 @@ class OpenClipBackbone(Backbone):
             raise ModelError(f"text vectors for '{self.name}' have {self.embed_dim} numbers each; {found}")
         require_finite(torch.stack([*rows.values()]), "text vectors")
         if zero := next((text for text, row in rows.items() if not row.any()), None):
-            raise ModelError(f"the text vector of '{zero[:40]}' is all zeros, which point nowhere; leave it out")
+            raise ModelError(f"the text vector of '{zero[:40]}' is all zeros and has no direction; leave it out")
         other = copy.copy(self)
         vars(other).pop("text_fingerprint", None)
         other.words, other.templates = rows, "name"
@@ -186,7 +185,7 @@ class OpenClipBackbone(Backbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
         return next(self._model.visual.parameters()).device
 
     @torch.no_grad()
@@ -207,12 +206,12 @@ class OpenClipBackbone(Backbone):
 
     @torch.no_grad()
     def start(self, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
-        """Run one batch of windows as far as each goes for itself; see `Backbone.start`."""
+        """Run one batch of windows as far as they are independent; see `Backbone.start`."""
         return start(self.tower, pixels, recipe, replace(hints, pixels=pixels))
 
     @torch.no_grad()
     def finish(self, state: State, recipe: Recipe, hints: Hints) -> DenseFeatures:
-        """The rest of a recipe; see `Backbone.finish`."""
+        """Run the rest of a recipe; see `Backbone.finish`."""
         return finish(self.tower, state, recipe, hints)
 
     def _proxy_features(self, pixels: torch.Tensor, recipe: Recipe, proxy: Any) -> torch.Tensor:
@@ -237,7 +236,7 @@ class OpenClipBackbone(Backbone):
         """Encode pixels (B, 3, S, S) at the trained size S into (B, D) by open_clip's own tower, not normalised.
 
         Raises:
-            ImageError: another size.
+            ImageError: pixels have another size.
         """
         size = self.tower.image_size
         if tuple(pixels.shape[1:]) != (3, *size):
@@ -263,7 +262,7 @@ class OpenClipBackbone(Backbone):
 
     @property
     def word_width(self) -> int:
-        """Width of the vectors that the text tower's words are, for `encode_learned`.
+        """Width of the text tower's word vectors, for `encode_learned`.
 
         Raises:
             ModelError: its text side has no table of words.
@@ -271,7 +270,7 @@ class OpenClipBackbone(Backbone):
         return self._word_vectors.width
 
     def word_vectors(self, text: str) -> torch.Tensor:
-        """The vectors (n, W) float32 that the tokens of a text are, for `encode_learned`; none of an empty text.
+        """The vectors (n, W) float32 of a text's tokens, for `encode_learned`; none for an empty text.
 
         Raises:
             ModelError: the text side has no table of words, or reads fewer tokens.
@@ -284,9 +283,9 @@ class OpenClipBackbone(Backbone):
         """Encode T texts of n learned words and a noun each into (T, D) float32, not normalised (CoOp, IJCV 2022).
 
         Args:
-            words_TnW: vectors in place of words; gradients reach them. (1, n, W) are the words of all texts. Of d
+            words_TnW: vectors that replace words; gradients reach them. (1, n, W) are shared by all texts. With d
                 times W numbers, those before the noun are deep; see `deep_words`.
-            nouns: one for all, or T. before: how many of the words stand before the noun; None is all of them.
+            nouns: one for all, or T. before: how many of the words precede the noun; None means all.
 
         Raises:
             ModelError: the text side has no table of words, or reads fewer tokens.
@@ -295,12 +294,12 @@ class OpenClipBackbone(Backbone):
         return self._word_vectors.encode(words_TnW, listed, words_TnW.shape[1] if before is None else before)
 
     def deep_words(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor:
-        """Words (n, W) as deep ones (n, depth * W), which `encode_learned` reads as the same (MaPLe, CVPR 2023).
+        """Turn words (n, W) into deep ones (n, depth * W), which `encode_learned` reads alike (MaPLe, CVPR 2023).
 
-        Deep words stand in the first `depth` blocks: W numbers of each replace the hidden state at a block's input.
+        Deep words act in the first `depth` blocks: W numbers of each replace the hidden state at a block's input.
 
         Args:
-            before: how many of the words stand before a noun; only these are deep.
+            before: how many of the words precede a noun; only these are deep.
 
         Raises:
             ModelError: the text side has fewer blocks, or is not causal.
@@ -314,15 +313,15 @@ class OpenClipBackbone(Backbone):
         return WordVectors(self._model, self.tokenizer, self.context_length, self.name)
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
-        """A text tower makes no claim about words, but that one of CLIP's own vocabulary reads no other script."""
+        """A text tower makes no claims about words, but one with CLIP's own vocabulary reads only Latin script."""
         english = type(self.tokenizer).__name__ in ENGLISH and self.words is None
         return [Reach(w, "text", "weak", FOREIGN) if english and _is_foreign(w) else Reach(w) for w in words]
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """SHA-256 of the text tower's weights, its make-up and the tokenizer's: keys the text cache.
+        """SHA-256 of the text tower's weights and configuration and of the tokenizer: the key of the text cache.
 
-        The make-up counts because equal weights mean something else under another activation or number of heads.
+        The configuration counts because equal weights differ under another activation or number of heads.
         """
         if self.words is not None:
             return digest.of_tensors(sorted(self.words.items()))
@@ -343,7 +342,7 @@ def _rewires(tower: Tower) -> bool:
 
 
 def _is_foreign(word: str) -> bool:
-    """Whether a word has letters, and none of the Latin script."""
+    """Whether a word has letters, but none of the Latin script."""
     letters = [unicodedata.name(letter, "") for letter in word if letter.isalpha()]
     return bool(letters) and not any(name.startswith(("LATIN", "FULLWIDTH LATIN")) for name in letters)
 

@@ -1,13 +1,13 @@
-"""Resizing a positional table to another patch grid; the rule is visible in the features, so it is named.
+"""Resizing a positional table to another patch grid; the rule is visible in the features, so it has a name.
 
 Rules: "size" is bicubic to the grid's size; "size_antialias" the same with antialiasing (open_clip, timm);
 "scale_factor" is bicubic with the scale (n + 0.1) / g, which also shifts the sampling points (DINO's code and the
 segmentation papers after SCLIP); "bilinear" is bilinear to the grid's size; "bilinear_half" the same,
-rounded to half precision whatever the grid, as CLIPer's code does; "bilinear_antialias" is bilinear with antialiasing
-(TIPSv2, SigLIP 2 of any resolution); "square" is bilinear to a square of the grid's longer side, of which the top left
-part is taken (RADIO), and "square_aligned" the same with align-corners on (C-RADIOv3 B and H), which is off elsewhere.
+rounded to half precision for every grid, as in CLIPer's code; "bilinear_antialias" is bilinear with antialiasing
+(TIPSv2, SigLIP 2 of any resolution); "square" is bilinear to a square of the grid's longer side, cropped to its top
+left part (RADIO); "square_aligned" is the same with align-corners on (C-RADIOv3 B and H).
 
-While a graph is exported each rule is one small matrix an axis, made of its size alone, so that it resizes to any size.
+During export each rule is one small matrix per axis that depends on the size alone, so that the graph takes any size.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from densevl.errors import RecipeError, suggest
 from densevl.recipes.recipe import POSITION_RULES
 
 SQUARES = ("square", "square_aligned")
-SHIFT = 0.1  # patches that DINO's code adds to a grid's side before it divides
+SHIFT = 0.1  # patches that DINO's code adds to a grid's side before the division
 CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5  # the kernels' parameters in torch, and in Pillow, which antialiases
 
 
 def resize_positions(
     table_ND: torch.Tensor, source: tuple[int, int], grid: tuple[int, int], rule: str, prefix: int = 1
 ) -> torch.Tensor:
-    """Resize a table (prefix + gh*gw, D) made for grid `source` to (prefix + h*w, D); a matching grid is untouched.
+    """Resize a table (prefix + gh*gw, D) made for grid `source` to (prefix + h*w, D); a matching grid is unchanged.
 
     Raises:
-        RecipeError: unknown rule.
+        RecipeError: the rule is unknown.
     """
     if rule not in POSITION_RULES:
         raise RecipeError(
@@ -60,7 +60,7 @@ def resize_positions(
 
 
 def timm_tokens(trunk: Any, patches_BND: torch.Tensor, grid: tuple[int, int], rule: str) -> torch.Tensor:
-    """Prefix tokens, patches and positions, joined as timm's ViTs do: the table covers the prefix, or patches alone."""
+    """Prefix tokens, patches and positions, joined as in timm's ViTs: the table covers the prefix, or patches alone."""
     own = [getattr(trunk, name, None) for name in ("cls_token", "reg_token")]
     prefix = [token.expand(patches_BND.shape[0], -1, -1).to(patches_BND.dtype) for token in own if token is not None]
     table = getattr(trunk, "pos_embed", None)
@@ -77,7 +77,7 @@ def timm_tokens(trunk: Any, patches_BND: torch.Tensor, grid: tuple[int, int], ru
 def _in_a_graph(
     table_ND: torch.Tensor, source: tuple[int, int], grid: tuple[int, int], rule: str, prefix: int
 ) -> torch.Tensor:
-    """The same while a graph is exported: sizes are symbols, and the trained grid is one of those it must take."""
+    """The same during export: sizes are symbols, and the graph must take the trained grid too."""
     sizes = torch.stack([table_ND.new_ones(side).sum() for side in grid])
     shifts = (SHIFT if rule == "scale_factor" else 0.0) * (sizes != sizes.new_tensor(source)).any() * torch.ones(2)
     if rule in SQUARES:
@@ -89,13 +89,13 @@ def _in_a_graph(
 
 
 def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Tensor:
-    """(n, g) float32: what each of n places takes of g, by a rule; the same as torch's own resizing.
+    """(n, g) float32: the weights of g places in each of n, by a rule; the same as torch's own resizing.
 
     Args:
-        shift: scalar, what is added to n before g is divided by it: of squares, what the longer side has more.
-            Its device is the result's.
+        shift: scalar that is added to n before g is divided by it: for squares, the excess of the longer side.
+            The result is on its device.
     """
-    # float64 inside, as places are differences of large numbers
+    # float64 inside, because places are differences of large numbers
     out = torch.arange(n, dtype=torch.float64, device=shift.device)[:, None] + 0.5
     at = torch.arange(g, dtype=torch.float64, device=shift.device)[None]
     step = g / (n + shift)
@@ -108,7 +108,7 @@ def position_matrix(n: int, g: int, rule: str, shift: torch.Tensor) -> torch.Ten
     place = (out - 0.5) * (g - 1) / (n + shift - 1).clamp(min=1) if rule == "square_aligned" else out * step - 0.5
     if rule in ("bilinear", *SQUARES):
         return (1 - (at - place.clamp(0, g - 1)).abs()).clamp(min=0).float()
-    # beyond the border the border's entry is read: taps outside are added to the first or the last
+    # beyond the border, torch reads the border's entry: taps outside are added to the first or the last
     low = place.floor()
     weights = torch.zeros_like(place * at)
     for tap in (-1, 0, 1, 2):

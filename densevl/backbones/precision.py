@@ -1,14 +1,14 @@
-"""Linear layers of the image tower held otherwise: `precision="int8"`, `"bfloat16"`, `"float16"`, `"float32-packed"`.
+"""Linear layers of the image tower at other precisions: `"int8"`, `"bfloat16"`, `"float16"`, `"float32-packed"`.
 
-A model that is loaded so holds the lowered weights alone, which are made block by block as they are read. A model that
-is brought to another precision later is not touched: each attention block is copied without its weights, the linear
-layers of the copy are replaced by ones that hold lowered weights, and the copy runs through the same view as every
-recipe uses. Norms, softmax, residual stream, patch embedding and read-out stay float32, and so does the text side.
+A model loaded at such a precision keeps only the lowered weights, which are made block by block while reading. A loaded
+model that is brought to another precision is left untouched: each attention block is copied without its weights, the
+copy's linear layers are replaced by ones that hold lowered weights, and the copy runs through the view that recipes
+use. Norms, softmax, residual stream, patch embedding, read-out and the text side stay float32.
 
-int8 is dynamic: a scale for each output channel of the weights, fixed, and one for each token, taken from the token
-itself; so the result does not depend on what else is in the batch. Rounding to 8 bits costs about 1 % of a layer's
-output (root mean square), 2 to 4 % in EVA's towers and where inputs have 7 bits. Shape letters: M tokens, K inputs, N
-outputs of a layer.
+int8 is dynamic: each output channel of the weights has a fixed scale, and each token has one computed from the token
+itself, so the result does not depend on the rest of the batch. Rounding to 8 bits costs about 1 % of a layer's output
+(root mean square), 2 to 4 % in EVA's towers and where inputs have 7 bits. Shape letters: M tokens, K inputs, N outputs
+of a layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRECISIONS = ("float32", "int8", "bfloat16", "float16", "float32-packed")
 AUTO = "auto"
 """The fastest of them on this machine, see `lowered.probe`; float32 for models that have no other."""
 WHOLE_BLOCKS = ("EvaBlockPostNorm",)
-"""Blocks that no recipe takes apart, of which plain linear layers are all that multiplies."""
+"""Blocks that no recipe takes apart, whose only matrix products are plain linear layers."""
 
 
 LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
@@ -43,21 +43,21 @@ LINEARS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], nn.Module]] = {
     "float32-packed": PackedLinear,
 }
 MLPS: dict[str, Callable[[nn.Module], nn.Module | None]] = {"int8": int8_mlp, "float32-packed": packed_mlp}
-"""Those that hold an MLP as a whole, where there is no more to it than they know."""
+"""Precisions with a layer for a whole MLP, if it has only the parts they support."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float32-packed": 4}
 ON_CPU = {"int8": "bfloat16", "float32-packed": "float32"}
-"""Precisions for CPUs alone, and what to take elsewhere."""
+"""Precisions for CPUs only, and the replacement elsewhere."""
 
 
 class LoweredTower:
-    """A tower whose blocks run with lowered linear layers; everything else is the tower's own."""
+    """A tower whose blocks run with lowered linear layers; everything else is unchanged."""
 
     def __init__(self, tower: Tower, precision: str, name: str, device: str | None = None) -> None:
         """Lower the blocks of a tower.
 
         Args:
-            device: the tower itself is lowered, one block after another, each once it was moved there: its weights are
-                not kept. None leaves it as it is.
+            device: lower the tower itself, one block after another, each once it was moved there; its weights are not
+                kept. None leaves the tower as it is.
 
         Raises:
             ModelError: it has no blocks that can be lowered.
@@ -94,7 +94,7 @@ class LoweredTower:
         return self._tower.view(index, grid).over(self._modules[index])
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """Block `index` as it was trained, lowered; see `Tower.run`."""
+        """Run block `index` as trained, lowered; see `Tower.run`."""
         if type(self._modules[index]).__name__ in WHOLE_BLOCKS:
             found: torch.Tensor = self._modules[index](x_BND)
             return found
@@ -126,7 +126,7 @@ def lowerable(tower: Tower, name: str) -> Iterator[torch.Tensor]:
 
 
 def _views(tower: Tower, name: str) -> list[Any]:
-    """The views of a tower's blocks; of those that run whole, the modules."""
+    """The views of a tower's blocks, or the modules of blocks that run whole."""
     grid = tower.image_size[0] // tower.patch_size, tower.image_size[1] // tower.patch_size
     blocks: Any = getattr(tower, "_blocks", ())
     try:
@@ -145,8 +145,8 @@ def check(precision: str, device: torch.device) -> None:
     """Refuse a precision that does not exist, or not on this device.
 
     Raises:
-        OptionError: no such precision.
-        ModelError: not on this device; with the way out.
+        OptionError: there is no such precision.
+        ModelError: it is not for this device; the message has the way out.
     """
     one_of(precision, (*PRECISIONS, AUTO), "precision", OptionError)
     if precision in ON_CPU and device.type != "cpu":
@@ -160,10 +160,10 @@ def check(precision: str, device: torch.device) -> None:
 
 
 def _lowered(view: Any, precision: str, device: str | None) -> nn.Module:
-    """A copy of the block that shares its tensors, with lowered linear layers in the place of its own.
+    """A copy of the block that shares its tensors, with lowered linear layers instead of its own.
 
     Args:
-        view: of the block, or a block that runs whole. device: the block itself is lowered, there, and no copy is made.
+        view: of the block, or a block that runs whole. device: lower the block itself there, without a copy.
     """
     make, make_mlp = LINEARS[precision], MLPS.get(precision, lambda _: None)
     whole = isinstance(view, nn.Module)
@@ -171,7 +171,7 @@ def _lowered(view: Any, precision: str, device: str | None) -> nn.Module:
     if device is None:
         lowered = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
     else:
-        lowered = module.to(device).eval()  # as built, it may be in training
+        lowered = module.to(device).eval()  # a newly built module may be in training mode
     joint: Any = None if whole else view.joint()
     if joint is not None:
         lowered.lowered_joint = _Joint(joint, view.joint_bias(), make)
@@ -191,7 +191,7 @@ def _lowered(view: Any, precision: str, device: str | None) -> nn.Module:
 
 
 def _drop(module: nn.Module, weight: torch.Tensor) -> None:
-    """Put an empty tensor in the place of a joint projection's weights, whose layer says what kind of block it is."""
+    """Empty the weights of a joint projection; its layer stays, because it identifies the kind of block."""
     for parent in module.modules():
         for name, own in list(parent.named_parameters(recurse=False)):
             if own is weight:
@@ -199,7 +199,7 @@ def _drop(module: nn.Module, weight: torch.Tensor) -> None:
 
 
 class _Joint(nn.Module):
-    """The projections of q, k and v, each a layer of its own, so that those not wanted are not computed."""
+    """The projections of q, k and v as separate layers, so that unneeded ones are not computed."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`InferenceProtocol`: how a photo is fed to a tower; plain numbers, which `inference.windows` turns into windows."""
+"""`InferenceProtocol`: how a photo is fed to a tower, as plain numbers; `inference.windows` makes windows of them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ class InferenceProtocol:
     """How a photo is fed to the tower: resize, then windows.
 
     Raises:
-        ProtocolError: an impossible value.
+        ProtocolError: a value is impossible.
 
     Attributes:
-        short_side: the short side is resized to this many pixels, keeping the aspect; None keeps the size.
+        short_side: the short side is resized to this many pixels, keeping the aspect ratio; None keeps the size.
         long_side: the long side never exceeds this many pixels (mmcv's keep-ratio rule).
         crop: side of the square windows in pixels; None means one window, the whole image.
         stride: step between windows in pixels; the last window is moved back inside the image. None lays tiles: as
-            few windows of at most `crop` as cover the image, of even size, with a patch of overlap. The papers take a
+            few windows of at most `crop` as cover the image, evenly sized, with a patch of overlap. The papers take a
             stride of half the crop, which runs the tower about twice as often (docs/speed.md).
         blend: where overlapping windows are averaged: "pixel", each upsampled first (SCLIP and most papers), or
             "patch", on one patch grid for the whole image to which window offsets are snapped (Trident).
-        logit_scale: scores are multiplied by this before the softmax that makes probabilities.
-        calibration: slope and offset, how sure a pixel is of its best string: where the softmax gives that p,
-            confidence is sigmoid(slope * logit(p) + offset) (Platt 1999). (1, 0) leaves p; scores and labels are as
-            they are.
+        logit_scale: factor on scores before the softmax that makes probabilities.
+        calibration: slope and offset of confidence (Platt 1999): if the softmax gives a pixel's best string p,
+            confidence is sigmoid(slope * logit(p) + offset). (1, 0) keeps p; scores and labels do not change.
     """
 
     short_side: int | None = 336

@@ -1,6 +1,6 @@
-"""What a model thinks of the words asked of it: how each is reached and how far that may be trusted, and the warnings.
+"""A model's knowledge of words: how each is reached and how far that can be trusted, and the warnings.
 
-Pipelines of every kind ask `Backbone.doubts`, so the same words get the same warnings wherever they are used.
+All pipelines use `Backbone.doubts`, so the same words get the same warnings everywhere.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal
 Way = Literal["text", "name", "table", "kind", "broader", "head", "similarity", "none"]
 Trust = Literal["good", "weak", "none"]
 
-LISTED = 30  # words of one warning that are spelled out
-SENTENCES = 12  # reasons that are
+LISTED = 30  # words spelled out in one warning
+SENTENCES = 12  # reasons spelled out
 VERBS = {"weak": "may be wrong about", "none": "does not know"}
 
 
@@ -22,12 +22,12 @@ class Reach:
     """How a model reaches a word.
 
     Attributes:
-        word: as asked.
-        way: "text", by a text tower; "name", the model was trained on it; "table", listed by hand; "kind", several
-            names are kinds of it; "broader", it is a kind of a word that is reached; "head", by its last word;
-            "similarity", by names that mean something like it; "none", not at all.
+        word: as given.
+        way: "text", by a text tower; "name", the model was trained on it; "table", listed by hand; "kind", it covers
+            several names; "broader", it is a kind of a word that is reached; "head", by its last word; "similarity", by
+            names with a similar meaning; "none", not at all.
         trust: "good"; "weak", results may be wrong; "none", the model does not know the word.
-        why: the reason, if trust is not good; to follow "model 'photo' may be wrong about 'x': ".
+        why: the reason, if trust is not good; continues "model 'photo' may be wrong about 'x': ".
     """
 
     word: str
@@ -37,12 +37,12 @@ class Reach:
 
     @property
     def known(self) -> bool:
-        """Whether the word itself was taught, and not only what it is like."""
+        """Whether the word itself was taught, rather than inferred."""
         return self.trust != "none" and self.way not in ("broader", "head", "similarity")
 
 
 def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:
-    """Warnings about the words that a model does not know, or knows weakly: a sentence for each reason."""
+    """Warnings about the words that a model does not know, or knows weakly: a sentence per reason."""
     ordered = by_reason(reach for reach in reaches if reach.trust != "good")
     said = [f"model '{model}' {VERBS[trust]} {listed(words)}: {why}" for (trust, why), words in ordered[:SENTENCES]]
     if rest := [word for _, words in ordered[SENTENCES:] for word in words]:
@@ -51,7 +51,7 @@ def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:
 
 
 def by_reason(reaches: Iterable[Reach]) -> list[tuple[tuple[Trust, str], list[str]]]:
-    """Words by (trust, why): what is unknown first, then the reasons that most words share."""
+    """Words by (trust, why): unknown words first, then the reasons that most words share."""
     grouped: dict[tuple[Trust, str], list[str]] = {}
     for reach in reaches:
         grouped.setdefault((reach.trust, reach.why), []).append(reach.word)

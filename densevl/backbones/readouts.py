@@ -1,6 +1,6 @@
-"""How models whose patches speak are read: recipe, prompts and windows of their authors, by the form of their weights.
+"""The authors' recipe, prompts and windows for models whose patches speak, by the form of their weights.
 
-A model that is not here is read as CLIPs are.
+Models that are not listed are read as CLIPs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from densevl.backbones.protocol import InferenceProtocol
 
 @dataclass(frozen=True)
 class Readout:
-    """What a model's authors do to get dense features.
+    """The authors' way to get dense features.
 
     Attributes: recipe, templates, protocol: see `Backbone`. summary: what the model is good for.
     """

@@ -110,8 +110,10 @@ class Outcome:
 
 
 def identity_of(task: Task, used: dict[str, Any]) -> dict[str, Any]:
-    """Everything but the images' files that decides the counts: the loaded model, the settings, versions, the list of
-    images, and classes. It is in JSON's types, so that it compares equal to one that was read back."""
+    """Everything that decides the counts except the images' files, in JSON's types, to compare with a saved one.
+
+    These are the loaded model, the settings, versions, the list of images, and classes.
+    """
     dataset = task.dataset
     found = {
         **used,

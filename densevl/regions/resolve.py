@@ -204,8 +204,10 @@ def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
 
 
 def _strips(masks: Proposals, columns: int) -> Iterator[tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:
-    """Slices of pixels in row order, each of whole bytes; the masks whose boxes reach it; and which of its pixels
-    each covers: bool (len(met), P)."""
+    """Slices of pixels in row order, of whole bytes each, with the masks that overlap them.
+
+    The masks are indices of those whose boxes reach the slice, and the pixels that each covers, bool (len(met), P).
+    """
     width, total = masks.size[1], masks.size[0] * masks.size[1]
     step = max(8, AT_ONCE // (len(masks) + columns) // 8 * 8)
     for start in range(0, total, step):

@@ -145,7 +145,7 @@ def test_what_is_shown_is_what_warnings_say() -> None:
 
 @pytest.mark.parametrize("name", ["mini", "./here", "a/b/c", "ViT-B-16", ""])
 def test_what_is_no_name_of_the_hub_is_not_got(name) -> None:
-    with pytest.raises(ModelError, match="is no name of the hub"):
+    with pytest.raises(ModelError, match="is not a hub name"):
         get(name)
 
 

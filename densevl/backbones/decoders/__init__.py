@@ -1,1 +1,1 @@
-"""Models that score words by a trained network behind CLIP, instead of the cosine."""
+"""Models that score words with a trained network behind CLIP instead of the cosine."""

@@ -1,8 +1,8 @@
-"""CAT-Seg's cost aggregation: cosines of places and words to logits at four times the resolution.
+"""CAT-Seg's cost aggregation: from cosines of places and words to logits at four times the resolution.
 
 Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation" (CVPR 2024), read from its file.
-Words only meet in the attention over classes, and places only in the rest, so that both run in parts of bounded size
-with the same result. Shape letters: T words, C width, E joint space, h/w places, G width of what guides.
+Words interact only in the attention over classes, and places only elsewhere, so both run in parts of bounded size
+with the same result. Shape letters: T words, C width, E joint space, h/w places, G width of the guidance.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from densevl.weights import State, below
 
 HEADS, WINDOW = 4, 12
 MOST = 256
-"""Words that are told apart; shorter lists are filled up with learned ones."""
+"""Number of words that the attention expects; shorter lists are padded with learned words."""
 REST = -100.0
-"""The logit of words beyond."""
+"""The logit of padded words."""
 WORDS_AT_ONCE, PLACES_AT_ONCE = 16, 128
 
 
 @dataclass(frozen=True, eq=False)
 class Aggregation:
-    """The tensors, by their names in the file. Attributes: words_at_once, places_at_once: size of the parts."""
+    """The tensors by their names in the file. Attributes: words_at_once, places_at_once: size of the parts."""
 
     state: State
     words_at_once: int = WORDS_AT_ONCE
@@ -68,7 +68,7 @@ class Aggregation:
         return F.linear(x, self.state[at + "weight"], self.state[at + "bias"])
 
     def _conv(self, x: torch.Tensor, at: str) -> torch.Tensor:
-        """A convolution whose map keeps its size."""
+        """A convolution that keeps the size of its map."""
         kernel = self.state[at + "weight"]
         return F.conv2d(x, kernel, self.state.get(at + "bias"), padding=kernel.shape[-1] // 2)
 
@@ -76,7 +76,7 @@ class Aggregation:
         return F.layer_norm(x, x.shape[-1:], self.state[at + "weight"], self.state[at + "bias"])
 
     def _within_words(self, x_TChw: torch.Tensor, place_Ghw: torch.Tensor, at: str) -> torch.Tensor:
-        """Two blocks of windowed attention over places, of each word for itself."""
+        """Two blocks of windowed attention over places, for each word separately."""
         guide_hwG = self._norm(place_Ghw.movedim(0, -1), f"{at}guidance_norm.")
         parts = []
         for part in x_TChw.split(self.words_at_once):
@@ -89,7 +89,7 @@ class Aggregation:
         return torch.cat(parts)
 
     def _windowed(self, x_ThwC: torch.Tensor, guide_hwG: torch.Tensor, shift: int, at: str) -> torch.Tensor:
-        """Attention within windows; what guides has a part in queries and keys, the same for all words."""
+        """Attention within windows; the guidance, the same for all words, is added to queries and keys."""
         h, w, width = x_ThwC.shape[1:]
         side = min(WINDOW, h, w)
         shift = shift if min(h, w) > WINDOW else 0  # one window covers the map
@@ -120,7 +120,7 @@ class Aggregation:
         _, k1, v1 = self._features(self._norm(learned, f"{at}norm1."), self.state[f"{at}padding_guidance"][0], at)
         for part in x_NTC.split(self.places_at_once):
             q, k, v = self._features(self._norm(part, f"{at}norm1."), words_TG, at)
-            # All learned words are alike: what one adds to the sums, times how many there are.
+            # All learned words are equal, so one of them is computed and multiplied by their number.
             sums = torch.einsum("nthd,nthe->nhde", k, v) + filled * torch.einsum("thd,the->hde", k1, v1)
             total = k.sum(dim=1) + filled * k1.sum(dim=0)
             share = 1 / (torch.einsum("nthd,nhd->nth", q, total) + 1e-6)
@@ -137,7 +137,7 @@ class Aggregation:
         return [F.elu(q) + 1, F.elu(k) + 1, v]
 
     def _decode(self, x_TChw: torch.Tensor, guides: list[torch.Tensor]) -> torch.Tensor:
-        """Two steps up, each beside what guides it, to one logit a place: (T, 4h, 4w)."""
+        """Two upsampling steps, each with its guidance, to one logit per place: (T, 4h, 4w)."""
         for index, guide in enumerate(guides, start=1):
             own = below(self.state, f"decoder{index}.")
             x_TChw = F.conv_transpose2d(x_TChw, own["up.weight"], own["up.bias"], stride=2)
@@ -162,6 +162,6 @@ def _joined(x_TnsC: torch.Tensor, h: int, w: int, side: int) -> torch.Tensor:
 
 
 def _regions(length: int, side: int, shift: int) -> torch.Tensor:
-    """Which of the three stretches, of a side that was shifted round, each place is in: only those in one meet."""
+    """The region of each place along a side after a cyclic shift; only places of one region attend to each other."""
     place = torch.arange(length)
     return (place >= length - side).long() + (place >= length - shift).long()

@@ -1,7 +1,7 @@
-"""CAT-Seg as a backbone: the CLIP of its file, fine-tuned, and the network that scores words behind it.
+"""CAT-Seg as a backbone: the fine-tuned CLIP in its file, and the network behind it that scores words.
 
-Two names: "catseg" looks at windows as any model does; "catseg-640" as the authors test: the photo squashed to 640 x
-640, four windows of 384 averaged, and half of that with half of the whole photo at 384.
+There are two names. "catseg" sees windows as any model does. "catseg-640" tests as the authors do: the photo is resized
+to 640 x 640, four windows of 384 are averaged, and the result is averaged with the whole photo at 384.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from densevl.weights.forms.others import native
 NAMES = ("catseg", "catseg-640")
 HEAD = "sem_seg_head.predictor.transformer."
 CLIP = "sem_seg_head.predictor.clip_model."
-GRID = 24  # places a side, for which it was trained
+GRID = 24  # places per side, as in training
 FULL, CUT, STEP = 640, 384, 256
 SCALE = 10.0
-"""Of scores, which are probabilities, before the softmax that makes confidence; a choice of ours, not fitted."""
+"""Factor on scores, which are probabilities, before the softmax that makes confidence; chosen, not fitted."""
 _SAYS = "CAT-Seg's code"
 
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """What the network reads of windows: dense features (B, E, h, w), and taps at twice and four times the places."""
+    """The network's inputs for windows: dense features (B, E, h, w), and taps at twice and four times the places."""
 
     features: torch.Tensor
     early: torch.Tensor
@@ -61,7 +61,7 @@ class CatSeg(Backbone):
         """Put the parts of a file together.
 
         Raises:
-            WeightsError: they do not fit each other.
+            WeightsError: the parts do not fit each other.
         """
         self.name, self.clip = name, clip
         self._path = path
@@ -87,10 +87,10 @@ class CatSeg(Backbone):
     def resolve(
         self, recipe: str | Recipe | None, *, position_rule: str | None = None, compat: bool = False
     ) -> Recipe | None:
-        """None: the last block is what the network was trained with.
+        """None, since the network was trained on the last block.
 
         Raises:
-            RecipeError: one is asked for.
+            RecipeError: a recipe is asked for.
         """
         if recipe is not None or position_rule is not None:
             raise RecipeError(f"model '{self.name}' has a read-out of its own; leave recipe out")
@@ -106,7 +106,7 @@ class CatSeg(Backbone):
         position_rule: str | None = None,
         compat: bool = False,
     ) -> Any:
-        """Windows (B, 3, H, W), each brought to the side that the network was trained for; `score` runs the network.
+        """Resize windows (B, 3, H, W) to the side that the network was trained for; `score` runs the network.
 
         Raises:
             RecipeError: a recipe is given.
@@ -116,7 +116,7 @@ class CatSeg(Backbone):
 
     @torch.no_grad()
     def score(self, dense: Any, text_TD: torch.Tensor, foreground_T: torch.Tensor | None = None) -> torch.Tensor:
-        """Probabilities of each word by itself, (B, 96, 96, T); of "catseg-640" (B, 640, 640, T)."""
+        """Independent probabilities of each word, (B, 96, 96, T); for "catseg-640" (B, 640, 640, T)."""
         logits = self._scores(dense, text_TD.float().to(self.device))
         if self.name != NAMES[1]:
             return logits.sigmoid().permute(0, 2, 3, 1)
@@ -141,7 +141,7 @@ class CatSeg(Backbone):
         return torch.stack([*cuts, whole], dim=1).flatten(0, 1)
 
     def _guided(self, pixels: torch.Tensor) -> Guided:
-        """The tower up to the last block, whose values stand beside CLS, not beside the patch, as it was trained."""
+        """Run the tower up to the last block, of which CLS is full and patches are values only, as in training."""
         tower = self.clip.tower
         size = (self._side, self._side)
         if tuple(pixels.shape[2:]) != size:
@@ -169,25 +169,25 @@ class CatSeg(Backbone):
         return torch.stack([self._net(own, text_TD, early, later) for own, early, later in rows])
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """As the CLIP of the file does."""
+        """Encode with the CLIP in the file."""
         return self.clip.encode_image(pixels)
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """As the CLIP of the file does."""
+        """Encode with the CLIP in the file."""
         return self.clip.encode_text(texts)
 
     @property
     def text_fingerprint(self) -> str:
-        """That of the CLIP of the file."""
+        """Fingerprint of the CLIP in the file."""
         return self.clip.text_fingerprint
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
         return self.clip.device
 
     def in_parts(self, words: int, places: int) -> CatSeg:
-        """The same, with so many words and places at once: less memory, the same scores."""
+        """The same model with at most so many words and places at once: less memory, the same scores."""
         other = copy.copy(self)
         other._net = replace(self._net, words_at_once=words, places_at_once=places)
         return other
@@ -203,8 +203,8 @@ def load_cat_seg(name: str, path: Path, how: How) -> CatSeg:
         name: one of `NAMES`.
 
     Raises:
-        ModelError: given with what the file says itself, or in another precision.
-        WeightsError: another file.
+        ModelError: a setting is given that the file fixes, or another precision.
+        WeightsError: the file is another kind.
     """
     if how.given or how.words is not None or how.width:
         raise ModelError(f"model '{name}' has activation, pixels, words and width of its own; leave them out")
@@ -220,7 +220,7 @@ def load_cat_seg(name: str, path: Path, how: How) -> CatSeg:
 
 
 def _joint(state: State) -> State:
-    """Queries, keys and values in one matrix, as open_clip has them."""
+    """Join queries, keys and values into one matrix, as in open_clip."""
     found = {}
     for key, value in state.items():
         if not key.endswith(("q_proj_weight", "k_proj_weight", "v_proj_weight")):

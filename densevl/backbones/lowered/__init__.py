@@ -1,1 +1,1 @@
-"""Linear layers with lowered weights, and how a block of 8-bit ones runs: in torch, or by C compiled on first use."""
+"""Linear layers with lowered weights, and running blocks of 8-bit layers in torch or in C compiled on first use."""

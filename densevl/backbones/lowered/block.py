@@ -1,4 +1,4 @@
-"""How a block of 8-bit layers runs: a few images at a time, in bytes between norms, activations and products.
+"""Running a block of 8-bit layers: a few images at a time, in bytes between norms, activations and products.
 
 Shape letters: B batch, N tokens, D width, M tokens of all images.
 """
@@ -16,15 +16,15 @@ from densevl.recipes.blocks import Block, OpenClipBlock, with_ffn
 from densevl.recipes.layers import mlp_of
 
 TOKENS = 600
-"""In one go. What they need stays below what glibc gives back to the system and faults in again at every layer; with
-far fewer, weights are read too often."""
+"""Images per pass. Their buffers stay below the size that glibc returns to the system and faults in again at every
+layer; with far fewer images, weights are read too often."""
 
 
 class Int8Mlp(nn.Module):
-    """Two 8-bit layers with an activation between them, of which only bytes are kept."""
+    """Two 8-bit layers with an activation between them, whose output is kept in bytes."""
 
     def __init__(self, first: nn.Linear, kind: str, second: nn.Linear) -> None:
-        """Lower both. `kind`: of the activation, one of `KINDS`."""
+        """Lower both layers. `kind`: the activation, one of `KINDS`."""
         super().__init__()
         self.first, self._kind = Int8Linear(first.weight, first.bias), kind
         self.second = Int8Linear(second.weight, second.bias, activated=True)
@@ -32,7 +32,7 @@ class Int8Mlp(nn.Module):
     def forward(
         self, x: torch.Tensor | Bytes, add: torch.Tensor | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """(..., D) to (..., D) float32; `add` of that shape is added, and `out` is where it is written."""
+        """(..., D) to (..., D) float32; `add` of that shape is added; `out` receives the result."""
         bytes_MD, step_M1, shape = self.first.lower(x)
         width = len(self.second.bias)
         out = step_M1.new_empty(*shape, width) if out is None else out
@@ -46,7 +46,7 @@ class Int8Mlp(nn.Module):
 
 
 def int8_mlp(module: nn.Module) -> Int8Mlp | None:
-    """An MLP lowered as a whole; None where there is more to it, or an activation that falls lower."""
+    """Lower an MLP; None if it has further parts, or an activation that falls lower."""
     parts = mlp_of(module)
     return Int8Mlp(*parts) if parts is not None and parts[1] in KINDS else None
 
@@ -81,7 +81,7 @@ def _run(block: Block, x_BND: torch.Tensor, out_BND: torch.Tensor) -> None:
 
 
 def _bare_output(block: Block) -> Int8Linear | None:
-    """The output projection, if it alone is between the heads and the sum: no norm, no scale of heads or layer."""
+    """The output projection, if nothing else is between the heads and the sum: no norm, no scale of heads or layer."""
     if not isinstance(block, OpenClipBlock):
         return None
     module, attn = block.module, block.module.attn

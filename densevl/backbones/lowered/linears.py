@@ -25,8 +25,8 @@ class Int8Linear(nn.Module):
         """Round weights (N, K) to int8, symmetric, with one scale for each of the N outputs.
 
         Args:
-            bits: that inputs are rounded to, at most 8; None is as many as this process multiplies exactly.
-            activated: inputs are the bytes of `Steps.activate_lower`, which have no sign.
+            bits: the inputs' bits, at most 8; None takes the most that this process multiplies exactly.
+            activated: inputs are the unsigned bytes of `Steps.activate_lower`.
         """
         super().__init__()
         weight = weight.detach().float()
@@ -35,7 +35,7 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(dim=1).clamp(min=TINY) / 127
         rounded = (weight / scale[:, None]).round()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().float()
-        # What was added to the activations adds a constant to each output.
+        # The offset added to the activations adds a constant to each output.
         self.register_buffer("bias", bias - SHIFT * scale * rounded.sum(1) if activated else bias.clone())
         self.register_buffer("_scale", scale)
         self._packed = torch.ops.onednn.qlinear_prepack(rounded.to(torch.int8), None)
@@ -47,20 +47,20 @@ class Int8Linear(nn.Module):
         return self.multiply(self.lower(x), add)
 
     def lower(self, x: torch.Tensor | Bytes) -> Bytes:
-        """(..., K) as bytes around the zero point, and the step of each token; what is lowered already stays."""
+        """(..., K) as bytes around the zero point, and the step of each token; lowered input is returned unchanged."""
         if isinstance(x, Bytes):
             return x
         x_MK = x.reshape(-1, x.shape[-1]).float().contiguous()
         return Bytes(*steps().lower(x_MK, self.top), x.shape[:-1])
 
     def multiply(self, lowered: Bytes, add: torch.Tensor | None = None) -> torch.Tensor:
-        """The layer's output (..., N) float32 for what `lower` gave, and `add`, which has its shape, on top of it."""
+        """The layer's output (..., N) float32 for the result of `lower`, plus `add` of that shape."""
         other_MN = None if add is None else add.reshape(-1, add.shape[-1]).contiguous()
         y_MN = steps().scale(self.product(lowered.bytes_MK), lowered.step_M1, self.bias, other_MN)
         return y_MN.unflatten(0, lowered.shape)
 
     def product(self, bytes_MK: torch.Tensor) -> torch.Tensor:
-        """The same (M, N) without the steps of the tokens and the bias."""
+        """The product (M, N) without the tokens' steps and the bias."""
         return torch.ops.onednn.qlinear_pointwise.tensor(
             *(bytes_MK, self._unit, self._zero, self._packed, self._scale, self._zeros, None),
             *(1.0, 0, torch.float32, "none", [], ""),
@@ -69,17 +69,18 @@ class Int8Linear(nn.Module):
 
 @cache
 def _exact_bits() -> int:
-    """8, or 7 where oneDNN adds pairs of products in 16 bits, which those of 8 bits saturate.
+    """Return 8, or 7 where oneDNN adds pairs of products in 16 bits, which saturates for products of 8 bits.
 
-    The product itself is asked: which instructions oneDNN takes depends on its settings too, not on the CPU alone.
+    The product itself is tested, because oneDNN's choice of instructions depends on its settings too, not only on the
+    CPU.
     """
     layer = Int8Linear(torch.ones(1, 2), None, bits=8)
-    largest = torch.full((1, 2), 255, dtype=torch.uint8)  # 127 steps above the zero point, twice: 254 if all is exact
+    largest = torch.full((1, 2), 255, dtype=torch.uint8)  # 127 steps above the zero point, twice: 254 if exact
     return 8 if layer.product(largest).item() > 253 else 7
 
 
 def lowered_norm(norm: nn.Module, x_BND: torch.Tensor) -> torch.Tensor | Bytes:
-    """What a layer norm gives as `Int8Linear` lowers it; float32 where the norm is of another kind."""
+    """A layer norm's output as `Int8Linear` lowers it; float32 for other kinds of norm."""
     if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None or x_BND.dtype != torch.float32:
         return norm(x_BND)
     top = 2 ** (_exact_bits() - 1) - 1
@@ -87,7 +88,7 @@ def lowered_norm(norm: nn.Module, x_BND: torch.Tensor) -> torch.Tensor | Bytes:
 
 
 class BFloat16Linear(nn.Module):
-    """A linear layer in bfloat16, which a CPU with AVX-512 BF16 or AMX, or a GPU, multiplies faster than float32."""
+    """A linear layer in bfloat16, which CPUs with AVX-512 BF16 or AMX, and GPUs, multiply faster than float32."""
 
     dtype: ClassVar[torch.dtype] = torch.bfloat16
     _bias: torch.Tensor | None
@@ -96,7 +97,7 @@ class BFloat16Linear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Round weights (N, K) and bias to `dtype`."""
         super().__init__()
-        # a copy, as the weights may be mapped from a file that another program writes to
+        # a copy, because the weights may be mapped from a file that another program writes to
         self.register_buffer("_weight", weight.detach().to(self.dtype, copy=True))
         self.register_buffer("_bias", None if bias is None else bias.detach().to(self.dtype, copy=True))
 
@@ -109,11 +110,11 @@ class BFloat16Linear(nn.Module):
         return x.to(self.dtype)
 
     def multiply(self, lowered: torch.Tensor) -> torch.Tensor:
-        """The layer's output (..., N) float32 for what `lower` gave."""
+        """The layer's output (..., N) float32 for the result of `lower`."""
         return F.linear(lowered, self._weight, self._bias).float()
 
 
 class Float16Linear(BFloat16Linear):
-    """The same in float16, which is finer, and overflows above 65,504."""
+    """The same in float16, which is more precise, and overflows above 65,504."""
 
     dtype = torch.float16

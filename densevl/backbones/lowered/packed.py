@@ -1,4 +1,4 @@
-"""Linear layers of `precision="float32-packed"`: the numbers of float32, the weights in the order of who multiplies.
+"""Linear layers of `precision="float32-packed"`: float32 numbers, with the weights in the matrix library's order.
 
 Shape letters: K inputs, N outputs of a layer.
 """
@@ -14,7 +14,7 @@ from densevl.recipes.layers import mlp_of
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights lie in a library's own order; see `kernels.packed`."""
+    """A linear layer whose weights are stored in a library's own order; see `kernels.packed`."""
 
     bias: torch.Tensor
 
@@ -31,23 +31,23 @@ class PackedLinear(nn.Module):
         return self._packed.linear(x_MK, self.bias, then).unflatten(0, x.shape[:-1])
 
     def lower(self, x: torch.Tensor) -> torch.Tensor:
-        """What `multiply` takes."""
+        """The input of `multiply`."""
         return x
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """The same as the layer itself."""
+        """The layer's output."""
         return self(x)
 
 
 class PackedMlp(nn.Module):
-    """Two such layers, with the activation between them in the same pass as the first one's bias."""
+    """Two such layers; the activation between them runs in the same pass as the first one's bias."""
 
     def __init__(self, first: nn.Linear, kind: str, second: nn.Linear) -> None:
-        """Copy both. `kind`: of the activation, one of `recipes.layers.KINDS`."""
+        """Copy both layers. `kind`: the activation, one of `recipes.layers.KINDS`."""
         super().__init__()
-        # QuickGELU(x) is SiLU(1.702 x) / 1.702, and SiLU is what both libraries know.
+        # QuickGELU(x) is SiLU(1.702 x) / 1.702, and both libraries have SiLU.
         self._then, times = ("silu", QUICK) if kind == "quick" else (kind, 1.0)
-        # Made float32 first: a file's weights may be of 16 bits here.
+        # Converted to float32 first: a file's weights may have 16 bits.
         bias = None if first.bias is None else first.bias.float() * times
         self.first = PackedLinear(first.weight.float() * times, bias)
         self.second = PackedLinear(second.weight.float() / times, second.bias)
@@ -58,6 +58,6 @@ class PackedMlp(nn.Module):
 
 
 def packed_mlp(module: nn.Module) -> PackedMlp | None:
-    """An MLP of packed layers; None where there is more to it."""
+    """Pack an MLP; None if it has further parts."""
     parts = mlp_of(module)
     return None if parts is None else PackedMlp(*parts)

@@ -1,8 +1,8 @@
-"""Which precision is fastest on this machine: what `precision="auto"` takes.
+"""The fastest precision on this machine, for `precision="auto"`.
 
-On a CPU one linear layer is timed in each precision that multiplies rightly here, under a tenth of a second in all; the
-answer is kept in the cache folder. CPUs differ by more than the gain: bfloat16 takes 0.3 of float32's time where there
-is AMX, and 1.8 of it where AVX-512 has to do it. On a GPU its compute capability decides.
+On a CPU one linear layer is timed in each precision that is correct there, in under a tenth of a second; the answer is
+kept in the cache folder. CPUs differ by more than the gain: bfloat16 takes 0.3 of float32's time with AMX, and 1.8
+times as long with AVX-512 alone. On a GPU the compute capability decides.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from densevl.kernels.linear import linear
 
 TOKENS, WIDTH = 394, 768  # two windows of a ViT-B/16
 ROUNDS = 5
-"""Calls of each layer, in turn, of which the least counts: other work on the machine disturbs some of them."""
+"""Calls of each layer, in turn; the shortest counts, because other work on the machine disturbs some of them."""
 WORTH = 0.8
-"""Share of float32's time that a precision must stay under to be taken: each costs some accuracy."""
+"""The fraction of float32's time that a precision must stay under to be chosen, since each costs some accuracy."""
 CLEARLY = 1.5
-"""Times as fast as int8 that another must be to be taken in its place. Times near each other would have it taken in one
-process and not in the next, and int8 with compiled steps is faster than what is timed."""
+"""How many times faster than int8 another precision must be to be chosen instead. With close times the choice would
+change from process to process, and int8 with compiled steps is faster than timed here."""
 HOPELESS = 2.0
-"""A precision that takes so many times float32's time for a few tokens is timed for those alone."""
+"""A precision that takes this many times float32's time for a few tokens is timed for those only."""
 SLOWER = 1.1
-"""Share of float32's time above which a precision that was asked for is warned about."""
+"""The fraction of float32's time above which a precision given by name causes a warning."""
 ROUNDING = {"int8": 0.03, "bfloat16": 0.01, "float16": 0.002}
-"""What is tried, and the relative error of a layer's output, at most; a product that saturates is off by far more."""
+"""The precisions tried, and the largest relative error of a layer's output; a product that saturates is far above."""
 SETTINGS = (
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"),
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
 )
-"""Variables of the environment that decide which instructions are used, and how exact float32 is."""
+"""Environment variables that decide which instructions are used, and how exact float32 is."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What "auto" takes on a device.
+    """The choice of "auto" on a device.
 
     Attributes:
         precision: one of `PRECISIONS`.
         seconds: of one layer in each precision; empty on a GPU.
-        refused: precisions that are out, each with the reason.
-        is_kept: another process will have the same answer.
+        refused: excluded precisions, each with the reason.
+        is_kept: whether another process will get the same answer.
     """
 
     precision: str
@@ -68,7 +68,7 @@ class Choice:
 
     @property
     def told(self) -> str:
-        """What was found, in one line."""
+        """The result in one line."""
         said = [f"{name} {why}" for name, why in self.refused.items()]
         if not self.seconds:
             return "; ".join(said)
@@ -82,7 +82,7 @@ class Choice:
 
 
 def fastest(device: torch.device, *, anew: bool = False) -> Choice:
-    """The precision to take on a device: asked of the machine once, or `anew`, then of the cache folder."""
+    """The precision to use on a device, measured once, or `anew`, and then read from the cache folder."""
     if device.type == "cuda":
         return _by_capability(torch.cuda.get_device_capability(device))
     if device.type != "cpu":
@@ -100,7 +100,7 @@ def fastest(device: torch.device, *, anew: bool = False) -> Choice:
 
 
 def machine(device: torch.device) -> str:
-    """A device in a few words: of a CPU, its name and its instructions for matrices."""
+    """A device in a few words: for a CPU, its name and its matrix instructions."""
     if device.type != "cpu":
         return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     name, instructions = devices.processor()
@@ -108,7 +108,7 @@ def machine(device: torch.device) -> str:
 
 
 def unkept(precision: str, device: torch.device) -> tuple[str, ...]:
-    """A warning, if another process may find another precision fastest."""
+    """A warning, if another process may choose another precision."""
     if fastest(device).is_kept:
         return ()
     return (
@@ -118,7 +118,7 @@ def unkept(precision: str, device: torch.device) -> tuple[str, ...]:
 
 
 def slower(precision: str, device: torch.device) -> tuple[str, ...]:
-    """A warning, if a precision asked for by name makes a model slower on this CPU than float32 does."""
+    """A warning, if a precision given by name is slower than float32 on this CPU."""
     if precision == "float32" or device.type != "cpu":
         return ()
     found = fastest(device)
@@ -130,7 +130,7 @@ def slower(precision: str, device: torch.device) -> tuple[str, ...]:
 
 
 def _by_capability(capability: tuple[int, int]) -> Choice:
-    """Tensor cores take float16 from 7.0 on, bfloat16, whose range is float32's, from 8.0 on."""
+    """Tensor cores support float16 from 7.0 on, and bfloat16, which has float32's range, from 8.0 on."""
     told = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= (8, 0):
         return Choice("bfloat16", {}, {"others": f"are left to {told}"})
@@ -156,7 +156,7 @@ def _path(machine: Sequence[str]) -> Path:
 
 
 def _read(machine: Sequence[str]) -> Choice | None:
-    """What is made of the times found before; None if nothing was, or the file is damaged or another machine's."""
+    """The choice for times found before; None if there are none, or the file is damaged or another machine's."""
     try:
         held = json.loads(_path(machine).read_bytes())
         seconds = {str(name): float(taken) for name, taken in held["seconds"].items()}
@@ -170,9 +170,9 @@ def _read(machine: Sequence[str]) -> Choice | None:
 @torch.inference_mode()
 @use(Torch())
 def probe() -> Choice:
-    """Time one linear layer in each precision that is right on this CPU, in turn, and take the least time of each.
+    """Time one linear layer in each precision that is correct on this CPU, in turn, and keep each one's shortest time.
 
-    int8 is timed with torch's steps, so that the question compiles nothing; compiled ones are faster by some more.
+    int8 is timed with torch's steps, so that the probe compiles nothing; compiled steps are somewhat faster.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, WIDTH, generator=generator)
@@ -192,7 +192,7 @@ def probe() -> Choice:
 
 
 def choose(seconds: Mapping[str, float]) -> str:
-    """The precision to take by the seconds of each: see `WORTH` and `CLEARLY`."""
+    """The precision to choose for the seconds of each: see `WORTH` and `CLEARLY`."""
     worth = {name: taken for name, taken in seconds.items() if taken < WORTH * seconds["float32"]}
     best = min(worth, key=lambda name: worth[name], default="float32")
     return "int8" if "int8" in worth and worth["int8"] <= CLEARLY * worth[best] else best
@@ -205,7 +205,7 @@ def _seconds(layer: Callable[[torch.Tensor], Any], x: torch.Tensor) -> float:
 
 
 def _wrong(precision: str) -> str | None:
-    """Why a precision is out on this CPU, or None: compared with float32 on noise, and where bytes are largest."""
+    """Why a precision is excluded on this CPU, or None; tested against float32 on noise, and on the largest bytes."""
     try:
         check(precision, torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)

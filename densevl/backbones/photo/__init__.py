@@ -1,4 +1,4 @@
-"""The photo model: ImageNet objects named by any word, from weights that live on a package index. Not CLIP."""
+"""The photo model: ImageNet objects named by any word, with weights from a package index. It is not a CLIP."""
 
 from densevl.backbones.photo.model import Photo
 

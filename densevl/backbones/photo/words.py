@@ -1,19 +1,19 @@
-"""Words to ImageNet: which of the 1000 classes a word means, how it is reached, and how far that may be trusted.
+"""From words to ImageNet: which of the 1000 classes a word means, how it is reached, and how far that can be trusted.
 
-A row (1000,) holds how much of a word's meaning lies on each class; it sums to 1. The first that applies:
+A row (1000,) holds the share of a word's meaning on each class; it sums to 1. The first rule that applies is used:
 
 - the alias table `aliases.json` lists everyday words with their classes; mass is spread evenly over them. Words under
   "" (stuff, materials, body parts, rooms) are known to mean no class: their row is zero and never wins;
 - the word names classes itself ("tripod");
 - WordNet has classes below it ("furniture"), or it is the last word of class names ("racket" of "tennis racket");
 - WordNet has it below a word that is reached ("emu" below "ratite": the ostrich) or known to mean no class ("oak").
-  Of the classes of that word, those are taken on which most of its attention lies;
+  Of that word's classes, those with most of its attention are taken;
 - its head is one of these: "red car" is read as "car", "cup of tea" as "cup", and "palm tree" means no class;
 - it attends over the classes: softmax(cosine / 0.1) between the word and 1000 keys, sentence embeddings of the class
   names and WordNet definitions that timm ships. No photo and no training is involved.
 
-Where attention is no mere guess and falls on what the head means, or on what a compound ends in, it is trusted: it says
-more of "sailing boat" than "boat" does, "honeybee" is a bee and "frisbee" is none.
+Attention is trusted if it is not a mere guess and agrees with the head or with the end of a compound: it knows more of
+"sailing boat" than "boat" does, and that "honeybee" is a bee and "frisbee" is not.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ CLASSES = 1000
 PROMPTS = ("{}", "a photo of a {}", "a {} in a picture")
 TAU = 0.1
 # Attention is a guess if its TOP best classes hold less than COVERED of it. On 63 object names and 50 others ("sky",
-# "democracy"), written down without looking at the table, the area under the curve is 0.976. A larger share says that
-# the word is about these classes, not that it means them: coffee 0.77 (coffeepot, mug), fur 0.54, baseball bat 0.67.
+# "democracy"), written down without looking at the table, the area under the curve is 0.976. A larger share means that
+# the word is about these classes, not that it names them: coffee 0.77 (coffeepot, mug), fur 0.54, baseball bat 0.67.
 TOP = 10
-ATTENDED = 5  # classes that attention keeps: the tail of a softmax says "I do not know", not "all of these"
+ATTENDED = 5  # classes that attention keeps: the tail of a softmax means "unknown", not "all of these"
 WEAKER = {
     **dict.fromkeys(("chair", "sofa"), Tier(-2.0, 1.0)),
     **dict.fromkeys(("dining table", "building"), Tier(-1.5)),
@@ -60,7 +60,7 @@ WEAKER = {
 COVERED = 0.30
 PREPOSITIONS = {"of", "with", "on", "in", "at", "by", "from", "for", "under", "near", "behind", "beside", "without"}
 BREAKS = PREPOSITIONS | {"a", "an", "the"}
-# Words that say how a thing looks, not which it is: an orange cat is no other kind of cat.
+# Words for the look of a thing, not its kind: an orange cat is not another kind of cat.
 _LOOKS = """
     red orange yellow green blue purple pink brown black white grey gray dark light bright colourful
     big large huge giant small little tiny tall short long thin fat old new young cute beautiful dirty clean wet
@@ -68,9 +68,9 @@ _LOOKS = """
     sleeping sitting standing lying running walking flying blurry
 """
 LOOKS = frozenset(_LOOKS.split())
-SPELT = 0.85  # difflib's ratio from which a word is taken for another, misspelt
-SHOWN = 3  # classes that a warning names
-MEANT = 60  # characters of a definition that it quotes
+SPELT = 0.85  # difflib's ratio from which a word counts as a misspelling of another
+SHOWN = 3  # classes named in a warning
+MEANT = 60  # characters of a definition quoted in a warning
 
 
 _BEFORE = re.compile(
@@ -79,20 +79,20 @@ _BEFORE = re.compile(
 )
 QUOTED = " .,;:!?\"'()[]\u201c\u201d\u2018\u2019"  # around a word
 _SEVERAL = re.compile(r",? (?:and|or|&) ")
-IRREGULAR = {"mice": "mouse", "oxen": "ox", "lice": "louse"}  # plurals of names that are not formed by a rule
+IRREGULAR = {"mice": "mouse", "oxen": "ox", "lice": "louse"}  # plurals that no rule forms
 
 
 def fold(word: str) -> str:
-    """A word as the table spells it: lower case, single blanks; hyphens, quotes, "a photo of", articles are gone."""
+    """A word in the table's spelling: lower case, single blanks; no hyphens, quotes, "a photo of" or articles."""
     plain = " ".join(re.sub(r"[-_]", " ", word.lower()).split()).strip(QUOTED)
     return _BEFORE.sub("", plain) or plain
 
 
 def parse_rows(spec: str) -> list[int]:
-    """Class indices of "151-268, 275", in order; none of "".
+    """Class indices of "151-268, 275", in order; none for "".
 
     Raises:
-        ModelError: not numbers, or outside 0..999.
+        ModelError: a part is not a number, or outside 0..999.
     """
     rows: list[int] = []
     for part in spec.split(",") if spec else ():
@@ -111,7 +111,7 @@ def parse_aliases(text: str) -> dict[str, list[int]]:
     """Read the alias table: a JSON object from class rows to the words that mean them.
 
     Raises:
-        ModelError: a row outside 0..999, or a word listed twice.
+        ModelError: a row is outside 0..999, or a word is listed twice.
     """
     table: dict[str, list[int]] = {}
     for spec, words in json.loads(text).items():
@@ -131,7 +131,7 @@ def aliases() -> dict[str, list[int]]:
 
 @lru_cache(maxsize=1024)
 def forms(word: str) -> tuple[str, ...]:
-    """A word as tables spell it, what its singular may be, and its plural."""
+    """A word in the tables' spelling, its possible singulars, and its plural."""
     word = re.sub("['\u2019]s?$", "", fold(word))  # "the dog's"
     before, _, last = word.rpartition(" ")
     one = f"{before} {IRREGULAR.get(last, last)}".strip()
@@ -143,12 +143,12 @@ def forms(word: str) -> tuple[str, ...]:
 
 
 def by_form(table: Mapping[str, T], word: str) -> T | None:
-    """What a table has of a word, of its singular or of its plural; None if it has none."""
+    """A table's entry for a word, its singular or its plural; None if there is none."""
     return next((table[form] for form in forms(word) if form in table), None)
 
 
 def alias_rows(word: str) -> list[int] | None:
-    """Class indices of a word of the table, or of its singular; empty if it means no class, None if it is not there."""
+    """Class indices of a word in the table, or of its singular; empty if it means no class, None if it is missing."""
     table = aliases()
     return next((table[form] for form in forms(word)[:-1] if form in table), None)
 
@@ -171,10 +171,10 @@ def named() -> dict[str, list[int]]:
 
 @lru_cache(maxsize=1)
 def kinds() -> dict[str, list[int]]:
-    """Classes by the last words of their names: "poodle" has the toy, the miniature and the standard poodle."""
+    """Classes by the last words of their names: "poodle" covers the toy, the miniature and the standard poodle."""
     found: dict[str, list[int]] = {}
     for index, names in enumerate(class_names()):
-        parts = [name.split() for name in names]  # a hyphen joins: a four-poster is no poster
+        parts = [name.split() for name in names]  # a hyphen joins: a four-poster is not a poster
         for last in dict.fromkeys(fold(" ".join(own[k:])) for own in parts for k in range(1, len(own))):
             found.setdefault(last, []).append(index)
     return found
@@ -182,13 +182,13 @@ def kinds() -> dict[str, list[int]]:
 
 @lru_cache(maxsize=1)
 def wider() -> dict[str, list[int]]:
-    """Classes by nouns of WordNet that have them below: "furniture"."""
+    """Classes by the nouns of WordNet above them: "furniture"."""
     return {word: parse_rows(spec) for spec, found in _wordnet()["kinds"].items() for word in found}
 
 
 @lru_cache(maxsize=1)
 def narrower() -> dict[str, str]:
-    """What nouns of WordNet are kinds of, in words that are reached or known to mean no class: emu, a ratite."""
+    """Nouns of WordNet, and the broader word that is reached or known to mean no class: emu, a ratite."""
     return {word: kind for kind, found in _wordnet()["under"].items() for word in found}
 
 
@@ -198,18 +198,18 @@ def _wordnet() -> dict[str, dict[str, list[str]]]:
 
 @lru_cache(maxsize=1)
 def weak() -> dict[str, str]:
-    """Words that are reached, and why results may be wrong about them; "" if the model means another thing."""
+    """Words that are reached but may give wrong results, with the reason; "" if the model means another thing."""
     return {word: why for why, words in json.loads(_shipped("weak.json")).items() for word in words}
 
 
 def listed() -> tuple[str, ...]:
-    """The words of the tables, those that are known to mean no class among them, and names of classes and kinds."""
+    """The words of the tables, including those known to mean no class, and names of classes and kinds."""
     return tuple(dict.fromkeys((*aliases(), *weak(), *named(), *wider())))
 
 
 @lru_cache(maxsize=1)
 def tiers() -> dict[frozenset[int], Tier]:
-    """The words that are weak by nature, by their classes, and how much less evidence is asked of them."""
+    """The words that are weak by nature, by their classes, and how much less evidence they need."""
     person = next(words for why, words in json.loads(_shipped("weak.json")).items() if "person" in words and why)
     listed = {**dict.fromkeys(person, Tier(-2.0, 1.0)), **WEAKER}
     return {frozenset(classes): tier for word, tier in listed.items() if (classes := alias_rows(word))}
@@ -217,12 +217,12 @@ def tiers() -> dict[frozenset[int], Tier]:
 
 @dataclass(frozen=True)
 class Meaning:
-    """Where a word lies: the way to it, its classes if that is known without attention, and the doubts about it.
+    """The meaning of a word: the way to it, its classes if known without attention, and the doubts about it.
 
     Attributes:
-        way, trust, why: as of `Reach`. classes: empty for attention, and for what means none.
+        way, trust, why: as in `Reach`. classes: empty for attention, and for words that mean none.
         other: whether the classes are another sense of the word, or one kind of many.
-        kind: what the word is a kind of, where the classes are those of it.
+        kind: the broader word, if the classes are that word's.
     """
 
     way: Way
@@ -233,7 +233,7 @@ class Meaning:
     kind: str = ""
 
     def reach(self, word: str) -> Reach:
-        """What is told of it."""
+        """The `Reach` of a word with this meaning."""
         return Reach(word, self.way, self.trust, self.why)
 
 
@@ -241,7 +241,7 @@ NO_CLASS = "it means no object that the model was trained on, so no pixel become
 
 
 def look_up(word: str) -> Meaning | None:
-    """What a word means by the tables alone; None if only attention can tell."""
+    """The meaning of a word by the tables alone; None if only attention can tell."""
     ways: tuple[tuple[Way, list[int] | None], ...] = (
         ("table", alias_rows(word)),
         ("name", by_form(named(), word)),
@@ -266,7 +266,7 @@ def look_up(word: str) -> Meaning | None:
 
 
 def _by_kind(word: str) -> Meaning | None:
-    """What a word means by what it is a kind of; None if WordNet's words have it not."""
+    """The meaning of a word by a broader word in WordNet; None if there is none."""
     kind = next((narrower()[form] for form in forms(word)[:-1] if form in narrower()), None)
     found = look_up(kind) if kind is not None else None
     if kind is None or found is None or found.trust == "none":
@@ -277,7 +277,7 @@ def _by_kind(word: str) -> Meaning | None:
 
 
 def _several(phrase: str) -> Meaning | None:
-    """What "cats and dogs" means, any of the things; None if one of them is not known by the tables."""
+    """The meaning of "cats and dogs", any of the things; None if the tables lack one of them."""
     parts = _SEVERAL.split(fold(phrase))
     found = [look_up(part) for part in parts]
     if len(parts) < 2 or any(one is None or not one.classes for one in found):
@@ -288,14 +288,14 @@ def _several(phrase: str) -> Meaning | None:
 
 
 def _says_more(phrase: str) -> bool:
-    """Whether a phrase says which thing is meant beyond its head: "sailing boat", not "orange cat", "cat on a sofa"."""
+    """Whether a phrase is more specific than its head: "sailing boat", not "orange cat" or "cat on a sofa"."""
     whole = fold(phrase).split()
     apart = PREPOSITIONS - {"of"}
     return not (any(part in apart for part in whole[1:]) or any(part in LOOKS or part.isdigit() for part in whole[:-1]))
 
 
 def by_head(phrase: str) -> Meaning | None:
-    """What a phrase means by its head, the last words before "of", "with" and the like; None if that is not known."""
+    """The meaning of a phrase by its head, the last words before "of", "with" and the like; None if unknown."""
     whole = phrase.lower().strip(QUOTED).split()
     after = [*whole[1:], "of"]  # "dog lying on grass", "man riding a bike", but not "old sailing boat"
     ends = (k for k, part in enumerate(whole) if part in PREPOSITIONS or (part.endswith("ing") and after[k] in BREAKS))
@@ -311,7 +311,7 @@ def by_head(phrase: str) -> Meaning | None:
 
 
 def _stuff(phrase: str) -> Meaning | None:
-    """What a phrase means if its head means no class: then nothing else needs to be asked."""
+    """The meaning of a phrase whose head means no class; then attention is not needed."""
     found = by_head(phrase)
     return found if found is not None and found.trust == "none" else None
 
@@ -339,7 +339,7 @@ class Lexicon:
         return minilm.MiniLM()
 
     def rows(self, words: Sequence[str]) -> torch.Tensor:
-        """(T, 1000) float32, rows sum to 1 or are zero: even over the classes of a word, else text attention."""
+        """(T, 1000) float32, rows sum to 1 or are zero: even over the classes of a word, otherwise text attention."""
         meanings = self.meanings(words)
         result = torch.zeros(len(words), CLASSES)
         for row, meaning in zip(result, meanings, strict=True):
@@ -353,7 +353,7 @@ class Lexicon:
         return result
 
     def meanings(self, words: Sequence[str]) -> list[Meaning]:
-        """What each word means, by the tables or, where they do not have it, by where its attention falls."""
+        """The meaning of each word, by the tables or, for words not in them, by attention."""
         found = {word: look_up(word) or _several(word) or _stuff(word) for word in dict.fromkeys(words)}
         known = {word: meaning for word, meaning in found.items() if meaning is not None and not meaning.kind}
         unsure = [word for word in found if word not in known and word not in self._guessed]
@@ -363,7 +363,7 @@ class Lexicon:
         return [known.get(word) or self._guessed[word] for word in words]
 
     def alike(self, words: Sequence[str]) -> list[list[str]]:
-        """Words that mean the same classes, so that none of them is found beside another: groups of two or more."""
+        """Groups of two or more words with the same classes, of which only one can be found."""
         groups: dict[tuple[int, ...], list[str]] = {}
         for word, meaning in zip(words, self.meanings(words), strict=True):
             if meaning.classes:
@@ -385,26 +385,26 @@ class Lexicon:
         return F.normalize(raw - mean, dim=-1), mean
 
     def _cached_keys(self) -> torch.Tensor:
-        """Raw keys (1000, 384) from the cache, or made now and put there."""
+        """Raw keys (1000, 384) from the cache, or computed now and stored there."""
         try:
             path = cache_dir() / f"photo-keys-{digest.of_text(*_key_recipe())[:16]}.npy"
         except OSError:
-            return self._make_keys()  # no cache folder: it only saves time
+            return self._make_keys()  # no cache folder: the cache only saves time
         try:
             keys = np.load(path, allow_pickle=False)
             if keys.shape == (CLASSES, minilm.DIM) and np.isfinite(keys).all():
                 return torch.from_numpy(keys)
         except (OSError, ValueError, EOFError):
-            pass  # absent or cut short: made again below
+            pass  # absent or truncated: computed again below
         made = self._make_keys()
         buffer = io.BytesIO()
         np.save(buffer, made.numpy(), allow_pickle=False)
-        with contextlib.suppress(OutputError):  # a full disk, a folder that cannot be written: it only saves time
+        with contextlib.suppress(OutputError):  # a full or read-only disk: the cache only saves time
             atomic_write(path, buffer.getvalue())
         return made
 
     def _make_keys(self) -> torch.Tensor:
-        """L2(mean over lemmas x prompts + embedding of "names: definition"), one a class."""
+        """L2(mean over lemmas x prompts + embedding of "names: definition"), one per class."""
         names = class_names()
         prompted = [prompt.format(name) for lemmas in names for name in lemmas for prompt in PROMPTS]
         texts = list(dict.fromkeys(prompted))  # lemmas shared between classes are encoded once
@@ -418,7 +418,7 @@ class Lexicon:
 
 
 def _nearest(meaning: Meaning, share: torch.Tensor) -> Meaning:
-    """What a kind of something means: of the classes of that, the few on which most of its attention (1000,) lies."""
+    """The meaning of a narrower word: the few classes of its broader word with most of its attention (1000,)."""
     classes = torch.tensor(meaning.classes)
     best = classes[share[classes].topk(min(ATTENDED, len(classes))).indices].tolist()
     return replace(meaning, classes=tuple(best), why=f"a kind of '{meaning.kind}', found only through {_names(best)}")
@@ -429,7 +429,7 @@ def _names(classes: Sequence[int]) -> str:
 
 
 def _guess(word: str, attention: torch.Tensor) -> Meaning:
-    """What a word means that no table has, by its attention (1000,)."""
+    """The meaning of a word that no table has, by its attention (1000,)."""
     best = attention.topk(TOP)
     top = best.indices.tolist()
     head, folded = by_head(word), fold(word)
@@ -447,7 +447,7 @@ def _guess(word: str, attention: torch.Tensor) -> Meaning:
 
 
 def _misspelt(word: str) -> str:
-    """ "; did you mean 'bicycle'?" for a word that is nearly one of the tables, else ""."""
+    """ "; did you mean 'bicycle'?" for a word close to one of the tables, otherwise ""."""
     if len(word) < 6:
         return ""
     plain = [noun for noun in (*aliases(), *narrower()) if len(noun) > len(word) - 2]
@@ -465,7 +465,7 @@ def _shipped(name: str) -> str:
 def _descriptions() -> tuple[tuple[str, str], ...]:
     """("tench, Tinca tinca", "freshwater dace-like game fish ...") of each class, from timm's tables (WordNet).
 
-    The tables are read where timm lies; it is not imported, which takes longer than to label a photo.
+    The tables are read from timm's folder; timm is not imported, which takes longer than labelling a photo.
     """
     synsets = _timm_table("imagenet_synsets.txt")
     lemmas, definitions = (
@@ -480,5 +480,5 @@ def _timm_table(name: str) -> list[str]:
 
 
 def _key_recipe() -> tuple[str, ...]:
-    """What the keys depend on."""
+    """Everything that the keys depend on."""
     return (minilm.WEIGHTS_SHA256, minilm.TOKENIZER_SHA256, *PROMPTS, *("\t".join(pair) for pair in _descriptions()))

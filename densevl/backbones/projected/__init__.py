@@ -1,4 +1,4 @@
-"""An image tower and a text tower that were never trained together, joined by two small projectors."""
+"""An image tower and a text tower that were not trained together, joined by two small projectors."""
 
 from densevl.backbones.projected.model import Projected
 

@@ -1,6 +1,6 @@
 """`mix`: a model between two of the same architecture (WiSE-FT; Wortsman et al., CVPR 2022).
 
-Between a model and what it became by training lie models that keep more of what the first knew.
+Models between a base model and its fine-tuned version keep more of the base model's abilities.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from densevl.fitted import TAKEN
 
 
 def mix(a: Backbone, b: Backbone, share: float) -> Backbone:
-    """A model whose weights are (1 - share) a + share b, tensor by tensor; both stay as they are.
+    """A model whose weights are (1 - share) a + share b, tensor by tensor; both stay unchanged.
 
     Args:
-        a, b: CLIPs of open_clip's kind, with the same tensors. share: of b, 0..1; at 0 and 1 the weights are those of a
-            and b to the last bit.
+        a, b: CLIPs of open_clip's kind, with the same tensors. share: of b, 0..1; at 0 and 1 the weights are bit-equal
+            to those of a and b.
 
     Raises:
-        OptionError: a share out of range.
-        ModelError: names in place of models, models of another kind, of other tensors, or that read pixels in another
-            way.
+        OptionError: the share is out of range.
+        ModelError: names are given instead of models, or the models are of another kind, or differ in their tensors or
+            in how they read pixels.
     """
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise OptionError(f"share is {share}: it is the share of the second model, 0 to 1")
@@ -48,7 +48,7 @@ def mix(a: Backbone, b: Backbone, share: float) -> Backbone:
 
 
 def _between(x: torch.Tensor, y: torch.Tensor, share: float) -> torch.Tensor:
-    """Numbers between two tensors; what holds no real numbers, such as indices, is the same in both."""
+    """Interpolate between two tensors; tensors without real numbers, such as indices, are equal in both."""
     y = y.to(x.device)
     return torch.lerp(x.float(), y.float(), share).to(x.dtype) if x.is_floating_point() else x
 

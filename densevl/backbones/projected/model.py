@@ -29,13 +29,13 @@ class Projected(Backbone):
     """
 
     def __init__(self, path: str | Path, load: Load, *, device: str | None = None) -> None:
-        """Load projectors and the two towers that the file names.
+        """Load the projectors and the two towers that the file names.
 
         Args:
-            path: the file. load: loads a backbone by name. device: where a proxy's tower goes.
+            path: the file. load: loads a backbone by name. device: of a proxy's tower.
 
         Raises:
-            WeightsError: damaged, of another kind, or for other weights of the towers.
+            WeightsError: the file is damaged, of another kind, or for other weights of the towers.
             ModelError: a tower is not at hand.
         """
         path = KIND.path(path)
@@ -68,7 +68,7 @@ class Projected(Backbone):
         position_rule: str | None = None,
         compat: bool = False,
     ) -> DenseFeatures:
-        """Patches through the image side's projector, by a recipe where that is a CLIP; see `Backbone.encode_dense`."""
+        """Encode patches and project them, with a recipe if the tower is a CLIP; see `Backbone.encode_dense`."""
         if self._vision.backbone is None and recipe is not None:
             raise RecipeError(f"model '{self.name}' has no attention to rewire: leave the recipe out")
         how: dict[str, Any] = {"recipe": recipe, "hints": hints, "position_rule": position_rule, "compat": compat}
@@ -89,7 +89,7 @@ class Projected(Backbone):
         return self._text(self._words(texts).to(self.device))
 
     def preprocess(self, image: Image) -> torch.Tensor:
-        """A PIL image to what `encode_image` takes: normalised (3, S, S)."""
+        """Prepare a PIL image for `encode_image`: normalised (3, S, S)."""
         return self._vision.preprocess(image)
 
     @property

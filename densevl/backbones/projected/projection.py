@@ -1,7 +1,7 @@
 """The last visual projection of a CLIP: read it, and make a model with another one.
 
-The new model shares every other weight with the old one, which stays as it is. With the identity in its place, features
-come out as they are before the projection.
+The new model shares all other weights with the old one, which is unchanged. With the identity as projection, features
+are returned as they are before it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def projection_of(backbone: Backbone) -> torch.Tensor:
 def with_projection(backbone: Backbone, matrix_DE: torch.Tensor) -> Backbone:
     """A model with another visual projection; its image embeddings are as wide as the matrix.
 
-    Words belong to the old joint space: they can be compared where the matrix leads there too.
+    Words stay in the old joint space, so they can be compared only if the matrix leads there too.
 
     Raises:
-        ModelError: the model's tower has no projection, or the matrix does not fit behind it.
+        ModelError: the model's tower has no projection, or the matrix does not fit it.
     """
     clip = _native(backbone)
     old = clip.model.visual

@@ -1,7 +1,7 @@
-"""`Projector`: the identity, or a small MLP, from a tower's vectors to the joint space; and two of them in a file.
+"""`Projector`: the identity, or a small MLP, from a tower's vectors to the joint space; files hold two of them.
 
-ShareLock (Ruthardt et al., 2024) trains an MLP on the language side alone, Maniparambil et al. (CVPR 2025) on both.
-`Head` looks at all places of a picture, as the head that SAM-CLIP (Wang et al., CVPR Workshops 2024) puts on SAM does.
+ShareLock (Ruthardt et al., 2024) trains an MLP on the language side only, Maniparambil et al. (CVPR 2025) on both.
+`Head` attends over all places of a picture, as does the head on SAM in SAM-CLIP (Wang et al., CVPR Workshops 2024).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SIDES = ("image", "text")
 DROPOUT = 0.2
 HEAD = 32
 """Width of an attention head of `Head`."""
-KIND = Kind("projectors", WeightsError, "train them anew with python -m tools.projector train")
+KIND = Kind("projectors", WeightsError, "train them again with python -m tools.projector train")
 
 
 class Projector(nn.Sequential):
-    """(B, widths[0]) to (B, widths[-1]): linear layers, BatchNorm, ReLU and dropout between them; one width keeps."""
+    """(B, widths[0]) to (B, widths[-1]): linear layers, BatchNorm, ReLU and dropout between; one width is identity."""
 
     def __init__(self, widths: Sequence[int], dropout: float = DROPOUT) -> None:
         layers: list[nn.Module] = []
@@ -66,11 +66,11 @@ class Head(nn.Module):
         self.widths = tuple(widths)
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """Vectors of whole pictures, (B, D) to (B, E): one place each."""
+        """Project vectors of whole pictures, (B, D) to (B, E), as maps of one place."""
         return self._tokens(x_BD[:, None])[:, 0]
 
     def places(self, features_BDhw: torch.Tensor) -> torch.Tensor:
-        """Every place of a map, seen together: (B, D, h, w) to (B, E, h, w)."""
+        """Project all places of a map together: (B, D, h, w) to (B, E, h, w)."""
         tokens_BNE = self._tokens(features_BDhw.flatten(2).mT)
         return tokens_BNE.mT.unflatten(2, features_BDhw.shape[2:])
 
@@ -83,7 +83,7 @@ class Head(nn.Module):
 
 
 class Joined(NamedTuple):
-    """Two projectors and what they are for: names of the towers, their hash (`towers.stamp`), the trained scale."""
+    """Two projectors, the names of their towers, the towers' hash (`towers.stamp`), and the trained scale."""
 
     image: Projector | Head
     text: Projector
@@ -106,10 +106,10 @@ def write(joined: Joined) -> bytes:
 
 
 def read(path: Path) -> Joined:
-    """Read a file of projectors, in eval mode: BatchNorm takes what it has counted, dropout leaves all.
+    """Read a file of projectors, in eval mode: BatchNorm uses its running statistics, and dropout is off.
 
     Raises:
-        WeightsError: damaged, or another kind of file, such as a Lightning checkpoint.
+        WeightsError: the file is damaged, or of another kind, such as a Lightning checkpoint.
     """
     if path.suffix.lower() == ".ckpt":
         raise KIND.bad(

@@ -26,7 +26,7 @@ Load = Callable[[str], Backbone]
 
 
 class Vision(ABC):
-    """Normalised pixels to one vector of width `width`, or to patches of it.
+    """Normalised pixels to one vector of width `width`, or to patches of that width.
 
     Attributes:
         backbone: the CLIP whose recipes apply, or None.
@@ -42,7 +42,7 @@ class Vision(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
 
     @abstractmethod
     def whole(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class ClipVision(Vision):
 
 
 class ProxyVision(Vision):
-    """A vision model without words; its vector is the class token, or the mean of the places where it has none."""
+    """A vision-only model; its vector is the class token, or the mean of the places if it has none."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -114,7 +114,7 @@ class Words:
     """
 
     def __init__(self, name: str, load: Load) -> None:
-        """Load it: "minilm", of the wheel that model 'photo' uses, or the text side of a model of `load_backbone`."""
+        """Load "minilm", from the wheel that model 'photo' uses, or the text side of a model of `load_backbone`."""
         self._encode: Callable[[Sequence[str]], torch.Tensor]
         if name == MINILM:
             from densevl.backbones.photo import minilm
@@ -134,7 +134,7 @@ def load_vision(name: str, load: Load, device: str | None = None) -> Vision:
     """An image tower by name: "proxy:NAME" as `load_proxy` takes it, or a CLIP as `load_backbone` does.
 
     Raises:
-        ModelError: no such model, or one that gives no features of patches.
+        ModelError: there is no such model, or it gives no features of patches.
     """
     if name.startswith(PROXY):
         return ProxyVision(load_proxy(name.removeprefix(PROXY), device=device))
@@ -150,7 +150,7 @@ def _clip(name: str, load: Load, side: str) -> OpenClipBackbone:
 
 
 def stamp(vision: Vision, words: Words) -> str:
-    """A hash of both towers' weights: projectors fit only those that they were trained on."""
+    """A hash of both towers' weights; projectors fit only the weights that they were trained on."""
     from densevl.fitted import fingerprint
 
     return digest.of_text(fingerprint(vision), words.fingerprint)

@@ -1,6 +1,6 @@
-"""Vision models whose patch features say which places belong together; they know no words.
+"""Vision-only models whose patch features say which places belong together.
 
-Recipes read a proxy's features to steer how a CLIP tower mixes its patches (ProxyCLIP, CorrCLIP, LPOSS, Trident).
+Recipes use a proxy's features to control how a CLIP tower mixes its patches (ProxyCLIP, CorrCLIP, LPOSS, Trident).
 """
 
 from densevl.backbones.proxies.base import KINDS, Proxy

@@ -1,4 +1,4 @@
-"""`Proxy`: one contract for models that give patch features without words, such as DINO and the encoder of SAM.
+"""`Proxy`: one interface for vision-only models with patch features, such as DINO and the encoder of SAM.
 
 Shape letters: B batch, D width of the features, H/W pixels, h/w patch grid.
 """
@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from densevl.errors import ImageError, ModelError, suggest
 
 KINDS = ("tokens", "q", "k", "v", "q+k")
-"""What `encode` can give: tokens behind the last norm, projections of the last block, or their sum (CorrCLIP)."""
+"""The kinds of `encode`: tokens after the last norm, projections of the last block, or their sum (CorrCLIP)."""
 
 
 class Proxy(ABC):
-    """A frozen vision model, pixels to patch features; loading gives eval mode and no gradients.
+    """A frozen vision model, from pixels to patch features; loading puts it in eval mode without gradients.
 
     Attributes:
-        name: what `load_proxy` was asked for.
+        name: the name given to `load_proxy`.
         patch_size: pixels per patch; `encode` takes sides that are multiples of it.
         embed_dim: D of the kind "tokens".
         mean, std: per-channel RGB statistics on the 0-1 scale.
         position_rule: how the position table is resized to other grids (see `backbones.positions`), or None if
-            the model has no rule to choose.
+            there is no choice.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Proxy(ABC):
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """The device of the weights."""
 
     @abstractmethod
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -62,8 +62,8 @@ class Proxy(ABC):
             (B, D, h, w) float32.
 
         Raises:
-            ModelError: unknown kind.
-            ImageError: a shape that is not as above.
+            ModelError: the kind is unknown.
+            ImageError: the shape is not as above.
         """
         if kind not in KINDS:
             raise ModelError(f"proxy '{self.name}' has no '{kind}'{suggest(kind, KINDS)}; known: {', '.join(KINDS)}")
@@ -76,7 +76,7 @@ class Proxy(ABC):
 
     @torch.no_grad()
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode pixels as `encode` takes them into (B, D): the class token, or the mean of the places without one."""
+        """Encode pixels, as in `encode`, into (B, D): the class token, or the mean of the places without one."""
         self._check(pixels)
         return self._whole(pixels.to(self.device, torch.float32))
 
@@ -84,11 +84,11 @@ class Proxy(ABC):
         return self._tokens(pixels).mean(dim=(2, 3))
 
     def prepare(self, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-        """Turn pixels made for another model into this one's.
+        """Convert pixels made for another model into this one's.
 
-        Sides that are no multiples of the patch are resized, bilinearly and without antialiasing, to the next larger
-        multiple, so that the grid covers exactly the image. Images whose sides fit are not resampled. ProxyCLIP pads
-        its windows to multiples of 56 instead; pixels padded that way go through untouched.
+        Sides that are not multiples of the patch are resized, bilinearly and without antialiasing, to the next larger
+        multiple, so that the grid covers exactly the image. Other images are not resampled. ProxyCLIP pads its windows
+        to multiples of 56 instead; such padded pixels pass unchanged.
 
         Args:
             pixels: (B, 3, H, W) float, normalised by `mean` and `std`, per channel, RGB on the 0-1 scale.

@@ -1,4 +1,4 @@
-"""Networks whose sizes are read off a weights file, so that a file alone is enough."""
+"""Networks whose sizes are read from a weights file, so that a file alone is enough."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ EPS = 1e-6  # of the layer norms of DINO and of SAM
 def build_vit(state: State, path: Path, heads: int | None = None) -> nn.Module:
     """A timm `VisionTransformer` for a state dict in DINO's or timm's naming, with its weights.
 
-    Width, depth, patch, MLP, input size, registers and layer scale are the tensors' own. Heads leave no trace: None
-    takes heads of width 64 if that divides the width (every published DINO and DINOv2), else of width 32.
+    Width, depth, patch, MLP, input size, registers and layer scale come from the tensors. The tensors do not show the
+    number of heads: None takes heads of width 64 if that divides the width (every published DINO and DINOv2), otherwise
+    of width 32.
 
     Raises:
-        WeightsError: not such a state dict, or heads that do not divide the width.
+        WeightsError: it is not such a state dict, or heads do not divide the width.
     """
     from timm.models.vision_transformer import VisionTransformer
 
@@ -47,7 +48,7 @@ def build_vit(state: State, path: Path, heads: int | None = None) -> nn.Module:
         registers = state["reg_token"].shape[1] if "reg_token" in state else 0
         prefix = ("cls_token" in state) + registers
         tokens = table.shape[1]
-        # the table covers the prefix tokens too, or the patches alone
+        # the table covers the prefix tokens too, or only the patches
         covered = prefix if math.isqrt(tokens - prefix) ** 2 == tokens - prefix else 0
         return VisionTransformer(
             img_size=math.isqrt(tokens - covered) * patch,
@@ -77,7 +78,7 @@ def build_sam_encoder(state: State, path: Path) -> nn.Module:
 
     Raises:
         MissingExtraError: `segment-anything` is not installed.
-        WeightsError: not a SAM checkpoint.
+        WeightsError: it is not a SAM checkpoint.
     """
     try:
         from segment_anything.modeling import ImageEncoderViT

@@ -1,7 +1,7 @@
 """Stable Diffusion as a proxy: the self-attention of its UNet, and features of its decoder (CLIPer, ICCV 2025).
 
-The photo is encoded, noised a little, and goes through the UNet once under the empty prompt. Read by diffusers, from a
-folder. Shape letters: B batch, A heads, N places, d head width.
+The photo is encoded, noised a little, and passed through the UNet once with the empty prompt. Diffusers reads the model
+from a folder. Shape letters: B batch, A heads, N places, d head width.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from densevl.refine.peaks import through_heads
 
 PREFIX = "diffusion:"
 TIME = 101
-"""Of 1000: what the authors' code comes to, step 45 of 50 of the schedule of stable-diffusion-2-1-base."""
+"""Of 1000 steps: the authors' choice, step 45 of 50 of the schedule of stable-diffusion-2-1-base."""
 LAYERS = 2
 FLOOR = 0.1
 
 
 def _variant(folder: Path) -> str | None:
-    """The variant, such as "fp16", that the weights of a folder are, None for plain ones.
+    """The variant of the weights in a folder, such as "fp16"; None for plain ones.
 
     Raises:
-        WeightsError: they are all pickles.
+        WeightsError: all weights are pickles.
     """
     names = [path.name for path in Path(folder, "unet").glob("*.safetensors")]
     if not names and any(Path(folder, "unet").glob("*.bin")):
@@ -48,7 +48,7 @@ def _variant(folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def _quiet(diffusers: Any) -> Iterator[None]:
-    """Without the bars and notes of diffusers and transformers, which are for those who call them."""
+    """Hide the progress bars and notes of diffusers and transformers."""
     from transformers.utils import logging as ours
 
     parts = (diffusers.utils.logging, ours)
@@ -70,13 +70,13 @@ def _quiet(diffusers: Any) -> Iterator[None]:
 class DiffusionProxy(Proxy):
     """A latent diffusion model of diffusers' `StableDiffusionPipeline`.
 
-    `spread` is CLIPer's: the product of the maps of all heads of the last two self-attentions at the latents' own size,
-    on the photo at the trained size, whatever its shape. `encode` gives the last decoder block's output as "tokens",
-    and the projections of the last self-attention.
+    `spread` is CLIPer's: the product of the maps of all heads of the last two self-attentions at the latents' size, on
+    the photo squeezed to the trained size. `encode` gives the last decoder block's output as "tokens", and the
+    projections of the last self-attention.
 
     Attributes:
-        time: of the training's steps, 1000 as a rule; the earlier, the less noise.
-        seed: of the noise, the same for all photos. side: pixels of a photo that is spread by.
+        time: step of the training's noise schedule, usually of 1000; earlier steps have less noise.
+        seed: of the noise, the same for all photos. side: of the photo for `spread`, in pixels.
     """
 
     mean = std = (0.5, 0.5, 0.5)
@@ -85,7 +85,7 @@ class DiffusionProxy(Proxy):
         """Wrap a pipeline; its text encoder is used once, for the empty prompt.
 
         Raises:
-            ModelError: its UNet's last block has no self-attention, or it is not trained on noise of so many steps.
+            ModelError: its UNet's last block has no self-attention, or its noise schedule lacks this step.
         """
         self.name, self.time, self.seed = name, time, seed
         pipe = pipe.to(torch.float32)
@@ -103,7 +103,7 @@ class DiffusionProxy(Proxy):
             raise ModelError(
                 f"diffusion model '{name}' has no noise of step {time}: {kind} is another kind of schedule"
             )
-        self._kept = float(kept[time])  # the training's own; a scheduler's steps and scales are of its sampler
+        self._kept = float(kept[time])  # from training; the scheduler's steps and scales belong to its sampler
         longest = pipe.text_encoder.config.max_position_embeddings
         pipe.tokenizer.model_max_length = min(pipe.tokenizer.model_max_length, longest)
         with torch.no_grad():
@@ -111,11 +111,11 @@ class DiffusionProxy(Proxy):
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> DiffusionProxy:
-        """Read a folder as diffusers writes it, with safetensors, such as that of stable-diffusion-2-1-base.
+        """Read a folder in diffusers' format, with safetensors, such as that of stable-diffusion-2-1-base.
 
         Raises:
-            ModelError: no such folder.
-            WeightsError: damaged, or of another kind.
+            ModelError: there is no such folder.
+            WeightsError: the folder is damaged, or of another kind.
             MissingExtraError: diffusers is not installed.
         """
         try:
@@ -137,7 +137,7 @@ class DiffusionProxy(Proxy):
                 return cls(pipe, name=f"{PREFIX}{os.fspath(folder)}")
         except ModelError:
             raise
-        except Exception as error:  # of diffusers, transformers or safetensors
+        except Exception as error:  # from diffusers, transformers or safetensors
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(f"diffusion model {shown(folder)} cannot be read: {reason}; fetch it again") from error
 
@@ -168,11 +168,11 @@ class DiffusionProxy(Proxy):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the places that `spread` works on."""
+        """(h, w) of the places of `spread`."""
         return (self.side // self.patch_size,) * 2
 
     def spread(self, pixels: torch.Tensor, values_NC: torch.Tensor) -> torch.Tensor:
-        """Values of the grid's places (N, C) spread by the product of all heads' maps; a photo as `heads` takes it."""
+        """Spread values of the grid's places (N, C) by the product of all heads' maps; the photo is as in `heads`."""
         return through_heads(self.heads(pixels), values_NC, FLOOR)
 
     def _tokens(self, pixels: torch.Tensor) -> torch.Tensor:

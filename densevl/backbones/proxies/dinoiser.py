@@ -1,7 +1,7 @@
 """CLIP-DINOiser's two trained convolutions (ECCV 2024): DINO's affinity and a foreground, read from CLIP's own tokens.
 
-Both look at the normalised tokens before the MLP of the third block from the end: a 3 x 3 convolution gives features
-whose cosines stand in for DINO's, a 1 x 1 convolution tells foreground from background.
+Both read the normalised tokens before the MLP of the third block from the end. A 3 x 3 convolution gives features whose
+cosines replace DINO's, and a 1 x 1 convolution separates foreground from background.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("obj_proj.weight", "obj_proj.bias", "bkg_decoder.weight", "bkg_decoder.
 class DinoiserHeads:
     """The convolutions as a proxy: `encode_dense(pixels, "dinoiser", proxy=DinoiserHeads.load("last.pt"))`.
 
-    Their input is CLIP's, so they fit only the width they were trained on. Pipelines take the file too:
+    They read CLIP's tokens, so they fit only the width they were trained on. Pipelines take the file too:
     `Segmenter(recipe="dinoiser", proxy="last.pt", background="foreground")`, `--proxy last.pt --background foreground`.
     """
 
@@ -35,7 +35,7 @@ class DinoiserHeads:
         """`weights`: obj_proj.weight (P, D, k, k) and .bias (P,), bkg_decoder.weight (1, D, 1, 1) and .bias (1,).
 
         Raises:
-            WeightsError: a tensor is missing, or of another shape.
+            WeightsError: a tensor is missing, or has another shape.
         """
         missing = [name for name in NAMES if name not in weights]
         if missing:
@@ -53,16 +53,16 @@ class DinoiserHeads:
         """Read a checkpoint: the authors' own (a dict with "model_state_dict"), or safetensors with the four tensors.
 
         Raises:
-            WeightsError: unreadable, or something else.
+            WeightsError: the file is unreadable, or of another kind.
         """
         return cls(read_state(Path(path)))
 
     @classmethod
     def found_in(cls, path: str | Path) -> DinoiserHeads | None:
-        """The heads of a file, None for a file of something else, or none.
+        """The heads in a file, None for a file of another kind, or none.
 
         Raises:
-            WeightsError: unreadable, or heads that do not fit each other.
+            WeightsError: the file is unreadable, or its heads do not fit each other.
         """
         if Path(path).suffix.lower() not in SUFFIXES or not Path(path).is_file():
             return None
@@ -71,7 +71,7 @@ class DinoiserHeads:
 
     @property
     def width(self) -> int:
-        """Of the towers they fit."""
+        """Width of the towers they fit."""
         return self._weights["obj_proj.weight"].shape[1]
 
     def from_tower(self, tower: Tower, pixels: torch.Tensor, rule: str) -> torch.Tensor:
@@ -95,7 +95,7 @@ class DinoiserHeads:
         return self._weights[f"{name}.weight"].to(device), self._weights[f"{name}.bias"].to(device)
 
     def tapped(self, tower: Tower, pixels: torch.Tensor, rule: str = "size") -> torch.Tensor:
-        """What both convolutions read: tokens (B, D, h, w) before the MLP of the third block from the end."""
+        """The input of both convolutions: tokens (B, D, h, w) before the MLP of the third block from the end."""
         grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
         if tower.depth < TAP:
             raise ModelError(f"CLIP-DINOiser heads read the third block from the end; the tower has {tower.depth}")

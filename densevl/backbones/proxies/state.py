@@ -1,7 +1,7 @@
-"""Tensors of proxies: found in what their authors' training wrote, and loaded into timm's models.
+"""Tensors of proxies: extracted from the files of their authors' training, and loaded into timm's models.
 
-Understood: timm's naming, DINO's own (which is the same), DINO's training checkpoints (the teacher's backbone is
-taken), and what timm converts itself, such as DINOv2's and DINOv3's own naming.
+Supported: timm's naming, DINO's own (which is the same), DINO's training checkpoints (the teacher's backbone), and
+whatever timm converts itself, such as DINOv2's and DINOv3's own naming.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def read_state(path: Path) -> State:
 
 
 def backbone_of(checkpoint: Checkpoint) -> State:
-    """The tensors below "backbone.", if there are any, else all; without heads of classification."""
+    """The tensors below "backbone.", if there are any, otherwise all; without classification heads."""
     tensors = below(checkpoint.tensors, "backbone.") or checkpoint.tensors
     return {key: value for key, value in tensors.items() if not key.startswith("head.")}
 
 
 def load_timm(model: nn.Module, state: State, path: Path, name: str) -> None:
-    """Load into a timm model strictly; another naming goes through the converter that timm has for the architecture.
+    """Load into a timm model strictly; timm's converter for the architecture handles other naming.
 
     Raises:
         WeightsError: the tensors belong to another architecture or patch size.
     """
     wanted = model.state_dict()
     if set(state) != set(wanted):
-        # the converter resizes patch kernels that do not fit, which would hide a model of another patch size
+        # the converter resizes patch kernels that do not fit, which would hide another patch size
         kernel, own = state.get(PATCHES), wanted.get(PATCHES)
         if kernel is not None and own is not None and kernel.ndim == 4 and kernel.shape != own.shape:
             raise bad_file(

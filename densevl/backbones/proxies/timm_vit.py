@@ -1,6 +1,6 @@
 """Any plain vision transformer of timm as a proxy: `VisionTransformer` (DINO, DINOv2, RADIO), `Eva` (DINOv3, EVA, PE).
 
-timm resizes position tables in one way only; for `VisionTransformer` they are resized here, because the papers ran
+timm resizes position tables in one way only. For `VisionTransformer` they are resized here, because the papers ran
 DINO with its own rule and the difference shows in the features. `Eva` models rotate queries and keys instead, or do
 both; their table, if any, is left to timm ("size_antialias").
 """
@@ -48,8 +48,8 @@ class TimmProxy(Proxy):
             position_rule: for `VisionTransformer`, any of `backbones.positions`; None takes timm's, "size_antialias".
 
         Raises:
-            ModelError: a model of another kind, with the reason; or one that takes a single input size.
-            RecipeError: unknown position rule.
+            ModelError: the model is of another kind, with the reason, or takes a single input size.
+            RecipeError: the position rule is unknown.
         """
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
@@ -69,11 +69,11 @@ class TimmProxy(Proxy):
         self.patch_size = int(self.model.patch_embed.feat_ratio())
         self.embed_dim = self.model.embed_dim
         settings = getattr(model, "pretrained_cfg", None) or {}
-        # a model without a configuration is one in DINO's naming, trained with ImageNet's statistics
+        # a model without a configuration has DINO's naming and was trained with ImageNet's statistics
         self.mean = tuple(settings.get("mean") or (0.485, 0.456, 0.406))
         self.std = tuple(settings.get("std") or (0.229, 0.224, 0.225))
         self.position_rule = position_rule or TIMM_RULE
-        resize_positions(torch.zeros(1, 1), (1, 1), (1, 1), self.position_rule, 0)  # an unknown rule is refused now
+        resize_positions(torch.zeros(1, 1), (1, 1), (1, 1), self.position_rule, 0)  # refuses an unknown rule now
         self._rotary = kind is Eva
 
     @property
@@ -87,7 +87,7 @@ class TimmProxy(Proxy):
         return super()._whole(pixels) if self.model.cls_token is None else self._last(pixels)[:, 0]
 
     def _last(self, pixels: torch.Tensor) -> torch.Tensor:
-        """All tokens behind the last norm, (B, prefix + h*w, D)."""
+        """All tokens after the last norm, (B, prefix + h*w, D)."""
         x, rotations = self._before_last(pixels)
         return self.model.norm(self._run(-1, x, rotations))
 
@@ -120,7 +120,7 @@ class TimmProxy(Proxy):
     def _run(self, index: int, x: torch.Tensor, rotations: torch.Tensor | None) -> torch.Tensor:
         if not self._rotary:
             return self.model.blocks[index](x)
-        # in mixed mode every block has rotations of its own
+        # in mixed mode every block has its own rotations
         mixed = rotations is not None and getattr(self.model, "rope_mixed", False)
         return self.model.blocks[index](x, rope=rotations[index] if mixed and rotations is not None else rotations)
 

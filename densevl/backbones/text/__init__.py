@@ -1,1 +1,1 @@
-"""Text sides of models that are not CLIP's own: their networks and their tokenizers."""
+"""Text sides other than CLIP's own: their networks and their tokenizers."""

@@ -13,19 +13,19 @@ import torch
 from densevl.shipped import open_clip_file
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-"""The pairs that are merged, the most frequent first, a line each behind one of a title; in open_clip's package."""
+"""The merged pairs, most frequent first, one per line after a title line; in open_clip's package."""
 MERGES = 48_894
 START, END, LAST = "<start_of_text>", "<end_of_text>", "</w>"
 WORDS = rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}]+"
 KEPT = 100_000
-"""Words whose tokens are remembered."""
+"""Words whose tokens are cached."""
 
 
 class ClipTokenizer:
-    """Texts to tokens, as open_clip's `SimpleTokenizer` has them, without importing it."""
+    """Texts to tokens, equal to open_clip's `SimpleTokenizer`, without importing it."""
 
     def __init__(self, context_length: int = 77) -> None:
-        """Read the vocabulary, once a process.
+        """Read the vocabulary, once per process.
 
         Raises:
             ModelError: the installed open_clip has no such file.
@@ -38,7 +38,7 @@ class ClipTokenizer:
         self._words = regex.compile(WORDS, regex.IGNORECASE)
 
     def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
-        """T texts to (T, N) int64: start, the words, end, zeros; what is too long is cut, and ends with the end."""
+        """T texts to (T, N) int64: start, words, end, zeros; long texts are cut, but keep the end token."""
         texts = [texts] if isinstance(texts, str) else texts
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
@@ -60,7 +60,7 @@ class ClipTokenizer:
         return found
 
     def _parts(self, word: str) -> list[str]:
-        """A word's bytes, neighbours merged as long as a pair of them is in the vocabulary, the most frequent first."""
+        """A word's bytes, with neighbours merged while a pair is in the vocabulary, the most frequent first."""
         parts = [byte_names()[byte] for byte in word.encode()]
         parts[-1] += LAST
         while len(parts) > 1:
@@ -78,7 +78,7 @@ class ClipTokenizer:
 
 
 def _fixed(text: str) -> str:
-    """A text without the traces of a wrong encoding; ftfy, whose import takes a while, finds none in plain ASCII."""
+    """Repair wrongly decoded text; ftfy, which is slow to import, has nothing to do for plain ASCII."""
     if text.isascii() and text.isprintable() and "&" not in text:
         return text
     import ftfy
@@ -88,7 +88,7 @@ def _fixed(text: str) -> str:
 
 @cache
 def byte_names() -> tuple[str, ...]:
-    """A character that can be printed for each of the 256 bytes: its own, or one from U+0100 on."""
+    """A printable character for each of the 256 bytes: its own, or one from U+0100 on."""
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in own else next(others)) for byte in range(256))
@@ -96,13 +96,13 @@ def byte_names() -> tuple[str, ...]:
 
 @cache
 def vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-    """Tokens by their text, and the pairs that are merged with their ranks.
+    """Tokens by their text, and the merged pairs with their ranks.
 
     Raises:
         ModelError: the installed open_clip has no such file.
     """
     lines = gzip.decompress(open_clip_file(VOCABULARY).read_bytes()).decode().split("\n")[1 : MERGES + 1]
     ranks = {(first, second): rank for rank, (first, second) in enumerate(line.split() for line in lines)}
-    single = sorted(byte_names())  # those that are their own byte first
+    single = sorted(byte_names())  # the bytes that are printable come first
     texts = [*single, *(name + LAST for name in single), *map("".join, ranks), START, END]
     return {text: token for token, text in enumerate(texts)}, ranks

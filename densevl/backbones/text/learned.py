@@ -1,7 +1,7 @@
-"""Texts some of whose words are vectors, read by a model's own text tower (CoOp; Zhou et al., IJCV 2022).
+"""Texts in which some words are vectors, read by a model's own text tower (CoOp; Zhou et al., IJCV 2022).
 
-Words before a noun may be deep (MaPLe, Khattak et al., CVPR 2023; its text side): their hidden states are replaced
-too, at the inputs of the blocks after the first. Such a word has d times W numbers, W for each of the first d blocks.
+Words before a noun may be deep (MaPLe, Khattak et al., CVPR 2023; its text side): their hidden states are replaced too,
+at the inputs of the blocks after the first. Such a word has d times W numbers, W for each of the first d blocks.
 Shape letters: T texts, N tokens, n words that are vectors, W width of a word, D joint space.
 """
 
@@ -17,16 +17,16 @@ from torch.func import functional_call
 
 from densevl.errors import ModelError
 
-PLACEHOLDER = "x"  # one token in every vocabulary; where a vector goes
-BATCH = 256  # texts in one pass
-POOLS = ("argmax", "eos")  # a text's row is what stands at its end, so that what follows is never read
+PLACEHOLDER = "x"  # one token in every vocabulary; replaced by a vector
+BATCH = 256  # texts per pass
+POOLS = ("argmax", "eos")  # a text's row is read at its end token, so later tokens are never read
 
 
 class WordVectors:
-    """The words of a text tower as vectors: those that it has, and texts read with others in their places."""
+    """The words of a text tower as vectors: its own, and texts in which given vectors replace words."""
 
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], torch.Tensor], length: int, name: str) -> None:
-        """Look at a model of open_clip, or of `towers.clip`.
+        """Inspect a model of open_clip, or of `towers.clip`.
 
         Args:
             tokenizer: texts to (T, N) tokens, padded. length: N. name: of the model, for messages.
@@ -48,10 +48,10 @@ class WordVectors:
         return int(self._table.weight.shape[1])
 
     def of(self, text: str) -> torch.Tensor:
-        """The vectors (n, W) float32 of a text's own tokens; none of an empty one.
+        """The vectors (n, W) float32 of a text's tokens; none for an empty text.
 
         Raises:
-            ModelError: it is longer than the tower reads.
+            ModelError: the text is longer than the tower reads.
         """
         first = self._first()
         end = int(self._ends([text])[0])
@@ -59,14 +59,14 @@ class WordVectors:
         return self._table(tokens).detach().float()
 
     def encode(self, words_TnW: torch.Tensor, nouns: Sequence[str], before: int) -> torch.Tensor:
-        """Texts to (T, D) float32, not normalised: `before` of the n words, the noun, and the other words.
+        """Encode texts to (T, D) float32, not normalised: `before` of the n words, the noun, and the other words.
 
         Args:
-            words_TnW: of each text, or (1, n, W) for all; gradients reach them. Of d times W numbers they are deep;
-                behind the noun only the first W are read.
+            words_TnW: for each text, or (1, n, W) for all; gradients reach them. With d times W numbers they are deep;
+                after the noun only the first W are read.
 
         Raises:
-            ModelError: a text is longer than the tower reads, or words of another width.
+            ModelError: a text is longer than the tower reads, or words have another width.
         """
         count, first = words_TnW.shape[1], self._first()
         self._require_depth(words_TnW.shape[2] / self.width)
@@ -89,11 +89,11 @@ class WordVectors:
 
     @torch.no_grad()
     def deep(self, words_nW: torch.Tensor, before: int, depth: int) -> torch.Tensor:
-        """Words (n, W) as deep ones (n, depth * W), which read the same: W numbers of each are those that the tower
-        itself has at the input of a block.
+        """Turn words (n, W) into deep ones (n, depth * W) with the same effect: the W numbers for a block are the
+        tower's own hidden state at its input.
 
         Raises:
-            ModelError: the tower has fewer blocks, or looks at what follows, where that depends on the noun.
+            ModelError: the tower has fewer blocks, or is not causal, so that the states depend on the noun.
         """
         self._require_depth(depth)
         found = [words_nW]
@@ -139,15 +139,15 @@ class WordVectors:
 
     @property
     def _deeper(self) -> list[nn.Module]:
-        """The blocks after the first; none where they are not one list."""
+        """The blocks after the first; empty if they are not in one list."""
         return list(getattr(getattr(self._side, "transformer", None), "resblocks", ()))[1:]
 
     def _upright(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, N, W) of what a block takes, and back."""
+        """Convert a block's input to (T, N, W), and back."""
         return x if getattr(self._side.transformer, "batch_first", True) else x.transpose(0, 1)
 
     def _require_depth(self, depth: float) -> None:
-        """Refuse words that are deeper than the tower, or of no whole depth.
+        """Refuse words that are deeper than the tower, or whose width is not a multiple of W.
 
         Raises:
             ModelError: they are.
@@ -160,10 +160,10 @@ class WordVectors:
             raise ModelError(f"words {depth:g} blocks deep: of model '{self._name}' {why}")
 
     def _first(self) -> int:
-        """How many tokens stand before the words of a text.
+        """Number of tokens before the words of a text.
 
         Raises:
-            ModelError: a placeholder is not one token.
+            ModelError: the placeholder is not one token.
         """
         one, two = self._ends([PLACEHOLDER, f"{PLACEHOLDER} {PLACEHOLDER}"]).tolist()
         if two - one != 1 or one < 1:
@@ -171,7 +171,7 @@ class WordVectors:
         return int(one) - 1
 
     def _ends(self, texts: Sequence[str]) -> torch.Tensor:
-        """(T,) int64: where the words of each text end, which is where one more word makes a difference.
+        """(T,) int64: where the words of each text end, found as the first place that one more word changes.
 
         Raises:
             ModelError: a text is as long as the tower reads, so that something may have been cut.
@@ -187,7 +187,7 @@ class WordVectors:
         return differ_TN.int().argmax(dim=1)
 
     def _short(self) -> bool:
-        """Whether tokens behind the last end may be left out: nothing looks at them, and positions are a table."""
+        """Whether tokens after the last end may be dropped: nothing attends to them, and positions are a table."""
         pool = getattr(self._side, "pool_type", None) or getattr(self._side, "text_pool_type", "argmax")
         causal = not hasattr(self._side, "attn_mask") or self._side.attn_mask is not None
         table = getattr(self._side, "positional_embedding", None)
@@ -195,7 +195,7 @@ class WordVectors:
 
 
 class _Text(nn.Module):
-    """A model's text side as a module that is called."""
+    """A model's text side as a callable module."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _Text(nn.Module):
 
 
 def _encode(model: Any, side: Any, tokens_TN: torch.Tensor) -> torch.Tensor:
-    """Rows (T, D) of tokens that may be fewer than the tower reads: its positions and mask are cut to them."""
+    """Rows (T, D) of tokens, which may be fewer than the tower reads; its positions and mask are cut to them."""
     count = tokens_TN.shape[1]
     above = "model." if side is model else "model.text."
     own: dict[str, torch.Tensor] = {}

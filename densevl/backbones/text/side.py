@@ -1,4 +1,4 @@
-"""A text tower of transformers whose sizes stand beside the weights, so that nothing of the hub is asked for."""
+"""A transformers text tower whose sizes are stored beside the weights, so that the hub is not needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from densevl.errors import ModelError
 class TextSide(nn.Module):
     """Tokens (T, N) to vectors (T, D) of the joint space: a model of transformers, a pooler and a projection.
 
-    Names of tensors are those of open_clip's `HFTextEncoder`.
+    Tensors have the names of open_clip's `HFTextEncoder`.
     """
 
     def __init__(self, told: Mapping[str, Any], width: int) -> None:
@@ -25,7 +25,7 @@ class TextSide(nn.Module):
             told: see `Form.text`. width: D.
 
         Raises:
-            ModelError: a model that the installed transformers does not have.
+            ModelError: the installed transformers does not have the model.
         """
         from open_clip import hf_model
         from transformers import CONFIG_MAPPING, AutoModel
@@ -66,7 +66,7 @@ class TextSide(nn.Module):
 
 
 def told_of(side: Any, text: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `TextSide` builds a tower of open_clip's `HFTextEncoder` from; None for another text side.
+    """The `told` of `TextSide` for a tower of open_clip's `HFTextEncoder`; None for another text side.
 
     Args:
         text: open_clip's text_cfg that it was built from.

@@ -1,7 +1,7 @@
-"""Tokenizers of text sides: open_clip's own, or those whose files lie in a model's folder or on the hub.
+"""Tokenizers of text sides: open_clip's own, or those whose files are in a model's folder or on the hub.
 
-Code that a repository brings is never run: transformers would ask for it at the sight of its config.json, so tokenizers
-are read apart from that file.
+Code in a repository is never run: transformers would offer to when it finds the config.json, so tokenizers are read
+without that file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from densevl.weights.hub import WORDS
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 FILE = Kind("tokenizer", WeightsError, "download it again")
 SPECIAL = 49406
-"""Words of CLIP, before its marks of start and end, which programs call differently."""
+"""Words of CLIP's vocabulary, without the start and end marks, whose names vary between programs."""
 PIECES = "vocab.txt"
-"""The vocabulary of a BERT, which is all of its tokenizer."""
+"""A BERT's vocabulary, which is its whole tokenizer."""
 
 
 class WordPieces:
-    """The tokenizer of a BERT in lower case from its vocabulary alone, as Chinese-CLIP's program has it."""
+    """The tokenizer of a lower-case BERT from its vocabulary alone, as in Chinese-CLIP's program."""
 
     def __init__(self, vocabulary: Path, context_length: int) -> None:
         from tokenizers import BertWordPieceTokenizer
@@ -43,18 +43,18 @@ class WordPieces:
 
 
 def has_tokenizer(folder: Path | None) -> bool:
-    """Whether a folder holds the files of one."""
+    """Whether a folder holds the files of a tokenizer."""
     return folder is not None and any((folder / file).is_file() for file in TOKENIZERS)
 
 
 def as_its_folder(text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The text_cfg of a model of transformers with the tokenizer of its folder, where that is not the usual one.
+    """The text_cfg of a transformers model, changed if its folder's tokenizer is not the usual one.
 
     Args:
         text: open_clip's text_cfg.
 
     Raises:
-        WeightsError: a tokenizer's file that cannot be read.
+        WeightsError: a tokenizer's file cannot be read.
     """
     found = dict(text)
     settings = folder / TOKENIZERS[1]
@@ -62,7 +62,7 @@ def as_its_folder(text: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if "hf_tokenizer_name" not in text and has_tokenizer(folder) and not _is_of_clip(folder):
         found["hf_tokenizer_name"] = "folder"
     if kind and not kind.startswith(("Siglip", "Gemma")):
-        found.pop("tokenizer_kwargs", None)  # texts are lowered or stripped for SigLIP's own tokenizers alone
+        found.pop("tokenizer_kwargs", None)  # lower-casing and stripping are for SigLIP's own tokenizers only
     elif kind.startswith(("Siglip2", "Gemma")) and "tokenizer_kwargs" in text:
         found["tokenizer_kwargs"] = {**text["tokenizer_kwargs"], "clean": "lower"}  # SigLIP 2 keeps punctuation
     return found
@@ -78,19 +78,19 @@ def _is_of_clip(folder: Path) -> bool:
     elif (folder / "vocab.json").is_file():
         words = read_json(folder / "vocab.json", FILE)
     elif not (folder / PIECES).is_file():
-        return True  # settings alone
+        return True  # settings only
     own = {word: index for word, index in SimpleTokenizer().encoder.items() if index < SPECIAL}
     return isinstance(words, dict) and all(words.get(word) == index for word, index in own.items())
 
 
 def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Callable[[list[str]], torch.Tensor]:
-    """The tokenizer of a text side; a model folder that holds the files of one is used instead of the hub.
+    """The tokenizer of a text side; one in the model's folder is preferred to the hub's.
 
     Args:
         text: open_clip's text_cfg. form: of the weights. folder: of the model.
 
     Raises:
-        WeightsError: it needs one of its own, and there is none.
+        WeightsError: the text side needs its own tokenizer, and there is none.
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
@@ -119,7 +119,7 @@ def tokenizer_of(text: Mapping[str, Any], form: Form, folder: Path | None) -> Ca
 
 
 def files_of(tokenizer: Any, folder: Path | None) -> dict[str, bytes]:
-    """The files of a tokenizer, as its folder has them, or as it saves itself; open_clip's own has none."""
+    """The files of a tokenizer, from its folder or as it saves itself; open_clip's own has none."""
     if folder is not None and has_tokenizer(folder):
         return {name: (folder / name).read_bytes() for name in WORDS if (folder / name).is_file()}
     own = getattr(tokenizer, "tokenizer", None)

@@ -1,4 +1,4 @@
-"""Image towers: open_clip's and timm's modules behind the contract of `recipes.tower`."""
+"""Image towers: open_clip's and timm's modules behind the interface of `recipes.tower`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""CLIP as a network of our own: a ViT and a text transformer, with open_clip's names of tensors.
+"""CLIP as densevl's own network: a ViT and a text transformer, with open_clip's tensor names.
 
-For weights that need nothing else of open_clip, whose import takes longer than that of torch.
+It serves weights that need nothing else of open_clip, which takes longer to import than torch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
 class CLIP(nn.Module):
     """The model of Radford et al. (Learning Transferable Visual Models From Natural Language Supervision, ICML 2021).
 
-    Sizes come as open_clip's JSON files have them; others than these are a TypeError.
+    Sizes are given as in open_clip's JSON files; other keywords raise a TypeError.
     """
 
     def __init__(self, embed_dim: int, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any]) -> None:
@@ -100,7 +100,7 @@ class CLIP(nn.Module):
         return _unit(self.visual(pixels), normalize)
 
     def encode_text(self, tokens_TN: torch.Tensor, normalize: bool = False) -> torch.Tensor:
-        """Tokens (T, N) int64 to (T, E): what stands at the end token, which has the largest number."""
+        """Tokens (T, N) int64 to (T, E): the output at the end token, which has the largest number."""
         x_TND = self.token_embedding(tokens_TN) + self.positional_embedding
         later_NN = x_TND.new_full((tokens_TN.shape[1],) * 2, -math.inf).triu(1)
         x_TND = self.ln_final(self.transformer(x_TND, later_NN))

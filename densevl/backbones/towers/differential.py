@@ -1,4 +1,4 @@
-"""Differential attention (Ye et al., ICLR 2025) as DiffCLIP has it, in place of the attention of open_clip's blocks."""
+"""Differential attention (Ye et al., ICLR 2025) as in DiffCLIP, in place of the attention of open_clip's blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 START = 0.8
-"""What the weight of the second map begins with; DiffCLIP has it in all layers."""
+"""Initial weight of the second map; DiffCLIP uses it in all layers."""
 
 
 class DifferentialAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""Heads replaced by what they give on average: mean ablation (Gandelsman et al., ICLR 2024, section 4).
+"""Heads replaced by their average output: mean ablation (Gandelsman et al., ICLR 2024, section 4).
 
 Shape letters: B batch, A heads, N tokens (leading ones first), d head width.
 """
@@ -14,11 +14,11 @@ from densevl.recipes.blocks import Block, as_trained
 from densevl.recipes.tower import Grid, Tower
 
 Means = Mapping[int, torch.Tensor]
-"""By head, from 0, (2, d): of the leading tokens, and of patches."""
+"""By head, from 0, (2, d): the means for the leading tokens, and for patches."""
 
 
 class MutedTower:
-    """A tower some of whose heads give their means, whatever they are shown; everything else is the tower's own."""
+    """A tower in which some heads always give their means; everything else is unchanged."""
 
     replaces = True
 
@@ -76,7 +76,7 @@ class _MutedBlock:
         return self._block.merge(self._with_means(heads_BANd))
 
     def _with_means(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        """Where there are as many tokens as the tower has, the first are leading ones; else all are patches."""
+        """With as many tokens as the tower has, the first are leading ones; otherwise all are patches."""
         leading = self._prefix if heads_BANd.shape[2] == self._prefix + self._patches else 0
         heads_BANd = heads_BANd.clone()
         for head, (lead_d, patch_d) in self._means.items():

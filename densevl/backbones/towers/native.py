@@ -15,16 +15,16 @@ from densevl.recipes.tower import Grid
 
 
 class NativeViT:
-    """A `VisionTransformer` of open_clip; there is always a CLS token, even where the embedding ignores it."""
+    """A `VisionTransformer` of open_clip; it always has a CLS token, even if the embedding ignores it."""
 
     kind = "a ViT"
     prefix = 1
 
     def __init__(self, visual: Any, name: str) -> None:
-        """Look at a built tower; nothing is copied.
+        """Inspect a built tower; nothing is copied.
 
         Raises:
-            ModelError: it gives no single image embedding, or its patches are not square.
+            ModelError: it has no single image embedding, or its patches are not square.
         """
         reason = None
         if visual.pool_type not in ("tok", "avg"):
@@ -46,12 +46,12 @@ class NativeViT:
 
     @property
     def module(self) -> Any:
-        """open_clip's own module, for those who need a copy of it with other weights."""
+        """open_clip's own module, for making a copy with other weights."""
         return self._visual
 
     @property
     def cls_readout(self) -> tuple[Any, torch.Tensor] | None:
-        """See `Tower`. Asked of the module each time, as weights that are loaded later replace its parameters."""
+        """See `Tower`. Read from the module each time, because weights loaded later replace its parameters."""
         return (self._visual.ln_post, self._visual.proj) if self.reads_cls else None
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
@@ -72,7 +72,7 @@ class NativeViT:
 
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
         visual = self._visual
-        if visual.attn_pool is not None:  # every query of the pooler reads the same from a single token
+        if visual.attn_pool is not None:  # with a single token every query of the pooler reads the same
             y_BND = _value_path(visual.attn_pool, y_BND)
         return linear(visual.ln_post(y_BND), visual.proj.T)
 
@@ -88,7 +88,7 @@ class NativeViT:
 
 
 def run_whole(blocks: Any) -> bool:
-    """Whether blocks are of a kind that has no view, so that they run as they are."""
+    """Whether blocks are of a kind without a view, so that they run whole."""
     try:
         for block in blocks:
             view(block)

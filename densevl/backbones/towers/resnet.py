@@ -1,7 +1,7 @@
-"""open_clip's `ModifiedResNet`: a ResNet whose attention pool is the way into the joint space.
+"""open_clip's `ModifiedResNet`: a ResNet whose attention pool leads into the joint space.
 
-The pool is a last attention layer: a mean token and the map's tokens, with positions, of which only the mean token's
-output is the embedding. Reading a place alone is its value and the output projection, as in MaskCLIP.
+The pool is a last attention layer over a mean token and the map's tokens, with positions; the mean token's output is
+the embedding. A single place is read by its value and the output projection, as in MaskCLIP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PooledResNet(Undivided):
     patch_size = 32
 
     def __init__(self, visual: Any) -> None:
-        """Look at a built tower; nothing is copied."""
+        """Inspect a built tower; nothing is copied."""
         self._visual = visual
         size = visual.image_size
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)

@@ -1,7 +1,7 @@
-"""Towers of timm whose patches were brought to words by a head of their own, behind the trunk's last norm.
+"""timm towers whose patches a head after the trunk's last norm aligns with words.
 
-Three heads: further blocks and a norm (dino.txt), an attention pool in which every patch asks (FG-CLIP 2), and an MLP
-over each token (RADIO's adaptors).
+There are three heads: further blocks and a norm (dino.txt), an attention pool in which every patch is a query (FG-CLIP
+2), and an MLP on each token (RADIO's adaptors).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from densevl.recipes.tower import Grid
 
 
 class Speaking(nn.Module):
-    """Pixels (B, 3, S, S) to image vectors (B, E): a trunk of timm and a head that reads its patches.
+    """Pixels (B, 3, S, S) to image vectors (B, E): a timm trunk and a head that reads its patches.
 
-    The image vector is the mean of the patches', or that of one leading token.
+    The image vector is the mean of the patches' vectors, or that of one leading token.
     """
 
     def __init__(self, trunk: Any, told: Mapping[str, Any]) -> None:
         """Build the head.
 
         Args:
-            told: kind, "blocks", "pool" or "mlp"; embed, E; rule, how positions are resized. Of "blocks" also depth,
-                heads, hidden and qkv_bias; of "mlp" hidden and inner; and summary, the token that is the image's, and
-                side, S, where they are not the patches' mean and the trunk's own.
+            told: kind, "blocks", "pool" or "mlp"; embed, E; rule, how positions are resized. For "blocks" also depth,
+                heads, hidden and qkv_bias; for "mlp" hidden and inner. Where they differ from the patches' mean
+                and the trunk's own, also summary, the token of the image, and side, S.
         """
         super().__init__()
         self.trunk, self.told, self.head = trunk, dict(told), nn.Sequential()
@@ -49,10 +49,10 @@ class Speaking(nn.Module):
 
 
 class SpeakingViT(TimmViT):
-    """A `Speaking` as a tower; of dino.txt, whose trunk is frozen, the head's blocks are what recipes rewire."""
+    """A `Speaking` as a tower; for dino.txt, whose trunk is frozen, recipes rewire the head's blocks."""
 
     def __init__(self, visual: Speaking, name: str) -> None:
-        """Look at a built tower; nothing is copied."""
+        """Inspect a built tower; nothing is copied."""
         super().__init__(visual, name)
         told = visual.told
         self.rule: str = told["rule"]
@@ -88,7 +88,7 @@ class SpeakingViT(TimmViT):
 
 
 class ResidualMlp(nn.Module):
-    """The second form of RADIO's adaptors: a linear layer, residual steps, and one that gives the width."""
+    """The second form of RADIO's adaptors: a linear layer, residual steps, and an output layer."""
 
     def __init__(self, width: int, hidden: int, embed: int, inner: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def _blocks(width: int, told: Mapping[str, Any]) -> nn.ModuleList:
 
 
 def _asked_by_all(pool: Any, x_BND: torch.Tensor) -> torch.Tensor:
-    """timm's attention pool with every token in the place of its one query."""
+    """timm's attention pool with every token as a query instead of its one query."""
     q, k, v = (
         part.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
         for part in (pool.q(x_BND), *pool.kv(x_BND).chunk(2, dim=-1))

@@ -1,7 +1,7 @@
-"""timm's ViTs inside open_clip: SigLIP, PE, EVA, EVA02, ViTamin, MobileCLIP-B and their like.
+"""timm's ViTs inside open_clip: SigLIP, PE, EVA, EVA02, ViTamin, MobileCLIP-B and others.
 
-Positions may be a table, rotary, both, or biases of the attention; the head may be a CLS token, an average or an
-attention pool. The patch embedding may hold a convolutional stem.
+Positions may be a table, rotary, both, or attention biases; the head may be a CLS token, an average or an attention
+pool. The patch embedding may have a convolutional stem.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class TimmViT:
     TRUNKS = ("VisionTransformer", "Eva", "VisionTransformerRelPos")
 
     def __init__(self, visual: Any, name: str) -> None:
-        """Look at a built tower; nothing is copied.
+        """Inspect a built tower; nothing is copied.
 
         Raises:
-            ModelError: its pooling does not give one embedding that a patch could be read into.
+            ModelError: its pooling does not give a single embedding into which a patch can be read.
         """
         trunk = visual.trunk
         self._visual, self._trunk, self._blocks = visual, trunk, trunk.blocks
         self._attn_pool = getattr(trunk, "attn_pool", None)
-        self._fixed = type(trunk).__name__ == "VisionTransformerRelPos"  # its bias tables are made for one grid
+        self._fixed = type(trunk).__name__ == "VisionTransformerRelPos"  # its bias tables fit one grid
         self._rope_cache: tuple[Grid, torch.device, torch.Tensor] | None = None
         reason = None
         if self._attn_pool is not None:
@@ -57,7 +57,7 @@ class TimmViT:
 
     def embed(self, pixels: torch.Tensor, rule: str) -> torch.Tensor:
         trunk = self._trunk
-        if getattr(trunk, "rope_mixed", False):  # learned: other weights may have been loaded
+        if getattr(trunk, "rope_mixed", False):  # learned, so other weights may have been loaded
             self._rope_cache = None
         patches_BND, grid = self._patches(pixels)
         if self._fixed and grid != tuple(trunk.patch_embed.grid_size):
@@ -84,7 +84,7 @@ class TimmViT:
         return self._visual.head(self._trunk.forward_head(self._trunk.norm(x_BND)))
 
     def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        """The patch embedding layer by layer, because as a whole it insists on the trained size."""
+        """Run the patch embedding layer by layer, because as a whole it requires the trained size."""
         embed = self._trunk.patch_embed
         x = pixels.to(next(self._trunk.parameters()).dtype)
         if hasattr(embed, "backbone"):
@@ -95,16 +95,16 @@ class TimmViT:
         return tokens_BND, (x.shape[-2], x.shape[-1])
 
     def _rope(self, index: int, grid: Grid) -> torch.Tensor | None:
-        """Rotary positions of a grid, by timm's own module; those of the last grid are kept."""
+        """Rotary positions of a grid, by timm's own module; the last grid's are cached."""
         rope = getattr(self._trunk, "rope", None)
         if rope is None:
             return None
         device = next(self._trunk.parameters()).device
-        kept = self._rope_cache  # which another thread may replace
+        kept = self._rope_cache  # another thread may replace it
         if kept is None or kept[:2] != (grid, device):
             if getattr(rope, "feat_shape", None) is None:
                 made = rope.get_embed(shape=grid)
-            else:  # the module is made for one grid: ask a copy, so that the tower's own stays as it is
+            else:  # the module fits one grid: use a copy, so that the tower's own stays unchanged
                 resized = copy.deepcopy(rope)
                 resized.update_feat_shape(list(grid))
                 made = resized.get_embed()
@@ -114,7 +114,7 @@ class TimmViT:
 
 
 def embed_dim(visual: Any) -> int:
-    """Width of the joint space of open_clip's `TimmModel`, from the last layer on the way there."""
+    """Width of the joint space of open_clip's `TimmModel`, from the last layer that leads there."""
     linears = [layer for layer in visual.head.modules() if isinstance(layer, nn.Linear)]
     classifier = visual.trunk.get_classifier()
     if linears or isinstance(classifier, nn.Linear):
@@ -123,7 +123,7 @@ def embed_dim(visual: Any) -> int:
 
 
 def wrong_size(pixels: torch.Tensor, size: tuple[int, int], kind: str) -> ImageError:
-    """The error for a tower that takes one size only."""
+    """The error for a tower that takes only one size."""
     return ImageError(
         f"pixels are {pixels.shape[2]}x{pixels.shape[3]}; the tower is {kind}, which takes {size[0]}x{size[1]} only: "
         f"use windows of that size, crop={size[0]} in Segmenter's protocol or inference.slide"

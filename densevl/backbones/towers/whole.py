@@ -1,7 +1,7 @@
 """timm's convolutional and windowed towers inside open_clip: ConvNeXt, FastViT (MobileCLIP), Swin.
 
-They run as a whole up to their last map. Their head pools first, so a place is read by giving the head a map of that
-place alone.
+They run whole up to their last map. Their head pools first, so a single place is read by giving the head a map of that
+place only.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class WholeTower(Undivided):
     prefix = 0
 
     def __init__(self, visual: Any, name: str) -> None:
-        """Look at a built tower; nothing is copied.
+        """Inspect a built tower; nothing is copied.
 
         Raises:
-            ModelError: the head has a pool of its own that depends on where a place is.
+            ModelError: the head's pool depends on where a place is.
         """
         trunk = visual.trunk
         if hasattr(visual.head, "pool"):
@@ -76,6 +76,6 @@ class WholeTower(Undivided):
         return self._head(x_BND)
 
     def _head(self, x_BND: torch.Tensor) -> torch.Tensor:
-        """The head over N places as a column; its pool does not ask how they lie."""
+        """Run the head on N places as a column; its pool ignores their arrangement."""
         column = x_BND[:, :, None] if self._channels_last else x_BND.transpose(1, 2)[..., None]
         return self._visual.head(self._trunk.forward_head(column))

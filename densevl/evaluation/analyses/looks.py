@@ -49,7 +49,7 @@ class Looks(Protocol):
     ways: tuple[str, ...]
 
     def words(self, labels: LabelSet, *, bare: bool = False) -> Any:
-        """Encode labels for `__call__`. Args: bare: without prompt templates."""
+        """Encode labels for `__call__`; `bare` leaves out prompt templates."""
 
     def __call__(self, rgb: Picture, masks: Sequence[Mask], words: Any) -> dict[str, Floats]:
         """Scores (R, C) of each object by way; with "image" all rows are the photo's."""

@@ -1,6 +1,4 @@
-"""The segmentation benchmarks as data, such as Pascal VOC, Context, COCO, Cityscapes and ADE150: where each lies, how
-its labels are read, its classes and its size.
-"""
+"""The segmentation benchmarks as data: where each lies, how its labels are read, its classes and its size."""
 
 from __future__ import annotations
 

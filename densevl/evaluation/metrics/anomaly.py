@@ -1,5 +1,4 @@
-"""Anomaly metrics in one pass over any number of maps, from raw scores: exact up to `EXACT` pixels, then approximate
-in bounded memory.
+"""Anomaly metrics from raw scores of any number of maps, in one pass and bounded memory; exact up to `EXACT` pixels.
 
 Pixels of all images, flawless ones included, are pooled. Cells add up, so workers can be merged. AUPRO follows Bergmann
 et al. (MVTec AD, IJCV 2021): mean overlap with the connected regions of the truth against the false positive rate, up

@@ -35,8 +35,10 @@ def bars(rows: Sequence[tuple[str, float | None]]) -> str:
 
 
 def heat(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """A confusion matrix, each row as shares of its sum. Classes that occur have a row; these and the predicted ones
-    have a column."""
+    """A confusion matrix, each row as shares of its sum.
+
+    Classes that occur have a row; these and the predicted ones have a column.
+    """
     rows = [index for index in range(len(names)) if matrix[index].sum() > 0]
     columns = [index for index in range(len(names)) if matrix[index].sum() + matrix[:, index].sum() > 0]
     if not rows or not columns:
