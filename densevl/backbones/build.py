@@ -41,7 +41,7 @@ TRUNK = {
 """Keywords of timm's `create_model` that a form or a config may set."""
 POSITIONS = "positional_embedding"
 PLACEHOLDER = "test_vit"
-"""The layer that a trunk of other sizes replaces."""
+"""The timm model that is built first and then replaced by a trunk of other sizes."""
 OTHER_SIZE = "it was trained for another input size or text length: name that architecture"
 _PATCHING = threading.Lock()
 TEXT_CONFIG = "text_config.json"

@@ -36,7 +36,7 @@ HEADS, PATCH, EPS = 6, 16, 1e-6
 DIVISIBLE = 32
 LONGEST = 2560
 SMALLER = {16: 0.5, 14: 0.7}
-"""The size at which CLIP sees the image, by its patch: SAN's settings for ViT-B/16 and for ViT-L/14 at 336."""
+"""The scale at which CLIP sees the image, by its patch: SAN's settings for ViT-B/16 and for ViT-L/14 at 336."""
 
 
 def is_san(path: str | Path) -> bool:

@@ -1,8 +1,7 @@
 """Weights files: one reader for all of them, as data, and the strict comparison of tensors with a network.
 
-This room lies below every room that loads a network (proposals, regions, backbones, fitted heads), so that a damaged
-file is the same one line for all of them. The files that densevl ships lie here too. Names load when first used: torch
-is not imported here.
+This room lies below every room that loads a network (proposals, regions, backbones, fitted heads), so they all report a
+damaged file alike. The files that densevl ships are here too. Names load on first use: torch is not imported here.
 """
 
 import lazy_loader

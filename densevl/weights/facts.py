@@ -1,4 +1,4 @@
-"""What weights alone do not say: activations, pixels and tokenizer, each with where it was taken from."""
+"""Facts that weights alone do not hold: activations, pixels and tokenizer, each with its source."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ QUICK, GELU, TANH = "quick_gelu", "gelu", "gelu_tanh"
 ACTIVATIONS = (QUICK, GELU, TANH)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CALLER = "given by the caller"
-"""The source of what goes before all else."""
+"""The source that overrides all others."""
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A value and where it was taken from.
+    """A value and its source.
 
     Attributes:
-        value: JSON types. source: in words, "config.json". guessed: nothing says it.
+        value: JSON types. source: in words, "config.json". guessed: whether it has no source and is a guess.
     """
 
     value: Any
@@ -32,7 +32,7 @@ class Fact:
     guessed: bool = False
 
     def told(self) -> list[Any]:
-        """Value and source, as results have them."""
+        """Value and source, in the form of results."""
         return [list(self.value) if isinstance(self.value, tuple) else self.value, self.source]
 
 
@@ -47,16 +47,16 @@ class Form:
     Attributes:
         name: of the form, "CLIP of transformers".
         state: tensors by open_clip's names.
-        config: open_clip's model_cfg where the file or its config says the sizes, else None.
+        config: open_clip's model_cfg if the file or its config holds the sizes, otherwise None.
         trunk: keywords of timm's `create_model` that differ from the model that `config` names.
         text: a text side of transformers: config (dict), pooler, head ("none", "linear", "mlp" or "norm"), and whether
-            padding is masked, which it is unless this says no.
-        attention: the kind of both towers where it is not CLIP's: "differential".
-        head: what brings patches to words behind the tower, see `backbones.towers.speaking`.
-        facts: what the form says.
-        tower: it is the image tower alone.
-        guesses: warnings about sizes in `config` that nothing says.
-        decides: the network is not what open_clip's config of the architecture says, so `config` holds.
+            padding is masked (the default).
+        attention: the kind of both towers if it is not CLIP's: "differential".
+        head: the layers from patches to words behind the tower, see `backbones.towers.speaking`.
+        facts: those that the form implies.
+        tower: whether it is the image tower alone.
+        guesses: warnings about guessed sizes in `config`.
+        decides: whether `config` overrides open_clip's config of the architecture, because the network differs.
         notes: warnings about the file.
     """
 
@@ -76,10 +76,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a network was built from.
+    """The inputs from which a network was built.
 
     Attributes:
-        config, trunk, text, attention, head: see `Form`. folder: that held its files.
+        config, trunk, text, attention, head: see `Form`. folder: of its files.
         parameters: of the image tower and of the text side. memory: bytes by precision.
     """
 
@@ -94,7 +94,7 @@ class Plan:
 
 
 def said(source: str, **values: Any) -> dict[str, Fact]:
-    """Facts of one source."""
+    """Facts from one source."""
     return {name: Fact(value, source) for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Numbers that can be computed with: NaN and infinite ones are refused where they enter, with the model's name."""
+"""Refuse NaN and infinite numbers where they enter, with the model's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from densevl.errors import ModelError
 
 UNUSED = "text_decoder."
-"""Of CoCa: the part that writes captions, of which some numbers are never set."""
+"""CoCa's caption decoder, in which some numbers are never set."""
 
 
 def spoilt(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -30,13 +30,13 @@ def _finite(name: str, tensor: torch.Tensor) -> bool:
 
 
 def require_finite(values: torch.Tensor, what: str) -> None:
-    """Refuse what a model computed where it holds NaN or infinite numbers.
+    """Refuse NaN or infinite numbers in a model's output.
 
     Args:
-        what: it is, for the message: "text embeddings of model 'x'".
+        what: the values, for the message: "text embeddings of model 'x'".
 
     Raises:
-        ModelError: it does.
+        ModelError: there are some.
     """
     if values.numel() and not torch.isfinite(values).all():
         share = 1 - float(torch.isfinite(values).float().mean())

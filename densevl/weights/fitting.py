@@ -1,4 +1,4 @@
-"""Whether tensors are those of a network: compared by name, shape and kind before anything is loaded or made."""
+"""Whether tensors fit a network: compared by name, shape and dtype before anything is loaded or allocated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densevl.weights.reading import bad_file
 SHOWN_KEYS = 5
 LARGEST_SIZE = 2**17
 DEEPEST = 256
-"""Layers of a stack."""
+"""The largest number of layers in a stack."""
 WAY_OUT = "name the architecture it was trained with"
 _DRAWS = (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_, torch.Tensor.normal_, torch.Tensor.uniform_)
 
@@ -34,12 +34,12 @@ def require_fit(
     """Compare the tensors of a file with those of a network.
 
     Args:
-        wanted: the network's `state_dict()`, on any device, meta too. found: the file's.
-        path: the file. what: it should fit, for the message: "'ViT-B-16'".
+        wanted: the network's `state_dict()`, on any device, including meta. found: the file's.
+        path: the file. what: the network, for the message: "'ViT-B-16'".
 
     Raises:
-        WeightsError: names, shapes or kinds of numbers differ, up to five of each are listed; or numbers are NaN or
-            infinite.
+        WeightsError: names, shapes or kinds of dtype differ, of which up to five each are listed, or numbers are NaN
+            or infinite.
     """
     both = [key for key in wanted if key in found]
     shapes = [key for key in both if found[key].shape != wanted[key].shape]
@@ -78,11 +78,11 @@ def load_strictly(
 def assign(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], device: str = "cpu", as_stored: Collection[str] = ()
 ) -> None:
-    """Give a network whose parameters are on the meta device copies of tensors that fit it, in its own precision.
+    """Give a network with parameters on the meta device copies of fitting tensors, in its own precision.
 
     Args:
         device: of the copies, which are made one by one.
-        as_stored: names of those that are given as they are, mapped from the file, for the caller to turn into others.
+        as_stored: names of tensors that are assigned uncopied, mapped from the file, for the caller to convert.
     """
     plain = torch.contiguous_format
     own = {
@@ -95,13 +95,13 @@ def assign(
 def build_strictly(
     make: Callable[[], Module], tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
 ) -> Module:
-    """Build a network whose sizes come from a file, and load it; memory is taken only once its tensors fit.
+    """Build a network whose sizes come from a file, and load it; memory is allocated only once its tensors fit.
 
     Args:
-        make: builds it, on the device that is the default.
+        make: builds it on the default device.
 
     Raises:
-        WeightsError: sizes of which no network can be built, or tensors that do not fit it.
+        WeightsError: no network can have these sizes, or the tensors do not fit it.
     """
     require_buildable(make, tensors, path, what, way_out)
     with Undrawn():
@@ -113,7 +113,7 @@ def build_strictly(
 def require_buildable(
     make: Callable[[], nn.Module], tensors: Mapping[str, torch.Tensor], path: Path, what: str, way_out: str = WAY_OUT
 ) -> None:
-    """The first half of `build_strictly`: a plan of the network, which takes no memory, and the comparison with it."""
+    """The first half of `build_strictly`: build the network without memory, and compare the tensors with it."""
     try:
         with torch.device("meta"), Undrawn():
             plan = make()
@@ -124,9 +124,9 @@ def require_buildable(
 
 
 class Undrawn(TorchFunctionMode):
-    """Networks built within draw no first values for their parameters, which weights will replace.
+    """Skip the random initialisation of networks built within, because weights will replace it.
 
-    That takes time, and on the meta device `normal_` imports torch's compiler, which takes as long as torch itself.
+    It takes time, and on the meta device `normal_` imports torch's compiler, which takes as long as torch itself.
     """
 
     def __torch_function__(
@@ -139,13 +139,13 @@ class Undrawn(TorchFunctionMode):
 
 
 def require_sizes(text: str, path: Path) -> Any:
-    """Read the JSON of a file's header that says the sizes of a network.
+    """Read the JSON with a network's sizes from a file's header.
 
     Returns:
-        What `json.loads` does.
+        The result of `json.loads`.
 
     Raises:
-        WeightsError: no JSON, or a number that no network has: below 0, above 131,072, or more than 256 layers.
+        WeightsError: it is not JSON, or a number is impossible: below 0, above 131,072, or more than 256 layers.
     """
     try:
         content = json.loads(text)
@@ -164,7 +164,7 @@ def _check_sizes(content: Any, name: str) -> None:
             _check_sizes(value, name)
     elif isinstance(content, int | float):
         most = DEEPEST if "layers" in name or "depth" in name else LARGEST_SIZE
-        if not 0 <= content <= most:  # NaN is not either
+        if not 0 <= content <= most:  # refuses NaN too
             raise ValueError(f"{_short(name)} is {content}; sizes are 0 to {most:,}")
 
 

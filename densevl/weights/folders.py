@@ -1,4 +1,4 @@
-"""Weights in a folder: which of its files they are, and shards put together by their index."""
+"""Weights in a folder: finding the files, and joining shards by their index."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from densevl.weights.names import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
 from densevl.weights.reading import Checkpoint, State, bad_file, read_checkpoint
 
 PARTS = 3
-"""Files of a dino.txt at most."""
+"""The most files of a dino.txt."""
 
 
 def weights_in(folder: Path, *, own: bool) -> Path | None:
     """The weights file, or the index of shards, of a folder; None if there is none.
 
     Args:
-        own: of open_clip's config, whose files are looked for first; a folder may hold the same model in two forms.
+        own: whether the folder has open_clip's config, whose file names are then preferred; a folder may hold the same
+            model in two forms.
 
     Raises:
-        WeightsError: several files, and none of a known name.
+        WeightsError: there are several files, and none has a known name.
     """
     names = (*OWN_NAMES, *THEIR_NAMES) if own else (*THEIR_NAMES, *OWN_NAMES)
     for name in names:
@@ -38,7 +39,7 @@ def weights_in(folder: Path, *, own: bool) -> Path | None:
 
 
 def parts_in(folder: Path) -> State | None:
-    """The tensors of a folder whose files are the parts of one dino.txt; None for another folder."""
+    """The tensors of a folder whose files are the parts of one dino.txt; None for other folders."""
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
     if not 2 <= len(files) <= PARTS or any(SHARD.search(path.stem) for path in files):
         return None
@@ -52,7 +53,7 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
         path: as `read_checkpoint` takes it, or an index: a JSON file with a weight_map from tensors to files beside it.
 
     Raises:
-        WeightsError: see `read_checkpoint`; an index that names other places, or shards that lack what it says.
+        WeightsError: see `read_checkpoint`; or the index names other places, or shards lack tensors that it lists.
     """
     path = Path(path)
     if path.suffix != ".json":
@@ -63,7 +64,7 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
     if odd := next(
         (name for name in told.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
     ):
-        raise INDEX.bad(path, f"names {odd[:80]!r}, which is no weights file beside it")
+        raise INDEX.bad(path, f"names {odd[:80]!r}, which is not a weights file beside it")
     if absent := [name for name in dict.fromkeys(told.values()) if not os.path.isfile(path.with_name(name))]:
         raise INDEX.bad(path, f"names {len(absent)} files that are not beside it, {absent[0][:80]} first")
     tensors: State = {}

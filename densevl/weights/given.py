@@ -1,4 +1,4 @@
-"""What a caller says of weights: activation and pixel statistics, for one model or for all that are loaded within."""
+"""Facts from the caller: activation and pixel statistics, for one model or for all that are loaded in a block."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _GIVEN: ContextVar[Facts] = ContextVar("given", default={})  # noqa: B039
 
 
 def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Fact]:
-    """Facts of the caller.
+    """The caller's facts.
 
     Raises:
-        OptionError: no such activation, or not three numbers that pixels can have.
+        OptionError: there is no such activation, or it is not three numbers that pixels can have.
     """
     found = {}
     if activation is not None:
@@ -30,7 +30,7 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
         least = 0.0 if name == "mean" else 1e-6
         if len(numbers) != 3 or not all(isinstance(x, int | float) and least <= x <= 1 for x in numbers):
             span = "of 0 to 1" if name == "mean" else "above 0 and up to 1"
-            raise OptionError(f"{name} is {str(values)[:60]}; it is three numbers {span}, for red, green and blue")
+            raise OptionError(f"{name} is {str(values)[:60]}; it must be three numbers {span}, for red, green and blue")
         found[name] = Fact(tuple(map(float, numbers)), CALLER)
     return found
 
@@ -39,7 +39,7 @@ def given(activation: str | None, mean: Sequence[float] | None, std: Sequence[fl
 def loaded_as(
     activation: str | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> Iterator[None]:
-    """Load models so, within: as `load_backbone(activation=, mean=, std=)` does one.
+    """Load models in this block as with `load_backbone(activation=, mean=, std=)`.
 
     Raises:
         OptionError: see `given`.
@@ -52,12 +52,12 @@ def loaded_as(
 
 
 def given_in(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """What `loaded_as` takes, of what a caller gave for a model with this `Backbone.reading`."""
+    """The arguments of `loaded_as` that a caller gave for a model with this `Backbone.reading`."""
     said = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == CALLER}
     found = {"activation": said.get("image_activation"), "mean": said.get("mean"), "std": said.get("std")}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def all_given(activation: str | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Fact]:
-    """Facts of the caller, of `loaded_as` around it too; see `given`."""
+    """The caller's facts, including those of an enclosing `loaded_as`; see `given`."""
     return {**_GIVEN.get(), **given(activation, mean, std)}

@@ -1,8 +1,8 @@
-"""Models on the hub: from the local cache first, else downloaded with progress, and each file's SHA-256 checked.
+"""Models on the hub: from the local cache, or downloaded with progress, with each file's SHA-256 checked.
 
-The client and the cache are huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`); `HF_HUB_OFFLINE=1` forbids
-the network. The client does not check what came: `verify` does. It begins a file anew if its process was stopped, so
-large files are brought here beside their place in the cache, and gone on with.
+Client and cache are huggingface_hub's own (`HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`); `HF_HUB_OFFLINE=1` forbids the
+network. The client does not check downloads; `verify` does. It also restarts a file whose download was stopped, so
+large files are downloaded here beside their place in the cache, and resumed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from densevl.saved import read_json
 from densevl.weights.names import ENDINGS, INDEX, OWN_NAMES, SHARD, THEIR_NAMES
 
 PROBE_SECONDS = 5
-MOST_BY_HTTP = 50_000_000_000  # bytes of a file that the hub gives in one piece
+MOST_BY_HTTP = 50_000_000_000  # largest file in bytes that the hub serves in one piece
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 WORDS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt"),
@@ -49,7 +49,7 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository of the hub. Attributes: repo: "org/name". revision: a branch, tag or commit. file: one of it."""
+    """A repository of the hub. Attributes: repo: "org/name". revision: a branch, tag or commit. file: its file."""
 
     repo: str
     revision: str | None = None
@@ -60,12 +60,12 @@ class Repo:
 
 
 def parse(name: str) -> Repo | None:
-    """hf-hub:ORG/REPO[@REVISION][/FILE], ORG/REPO, or the address of its page; None for anything else.
+    """Parse hf-hub:ORG/REPO[@REVISION][/FILE], ORG/REPO, or the URL of its page; None for anything else.
 
     A config as the file means the whole repository.
 
     Raises:
-        ModelError: an address of another site.
+        ModelError: the URL is of another site.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
@@ -104,7 +104,7 @@ def split_hub_id(hub_id: str) -> tuple[str, tuple[str, ...]]:
 
 
 def cached_file(hub_id: str) -> Path | None:
-    """The weights file of a hub id if it is already on this disk, else None; never touches the network."""
+    """The weights file of a hub id if it is already on this disk, otherwise None; never uses the network."""
     repo, names = split_hub_id(hub_id)
     return next((found for name in names if (found := _cached(repo, name, None))), None)
 
@@ -117,10 +117,10 @@ def _cached(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def fetch(hub_id: str, model: str) -> Path:
-    """The weights file of a hub id of open_clip's: from the cache, else downloaded with a progress bar and checked.
+    """The weights file of an open_clip hub id: from the cache, or downloaded with a progress bar and checked.
 
     Raises:
-        ModelError: not cached, and the hub cannot be reached or does not have it.
+        ModelError: it is not cached, and the hub cannot be reached or does not have it.
         WeightsError: the download's SHA-256 is not the hub's.
     """
     cached = cached_file(hub_id)
@@ -136,7 +136,7 @@ def fetch(hub_id: str, model: str) -> Path:
             except LocalEntryNotFoundError:
                 raise
             except EntryNotFoundError:
-                continue  # this repository has the weights under another of the names
+                continue  # this repository has the weights under another name
     raise ModelError(f"model '{model}': repository {repo} has none of {', '.join(names)}; {_ADVICE}")
 
 
@@ -153,7 +153,7 @@ def planned(named: Repo, names: Sequence[str] = ()) -> list[Needed]:
     """The files of a repository that its model needs; nothing is downloaded.
 
     Args:
-        names: of weights, of which the first that is there is the only file; else what `fetch_model` brings.
+        names: of weights, of which the first that exists is the only file; otherwise those of `fetch_model`.
 
     Raises:
         ModelError: as `fetch_model` does.
@@ -172,7 +172,7 @@ def planned(named: Repo, names: Sequence[str] = ()) -> list[Needed]:
 
 
 def _asked(named: Repo, names: Sequence[str] = ()) -> tuple[str, list[Needed]]:
-    """The commit of a repository, and the files that are needed of it; the weights, or their index, before shards."""
+    """The commit of a repository, and the files needed from it; the weights, or their index, come before shards."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(named.repo, revision=named.revision, files_metadata=True)
@@ -195,13 +195,13 @@ def _asked(named: Repo, names: Sequence[str] = ()) -> tuple[str, list[Needed]]:
 
 
 def fetch_model(named: Repo) -> Path:
-    """A folder with the files of a repository that its model needs: of the cache, else downloaded and checked.
+    """A folder with the files that a repository's model needs: from the cache, or downloaded and checked.
 
     Returns:
         The folder, named by the commit; or, for a name with a file, that file.
 
     Raises:
-        ModelError: not at hand, no model, or not for this account.
+        ModelError: it is not at hand, not a model, or not available to this account.
         WeightsError: a download is damaged.
         OutputError: the disk has no room for it.
     """
@@ -212,13 +212,13 @@ def fetch_model(named: Repo) -> Path:
     with asking(str(named), named.repo):
         if named.file:
             return _download(named.repo, named.file, named.revision)
-        # what an earlier call began is finished at its commit
+        # finish what an earlier call began, at its commit
         commit, files = _asked(replace(named, revision=found.parent.name if found else named.revision))
         _require_disk(str(named), sum(file.size for file in files if not file.here))
         there = [file.file for file in files]
         first = next((mark for mark in marks if mark in there), None)
         if first and not found:
-            _download(named.repo, first, named.revision)  # by its name, which the cache notes
+            _download(named.repo, first, named.revision)  # by its name, so that the cache records the revision
         for name in there:
             if not SHARD.search(Path(name).stem):
                 path = _download(named.repo, name, commit)
@@ -228,16 +228,16 @@ def fetch_model(named: Repo) -> Path:
 
 
 def cached_folder(named: Repo) -> Path | None:
-    """The folder of a repository in the cache that holds a config.json, else None; never touches the network."""
+    """The cached folder of a repository that has a config.json, otherwise None; never uses the network."""
     found = _cached(named.repo, "config.json", named.revision)
     return found.parent if found else None
 
 
 def fetch_words(repo: str) -> None:
-    """Bring the config and the tokenizer of a text side into the cache, which transformers looks for by themselves.
+    """Download the config and the tokenizer of a text side into the cache, where transformers looks for them.
 
     Raises:
-        ModelError: not at hand.
+        ModelError: they are not at hand.
     """
     from huggingface_hub import HfApi
 
@@ -251,7 +251,7 @@ def fetch_words(repo: str) -> None:
 
 
 def words_of(repo: str) -> dict[str, Path]:
-    """The files of a text side that are in the cache, by name: its config and its tokenizer's."""
+    """The files of a text side in the cache, by name: its config and its tokenizer's."""
     found = {name: _cached(repo, name, None) for name in ("config.json", *WORDS)}
     return {name: path for name, path in found.items() if path}
 
@@ -264,18 +264,18 @@ def _weights_among(there: set[str]) -> str | None:
 
 
 def _shards(path: Path) -> Sequence[str]:
-    """The files that an index names; those of other places are refused when it is read."""
+    """The files that an index names; those in other places are refused when it is read."""
     if path.suffix != ".json":
         return ()
     told = read_json(path, INDEX, ("weight_map",))["weight_map"]
     names = sorted({str(name) for name in told.values()}) if isinstance(told, dict) else []
     if odd := next((name for name in names if Path(name).name != name or not name.endswith(ENDINGS)), None):
-        raise INDEX.bad(path, f"names {odd[:80]!r}, which is no weights file beside it")
+        raise INDEX.bad(path, f"names {odd[:80]!r}, which is not a weights file beside it")
     return names
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether a cached folder has weights, all shards of them."""
+    """Whether a cached folder has weights, including all shards."""
     present = {path.name for path in folder.iterdir() if path.is_file()}
     name = _weights_among(present)
     return name is not None and all(shard in present for shard in _shards(folder / name))
@@ -298,7 +298,7 @@ def _download(repo: str, name: str, revision: str | None) -> Path:
 
 
 def _bring(repo: str, name: str, facts: Any) -> None:
-    """Download a file into its place in the cache; what an earlier call brought of it is not asked for again."""
+    """Download a file into its place in the cache, resuming what an earlier call began."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
@@ -307,7 +307,7 @@ def _bring(repo: str, name: str, facts: Any) -> None:
     blob, part = folder / facts.etag, folder / f"{facts.etag}.part"
     headers = build_hf_headers()
     if urlsplit(facts.location).netloc != urlsplit(constants.ENDPOINT).netloc:
-        headers.pop("authorization", None)  # a token is for the hub, not for those that keep its files
+        headers.pop("authorization", None)  # the token is for the hub, not for its file storage
     folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / f"{facts.etag}.part.lock"):
         if blob.exists():
@@ -334,7 +334,7 @@ def _require_disk(model: str, size: int) -> None:
     """Refuse a download for which the disk of the cache has no room.
 
     Raises:
-        OutputError: it has none.
+        OutputError: there is no room.
     """
     from huggingface_hub import constants
 
@@ -350,10 +350,10 @@ def _require_disk(model: str, size: int) -> None:
 
 @contextmanager
 def asking(model: str, repo: str) -> Iterator[None]:
-    """Ask the hub; what goes wrong is one line that says what to do, and never holds a token.
+    """Ask the hub; an error is one line that says what to do, and never contains a token.
 
     Raises:
-        ModelError: offline, unreachable, no such repository, revision or file, or not for this account.
+        ModelError: offline, unreachable, no such repository, revision or file, or not available to this account.
     """
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -385,7 +385,7 @@ def asking(model: str, repo: str) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise ModelError(f"{what}: {repo} has no such revision; name a branch, a tag or a commit of it") from error
     except HFValidationError as error:
-        raise ModelError(f"{what} is no name of the hub; it is {PREFIX}ORG/REPO") from error
+        raise ModelError(f"{what} is not a hub name; give {PREFIX}ORG/REPO") from error
     except LocalEntryNotFoundError as error:
         raise ModelError(f"{what}: {_cause(error)}: {_ADVICE}") from error
     except EntryNotFoundError as error:
@@ -400,7 +400,7 @@ def asking(model: str, repo: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    """Why the hub did not give a file: the answer's number, else the kind of error."""
+    """Why the hub did not give a file: the HTTP status, or the kind of error."""
     found: Any = error
     while found is not None:
         status = getattr(getattr(found, "response", None), "status_code", None)
@@ -411,7 +411,7 @@ def _cause(error: BaseException) -> str:
 
 
 def why_unreachable(endpoint: str, timeout: float = PROBE_SECONDS) -> str | None:
-    """One quick question, through the proxies of the environment, before the hub client retries for half a minute."""
+    """Ask once quickly, through the environment's proxies, before the hub client retries for half a minute."""
     try:
         with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout):  # noqa: S310
             return None
@@ -426,12 +426,12 @@ def _is_sha256(text: str) -> bool:
 
 
 def verify(path: Path, sha256: str, name: str | None = None) -> None:
-    """Check a downloaded file against the SHA-256 that the hub publishes; remove a damaged one and say so.
+    """Check a downloaded file against the SHA-256 that the hub publishes; remove a damaged one and report it.
 
     Args:
         path: the file in the cache, usually a link to its blob.
-        sha256: 64 hexadecimal digits. Anything else is the mark of a small file, which the hub hashes otherwise.
-        name: of the file, for the message, where it is another than its path's.
+        sha256: 64 hexadecimal digits. Anything else belongs to a small file, which the hub hashes otherwise.
+        name: of the file, for the message, if it differs from its path's.
 
     Raises:
         WeightsError: the digests differ.

@@ -1,8 +1,8 @@
 """Torch's archives read as data: nothing is imported and nothing is run, whatever classes a file names.
 
-A checkpoint of torch and a TorchScript program are zip archives alike: a pickle, and a record of bytes for each
-storage. Here tensors are made of the records, dicts and lists are themselves, and any other object is an `Inert` that
-keeps its state. So training options, numpy's scalars and whole modules are no obstacle, and no danger.
+A checkpoint of torch and a TorchScript program are both zip archives: a pickle, and a record of bytes for each storage.
+Here tensors are made from the records, dicts and lists are read as themselves, and any other object becomes an `Inert`
+that keeps its state. So training options, numpy's scalars and whole modules are neither an obstacle nor a danger.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-MOST_MEMO = 1 << 22  # objects that a pickle may number
+MOST_MEMO = 1 << 22  # largest number of memoised objects
 LARGER = "larger than its values"
 DEEPEST = 64  # modules within modules
 LOCAL_HEADER = 30  # bytes before the name of a member
@@ -31,7 +31,7 @@ _PARTS = ("_parameters", "_buffers", "_modules")
 
 
 class Inert:
-    """An object of a class that is not imported. Attributes: state: what its pickle gave it."""
+    """An object of a class that is not imported. Attributes: state: from its pickle."""
 
     def __new__(cls, *given: Any, **named: Any) -> Inert:
         made = super().__new__(cls)
@@ -52,16 +52,16 @@ class Inert:
             self.state[key] = value
 
     def append(self, value: Any) -> None:
-        """A list's; what is in it is of no use."""
+        """Items of a list subclass, which are not needed."""
 
     extend = add = append
 
 
 class _Dict(dict[Any, Any]):
-    """A dict whose own attributes are left out."""
+    """A dict without its own attributes."""
 
     def __setstate__(self, state: Any) -> None:
-        """What is beside its items."""
+        """Attributes beside its items, which are not needed."""
 
 
 class Odd:
@@ -72,7 +72,7 @@ class Odd:
 
 
 def read_archive(path: Path, archive: zipfile.ZipFile, root: str) -> Any:
-    """What the pickle of an archive holds; tensors are mapped from the file.
+    """Read the pickle of an archive; tensors are mapped from the file.
 
     Args:
         root: the folder within the archive, with "/".
@@ -88,10 +88,10 @@ def read_archive(path: Path, archive: zipfile.ZipFile, root: str) -> Any:
 
 
 def scan(data: bytes) -> None:
-    """Refuse a pickle that claims lengths which it does not have: its reader takes memory for them first.
+    """Refuse a pickle that claims larger lengths than it has, because its reader would first allocate memory for them.
 
     Raises:
-        ValueError: what is wrong.
+        ValueError: it does.
     """
     for opcode, argument, _ in pickletools.genops(data):
         if "PUT" in opcode.name and int(argument or 0) > MOST_MEMO:
@@ -110,7 +110,7 @@ def _walk(content: Any, name: str, depth: int, seen: set[int]) -> Iterator[tuple
         return
     seen.add(id(content))
     state = content.state if isinstance(content.state, Mapping) else {}
-    if any(part in state for part in _PARTS):  # of torch.nn.Module
+    if any(part in state for part in _PARTS):  # a torch.nn.Module
         groups = [state.get(part) for part in _PARTS]
         state = {key: value for group in groups if isinstance(group, Mapping) for key, value in group.items()}
     for key, value in state.items():
@@ -126,7 +126,7 @@ class _Reader(pickle.Unpickler):
         self.known: dict[str, torch.UntypedStorage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Never an import: what torch writes for tensors, else `Inert`."""
+        """Never import: return torch's constructors of tensors, or `Inert`."""
         if module == "torch" and name.endswith("Storage"):
             return _Kind(_STORAGES.get(name.removesuffix("Storage"), torch.quint8))
         if module.startswith("torch"):
@@ -153,7 +153,7 @@ class _Reader(pickle.Unpickler):
         """A storage of the archive."""
         tag, kind, key, _, count = pid
         if tag != "storage" or not isinstance(kind, _Kind) or not isinstance(key, str) or "/" in key:
-            raise ValueError("it refers to something else than a storage")
+            raise ValueError("it refers to something that is not a storage")
         if key not in self.known:
             self.known[key] = self._record(f"{self.root}data/{key}")
         itemsize = kind.dtype.itemsize
@@ -199,7 +199,7 @@ def _tensor(storage: _Storage, offset: Any, size: Any, stride: Any, dtype: torch
     """A view of a storage, no larger than the numbers in it."""
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
-        raise ValueError("a tensor has an offset, a size or a stride that is no integer from 0 on")
+        raise ValueError("a tensor has an offset, a size or a stride that is not an integer from 0 on")
     if dtype in (torch.quint8, torch.qint8, torch.qint32):
         return Odd("quantized")
     held = storage.values.nbytes() // dtype.itemsize
@@ -210,7 +210,7 @@ def _tensor(storage: _Storage, offset: Any, size: Any, stride: Any, dtype: torch
         raise ValueError("a tensor reaches outside its storage")
     values = storage.values
     if values.data_ptr() % dtype.itemsize:
-        values = values.clone()  # a record that another program did not align
+        values = values.clone()  # another program may not have aligned the record
     return torch.empty(0, dtype=dtype).set_(values, offset, tuple(size), tuple(stride))
 
 

@@ -1,7 +1,7 @@
-"""EVA-CLIP of 8 and 18 billion weights (Sun et al., arXiv:2402.04252), which open_clip's table does not have.
+"""EVA-CLIP with 8 and 18 billion weights (Sun et al., arXiv:2402.04252), which is not in open_clip's table.
 
-Their image towers are timm's `Eva` with other sizes, root mean square norms, and no bias in the projection of q, k, v
-or in the head; that of 18 billion normalises after the attention and the MLP. Their text side is that of open_clip's
+The image towers are timm's `Eva` with other sizes, root mean square norms, and no bias in the projection of q, k, v or
+in the head; the larger one normalises after the attention and the MLP. The text side is that of open_clip's
 EVA02-E-14-plus.
 """
 

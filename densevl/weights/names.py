@@ -1,4 +1,4 @@
-"""What files of weights are called."""
+"""Names of weights files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from densevl.saved import Kind
 
 INDEX = Kind("index of shards", WeightsError, "download the model again")
 OWN_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-"""open_clip's, safe formats first."""
+"""open_clip's names, safe formats first."""
 THEIR_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Those of transformers."""
 SHARD = re.compile(r"-\d+-of-\d+$")

@@ -1,6 +1,6 @@
-"""What is published: architectures, tags, and activations and pixels of one tag or of all of an architecture.
+"""Published models: architectures, tags, and the activations and pixels of one tag or of a whole architecture.
 
-That is open_clip's table, and the models of `large`.
+They come from open_clip's table and from `large`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PIXELS: Mapping[str, Any] = {
     "interpolation": "bicubic",
     "resize_mode": "shortest",
 }
-"""What the table says of pixels, and what it is where it says nothing."""
+"""The table's entries about pixels, and their defaults."""
 LISTED = 4  # tags in a message
 
 
@@ -53,7 +53,7 @@ def tags_of(arch: str) -> list[str]:
 
 
 def told(arch: str, tag: str) -> Mapping[str, Any]:
-    """What the table says of published weights, as open_clip has it: hf_hub, mean, ...; empty for unknown ones."""
+    """The table's entry of published weights in open_clip's form: hf_hub, mean, ...; empty for unknown ones."""
     from open_clip.pretrained import get_pretrained_cfg
 
     found: Mapping[str, Any] = get_pretrained_cfg(arch, tag)
@@ -64,16 +64,16 @@ def of_tag(arch: str, tag: str, config: Mapping[str, Any]) -> dict[str, Fact]:
     """The facts of published weights.
 
     Args:
-        config: open_clip's model_cfg of the architecture, which may say the activation.
+        config: open_clip's model_cfg of the architecture, which may set the activation.
     """
     return {name: Fact(value, f"open_clip's table, {arch}/{tag}") for name, value in _values(arch, tag, config).items()}
 
 
 def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fact], dict[str, str]]:
-    """The facts of weights of which only the architecture is known, and warnings of those that are guesses, by name.
+    """The facts of weights with only a known architecture, and warnings about guesses among them, by name.
 
-    What all published weights of the architecture agree on is taken; else what most say of pixels, and the plain config
-    of the activation.
+    Facts on which all published weights of the architecture agree are taken. Otherwise the most common pixel settings
+    are, and the plain config's activation.
     """
     tags = tags_of(arch)
     plain = QUICK if config.get("quick_gelu") else GELU
@@ -97,10 +97,10 @@ def of_architecture(arch: str, config: Mapping[str, Any]) -> tuple[dict[str, Fac
 
 
 def unknown(what: str, usual: Facts) -> tuple[dict[str, Fact], dict[str, str]]:
-    """The facts of weights of which nothing is known, and warnings that they are guesses, by name.
+    """The facts of unknown weights, and warnings that they are guesses, by name.
 
     Args:
-        what: they are called. usual: facts of their form, of which those that are guesses are taken.
+        what: name of the file. usual: facts of their form, of which the guesses are taken.
     """
     guess = {"image_activation": GELU, "text_activation": GELU, **PIXELS}
     facts = {name: Fact(value, "a guess", guessed=True) for name, value in guess.items()}

@@ -1,9 +1,9 @@
 """From the path of a weights file to its tensors by name, read as data: nothing in a file is run.
 
-What a file is, its first bytes say. Safetensors, torch's archives (see `inert`) and its files from before version 1.6
-(`torch.load(weights_only=True)`) are read; all else is refused, with what it is and the way out. Tensors are mapped
-from the file where its form allows, so those that are not used cost no memory. Sizes are checked before anything of
-that size is made: a file cannot make the reader take much more time or memory than a model of its size would.
+The first bytes show what a file is. Safetensors, torch's archives (see `inert`) and torch's files from before version
+1.6 (`torch.load(weights_only=True)`) are read; others are refused, with their kind and the way out. Tensors are mapped
+from the file where its form allows, so unused ones cost no memory. Sizes are checked before allocating: a file cannot
+make the reader take much more time or memory than a model of its size would.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from densevl.weights.inert import LARGER, Inert, Odd, read_archive, tensors_of
 State = dict[str, torch.Tensor]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-"""What the names of weights files usually end in."""
+"""The usual suffixes of weights files."""
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "teacher")
-"""Keys under which training programs put the tensors, beside their optimiser's; the first that is there is taken."""
+"""Keys under which training programs store the tensors, besides their optimiser's; the first that exists is used."""
 PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before names; taken off where every name has it."""
+"""Prefixes of DistributedDataParallel and torch.compile, removed if every name has them."""
 
-MOST_TENSORS = 20_000  # a ViT-bigG with its optimiser has 6,000; a second of reading
-MOST_HEADER = 16 << 20  # bytes of names and shapes in JSON: a second of parsing
-MOST_PICKLE = 4 << 20  # bytes of the same in a pickle, which takes longer
+MOST_TENSORS = 20_000  # takes a second to read; a ViT-bigG with its optimiser has 6,000
+MOST_HEADER = 16 << 20  # bytes of names and shapes in JSON, a second of parsing
+MOST_PICKLE = 4 << 20  # bytes of the same in a pickle, which is slower
 MOST_NESTED = 4  # containers within containers
 _ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number torch wrote first before version 1.6, pickled
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number of torch before version 1.6
 _AGAIN = "download or copy it again"
 
 
@@ -62,20 +62,20 @@ class Checkpoint:
 
 
 class _Refusal(Exception):
-    """Why a file is not read, in words that follow "it": "is empty: ..."."""
+    """Why a file is not read, in words that continue "it": "is empty: ..."."""
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a weights file.
 
     Args:
-        path: a safetensors file, or a torch checkpoint of a dict of tensors, whatever its name ends in.
+        path: a safetensors file, or a torch checkpoint of a dict of tensors, with any suffix.
 
     Returns:
-        Its tensors: dense, and no larger than what the file holds of them. Other values of the dict are left out.
+        Its tensors: dense, and no larger than their values in the file. Other values of the dict are left out.
 
     Raises:
-        WeightsError: missing, no weights, damaged, or holding more than plain content.
+        WeightsError: the file is missing, damaged, not weights, or holds more than plain content.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -94,12 +94,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def bad_file(path: str | os.PathLike[str], why: str) -> WeightsError:
-    """The one form of a complaint about a weights file, to be raised: "weights file 'x.pt' is empty"."""
+    """The common form of errors about a weights file, to be raised: "weights file 'x.pt' is empty"."""
     return WeightsError(f"weights file {shown(path)} {why}")
 
 
 def below(tensors: Mapping[str, torch.Tensor], prefix: str) -> State:
-    """The tensors whose names begin so, without that beginning."""
+    """The tensors whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
@@ -107,14 +107,14 @@ _Read = Callable[[Path], tuple[Any, dict[str, str]]]
 
 
 def _recognised(path: Path) -> _Read:
-    """What reads a file, by its first bytes."""
+    """The reader of a file, by its first bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
     header = int.from_bytes(head[:8], "little")
     if not head:
         raise _Refusal(f"is empty: {_AGAIN}")
-    if head[8:9] == b"{" and header <= MOST_HEADER:  # first, for these eight bytes may be any text
+    if head[8:9] == b"{" and header <= MOST_HEADER:  # tested first, because these eight bytes may be any text
         if 8 + header > size:
             raise _Refusal(f"is cut off, its header is incomplete: {_AGAIN}")
         return _read_safetensors
@@ -143,7 +143,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
-    """A checkpoint as torch writes it since version 1.6: an archive of a pickle and of a record for each storage."""
+    """A checkpoint of torch since version 1.6: an archive of a pickle and of a record for each storage."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
         end = file.read()
@@ -155,23 +155,23 @@ def _read_zip(path: Path) -> tuple[Any, dict[str, str]]:
         records = archive.infolist()
         pickles = [record for record in records if record.filename.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise _Refusal("is a zip archive and no torch checkpoint: unpack it first")
+            raise _Refusal("is a zip archive, but not a torch checkpoint: unpack it first")
         root = pickles[0].filename.removesuffix("data.pkl")
         if any(record.compress_type for record in records if record.filename.startswith(f"{root}data")):
-            raise _Refusal("is compressed, which torch does not do: unpack and save it anew")
+            raise _Refusal("is compressed, which torch does not do: unpack and save it again")
         if pickles[0].file_size > MOST_PICKLE:
             raise _Refusal("holds more names than any model: save its state_dict alone")
         return read_archive(path, archive, root), {}
 
 
 def _read_legacy(path: Path) -> tuple[Any, dict[str, str]]:
-    """A checkpoint as torch wrote it before version 1.6: pickles one after another, then the storages."""
+    """A checkpoint of torch before version 1.6: several pickles, then the storages."""
     with path.open("rb") as file:
         head = io.BytesIO(file.read(MOST_HEADER))
-    for _ in range(4):  # a number, the version of the form, the machine, and the content
+    for _ in range(4):  # a magic number, the version of the format, the machine, and the content
         tensors = 0
         for opcode, _, _ in pickletools.genops(head):
-            tensors += opcode.name == "BINPERSID"  # a storage, which is not part of the pickle
+            tensors += opcode.name == "BINPERSID"  # a storage, which is outside the pickle
             _require_few(tensors)
     try:
         with path.open("rb") as file:
@@ -191,12 +191,12 @@ def _require_few(count: int) -> None:
 
 
 def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[Any, Any]:
-    """The innermost dict; of a module that was saved whole, its tensors; `notes` says which of several was taken."""
+    """The innermost dict, or the tensors of a module that was saved whole; `notes` records a choice among several."""
     for _ in range(MOST_NESTED):
         if isinstance(content, Inert):
             content = tensors_of(content)
         if not isinstance(content, Mapping):
-            raise _Refusal(f"holds a {type(content).__name__}, no dict of tensors: save a state_dict")
+            raise _Refusal(f"holds a {type(content).__name__}, not a dict of tensors: save a state_dict")
         name = _container(content)
         if name is None:
             return content
@@ -210,10 +210,10 @@ def _unwrapped(content: Any, path: Path, notes: list[str]) -> Mapping[Any, Any]:
 
 
 def _container(content: Mapping[Any, Any]) -> Any:
-    """The key of the dict within a dict that holds the tensors; None where it holds them itself.
+    """The key of the inner dict that holds the tensors; None if the dict holds them itself.
 
     Raises:
-        _Refusal: it may be several, and none has a known name.
+        _Refusal: several may hold them, and none has a known name.
     """
     if known := next((name for name in CONTAINERS if isinstance(content.get(name), Mapping | Inert)), None):
         return known
@@ -226,7 +226,7 @@ def _container(content: Mapping[Any, Any]) -> Any:
 
 
 def _models(content: Mapping[Any, Any]) -> list[str]:
-    """The keys of the dicts of tensors within a dict, but for those of far fewer tensors than another."""
+    """The keys of the dicts of tensors within a dict, except those with far fewer tensors than another."""
     counts = {
         key: sum(isinstance(tensor, torch.Tensor | Odd) for tensor in value.values())
         for key, value in content.items()
@@ -253,7 +253,7 @@ def _named(content: Mapping[Any, Any]) -> State:
 
 
 def _plain(key: str, tensor: torch.Tensor | Odd) -> torch.Tensor:
-    """Refuse a tensor without values of its own, or that repeats them to a size the file does not have."""
+    """Refuse a tensor without values of its own, or that repeats them to a size that the file does not have."""
     if isinstance(tensor, Odd) and tensor.kind != LARGER:
         raise _Refusal(f"holds a {tensor.kind} tensor ({key[:80]!r}): save a dense state_dict")
     if isinstance(tensor, Odd):

@@ -1,4 +1,4 @@
-"""Text vectors that were computed elsewhere: a file of a vector for each text."""
+"""Text vectors that were computed elsewhere: a file with a vector for each text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from densevl.saved import Kind, read_arrays
 from densevl.weights.reading import State, read_checkpoint
 
 NAME = "words.safetensors"
-"""In a folder of a model."""
+"""The file name in a model's folder."""
 ARRAYS = Kind("text vectors", WeightsError, "write them with numpy.savez(FILE, **{text: vector, ...})")
 
 
 def read_words(path: str | os.PathLike[str]) -> State:
-    """Read text vectors: .npz as `numpy.savez` writes it, or safetensors; a name is a text, and holds its (D,) numbers.
+    """Read text vectors from .npz as `numpy.savez` writes it, or safetensors; each name is a text with (D,) numbers.
 
     Raises:
-        WeightsError: another file, or arrays that are no numbers.
+        WeightsError: the file is of another kind, or its arrays are not numeric.
     """
     if Path(path).suffix.lower() != ".npz":
         return read_checkpoint(path).tensors

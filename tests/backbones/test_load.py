@@ -203,7 +203,7 @@ def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
         ("w.safetensors", lambda: _cut(_safetensors(_state())), "damaged"),
         ("w.pt", lambda: b"hello world, I am not weights", "neither safetensors nor a torch checkpoint"),
         ("w.npz", lambda: b"PK", "its name must end in"),
-        ("w.pt", _torchscript, "no torch checkpoint"),
+        ("w.pt", _torchscript, "not a torch checkpoint"),
         (
             "w.safetensors",
             lambda: _safetensors({**_state(), "visual.positional_embedding": torch.zeros(1 + 64, 32)}),

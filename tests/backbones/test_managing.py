@@ -58,7 +58,7 @@ def test_what_is_given_goes_before_a_guess_and_is_no_guess(weights: Path) -> Non
     ],
 )
 def test_no_activation_and_no_colours(weights: Path, wrong) -> None:
-    with pytest.raises(OptionError, match=r"it is one of|it is three numbers (of 0 to 1|above 0 and up to 1)"):
+    with pytest.raises(OptionError, match=r"it is one of|it must be three numbers (of 0 to 1|above 0 and up to 1)"):
         load_backbone("auto", weights, device="cpu", **wrong)
 
 

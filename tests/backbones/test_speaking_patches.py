@@ -338,7 +338,7 @@ def test_a_foreign_file_beside_a_dinotxt_is_named(dino, tmp_path) -> None:
     folder, _ = dino
     copied(folder, tmp_path, "tower.pth", "vision_head.pth")
     torch.save({"x": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"other\.pth.* is no part of a dino\.txt"):
+    with pytest.raises(WeightsError, match=r"other\.pth.* is not part of a dino\.txt"):
         load_backbone(str(tmp_path), device="cpu")
 
 
@@ -350,7 +350,7 @@ def test_fg_clip_lacking_its_dense_head_is_refused(tmp_path) -> None:
     ROWS["fgclip2"].make(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     save_file({key: x for key, x in state.items() if "dense_feature_head" not in key}, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="is no whole SigLIP"):
+    with pytest.raises(WeightsError, match="is not a whole SigLIP"):
         load_backbone(str(tmp_path), device="cpu")
 
 
@@ -409,7 +409,7 @@ def test_adaptors_by_name_have_their_token_from_the_config(radio, tmp_path) -> N
     pixels, square = torch.rand(1, 3, 24, 56), torch.rand(1, 3, 128, 128)
     numbered = load_backbone(**theirs.load, device="cpu")
     guessed = load_backbone(**changed(radio, tmp_path, by_name))
-    assert "which token is that of its adaptor c" in guessed.guesses[0]
+    assert "which token belongs to its adaptor c" in guessed.guesses[0]
     for index in (2, 0):
         (tmp_path / "config.json").write_text(json.dumps({"adaptor_configs": {"c": {"head_idx": index}}}))
         told = load_backbone(**changed(radio, tmp_path, by_name))

@@ -200,7 +200,7 @@ def test_the_activation_is_that_of_the_published_weights_or_a_warned_guess(
         ("prompt_learner.ctx", "learned prompts"),
         ("base.lora_A.weight", "LoRA"),
         ("lora_te_text_model_encoder_layers_0.lora_down.weight", "LoRA"),
-        ("visual.conv1_alpha.weight", "Alpha-CLIP whose image tower is no ViT"),
+        ("visual.conv1_alpha.weight", "Alpha-CLIP whose image tower is not a ViT"),
         ("fusion_module.x", "PMC-CLIP whose image tower is not CLIP's ResNet"),
         ("positional_embedding_res", "no whole Long-CLIP"),
         ("visual_encoder.cls_token", "BLIP"),

@@ -120,7 +120,7 @@ def test_a_wrong_sum_is_refused_and_removed(hub, ask) -> None:
 
 def test_shards_come_with_their_index_and_stay_in_their_place(hub, ask) -> None:
     assert ask("someone/shards").startswith("loaded someone/shards")
-    assert "is no weights file beside it" in ask("someone/evil")
+    assert "is not a weights file beside it" in ask("someone/evil")
     assert not any("evil.safetensors" in path for _, path in hub.asked)
 
 

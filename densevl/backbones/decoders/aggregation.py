@@ -16,9 +16,9 @@ from densevl.weights import State, below
 
 HEADS, WINDOW = 4, 12
 MOST = 256
-"""Number of words that the attention expects; shorter lists are padded with learned words."""
+"""The most words that are compared; shorter lists are padded with learned words."""
 REST = -100.0
-"""The logit of padded words."""
+"""The logit of words beyond `MOST`."""
 WORDS_AT_ONCE, PLACES_AT_ONCE = 16, 128
 
 

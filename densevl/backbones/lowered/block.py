@@ -16,8 +16,8 @@ from densevl.recipes.blocks import Block, OpenClipBlock, with_ffn
 from densevl.recipes.layers import mlp_of
 
 TOKENS = 600
-"""Images per pass. Their buffers stay below the size that glibc returns to the system and faults in again at every
-layer; with far fewer images, weights are read too often."""
+"""Tokens per pass. Their buffers stay below the size that glibc returns to the system and faults in again at every
+layer; with far fewer tokens, weights are read too often."""
 
 
 class Int8Mlp(nn.Module):

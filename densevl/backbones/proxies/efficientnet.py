@@ -16,7 +16,7 @@ from densevl.errors import ModelError
 
 NAME = "efficientnet-lite0"
 SHORTEST, LONGEST = 384, 1024
-"""Smaller images are enlarged to this side: it was trained on photos whose object fills 224 pixels."""
+"""Smaller images are enlarged to one of these sides: training photos have an object that fills 224 pixels."""
 
 
 class EfficientNetProxy(Proxy):

@@ -22,7 +22,7 @@ from densevl.weights.hub import WORDS
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 FILE = Kind("tokenizer", WeightsError, "download it again")
 SPECIAL = 49406
-"""Words of CLIP's vocabulary, without the start and end marks, whose names vary between programs."""
+"""Size of CLIP's vocabulary without the start and end marks, whose names vary between programs."""
 PIECES = "vocab.txt"
 """A BERT's vocabulary, which is its whole tokenizer."""
 

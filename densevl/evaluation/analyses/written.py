@@ -32,7 +32,7 @@ from densevl.vocabulary import LabelSet
 PIXELS = "pixels"
 PLAIN, MASKED, BLANK, WORD = "as it is", "text masked", "blank plate", "word painted"
 READS, HIDES = 0.15, 0.05
-"""Wins of the written word, and gain from masking real text, before advice is given."""
+"""Share of wins of the written word, and gain from masking real text, before advice is given."""
 
 
 @dataclass

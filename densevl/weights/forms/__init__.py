@@ -1,4 +1,4 @@
-"""From the tensors of any CLIP to open_clip's names: which program wrote them is told by what they are called."""
+"""From the tensors of any CLIP to open_clip's names; the tensors' names show which program wrote them."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from densevl.weights.reading import State, bad_file, below
 __all__ = ["recognise"]
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "clip.", "clip_model.", "student.", "base_model.model.")
-"""What training programs put before every name."""
+"""Prefixes that training programs put before every name."""
 IMAGE_SIDE = ("visual.", "vision_model.", "visual_projection.", "image_projection", "logit_scale")
 BLOCKS = {
     "vision_config": ("visual.trunk.blocks.", "visual.transformer.resblocks."),
     "text_config": ("text.transformer.resblocks.", "transformer.resblocks."),
 }
-"""Where open_clip's names have the blocks of what config.json calls so."""
+"""Prefixes of blocks in open_clip's names, by the part of config.json that counts them."""
 ADDITIONS = {
     "prompt_learner": "holds learned prompts and no model; words are given to a model as labels",
     ".base_layer.": "holds a model of peft whose changes are not merged: save what its merge_and_unload() gives",
     ".lora_A.": "holds changes to a model (LoRA) and no model: name its base beside it as the model",
     "lora_unet_": "holds changes to a model that draws images, and no model",
     "lora_te_": "holds changes to a text side (LoRA), in a form that densevl does not merge",
-    ".self_attn.qkv.": "is a BLIP, whose image side is no CLIP's",
+    ".self_attn.qkv.": "is a BLIP, whose image side is not CLIP's",
     "classifier.weight": "is a classifier of fixed classes made of a CLIP, without words; densevl takes the CLIP alone",
-    "visual_encoder.": "is a BLIP, whose image side is no CLIP's",
-    "sem_seg_head.": "is a model of segmentation around a CLIP; densevl takes the CLIP alone",
+    "visual_encoder.": "is a BLIP, whose image side is not CLIP's",
+    "sem_seg_head.": "is a segmentation model around a CLIP; densevl takes the CLIP alone",
     "text_model.shared": "holds a text side of T5, which densevl does not have",
 }
-"""By a part of a name: what is not a model that densevl runs, and why."""
+"""By a part of a name: models that densevl does not run, and why."""
 
 
 def recognise(
@@ -54,16 +54,16 @@ def recognise(
     *,
     words: bool = False,
 ) -> Form:
-    """What a file holds, in open_clip's names.
+    """Convert the content of a file to open_clip's names.
 
     Args:
         tensors: of the file. path: the file, for messages. config, pixels: config.json and the settings of the
-            processor of transformers, where there are any.
-        words: text vectors come from elsewhere, so the text side is left out, whatever it is.
+            transformers processor, if there are any.
+        words: whether text vectors come from elsewhere, so that any text side is left out.
 
     Raises:
-        WeightsError: nothing that densevl runs, with the reason.
-        ModelError: a config that is not read.
+        WeightsError: densevl does not run the model, with the reason.
+        ModelError: the config is not supported.
     """
     try:
         form = _form(_unwrapped(tensors), path, config, pixels, words)
@@ -71,19 +71,19 @@ def recognise(
         return form
     except DensevlError:
         raise
-    except Exception as error:  # shapes can be wrong in more ways than are worth a sentence each
+    except Exception as error:  # wrong shapes cause too many kinds of error for a message each
         raise bad_file(path, f"holds tensors of no model's shapes ({said(error)}); download it again") from error
 
 
 def _require_depth(state: State, config: Mapping[str, Any] | None, path: Path) -> None:
-    """Refuse a file that lacks whole blocks at the end of a tower, which leave no gap: the config says how many."""
+    """Refuse a file that lacks the last blocks of a tower; only the config shows that, since no number is missing."""
     for name, starts in BLOCKS.items():
         told = side(config, name).get("num_hidden_layers")
         found = max(depth(state, start) for start in starts)
         if type(told) is int and 0 < found < told:
             raise bad_file(
                 path,
-                f"has {found} blocks where {CONFIG} beside it says {told} ({name}): it is not whole, or the "
+                f"has {found} blocks where {CONFIG} beside it says {told} ({name}): it is incomplete, or the "
                 "config is another model's; download both again",
             )
 
@@ -128,7 +128,7 @@ def _form(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pr
 
 
 def _is_tower(state: State) -> bool:
-    """Whether a file holds an image tower alone."""
+    """Whether a file holds only an image tower."""
     first = {"conv1.weight", "patch_embed.proj.weight"} & state.keys()
     return bool(first) or (bool(state) and all(key.startswith(("visual.", "logit_")) for key in state))
 

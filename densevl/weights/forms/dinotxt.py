@@ -1,8 +1,8 @@
 """dino.txt (facebookresearch/dinov2 and dinov3, CVPR 2025) in open_clip's names.
 
-A frozen DINO, a head of blocks behind it and a text side, in up to three files: the tower is timm's, Meta's own or that
-of transformers. Patches are compared with the second half of the text vector, whose first half is CLS's: that half
-alone is the joint space here, and an image's vector is the mean of its patches.
+It is a frozen DINO, a head of blocks behind it and a text side, in up to three files; the tower is in timm's, Meta's or
+transformers' naming. Patches are compared with the second half of the text vector, and CLS with the first. Only the
+second half is the joint space here, and an image's vector is the mean of its patches.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _HEAD_LAYER, _WORD, _END = "ln_final.weight", "backbone.token_embedding.weight",
 HEAD_DEPTH, TEXT_DEPTHS = 2, {1280: 24}
 """Blocks of the published heads, and of their text sides by width."""
 SCALE = 100.0
-"""Of logits where a file has none: those of DINOv2 leave it out."""
+"""The logit scale if a file has none: DINOv2's files leave it out."""
 _KERNEL = (
     "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.weight",
     "embeddings.patch_embeddings.weight",
 )
 _TRAINED = "backbone."
-"""Before the names of a tower in DINO's training checkpoints."""
+"""The prefix of a tower's names in DINO's training checkpoints."""
 _LAYER, _INTO = r"text_model\.backbone\.blocks\.(\d+)\.", r"text.transformer.resblocks.\1."
 _MIXED = "is a dino.txt of parts that do not belong together; download those of one model"
 _RULES: tuple[Rule, ...] = (
@@ -68,7 +68,7 @@ _TOWER: tuple[Rule, ...] = (
 
 
 def part_of_dinotxt(state: State) -> str:
-    """Which part of a dino.txt a file holds, as what stands before its names in a whole one; "" for none of them."""
+    """The part of a dino.txt in a file, as the prefix of its names in a complete one; "" for none."""
     if f"{HEAD}{_HEAD_LAYER}" in state or f"{TEXT}{_WORD}" in state:
         return "whole"
     if _HEAD_LAYER in state and any(key.startswith(("block_list.", "blocks.0.")) for key in state):
@@ -84,17 +84,17 @@ def is_dinotxt(state: State) -> bool:
 
 
 def joined(parts: Mapping[Path, State]) -> State | None:
-    """The files of a folder as one dino.txt; None where they are none.
+    """Join the files of a folder into one dino.txt; None if they are none.
 
     Raises:
-        WeightsError: two files of the same part, or one that is of no part.
+        WeightsError: two files hold the same part, or one holds no part.
     """
     found: State = {}
     kinds = {path: part_of_dinotxt(state) for path, state in parts.items()}
     if not any(map(is_dinotxt, parts.values())):
         return None
     if foreign := next((path for path, kind in kinds.items() if not kind), None):
-        raise bad_file(foreign, "is no part of a dino.txt, and files beside it are: move it out of their folder")
+        raise bad_file(foreign, "is not part of a dino.txt, but files beside it are: move it out of their folder")
     for path, state in parts.items():
         prefix = "" if kinds[path] == "whole" else kinds[path]
         if prefix == TOWER:
@@ -107,15 +107,15 @@ def joined(parts: Mapping[Path, State]) -> State | None:
 
 
 def on_its_tower(tower: State, found: State, path: Path) -> State:
-    """A file of a dino.txt put together with the tower beside it."""
+    """Join a file of a dino.txt with the tower beside it."""
     return (joined({path: found, path.with_name("tower"): tower}) if part_of_dinotxt(tower) else None) or found
 
 
 def dinotxt(state: State, path: Path) -> Form:
-    """A dino.txt whose parts are joined.
+    """Convert a dino.txt whose parts are joined.
 
     Raises:
-        WeightsError: a part that is missing, or tensors that do not fit each other.
+        WeightsError: a part is missing, or tensors do not fit each other.
     """
     tower = below(state, TOWER)
     for part, what in ((tower, "tower"), (below(state, HEAD), "vision head"), (below(state, TEXT), "text encoder")):
@@ -157,7 +157,9 @@ def dinotxt(state: State, path: Path) -> Form:
         )
         text = text_sizes(named, path, None, "text.")
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise bad_file(path, f"is no whole dino.txt: {' '.join(str(error).split())[:80]}; download it again") from error
+        raise bad_file(
+            path, f"is not a whole dino.txt: {' '.join(str(error).split())[:80]}; download it again"
+        ) from error
     if registers != 4 or named["text.text_projection"].shape[1] != width:
         raise bad_file(path, _MIXED)
     heads = divided(width, None, VISION_HEADS)[0]

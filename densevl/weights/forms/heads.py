@@ -1,4 +1,4 @@
-"""The last projections of both towers: how wide the joint space is, and a model with the first numbers of it alone."""
+"""The last projections of both towers: the width of the joint space, and cutting it to its first numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGE = {
     "visual.head.mlp.fc2.weight": 0,
     "visual.head.mlp.fc2.bias": 0,
 }
-"""The dimension along which each has the numbers of the joint space."""
+"""The dimension of each that runs over the joint space."""
 TEXT = {
     "text_projection": 1,
     "text_projection.weight": 0,
@@ -41,17 +41,17 @@ TEXT = {
 GIVEN = {"head": "given"}
 """`Form.text` of a model whose text vectors come from elsewhere."""
 SCALE = math.log(100)
-"""The logit scale where a file has none: what CLIPs are trained up to."""
+"""The logit scale if a file has none: the value up to which CLIPs are trained."""
 
 
 def cut(form: Form, config: dict[str, Any], width: int, path: Path) -> tuple[Form, dict[str, Any]]:
-    """A model whose joint space is the first numbers of its own (Matryoshka, Kusupati et al., NeurIPS 2022).
+    """Cut a model's joint space to its first numbers (Matryoshka, Kusupati et al., NeurIPS 2022).
 
     Args:
-        config: open_clip's model_cfg. width: numbers that are left.
+        config: open_clip's model_cfg. width: numbers to keep.
 
     Raises:
-        WeightsError: it has not so many, or no last projection on both sides.
+        WeightsError: the joint space is narrower, or a side has no last projection.
     """
     state = dict(form.state)
     sides = (IMAGE,) if form.text == GIVEN else (IMAGE, TEXT)
@@ -66,7 +66,7 @@ def cut(form: Form, config: dict[str, Any], width: int, path: Path) -> tuple[For
 
 
 def wordless(form: Form, config: Mapping[str, Any]) -> tuple[Form, dict[str, Any]]:
-    """A model of the image side alone, for text vectors that come from elsewhere.
+    """Reduce a model to its image side, for text vectors that come from elsewhere.
 
     Args:
         config: open_clip's model_cfg.

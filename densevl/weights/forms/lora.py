@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022) as peft saves it: low-rank changes, merged into the weights that they were trained on."""
+"""LoRA (Hu et al., ICLR 2022) as peft saves it: low-rank changes, merged into the weights that they belong to."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ NAME = "adapter_config.json"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 _PREFIX, _BASE = "base_model.model.", ".base_layer."
 _ADAPTER = re.compile(r"\.lora_([AB])\.(?:[^.]+\.)?weight$")
-"""With the name of the adapter, "default", where a model of peft saved its state itself."""
+"""Names end in the adapter's name, "default", if a peft model saved its state itself."""
 _UNREAD = (
     *("alpha_pattern", "use_dora", "fan_in_fan_out", "lora_bias", "layer_replication", "use_qalora"),
     "alora_invocation_tokens",
 )
 _STARTS = (None, True, False, "gaussian", "eva")
-"""`init_lora_weights` that leave the weights of the base as they are; PiSSA, OLoRA, CorDA and LoftQ change them."""
+"""`init_lora_weights` that leave the base weights unchanged; PiSSA, OLoRA, CorDA and LoftQ change them."""
 
 
 def is_adapter(tensors: State) -> bool:
-    """Whether a file holds changes of LoRA and no model."""
+    """Whether a file holds LoRA changes rather than a model."""
     return any(_ADAPTER.search(key) for key in tensors) and not any(_BASE in key for key in tensors)
 
 
 def merge(base: State, adapter: State, path: Path) -> State:
-    """The tensors of a base, by their own names, with the changes of an adapter added: W + B A alpha / r.
+    """Add the changes of an adapter to a base, under the base's names: W + B A alpha / r.
 
     Args:
         path: of the adapter; adapter_config.json lies beside it.
 
     Raises:
-        WeightsError: an adapter of another kind, without its config, or of another base.
+        WeightsError: the adapter is of another kind, lacks its config, or belongs to another base.
     """
     if not path.with_name(NAME).is_file():
         raise bad_file(path, f"holds changes to a model (LoRA), and {NAME}, which says their scale, is not beside it")
@@ -46,7 +46,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
     if odd := next((name for name in _UNREAD if told.get(name)), None):
         raise CONFIG.bad(path.with_name(NAME), f"says {odd}, which densevl does not merge")
     if (kind := told.get("peft_type", "LORA")) != "LORA":
-        raise CONFIG.bad(path.with_name(NAME), f"says {str(kind)[:40]}, and densevl merges LoRA alone")
+        raise CONFIG.bad(path.with_name(NAME), f"says {str(kind)[:40]}, and densevl merges LoRA only")
     if told.get("init_lora_weights") not in _STARTS:
         raise CONFIG.bad(
             path.with_name(NAME),
@@ -55,7 +55,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
         )
     own = {_ADAPTER.sub(r".lora_\1.weight", key.removeprefix(_PREFIX)): value for key, value in adapter.items()}
     if len(own) < len(adapter):
-        raise bad_file(path, "holds several adapters; save one alone")
+        raise bad_file(path, "holds several adapters; save a single one")
     merged = dict(base)
     for key, low in own.items():
         name = f"{key.removesuffix(_DOWN)}.weight" if key.endswith(_DOWN) else key
@@ -71,7 +71,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
                 raise bad_file(path, f"changes {name} by {tuple(change.shape)}, and its base has {tuple(old.shape)}")
             merged[name] = old.float() + change
         elif not key.endswith(_DOWN) and old is not None and old.shape == low.shape:
-            merged[name] = low  # trained as a whole beside the others
+            merged[name] = low  # trained in full beside the low-rank changes
         else:
             raise bad_file(path, f"changes {name[:80]}, which its base does not have so: name the base it was made for")
     return merged

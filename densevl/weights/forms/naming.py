@@ -1,4 +1,4 @@
-"""Names of tensors turned into others by tables: a pattern, what it becomes, and what is done to the tensor."""
+"""Renaming tensors by tables of a pattern, the new name, and an operation on the tensor."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from densevl.weights.reading import State, bad_file
 
 Rule = tuple[str, str | None, str]
-"""A pattern of whole names; the name it becomes, None for a tensor that is left out; what is done to it: "" nothing,
-"T" transposed, "flat" to one dimension, "[]" to none, "qkv" put together from three, the second group saying which."""
+"""A pattern of whole names; the new name, or None to leave the tensor out; and the operation: "" none, "T" transpose,
+"flat" to one dimension, "[]" to a scalar, "qkv" join three parts, of which the second group says which."""
 _ORDER = {"q": 0, "k": 1, "v": 2, "query": 0, "key": 1, "value": 2}
 
 
 def renamed(tensors: Mapping[str, torch.Tensor], rules: Sequence[Rule], path: Path) -> State:
-    """Rename tensors; each takes the first rule whose pattern is its name, and one without a rule keeps it.
+    """Rename tensors by the first rule whose pattern matches; tensors without a rule keep their name.
 
     Raises:
-        WeightsError: two tensors of one new name, or a part of one that is missing.
+        WeightsError: two tensors get one name, or a part of one is missing.
     """
     compiled = [(re.compile(pattern), target, how) for pattern, target, how in rules]
     found: State = {}
@@ -61,7 +61,7 @@ def _changed(value: torch.Tensor, how: str) -> torch.Tensor:
 
 
 def layers(source: str, target: str) -> list[Rule]:
-    """The blocks of CLIP's transformer: transformers' names, of older versions and of newer, to open_clip's."""
+    """The blocks of CLIP's transformer: from transformers' names, old and new, to open_clip's."""
     block = rf"{source}\.encoder\.layers?\.(\d+)"
     into = rf"{target}transformer.resblocks.\1"
     rules: list[Rule] = [

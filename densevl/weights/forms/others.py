@@ -34,7 +34,7 @@ from densevl.weights.forms.sizes import (
 from densevl.weights.reading import State, bad_file, below
 
 OPENAI = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's own files hold beside the weights, and no others."""
+"""Numbers that only OpenAI's own files hold beside the weights."""
 _EVA: tuple[Rule, ...] = (
     (r"visual\.(?:.*\.)?rope\..*", None, ""),
     (r".*\.relative_position_index", None, ""),
@@ -47,7 +47,7 @@ _EVA: tuple[Rule, ...] = (
 )
 _SEPARATE: Rule = (r"visual\.blocks\.(\d+)\.attn\.([qv])_bias", r"visual.trunk.blocks.\1.attn.\2_proj.bias", "")
 EVA02: tuple[Rule, ...] = (_SEPARATE, *_EVA)
-"""Whose q, k and v have a layer each."""
+"""Towers with a layer each for q, k and v."""
 _SLIP: tuple[Rule, ...] = (
     (r"image_mlp\..*", None, ""),
     (r"visual\.head\..*", None, ""),
@@ -74,7 +74,7 @@ _CN: tuple[Rule, ...] = (
 
 
 def native(state: State, path: Path) -> Form:
-    """open_clip's names, which are OpenAI's too; the sizes are read off where the towers are CLIP's own."""
+    """A file with open_clip's names, which are OpenAI's too; sizes are read from the tensors of CLIP's towers."""
     marks = {key: value for key, value in state.items() if key in OPENAI}
     own = {key: value for key, value in state.items() if key not in (*OPENAI, "attn_mask")}
     plain = {KERNEL, TOKENS} <= own.keys() and (POOL in own or {"visual.proj", "visual.class_embedding"} <= own.keys())
@@ -86,11 +86,11 @@ def native(state: State, path: Path) -> Form:
 
 
 def eva(state: State, path: Path) -> Form:
-    """EVA-CLIP, EVA-02-CLIP and what is trained from them with their code (CLIPSelf, DeCLIP)."""
+    """EVA-CLIP, EVA-02-CLIP and models trained from them with their code (CLIPSelf, DeCLIP)."""
     separate = any(key.endswith(".attn.q_proj.weight") for key in state)
     named = renamed(state, EVA02 if separate else _EVA, path)
     head, bias = "visual.trunk.head.weight", "visual.trunk.head.bias"
-    if head in named and bias not in named:  # of 8 and 18 billion weights: a projection, as open_clip has it
+    if head in named and bias not in named:  # with 8 or 18 billion weights: a projection, as in open_clip
         named["visual.head.proj.weight"] = named.pop(head)
     facts = {**activations(GELU, "EVA's code"), **said("EVA's code", mean=CLIP_MEAN, std=CLIP_STD)}
     if not separate or head not in named or f"text.{TOKENS}" not in named:
@@ -109,12 +109,12 @@ def eva02(named: State, path: Path, head: int = 64) -> tuple[dict[str, Any], dic
         head: width of an attention head.
 
     Raises:
-        WeightsError: a table that is missing.
+        WeightsError: a table is missing.
     """
     kernel, places = named.get("visual.trunk.patch_embed.proj.weight"), named.get("visual.trunk.pos_embed")
     hidden = named.get("visual.trunk.blocks.0.mlp.fc1_g.weight")
     if kernel is None or places is None or hidden is None or kernel.ndim != 4 or places.ndim != 3:
-        raise bad_file(path, "holds no whole EVA-02: its image tower lacks a table; download it again")
+        raise bad_file(path, "holds an incomplete EVA-02: its image tower lacks a table; download it again")
     width, patch = kernel.shape[0], kernel.shape[-1]
     size = math.isqrt(max(places.shape[1] - 1, 0)) * patch
     vision = {
@@ -141,12 +141,12 @@ def slip(state: State, path: Path) -> Form:
     bias = named.pop("visual.patch_embed.proj.bias", None)
     places = named.get("visual.positional_embedding")
     if bias is None or places is None or places.ndim != 3 or places.shape[-1] != len(bias):
-        raise bad_file(path, "is no whole SLIP: its patch embedding and positions do not fit; download it again")
+        raise bad_file(path, "is not a whole SLIP: its patch embedding and positions do not fit; download it again")
     places = places[0].clone()
     places[1:] += bias
     named["visual.positional_embedding"] = places
     width = places.shape[-1]
-    heads = 12 if width == 384 else None  # its small one's are half as wide as usual
+    heads = 12 if width == 384 else None  # heads of its small tower are half as wide as usual
     vision = {**vision_sizes(named, path, heads), "no_ln_pre": True, "norm_kwargs": {"eps": 1e-6}}
     config = {"embed_dim": named["visual.proj"].shape[1], "vision_cfg": vision, "text_cfg": text_sizes(named, path)}
     source = "SLIP's code"
@@ -155,7 +155,7 @@ def slip(state: State, path: Path) -> Form:
 
 
 def cn_clip(state: State, path: Path) -> Form:
-    """Chinese-CLIP of its authors' program."""
+    """Chinese-CLIP in its authors' format."""
     named = renamed(state, _CN, path)
     config: dict[str, Any] = {
         **image_side(named, path),
@@ -170,17 +170,17 @@ def cn_clip(state: State, path: Path) -> Form:
 
 
 def bert_side(named: State, path: Path) -> dict[str, Any]:
-    """A BERT under text.transformer, whose sizes are read off its tensors: config and vocabulary of `Form.text`.
+    """A BERT under text.transformer, with sizes read from its tensors: config and vocabulary of `Form.text`.
 
     Raises:
-        WeightsError: a table that is missing.
+        WeightsError: a table is missing.
     """
     text = below(named, "text.transformer.")
     words, places = text.get("embeddings.word_embeddings.weight"), text.get("embeddings.position_embeddings.weight")
     hidden = text.get("encoder.layer.0.intermediate.dense.weight")
     kinds = text.get("embeddings.token_type_embeddings.weight")
     if words is None or places is None or hidden is None or kinds is None:
-        raise bad_file(path, "holds no whole text side: its BERT lacks a table; download it again")
+        raise bad_file(path, "holds an incomplete text side: its BERT lacks a table; download it again")
     width = words.shape[1]
     return {
         "config": {
@@ -198,7 +198,7 @@ def bert_side(named: State, path: Path) -> dict[str, Any]:
 
 
 def tower(state: State, path: Path) -> Form:
-    """The image tower of a CLIP alone, as FARE, TeCoA and CLIPSelf publish it."""
+    """The image tower of a CLIP alone, as published by FARE, TeCoA and CLIPSelf."""
     named = {key if key.startswith(("visual.", "logit_")) else f"visual.{key}": value for key, value in state.items()}
     config = None
     if KERNEL in named and ("visual.class_embedding" in named or POOL in named):

@@ -1,4 +1,4 @@
-"""What an image processor of transformers says of pixels: each setting that changes them is followed or refused."""
+"""The settings of a transformers image processor: each one that changes pixels is followed or refused."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from densevl.saved import Kind, read_json
 from densevl.weights.facts import Fact, Facts
 
 FILES = ("processor_config.json", "preprocessor_config.json")
-"""In the order in which transformers takes them; the first holds the settings under "image_processor"."""
+"""In transformers' order of preference; the first holds the settings under "image_processor"."""
 KIND = Kind("image processor", ModelError, "download it again, or remove it for the usual pixels of the model's type")
 RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """By Pillow's number."""
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
-"""Which are followed; others that are switched on are refused."""
+"""The supported steps; others that are switched on are refused."""
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Settings as their file has them, and the file's path."""
+    """The settings in a file, and the file's path."""
 
     told: Mapping[str, Any]
     path: Path
 
 
 def read_processor(folder: Path) -> Processor | None:
-    """The settings in a model's folder; None where it has none.
+    """The settings in a model's folder; None if it has none.
 
     Raises:
-        ModelError: a file that cannot be read.
+        ModelError: the file cannot be read.
     """
     for path in (folder / name for name in FILES):
         if not path.is_file():
@@ -49,17 +49,17 @@ def read_processor(folder: Path) -> Processor | None:
 
 
 def followed(usual: Facts, processor: Processor | None, size: int) -> dict[str, Fact]:
-    """Facts of pixels: those of the model's type, changed as its processor says.
+    """Facts of pixels: those of the model's type, changed by its processor.
 
     Args:
         usual: mean, std, interpolation, resize_mode. size: of the model's input, in pixels.
 
     Returns:
-        The same names, and "resize" where the short side is resized to more than what is cropped. Mean and deviation
-        are those of pixels of 0 to 1, whatever the processor's `rescale_factor`.
+        The same names, and "resize" if the short side is resized to more than the crop. Mean and deviation are for
+        pixels of 0 to 1, whatever the processor's `rescale_factor`.
 
     Raises:
-        ModelError: settings that are of no kind, or that ask for what densevl does not do.
+        ModelError: settings have a wrong type, or are not supported.
     """
     if processor is None:
         return dict(usual)
@@ -88,10 +88,10 @@ def followed(usual: Facts, processor: Processor | None, size: int) -> dict[str, 
 
 
 def require_pixels(facts: Facts) -> None:
-    """Check mean and deviation, wherever they come from.
+    """Check mean and deviation from any source.
 
     Raises:
-        ModelError: not three numbers that pixels of 0 to 1 can have.
+        ModelError: they are not three numbers that pixels of 0 to 1 can have.
     """
     for name, least in (("mean", 0.0), ("std", 1e-6)):
         if name in facts and not _are_of_pixels(facts[name].value, least):
@@ -138,7 +138,7 @@ def _resample(told: Mapping[str, Any], usual: str, path: Path) -> str:
 def _sizes(
     told: Mapping[str, Any], steps: Mapping[str, bool], usual: str, size: int, path: Path
 ) -> dict[str, str | int]:
-    """How a whole picture comes to the model's size."""
+    """How a whole picture is brought to the model's size."""
     if not steps.get("do_resize", True):
         raise KIND.bad(path, "says do_resize false, so pictures of any size would reach the model")
     given = told.get("size")

@@ -1,6 +1,6 @@
-"""RADIO (NVlabs, CVPR 2025) with an adaptor that brings its tokens to the words of a SigLIP 2, in open_clip's names.
+"""RADIO (NVlabs, CVPR 2025) with an adaptor that maps its tokens to a SigLIP 2's space, in open_clip's names.
 
-Its file holds the tower and adaptors, and no words: those come from the SigLIP 2 that the adaptor was trained for,
+Its file holds the tower and adaptors, but no words. Those come from the SigLIP 2 that the adaptor was trained for,
 which is named as the model beside it. Patches go through the adaptor's summary head, as in RADSeg.
 """
 
@@ -25,11 +25,11 @@ from densevl.weights.reading import State, bad_file, below
 RADIO = "RADIO with words"
 """The name of the form."""
 WORDS = "words."
-"""Before the names of the SigLIP 2 beside it."""
+"""The prefix for the names of the SigLIP 2 beside it."""
 SIDE = 512
-"""Pixels a side of whole images, which all RADIOs from the third version on prefer."""
+"""Side of whole images in pixels, preferred by all RADIOs from the third version on."""
 ALIGNED = (768, 1280)
-"""Widths of C-RADIOv3 whose positions are resized with corners aligned; of others they are not."""
+"""Widths of C-RADIOv3 whose positions are resized with aligned corners; others are not."""
 TEACHER = "ViT-gopt-16-SigLIP2-384/webli"
 _KIND = Kind("config", WeightsError, "download it again")
 _PATCHES = ("patch_generator.embedder.weight", "embeddings.patch_projection.weight")
@@ -49,17 +49,17 @@ _RULES: tuple[Rule, ...] = (
 
 
 def is_radio(state: State) -> bool:
-    """Whether a file holds a RADIO in NVIDIA's names, or in those of transformers."""
+    """Whether a file holds a RADIO in NVIDIA's or transformers' naming."""
     return any(f"{start}{name}" in state for start in _TOWERS for name in _PATCHES)
 
 
 def beside_words(words: State, found: State, path: Path) -> State:
-    """A RADIO put together with the SigLIP 2 beside it, of which the text side is taken."""
+    """Join a RADIO with the text side of the SigLIP 2 beside it."""
     return {**found, **{f"{WORDS}{key}": value for key, value in words.items()}}
 
 
 def adaptors(state: State) -> dict[str, State]:
-    """The summary heads by the name, or the number, of what they were trained for, in the order of the file."""
+    """The summary heads by the name, or the number, of their teacher, in the order of the file."""
     found: dict[str, State] = {}
     for key, value in state.items():
         for start, middle in (("_heads.", "."), ("radio_model.adaptors.", ".head_mlp."), ("adaptors.", ".head_mlp.")):
@@ -70,13 +70,13 @@ def adaptors(state: State) -> dict[str, State]:
 
 
 def radio(state: State, path: Path, text: Form | None) -> Form:
-    """A RADIO and the words beside it.
+    """Convert a RADIO and the words beside it.
 
     Args:
-        text: what the file beside it holds; None where there is none.
+        text: the form of the file beside it; None if there is none.
 
     Raises:
-        WeightsError: no adaptor, none for these words, or several; or tensors that do not fit each other.
+        WeightsError: there is no adaptor, none for these words, or several; or tensors do not fit each other.
     """
     heads = adaptors(state)
     if not heads:
@@ -110,7 +110,7 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
     try:
         inside = len(head["fc1.weight"])
     except (KeyError, TypeError) as error:
-        raise bad_file(path, f"is no whole RADIO: its adaptor {name} lacks fc1.weight; download it again") from error
+        raise bad_file(path, f"is not a whole RADIO: its adaptor {name} lacks fc1.weight; download it again") from error
     named = {f"{_TRUNK}{key}": x for key, x in tower.items()} | {f"visual.mlp.{key}": x for key, x in head.items()}
     named |= {key: x for key, x in text.state.items() if key.startswith(("text.", "logit_"))}
     tokens = 1 + trunk["reg_tokens"]
@@ -149,7 +149,7 @@ def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, s
     """The tower alone: tensors in timm's names, its sizes, timm's architecture, and how its positions are resized.
 
     Raises:
-        WeightsError: tensors that are missing or do not fit each other.
+        WeightsError: tensors are missing, or do not fit each other.
     """
     start = next(start for start in _TOWERS if any(f"{start}{kernel}" in state for kernel in _PATCHES))
     named = renamed({key: x for key, x in below(state, start).items() if _of_tower(key)}, _RULES, path)
@@ -161,7 +161,7 @@ def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, s
         named[f"{_TRUNK}cls_token"], named[f"{_TRUNK}reg_token"] = tokens[None, :1], tokens[None, 1:]
         hidden, side = len(named[f"{_TRUNK}blocks.0.mlp.fc1.weight"]), math.isqrt(places.shape[1]) * patch
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise bad_file(path, f"is no whole RADIO: {' '.join(str(error).split())[:80]}; download it again") from error
+        raise bad_file(path, f"is not a whole RADIO: {' '.join(str(error).split())[:80]}; download it again") from error
     sizes = {
         "img_size": side,
         "patch_size": patch,
@@ -177,7 +177,7 @@ def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, s
 
 
 def rule_of(width: int, tokens: int) -> str:
-    """How its positions are resized, by its width and its leading tokens, of which the third version has eight."""
+    """How its positions are resized, by its width and number of leading tokens, which is eight in the third version."""
     return "square_aligned" if width in ALIGNED and tokens == 8 else "square"
 
 
@@ -186,7 +186,7 @@ def _of_tower(key: str) -> bool:
 
 
 def _summary(name: str, names: list[str], tokens: int, path: Path) -> tuple[int, tuple[str, ...]]:
-    """The leading token of an adaptor, and a warning where that is a guess."""
+    """The leading token of an adaptor, and a warning if that is a guess."""
     told: Any = read_json(path.with_name(CONFIG), _KIND) if path.with_name(CONFIG).is_file() else {}
     told = told.get("adaptor_configs") if isinstance(told, Mapping) else None
     own = told.get(name) if isinstance(told, Mapping) else None
@@ -195,13 +195,13 @@ def _summary(name: str, names: list[str], tokens: int, path: Path) -> tuple[int,
         return index, ()
     place = names.index(name)
     return place, (
-        f"weights file {path.name} does not say which token is that of its adaptor {name}: taken number {place}; dense "
+        f"weights file {path.name} does not say which token belongs to its adaptor {name}: taken number {place}; dense "
         "features do not depend on it, vectors of whole images do",
     )
 
 
 def colours(state: State) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation that the tower takes off itself."""
+    """Mean and deviation that the tower itself normalises with."""
     found = {}
     for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
         values = next((x for key, x in state.items() if key.endswith(f"input_conditioner.norm_{name}")), None)

@@ -1,4 +1,4 @@
-"""What config.json of transformers says that no shape does: heads, activation, epsilon, end token, input size."""
+"""Settings in transformers' config.json that no shape shows: heads, activation, epsilon, end token, input size."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from densevl.weights.facts import GELU, QUICK, TANH
 CONFIG = "config.json"
 ACTIVATIONS = {"quick_gelu": QUICK, "gelu": GELU, "gelu_pytorch_tanh": TANH, "gelu_new": TANH}
 LEGACY_END = 2
-"""Which old configs of CLIP say wrongly: transformers then takes the token of the highest number, as OpenAI did."""
+"""The wrong value in old configs of CLIP: transformers then takes the token of the highest number, as OpenAI did."""
 
 
 def side(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
-    """The part of a config that is a tower's; empty where there is none.
+    """The part of a config for one tower; empty if there is none.
 
     Raises:
-        ModelError: it is no object.
+        ModelError: it is not an object.
     """
     found = (config or {}).get(name)
     if found is not None and not isinstance(found, dict):
-        raise ModelError(f"{CONFIG}: {name} is {str(found)[:40]}, which is an object; download it again")
+        raise ModelError(f"{CONFIG}: {name} is {str(found)[:40]}, which must be an object; download it again")
     return dict(found or {})
 
 
 def heads(told: Mapping[str, Any], usual: int | None) -> int | None:
-    """Attention heads; `usual` where the config does not say them.
+    """Attention heads; `usual` if the config does not set them.
 
     Raises:
-        ModelError: not a whole number from 1.
+        ModelError: it is not a whole number from 1.
     """
     return _whole(told, "num_attention_heads", usual)
 
@@ -39,22 +39,22 @@ def length(told: Mapping[str, Any], usual: int) -> int:
     """Positions of a text side.
 
     Raises:
-        ModelError: not a whole number from 1.
+        ModelError: it is not a whole number from 1.
     """
     return _whole(told, "max_position_embeddings", usual) or usual
 
 
 def input_size(told: Mapping[str, Any], grid: int, patch: int) -> int:
-    """Pixels a side; more than the patches cover where the config says so: the convolution leaves out the rest."""
+    """Side of the input in pixels; the config may exceed the patches, and the convolution then ignores the rest."""
     said = told.get("image_size")
     return said if type(said) is int and said // patch == grid else grid * patch
 
 
 def epsilon(told: Mapping[str, Any], usual: float) -> float:
-    """What layer norms add to the variance.
+    """The epsilon of layer norms.
 
     Raises:
-        ModelError: not a number above 0.
+        ModelError: it is not a number above 0.
     """
     found = told.get("layer_norm_eps", usual)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1:
@@ -66,7 +66,7 @@ def activation(told: Mapping[str, Any], usual: str) -> str:
     """One of `facts.ACTIVATIONS`.
 
     Raises:
-        ModelError: another one.
+        ModelError: it is another one.
     """
     kind = told.get("hidden_act")
     if kind is None:
@@ -77,13 +77,13 @@ def activation(told: Mapping[str, Any], usual: str) -> str:
 
 
 def end(told: Mapping[str, Any], *, legacy: bool) -> dict[str, Any]:
-    """The part of open_clip's text_cfg that says which token a text is read from.
+    """The part of open_clip's text_cfg that says at which token a text is read.
 
     Args:
-        legacy: `LEGACY_END` means the token of the highest number.
+        legacy: whether `LEGACY_END` means the token of the highest number.
 
     Raises:
-        ModelError: not the number of a token.
+        ModelError: it is not the number of a token.
     """
     found = told.get("eos_token_id", 49407)
     if type(found) is not int or found < 0:

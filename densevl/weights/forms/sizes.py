@@ -1,4 +1,4 @@
-"""The sizes of open_clip's own networks, read off their tensors."""
+"""The sizes of open_clip's own networks, read from their tensors."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from densevl.errors import ModelError
 from densevl.weights.reading import bad_file
 
 HEAD = 64
-"""Width of an attention head where neither a config nor a table says it: heads are not in the shapes."""
+"""Default width of an attention head; shapes do not show the number of heads."""
 _USUAL = dict.fromkeys((256, 512, 640, 768, 896, 1024), HEAD)
 VISION_HEADS = {**_USUAL, 1280: 80, 1408: 88, 1664: 104, 1792: 112}
 TEXT_HEADS = {**_USUAL, 384: HEAD, 1152: 72, 1280: HEAD}
 SIGLIP_HEADS = {768: HEAD, 1024: HEAD, 1152: 72, 1536: 96}
-"""Width of a head by the width of a tower, of all published models; image towers of 384 are published with two."""
+"""Width of a head by the width of a tower, for all published models; image towers of 384 are published with two."""
 KERNEL, POSITIONS, TOKENS = "visual.conv1.weight", "visual.positional_embedding", "token_embedding.weight"
 POOL = "visual.attnpool.positional_embedding"
-"""Which a ResNet of CLIP's has."""
+"""A tensor that identifies CLIP's ResNets."""
 DEPTHS = {384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1536: 40}
 """Blocks by the width of the published towers of DINO and RADIO."""
 NO_TEXT = {"context_length": 77, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
-"""open_clip's text_cfg where another text side takes its place."""
+"""open_clip's text_cfg when another text side replaces its own."""
 
 
 def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None) -> dict[str, Any]:
     """open_clip's vision_cfg of a native ViT.
 
     Raises:
-        WeightsError: shapes of no such network.
+        WeightsError: no such network has these shapes.
     """
     kernel, table = _shape(state, KERNEL, 4, path), _shape(state, POSITIONS, 2, path)
     width, patch = kernel[0], kernel[-1]
     grid = math.isqrt(max(table[0] - 1, 0))
     if grid * grid + 1 != table[0] or not grid:
-        raise bad_file(path, f"has {table[0]} positions, which is no square of patches and a class; name its config")
+        raise bad_file(path, f"has {table[0]} positions, not a square of patches and a class token; name its config")
     hidden = _shape(state, "visual.transformer.resblocks.0.mlp.c_fc.weight", 2, path)[0]
     return {
         "image_size": grid * patch,
@@ -51,10 +51,10 @@ def vision_sizes(state: Mapping[str, torch.Tensor], path: Path, heads: int | Non
 
 
 def image_side(state: Mapping[str, torch.Tensor], path: Path, heads: int | None = None) -> dict[str, Any]:
-    """The part of open_clip's model_cfg that says the image tower: embed_dim and vision_cfg, of a ViT or a ResNet.
+    """The image tower's part of open_clip's model_cfg: embed_dim and vision_cfg, of a ViT or a ResNet.
 
     Raises:
-        WeightsError: shapes of neither.
+        WeightsError: neither has these shapes.
     """
     if POOL not in state:
         return {"embed_dim": _shape(state, "visual.proj", 2, path)[1], "vision_cfg": vision_sizes(state, path, heads)}
@@ -73,7 +73,7 @@ def text_sizes(
     """open_clip's text_cfg of its own transformer, whose names begin with `below`.
 
     Raises:
-        WeightsError: shapes of no such network.
+        WeightsError: no such network has these shapes.
     """
     words = _shape(state, f"{below}{TOKENS}", 2, path)
     width = words[1]
@@ -92,7 +92,7 @@ def native_config(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, An
     """open_clip's model_cfg of its plain CLIP with a ViT or a ResNet.
 
     Raises:
-        WeightsError: shapes of no such network.
+        WeightsError: no such network has these shapes.
     """
     return {**image_side(state, path), "text_cfg": text_sizes(state, path)}
 
@@ -101,10 +101,10 @@ def divided(width: int, heads: int | None, table: Mapping[int, int]) -> tuple[in
     """Attention heads of a tower, and whether their number is a guess.
 
     Args:
-        heads: that its config says; None takes those of the published models of its width. table: widths of theirs.
+        heads: from its config; None takes those of published models of its width. table: the width of their heads.
 
     Raises:
-        ModelError: heads that do not divide the width.
+        ModelError: heads do not divide the width.
     """
     if heads is None:
         return max(1, width // table.get(width, HEAD)), width not in table
@@ -122,7 +122,7 @@ def unsure(
     """Warnings that the number of heads is a guess.
 
     Args:
-        config: that says it; None where there is none. own: open_clip's model_cfg. trunk: see `Form.trunk`.
+        config: that sets it; None if there is none. own: open_clip's model_cfg. trunk: see `Form.trunk`.
     """
     if config is not None:
         return ()
@@ -141,15 +141,15 @@ def unsure(
 
 
 def depth(state: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """How many blocks there are below a name."""
+    """Number of blocks below a name."""
     return len({key[len(prefix) :].partition(".")[0] for key in state if key.startswith(prefix)})
 
 
 def shallow(path: Path, **parts: tuple[int, int | None]) -> tuple[str, ...]:
-    """Warnings of parts that have fewer blocks than published ones of their width: whole blocks leave no gap.
+    """Warnings about parts with fewer blocks than published ones of their width; missing last blocks leave no gap.
 
     Args:
-        parts: the blocks that each has, and those of published ones, None where no published one is as wide.
+        parts: each part's number of blocks, and that of published ones, None if no published one has its width.
     """
     return tuple(
         f"weights file {path.name} has {found} blocks in its {part}, and published ones of its width have {usual}: if "

@@ -21,7 +21,7 @@ from densevl.weights.reading import State, bad_file
 
 TIPS = "vision_encoder.patch_embed.proj.weight"
 TEMPERATURE = 0.005065968260169029
-"""Which logits are divided by where a file has none."""
+"""The temperature of logits if a file has none."""
 _BLOCK, _INTO = r"vision_encoder\.blocks\.(\d+)\.", r"visual.trunk.blocks.\1."
 _LAYER, _WORDS = r"text_encoder\.transformer\.resblocks\.(\d+)\.", r"text.transformer.encoder.layers.\1."
 _RULES: tuple[Rule, ...] = (
@@ -40,13 +40,13 @@ _RULES: tuple[Rule, ...] = (
 
 
 def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None = None) -> Form:
-    """A TIPSv2.
+    """Convert a TIPSv2.
 
     Args:
         config: config.json; None takes the published sizes of heads. pixels: settings of its processor.
 
     Raises:
-        WeightsError: tensors that are missing or do not fit each other.
+        WeightsError: tensors are missing, or do not fit each other.
     """
     told = config or {}
     vision, text = side(told, "vision_config"), side(told, "text_config")
@@ -69,7 +69,9 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
         inner = len(named["text.transformer.encoder.layers.0.mlp.fc1.weight"])
         registers = named["visual.trunk.reg_token"].shape[1]
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise bad_file(path, f"is no whole TIPSv2: {' '.join(str(error).split())[:80]}; download it again") from error
+        raise bad_file(
+            path, f"is not a whole TIPSv2: {' '.join(str(error).split())[:80]}; download it again"
+        ) from error
     if registers != 1:
         raise bad_file(path, f"is a TIPSv2 with {registers} registers, and densevl reads those with one")
     width, patch = kernel.shape[0], kernel.shape[-1]
@@ -88,7 +90,7 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
             "layer_norm_eps": epsilon(text, 1e-5),
             "pad_token_id": 0,
         },
-        "pooler": "cls_pooler",  # which takes what the model pools itself: the mean over words
+        "pooler": "cls_pooler",  # takes the model's own pooling: the mean over words
         "head": "none",
         "context": length(text, 64),
         "vocabulary": len(words),

@@ -1,6 +1,6 @@
 """Models of Hugging Face's transformers in open_clip's names: CLIP, MetaCLIP 2, Chinese-CLIP, AltCLIP, SigLIP.
 
-Their weights and their config.json are read; none of their code is.
+Their weights and their config.json are read; their code is not.
 """
 
 from __future__ import annotations
@@ -78,22 +78,22 @@ _FINE: tuple[Rule, ...] = (
     (r"dense_feature_head\.mlp\.(.*)", r"visual.trunk.attn_pool.mlp.\1", ""),
     (r"boxtext_head\.(.*)", r"text.text_projection.\1", ""),
 )
-"""Of FG-CLIP 2: the pool trained for patches and the words trained for boxes, in the place of those of images."""
+"""FG-CLIP 2's pool trained for patches and words trained for boxes, which replace those for images."""
 GEMMA = 256_000
 """Size of the vocabulary of SigLIP 2."""
 TOKENIZERS = {32000: "timm/ViT-B-16-SigLIP", GEMMA: "timm/ViT-B-16-SigLIP2-256"}
-"""Of SigLIP, by the size of the vocabulary."""
+"""SigLIP's tokenizers, by the size of the vocabulary."""
 
 
 def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
-    """A model of transformers.
+    """Convert a model of transformers.
 
     Args:
-        state: its tensors. config: config.json; None where there is only the file. pixels: settings of its processor.
+        state: its tensors. config: config.json; None if there is only the file. pixels: settings of its processor.
 
     Raises:
-        WeightsError: tensors that are missing or do not fit each other.
-        ModelError: a kind that is not read.
+        WeightsError: tensors are missing, or do not fit each other.
+        ModelError: the kind is not supported.
     """
     if "vision_model.embeddings.patch_embedding.bias" in state:
         return _siglip(state, path, config, pixels)
@@ -141,7 +141,7 @@ def _of_bert(
 ) -> Form:
     """Chinese-CLIP, whose text side is a BERT, and AltCLIP, whose text side is an XLM-R with another head."""
     if config is None:
-        raise bad_file(path, f"holds a text side whose sizes stand in {CONFIG}: name the folder of both")
+        raise bad_file(path, f"holds a text side whose sizes are in {CONFIG}: name the folder of both")
     start = r"text_model\.roberta\." if alt else r"text_model\."
     rules: list[Rule] = [
         *_VISION,
@@ -155,14 +155,14 @@ def _of_bert(
         rules.append((r"text_projection\.weight", "text.proj.weight", ""))
     named = renamed(state, rules, path)
     if alt:
-        try:  # two layers without anything between them are one
+        try:  # two layers with nothing between them are one
             one, two = named.pop("text_model.transformation.weight"), named.pop("text_projection.weight")
             bias = named.pop("text_model.transformation.bias")
         except KeyError as error:
-            raise bad_file(path, f"is no whole AltCLIP: {error} is missing; download it again") from error
+            raise bad_file(path, f"is not a whole AltCLIP: {error} is missing; download it again") from error
         named["text.proj.1.weight"] = two.float() @ one.float()
         named["text.proj.1.bias"] = two.float() @ bias.float()
-    heads(text, None), epsilon(text, 1e-5)  # which transformers takes as they are
+    heads(text, None), epsilon(text, 1e-5)  # checked, because transformers takes them unchecked
     kind = {"model_type": "xlm-roberta" if alt else "bert"}
     keep = {
         key: value for key, value in text.items() if key not in ("model_type", "architectures", "transformers_version")
@@ -202,7 +202,7 @@ _ALT_TEXT = {
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,
 }
-"""Of AltCLIP where its config leaves them out."""
+"""AltCLIP's text settings if its config leaves them out."""
 
 
 def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Processor | None) -> Form:
@@ -216,7 +216,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
     if any_size:  # rows, columns, colours
         edge = math.isqrt(max(kernel.shape[1] // 3, 1))
         if kernel.shape[1] != 3 * edge**2:
-            raise bad_file(path, f"has patches of {kernel.shape[1]} numbers, which is no square of colours")
+            raise bad_file(path, f"has patches of {kernel.shape[1]} numbers, which is not a square of colours")
         kernel = kernel.unflatten(1, (edge, edge, 3)).permute(0, 3, 1, 2).contiguous()
         named["visual.trunk.patch_embed.proj.weight"] = kernel
     width, patch = kernel.shape[0], kernel.shape[-1]
@@ -234,7 +234,9 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
         embed = width if alone else named["text.text_projection.weight"].shape[0]
         words = dict(NO_TEXT) if alone else text_sizes(named, path, heads(text, 12 if config else None), "text.")
     except (KeyError, RuntimeError) as error:
-        raise bad_file(path, f"is no whole SigLIP: {' '.join(str(error).split())[:80]}; download it again") from error
+        raise bad_file(
+            path, f"is not a whole SigLIP: {' '.join(str(error).split())[:80]}; download it again"
+        ) from error
     size = input_size(vision, grid, patch)
     own = {
         "embed_dim": embed,
@@ -275,10 +277,10 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
 
 
 def siglip_side(named: State, path: Path) -> dict[str, Any]:
-    """The parts of open_clip's model_cfg that say the text side of a SigLIP, in open_clip's names."""
+    """The text side of a SigLIP as parts of open_clip's model_cfg, in open_clip's names."""
     last = named.get("text.text_projection.weight")
     if last is None:
-        raise bad_file(path, "is beside words that are no SigLIP's; name the SigLIP 2 that it was trained for")
+        raise bad_file(path, "is beside words that are not a SigLIP's; name the SigLIP 2 that it was trained for")
     return {
         "embed_dim": len(last),
         "init_logit_bias": -10,
@@ -292,8 +294,8 @@ def siglip_text(
     """open_clip's text_cfg of a SigLIP.
 
     Args:
-        words: its sizes. told, text: config.json, and the part of it that is the text side's. lower: punctuation stays,
-            as it does wherever words are Gemma's.
+        words: its sizes. told, text: config.json, and its part for the text side. lower: keep punctuation, as always
+            with Gemma's words.
     """
     return {
         **words,
@@ -340,7 +342,7 @@ def _facts(
     colours: tuple[tuple[float, ...], tuple[float, ...]],
     size: int,
 ) -> dict[str, Fact]:
-    """Activations and pixels of a type of transformers; without its config they are the type's usual ones, a guess."""
+    """Activations and pixels of a type of transformers; without its config they are the type's defaults, a guess."""
     source, guessed = (f"{CONFIG}'s model type", False) if config is not None else ("the usual of its type", True)
     facts = {}
     for tower, own in (("image", vision), ("text", text)):

@@ -1,6 +1,6 @@
-"""Models that are a CLIP with something changed: Long-CLIP, Alpha-CLIP, DiffCLIP, PMC-CLIP, jina-clip.
+"""Models that are a CLIP with a change: Long-CLIP, Alpha-CLIP, DiffCLIP, PMC-CLIP, jina-clip.
 
-What a change comes to with constants, such as an alpha channel that is all foreground, is computed once here.
+Constant effects, such as an alpha channel that is all foreground, are folded into the weights here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from densevl.weights.reading import State, bad_file, below
 
 ALPHA, LONGER = "visual.conv1_alpha.weight", "positional_embedding_res"
 FOREGROUND = (1 - 0.5) / 0.26
-"""An alpha of 1 as Alpha-CLIP's program normalises it."""
+"""An alpha of 1 after Alpha-CLIP's normalisation."""
 KEPT = 20
 """Positions of CLIP that Long-CLIP keeps (Zhang et al., ECCV 2024, 3.1)."""
 _PMC: tuple[Rule, ...] = (
@@ -46,31 +46,31 @@ _JINA_TEXT: tuple[Rule, ...] = (
 
 
 def long_clip(state: State, path: Path) -> State:
-    """The names of a CLIP of Long-CLIP, whose text positions are two tables: one for the first 20, one for the rest.
+    """Long-CLIP in CLIP's names; its text positions are two tables, one for the first 20 and one for the others.
 
     Raises:
-        WeightsError: tables of different sizes.
+        WeightsError: the tables have different sizes.
     """
     own = dict(state)
     first, rest = own.get("positional_embedding"), own.pop(LONGER)
     if first is None or first.shape != rest.shape:
-        raise bad_file(path, f"is no whole Long-CLIP: {LONGER} does not fit its positional_embedding")
+        raise bad_file(path, f"is not a whole Long-CLIP: {LONGER} does not fit its positional_embedding")
     own["positional_embedding"] = torch.cat([first[:KEPT], rest[KEPT:]])
     return own
 
 
 def alpha_clip(state: State, path: Path) -> State:
-    """The names of a CLIP of Alpha-CLIP, whose alpha channel is 1 all over the photo: a constant added to each patch.
+    """Alpha-CLIP in CLIP's names, with an alpha channel of 1 everywhere, which adds a constant to each patch.
 
     Raises:
-        WeightsError: LoRA's parts beside the weights, or a ResNet, whose padding is no constant.
+        WeightsError: LoRA's parts are beside the weights, or it is a ResNet, whose padding is not constant.
     """
     own = {key.replace(".in_proj.", ".in_proj_"): value for key, value in state.items()}
     alpha, places = own.pop(ALPHA), own.get(POSITIONS)
     if any("lora_" in key for key in own):
         raise bad_file(path, "is an Alpha-CLIP with LoRA's parts beside the weights: merge them first")
     if places is None or places.ndim != 2 or alpha.ndim != 4 or len(alpha) != places.shape[1]:
-        raise bad_file(path, "is an Alpha-CLIP whose image tower is no ViT, which densevl does not read")
+        raise bad_file(path, "is an Alpha-CLIP whose image tower is not a ViT, which densevl does not read")
     places = places.float().clone()
     places[1:] += FOREGROUND * alpha.float().sum((1, 2, 3))
     own[POSITIONS] = places
@@ -81,7 +81,7 @@ def diffclip(state: State, path: Path) -> Form:
     """DiffCLIP (Hammoud and Ghanem, 2025): SLIP's form, with differential attention in both towers.
 
     Raises:
-        WeightsError: parts that do not fit each other.
+        WeightsError: parts do not fit each other.
     """
     form = slip(state, path)
     config = dict(form.config or {})
@@ -90,7 +90,7 @@ def diffclip(state: State, path: Path) -> Form:
         norm = form.state.get(f"{prefix}.resblocks.0.attn.diff_norm.weight")
         width = config[side]["width"]
         if norm is None or len(norm) < 2 or len(norm) % 2 or width % len(norm):
-            raise bad_file(path, f"is no whole DiffCLIP: {prefix} lacks the norm of its differential attention")
+            raise bad_file(path, f"is not a whole DiffCLIP: {prefix} lacks the norm of its differential attention")
         head = len(norm) // 2
         config[side] = {**config[side], heads: head if heads == "head_width" else width // head}
     config["vision_cfg"].pop("norm_kwargs")
@@ -99,10 +99,10 @@ def diffclip(state: State, path: Path) -> Form:
 
 
 def pmc_clip(state: State, path: Path) -> Form:
-    """PMC-CLIP (Lin et al., MICCAI 2023): CLIP's ResNet and a PubMedBERT, which looks at padding too.
+    """PMC-CLIP (Lin et al., MICCAI 2023): CLIP's ResNet and a PubMedBERT that attends to padding too.
 
     Raises:
-        WeightsError: another image tower, or tensors that are missing.
+        WeightsError: the image tower is another, or tensors are missing.
     """
     named = renamed(state, _PMC, path)
     if POOL not in named:
@@ -119,17 +119,17 @@ def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pro
     """jina-clip v1 and v2: an EVA-02 without a head; the text side of v2 is an XLM-R with rotary positions.
 
     Args:
-        config: config.json. pixels: settings of its processor. words: text vectors take the place of the text side.
+        config: config.json. pixels: settings of its processor. words: whether text vectors replace the text side.
 
     Raises:
-        WeightsError: the text side of v1, which no library has, without words; tensors that are missing.
+        WeightsError: v1 is given without words, since no library has its text side; or tensors are missing.
     """
     image = {f"visual.{key}": value for key, value in below(state, "vision_model.").items()}
     named = renamed(image, EVA02, path)
     told = dict((config or {}).get("vision_config") or {})
     own, trunk = eva02(named, path, int(told.get("head_width", 64)))
     width = trunk["embed_dim"]
-    # published models end without a projection: an identity takes its place, of which rows can be cut
+    # published models have no projection: an identity replaces it, whose rows can be cut
     head = named.pop("visual.trunk.head.weight", torch.eye(width))
     named["visual.head.proj.weight"] = state.get("visual_projection.weight", head)
     side = None
@@ -177,7 +177,7 @@ def _jina_text(state: State, path: Path, told: dict[str, Any]) -> tuple[State, d
     kinds = named.get("text.transformer.embeddings.token_type_embeddings.weight")
     hidden = named.get("text.transformer.layers.0.mlp.fc1.weight")
     if words is None or kinds is None or hidden is None:
-        raise bad_file(path, "is no whole jina-clip: its text side lacks a table; download it again")
+        raise bad_file(path, "is not a whole jina-clip: its text side lacks a table; download it again")
     width = words.shape[1]
     named["text.proj.weight"] = state.get("text_projection.weight", torch.eye(width))
     side = {
@@ -200,7 +200,7 @@ def _jina_text(state: State, path: Path, told: dict[str, Any]) -> tuple[State, d
 
 
 def _task(told: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Which of the adaptations its default is; None for none."""
+    """The number of the adaptation for its default task; None for none."""
     task, tasks = told.get("default_lora_task"), kwargs.get("lora_adaptations")
     if task is None:
         return None
@@ -210,7 +210,7 @@ def _task(told: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
 
 
 def _merged(text: State, path: Path, task: int | None, alpha: float) -> State:
-    """Weights that torch's parametrize wrote beside low-rank changes, with those of a task added."""
+    """Merge a task's low-rank changes into weights that torch's parametrize wrote beside them."""
     found: State = {}
     for key, value in text.items():
         stem, mark, part = key.partition(".parametrizations.weight.")
