@@ -1,7 +1,7 @@
-"""`Background`: when a pixel gets no label, and the word lists that benchmarks use for it.
+"""`Background`: the rules by which a pixel gets no label, and the benchmarks' word lists for them.
 
-The lists are data with a version, because mIoU moves by points with them: a change makes a new version and keeps the
-old one. They compete with the classes; a word that is also a class, synonym or negative is left out.
+The lists are versioned data, because mIoU changes by points with them: a change makes a new version and keeps the old
+one. Their words compete with the classes; a word that is also a class, synonym or negative is left out.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _OUTDOORS = ("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mo
 _BUILT = ("desk", "bed", "building", "cloud")
 _ROOM = ("lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair")
 WORD_LISTS: dict[str, tuple[str, ...]] = {
-    # VOC21, as SCLIP and the papers after it have it: 26 strings.
+    # VOC21, in SCLIP and later papers: 26 strings.
     "voc@1": (*_OUTDOORS, *_BUILT, *_ROOM, "floor", "hill", "rail", "fence"),
-    # COCO-Object, as ProxyCLIP, Trident and CorrCLIP have it: 17 of them.
+    # COCO-Object, in ProxyCLIP, Trident and CorrCLIP: 17 strings.
     "coco-object@1": (*_OUTDOORS, *_BUILT, "floor", "hill", "rail"),
     # Context60: the word itself.
     "context@1": ("background",),
 }
 SCENES, CHOSEN = "scenes", 5
-"""The policy whose words each image chooses out of a list (BIRDet), and how many, unless it says so."""
+"""The policy in which each image chooses words from a list (BIRDet), and their default number."""
 # scenes@1: surfaces, then places.
 PLACES: tuple[str, ...] = (
     *("sky", "clouds", "night sky", "wall", "brick wall", "stone wall", "tiled wall", "wooden wall", "floor"),
@@ -52,26 +52,26 @@ PLACES: tuple[str, ...] = (
     *("glass", "leather", "fog", "smoke", "shadow"),
 )
 ALONE = ("auto", "none")
-"""Policies that are the whole of a string."""
+"""Policies that make up a whole string."""
 NEWEST = {name.split("@")[0]: name for name in WORD_LISTS}
 NAMES = (*ALONE, UNKNOWN, REST, FOREGROUND, SCENES, *NEWEST, *WORD_LISTS)
 
 
 @dataclass(frozen=True)
 class Background:
-    """When a pixel gets no label. The rules add up: a pixel that any of them takes is labelled nothing.
+    """Rules by which a pixel gets no label. They add up: a pixel that meets any of them is labelled nothing.
 
     Attributes:
         words: strings that compete with the classes; a pixel they win is labelled nothing.
         threshold: a pixel whose best probability is under this (0..1) is labelled nothing.
         unknown: let the model's own "none of these" compete, if it has one.
-        rest: background has the probability that the best string leaves, 1 - max p (the rule of FreeCP, there on
-            refined maps): where that is more than max p, so where max p < 0.5, a pixel is labelled nothing, with
-            1 - max p as its confidence.
-        foreground: where no string has 0.99 at the scale of 100 and CLIP-DINOiser's second head tells no object, a
-            pixel is labelled nothing; for segmenters that were given its heads as their proxy.
-        scenes: so many more words, chosen for each image: those of `PLACES` that are likest to it as a whole, without
-            those that name what a label does (after BIRDet, Zeng et al., 2024, where a trained net
+        rest: give background the probability 1 - max p that the best string leaves (the rule of FreeCP, there on
+            refined maps). Where that is larger, so where max p < 0.5, a pixel is labelled nothing, with confidence
+            1 - max p.
+        foreground: label a pixel nothing where no string has 0.99 at the scale of 100 and CLIP-DINOiser's second head
+            finds no object; for segmenters with its heads as their proxy.
+        scenes: number of further words, chosen for each image: those of `PLACES` most similar to the whole image,
+            without those that name the same thing as a label (after BIRDet, Zeng et al., 2024, where a trained network
             ranks them).
     """
 
@@ -92,13 +92,13 @@ class Background:
 
         Args:
             spec: None or "none"; a probability; words as a list, or as a file that `LabelSet.parse` reads; or a string
-                of parts with commas between, each a word, a probability, "unknown", "1-max", "foreground", "scenes" or
+                of comma-separated parts, each a word, a probability, "unknown", "1-max", "foreground", "scenes" or
                 "scenes:8", or a list of `WORD_LISTS` ("voc", or "voc@1" for that version): "voc, 0.1" is 26 words and a
                 threshold.
 
         Raises:
-            OptionError: a threshold outside 0..1, an unknown version, a mistyped name, words that are not strings or
-                that something else than commas parts, or an unreadable file.
+            OptionError: a threshold is outside 0..1, a version is unknown, a name is mistyped, words are not strings or
+                not separated by commas, or a file is unreadable.
         """
         if isinstance(spec, Background):
             return spec
@@ -120,7 +120,7 @@ class Background:
 
     @property
     def given(self) -> set[str]:
-        """The words, in lower case, that are of no list, out of which those that are labels are meant to fall."""
+        """The words, in lower case, that come from no list; words of lists may repeat labels, which are dropped."""
         whole = [set(words) for words in WORD_LISTS.values() if set(words) <= set(self.words)]
         return {word.casefold() for word in set(self.words).difference(*whole)}
 
@@ -143,7 +143,7 @@ class Background:
         except ValueError:
             if part.endswith("%"):
                 raise OptionError(
-                    f"background '{part}' is no word; a threshold is a probability, such as 0.3"
+                    f"background '{part}' is not a word; a threshold is a probability, such as 0.3"
                 ) from None
             _no_mistyped_name(part)
             return self._with_words(part)
@@ -154,7 +154,7 @@ class Background:
         )
 
     def free_places(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """The words that an image may choose: none that ends in the noun of a text or of one of `words`."""
+        """The words that an image may choose: those that do not end in the noun of a text or of one of `words`."""
         taken = {_noun(text) for text in (*texts, *self.words)}
         return tuple(place for place in PLACES if _noun(place) not in taken)
 
@@ -167,7 +167,7 @@ class Background:
 
 
 def _count(part: str) -> int:
-    """The number of "scenes:8"."""
+    """The number in "scenes:8"."""
     _, colon, number = part.partition(":")
     if not colon:
         return CHOSEN
@@ -177,13 +177,13 @@ def _count(part: str) -> int:
 
 
 def _noun(text: str) -> str:
-    """The last word, in lower case and the singular, as far as an s tells."""
+    """The last word, in lower case and in the singular as far as removing an s gives it."""
     last = (text.casefold().split() or [""])[-1]
     return last[:-1] if len(last) > 3 and last.endswith("s") and not last.endswith("ss") else last
 
 
 def _no_mistyped_name(word: str) -> None:
-    """Refuse a word that is nearly one of the names, and no common noun."""
+    """Refuse a word that is nearly one of the names, unless it is a common noun."""
     text = word.casefold()
     if text in NAMES and word != text:
         raise OptionError(f"no background '{word}' (closest: {text})")
@@ -196,7 +196,7 @@ def _no_mistyped_name(word: str) -> None:
 
 
 def _one_slip(word: str, name: str) -> bool:
-    """Whether one letter is missing, too many or another, or two are swapped."""
+    """Whether one letter is missing, added or changed, or two are swapped."""
     before = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(word, name, strict=False)))
     word, name = word[before:][::-1], name[before:][::-1]
     behind = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(word, name, strict=False)))

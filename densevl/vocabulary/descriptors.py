@@ -1,4 +1,4 @@
-"""`Descriptors`: what classes look like, in words, from a file (CuPL, DCLIP and ITACLIP style)."""
+"""`Descriptors`: texts about the look of classes, from a file (in the style of CuPL, DCLIP and ITACLIP)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from densevl.vocabulary.reading import read_data
 from densevl.vocabulary.templates import fill
 
 MAX_LABELS = 100_000
-# What a feature may begin with; any other is had.
+# Beginnings of features that follow "which" directly; others follow "which has".
 _SAYS = ("is", "are", "was", "has", "have", "can", "may", "will", "often", "usually", "looks", "contains", "consists")
 _IS = ("a", "an", "the", "made", "used", "found", "worn", "seen", "shaped", "covered", "painted")
 
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Texts by label, and how much they weigh against the templates.
+    """Texts by label, and their weight against the templates.
 
-    A text that holds "{}" is a template. One that ends like a sentence, or names the label, is used as it is (CuPL).
-    Any other is a feature, "four legs", and becomes "cat, which has four legs" (DCLIP).
+    A text with "{}" is a template. One that ends like a sentence, or names the label, is used as it is (CuPL). Any
+    other is a feature, "four legs", and becomes "cat, which has four legs" (DCLIP).
 
     Attributes:
         texts: by label in lower case, its texts.
         weight: lambda in t = (1 - lambda) t_templates + lambda t_texts (ITACLIP); 1 leaves the templates out.
-        unit: whether t is made a unit vector again, so that labels with and without texts compete evenly; ITACLIP does
-            not do that.
+        unit: whether t is normalised again, so that labels with and without texts compete evenly; ITACLIP does not.
     """
 
     texts: Mapping[str, tuple[str, ...]] = field(hash=False)
@@ -51,7 +50,7 @@ class Descriptors:
         """Read {label: text or list of texts}, a dict, or a JSON or YAML file of one.
 
         Raises:
-            OptionError: an unreadable file, something else than such a dict, an empty text, a weight outside 0..1.
+            OptionError: the file is unreadable, it is not such a dict, a text is empty, or the weight is outside 0..1.
         """
         if isinstance(spec, Descriptors):
             return spec
@@ -70,7 +69,7 @@ class Descriptors:
                 else as_list(given, f"descriptors of '{short(str(label))}'", error=OptionError)
             )
             if not listed or isinstance(given, Mapping):
-                raise OptionError(f"descriptors of '{short(str(label))}' are no list of texts, or an empty one")
+                raise OptionError(f"descriptors of '{short(str(label))}' are not a list of texts, or an empty one")
             texts[clean(label, "label", error=OptionError).casefold()] = tuple(
                 clean(text, "descriptor", error=OptionError) for text in listed
             )

@@ -1,7 +1,7 @@
-"""Classes whose strings are narrower words, {"animal": ["cat", "dog"]}: the class weighs the string (CHiLS).
+"""Classes whose strings are narrower words, {"animal": ["cat", "dog"]}: the class weights its strings (CHiLS).
 
 Novack et al. multiply the probability of a child among all children by that of its parent among all parents, and answer
-with the parent of the best product. Products are sums of logarithms, so the per-pixel decoder stays as it is: it gets
+with the parent of the best product. Products are sums of logarithms, so the per-pixel decoder does not change: it gets
 other rows, or a number to add to each query's scores. Here the name of a class is the parent and its strings are the
 children; a string without a class (background words, negatives) is its own parent.
 Shape letters: T query strings, C classes, D joint-space width.
@@ -18,8 +18,8 @@ from densevl.vocabulary.background import NOTHING
 def pixel_rows(vectors_TD: torch.Tensor, parents_CD: torch.Tensor, classes_T: torch.Tensor) -> torch.Tensor:
     """Rows (T, D) whose cosines rank strings as p(child | pixel) * p(parent | pixel) does.
 
-    Both softmax sums are the same for all strings of a pixel, so the product's order is that of t_child + t_parent;
-    the mean of the two keeps the scale. Not unit vectors: the sum of two cosines is meant, not the cosine of a sum.
+    Both softmax sums are the same for all strings of a pixel, so the product has the order of t_child + t_parent; the
+    mean of the two keeps the scale. The rows are not unit vectors, because the cosines are added, not the vectors.
     """
     own_T = (classes_T == NOTHING)[:, None]
     return torch.where(own_T, vectors_TD, (vectors_TD + parents_CD[classes_T.clamp(min=0)]) / 2)

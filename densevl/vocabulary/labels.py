@@ -1,4 +1,4 @@
-"""`LabelSet`: what the user asked for: classes, the strings that mean them, and strings that do not."""
+"""`LabelSet`: the user's classes, the strings that mean them, and strings that do not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from densevl.vocabulary.reading import Notes, read
 from densevl.vocabulary.reading.data import Content
 from densevl.vocabulary.reading.words import scored, tidied
 
-RESERVED = "nothing"  # what results call the pixels without a label
-NOT = "not:"  # before a string that a class is not
+RESERVED = "nothing"  # the name of pixels without a label in results
+NOT = "not:"  # prefix of a string that a class is not
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,11 @@ class LabelSet:
 
     Attributes:
         names: display name of each class, unique.
-        synonyms: for each class, the strings scored for it; a pixel's class is that of its best string. They may be
+        synonyms: for each class, the strings scored for it; a pixel gets the class of its best string. They may be
             narrower words than the name, {"animal": ["cat", "dog"]}: a hierarchy, see `TextOptions.parents`. Some may
-            be a `Prompt`, an image or a vector in the place of a word.
-        negatives: strings that look like a class and are none; they compete, and a pixel they win is labelled nothing.
-        warnings: what was guessed while the labels were read, a sentence each. Two sets that differ only in this are
-            equal.
+            be a `Prompt`, an image or a vector instead of a word.
+        negatives: strings for things that look like a class; they compete, and a pixel they win is labelled nothing.
+        warnings: guesses made while reading the labels, a sentence each. Two sets that differ only in this are equal.
     """
 
     names: tuple[str, ...]
@@ -64,7 +63,7 @@ class LabelSet:
                         f"'{short(name)}'); each string belongs to one class"
                     )
                 owner[word.casefold()] = name
-        # A negative that is another class's string competes already.
+        # A negative that is another class's string already competes.
         fresh = {word.casefold(): word for word in self.negatives if word.casefold() not in owner}
         object.__setattr__(self, "negatives", tuple(fresh.values()))
 
@@ -87,10 +86,10 @@ class LabelSet:
         return [index for index, words in enumerate(self.synonyms) for _ in words]
 
     def __add__(self, more: LabelSet) -> LabelSet:
-        """These classes, then others.
+        """These classes followed by others.
 
         Raises:
-            LabelError: a name or a string of both.
+            LabelError: both have a name or a string.
         """
         return LabelSet(
             (*self.names, *more.names),
@@ -100,7 +99,7 @@ class LabelSet:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What tells this set from others, ready for JSON."""
+        """Everything that distinguishes this set from others, ready for JSON."""
         return {"names": self.names, "synonyms": self.synonyms, "negatives": self.negatives}
 
     @classmethod
@@ -110,19 +109,19 @@ class LabelSet:
         Args:
             labels: a list of strings, "car | truck" meaning two words for one class named "car", "dog | not: toy dog"
                 a negative; a dict of name to words, or of numbers to names; a string "cat,dog"; or the path of a file
-                with any ending: text with a class a line, synonyms after commas or "|", lines that start with "#" left
-                out; CSV or TSV with a column of names; JSON or YAML with a list or a dict, in which Hugging Face's
-                id2label, COCO's categories and Ultralytics' names are found. What other tools part labels by, and what
-                else had to be guessed, is said in `warnings`.
-                In a list or a dict an image stands for a class as a word does: a `pathlib.Path`, a PIL image, or uint8
-                RGB (H, W, 3); an `Example`, a thing in one, by its mask or box; so does a float vector (D,) of the
+                with any ending: text with a class per line, synonyms after commas or "|", lines that start with "#"
+                ignored; CSV or TSV with a column of names; JSON or YAML with a list or a dict, in which Hugging Face's
+                id2label, COCO's categories and Ultralytics' names are found. Other tools' separators, and anything
+                else that had to be guessed, are reported in `warnings`.
+                In a list or a dict an image may stand for a class: a `pathlib.Path`, a PIL image, or uint8 RGB
+                (H, W, 3); or an `Example`, a part of one, by its mask or box. So may a float vector (D,) of the
                 model's joint space, or a `Vector`. A class may have several, and words too:
                 {"mug": [Path("mug.jpg"), "cup"]}.
 
         Raises:
-            ImageError: an image that cannot be read.
-            LabelError: empty, doubled, too long, not strings, a class that is not itself, the name of a file within a
-                list, or a file that is missing, unreadable or holds something else.
+            ImageError: an image cannot be read.
+            LabelError: labels are empty, repeated, too long or not strings, a class is negated itself, a list holds
+                the name of a file, or a file is missing, unreadable or holds something else.
         """
         if isinstance(labels, LabelSet):
             return labels
@@ -160,12 +159,12 @@ def _pairs(content: Content, notes: Notes) -> Iterator[tuple[str, list[str]]]:
             continue
         parts = tidied(entry, notes).split("|")
         if (len(content) == 1 and "," in parts[0]) or ";" in parts[0] or " . " in parts[0]:
-            notes.say("what parts labels in a string parts none within a list; write them one by one", parts[0])
+            notes.say("what separates labels in a string separates none within a list; write them one by one", parts[0])
         yield tidied(parts[0], notes), [_word(part, notes) for part in parts]
 
 
 def _parts(word: object) -> Sequence[object]:
-    """The words for one class that a string holds with "|" between, as in a list."""
+    """The words for one class in a string with "|", as in a list."""
     return word.split("|") if isinstance(word, str) and not isinstance(word, Prompt) else [word]
 
 

@@ -1,7 +1,7 @@
 """`LearnedTemplate`: a template whose words are vectors that few-shot head "prompt" learned (CoOp), not text.
 
-It stands wherever a template does, for any labels; several are averaged as templates are. Shape letters: n words, W
-their width.
+It is used like any template, for any labels; several are averaged as templates are. Shape letters: n words, W their
+width.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "densevl-fewshot-1"
-"""Of the files that hold them: fitted few-shot heads."""
+"""The kind of files that hold them: fitted few-shot heads."""
 ENDING = ".safetensors"
 NAMED = re.compile(r"learned [0-9a-f]{16} \{\}")
-"""How one looks where only text is kept of it, as in the facts of a result."""
+"""A pattern of its name where only text is kept, as in the facts of a result."""
 _WORDS, _BEFORE, _SIDE = "template words", "template before", "text side"
 
 
@@ -33,8 +33,8 @@ class LearnedTemplate(str):
     """Words around a label, as vectors. As a string it is a hash of its content, with "{}" for the label.
 
     Attributes:
-        words: float32 (n, W). before: how many of them stand before the label.
-        side: the `text_fingerprint` of the model that they were learned on; to others they mean nothing.
+        words: float32 (n, W). before: how many of them precede the label.
+        side: the `text_fingerprint` of the model that they were learned on; they mean nothing to others.
     """
 
     words: npt.NDArray[np.float32]
@@ -56,11 +56,11 @@ class LearnedTemplate(str):
         return self
 
 
-NET = "net "  # before the names of tensors of what makes words depend on the image
+NET = "net "  # prefix of the tensors of a network that makes words depend on the image
 
 
 def to_state(templates: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and facts that `from_state` reads; of templates of text none."""
+    """Tensors and facts for `from_state`; none for templates of text."""
     import torch
 
     own = [one for one in templates if isinstance(one, LearnedTemplate)]
@@ -71,10 +71,10 @@ def to_state(templates: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[
 
 
 def from_state(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> tuple[LearnedTemplate, ...]:
-    """The templates whose `to_state` this is, among other things; possibly none.
+    """The templates in a state from `to_state`, which may hold other things too; possibly none.
 
     Raises:
-        KeyError, ValueError: it is spoiled.
+        KeyError, ValueError: the state is damaged.
     """
     if _BEFORE not in tensors:
         return ()
@@ -87,10 +87,10 @@ def from_state(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) ->
 
 
 def load(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The templates of a saved few-shot head "prompt"; those that it was given, where training kept them.
+    """The templates of a saved few-shot head "prompt", or the given ones if training kept those.
 
     Raises:
-        WeightsError: missing, damaged, or another head, which learns no templates.
+        WeightsError: the file is missing, damaged, or another head, which learns no templates.
     """
     from densevl import fitted
 
@@ -102,5 +102,5 @@ def load(path: str | os.PathLike[str]) -> tuple[str, ...]:
         (part,) = facts["heads"]
         own = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
         if any(key.startswith(NET) for key in own):
-            raise WeightsError(f"the contexts of few-shot head {path} depend on each image: it is no set of templates")
+            raise WeightsError(f"the contexts of few-shot head {path} depend on each image: it has no fixed templates")
         return from_state(own, facts["heads"][part]) or tuple(map(str, facts["templates"]))

@@ -1,8 +1,8 @@
-"""Text longer than a text tower reads: windows of words with overlap, whose embeddings are averaged.
+"""Text longer than a text tower reads: overlapping windows of words, whose embeddings are averaged.
 
-Tokenizers cut silently; here nothing is lost. The number of tokens is estimated without the tokenizer, on the safe
-side: a token for every four letters of an ASCII word, for every letter of one that no language has, for every other
-mark, and for every byte outside ASCII.
+Tokenizers cut silently; here nothing is lost. The number of tokens is estimated without the tokenizer, erring upwards:
+a token for every four letters of an ASCII word, for every letter of an implausible word, for every other mark, and for
+every byte outside ASCII.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from itertools import accumulate
 
 from densevl.vocabulary.learned_templates import LearnedTemplate
 
-CONTEXT = 77  # CLIP's; a backbone with another one says so by `context_length`
-LETTERS = 4  # of an ASCII word in one token
-LONGEST_WORD = 24  # letters; in longer ones a token may be a letter
-OVERLAP = 4  # neighbouring windows share up to one part in so many
-LEAST = 8  # tokens left to the label, however long the template
+CONTEXT = 77  # CLIP's; a backbone with another one sets `context_length`
+LETTERS = 4  # of an ASCII word per token
+LONGEST_WORD = 24  # letters; in longer words each letter may be a token
+OVERLAP = 4  # neighbouring windows share up to one part in four
+LEAST = 8  # tokens reserved for the label, however long the template
 _WORDS = re.compile(r"[A-Za-z]+|[^\sA-Za-z]")
 
 
 def tokens_at_most(text: str) -> int:
-    """An estimate on the safe side of the tokens of a text, without its start and end."""
+    """Estimate the tokens of a text, without its start and end, erring upwards."""
     parts = _WORDS.findall(text)
     return sum(len(part.encode()) if _rare(part) else -(-len(part) // LETTERS) for part in parts)
 
@@ -32,12 +32,12 @@ def _rare(part: str) -> bool:
 
 
 def budget(context: int, templates: Sequence[str]) -> int:
-    """Tokens left to a label in the longest of the templates; two go to start and end."""
+    """Tokens left for a label in the longest of the templates; start and end take two."""
     return max(LEAST, context - 2 - max(map(_around, templates)))
 
 
 def _around(template: str) -> int:
-    """Tokens of a template beside the label."""
+    """Tokens of a template without the label."""
     if isinstance(template, LearnedTemplate):
         return len(template.words)
     return tokens_at_most(template.replace("{}", ""))
@@ -60,7 +60,7 @@ def windows(text: str, room: int) -> list[str]:
 
 
 def _parts(word: str, room: int) -> Iterator[tuple[str, int]]:
-    """A word and its tokens; one that alone is too long (no spaces, or a script without them) is cut by characters."""
+    """A word and its tokens; a word that is too long by itself (without spaces) is cut into pieces."""
     cost = tokens_at_most(word)
     if cost <= room:
         yield word, cost

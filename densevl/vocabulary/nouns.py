@@ -1,4 +1,4 @@
-"""The word list for photos that come without labels: plain English nouns for things, stuff and surfaces."""
+"""The word list for photos without labels: plain English nouns for things, stuff and surfaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE = "vocabulary/words/nouns.txt"
 
 @cache
 def nouns() -> LabelSet:
-    """Some 1,300 classes with their synonyms, people, animals, plants, food, household, tools, vehicles, places, stuff.
+    """Some 1,300 classes with synonyms: people, animals, plants, food, household, tools, vehicles, places, stuff.
 
     Raises:
         ModelError: this installation lacks the list.

@@ -1,4 +1,4 @@
-"""`TextOptions`: what may be done with words beyond templates and background, all of it off by default."""
+"""`TextOptions`: treatments of words beyond templates and background, all off by default."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class TextOptions:
     """How strings become embeddings.
 
     Attributes:
-        descriptors: texts that say what a class looks like; labels they lack are embedded by the templates alone.
+        descriptors: texts about the look of classes; labels without any are embedded by the templates alone.
         template_weights: "equal", CLIP's ensemble; "image", weights fitted to each image (AutoCLIP, see
-            `template_weights`), at the price of one embedding kept per template and string, and of a pass of the image;
-            "region" and "pixel", to each region of a `RegionClassifier` and each patch, at three times as many scores
-            as there are templates.
-        parents: what the name of a class says about its strings, where they are narrower words: "none", nothing: the
-            best string decides; "pixel", the probability of a string is weighed by that of its class at the pixel;
-            "image", by that of its class in the image as a whole (CHiLS), which suits photos of one thing.
-        transform: what is done to the embeddings last, such as `transforms.linear.LinearText` (LABCLIP).
+            `template_weights`), which keeps one embedding per template and string and takes a pass of the image;
+            "region" and "pixel", fitted to each region of a `RegionClassifier` and each patch, which computes three
+            times as many scores as there are templates.
+        parents: how the name of a class affects its strings, if they are narrower words: "none", not at all: the
+            best string decides; "pixel", the probability of a string is weighted by that of its class at the pixel;
+            "image", by that of its class in the whole image (CHiLS), which suits photos of one thing.
+        transform: the last step on the embeddings, such as `transforms.linear.LinearText` (LABCLIP).
     """
 
     descriptors: Descriptors | None = None
@@ -50,16 +50,16 @@ class TextOptions:
         if weights in ("region", "pixel") and (self.transform is not None or self.parents == "pixel"):
             other = "a transform" if self.transform is not None else "parents='pixel'"
             raise OptionError(
-                f"template_weights='{weights}' has no one row a string that {other} could change: take one of the two"
+                f"template_weights='{weights}' has no one row per string that {other} could change: take one of the two"
             )
 
     @classmethod
     def parse(cls, spec: TextOptions | Mapping[str, Any] | None) -> TextOptions | None:
-        """Read {option: value}, where descriptors may be a dict or a JSON file, and transform a file; None is none.
+        """Read {option: value}, where descriptors may be a dict or a JSON file, and transform a file; None gives None.
 
         Raises:
-            OptionError: an option that does not exist, or an unusable value.
-            WeightsError: an unusable file.
+            OptionError: an option does not exist, or a value is unusable.
+            WeightsError: a file is unusable.
         """
         if spec is None or isinstance(spec, TextOptions):
             return spec
@@ -89,11 +89,11 @@ class TextOptions:
 
     @property
     def words_alone(self) -> TextOptions:
-        """The same without the transform, for another model than that whose embeddings it was made for."""
+        """The same without the transform, for models other than the one it was made for."""
         return replace(self, transform=None)
 
     def facts(self) -> dict[str, object]:
-        """What a result's meta says of them, ready for JSON."""
+        """The entries of a result's meta, ready for JSON."""
         texts = self.descriptors
         return {
             "descriptors": {"labels": len(texts.texts), "weight": texts.weight, "unit": texts.unit} if texts else None,
@@ -103,7 +103,7 @@ class TextOptions:
         }
 
     def identity(self) -> dict[str, object]:
-        """All of them, ready for JSON."""
+        """All options, ready for JSON."""
         return {**asdict(self.words_alone), "transform": self._transform()}
 
     def _transform(self) -> dict[str, str] | None:

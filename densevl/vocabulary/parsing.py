@@ -1,4 +1,4 @@
-"""Strings as users give them: tidied, checked, and quoted in errors."""
+"""Strings from users: cleaned, checked, and quoted in errors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sized
 from densevl.errors import DensevlError, LabelError
 
 MAX_CLASSES = 32_767  # label maps are int16
-MAX_LENGTH = 20_000  # characters of one string; longer than a text tower reads is fine (see `long_text`), a book is not
+MAX_LENGTH = 20_000  # characters of one string: longer than a text tower reads (see `long_text`), shorter than a book
 
 
 def as_list(value: object, what: str, error: type[DensevlError] = LabelError) -> list[object]:
     """The entries of any iterable.
 
     Raises:
-        LabelError, or the error given: not iterable.
+        LabelError, or the error given: it is not iterable.
     """
     if isinstance(value, Iterable):
         return list(value)
@@ -22,15 +22,15 @@ def as_list(value: object, what: str, error: type[DensevlError] = LabelError) ->
 
 
 def clean(text: object, what: str, error: type[DensevlError] = LabelError) -> str:
-    """A string with its white space made plain.
+    """Normalise the white space of a string.
 
     Raises:
-        LabelError, or the error given: not a string, empty, too long, or holding half a character.
+        LabelError, or the error given: it is not a string, empty, too long, or has half a character.
     """
     if not isinstance(text, str):
         raise error(f"{what} {short(repr(text))} is a {type(text).__name__}; it must be a string")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise error(f"{what} {short(text)!r} holds half a character (a lone surrogate); write it anew")
+        raise error(f"{what} {short(text)!r} holds half a character (a lone surrogate); write it again")
     tidy = " ".join(text.split())
     if not tidy.strip("| "):
         raise error(f"an empty {what} in the list; remove it (a doubled or trailing comma?)")
@@ -40,7 +40,7 @@ def clean(text: object, what: str, error: type[DensevlError] = LabelError) -> st
 
 
 def require_few(labels: Sized) -> None:
-    """Refuse more labels than a label map holds.
+    """Refuse more labels than a label map can hold.
 
     Raises:
         LabelError: there are more.
@@ -50,5 +50,5 @@ def require_few(labels: Sized) -> None:
 
 
 def short(text: str, limit: int = 40) -> str:
-    """A string as errors quote it, at most so many characters."""
+    """A string shortened for an error message."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""`Prompt`: an image, a thing in one, or a vector of the model's joint space, in the place of a word."""
+"""`Prompt`: an image, a part of one, or a vector of the model's joint space, in place of a word."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ IMAGE, VECTOR = "image", "vector"
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A thing in an image, in the place of a word: what is in a mask or a box is embedded as places of photos are.
+    """A part of an image in place of a word; a mask or a box is embedded as places of photos are.
 
     Attributes:
         image: as `read_image` takes it.
-        mask: bool (H, W) of that image. box: x0, y0, x1, y1 in its pixels. With neither, the whole image is meant.
+        mask: bool (H, W) of that image. box: x0, y0, x1, y1 in its pixels. With neither, the whole image is used.
     """
 
     image: Any
@@ -37,11 +37,11 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """A row of the model's joint space in the place of a word.
+    """A row of the model's joint space in place of a word.
 
     Attributes:
         row: floats (D,), not all 0, of any length.
-        words: whether it was embedded from words. Else it is taken to come from an image, as an array alone is.
+        words: whether it was embedded from words. Otherwise it counts as coming from an image, as a plain array does.
     """
 
     row: Any
@@ -49,14 +49,14 @@ class Vector:
 
 
 class Prompt(str):
-    """What stands for a class besides words. As a string it is its kind and a hash of its content.
+    """An image or a vector that stands for a class. As a string it is its kind and a hash of its content.
 
-    So it takes part wherever words do, and equal content is the same prompt.
+    So it can be used wherever words can, and equal content is the same prompt.
 
     Attributes:
         kind: "image" or "vector". content: uint8 RGB (H, W, 3), or float32 (D,) of length 1.
-        mask: bool (H, W), the part of the image that is meant; None is all of it.
-        shown: whether it comes from an image, and not from words.
+        mask: bool (H, W), the relevant part of the image; None is all of it.
+        shown: whether it comes from an image rather than from words.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Prompt(str):
 
     @property
     def region(self) -> Proposals:
-        """What is meant of the image: one mask."""
+        """The relevant part of the image, as one mask."""
         from densevl.proposals import Proposals  # loads torch
 
         mask = np.ones(self.content.shape[:2], bool) if self.mask is None else self.mask
@@ -98,7 +98,7 @@ class Prompt(str):
 
 
 def is_prompt(value: object) -> bool:
-    """Whether a value is meant as an image or a vector: one of the classes here, a path, a PIL image, or an array."""
+    """Whether a value is an image or a vector: one of the classes here, a path, a PIL image, or an array."""
     kinds = (Prompt, Example, Vector, os.PathLike, Image.Image, np.ndarray)
     return isinstance(value, kinds) or hasattr(value, "detach")
 
@@ -109,9 +109,9 @@ def parse(value: Any) -> Prompt:
     Arrays may be tensors.
 
     Raises:
-        LabelError: an array that is neither, numbers that are not finite, a vector of zeros, or a mask and a box.
-        ImageError: an image that cannot be read.
-        ProposalError: a mask or a box that does not fit its image.
+        LabelError: an array is neither, numbers are not finite, a vector is all zeros, or there are a mask and a box.
+        ImageError: an image cannot be read.
+        ProposalError: a mask or a box does not fit its image.
     """
     if isinstance(value, Prompt):
         return value
@@ -145,7 +145,7 @@ def _example(given: Example) -> Prompt:
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
-    """An array, or a tensor as one; NumPy has none of the short floats of torch."""
+    """Convert to an array; NumPy lacks torch's short floats."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     tensor = value.detach().cpu()
@@ -153,7 +153,7 @@ def _array(value: Any) -> npt.NDArray[Any]:
 
 
 def _row(value: Any) -> npt.NDArray[Any]:
-    """Numbers of one row (D,), as a `Vector` has them."""
+    """The numbers (D,) of a `Vector`."""
     try:
         array = _array(value)
     except (TypeError, ValueError, RuntimeError):
@@ -165,7 +165,7 @@ def _row(value: Any) -> npt.NDArray[Any]:
 
 
 def _unit(row: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """A row of length 1, however small or large its numbers are."""
+    """Normalise a row to length 1, however small or large its numbers are."""
     exact = row.astype(np.float64)
     if not np.isfinite(exact).all() or not exact.any():
         raise LabelError("a vector among the labels holds only zeros, or numbers that are not finite")
@@ -174,7 +174,7 @@ def _unit(row: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def name_of(value: Any, number: int) -> str:
-    """What a class is called that is given as a prompt alone: the file's name, or the kind and a number."""
+    """The name of a class that is given as a prompt only: the file's name, or the kind and a number."""
     shown = value.image if isinstance(value, Example) else value
     if isinstance(shown, (str, os.PathLike)) and not isinstance(shown, Prompt):
         stem = os.path.splitext(os.path.basename(os.fspath(shown)))[0]

@@ -1,8 +1,8 @@
-"""The prompt templates of densevl, by family: plain data, written for it.
+"""densevl's own prompt templates by family, as plain data.
 
-"broad" and "short" have the make-up of CLIP's 80 for ImageNet and its 7 best (43 photographs, 3 snapshots, 24
-depictions, 8 toys, 2 games), "dense" that of ViLD's 14 (the photo, four scenes, three sizes in three phrasings),
-"scene" that of the five by which MaskCLIP extends the 80. "*" stands for "a" and "the", one template each.
+"broad" and "short" are composed like CLIP's 80 templates for ImageNet and its 7 best (43 photographs, 3 snapshots,
+24 depictions, 8 toys, 2 games), "dense" that of ViLD's 14 (the photo, four scenes, three sizes in three phrasings), and
+"scene" that of the five that MaskCLIP adds to the 80. "*" stands for "a" and "the", one template each.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Weights of templates that fit an image, a region or a pixel (Metzen et al., AutoCLIP).
+"""Template weights fitted to an image, a region or a pixel (Metzen et al., AutoCLIP).
 
-A template that brings the image near to the labels says more than one that does not. With e_mt the cosine of a
-feature and prompt (m, t), w = softmax(rho) and s_t = sum_m w_m e_mt, one step of gradient ascent on logsumexp_t(s_t)
-from rho = 0 gives rho = alpha * g with g_m = 1/M sum_t softmax(s)_t (e_mt - s_t). The step alpha is such that w has
-the entropy `entropy` * log M.
+Templates that bring the image closer to the labels get more weight. With e_mt the cosine of a feature and prompt
+(m, t), w = softmax(rho) and s_t = sum_m w_m e_mt, one step of gradient ascent on logsumexp_t(s_t) from rho = 0 gives
+rho = alpha * g with g_m = 1/M sum_t softmax(s)_t (e_mt - s_t). The step alpha is chosen such that w has the entropy
+`entropy` * log M.
 Shape letters: N features (images, regions or pixels), M templates, T query strings, D joint-space width.
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from densevl.errors import OptionError
 
 ENTROPY = 0.85  # of the largest possible, as in the paper
-STEPS = 40  # of bisection: alpha to 12 digits
+STEPS = 40  # of bisection, which gives alpha to 12 digits
 
 
 def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0) -> torch.Tensor:
@@ -26,12 +26,12 @@ def template_weights(cosines_NMT: torch.Tensor, *, entropy: float = ENTROPY, tem
 
     Args:
         cosines_NMT: (N, M, T) of each feature with each prompt.
-        entropy: of the weights, as a share of the entropy of equal ones, above 0 and up to 1 (equal weights).
-        temperature: divides cosines before the logsumexp. The paper has 1, where all strings count nearly alike; CLIP's
-            own 0.01 lets the likely ones count.
+        entropy: of the weights, as a fraction of that of equal weights, above 0 and up to 1 (equal weights).
+        temperature: divides cosines before the logsumexp. The paper has 1, where all strings count nearly alike; with
+            CLIP's own 0.01 only the likely ones count.
     """
     if not 0 < temperature < math.inf:
-        raise OptionError(f"temperature is {temperature}: it is above 0, and finite")
+        raise OptionError(f"temperature is {temperature}: it must be above 0 and finite")
     likely_NT = torch.softmax(cosines_NMT.mean(dim=1) / temperature, dim=-1)
     return _weights(torch.einsum("nmt,nt->nm", cosines_NMT, likely_NT), entropy)
 
@@ -43,10 +43,10 @@ def weighted_scores(
     entropy: float = ENTROPY,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Scores (..., T) of features, each under its own weights: s_t = sum_m w_m e_mt.
+    """Scores (..., T) of features, each with its own weights: s_t = sum_m w_m e_mt.
 
-    Prompts are scored template by template, three times, so that (..., T) and (..., M) numbers are held and never
-    (..., M, T). Unlike the rows of `image_classifier`, the weighted mean of prompts is not made a unit vector.
+    Prompts are scored template by template, three times, which takes memory for (..., T) and (..., M) numbers instead
+    of (..., M, T). Unlike the rows of `image_classifier`, the weighted mean of prompts is not normalised.
 
     Args:
         score: rows (T, D) to their scores (..., T). prompts_MTD: unit prompt embeddings.
@@ -71,12 +71,12 @@ def _weights(gain_NM: torch.Tensor, entropy: float) -> torch.Tensor:
     if count == 1 or entropy >= 1:
         return torch.full_like(gain_NM, 1 / count)
     gain = gain_NM.double()
-    gain = gain - gain.amax(dim=1, keepdim=True)  # softmax does not see a shift
+    gain = gain - gain.amax(dim=1, keepdim=True)  # softmax is invariant to shifts
     return torch.softmax(_step(gain, entropy * math.log(count)) * gain, dim=1).to(gain_NM)
 
 
 def _step(gain_NM: torch.Tensor, target: float) -> torch.Tensor:
-    """(N, 1) alpha with entropy(softmax(alpha * gain)) = target: bisection of log alpha, in which entropy falls."""
+    """(N, 1) alpha with entropy(softmax(alpha * gain)) = target, by bisection of log alpha, in which entropy falls."""
     spread = (gain_NM.amax(dim=1, keepdim=True) - gain_NM.amin(dim=1, keepdim=True)).clamp(min=1e-12)
     low, high = torch.log(1e-3 / spread), torch.log(1e6 / spread)
     for _ in range(STEPS):
@@ -90,14 +90,14 @@ def _step(gain_NM: torch.Tensor, target: float) -> torch.Tensor:
 def image_classifier(
     prompts_MTD: torch.Tensor, image_D: torch.Tensor, *, entropy: float = ENTROPY, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Unit rows (T, D) for one image: the prompts under the weights of its feature.
+    """Unit rows (T, D) for one image: the prompts averaged with the weights of its feature.
 
     Args:
         prompts_MTD: unit prompt embeddings; image_D: its feature, any length.
         entropy, temperature: see `template_weights`.
 
-    Rows are made unit vectors, which the paper does not: so equal weights are CLIP's ensemble, and the rows go where
-    any other rows go.
+    Unlike in the paper, rows are normalised: so equal weights give CLIP's ensemble, and the rows are used like any
+    others.
     """
     cosines_MT = prompts_MTD @ F.normalize(image_D.float(), dim=-1)
     weights_M = template_weights(cosines_MT[None], entropy=entropy, temperature=temperature)[0]

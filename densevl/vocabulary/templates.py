@@ -1,6 +1,6 @@
-"""Prompt templates: the sentences a label is put into before it is encoded.
+"""Prompt templates: the sentences into which a label is put before encoding.
 
-A template holds "{}" where the label goes; it is filled by plain replacement, so labels may hold braces.
+A template holds "{}" for the label; it is filled by plain replacement, so labels may hold braces.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
     Args:
         spec: "openai" (CLIP's 80 for ImageNet), "simple" (its 7 best), "name" (the bare label), "photo" (one), a set
             of `template_sets` ("broad", "short", "dense", "scene", "plural", "drawing", "satellite", "street",
-            "medical"), several with "+" between ("openai+scene": MaskCLIP's 85 in our words), one template such as
+            "medical"), several joined by "+" ("openai+scene": MaskCLIP's 85 in densevl's words), one template such as
             "a sketch of a {}", or a list of templates. A file "pets.safetensors" is a saved few-shot head "prompt",
-            of which the learned templates are taken.
+            whose learned templates are taken.
 
     Raises:
-        OptionError: unknown name, an empty list, or a template without "{}".
-        WeightsError: an unusable file.
+        OptionError: a name is unknown, a list is empty, or a template has no "{}".
+        WeightsError: a file is unusable.
     """
     if isinstance(spec, LearnedTemplate):
         return (spec,)
@@ -55,10 +55,10 @@ def templates(spec: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fill(template: str, label: str) -> str:
-    """Put a label into a template, by replacement: braces in the label mean nothing.
+    """Put a label into a template by plain replacement; braces in the label are kept.
 
     Raises:
-        OptionError: a learned template, which is no text.
+        OptionError: the template is learned, so it is not text.
     """
     if isinstance(template, LearnedTemplate):
         raise OptionError("learned templates are vectors and give no sentence; take templates of words here")
@@ -66,7 +66,7 @@ def fill(template: str, label: str) -> str:
 
 
 def prompted(words: Sequence[str], templates: Sequence[str]) -> str:
-    """What to say where words are sentences already and are put into templates once more; "" for nothing."""
+    """A warning if words are sentences already and are put into templates again; "" for none."""
     if tuple(templates) == ("{}",):
         return ""
     twice = next((word for word in words if _PROMPT.match(word) or "{}" in word), None)
@@ -76,7 +76,7 @@ def prompted(words: Sequence[str], templates: Sequence[str]) -> str:
 
 
 def _require_whole(template: str) -> None:
-    """Refuse what a file of results calls a learned template: its vectors are not there."""
+    """Refuse the name of a learned template from a file of results, which does not hold its vectors."""
     if not isinstance(template, LearnedTemplate) and NAMED.fullmatch(template):
         raise OptionError(f"'{template}' only names a learned template; give the few-shot head that holds it")
 
@@ -86,5 +86,5 @@ def _by_name(name: str) -> tuple[str, ...]:
         return SETS[name]
     if name not in _FROM_OPEN_CLIP:
         raise OptionError(f"no templates '{name}'{suggest(name, NAMES)}; name {', '.join(NAMES)} or hold a {{}}")
-    lists = run_path(str(open_clip_file("zero_shot_metadata.py")))  # alone: the package's import takes seconds
+    lists = run_path(str(open_clip_file("zero_shot_metadata.py")))  # run alone: importing the package takes seconds
     return tuple(function(_MARK).replace(_MARK, "{}") for function in lists[f"{name.upper()}_IMAGENET_TEMPLATES"])

@@ -1,8 +1,8 @@
 """A disk cache of text embeddings: one small SQLite file, safe for several processes, no pickles.
 
-A broken or unwritable cache costs time, never a result: it is reported once and passed by. One that has grown too
-large, as that of a server whose clients send ever new words, begins anew. Each vector is stored with a checksum of
-itself and its text; one that does not fit is encoded anew.
+A broken or unwritable cache costs time, never a result: it is reported once and then bypassed. One that has grown too
+large, such as a server's whose clients send ever new words, is started anew. Each vector is stored with a checksum of
+itself and its text; one that does not match is encoded again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK = 500  # SQLite's default limit of variables in a statement is 999
 
 
 def _summed(key: str, vector: bytes) -> bytes:
-    """A vector as it is stored, its checksum behind it."""
+    """A vector in stored form, followed by its checksum."""
     return vector + bytes.fromhex(digest.of_bytes(key.encode() + vector))[:_SUM]
 
 
@@ -48,7 +48,7 @@ class TextCache:
         return connection
 
     def get(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The vectors that are cached among those asked for, each (D,) float32."""
+        """The cached vectors of these texts, each (D,) float32."""
         if self._broken or not texts:
             return {}
         keys = {self._key(text): text for text in texts}
@@ -83,7 +83,7 @@ class TextCache:
 
     @staticmethod
     def _size(connection: sqlite3.Connection) -> int:
-        """Bytes of the file that hold something."""
+        """Bytes of the file that are in use."""
         counts = [
             connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         ]

@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 PROMPTS_AT_ONCE = 4096  # bounds the memory of a large vocabulary
 PROMPTS_KEPT = 2**28  # numbers (1 GiB) held when each template of each string keeps its own embedding
 AS_IT_IS = ("{}",)
-KEPT_PROMPTS = 256  # images and vectors whose rows are held
+KEPT_PROMPTS = 256  # images and vectors whose rows are cached
 SIDE = 224  # of image prompts, for a model without a trained size
-_CUT = "\x1f"  # between the windows of a long text in its cache key; never part of a label
+_CUT = "\x1f"  # joins the windows of a long text in its cache key; never part of a label
 
 
 @dataclass(frozen=True, eq=False)
 class TextEmbeddings:
-    """The vocabulary as the decoder needs it.
+    """The vocabulary in the form that the decoder needs.
 
     Attributes:
         vectors: (T, D) float32, unit rows unless `TextOptions` says otherwise.
         classes: (T,) int64, class index of each row, `NOTHING` (-1) for negatives and background.
         queries: the T strings.
         bias: (T,) float32 to add to scale * score, or None.
-        prompts: (M, T, D) unit rows, one per template, to be weighed by what they are compared with; None where
-            `vectors` say it all.
-        parents: (C, D) unit rows of the class names, or None where they have no say.
-        shown: (T,) bool, which rows are of pictures, where others are of words; None where all are of one kind.
+        prompts: (M, T, D) unit rows, one per template, to be weighted by the features they are compared with; None if
+            `vectors` are enough.
+        parents: (C, D) unit rows of the class names, or None if they are not used.
+        shown: (T,) bool, which rows come from pictures rather than words; None if all are of one kind.
     """
 
     vectors: torch.Tensor
@@ -62,7 +62,7 @@ class TextEmbeddings:
     shown: torch.Tensor | None = None
 
     def places(self, policy: Background) -> dict[str, list[str]]:
-        """For a result's meta, which words the image chose, if the policy let it."""
+        """The words that the image chose, for a result's meta, if the policy lets it choose."""
         if not policy.scenes:
             return {}
         free = {query for query, own in zip(self.queries, self.classes.tolist(), strict=True) if own == NOTHING}
@@ -89,10 +89,10 @@ class TextClassifier:
             template_spec: see `templates`; None takes the backbone's own set.
             options: descriptors, template weights, hierarchy, transform.
             use_cache: keep embeddings on disk.
-            look: embeds a part of an image, a `Prompt` with a mask, as a row (D,); None looks at the box around it.
+            look: embeds a part of an image, a `Prompt` with a mask, as a row (D,); None embeds the box around it.
 
         Raises:
-            OptionError: unusable templates, or a transform for another joint space.
+            OptionError: templates are unusable, or a transform is for another joint space.
         """
         self._backbone = backbone
         self.templates = templates(backbone.templates if template_spec is None else template_spec)
@@ -106,10 +106,10 @@ class TextClassifier:
         """Embed a label set, then its negatives, the background words and the model's "unknown".
 
         Each string's embedding is the normalised mean of its normalised prompts (CLIP's prompt ensemble); a text longer
-        than the tower reads has those of all its windows.
+        than the tower reads has prompts for all its windows.
 
         Raises:
-            OptionError: options that do not go together with the background, or ask for too much memory.
+            OptionError: options cannot be combined with the background, or need too much memory.
         """
         background = background or Background()
         if background.scenes:
@@ -141,12 +141,12 @@ class TextClassifier:
     def for_image(
         self, text: TextEmbeddings, image_D: torch.Tensor, dense_Dhw: torch.Tensor | None = None
     ) -> TextEmbeddings:
-        """The embeddings that suit one image, where `options.needs_image`.
+        """The embeddings for one image, if `options.needs_image`.
 
         Args:
             text: from `encode`.
             image_D: (D,) its `encode_image`, any length.
-            dense_Dhw: (D, h, w) its dense features, any length, where `options.needs_features`.
+            dense_Dhw: (D, h, w) its dense features, any length, if `options.needs_features`.
         """
         by_image = text.prompts is not None and self.options.template_weights == "image"
         if text.prompts is not None and by_image:
@@ -160,7 +160,7 @@ class TextClassifier:
         return text
 
     def undescribed(self, labels: LabelSet) -> list[str]:
-        """The classes of which a string has no descriptors, though there are some for others."""
+        """The classes with a string that has no descriptors, if others have some."""
         texts = self.options.descriptors
         if texts is None:
             return []
@@ -172,7 +172,7 @@ class TextClassifier:
         ]
 
     def _finished(self, text: TextEmbeddings, dense_Dhw: torch.Tensor | None = None) -> TextEmbeddings:
-        """With the transform on all rows of words, and then what class names say of narrower words."""
+        """Apply the transform to all rows of words, and then the class names to narrower words."""
         if (transform := self.options.transform) is not None:
             words = torch.tensor([not isinstance(query, Prompt) for query in text.queries], device=text.vectors.device)
             vectors = text.vectors.clone()
@@ -184,7 +184,7 @@ class TextClassifier:
         return _with_parents(text) if self.options.parents == "pixel" else text
 
     def _require_fitting(self) -> None:
-        """Refuse what is for other models."""
+        """Refuse options that are for other models."""
         own, backbone, weights = self.options.transform, self._backbone, self.options.template_weights
         for template in self.templates:
             if isinstance(template, LearnedTemplate) and template.side != backbone.text_fingerprint:
@@ -220,7 +220,7 @@ class TextClassifier:
         )
 
     def _described(self, vectors: torch.Tensor, labels: LabelSet) -> torch.Tensor:
-        """Mix in the descriptors of the strings that have some; background and negatives are left as they are."""
+        """Mix in the descriptors of the strings that have some; background and negatives stay unchanged."""
         texts = self.options.descriptors
         if texts is None:
             return vectors
@@ -242,7 +242,7 @@ class TextClassifier:
         return mixed
 
     def _prompts(self, queries: Sequence[str]) -> torch.Tensor:
-        """(M, T, D) unit rows: the prompts of each template for itself."""
+        """(M, T, D) unit rows: the prompts of each template separately."""
         count, weights = len(self.templates), self.options.template_weights
         numbers = count * len(queries) * self._backbone.embed_dim
         if numbers > PROMPTS_KEPT:
@@ -253,7 +253,7 @@ class TextClassifier:
         return torch.stack([self._vectors(queries, (template,)) for template in self.templates])
 
     def _vectors(self, texts: Sequence[str], own_templates: tuple[str, ...]) -> torch.Tensor:
-        """Unit rows (T, D): the cached ones, and the others encoded; images and vectors are never cached on disk."""
+        """Unit rows (T, D), cached or newly encoded; images and vectors are never cached on disk."""
         asked, texts = texts, [text for text in texts if not isinstance(text, Prompt)]
         room = budget(getattr(self._backbone, "context_length", CONTEXT), own_templates)
         cut = {text: windows(text, room) for text in dict.fromkeys(texts)}
@@ -267,7 +267,7 @@ class TextClassifier:
         for start in range(0, len(missing), step):
             part = {keys[text]: cut[text] for text in missing[start : start + step]}
             rows = self._encode(list(part.values()), own_templates)
-            # Cached at once, so that an interrupted large vocabulary goes on where it stopped.
+            # Cached batch by batch, so that an interrupted large vocabulary resumes where it stopped.
             if cache:
                 cache.put({key: row.numpy() for key, row in zip(part, rows, strict=True)})
             known.update(zip(part, rows, strict=True))
@@ -275,10 +275,10 @@ class TextClassifier:
         return torch.stack(rows).to(self._backbone.device)
 
     def _prompted(self, prompt: Prompt) -> torch.Tensor:
-        """A unit row (D,) on the CPU for an image or a vector; the last few are kept.
+        """A unit row (D,) on the CPU for an image or a vector; the last few are cached.
 
         Raises:
-            LabelError: a model without a joint space, or a vector of another one.
+            LabelError: the model has no joint space, or a vector belongs to another one.
         """
         backbone = self._backbone
         if backbone.default_recipe is None:
@@ -289,7 +289,7 @@ class TextClassifier:
             row = torch.from_numpy(prompt.content.copy())
             if prompt.mask is not None and self._look is not None:
                 row = self._look(prompt).float().cpu()
-            elif prompt.kind == IMAGE:  # without a crop, so that nothing at the rim is lost
+            elif prompt.kind == IMAGE:  # without a crop, so that nothing at the edge is lost
                 tower = getattr(backbone, "tower", None)
                 size = tuple(tower.image_size) if tower is not None else (SIDE, SIDE)
                 row = backbone.encode_image(backbone.normalize(resize(prompt.cropped, size))[None])[0].float().cpu()
@@ -302,7 +302,7 @@ class TextClassifier:
         return self._prompt_rows[prompt]
 
     def _encode(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> list[torch.Tensor]:
-        """A unit row (D,) on the CPU for each text, given as its windows."""
+        """A unit row (D,) on the CPU for each text, which is given as its windows."""
         rows = self._rows(texts, own_templates).float().cpu()
         require_finite(rows, f"text embeddings of model '{self._backbone.name}'")
         if self._backbone.default_recipe is not None and not rows.any(dim=-1).all():
@@ -312,7 +312,7 @@ class TextClassifier:
         return [F.normalize(rows.mean(dim=0), dim=-1) for rows in each]
 
     def _rows(self, texts: Sequence[Sequence[str]], own_templates: Sequence[str]) -> torch.Tensor:
-        """The rows of all windows in all templates, those of a text together."""
+        """The rows of all windows in all templates, grouped by text."""
         backbone: Any = self._backbone
         if not any(isinstance(template, LearnedTemplate) for template in own_templates):
             filled = [fill(template, part) for parts in texts for template in own_templates for part in parts]

@@ -336,7 +336,7 @@ def test_numbers_headings_and_remarks_in_a_list_of_classes_are_no_names(name, te
 def test_a_list_of_classes_that_is_no_text_is_one_line(tmp_path) -> None:
     _make("folder", tmp_path)
     (tmp_path / "names.txt").write_bytes(b"ba\xffck\nroad\n")
-    with pytest.raises(DatasetError, match=r"names.txt' is no text in UTF-8"):
+    with pytest.raises(DatasetError, match=r"names.txt' is not text in UTF-8"):
         open_dataset("folder", tmp_path)
 
 

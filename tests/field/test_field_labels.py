@@ -336,7 +336,7 @@ STRINGS = (
             "several in one string, as other tools part them",
             _given(text),
             None,
-            "part them|one a line",
+            "separated by|one a line",
             CAT_DOG,
         )
         for text in (
@@ -376,7 +376,7 @@ STRINGS = (
         "a shell argument not parted",
         _given(["cat,dog"]),
         None,
-        "parts none within a list",
+        "separates none within a list",
         None,
     ),
     *(
@@ -467,7 +467,7 @@ INSIDE = (
         "marks of other tools within a list",
         _given(["cat; dog", "bird"]),
         None,
-        "parts none within a list",
+        "separates none within a list",
     ),
     Case(
         "words for one class as one word",

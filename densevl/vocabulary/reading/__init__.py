@@ -1,6 +1,6 @@
-"""What a labels argument is: a file in any of the formats that class lists have, a string of several, or data.
+"""Reading a labels argument: a file in any common format of class lists, a string of several labels, or data.
 
-`read` decides; `LabelSet.parse` takes what it returns. What had to be guessed is noted for `LabelSet.warnings`.
+`read` decides which; `LabelSet.parse` takes its result. Guesses are noted for `LabelSet.warnings`.
 """
 
 from densevl.vocabulary.reading.argument import read, words_in

@@ -1,4 +1,4 @@
-"""What a labels argument is."""
+"""Deciding what a labels argument is."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _PATH = re.compile(r"~|\.{0,2}/\S+/|\.{1,2}/|[a-zA-Z]:\\")
 
 
 def read(labels: Any, notes: Notes) -> Content:
-    """The classes that an argument means, as a list of entries or a dict of name to words.
+    """The classes in an argument, as a list of entries or a dict of name to words.
 
     Args:
-        labels: data, see `data.classes_of`; the path of a file; or a string, which is a file if there is one of this
-            name or it looks like a path, data if it is in brackets, and else labels with commas between.
+        labels: data, see `data.classes_of`; the path of a file; or a string, which is a file if one of this name exists
+            or it looks like a path, data if it is in brackets, and otherwise comma-separated labels.
 
     Raises:
-        LabelError: a file that is not there, a folder, or something else than labels.
+        LabelError: a file does not exist or is a folder, or these are not labels.
     """
     if isinstance(labels, os.PathLike):
         return read_file(Path(labels), notes)
@@ -48,7 +48,7 @@ def read(labels: Any, notes: Notes) -> Content:
     if hasattr(labels, "columns"):
         raise LabelError('labels are a table; give its column of names as a list: table["name"].tolist()')
     if is_prompt(labels) and not (isinstance(labels, np.ndarray) and labels.dtype.kind in "UO"):
-        raise LabelError(f"labels are one {type(labels).__name__}; an image or a vector stands in a list or a dict")
+        raise LabelError(f"labels are one {type(labels).__name__}; put an image or a vector into a list or a dict")
     return classes_of(labels, notes, "labels")
 
 
@@ -76,13 +76,13 @@ def read_file(path: Path, notes: Notes) -> Content:
 
 
 def words_in(text: str | os.PathLike[str], what: str, error: type[DensevlError]) -> list[str]:
-    """Words with commas between, or those in a file, where nothing is to be guessed.
+    """Comma-separated words, or those in a file, for arguments in which nothing is guessed.
 
     Args:
-        text: the words or the file. what: what messages call it. error: what is raised.
+        text: the words or the file. what: its name in messages. error: the error to raise.
 
     Raises:
-        The error given: a file that cannot be read, or words that something else parts.
+        The error given: a file cannot be read, or words are not separated by commas.
     """
     notes = Notes()
     try:
@@ -104,7 +104,7 @@ def _read_string(text: str, notes: Notes) -> Content:
     if (path := _path_of(text, notes)) is not None:
         return read_file(path, notes)
     if unescaped(text) != text:
-        notes.say("HTML entities are read as what they stand for", text)
+        notes.say("HTML entities are read as the characters they stand for", text)
         text = unescaped(text)
     data = data_of(text, "labels") if text.strip()[0] in "[{" else None
     if data is not None:
@@ -116,13 +116,13 @@ def _read_string(text: str, notes: Notes) -> Content:
     require_few(lines)
     if len(lines) > 1 and not all(line.endswith(",") for line in lines[:-1]):
         entries = classes_of_lines("\n".join(lines), notes, "labels")
-        notes.say(f"{len(entries)} labels are read, one a line; a comma within a line parts words for one class")
+        notes.say(f"{len(entries)} labels are read, one a line; a comma within a line separates words for one class")
         return entries
     return split(" ".join(lines) if len(lines) > 1 else text, notes)
 
 
 def _path_of(text: str, notes: Notes) -> Path | None:
-    """The file that a string means, if it means one."""
+    """The file that a string names, if it does."""
     name = text.strip()
     path = Path(os.path.expanduser(local(name.removeprefix("@"))))
     if name.startswith("@"):

@@ -1,4 +1,4 @@
-"""Classes in data: the forms that JSON and YAML of other projects have them in."""
+"""Classes in data: the JSON and YAML forms of other projects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from densevl.vocabulary.parsing import as_list, short
 from densevl.vocabulary.reading.notes import Notes
 
 NESTED = ("id2label", "label2id", "categories", "names", "classes", "class_names")
-"""Fields of the files of Hugging Face, COCO, Ultralytics and others that hold the classes."""
+"""Fields of Hugging Face's, COCO's, Ultralytics' and other files that hold the classes."""
 _NUMBER = re.compile(r"\d{1,9}")
 _ID = re.compile(r"\d+|n\d{8}|/[mg]/\w+")
 Content = list[Any] | Mapping[Any, Any]
@@ -23,10 +23,10 @@ def classes_of(data: Any, notes: Notes, what: str) -> Content:
 
     Args:
         data: one of those; or a dict of numbers to names, as Hugging Face's id2label, of names to numbers, or with a
-            field of `NESTED`; or a list of dicts with a name, as COCO's categories. what: what messages call it.
+            field of `NESTED`; or a list of dicts with a name, as COCO's categories. what: its name in messages.
 
     Raises:
-        LabelError: anything else.
+        LabelError: it is anything else.
     """
     if isinstance(data, Mapping):
         inner = next((data[key] for key in NESTED if _holds(data, key)), None)
@@ -73,7 +73,7 @@ def _by_number(pairs: Sequence[tuple[int, Any]], notes: Notes, what: str) -> lis
 
 
 def in_order(numbered: Sequence[tuple[int, Any]], notes: Notes) -> None:
-    """Note it where numbers in order do not simply count from 0 or 1: results count their classes from 0."""
+    """Warn if numbers in order do not simply count from 0 or 1, because results count their classes from 0."""
     numbers = [number for number, _ in numbered]
     if numbers not in (list(range(len(numbers))), list(range(1, len(numbers) + 1))):
         notes.say(
@@ -83,7 +83,7 @@ def in_order(numbered: Sequence[tuple[int, Any]], notes: Notes) -> None:
 
 
 def _name(value: Any, what: str) -> str:
-    """The name in a value: a string, a dict with a name, or a list as Keras has it, ["n01440764", "tench"]."""
+    """The name in a value: a string, a dict with a name, or a list in Keras' form, ["n01440764", "tench"]."""
     if isinstance(value, Mapping):
         value = value.get("name")
     if isinstance(value, (list, tuple)) and value and all(isinstance(part, str) for part in value):

@@ -1,4 +1,4 @@
-"""Files of words: the text in them, whatever wrote it, and the data in the text."""
+"""Files of words: their text, whatever program wrote it, and the data in the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from densevl.images import kind_of
 from densevl.vocabulary.parsing import short
 
 MAX_BYTES: Final = 2**26
-MAX_YAML: Final = 2**20  # its reader takes a second for so much
+MAX_YAML: Final = 2**20  # takes about a second to read
 ENDINGS: Final = frozenset(
     {".txt", ".names", ".classes", ".labels", ".list", ".lst", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".tsv"}
     | {".pbtxt", ".data", ".cfg", ".toml", ".xml", ".xlsx", ".npy", ".npz", ".md"}
@@ -34,14 +34,14 @@ _SETTINGS = re.compile(r"^(names|classes|class_names|id2label|categories)[ \t]*:
 
 
 def text_of(path: Path, what: str, error: type[DensevlError] = LabelError) -> str:
-    """The text of a file, in UTF-8 or in what its byte order mark says.
+    """The text of a file, in UTF-8 or the encoding of its byte order mark.
 
     Args:
-        path: of the file. what: what messages call it, such as "labels file". error: what is raised.
+        path: of the file. what: its name in messages, such as "labels file". error: the error to raise.
 
     Raises:
-        LabelError, or the error given: missing, a folder, too large, a picture or other binary file, or of another
-            encoding.
+        LabelError, or the error given: it is missing, a folder, too large, a picture or other binary file, or in
+            another encoding.
     """
     what = f"{what} {shown(path)}"
     try:
@@ -61,10 +61,10 @@ def text_of(path: Path, what: str, error: type[DensevlError] = LabelError) -> st
     try:
         text = data.decode(encoding)
     except ValueError as reason:
-        said = f"{kind}, no text" if kind else "no text in UTF-8: save it anew in that encoding"
+        said = f"{kind}, not text" if kind else "not text in UTF-8: save it again in that encoding"
         raise error(f"{what} is {said}") from reason
     if "\0" in text or kind.startswith("a picture"):
-        raise error(f"{what} is {kind or 'a binary file'}, no text")
+        raise error(f"{what} is {kind or 'a binary file'}, not text")
     return text
 
 
@@ -89,7 +89,7 @@ def data_of(text: str, what: str, *, ending: str = "", error: type[DensevlError]
             raise error(f"{what} has {len(text):,} characters of YAML; the limit is {MAX_YAML:,}: give JSON")
         SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, SafeLoader)):
-            raise ValueError("aliases (*name) are not read")  # a few lines of them stand for millions
+            raise ValueError("aliases (*name) are not read")  # a few lines of them can expand to millions
         return yaml.load(text, SafeLoader)  # noqa: S506  safe, both of them
     except (ValueError, RecursionError, yaml.YAMLError) as reason:
         form = "JSON" if ending == ".json" or isinstance(reason, RecursionError) else "JSON or YAML"

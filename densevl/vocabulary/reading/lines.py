@@ -1,4 +1,4 @@
-"""Classes in text: a class a line, or a table with a column of names."""
+"""Classes in text: one per line, or a table with a column of names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NAMING = (
     *("display_name", "displayname", "class_name", "classname", "category_name", "label_name", "name", "names"),
     *("class", "classes", "label", "labels", "category", "categories"),
 )
-"""Headings of a column of names, the most telling first."""
-LONGEST = 1_000  # characters of a line that is looked at for numbers
+"""Headings of a column of names, the clearest first."""
+LONGEST = 1_000  # longest line that is searched for numbers, in characters
 _NUMBERING = frozenset(
     {"id", "idx", "index", "no", "nr", "number", "class_id", "classid", "label_id", "labelid", "category_id"}
     | {"train_id", "trainid", "color", "colour", "rgb", "hex", "r", "g", "b", "red", "green", "blue"}
@@ -35,18 +35,18 @@ _COLOURED = (
     r"(?P<name>[^,\d][^,]*?)\s*,\s*(?P<colour>\d+\s*,\s*\d+\s*,\s*\d+)",
     r"(?P<colour>\d+[,\s]+\d+[,\s]+\d+)[,\s]+(?P<name>[^\d\s].*)",
 )
-"""Lines of a class and its colour: CVAT's, class_dict.csv's and label_colors.txt's."""
+"""Formats of lines with a class and its colour: CVAT's, class_dict.csv's and label_colors.txt's."""
 _QUOTES = ("''", '""', "``", "\u201c\u201d", "\u2018\u2019", "\u00ab\u00bb")
 _CODE = re.compile(r"<|\w+\s*=|.*[\[{(]$")
 
 
 def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
-    """A class a line; within a line a comma means what "|" does, as in the class files of the papers.
+    """Read a class per line; a comma within a line means the same as "|", as in the class files of the papers.
 
-    Lines that start with "#" are left out, and so are numbers that all lines have before or after the class.
+    Lines that start with "#" are ignored, and so are numbers that all lines have before or after the class.
 
     Raises:
-        LabelError: only numbers, code, or keys with values.
+        LabelError: the text holds only numbers, code, or keys with values.
     """
     lines = _lines(text)
     require_few(lines)
@@ -57,7 +57,7 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
             notes.say(f"{what} has one line, taken for {len(entries)} labels")
         return entries
     if lines and _CODE.match(lines[0]):
-        raise LabelError(f"{what} is no list of classes: its first line is {short(lines[0])!r}; write a class a line")
+        raise LabelError(f"{what} is not a list of classes: its first line is {short(lines[0])!r}; write one a line")
     if lines and (heading := _heading(lines[0])):
         if len(heading) > 1 and any(mark in lines[0] for mark in "\t,;"):
             return classes_of_table(text, notes, what)
@@ -73,7 +73,7 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
     if len(numbered) > len(lines) / 2 and numbered[0] in ("0", "1"):
         notes.say(f"lines of {what} begin with numbers, but not all of them do, so these are kept", lines[0])
     if any(" # " in line for line in lines):
-        notes.say(f'what follows " # " in a line of {what} is left out as a comment')
+        notes.say(f'everything after " # " in a line of {what} is left out as a comment')
         lines = [line.partition(" # ")[0] for line in lines]
     if void := [line for line in lines if _VOID.fullmatch(line)]:
         notes.say("this stands for pixels without a class, and is left out", *void)
@@ -87,7 +87,7 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
 
 
 def coloured(lines: Sequence[str], forms: Sequence[str] = _COLOURED) -> list[tuple[str, str]]:
-    """The colour, "128,64,128", and the class of each line, where all but a first row of headings have both."""
+    """The colour, "128,64,128", and the class of each line, if all lines but a header row have both."""
     for form in forms:
         found = [re.fullmatch(form, line) for line in lines if len(line) <= LONGEST]
         headed = len(found) > 1 and found[0] is None
@@ -98,7 +98,7 @@ def coloured(lines: Sequence[str], forms: Sequence[str] = _COLOURED) -> list[tup
 
 
 def classes_of_table(text: str, notes: Notes, what: str, *, delimiter: str = "") -> list[str]:
-    """The column of names in CSV or TSV: the only one that is not of numbers, or one whose heading is of `NAMING`.
+    """The column of names in CSV or TSV: the only one without numbers, or one with a heading of `NAMING`.
 
     Raises:
         LabelError: there is no such column.
@@ -179,7 +179,7 @@ def _unnumbered(lines: Sequence[str], notes: Notes, what: str) -> list[str]:
 
 
 def _stripped(lines: Sequence[str], pattern: re.Pattern[str]) -> tuple[list[list[str]], list[str]]:
-    """What all lines have in front (or behind), and the lines without it; nothing where it may be part of the names."""
+    """The part that all lines have in front (or behind), and the lines without it; empty if it may be in the names."""
     if any(len(line) > LONGEST for line in lines):
         return [], list(lines)
     found, left = [], []

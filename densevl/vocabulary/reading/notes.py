@@ -1,26 +1,26 @@
-"""`Notes`: what was guessed while labels were read, a sentence each with the labels it is about."""
+"""`Notes`: guesses made while reading labels, a sentence each with the labels it concerns."""
 
 from __future__ import annotations
 
 from densevl.vocabulary.parsing import short
 
-SHOWN = 3  # labels that a sentence names
+SHOWN = 3  # labels named in a sentence
 
 
 class Notes:
-    """Guesses, each said once however many labels it is about. Attributes: file: that is read, as messages name it."""
+    """Guesses, each reported once for all labels it concerns. Attributes: file: the file's name in messages."""
 
     def __init__(self) -> None:
         self.file = ""
         self._about: dict[str, list[str]] = {}
 
     def say(self, sentence: str, *labels: str) -> None:
-        """Note a guess and the labels that it is about."""
+        """Note a guess and the labels it concerns."""
         self._about.setdefault(sentence, []).extend(labels)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """All that was noted."""
+        """All notes."""
         return tuple(f"{_listed(labels)}{sentence}" for sentence, labels in self._about.items())
 
 

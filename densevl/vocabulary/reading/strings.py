@@ -15,14 +15,14 @@ _SHORT = re.compile(
     r"|fig|vol|ave|blvd|rd)\.(?:\s|$)|\.\w+\.",
     re.IGNORECASE,
 )
-"""Words that end in a full stop though no sentence ends."""
+"""Words that end in a full stop without ending a sentence."""
 
 
 def split(text: str, notes: Notes) -> list[str]:
-    """The labels in a string: parted by commas, or by what other tools take, which is noted.
+    """Split a string into labels at commas, or at other tools' separators, which is noted.
 
     Raises:
-        LabelError: parted by two things, so that one of them may mean synonyms.
+        LabelError: there are two separators, one of which may mean synonyms.
     """
     parts: list[str]
     dots = _DOTS.split(text.strip().rstrip("."))
@@ -45,7 +45,7 @@ def split(text: str, notes: Notes) -> list[str]:
         return text.split(",")
     if len(parts) > 1:
         first = ", ".join(part.strip() for part in parts[:2])
-        notes.say(f"{len(parts)} labels are read where {mark} part them; densevl writes commas: {first}")
+        notes.say(f"{len(parts)} labels are read, separated by {mark}; densevl writes commas: {first}")
     return parts
 
 
@@ -55,7 +55,7 @@ def is_abbreviated(text: str) -> bool:
 
 
 def _is_dotted(text: str, parts: list[str]) -> bool:
-    """Whether this is "a cat. a dog.", as GroundingDINO takes it, and no sentence or abbreviation."""
+    """Whether this is "a cat. a dog.", GroundingDINO's form, rather than a sentence or an abbreviation."""
     return (
         len(parts) > 1
         and "," not in text

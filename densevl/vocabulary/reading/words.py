@@ -1,4 +1,4 @@
-"""One label or word as people write it: quotes, entities and underscores mended, names of files and ids found out."""
+"""One label or word: quotes, entities and underscores cleaned, names of files and ids detected."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w+);", re.IGNORECASE)
 
 
 def tidied(text: object, notes: Notes, what: str = "label") -> str:
-    """A label without quotes, entities and a trailing full stop, which is noted.
+    """Clean a label of quotes, entities and a trailing full stop, which is noted.
 
     Raises:
         LabelError: see `parsing.clean`; or it is the name of a file, or an id of Open Images.
     """
     word = clean(text, what)
     if (plain := unescaped(word)) != word:
-        notes.say("HTML entities are read as what they stand for", word)
+        notes.say("HTML entities are read as the characters they stand for", word)
         word = plain
     if (bare := unquoted(word)) != word:
         notes.say("the quotes around a label are left out", word)
         word = bare
     elif word[0] in '"“' and not word.endswith(('"', "”")):
         raise LabelError(
-            f"label {short(word)!r} begins with a quote that does not end; a comma within quotes parts labels"
+            f"label {short(word)!r} begins with a quote that does not end; a comma within quotes separates labels"
         )
     elif (word[0] == "[" and "]" not in word) or (word[-1] == "]" and "[" not in word):
         raise LabelError(f"label {short(word)!r} is a part of a list; give all of it, or labels with commas between")
@@ -47,12 +47,12 @@ def tidied(text: object, notes: Notes, what: str = "label") -> str:
 
 
 def unescaped(text: str) -> str:
-    """A text with "&amp;" and its like as the characters they stand for."""
+    """Replace "&amp;" and other entities by their characters."""
     return html.unescape(text) if _ENTITY.search(text) else text
 
 
 def scored(word: str, notes: Notes) -> str:
-    """A word as models read it: "traffic_light" is two words."""
+    """A word in the form that models read: "traffic_light" becomes two words."""
     if _NAMELESS.fullmatch(word) or (word.isascii() and not re.search("[A-Za-z]", word)):
         notes.say("a number or an id, which no model knows by sight; give the name of the class", word)
     elif "_" in word.strip("_"):

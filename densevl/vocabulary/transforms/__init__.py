@@ -1,4 +1,4 @@
-"""What is done last to the embeddings of words: one contract, a file a kind. Importing this loads no torch."""
+"""The last step on the embeddings of words: one interface, one file per kind. Importing this loads no torch."""
 
 from densevl.vocabulary.transforms.base import TextTransform
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class TextTransform(ABC):
-    """What is done to text embeddings after templates, synonyms and descriptors.
+    """A step on text embeddings after templates, synonyms and descriptors.
 
-    Classes, negatives and background words all go through it, as their scores would shift against each other
-    otherwise. Images and vectors in the place of words, and the model's own "unknown", do not.
+    Classes, negatives and background words all pass through it, because otherwise their scores would shift against each
+    other. Images and vectors in place of words, and the model's own "unknown", do not.
 
     Attributes:
-        needs_image: whether `apply` reads the dense features of the photo. It is then called once for each photo.
+        needs_image: whether `apply` reads the dense features of the photo. It is then called once per photo.
     """
 
     needs_image: ClassVar[bool] = False
@@ -31,26 +31,26 @@ class TextTransform(ABC):
         """New rows (T, E) float32 on the device of the old ones; unit rows, unless the method wants others.
 
         Args:
-            rows_TE: unit rows of T strings. dense_Ehw: features of the whole photo as the recipe gives them, not
-                normalised, where `needs_image`.
+            rows_TE: unit rows of T strings. dense_Ehw: features of the whole photo from the recipe, not normalised, if
+                `needs_image`.
         """
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """E of the rows that it takes."""
+        """E of its input rows."""
 
     @abstractmethod
     def state(self) -> dict[str, torch.Tensor]:
-        """Its tensors by name, as its file has them."""
+        """Its tensors, by their names in its file."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: Mapping[str, torch.Tensor], path: Path) -> Self | None:
-        """The transform that a file's tensors are, or None where they are something else.
+        """The transform in a file's tensors, or None if they are something else.
 
         Raises:
-            WeightsError: they are of this kind, and unusable.
+            WeightsError: they are of this kind, but unusable.
         """
 
     @cached_property

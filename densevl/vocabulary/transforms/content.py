@@ -1,6 +1,6 @@
-"""`ContentTransfer`: text embeddings that look at the photo (MAFT+; Jiao et al., ECCV 2024).
+"""`ContentTransfer`: text embeddings that attend to the photo (MAFT+; Jiao et al., ECCV 2024).
 
-Each row asks the dense features of the photo, by one layer of attention, and is moved by what it finds. Shape letters:
+Each row attends to the dense features of the photo in one layer, and is moved by the result. Shape letters:
 T strings, E joint space, h/w patch grid.
 """
 
@@ -33,11 +33,11 @@ NAMES = (
 class ContentTransfer(TextTransform):
     """Rows t become LN(t + Lin m), m = attention(t, V + p, V), V the features of the photo and p a sine code of places.
 
-    New rows have no unit length, as the method wants it.
+    New rows do not have unit length, as in the method.
 
     Attributes:
-        tensors: by the names of the authors' file below "cross_atten.".
-        panoptic: t + LN(Lin m) instead, as the authors' panoptic model has it; the files do not tell.
+        tensors: by their names in the authors' file below "cross_atten.".
+        panoptic: use t + LN(Lin m), as in the authors' panoptic model; the files do not say which.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -72,7 +72,7 @@ class ContentTransfer(TextTransform):
         return rows_TE + norm(found) if self.panoptic else norm(rows_TE + found)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The tensors, and which of the two models."""
+        """The tensors, and which of the two models it is."""
         return {**self.tensors, "panoptic": torch.tensor(self.panoptic)}
 
     @classmethod
@@ -99,7 +99,7 @@ class ContentTransfer(TextTransform):
         """Read the authors' file.
 
         Raises:
-            WeightsError: missing, damaged, or something else.
+            WeightsError: the file is missing, damaged, or of another kind.
         """
         found = read_checkpoint(path)
         made = cls.from_state(found.tensors, found.path)

@@ -1,9 +1,9 @@
 """`LinearText`: one matrix on text embeddings (LABCLIP; Koishigarina et al., "CLIP Behaves like a Bag-of-Words").
 
-CLIP's two vectors know which colours and which things a photo has, and hardly which belong together. The relation is in
-each of them, but not in their cosine: one matrix on the text side brings much of it back. It starts as the identity
-and is trained on stored embeddings, each caption beside one of the same words in another order. Shape letters: N pairs,
-T strings, E joint space.
+CLIP's two vectors know which colours and which things a photo has, but hardly which belong together. Each of them holds
+the relation, but their cosine does not, and one matrix on the text side restores much of it. It starts as the identity
+and is trained on stored embeddings, each caption beside one with the same words in another order. Shape letters: N
+pairs, T strings, E joint space.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from densevl.vocabulary.transforms.base import TextTransform
 from densevl.weights import require_finite
 from densevl.weights.reading import bad_file
 
-WEIGHT = "linear.weight"  # as the authors' files have it; their "t" is the temperature of training, and has no say here
+WEIGHT = "linear.weight"  # the authors' name; their "t" is the temperature of training, which is not needed here
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,18 +92,18 @@ class LinearText(TextTransform):
         rate: float = 1e-3,
         seed: int = 0,
     ) -> Self:
-        """Train on embeddings of pairs; both towers stay as they are.
+        """Train on embeddings of pairs; both towers stay unchanged.
 
         The loss is CLIP's in both directions: an image among all captions and all negatives of the batch, a caption
-        among its images. The temperature is trained too, and dropped.
+        among its images. The temperature is trained too, and then dropped.
 
         Args:
-            images_NE: of each image, any length. texts_NE: of its caption. negatives_NE: of a caption that is wrong
-                for it, of the same words ("a red cube and a blue ball" for "a blue cube and a red ball").
-            epochs, batch: as the authors have them. rate: of Adam. seed: of the order.
+            images_NE: of each image, any length. texts_NE: of its caption. negatives_NE: of a wrong caption with the
+                same words ("a red cube and a blue ball" for "a blue cube and a red ball").
+            epochs, batch: the authors' defaults. rate: of Adam. seed: of the order.
 
         Raises:
-            OptionError: rows that do not belong together, or numbers that cannot be.
+            OptionError: rows do not belong together, or numbers are impossible.
         """
         rows = [F.normalize(part.detach().float().cpu(), dim=-1) for part in (images_NE, texts_NE, negatives_NE)]
         if rows[0].ndim != 2 or len({tuple(part.shape) for part in rows}) > 1 or len(rows[0]) < 2:

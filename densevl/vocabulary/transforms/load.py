@@ -1,4 +1,4 @@
-"""A transform from the tensors of a file, whichever kind it is of."""
+"""Read a transform of any kind from the tensors of a file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from densevl.weights import read_checkpoint
 from densevl.weights.reading import bad_file
 
 KINDS: tuple[type[TextTransform], ...] = (LinearText, ContentTransfer, Memory)
-"""What a file may hold; each knows its own tensors."""
+"""The kinds of transform; each recognises its own tensors."""
 
 
 def load_transform(spec: str | os.PathLike[str] | TextTransform) -> TextTransform:
-    """Read a text transform: `LinearText`'s "linear.weight", as `LinearText.save` and LABCLIP's authors write it, a
-    `Memory`, or MAFT+'s model, of which the content transfer is taken, as its semantic model has it.
+    """Read a text transform from a file.
+
+    It holds `LinearText`'s "linear.weight", as `LinearText.save` and LABCLIP's authors write it, a `Memory`, or MAFT+'s
+    model, whose content transfer is used as in its semantic model.
 
     Raises:
-        WeightsError: missing, damaged, or something else.
-        OptionError: neither a path nor a transform.
+        WeightsError: the file is missing, damaged, or of another kind.
+        OptionError: it is neither a path nor a transform.
     """
     if isinstance(spec, TextTransform):
         return spec

@@ -1,8 +1,9 @@
-"""`Memory`: images and their captions, in which words look up what they show (RECO; Iscen et al., ICLR 2024).
+"""`Memory`: images with captions, in which words look up what they show (RECO; Iscen et al., ICLR 2024).
 
-A word's captions lead to images of it, and these are mixed into its row; likewise an image's nearest images lead to
-captions. Each side takes from the other alone: of its own kind it would only come nearer to all. RECO trains the
-fusion, and published no weights; here it is a mean of the nearest, softmax(sharpness * cosine), added by `beta`.
+A word's nearest captions lead to images, which are mixed into its row; likewise an image's nearest images lead to
+captions. Each side takes only from the other, because mixing in its own kind would only bring all rows closer. RECO
+trains the fusion, and published no weights; here it is a mean of the nearest, softmax(sharpness * cosine), added with
+the factor `beta`.
 Shape letters: M pairs, T strings, N features, C classes, E joint space.
 """
 
@@ -32,8 +33,8 @@ class Memory(TextTransform):
     """Rows t become normalise(t + beta sum_k w_k u_k), over the images u of the k captions most like t.
 
     Attributes:
-        images: (M, E) float32 unit rows. texts: of their captions, likewise. beta: how much is taken, 0 or more; 0
-            leaves everything as it is. neighbours: k. sharpness: of the weights, above 0.
+        images: (M, E) float32 unit rows. texts: of their captions, likewise. beta: factor of the mean, 0 or more; 0
+            changes nothing. neighbours: k. sharpness: of the weights, above 0.
     """
 
     images: torch.Tensor
@@ -56,7 +57,7 @@ class Memory(TextTransform):
             )
         for name in ("images", "texts"):
             rows = getattr(self, name).float()
-            if not torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-6):  # read again, all bits stay
+            if not torch.allclose(rows.norm(dim=1), torch.ones(len(rows)), atol=1e-6):  # rows of a file stay bit-equal
                 object.__setattr__(self, name, F.normalize(rows, dim=1))
 
     def __len__(self) -> int:
@@ -71,14 +72,14 @@ class Memory(TextTransform):
         return self.images.shape[1]
 
     def apply(self, rows_TE: torch.Tensor, dense_Ehw: torch.Tensor | None = None) -> torch.Tensor:
-        """Unit rows (T, E) of words, with what their images look like."""
+        """Unit rows (T, E) of words, mixed with the images of their captions."""
         return self._taken(rows_TE, self.texts, self.images)
 
     def enrich(self, features_NE: torch.Tensor, own_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Unit features (N, E) of images or regions, with what the captions of the nearest images say.
+        """Unit features (N, E) of images or regions, mixed with the captions of the nearest images.
 
         Args:
-            features_NE: any length. own_N: the pair that each is of, which is left out; -1 for none.
+            features_NE: any length. own_N: each feature's own pair, which is left out; -1 for none.
         """
         return self._taken(F.normalize(features_NE, dim=1), self.images, self.texts, own_N)
 
@@ -90,15 +91,14 @@ class Memory(TextTransform):
         scale: float = 100.0,
         own_N: torch.Tensor | None = None,
     ) -> Self:
-        """The same memory with the beta under which labelled features are most probable by the words that it changes.
+        """The same memory with the beta that makes labelled features most probable under the changed words.
 
         Args:
             features_NE: any length. labels_N: int64, the class of each. text_CE: unit rows before the memory.
-            scale: what cosines are multiplied by. own_N: the pair that each is of, without which it is judged; -1 for
-                none.
+            scale: factor of cosines. own_N: each feature's own pair, which is left out when judging it; -1 for none.
 
         Raises:
-            OptionError: rows that do not fit.
+            OptionError: rows do not fit.
         """
         if features_NE.shape[1:] != text_CE.shape[1:] or text_CE.shape[1] != self.width or not len(features_NE):
             raise OptionError(f"features {tuple(features_NE.shape)} and words {tuple(text_CE.shape)}: (N, E), (C, E)")
@@ -116,14 +116,14 @@ class Memory(TextTransform):
         return replace(self, beta=max(BETAS, key=likelihood))
 
     def without(self, place: int) -> Self:
-        """The memory without a pair, if another is left."""
+        """The memory without one pair, if another is left."""
         rest = torch.arange(len(self)) != place
         return self if len(self) < 2 else replace(self, images=self.images[rest], texts=self.texts[rest])
 
     def _taken(
         self, rows_TE: torch.Tensor, asked_ME: torch.Tensor, given_ME: torch.Tensor, own_T: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rows with the mean of what the pairs that they are most like have on the other side."""
+        """Rows plus the mean of the other side of their nearest pairs."""
         if not self.beta or not len(rows_TE):
             return rows_TE
         asked, given = asked_ME.to(rows_TE), given_ME.to(rows_TE)
@@ -134,9 +134,9 @@ class Memory(TextTransform):
             if own is not None:
                 held = (own >= 0).nonzero().flatten()
                 cosines_TM[held, own[held]] = -torch.inf
-            best, place = cosines_TM.sort(dim=1, descending=True, stable=True)  # of equal ones the first
+            best, place = cosines_TM.sort(dim=1, descending=True, stable=True)  # ties go to the first
             best, place = best[:, : self.neighbours], place[:, : self.neighbours]
-            weights = torch.nan_to_num((self.sharpness * best).softmax(dim=1))  # nothing, where only its own is there
+            weights = torch.nan_to_num((self.sharpness * best).softmax(dim=1))  # zeros if there is only its own pair
             parts.append(F.normalize(rows + self.beta * (weights[..., None] * given[place]).sum(dim=1), dim=1))
         return torch.cat(parts)
 
