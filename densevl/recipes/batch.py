@@ -1,4 +1,4 @@
-"""What a part sees when it runs: the batch, one rewired block on it, and what comes out.
+"""The inputs and outputs of a running part: the batch, one rewired block on it, and the outcome.
 
 Shape letters: B batch, N tokens (leading ones first, then h*w patches), D width, A heads, d head width, P width of
 another model's features.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # these import torch
 
 T = TypeVar("T")
 Frame = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""Pixels of an image along rows and along columns, margin before and after it: (before, length, after) each."""
+"""Extent of an image along rows and along columns, with margins before and after: (before, length, after) each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Batch:
     """One batch of images on its way through a recipe.
 
     Attributes:
-        tower: the image tower. trunk: what its trained blocks left. hints: what came with the pixels.
-        memo: what parts keep for each other while this batch runs, under keys of their own.
+        tower: the image tower. trunk: the output of its trained blocks. hints: given with the pixels.
+        memo: values that parts keep for each other while this batch runs, under keys of their own.
     """
 
     tower: Tower
@@ -40,7 +40,7 @@ class Batch:
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What `make` gives, made once for this batch."""
+        """The result of `make`, computed once for this batch."""
         if key not in self.memo:
             self.memo[key] = make()
         return self.memo[key]
@@ -57,7 +57,7 @@ class Batch:
         return self.trunk.outputs[scaled((block,), self.tower.depth)[0]]
 
     def projections(self, block: int, which: str, prefix: int) -> Projections:
-        """Projections that another block makes of its own input, of patches and `prefix` leading tokens."""
+        """Another block's projections of its own input, for patches and `prefix` leading tokens."""
         (number,) = scaled((block,), self.tower.depth)
         view = self.tower.view(number - 1, self.trunk.grid)
         tokens_BND = self.trunk.outputs[number - 1][:, self.trunk.prefix - prefix :]
@@ -66,17 +66,17 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One rewired block on one batch: what attention and steps see.
+    """One rewired block on one batch, as attention and steps see it.
 
     Attributes:
         batch: the batch. block: a view of the block.
-        x_BND: the tokens that enter it, patches alone where the recipe works on those.
-        cls_B1D: the leading token that enters with them.
-        qkv: the projections of x that the attention asked for, each (B, A, N, d).
-        grid: (h, w) of the tokens that come out: the tower's, or the proxy's where the attention works on that.
+        x_BND: its input tokens, or only patches if the recipe works on those.
+        cls_B1D: the leading token of the input.
+        qkv: the projections of x that the attention needs, each (B, A, N, d).
+        grid: (h, w) of the output tokens: the tower's, or the proxy's if the attention works on that.
         prefix: leading tokens among them.
-        finish: the rest of the block: what comes of heads (B, A, N, d) to the block's output (B, N, D).
-        temperature, bias_B1NN: what a second pass does to the block's own logits: a factor, and what is added.
+        finish: the rest of the block: from heads (B, A, N, d) to the block's output (B, N, D).
+        temperature, bias_B1NN: a second pass's changes to the block's own logits: a factor and an addend.
     """
 
     batch: Batch
@@ -92,22 +92,22 @@ class Pass:
 
     @cached_property
     def u_BND(self) -> torch.Tensor:
-        """The tokens that enter it behind the block's norm; made when asked for, since it is as large as they are."""
+        """The input after the block's norm; computed on demand, because it is as large as the input."""
         return self.block.norm(self.x_BND)
 
     def steered(self, temperature: float, bias_BNN: torch.Tensor) -> Pass:
-        """The same with its own logits scaled, and a bias (B, h*w, h*w) added to those between patches."""
+        """The same pass with its own logits scaled, and a bias (B, h*w, h*w) added between patches."""
         padded = F.pad(bias_BNN, (self.prefix, 0, self.prefix, 0))[:, None]
         return replace(self, temperature=temperature, bias_B1NN=padded)
 
     def read(self, y_BND: torch.Tensor) -> torch.Tensor:
-        """Tokens after the block in the joint space, each for itself: (B, N, E), not normalised."""
+        """Tokens after the block, read one by one into the joint space: (B, N, E), not normalised."""
         return self.batch.tower.read(y_BND)
 
 
 @dataclass(frozen=True, eq=False)
 class Extra:
-    """Tokens of a further source after the last block, and what their features count."""
+    """Tokens of a further source after the last block, and the weight of their features."""
 
     y_BND: torch.Tensor
     weight: float
@@ -115,12 +115,12 @@ class Extra:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What the rewired end of a tower gives, before it is read.
+    """The output of the rewired end of a tower, before it is read.
 
     Attributes:
-        y_BND: tokens after the last block. extras: those of further sources that are read for themselves.
+        y_BND: tokens after the last block. extras: those of further sources, which are read separately.
         grid: (h, w). prefix: leading tokens.
-        frame: where the image lies on the grid; None where it fills it.
+        frame: the image's place on the grid; None if it fills it.
     """
 
     y_BND: torch.Tensor
@@ -130,10 +130,10 @@ class Outcome:
     frame: Frame | None = None
 
     def tensors(self) -> list[torch.Tensor]:
-        """All token tensors, (B, N, D) each: what is joined over windows."""
+        """All token tensors, (B, N, D) each, which are joined over windows."""
         return [self.y_BND, *(extra.y_BND for extra in self.extras)]
 
     def like(self, tensors: list[torch.Tensor], grid: Grid) -> Outcome:
-        """The same with other token tensors, in the order of `tensors`."""
+        """The same outcome with other token tensors, in the order of `tensors`."""
         extras = tuple(replace(old, y_BND=new) for old, new in zip(self.extras, tensors[1:], strict=True))
         return replace(self, y_BND=tensors[0], extras=extras, grid=grid)

@@ -1,8 +1,8 @@
-"""Views of transformer blocks: the same five parts whatever library built the block.
+"""Views of transformer blocks, with the same five parts for every library.
 
-A view holds no weights. Supported: open_clip's residual attention blocks, with torch's MultiheadAttention or with
-open_clip's own `Attention`; timm's pre-norm `Block` and `EvaBlock`, with rotary positions or without. A block of
-another kind is refused by name.
+A view holds no weights. Supported are open_clip's residual attention blocks, with torch's MultiheadAttention or
+open_clip's own `Attention`, and timm's pre-norm `Block` and `EvaBlock`, with or without rotary positions. Other blocks
+are refused by name.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from densevl.recipes.layers import pieces, through_mlp
 
 
 class Block(Protocol):
-    """What a recipe needs of a block. x and u are (B, N, D); projections are (B, A, N, d).
+    """The interface of a block for recipes. x and u are (B, N, D); projections are (B, A, N, d).
 
     Attributes:
-        module: the library's own block, or a copy whose linear layers were lowered (`backbones.precision`), which then
-            carries `lowered_joint`, the joint projection of q, k and v, where it has one.
-        heads: how many.
+        module: the library's own block, or a copy with lowered linear layers (`backbones.precision`), which then has
+            `lowered_joint`, the joint projection of q, k and v, if there is one.
+        heads: number of heads.
     """
 
     module: Any
     heads: int
 
     def over(self, module: Any) -> Block:
-        """The same view of another copy of the block."""
+        """The same view of a copy of the block."""
 
     def joint(self) -> torch.Tensor | None:
-        """Weight (3D, D) of the joint projection of q, k and v; None where each has a layer of its own."""
+        """Weight (3D, D) of the joint projection of q, k and v; None if each has its own layer."""
 
     def joint_bias(self) -> torch.Tensor | None:
         """The bias (3D,) of that projection."""
@@ -44,19 +44,19 @@ class Block(Protocol):
         """Layer norm before the attention."""
 
     def project(self, u_BND: torch.Tensor, which: str) -> dict[str, torch.Tensor]:
-        """The projections named in `which` (a subset of "qkv"), split into heads; the others are not computed.
+        """The projections named in `which` (a subset of "qkv"), split into heads; others are not computed.
 
-        They are what the block's own attention multiplies: q and k after their norms and rotary positions, if any.
+        They are the inputs of the block's own attention: q and k after their norms and rotary positions, if any.
         """
 
     def projected(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        """Heads joined and the output projection, before the layer scale: (B, N, D)."""
+        """Join heads and apply the output projection, before the layer scale: (B, N, D)."""
 
     def merge(self, heads_BANd: torch.Tensor) -> torch.Tensor:
-        """Heads joined, output projection, layer scale: the attention branch (B, N, D)."""
+        """Join heads, apply output projection and layer scale: the attention branch (B, N, D)."""
 
     def unrotated(self) -> Block:
-        """The block for tokens without a place, such as copies of CLS: no rotary positions."""
+        """The block for tokens without a place, such as copies of CLS: without rotary positions."""
 
     def norm_ffn(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Layer norm before the MLP."""
@@ -66,14 +66,14 @@ class Block(Protocol):
 
 
 def as_trained(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
-    """A block as it was trained, through its view: (B, N, D); on a CPU quicker than torch's MultiheadAttention."""
+    """Run a block as trained, through its view: (B, N, D); on a CPU faster than torch's MultiheadAttention."""
     qkv = block.project(block.norm(x_BND), "qkv")
     x_BND = block.merge(attend(qkv["q"], qkv["k"], qkv["v"])).add_(x_BND)
     return with_ffn(block, x_BND)
 
 
 def with_ffn(block: Block, x_BND: torch.Tensor) -> torch.Tensor:
-    """Tokens and their MLP branch added, some tokens at a time; without gradients in the place of `x_BND`."""
+    """Add the MLP branch to tokens, a few at a time; without gradients, `x_BND` is overwritten."""
     if torch.is_grad_enabled() or captured():
         return x_BND + block.ffn(x_BND)
     x_BND = x_BND.contiguous()
@@ -128,9 +128,9 @@ class OpenClipBlock:
 
 
 class TimmBlock:
-    """View of timm's `Block` or `EvaBlock`; `rope` is what the block would get, (h*w, 2d) or (A, h*w, 2d).
+    """View of timm's `Block` or `EvaBlock`; `rope` is the block's own input, (h*w, 2d) or (A, h*w, 2d).
 
-    The last h*w tokens it is given are the patches; any number may stand before them.
+    The last h*w tokens are the patches; any number may precede them.
     """
 
     def __init__(self, block: Any, rope: torch.Tensor | None = None) -> None:
@@ -190,7 +190,7 @@ class TimmBlock:
         from timm.layers import apply_rot_embed_cat
 
         half = {"half": True} if getattr(self._attn, "rotate_half", False) else {}  # older timm has no such layout
-        count = heads_BANd.shape[2] - rope.shape[-2]  # whatever stands before the patches has no place to be rotated by
+        count = heads_BANd.shape[2] - rope.shape[-2]  # tokens before the patches have no position to rotate by
         leading, patches = heads_BANd[:, :, :count], heads_BANd[:, :, count:]
         return torch.cat([leading, apply_rot_embed_cat(patches, rope, **half).to(leading.dtype)], dim=2)
 
@@ -202,7 +202,7 @@ class TimmBlock:
 
 
 def _joint_projection(u_BND: torch.Tensor, block: OpenClipBlock | TimmBlock, which: str) -> dict[str, torch.Tensor]:
-    """The wanted thirds of a joint q, k, v projection; neighbours share one matrix product."""
+    """The wanted thirds of a joint q, k, v projection; adjacent ones share one matrix product."""
     lowered = getattr(block.module, "lowered_joint", None)
     if lowered is not None:
         return lowered(u_BND, which)
@@ -220,7 +220,7 @@ def _joint_projection(u_BND: torch.Tensor, block: OpenClipBlock | TimmBlock, whi
 def _with_norms(
     heads: dict[str, torch.Tensor], q_norm: nn.Module | None, k_norm: nn.Module | None
 ) -> dict[str, torch.Tensor]:
-    """Normalise q and k per head where the block does."""
+    """Normalise q and k per head if the block does."""
     norms = {"q": q_norm, "k": k_norm}
     return {name: part if norms.get(name) is None else norms[name](part) for name, part in heads.items()}  # type: ignore[misc]
 
@@ -230,10 +230,10 @@ def view(block: nn.Module, rope: torch.Tensor | None = None) -> Block:
 
     Args:
         block: a block of open_clip or timm.
-        rope: rotary positions of the patches as timm's blocks take them, or None.
+        rope: rotary positions of the patches in timm's form, or None.
 
     Raises:
-        RecipeError: the block is of a kind densevl cannot take apart.
+        RecipeError: densevl cannot take this kind of block apart.
     """
     attn = getattr(block, "attn", None)
     kind, attention = type(block).__name__, type(attn).__name__

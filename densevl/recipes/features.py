@@ -1,4 +1,4 @@
-"""`DenseFeatures`: what comes out of a recipe, and how words are compared with it.
+"""`DenseFeatures`: the output of a recipe, and how words are compared with it.
 
 Shape letters: B batch, D joint space, T texts, h/w patch grid.
 """
@@ -18,7 +18,7 @@ def cosines(features_BDhw: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
 
 
 def by_cosine(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.Tensor) -> torch.Tensor:
-    """The usual way: the cosine of patch and text."""
+    """The default rule: the cosine of patch and text."""
     return cosines(dense.features, text_TD)
 
 
@@ -28,9 +28,9 @@ class DenseFeatures:
 
     Attributes:
         features: (B, D, h, w) float, in the joint space of text and image, not L2-normalised.
-        cls: (B, D) float, the image-level feature that came out of the same pass, or None.
-        affinity: (B, h*w, h*w) float, how much alike places are, for scores that spread or clusters; or None.
-        layers: features of further sources, each as `features`; only methods that score sources apart have any.
+        cls: (B, D) float, the image-level feature from the same pass, or None.
+        affinity: (B, h*w, h*w) float, similarity of places, for scores that spread or clusters; or None.
+        layers: features of further sources, each as `features`; only methods that score sources separately have any.
         compare: how a method compares words with its features, called by `score`.
     """
 
@@ -60,8 +60,8 @@ class DenseFeatures:
         """Score T unit text rows at every patch by the method's own rule: (B, h, w, T) float32.
 
         Args:
-            foreground_T: (T,) bool, which rows are classes and not background words; None is all. Most methods do
-                not ask; a row's score may depend on the other rows, so all rows go in one call.
+            foreground_T: (T,) bool, which rows are classes rather than background words; None means all. Most methods
+                ignore it. A row's score may depend on the other rows, so all rows go in one call.
         """
         text_TD = text_TD.to(self.features.device).float()
         if foreground_T is None:

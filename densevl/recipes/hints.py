@@ -1,4 +1,4 @@
-"""`Hints`: what a recipe may read besides the weights of its tower, as one argument."""
+"""`Hints`: all inputs of a recipe besides the weights of its tower, as one argument."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ HOW = {
     "text": "the words; without them the method looks once",
     "boxes": "a box in each image; without one the whole image is the box",
 }
-"""What a recipe may name in `reads`, in words."""
+"""The names that a recipe may have in `reads`, in words."""
 OPTIONAL = frozenset({"text", "boxes"})
 
 
 @dataclass(frozen=True, eq=False)
 class Hints:
-    """What some recipes read besides the pixels; `Recipe.reads` names which.
+    """Inputs of some recipes besides the pixels; `Recipe.reads` names which.
 
     Attributes:
         pixels: (B, 3, H, W) float, the normalised input itself; the backbone sets it.
-        text: (T, D) unit rows, for methods that look twice (the first labels steer the second pass).
+        text: (T, D) unit rows, for methods with two passes (the first labels steer the second pass).
         proxy: (B, P, h', w') features of another model for the same pixels, or the model, a `Proxy`.
-        regions: (B, H, W) integer segment map, 0 where no segment is, at any size: attention stays within a segment.
-        masks: (B, R, H, W) masks, bool or 0..1, at any size, for methods that pool over masks.
-        boxes: (B, 4) x0, y0, x1, y1 in pixels of the input: where a box-guided method looks.
+        regions: (B, H, W) integer segment map of any size, 0 for no segment: attention stays within a segment.
+        masks: (B, R, H, W) masks of any size, bool or 0..1, for methods that pool over masks.
+        boxes: (B, 4) x0, y0, x1, y1 in pixels of the input, for methods guided by boxes.
         sam: `LastAttention` of SAM's encoder for the whole image, or the model, a `SamProxy`.
     """
 
@@ -44,7 +44,7 @@ class Hints:
     sam: Any = None
 
     def __post_init__(self) -> None:
-        """Refuse what is no tensor, and no model where one may stand."""
+        """Refuse values that are not tensors, or models where one is allowed."""
         models = {"proxy": ("from_clip", "from_tower"), "sam": ("last_attention", "covered")}
         for entry in fields(self):
             value = getattr(self, entry.name)
@@ -59,18 +59,18 @@ class Hints:
                 raise RecipeError(f"hint {entry.name} is of type {type(value).__name__}; give {wanted}")
 
     def given(self) -> frozenset[str]:
-        """The names of what is given, pixels aside."""
+        """The names of the given hints, without pixels."""
         return frozenset(f.name for f in fields(self) if f.name != "pixels" and getattr(self, f.name) is not None)
 
     def check(self, embed_dim: int) -> None:
-        """Refuse tensors that do not go with the pixels.
+        """Refuse tensors that do not fit the pixels.
 
         Args:
             embed_dim: width of text rows.
 
         Raises:
-            RecipeError: another shape than the attributes say.
-            ProposalError: boxes in 0-1, without area or outside.
+            RecipeError: a shape differs from the attributes' description.
+            ProposalError: boxes are in 0-1, without area or outside.
         """
         batch = None if self.pixels is None else self.pixels.shape[0]
         wanted = {

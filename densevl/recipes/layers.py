@@ -1,4 +1,4 @@
-"""Linear layers and MLPs of blocks, run by `kernels.linear` where they are plain ones, else as they are.
+"""Linear layers and MLPs of blocks: plain ones run by `kernels.linear`, others as they are.
 
 Modules are read, never edited. Shape letters: M tokens, D width.
 """
@@ -15,16 +15,16 @@ from densevl.kernels.linear import diverted, is_plain, is_watched, linear
 
 KINDS = ("gelu", "gelu_tanh", "silu", "quick")
 HIDDEN = {"cpu": 2**21, "cuda": 2**26}
-"""Numbers of an MLP's hidden layer, four times as wide as tokens, that are held at once. With more, a CPU's memory is
-handed back to the system and filled anew at every layer; with far fewer, weights are read too often."""
+"""Numbers of an MLP's hidden layer, four times as wide as tokens, held at once. With more, a CPU's memory is returned
+to the system and faulted in again at every layer; with far fewer, weights are read too often."""
 Mlp = tuple[nn.Linear, str, nn.Linear]
 
 
 def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What an MLP makes of x, (..., D)."""
+    """The output of an MLP for x, (..., D)."""
     parts = None if captured() else mlp_of(module)
     if parts is None or not (is_plain(parts[0]) and is_plain(parts[2])):
-        with diverted():  # gated ones, as EVA02's SwiGLU, and those with a norm inside
+        with diverted():  # gated MLPs, such as EVA02's SwiGLU, and those with an inner norm
             return module(x)
     first, kind, second = parts
     if wants_gradients((x, first.weight, second.weight)) or first.weight.dtype != torch.float32:
@@ -37,7 +37,7 @@ def through_mlp(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def mlp_of(module: nn.Module) -> Mlp | None:
-    """The two layers of an MLP and the kind of its activation, one of `KINDS`; None where there is more to it."""
+    """The two layers of an MLP and its activation, one of `KINDS`; None if it has further parts."""
     if is_watched(module):
         return None
     if type(module) is nn.Sequential:
@@ -57,15 +57,15 @@ def _name(module: nn.Module) -> tuple[str, str]:
 
 
 def _kind(activation: nn.Module) -> str | None:
-    """Which of `KINDS` an activation is, by what it computes, as libraries have many names for each."""
-    if any(activation.children()) or activation.state_dict():  # learned, it may change at any time
+    """Which of `KINDS` an activation is, by its values, because libraries have many names for each."""
+    if any(activation.children()) or activation.state_dict():  # learned, so it may change at any time
         return None
     own = tuple(sorted((key, value) for key, value in vars(activation).items() if key not in _OF_ANY))
     key = type(activation), type(activation).forward, own
     try:
         if key not in _found:
             _found[key] = _computed(activation)
-    except TypeError:  # settings that have no hash
+    except TypeError:  # unhashable settings
         return _computed(activation)
     return _found[key]
 
@@ -87,6 +87,6 @@ def _computed(activation: nn.Module) -> str | None:
 
 
 def pieces(x_BND: torch.Tensor) -> list[torch.Tensor]:
-    """Even runs (1, M, D) of contiguous tokens, views of them, each with a hidden layer of at most `HIDDEN` numbers."""
+    """Even runs (1, M, D) of contiguous tokens, as views, each with a hidden layer of at most `HIDDEN` numbers."""
     count = -(-4 * x_BND.numel() // HIDDEN.get(x_BND.device.type, HIDDEN["cuda"]))
     return list(x_BND.view(1, -1, x_BND.shape[-1]).chunk(max(count, 1), dim=1))

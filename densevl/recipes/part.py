@@ -1,7 +1,7 @@
-"""The parts of a recipe: what each kind says of itself, and what it sees when it runs.
+"""The parts of a recipe: the interface of each kind.
 
-A part is a frozen dataclass. It says what it taps of the trunk, what it reads besides the pixels, how it runs, and
-itself in words; the engine (`run.py`) knows the order of the slots and nothing else. A part of your own subclasses one
+A part is a frozen dataclass. It says which blocks it taps, which inputs it reads besides the pixels, how it runs, and
+describes itself in words. The engine (`run.py`) knows only the order of the slots. To write your own part, subclass one
 of the kinds below.
 
 Block numbers count from 1 in a tower of 12 blocks, as the papers give them, and are scaled to other depths.
@@ -31,36 +31,36 @@ T = TypeVar("T")
 
 
 class Part:
-    """What every part has. A part made of other parts reads and taps what they do.
+    """The base of all parts. A part made of other parts reads and taps what they do.
 
     Attributes:
         own_reads: names of `Hints` that it reads itself.
-        needs_cls: whether it works only where the tower has a CLS token.
+        needs_cls: whether it needs a tower with a CLS token.
     """
 
     own_reads: frozenset[str] = frozenset()
     needs_cls: bool = False
 
     def parts(self) -> Iterator[Part]:
-        """This part and all it is made of."""
+        """This part and all parts it is made of."""
         held = self.held()
         yield self
         for value in held:
             yield from within(value)
 
     def held(self) -> Iterator[Any]:
-        """What its fields hold.
+        """The values of its fields.
 
         Raises:
-            RecipeError: the class is no frozen dataclass.
+            RecipeError: the class is not a frozen dataclass.
         """
         if not getattr(getattr(type(self), "__dataclass_params__", None), "frozen", False):
             name = type(self).__name__
-            raise RecipeError(f"{name} is no frozen dataclass; put @dataclass(frozen=True, repr=False) above it")
+            raise RecipeError(f"{name} is not a frozen dataclass; put @dataclass(frozen=True, repr=False) above it")
         return (getattr(self, entry.name) for entry in fields(self))  # type: ignore[arg-type]
 
     def own_taps(self, depth: int) -> frozenset[int]:
-        """The blocks whose outputs it reads itself, in a tower of `depth`; 0 is what enters the first block."""
+        """The blocks whose outputs it reads itself, in a tower of `depth`; 0 is the input of the first block."""
         return frozenset()
 
     def objection(self, recipe: Slots) -> str | None:
@@ -86,7 +86,7 @@ def found(kind: type[T], value: Any) -> list[T]:
 
 
 def as_code(value: Any) -> str:
-    """A part, or any value in it, as the Python that makes it; what is at its default is left out."""
+    """A part, or any value in it, as the Python code that makes it; defaults are left out."""
     if isinstance(value, tuple):
         return f"({', '.join(map(as_code, value))}{',' * (len(value) == 1)})"
     if not is_dataclass(value) or isinstance(value, type):
@@ -101,13 +101,13 @@ def as_code(value: Any) -> str:
         if default is not MISSING and own == default:
             named = True
             continue
-        named = named or isinstance(own, bool)  # a bare True says nothing
+        named = named or isinstance(own, bool)  # a bare True would be unclear
         given.append(f"{entry.name}={as_code(own)}" if named else as_code(own))
     return f"{type(value).__name__}({', '.join(given)})"
 
 
 def shaped(part: Part, given: Any, like: torch.Tensor) -> torch.Tensor:
-    """What a part gives; raises RecipeError unless it is a tensor of the shape of another."""
+    """Check a part's output; raises RecipeError unless it is a tensor of the shape of another."""
     if not isinstance(given, torch.Tensor) or given.shape != like.shape:
         what = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise RecipeError(f"{part!r} gives {what}; it must give a tensor {tuple(like.shape)}")
@@ -123,7 +123,7 @@ def _outermost(value: Any) -> Iterator[Attention]:
 
 
 class PatchFeatures(Part, ABC):
-    """Features of patches whose likeness is asked for."""
+    """Features of patches, whose similarity is used."""
 
     @abstractmethod
     def of(self, batch: Batch, grid: Grid) -> torch.Tensor:
@@ -166,7 +166,7 @@ class Proxy(PatchFeatures):
 
     Attributes:
         model: its name for `load_proxy`, the one the method was published with.
-        features: "tokens" behind its last norm; "q", "k", "v" or "q+k", projections of its last block.
+        features: "tokens" after its last norm; "q", "k", "v" or "q+k", projections of its last block.
     """
 
     own_reads = frozenset({"proxy"})
@@ -186,11 +186,11 @@ class Proxy(PatchFeatures):
 
 
 class Attention(Part, ABC):
-    """How tokens of a block look at each other. One made of others is what they are, unless it says otherwise."""
+    """How tokens of a block attend to each other. One made of others has their properties, unless it overrides them."""
 
     @property
     def inner(self) -> list[Attention]:
-        """The attentions that it is made of, without those that they are made of."""
+        """The attentions that it is directly made of."""
         return [attention for value in self.held() for attention in _outermost(value)]
 
     @property
@@ -206,25 +206,25 @@ class Attention(Part, ABC):
 
     @property
     def steerable(self) -> bool:
-        """Whether a second pass can steer its logits."""
+        """Whether a second pass can change its logits."""
         return any(attention.steerable for attention in self.inner)
 
     @property
     def grid(self) -> str | int:
-        """The grid it works on, see `affinity.Affinity`: values are interpolated to it, and tokens come out on it."""
+        """The grid it works on, see `affinity.Affinity`: values are interpolated to it, and its output is on it."""
         return next((attention.grid for attention in self.inner if attention.grid != "tower"), "tower")
 
     @property
     def swapped(self) -> bool:
-        """Whether they are folded with height and width swapped for that, see `affinity.Affinity`."""
+        """Whether values are folded with height and width swapped for that, see `affinity.Affinity`."""
         return any(attention.swapped for attention in self.inner)
 
     @abstractmethod
     def attend(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
-        """Attention applied to values: v (B, A, N, d), mostly `run.qkv["v"]`, to the same shape."""
+        """Attention applied to values: v (B, A, N, d), usually `run.qkv["v"]`, to the same shape."""
 
     def __call__(self, run: Pass, v: torch.Tensor) -> torch.Tensor:
-        """What `attend` gives, its shape checked: a smaller one would be broadcast over images in silence."""
+        """`attend` with its shape checked: a smaller one would be broadcast over images silently."""
         return shaped(self, self.attend(run, v), v)
 
     def __add__(self, other: Attention) -> Attention:
@@ -243,7 +243,7 @@ class Attention(Part, ABC):
 
 @dataclass(frozen=True, repr=False)
 class Sum(Attention):
-    """Attentions added up by weight, written as `0.7 * A + 0.3 * B`."""
+    """A weighted sum of attentions, written as `0.7 * A + 0.3 * B`."""
 
     terms: tuple[tuple[float, Attention], ...]
 
@@ -289,10 +289,10 @@ def _terms(attention: Attention) -> tuple[tuple[float, Attention], ...]:
 
 
 class Step(Part, ABC):
-    """Something done to the patches before a rewired block, after its attention, or in the joint space.
+    """An operation on the patches before a rewired block, after its attention, or in the joint space.
 
     Attributes:
-        places: in which slots of a recipe it may stand. repairs: whether taps may ask for what it repaired.
+        places: the slots of a recipe in which it may stand. repairs: whether taps may ask for its repaired patches.
     """
 
     places: ClassVar[tuple[str, ...]] = ("before", "after")
@@ -307,7 +307,7 @@ class Step(Part, ABC):
         """
 
     def __call__(self, batch: Batch, x_BND: torch.Tensor, cls_B1D: torch.Tensor, grid: Grid) -> torch.Tensor:
-        """What `apply` gives, its shape checked."""
+        """`apply` with its shape checked."""
         return shaped(self, self.apply(batch, x_BND, cls_B1D, grid), x_BND)
 
 
@@ -315,8 +315,8 @@ class Addition(Part, ABC):
     """A further source beside the last block's own input.
 
     Attributes:
-        after_norm: whether its features are added, behind the last norm; else its tokens, before it.
-        weight: what it counts beside the block's own.
+        after_norm: whether its features are added, after the last norm, rather than its tokens before it.
+        weight: of its features; the block's own have weight 1.
     """
 
     after_norm: bool = True
@@ -324,12 +324,12 @@ class Addition(Part, ABC):
 
     @abstractmethod
     def tokens(self, run: Pass, through: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        """Tokens (B, N, D) after the last block, on the grid of its own: a list, one entry for each source.
+        """Tokens (B, N, D) after the last block, on the grid of its own tokens: a list with one entry per source.
 
         Args:
             run: the pass of the block on its own input.
-            through: what the rewired block makes of other tokens: `through(x_BND, attention)`, all leading tokens
-                among x; an attention that is not None takes the place of the recipe's.
+            through: runs the rewired block on other tokens: `through(x_BND, attention)`, where x includes all leading
+                tokens; an attention that is not None replaces the recipe's.
         """
 
 
@@ -337,12 +337,12 @@ class Readout(Part, ABC):
     """How tokens become features, and how words are compared with them.
 
     Attributes:
-        leaves: how many blocks, the last ones, it runs itself, with every slot of the block as trained; None where it
-            reads what the recipe's blocks give.
+        leaves: how many of the last blocks it runs itself, with every slot of the block as trained; None if it reads
+            the output of the recipe's blocks.
         projects: projections of the last block that it needs where windows are joined at them.
-        needs_trunk: whether it looks at more than the outcome, so that windows cannot be joined right before it.
-        cosine: whether words are compared by the cosine alone, so that features mean something without words.
-        asks_foreground: whether a score depends on which words are classes and which background words.
+        needs_trunk: whether it reads more than the outcome, so that windows cannot be joined right before it.
+        cosine: whether words are compared by the cosine only, so that features mean something without words.
+        asks_foreground: whether a score depends on which words are classes and which are background words.
     """
 
     leaves: ClassVar[int | None] = None
@@ -353,29 +353,29 @@ class Readout(Part, ABC):
 
     @abstractmethod
     def read(self, batch: Batch, outcome: Outcome, embed: Callable[[torch.Tensor], torch.Tensor]) -> DenseFeatures:
-        """Features of an outcome, and of its `extras` where the recipe has further sources.
+        """Features of an outcome, and of its `extras` if the recipe has further sources.
 
         Args:
-            embed: tokens (B, N, D) to the joint space (B, N, E), with the recipe's steps there.
+            embed: tokens (B, N, D) to the joint space (B, N, E), including the recipe's steps there.
         """
 
 
 class Stitch(Part, ABC):
-    """Where windows are joined on one patch grid before the rest is done once for the whole image.
+    """The point at which windows are joined on one patch grid; the rest is done once for the whole image.
 
     Attributes:
-        projections: whether they are joined at the projections of the last block; else after it.
+        projections: whether they are joined at the projections of the last block, rather than after it.
     """
 
     projections: ClassVar[bool] = False
 
     def mix(self, outcome: Outcome, hints: Hints) -> Outcome:
-        """What is done to the joined tokens of the whole image before they are read."""
+        """Process the joined tokens of the whole image before they are read."""
         return outcome
 
 
 class Spread(Part, ABC):
-    """Something done to the scores of all windows of an image together."""
+    """An operation on the scores of all windows of an image together."""
 
     @abstractmethod
     def spread(self, scores_NT: torch.Tensor, features_NP: torch.Tensor, places_N2: torch.Tensor) -> torch.Tensor:
@@ -387,20 +387,20 @@ class Spread(Part, ABC):
 
 
 class Slots:
-    """The slots of a recipe, for parts to look at; `Recipe` fills them.
+    """The slots of a recipe, for parts to inspect; `Recipe` fills them.
 
     Attributes:
         name: lower-case identifier.
-        attention: how tokens of the rewired blocks look at each other.
-        residual, ffn: whether a rewired block keeps its skip connection and its MLP; residual "cls" takes the CLS token
-            that enters it, for every token.
-        blocks: how many blocks, the last ones, are rewired one after the other; or a `SecondStream`.
-        before: steps on patches before the rewired block. after: on what its attention gives.
+        attention: how tokens of the rewired blocks attend to each other.
+        residual, ffn: whether a rewired block keeps its skip connection and its MLP; residual "cls" uses the input CLS
+            token for every token.
+        blocks: how many of the last blocks are rewired one after the other; or a `SecondStream`.
+        before: steps on patches before the rewired block. after: on the output of its attention.
         adds: further sources beside the block's own input.
         joint: steps in the joint space.
         readout: how tokens become features, and how words are compared with them.
-        stitch: where windows are joined before the rest is done once for the image; None: each for itself.
-        spread: what is done to the scores of all windows together.
+        stitch: where windows are joined so that the rest is done once for the image; None keeps them separate.
+        spread: the operation on the scores of all windows together.
         position_rule: how the positional grid is resized for other input sizes (see `backbones.positions`).
     """
 

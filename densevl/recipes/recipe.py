@@ -1,14 +1,14 @@
 """`Recipe`: one dense-prediction method as data.
 
-A recipe fills a few slots with parts (`part.py` says what a part is) that together rewire the end of a tower:
+A recipe fills a few slots with parts (`part.py` describes them) that together rewire the end of a tower:
 
     x = before(tokens)                        before the last block, or the last n
     y = residual * x + O(attention(x))        O the block's output projection; residual "cls": of CLS alone
     y = after(y + MLP(y) * ffn)
     features = joint(read(y + further sources))
 
-Parts stand in the file of their operation: `attention`, `affinity`, `heads`, `feedback`, `steps`, `additions`,
-`regions`, `readout`, `stitch`, `spread`. What cannot be combined is refused with the reason when the recipe is made.
+Parts are in the file of their operation: `attention`, `affinity`, `heads`, `feedback`, `steps`, `additions`,
+`regions`, `readout`, `stitch`, `spread`. Impossible combinations are refused with the reason when the recipe is made.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ CLS = "cls"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a method comes from, and what its authors report.
+    """The source of a method, and its authors' figures.
 
     Attributes:
         paper: title; venue: where it appeared; url: where to read it.
-        miou: published mIoU in per cent by benchmark name, ViT-B/16 with OpenAI weights unless `protocol` says so.
-        protocol: how those figures were taken.
+        miou: published mIoU in per cent by benchmark name, for ViT-B/16 with OpenAI weights unless `protocol` differs.
+        protocol: how those figures were measured.
     """
 
     paper: str
@@ -64,11 +64,11 @@ class Source:
 
 @dataclass(frozen=True, repr=False)
 class SecondStream(Part):
-    """The last blocks run as trained, and beside them the attention's outputs add up in a second stream.
+    """Run the last blocks as trained, and beside them sum the attention's outputs in a second stream.
 
     Patches are read from the second stream, leading tokens from the trained one (CLIP Surgery, GEM).
 
-    Attributes: blocks: how many, the last ones.
+    Attributes: blocks: how many of the last blocks.
     """
 
     blocks: int
@@ -82,10 +82,10 @@ class Recipe(Slots):
     """One method; see the module text for the formula and `part.Slots` for the slots.
 
     Attributes:
-        published: replacements of slots under `compat=True`: what the authors' code does without meaning to.
-        settings: replacements of slots by benchmark, where the paper sets them for each.
+        published: replacements of slots under `compat=True`: unintended behaviour of the authors' code.
+        settings: replacements of slots by benchmark, if the paper has them.
         source: the paper, or None for a variant of your own.
-        note: one line a user should know.
+        note: one line that users should know.
     """
 
     name: str
@@ -119,7 +119,7 @@ class Recipe(Slots):
             raise RecipeError(f"recipe '{self.name}': {broken}")
 
     def _settle(self) -> None:
-        """Check what kind of thing is in each slot; lists become tuples, and mappings are copied."""
+        """Check the type of each slot; convert lists to tuples, and copy mappings."""
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
             raise RecipeError("the name of a recipe is one line of text")
         several: dict[str, type[Part]] = {"before": Step, "after": Step, "adds": Addition, "joint": Step}
@@ -203,22 +203,22 @@ class Recipe(Slots):
 
     @cached_property
     def reads(self) -> frozenset[str]:
-        """What it reads besides the pixels: "proxy", "sam", "regions", "masks", "text", "boxes"; see `hints.HOW`."""
+        """Its inputs besides the pixels: "proxy", "sam", "regions", "masks", "text", "boxes"; see `hints.HOW`."""
         return frozenset[str]().union(*(part.own_reads for part in within(self.slots)))
 
     @cached_property
     def proxy(self) -> Proxy | None:
-        """The model it borrows from, as it was published with, and what of it; None if it borrows from none."""
+        """The model it borrows from, as published, and which features; None if it borrows from none."""
         return next(iter(found(Proxy, self.slots)), None)
 
     @cached_property
     def clusters(self) -> bool:
-        """Whether the likeness of patches comes out beside features, so that their clusters can vote (CLIPtrase)."""
+        """Whether the similarity of patches is returned with the features, so that clusters can vote (CLIPtrase)."""
         return getattr(self.readout, "likeness", None) is not None
 
     @cached_property
     def needs_cls(self) -> bool:
-        """Whether it works only where the tower has a CLS token."""
+        """Whether it needs a tower with a CLS token."""
         return self.residual == CLS or any(part.needs_cls for part in within(self.slots))
 
     @cached_property
@@ -228,12 +228,12 @@ class Recipe(Slots):
 
     @cached_property
     def is_trained(self) -> bool:
-        """Whether every block runs as it was trained, whatever is read from them."""
+        """Whether every block runs as trained, whatever is read from them."""
         return self.rewired == 0
 
     @cached_property
     def rewired(self) -> int:
-        """How many blocks, the last ones, the trunk leaves to the recipe."""
+        """How many of the last blocks the trunk leaves to the recipe."""
         if self.readout.leaves is not None:
             return self.readout.leaves
         if isinstance(self.blocks, SecondStream):
@@ -244,11 +244,11 @@ class Recipe(Slots):
 
     @cached_property
     def projects(self) -> str:
-        """The projections that the last block must make, a subset of "qkv" in that order."""
+        """The projections that the last block must compute, a subset of "qkv" in that order."""
         return self.readout.projects or self.attention.projects
 
     def taps(self, depth: int) -> frozenset[int]:
-        """The blocks whose outputs it reads, in a tower of `depth` blocks; 0 is what enters the first."""
+        """The blocks whose outputs it reads, in a tower of `depth` blocks; 0 is the input of the first."""
         if depth not in self._tapped:
             self._tapped[depth] = frozenset[int]().union(*(part.own_taps(depth) for part in within(self.slots)))
         return self._tapped[depth]
@@ -258,17 +258,17 @@ class Recipe(Slots):
         return {}
 
     def as_published(self) -> Recipe:
-        """The recipe with its authors' slips, in its settings by benchmark too."""
+        """The recipe with its authors' slips, including its settings by benchmark."""
         if not self.published:
             return self
         settings = {name: {**own, **own.get("published", {}), "published": {}} for name, own in self.settings.items()}
         return replace(self, **{"published": {}, "settings": settings, **self.published})
 
     def on(self, benchmark: str) -> Recipe:
-        """The recipe as its paper sets it for a benchmark; itself where the paper changes nothing for that one.
+        """The recipe with its paper's settings for a benchmark, or itself if the paper has no settings by benchmark.
 
         Raises:
-            RecipeError: the paper sets it by benchmark, and says nothing of this one.
+            RecipeError: the paper has settings by benchmark, but not for this one.
         """
         known = self.settings
         reported = self.source.miou if self.source is not None else {}
@@ -282,7 +282,7 @@ class Recipe(Slots):
         return replace(self, **known[benchmark])
 
     def clauses(self) -> list[str]:
-        """The recipe in plain words, a clause for each part; the first says how tokens look at each other."""
+        """The recipe in plain words, a clause per part; the first says how tokens attend to each other."""
         if self.readout.leaves is not None:
             first = [str(self.readout)]
         elif self.is_trained:
@@ -309,7 +309,7 @@ class Recipe(Slots):
         return "the last block" if self.blocks == 1 else f"the last {self.blocks} blocks"
 
     def code(self) -> list[str]:
-        """The slots that are not at their defaults, each as Python, the name first."""
+        """The slots that differ from their defaults, each as Python, the name first."""
         slots = [entry for entry in fields(self) if entry.compare and getattr(self, entry.name) != entry.default]
         return [f"{entry.name}={as_code(getattr(self, entry.name))}" if i else as_code(self.name)
                 for i, entry in enumerate(slots)]  # fmt: skip

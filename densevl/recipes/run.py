@@ -1,9 +1,9 @@
 """The engine: pixels through a tower whose last blocks are rewired by a `Recipe`, to dense features.
 
-Data goes one way: embed, blocks as trained, rewired blocks, read-out. It knows the order of a recipe's slots and
-nothing of any paper. `start` and `finish` are its two halves: between them the windows of an image may be joined.
-Nothing of the model is copied or edited. Shape letters: B batch, N tokens (leading ones first), D width, E joint space,
-A heads, d head width, h/w patch grid.
+Data flows one way: embedding, blocks as trained, rewired blocks, read-out. The engine knows the order of a recipe's
+slots and nothing of any paper. It has two halves, `start` and `finish`, between which the windows of an image may be
+joined. The model is never copied or edited. Shape letters: B batch, N tokens (leading ones first), D width, E joint
+space, A heads, d head width, h/w patch grid.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ State = Trunk | Outcome
 
 
 def start(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> State:
-    """Run as far as each window goes for itself: the trained blocks, and the rewired end unless windows meet before it.
+    """Run as far as windows are independent: the trained blocks, and the rewired end unless windows are joined before.
 
     Args:
         pixels: (B, 3, H, W) normalised, sides multiples of the patch.
 
     Raises:
-        RecipeError: the recipe wants blocks the tower has not, or a hint that is missing.
+        RecipeError: the tower lacks blocks that the recipe needs, or a hint is missing.
     """
     require(tower, recipe, hints)
     stitch = recipe.stitch
@@ -47,7 +47,7 @@ def start(tower: Tower, pixels: torch.Tensor, recipe: Recipe, hints: Hints) -> S
 
 
 def finish(tower: Tower, state: State, recipe: Recipe, hints: Hints) -> DenseFeatures:
-    """The rest of a recipe, on one window's state or on that of all windows joined."""
+    """Run the rest of a recipe, on one window's state or on the joined state of all windows."""
     if isinstance(state, Trunk):
         batch = Batch(tower, state, hints)
         outcome = _rewired(batch, recipe)
@@ -88,13 +88,13 @@ def require(tower: Tower, recipe: Recipe, hints: Hints) -> None:
     for hint in sorted(recipe.reads - hints.given() - OPTIONAL):
         own = f", such as load_proxy('{recipe.proxy.model}')" if hint == "proxy" and recipe.proxy is not None else ""
         raise RecipeError(f"{name} reads {HOW[hint]}; give hints=Hints({hint}=...){own}")
-    for hint in sorted(hints.given() - recipe.reads - {"text"}):  # text goes to every recipe
+    for hint in sorted(hints.given() - recipe.reads - {"text"}):  # every recipe accepts text
         raise RecipeError(f"{name} does not read {hint}; leave it out")
     hints.check(tower.embed_dim)
 
 
 def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
-    """The rewired end of a tower, from the trunk's tokens to those after the last block."""
+    """Run the rewired end of a tower, from the trunk's tokens to those after the last block."""
     tower, trunk = batch.tower, batch.trunk
     if recipe.is_trained or recipe.readout.leaves is not None:
         return Outcome(trunk.x_BND, (), trunk.grid, trunk.prefix)
@@ -129,7 +129,7 @@ def _rewired(batch: Batch, recipe: Recipe) -> Outcome:
 
 
 def _second_stream(batch: Batch, recipe: Recipe, blocks: int) -> torch.Tensor:
-    """Patches of the sum of attention outputs, leading tokens of the trained stream: (B, N, D)."""
+    """Patches of the sum of attention outputs, with leading tokens of the trained stream: (B, N, D)."""
     tower, trunk = batch.tower, batch.trunk
     x_BND = total_BND = trunk.x_BND
     for index in range(tower.depth - blocks, tower.depth):
@@ -149,7 +149,7 @@ def _pass(
     qkv: Projections | None = None,
     attention: Attention | None = None,
 ) -> Pass:
-    """One rewired block on its input; projections are made unless they are given."""
+    """One rewired block on its input; projections are computed unless they are given."""
     chosen = attention or recipe.attention
     block, grid = batch.tower.view(index, batch.trunk.grid), batch.trunk.grid
     prefix = 0 if recipe.patches_only else batch.trunk.prefix
@@ -175,12 +175,12 @@ def _pass(
 
 
 def _through(run: Pass, attention: Attention) -> torch.Tensor:
-    """The block's output by an attention: (B, N, D)."""
+    """The block's output with an attention: (B, N, D)."""
     return run.finish(attention(run, run.qkv["v"]))
 
 
 def _finer(batch: Batch, grid: str | int) -> Grid:
-    """The grid that an attention works on: the proxy's, or so many times as fine as the tower's."""
+    """The grid of an attention: the proxy's, or one that is finer than the tower's by a factor."""
     height, width = batch.trunk.grid if isinstance(grid, int) else batch.hints.proxy.shape[-2:]
     factor = grid if isinstance(grid, int) else 1
     return height * factor, width * factor

@@ -1,8 +1,8 @@
-"""The image embedding of a CLS token as a sum: what blocks, heads and tokens add to it (Gandelsman et al., ICLR 2024).
+"""The image embedding of a CLS token as a sum of contributions by blocks, heads and tokens (Gandelsman, ICLR 2024).
 
-Through attention, token n adds  c_n = sum over blocks and heads of a_(CLS, n) v_n W_o  to CLS. The last norm, with the
-statistics it has for the image's own CLS token, is affine, so it splits as well: biases are shared out evenly over
-everything that adds up to CLS.
+Through attention, token n adds  c_n = sum over blocks and heads of a_(CLS, n) v_n W_o  to CLS. The last norm, with its
+statistics for the image's own CLS token, is affine, so it splits as well: biases are divided evenly among all terms
+that sum to CLS.
 Shape letters: B batch, A heads, N tokens (CLS first), D width, d head width, E joint space.
 """
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:  # these import torch
 
 
 class Split:
-    """The read-out of the CLS tokens of a batch, applied to parts of them.
+    """The read-out of a batch's CLS tokens, applied to parts of them.
 
     Attributes: embedding_BE: the image embeddings, not normalised.
     """
 
     def __init__(self, tower: Tower, x_BND: torch.Tensor) -> None:
-        """Take the statistics.
+        """Compute the norm's statistics.
 
         Args:
             x_BND: tokens after the last block.
@@ -44,10 +44,10 @@ class Split:
         self.embedding_BE = tower.pool(x_BND)
 
     def __call__(self, parts_BMD: torch.Tensor, share: float) -> torch.Tensor:
-        """Parts of CLS in the joint space, over the norm of the embedding: (B, M, E); all add up to a unit vector.
+        """Parts of CLS in the joint space, divided by the norm of the embedding: (B, M, E); all sum to a unit vector.
 
         Args:
-            share: of the biases that each part takes; those of all parts add up to 1.
+            share: fraction of the biases that each part gets; the fractions of all parts sum to 1.
         """
         centred_BMD = parts_BMD - share * self._mean_B11
         norm = self._norm
@@ -56,17 +56,17 @@ class Split:
 
 
 def count(depth: int) -> int:
-    """Into how many even shares biases are divided: blocks and their MLPs, and what enters the first."""
+    """Number of even shares of the biases: the blocks, their MLPs, and the input of the first."""
     return 2 * depth + 1
 
 
 def attention_parts(block: Block, x_BND: torch.Tensor, *, by_head: bool = False) -> torch.Tensor:
-    """What a block's attention adds to CLS, by the token it comes from: (B, N, D); by head too, (B, A, N, D).
+    """A block's attention's contributions to CLS by source token: (B, N, D); by head too, (B, A, N, D).
 
-    The bias of the output projection is shared out evenly.
+    The bias of the output projection is divided evenly.
 
     Args:
-        x_BND: what enters the block.
+        x_BND: the input of the block.
     """
     qkv = block.project(block.norm(x_BND), "qkv")
     scale = qkv["q"].shape[-1] ** -0.5

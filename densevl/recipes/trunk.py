@@ -1,4 +1,4 @@
-"""The blocks that run as trained, with what a recipe reads of them later kept aside.
+"""Run the blocks that stay as trained, and keep what a recipe reads of them later.
 
 Shape letters: B batch, N tokens (leading ones first), D width, A heads, d head width.
 """
@@ -18,13 +18,13 @@ Projections = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """What the trained blocks leave behind.
+    """The output of the trained blocks.
 
     Attributes:
         x_BND: tokens before the first rewired block.
         outputs: tokens (B, N, D) after block l by l, 1-based, 0 before the first block; only those that are read.
         grid: (h, w). prefix: leading tokens that are not patches.
-        qkv: projections of the last block, (B, A, N, d) by letter, where windows are joined at them; else empty.
+        qkv: projections of the last block, (B, A, N, d) by letter, if windows are joined at them; otherwise empty.
     """
 
     x_BND: torch.Tensor
@@ -34,7 +34,7 @@ class Trunk:
     qkv: Projections = field(default_factory=dict)
 
     def tensors(self) -> list[torch.Tensor]:
-        """All token tensors, (B, N, C) each: what is joined over windows."""
+        """All token tensors, (B, N, C) each, which are joined over windows."""
         heads = (t.transpose(1, 2).flatten(2) for t in self.qkv.values())
         return [self.x_BND, *self.outputs.values(), *heads]
 
@@ -53,9 +53,9 @@ def run_trunk(
     """Run every block but the last few.
 
     Args:
-        rule: how positions are resized. leave: how many blocks, the last ones, are not run.
-        taps: the blocks whose outputs are kept, 0 for what enters the first.
-        projects: the projections of the last block to make, a subset of "qkv".
+        rule: how positions are resized. leave: how many of the last blocks are not run.
+        taps: the blocks whose outputs are kept, 0 for the input of the first.
+        projects: the projections of the last block to compute, a subset of "qkv".
     """
     grid = pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size
     outputs = {}

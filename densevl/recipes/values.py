@@ -1,4 +1,4 @@
-"""Values that parts hold: checked when they are given, and block numbers that fit towers of any depth."""
+"""Values of parts: checks when they are given, and block numbers for towers of any depth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from densevl.errors import RecipeError, suggest
 
-DEPTH = 12  # of the tower that block numbers are given for
+DEPTH = 12  # depth of the tower that block numbers refer to
 
 
 def check(value: object, allowed: tuple[str, ...], what: str) -> None:
@@ -26,7 +26,7 @@ def positive(value: float, what: str) -> None:
 
 
 def between(value: float, low: float, high: float, what: str) -> None:
-    """Raise RecipeError unless `value` is a number between two others, neither of them."""
+    """Raise RecipeError unless `value` is a number strictly between two others."""
     if not number(value) or not low < value < high:
         raise RecipeError(f"{what} is between {low:g} and {high:g}, got {value!r}")
 
@@ -43,7 +43,7 @@ def number(value: object) -> bool:
 
 
 def check_types(part: Any) -> None:
-    """Raise RecipeError where a field of a part does not hold what its annotation says."""
+    """Raise RecipeError if a field of a part does not hold its annotated type."""
     kind: Any = type(part)
     hints = _annotations(kind)
     for entry in fields(part):
@@ -54,7 +54,7 @@ def check_types(part: Any) -> None:
 
 @cache
 def _annotations(kind: type) -> dict[str, Any]:
-    """The types of a class's fields; none where they cannot be told, as for names that only a type checker sees."""
+    """The types of a class's fields; empty if they are unknown, as for names that only a type checker sees."""
     try:
         return get_type_hints(kind)
     except (NameError, TypeError):
@@ -78,9 +78,9 @@ def _is_a(value: object, hint: Any) -> bool:
 
 
 def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Block numbers given for 12 blocks, in a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
+    """Scale block numbers for 12 blocks to a tower of `depth`: (6, 7, 8, 9) of 12 is (3, 4, 5) of 6.
 
-    The last rewired block is never among them unless it is named as 12.
+    The last rewired block is included only if it is named as 12.
     """
     if depth == DEPTH:
         return layers

@@ -1,7 +1,7 @@
-"""Every method densevl knows, one entry each: the paper, its published figures, and the parts that make it.
+"""Every method densevl knows, one entry each: the paper, its published figures, and its parts.
 
-Adding a method is adding an entry (and a parity row in the tests). Rooms: `last_block`, CLIP's last block by its own
-projections; `layers`, other blocks' outputs and maps too; `borrowed`, another model's affinity or regions.
+To add a method, add an entry (and a parity row in the tests). Files: `last_block`, CLIP's last block by its own
+projections; `layers`, outputs and maps of other blocks too; `borrowed`, another model's affinity or regions.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def get(recipe: str | Recipe, *, benchmark: str | None = None) -> Recipe:
     """Return a recipe.
 
     Args:
-        recipe: a name ("CLIP Surgery" finds clip_surgery); "package.module:NAME", a `Recipe` of your own, for which the
-            module is imported, from the working folder too; or a `Recipe`, which is returned as it is.
-        benchmark: as the paper sets it for this benchmark, such as "voc21"; see `Recipe.on`.
+        recipe: a name ("CLIP Surgery" finds clip_surgery); "package.module:NAME", a `Recipe` of your own, whose module
+            is imported, including from the working folder; or a `Recipe`, which is returned unchanged.
+        benchmark: take the paper's settings for this benchmark, such as "voc21"; see `Recipe.on`.
 
     Raises:
-        RecipeError: no such recipe, or no settings for the benchmark.
+        RecipeError: there is no such recipe, or no settings for the benchmark.
     """
     if not isinstance(recipe, (str, Recipe)):
         raise RecipeError(f"recipe is a {type(recipe).__name__}; give a name or a Recipe")
@@ -57,10 +57,10 @@ def _named(name: str) -> Recipe:
 
 def _imported(module: str, name: str) -> Recipe:
     here = os.getcwd()
-    sys.path.append(here)  # the command is no script of this folder, so Python would not look here
+    sys.path.append(here)  # the command is not a script in this folder, so Python would not look here
     try:
         found = getattr(import_module(module), name)
-    except Exception as error:  # whatever a module of the user's does wrong
+    except Exception as error:  # a user's module can raise anything
         raise RecipeError(f"recipe '{module}:{name}' cannot be imported: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(here)

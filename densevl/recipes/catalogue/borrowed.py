@@ -1,4 +1,4 @@
-"""Methods that borrow the affinity of another model, a proxy, or stay within regions."""
+"""Methods that borrow the affinity of another model, a proxy, or attend only within regions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _proxyclip(proxy: Proxy, *, swapped: bool = False) -> Affinity:
 
 
 def _corrclip(proxy: Proxy, grid: str | int, regions: Regions) -> dict[str, Any]:
-    """What reads regions: the attention and the further sources."""
+    """The slots that read regions: the attention and the further sources."""
     middle = OtherBlocks((6, 7, 8, 9, 10), mean=True, after_norm=True, deeper=((24, 11, 22), (32, 3, 30)))
     attention = Affinity(proxy, Softmax(4.0), regions, grid=grid)
     return {"attention": attention, "adds": (middle, RegionEmbedding(regions, 0.5))}

@@ -1,4 +1,4 @@
-"""Methods that also read other blocks of CLIP: their outputs, their maps, or the way to CLS."""
+"""Methods that also read other blocks of CLIP: their outputs, their maps, or their contributions to CLS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _resclip(share: float, again: float, label_share: float, threshold: float, l
     """Two times (the block's keys, and a share of the middle blocks' maps), then the labels.
 
     Args:
-        share: of the maps. again, label_share, threshold: gain and share of the second pass, and what the first needs.
+        share: of the maps. again, label_share, threshold: gain and share of the second pass, threshold of the first.
     """
     middle = BlockAttention("qk", (6, 7, 8, 9))
     first = 2 * (1 - share) * SelfAttention("kk", Gaussian(5.0)) + 2 * share * middle

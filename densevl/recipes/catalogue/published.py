@@ -1,6 +1,6 @@
-"""How entries are written down: published figures, and what many papers share.
+"""Helpers for entries: published figures, and settings that many papers share.
 
-All figures are mIoU in per cent, ViT-B/16 with OpenAI weights unless said.
+All figures are mIoU in per cent, for ViT-B/16 with OpenAI weights unless stated otherwise.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The parts of recipes, one file a kind of operation."""
+"""The parts of recipes, one file per kind of operation."""

@@ -17,14 +17,15 @@ from densevl.recipes.values import block_numbers, listed, scaled
 
 @dataclass(frozen=True, repr=False)
 class OtherBlocks(Addition):
-    """Outputs of other blocks, added up, go through the rewired block as well.
+    """Outputs of other blocks, summed, pass through the rewired block as well.
 
     Attributes:
         blocks: their numbers. mean: take their mean instead of their sum.
-        attention: takes the place of the recipe's for them.
-        after_norm: whether features are added, each behind the last norm (CorrCLIP); else tokens, before it (SC-CLIP).
-        deeper: (depth, first, last) each: the blocks, in their own numbers, of towers where the authors do not take
-            those that `blocks` scales to.
+        attention: replaces the recipe's for them.
+        after_norm: whether features are added, each after the last norm (CorrCLIP), rather than tokens before it
+            (SC-CLIP).
+        deeper: (depth, first, last) each: the authors' blocks, in their own numbers, for towers where these differ from
+            the ones that `blocks` scales to.
     """
 
     blocks: tuple[int, ...]
@@ -70,9 +71,9 @@ class OtherBlocks(Addition):
 
 @dataclass(frozen=True, repr=False)
 class BlockInputs(Addition):
-    """What each of some blocks is given, behind its norm, goes through the rewired block for itself (CLIPer).
+    """The normalised input of each of some blocks passes through the rewired block separately (CLIPer).
 
-    Attributes: blocks: their numbers; those that are one block on a small tower count once.
+    Attributes: blocks: their numbers; those that coincide on a small tower count once.
     """
 
     blocks: tuple[int, ...]

@@ -28,10 +28,10 @@ class Rule(Part, ABC):
     def spread(
         self, unit_BNP: torch.Tensor, v_BNE: torch.Tensor, ids_BN: torch.Tensor | None = None, blank: int | None = None
     ) -> torch.Tensor:
-        """Values spread over like tokens: (B, N, E). A token always looks at itself.
+        """Spread values over similar tokens: (B, N, E). A token always attends to itself.
 
         Args:
-            unit_BNP: unit rows. ids_BN: the region of each token, outside of which it does not look.
+            unit_BNP: unit rows. ids_BN: the region of each token, to which its attention is limited.
             blank: the id of no region, see `regions.Regions`.
         """
 
@@ -56,9 +56,9 @@ class Softmax(Rule):
 
 @dataclass(frozen=True, repr=False)
 class Relative(Rule):
-    """softmax(gamma * (G - beta * mean G)) with what is under zero left out, G the cosines (ProxyCLIP, ECCV 2024).
+    """softmax(gamma * (G - beta * mean G)) without entries under zero, G the cosines (ProxyCLIP, ECCV 2024).
 
-    The mean is an image's own. With `floor`, cosines under it count as 0 first, in the mean too (SFP).
+    The mean is taken per image. With `floor`, cosines under it first become 0, for the mean too (SFP).
     """
 
     gamma: float = 3.0
@@ -81,7 +81,7 @@ class Relative(Rule):
 
 @dataclass(frozen=True, repr=False)
 class Floor(Rule):
-    """The cosine where it is at least `floor`, else 0; rows divided by their sums."""
+    """The cosine if it is at least `floor`, otherwise 0; rows divided by their sums."""
 
     floor: float
 
@@ -99,15 +99,15 @@ class Floor(Rule):
 
 @dataclass(frozen=True, repr=False)
 class Affinity(Attention):
-    """Patches look at patches whose features are alike: a block's own (`Tap`) or another model's (`Proxy`).
+    """Patches attend to patches with similar features: a block's own (`Tap`) or another model's (`Proxy`).
 
     Attributes:
-        source: whose features. rule: how cosines become weights.
-        within: look only within regions of the image.
-        grid: "tower", or a finer one that values are interpolated to: "proxy", that of its features, or a number,
-            so many times as fine as the tower's. The proxy's features are interpolated to it as well.
-        swapped: as the code of ProxyCLIP and its followers: values are folded with height and width swapped before
-            they are interpolated, which only squares survive.
+        source: the features. rule: how cosines become weights.
+        within: attend only within regions of the image.
+        grid: "tower", or a finer one to which values are interpolated: "proxy", that of its features, or a number,
+            by which it is finer than the tower's. The proxy's features are interpolated to it as well.
+        swapped: as in the code of ProxyCLIP and its followers, fold values with height and width swapped before
+            interpolating them, which is right only for squares.
     """
 
     patches_only = True
@@ -146,7 +146,7 @@ class Affinity(Attention):
 
 @dataclass(frozen=True, repr=False)
 class Recursive(Attention):
-    """Tokens look at those for which the trained attention, projected, gave alike results in a head (RADSeg, 2026).
+    """Tokens attend to tokens for which the trained attention, projected, is similar in a head (RADSeg, 2026).
 
     Attributes: rule: how cosines become weights.
     """
@@ -173,7 +173,7 @@ class Recursive(Attention):
 
 @dataclass(frozen=True, repr=False)
 class Smooth(Step):
-    """Spread features over patches that are alike.
+    """Spread features over similar patches.
 
     Attributes: source, rule: as `Affinity`.
     """

@@ -1,6 +1,6 @@
-"""Attention by a tower's own projections: the block's, another block's, or the maps of all of them.
+"""Attention by a tower's own projections: the block's, another block's, or the maps of several blocks.
 
-No part holds an N x N map unless its method needs the map itself. Shape letters: B batch, A heads, N tokens, d head
+Parts hold an N x N map only if their method needs the map itself. Shape letters: B batch, A heads, N tokens, d head
 width.
 """
 
@@ -49,7 +49,7 @@ class SelfAttention(Attention):
     Attributes:
         pair: "qk" is the trained attention; "qq", "kk", "vv" compare a projection with itself.
         neighbourhood: a Gaussian of the distance in patches, added to the logits (NACLIP, WACV 2025).
-        temperature: multiplies the logits.
+        temperature: factor of the logits.
     """
 
     pair: str = "qk"
@@ -77,7 +77,7 @@ class CosineAttention(Attention):
 
     Attributes:
         pair: as `SelfAttention`.
-        temperature: multiplies the cosines; "adaptive" is the mean token norm over sqrt(d), of each image.
+        temperature: factor of the cosines; "adaptive" is each image's mean token norm over sqrt(d).
         iterations: how often a projection is first replaced by its own attention average; for "qq", "kk", "vv".
         neighbourhood: as `SelfAttention`.
     """
@@ -120,14 +120,14 @@ class CosineAttention(Attention):
 
 @dataclass(frozen=True, repr=False)
 class BlockAttention(Attention):
-    """The attention maps of other blocks, as those blocks make them, averaged.
+    """The average of the attention maps of other blocks, from those blocks' own projections.
 
     Attributes:
         pair: as `SelfAttention`, of projections of those blocks.
-        blocks: their numbers; on a small tower several may be one block.
+        blocks: their numbers; on a small tower several may coincide.
     """
 
-    projects = "v"  # its pairs are those of other blocks
+    projects = "v"  # its pairs come from other blocks
 
     pair: str
     blocks: tuple[int, ...]
@@ -153,13 +153,13 @@ class BlockAttention(Attention):
 
 @dataclass(frozen=True, repr=False)
 class BalancedMaps(Attention):
-    """The trained maps of other blocks added up, normalised over rows and columns, and sharpened (CLIPer, ICCV 2025).
+    """The trained maps of other blocks summed, normalised over rows and columns, and sharpened (CLIPer, ICCV 2025).
 
     The map stays in the batch's memo under "map", (B, A, N, N), for a read-out that spreads scores along it.
 
     Attributes:
         blocks: their numbers.
-        in_place: as the authors' code: the sum is normalised in place, so that each use finds it normalised once more.
+        in_place: as in the authors' code, normalise the sum in place, so that each use normalises it once more.
     """
 
     blocks: tuple[int, ...]
@@ -187,7 +187,7 @@ class BalancedMaps(Attention):
         return None
 
     def _sum(self, run: Pass) -> torch.Tensor:
-        """(B, A, N, N); of blocks that are one on a small tower, one counts."""
+        """(B, A, N, N); blocks that coincide on a small tower count once."""
         depth = run.batch.tower.depth
         total: torch.Tensor | None = None
         for number in {scaled((number,), depth): number for number in self.blocks}.values():
@@ -207,7 +207,7 @@ def _balance(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _sharpen(maps: torch.Tensor) -> torch.Tensor:
-    """Made symmetric, what is under the column's mean dropped, rows divided by their sums."""
+    """Symmetrise, drop entries under the column's mean, and divide rows by their sums."""
     maps = (maps + maps.mT) / 2
     maps = (maps - maps.mean(dim=-2, keepdim=True)).clamp(min=0)
     return maps / maps.sum(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -215,7 +215,7 @@ def _sharpen(maps: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, repr=False)
 class BoxAttention(Attention):
-    """The trained attention, with CLS drawn to the patches of a box, most to its middle (FALIP, ECCV 2024).
+    """The trained attention, with CLS biased towards the patches of a box, most at its middle (FALIP, ECCV 2024).
 
     The bias on the logits is a Gaussian about the box's centre, stretched to 0..`peak` inside.
 
@@ -264,7 +264,7 @@ class BoxAttention(Attention):
         return bias
 
     def _bump(self, rows: int, columns: int) -> torch.Tensor:
-        """Stretched to 0..peak in single precision, as the authors do: at a std this wide, rounding shows."""
+        """Stretched to 0..peak in single precision, as the authors do: with a std this wide, rounding is visible."""
         y, x = (torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in (rows, columns))
         bump = torch.exp(-0.5 * (y[:, None] ** 2 + x[None] ** 2) / self.std**2).float()
         low, high = bump.min(), bump.max()

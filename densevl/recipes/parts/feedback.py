@@ -1,4 +1,4 @@
-"""Two passes of the last block: what the first one scores steers the attention of the second.
+"""Two passes of the last block: the scores of the first steer the attention of the second.
 
 `LabelFeedback` is the semantic feedback of ResCLIP (CVPR 2025), `ScoreFeedback` that of FSA. Both need text.
 Shape letters: B batch, N patches, D width, T texts.
@@ -19,15 +19,15 @@ from densevl.recipes.values import between, positive
 if TYPE_CHECKING:
     from densevl.recipes.tower import Grid
 
-SHARPNESS = {32: 2.3}  # of FSA by the depth of the tower; 3.0 in others
+SHARPNESS = {32: 2.3}  # FSA's by the depth of the tower; 3.0 for others
 BLUR_STD = 5.0  # of ResCLIP's smoothing of the label map, in patches
 
 
 class Feedback(Part, ABC):
-    """What the second pass makes of the first.
+    """How the second pass uses the first.
 
     Attributes:
-        steers: whether it steers the logits of the first attention, which must then have some of its own.
+        steers: whether it changes the logits of the first attention, which must then have logits of its own.
     """
 
     own_reads = frozenset({"text"})
@@ -37,14 +37,14 @@ class Feedback(Part, ABC):
     def again(
         self, run: Pass, attention: Attention, once: torch.Tensor, v: torch.Tensor, text_TD: torch.Tensor
     ) -> torch.Tensor:
-        """The second pass: values spread once (B, A, N, d), and the values, to values spread as the feedback says."""
+        """The second pass: from the values, and the values spread once (B, A, N, d), to the values spread again."""
 
 
 @dataclass(frozen=True, repr=False)
 class TwoPass(Attention):
-    """Attention that looks twice where the words are known, and once where they are not.
+    """Attention with two passes if the words are known, otherwise with one.
 
-    Attributes: first: the attention. feedback: what its scores change.
+    Attributes: first: the attention. feedback: how its scores change the second pass.
     """
 
     first: Attention
@@ -71,16 +71,16 @@ class TwoPass(Attention):
 
 @dataclass(frozen=True, repr=False)
 class LabelFeedback(Feedback):
-    """Patches of one first-pass label draw each other.
+    """Patches with the same first-pass label attract each other.
 
     logits = gain * ((1 - share) * S + share * F), S the first pass's own, F from its labels: a temperature on S and a
     bias.
 
     Attributes:
         share, gain: the formula's.
-        threshold: first-pass probabilities under it fall to the first label. temperature: of that softmax.
-        literal: as the authors' code: every line between two patches is sampled with the step of the longest one, the
-            blur runs over the flattened tokens across row ends, and F is rounded to half precision.
+        threshold: first-pass probabilities under it become the first label. temperature: of that softmax.
+        literal: as in the authors' code, sample every line between two patches with the step of the longest one, blur
+            over the flattened tokens across row ends, and round F to half precision.
     """
 
     share: float = 0.7
@@ -107,7 +107,7 @@ class LabelFeedback(Feedback):
         return attention(run.steered(self.gain * (1 - self.share), self.gain * term), v)
 
     def _labels(self, run: Pass, features_BNE: torch.Tensor, text_TD: torch.Tensor) -> torch.Tensor:
-        """Label of each patch (B, h, w): the commonest of its pixels, the smallest if tied, after PAMR."""
+        """Label of each patch (B, h, w): the most common of its pixels, the smallest if tied, after PAMR."""
         from densevl.refine import Pamr
 
         pixels, (h, w) = run.batch.hints.pixels, run.grid
@@ -127,10 +127,10 @@ class LabelFeedback(Feedback):
 
 
 def label_affinity(labels_Bhw: torch.Tensor, literal: bool = False) -> torch.Tensor:
-    """How patches of one label draw each other: (B, N, N), rows sum to 1.
+    """How strongly patches of one label attract each other: (B, N, N), rows sum to 1.
 
-    1 where two patches share a label, damped by exp(-distance / largest distance) where the straight line between them
-    leaves the label; blurred by a Gaussian over the grid.
+    It is 1 where two patches share a label, damped by exp(-distance / largest distance) where the straight line between
+    them leaves the label, and then blurred by a Gaussian over the grid.
     """
     from densevl.kernels.common import runs
 
@@ -144,7 +144,7 @@ def label_affinity(labels_Bhw: torch.Tensor, literal: bool = False) -> torch.Ten
     if literal:
         shares = torch.linspace(0, 1, longest + 1).to(far)
     clear = torch.ones_like(flat[:1, :1, None], dtype=torch.bool)
-    for part in runs(longest + 1, 1):  # one step of all lines at a time, or all in a graph
+    for part in runs(longest + 1, 1):  # one step of all lines at a time, or all of them in a graph
         of_line = (steps[part] * far.clamp(min=1).reciprocal()).clamp(max=1)
         at = of_line if shares is None else shares[part]
         y, x = ((start * (1 - at) + end * at).round().long() for start, end in ((y0, y1), (x0, x1)))
@@ -166,7 +166,7 @@ def _blur(same: torch.Tensor, grid: Grid, literal: bool) -> torch.Tensor:
         def kernel(offsets: torch.Tensor) -> torch.Tensor:
             return torch.exp(-(offsets**2) / (2 * BLUR_STD**2)).to(x) * (offsets.abs() <= reach)
 
-        # The sum of all taps is 1, and a place near the rim lacks those beyond it.
+        # The sum of all taps is 1, and places near the edge lack those beyond it.
         return x @ (kernel(places[:, None] - places) / kernel(taps).sum())
 
     if literal:
@@ -177,17 +177,17 @@ def _blur(same: torch.Tensor, grid: Grid, literal: bool) -> torch.Tensor:
 
 @dataclass(frozen=True, repr=False)
 class ScoreFeedback(Feedback):
-    """Patches with like first-pass distributions over the words draw each other.
+    """Patches with similar first-pass distributions over the words attract each other.
 
     With A the first attention: r = softmax(P - U), P the scaled scores of A, U those of uniform attention;
-    s = 1 / (1 + KL(r_i || r_j)); each patch keeps the most alike partners up to a probability mass;
+    s = 1 / (1 + KL(r_i || r_j)); each patch keeps its most similar partners up to a probability mass;
     A' = softmax(s exp(sharpness s)); the result is (A'A + AA' + A') / 3 applied to the values, right to left, so that
     only one N x N map is held.
 
     Attributes:
-        scale: of the first-pass logits; base_scale: of the uniform-attention logits taken away from them.
+        scale: of the first-pass logits; base_scale: of the uniform-attention logits subtracted from them.
         share: probability mass of partners that each patch keeps.
-        sharpness: of the second affinity; None takes the authors', 3.0, and 2.3 in towers of 32 blocks (ViT-H).
+        sharpness: of the second affinity; None takes the authors' 3.0, or 2.3 in towers of 32 blocks (ViT-H).
     """
 
     scale: float = 20.0

@@ -1,7 +1,7 @@
 """Heads of the block paired with heads of a proxy, their logits mixed (CASS, CVPR 2025).
 
-Shape letters: B batch, A heads, N patches, d head width. Everything is deterministic: where the authors take a
-randomised low-rank decomposition, the exact one is taken.
+Shape letters: B batch, A heads, N patches, d head width. Everything is deterministic: the authors' randomised low-rank
+decomposition is replaced by the exact one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MIX = 10.0  # weight of the proxy's logits for heads at distance 1
 class PairedHeads(Attention):
     """softmax((MIX w D + K) / (MIX w + 1) + neighbourhood) v: logits K of each head, D of its partner in the proxy.
 
-    Heads are paired so that their spectra differ most; w is the distance of the two spectra. The proxy's map is kept to
-    its `rank` strongest directions.
+    Heads are paired so that their spectra differ most; w is the distance of the two spectra. The proxy's map is reduced
+    to its `rank` strongest directions.
 
     Attributes:
-        proxy: whose features are split into as many heads as the block has.
+        proxy: its features are split into as many heads as the block has.
         pair, neighbourhood: of the block's own logits, see `attention.SelfAttention`.
         rank: directions kept. spectrum: eigenvalues compared. stretch: whether the kept singular values are stretched.
-        swapped: use the pairs of heads the wrong way round, as the authors' code does.
+        swapped: use the pairs of heads the wrong way round, as in the authors' code.
     """
 
     patches_only = True
@@ -94,7 +94,7 @@ class PairedHeads(Attention):
 
 
 def _matched(x: torch.Tensor, like: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
-    """x moved and scaled to the range of `like`."""
+    """Shift and scale x to the range of `like`."""
     low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     to_low, to_high = like.amin(dims, keepdim=True), like.amax(dims, keepdim=True)
     return (x - low) / (high - low).clamp(min=1e-12) * (to_high - to_low) + to_low
@@ -114,7 +114,7 @@ def _distances(proxy: torch.Tensor, own: torch.Tensor, count: int) -> torch.Tens
 def _assignment(cost: torch.Tensor) -> torch.Tensor:
     """The column of each row in the cheapest one-to-one assignment; of several, the one nearest to the diagonal.
 
-    Distances of ordered spectra tie exactly, and rounding would choose.
+    Distances of ordered spectra tie exactly, so otherwise rounding would decide.
     """
     from scipy.optimize import linear_sum_assignment
 

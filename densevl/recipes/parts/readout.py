@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Tokens(Readout):
-    """Patch tokens projected into the joint space, compared with words by the cosine.
+    """Patch tokens projected into the joint space and compared with words by the cosine.
 
     Attributes:
-        likeness: a block whose patches' likeness comes out as `affinity`, for clustering (CLIPtrase); None for none.
+        likeness: a block whose patch similarity is returned as `affinity`, for clustering (CLIPtrase); None for none.
     """
 
     likeness: int | None = None
@@ -60,7 +60,7 @@ class Tokens(Readout):
 
 @dataclass(frozen=True, repr=False)
 class Layer(Readout):
-    """Patch tokens after an earlier block, read as if it were the last; the image embedding stays the last one's.
+    """Patch tokens after an earlier block, read as if it were the last; the image embedding stays that of the last.
 
     Attributes: block: its number.
     """
@@ -85,7 +85,7 @@ class Layer(Readout):
 
 
 def _cls(batch: Batch, outcome: Outcome, y_BNE: torch.Tensor) -> torch.Tensor | None:
-    """The image embedding that came of the same pass; patches alone leave none."""
+    """The image embedding from the same pass; None if there are only patches."""
     tower = batch.tower
     if outcome.prefix != tower.prefix:
         return None
@@ -93,13 +93,13 @@ def _cls(batch: Batch, outcome: Outcome, y_BNE: torch.Tensor) -> torch.Tensor | 
 
 
 def likeness(batch: Batch, block: int) -> torch.Tensor:
-    """How much alike patches are in a block, beyond what CLS shares with them: (B, h*w, h*w).
+    """Similarity of patches in a block, beyond what CLS shares with them: (B, h*w, h*w).
 
-    Mean over heads of the cosines of queries, keys and values, less those of CLS, not under 0 (CLIPtrase).
+    Mean over heads of the cosines of queries, keys and values, minus those of CLS, clipped at 0 (CLIPtrase).
     """
     prefix = batch.trunk.prefix
     parts = batch.projections(block, "qkv", prefix).values()
-    # A mean of cosines is a product of unit vectors side by side: one map, and never one for each head.
+    # A mean of cosines is a product of concatenated unit vectors: one map instead of one per head.
     unit = torch.cat([F.normalize(part, dim=-1).transpose(1, 2).flatten(2) for part in parts], dim=-1)
     alike = unit @ unit.mT / sum(part.shape[1] for part in parts)
     return (alike[:, prefix:, prefix:] - alike[:, :1, prefix:] * bool(prefix)).clamp(min=0)
@@ -107,9 +107,9 @@ def likeness(batch: Batch, block: int) -> torch.Tensor:
 
 @dataclass(frozen=True, repr=False)
 class FeatureSurgery(Tokens):
-    """Tokens whose cosines are weighed by what the image as a whole says, less their mean over the words.
+    """Tokens whose cosines are weighted by the scores of the whole image, minus their mean over the words.
 
-    With one word there is nothing to take off, and the score is the cosine (CLIP Surgery, Pattern Recognition 2025).
+    With one word there is nothing to subtract, and the score is the cosine (CLIP Surgery, Pattern Recognition 2025).
 
     Attributes: heat: temperature of the image's own scores.
     """
@@ -145,10 +145,10 @@ class FeatureSurgery(Tokens):
 
 @dataclass(frozen=True, repr=False)
 class Contributions(Readout):
-    """What each patch adds to the image embedding by itself: the exact split of CLS (ICLR 2024); see `recipes.shares`.
+    """Each patch's own contribution to the image embedding: the exact split of CLS (ICLR 2024); see `recipes.shares`.
 
-    Features are divided by the embedding's norm, so that their dot products with a unit text vector add up, with the
-    shares of CLS and of the MLPs, to the image's cosine. A word's score is its dot product less the mean over the
+    Features are divided by the embedding's norm, so that their dot products with a unit text vector, together with the
+    shares of CLS and of the MLPs, sum to the image's cosine. A word's score is its dot product minus the mean over the
     words.
     """
 
@@ -183,20 +183,20 @@ def _contrast(dense: DenseFeatures, text_TD: torch.Tensor, foreground_T: torch.T
 
 
 def _alone(text_TD: torch.Tensor) -> torch.Tensor:
-    """Whether there is one word alone, however often: a graph takes no fewer than two rows."""
+    """Whether there is only one distinct word; a graph takes no fewer than two rows."""
     return (text_TD == text_TD[:1]).all()
 
 
 @dataclass(frozen=True, repr=False)
 class ScoredSources(Readout):
-    """Words are scored on each source for itself: probabilities averaged, the last ones spread along the attention.
+    """Words are scored on each source separately: probabilities are averaged, the last ones spread along the attention.
 
-    The mean of the foreground's texts competes as one more word, as the authors have it (CLIPer, ICCV 2025).
+    The mean of the foreground's texts competes as one more word, as in the authors' code (CLIPer, ICCV 2025).
 
     Attributes:
         scale: temperature of the softmax over the words.
-        floor: share of a word's largest probability in the image under which it is not spread.
-        zeroed: as the authors' code: what is not spread is missing from the average too.
+        floor: fraction of a word's largest probability in the image under which it is not spread.
+        zeroed: as in the authors' code, leave what is not spread out of the average too.
     """
 
     needs_trunk = True

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from densevl.recipes.trunk import Trunk
 
 SMALLEST = "smallest"
-GLOBAL_MARGIN = 0.07  # TextRegion: a patch that is no more like its own regions than this is left out
+GLOBAL_MARGIN = 0.07  # TextRegion: leave out patches whose similarity to their own regions is no higher by this
 
 
 @dataclass(frozen=True, repr=False)
 class Regions(Part):
-    """A segment map as attention reads it (CorrCLIP, ICCV 2025).
+    """A segment map that limits attention (CorrCLIP, ICCV 2025).
 
     Attributes:
-        merge: regions whose mean proxy features are this close to the closest pair's cosine become one; None: not.
-        blank: the id of what belongs to no region; those patches look wherever the cosine is above the mean. None if
-            every patch belongs to one; "smallest" takes an image's smallest id, as the authors' code does.
+        merge: merge regions whose mean proxy features are this close to the cosine of the closest pair; None: do not.
+        blank: the id of no region; its patches attend wherever the cosine is above the mean. None if every patch
+            belongs to a region; "smallest" takes an image's smallest id, as in the authors' code.
     """
 
     merge: float | None = None
@@ -52,11 +52,11 @@ class Regions(Part):
         return None
 
     def tokens(self, batch: Batch, grid: Grid) -> tuple[torch.Tensor, int | None]:
-        """The region of each patch (B, N), and the id of none."""
+        """The region of each patch (B, N), and the id of no region."""
         return self.on(batch, grid).flatten(1), self._none
 
     def on(self, batch: Batch, grid: Grid) -> torch.Tensor:
-        """The map at the patches of a grid, regions merged: (B, h, w)."""
+        """The map at the patches of a grid, with regions merged: (B, h, w)."""
         return batch.once((self, grid), lambda: self._at(batch, grid))
 
     def _at(self, batch: Batch, grid: Grid) -> torch.Tensor:
@@ -76,7 +76,7 @@ class Regions(Part):
 
 @dataclass(frozen=True, repr=False)
 class RegionEmbedding(Addition):
-    """Each region's own image embedding at its patches: a copy of CLS that sees the region alone (CorrCLIP).
+    """Each region's own image embedding at its patches: a copy of CLS that sees only the region (CorrCLIP).
 
     Attributes: within: the regions. weight: of their features.
     """
@@ -107,7 +107,7 @@ class RegionEmbedding(Addition):
 class PooledRegions(Readout):
     """Values of the last block pooled over each mask, read as one token and painted back (TextRegion, TMLR 2025).
 
-    Painted features are unit vectors, overlaps added, and words are compared by the dot product.
+    Painted features are unit vectors, summed where masks overlap, and words are compared by the dot product.
     """
 
     own_reads = frozenset({"masks"})
@@ -134,7 +134,7 @@ def at_patches(regions_BHW: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def merge_alike(ids_hw: torch.Tensor, unit_NP: torch.Tensor, eps: float, blank: int | None) -> torch.Tensor:
-    """Join regions whose mean features have a cosine within `eps` of the largest there is, links carried on."""
+    """Join regions whose mean features have a cosine within `eps` of the largest one, transitively."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
@@ -149,15 +149,15 @@ def merge_alike(ids_hw: torch.Tensor, unit_NP: torch.Tensor, eps: float, blank: 
     near = (cosines.max() - cosines) <= eps
     cluster = torch.from_numpy(connected_components(csr_array(near.numpy(force=True)), directed=False)[1])
     renamed = names.clone()
-    renamed[regions] = max(int(names.max()), blank or 0) + 1 + cluster.to(names)  # no id of the map, nor that of none
+    renamed[regions] = max(int(names.max()), blank or 0) + 1 + cluster.to(names)  # avoids the map's ids and `blank`
     return renamed[member].view_as(ids_hw)
 
 
 def region_cls(tower: Tower, trunk: Trunk, ids_Bhw: torch.Tensor) -> torch.Tensor:
     """Tokens (B, N, D) after the last block: at each patch, a copy of CLS that saw only CLS and that patch's region.
 
-    The copies are extra queries over the keys and values the tokens have anyway; tokens never see them, so the trained
-    stream is as it was. Reads `trunk.outputs` of every block.
+    The copies are extra queries over the tokens' keys and values; tokens never see them, so the trained stream does not
+    change. Reads `trunk.outputs` of every block.
     """
     painted = []
     for image, ids in enumerate(ids_Bhw.flatten(1)):
@@ -174,7 +174,7 @@ def region_cls(tower: Tower, trunk: Trunk, ids_Bhw: torch.Tensor) -> torch.Tenso
 
 
 def through(block: Block, query_BRD: torch.Tensor, own: Mapping[str, torch.Tensor], seen: torch.Tensor) -> torch.Tensor:
-    """Copies of CLS (B, R, D) through one block: they ask the tokens, and no token asks them.
+    """Copies of CLS (B, R, D) through one block: they attend to the tokens, and no token attends to them.
 
     Args:
         own: the tokens' "k" and "v", (B, A, N, d). seen: bool, or float added to the logits, broadcast to (B, A, R, N).
@@ -185,10 +185,10 @@ def through(block: Block, query_BRD: torch.Tensor, own: Mapping[str, torch.Tenso
 
 
 def region_tokens(batch: Batch, embed: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Features (B, E, h, w): each mask read as one token, its unit feature painted where the mask is, overlaps added.
+    """Features (B, E, h, w): each mask read as one token, its unit feature painted on the mask, overlaps summed.
 
-    r = O(mask . v); r += MLP(r); features = unit projection. Patches that are no more like the patches of their own
-    masks than like others are left out of the pooling: they hold the image, not the place.
+    r = O(mask . v); r += MLP(r); features = unit projection. Patches that are hardly more similar to the patches of
+    their own masks than to others are left out of the pooling: they represent the image, not the place.
     """
     tower, trunk = batch.tower, batch.trunk
     block = tower.view(tower.depth - 1, trunk.grid)

@@ -11,14 +11,14 @@ from densevl.recipes.values import at_least, between, positive
 
 @dataclass(frozen=True, repr=False)
 class LabelPropagation(Spread):
-    """Scores flow between patches that a proxy finds alike, across windows.
+    """Scores flow between patches that a proxy finds similar, across windows.
 
     Attributes:
-        proxy: whose features are compared.
+        proxy: its features are compared.
         alpha: how far scores travel, within 0..1. neighbours: edges per patch. power: exponent of the cosine.
         falloff: per pixel of distance.
-        steps: of the solver, and scores 1 / (1 - alpha) times as large, as the authors' code stops at 10; None solves
-            to the end and keeps the scale of cosines.
+        steps: of the solver; scores are then 1 / (1 - alpha) times as large, as in the authors' code, which stops at
+            10. None solves exactly and keeps the scale of cosines.
     """
 
     proxy: Proxy
@@ -44,7 +44,7 @@ class LabelPropagation(Spread):
 
         graph = PatchGraph(features_NP, places_N2, neighbours=self.neighbours, power=self.power, falloff=self.falloff)
         found = graph.propagate(scores_NT, alpha=self.alpha, steps=self.steps)
-        # A constant comes out 1 / (1 - alpha) times as large; undone, scores stay on the scale of cosines.
+        # A constant comes out 1 / (1 - alpha) times as large; dividing keeps scores on the scale of cosines.
         return found if self.steps is not None else (1 - self.alpha) * found
 
     def __str__(self) -> str:

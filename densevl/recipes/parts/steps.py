@@ -1,6 +1,6 @@
 """Steps on patch tokens: outliers repaired, CLS added. Smoothing by an affinity is `affinity.Smooth`.
 
-A few patches of a deep CLIP layer hold global information instead of what they show; they are found in what enters the
+A few patches of a deep CLIP layer hold global information instead of their content. They are found in the input of the
 last block and replaced by the mean of their sound neighbours. Shape letters: B batch, N patches, D width.
 """
 
@@ -64,9 +64,9 @@ class RepairByDensity(RepairOutliers):
 
 @dataclass(frozen=True, repr=False)
 class RepairByAttention(RepairOutliers):
-    """Outliers are patches that CLS looks at more than they look at themselves, in the block before (SFP, ICCV 2025).
+    """Outliers are patches that CLS attends to more than they do to themselves, in the block before (SFP, ICCV 2025).
 
-    Attributes: factor: factor * (CLS to patch) > (patch to itself). most: at most so many.
+    Attributes: factor: factor * (CLS to patch) > (patch to itself). most: the largest number of outliers.
     """
 
     needs_cls = True
@@ -94,7 +94,7 @@ class RepairByAttention(RepairOutliers):
 
 
 def local_outliers(x_BND: torch.Tensor, neighbours: int, share: float) -> torch.Tensor:
-    """The patches whose surroundings are emptiest for their neighbourhood: (B, N) bool, about `share` of them.
+    """The patches with the sparsest surroundings relative to their neighbours': (B, N) bool, about `share` of them.
 
     Local outlier factor with each point's own k-distance as its reach: mean over its k nearest of d_k(i) / d_k(j),
     d the squared Euclidean distance.
@@ -114,7 +114,7 @@ def local_outliers(x_BND: torch.Tensor, neighbours: int, share: float) -> torch.
 
 
 def fill(patches_BND: torch.Tensor, outliers_BN: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Replace each outlier by the mean of its up to eight neighbours that are none; without any it stays."""
+    """Replace each outlier by the mean of its (up to eight) sound neighbours; without any it stays."""
     sound_B1hw = (~outliers_BN).to(patches_BND).unflatten(1, grid)[:, None]
     patches_BDhw = patches_BND.mT.unflatten(2, grid)
 

@@ -1,4 +1,4 @@
-"""Where the windows of an image are joined on one patch grid, and what is done once for the whole of it.
+"""Where the windows of an image are joined on one patch grid, and the operations on the whole image.
 
 Shape letters: B batch, N tokens, D width.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class SamAttention(Part):
-    """The whole image spread by the attention of SAM's encoder, cut by its values' cosines (Trident, ICCV 2025).
+    """Spread the whole image by the attention of SAM's encoder, limited by its values' cosines (Trident, ICCV 2025).
 
     Attributes:
         factor: pairs over this many times their mean cosine count. cap: the highest limit.
@@ -40,7 +40,7 @@ class SamAttention(Part):
         positive(self.factor, "the factor of SAM's attention")
 
     def spread(self, outcome: Outcome, hints: Hints) -> Outcome:
-        """Patches spread over the image; they come out on SAM's grid, laid with the margin where there is one."""
+        """Spread patches over the image; the output is on SAM's grid, with the margin if there is one."""
         sam = hints.sam
         tokens_BDhw = outcome.y_BND[:, outcome.prefix :].mT.unflatten(2, outcome.grid)
         inner_BDhw = _resampled(tokens_BDhw, outcome.frame, sam.covered, inwards=True)
@@ -68,7 +68,7 @@ class SamAttention(Part):
 
 @dataclass(frozen=True, repr=False)
 class OwnCosines(Part):
-    """The whole image spread over patches whose tokens are alike (RADSeg, 2026).
+    """Spread the whole image over patches with similar tokens (RADSeg, 2026).
 
     Attributes: rule: how cosines become weights.
     """
@@ -80,7 +80,7 @@ class OwnCosines(Part):
             raise RecipeError("an image is spread by a rule: Softmax, Relative or Floor")
 
     def spread(self, outcome: Outcome, hints: Hints) -> Outcome:
-        """Patches spread over the image; leading tokens stay."""
+        """Spread patches over the image; leading tokens do not change."""
         lead_BND, patches_BND = outcome.y_BND[:, : outcome.prefix], outcome.y_BND[:, outcome.prefix :]
         mixed_BND = self.rule.spread(F.normalize(patches_BND, dim=-1), patches_BND)
         return replace(outcome, y_BND=torch.cat([lead_BND, mixed_BND], dim=1))
@@ -90,7 +90,7 @@ class OwnCosines(Part):
 
 
 def _resampled(maps_BDhw: torch.Tensor, frame: Frame | None, size: Grid, *, inwards: bool) -> torch.Tensor:
-    """Maps of an image with its margin read over the image alone, or the other way round: (B, D, *size)."""
+    """Resample maps of an image with its margin to the image alone, or the other way round: (B, D, *size)."""
     axes = []
     for (before, length, after), count in zip(frame or ((0, 1, 0), (0, 1, 0)), size, strict=True):
         total, places = before + length + after, torch.arange(count) + 0.5
@@ -122,9 +122,9 @@ class JoinedProjections(Stitch):
 
 @dataclass(frozen=True, repr=False)
 class JoinedFeatures(Stitch):
-    """What the last block gives in each window is averaged on the image's grid, then read (Trident).
+    """The last block's output in each window is averaged on the image's grid, then read (Trident).
 
-    Attributes: spread: what is done to the joined tokens first, or None.
+    Attributes: spread: an operation on the joined tokens first, or None.
     """
 
     projections = False
