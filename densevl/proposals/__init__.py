@@ -1,4 +1,4 @@
-"""Class-agnostic masks of an image: what regions can be made of. Importing this loads neither torch nor SAM."""
+"""Class-agnostic masks of an image, from which regions are made. Importing this loads neither torch nor SAM."""
 
 from densevl.errors import ProposalError
 from densevl.proposals.base import Proposals, Proposer

@@ -1,4 +1,4 @@
-"""The contract of mask proposers: an image goes in, `Proposals` come out, its masks packed eight pixels a byte."""
+"""The interface of mask proposers: from an image to `Proposals`, with masks packed eight pixels to a byte."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from densevl.stacking import back_to_front
 
 BoolArray = npt.NDArray[np.bool_]
 CONCEPTS = "concepts:"
-"""Before the name of a concept model that proposes masks."""
-MOST_PACKED = 4 << 30  # bytes of masks that are made of little: boxes, run lengths, segments
+"""Prefix of the name of a concept model that proposes masks."""
+MOST_PACKED = 4 << 30  # largest size in bytes of masks made from compact input: boxes, run lengths, segments
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -31,11 +31,11 @@ class Proposals:
     M masks of H x W pixels take M * H * W / 8 bytes: 5,000 masks of 768 x 1024 are 491 MB, and 3.9 GB as bool.
 
     Attributes:
-        packed: uint8 (M, ceil(H*W / 8)), `np.packbits` of each mask flattened row by row; bits behind H*W are 0.
+        packed: uint8 (M, ceil(H*W / 8)), `np.packbits` of each mask flattened row by row; bits after H*W are 0.
         size: (H, W) of the image in pixels.
-        quality: float32 (M,), 0-1, how good the proposer thinks each mask is; 1 where it has no opinion.
+        quality: float32 (M,), 0-1, the proposer's estimate of each mask's quality; 1 if it has none.
         boxes: float32 (M, 4), x0 y0 x1 y1 in pixels from the top left corner, x1 and y1 exclusive: the width is
-            x1 - x0. Tight around the mask, or as the caller gave them, cut to the image. 0 0 0 0 for an empty mask.
+            x1 - x0. Tight around the mask, or given by the caller and clipped to the image. 0 0 0 0 for an empty mask.
     """
 
     packed: npt.NDArray[np.uint8]
@@ -69,24 +69,24 @@ class Proposals:
         return packing.unpack(self.packed[index], self.size)
 
     def masks(self) -> BoolArray:
-        """All masks, bool (M, H, W): M * H * W bytes, eight times what they take packed; `select` a part first."""
+        """All masks, bool (M, H, W): M * H * W bytes, eight times the packed size; `select` a part first."""
         return packing.unpack(self.packed, self.size)
 
     def select(self, index: Any) -> Proposals:
-        """Take a part, or another order: a slice, a bool (M,), or integers."""
+        """Select or reorder masks by a slice, a bool (M,), or integers."""
         index = index if isinstance(index, slice) else np.asarray(index)
         if not isinstance(index, slice) and index.dtype != np.bool_:
-            index = index.astype(np.int64).reshape(-1)  # an empty list is float
+            index = index.astype(np.int64).reshape(-1)  # numpy makes an empty list float
         return Proposals(self.packed[index], self.size, self.quality[index], self.boxes[index])
 
     def segment_map(self, priority: Any = None) -> npt.NDArray[np.int32]:
         """Lay the masks over each other, smaller ones on top; of equal ones the first is on top.
 
         Args:
-            priority: (M,) numbers that decide before the areas do, the highest on top; None is the same for all.
+            priority: (M,) numbers that take precedence over area, the highest on top; None is the same for all.
 
         Returns:
-            int32 (H, W): i + 1 where mask i is seen, 0 where there is none.
+            int32 (H, W): i + 1 where mask i is visible, 0 where there is no mask.
         """
         painted = np.zeros(self.size, np.int32)
         areas = self.areas
@@ -112,33 +112,34 @@ class Proposals:
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> Proposals:
-        """No masks of an image of (H, W)."""
+        """Proposals without masks for an image of (H, W)."""
         return cls.from_packed(np.zeros((0, packing.row_bytes(size)), np.uint8), size)
 
     @classmethod
     def from_packed(cls, packed: npt.NDArray[np.uint8], size: tuple[int, int], quality: Any = None) -> Proposals:
-        """Make proposals of masks that are packed already; boxes are made tight.
+        """Make proposals from packed masks, with tight boxes.
 
         Args:
             packed: uint8 (M, ceil(H*W / 8)). size: (H, W). quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: shapes that do not fit each other, or a quality outside 0-1.
+            ProposalError: shapes do not fit each other, or a quality is outside 0-1.
         """
         return cls(packed, size, checked_quality(quality, len(packed)), packing.tight_boxes(packed, size))
 
     @classmethod
     def from_masks(cls, masks: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
-        """Make proposals of masks.
+        """Make proposals from masks.
 
         Args:
             masks: (M, H, W), (M, 1, H, W) or one (H, W), or a sequence of (H, W): bool, 0 and 1, or 0 and 255; arrays,
-                tensors or PIL images of one channel. Soft masks and logits are refused, as nobody said where to cut.
-            size: (H, W) of the image; needed when there are no masks, checked otherwise.
+                tensors or PIL images of one channel. Soft masks and logits are refused, because their threshold is
+                unknown.
+            size: (H, W) of the image; needed if there are no masks, otherwise checked.
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: masks of another size, values that are no mask, or no masks and no size.
+            ProposalError: masks have another size, values are not a mask, or there are no masks and no size.
         """
         given = each_mask(masks, size)
         if not len(given):
@@ -148,25 +149,25 @@ class Proposals:
                 raise ProposalError("no masks and no image size: pass size=(height, width)")
             return cls.empty(size)
         rows = []
-        for index, mask in enumerate(given):  # one at a time: packed before the next is looked at
+        for index, mask in enumerate(given):  # one at a time: each is packed before the next is read
             size = size or as_array(mask, f"mask {index}", "(H, W)").shape[:2]
             rows.append(packing.pack(image_mask(mask, size, index)))
         return cls.from_packed(np.stack(rows), size or (0, 0), quality)
 
     @classmethod
     def from_boxes(cls, boxes: Any, size: tuple[int, int], *, quality: Any = None) -> Proposals:
-        """Make rectangular masks of boxes, of a detector for instance.
+        """Make rectangular masks from boxes, such as a detector's.
 
-        A pixel belongs to a box that holds its centre; a box too thin to hold one takes the pixel its own centre is
-        in. Parts outside the image are cut off.
+        A pixel belongs to a box that contains its centre; a box too thin for that takes the pixel of its own centre.
+        Boxes are clipped to the image.
 
         Args:
             boxes: (M, 4) x0 y0 x1 y1 in pixels of the image, integers or floats; (4,) is one. size: (H, W).
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: another shape, NaN or infinity, boxes all within 0-1, one without area or all outside, or
-                more than fit in 4 GiB.
+            ProposalError: the shape is wrong, numbers are NaN or infinite, all boxes lie within 0-1, one has no area or
+                all are outside, or the masks exceed 4 GiB.
         """
         cut = image_boxes(boxes, size)
         packed, edges = _blank(len(cut), size), box_edges(cut)
@@ -175,22 +176,22 @@ class Proposals:
             rows[:, left:right] = True
             packing.put(row, int(top) * size[1], rows.ravel())
         own = cut.astype(np.float32)
-        thin = (own[:, 2:] <= own[:, :2]).any(axis=1)  # than float32 can say
+        thin = (own[:, 2:] <= own[:, :2]).any(axis=1)  # below the resolution of float32
         own[thin] = edges[thin]
         return cls(packed, size, checked_quality(quality, len(cut)), own)
 
     @classmethod
     def from_segments(cls, segments: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
-        """Make proposals of a map of segments, which do not overlap.
+        """Make proposals from a map of segments, which do not overlap.
 
         Args:
-            segments: integers (H, W), see `maps.segment_map`: each number above 0 is a mask, 0 and below is none; as
+            segments: integers (H, W), see `maps.segment_map`: each number above 0 is a mask; as
                 `Proposals.segment_map` returns.
             size: (H, W) of the image, checked if it is given.
             quality: (M,) floats 0-1, by ascending number; None is 1 everywhere.
 
         Raises:
-            ProposalError: no such map, or more segments than fit in 4 GiB.
+            ProposalError: it is not such a map, or the masks exceed 4 GiB.
         """
         array = segment_map(segments, size)
         pixels = np.flatnonzero(array)
@@ -206,16 +207,16 @@ class Proposals:
 
     @classmethod
     def from_rle(cls, entries: Any, size: tuple[int, int] | None = None, *, quality: Any = None) -> Proposals:
-        """Make proposals of COCO "segmentation" entries.
+        """Make proposals from COCO "segmentation" entries.
 
         Args:
             entries: a list, or one, of {"size": [H, W], "counts": list of run lengths, or COCO's short string}; of
                 polygons [[x0, y0, x1, y1, ...], ...]; or of annotations that have a "segmentation".
-            size: (H, W) of the image; needed for polygons and when there are no entries, checked otherwise.
+            size: (H, W) of the image; needed for polygons and if there are no entries, otherwise checked.
             quality: (M,) floats 0-1; None is 1 everywhere.
 
         Raises:
-            ProposalError: an entry of another size, or whose runs do not add up to its size.
+            ProposalError: an entry has another size, or its runs do not add up to its size.
         """
         given = entries_of(entries)
         if not len(given) and size is None:
@@ -239,16 +240,16 @@ def _affordable(count: int, size: tuple[int, ...]) -> None:
 
 
 def _blank(count: int, size: tuple[int, ...]) -> npt.NDArray[np.uint8]:
-    """Packed masks without a pixel."""
+    """Packed masks without any pixel."""
     _affordable(count, size)
     return np.zeros((count, packing.row_bytes((size[0], size[1]))), np.uint8)
 
 
 class Proposer(ABC):
-    """Anything that finds regions in an image without knowing words.
+    """A function that finds regions in an image without words.
 
     Attributes:
-        name: what `load_proposer` was asked for.
+        name: the name given to `load_proposer`.
     """
 
     name: str
@@ -264,5 +265,5 @@ class Proposer(ABC):
             Masks at the size of the image, best first.
 
         Raises:
-            ImageError: no image.
+            ImageError: it is not an image.
         """

@@ -1,6 +1,6 @@
-"""What callers give as boxes, points, masks and qualities: made uniform, or one line that says what is wrong.
+"""Checks of boxes, points, masks and qualities from callers: convert to one form, or say in one line what is wrong.
 
-Every door goes through here: a call with regions, prompts of a SAM, examples, detections, `Proposals` made by hand.
+All input passes here: calls with regions, prompts of a SAM, examples, detections, and `Proposals` made by hand.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy.typing as npt
 from densevl.errors import ProposalError
 
 Floats = npt.NDArray[np.float64]
-NEAR = 0.05  # normalised boxes of a detector reach this far over the edge
-THIN = 0.3  # of a soft mask's numbers, neighbours that are the same; superpixels of 2x2 pixels have 0.5
+NEAR = 0.05  # how far normalised boxes of a detector may exceed the edge
+THIN = 0.3  # fraction of equal neighbours in a soft mask; superpixels of 2x2 pixels have 0.5
 VOID = 255
-"""In a map of fewer than 256 classes or segments: not known."""
+"""The value for unknown in a map of fewer than 256 classes or segments."""
 WAYS = "torchvision.ops.box_convert(boxes, 'xywh', 'xyxy'), or 'cxcywh', converts"
 
 
 def as_array(given: Any, what: str, form: str) -> npt.NDArray[Any]:
-    """An array of numbers of an array, a tensor, a PIL image, a list of lists, or what holds one as `.tensor`.
+    """Convert an array, a tensor, a PIL image, a list of lists, or an object that holds one as `.tensor` to an array.
 
     Args:
-        what: what messages call it, "boxes". form: what it should be, "(M, 4), x0 y0 x1 y1 in pixels".
+        what: its name in messages, "boxes". form: the expected form, "(M, 4), x0 y0 x1 y1 in pixels".
 
     Raises:
-        ProposalError: anything else.
+        ProposalError: it is anything else.
     """
     if type(given).__module__.startswith("detectron2."):
-        given = given.tensor  # of its Boxes
+        given = given.tensor  # detectron2's Boxes
     wrong = f"{what} are a {type(given).__name__}; give an array {form}"
     if given is None or isinstance(given, (str, bytes, os.PathLike, Mapping, set, frozenset)):
         raise ProposalError(wrong)
@@ -55,15 +55,15 @@ def as_array(given: Any, what: str, form: str) -> npt.NDArray[Any]:
 
 
 def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floats:
-    """Boxes of an image, parts outside cut off: float64 (M, 4), x0 y0 x1 y1, each with area.
+    """Boxes clipped to their image: float64 (M, 4), x0 y0 x1 y1, each with area.
 
     Args:
-        boxes: (M, 4), or (4,) for one, in pixels of the image. `BoundingBoxes` of torchvision know their own format and
-            are converted. size: (H, W). what: what messages call one of them.
+        boxes: (M, 4), or (4,) for one, in pixels of the image. torchvision's `BoundingBoxes` know their own format and
+            are converted. size: (H, W). what: name of one box in messages.
 
     Raises:
-        ProposalError: another shape, no numbers, NaN or infinity, all within 0-1, or a box without area or wholly
-            outside; the message has its number, its corners and the way out.
+        ProposalError: the shape is wrong, values are not finite numbers, all lie within 0-1, or a box has no area or is
+            wholly outside; the message has its number, its corners and the way out.
     """
     array = box_corners(boxes, what=what)
     refuse_normalised(array, size, what=what)
@@ -73,12 +73,14 @@ def image_boxes(boxes: Any, size: tuple[int, ...], *, what: str = "box") -> Floa
 
 
 def detected_boxes(boxes: Any, size: tuple[int, ...]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Boxes of a detector or a tracker, some of which may have no area or be outside: float64 (M, 4), parts outside cut
-    off, and which have area, bool (M,).
+    """Boxes of a detector or a tracker, some of which may be empty or outside the image.
+
+    Returns:
+        Boxes clipped to the image, float64 (M, 4), and which have area, bool (M,).
 
     Raises:
-        ProposalError: as `image_boxes`, but of boxes without area only where x1 is below x0 or y1 below y0, and of
-            those outside only where none is within the image, as are those of another image.
+        ProposalError: as `image_boxes`, but for boxes without area only if x1 is below x0 or y1 below y0, and for boxes
+            outside only if none is inside, as if they belonged to another image.
     """
     array = box_corners(boxes)
     refuse_normalised(array, size)
@@ -98,7 +100,7 @@ def _no_area(boxes: Floats) -> npt.NDArray[np.bool_]:
 
 
 def _refuse_first(boxes: Floats, wrong: npt.NDArray[np.bool_], size: tuple[int, ...], what: str) -> None:
-    """Say what is wrong with the first of some boxes (M, 4) that have no area within the image."""
+    """Report the first of some boxes (M, 4) that have no area within the image."""
     height, width = size
     low, high = boxes[:, :2], boxes[:, 2:]
     for index in np.flatnonzero(wrong)[:1]:
@@ -111,7 +113,7 @@ def _refuse_first(boxes: Floats, wrong: npt.NDArray[np.bool_], size: tuple[int, 
                 f"{this} on {of}: it has no area; leave it out, or add 1 if x1 and y1 are the last pixels: they are "
                 "exclusive"
             )
-        # Most of them reach over the edge, and none would: not one thing that has left the image.
+        # Most of them reach over the edge and none is inside, so this is not one object that left the image.
         over = ((low < 0) | (high > [width, height])).any(axis=1)
         turned = boxes[:, [1, 0, 3, 2]]
         swapped = len(boxes) > 1 and over.mean() > 0.5 and ((turned >= 0) & (turned <= [width, height] * 2)).all()
@@ -122,10 +124,10 @@ def _refuse_first(boxes: Floats, wrong: npt.NDArray[np.bool_], size: tuple[int, 
 
 
 def box_corners(boxes: Any, *, what: str = "box") -> Floats:
-    """Boxes as float64 (M, 4), finite, of whatever image.
+    """Boxes as finite float64 (M, 4), for any image.
 
     Raises:
-        ProposalError: another shape, no numbers, NaN or infinity.
+        ProposalError: the shape is wrong, or values are not finite numbers.
     """
     form = "(M, 4), x0 y0 x1 y1 in pixels"
     if type(boxes).__module__.startswith("torchvision.tv_tensors"):
@@ -161,9 +163,9 @@ def refuse_normalised(boxes: Floats, size: tuple[int, ...], *, what: str = "box"
 
 
 def box_edges(boxes: Floats) -> npt.NDArray[np.int64]:
-    """The pixels of boxes as `image_boxes` gives them: int64 (M, 4), right and bottom exclusive, at least one pixel.
+    """The pixels of boxes from `image_boxes`: int64 (M, 4), right and bottom exclusive, at least one pixel.
 
-    A pixel belongs to a box that holds its centre; a box too thin to hold one takes the pixel its own centre is in.
+    A pixel belongs to a box that contains its centre; a box too thin for that takes the pixel of its own centre.
     """
     edges = np.ceil(boxes - 0.5).astype(np.int64)
     middle = ((boxes[:, :2] + boxes[:, 2:]) / 2).astype(np.int64)
@@ -181,7 +183,7 @@ def image_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Float
         points: (P, 2), (P, K, 2), or (2,) for one; x and y in pixels. labels: 0 or 1 for each; None is 1. size: (H, W).
 
     Raises:
-        ProposalError: other shapes, a label that is not 0 or 1, all within 0-1, or a point outside the image.
+        ProposalError: shapes differ, a label is not 0 or 1, all points lie within 0-1, or one is outside the image.
     """
     form = "(P, 2) or (P, K, 2), x and y in pixels"
     array = as_array(points, "points", form)
@@ -215,13 +217,13 @@ def image_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[Float
 
 
 def each_mask(masks: Any, size: tuple[int, ...] | None = None) -> Sequence[Any]:
-    """Masks one after the other, of whatever holds them: (M, H, W), (H, W), (M, 1, H, W), (1, M, H, W), or a list.
+    """Masks one by one, from any container: (M, H, W), (H, W), (M, 1, H, W), (1, M, H, W), or a list.
 
     Args:
         masks: of one image. size: its (H, W), if it is known.
 
     Raises:
-        ProposalError: no masks at all, or (H, W, M).
+        ProposalError: these are not masks, or have the order (H, W, M).
     """
     if hasattr(masks, "convert") and hasattr(masks, "mode"):
         return [masks]  # one PIL image
@@ -250,14 +252,14 @@ def each_mask(masks: Any, size: tuple[int, ...] | None = None) -> Sequence[Any]:
 
 
 def image_mask(mask: Any, size: tuple[int, ...], index: int) -> npt.NDArray[np.bool_]:
-    """One mask of an image: bool (H, W), without a copy if it is that already.
+    """Convert one mask of an image to bool (H, W), without a copy if it already is.
 
     Args:
         mask: bool, 0 and 1, or 0 and 255; an array, a tensor, or a PIL image of one channel. size: (H, W).
         index: its number, for messages.
 
     Raises:
-        ProposalError: another size, or values that are no mask, such as soft masks, logits and label maps.
+        ProposalError: the size differs, or values are not a mask, such as soft masks, logits and label maps.
     """
     if isinstance(mask, Mapping):
         raise ProposalError(f"mask {index} is a dict; give COCO's run lengths as rle=")
@@ -276,10 +278,10 @@ def image_mask(mask: Any, size: tuple[int, ...], index: int) -> npt.NDArray[np.b
 
 
 def checked_quality(quality: Any, count: int) -> npt.NDArray[np.float32]:
-    """Qualities as float32 (M,), 1 where there are none.
+    """Qualities as float32 (M,), 1 if none are given.
 
     Raises:
-        ProposalError: another length, or values outside 0-1.
+        ProposalError: the length differs, or values are outside 0-1.
     """
     if quality is None:
         return np.ones(count, np.float32)
@@ -304,7 +306,7 @@ def _plural(what: str) -> str:
 
 
 def _converted(boxes: Any) -> Any:
-    """torchvision's `BoundingBoxes` as corners."""
+    """Convert torchvision's `BoundingBoxes` to corners."""
     form = str(getattr(boxes, "format", "XYXY")).rpartition(".")[2]
     if form in ("XYWH", "CXCYWH"):
         from torchvision.ops import box_convert
@@ -340,11 +342,12 @@ def _mask_hint(array: npt.NDArray[Any], size: tuple[int, ...]) -> str:
 
 
 def soft_cut(array: npt.NDArray[Any], values: npt.NDArray[Any] | None = None) -> str | None:
-    """Where numbers (H, W) that are soft are cut to be one mask: "> 0.5", "> 127", "> 0" for logits; None if they are
-    no soft mask: class numbers, or segments.
+    """The threshold that makes a mask of soft numbers (H, W): "> 0.5", "> 127", or "> 0" for logits.
+
+    None if they are not a soft mask, but class numbers or segments.
 
     Args:
-        array: numbers (H, W). values: `np.unique` of them, if that is known.
+        array: numbers (H, W). values: `np.unique` of them, if known.
     """
     values = np.unique(array) if values is None else values
     if (len(values) < 3 and not (values % 1).any()) or not np.isfinite(values.astype(np.float64)).all():
@@ -361,10 +364,10 @@ def soft_cut(array: npt.NDArray[Any], values: npt.NDArray[Any] | None = None) ->
         and (values < 240).any()
         and ((values >= 240) & (values < VOID)).any()
     ):
-        return middle  # a hard mask of a lossy file
-    if least < 0 or len(values) < 8 or most < 32 or array.size < 2 * len(values):  # the last: each pixel is a segment
+        return middle  # a hard mask from a lossy file
+    if least < 0 or len(values) < 8 or most < 32 or array.size < 2 * len(values):  # last: every pixel is a segment
         return None
-    # Segments have an inside. Of a soft mask's numbers each lies beside others, or they rise step by step.
+    # Segments have an inside. A soft mask's numbers each lie next to others, or rise step by step.
     beside = []
     for one, other in ((array[:, 1:], array[:, :-1]), (array[1:], array[:-1])):
         both = (one > 0) & (other > 0)

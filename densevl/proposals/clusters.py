@@ -1,7 +1,7 @@
-"""Regions from dense features: patches that look alike to a model, clustered without any words or further weights.
+"""Regions from dense features: similar patches, clustered without words or further weights.
 
 "ncut" follows the normalised cut (Shi and Malik, PAMI 2000) in the form of Ng, Jordan and Weiss (NeurIPS 2001): k-means
-on the leading eigenvectors of the normalised affinity, as unsupervised segmentation with DINO features does it (Melas-
+on the leading eigenvectors of the normalised affinity, as in unsupervised segmentation with DINO features (Melas-
 Kyriazi et al., CVPR 2022). "kmeans" clusters the features themselves.
 
 Shape letters: N patches, D features, K clusters, h/w patch grid, H/W image.
@@ -23,24 +23,25 @@ from densevl.proposals.components import components
 
 METHODS = ("kmeans", "ncut")
 MOST_PATCHES = 1024
-"""For the normalised cut, which takes eigenvectors of an N x N matrix; larger grids are averaged down to this."""
+"""Largest number of patches for the normalised cut, which needs eigenvectors of an N x N matrix; larger grids are
+averaged down."""
 ROUNDS = 50
 
 Features = Callable[[UInt8Array], torch.Tensor]
 
 
 class ClusterProposer(Proposer):
-    """Connected regions of like features.
+    """Connected regions of similar features.
 
     Args:
         encoder: a backbone (`encode_dense`), a proxy (`encode`), or a function from uint8 RGB (H, W, 3) to features
             (D, h, w) that cover the image.
         clusters: K, at least 2. method: one of `METHODS`.
-        side: pixels of the longer side that a backbone or proxy sees. seed: of the first centres.
-        min_share: regions smaller than this share of the image are left out.
+        side: longer side of the image for a backbone or proxy, in pixels. seed: of the first centres.
+        min_share: regions smaller than this fraction of the image are left out.
 
     Raises:
-        ProposalError: an encoder that is none of these, or a setting out of range.
+        ProposalError: the encoder is none of these, or a setting is out of range.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ def kmeans(points_ND: torch.Tensor, clusters: int, seed: int = 0) -> torch.Tenso
         points_ND: (N, D) float, N at least `clusters`.
 
     Returns:
-        (N,) int64 cluster of each point; where points coincide there may be fewer clusters.
+        (N,) int64 cluster of each point; coinciding points may give fewer clusters.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(points_ND), (1,), generator=generator))]
@@ -133,14 +134,14 @@ def _squared(points_ND: torch.Tensor, centres_KD: torch.Tensor) -> torch.Tensor:
 
 def _spectrum(points_ND: torch.Tensor, clusters: int) -> torch.Tensor:
     """Unit rows (N, K) of the leading eigenvectors of the normalised affinity of unit points."""
-    affinity_NN = (points_ND @ points_ND.T).clamp(min=0).double() ** 2  # squared: a little likeness is none
+    affinity_NN = (points_ND @ points_ND.T).clamp(min=0).double() ** 2  # squared, to suppress weak similarity
     root_N = affinity_NN.sum(dim=1).clamp(min=1e-12).rsqrt()
     _, vectors = torch.linalg.eigh(root_N[:, None] * affinity_NN * root_N)
     return F.normalize(vectors[:, -clusters:], dim=1).float()
 
 
 def _painted(features_Dhw: torch.Tensor, centre_KD: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The nearest centre of every pixel, int64 (H, W); cosines are enlarged one cluster at a time."""
+    """The nearest centre of every pixel, int64 (H, W); cosines are upsampled one cluster at a time."""
     best, segment = torch.full(size, -torch.inf), torch.zeros(size, dtype=torch.int64)
     cosine_Khw = torch.einsum("kd,dhw->khw", centre_KD, features_Dhw)
     for index, cosine_hw in enumerate(cosine_Khw):
@@ -152,7 +153,7 @@ def _painted(features_Dhw: torch.Tensor, centre_KD: torch.Tensor, size: tuple[in
 
 
 def _features_of(encoder: Any, side: int) -> Features:
-    """What turns an image into features, by what the encoder can do."""
+    """The function from an image to features, by the kind of encoder."""
     if hasattr(encoder, "encode_dense"):
         return lambda rgb: encoder.encode_dense(_pixels(encoder, rgb, side)).features[0]
     if hasattr(encoder, "encode") and hasattr(encoder, "prepare"):

@@ -15,10 +15,10 @@ from densevl.proposals.checks import NEAR, as_array
 
 
 def entries_of(given: Any) -> Sequence[Any]:
-    """The entries of a list, one entry, or whole annotations, of which each has its "segmentation".
+    """The entries of a list, one entry, or the "segmentation" of whole annotations.
 
     Raises:
-        ProposalError: no list.
+        ProposalError: it is not a list.
     """
     if isinstance(given, Mapping):
         given = [given]
@@ -35,7 +35,7 @@ def coco_mask(entry: Any, size: tuple[int, int] | None, index: int) -> npt.NDArr
         size: (H, W) of the image; None takes that of the entry. index: its number, for messages.
 
     Raises:
-        ProposalError: another size, runs that do not add up to it, or polygons that are none.
+        ProposalError: the size differs, runs do not add up to it, or polygons are malformed.
     """
     if isinstance(entry, list) and entry:
         return _filled(entry, size, index)

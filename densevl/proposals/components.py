@@ -1,4 +1,4 @@
-"""Connected parts of a mask: told apart, and those of a few pixels taken out."""
+"""Connected parts of a mask: numbering them, and removing those of a few pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from densevl.lazy import ndimage
 BoolArray = npt.NDArray[np.bool_]
 
 CORNERS_TOUCH = np.ones((3, 3), bool)
-"""Of `scipy.ndimage.label`: pixels that touch at a corner are connected."""
+"""Structure for `scipy.ndimage.label`: pixels that touch at a corner are connected."""
 
 
 def components(mask: BoolArray) -> npt.NDArray[np.int32]:
@@ -30,7 +30,7 @@ def tidy(mask: BoolArray, min_area: int) -> tuple[BoolArray, bool]:
         min_area: pixels.
 
     Returns:
-        bool (H, W), the given array if nothing changed; and whether something did.
+        bool (H, W), the given array if nothing changed; and whether anything did.
     """
     holes = _small(~mask, min_area, keep_largest=False)
     filled = mask if holes is None else mask | holes

@@ -1,4 +1,4 @@
-"""Masks of what is asked for: instances that a concept model finds for some words."""
+"""Masks for words: instances that a concept model finds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from densevl.proposals.base import CONCEPTS, Proposals, Proposer
 
 
 class ConceptProposer(Proposer):
-    """SAM 3's instances of some words; of CLIPSeg, which finds none, the places of each word.
+    """SAM 3's instances of some words, or CLIPSeg's areas, since it finds no instances.
 
     Args:
-        model: loaded. words: what to look for; it proposes nothing unasked. least: likelihood, 0..1, from which an
-            instance counts.
+        model: the loaded model. words: what to look for. least: probability, 0..1, from which an instance counts.
 
     Raises:
-        ProposalError: no words, or a likelihood outside 0..1.
+        ProposalError: there are no words, or the probability is outside 0..1.
     """
 
     def __init__(self, model: ConceptModel, words: Iterable[str] = (), *, least: float = 0.5) -> None:
@@ -35,11 +34,11 @@ class ConceptProposer(Proposer):
                 f"load_proposer('{CONCEPTS}...', words=['cat']), or labels on the command line"
             )
         if not 0 <= least < 1:
-            raise ProposalError(f"least is {least}; it is a likelihood of 0 to 1")
+            raise ProposalError(f"least is {least}; it must be a probability of 0 to 1")
         self.model, self.name = model, f"{CONCEPTS}{model.name}"
 
     def __call__(self, image: Any) -> Proposals:
-        """See `Proposer.__call__`; the likelier first."""
+        """See `Proposer.__call__`; the most probable first."""
         rgb = read_image(image)
         size = (rgb.shape[0], rgb.shape[1])
         rows, quality = [], []
@@ -63,7 +62,7 @@ class ConceptProposer(Proposer):
 
 
 def load_concept_proposer(name: str, device: str | None, words: Iterable[str] = (), **settings: Any) -> ConceptProposer:
-    """A proposer by its name, "concepts:" and the model; words are asked for before it loads."""
+    """Load a proposer by its name, "concepts:" and the model; words are required before it loads."""
     if name == CONCEPTS:
         raise ProposalError(f"proposer '{name}' names no model; give one, such as '{CONCEPTS}facebook/sam3'")
     if not (words := tuple(words)):

@@ -1,7 +1,7 @@
 """Masks with class scores of their own, from a segmentation model that was trained on a list of classes.
 
 Mask2Former, OneFormer, EoMT, MaskFormer and DETR of transformers give both, and so does any other mask decoder whose
-outputs are saved. `RegionClassifier` weighs these scores against CLIP's: see `regions.ensemble`.
+outputs are saved. `RegionClassifier` weights these scores against CLIP's: see `regions.ensemble`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MASKS_AT_ONCE = 16  # at the size of the photo, as float
 
 @dataclass(frozen=True, eq=False, init=False)
 class Decoded(Proposals):
-    """Masks of one image and what their decoder thinks each of them is; wherever `Proposals` go.
+    """Masks of one image with their decoder's class scores; usable wherever `Proposals` are.
 
     Examples:
         >>> decoded = Decoded.from_hf(model(**inputs), model.config.id2label, (height, width))
@@ -41,9 +41,9 @@ class Decoded(Proposals):
 
     Attributes:
         logits: float32 (M, K), or (M, K + 1) with a column for "no object"; their softmax is the decoder's judgement.
-        names: the K classes in the order of the columns. Several words for one have commas between: "road, route".
+        names: the K classes in the order of the columns. Commas separate several words for one: "road, route".
         void: the column of "no object", None if there is none.
-        trained: names that the decoder was trained on; for one that takes any words, such as FC-CLIP's. Else `names`.
+        trained: names that the decoder was trained on, if it takes any words, as FC-CLIP's does; otherwise `names`.
     """
 
     logits: npt.NDArray[np.float32]
@@ -67,12 +67,12 @@ class Decoded(Proposals):
             masks: `Proposals`, or (M, H, W) as `Proposals.from_masks` takes them: cut, not soft.
             logits: (M, K + 1), or (M, K) with `void` None: before the softmax; an array or a tensor.
             names: K names, or Hugging Face's id2label.
-            void: the column of "no object": -1, the last, as transformers and detectron2 have it, 0 as torchvision;
-                None where every mask is an object.
+            void: the column of "no object": -1, the last, for transformers and detectron2, 0 for torchvision;
+                None if every mask is an object.
             trained: see the attributes. quality: as `Proposals.from_masks` takes it.
 
         Raises:
-            ProposalError: numbers of masks, columns and names that do not fit each other; probabilities; NaN.
+            ProposalError: numbers of masks, columns and names do not fit each other, logits are probabilities or NaN.
         """
         own = masks if isinstance(masks, Proposals) else Proposals.from_masks(masks, quality=quality)
         super().__init__(own.packed, own.size, own.quality, own.boxes)
@@ -94,7 +94,7 @@ class Decoded(Proposals):
         return Decoded(few, self.logits[rows], self.names, void=self.void, trained=self.trained)
 
     def log_probs(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Log probabilities of the classes, "no object" left out, (M, K); and the probability of "no object", (M,)."""
+        """Log probabilities of the classes, without "no object", (M, K); and the probability of "no object", (M,)."""
         if self.void is None:
             return _log_softmax(self.logits), np.zeros(len(self), np.float32)
         void = np.exp(_log_softmax(self.logits)[:, self.void])
@@ -112,19 +112,18 @@ class Decoded(Proposals):
     ) -> Decoded:
         """Read the outputs of a segmentation model of transformers: Mask2Former, OneFormer, EoMT, MaskFormer, DETR.
 
-        Mask logits are brought to the size of the image first, and cut after: a pixel is in a mask where its
-        probability is above one half. `quality` is the mean of that probability over the mask. Masks without a pixel
-        are left out.
+        Mask logits are first resized to the image and then thresholded: a pixel is in a mask if its probability is
+        above one half. `quality` is the mean of that probability over the mask. Masks without a pixel are left out.
 
         Args:
             outputs: with class_queries_logits (B, Q, K + 1) and masks_queries_logits (B, Q, h, w), or DETR's logits and
                 pred_masks.
             id2label: `model.config.id2label`. size: (H, W) of the image. index: which image of the batch.
-            share: which part of the model's input shows the image, of its height and of its width, from the top left;
-                below 1 where the processor padded it.
+            share: fraction of the model's input, in height and in width from the top left, that shows the image;
+                below 1 if the processor padded it.
 
         Raises:
-            ProposalError: outputs of another kind, or numbers that do not fit.
+            ProposalError: outputs are of another kind, or numbers do not fit.
         """
         import torch
 
@@ -174,10 +173,10 @@ class Decoded(Proposals):
 
         Args:
             path: with the arrays masks bool (M, H, W), or packed and size as of `Proposals`; logits; names; and, if
-                there is a column for "no object", void. quality and trained may be there.
+                there is a column for "no object", void. quality and trained are optional.
 
         Raises:
-            ProposalError: missing, damaged, or of another content.
+            ProposalError: the file is missing, damaged, or has other contents.
         """
         arrays = read_arrays(path, FILE)
         with FILE.sense(path, inner=True):
@@ -193,13 +192,13 @@ class Decoded(Proposals):
 
 
 class DecodedFiles:
-    """What a decoder found in many photos, from a file for each.
+    """A decoder's results for many photos, in a file for each.
 
     Args:
         path: a folder with NAME.npz for NAME.jpg, or one .npz file for the only photo.
 
     Raises:
-        ProposalError: neither.
+        ProposalError: it is neither.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -208,16 +207,16 @@ class DecodedFiles:
             raise FILE.bad(path, "does not exist")
         if not self.path.is_dir() and self.path.suffix != ".npz":
             raise ProposalError(
-                f"{shown(path)} is no decoder file: give an .npz file, a folder of them, or the file of SAN"
+                f"{shown(path)} is not a decoder file: give an .npz file, a folder of them, or the file of SAN"
             )
 
     def fingerprint(self) -> str:
-        """What tells these files from others, or from later ones of the same names."""
+        """Distinguishes these files from others, and from later ones of the same names."""
         files = sorted(self.path.glob("*.npz")) if self.path.is_dir() else [self.path]
         return digest.of_text(*(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files))
 
     def of(self, image: Any) -> Decoded:
-        """What was found in the photo of a path.
+        """The decoder's result for the photo at a path.
 
         Raises:
             ProposalError: it has no file, or a bad one.
@@ -233,18 +232,18 @@ class DecodedFiles:
 
 
 def hf_decoder(model: Any, processor: Any, **settings: Any) -> Callable[[Any], Decoded]:
-    """A segmentation model of transformers as `proposals=`: of every photo its masks and scores.
+    """Use a segmentation model of transformers as `proposals=`: its masks and scores for every photo.
 
     Examples:
         >>> model = Mask2FormerForUniversalSegmentation.from_pretrained(FOLDER)
         >>> classify = RegionClassifier(proposals=hf_decoder(model, AutoImageProcessor.from_pretrained(FOLDER)))
 
     Args:
-        model: as `Decoded.from_hf` takes the outputs of. processor: its own.
-        settings: given to the processor with each photo; OneFormer's wants task_inputs=["panoptic"].
+        model: its outputs go to `Decoded.from_hf`. processor: its own.
+        settings: for the processor with each photo; OneFormer's needs task_inputs=["panoptic"].
 
     Raises:
-        ProposalError: a processor that splits photos into windows.
+        ProposalError: the processor splits photos into windows.
     """
     if getattr(processor, "do_split_image", False):
         raise ProposalError(
@@ -263,7 +262,7 @@ def hf_decoder(model: Any, processor: Any, **settings: Any) -> Callable[[Any], D
         if "pixel_mask" in inputs:
             real = inputs["pixel_mask"][0] > 0
             share = (float(real.any(dim=1).float().mean()), float(real.any(dim=0).float().mean()))
-        elif getattr(processor, "do_pad", False):  # the aspect was kept, and the rest of the input is empty
+        elif getattr(processor, "do_pad", False):  # the aspect ratio was kept, and the rest of the input is padding
             scale = min(fed[0] / size[0], fed[1] / size[1])
             share = (min(1.0, size[0] * scale / fed[0]), min(1.0, size[1] * scale / fed[1]))
         with torch.inference_mode():
@@ -278,12 +277,12 @@ def _named(names: Any) -> tuple[str, ...]:
         try:
             numbered = {int(key): name for key, name in names.items()}
         except (TypeError, ValueError) as error:
-            raise ProposalError("names of a decoder are a dict whose keys are no numbers; give id2label") from error
+            raise ProposalError("names of a decoder are a dict whose keys are not numbers; give id2label") from error
         if sorted(numbered) != list(range(len(numbered))):
             raise ProposalError(f"names of a decoder are numbered {min(numbered)} to {max(numbered)}, with gaps")
         names = [numbered[number] for number in range(len(numbered))]
     if isinstance(names, str) or not len(names) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise ProposalError("names of a decoder are no list of strings, one a class; give model.config.id2label")
+        raise ProposalError("names of a decoder are not a list of strings, one a class; give model.config.id2label")
     return tuple(names)
 
 

@@ -1,4 +1,4 @@
-"""From a name to a `Proposer`, and from the regions that a caller has, in whatever form, to `Proposals`."""
+"""From a name to a `Proposer`, and from a caller's regions in any form to `Proposals`."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def load_proposer(
     """Load a mask proposer by name.
 
     Args:
-        name: "mini-sam", ours, in the package, for flat art; "sam"; "superpixels"; "felzenszwalb", areas of like
-            colour; "clusters" of an encoder's features; "grid"; "concepts:MODEL", what a concept model (SAM 3, CLIPSeg;
-            see `concepts.load_concepts`) finds of some words.
-        checkpoint: of "sam": a file, or one of vit_b (taken if None), vit_l and vit_h, which are downloaded; of
-            "mini-sam": a file in place of the shipped one.
-        encoder: of "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
-        device: where SAM runs; None takes CUDA when there is one.
-        tile: photos larger than this many pixels are looked at in overlapping tiles of that side too, see
+        name: "mini-sam", densevl's own, in the package, for flat art; "sam"; "superpixels"; "felzenszwalb", areas of
+            similar colour; "clusters" of an encoder's features; "grid"; "concepts:MODEL", instances of some words by a
+            concept model (SAM 3, CLIPSeg; see `concepts.load_concepts`).
+        checkpoint: for "sam": a file, or one of vit_b (the default), vit_l and vit_h, which are downloaded; for
+            "mini-sam": a file instead of the shipped one.
+        encoder: for "clusters": a backbone, a proxy or a function; see `ClusterProposer`.
+        device: of SAM; None takes CUDA when there is one.
+        tile: photos larger than this many pixels are also run in overlapping tiles of that side, see
             `TiledProposer`; None never.
         settings: of the proposer: `AutomaticSettings`, `SuperpixelProposer`, `FelzenszwalbProposer`, `ClusterProposer`,
             `GridProposer`, `ConceptProposer` (words, least).
 
     Raises:
-        ModelError: unknown name, or a model that cannot be had.
-        WeightsError: a damaged or foreign weights file.
+        ModelError: the name is unknown, or the model is not available.
+        WeightsError: a weights file is damaged, or of another model.
         MissingExtraError: a package is not installed.
-        ProposalError: a setting unknown or out of range.
+        ProposalError: a setting is unknown or out of range.
     """
     if tile is not None:
         from densevl.proposals.tiles import TiledProposer
@@ -97,28 +97,28 @@ def load_proposer(
 
 
 def asking(proposals: Any, words: Sequence[str], device: str | None = None) -> Any:
-    """Proposals as a pipeline takes them: a concept model by name is loaded to be asked for words, others stay."""
+    """Proposals as a pipeline takes them: load a concept model that is given by name, and leave others unchanged."""
     return load_proposer(proposals, device=device, words=words) if is_concepts(proposals) else proposals
 
 
 def is_concepts(name: Any) -> bool:
-    """Whether a proposer is a concept model, by its name."""
+    """Whether a proposer's name means a concept model."""
     return isinstance(name, str) and name.startswith(CONCEPTS)
 
 
 def given(image: Any, *, regions: Any = None, boxes: Any = None, rle: Any = None, quality: Any = None) -> Proposals:
-    """Make proposals of the regions that a caller has, in whatever form; each holds a pixel.
+    """Make proposals from a caller's regions in any form; each has at least one pixel.
 
     Args:
-        image: what they belong to, as `read_image` takes it.
-        regions: masks, as `Proposals.from_masks` takes them; an integer map (H, W), 0 where no region is, as
+        image: the image they belong to, as `read_image` takes it.
+        regions: masks, as `Proposals.from_masks` takes them; an integer map (H, W), 0 for no region, as
             `Proposals.from_segments`; ready `Proposals`; or boxes or RLE.
         boxes: (M, 4) x0 y0 x1 y1 in pixels, see `Proposals.from_boxes`. rle: COCO "segmentation" entries, see
-            `Proposals.from_rle`. One of these three is given.
+            `Proposals.from_rle`. Exactly one of these three is given.
         quality: (M,) floats 0-1; None is 1 everywhere.
 
     Raises:
-        ProposalError: none or several of them, anything that does not fit the image, or a region without a pixel.
+        ProposalError: none or several of them are given, they do not fit the image, or a region has no pixel.
     """
     forms = {"regions": regions, "boxes": boxes, "rle": rle}
     named = [key for key, value in forms.items() if value is not None]
@@ -149,10 +149,10 @@ def given(image: Any, *, regions: Any = None, boxes: Any = None, rle: Any = None
 
 
 def form_of(regions: Any, size: tuple[int, int]) -> str:
-    """What regions are, by their look: "proposals", "rle", "boxes", "segments" (an integer map) or "masks".
+    """The form of regions by their type and shape: "proposals", "rle", "boxes", "segments" (an integer map) or "masks".
 
     Args:
-        regions: whatever a caller has. size: (H, W) of the image: (H, W) is a map or a mask, (M, 4) else boxes.
+        regions: in any form. size: (H, W) of the image: (H, W) is a map or a mask, (M, 4) otherwise boxes.
     """
     if isinstance(regions, Proposals):
         return "proposals"

@@ -1,4 +1,4 @@
-"""What callers give as label maps and segment maps: made uniform, or one line that says what is wrong."""
+"""Checks of label maps and segment maps from callers: convert them to one form, or say in one line what is wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") ->
             or the path of a PNG or TIFF, as `read_labels` takes it. size: (H, W) of the image. what: for messages.
 
     Raises:
-        ProposalError: a colour picture, scores, another size.
+        ProposalError: it is a colour picture, scores, or has another size.
         ImageError: the file cannot be read.
     """
     if isinstance(given, (str, bytes, os.PathLike)):
@@ -53,13 +53,14 @@ def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") ->
 
 
 def segment_map(given: Any, size: tuple[int, ...] | None = None) -> npt.NDArray[np.int64]:
-    """A map of segments: int64 (H, W), 0 where none is; of 0 and 255 alone one segment.
+    """A map of segments: int64 (H, W), 0 for no segment; a map of only 0 and 255 has one segment.
 
     Args:
-        given: as `integer_map` takes it; 0 and below is none. size: (H, W) of the image; None takes that of the map.
+        given: as `integer_map` takes it; 0 and below is no segment. size: (H, W) of the image; None takes the map's.
 
     Raises:
-        ProposalError: no such map, a soft mask or a grey picture, or 255 beside lower numbers as for what is unknown.
+        ProposalError: it is not such a map, or a soft mask or grey picture, or has 255 beside lower numbers, which may
+            mean unknown.
     """
     what = "a segment map"
     if size is None:
@@ -85,20 +86,20 @@ def segment_map(given: Any, size: tuple[int, ...] | None = None) -> npt.NDArray[
 
 
 def class_map(given: Any, names: Sequence[str], size: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """A map of numbers of names, some of which it shows: int64 (H, W), -1 where the class is not known.
+    """A map of class numbers, of which it may show some only: int64 (H, W), -1 for unknown.
 
     Args:
-        given: as `integer_map` takes it; below 0, or 255 where there are fewer than 256 names, is not known.
+        given: as `integer_map` takes it; below 0, or 255 if there are fewer than 256 names, means unknown.
         names: of the classes, from 0. size: (H, W) of the image.
 
     Raises:
-        ProposalError: no such map, a number without a name, no class anywhere, or 0 and 255 alone, which may be two
-            classes or one.
+        ProposalError: it is not such a map, has a number without a name or no class anywhere, or only 0 and 255, which
+            may be two classes or one.
     """
     found = integer_map(given, size)
     if len(names) > 1 and np.array_equal(np.unique(found), [0, VOID]):
         raise ProposalError(
-            "a label map holds 0 and 255 alone: give (map == 255).astype(int) if 255 is a class, "
+            "a label map holds only 0 and 255: give (map == 255).astype(int) if 255 is a class, "
             "numpy.where(map == 255, -1, 0) if it is not known there"
         )
     if len(names) <= VOID:
@@ -112,7 +113,7 @@ def class_map(given: Any, names: Sequence[str], size: tuple[int, ...]) -> npt.ND
             + (
                 "; if it counts from 1, give map - 1"
                 if from_one
-                else "; numpy.where(map == n, -1, map) if n is no class"
+                else "; numpy.where(map == n, -1, map) if n is not a class"
             )
         )
     if found.max(initial=-1) < 0:

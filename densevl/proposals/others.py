@@ -1,8 +1,8 @@
-"""Mask generators of other packages, each behind the one contract; none is a dependency.
+"""Mask generators of other packages behind the one interface; none is a dependency.
 
 `RecordsProposer` is tested with the generator of `segment-anything`. The functions that build MobileSAM, SAM-HQ and
 SAM 2 are tested with stand-ins that take the calls and give the shapes of those packages; the packages themselves were
-not run, as their weights were not at hand. SAM 3 is a concept model: `load_proposer("concepts:facebook/sam3")`.
+not run, because their weights were not at hand. SAM 3 is a concept model: `load_proposer("concepts:facebook/sam3")`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RecordsProposer(Proposer):
         """See `Proposer.__call__`.
 
         Raises:
-            ProposalError: records that lack a mask, or masks of another size.
+            ProposalError: records lack a mask, or masks have another size.
         """
         rgb = read_image(image)
         size = rgb.shape[:2]
@@ -104,11 +104,11 @@ def _package(module: str, purpose: str) -> Any:
 
 
 class MissingPackageError(MissingExtraError):
-    """A package that is no extra of densevl, since its authors publish it apart from the package index."""
+    """A missing package that is not an extra of densevl, because its authors do not publish it on the package index."""
 
     def __init__(self, package: str, purpose: str) -> None:
         Exception.__init__(
-            self, f"{purpose} needs the package '{package}': install it as its authors say, it is no extra of densevl"
+            self, f"{purpose} needs the package '{package}': install it as its authors say, densevl has no extra for it"
         )
         self._own = (package, purpose)
 

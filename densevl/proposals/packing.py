@@ -1,4 +1,4 @@
-"""Masks of eight pixels a byte: packed, unpacked, counted, boxed and compared without being spread out all at once."""
+"""Masks of eight pixels per byte: packing, unpacking, counting, boxes and comparison without unpacking all at once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def row_bytes(size: tuple[int, int]) -> int:
 
 
 def pack(mask: npt.NDArray[np.bool_]) -> Packed:
-    """Pack bool (..., H, W), row by row, to uint8 (..., ceil(H*W / 8)); bits behind the last pixel are 0."""
+    """Pack bool (..., H, W), row by row, to uint8 (..., ceil(H*W / 8)); bits after the last pixel are 0."""
     return np.packbits(mask.reshape(*mask.shape[:-2], mask.shape[-2] * mask.shape[-1]), axis=-1)
 
 
 def put(packed: Packed, first: int, bits: npt.NDArray[np.bool_]) -> None:
-    """Write bits (n,) into one packed mask (bytes,) of zeros, from pixel `first` on; no other byte is touched."""
+    """Write bits (n,) into one packed mask (bytes,) of zeros, from pixel `first` on; other bytes are not touched."""
     lead, start = first % 8, first // 8
     own = np.packbits(np.concatenate([np.zeros(lead, np.bool_), bits]) if lead else bits)
     packed[start : start + len(own)] = own
@@ -80,12 +80,12 @@ def tight_boxes(packed: Packed, size: tuple[int, int]) -> npt.NDArray[np.float32
 def rle_counts(counts: Any) -> npt.NDArray[np.int64]:
     """Run lengths of COCO's list or short string, int64 (N,); alternately outside and inside, starting outside.
 
-    In the string a number is a chain of characters from 48 on, five bits each, lowest first, the sixth says that more
-    follow and the highest bit of the last is the sign; from the fourth number on it is the difference to the number
-    before the last.
+    In the string a number is a sequence of characters from 48 on with five bits each, lowest first. The sixth bit says
+    that more follow, and the highest bit of the last is the sign. From the fourth number on it is the difference to the
+    number two places before.
 
     Raises:
-        ValueError: a string that is none of COCO's, or a list that holds something else than integers.
+        ValueError: the string is not COCO's, or the list holds something other than integers.
     """
     if not isinstance(counts, str | bytes):
         array = np.asarray(counts)

@@ -1,4 +1,4 @@
-"""Another proposer's masks cut into their connected parts, for models whose masks join things that are apart."""
+"""Another proposer's masks split into connected parts, for models whose masks join separate things."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from densevl.proposals.suppress import unlike
 
 
 class PieceProposer(Proposer):
-    """Masks of another proposer, each connected part by itself; a part has the quality of its mask.
+    """Masks of another proposer, each connected part by itself, with the quality of its mask.
 
-    Small models of the SAM kind often put things of one look into one mask. What is in several parts, such as a cup
-    behind a fence, is cut up too. Prompts go to the other proposer unchanged.
+    Small models of the SAM kind often put similar things into one mask. Things in several parts, such as a cup behind
+    a fence, are split too. Prompts go to the other proposer unchanged.
 
     Args:
-        proposer: whose masks. min_share: parts smaller than this share of the image are left out, 0..1.
-        duplicate_iou: of parts that overlap by more the best is kept.
+        proposer: the other proposer. min_share: parts smaller than this fraction of the image are left out, 0..1.
+        duplicate_iou: of parts that overlap by more, the best is kept.
 
     Raises:
-        ProposalError: a number outside 0..1.
+        ProposalError: a number is outside 0..1.
     """
 
     def __init__(self, proposer: Proposer, *, min_share: float = 0.002, duplicate_iou: float = 0.7) -> None:
@@ -53,6 +53,6 @@ class PieceProposer(Proposer):
         return found.select(unlike(found, found.quality, self.duplicate_iou))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("prompt", "encode"):  # only of proposers that have them
+        if name in ("prompt", "encode"):  # only for proposers that have them
             return getattr(self.proposer, name)
         raise AttributeError(name)

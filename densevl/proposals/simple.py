@@ -1,4 +1,4 @@
-"""Proposers that need no model: superpixels and areas by colour, and a plain grid."""
+"""Proposers without a model: superpixels and areas by colour, and a plain grid."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from densevl.proposals.base import Proposals, Proposer
 
 
 class SuperpixelProposer(Proposer):
-    """SLIC (Achanta et al., PAMI 2012) of the package scikit-image: compact patches of like colour, no overlap.
+    """SLIC (Achanta et al., PAMI 2012) of the package scikit-image: compact patches of similar colour, no overlap.
 
     Args:
-        segments: about how many; at least 1.
-        compactness: how much nearness counts against colour; above 0.
+        segments: approximate number; at least 1.
+        compactness: weight of distance against colour; above 0.
 
     Raises:
         MissingExtraError: scikit-image is not installed.
-        ProposalError: a setting out of range.
+        ProposalError: a setting is out of range.
     """
 
     def __init__(self, *, segments: int = 100, compactness: float = 10.0) -> None:
@@ -42,7 +42,7 @@ class SuperpixelProposer(Proposer):
 
 
 class FelzenszwalbProposer(Proposer):
-    """Felzenszwalb and Huttenlocher's graph (IJCV 2004), of scikit-image: areas of like colour, of any size and shape.
+    """Felzenszwalb and Huttenlocher's graph (IJCV 2004), of scikit-image: areas of similar colour, any size and shape.
 
     Args:
         scale: how different colours may be within an area; above 0, larger for fewer areas.
@@ -50,7 +50,7 @@ class FelzenszwalbProposer(Proposer):
 
     Raises:
         MissingExtraError: scikit-image is not installed.
-        ProposalError: a setting out of range.
+        ProposalError: a setting is out of range.
     """
 
     def __init__(self, *, scale: float = 100.0, least: int = 60) -> None:
@@ -73,10 +73,10 @@ class GridProposer(Proposer):
     """Rectangles that tile the image.
 
     Args:
-        cells: (rows, columns), or one number for both; an image of fewer pixels gets a cell a pixel.
+        cells: (rows, columns), or one number for both; an image of fewer pixels gets one cell per pixel.
 
     Raises:
-        ProposalError: fewer than one row or column.
+        ProposalError: there is less than one row or column.
     """
 
     def __init__(self, *, cells: int | tuple[int, int] = 8) -> None:

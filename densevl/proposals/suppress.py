@@ -1,4 +1,4 @@
-"""Masks that say the same twice taken out, by the overlap of the masks themselves or of their boxes."""
+"""Suppression of duplicate masks, by the overlap of the masks themselves or of their boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AT_ONCE = 2**25  # bytes of packed masks compared in one step
 def intersections(masks: Proposals, one: int, others: npt.ArrayLike) -> Ints:
     """Pixels that mask `one` shares with each of `others`: int64 (len(others),).
 
-    Nothing is unpacked: only the bytes of the rows that `one` covers are looked at, for masks whose boxes meet.
+    Nothing is unpacked: only the bytes of the rows that `one` covers are read, for masks whose boxes intersect.
     """
     indices = np.asarray(others, np.int64).reshape(-1)
     shared = np.zeros(len(indices), np.int64)
@@ -35,13 +35,13 @@ def intersections(masks: Proposals, one: int, others: npt.ArrayLike) -> Ints:
 def suppressed(
     masks: Proposals, order: Ints, above: float, labels: npt.ArrayLike | None = None, metric: str = "iou"
 ) -> Ints:
-    """What is left of `order`, best first, without those that overlap a better one kept by more than `above`.
+    """Drop from `order`, best first, the masks that overlap a better one kept by more than `above`.
 
-    Exact; most pairs are decided by areas and boxes alone. Empty masks overlap nothing and stay.
+    Exact; areas and boxes alone decide most pairs. Empty masks overlap nothing and stay.
 
     Args:
-        order: int64, indices of masks. above: 0-1. labels: (M,) integers: only masks of one label compete; None lets
-            all compete. metric: "iou", or "ios", the intersection over the smaller of the two.
+        order: int64, indices of masks. above: 0-1. labels: (M,) integers: only masks with the same label compete; None
+            lets all compete. metric: "iou", or "ios", the intersection over the smaller of the two.
     """
     areas, boxes = masks.areas, masks.boxes
     group = np.zeros(len(masks), np.int64) if labels is None else np.asarray(labels, np.int64)
@@ -55,7 +55,7 @@ def suppressed(
         most = np.clip(np.ceil(high) - np.floor(low), 0, None).prod(axis=1)
         small, total = np.minimum(areas[rest], areas[index]), areas[rest] + areas[index]
         most = np.minimum(most, small)
-        near = most > above * (small if metric == "ios" else total - most)  # if they overlap as much as they can
+        near = most > above * (small if metric == "ios" else total - most)  # at the largest overlap they can have
         rest, small, total = rest[near], small[near], total[near]
         shared = intersections(masks, int(index), rest)
         alive[rest[shared > above * (small if metric == "ios" else total - shared)]] = False
@@ -63,9 +63,9 @@ def suppressed(
 
 
 def unlike(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> Ints:
-    """Indices of masks none of which overlaps a better one kept by more than an IoU of `above`; best first.
+    """Indices of the masks that overlap no better one kept by more than an IoU of `above`; best first.
 
-    Greedy in the order of the scores, of equal ones the first; see `suppressed`.
+    Greedy in the order of the scores; ties go to the first; see `suppressed`.
 
     Args:
         proposals: M masks. scores: (M,). above: 0-1.
@@ -77,9 +77,9 @@ def unlike(proposals: Proposals, scores: npt.NDArray[np.floating], above: float)
 
 
 def unlike_boxes(proposals: Proposals, scores: npt.NDArray[np.floating], above: float) -> Ints:
-    """The same by the IoU of boxes, as the package `segment-anything` does it, down to its boxes a pixel short.
+    """The same by the IoU of boxes, as in the package `segment-anything`, including its boxes that are a pixel short.
 
-    It takes a ring for the disc inside it, and keeps two masks that differ by a stray pixel far away.
+    It confuses a ring with the disc inside it, and keeps two masks that differ by a stray pixel far away.
     """
     import torch
     from torchvision.ops import nms

@@ -1,4 +1,4 @@
-"""Proposals of photos larger than a proposer's input: overlapping tiles, and what their borders cut joined again."""
+"""Proposals for photos larger than a proposer's input: overlapping tiles, with objects cut by tile borders rejoined."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ DUPLICATE_IOU = 0.7
 
 
 class TiledProposer(Proposer):
-    """Any proposer over tiles of a large photo and, for large things, over the photo as a whole.
+    """Any proposer over tiles of a large photo and, for large things, over the whole photo.
 
-    Two masks of neighbouring tiles are one thing if the border of a tile cuts one of them and they agree where both
-    tiles look. Of masks that say the same twice the better is kept, of equal ones that of the whole photo.
+    Two masks of neighbouring tiles are joined if the border of a tile cuts one of them and they agree where both tiles
+    see them. Of duplicate masks the better is kept, and of equal ones that of the whole photo.
 
     Args:
-        inner: the proposer. side: of a tile in pixels; smaller photos are given to `inner` as they are.
-        overlap: of neighbouring tiles, as a share of the side. join: IoU within what both tiles see from which pieces
-            are one thing. whole: whether `inner` is asked about the whole photo too.
+        inner: the proposer. side: of a tile in pixels; smaller photos go to `inner` directly.
+        overlap: of neighbouring tiles, as a fraction of the side. join: IoU within the part that both tiles see from
+            which pieces are joined. whole: whether `inner` runs on the whole photo too.
 
     Raises:
-        ProposalError: a setting out of range.
+        ProposalError: a setting is out of range.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TiledProposer(Proposer):
 
 
 def tiles(size: tuple[int, int], side: int, overlap: float) -> list[Crop]:
-    """As few tiles of at most `side` pixels as cover (H, W) and overlap by at least that share, evenly laid."""
+    """The fewest tiles of at most `side` pixels that cover (H, W) and overlap by at least that share, evenly spaced."""
 
     def starts(length: int) -> list[tuple[int, int]]:
         shared = round(side * overlap)
@@ -76,10 +76,10 @@ def tiles(size: tuple[int, int], side: int, overlap: float) -> list[Crop]:
 
 
 def join_tiles(found: Sequence[Proposals], crops: Sequence[Crop], size: tuple[int, int], join: float) -> Proposals:
-    """Masks of tiles as masks of the image, pieces of one thing united; their quality is the mean by area.
+    """Convert masks of tiles to masks of the image, with pieces of one thing joined; quality is the mean by area.
 
     Args:
-        found: the masks of each tile, at its own size. crops: where the tiles lie. size: (H, W) of the image.
+        found: the masks of each tile, at its own size. crops: places of the tiles. size: (H, W) of the image.
     """
     first = np.cumsum([0, *(len(masks) for masks in found)])
     owner = np.arange(first[-1])
@@ -105,7 +105,7 @@ def join_tiles(found: Sequence[Proposals], crops: Sequence[Crop], size: tuple[in
 
 
 def _agreement(a: Proposals, b: Proposals, of_a: Crop, of_b: Crop) -> npt.NDArray[np.float32]:
-    """IoU (len(a), len(b)) within what both tiles see; 0 where they share nothing."""
+    """IoU (len(a), len(b)) within the part that both tiles see; 0 where they share nothing."""
     left, top = max(of_a.left, of_b.left), max(of_a.top, of_b.top)
     right, bottom = min(of_a.right, of_b.right), min(of_a.bottom, of_b.bottom)
     if right <= left or bottom <= top or not len(a) or not len(b):

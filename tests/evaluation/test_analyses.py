@@ -129,7 +129,7 @@ def test_who_names_by_the_place_loses_objects_that_are_moved(tmp_path) -> None:
     dataset = open_dataset("folder", written(tmp_path / "data", photos))
     found = swapped_backgrounds(OfPlace(dataset.classes.labels()), dataset)
     assert [row["recall of objects"] for row in found.rows] == [1.0, 0.0]
-    assert "by their masks" in found.findings[0].advice
+    assert "by masks" in found.findings[0].advice
 
 
 def test_who_sees_objects_only_keeps_them_on_any_background(dataset, painter) -> None:

@@ -150,7 +150,7 @@ MEANINGS = (
         "a label map to a class that is not there",
         "a mistyped class",
         lambda folder: _truth(_set(folder, label_map={"1": "pengiun"})),
-        refused="'label_map' sends 1 to 'pengiun' .*closest: penguin",
+        refused="'label_map' maps 1 to 'pengiun' .*closest: penguin",
     ),
     Case(
         "zero is not scored where classes begin at 1",
@@ -399,7 +399,7 @@ LOOKS = (
         "two classes stored as 0 and 255",
         "binary masks: all foreground would be ignored",
         lambda folder: _look(_set(folder, _stripes(0, 255), classes="background\npenguin")),
-        refused=r"hold 0 and 255 alone.*\"ids\": \[0, 255\].*--ignore 255",
+        refused=r"hold only 0 and 255.*\"ids\": \[0, 255\].*--ignore 255",
     ),
     Case(
         "two classes stored as 0 and 255, as they say",
@@ -417,7 +417,7 @@ LOOKS = (
         "16-bit masks of 0 and 65535",
         "binary masks of ImageJ",
         lambda folder: _look(_set(folder, _stripes(0, 1).astype(np.uint16) * 65535, classes="background\npenguin")),
-        refused="hold 0 and 65535 alone",
+        refused="hold only 0 and 65535",
     ),
     Case(
         "0 and 255 where 255 is not scored, as they say",

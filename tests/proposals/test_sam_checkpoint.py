@@ -56,7 +56,7 @@ def _without(state: dict, key: str) -> dict:
     ("change", "said"),
     [
         (lambda state: {"a": torch.ones(1)}, "is no SAM: it holds no image_encoder"),
-        (lambda state: [1, 2], "holds a list, no dict"),
+        (lambda state: [1, 2], "holds a list, not a dict"),
         (
             lambda state: {**state, "image_encoder.patch_embed.proj.weight": torch.ones(99, 3, 8, 8)},
             "width 99: SAM has",

@@ -202,9 +202,9 @@ def test_the_activation_is_that_of_the_published_weights_or_a_warned_guess(
         ("lora_te_text_model_encoder_layers_0.lora_down.weight", "LoRA"),
         ("visual.conv1_alpha.weight", "Alpha-CLIP whose image tower is not a ViT"),
         ("fusion_module.x", "PMC-CLIP whose image tower is not CLIP's ResNet"),
-        ("positional_embedding_res", "no whole Long-CLIP"),
+        ("positional_embedding_res", "not a whole Long-CLIP"),
         ("visual_encoder.cls_token", "BLIP"),
-        ("vision_model.blocks.0.x", "no whole EVA-02"),
+        ("vision_model.blocks.0.x", "an incomplete EVA-02"),
     ],
 )
 def test_what_is_no_model_or_half_of_one_is_told_by_its_name(tmp_path: Path, key, reason) -> None:

@@ -1,1 +1,1 @@
-"""Segment Anything: its checkpoints, ours, and what they propose."""
+"""Segment Anything: its published checkpoints, densevl's own, and their proposals."""

@@ -1,8 +1,8 @@
-"""Masks of everything in an image with SAM: a grid of points, each asked for its masks, the poor and doubled dropped.
+"""Masks of everything in an image with SAM: a grid of points is prompted, and poor and duplicate masks are dropped.
 
-Kirillov et al., "Segment Anything" (ICCV 2023), section 5 and appendix B. The masks are those of the package's
-`SamAutomaticMaskGenerator`, made with less: a mask is upscaled only if its predicted quality passes, enlarged to the
-image only if it looks stable as decoded, only where it is, and packed at once.
+Kirillov et al., "Segment Anything" (ICCV 2023), section 5 and appendix B. The masks equal those of the package's
+`SamAutomaticMaskGenerator`, at less cost: a mask is upscaled only if its predicted quality passes, enlarged to the
+image only if it looks stable as decoded and only within its extent, and packed at once.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ Found = tuple[Proposals, Scores]
 
 @dataclass(frozen=True)
 class AutomaticSettings:
-    """What is asked and what is kept; names and defaults are the package's where it has them, for ViT-H.
+    """What is prompted and what is kept; names and defaults are the package's, if it has them, for ViT-H.
 
     Attributes:
         points_per_side: n of the n x n points. points_per_batch: decoded at once; memory grows with it. None takes
-            what `SamImage.at_once` says.
-        pred_iou_thresh: the model's own estimate of a mask's IoU has to be above this.
-        stability_score_thresh: the IoU of the masks cut at +-stability_score_offset has to be this or more.
-        stability_margin: a mask is dropped unenlarged when its stability on the decoded grid is lower than the
-            threshold by more than this; the rest is judged at full size. 1 judges every mask at full size. The two
+            `SamImage.at_once`.
+        pred_iou_thresh: the model's own estimate of a mask's IoU must be above this.
+        stability_score_thresh: the IoU of the masks cut at +-stability_score_offset must be this or more.
+        stability_margin: a mask is dropped before enlarging if its stability on the decoded grid is below the
+            threshold by more than this; others are judged at full size. 1 judges every mask at full size. The two
             stabilities of a mask differ by up to 0.07 with mini-sam, whose grid is coarse.
         duplicates: of masks that overlap by an IoU above duplicate_iou the best is kept; "mask" compares masks,
             "box" their boxes as the package does, "none" keeps all.
         min_mask_region_area: holes and islands of fewer pixels are removed; 0 leaves them.
-        crop_n_layers: layer i besides the whole image has 2^i x 2^i crops, each encoded and asked by itself, for small
-            things. crop_overlap_ratio: of the crops of layer 1, as a share of the shorter side.
+        crop_n_layers: layer i besides the whole image has 2^i x 2^i crops, each encoded and prompted by itself, for
+            small things. crop_overlap_ratio: of the crops of layer 1, as a fraction of the shorter side.
             crop_n_points_downscale_factor: the grid of layer i has points_per_side divided by this to the power i.
     """
 
@@ -82,14 +82,14 @@ class AutomaticSettings:
 
 
 class SamProposer(Proposer):
-    """Automatic and prompted masks of a model of the package `segment-anything`, or one that kept its modules.
+    """Automatic and prompted masks of a model of the package `segment-anything`, or one with the same modules.
 
     Args:
         sam: the model, in eval mode.
         name: for messages. settings: fields of `AutomaticSettings`.
 
     Raises:
-        ProposalError: a setting out of range.
+        ProposalError: a setting is out of range.
     """
 
     def __init__(self, sam: Sam, *, name: str = "sam", **settings: Any) -> None:
@@ -102,11 +102,11 @@ class SamProposer(Proposer):
             raise ProposalError(f"no setting '{wrong}'{suggest(wrong, known)}; known: {', '.join(known)}") from error
 
     def encode(self, image: Any) -> SamImage:
-        """Encode an image once; `__call__` and `prompt` take the result in place of the image."""
+        """Encode an image once; `__call__` and `prompt` take the result instead of the image."""
         return image if isinstance(image, SamImage) else SamImage.encode(self.sam, read_image(image))
 
     def __call__(self, image: Any) -> Proposals:
-        """Propose masks of one image; see `Proposer.__call__`. Quality is the IoU the model predicts, cut to 0-1."""
+        """Propose masks of one image; see `Proposer.__call__`. Quality is the predicted IoU, clipped to 0-1."""
         encoded, settings = self.encode(image), self.settings
         found, quality = self._found(encoded, settings.points_per_side)
         if settings.crop_n_layers:
@@ -118,7 +118,7 @@ class SamProposer(Proposer):
     def _found(
         self, image: SamImage, points_per_side: int, crop: Crop | None = None, whole: tuple[int, int] = (0, 0)
     ) -> Found:
-        """Masks of one image, or of one crop of a whole, without duplicates; and the qualities as predicted."""
+        """Masks of one image, or of one crop, without duplicates; and their predicted qualities."""
         settings = self.settings
         grid = (np.arange(points_per_side) + 0.5) / points_per_side
         across, down = np.meshgrid(grid * image.size[1], grid * image.size[0])
@@ -141,7 +141,7 @@ class SamProposer(Proposer):
         return found.select(chosen), quality[chosen]
 
     def _with_crops(self, image: SamImage, found: Proposals, quality: Scores) -> Found:
-        """Masks of the crops besides those of the whole; of duplicates the one from the smaller crop is kept."""
+        """Masks of the crops and of the whole image; of duplicates the one from the smaller crop is kept."""
         settings, size = self.settings, image.size
         packed, qualities, areas = [found.packed], [quality], [np.full(len(quality), size[0] * size[1])]
         for crop in crops(size, settings.crop_n_layers, settings.crop_overlap_ratio)[1:]:
@@ -157,21 +157,21 @@ class SamProposer(Proposer):
         return found.select(chosen), quality[chosen]
 
     def prompt(self, image: Any, *, points: Any = None, labels: Any = None, boxes: Any = None) -> Proposals:
-        """Make one mask a prompt.
+        """Make one mask per prompt.
 
         Args:
-            image: as `read_image` takes it, or what `encode` made of it.
-            points: (P, 2) x and y in pixels, a prompt each; or (P, K, 2), K points a prompt.
+            image: as `read_image` takes it, or the result of `encode`.
+            points: (P, 2) x and y in pixels, a prompt each; or (P, K, 2), K points per prompt.
             labels: (P, K), 1 for points inside, 0 for points outside; None is 1 everywhere.
-            boxes: (P, 4) x0 y0 x1 y1 in pixels, in place of points; they are cut to the image.
+            boxes: (P, 4) x0 y0 x1 y1 in pixels, instead of points; they are clipped to the image.
 
         Returns:
-            P masks in the order of the prompts. One point is ambiguous: the best of three masks, by the quality the
-            model predicts. Several points, or a box: its one mask. Where the model finds nothing, a mask is empty.
+            P masks in the order of the prompts. One point is ambiguous and gives the best of three masks by predicted
+            quality. Several points, or a box, give their one mask. A mask is empty if the model finds nothing.
 
         Raises:
-            ProposalError: both or none of points and boxes, other shapes, prompts all within 0-1, or one outside the
-                image.
+            ProposalError: there are both or none of points and boxes, shapes are wrong, prompts all lie within 0-1, or
+                one is outside the image.
         """
         encoded = self.encode(image)
         if (points is None) == (boxes is None):
@@ -197,12 +197,12 @@ class SamProposer(Proposer):
         return Proposals.from_packed(packed, encoded.size, np.clip(quality, 0, 1))
 
     def _cuts(self) -> tuple[float, float, float]:
-        """Levels of the logits: of the mask, and the two that its stability compares."""
+        """Thresholds of the logits: for the mask, and the two compared for its stability."""
         level, offset = float(self.sam.mask_threshold), self.settings.stability_score_offset
         return level, level + offset, level - offset
 
     def _promising(self, image: SamImage, decoded: Decoded) -> Decoded:
-        """Drop what cannot be stable, judged on the decoded grid without its padding."""
+        """Drop masks that cannot be stable, judged on the decoded grid without its padding."""
         rows_h, cols_w = image.cell_weights()
         _, high, low = self._cuts()
         inner, outer = (((decoded.logits > cut).float() @ cols_w) @ rows_h for cut in (high, low))
@@ -211,7 +211,7 @@ class SamProposer(Proposer):
         return Decoded(decoded.logits[good], decoded.quality[good], decoded.prompt[good])
 
     def _pack(self, image: SamImage, logits: torch.Tensor) -> tuple[packing.Packed, npt.NDArray[np.bool_]]:
-        """Enlarge one mask after the other: packed (N, bytes), and which of them are stable (N,)."""
+        """Enlarge masks one by one: packed (N, bytes), and which of them are stable (N,)."""
         level, high, low = self._cuts()
         packed = np.zeros((len(logits), packing.row_bytes(image.size)), np.uint8)
         stable = np.ones(len(logits), np.bool_)
@@ -228,7 +228,7 @@ class SamProposer(Proposer):
         return packed, stable
 
     def _tidied(self, found: Proposals, quality: Scores) -> Found:
-        """Holes and islands taken out; where that makes masks alike, untouched ones are kept, as in the package."""
+        """Remove holes and islands; if that makes masks alike, untouched ones are kept, as in the package."""
         packed, untouched = found.packed.copy(), np.ones(len(found), np.float32)
         for index in range(len(found)):
             mask, changed = tidy(found.mask(index), self.settings.min_mask_region_area)

@@ -1,4 +1,4 @@
-"""Segment Anything from its checkpoints: a file of one's own, or the official one, downloaded once and checked.
+"""Segment Anything from its checkpoints: a local file, or an official one, downloaded once and checked.
 
 Kirillov et al., "Segment Anything" (ICCV 2023). The modules are the package `segment-anything`'s.
 """
@@ -26,11 +26,11 @@ BASE_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 KERNEL = "image_encoder.patch_embed.proj.weight"
 CHUNK = 1 << 20
 TIMEOUT = 10
-"""Seconds without a byte after which a download is given up."""
+"""Seconds without data after which a download is given up."""
 
 
 class Official(NamedTuple):
-    """A checkpoint of the authors: its file name, its SHA-256, its size in MB, and the width of its encoder."""
+    """A published checkpoint: its file name, its SHA-256, its size in MB, and the width of its encoder."""
 
     file: str
     sha256: str
@@ -52,20 +52,20 @@ OFFICIAL = {
 
 
 def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
-    """Load SAM; which of its sizes a file holds is read from its tensors.
+    """Load SAM; its size is read from the tensors.
 
     Args:
         checkpoint: a .pth or .safetensors file of SAM, a file that `tools.mini_sam.export` wrote, or one of
             `OFFICIAL`, which is downloaded into the cache folder unless it is there.
-        device: where to put it.
+        device: of the model.
 
     Returns:
         The package's `Sam` in eval mode, float32, without gradients.
 
     Raises:
         MissingExtraError: `segment-anything` is not installed.
-        ModelError: unknown name, missing file, or a download that failed.
-        WeightsError: a damaged file, or weights of something else.
+        ModelError: the name is unknown, the file is missing, or the download failed.
+        WeightsError: the file is damaged, or of another model.
     """
     try:
         from segment_anything import sam_model_registry
@@ -84,7 +84,7 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
         return load_mini_sam(path, device=device)
     kernel = file.tensors.get(KERNEL)
     if kernel is None or kernel.ndim != 4:
-        raise bad_file(path, f"is no SAM: it holds no {KERNEL}")
+        raise bad_file(path, f"is not a SAM: it holds no {KERNEL}")
     width = kernel.shape[0]
     kind = next((name for name, official in OFFICIAL.items() if official.width == width), None)
     if kind is None:
@@ -96,7 +96,7 @@ def load_sam(checkpoint: str | Path = "vit_b", *, device: str = "cpu") -> Sam:
 
 
 def download(name: str) -> Path:
-    """The official checkpoint: from the cache folder, else from its authors' server, with its SHA-256 checked.
+    """The official checkpoint: from the cache folder, or from its authors' server, with its SHA-256 checked.
 
     Args:
         name: one of `OFFICIAL`.
@@ -104,17 +104,17 @@ def download(name: str) -> Path:
     Raises:
         ModelError: the server cannot be reached.
         OutputError: the file cannot be written.
-        WeightsError: what came has another SHA-256; nothing is kept of it.
+        WeightsError: the download has another SHA-256, and is discarded.
     """
     official = OFFICIAL[name]
     path = cache_dir() / official.file
     if path.is_file():
-        return path  # moved here only once its SHA-256 was right
+        return path  # moved here only after its SHA-256 was verified
     return atomic_write(path, _downloaded(name, official))
 
 
 def _downloaded(name: str, official: Official) -> Iterator[bytes]:
-    """The content of an official checkpoint as it arrives; its end is an error unless the SHA-256 is right."""
+    """The content of an official checkpoint as it arrives; raises at the end if the SHA-256 is wrong."""
     url, log = BASE_URL + official.file, logging.getLogger(__name__)
     log.info("downloading SAM %s, %d MB, from %s", name, official.megabytes, url)
     found, got = hashlib.sha256(), 0

@@ -1,4 +1,4 @@
-"""An image in ever smaller overlapping crops, so that SAM sees small things large (Kirillov et al., appendix B)."""
+"""An image in ever smaller overlapping crops, so that SAM sees small things enlarged (Kirillov et al., appendix B)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from densevl.proposals import packing
 from densevl.proposals.base import Proposals
 
 NEAR = 20
-"""Pixels from an edge of a crop within which a mask may have been cut by it."""
+"""Distance in pixels from an edge of a crop within which a mask may have been cut by it."""
 
 
 class Crop(NamedTuple):
@@ -25,10 +25,10 @@ class Crop(NamedTuple):
 
 
 def crops(size: tuple[int, int], layers: int, overlap: float) -> list[Crop]:
-    """The whole image, then of layer i 2^i x 2^i crops, each column top to bottom.
+    """The whole image, then the 2^i x 2^i crops of each layer i, column by column from top to bottom.
 
     Args:
-        size: (H, W). layers: besides the whole. overlap: of neighbours in the first layer, as a share of the shorter
+        size: (H, W). layers: besides the whole. overlap: of neighbours in the first layer, as a fraction of the shorter
             side; halved with each further layer.
     """
     height, width = size
@@ -47,7 +47,7 @@ def crops(size: tuple[int, int], layers: int, overlap: float) -> list[Crop]:
 
 
 def cut_by(boxes: npt.NDArray[np.float32], crop: Crop, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Which boxes (M, 4) of a crop, in its pixels, come near an edge of it that is no edge of the image."""
+    """Which boxes (M, 4) of a crop, in its pixels, are near an edge of it that is not an edge of the image."""
     inclusive = boxes + np.array([crop.left, crop.top, crop.left - 1, crop.top - 1])
     near_crop = np.abs(inclusive - np.array(crop[:4])) <= NEAR
     near_image = np.abs(inclusive - np.array([0, 0, size[1], size[0]])) <= NEAR
@@ -55,7 +55,7 @@ def cut_by(boxes: npt.NDArray[np.float32], crop: Crop, size: tuple[int, int]) ->
 
 
 def laid_back(found: Proposals, crop: Crop, size: tuple[int, int]) -> Proposals:
-    """Masks of a crop as masks of the image."""
+    """Convert masks of a crop to masks of the image."""
     packed = np.zeros((len(found), packing.row_bytes(size)), np.uint8)
     whole = np.zeros(size, np.bool_)
     part = whole[crop.top : crop.bottom, crop.left : crop.right]

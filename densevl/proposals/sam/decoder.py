@@ -1,9 +1,9 @@
 """SAM's mask decoder for many prompts of one image: the package's weights and values with a third of its arithmetic.
 
 Kirillov et al., "Segment Anything" (ICCV 2023), appendix A. An image has thousands of cells and a prompt a handful of
-tokens. A projection of the cells that only meets tokens is therefore applied to the tokens: q (W x) = (q W) x for
-logits, A (X W) = (A X) W for what tokens read. A position enters by W (x + p) = W x + W p, where W p is computed once
-an image. In the first layer all prompts see the same cells, which are projected once too.
+tokens. So a projection of the cells that is only multiplied by tokens is applied to the tokens instead: q (W x) =
+(q W) x for logits, A (X W) = (A X) W for the values that tokens read. A position enters by W (x + p) = W x + W p,
+where W p is computed once per image. In the first layer all prompts see the same cells, which are projected once too.
 
 Shape letters: P prompts, T tokens a prompt, N = h*w cells, C channels, A heads, d head width, F masks a prompt.
 """
@@ -20,20 +20,20 @@ from densevl.kernels.common import runs
 from densevl.kernels.linear import is_watched, linear, runs_onednn
 
 HELD = {"cpu": 2**23}
-"""Bytes of the cells of all prompts in a call. On a CPU larger tensors are returned to the system after each layer and
-faulted in again."""
+"""Size in bytes of the cells of all prompts in a call. On a CPU larger tensors are returned to the system after each
+layer and faulted in again."""
 IN_CACHE = {"cpu": 2**21}
-"""Bytes of pixels that pass through the upscaling together."""
-ELSEWHERE = 2**28  # of both: 64 prompts of SAM, as many as its package takes
+"""Size in bytes of the pixels that pass through the upscaling together."""
+ELSEWHERE = 2**28  # both sizes on other devices: 64 prompts of SAM, as many as in its package
 PUBLISHED = ("segment_anything.modeling.", "mobile_sam.modeling.", "torch.nn.modules.")
-"""Modules whose classes compute what is computed here; MobileSAM's are copies. Adapters and quantised layers do not."""
+"""Modules with classes that compute the same; MobileSAM's are copies. Adapters and quantised layers do not."""
 
 
 def decoder_of(decoder: Any, embedding: torch.Tensor, places: torch.Tensor) -> Decoder:
-    """The decoder of one image: `FoldedDecoder` where all its parts are of published classes, else as it is.
+    """The decoder of one image: `FoldedDecoder` if all its parts have published classes, otherwise as it is.
 
     Args:
-        decoder: a `MaskDecoder` of `segment_anything`, or of a package that kept its shape.
+        decoder: a `MaskDecoder` of `segment_anything`, or of a package with the same structure.
         embedding: (1, C, h, w) of the image, plus that of "no mask given". places: (1, C, h, w), position codes.
     """
     known = all(type(part).__module__.startswith(PUBLISHED) for part in decoder.modules())
@@ -41,10 +41,10 @@ def decoder_of(decoder: Any, embedding: torch.Tensor, places: torch.Tensor) -> D
 
 
 class Decoder:
-    """The transformer and the upscaling of a mask decoder, as its package runs them.
+    """The transformer and the upscaling of a mask decoder, run as in its package.
 
     Attributes:
-        at_once: prompts that are best given to one call.
+        at_once: the best number of prompts per call.
     """
 
     def __init__(self, decoder: Any, embedding: torch.Tensor, places: torch.Tensor) -> None:
@@ -65,7 +65,7 @@ class Decoder:
 
 
 class FoldedDecoder(Decoder):
-    """The same values from fewer products. What all prompts share is computed when it is made."""
+    """The same values from fewer products. Values that all prompts share are computed in the constructor."""
 
     def __init__(self, decoder: Any, embedding: torch.Tensor, places: torch.Tensor) -> None:
         super().__init__(decoder, embedding, places)
@@ -73,9 +73,9 @@ class FoldedDecoder(Decoder):
         self.cells_NC, codes_NC = (grid[0].flatten(1).T.contiguous() for grid in (embedding, places))
         writes = [layer.cross_attn_image_to_token for layer in model.layers]
         reads = [layer.cross_attn_token_to_image for layer in model.layers] + [model.final_attn_token_to_image]
-        # What tokens meet in each layer apart from the cells that a prompt has changed.
+        # Inputs of the tokens in each layer, apart from the cells that a prompt has changed.
         fixed = [self.cells_NC + codes_NC] + [codes_NC] * len(writes)
-        # Without the keys' bias: it moves all logits of a token alike, which softmax does not see.
+        # Without the keys' bias: it shifts all logits of a token alike, to which softmax is invariant.
         self.keys = [_heads(F.linear(x, own.k_proj.weight), own.num_heads) for x, own in zip(fixed, reads, strict=True)]
         self.queries = [_heads(own.q_proj(x), own.num_heads) for x, own in zip(fixed, writes, strict=False)]
         self.values_ANd = _heads(reads[0].v_proj(self.cells_NC), reads[0].num_heads)
@@ -111,14 +111,14 @@ class FoldedDecoder(Decoder):
         return model.norm_final_attn(tokens + got), cells
 
     def _read_first(self, attn: Any, placed_PTC: torch.Tensor) -> torch.Tensor:
-        """What tokens read off the image as encoded: those of all prompts are queries to the same keys."""
+        """What tokens read from the image as encoded: all prompts' tokens are queries to the same keys."""
         queries = _heads(attn.q_proj(placed_PTC.flatten(0, 1)), attn.num_heads)
         got = F.scaled_dot_product_attention(queries[None], self.keys[0][None], self.values_ANd[None])[0]
         read: torch.Tensor = attn.out_proj(got.transpose(0, 1).flatten(1))
         return read.unflatten(0, placed_PTC.shape[:2])
 
     def masks(self, cells_PNC: torch.Tensor, filters_PFc: torch.Tensor) -> torch.Tensor:
-        """See `Decoder.masks`. The windows of the upscaling do not overlap, so it is a product of each cell."""
+        """See `Decoder.masks`. The windows of the upscaling do not overlap, so it is a matrix product per cell."""
         if is_watched(self.decoder):
             return super().masks(cells_PNC, filters_PFc)
         (h, w), (count, total, channels) = self.embedding.shape[-2:], cells_PNC.shape
@@ -160,14 +160,14 @@ def _logits(
 
 
 def _products(a_PMK: torch.Tensor, b_PNK: torch.Tensor) -> torch.Tensor:
-    """Each prompt's a b^T (P, M, N), one after the other where that is the library that multiplies faster here."""
+    """Each prompt's a b^T (P, M, N), one by one if that is faster with this machine's library."""
     if runs_onednn(a_PMK[0], b_PNK[0], None):
         return torch.stack([linear(a, b) for a, b in zip(a_PMK, b_PNK, strict=True)])
     return a_PMK @ b_PNK.mT
 
 
 def _read(attn: Any, placed_PTC: torch.Tensor, keys_ANd: torch.Tensor, cells_PNC: torch.Tensor) -> torch.Tensor:
-    """What tokens read off the cells of their prompt: (P, T, C)."""
+    """What tokens read from the cells of their prompt: (P, T, C)."""
     heads = attn.num_heads
     logits = _logits(_heads(attn.q_proj(placed_PTC), heads), attn.k_proj.weight, keys_ANd, cells_PNC)
     seen_PATC = _products(logits.softmax(dim=2), cells_PNC.mT).unflatten(1, (heads, -1))
@@ -183,17 +183,17 @@ def _change(
     queries_ANd: torch.Tensor,
     cells_PNC: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What cells read off the tokens of their prompt, in two factors: (P, N, A*T) and (P, A*T, C)."""
+    """What cells read from the tokens of their prompt, in two factors: (P, N, A*T) and (P, A*T, C)."""
     heads = attn.num_heads
     logits = _logits(_heads(attn.k_proj(placed_PTC), heads), attn.q_proj.weight, queries_ANd, cells_PNC)
     weights = logits.unflatten(1, (heads, -1)).softmax(dim=2).flatten(1, 2)
     values_PATd = _heads(attn.v_proj(tokens_PTC), heads)
-    # The weights of a head sum to 1, so that its share of the bias may stand in each of its values.
+    # The weights of a head sum to 1, so each of its values can carry the head's share of the bias.
     values_PATC = values_PATd @ attn.out_proj.weight.T.unflatten(0, (heads, -1)) + attn.out_proj.bias / heads
     return weights.mT, values_PATC.flatten(1, 2)
 
 
 def _spread(conv: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """A transposed convolution whose stride is its window as a product: weight (window * out, in) and its bias."""
+    """A transposed convolution with stride equal to window, as a product: weight (window * out, in) and bias."""
     weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
     return weight, conv.bias.repeat(len(weight) // len(conv.bias))

@@ -1,7 +1,7 @@
-"""SAM's image encoder with our attention: the package's weights and values, without its tokens x tokens bias.
+"""SAM's image encoder with densevl's attention: the package's weights and values, without its tokens x tokens bias.
 
 Kirillov et al., "Segment Anything" (ICCV 2023). Blocks are those of `segment_anything.modeling.ImageEncoderViT`; their
-norms, projections and MLPs run as they are, and only the attention between is `grid_attention`.
+norms, projections and MLPs run as they are, and only the attention between them is `grid_attention`.
 
 Shape letters: B images or windows, A heads, N = h*w tokens, D width, d head width, C channels.
 """
@@ -17,12 +17,12 @@ from densevl.kernels import RelPos, grid_attention
 from densevl.kernels.common import runs
 from densevl.kernels.linear import is_watched, through
 
-MLP_TOKENS = 512  # that go through an MLP together on a CPU
+MLP_TOKENS = 512  # tokens that pass through an MLP together on a CPU
 
 
 @dataclass(frozen=True, eq=False)
 class Projections:
-    """What an attention layer is made of; logits are q k^T / sqrt(d) + the relative position terms.
+    """The inputs of an attention layer; logits are q k^T / sqrt(d) + the relative position terms.
 
     Attributes:
         q, k, v: (B, A, N, d).
@@ -53,7 +53,7 @@ def project(attn: Any, x_BhwD: torch.Tensor) -> Projections:
 
 
 def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
-    """A block of `segment_anything`'s encoder: (B, h, w, D), to rounding what `block(x)` gives."""
+    """Run a block of `segment_anything`'s encoder: (B, h, w, D), equal to `block(x)` up to rounding."""
     from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 
     if is_watched(block):
@@ -70,7 +70,7 @@ def run_block(block: Any, x_BhwD: torch.Tensor) -> torch.Tensor:
         y_BhwD = window_unpartition(y_BhwD, side, padded, size)
     x_BhwD = x_BhwD + y_BhwD
     tokens = x_BhwD.flatten(0, 2)
-    # In runs, or the hidden layer is returned to the system after each block and faulted in again.
+    # In runs, because otherwise the hidden layer is returned to the system after each block and faulted in again.
     parts = runs(len(tokens), MLP_TOKENS, whole=0 if tokens.device.type == "cpu" else len(tokens))
     mixed = [_mlp(block.mlp, block.norm2(tokens[rows])) for rows in parts]
     return x_BhwD + torch.cat(mixed).view(x_BhwD.shape)
@@ -85,8 +85,7 @@ def _mlp(mlp: Any, x: torch.Tensor) -> torch.Tensor:
 def run_encoder(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Preprocessed pixels (B, 3, S, S) to the image embedding (B, C, S/patch, S/patch).
 
-    An encoder that is not `segment_anything`'s own, as other packages put in its place, runs as it is, and so does one
-    that is watched.
+    An encoder that is not `segment_anything`'s own, or one that is watched, runs as it is.
     """
     if type(encoder).__module__ != "segment_anything.modeling.image_encoder" or is_watched(encoder):
         return encoder(pixels)
@@ -97,6 +96,6 @@ def run_encoder(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def embed(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What enters the first block: (B, h, w, D)."""
+    """The input of the first block: (B, h, w, D)."""
     x_BhwD = encoder.patch_embed(pixels)
     return x_BhwD if encoder.pos_embed is None else x_BhwD + encoder.pos_embed

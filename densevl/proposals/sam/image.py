@@ -1,8 +1,8 @@
-"""One image in SAM: encoded once, then prompted as often as one likes; nothing is enlarged that is not asked for.
+"""One image in SAM: encoded once, then prompted any number of times; only requested masks are enlarged.
 
-Kirillov et al., "Segment Anything" (ICCV 2023). The modules are those of the package `segment-anything`, or of one
-that kept their shape; how they are called is ours. The quality a decoder predicts is read before its masks are made,
-so that a mask nobody wants costs no upscaling, and enlarging is one matrix an axis instead of two resizes.
+Kirillov et al., "Segment Anything" (ICCV 2023). The modules are those of the package `segment-anything`, or of one with
+the same structure; they are called differently. The predicted quality is read before the masks are made, so that an
+unwanted mask costs no upscaling, and enlarging is one matrix per axis instead of two resizes.
 
 Shape letters: P prompts, K points a prompt, T mask tokens, C channels, N masks, h/w decoded grid, H/W image.
 """
@@ -32,11 +32,11 @@ PIXELS = {"cpu": 64}
 
 
 class Decoded(NamedTuple):
-    """Masks of a batch of prompts that were good enough to make.
+    """Masks of a batch of prompts with sufficient predicted quality.
 
     Attributes:
-        logits: float (N, h, w), of the whole padded square, inside above 0.
-        quality: float (N,), the IoU the model predicts, as it comes: some models go above 1.
+        logits: float (N, h, w), of the whole padded square, above 0 inside.
+        quality: float (N,), the predicted IoU, unclipped: some models exceed 1.
         prompt: int64 (N,), which prompt of the batch; ascending, the masks of one in the model's order.
     """
 
@@ -47,11 +47,11 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SamImage:
-    """An image's embedding and the prompts' way to masks. Made by `encode`.
+    """An image's embedding, and the way from prompts to masks. Made by `encode`.
 
     Attributes:
-        sam: the model. rgb: uint8 (H, W, 3). size: (H, W) of the image in pixels; covered: of it as the encoder saw
-            it, without padding.
+        sam: the model. rgb: uint8 (H, W, 3). size: (H, W) of the image in pixels; covered: its size in the encoder's
+            input, without padding.
         embedding: (1, C, g, g), the image's plus that of "no mask given". places: (1, C, g, g), position codes.
         across, down: (W, w) and (H, h): bilinear enlargement to the encoder's square, cut, then to the image.
     """
@@ -83,7 +83,7 @@ class SamImage:
         prompts = sam.prompt_encoder
         unprompted = prompts.no_mask_embed.weight.reshape(1, -1, 1, 1)
         embedding = run_encoder(sam.image_encoder, sam.preprocess(pixels)) + unprompted
-        grid = 4 * prompts.image_embedding_size[0]  # what the decoder's two upscalings make of it
+        grid = 4 * prompts.image_embedding_size[0]  # after the decoder's two upscalings
         down, across = (
             (bilinear_matrix(length, part) @ bilinear_matrix(side, grid)[:part]).astype(np.float32)
             for length, part in zip(size, covered, strict=True)
@@ -97,7 +97,7 @@ class SamImage:
 
     @property
     def at_once(self) -> int:
-        """Prompts that are best decoded in one call, as many as keep the decoder's tensors small on this device."""
+        """The best number of prompts per call, which keeps the decoder's tensors small on this device."""
         return self._decoder.at_once
 
     @torch.no_grad()
@@ -115,7 +115,7 @@ class SamImage:
         Args:
             points_PK2: x and y in pixels of the image. labels_PK: 1 inside, 0 outside; None is 1 everywhere.
             boxes_P4: x0 y0 x1 y1 in pixels of the image.
-            several: three masks a prompt, of a whole, a part and a part of that; or one, for a clear prompt.
+            several: three masks per prompt, of a whole, a part and a part of that; or one, for a clear prompt.
             above: masks whose predicted quality is not above this are not made.
         """
         tokens = self._prompt_tokens(points_PK2, labels_PK, boxes_P4)
@@ -133,15 +133,15 @@ class SamImage:
         return Decoded(made[place, mask], quality[prompt, mask], prompt)
 
     def enlarged(self, logits: torch.Tensor, floor: float) -> Iterator[tuple[torch.Tensor, slice, slice]]:
-        """Logits at the size of the image, one mask after the other, only where they can be above `floor`.
+        """Enlarge logits to the size of the image, one mask after the other, only where they can be above `floor`.
 
-        A pixel is a mean of decoded cells: where none of them is above `floor`, neither is the pixel.
+        A pixel is a mean of decoded cells: if none of them is above `floor`, the pixel is not either.
 
         Args:
-            logits: (N, h, w) of `decode`. floor: below every level that the result will be compared with.
+            logits: (N, h, w) from `decode`. floor: below every level that the result will be compared with.
 
         Yields:
-            For each mask the logits (rows, columns) of a part of the image, and the slices that part takes.
+            For each mask the logits (rows, columns) of a part of the image, and the slices of that part.
         """
         above = logits > floor
         parts_down = self._touched(above.any(dim=2), self.down.matrix)
@@ -152,7 +152,7 @@ class SamImage:
 
     @staticmethod
     def _touched(used: torch.Tensor, weights: torch.Tensor) -> list[slice]:
-        """The pixels (slices of L) that cells in use (N, cells) have a share in; weights (L, cells)."""
+        """The pixels (slices of L) to which cells in use (N, cells) contribute; weights (L, cells)."""
         touched = used.float() @ (weights != 0).float().T > 0  # (N, L)
         pixels = torch.arange(1, len(weights) + 1, device=used.device)
         last = (touched * pixels).amax(dim=1)
@@ -161,7 +161,7 @@ class SamImage:
         return [slice(min(start, stop), stop) for start, stop in ends]
 
     def cell_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """How much of each row (h,) and column (w,) of the decoded grid lies in the image rather than in padding."""
+        """The fraction of each row (h,) and column (w,) of the decoded grid that lies in the image, not in padding."""
         side = int(self.sam.image_encoder.img_size)
         rows, cols = (
             (part * cells / side - torch.arange(cells, device=self.embedding.device)).clamp(0, 1)
@@ -178,7 +178,7 @@ class SamImage:
         points = boxes = None
         if points_PK2 is not None:
             labels_PK = np.ones(points_PK2.shape[:2], np.int64) if labels_PK is None else labels_PK
-            # float64, as the package has it: its position codes turn a rounded coordinate into another angle
+            # float64, as in the package: its position codes turn a rounded coordinate into another angle
             points = torch.as_tensor(points_PK2 * scale, device=device), torch.as_tensor(labels_PK, device=device)
         if boxes_P4 is not None:
             boxes = torch.as_tensor(boxes_P4.reshape(-1, 2, 2) * scale, device=device).reshape(-1, 4)
@@ -186,8 +186,8 @@ class SamImage:
 
 
 def _resampled(plan: AxisPlan, x: torch.Tensor, wanted: slice) -> torch.Tensor:
-    """Those rows of `plan.matrix @ x` that are wanted."""
-    x = x.to(plan.matrix.dtype)  # a caller's mixed precision gives halves
+    """The wanted rows of `plan.matrix @ x`."""
+    x = x.to(plan.matrix.dtype)  # a caller's mixed precision gives half precision
     made = x.new_empty(max(0, wanted.stop - wanted.start), x.shape[1])
     for block in plan.blocks(PIXELS.get(x.device.type, len(plan.matrix))):
         start, stop = max(block.pixels.start, wanted.start), min(block.pixels.stop, wanted.stop)

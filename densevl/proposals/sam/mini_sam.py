@@ -1,7 +1,7 @@
 """mini-sam: densevl's own small Segment Anything model, trained on rendered flat art and shipped in the package.
 
-Kirillov et al., "Segment Anything" (ICCV 2023). The network is made of the classes of the package `segment-anything`,
-only smaller, so that package's `SamPredictor` and `SamAutomaticMaskGenerator` run on it unchanged:
+Kirillov et al., "Segment Anything" (ICCV 2023). The network is built from the classes of the package
+`segment-anything`, only smaller, so that package's `SamPredictor` and `SamAutomaticMaskGenerator` run on it unchanged:
 
     sam = load_mini_sam()
     masks = SamAutomaticMaskGenerator(sam, points_per_side=16, **AUTOMATIC).generate(image)  # uint8 (H, W, 3), RGB
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights/mini_sam.safetensors"
 SHA256 = "17b03d2f434ce9778e85a4333ec2a477a138e84787d7521e41ed8df8face39eb"
-"""Of the shipped file."""
+"""SHA-256 of the shipped file."""
 AUTOMATIC = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.25}
-"""Thresholds of `SamAutomaticMaskGenerator` for this model, set on training styles; its own are for ViT-H."""
+"""Thresholds of `SamAutomaticMaskGenerator` for this model, set on training styles; its defaults are for ViT-H."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def load_mini_sam(path: Path | None = None, *, device: str = "cpu") -> Sam:
 
     Args:
         path: the weights; None takes the package's own, checked against its SHA-256.
-        device: where to put them.
+        device: of the weights.
 
     Returns:
         The package's `Sam` in eval mode, float32, without gradients.
@@ -117,7 +117,7 @@ def load_mini_sam(path: Path | None = None, *, device: str = "cpu") -> Sam:
     Raises:
         MissingExtraError: `segment-anything` is not installed.
         ModelError: this installation holds no weights.
-        WeightsError: the file is damaged or another.
+        WeightsError: the file is damaged or of another kind.
     """
     path = path or shipped_file(WEIGHTS, SHA256, "mini-sam", "tools.mini_sam.train")
     state, config = read_weights(path)
@@ -129,7 +129,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], SamConfig]:
     """Read a weights file: its tensors as stored, and from its header the sizes of the network.
 
     Raises:
-        WeightsError: missing, damaged, or not a file of this kind.
+        WeightsError: the file is missing, damaged, or of another kind.
     """
     file = read_checkpoint(path)
     try:
