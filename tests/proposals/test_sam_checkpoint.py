@@ -55,7 +55,7 @@ def _without(state: dict, key: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: {"a": torch.ones(1)}, "is no SAM: it holds no image_encoder"),
+        (lambda state: {"a": torch.ones(1)}, "is not a SAM: it holds no image_encoder"),
         (lambda state: [1, 2], "holds a list, not a dict"),
         (
             lambda state: {**state, "image_encoder.patch_embed.proj.weight": torch.ones(99, 3, 8, 8)},
