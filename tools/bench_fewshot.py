@@ -31,9 +31,12 @@ from densevl.backbones import Backbone, load_backbone
 from densevl.backbones.projected.projection import projection_of, with_projection
 from densevl.devices import keep_memory
 from densevl.evaluation.config import parse_change
-from densevl.fewshot import HEADS, build
+from densevl.fewshot import HEADS, Head, build
+from densevl.fewshot.prompts.head import PromptLearner
+from densevl.fewshot.prompts.visual import Looking
 from densevl.fewshot.pseudo import HOWS, pseudo_labels
 from densevl.fewshot.words import as_text, class_rows
+from densevl.pipelines.feeding import embed_images
 from densevl.pipelines.fewshot.classifier import OWN
 from densevl.pipelines.fewshot.examples import row_strings
 from densevl.pipelines.fewshot.features import Features, ImageFeatures, PixelFeatures, RegionFeatures
@@ -116,7 +119,9 @@ class Level:
         if self.dense:
             self.test = [(scene, *self.features.embed(scene.image)) for scene in test]  # type: ignore[attr-defined]
         else:
-            seen = list(self.features.rows(self._examples(test)))
+            shown = self._examples(test)
+            self.tests = [image for images in shown.values() for image in images] if level == "image" else []
+            seen = list(self.features.rows(shown))
             self.queries = {kind: torch.cat([one.features[kind] for one in seen]) for kind in self.rows}
             self.truth = torch.tensor([self.names.index(name) for one in seen for name in one.owners])
 
@@ -180,12 +185,23 @@ class Level:
         told: dict[str, Any] = {"weights": self.weights[kept], "strings": strings}
         if count := settings.get("views", 0):
             told["views"] = self.features.views([self.pictures[one] for one in kept.tolist()], count, 0)  # type: ignore[attr-defined]
+        if settings.get("vision"):
+            told["pixels"] = self.features.fed([self.pictures[one] for one in kept.tolist()])  # type: ignore[attr-defined]
         return {
-            kind: build(head, **settings)
-            .fit(rows[kept], self.owner[kept], self.text, scale=self.features.scales[kind], **told)
-            .logits
+            kind: self._judge(
+                build(head, **settings).fit(
+                    rows[kept], self.owner[kept], self.text, scale=self.features.scales[kind], **told
+                )
+            )
             for kind, rows in self.rows.items()
         }
+
+    def _judge(self, head: Head) -> Callable[..., torch.Tensor]:
+        """Logits of features; a head that has tokens in the image tower looks at the test pictures anew."""
+        if not isinstance(head, PromptLearner) or head.tokens is None:
+            return head.logits
+        look = Looking(self.segmenter.backbone, head.tokens)
+        return lambda rows: head.logits(embed_images(look, self.tests))
 
     def words(self) -> dict[str, Callable[..., torch.Tensor]]:
         """Logits of the words alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,19 @@ from densevl.weights import require_finite
 BATCH = 32  # of whole pictures, a pass
 PLANS = ("tiles", "sliding", "whole")
 """Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
+
+
+class Embeds(Protocol):
+    """What embeds whole pictures: a `Backbone`, or one that looks otherwise."""
+
+    name: str
+
+    @property
+    def picture_size(self) -> tuple[int, int]: ...
+
+    def normalize(self, image: np.ndarray) -> torch.Tensor: ...
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor: ...
 
 
 def settle(
@@ -88,13 +101,17 @@ def patch_grid(backbone: Backbone) -> tuple[int, int]:
     return height // backbone.patch_size, width // backbone.patch_size
 
 
-def embed_images(backbone: Backbone, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised.
+def whole_pictures(backbone: Embeds, pictures: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    """Whole pictures, uint8 RGB (H, W, 3), normalised at the trained size: float (3, S, S) each.
 
-    They are resized to the trained size without a crop, so that nothing at the rim is lost.
+    They are resized without a crop, so that nothing at the rim is lost.
     """
-    size = backbone.picture_size
-    pixels = [backbone.normalize(shrink(picture, size)) for picture in pictures]
+    return [backbone.normalize(shrink(picture, backbone.picture_size)) for picture in pictures]
+
+
+def embed_images(backbone: Embeds, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised; see `whole_pictures`."""
+    pixels = whole_pictures(backbone, pictures)
     starts = range(0, len(pixels), BATCH)
     rows = torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()
     require_finite(rows, f"image embeddings of model '{backbone.name}'")

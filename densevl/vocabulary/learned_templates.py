@@ -57,6 +57,7 @@ class LearnedTemplate(str):
 
 
 NET = "net "  # prefix of the tensors of a network that makes words depend on the image
+TOKENS = "image tokens"  # those that words go with in the image tower
 
 
 def to_state(templates: tuple[str, ...]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -103,4 +104,8 @@ def load(path: str | os.PathLike[str]) -> tuple[str, ...]:
         own = {key.removeprefix(f"{part}/"): value for key, value in tensors.items() if key.startswith(f"{part}/")}
         if any(key.startswith(NET) for key in own):
             raise WeightsError(f"the contexts of few-shot head {path} depend on each image: it has no fixed templates")
+        if TOKENS in own:
+            raise WeightsError(
+                f"the context of few-shot head {path} goes with tokens in the image tower: it has no fixed templates"
+            )
         return from_state(own, facts["heads"][part]) or tuple(map(str, facts["templates"]))

@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch.nn import functional as F
 
 from densevl.errors import ModelError
-from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, descend, joined, unit_prompts
-from densevl.fewshot.prompts.fitting import Progress, blocks
+from densevl.fewshot.prompts.contexts import Contexts, Parts, Spoken, Tower, descend, joined, leaf, unit_prompts
+from densevl.fewshot.prompts.fitting import Plan, Progress, all_or_none
 from densevl.fewshot.prompts.training import Task
 
 CONTRAST, TEMPERATURE = 0.1, 0.1  # of SimCLR, as GOPro's
@@ -32,7 +33,7 @@ NARROWER, FEWEST = 16, 4  # the hidden layer: a share of the joint space, as CoC
 
 
 @dataclass(frozen=True, eq=False)
-class Net:
+class Net(Parts):
     """Two layers. Attributes: down: (H, E), D. inner: (H,), d. up: (W, H), U. outer: (W,), u."""
 
     down: torch.Tensor
@@ -56,14 +57,6 @@ class Net:
         """(W,), of the unit vector of an image."""
         return F.linear(self.hidden(unit_E), self.up, self.outer)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """By name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Net:
-        """Each tensor changed."""
-        return Net(**{name: change(own) for name, own in self.tensors().items()})
-
 
 @dataclass(frozen=True, eq=False)
 class Conditioned:
@@ -83,30 +76,12 @@ class Conditioned:
 
     def leaves(self, device: torch.device) -> Conditioned:
         """A copy to be trained."""
-
-        def leaf(one: torch.Tensor) -> torch.Tensor:
-            return one.detach().to(device).clone().requires_grad_(True)
-
-        return Conditioned(
-            Contexts([leaf(one) for one in self.contexts.words], self.contexts.fronts), self.net.map(leaf)
-        )
+        own = partial(leaf, device=device)
+        return Conditioned(self.contexts.map(own), self.net.map(own))
 
     def detached(self) -> Conditioned:
         """Without gradients."""
-        own = [one.detach() for one in self.contexts.words]
-        return Conditioned(Contexts(own, self.contexts.fronts), self.net.map(torch.Tensor.detach))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Attributes: steps: of Adam. batch: images of one. rate: at its highest, of words. folds: as of `Schedule`.
-    seed: of the order of images."""
-
-    steps: int
-    batch: int
-    rate: float
-    folds: int
-    seed: int
+        return Conditioned(self.contexts.map(torch.Tensor.detach), self.net.map(torch.Tensor.detach))
 
 
 def gather(tower: Tower, own: Conditioned, task: Task, chosen_B: torch.Tensor) -> float:
@@ -203,21 +178,17 @@ def train(
         ([own.net.down, own.net.inner], 0.1 / math.sqrt(joint)),
     ]
     solver = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in rates])
-    count = len(task.targets)
-    batch, generator = min(plan.batch, count), torch.Generator().manual_seed(plan.seed)
-    rounds = [torch.randperm(count, generator=generator) for _ in range(-(-plan.steps * batch // count))]
     losses: list[float] = []
-    for step, chosen in enumerate(torch.cat(rounds)[: plan.steps * batch].split(batch)):
+    for step, chosen in enumerate(plan.batches(len(task.targets))):
         for group, (_, rate) in zip(solver.param_groups, rates, strict=True):
-            group["lr"] = rate * (0.5 + 0.5 * math.cos(math.pi * step / plan.steps))
+            group["lr"] = rate * plan.fallen(step)
         solver.zero_grad(set_to_none=True)
         losses.append(gather(tower, own, task, chosen))
         solver.step()
         if not math.isfinite(losses[-1]) or not all(torch.isfinite(one).all() for one in own.net.tensors().values()):
             raise ModelError(f"learning prompts diverged at step {step + 1}; take a smaller rate")
         hear()
-    recent = losses[-max(1, count // batch) :]
-    return own.detached(), sum(recent) / len(recent)
+    return own.detached(), plan.recent(losses, len(task.targets))
 
 
 @torch.no_grad()
@@ -232,29 +203,5 @@ def likelihood(tower: Tower, own: Conditioned, task: Task, kept_N: torch.Tensor,
 def learn(
     tower: Tower, task: Task, start: Conditioned, plan: Plan, progress: Progress | None = None
 ) -> tuple[Conditioned | None, dict[str, float]]:
-    """Contexts and their net, or None where left-out examples say that the words as they were are better.
-
-    Returns:
-        They, and "steps", "loss" and, with folds, the "gain" in likelihood per class, as head "prompt" tells them.
-
-    Raises:
-        ModelError: training diverges.
-    """
-    parts, done = blocks(task.targets, plan.folds), 0
-
-    def hear() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, (len(parts) + 1) * plan.steps)
-
-    gain, smoothing = 0.0, 1 / (len(task.targets) + 1)
-    for kept_N in parts:
-        judged, _ = train(tower, task.part((~kept_N).nonzero().flatten()), start, plan, hear)
-        gain += likelihood(tower, judged, task, kept_N, smoothing)
-        gain -= task.likelihood(task.text, kept_N.nonzero().flatten(), smoothing)
-    found = {"gain": gain / len(task.text)} if parts else {}
-    if parts and gain <= 0:
-        return None, {"steps": 0, **found}
-    made, loss = train(tower, task, start, plan, hear)
-    return made, {"steps": plan.steps, "loss": loss, **found}
+    """Contexts and their net; see `all_or_none`."""
+    return all_or_none(task, plan, partial(train, tower), start, lambda *judged: likelihood(tower, *judged), progress)

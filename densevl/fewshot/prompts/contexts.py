@@ -10,8 +10,8 @@ E joint space.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Protocol, Self
 
 import torch
 from torch.nn import functional as F
@@ -79,6 +79,10 @@ class Contexts:
         own = [one for one in templates if isinstance(one, LearnedTemplate)]
         return cls([torch.from_numpy(one.words.copy()).to(device) for one in own], [one.before for one in own])
 
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Contexts:
+        """The words of each changed."""
+        return Contexts([change(one) for one in self.words], self.fronts)
+
     def templates(self, tower: Tower) -> tuple[str, ...]:
         """They as templates, for any words in any pipeline."""
         own = zip(self.words, self.fronts, strict=True)
@@ -86,6 +90,23 @@ class Contexts:
             LearnedTemplate(words.detach().float().cpu().numpy(), before, tower.text_fingerprint)
             for words, before in own
         )
+
+
+class Parts:
+    """A dataclass of tensors that are learned beside contexts."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Each tensor changed."""
+        return type(self)(**{name: change(own) for name, own in self.tensors().items()})
+
+
+def leaf(one: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy to be trained."""
+    return one.detach().to(device).clone().requires_grad_(True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from densevl.files import atomic_write
 from densevl.fitted import to_bytes
 from densevl.weights import below, read_checkpoint
 
+Learned = TypeVar("Learned")
 Progress = Callable[[int, int], None]
 SECONDS = 20.0  # between checkpoints
 KIND = "densevl-prompts-1"
@@ -36,6 +38,33 @@ class Schedule:
     steps: int
     rate: float
     folds: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast, where every image is asked for itself. Attributes: steps: of Adam. batch: images of one.
+    rate: at its highest, of words. folds: as of `Schedule`. seed: of the order of images."""
+
+    steps: int
+    batch: int
+    rate: float
+    folds: int
+    seed: int
+
+    def batches(self, count: int) -> Iterator[torch.Tensor]:
+        """Which of so many samples each step takes, in a seeded order: every one once before any comes again."""
+        batch, generator = min(self.batch, count), torch.Generator().manual_seed(self.seed)
+        rounds = [torch.randperm(count, generator=generator) for _ in range(-(-self.steps * batch // count))]
+        yield from torch.cat(rounds)[: self.steps * batch].split(batch)
+
+    def fallen(self, step: int) -> float:
+        """The share of the rate at a step: a cosine."""
+        return 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
+
+    def recent(self, losses: Sequence[float], count: int) -> float:
+        """The mean loss of the last round over so many samples."""
+        last = losses[-max(1, count // min(self.batch, count)) :]
+        return sum(last) / len(last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,3 +204,43 @@ def blocks(targets_N: torch.Tensor, count: int) -> list[torch.Tensor]:
         return []
     fold = torch.where(counts > 1, rank(targets_N) * torch.minimum(counts, counts.new_tensor(count)) // counts, -1)
     return [fold == number for number in range(int(fold.max()) + 1)]
+
+
+def all_or_none(
+    task: Task,
+    plan: Plan,
+    train: Callable[[Task, Learned, Plan, Callable[[], None]], tuple[Learned, float]],
+    start: Learned,
+    likelihood: Callable[[Learned, Task, torch.Tensor, float], float],
+    progress: Progress | None = None,
+) -> tuple[Learned | None, dict[str, float]]:
+    """What all steps lead to, or None where left-out examples say that the words as they were are better.
+
+    Args:
+        train: from `start`, and the loss; it calls its last argument after every step. likelihood: of some samples by
+            what was trained, as `Task.likelihood`.
+
+    Returns:
+        It, and "steps", "loss" and, with folds, the "gain" in likelihood per class, as head "prompt" tells them.
+
+    Raises:
+        ModelError: training diverges.
+    """
+    parts, done = blocks(task.targets, plan.folds), 0
+
+    def hear() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, (len(parts) + 1) * plan.steps)
+
+    gain, smoothing = 0.0, 1 / (len(task.targets) + 1)
+    for kept_N in parts:
+        judged, _ = train(task.part((~kept_N).nonzero().flatten()), start, plan, hear)
+        gain += likelihood(judged, task, kept_N, smoothing)
+        gain -= task.likelihood(task.text, kept_N.nonzero().flatten(), smoothing)
+    found = {"gain": gain / len(task.text)} if parts else {}
+    if parts and gain <= 0:
+        return None, {"steps": 0, **found}
+    made, loss = train(task, start, plan, hear)
+    return made, {"steps": plan.steps, "loss": loss, **found}

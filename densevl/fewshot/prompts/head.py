@@ -3,7 +3,8 @@
 CoOp (Zhou et al., IJCV 2022) with several contexts (ECO), a tie to the words as they were (KgCoOp, Yao et al., CVPR
 2023), and sessions (CPE-CLIP, D'Alessandro et al., 2023). All rows are said with the same contexts, those of classes
 without examples and of background words too. With `conditioned` each image has contexts of its own (CoCoOp), and the
-rows that follow. Shape letters: N samples, R rows, E joint space.
+rows that follow; with `vision` tokens beside the patches of the image tower are learned too (MaPLe). Shape letters: N
+samples, R rows, E joint space, J blocks, n tokens, D width of the image tower.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from torch.nn import functional as F
 
 from densevl.errors import LabelError, ModelError, OptionError
 from densevl.fewshot.head import Head, Samples
-from densevl.fewshot.prompts.conditioned import Conditioned, Net, Plan, learn
+from densevl.fewshot.prompts import visual
+from densevl.fewshot.prompts.conditioned import Conditioned, Net, learn
 from densevl.fewshot.prompts.contexts import Contexts, Spoken, Tower, joined, size, unit_prompts
-from densevl.fewshot.prompts.fitting import Fit, Progress, Schedule
+from densevl.fewshot.prompts.fitting import Fit, Plan, Progress, Schedule
 from densevl.fewshot.prompts.training import Run, Task
-from densevl.fewshot.settings import COUNT, SEED, Rule
-from densevl.vocabulary.learned_templates import NET, LearnedTemplate, from_state, to_state
+from densevl.fewshot.settings import COUNT, SEED, Rule, require
+from densevl.vocabulary.learned_templates import NET, TOKENS, LearnedTemplate, from_state, to_state
 from densevl.vocabulary.prompts import Prompt
 from densevl.weights import below
 
 STARTS = ("words", "random")
+CONTEXTS = 4
 
 
 class PromptLearner(Head):
@@ -35,12 +38,14 @@ class PromptLearner(Head):
     Attributes:
         templates: the learned ones, or those it was given, where they are better; `TextClassifier` takes both.
         conditioned: contexts that depend on the image, and the net that shifts them; None where there are none.
+        tokens: (J, n, D) that stand beside the patches of an image; None where there are none. Features of images to be
+            judged are then those of `visual.Looking`.
     """
 
     name: ClassVar[str] = "prompt"
     parts: ClassVar[tuple[str, ...]] = ("tower", "templates", "checkpoint", "progress")
     rules: ClassVar[Mapping[str, Rule]] = {
-        "contexts": COUNT,
+        "contexts": Rule(1, whole=True, optional=True),
         "start": Rule(words=STARTS),
         "length": COUNT,
         "tie": Rule(),
@@ -52,6 +57,7 @@ class PromptLearner(Head):
         "batch": COUNT,
         "views": Rule(whole=True),
         "deep": COUNT,
+        "vision": Rule(flag=True),
     }
     adds: ClassVar[bool] = True
 
@@ -60,7 +66,7 @@ class PromptLearner(Head):
         tower: Tower | None = None,
         templates: Sequence[str] = ("a photo of a {}.",),
         *,
-        contexts: int = 4,
+        contexts: int | None = None,
         start: str = "words",
         length: int = 4,
         tie: float = 1.0,
@@ -72,6 +78,7 @@ class PromptLearner(Head):
         batch: int = 4,
         views: int = 0,
         deep: int = 1,
+        vision: bool = False,
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -79,8 +86,9 @@ class PromptLearner(Head):
 
         Args:
             tower: the model whose text tower reads them. templates: what the rows of words were made with.
-            contexts: how many are averaged. start: "words", at templates, or "random". length: words of those that
-                start at random. tie: to the rows of words, 0 or more. steps: of Adam on all examples, at most.
+            contexts: how many are averaged; None is four, and one with `vision`. start: "words", at templates, or
+                "random". length: words of those that start at random. tie: to the rows of words, 0 or more. steps: of
+                Adam on all examples, at most.
             rate: of Adam, as a share of the root mean square of words' numbers.
             folds: in which examples are judged by the others, to find the best number of steps, which may be none; 1
                 takes all. seed: of random words.
@@ -89,6 +97,9 @@ class PromptLearner(Head):
             views: other looks at each example that it is also learned from; see `fit`. 0 for none.
             deep: blocks of the text tower in which the words before names are learned: 1 as words alone, more also as
                 the hidden states at the inputs of further blocks (the text side of MaPLe, CVPR 2023).
+            vision: tokens beside the patches of the image tower, in as many blocks, follow from the words before names
+                by learned linear maps (the other side of MaPLe); `fit` then wants pixels, and folds choose between all
+                steps and none.
             checkpoint: a file to write while fitting, from which a killed fit goes on; with `conditioned` it begins
                 anew. progress: called with steps done and all.
 
@@ -96,22 +107,28 @@ class PromptLearner(Head):
             OptionError: no tower that reads vectors as words, or a setting out of range.
             ModelError: it is not so deep.
         """
+        require({"contexts": contexts}, self.rules)
+        contexts = (1 if vision else CONTEXTS) if contexts is None else contexts
         whole = {"contexts": contexts, "length": length, "steps": steps, "folds": folds, "batch": batch}
         whole |= {"views": views, "deep": deep}
-        super().__init__(**whole, start=start, tie=tie, rate=rate, seed=seed, conditioned=conditioned)
+        super().__init__(**whole, start=start, tie=tie, rate=rate, seed=seed, conditioned=conditioned, vision=vision)
         if tower is None or not hasattr(tower, "encode_learned"):
             name = f"model '{tower.name}'" if tower is not None else "head 'prompt'"
             raise OptionError(f"{name} has no text tower to learn words for; take a CLIP model")
         if conditioned and deep > 1:
             raise OptionError("conditioned shifts words, and not the hidden states of deep ones: leave one of them out")
+        if vision:
+            _require_vision(tower, contexts, conditioned, views, deep)
         self._tower, self.templates = tower, tuple(templates)
         self.conditioned: Conditioned | None = None
+        self.tokens: torch.Tensor | None = None
+        self._pixels: torch.Tensor | None = None
         self._views: torch.Tensor | None = None
         if deep > 1 and not isinstance(tower, Detached):
             Contexts.drawn(tower, 1, 1, seed).deep(tower, deep)  # refused before the first example
         self._given, self._hooks = self.templates, (checkpoint, progress)
         self._settings: dict[str, Any] = {**whole, "start": start, "tie": tie, "rate": rate, "seed": seed}
-        self._settings["conditioned"] = conditioned
+        self._settings |= {"conditioned": conditioned, "vision": vision}
 
     def settings(self) -> dict[str, Any]:
         return dict(self._settings)
@@ -126,21 +143,24 @@ class PromptLearner(Head):
         weights: Any = None,
         strings: Sequence[Sequence[str]] | None = None,
         views: Any = None,
+        pixels: torch.Tensor | None = None,
     ) -> Self:
         """Learn from examples; see `Head.fit`.
 
         Args:
             strings: the words of each row of `text_CD`, which is their mean. views: (N, V, D) float, V other looks at
                 each example, as the setting says: each has an equal part of the example's weight, and with
-                `conditioned` all looks at one example are to have the same rows (GOPro).
+                `conditioned` all looks at one example are to have the same rows (GOPro). pixels: (N, 3, S, S), the
+                examples normalised at the trained size, with `vision`.
 
         Raises:
             LabelError: none, or images and vectors among them.
-            ModelError: more words than the tower reads, or views of another shape, or that are not finite.
+            ModelError: more words than the tower reads, or views or pixels of another shape, or that are not finite.
         """
         self._views = _looks(views, len(features_ND), self._settings["views"])
         self._strings = _checked(strings, len(text_CD))
-        self.templates, self.conditioned = self._given, None
+        self._pixels = _pictures(pixels, len(features_ND), vision=self._settings["vision"])
+        self.templates, self.conditioned, self.tokens = self._given, None, None
         return super().fit(features_ND, labels_N, text_CD, scale=scale, weights=weights, strings=strings)
 
     def retext(
@@ -180,6 +200,9 @@ class PromptLearner(Head):
         if own["conditioned"]:
             self._condition(task)
             return
+        if own["vision"]:
+            self._couple(task)
+            return
         checkpoint, progress = self._hooks
         schedule = Schedule(own["steps"], own["rate"] * size(self._tower, task.spoken.strings), own["folds"])
         found = Fit(self._tower, task, self._begun(), schedule, checkpoint=checkpoint, progress=progress).run()
@@ -191,11 +214,22 @@ class PromptLearner(Head):
 
     def _condition(self, task: Task) -> None:
         """Learn contexts and their net; folds say whether they are better than the words as they were."""
-        own, progress = self._settings, self._hooks[1]
+        net = Net.drawn(self.text.shape[1], self._tower.word_width, self._settings["seed"])
+        start = Conditioned(self._begun(), net)
+        self.conditioned, self.found = learn(self._tower, task, start, self._plan(task), self._hooks[1])
+
+    def _couple(self, task: Task) -> None:
+        """Learn a context and its tokens in the image tower; folds as above."""
+        blocks = self._settings["deep"]
+        made, self.found = visual.learn(self._tower, task, self._begun(), blocks, self._plan(task), self._hooks[1])
+        if made is not None:
+            self._say(made.contexts)
+            self.tokens = made.tokens()
+
+    def _plan(self, task: Task) -> Plan:
+        own = self._settings
         rate = own["rate"] * size(self._tower, task.spoken.strings)
-        plan = Plan(own["steps"], own["batch"], rate, own["folds"], own["seed"])
-        net = Net.drawn(self.text.shape[1], self._tower.word_width, own["seed"])
-        self.conditioned, self.found = learn(self._tower, task, Conditioned(self._begun(), net), plan, progress)
+        return Plan(own["steps"], own["batch"], rate, own["folds"], own["seed"])
 
     @torch.no_grad()
     def logits(self, features_ND: torch.Tensor) -> torch.Tensor:
@@ -213,17 +247,22 @@ class PromptLearner(Head):
         """Refuse what one set of rows is for.
 
         Raises:
-            ModelError: contexts depend on the image.
+            ModelError: contexts depend on the image, or go with tokens in the image tower.
         """
         if self.conditioned is not None:
             raise ModelError(
                 "contexts depend on the image here, so that there are no templates or rows for all images; fit with "
                 "conditioned=false for them"
             )
+        if self.tokens is not None:
+            raise ModelError(
+                "the context goes with tokens in the image tower here, and other pipelines have none; fit with "
+                "vision=false for templates and rows"
+            )
 
     def _require_adding(self) -> None:
-        if self._settings["conditioned"] or self._settings["views"]:
-            own = "contexts that depend on the image" if self._settings["conditioned"] else "views"
+        told = {"conditioned": "contexts that depend on the image", "views": "views", "vision": "vision"}
+        if own := next((text for name, text in told.items() if self._settings[name]), None):
             raise ModelError(f"head 'prompt' with {own} learns at once: call fit with all examples")
 
     def _add(self, samples: Samples) -> None:
@@ -249,7 +288,7 @@ class PromptLearner(Head):
         spoken = Spoken.of([self._strings[index] for index in chosen])
         weights = samples.weights / samples.weights.sum()
         views = None if self._views is None else self._views.to(samples.features)
-        fixed = (spoken, self.before[among], self.scale, self._settings["tie"], views)
+        fixed = (spoken, self.before[among], self.scale, self._settings["tie"], views, self._pixels)
         return Task(samples.features, targets, weights, *fixed)
 
     def _begun(self) -> Contexts:
@@ -275,6 +314,8 @@ class PromptLearner(Head):
             own, told = to_state(self.conditioned.contexts.templates(self._tower))
         else:
             own, told = to_state(self.templates)
+        if self.tokens is not None:
+            own = {**own, TOKENS: self.tokens.detach().contiguous()}
         return {**tensors, **own}, {**facts, **told, "strings": self._strings}
 
     @classmethod
@@ -286,6 +327,7 @@ class PromptLearner(Head):
             head.conditioned = Conditioned(Contexts.read(learned, head.text.device), Net(**found))
         else:
             head.templates = learned
+        head.tokens = tensors.get(TOKENS)
         head._strings = [list(map(str, own)) for own in facts["strings"]]
         return head
 
@@ -329,6 +371,32 @@ def _looks(given: Any, samples: int, count: int) -> torch.Tensor | None:
             f"{samples}"
         )
     return F.normalize(views, dim=-1)
+
+
+def _pictures(given: torch.Tensor | None, samples: int, *, vision: bool) -> torch.Tensor | None:
+    """Checked pixels (N, 3, S, S)."""
+    if not vision and given is None:
+        return None
+    fits = given is not None and given.ndim == 4 and given.shape[:2] == (samples, 3) and torch.isfinite(given).all()
+    if not vision or not fits:
+        shape = "none" if given is None else str(tuple(given.shape))
+        raise ModelError(f"pixels are {shape}: with vision they are finite ({samples}, 3, S, S), else there are none")
+    return given
+
+
+def _require_vision(tower: Tower, contexts: int, conditioned: bool, views: int, deep: int) -> None:
+    """Refuse what tokens in the image tower do not go with.
+
+    Raises:
+        OptionError, ModelError: it is so.
+    """
+    if contexts > 1:
+        raise OptionError(f"vision goes with one context, from which its tokens follow, not {contexts}")
+    if conditioned or views:
+        own = "conditioned" if conditioned else "views"
+        raise OptionError(f"{own} reads features that vision changes with every step: leave one of them out")
+    if not isinstance(tower, Detached):
+        visual.image_tower(tower, deep)
 
 
 class Detached:

@@ -11,7 +11,7 @@ space; others as in `contexts`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Task:
         features: (N, E) unit rows. targets: (N,) int64, among C classes. weights: (N,) of sum 1.
         spoken: the C classes. text: (C, E), t0. scale: of cosines. tie: strength.
         views: (N, V, E), unit rows of other looks at the samples, which share their weights; None without.
+        pixels: (N, 3, S, S), the samples as the image tower takes them, where that learns too; else None.
     """
 
     features: torch.Tensor
@@ -39,6 +40,7 @@ class Task:
     scale: float
     tie: float
     views: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
 
     def loss(self, rows_CE: torch.Tensor) -> torch.Tensor:
         """Of the rows of classes."""
@@ -56,7 +58,8 @@ class Task:
         weights = self.weights[kept_N]
         own = (self.features[kept_N], self.targets[kept_N], weights / weights.sum())
         views = None if self.views is None else self.views[kept_N]
-        return Task(*own, self.spoken, self.text, self.scale, self.tie, views)
+        pixels = None if self.pixels is None else self.pixels[kept_N]
+        return Task(*own, self.spoken, self.text, self.scale, self.tie, views, pixels)
 
     def likelihood(self, rows_CE: torch.Tensor, kept_N: torch.Tensor, smoothing: float) -> float:
         """How probable rows make some samples: log, summed, each class weighing 1 over all samples."""
@@ -80,7 +83,7 @@ class Run:
         words = [one.detach().to(device).clone().requires_grad_(True) for one in start.words]
         self.contexts = Contexts(words, start.fronts)
         self._solver = torch.optim.Adam(words, lr=rate)
-        self._sizes = [_sizes(one, tower.word_width) for one in start.words]
+        self._sizes = [sizes_of(one, tower.word_width) for one in start.words]
         self.step, self.loss = 0, math.nan
 
     def advance(self) -> torch.Tensor:
@@ -90,12 +93,7 @@ class Run:
         self._solver.zero_grad(set_to_none=True)
         with torch.enable_grad():
             rows, self.loss = descend(self.tower, self.contexts, self.task.spoken, self.task.loss)
-        before = [words.detach().clone() for words in self.contexts.words]
-        self._solver.step()
-        with torch.no_grad():
-            for words, old, sizes in zip(self.contexts.words, before, self._sizes, strict=True):
-                if sizes is not None:
-                    words.copy_(old + (words - old) * sizes.to(words))
+        sized_step(self._solver, self.contexts.words, self._sizes)
         self.step += 1
         return rows
 
@@ -126,7 +124,19 @@ class Run:
         self.step, self.loss = step, loss
 
 
-def _sizes(words_nW: torch.Tensor, width: int) -> torch.Tensor | None:
+@torch.no_grad()
+def sized_step(
+    solver: torch.optim.Optimizer, words: Sequence[torch.Tensor], sizes: Sequence[torch.Tensor | None]
+) -> None:
+    """A step, in which deep words go so many times as far as `sizes_of` says."""
+    before = [one.detach().clone() for one in words]
+    solver.step()
+    for one, old, size in zip(words, before, sizes, strict=True):
+        if size is not None:
+            one.copy_(old + (one - old) * size.to(one))
+
+
+def sizes_of(words_nW: torch.Tensor, width: int) -> torch.Tensor | None:
     """(d * W,), how large deep words are in each block beside the first, by which their steps are longer; None of words
     that are not deep."""
     parts = words_nW.split(width, dim=1)

@@ -144,6 +144,10 @@ class FewShot(Learner):
             raise OptionError("head 'prompt' says names in contexts of its own; leave descriptors and transform out")
         if head == "prompt" and level != "image" and self.settings.get("views"):
             raise OptionError(f"views are other looks at whole images, and this is level '{level}'; leave them out")
+        if head == "prompt" and level != "image" and self.settings.get("vision"):
+            raise OptionError(
+                f"vision is for level 'image', not '{level}', whose places are read by recipes; leave it out"
+            )
         if head == "prompt" and level == "pixel" and self.settings.get("conditioned"):
             raise OptionError(
                 "conditioned gives every feature rows of its own, and a photo has thousands of places: each would be a "

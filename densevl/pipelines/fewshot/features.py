@@ -27,7 +27,7 @@ from densevl.files import shown
 from densevl.images import read_image
 from densevl.inference import WindowGrid
 from densevl.pipelines.anomaly.setup import each_image
-from densevl.pipelines.feeding import embed_images, feed
+from densevl.pipelines.feeding import Embeds, embed_images, feed, whole_pictures
 from densevl.pipelines.regions.classifier import RegionClassifier
 from densevl.pipelines.regions.scores import default_operators
 from densevl.pipelines.segmentation.segmenter import Segmenter
@@ -95,10 +95,15 @@ class Features(ABC):
 
 
 class ImageFeatures(Features):
-    """Whole images; examples are {name: images}. Attributes: pixels: of one, as it is fed."""
+    """Whole images; examples are {name: images}.
+
+    Attributes: pixels: of one, as it is fed. plain: the model. look: what embeds; the model, or it as a head learned to
+    look.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+        self.plain: Embeds = backbone
+        self.look = self.plain
         self.scales = {"image": backbone.logit_scale}
         self.pixels = math.prod(backbone.picture_size)
 
@@ -129,9 +134,13 @@ class ImageFeatures(Features):
         pictures = (read_image(image) for image in images)
         return torch.stack([self.embed([view(rgb, rng) for _ in range(count)]) for rgb in pictures])
 
+    def fed(self, images: Sequence[Any]) -> torch.Tensor:
+        """(N, 3, S, S) float32, as the model takes them."""
+        return torch.stack([own for image in images for own in whole_pictures(self.look, [read_image(image)])])
+
     def embed(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
         """(N, D) float32; pictures are resized to the trained size without a crop, so that no rim is lost."""
-        return embed_images(self._backbone, pictures)
+        return embed_images(self.look, pictures)
 
 
 def picture(rgb: np.ndarray) -> str:

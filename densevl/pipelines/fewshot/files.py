@@ -123,6 +123,7 @@ def load(
             if isinstance(head, PromptLearner):
                 head.attach(made.tower(), made.segmenter.templates)
             made.heads[part] = head
+        made.see()
     return made
 
 

@@ -82,14 +82,17 @@ class Learner(Learned):
             examples = {name: list(each_image(images)) for name, images in examples.items()}
             told = of_images([image for images in examples.values() for image in images], read_captions(captions))
         label_set = LabelSet.parse(named if labels is None else labels)
-        if self._views:
+        self.see(learned=False)
+        if self._asks_for_images:
             examples = {name: list(each_image(images)) for name, images in examples.items()}
         found = Examples.of(self.features, examples, (*label_set.names, *[UNLABELLED] * shown))
         if self.has_words:
             text = text_rows(self.segmenter, self.level, label_set, shown=shown)
         else:
             text = no_words(found, self.backbone.name)
-        looks = self._looked([image for images in examples.values() for image in images]) if self._views else None
+        looks = None
+        if self._asks_for_images:
+            looks = self._looked([image for images in examples.values() for image in images])
         return self._learn(label_set, found, text, told, hooks=(checkpoint, progress), looks=looks)
 
     def fit_unlabelled(
@@ -123,6 +126,7 @@ class Learner(Learned):
             raise ModelError(f"model '{self.backbone.name}' has no words to name images without labels; take a CLIP")
         if captions is not None:
             self._require_captions()
+        self.see(learned=False)
         text, given = text_rows(self.segmenter, self.level, label_set, shown=False), list(each_image(images))
         found = Examples.guessed(
             self.features, given, label_set.names, text, how=how, count=count, projection=self._projection
@@ -134,7 +138,7 @@ class Learner(Learned):
         if self.level == "image" and found.places is not None:
             taken = [given[place] for place in found.places.tolist()]
             found = replace(found, pictures=frozenset(map(picture, map(read_image, taken))))
-            looks = self._looked(taken) if self._views else None
+            looks = self._looked(taken) if self._asks_for_images else None
         return self._learn(label_set, found, text, told, how, looks=looks)
 
     def _learn(
@@ -145,9 +149,9 @@ class Learner(Learned):
         captions: list[str] | None,
         guessed: str | None = None,
         hooks: Hooks = (None, None),
-        looks: torch.Tensor | None = None,
+        looks: Mapping[str, torch.Tensor] | None = None,
     ) -> Self:
-        own = {} if looks is None else {"views": looks}
+        own = dict(looks or {})
         words = self._strings(labels, shown=UNLABELLED in found.names)
         heads = {
             kind: self._build(hooks).fit(
@@ -161,17 +165,20 @@ class Learner(Learned):
         self.heads, self.labels, self.counts, self.guessed = heads, labels, found.counts, guessed
         self.calibration = Calibration()
         self.pictures = found.pictures
+        self.see()
         return self
 
     @property
-    def _views(self) -> int:
-        """How many other looks at each example head "prompt" asks for."""
-        return int(self.settings.get("views", 0)) if self.head == "prompt" else 0
+    def _asks_for_images(self) -> bool:
+        """Whether head "prompt" asks for other looks at each example, or for its pixels."""
+        return self.head == "prompt" and bool(self.settings.get("views") or self.settings.get("vision"))
 
-    def _looked(self, images: list[Any]) -> torch.Tensor:
+    def _looked(self, images: list[Any]) -> dict[str, torch.Tensor]:
         if not isinstance(self.features, ImageFeatures):
-            raise OptionError(f"views are for level 'image', not '{self.level}'; leave them out")
-        return self.features.views(images, self._views, int(self.settings.get("seed", 0)))
+            raise OptionError(f"views and vision are for level 'image', not '{self.level}'; leave them out")
+        if self.settings.get("vision"):
+            return {"pixels": self.features.fed(images)}
+        return {"views": self.features.views(images, int(self.settings["views"]), int(self.settings.get("seed", 0)))}
 
     def _require_plain_templates(self) -> None:
         if any(isinstance(template, LearnedTemplate) for template in self.segmenter.templates):

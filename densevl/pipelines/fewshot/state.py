@@ -14,6 +14,7 @@ from densevl.errors import ModelError
 from densevl.fewshot import Head
 from densevl.fewshot.calibration import Calibration
 from densevl.fewshot.prompts.head import PromptLearner
+from densevl.fewshot.prompts.visual import Looking
 from densevl.fewshot.words import as_text, class_rows
 from densevl.inference.kinds import levelled
 from densevl.pipelines.fewshot.features import Encoded, ImageFeatures, PixelFeatures, RegionFeatures
@@ -89,6 +90,15 @@ class Learned:
             "calibration": asdict(self.calibration),
             "learned": {"sha256": digest.of_tensors(tensors), **{kind: own for kind, (_, own) in states.items()}},
         }
+
+    def see(self, *, learned: bool = True) -> bool:
+        """Look at whole images as the head has learned to, or as the model does; whether that is otherwise."""
+        features, head = self.features, self.heads.get("image")
+        if not isinstance(features, ImageFeatures):
+            return False
+        tokens = head.tokens if learned and isinstance(head, PromptLearner) else None
+        features.look = features.plain if tokens is None else Looking(self.backbone, tokens)
+        return tokens is not None
 
     def tower(self) -> Any:
         """The model, for head "prompt", which asks more of it than `Backbone` has."""
