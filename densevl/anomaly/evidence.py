@@ -1,4 +1,4 @@
-"""What a batch says before anything is combined: text margins, feature levels, distances to a memory.
+"""The evidence in a batch before anything is combined: text margins, feature levels, distances to a memory.
 
 Shape letters: B images, h/w patch grid, y/x windows, E joint space, D width.
 """
@@ -22,7 +22,7 @@ WINDOW = "window"
 
 
 def all_windows(seen: Pass, scoring: Scoring, recipe: Recipe | None, with_memory: bool) -> dict[int, torch.Tensor]:
-    """Embeddings (B, y, x, E) of the windows that text or memory reads, by scale, computed once."""
+    """Embeddings (B, y, x, E) of the windows that text or memory needs, by scale, computed once."""
     if scoring.text != "windows" and not (with_memory and "windows" in scoring.memory):
         return {}
     dense = seen.rewired(recipe).features if scoring.windows == "pooled" and recipe is not None else None
@@ -30,7 +30,7 @@ def all_windows(seen: Pass, scoring: Scoring, recipe: Recipe | None, with_memory
 
 
 def margin(features: torch.Tensor, prototypes_2E: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logit of "anomalous" against "normal" of features (..., E): (...), cosines over the temperature."""
+    """Logit of "anomalous" against "normal" for features (..., E): (...), cosines over the temperature."""
     cosines = F.normalize(features.float(), dim=-1) @ prototypes_2E.to(features.device).float().mT
     return (cosines[..., 1] - cosines[..., 0]) / temperature
 
@@ -38,10 +38,10 @@ def margin(features: torch.Tensor, prototypes_2E: torch.Tensor, temperature: flo
 def text_margins(
     seen: Pass, windows: Windows, prototypes_2E: torch.Tensor, scoring: Scoring, recipe: Recipe | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What words say of the places and of the image: logits (B, h, w) and (B,), float32.
+    """Text logits of the places and of the image, (B, h, w) and (B,), float32.
 
     Args:
-        recipe: of dense features; None reads V-V streams.
+        recipe: for dense features; None reads V-V streams.
     """
     image_B = margin(seen.image(), prototypes_2E, scoring.temperature)
     if scoring.text == "dense":
@@ -69,10 +69,10 @@ def _dense(seen: Pass, prototypes_2E: torch.Tensor, scoring: Scoring, recipe: Re
 
 
 def tower_levels(seen: Pass, windows: Windows, scoring: Scoring, patches: bool = True) -> dict[str, torch.Tensor]:
-    """Features to remember or to look up, (B, rows, columns, D) by level: "layer12", "layer6+layer9", "window2".
+    """Features to store or to look up, (B, rows, columns, D) by level: "layer12", "layer6+layer9", "window2".
 
     Args:
-        patches: whether patch tokens are this tower's, and not a proxy's.
+        patches: whether patch tokens come from this tower rather than a proxy.
     """
     levels: dict[str, torch.Tensor] = {}
     if patches and "patch" in scoring.memory:
@@ -85,7 +85,7 @@ def tower_levels(seen: Pass, windows: Windows, scoring: Scoring, patches: bool =
 
 
 def patch_levels(found: Mapping[str, torch.Tensor], scoring: Scoring) -> dict[str, torch.Tensor]:
-    """Patch features (B, D, h, w), averaged with neighbours and joined as the scoring says: (B, h, w, D) by level."""
+    """Patch features (B, D, h, w), averaged with neighbours and joined as the scoring asks: (B, h, w, D) by level."""
     reach = scoring.around // 2
     if reach:
         found = {
@@ -128,7 +128,7 @@ def combine_levels(found: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def on_grid(values_Bhw: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """A map on another grid, bilinearly."""
+    """Resample a map to another grid bilinearly."""
     if tuple(values_Bhw.shape[1:]) == grid:
         return values_Bhw
     return F.interpolate(values_Bhw[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0]

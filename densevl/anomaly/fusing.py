@@ -1,4 +1,4 @@
-"""Text and memory to one map and one image score; see `scoring.Scoring` for the rules."""
+"""Combine text and memory into one map and one image score; see `scoring.Scoring` for the rules."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from densevl.anomaly.maps import peak
 from densevl.anomaly.scoring import Scoring
 from densevl.errors import ModelError
 
-LEAST = 1e-6  # of a deviation or a probability that is divided by
+LEAST = 1e-6  # smallest deviation or probability used as a divisor
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and deviation of text logits and of distances on normal images; of no use where a part is missing."""
+    """Mean and deviation of text logits and of distances on normal images; unused for a missing part."""
 
     text: tuple[float, float] = (0.0, 1.0)
     memory: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(cls, text: list[torch.Tensor], memory: list[torch.Tensor]) -> Spread:
-        """From maps of normal images, any shapes."""
+        """Compute them from maps of normal images of any shapes."""
         return cls(*(_moments(maps) for maps in (text, memory)))
 
 
@@ -36,12 +36,12 @@ def _moments(maps: list[torch.Tensor]) -> tuple[float, float]:
 def fuse(
     text: torch.Tensor | None, memory: torch.Tensor | None, scoring: Scoring, spread: Spread | None
 ) -> torch.Tensor:
-    """The map (B, h, w) of text logits and distances on one grid, either of which may be missing.
+    """Combine text logits and distances on one grid, either of which may be missing, into the map (B, h, w).
 
     Text alone gives probabilities, a memory alone its distances.
 
     Raises:
-        ModelError: "standard" without the spread of normal images, or nothing to fuse.
+        ModelError: "standard" is used without the spread of normal images, or there is nothing to combine.
     """
     if memory is None:
         if text is None:

@@ -1,8 +1,8 @@
-"""Harmonic means over windows, in logit space, where they never lose order.
+"""Harmonic means over windows, computed in logit space, where order is never lost.
 
 WinCLIP (CVPR 2023) gives a patch the harmonic mean of the probabilities of all windows over it. As 1/p = 1 + e^-m for
 p = sigmoid(m), that mean is again a sigmoid, of -log mean e^-m: a box filter of exponentials. It is computed as a
-separable log-sum-exp, so margins of any size keep their order, where reciprocals of probabilities overflow.
+separable log-sum-exp, so margins of any size keep their order, whereas reciprocals of probabilities overflow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 EPSILON = 1e-6
-"""Added to distances before their harmonic mean, which one zero would otherwise make zero."""
+"""Added to distances before their harmonic mean, which a single zero would otherwise make zero."""
 
 
 def spread_windows(margins_Byx: torch.Tensor, side: tuple[int, int]) -> torch.Tensor:
@@ -24,7 +24,7 @@ def spread_windows(margins_Byx: torch.Tensor, side: tuple[int, int]) -> torch.Te
         side: (kh, kw) of a window in patches.
 
     Returns:
-        (B, h, w) float32. sigmoid of it is the harmonic mean of the windows' sigmoids.
+        (B, h, w) float32. Its sigmoid is the harmonic mean of the windows' sigmoids.
     """
     total = -margins_Byx.float()
     count = torch.ones_like(total[:1])
@@ -46,12 +46,12 @@ def spread_distances(distances_Byx: torch.Tensor, side: tuple[int, int]) -> torc
 
 
 def mix_probabilities(margins: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The arithmetic mean of probabilities given and returned as logits."""
+    """The arithmetic mean of probabilities that are given and returned as logits."""
     stacked = torch.stack([margin.float() for margin in margins])
     return torch.logsumexp(F.logsigmoid(stacked), dim=0) - torch.logsumexp(F.logsigmoid(-stacked), dim=0)
 
 
 def _box(values: torch.Tensor, axis: int, length: int, fill: float) -> torch.Tensor:
-    """The `length` neighbours before and at each place, as a last dimension; a view, nothing is copied but the rim."""
+    """The `length` neighbours before and at each place, as a last dimension; a view, except for the edges."""
     rim = [0, 0] * (2 - axis) + [length - 1, length - 1]
     return F.pad(values, rim, value=fill).unfold(axis, length, 1)

@@ -7,11 +7,11 @@ import math
 import torch
 from torch.nn import functional as F
 
-TRUNCATE = 4.0  # standard deviations after which a Gaussian ends
+TRUNCATE = 4.0  # standard deviations at which a Gaussian is cut off
 
 
 def smooth(values_Bhw: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Blur by a Gaussian of `sigma` grid cells, the rim mirrored; 0 leaves the map as it is."""
+    """Blur by a Gaussian of `sigma` grid cells with mirrored edges; 0 leaves the map unchanged."""
     reach = math.ceil(TRUNCATE * sigma) if sigma > 0 else 0
     if not reach:
         return values_Bhw
@@ -21,13 +21,13 @@ def smooth(values_Bhw: torch.Tensor, sigma: float) -> torch.Tensor:
     for axis in (1, 2):
         length = values_Bhw.shape[axis]
         places = (torch.arange(length)[:, None] + torch.arange(-reach, reach + 1)) % (2 * length)
-        places = torch.minimum(places, 2 * length - 1 - places).to(values_Bhw.device)  # mirrored at both rims
+        places = torch.minimum(places, 2 * length - 1 - places).to(values_Bhw.device)  # mirrored at both edges
         values_Bhw = (values_Bhw.movedim(axis, -1)[..., places] @ weights).movedim(-1, axis)
     return values_Bhw
 
 
 def to_pixels(values_hw: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A grid map (h, w) at the image's size (H, W), bilinear between cell centres."""
+    """Resample a grid map (h, w) to the image's size (H, W), bilinearly between cell centres."""
     return F.interpolate(values_hw[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
@@ -39,10 +39,10 @@ def peak(values_Bhw: torch.Tensor, top: float) -> torch.Tensor:
 
 
 def threshold(normal: torch.Tensor, fpr: float) -> float:
-    """The smallest value above which at most a share `fpr` of further normal scores is to be expected.
+    """The smallest value that at most a share `fpr` of further normal scores is expected to exceed.
 
-    That is the ceil((n + 1)(1 - fpr))-th smallest of the n scores (split-conformal); with too few for the share asked,
-    the largest of them, which lets through about 1 / (n + 1).
+    That is the ceil((n + 1)(1 - fpr))-th smallest of the n scores (split-conformal). With too few scores for the share,
+    it is the largest of them, which about 1 / (n + 1) exceed.
     """
     ordered = normal.flatten().sort().values
     rank = math.ceil((len(ordered) + 1) * (1 - fpr))

@@ -1,4 +1,4 @@
-"""What anomaly detection gives back: a raw map, a raw score, and what a threshold from normal images makes of them."""
+"""The result of anomaly detection: a raw map, a raw score, and their comparison with thresholds from normal images."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Thresholds:
     """Scores that normal images rarely exceed.
 
     Attributes:
-        image, pixel: the limits, raw. fpr: the share of normal images (pixels) that was to exceed them. images: how
-            many normal images they were taken from; with fewer than 1 / fpr the image limit is their largest score.
+        image, pixel: the thresholds, raw. fpr: the share of normal images (pixels) expected to exceed them. images: the
+            number of normal images behind them; with fewer than 1 / fpr the image threshold is their largest score.
     """
 
     image: float
@@ -47,9 +47,9 @@ class AnomalyResult(Result):
     Attributes:
         score: of the image.
         grid: float32 (h, w), the map on the patch grid.
-        parts: the maps it was made of, float32 (h, w) each: "text" probabilities 0..1, "memory" distances.
+        parts: the maps it was combined from, float32 (h, w) each: "text" probabilities 0..1, "memory" distances.
         image: uint8 RGB (H, W, 3). thresholds: from `calibrate`, or None.
-        meta: what made it; ready for JSON. warnings: what the user should know, a sentence each.
+        meta: how it was made; ready for JSON. warnings: notes for the user, a sentence each.
     """
 
     score: float
@@ -60,11 +60,11 @@ class AnomalyResult(Result):
     meta: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     names: tuple[str, ...] = ("anomalous",)
-    confidence: None = None  # raw scores are no probabilities; thresholds say what is rare
+    confidence: None = None  # raw scores are not probabilities; thresholds say what is rare
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """The raw map of each of `names`, of which there is one: float32 (1, H, W)."""
+        """The raw map of the one entry of `names`: float32 (1, H, W)."""
         return self.map[None]
 
     @cached_property
@@ -74,19 +74,19 @@ class AnomalyResult(Result):
 
     @property
     def is_anomalous(self) -> bool | None:
-        """Whether the score exceeds the threshold; None without one."""
+        """Whether the score exceeds the threshold; None if there is none."""
         return None if self.thresholds is None else self.score > self.thresholds.image
 
     @property
     def mask(self) -> npt.NDArray[np.bool_] | None:
-        """Where the map exceeds the pixel threshold: bool (H, W); None without one."""
+        """Where the map exceeds the pixel threshold: bool (H, W); None if there is none."""
         return None if self.thresholds is None else self.map > self.thresholds.pixel
 
     def only(self, names: str | Iterable[str]) -> AnomalyResult:
         """The result itself: its one class is "anomalous".
 
         Raises:
-            DensevlError: another name, or none.
+            DensevlError: another name is given, or none.
         """
         chosen(names, self.names)
         return self
@@ -94,16 +94,16 @@ class AnomalyResult(Result):
     def overlay(
         self, alpha: float = 0.55, *, span: tuple[float, float] | None = None, legend: bool = True
     ) -> npt.NDArray[np.uint8]:
-        """The image under its map in colours, for looking at only: uint8 RGB (H, W, 3).
+        """Colour the image by its map, for viewing only: uint8 RGB (H, W, 3).
 
         Args:
             alpha: strength of the colours, 0..1.
             span: the scores drawn as dark blue and as red; None takes half and one and a half times the pixel
-                threshold where there is one, else the map's own least and largest, and then pictures do not compare.
-            legend: taken as by other results; heat maps have none.
+                threshold if there is one, otherwise the map's own range, and then pictures are not comparable.
+            legend: accepted as by other results; heat maps have none.
 
         Raises:
-            DensevlError: an alpha or a span that cannot be.
+            DensevlError: alpha or span is impossible.
         """
         if not 0 <= alpha <= 1:
             raise DensevlError(f"alpha is {alpha}: it must be 0 (plain photo) to 1 (plain colours)")
@@ -141,7 +141,7 @@ class AnomalyResult(Result):
         """Write the heat map as `path` (PNG), its numbers as .json and the raw map on the patch grid as .npy beside it.
 
         Raises:
-            OutputError: another ending than .png, or the disk refuses.
+            OutputError: the ending is not .png, or the disk refuses.
         """
         target = Path(path)
         if target.suffix.lower() != ".png":
@@ -156,14 +156,14 @@ class AnomalyResult(Result):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, image: Any = None) -> AnomalyResult:
-        """Read what `save` wrote; the maps it was made of (`parts`) are not in files.
+        """Read what `save` wrote, without `parts`, which are not saved.
 
         Args:
-            path: of the heat map, or of a file beside it. image: the photo; None looks where `meta["image"]` says, and
+            path: of the heat map, or of a file beside it. image: the photo; None reads it from `meta["image"]`, or
                 takes a white one if it is not there.
 
         Raises:
-            DensevlError: missing or damaged files, or a photo of another size.
+            DensevlError: files are missing or damaged, or the photo has another size.
         """
         path = RESULT.path(path)
         facts = from_json(path.with_suffix(".json"), ("score", "map"))
@@ -174,7 +174,7 @@ class AnomalyResult(Result):
                 raise ValueError(f"its map is {grid.dtype} {grid.shape}, not finite float32 (h, w)")
             numbers = [facts["score"], *facts.get("thresholds", {}).values()]
             if not all(isinstance(number, int | float) for number in numbers):
-                raise ValueError("its score or a threshold is no number")
+                raise ValueError("its score or a threshold is not a number")
             limits = Thresholds(**facts["thresholds"]) if "thresholds" in facts else None
             return cls(facts["score"], grid, {}, photo, limits, facts["meta"], tuple(facts["warnings"]))
 

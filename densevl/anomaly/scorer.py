@@ -44,7 +44,7 @@ Memories = Mapping[str, NearestMemory]
 class Looked:
     """Evidence of a batch: text logits (B, h, w) and (B,), or None; features (B, y, x, D) by level.
 
-    `grid` is the tower's, of a tile if there are any; `object` a bool mask (B, h, w), or None if none is asked for.
+    `grid` is the tower's, of a tile if there are any; `object` is a bool mask (B, h, w), or None if it is not needed.
     """
 
     text: torch.Tensor | None
@@ -54,7 +54,7 @@ class Looked:
     object: torch.Tensor | None = None
 
     def one(self, index: int) -> Looked:
-        """The evidence of one image of the batch, its features not held by the others' memory."""
+        """The evidence of one image of the batch, in memory of its own."""
         part = slice(index, index + 1)
         text, image, mask = (
             None if values is None else values[part].clone() for values in (self.text, self.image, self.object)
@@ -67,11 +67,11 @@ class Scorer:
     """One way of scoring with one backbone.
 
     Attributes:
-        tower: the backbone's, or None if it is no CLIP. proxy: whose features are remembered instead, or None.
-        size: the short side images are fed at. prototypes: gives the (2, E) unit rows of the words when first needed.
-        recipe: of dense features; None reads V-V streams.
+        tower: the backbone's, or None if it is not a CLIP. proxy: its features are stored instead, or None.
+        size: the short side of images as fed. prototypes: computes the (2, E) unit rows of the words on first use.
+        recipe: for dense features; None reads V-V streams.
         spread: of normal scores, for fuse "standard". adapters: trained, for text "adapters".
-        tile: side in pixels of the square tiles that larger images are cut into, or None.
+        tile: side in pixels of the square tiles into which larger images are cut, or None.
         masked: whether the background of an image counts as normal.
     """
 
@@ -89,7 +89,7 @@ class Scorer:
 
     @torch.no_grad()
     def look(self, pixels: torch.Tensor, with_memory: bool) -> Looked:
-        """One pass of the tower, tile by tile if so set, and one of the proxy if features are to be remembered."""
+        """Run the tower once, tile by tile if so set, and the proxy if features are needed for a memory."""
         if self.tile is not None and max(pixels.shape[2:]) > self.tile:
             patch = self.backbone.patch_size
             overlap = max(self.tile // patch // 3, *(scale - 1 for scale in self.scoring.scales))
@@ -131,11 +131,11 @@ class Scorer:
         return Looked(text, image, levels, grid)
 
     def distance(self, looked: Looked, memories: Memories) -> torch.Tensor:
-        """Distance of each place to its nearest normal one, over all levels: (B, h, w); of background 0."""
+        """Distance of each place to its nearest normal one, over all levels: (B, h, w); 0 for background."""
         found = combine_levels(distances(looked.levels, memories, self.scoring, looked.grid))
         if not self.masked or looked.object is None:
             return found
-        # An image in which no object is found is judged whole: nothing is hidden by a mask that failed.
+        # An image without a detected object is judged whole, so that a failed mask hides nothing.
         kept = looked.object | ~shows_object(looked.object)[:, None, None]
         return found * (on_grid(kept.float(), (found.shape[1], found.shape[2])) > 0.5)
 
@@ -143,17 +143,17 @@ class Scorer:
     def judge(
         self, looked: Looked, memories: Memories, distance: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Score what was seen, with memories or none ({}).
+        """Score the evidence, with memories or none ({}).
 
         Args:
-            distance: of `distance`, if it is known.
+            distance: the result of `distance`, if it is known.
 
         Returns:
             The raw maps (B, h, w), image scores (B,), and the parts by name: "memory" distances, "text" probabilities
             and "text_logit", (B, h, w) each.
 
         Raises:
-            ModelError: neither words nor memories, or fuse "standard" without the spread.
+            ModelError: there are neither words nor memories, or fuse "standard" lacks the spread.
         """
         scoring, text, image = self.scoring, looked.text, looked.image
         memory = self.distance(looked, memories) if distance is None and memories else distance

@@ -1,4 +1,4 @@
-"""`Scoring`: one way to an anomaly map as data, and the published ones by name."""
+"""`Scoring`: one method for anomaly maps as data, and the published ones by name."""
 
 from __future__ import annotations
 
@@ -39,29 +39,30 @@ class Scoring:
         windows: "exact", "shared" or "pooled"; see `anomaly.windows`. scales: window sides in patches.
         whole: whether the image embedding is one more scale.
         polarity: "conservative", a patch is damaged only if all windows over it are; "sensitive", if any is.
-        temperature: divides cosines before probabilities are made.
-        recipe: of dense features, by name; None takes the model's own, "streams" reads V-V streams after `text_layers`
+        temperature: divides cosines before probabilities are computed.
+        recipe: for dense features, by name; None takes the model's own, "streams" reads V-V streams after `text_layers`
             instead (AnomalyCLIP, APRIL-GAN).
-        text_layers: blocks, as numbers or shares of the depth.
-        memory: what of normal images is remembered: "patch" tokens, "windows" of all scales; () is nothing.
+        text_layers: blocks, as numbers or fractions of the depth.
+        memory: what is stored of normal images: "patch" tokens, "windows" of all scales; () is nothing.
         layers, stage: of the patch tokens; stage "block", "norm" (after the last norm), "joint" (in the joint space),
-            or "auto": "norm" if the tower has that, else "joint".
+            or "auto": "norm" if the tower has that, otherwise "joint".
         around: each patch token is averaged with its neighbours in a square of this side (PatchCore has 3).
-        joined: tokens of several layers make one long row; else each layer has a memory and distances are averaged.
+        joined: whether tokens of several layers are concatenated; otherwise each layer has a memory and distances are
+            averaged.
         metric: "cosine" or "euclid".
-        augment: normal images are also remembered as "flips" (3 more) or "rotations" (7 more, flips among them).
-        near: compare a patch or window only with remembered ones from at most so many cells away along each axis, for
-            parts that always lie alike (RAD); None with all.
-        foreground: leave the background out of the memory and of the distances, if the normal images show an object in
-            front of one (AnomalyDINO); see `anomaly.foreground`.
-        most: rows of a memory; above it a coreset is taken.
+        augment: normal images are also stored as "flips" (3 more) or "rotations" (7 more, including flips).
+        near: compare a patch or window only with stored ones from at most this many cells away along each axis, for
+            parts that are always aligned (RAD); None with all.
+        foreground: leave the background out of the memory and of the distances, if the normal images show an object on
+            a background (AnomalyDINO); see `anomaly.foreground`.
+        most: largest number of rows of a memory; above it a coreset is taken.
         fuse: "sum" of probability and distance (WinCLIP+), "parallel" 1/(1/p + 1/d), "harmonic", twice that, or
             "standard", the sum of both in standard deviations above their means on the normal images.
         image: image score without and with a memory, each "cls" (probability of the whole image), "map" (peak of the
             map) or "both" (mean of the former and the peak of the distances, or of the map without a memory).
-        top: the peak is the mean of this share of the largest values, 0 for the maximum.
-        reweigh: with this many neighbours of the nearest row, PatchCore's weight of the image score; 0 is none.
-        smooth: standard deviation of a Gaussian on the map, in pixels of the image as it is fed.
+        top: the peak is the mean of this fraction of the largest values, 0 for the maximum.
+        reweigh: number of neighbours of the nearest row for PatchCore's weight of the image score; 0 is none.
+        smooth: standard deviation of a Gaussian on the map, in pixels of the image as fed.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Scoring:
 
     @property
     def is_textual(self) -> bool:
-        """Whether words have a say."""
+        """Whether words are used."""
         return self.text != "none"
 
 
@@ -191,10 +192,10 @@ BY_NAME = {
 
 
 def get_scoring(scoring: str | Scoring, **changes: Any) -> Scoring:
-    """A scoring by name or as given, with some of its fields changed.
+    """A scoring by name or as given, with some fields changed.
 
     Raises:
-        RecipeError: unknown name or field, or values that contradict each other.
+        RecipeError: a name or field is unknown, or values contradict each other.
     """
     if isinstance(scoring, str):
         if scoring not in BY_NAME:

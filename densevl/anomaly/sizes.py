@@ -1,4 +1,4 @@
-"""The size an image is fed at, and the copies of it that a memory also holds."""
+"""The size at which an image is fed, and its augmented copies for a memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-GAINS = (0.85, 0.9, 0.95, 0.97, 1.03, 1.06, 1.12, 1.18)  # of the light in stand-ins for normal images
+GAINS = (0.85, 0.9, 0.95, 0.97, 1.03, 1.06, 1.12, 1.18)  # brightness of stand-ins for normal images
 LONGEST = 4
-"""An image longer than this many times its short side is squeezed to that ratio: its cost stays bounded."""
+"""An image longer than this many times its short side is squeezed to that ratio, which bounds its cost."""
 
 
 def fit_size(height: int, width: int, short: int, patch: int) -> tuple[int, int]:
-    """The pixels an image is fed at: the short side as asked, the ratio kept up to `LONGEST`, both in whole patches."""
+    """The fed size in pixels: the given short side, the aspect ratio up to `LONGEST`, both in whole patches."""
     scale = short / min(height, width)
     sides = (min(side * scale, LONGEST * short) for side in (height, width))
     fed_height, fed_width = (max(1, round(side / patch)) * patch for side in sides)
@@ -41,7 +41,7 @@ def augmented(pixels: torch.Tensor, kind: str) -> list[torch.Tensor]:
 
 
 def varied(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], patch: int) -> list[torch.Tensor]:
-    """Stand-ins for further normal images where there is one only: mirrored, shifted within a patch, and relit.
+    """Stand-ins for further normal images if there is only one: mirrored, shifted within a patch, and relit.
 
     Args:
         pixels: (B, 3, H, W), normalised by `mean` and `std` per channel.

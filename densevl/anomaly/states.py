@@ -1,7 +1,7 @@
-"""What sound and damaged things are called: state phrases times templates, for each polarity.
+"""Words for sound and damaged things: state phrases times templates, for each polarity.
 
 The grammar and the counts are WinCLIP's (Jeong et al., CVPR 2023): seven normal and four anomalous states around the
-name of the thing, each in every one of 22 templates; the words are our own. "{}" stands for what is put in.
+name of the thing, each in all 22 templates; the words are densevl's own. "{}" is a placeholder.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ TEMPLATES = tuple(
 )
 FIELDS = ("normal", "anomalous", "templates")
 THING = "object"
-"""Named when the user names nothing; one pair of prototypes then serves everything (AnomalyCLIP)."""
+"""The name used when the user gives none; one pair of prototypes then serves everything (AnomalyCLIP)."""
 
 
 @dataclass(frozen=True)
 class States:
-    """The phrases of one polarity times the templates, and of the other.
+    """State phrases for both polarities, and the templates around them.
 
     Attributes:
         normal, anomalous: state phrases, each with "{}" for the name of the thing.
         templates: sentences, each with "{}" for the state phrase.
-        average: "norm_mean", prompts normalised before their mean, or "raw_mean", only the mean is (WinCLIP's code).
-        directions: two vectors (E,) of the model's joint space, normal and anomalous, which then stand for the words.
+        average: "norm_mean", prompts are normalised before their mean, or "raw_mean", only the mean is (WinCLIP).
+        directions: two vectors (E,) of the model's joint space, normal and anomalous, which replace the words.
 
-    A phrase that stands twice weighs double, as one does in the list of templates that most code shares.
+    A repeated phrase counts twice, as in the list of templates that most code shares.
     """
 
     normal: tuple[str, ...] = NORMAL
@@ -91,12 +91,12 @@ class States:
 
     @classmethod
     def parse(cls, spec: States | str | Path | Mapping[str, Any] | npt.ArrayLike | None) -> States:
-        """Read states: None for ours, a dict or a JSON file of fields of this class; what it leaves out is ours.
+        """Read states from a dict or a JSON file of fields of this class; missing fields, and None, take the defaults.
 
-        A float array or tensor (2, E) is the two `directions`.
+        A float array or tensor (2, E) sets the two `directions`.
 
         Raises:
-            OptionError: an unreadable file, an unknown key, or unusable phrases.
+            OptionError: the file is unreadable, a key is unknown, or phrases are unusable.
         """
         if spec is None or isinstance(spec, States):
             return spec or cls()
@@ -127,7 +127,7 @@ class States:
         return normal, anomalous
 
     def require_width(self, width: int) -> None:
-        """Raise OptionError if directions were given for a joint space of another width."""
+        """Raise OptionError if directions are for a joint space of another width."""
         if self.directions and len(self.directions[0]) != width:
             raise OptionError(f"directions of states are {len(self.directions[0])} wide, the model's space is {width}")
 

@@ -1,4 +1,4 @@
-"""A fitted detector on disk: what goes into its two files; see `densevl.fitted`."""
+"""A fitted detector on disk: the contents of its two files; see `densevl.fitted`."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, NearestMemory], torch.
 
 
 def scoring_of(facts: Mapping[str, Any], path: str | os.PathLike[str]) -> Scoring:
-    """The scoring a file was saved with.
+    """The scoring that a file was saved with.
 
     Raises:
-        WeightsError: it holds none that this version knows.
+        WeightsError: it has none that this version knows.
     """
     with SAVED.sense(path, inner=True):
         return get_scoring(Scoring("saved"), **facts["scoring"])
 
 
 def scoring_facts(scoring: Scoring) -> dict[str, Any]:
-    """A scoring as JSON types."""
+    """A scoring in JSON types."""
     return asdict(scoring)

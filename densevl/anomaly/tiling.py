@@ -1,8 +1,8 @@
-"""Large images in tiles: each is looked at alone, and what was seen is laid together on one grid.
+"""Large images in tiles: each is run alone, and the results are joined on one grid.
 
-A tower knows patches as large as it was trained on. Small damage on a large image shows only if the image is fed large,
-and then tiles of the trained size cost less and keep the tower within what it knows. Shape letters: B images, T tiles,
-H/W pixels, y/x cells of a tile, Y/X cells of the image.
+A tower knows patches of the size it was trained on. Small damage on a large image is visible only if the image is fed
+large, and then tiles of the trained size cost less and keep the tower near its training. Shape letters: B images, T
+tiles, H/W pixels, y/x cells of a tile, Y/X cells of the image.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ import torch
 
 from densevl.inference.windows import WindowGrid
 
-TILES = 16  # that run through the tower at a time
+TILES = 16  # run through the tower at a time
 
 
 def look_by_tiles(
     look: Callable[[torch.Tensor], Any], pixels: torch.Tensor, tile: int, patch: int, overlap: int
 ) -> Any:
-    """What `look` sees of pixels (B, 3, H, W), sides in whole patches, cut into square tiles.
+    """Run `look` on pixels (B, 3, H, W), sides in whole patches, cut into square tiles.
 
     Args:
-        look: pixels to a `scorer.Looked`. tile: side in pixels, whole patches. overlap: patches that neighbours share
-            at least; features and logits there are averaged. It must reach one less than the largest window.
+        look: pixels to a `scorer.Looked`. tile: side in pixels, whole patches. overlap: smallest number of patches that
+            neighbours share; features and logits there are averaged. It must be at least one less than the largest
+            window.
 
     Returns:
         A `Looked` of the images. An image's own logit is the largest of its tiles'.
@@ -52,11 +53,11 @@ def look_by_tiles(
 def stitch(
     values_TByx: torch.Tensor, corners: Sequence[tuple[int, int]], cells: tuple[int, int], inner: tuple[int, int]
 ) -> torch.Tensor:
-    """Maps of tiles (T, B, y, x, ...) as one map (B, Y, X, ...), averaged where they overlap.
+    """Join maps of tiles (T, B, y, x, ...) into one map (B, Y, X, ...), averaged where they overlap.
 
     Args:
         corners: row and column of the first patch of each tile. cells, inner: patches of the image and of a tile. Maps
-            of windows have fewer cells than patches, and so has the result.
+            of windows, and the result, have fewer cells than patches.
     """
     lost = inner[0] - values_TByx.shape[2], inner[1] - values_TByx.shape[3]
     size = cells[0] - lost[0], cells[1] - lost[1]

@@ -1,4 +1,4 @@
-"""One pass of an image tower with every block's tokens kept, and what anomaly scores read from them.
+"""One pass of an image tower that keeps every block's tokens, and the features that anomaly scores read from them.
 
 Shape letters: B images, N tokens (leading ones first), D width, E joint space, h/w patch grid.
 """
@@ -25,7 +25,7 @@ QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What one run of the trained tower leaves.
+    """The output of one run of the trained tower.
 
     Attributes:
         outputs: depth + 1 tensors (B, N, D), tokens after block l, 0 before the first; fewer if the run was cut short.
@@ -47,7 +47,7 @@ class Pass:
 
         Args:
             stage: "block", as they are; "norm", after the last norm; "joint", in the joint space; "auto", after the
-                norm where the tower has that apart from its read-out, else in the joint space.
+                norm if the tower has one apart from its read-out, otherwise in the joint space.
 
         Raises:
             RecipeError: the tower has no such stage.
@@ -68,7 +68,7 @@ class Pass:
 
     @torch.no_grad()
     def rewired(self, recipe: Recipe) -> DenseFeatures:
-        """Dense features by a recipe, from the blocks that ran anyway.
+        """Dense features by a recipe, from the blocks that have run already.
 
         Raises:
             RecipeError: the recipe needs more than this pass holds.
@@ -86,8 +86,8 @@ class Pass:
     def value_streams(self, blocks: int, layers: Sequence[int]) -> list[torch.Tensor]:
         """Patch features (B, E, h, w) of the V-V stream after several blocks.
 
-        Beside the trained stream runs a second one over the last `blocks` blocks, which only adds attention of values
-        to values, without the MLP (CLIP Surgery; AnomalyCLIP, ICLR 2024; the layers are APRIL-GAN's idea).
+        A second stream runs beside the trained one over the last `blocks` blocks. It only adds attention of values to
+        values, without the MLP (CLIP Surgery; AnomalyCLIP, ICLR 2024; the layers are APRIL-GAN's idea).
 
         Raises:
             RecipeError: the tower has fewer blocks, or a layer lies before the stream begins.
@@ -114,7 +114,7 @@ def run(tower: Tower, pixels: torch.Tensor, rule: str = "size", last: int | None
     """Run normalised pixels (B, 3, H, W), sides multiples of the patch, through a tower once.
 
     Args:
-        last: the block to stop after, where nothing later is read; None runs all.
+        last: the block to stop after, if nothing later is read; None runs all.
     """
     last = tower.depth if last is None else last
     trunk = run_trunk(tower, pixels, rule, leave=tower.depth - last, taps=frozenset(range(last + 1)))
@@ -122,10 +122,10 @@ def run(tower: Tower, pixels: torch.Tensor, rule: str = "size", last: int | None
 
 
 def layers_at(shares: Sequence[float | int], depth: int) -> tuple[int, ...]:
-    """Block numbers (1-based): whole numbers as they are, shares of the depth (0..1] rounded to the nearest block.
+    """Block numbers (1-based): whole numbers are kept, fractions of the depth (0..1] are rounded to the nearest block.
 
     Raises:
-        RecipeError: a block the tower has not.
+        RecipeError: the tower does not have the block.
     """
     found = []
     if not depth:

@@ -1,10 +1,10 @@
-"""Embeddings of square windows of patch tokens, three ways.
+"""Embeddings of square windows of patch tokens, in three ways.
 
-"exact" (WinCLIP, CVPR 2023): CLS and the tokens of the window, with the positions they have in the image, run through
-all blocks alone, so nothing outside the window is seen. "shared": a copy of CLS per window that looks only at CLS and
-at the window's tokens, by the keys and values that the pass over the whole image made; their context leaks in.
-"pooled": the mean of dense features that a recipe gives, as unit vectors. Shape letters: B images, W windows, n tokens
-of a window, N tokens, D width, E joint space, A heads, d head width, h/w patch grid.
+"exact" (WinCLIP, CVPR 2023): CLS and the tokens of the window, with their positions in the image, run through all
+blocks alone, so nothing outside the window is seen. "shared": a copy of CLS per window attends only to CLS and the
+window's tokens, with keys and values from the pass over the whole image, through which their context leaks in.
+"pooled": the mean of a recipe's dense features, as unit vectors. Shape letters: B images, W windows, n tokens of a
+window, N tokens, D width, E joint space, A heads, d head width, h/w patch grid.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from densevl.recipes.parts.regions import through
 from densevl.recipes.tower import Grid
 
 WAYS = ("exact", "shared", "pooled")
-TOKENS = 2**15  # tokens that run through the tower at a time
+TOKENS = 2**15  # tokens run through the tower at a time
 PAIRS = 2**24  # numbers of the attention mask times heads and images at a time
 
 
 def window_side(scale: int, grid: Grid) -> tuple[int, int]:
-    """The window of a scale, in patches; it is never larger than the grid."""
+    """The window of a scale, in patches; never larger than the grid."""
     return min(scale, grid[0]), min(scale, grid[1])
 
 
@@ -41,7 +41,7 @@ def window_embeddings(seen: Pass, scale: int, way: str = "exact", dense: torch.T
         dense: (B, E, h, w) features for "pooled"; None takes the tower's own patch tokens.
 
     Raises:
-        RecipeError: unknown way, or one that does not fit the tower.
+        RecipeError: the way is unknown, or does not fit the tower.
     """
     if way not in WAYS:
         raise RecipeError(f"no windows '{way}'{suggest(way, WAYS)}; they are {', '.join(WAYS)}")
@@ -94,6 +94,6 @@ def _shared(seen: Pass, index_Wn: torch.Tensor) -> torch.Tensor:
 
 
 def _refuse_rotary(seen: Pass, way: str) -> None:
-    """A block turns its tokens by their place in the whole grid, which windows and copies of CLS do not have."""
+    """Refuse rotary positions: blocks rotate tokens by their grid place, which windows and copies of CLS lack."""
     if getattr(seen.tower.view(0, seen.grid), "_rope", None) is not None:
         raise RecipeError(f"windows '{way}' do not fit this tower's rotary positions; use 'pooled'")

@@ -1,1 +1,1 @@
-"""How long a method takes on this machine, against the least work it could be: `densevl bench`."""
+"""Time of a method on this machine, compared with the least work it needs: `densevl bench`."""

@@ -1,4 +1,4 @@
-"""`measure`: one method on one size of photo, from pixels to a label map, in seconds and as ratios."""
+"""`measure`: time one method on one size of photo, from pixels to a label map, in seconds and as ratios."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SCALE = 40.0
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """The settings of one measurement.
 
     Attributes:
-        recipe: its name; None is the model's default. plan: how windows lie, see `feeding.PLANS`.
-        precision: of the image tower. height, width: of the photo after its resize, in pixels. labels: how many.
+        recipe: its name; None is the model's default. plan: the layout of windows, see `feeding.PLANS`.
+        precision: of the image tower. height, width: of the photo after its resize, in pixels. labels: their number.
     """
 
     recipe: str | None = None
@@ -38,10 +38,10 @@ class Case:
 
 
 def parse_sizes(spec: str) -> list[tuple[int, int]]:
-    """ "336x448,560x1008" to heights and widths.
+    """Parse "336x448,560x1008" into heights and widths.
 
     Raises:
-        ProtocolError: anything else.
+        ProtocolError: the text has another form.
     """
     found = []
     for part in spec.split(","):
@@ -53,10 +53,10 @@ def parse_sizes(spec: str) -> list[tuple[int, int]]:
 
 
 def parse_counts(spec: str) -> list[int]:
-    """ "1,21,171" to how many labels.
+    """Parse "1,21,171" into numbers of labels.
 
     Raises:
-        OptionError: anything else.
+        OptionError: the text has another form.
     """
     parts = [part.strip() for part in spec.split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
@@ -65,17 +65,17 @@ def parse_counts(spec: str) -> list[int]:
 
 
 def measure(backbone: Backbone, case: Case, rounds: int = 5) -> dict[str, Any]:
-    """Time a case; texts and pixels are random, for time does not depend on what is in them.
+    """Time a case; texts and pixels are random, because time does not depend on their content.
 
     Returns:
         The case, and
         seconds: of one photo, from normalised pixels to labels and confidence.
-        faults: pages of memory that the system filled anew in that time (minor faults); None where it does not tell.
-        windows, tokens: how many the tower saw.
+        faults: memory pages that the system filled in that time (minor faults); None where it does not report them.
+        windows, tokens: the numbers that the tower saw.
         of_bare: seconds over (windows of the papers' half-overlapping protocol) x (one bare pass of the library's own
         tower): 1 is the least that the papers' way can take.
-        bare_of_products: one matrix-product-only run of a pass over that pass, the share of it that no code can save.
-        extra_mib: peak memory beyond what was held before, of the first call.
+        bare_of_products: time of the matrix products of a pass over that of the pass: the share that no code can save.
+        extra_mib: peak memory of the first call beyond what was held before.
 
     Raises:
         ModelError, RecipeError, ProtocolError: the case does not fit the model.

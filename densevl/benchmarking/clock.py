@@ -1,7 +1,7 @@
 """Time and memory of a call, measured so that a busy machine disturbs little.
 
-On a CPU time is CPU seconds of the process, several calls are taken in turn, and the median of each is kept: what
-to trust is the ratio of two calls of one run. On a GPU it is seconds between synchronisations.
+On a CPU, time is CPU seconds of the process. Several calls are timed in turn, and the median of each is kept; trust the
+ratio of two calls in one run. On a GPU, time is seconds between synchronisations.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ def seconds(call: Call, device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call takes: seconds, the median; least, the quickest; faults, pages that the system had to fill anew, the
-    median, or None where it does not count them."""
+    """The cost of a call.
+
+    Attributes: seconds, the median; least, the fastest; faults, the median number of memory pages that the system had to
+        fill, or None where it does not count them.
+    """
 
     seconds: float
     least: float
@@ -53,7 +56,7 @@ class Cost:
 
 
 def costs(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[str, Cost]:
-    """Cost of each call over rounds in which all are made in turn, after one that is not counted."""
+    """Cost of each call over rounds in which all are made in turn, after one round that is not counted."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -71,7 +74,7 @@ def costs(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dict[
 
 
 def minor_faults() -> int | None:
-    """Pages of memory that this process was given so far; None where that is not counted."""
+    """Memory pages that this process has been given so far; None where they are not counted."""
     return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
@@ -81,10 +84,10 @@ def medians(calls: Mapping[str, Call], rounds: int, device: torch.device) -> dic
 
 
 def peak_mib(call: Call, device: torch.device) -> float | None:
-    """Memory that a call needs beyond what is held before it, in MiB; None where it cannot be told.
+    """Memory that a call needs beyond what is held before it, in MiB; None where it cannot be measured.
 
-    On a CPU it is the peak resident size of the process (Linux). Memory that an earlier call freed is given back to
-    the system first, for it would hide some.
+    On a CPU it is the peak resident size of the process (Linux). Memory that an earlier call freed is first returned to
+    the system, because it would hide some.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -103,10 +106,10 @@ def peak_mib(call: Call, device: torch.device) -> float | None:
 
 
 def reset_peak() -> None:
-    """Give freed memory back and start the peak of this process anew (Linux, glibc).
+    """Return freed memory to the system and restart the peak of this process (Linux, glibc).
 
     Raises:
-        OSError, AttributeError: another system.
+        OSError, AttributeError: the system is another.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

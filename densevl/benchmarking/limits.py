@@ -1,4 +1,4 @@
-"""What a run is held against: bare passes of the tower, and its matrix products alone."""
+"""The reference times of a run: bare passes of the tower, and only its matrix products."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from densevl.kernels.linear import linear
 
 
 def bare_pass(backbone: Backbone, batch: int) -> Callable[[], Any]:
-    """The library's own image pass at the size it was trained at: what a fork of CLIP cannot do without."""
+    """The library's own image pass at its trained size, which a fork of CLIP cannot avoid."""
     pixels = torch.randn(batch, 3, *trained_size(backbone), device=backbone.device)
     return lambda: backbone.encode_image(pixels)
 
 
 def products(backbone: Backbone, batch: int) -> Callable[[], Any]:
-    """The matrix products of such a pass and nothing else, in float32, by the library that is faster here.
+    """Only the matrix products of such a pass, in float32, by the library that is faster here.
 
-    Patch embedding, projections, both products of attention, MLPs and read-out; no norm, softmax, activation or sum.
+    They are patch embedding, projections, both products of attention, MLPs and read-out, without norms, softmax,
+    activations or sums.
 
     Raises:
-        ModelError: a tower without attention blocks.
+        ModelError: the tower has no attention blocks.
     """
     tower: Any = getattr(backbone, "tower", None)
     if tower is None or not tower.depth:
@@ -61,7 +62,7 @@ def trained_size(backbone: Backbone) -> tuple[int, int]:
     """(H, W) of the library's own pass.
 
     Raises:
-        ModelError: it has no tower of its own size.
+        ModelError: it has no tower with a size of its own.
     """
     tower: Any = getattr(backbone, "tower", None)
     if tower is None:
@@ -70,7 +71,7 @@ def trained_size(backbone: Backbone) -> tuple[int, int]:
 
 
 def _matrices(view: Any) -> list[torch.Tensor]:
-    """The weights of a block's linear layers, its joint projection among them."""
+    """The weights of a block's linear layers, including its joint projection."""
     joint = view.joint()
     layers = [module.weight for module in view.module.modules() if isinstance(module, nn.Linear)]
     return [*([] if joint is None else [joint]), *(weight for weight in layers if weight is not joint)]

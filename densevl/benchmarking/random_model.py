@@ -1,4 +1,4 @@
-"""Models to be timed: by name, or "random:ARCH", an architecture of open_clip with random weights."""
+"""Models for timing: by name, or "random:ARCH", an architecture of open_clip with random weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PREFIX = "random:"
 
 
 def load(name: str, device: str | None = None) -> Backbone:
-    """Load a model as `load_backbone` does, or build "random:ViT-B-16": time does not depend on what weights know.
+    """Load a model as `load_backbone` does, or build "random:ViT-B-16", because time does not depend on the weights.
 
     Raises:
         ModelError: as `load_backbone`.

@@ -1,6 +1,6 @@
-"""Models that judge each text for itself: is it in the photo, and where; SAM 3 and CLIPSeg, by transformers.
+"""Models that judge each text by itself: whether it is in the photo, and where. SAM 3 and CLIPSeg, by transformers.
 
-A photo is seen once and a text encoded once; texts do not compete, and no softmax runs over them.
+A photo is encoded once, and so is each text; texts do not compete, and there is no softmax over them.
 """
 
 from densevl.concepts.base import ConceptModel, Judged

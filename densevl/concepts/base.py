@@ -1,4 +1,4 @@
-"""The contract of concept models, and how strong a text is at each place.
+"""The interface of concept models, and the strength of a text at each place.
 
 Shape letters: T texts, Q instances that a model proposes for a text, h/w the model's map.
 """
@@ -15,17 +15,17 @@ import torch
 from torch.nn import functional as F
 
 AT_ONCE = {"cpu": 4, "cuda": 16}
-"""Texts that are judged together."""
+"""Number of texts judged together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What a model says of T texts on a photo.
+    """A model's judgement of T texts on a photo.
 
     Attributes:
-        places: (T, h, w) logits that the text is there. presence: (T,), 0..1, that it is in the photo; 1 where a model
-            has no opinion.
-        masks: (T, Q, h, w) logits of instances. sure: (T, Q), 0..1, that each is of the text. Q is 0 where a model
+        places: (T, h, w) logits that the text is there. presence: (T,), 0..1, that it is in the photo; 1 if the model
+            does not judge that.
+        masks: (T, Q, h, w) logits of instances. sure: (T, Q), 0..1, that each belongs to the text. Q is 0 if the model
             finds no instances.
     """
 
@@ -36,15 +36,15 @@ class Judged:
 
     @property
     def likely(self) -> torch.Tensor:
-        """(T, Q), 0..1: that an instance is of the text, and the text in the photo."""
+        """Probability, (T, Q), that an instance belongs to the text and the text is in the photo."""
         return self.presence[:, None] * self.sure
 
     def strength(self, least: float, *, compat: bool = False) -> torch.Tensor:
-        """How sure a text is at each place: (T, h, w), 0..1.
+        """The strength of a text at each place: (T, h, w), 0..1.
 
-        With presence p, instances q likelier than `least`, and places s: max(max_q likely_q sigma(m_q), p sigma(s)).
-        SegEarth-OV3 (`compat`) multiplies by p once more what holds it already: p max(max_q likely_q sigma(m_q),
-        sigma(s)).
+        With presence p, instances q more probable than `least`, and places s, it is
+        max(max_q likely_q sigma(m_q), p sigma(s)). SegEarth-OV3 (`compat`) multiplies by p again, although it is
+        included already: p max(max_q likely_q sigma(m_q), sigma(s)).
         """
         likely = torch.where(self.likely > least, self.likely, 0)
         there = self.places.sigmoid()
@@ -60,8 +60,8 @@ class ConceptModel(ABC):
 
     Attributes:
         name: for messages. kind: "sam3" or "clipseg". module: of transformers.
-        side: photos are squashed to this many pixels a side, as the model's own processor does. mean, std: RGB, 0..1.
-        most_tokens: of a text, start and end among them; what is more is cut off. guesses: what its files do not say, a
+        side: photos are squashed to this many pixels per side, as in the model's own processor. mean, std: RGB, 0..1.
+        most_tokens: of a text, including start and end; longer texts are cut. guesses: facts that its files lack, a
             sentence each.
     """
 
@@ -89,7 +89,7 @@ class ConceptModel(ABC):
 
     @property
     def about(self) -> str:
-        """What it is."""
+        """A description of the model."""
         return f"a concept model ({self.kind}): each text is judged for itself"
 
     def pixels(self, rgb: np.ndarray) -> torch.Tensor:
@@ -102,7 +102,7 @@ class ConceptModel(ABC):
 
     @torch.no_grad()
     def judgements(self, rgb: np.ndarray, texts: Sequence[str]) -> Iterator[Judged]:
-        """See a photo once, and judge texts on it, a few at a time, in order."""
+        """Encode a photo once, and judge texts on it, a few at a time, in order."""
         words, seen = self.words(texts), self.see(self.pixels(rgb))
         size = AT_ONCE.get(self.device.type, AT_ONCE["cpu"])
         for first in range(0, len(words), size):
@@ -110,23 +110,23 @@ class ConceptModel(ABC):
 
     @torch.no_grad()
     def words(self, texts: Sequence[str]) -> list[Any]:
-        """Each text as `judge` takes it; encoded when it is first asked for."""
+        """Each text in the form that `judge` takes, encoded on first use."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
         if fresh:
             self._known.update(zip(fresh, self.encode(fresh), strict=True))
         return [self._known[text] for text in texts]
 
     def cut(self, texts: Sequence[str]) -> list[str]:
-        """Those of the texts that have more tokens than the model reads."""
+        """The texts that have more tokens than the model reads."""
         return [text for text in dict.fromkeys(texts) if len(self._tokenizer(text).input_ids) > self.most_tokens]
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Any]:
-        """Texts as `judge` takes them."""
+        """Encode texts for `judge`."""
 
     @abstractmethod
     def see(self, pixels: torch.Tensor) -> Any:
-        """What of a photo is shared by all texts."""
+        """Encode a photo into the features that all texts share."""
 
     @abstractmethod
     def judge(self, seen: Any, words: Sequence[Any]) -> Judged:

@@ -18,24 +18,24 @@ from densevl.weights.folders import read_weights, weights_in
 
 FOLDER, CONFIG, PIXELS = "local-dir:", "config.json", ("preprocessor_config.json", "processor_config.json")
 KINDS = {"sam3": "sam3", "sam3_video": "sam3", "clipseg": "clipseg"}
-"""What a config says it is of, and whose classes run it."""
+"""Model types of configs, and the classes that run them."""
 PUBLISHED = {
     "facebook/sam3": "sam3",
     **dict.fromkeys(("CIDAS/clipseg-rd64-refined", "CIDAS/clipseg-rd64", "CIDAS/clipseg-rd16"), "clipseg"),
 }
-"""Repositories that are known without a look at their config."""
+"""Repositories that are known without reading their config."""
 SETTINGS = Kind("config", ModelError, "download the model again")
 DETECTOR, LEFT_OUT = "detector_model.", ("tracker_model.", "tracker_neck.")
-"""Of a SAM 3 for video, the part that is read, and those that are not."""
+"""In a SAM 3 for video, the prefix of the part that is read, and those of other parts."""
 USUAL = {
     "sam3": (1008, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clipseg": (352, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Side, mean and std, where no processor beside the weights says others."""
+"""Side, mean and std, if no processor beside the weights sets them."""
 
 
 def concept_kind(name: Any) -> str | None:
-    """Whether a name is that of a concept model, by its config on this disk: "sam3", "clipseg" or None."""
+    """The kind of a concept model by its config on this disk: "sam3", "clipseg", or None for other names."""
     folder = _here(name) if isinstance(name, str | Path) else None
     if folder is None and isinstance(name, str):
         return PUBLISHED.get(name.removeprefix(hub.PREFIX))
@@ -44,7 +44,7 @@ def concept_kind(name: Any) -> str | None:
     try:
         return KINDS.get(str(read_json(folder / CONFIG, SETTINGS).get("model_type")))
     except ModelError:
-        return None  # whoever loads it says what is wrong
+        return None  # loading it will report the error
 
 
 def load_concepts(name: str | Path, device: str | None = None) -> ConceptModel:
@@ -56,8 +56,8 @@ def load_concepts(name: str | Path, device: str | None = None) -> ConceptModel:
         device: None takes CUDA when there is one.
 
     Raises:
-        ModelError: no such model, or it is of another kind.
-        WeightsError: damaged weights, or of other sizes than the config's.
+        ModelError: there is no such model, or it is of another kind.
+        WeightsError: weights are damaged, or do not fit the config.
         MissingExtraError: transformers is not installed.
     """
     where = devices.choose(device)
@@ -132,9 +132,9 @@ def _built(name: str, kind: str, config: Mapping[str, Any], folder: Path) -> Con
 
 
 def _pixels(name: str, kind: str, folder: Path, settings: Any) -> tuple[int, Any, Any, tuple[str, ...]]:
-    """Side, mean and std, as the processor's settings say; and a sentence about those that they do not say."""
+    """Side, mean and std from the processor's settings; and a sentence about missing ones."""
     side, mean, std = USUAL[kind]
-    if kind == "sam3":  # its positions are of one size
+    if kind == "sam3":  # its positions fit one size
         side = settings.vision_config.image_size
     path = next((folder / file for file in PIXELS if (folder / file).is_file()), None)
     told = {} if path is None else read_json(path, SETTINGS)
@@ -168,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _tokenizer(name: str, folder: Path) -> Any:
-    """The tokenizer of a folder, read apart from its config, at whose sight transformers would ask for remote code."""
+    """The tokenizer of a folder, read without its config, which would make transformers ask for remote code."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as apart:
@@ -177,7 +177,7 @@ def _tokenizer(name: str, folder: Path) -> Any:
                 Path(apart, file).write_bytes((folder / file).read_bytes())
         try:
             return AutoTokenizer.from_pretrained(apart, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # parsers of many kinds
+        except Exception as error:  # tokenizer parsers raise many types
             raise ModelError(
                 f"model '{name}' has no tokenizer that can be read: put tokenizer.json and tokenizer_config.json "
                 "beside its weights"
@@ -185,7 +185,7 @@ def _tokenizer(name: str, folder: Path) -> Any:
 
 
 def _here(name: str | Path) -> Path | None:
-    """The folder of a model on this disk: given, or in the cache of the hub."""
+    """The folder of a model on this disk: the given one, or one in the hub's cache."""
     text = str(name)
     folder = Path(text.removeprefix(FOLDER))
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""SAM 3 (Carion et al., 2025) and CLIPSeg (Lüddecke and Ecker, CVPR 2022) behind the contract, by transformers."""
+"""SAM 3 (Carion et al., 2025) and CLIPSeg (Lüddecke and Ecker, CVPR 2022) behind one interface, by transformers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Sam3(ConceptModel):
 
 
 class ClipSeg(ConceptModel):
-    """CLIPSeg: one map for each text. The photo runs through CLIP once, the small decoder for each text."""
+    """CLIPSeg: one map for each text. The photo passes through CLIP once, and through the small decoder per text."""
 
     kind = "clipseg"
 

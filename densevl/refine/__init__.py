@@ -1,4 +1,4 @@
-"""Scores and label maps made sharper with the help of the photo, of another model's features, or of given regions."""
+"""Sharpening of scores and label maps with the photo, another model's features, or given regions."""
 
 from densevl.refine.clusters import dbscan, segment_by_affinity
 from densevl.refine.morphology import grey_closing, majority_filter

@@ -1,8 +1,8 @@
 """Segments without words, from the affinity of patches (CLIPtrase, Shao et al., ECCV 2024).
 
-Patches with like rows of the affinity matrix are clustered by density; each cluster's mean row is a map of where it
-is; the maps are smoothed and enlarged, and every pixel goes to the cluster that is strongest there. `majority_vote`
-then gives each segment one label.
+Patches with similar rows of the affinity matrix are clustered by density. Each cluster's mean row maps its place;
+the maps are smoothed and enlarged, and every pixel goes to the cluster that is strongest there. `majority_vote` then
+gives each segment one label.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ ENLARGED = 4
 MEDIAN = 7
 LEAST_EPS = 0.1
 PAPER_GRID = 14
-"""Patches a side of CLIPtrase's smaller model: on fewer, things and ground share clusters, and a vote loses things."""
+"""Patches per side in CLIPtrase's smaller model; with fewer, things share clusters with ground, and votes lose them."""
 
 
 def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tensor:
     """DBSCAN (Ester et al., KDD 1996) in the Euclidean metric.
 
-    A point is core if at least `min_samples` points, itself among them, are within `eps`. Clusters are the connected
-    components of core points, numbered by their first point; another point within `eps` of a core point joins that
-    cluster, the lowest number of several.
+    A point is core if at least `min_samples` points, including itself, are within `eps`. Clusters are the connected
+    components of core points, numbered by their first point. Another point within `eps` of a core point joins its
+    cluster; of several, the one with the lowest number.
 
     Args:
         points_ND: (N, D) float. eps: above 0; min_samples: at least 1.
@@ -37,7 +37,7 @@ def dbscan(points_ND: torch.Tensor, eps: float, min_samples: int) -> torch.Tenso
         (N,) int64 cluster of each point, -1 for noise.
 
     Raises:
-        RecipeError: points of another shape, or a setting out of range.
+        RecipeError: points have another shape, or a setting is out of range.
     """
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
@@ -70,18 +70,18 @@ def segment_by_affinity(
     """Segments of one image from the affinity of its patches.
 
     Args:
-        affinity_NN: (N, N) float, N = h*w, row i how strongly patch i goes with each patch; CLIPtrase takes the mean
+        affinity_NN: (N, N) float, N = h*w, row i how strongly patch i belongs with each patch; CLIPtrase takes the mean
             self-correlation of a late block less that of CLS, negatives cut to 0.
         grid: (h, w) of the patches. size: (H, W) of the result in pixels.
         eps, min_samples: of `dbscan` on the rows. None follows the paper, which has 0.7 and 3 for 14 x 14 patches, 1.1
-            and 7 for 21 x 21: `eps` is linear in the square root of N, as distances of rows of N numbers are, and
+            and 7 for 21 x 21: `eps` is linear in the square root of N, like distances of rows of N numbers, and
             `min_samples` in N, at least 2.
 
     Returns:
         (H, W) int64, clusters 0, 1, ...; all -1 if every patch is noise.
 
     Raises:
-        RecipeError: a matrix that does not fit the grid, or a setting out of range.
+        RecipeError: the matrix does not fit the grid, or a setting is out of range.
     """
     count = grid[0] * grid[1]
     if affinity_NN.shape != (count, count):
@@ -101,7 +101,7 @@ def segment_by_affinity(
     segment = torch.zeros(size, dtype=torch.int64, device=affinity_NN.device)
     for index, map_hw in enumerate(maps):  # one full-size map at a time
         large = F.interpolate(map_hw[None, None], scale_factor=ENLARGED, mode="bilinear", align_corners=False)
-        # scipy's, on the CPU also for tensors of a GPU: a map is small, and mirrored beyond its border
+        # scipy's filter, on the CPU even for tensors of a GPU: a map is small, and is mirrored beyond its border
         steady = torch.from_numpy(ndimage.median_filter(large[0, 0].numpy(force=True), MEDIAN)).to(large.device)
         smooth = F.interpolate(steady[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
         better = smooth > strongest

@@ -1,4 +1,4 @@
-"""sRGB to CIE Lab (D65), where equal distances look about equally far apart."""
+"""sRGB to CIE Lab (D65), in which equal distances look about equally different."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Small specks and gaps taken out of a label map.
+"""Removal of small specks and gaps from a label map.
 
-ITACLIP (Aydin et al., CVPR Workshops 2025) closes the map as if its labels were grey values, which lets higher labels
-grow over lower ones: what happens depends on the order of the classes. `majority_filter` treats all labels alike.
+ITACLIP (Aydin et al., CVPR Workshops 2025) closes the map as if its labels were grey values, so that higher labels grow
+over lower ones and the result depends on the order of the classes. `majority_filter` treats all labels alike.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from densevl.errors import LabelError, OptionError
 def majority_filter(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
     """Each pixel takes the most frequent label of the square around it; it keeps its own if that is among the best.
 
-    Args:
-        labels: (H, W) integer. side: odd, of the square; beyond the border there are no labels.
+        labels: (H, W) integer. side: odd, of the square; there are no labels beyond the border.
 
     Returns:
         (H, W) of the same dtype; among several best labels other than the pixel's own, the smallest.
 
     Raises:
-        LabelError: not such a map.
-        OptionError: an even side.
+        LabelError: it is not such a map.
+        OptionError: the side is even.
     """
     _check(labels, side)
     reach = side // 2
@@ -45,9 +44,9 @@ def majority_filter(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
 
 
 def grey_closing(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
-    """Maximum, then minimum, over squares, labels read as grey values: what ITACLIP's code does, kept to reproduce it.
+    """Maximum, then minimum, over squares, with labels read as grey values, as in ITACLIP's code, to reproduce it.
 
-    Like there, labels are 8-bit: -1 and labels above 255 wrap around.
+    As there, labels are 8-bit: -1 and labels above 255 wrap around.
 
     Args:
         labels: (H, W) integer. side: odd; pixels beyond the border take no part.
@@ -56,8 +55,8 @@ def grey_closing(labels: torch.Tensor, side: int = 3) -> torch.Tensor:
         (H, W) of the same dtype, within 0..255.
 
     Raises:
-        LabelError: not such a map.
-        OptionError: an even side.
+        LabelError: it is not such a map.
+        OptionError: the side is even.
     """
     _check(labels, side)
     grey = (labels.long() % 256).float()[None, None]
@@ -70,4 +69,4 @@ def _check(labels: torch.Tensor, side: int) -> None:
     if labels.ndim != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise LabelError(f"labels are an (H, W) integer map, not {tuple(labels.shape)} {labels.dtype}")
     if side < 1 or side % 2 == 0:
-        raise OptionError(f"side is {side}; it is odd and at least 1")
+        raise OptionError(f"side is {side}; it must be odd and at least 1")

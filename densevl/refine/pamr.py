@@ -1,9 +1,9 @@
-"""PAMR, pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): scores flow between pixels of like colour.
+"""PAMR, pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): scores flow between pixels of similar colour.
 
-Each pixel takes a weighted mean of its neighbours at a few dilations, again and again. With I the photo, the weight of
+Each pixel repeatedly takes a weighted mean of its neighbours at a few dilations. With I the photo, the weight of
 neighbour p at pixel i is  softmax_p( mean over channels of -|I_i - I_p| / (1e-8 + 0.1 std_i) ), std over the
-neighbourhood with its centre. Channels do not mix, so any part of the classes may be refined apart from the others.
-Neighbours are read by shifting a padded map, one at a time: an unfolded copy of all of them is never made.
+neighbourhood with its centre. Channels do not mix, so any part of the classes may be refined separately. Neighbours are
+read one at a time by shifting a padded map, so an unfolded copy of all of them is never made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Pamr:
         """Compute the neighbours' weights.
 
         Args:
-            image: (B, 3, H, W) float, any scale (the weights do not change with it).
+            image: (B, 3, H, W) float, any scale, on which the weights do not depend.
             iterations: how often the mean is taken; the papers that use PAMR for segmentation take 10.
             dilations: distances of the eight neighbours in pixels; (8, 16) in those papers.
         """
@@ -34,7 +34,7 @@ class Pamr:
         total = image.clone()
         for neighbour in self._neighbours(image):
             total += neighbour
-        # The papers' sample holds the centre once for each dilation.
+        # The papers' neighbourhood holds the centre once per dilation.
         count = 9 * len(dilations)
         mean = (total + (len(dilations) - 1) * image) / count
         squares = len(dilations) * (image - mean) ** 2
@@ -42,13 +42,13 @@ class Pamr:
             squares += (neighbour - mean) ** 2
         spread = _EPS + _SHARPNESS * (squares / (count - 1)).sqrt()
         gaps = ((neighbour - image).abs_().div_(spread) for neighbour in self._neighbours(image))
-        if torch.compiler.is_exporting():  # a graph does not write into parts of a tensor
+        if torch.compiler.is_exporting():  # a graph cannot write into parts of a tensor
             weights_PBHW = torch.stack([gap.mean(dim=1) for gap in gaps])
         else:
             weights_PBHW = image.new_empty(len(_OFFSETS) * len(dilations), image.shape[0], *image.shape[-2:])
             for weight_BHW, gap in zip(weights_PBHW, gaps, strict=True):
                 torch.mean(gap, dim=1, out=weight_BHW)
-        # softmax of the negated logits, in place: the weights are the largest thing held
+        # softmax of the negated logits, in place, because the weights are the largest tensor
         weights_PBHW.sub_(weights_PBHW.amin(dim=0)).neg_().exp_()
         self._weights_PBHW = weights_PBHW.div_(weights_PBHW.sum(dim=0))
 

@@ -1,4 +1,4 @@
-"""Scores spread by another model's affinity on its own grid, peaks kept: the last step of CLIPer (ICCV 2025).
+"""Scores spread by another model's affinity on its own grid, with peaks kept: the last step of CLIPer (ICCV 2025).
 
 Shape letters: B batch, C channels, N places of the grid.
 """
@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 
 class SpreadOnGrid:
-    """Scores brought to a grid, spread there, and brought back; each channel keeps half of its peak's change.
+    """Resample scores to a grid, spread them there, and resample back; each channel keeps half of its peak's loss.
 
-    A channel's peak is halfway between what it was before and what spreading left of it, so that a small thing is not
-    lost to its surroundings.
+    A channel's peak is set halfway between its values before and after spreading, so that a small thing is not lost to
+    its surroundings.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class SpreadOnGrid:
 
         Args:
             spread: values (N, C) of the grid's places, row by row, to the same, spread by rows that sum to 1.
-            grid: (h, w). probabilities: scores are at least 0 and peaks are set by scaling, as CLIPer's; else by
-                shifting, which a softmax over words understands.
+            grid: (h, w). probabilities: whether scores are at least 0 and peaks are set by scaling, as in CLIPer;
+                otherwise by shifting, which suits a softmax over words.
         """
         self._spread, self.grid, self.probabilities = spread, grid, probabilities
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """Spread the scores (1, C, H, W) of one image, each channel for itself: the same shape, float32."""
+        """Spread the scores (1, C, H, W) of one image, each channel separately: the same shape, float32."""
         small = F.interpolate(scores.float(), size=self.grid, mode="bilinear", antialias=True)
         values = small.flatten(2)[0].mT.contiguous()
         spread = self._spread(values).mT.unflatten(1, self.grid)[None]
@@ -47,7 +47,7 @@ class SpreadOnGrid:
 
 
 def sharpened(map_NN: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
-    """An attention map as CLIPer multiplies it: over each column's largest, under `floor` nothing, rows to sum 1."""
+    """Sharpen an attention map as in CLIPer: divide by column maxima, drop values under `floor`, normalise rows."""
     share = map_NN / (map_NN.amax(dim=0, keepdim=True) + 1e-5)
     share = share.masked_fill(share < floor, 0)
     return share / (share.sum(dim=1, keepdim=True) + 1e-5)
@@ -56,9 +56,9 @@ def sharpened(map_NN: torch.Tensor, floor: float = 0.1) -> torch.Tensor:
 def through_heads(
     heads: list[tuple[torch.Tensor, torch.Tensor]], values_NC: torch.Tensor, floor: float = 0.1
 ) -> torch.Tensor:
-    """Values under the product of all heads' sharpened maps, the first head's outermost: (N, C).
+    """Multiply values by the product of all heads' sharpened maps, the first head's outermost: (N, C).
 
-    One map is held at a time, and never their product.
+    One map is held at a time, and their product is never formed.
 
     Args:
         heads: q, scaled, and k of each, (N, d).

@@ -1,4 +1,4 @@
-"""Scores averaged in segments: what a segment map, superpixels or masks add to the evidence of a model."""
+"""Scores averaged in segments, to add the evidence of a segment map, superpixels or masks to a model's."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 
 from densevl.errors import LabelError
 
-SHARE = 0.6  # of a segment's mean in a pixel's score: all of it loses what lies across a segment
+SHARE = 0.6  # weight of a segment's mean in a pixel's score; with 1, things that cross segments are lost
 
 
 def pool_in_segments(scores: torch.Tensor, segments: torch.Tensor, *, share: float = SHARE) -> torch.Tensor:
     """Mix each pixel's scores with the mean over its segment: (1 - share) * score + share * mean.
 
     Args:
-        scores: (B, C, H, W) float; channels do not mix. segments: (H, W) integers, 0 and below where no segment is;
-            pixels there keep their scores. share: 0..1.
+        scores: (B, C, H, W) float; channels do not mix. segments: (H, W) integers, 0 and below for no segment; pixels
+            there keep their scores. share: 0..1.
 
     Raises:
-        LabelError: a map of another size or dtype.
+        LabelError: the map has another size or dtype.
     """
     if segments.shape != scores.shape[-2:] or segments.is_floating_point() or segments.dtype == torch.bool:
         raise LabelError(

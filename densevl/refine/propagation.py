@@ -1,8 +1,8 @@
-"""Label propagation (LPOSS and LPOSS+, Stojnić et al., CVPR 2025): scores spread over a graph of like places.
+"""Label propagation (LPOSS and LPOSS+, Stojnić et al., CVPR 2025): scores spread over a graph of similar places.
 
 With W the graph's symmetric weights, D their row sums and S = D^-1/2 W D^-1/2, scores Y become Z with
-(I - alpha S) Z = Y. `propagate_patches` has a graph over patches, of all windows together, weighted by the cosines of a
-proxy's features and by distance; `PixelPropagation` one over the pixels of a photo, weighted by colour.
+(I - alpha S) Z = Y. The graph of `propagate_patches` covers patches of all windows together, weighted by cosines of
+a proxy's features and by distance; that of `PixelPropagation` is over the pixels of a photo, weighted by colour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from densevl.refine.solvers import Graph, chebyshev, conjugate_gradients
 
 ALPHA = 0.95
 TOLERANCE = 1e-3
-PIXEL_TOLERANCE = 1e-2  # 17 steps; about half the error of the ten that the paper's code stops after
+PIXEL_TOLERANCE = 1e-2  # 17 steps; about half the error of the ten steps of the paper's code
 COMPAT_ITERATIONS, COMPAT_TOLERANCE = 10, 1e-6
 ROWS_AT_ONCE = 1024  # patches whose distances to all others are held
 CHANNELS_AT_ONCE = 16
@@ -49,10 +49,10 @@ class PatchGraph:
             features_ND: (N, D) float, a proxy's features of N patches ("v" of DINO in the paper), of any norm.
             positions_N2: (N, 2) float, the centres of the patches in pixels; patches of overlapping windows may share
                 one.
-            neighbours: of each patch, itself among them; N is the most.
+            neighbours: of each patch, including itself; at most N.
 
         Raises:
-            RecipeError: the two do not hold the same N patches, or neighbours is under 1.
+            RecipeError: the two do not have the same N patches, or neighbours is under 1.
         """
         count = len(features_ND)
         if features_ND.ndim != 2 or positions_N2.shape != (count, 2) or not count:
@@ -61,7 +61,7 @@ class PatchGraph:
                 "same patches: (N, D) and (N, 2)"
             )
         if neighbours < 1:
-            raise RecipeError(f"neighbours is {neighbours}; it is at least 1")
+            raise RecipeError(f"neighbours is {neighbours}; it must be at least 1")
         unit_ND = F.normalize(features_ND.float(), dim=-1)
         places_N2 = positions_N2.to(unit_ND)
         nearest = min(neighbours, count)
@@ -81,7 +81,7 @@ class PatchGraph:
         entries = torch.sparse_coo_tensor(pairs, weight.repeat(2), (count, count), check_invariants=False)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
-            self.matrix = entries.coalesce().to_sparse_csr()  # three times as fast to multiply as the list of entries
+            self.matrix = entries.coalesce().to_sparse_csr()  # multiplies three times as fast as the list of entries
 
     def __call__(self, z_NT: torch.Tensor) -> torch.Tensor:
         """S z: (N, T) to (N, T)."""
@@ -94,8 +94,8 @@ class PatchGraph:
 
         Args:
             alpha: between 0 and 1: how far scores travel.
-            tolerance: the error that is left, as a share of the right answer's; every column is solved as if alone.
-            steps: of conjugate gradients, a column each; the paper's code runs 10. None solves to the tolerance.
+            tolerance: the remaining error, relative to the exact result; every column is solved as if alone.
+            steps: of conjugate gradients per column; the paper's code runs 10. None solves to the tolerance.
 
         Raises:
             RecipeError: alpha or the tolerance is out of range.
@@ -109,7 +109,7 @@ def propagate_patches(
     """LPOSS with the paper's constants: `PatchGraph(features, positions).propagate(scores)`, (N, T) float32.
 
     Raises:
-        RecipeError: the three do not hold the same N patches.
+        RecipeError: the three do not have the same N patches.
     """
     if scores_NT.ndim != 2 or len(scores_NT) != len(features_ND):
         raise RecipeError(f"scores {tuple(scores_NT.shape)} are not (N, T) for the N = {len(features_ND)} patches")
@@ -117,10 +117,10 @@ def propagate_patches(
 
 
 class PixelPropagation:
-    """LPOSS+ for one photo: like pixels of a neighbourhood share their scores.
+    """LPOSS+ for one photo: similar pixels of a neighbourhood share their scores.
 
     w = exp(-|difference in scaled Lab| / temperature) for all pixels within `radius` rows and columns. The weights are
-    held once per pair; scores are read by shifting, so there is no list of edges.
+    stored once per pair; scores are read by shifting, so there is no list of edges.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class PixelPropagation:
         Args:
             image: (B, 3, H, W) float RGB within 0..1.
             radius: 6 is the paper's neighbourhood of 13 x 13.
-            alpha, tolerance: as for `PatchGraph.propagate`. compat: the ten steps of the paper's code.
+            alpha, tolerance: as for `PatchGraph.propagate`. compat: run the ten steps of the paper's code.
 
         Raises:
-            ImageError: not such an image.
-            RecipeError: radius, temperature, alpha or tolerance out of range.
+            ImageError: it is not such an image.
+            RecipeError: radius, temperature, alpha or tolerance is out of range.
         """
         if image.ndim != 4 or image.shape[1] != 3:
             raise ImageError(f"the photo to spread scores on is (B, 3, H, W), not {tuple(image.shape)}")
@@ -156,7 +156,7 @@ class PixelPropagation:
         lab = rgb_to_lab(image.float()) / torch.tensor(LAB_SCALE, device=image.device).view(3, 1, 1)
         height, width = image.shape[-2:]
         self._pairs, total = [], torch.zeros_like(image[:, 0], dtype=torch.float32)
-        # on a CPU, rows are taken in strips that stay in its cache
+        # on a CPU, rows are processed in strips that stay in its cache
         strip = STRIP_ROWS if image.device.type == "cpu" else height
         for here, there in _overlaps(radius, height, width, strip):
             squares = (lab[(..., *here)] - lab[(..., *there)]).square_()
@@ -169,7 +169,7 @@ class PixelPropagation:
             weight.mul_(scale[(..., *here)]).mul_(scale[(..., *there)])
 
     def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """Spread (B, C, H, W) float scores, each channel for itself; the result has the same shape, float32."""
+        """Spread (B, C, H, W) float scores, each channel separately; the result has the same shape, float32."""
         parts = scores.float().split(CHANNELS_AT_ONCE, dim=1)
         solved = [_solve(self._spread, part, (-2, -1), self.alpha, self.tolerance, self.steps) for part in parts]
         return torch.cat(solved, dim=1) if solved else scores.float()
@@ -200,9 +200,9 @@ def _overlaps(
 
 def _check_solver(alpha: float, tolerance: float) -> None:
     if not 0 < alpha < 1:
-        raise RecipeError(f"alpha is {alpha}; it is between 0 and 1, both excluded")
+        raise RecipeError(f"alpha is {alpha}; it must be between 0 and 1, both excluded")
     if not 0 < tolerance < 1:
-        raise RecipeError(f"tolerance is {tolerance}; it is between 0 and 1, both excluded")
+        raise RecipeError(f"tolerance is {tolerance}; it must be between 0 and 1, both excluded")
 
 
 def _solve(

@@ -1,7 +1,7 @@
 """Solving (I - alpha S) Z = Y for a graph S that is symmetric with eigenvalues within -1..1.
 
-Two ways. Chebyshev iteration runs a number of steps fixed by alpha and the tolerance, so Z is a linear function of Y:
-any part of the columns may be solved apart from the others, and features may be spread once for every vocabulary.
+There are two ways. Chebyshev iteration runs a number of steps fixed by alpha and the tolerance, so Z is a linear
+function of Y: any part of the columns may be solved separately, and features may be spread once for every vocabulary.
 Conjugate gradients cut after a few steps, as LPOSS runs them, are not linear in Y; they are kept to reproduce it.
 """
 
@@ -25,7 +25,7 @@ def chebyshev(graph: Graph, y: torch.Tensor, alpha: float, tolerance: float) -> 
     """Solve by Chebyshev iteration over the spectrum 1 - alpha .. 1 + alpha.
 
     Args:
-        graph: Z to S Z, for any number of columns. y: what S applies to, of any shape.
+        graph: Z to S Z, for any number of columns. y: the input of S, of any shape.
         alpha: between 0 and 1, both excluded. tolerance: see `chebyshev_steps`.
     """
     direction, solution, residual = y.clone(), y.clone(), y
@@ -48,8 +48,8 @@ def conjugate_gradients(
 
     Args:
         graph, y, alpha: as for `chebyshev`.
-        iterations: at most so many steps.
-        tolerance: a column stops when its residual is at most this share of its right-hand side.
+        iterations: largest number of steps.
+        tolerance: a column stops when its residual is at most this fraction of its right-hand side.
         dims: the dimensions of y that make one column.
     """
     solution, residual = torch.zeros_like(y), y.clone()
@@ -61,7 +61,7 @@ def conjugate_gradients(
         if not active.any():
             break
         product = torch.sub(direction, graph(direction), alpha=alpha)
-        # a column that is done keeps still; its quotient would be 0 / 0
+        # a finished column stays as it is; its quotient would be 0 / 0
         curvature = (direction * product).sum(dims, keepdim=True)
         step = torch.where(active, squares / torch.where(active, curvature, 1), 0)
         solution.addcmul_(step, direction)

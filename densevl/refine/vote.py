@@ -9,19 +9,19 @@ from densevl.stacking import back_to_front
 
 
 def majority_vote(labels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """Give each region its most frequent label; among equals the smallest, -1 (nothing) being one of the labels.
+    """Give each region its most frequent label; ties go to the smallest, where -1 (nothing) is one of the labels.
 
     Args:
         labels: (H, W) integer label map, -1 for nothing.
-        regions: (H, W) integer segment map, where ids need not be dense and negative ones mean "no region"; or
+        regions: (H, W) integer segment map, in which ids may have gaps and negative ones mean "no region"; or
             (M, H, W) bool masks. Each mask votes with all its pixels, and where masks overlap the one with the fewest
-            pixels (of equals, the first) decides. An empty mask changes nothing.
+            pixels decides; of equals, the first. An empty mask changes nothing.
 
     Returns:
         (H, W) of the labels' dtype; pixels in no region keep their label.
 
     Raises:
-        LabelError: labels or regions of another shape or dtype.
+        LabelError: labels or regions have another shape or dtype.
     """
     integral = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if labels.ndim != 2 or not integral:
@@ -44,7 +44,7 @@ def majority_vote(labels: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
 
 
 def _winners(labels_P: torch.Tensor, segment_P: torch.Tensor, segments: int) -> torch.Tensor:
-    """The most frequent label of each segment, the smallest among equals: (segments,)."""
+    """The most frequent label of each segment, ties to the smallest: (segments,)."""
     values, index = labels_P.unique(return_inverse=True)
     counts = torch.bincount(segment_P * len(values) + index, minlength=segments * len(values))
     return values[counts.view(segments, len(values)).argmax(dim=1)]

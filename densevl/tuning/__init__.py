@@ -1,8 +1,8 @@
-"""Settings chosen for the user's own pictures, and how sure the choice is.
+"""Settings chosen for the user's own pictures, and how certain the choice is.
 
-It reads from top to bottom: `run` has the one function, `tune`; `pictures` what a folder holds; `candidates` what may
-be chosen; `counting` and `guessing` candidates on pictures, with a truth and without; `ledger` what was counted;
-`selection` the choice and its cross-validation; `scores` the arithmetic; `result` what is said and written.
+From top to bottom: `run` has the one function, `tune`; `pictures` the contents of a folder; `candidates` the possible
+settings; `counting` and `guessing` candidates on pictures, with truth and without; `ledger` the saved counts;
+`selection` the choice and its cross-validation; `scores` the arithmetic; `result` the report.
 """
 
 from densevl.tuning.result import Tuning

@@ -1,4 +1,4 @@
-"""What may be chosen: the settings of a command, their values, and the order in which they are tried."""
+"""The possible settings of a command, their values, and the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ STAGES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     REGIONS: (("operator",), ("templates",), ("recipe",)),
     CLASSIFY: (("templates",), ("guided", "presence")),
 }
-"""Settings that are tried together, in order; those of one pass of the image tower share it."""
+"""Settings that are tried together, in order; settings of one pass of the image tower share it."""
 CHEAPER: Mapping[str, tuple[str, ...]] = {SEGMENT: ("plan", "precision"), REGIONS: ("precision",), CLASSIFY: ()}
-"""Settings that are then changed if that saves time and loses nothing."""
+"""Settings that are changed afterwards if that saves time and loses nothing."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 BESIDE = (0.2, 0.4, 0.6)
-"""Thresholds beside the model's own background words."""
+"""Thresholds combined with the model's own background words."""
 LISTS = ("none", "1-max", SCENES, "voc", "coco-object")
 PRESENCES = ("0.1", "0.3", "0.5", "0.8")
 PLANS, PRECISIONS = ("tiles", "sliding", "whole"), ("float32", "int8", "bfloat16")
@@ -38,20 +38,20 @@ OPERATORS = ("pool", "cls_mask", "crop", "pool+cls_mask", "pool+crop", "pool+cls
 
 
 def number(value: str | None) -> int | float | None:
-    """A value that is a number.
+    """Convert a value to a number.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is not a number.
     """
     try:
         return None if value is None else int(value) if value.isdecimal() else float(value)
     except ValueError as error:
-        raise OptionError(f"{value!r} to try is no number") from error
+        raise OptionError(f"{value!r} to try is not a number") from error
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Values of settings; None is what the command does without the option.
+    """Values of settings; None leaves the option out.
 
     Attributes: settings: (name, value) pairs, sorted by name.
     """
@@ -60,29 +60,29 @@ class Candidate:
 
     @classmethod
     def of(cls, values: Mapping[str, str | None]) -> Candidate:
-        """From values by setting."""
+        """Make a candidate from values by setting."""
         return cls(tuple(sorted(values.items())))
 
     def __getitem__(self, name: str) -> str | None:
-        """The value of a setting; None too where it has none of the name."""
+        """The value of a setting; None too if there is no setting of the name."""
         return dict(self.settings).get(name)
 
     def but(self, **values: str | None) -> Candidate:
-        """The same with other values."""
+        """The same candidate with other values."""
         return self.of({**dict(self.settings), **values})
 
     def changed(self, default: Candidate) -> dict[str, str | None]:
-        """The settings that are not the default's."""
+        """The settings that differ from the default."""
         return {name: value for name, value in self.settings if value != default[name]}
 
     def against(self, default: Candidate) -> str:
-        """In words, by what is not the default's."""
+        """A description by the settings that differ from the default."""
         said = [f"{name} {_brief(value or 'default')}" for name, value in self.changed(default).items()]
         return "; ".join(said) or "default"
 
     @property
     def key(self) -> str:
-        """As text, to be found again."""
+        """A text that identifies the candidate."""
         return json.dumps(dict(self.settings), sort_keys=True, ensure_ascii=False)
 
 
@@ -98,16 +98,16 @@ class Space:
 
     @property
     def default(self) -> Candidate:
-        """What the command does if nothing is said."""
+        """The command's default."""
         return Candidate.of({name: own[0] for name, own in self.values.items()})
 
     @property
     def stages(self) -> tuple[tuple[str, ...], ...]:
-        """The stages that have something to choose."""
+        """The stages in which there is something to choose."""
         return tuple(stage for stage in STAGES[self.use] if any(len(self.values.get(name, ())) > 1 for name in stage))
 
     def around(self, candidate: Candidate, stage: Iterable[str]) -> list[Candidate]:
-        """Every combination of the values of some settings, all else as the candidate has it, which comes first."""
+        """All combinations of the values of some settings, others unchanged; the candidate itself comes first."""
         own = [name for name in stage if name in self.values]
         found = [
             candidate.but(**dict(zip(own, values, strict=True)))
@@ -126,16 +126,16 @@ def space(
     tries: Mapping[str, Iterable[str]] | None = None,
     given: Iterable[str] = (),
 ) -> Space:
-    """What may be chosen for a model.
+    """The possible settings for a model.
 
     Args:
         use: of `USES`. background: whether pixels may be none of the labels. labelled: whether the truth is known;
-            else backgrounds stay as they are, for which no guess was seen to be any good. only: settings that vary;
+            otherwise backgrounds are not varied, because no way of guessing them proved good. only: settings to vary;
             all if empty.
-        tries: values to try in place of the usual ones, by setting. given: what recipes may read: "proxy", "proposals".
+        tries: values to try instead of the usual ones, by setting. given: inputs for recipes: "proxy", "proposals".
 
     Raises:
-        OptionError: a setting that is not tuned here, or a value that it cannot have.
+        OptionError: a setting is not tuned here, or cannot have a value.
     """
     usual: dict[str, tuple[str | None, ...]] = {
         SEGMENT: {
@@ -166,12 +166,12 @@ def space(
 
 
 def _brief(value: str) -> str:
-    """A value in a table: of a long list its ends."""
+    """A value for a table; a long list is shortened to its ends."""
     return value if len(value) <= 30 else f"{value[:18]} ... {value[-8:]}"
 
 
 def _recipes(backbone: Backbone, given: Iterable[str]) -> tuple[str | None, ...]:
-    """Recipes that this model can run with what is at hand."""
+    """Recipes that this model can run with the given inputs."""
     allowed = {"text", *given} | ({"regions", "masks"} if "proposals" in given else set())
     return (None, *(name for name in names() if get(name).reads <= allowed and _runs(backbone, name)))
 
@@ -189,7 +189,7 @@ def _runs(backbone: Backbone, recipe: str) -> bool:
 def _backgrounds(backbone: Backbone) -> tuple[str | None, ...]:
     own = Background.parse(backbone.background)
     beside = [", ".join([*own.words, str(number)]) for number in BESIDE] if own.words else []
-    lists = [name for name in LISTS if name != SCENES or backbone.default_recipe is not None]  # by whole images
+    lists = [name for name in LISTS if name != SCENES or backbone.default_recipe is not None]  # needs whole images
     return ("auto", *lists, *map(str, THRESHOLDS), *beside)
 
 

@@ -1,4 +1,4 @@
-"""Candidates on pictures: what each gets right, with one pass of the image tower for all that share it."""
+"""Candidates on pictures: how much each gets right, with one pass of the image tower for all that share it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from densevl.tuning.pictures import Pictures
 from densevl.tuning.scores import Counts
 
 SHARED = 64
-"""Windows of a photo whose features are held at once; larger photos are looked at once for each candidate."""
+"""Windows of a photo whose features are held at once; larger photos are run once per candidate."""
 Cell = tuple[Counts, float]
 """Counts (3, C) of a candidate on a picture, see `scores`, and the seconds it takes alone."""
 
@@ -32,7 +32,7 @@ Cell = tuple[Counts, float]
 class Counter(ABC):
     """Counts candidates on pictures.
 
-    Attributes: measure: the name of what counts come to, see `scores.MEASURES`. shares: settings of one tower pass.
+    Attributes: measure: the name of the measure, see `scores.MEASURES`. shares: settings that share one tower pass.
     """
 
     measure: ClassVar[str] = "mIoU"
@@ -63,7 +63,7 @@ class Counter(ABC):
         return found
 
     def truth(self, index: int, rgb: npt.NDArray[np.uint8], known: Any) -> Any:
-        """What candidates are counted against on a picture."""
+        """The truth of a picture, with which candidates are compared."""
         return known
 
     @abstractmethod
@@ -72,14 +72,14 @@ class Counter(ABC):
 
     @abstractmethod
     def _pipeline(self, candidate: Candidate) -> Any:
-        """The pipeline of a candidate, on the model that is loaded."""
+        """The pipeline of a candidate, on the loaded model."""
 
     def facts(self, candidate: Candidate) -> dict[str, Any]:
-        """What the pipeline of a candidate is, ready for JSON."""
+        """Facts of a candidate's pipeline, ready for JSON."""
         return dict(self.pipeline(candidate).facts())
 
     def _borrowed(self, candidate: Candidate) -> dict[str, Any]:
-        """What is given to the recipes that read it."""
+        """Keywords for the inputs that a candidate's recipe reads."""
         name = candidate["recipe"] or self.backbone.default_recipe
         reads = get(name).reads if isinstance(name, str) else frozenset()
         found = {"proxy": self.given.get("proxy")} if "proxy" in reads else {}
@@ -87,7 +87,7 @@ class Counter(ABC):
 
 
 class PixelCounter(Counter):
-    """Label maps, by pixels."""
+    """Count label maps by pixels."""
 
     shares = ("recipe", "plan", "precision")
 
@@ -111,7 +111,7 @@ class PixelCounter(Counter):
     def maps(
         self, rgb: npt.NDArray[np.uint8], together: Sequence[Candidate]
     ) -> dict[Candidate, tuple[npt.NDArray[np.int16], float]]:
-        """The label map of each candidate, int16 (H, W), the background 0 where there is one; and its seconds."""
+        """The label map of each candidate, int16 (H, W), 0 for background if there is one; and its seconds."""
         labels, found = self.pictures.labels, {}
         first: Segmenter = self.pipeline(together[0])
         started = time.perf_counter()
@@ -121,7 +121,7 @@ class PixelCounter(Counter):
         for candidate in together:
             segment: Segmenter = self.pipeline(candidate)
             policy = segment.policy()
-            if candidate not in self._warm:  # words are encoded once for all pictures, so in no picture's time
+            if candidate not in self._warm:  # words are encoded once for all pictures, so no picture's time includes it
                 segment.words.for_photo(rgb, labels, policy)
                 self._warm.add(candidate)
             since = time.perf_counter()
@@ -140,7 +140,7 @@ class PixelCounter(Counter):
 
 
 class RegionCounter(Counter):
-    """Names of true regions, by regions: what naming alone reaches."""
+    """Count names of true regions: the best that naming alone can reach."""
 
     measure = "accuracy"
     shares = ("operator", "recipe", "precision")
@@ -176,7 +176,7 @@ class RegionCounter(Counter):
 
 
 class ImageCounter(Counter):
-    """Names of whole images, by images."""
+    """Count names of whole images."""
 
     measure = "accuracy"
 
@@ -200,7 +200,7 @@ COUNTERS: Mapping[str, type[Counter]] = {SEGMENT: PixelCounter, REGIONS: RegionC
 
 
 def _tally(truth: Iterable[int], found: Iterable[int], classes: int) -> Counts:
-    """Counts (3, C) of things by their true and found classes, -1 for none."""
+    """Counts (3, C) of things by their true and predicted classes, -1 for none."""
     counts = np.zeros((3, classes), np.int64)
     for own, other in zip(map(int, truth), map(int, found), strict=True):
         counts[0, own] += own == other

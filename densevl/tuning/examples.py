@@ -1,4 +1,4 @@
-"""The user's labelled pictures as examples of a `FewShot`, whose level says in what form."""
+"""The user's labelled pictures as examples for a `FewShot`, in the form of its level."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from densevl.results import UNLABELLED
 from densevl.tuning.candidates import REGIONS, SEGMENT
 from densevl.tuning.pictures import HOLDS, Pictures, kinds, open_pictures
 
-ALL = 2**31  # pictures; of all of them examples are taken
+ALL = 2**31  # no limit: examples are taken from all pictures
 USES = {"region": REGIONS, "pixel": SEGMENT}
 
 
 def open_examples(folder: str | os.PathLike[str], level: str) -> tuple[Any, Labels]:
-    """What a folder holds for a level, and its classes.
+    """Open the pictures of a folder for a level, and read their classes.
 
     Args:
-        folder: for images one of folders of images, named after their classes; for regions one with images/ and
-            instances.json, in COCO's form; for pixels one with images/, labels/ and a list of classes.
+        folder: for images, folders of images named after their classes; for regions, a folder with images/ and
+            instances.json in COCO's form; for pixels, one with images/, labels/ and a list of classes.
         level: as of `FewShot`.
 
     Returns:
-        {name: files} for images; for the others `Pictures`, of which `taught` makes examples.
+        {name: files} for images; for the others `Pictures`, from which `taught` makes examples.
 
     Raises:
         DatasetError, ImageError: it holds something else.
@@ -54,10 +54,10 @@ def open_examples(folder: str | os.PathLike[str], level: str) -> tuple[Any, Labe
 def taught(few: FewShot, pictures: Pictures) -> list[Any]:
     """Examples of regions or pixels, as `fit` takes them.
 
-    What the background of label maps covers is an example of nothing, and so is not background by words.
+    Pixels with the background label are examples of nothing, and so is background by words.
 
     Raises:
-        DatasetError: no objects but crowds.
+        DatasetError: all objects are crowds.
         ImageError: a picture or its truth cannot be read.
     """
     if few.level == "pixel":
@@ -82,7 +82,7 @@ def _read(pictures: Pictures) -> Iterator[tuple[np.ndarray, Any]]:
 
 
 def _numbered(truth_HW: np.ndarray, pictures: Pictures) -> np.ndarray:
-    """Class numbers with the background, which comes first in data sets, as the last."""
+    """Class numbers in which the background, which is first in datasets, comes last."""
     if not pictures.background:
         return truth_HW
     return np.where(truth_HW == 0, len(pictures.labels), np.where(truth_HW > 0, truth_HW - 1, -1))

@@ -1,9 +1,9 @@
-"""Pictures without a truth: candidates are counted against what most methods say.
+"""Pictures without truth: candidates are compared with what most methods say.
 
-Methods err in different places, so a method that is far from what most of them say is mostly wrong. That tells wrecks
-from the rest, and not the best of the good, who differ from each other as much: the figures stand in docs/tune.md. How
-well a method agrees with itself, under a flip or in other words, tells less: one that calls everything by one name does
-always. Shape letters: J jurors, H/W pixels.
+Methods err in different places, so a method that is far from most others is usually wrong. That finds broken methods,
+but not the best of the good ones, which differ from each other as much; docs/tune.md has the figures. A method's
+agreement with itself, under a flip or in other words, says less, because one that calls everything by one name always
+agrees. Shape letters: J jurors, H/W pixels.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from densevl.tuning.counting import PixelCounter
 from densevl.vocabulary.background import SCENES
 
 LEAST = 0.1
-"""A gain in agreement up to this is none: of methods that agree so far, the better are no nearer to the rest."""
+"""A gain in agreement up to this is ignored: among methods that agree so far, better ones are no nearer to others."""
 BACKGROUNDS = ("none", SCENES, "0.3", "0.5", "0.7")
-"""Those of jurors, beside the model's own: with that alone the like-minded among the bad would be the most."""
+"""Backgrounds of jurors besides the model's own; with that alone, bad methods that agree would form the majority."""
 Labels = npt.NDArray[np.int16]
 
 
 class AgreementCounter(PixelCounter):
-    """Label maps by pixels, against the most frequent label of a jury.
+    """Count label maps by pixels against the most frequent label of a jury.
 
-    Jurors are all recipes that run with several backgrounds; of a model without recipes, all templates.
+    Jurors are all recipes that run, with several backgrounds; for a model without recipes, all templates.
     """
 
     measure: ClassVar[str] = "agreement"
@@ -41,15 +41,15 @@ class AgreementCounter(PixelCounter):
         self._kept: dict[int, bytes] = {}
 
     def truth(self, index: int, rgb: npt.NDArray[np.uint8], known: Any) -> Labels:
-        """What most jurors say of a picture, int16 (H, W)."""
+        """The label that most jurors give each pixel of a picture, int16 (H, W)."""
         kept = self._kept.get(index)
         if kept is None:
             found = majority(list(self.verdicts(rgb).values()))
-            kept = self._kept[index] = zlib.compress(found.tobytes(), 1)  # of large pictures a hundredth
+            kept = self._kept[index] = zlib.compress(found.tobytes(), 1)  # a hundredth of the size for large pictures
         return np.frombuffer(zlib.decompress(kept), np.int16).reshape(rgb.shape[:2])
 
     def verdicts(self, rgb: npt.NDArray[np.uint8]) -> dict[Candidate, Labels]:
-        """What each juror says of a picture; those of one recipe share its pass."""
+        """Each juror's label map of a picture; jurors with one recipe share its pass."""
         found: dict[Candidate, Labels] = {}
         for _, together in groupby(self.jury, key=lambda juror: juror["recipe"]):
             found |= {juror: labels for juror, (labels, _) in self.maps(rgb, list(together)).items()}
@@ -57,7 +57,7 @@ class AgreementCounter(PixelCounter):
 
     @property
     def jury(self) -> list[Candidate]:
-        """The jurors, chosen when they are first asked for."""
+        """The jurors, chosen on first use."""
         if not self._jury:
             given = [name for name, own in self.given.items() if own is not None]
             compares = self.backbone.default_recipe is not None
@@ -70,7 +70,7 @@ class AgreementCounter(PixelCounter):
 
 
 def majority(maps: Sequence[Labels]) -> Labels:
-    """The most frequent label of each pixel, the smallest of equals: int16 (H, W) of J maps of labels."""
+    """The most frequent label of each pixel, ties to the smallest: int16 (H, W) from J label maps."""
     stack_JHW = np.stack(maps)
     best = np.zeros(stack_JHW.shape[1:], np.int16)
     most = np.zeros(best.shape, np.int64)

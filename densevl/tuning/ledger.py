@@ -1,4 +1,4 @@
-"""What was counted so far, by candidate and picture: each is counted once, and a killed run goes on from here."""
+"""Saved counts by candidate and picture: each is counted once, and a killed run resumes from them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from densevl.saved import Kind, parse_json, read_arrays
 from densevl.tuning.candidates import Candidate
 from densevl.tuning.scores import Counts
 
-SAVED = Kind("saved state", EvaluationError, "remove it, or start anew with --fresh")
+SAVED = Kind("saved state", EvaluationError, "remove it, or start again with --fresh")
 SAVE_EVERY = 10.0
-"""Seconds between two savings."""
+"""Seconds between two saves."""
 Cells = Mapping[Candidate, tuple[Counts, float]]
 Count = Callable[[int, Sequence[Candidate]], Cells]
 Show = Callable[[int, int], None]
-"""Told how many cells are counted, and how many are wanted at this point."""
+"""Called with the number of cells counted, and the number wanted at this point."""
 
 
 class Ledger:
-    """Counts by candidate and picture, made when they are first asked for.
+    """Counts by candidate and picture, computed on first use.
 
-    Attributes: spent: whether the time is up, so that nothing more is counted unless it must be.
+    Attributes: spent: whether the time is up, so that only what must be counted still is.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Ledger:
         show: Show | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin, or go on where a file leaves off.
+        """Start, or resume from a file.
 
         Args:
-            count: counts candidates on a picture, by its number. size: how many pictures, and classes of counts.
-            path: where it is kept; None keeps nothing. identity: what decides the counts. budget: seconds from now.
+            count: counts candidates on a picture, by its number. size: number of pictures, and classes of counts.
+            path: of the file; None keeps nothing. identity: what decides the counts. budget: seconds from now.
 
         Raises:
-            EvaluationError: the file is damaged, or of something else.
+            EvaluationError: the file is damaged, or belongs to something else.
         """
         self._count, self._show, self._clock = count, show, clock
         self.pictures, self._classes = size
@@ -68,7 +68,7 @@ class Ledger:
         return self._until is not None and self._clock() >= self._until
 
     def ensure(self, candidates: Iterable[Candidate], pictures: Sequence[int], *, must: bool = False) -> None:
-        """Count what is not counted yet, picture by picture, while there is time; or in any case."""
+        """Count what is missing, picture by picture, until the time is up; with `must` in any case."""
         wanted = list(candidates)
         done, total = sum(self.has(own, [at]) for own in wanted for at in pictures), len(wanted) * len(pictures)
         for at in pictures:
@@ -90,20 +90,20 @@ class Ledger:
         return self._cells.get(candidate, {}).keys() >= set(pictures)
 
     def counts(self, candidate: Candidate, pictures: Sequence[int]) -> Counts:
-        """Counts (N, 3, C) of a candidate on pictures that were counted."""
+        """Counts (N, 3, C) of a candidate on counted pictures."""
         return np.stack([self._cells[candidate][at][0] for at in pictures])
 
     def seconds(self, candidate: Candidate) -> float:
-        """Seconds that the candidate takes for a picture: the median of those counted."""
+        """The candidate's seconds per picture: the median of those counted."""
         return float(np.median([seconds for _, seconds in self._cells[candidate].values()]))
 
     @property
     def known(self) -> list[Candidate]:
-        """Everything that was counted on some picture."""
+        """All candidates that were counted on any picture."""
         return list(self._cells)
 
     def save(self) -> None:
-        """Write what was counted, whole or not at all."""
+        """Write the counts, complete or not at all."""
         self._saved = self._clock()
         if self._path is None or not self._fresh:
             return
@@ -135,7 +135,7 @@ class Ledger:
             if counts.shape != (len(keys), self.pictures, 3, self._classes) or seconds.shape != counts.shape[:2]:
                 raise ValueError("its parts are of other sizes")
             if counts.dtype != np.int64 or (counts < 0).any():
-                raise ValueError("a count is no integer of 0 or more")
+                raise ValueError("a count is not an integer of 0 or more")
             for own, cells, taken in zip(keys, counts, seconds, strict=True):
                 there = np.flatnonzero(~np.isnan(taken)).tolist()
                 self._cells[own] = {at: (cells[at], float(taken[at])) for at in there}

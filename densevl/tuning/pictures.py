@@ -1,4 +1,4 @@
-"""The user's pictures: label maps beside them, objects in COCO's form, a folder for each class, or nothing at all."""
+"""The user's pictures: with label maps, with objects in COCO's form, in a folder per class, or without any truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from densevl.tuning.candidates import CLASSIFY, REGIONS, SEGMENT
 from densevl.vocabulary import LabelSet
 
 MOST = 40
-"""Pictures that are looked at, unless more are asked for."""
+"""Default limit on the number of pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +28,10 @@ class Pictures:
     """Pictures to tune on.
 
     Attributes:
-        use: the command they tell about. labels: what is asked for. labelled: whether the truth is known.
+        use: the command they are for. labels: the classes. labelled: whether the truth is known.
         background: whether pixels may be none of the labels. paths: of the pictures.
-        truths: of each picture, what `truth` reads: an index, a class; empty where nothing is known.
-        dataset: label maps or objects. warnings: what is odd.
+        truths: of each picture, for `truth`: an index, or a class; empty if unknown.
+        dataset: label maps or objects. warnings: oddities.
     """
 
     use: str
@@ -58,7 +58,7 @@ class Pictures:
         return read_image(self.paths[index]), self.truths[index] if self.labelled else None
 
     def facts(self) -> dict[str, Any]:
-        """What decides counts, ready for JSON."""
+        """Everything that decides counts, ready for JSON."""
         files: list[Any] = [[path.name, digest.of_file(path)] for path in self.paths]
         if self.dataset is not None:
             files += [str(number) for number in self.dataset.digests().tolist()]
@@ -71,23 +71,23 @@ class Pictures:
 def open_pictures(
     folder: str | os.PathLike[str], labels: Any = None, *, limit: int = MOST, use: str | None = None
 ) -> Pictures:
-    """What a folder holds.
+    """Open the pictures of a folder.
 
     Args:
         folder: one with images/, labels/ and a list of classes; one with instances.json; one of folders of images named
             after their classes; or any images, for which `labels` must be given.
-        labels: of pictures without a truth, as `LabelSet.parse` takes them. limit: so many of them, spread evenly.
-        use: the command to tune, where the folder could tell about several.
+        labels: of pictures without truth, as `LabelSet.parse` takes them. limit: largest number, spread evenly.
+        use: the command to tune, if the folder suits several.
 
     Raises:
-        DatasetError: nothing that could be tuned on.
-        ImageError: no images.
-        LabelError: unusable labels.
+        DatasetError: there is nothing to tune on.
+        ImageError: there are no images.
+        LabelError: labels are unusable.
     """
     root = Path(folder)
     if not root.is_dir():
         raise DatasetError(
-            f"{shown(root)} is no folder; give one with pictures, and with their labels if there are some"
+            f"{shown(root)} is not a folder; give one with pictures, and with their labels if there are some"
         )
     found = kinds(root)
     if labels is not None:
@@ -149,7 +149,7 @@ def _folders(root: Path, limit: int) -> Pictures:
     found = by_folder(root)
     rounds = max(map(len, found.values()))
     rows = [(own[at], number) for at in range(rounds) for number, own in enumerate(found.values()) if at < len(own)]
-    taken = rows[: max(limit, len(found))]  # by turns, so that every class has some
+    taken = rows[: max(limit, len(found))]  # in turn, so that every class has some
     return Pictures(
         CLASSIFY,
         LabelSet.parse(list(found)),

@@ -1,4 +1,4 @@
-"""`Tuning`: what was chosen, how sure that is, what each choice brings; as a table, as TOML and as JSON."""
+"""`Tuning`: the choice, how certain it is, and the effect of each setting; as a table, as TOML and as JSON."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from densevl.tuning.selection import Judged, Step
 from densevl.vocabulary import LabelSet
 
 COMMANDS = {SEGMENT: ("segment", "video"), REGIONS: ("regions",), CLASSIFY: ("classify",)}
-"""Commands whose options a use is about: tables of the TOML."""
+"""Commands whose options a use sets: tables of the TOML."""
 ENOUGH = 6
-"""Pictures from which on a difference can be sure, see `scores.difference`."""
+"""The smallest number of pictures at which a difference can be certain, see `scores.difference`."""
 
 VALUES = {
     "recipe": "recipes",
@@ -38,7 +38,7 @@ VALUES = {
 class Row:
     """A candidate on all pictures.
 
-    Attributes: choice: it in words. value: the measure, 0..1. gain: over the default. seconds: for a picture.
+    Attributes: choice: it in words. value: the measure, 0..1. gain: over the default. seconds: per picture.
     """
 
     choice: str
@@ -49,19 +49,19 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What was chosen for some pictures.
+    """The choice of settings for some pictures.
 
     Attributes:
-        use: the command. loading: options that say which models run. labels: what was asked for.
-        images: how many pictures. measure: its name.
-        labelled: whether there was a truth; without one, the measure is agreement, and the choice a guess.
-        default, picked, chosen: what the command does by itself; the best found; and what is advised, which is the
-            default where the best is not surely better.
-        better: whether the best is surely better than the default. tried: by setting, the values that were looked at,
-            of settings with several.
-        judged: the choice on pictures it had not seen. steps: the stages. rows: the default, each step on the way to
-            the best, the best without each of its settings, and cheaper ones.
-        finalists: everything else that was counted on all pictures. seed: of the draws. warnings: what is odd.
+        use: the command. loading: options that say which models run. labels: the classes.
+        images: number of pictures. measure: its name.
+        labelled: whether there was truth; without it, the measure is agreement, and the choice a guess.
+        default, picked, chosen: the command's default; the best found; and the recommendation, which is the default
+            unless the best is certainly better.
+        better: whether the best is certainly better than the default. tried: by setting, the values that were tried,
+            for settings with several.
+        judged: the choice on unseen pictures. steps: the stages. rows: the default, each step on the way to the best,
+            the best without each of its settings, and cheaper ones.
+        finalists: everything else that was counted on all pictures. seed: of the draws. warnings: oddities.
     """
 
     use: str
@@ -84,7 +84,7 @@ class Tuning:
 
     @property
     def verdict(self) -> str:
-        """How sure the choice is, in a sentence."""
+        """How certain the choice is, in a sentence."""
         judged, gain = self.judged, self.judged.gain
         told = (
             f"on pictures it had not seen the choice has {self.measure} {judged.value:.1%}, the default "
@@ -117,7 +117,7 @@ class Tuning:
         return f"tried, the default among them: {', '.join(found) or 'nothing else'}"
 
     def toml(self) -> str:
-        """The choice as a file for `densevl --config FILE`: a table for each command that it is about."""
+        """The choice as a file for `densevl --config FILE`: a table for each command it concerns."""
         changed = self.chosen.changed(self.default)
         lines = [
             f"# densevl {__version__} tune: {self.images} pictures, model {self.loading['model']}, seed {self.seed}."
@@ -146,7 +146,7 @@ class Tuning:
         return {name: own for name, own in self.loading.items() if not unread.get(name, False)}
 
     def facts(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Everything, ready for JSON."""
         return {
             "densevl": __version__,
             "use": self.use,
@@ -199,7 +199,7 @@ def cells(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def _quoted(text: str) -> str:
-    """A TOML string: JSON's, whose escapes are TOML's too, but for DEL."""
+    """A TOML string: JSON's, whose escapes are TOML's too, except DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -208,7 +208,7 @@ def _signed(share: float) -> str:
 
 
 def _words(labels: LabelSet) -> list[str]:
-    """Labels as `--labels` takes them; none where that cannot say them."""
+    """Labels in the form of `--labels`; empty if that cannot express them."""
     found = []
     for name, own in zip(labels.names, labels.synonyms, strict=True):
         words = [name, *(word for word in own if word != name)]

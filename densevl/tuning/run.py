@@ -24,11 +24,11 @@ from densevl.tuning.scores import MEASURES
 from densevl.tuning.selection import Judged, Selection, Step
 
 FEWEST = 3
-"""Pictures: each fold needs one, and something to choose by."""
+"""Smallest number of pictures: each fold needs one, and others to choose by."""
 STATE, TOML, JSON = "state/counted.npz", "tuned.toml", "tuned.json"
 """Files of a folder of results."""
 VARIED = ("recipe", "operator", "background", "templates", "protocol", "precision", "views", "guided", "presence")
-"""Facts of a pipeline that candidates vary."""
+"""Facts of a pipeline that differ between candidates."""
 
 
 def tune(
@@ -56,18 +56,18 @@ def tune(
 
     Args:
         folder, labels, limit, use: as `open_pictures` takes them.
-        model, weights, device: as `Segmenter` takes them. proxy, proposals: for recipes that read them, which are left
-            out else.
-        only: settings that vary; all if empty. tries: values to try in place of the usual ones, by setting.
-        budget: seconds after which nothing new is counted; None is no limit. seed: of all that is drawn.
-        out: a folder that gets tuned.toml, tuned.json and state/, from which a second call goes on; None writes none.
-        fresh: forget what was counted. overwrite: files of others may be replaced.
-        say: told what is being done. show: told how many cells of it are counted, and of how many.
+        model, weights, device: as `Segmenter` takes them. proxy, proposals: for recipes that read them, which are
+            otherwise left out.
+        only: settings to vary; all if empty. tries: values to try instead of the usual ones, by setting.
+        budget: seconds after which nothing new is counted; None is no limit. seed: of all random draws.
+        out: a folder for tuned.toml, tuned.json and state/, from which a second call resumes; None writes nothing.
+        fresh: discard what was counted. overwrite: other files may be replaced.
+        say: called with what is being done. show: called with the number of cells counted, and their total.
 
     Raises:
-        DatasetError, ImageError, LabelError: as `open_pictures`; fewer than three pictures.
-        OptionError: settings or values that cannot be.
-        OutputError: files of others in `out`.
+        DatasetError, ImageError, LabelError: as `open_pictures`; or there are fewer than three pictures.
+        OptionError: settings or values are impossible.
+        OutputError: `out` has other files.
         DensevlError: as the pipelines.
     """
     files = {} if out is None else {name: Path(out, name) for name in (TOML, JSON, STATE)}
@@ -151,7 +151,7 @@ def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) -> Tuning:
-    """The choice, its judgement, and what each part of it brings."""
+    """The choice, its validation, and the effect of each of its settings."""
     pictures, default, order = counter.pictures, selection.space.default, selection.order
     steps = selection.choose(order)
     picked = steps[-1].chosen if steps else default
@@ -196,7 +196,7 @@ def _tried(known: Iterable[Candidate]) -> dict[str, tuple[str, ...]]:
 
 
 def _without(picked: Candidate, default: Candidate) -> list[Candidate]:
-    """The pick with one of its settings as the default has it, each in turn: what that setting brings."""
+    """The pick with one setting at a time reset to the default, to show that setting's effect."""
     changed = picked.changed(default)
     return [picked.but(**{name: default[name]}) for name in changed] if len(changed) > 1 else []
 

@@ -1,7 +1,7 @@
-"""What counts of images come to, and whether two of them differ by more than chance.
+"""Measures from counts of images, and whether two of them differ by more than chance.
 
-An image counts (3, C): of each class the pixels (regions, images) that are right, that are in the truth, and that were
-found. Counts are added over images and divided once. Shape letters: N images, C classes.
+An image counts (3, C): for each class the pixels (regions, images) that are right, that are in the truth, and that were
+predicted. Counts are added over images and divided once. Shape letters: N images, C classes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy.typing as npt
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 RESAMPLED, SWAPPED = 1000, 4096
-"""Draws of a bootstrap; and of a permutation test, which tries all where there are fewer."""
+"""Draws of a bootstrap, and of a permutation test, which tries all permutations if there are fewer."""
 SURE = 0.05
 _BLOCK = 256  # draws that are summed together
 
 
 def mean_iou(counts_3C: Counts) -> Floats:
-    """Mean IoU over the classes that occur in the truth, 0..1 (...,), NaN where none does; counts (..., 3, C)."""
+    """Mean IoU over the classes in the truth, 0..1 (...,), NaN if there are none; counts (..., 3, C)."""
     right, truth, found = np.moveaxis(counts_3C, -2, 0)
     return _mean(right, truth + found - right, truth > 0)
 
 
 def mean_recall(counts_3C: Counts) -> Floats:
-    """The mean over classes of the share that is right, 0..1 (...,), NaN where there is none; counts (..., 3, C)."""
+    """The mean over classes of the share that is right, 0..1 (...,), NaN if there are none; counts (..., 3, C)."""
     right, truth, _ = np.moveaxis(counts_3C, -2, 0)
     return _mean(right, truth, truth > 0)
 
@@ -48,7 +48,7 @@ class Difference:
 
     Attributes:
         value: the difference of the measures. low, high: its 95 % interval (bootstrap over images).
-        error: its standard error. p: how often chance alone gives as large a one (permutation test, two-sided).
+        error: its standard error. p: how often chance alone gives as large a difference (permutation test, two-sided).
     """
 
     value: float
@@ -66,9 +66,9 @@ class Difference:
 def difference(one_N3C: Counts, other_N3C: Counts, measure: Measure, seed: int = 0) -> Difference:
     """The first minus the second, counted on the same N images.
 
-    The interval is of images drawn anew with replacement (Efron 1979). The test swaps the two on some of the images:
-    all ways where there are at most 4096, else as many at random (Fisher 1935). With fewer than six images it can
-    never be sure: 2 of the 2^N ways are as extreme as any result.
+    The interval comes from images redrawn with replacement (Efron 1979). The test swaps the two on some of the images:
+    in all ways if there are at most 4096, otherwise in as many at random (Fisher 1935). With fewer than six images it
+    can never be certain: 2 of the 2^N ways are as extreme as any result.
 
     Args: one_N3C, other_N3C: int64 (N, 3, C), N at least 1. seed: of the random draws.
     """
@@ -97,7 +97,7 @@ def _swaps(number: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _summed(times_BN: npt.NDArray[np.int64], counts_N3C: Counts) -> Counts:
-    """Counts of N images, each so many times: (B, 3, C)."""
+    """Sums of the counts of N images, each repeated by its entry in `times_BN`: (B, 3, C)."""
     flat = counts_N3C.reshape(len(counts_N3C), -1).astype(np.float64)  # exact to 2^53, and fast
     rows = [times_BN[start : start + _BLOCK] @ flat for start in range(0, len(times_BN), _BLOCK)]
     return np.concatenate(rows).astype(np.int64).reshape(len(times_BN), *counts_N3C.shape[1:])

@@ -1,9 +1,9 @@
-"""The choice: stages of candidates narrowed on more and more pictures, and the whole of it cross-validated.
+"""The choice: stages of candidates narrowed on more and more pictures, and cross-validation of the whole procedure.
 
 The choice is a function of the pictures it may see. Made on all of them it gives the answer; made on all but a fold it
-gives an answer that never saw the fold, on which it is then judged. As the function includes the narrowing, what is
-judged is the whole procedure (nested cross-validation), and not the luckiest of many candidates. What both count, they
-count once.
+gives an answer that never saw the fold, on which it is then validated. Because the function includes the narrowing, the
+whole procedure is validated (nested cross-validation) rather than the luckiest of many candidates. Counts that both
+need are counted once.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from densevl.tuning.scores import Counts, Difference, Measure, difference
 
 FOLDS = 5
 LEAST = 4
-"""Pictures of the first, coarsest look."""
+"""Number of pictures in the first, coarsest round."""
 KEEP = 3
-"""One in so many candidates is looked at further; and so many at least."""
+"""One in this many candidates advances to the next round; and the smallest number that advances."""
 LOSS = 0.005
-"""What a cheaper setting may lose at most, at the lower end of the interval."""
+"""The largest loss of a cheaper setting, at the lower end of the interval."""
 SAVES = 0.9
-"""A setting is cheaper if it takes at most this share of the time."""
+"""A setting is cheaper if it takes at most this fraction of the time."""
 Say = Callable[[str], None]
 
 
@@ -35,8 +35,8 @@ class Step:
     """A stage of a choice.
 
     Attributes:
-        settings: what was varied. tried: how many candidates. complete: whether all were looked at as planned.
-        finalists: those counted on all pictures, the best first. chosen: the one taken.
+        settings: what was varied. tried: number of candidates. complete: whether all were run as planned.
+        finalists: those counted on all pictures, best first. chosen: the one taken.
     """
 
     settings: tuple[str, ...]
@@ -48,11 +48,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Judged:
-    """The procedure on pictures it had not seen.
+    """The procedure on unseen pictures.
 
     Attributes:
         gain: of its choices over the default. value, default: the measure of both. folds: the gain in each fold.
-        choices: what was chosen without each fold. complete: whether time was enough; else it says nothing.
+        choices: the choice made without each fold. complete: whether the time was enough; otherwise it says nothing.
     """
 
     gain: Difference
@@ -64,7 +64,7 @@ class Judged:
 
 
 class Selection:
-    """Chooses among the candidates of a space by what a ledger counts."""
+    """Chooses among the candidates of a space by the counts of a ledger."""
 
     def __init__(
         self,
@@ -76,9 +76,9 @@ class Selection:
         least: float = 0.0,
         say: Say | None = None,
     ) -> None:
-        """Prepare; pictures are looked at in an order drawn by the seed.
+        """Prepare; pictures are used in an order drawn by the seed.
 
-        Args: least: a gain of no more than this is none.
+        Args: least: a gain of no more than this is ignored.
         """
         self.least = least
         self.space, self.ledger, self.measure, self.seed = space, ledger, measure, seed
@@ -86,9 +86,9 @@ class Selection:
         self.order = [int(at) for at in np.random.default_rng(seed).permutation(ledger.pictures)]
 
     def choose(self, visible: Sequence[int], *, told: str = "") -> list[Step]:
-        """Choose by some pictures alone: one step a stage, of which the last holds the choice.
+        """Choose by some pictures only: one step per stage, of which the last holds the choice.
 
-        A stage leaves its start for the best candidate only where that is better by more than a standard error of the
+        A stage leaves its start for the best candidate only if that is better by more than a standard error of the
         difference (the one-standard-error rule of Breiman et al., 1984).
         """
         current, steps = self.space.default, []
@@ -107,7 +107,7 @@ class Selection:
     def _narrowed(
         self, pool: list[Candidate], current: Candidate, visible: Sequence[int]
     ) -> tuple[list[Candidate], bool]:
-        """Those of a pool that were looked at on all pictures, the best first, and whether time was enough."""
+        """The candidates of a pool that were run on all pictures, best first, and whether the time was enough."""
         for number in rungs(len(visible), len(pool)):
             images = visible[:number]
             self.ledger.ensure(pool, images)
@@ -121,7 +121,7 @@ class Selection:
         return self._ranked(pool, visible, current), True
 
     def _ranked(self, pool: Sequence[Candidate], images: Sequence[int], current: Candidate) -> list[Candidate]:
-        """The best first; of equals the one that is chosen already, then the earlier."""
+        """The best first; ties go to the current candidate, then to the earlier."""
         values = {own: self.value(own, images) for own in pool}
         return sorted(pool, key=lambda own: (-np.nan_to_num(values[own], nan=-1.0), own != current))
 
@@ -151,10 +151,10 @@ class Selection:
         )
 
     def cheapen(self, start: Candidate) -> tuple[Candidate, list[Candidate]]:
-        """Change settings that save time without a loss, one after the other: the choice, and what was looked at.
+        """Change settings that save time without a loss, one after the other: the choice, and what was tried.
 
-        A setting is taken where its time is at most 90 % and its loss, at the lower end of the interval, at most half a
-        point. It is a test of one setting at a time, which needs no fold: nothing is picked for being best.
+        A setting is taken if its time is at most 90 % and its loss, at the lower end of the interval, at most half a
+        point. Each is a test of one setting, which needs no fold, because nothing is picked for being best.
         """
         current, looked = start, [start]
         for name in CHEAPER[self.space.use]:
@@ -190,7 +190,7 @@ class Selection:
 
 
 def rungs(images: int, candidates: int) -> list[int]:
-    """On how many pictures candidates are looked at, one look after the other: 4, then twice as many, then all."""
+    """The numbers of pictures on which candidates are run in each round: 4, then twice as many, then all."""
     if candidates <= KEEP:
         return [images]
     found = [LEAST]

@@ -155,7 +155,7 @@ def test_without_a_background_every_pixel_is_named_and_the_file_says_so(tmp_path
 @pytest.mark.parametrize(
     ("make", "settings", "error", "told"),
     [
-        (lambda root: root / "absent", {}, DatasetError, "is no folder"),
+        (lambda root: root / "absent", {}, DatasetError, "is not a folder"),
         (lambda root: root, {}, DatasetError, "holds no truth to tune on.*--labels"),
         (lambda root: root, {"labels": "dog, cat"}, ImageError, "no images"),
         (lambda root: folder(root / "two", 2), {}, DatasetError, "2 pictures are too few"),

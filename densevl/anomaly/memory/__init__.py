@@ -1,1 +1,1 @@
-"""Memories of normal images: which tokens are kept, and the nearest of them to each query."""
+"""Memories of normal images: which tokens are kept, and the nearest one to each query."""

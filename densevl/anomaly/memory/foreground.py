@@ -1,9 +1,9 @@
 """Which patches show the object and which the background, from the image's own features.
 
-After AnomalyDINO (Damm et al., WACV 2025): the first principal component of an image's patches parts object from
-background; whether that works is decided on the normal images. The paper's limit on the component belongs to DINOv2, so
-here it is Otsu's (IEEE Trans. SMC 1979), and the side with less of the rim is the object. Shape letters: B images,
-h/w grid, D width.
+After AnomalyDINO (Damm et al., WACV 2025): the first principal component of an image's patches separates object from
+background; the normal images decide whether that works. The paper's threshold on the component is for DINOv2, so Otsu's
+(IEEE Trans. SMC 1979) is used here, and the side with less of the edge is the object. Shape letters: B images, h/w
+grid, D width.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-CENTRE = 0.6  # side of the middle part, as a share of the image's
-COVERED = 0.35  # share of the middle part that an object covers at least
-RIM = 0.5  # an object covers at most this share of the rim
+CENTRE = 0.6  # side of the middle part, as a fraction of the image's
+COVERED = 0.35  # smallest fraction of the middle part that an object covers
+RIM = 0.5  # largest fraction of the edge that an object covers
 
 
 def foreground(features_BhwD: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ def foreground(features_BhwD: torch.Tensor) -> torch.Tensor:
 
 
 def shows_object(mask_Bhw: torch.Tensor) -> torch.Tensor:
-    """Whether a mask looks like an object before a background, bool (B,): much of the middle and little of the rim."""
+    """Whether a mask looks like an object on a background, bool (B,): much of the middle and little of the edge."""
     shares = torch.stack([_shares(mask) for mask in mask_Bhw])
     return (shares[:, 0] >= COVERED) & (shares[:, 1] <= RIM)
 
@@ -40,7 +40,7 @@ def _one(features_hwD: torch.Tensor) -> torch.Tensor:
 
 
 def otsu(values: torch.Tensor, bins: int = 128) -> torch.Tensor:
-    """The limit, a scalar, that parts values into two groups of least variance within."""
+    """The scalar threshold that splits values into two groups of least variance within."""
     low, high = values.min(), values.max()
     counts = torch.histc(values.cpu(), bins).double()
     middles = torch.linspace(0.5 / bins, 1 - 0.5 / bins, bins, dtype=torch.float64)
@@ -48,13 +48,13 @@ def otsu(values: torch.Tensor, bins: int = 128) -> torch.Tensor:
     sums = (counts * middles).cumsum(0)
     mean_below, mean_above = sums / below.clamp(min=1), (sums[-1] - sums) / (total - below).clamp(min=1)
     between = below * (total - below) * (mean_below - mean_above) ** 2
-    best = (between == between.max()).nonzero()  # many where no value lies between the groups
+    best = (between == between.max()).nonzero()  # several if no value lies between the groups
     cut = int(best[len(best) // 2])
     return low + (high - low) * (cut + 1) / bins
 
 
 def _shares(mask_hw: torch.Tensor) -> torch.Tensor:
-    """How much of the middle part and of the rim a mask covers, (2,)."""
+    """The fraction of the middle part and of the edge that a mask covers, (2,)."""
     height, width = mask_hw.shape
     inside = torch.zeros_like(mask_hw)
     inside[1:-1, 1:-1] = True

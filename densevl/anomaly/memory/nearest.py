@@ -1,7 +1,7 @@
-"""`NearestMemory`: rows of normal features, and the nearest of them to each query, without the matrix of all pairs.
+"""`NearestMemory`: rows of normal features, and the nearest one to each query, without the matrix of all pairs.
 
-Used as WinCLIP+ (CVPR 2023), AnomalyDINO (WACV 2025) and PatchCore (CVPR 2022) use theirs. Shape letters: M rows of
-the memory, Q queries, D width, B images, h/w grid.
+WinCLIP+ (CVPR 2023), AnomalyDINO (WACV 2025) and PatchCore (CVPR 2022) use such memories. Shape letters: M rows of the
+memory, Q queries, D width, B images, h/w grid.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from densevl.kernels import nearest
 from densevl.weights import require_finite
 
 METRICS = ("cosine", "euclid")
-PROJECTED = 128  # width in which the coreset is chosen
+PROJECTED = 128  # width after the random projection for choosing the coreset
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,10 @@ class NearestMemory:
     """Rows to compare with.
 
     Attributes:
-        rows: (M, D) float32; unit rows where the metric is the cosine.
-        owner: (M,) int64, the number of the reference a row comes from.
+        rows: (M, D) float32; unit rows if the metric is the cosine.
+        owner: (M,) int64, the number of each row's reference image.
         metric: "cosine", distance 1 - cos, 0..2; or "euclid".
-        place: (M, 2) int64, the grid row and column a row comes from, or None where places do not matter.
+        place: (M, 2) int64, each row's grid row and column, or None if places do not matter.
     """
 
     rows: torch.Tensor
@@ -40,13 +40,13 @@ class NearestMemory:
     def of(
         cls, features: list[torch.Tensor], metric: str = "cosine", places: list[torch.Tensor] | None = None
     ) -> NearestMemory:
-        """Remember the features of references, each (M_i, D), and perhaps their places (M_i, 2).
+        """Store the features of references, each (M_i, D), and optionally their places (M_i, 2).
 
         Raises:
-            ModelError: none are given, or an unknown metric.
+            ModelError: there are none, or the metric is unknown.
         """
         if metric not in METRICS:
-            raise ModelError(f"memory metric is {metric!r}; it is {' or '.join(METRICS)}")
+            raise ModelError(f"memory metric is {metric!r}; use {' or '.join(METRICS)}")
         if not features:
             raise ModelError("a memory needs at least one normal image")
         rows = torch.cat([part.float() for part in features])
@@ -59,11 +59,10 @@ class NearestMemory:
         return len(self.rows)
 
     def nearest(self, queries_QD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The nearest row of each query: distances (Q,) float32 and row numbers (Q,), the smallest among equals.
+        """The nearest row of each query: distances (Q,) float32 and row numbers (Q,); ties go to the smallest number.
 
-        The row is found by `kernels.nearest`; the distance is then computed anew from the two rows, so a query that
-        is itself a row has distance 0 exactly. Rows whose distances differ by less than the rounding of a product are
-        equals.
+        `kernels.nearest` finds the row. The distance is then recomputed from the two rows, so a query that is itself a
+        row has distance exactly 0. Rows whose distances differ by less than the rounding of a product are ties.
         """
         queries = self._like_rows(queries_QD)
         lifted = queries if self.metric == "cosine" else F.pad(queries - self._centre, (0, 1), value=1.0)
@@ -75,8 +74,8 @@ class NearestMemory:
         """`nearest` of every cell of a grid: (B, h, w) each.
 
         Args:
-            near: compare a cell only with rows from at most so many cells away, along each axis; a cell with no such
-                row is compared with all. None compares with all.
+            near: compare a cell only with rows from at most this many cells away along each axis; a cell without such
+                rows is compared with all. None compares with all.
         """
         shape = features_BhwD.shape[:3]
         if near is None or self.place is None:
@@ -94,7 +93,7 @@ class NearestMemory:
         return distance, index
 
     def kept(self, which: torch.Tensor) -> NearestMemory:
-        """The memory of some rows, by number or mask."""
+        """The memory with some rows only, by number or mask."""
         place = None if self.place is None else self.place[which]
         return NearestMemory(self.rows[which], self.owner[which], self.metric, place)
 
@@ -103,7 +102,7 @@ class NearestMemory:
         return self.kept(self.owner != reference)
 
     def compress(self, most: int, seed: int = 0) -> NearestMemory:
-        """At most this many rows, chosen so that no row is far from a chosen one (greedy k-center, PatchCore)."""
+        """Keep at most this many rows, chosen so that no row is far from a chosen one (greedy k-center, PatchCore)."""
         return self if len(self) <= most else self.kept(coreset(self.rows, most, seed))
 
     def to(self, device: torch.device) -> NearestMemory:
@@ -112,9 +111,10 @@ class NearestMemory:
         return NearestMemory(self.rows.to(device), self.owner.to(device), self.metric, place)
 
     def weight(self, queries_QD: torch.Tensor, b: int) -> torch.Tensor:
-        """PatchCore's weight, 0..1, of an image's largest distance: low where its nearest row has like neighbours.
+        """PatchCore's weight, 0..1, of an image's largest distance: low if its nearest row has similar neighbours.
 
-        1 - softmax over the b rows nearest to the farthest query's nearest row, at that row, of their distances to it.
+        1 minus the softmax, over the b rows nearest to the farthest query's nearest row, of their distances to the
+        query, at that nearest row.
         """
         distance, index = self.nearest(queries_QD)
         worst = int(distance.argmax())
@@ -127,7 +127,7 @@ class NearestMemory:
 
     @cached_property
     def _keys(self) -> torch.Tensor:
-        """Rows whose dot product with a lifted query is largest where the distance is least."""
+        """Rows whose dot product with a lifted query is largest where the distance is smallest."""
         if self.metric == "cosine":
             return self.rows
         centred = self.rows - self._centre
@@ -135,7 +135,7 @@ class NearestMemory:
 
     @cached_property
     def _centre(self) -> torch.Tensor:
-        """Taken off before products of rows that are not of length 1, which large means would make coarse."""
+        """The mean, subtracted before products of rows without unit length, which large means would make imprecise."""
         return self.rows.mean(dim=0)
 
     def _like_rows(self, queries_QD: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ class NearestMemory:
 def coreset(rows_MD: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
     """Row numbers (count,) of a greedy k-center cover: each next row is the farthest from those chosen.
 
-    The first row is drawn by the seed and is part of the cover. Wide rows are compared after a random projection.
+    The seed draws the first row, which is part of the cover. Wide rows are compared after a random projection.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = rows_MD.float()

@@ -1,4 +1,4 @@
-"""From what was seen of normal images to memories: which rows, from which image and place."""
+"""Build memories from the features of normal images: which rows are kept, with their image and place."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from densevl.anomaly.scoring import Scoring
 
 
 def remember(seen: Sequence[Sequence[Looked]], scoring: Scoring, masked: bool = False) -> dict[str, NearestMemory]:
-    """Memories by level.
+    """Build memories by level.
 
     Args:
-        seen: for each normal image its views, of one image each. masked: leave out patches of the background.
+        seen: for each normal image its views, of one image each. masked: whether to leave out background patches.
     """
     memories = {}
     for level in seen[0][0].levels:

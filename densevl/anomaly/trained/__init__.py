@@ -1,1 +1,1 @@
-"""Small parts that are trained on a frozen CLIP, and how."""
+"""Small parts trained on a frozen CLIP, and their training."""

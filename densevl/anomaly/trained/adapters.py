@@ -1,9 +1,9 @@
 """Small trained parts on a frozen CLIP, after AdaptCLIP (Gao et al., arXiv 2505.09926): three adapters.
 
-The visual adapter bends image and patch features towards the static prompts; the textual one learns prompts for the
-frozen features; the query adapter looks at a patch and at how it differs from its nearest normal patch. All three
-are trained on one set of labelled images and used on others. The widths and the read-out of the query adapter are
-ours. Shape letters: B images, E joint space, D width, W text width, h/w grid, L layers.
+The visual adapter shifts image and patch features towards the static prompts; the textual one learns prompts for the
+frozen features; the query adapter compares a patch with its nearest normal patch. All three are trained on one set of
+labelled images and used on others. The widths and the read-out of the query adapter are densevl's own. Shape letters:
+B images, E joint space, D width, W text width, h/w grid, L layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ITSELF, AGAIN = "its own header", "train and save the adapters again"
 
 
 class VisualAdapter(nn.Module):
-    """Residual bottlenecks on image features and on patch features, (..., E) each; they begin as the identity."""
+    """Residual bottlenecks on image features and on patch features, (..., E) each; they start as the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -56,10 +56,10 @@ class QueryAdapter(nn.Module):
     def forward(
         self, queries: Sequence[torch.Tensor], normals: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit features (B, h, w, D) per layer, of the image and nearest normal: logits (B, h, w) and (B,)."""
+        """Unit features (B, h, w, D) per layer, of the image and nearest normal, to logits (B, h, w) and (B,)."""
         maps, images = [], []
         for layer, (query, normal) in enumerate(zip(queries, normals, strict=True)):
-            # The context of the patch itself stays in: the difference alone does not say what is normal here.
+            # The patch itself stays in: the difference alone does not say what is normal here.
             x = query + (query - normal).abs()
             x = self.norms[layer](x.flatten(0, 2)).view(x.shape)
             maps.append(self.places[layer](x)[..., 0])
@@ -85,9 +85,9 @@ class Adapters:
     """Trained adapters of one backbone.
 
     Attributes:
-        static: (2, E) unit rows of the prompts the visual adapter was trained with.
+        static: (2, E) unit rows of the prompts that the visual adapter was trained with.
         learned: (2, E) unit rows of the learned prompts.
-        layers: the blocks the query adapter reads. temperature: divides cosines.
+        layers: the blocks that the query adapter reads. temperature: divides cosines.
         model, fingerprint: the backbone's name and the hash of its weights.
     """
 
@@ -102,7 +102,7 @@ class Adapters:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise ModelError(f"temperature of adapters is {self.temperature}: it is above 0, and finite")
+            raise ModelError(f"temperature of adapters is {self.temperature}: it must be above 0 and finite")
 
     def text(self, image_BE: torch.Tensor, patch_BhwE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (B, h, w) and (B,) from features in the joint space: the mean of both adapters' probabilities."""
@@ -112,7 +112,7 @@ class Adapters:
         return mix_probabilities(maps), mix_probabilities(images)
 
     def margin(self, features: torch.Tensor, prototypes_2E: torch.Tensor) -> torch.Tensor:
-        """Logit of anomalous against normal, (...) from (..., E)."""
+        """Logit of anomalous against normal: (...) for (..., E)."""
         return margin(features, prototypes_2E, self.temperature)
 
     def compare(
@@ -127,7 +127,7 @@ class Adapters:
         return self.query(queries, normals)
 
     def to(self, device: torch.device) -> Adapters:
-        """The same, moved; in evaluation mode."""
+        """The same adapters on a device, in evaluation mode."""
         self.visual.to(device).eval()
         self.query.to(device).eval()
         self.static, self.learned = self.static.to(device), self.learned.to(device)
@@ -137,7 +137,7 @@ class Adapters:
         """Write one safetensors file whose header names the backbone.
 
         Raises:
-            ModelError: another ending.
+            ModelError: the ending is another.
             OutputError: the disk refuses.
         """
         if Path(path).suffix != ".safetensors":
@@ -155,7 +155,7 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
     """Read adapters for a backbone.
 
     Raises:
-        WeightsError: a missing or damaged file, or adapters of a backbone with other weights.
+        WeightsError: the file is missing or damaged, or belongs to a backbone with other weights.
     """
     path = Path(path)
     file = read_checkpoint(path)
@@ -165,7 +165,7 @@ def load_adapters(path: str | Path, model: str, fingerprint: str) -> Adapters:
     if header.get("fingerprint") != fingerprint:
         raise WeightsError(
             f"adapters {shown(path)} were trained on model '{header.get('model')}', and '{model}' has other weights: "
-            "use that model, or train anew"
+            "use that model, or train them again"
         )
     try:
         layers, temperature = tuple(json.loads(header["layers"])), float(header["temperature"])

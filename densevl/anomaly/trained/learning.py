@@ -1,4 +1,4 @@
-"""How adapters are trained: losses on maps and images, and prompts whose words are learned.
+"""Training of adapters: losses on maps and images, and prompts whose words are learned.
 
 Shape letters: B images, H/W pixels of the target, h/w grid, n learned words, W text width, E joint space.
 """
@@ -45,7 +45,7 @@ class LearnedPrompts(torch.nn.Module):
         super().__init__()
         if not hasattr(backbone, "encode_learned"):
             raise ModelError(f"model '{backbone.name}' has no text tower to learn words for; take a CLIP model")
-        self._backbone: Any = [backbone]  # in a list: it is no part of this module
+        self._backbone: Any = [backbone]  # in a list, so that it is not registered as a submodule
         self.item = item
         generator = torch.Generator().manual_seed(seed)
         drawn = 0.02 * torch.randn(2, words, self._backbone[0].word_width, generator=generator)

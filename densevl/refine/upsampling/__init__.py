@@ -1,7 +1,7 @@
-"""Maps of patches made as fine as the photo by a trained upsampler, read from its published file.
+"""Patch maps upsampled to the photo's resolution by a trained upsampler, read from its published file.
 
-An upsampler mixes the patches of a map for each pixel by weights that depend on the photo and on features, not on the
-map: up = A F. So it commutes with words: T (A F) = A (T F), and as many channels are mixed as there are words or
+An upsampler mixes the patches of a map for each pixel with weights that depend on the photo and on features, not on the
+map: up = A F. So it commutes with words: T (A F) = A (T F), and only as many channels are mixed as there are words or
 features, whichever are fewer. No weights are shipped.
 """
 
@@ -28,7 +28,7 @@ def load_upsampler(kind: str, weights: str | Path, device: str | None = None) ->
             NeurIPS 2025). weights: the published file, or safetensors with the same names.
 
     Raises:
-        WeightsError: the file is damaged, or of something else.
+        WeightsError: the file is damaged, or of another kind.
     """
     one_of(kind, KINDS, "upsampler", WeightsError)
     path = Path(weights)

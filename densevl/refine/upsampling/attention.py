@@ -1,6 +1,6 @@
-"""AnyUp and JAFAR: pixels of the photo ask patches, which are mixed by attention averaged over heads.
+"""AnyUp and JAFAR: pixels of the photo attend to patches, which are mixed by attention averaged over heads.
 
-AnyUp (Wimmer et al., ICLR 2026) takes features of any model: their channels are compared with a set of kernels.
+AnyUp (Wimmer et al., ICLR 2026) takes features of any model, because their channels are compared with a set of kernels.
 A pixel sees the patches within a tenth of each side. JAFAR (Couairon et al., NeurIPS 2025) is trained for features of
 one model, which scale and shift its keys; a pixel sees all patches.
 """
@@ -20,7 +20,7 @@ HELD = 2**24  # attention weights computed at once
 
 
 class _Attending(Upsampler):
-    """The skeleton of both.
+    """The base of both.
 
     Attributes: names: of the parts of a residual block: norm, convolution, norm, convolution. window: of each side.
     """
@@ -48,7 +48,7 @@ class _Attending(Upsampler):
         raise NotImplementedError
 
     def _encoded(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """A convolution with the border mirrored, and residual blocks."""
+        """A convolution with a mirrored border, and residual blocks."""
         weight = self.tensors[f"{name}.0.weight"]
         return self._blocks(name, F.conv2d(padded(x, weight.shape[-1] // 2), weight))
 
@@ -66,7 +66,7 @@ class _Attending(Upsampler):
         return F.group_norm(x, GROUPS, self.tensors[f"{name}weight"], self.tensors[f"{name}bias"])
 
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """Channels turned in pairs by their place, 0 at the first pixel and 1 at the last."""
+        """Rotate pairs of channels by their place, 0 at the first pixel and 1 at the last."""
         rows, cols = (torch.linspace(0, 1, side, device=x.device, dtype=x.dtype) for side in x.shape[-2:])
         freqs = self.tensors["rope.freqs"].to(x)
         angle = rows[:, None, None] * freqs[0] + cols[:, None] * freqs[1]
@@ -85,7 +85,7 @@ class _Attending(Upsampler):
         return x.permute(2, 0, 1).unflatten(0, (HEADS, -1))
 
     def _encoder_shapes(self, name: str, own: tuple[int, ...], inner: int, width: int) -> dict[str, tuple[int, ...]]:
-        """An encoder whose first tensor is of a shape, and gives `inner` channels; its blocks are of `width`."""
+        """An encoder with a given shape of its first tensor, `inner` output channels and blocks of `width`."""
         found = {f"{name}.0.{'basis' if own[1] == 1 else 'weight'}": own}
         for index in range(1, BLOCKS + 1):
             coming = inner if index == 1 else width
@@ -148,10 +148,10 @@ class AnyUp(_Attending):
         return self._encoded("aggregation", torch.cat([k, said], dim=1))
 
     def _unified(self, unit_BDhw: torch.Tensor) -> torch.Tensor:
-        """How the channels answer to K kernels, in K channels for any D: (1, K, h, w).
+        """Responses of the channels to K kernels, in K channels for any D: (1, K, h, w).
 
-        The D K answers, channel by channel, are read as K rows of D, and softmaxes go down the columns: so does the
-        code that trained the published files, where the paper has a softmax over the kernels of each channel.
+        The D K responses, channel by channel, are read as K rows of D, with softmaxes along the columns. So does the
+        code that trained the published files, whereas the paper has a softmax over the kernels of each channel.
         """
         basis = self.tensors["key_features_encoder.0.basis"]
         border, (height, width), count = basis.shape[-1] // 2, unit_BDhw.shape[-2:], len(basis)
@@ -202,11 +202,11 @@ class Jafar(_Attending):
 def attend(
     q_AdHW: torch.Tensor, k_Adhw: torch.Tensor, maps: torch.Tensor, window: float | None, held: int = HELD
 ) -> torch.Tensor:
-    """Maps (1, C, h, w) mixed for each query by attention that is averaged over heads: (1, C, H, W).
+    """Mix maps (1, C, h, w) for each query by attention that is averaged over heads: (1, C, H, W).
 
     Args:
-        window: a query sees the patches that lie within this share of each side; None for all.
-        held: so many weights are computed at once; the result does not depend on it.
+        window: a query sees the patches that lie within this fraction of each side; None for all.
+        held: number of weights computed at once; the result does not depend on it.
     """
     heads, width, height, across = q_AdHW.shape
     h, w = k_Adhw.shape[-2:]
@@ -224,7 +224,7 @@ def attend(
 def visible(pixels: int, patches: int, window: float | None, device: torch.device | None = None) -> torch.Tensor:
     """Which patches along an axis each pixel sees: bool (pixels, patches).
 
-    A patch that the window touches counts. Places are float32, as those that the published files were trained with.
+    A patch that the window touches counts. Places are float32, as in the training of the published files.
     """
     if window is None:
         return torch.ones(pixels, patches, dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""What all upsamplers share: the contract, and their tensors as they stand in files.
+"""The interface of all upsamplers, and their tensors as in their files.
 
 Shape letters: B batch (1), C channels of a map, D width of features, Q width of queries, h/w patches, H/W pixels.
 """
@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from densevl.weights import bad_file, require_fit
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet: all of them were trained with guidance normalised so."""
+"""ImageNet's statistics, with which guidance was normalised in the training of all of them."""
 
 
 class Upsampler(ABC):
     """An upsampler read from a file: linear in what it upsamples.
 
     Attributes:
-        kind: its name. width: D of the features that it was trained for; None for any.
+        kind: its name. width: D of the features it was trained for; None for any.
     """
 
     kind: str
@@ -33,7 +33,7 @@ class Upsampler(ABC):
         """Check tensors, all float32, against the names and shapes of the kind.
 
         Raises:
-            WeightsError: others.
+            WeightsError: names or shapes differ.
         """
         if not self.mark(tensors):
             raise bad_file(path, f"is not of '{self.kind}': it lacks the names of its tensors")
@@ -49,10 +49,10 @@ class Upsampler(ABC):
 
     @abstractmethod
     def shapes(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of all tensors, of the sizes that some of them say."""
+        """Names and shapes of all tensors, for the sizes that some of them show."""
 
     def own(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Those of a file that are the upsampler's, by its own names."""
+        """The upsampler's tensors in a file, by its own names."""
         return dict(tensors)
 
     def to(self, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -61,7 +61,7 @@ class Upsampler(ABC):
         return self
 
     def adjusted(self, features_BDhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features as they are mixed, and what is added to them afterwards (D,): by default themselves, and 0."""
+        """Features before mixing, and a vector added after it (D,): by default the features themselves, and 0."""
         return features_BDhw, features_BDhw.new_zeros(features_BDhw.shape[1])
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Upsampler(ABC):
         """Mix maps of patches for each pixel: A maps.
 
         Args:
-            guidance: the photo (1, 3, H, W), RGB, normalised by `MEAN` and `STD`. features: (1, D, h, w), of which the
+            guidance: the photo (1, 3, H, W), RGB, normalised by `MEAN` and `STD`. features: (1, D, h, w), on which the
                 weights depend. maps: (1, C, h, w), any channels. size: (H', W') of the output.
 
         Returns:
@@ -80,7 +80,7 @@ class Upsampler(ABC):
 
 
 def padded(x: torch.Tensor, border: int) -> torch.Tensor:
-    """A map with its border mirrored; repeated along an axis that is too short for that."""
+    """Pad a map with its border mirrored, or repeated along an axis that is too short for that."""
     for axis, sides in ((-1, (border, border, 0, 0)), (-2, (0, 0, border, border))):
         x = F.pad(x, sides, mode="reflect" if x.shape[axis] > border else "replicate") if border else x
     return x

@@ -1,8 +1,8 @@
-"""FeatUp's stack of joint bilateral upsamplings (Fu et al., ICLR 2024): four times twice as fine, guided by the photo.
+"""FeatUp's stack of joint bilateral upsamplings (Fu et al., ICLR 2024): four doublings, guided by the photo.
 
-At each stage the map is made twice as large (bicubic), and each place takes a weighted sum of the 7 x 7 places around
-it. The weights are a softmax of how much alike the photo is there, times a Gaussian, plus a tenth of a learned
-correction of them. At the end, a tenth of a linear map of the features is added to them.
+Each stage doubles the map (bicubic), and each place takes a weighted sum of the 7 x 7 places around it. The weights are
+a softmax of the similarity of the photo there, times a Gaussian, plus a tenth of a learned correction of them. At the
+end, a tenth of a linear map of the features is added.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from densevl.refine.upsampling.base import Upsampler, padded
 STAGES, CORRECTION = 4, 0.1
 PREFIX = "upsampler."
 APART = ("model.", "scale_net.", "downsampler.")
-"""Before names in the published files: of the featurizer, and of what only trains."""
+"""Prefixes of names in the published files: of the featurizer, and of parts used only in training."""
 
 
 class Jbu(Upsampler):
-    """FeatUp's JBU stack: features of the model it was trained for, 16 times as fine.
+    """FeatUp's JBU stack: features of the model it was trained for, at 16 times the resolution.
 
     Files: maskclip_jbu_stack_cocostuff.ckpt, clip_jbu_stack_cocostuff.ckpt.
     """
@@ -65,7 +65,7 @@ class Jbu(Upsampler):
     def __call__(
         self, guidance: torch.Tensor, features: torch.Tensor, maps: torch.Tensor, size: tuple[int, int]
     ) -> torch.Tensor:
-        """See `Upsampler.__call__`; `features` are not looked at. 16 times as fine, then resized bilinearly."""
+        """See `Upsampler.__call__`; `features` are not used. Upsamples 16-fold, then resizes bilinearly."""
         for stage in range(1, STAGES + 1):
             small = F.adaptive_avg_pool2d(guidance, (2 * maps.shape[-2], 2 * maps.shape[-1]))
             maps = self._stage(f"up{stage}.", small, maps)
