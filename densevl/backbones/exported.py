@@ -89,18 +89,18 @@ class Exported(Backbone):
         self.path, self._load = KIND.path(path), load
         self._session = session(self.path)
         self._inputs = [entry.name for entry in self._session.get_inputs()]
-        told = self._session.get_modelmeta().custom_metadata_map
-        if "densevl" not in told:
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if "densevl" not in metadata:
             raise KIND.bad(self.path, "was not written by densevl export")
         with KIND.sense(self.path):
-            facts = {key: saved.parse_json(told[key]) for key in FACTS}
+            facts = {key: saved.parse_json(metadata[key]) for key in FACTS}
             self.patch_size, self.embed_dim = int(facts["patch"]), int(facts["width"])
             self.mean, self.std = ((float(r), float(g), float(b)) for r, g, b in (facts["mean"], facts["std"]))
             self.logit_scale, self.context_length = float(facts["model_scale"]), int(facts["context_length"])
             self.protocol = InferenceProtocol(**facts["protocol"])
-            self.templates, self.background = tuple(facts["templates"]), told["background"]  # type: ignore[assignment,misc]
-            self.made_of, self._unknown, self._text_side = told["model"], facts["unknown"], told["text_side"]
-            recipe = told["recipe"]
+            self.templates, self.background = tuple(facts["templates"]), metadata["background"]  # type: ignore[assignment,misc]
+            self.made_of, self._unknown, self._text_side = metadata["model"], facts["unknown"], metadata["text_side"]
+            recipe = metadata["recipe"]
         self.name, self.summary = self.path.name, f"{self.made_of}{recipe and f', {recipe}'}, run by onnxruntime"
         # Identifies the model: see `fitted.fingerprint`.
         self._content = {"sha256": torch.tensor(list(bytes.fromhex(of_file(self.path))), dtype=torch.uint8)}
@@ -120,8 +120,8 @@ class Exported(Backbone):
             vectors = torch.from_numpy(held["vectors"].astype(np.float32))
             if vectors.shape != (len(held["queries"]), self.embed_dim):
                 raise ValueError(f"its vectors are {tuple(vectors.shape)}")
-            told = (held[key].tolist() for key in ("queries", "way", "trust", "why"))
-            reaches = [Reach(*of_one) for of_one in zip(*told, strict=True)]
+            columns = (held[key].tolist() for key in ("queries", "way", "trust", "why"))
+            reaches = [Reach(*of_one) for of_one in zip(*columns, strict=True)]
             rows = zip(reaches, held["classes"].tolist(), vectors, strict=True)
             return {reach.word: (row, reach) for reach, own, row in rows if reach.word != UNKNOWN or own >= 0}
 

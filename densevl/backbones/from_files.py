@@ -91,23 +91,23 @@ def published_file(arch: str, tag: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         ModelError: there is no such architecture or tag, or it is not at hand.
     """
-    told = _listed(arch, tag)
-    if not told.get("hf_hub"):
-        raise ModelError(f"'{arch}/{tag}' is not on the hub; download {told.get('url', 'it')} and use weights=FILE")
-    return hub.fetch(told["hf_hub"], f"{arch}/{tag}"), _architecture(arch)
+    row = _listed(arch, tag)
+    if not row.get("hf_hub"):
+        raise ModelError(f"'{arch}/{tag}' is not on the hub; download {row.get('url', 'it')} and use weights=FILE")
+    return hub.fetch(row["hf_hub"], f"{arch}/{tag}"), _architecture(arch)
 
 
 def _listed(arch: str, tag: str) -> Mapping[str, Any]:
     if arch not in architectures():
         near = f" (closest: {', '.join(alike(arch))})" if alike(arch) else suggest(arch, architectures())
         raise ModelError(f"no architecture '{arch}' in open_clip{near}")
-    told = told_of(arch, tag)
-    if not told:
+    row = told_of(arch, tag)
+    if not row:
         tags = tags_of(arch)
         raise ModelError(
             f"'{arch}' has no weights tagged '{tag}'{suggest(tag, tags)}; known: {', '.join(tags) or 'none'}"
         )
-    return told
+    return row
 
 
 def from_folder(folder: Path, how: How, name: str | None = None) -> Backbone:
@@ -225,13 +225,13 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
         facts = _of_trunk({**facts, **activations(kind, config.name)}, model)
     extra = content.get("densevl", {})
     with MODEL_CONFIG.sense(config):
-        told = said(
+        more = said(
             config.name, **{k: tuple(v) if isinstance(v, list) else v for k, v in extra.get("facts", {}).items()}
         )
         known = str(extra.get("form") or form.name)
         kept = {name: getattr(form, name) or extra.get(name) for name in ("trunk", "text", "attention", "head")}
     form = replace(form, name=known, facts={}, **kept)
-    return _built(name, form, _sized(model, form), path, {**facts, **told}, how, folder=folder)
+    return _built(name, form, _sized(model, form), path, {**facts, **more}, how, folder=folder)
 
 
 def _called(name: str, form: Form, path: Path) -> str:

@@ -46,8 +46,8 @@ def seconds(call: Call, device: torch.device) -> float:
 class Cost:
     """The cost of a call.
 
-    Attributes: seconds, the median; least, the fastest; faults, the median number of memory pages that the system had to
-        fill, or None where it does not count them.
+    Attributes: seconds, the median; least, the fastest; faults, the median number of memory pages that the system had
+        to fill, or None where it does not count them.
     """
 
     seconds: float

@@ -137,9 +137,9 @@ def _pixels(name: str, kind: str, folder: Path, settings: Any) -> tuple[int, Any
     if kind == "sam3":  # its positions fit one size
         side = settings.vision_config.image_size
     path = next((folder / file for file in PIXELS if (folder / file).is_file()), None)
-    told = {} if path is None else read_json(path, SETTINGS)
-    told = told["image_processor"] if isinstance(told.get("image_processor"), Mapping) else told
-    size, mean, std = told.get("size", side), told.get("image_mean", mean), told.get("image_std", std)
+    processor = {} if path is None else read_json(path, SETTINGS)
+    processor = processor["image_processor"] if isinstance(processor.get("image_processor"), Mapping) else processor
+    size, mean, std = processor.get("size", side), processor.get("image_mean", mean), processor.get("image_std", std)
     if isinstance(size, Mapping):
         sides = [size[key] for key in ("height", "width", "shortest_edge") if key in size]
         if path is not None and len(set(map(str, sides))) > 1:
@@ -155,7 +155,7 @@ def _pixels(name: str, kind: str, folder: Path, settings: Any) -> tuple[int, Any
         )
     if size < (patch := getattr(settings.vision_config, "patch_size", 1)):
         raise ModelError(f"model '{name}' has patches of {patch} pixels a side, and {path} makes photos of {size}")
-    unsaid = [key for key in ("size", "image_mean", "image_std") if key not in told]
+    unsaid = [key for key in ("size", "image_mean", "image_std") if key not in processor]
     if not unsaid:
         return size, mean, std, ()
     values = f"size {size}, mean {list(mean)}, std {list(std)}"

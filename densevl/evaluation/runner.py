@@ -82,12 +82,12 @@ def evaluate(
                 f"{shown(folder)} counts images whose predictions were not kept; predict them again (--fresh)"
             )
     task = task_of(experiment)
-    told: set[str] = set()
+    shown_warnings: set[str] = set()
 
     def say(warnings: Iterable[str]) -> None:
         for warning in dict.fromkeys(warnings) if distributed.rank() == 0 else ():
-            if warning not in told:
-                told.add(warning)
+            if warning not in shown_warnings:
+                shown_warnings.add(warning)
                 tell(warning)
 
     seen = task.look
@@ -180,7 +180,7 @@ def count(
     folder = Path(work_dir) / STATE if work_dir is not None else None
     state = Checkpoint(folder, identity, [item.key for item in dataset.items], files, task.zeros())
     mine = np.flatnonzero(~state.before.done)[distributed.rank() :: distributed.world()].tolist()
-    running, told = 0.0, float("-inf")
+    running, last_shown = 0.0, float("-inf")
     started = saved = time.perf_counter()
     clock = predictor.clock
     clock.seconds.clear()
@@ -196,8 +196,8 @@ def count(
                 for name, content in task.dump(index, sample, found).items():
                     atomic_write(Path(dump) / name, content)
             if show is not None:
-                if number == len(mine) or since - told >= SHOW_EVERY:
-                    running, told = task.so_far(state.so_far()), since
+                if number == len(mine) or since - last_shown >= SHOW_EVERY:
+                    running, last_shown = task.so_far(state.so_far()), since
                 show(number, len(mine), running)
             if folder is not None and time.perf_counter() - saved >= save_every:
                 state.save()

@@ -189,8 +189,8 @@ class Bank:
 
     def record(self) -> None:
         """Write what made the bank and the names of its parts. A killed build may leave a part unlisted."""
-        told = {"version": VERSION, **self.facts, "parts": [part.path.name for part in self.parts]}
-        renew(self.path / FACTS, json_text(told, indent=1).encode())
+        content = {"version": VERSION, **self.facts, "parts": [part.path.name for part in self.parts]}
+        renew(self.path / FACTS, json_text(content, indent=1).encode())
 
     def nearest(self, query_RP: torch.Tensor, count: int) -> torch.Tensor:
         """Indices (R, K) of the regions whose keys have the largest inner products; ties go to the first.

@@ -38,14 +38,14 @@ def open_examples(folder: str | os.PathLike[str], level: str) -> tuple[Any, Labe
         DatasetError, ImageError: it holds something else.
     """
     root = Path(folder)
-    told = kinds(root) if root.is_dir() else []
+    uses = kinds(root) if root.is_dir() else []
     if level not in USES:
-        other = next((name for name, use in USES.items() if use in told), None)
+        other = next((name for name, use in USES.items() if use in uses), None)
         if other is not None:
             raise DatasetError(f"{shown(root)} holds {HOLDS[USES[other]]}: that is for level '{other}', not '{level}'")
         found = by_folder(folder)
         return found, list(found)
-    if root.is_dir() and USES[level] not in told:
+    if root.is_dir() and USES[level] not in uses:
         raise DatasetError(f"{shown(root)} shows no {level}s; give a folder with {HOLDS[USES[level]]}")
     pictures = open_pictures(folder, limit=ALL, use=USES[level])
     return pictures, pictures.labels

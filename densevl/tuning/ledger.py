@@ -122,9 +122,9 @@ class Ledger:
     def _load(self, path: Path) -> None:
         arrays = read_arrays(path, SAVED)
         with SAVED.sense(path):
-            told = parse_json(str(arrays["told"]))
-            keys = [Candidate.of(own) for own in told["candidates"]]
-            counts, seconds, identity = arrays["counts"], arrays["seconds"], told["identity"]
+            content = parse_json(str(arrays["told"]))
+            keys = [Candidate.of(own) for own in content["candidates"]]
+            counts, seconds, identity = arrays["counts"], arrays["seconds"], content["identity"]
         asked = json.loads(json_text(self._identity, default=str))
         if differing := [name for name in {**identity, **asked} if identity.get(name) != asked.get(name)]:
             raise EvaluationError(

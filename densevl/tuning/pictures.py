@@ -64,8 +64,8 @@ class Pictures:
             files += [str(number) for number in self.dataset.digests().tolist()]
         words = [list(map(str, own)) for own in self.labels.synonyms]
         truths = list(self.truths) if self.dataset is None else None
-        told = {"use": self.use, "names": list(self.labels.names), "words": words, "truths": truths}
-        return {**told, "files": digest.of_text(str(files)), "background": self.background}
+        content = {"use": self.use, "names": list(self.labels.names), "words": words, "truths": truths}
+        return {**content, "files": digest.of_text(str(files)), "background": self.background}
 
 
 def open_pictures(

@@ -86,7 +86,7 @@ class Tuning:
     def verdict(self) -> str:
         """How certain the choice is, in a sentence."""
         judged, gain = self.judged, self.judged.gain
-        told = (
+        figures = (
             f"on pictures it had not seen the choice has {self.measure} {judged.value:.1%}, the default "
             f"{judged.default:.1%}: {_signed(gain.value)} points, 95 % interval {_signed(gain.low)} to "
             f"{_signed(gain.high)}, p = {gain.p:.2g}; folds {', '.join(map(_signed, judged.folds))}"
@@ -95,15 +95,15 @@ class Tuning:
         saved = self.chosen != self._base
         kept = f"the default is kept{f' but for {saves}' if saved else ''}"
         if self.better:
-            return f"the choice is better than the default ({told}){f'; with {saves}' if saved else ''}"
+            return f"the choice is better than the default ({figures}){f'; with {saves}' if saved else ''}"
         if not judged.complete:
             return f"time was up before the choice could be checked: {kept}; a second call goes on"
         if self.picked == self.default:
             return f"nothing tried was better than the default by more than the error of the difference: {kept}"
         if gain.sure and gain.value > 0:
-            return f"the gain is too small for a guess: {kept} ({told})"
+            return f"the gain is too small for a guess: {kept} ({figures})"
         few = f"; {ENOUGH} pictures are the fewest that can tell" if self.images < ENOUGH else ""
-        return f"within the noise: {kept} ({told}{few})"
+        return f"within the noise: {kept} ({figures}{few})"
 
     @property
     def _base(self) -> Candidate:

@@ -58,19 +58,23 @@ def read_weights(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     if path.suffix != ".json":
         return read_checkpoint(path)
-    told = read_json(path, INDEX, ("weight_map",))["weight_map"]
-    if not isinstance(told, dict) or not told or not all(isinstance(name, str) for name in told.values()):
+    weight_map = read_json(path, INDEX, ("weight_map",))["weight_map"]
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
         raise INDEX.bad(path, "has no weight_map from tensors to files")
     if odd := next(
-        (name for name in told.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
+        (name for name in weight_map.values() if Path(name).name != name or Path(name).suffix not in ENDINGS), None
     ):
         raise INDEX.bad(path, f"names {odd[:80]!r}, which is not a weights file beside it")
-    if absent := [name for name in dict.fromkeys(told.values()) if not os.path.isfile(path.with_name(name))]:
+    if absent := [name for name in dict.fromkeys(weight_map.values()) if not os.path.isfile(path.with_name(name))]:
         raise INDEX.bad(path, f"names {len(absent)} files that are not beside it, {absent[0][:80]} first")
     tensors: State = {}
-    for name in dict.fromkeys(told.values()):
+    for name in dict.fromkeys(weight_map.values()):
         tensors |= read_checkpoint(path.with_name(name)).tensors
-    missing = [key for key in told if key not in tensors]
+    missing = [key for key in weight_map if key not in tensors]
     if missing and not any(key.endswith(missing[0].split(".", 1)[-1]) for key in tensors):
-        raise INDEX.bad(path, f"names {missing[0][:80]!r}, which {told[missing[0]]!r} does not hold")
+        raise INDEX.bad(path, f"names {missing[0][:80]!r}, which {weight_map[missing[0]]!r} does not hold")
     return Checkpoint(path, tensors)

@@ -267,8 +267,8 @@ def _shards(path: Path) -> Sequence[str]:
     """The files that an index names; those in other places are refused when it is read."""
     if path.suffix != ".json":
         return ()
-    told = read_json(path, INDEX, ("weight_map",))["weight_map"]
-    names = sorted({str(name) for name in told.values()}) if isinstance(told, dict) else []
+    files = read_json(path, INDEX, ("weight_map",))["weight_map"]
+    names = sorted({str(name) for name in files.values()}) if isinstance(files, dict) else []
     if odd := next((name for name in names if Path(name).name != name or not name.endswith(ENDINGS)), None):
         raise INDEX.bad(path, f"names {odd[:80]!r}, which is not a weights file beside it")
     return names

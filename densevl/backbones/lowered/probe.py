@@ -131,10 +131,10 @@ def slower(precision: str, device: torch.device) -> tuple[str, ...]:
 
 def _by_capability(capability: tuple[int, int]) -> Choice:
     """Tensor cores support float16 from 7.0 on, and bfloat16, which has float32's range, from 8.0 on."""
-    told = f"compute capability {capability[0]}.{capability[1]}"
+    device = f"compute capability {capability[0]}.{capability[1]}"
     if capability >= (8, 0):
-        return Choice("bfloat16", {}, {"others": f"are left to {told}"})
-    return Choice("float16" if capability >= (7, 0) else "float32", {}, {"bfloat16": f"is not for {told}"})
+        return Choice("bfloat16", {}, {"others": f"are left to {device}"})
+    return Choice("float16" if capability >= (7, 0) else "float32", {}, {"bfloat16": f"is not for {device}"})
 
 
 @lru_cache(maxsize=8)
@@ -143,9 +143,9 @@ def _on_cpu(*machine: str) -> Choice:
     if (kept := _read(machine)) is not None:
         return kept
     found = probe()
-    told = {"machine": machine, "seconds": found.seconds, "refused": found.refused}
+    content = {"machine": machine, "seconds": found.seconds, "refused": found.refused}
     try:
-        atomic_write(_path(machine), json_text(told, indent=1).encode())
+        atomic_write(_path(machine), json_text(content, indent=1).encode())
     except (OSError, OutputError):  # no folder to write to
         return replace(found, is_kept=False)
     return found

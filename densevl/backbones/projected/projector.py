@@ -95,14 +95,14 @@ class Joined(NamedTuple):
 
 def write(joined: Joined) -> bytes:
     """The content of a file of projectors."""
-    told: dict[str, Any] = {key: getattr(joined, key) for key in ("vision", "words", "stamp", "scale")}
-    told["widths"] = [joined.image.widths, joined.text.widths]
+    header: dict[str, Any] = {key: getattr(joined, key) for key in ("vision", "words", "stamp", "scale")}
+    header["widths"] = [joined.image.widths, joined.text.widths]
     state = {
         f"{side}.{key}": value.detach().cpu().contiguous()
         for side in SIDES
         for key, value in getattr(joined, side).state_dict().items()
     }
-    return save(state or {"identity": torch.zeros(1)}, {HEADER: json.dumps(told)})
+    return save(state or {"identity": torch.zeros(1)}, {HEADER: json.dumps(header)})
 
 
 def read(path: Path) -> Joined:
@@ -121,16 +121,18 @@ def read(path: Path) -> Joined:
     if HEADER not in found.header:
         raise KIND.bad(path, "was not written by tools.projector")
     with KIND.sense(path):
-        told = parse_json(found.header[HEADER])
+        header = parse_json(found.header[HEADER])
         image, text = (
             _built(widths, below(found.tensors, f"{side}."), path)
-            for side, widths in zip(SIDES, told["widths"], strict=True)
+            for side, widths in zip(SIDES, header["widths"], strict=True)
         )
         if image.widths[-1] != text.widths[-1]:
             raise ValueError(f"it projects to {image.widths[-1]} and to {text.widths[-1]} numbers")
         if not isinstance(text, Projector):
             raise ValueError("its text side has a head over places")
-        return Joined(image, text, str(told["vision"]), str(told["words"]), str(told["stamp"]), float(told["scale"]))
+        return Joined(
+            image, text, str(header["vision"]), str(header["words"]), str(header["stamp"]), float(header["scale"])
+        )
 
 
 def _built(widths: Sequence[int], state: State, path: Path) -> Projector | Head:

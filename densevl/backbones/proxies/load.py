@@ -194,8 +194,8 @@ def _radio_file(file: Checkpoint, heads: int | None, position_rule: str | None) 
         name=file.path.name,
         position_rule=position_rule or rule,
     )
-    told = colours(file.tensors)
-    proxy.mean, proxy.std = told["mean"], told["std"]
+    statistics = colours(file.tensors)
+    proxy.mean, proxy.std = statistics["mean"], statistics["std"]
     return proxy
 
 

@@ -201,16 +201,16 @@ def association(
             scores = looks(rgb, [objects[index].mask], words[own.name])
             for way in looks.ways:
                 answer = values[int(scores[way][0].argmax())]
-                told = answer == own.attribute, answer in own.others
-                answers.setdefault((way, len(objects) > 1), []).append(told)
+                hits = answer == own.attribute, answer in own.others
+                answers.setdefault((way, len(objects) > 1), []).append(hits)
     if not answers:
         raise EvaluationError("no image has two objects of different classes, so there is nothing to tell apart")
     rows: list[Row] = []
     for way in looks.ways:
         for several in (False, True):
             own_answers = answers.get((way, several), [])
-            right, other = (mean_of([told[at] for told in own_answers]) for at in (0, 1))
-            wrong = [told[1] for told in own_answers if not told[0]]
+            right, other = (mean_of([hits[at] for hits in own_answers]) for at in (0, 1))
+            wrong = [hits[1] for hits in own_answers if not hits[0]]
             row: Row = {"way": way, "objects": "two" if several else "one", "asked": len(own_answers)}
             row |= {"right": right, "the other's": other if several else float("nan"), "else": 1 - right - other}
             row["the other's, if wrong"] = mean_of(wrong) if several else float("nan")

@@ -239,8 +239,8 @@ def _analyse(
     if only and left:
         raise OptionError(f"analysis '{left[0].name}' cannot be run: {left[0].reason}; leave it out of --only")
     predictor: Any = task.predictor()
-    told = (*seen.warnings, *seen.of_sample) if seen is not None else ()
-    for warning in dict.fromkeys((*told, *predictor.facts()["warnings"])):
+    oddities = (*seen.warnings, *seen.of_sample) if seen is not None else ()
+    for warning in dict.fromkeys((*oddities, *predictor.facts()["warnings"])):
         tell(warning)
     on = _Setting(predictor, dataset, experiment.resolved(), words, text_masks, attributes, show)
     done = []

@@ -147,10 +147,10 @@ def _threshold(area: Floats, known: Counts, unknown: Counts, calibration: tuple[
     """Args: area: AUROC (conditions, scores, C). known, unknown: counts by 1 - max p, classes together."""
     means = [mean(row) for row in area[0]]
     best = int(np.nanargmax(means)) if not np.isnan(means).all() else 0
-    told = f"AUROC of {SCORES[0]}, the best score, is {means[0]:.3f}"
+    sentence = f"AUROC of {SCORES[0]}, the best score, is {means[0]:.3f}"
     if best:
-        told = f"AUROC of {SCORES[0]} is {means[0]:.3f}, of the best score, {SCORES[best]}, {means[best]:.3f}"
-    text = f"{told} (useful from {WELL}, useless below {POORLY})."
+        sentence = f"AUROC of {SCORES[0]} is {means[0]:.3f}, of the best score, {SCORES[best]}, {means[best]:.3f}"
+    text = f"{sentence} (useful from {WELL}, useless below {POORLY})."
     if means[0] >= WELL:
         alarms, place = fpr_at(known, unknown)
         odds = -ODDS + float(place) * 2 * ODDS / BINS

@@ -133,13 +133,13 @@ class Dataset:
         """Whether the label map of an image with an EXIF rotation matches the pixels as stored."""
         if not self.has_maps or item.label is None or self.exif != "auto":
             return self.has_maps and self.exif == "stored"
-        told = self._told_by_size(item)
-        return told if told is not None else self._usually_stored
+        by_size = self._told_by_size(item)
+        return by_size if by_size is not None else self._usually_stored
 
     @cached_property
     def _usually_stored(self) -> bool:
-        told = {self._told_by_size(item) for item in self.listed if item.label is not None and item.image.exists()}
-        return True in told and False not in told
+        answers = {self._told_by_size(item) for item in self.listed if item.label is not None and item.image.exists()}
+        return True in answers and False not in answers
 
     def _told_by_size(self, item: Any) -> bool | None:
         """The same if sizes decide it, otherwise None."""
@@ -166,12 +166,12 @@ class Dataset:
         labels = dict.fromkeys(item.label for item in self.items if item.label is not None)
         sizes = {path: path.stat().st_size for path in labels if path.exists()}
         small = sum(sizes.values()) <= HASHED
-        told = {path: digest.of_file(path) if small else str(size) for path, size in sizes.items()}
+        hashes = {path: digest.of_file(path) if small else str(size) for path, size in sizes.items()}
         texts = (
             digest.of_text(
                 item.key,
                 str(item.image.stat().st_size) if item.image.exists() else "",
-                told.get(item.label, ""),
+                hashes.get(item.label, ""),
             )
             for item in self.items
         )

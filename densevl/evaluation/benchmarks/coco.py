@@ -108,11 +108,11 @@ class CocoDataset(Dataset):
         return {entry["id"]: number for number, entry in enumerate(self.categories)}
 
     def _objects(self, item: CocoItem, image: npt.NDArray[np.uint8]) -> Objects:
-        size, told = (image.shape[0], image.shape[1]), item.entry
-        if size != (int(told["height"]), int(told["width"])):
+        size, record = (image.shape[0], image.shape[1]), item.entry
+        if size != (int(record["height"]), int(record["width"])):
             raise DatasetError(
                 f"image '{item.key}' is {size[1]}x{size[0]} and {shown(self.listing)} says "
-                f"{told['width']}x{told['height']}: masks are never resized"
+                f"{record['width']}x{record['height']}: masks are never resized"
             )
         return Objects(
             np.array([self._numbers[entry["category_id"]] for entry in item.annotations], np.int64),

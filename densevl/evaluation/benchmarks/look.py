@@ -121,16 +121,16 @@ def _near(label: Path) -> str:
 def _turned(dataset: Dataset, turned: int, stored: int) -> list[str]:
     if not turned:
         return []
-    told = f"{_amount(turned, 'image')} {'is' if turned == 1 else 'are'} turned by EXIF tags: "
+    beginning = f"{_amount(turned, 'image')} {'is' if turned == 1 else 'are'} turned by EXIF tags: "
     if not dataset.has_maps:
-        return [told + "labels are taken to be those of the turned picture"]
+        return [beginning + "labels are taken to be those of the turned picture"]
     if stored == turned:
         why = "" if dataset.exif != "auto" else ", as their sizes say"
-        return [f"{told}labels are those of the pixels as stored{why}, and are turned with them"]
+        return [f"{beginning}labels are those of the pixels as stored{why}, and are turned with them"]
     but = f"labels of {stored} are of the pixels as stored, and turned with them, those of others" * bool(stored)
     but = but or "labels"
     say = "" if dataset.exif != "auto" else "; if they are of the pixels as stored, say exif=stored"
-    return [f"{told}{but} are taken to be of the turned picture{say}"]
+    return [f"{beginning}{but} are taken to be of the turned picture{say}"]
 
 
 def _until(items: Sequence[Any], read: Callable[[Any], npt.NDArray[Any]]) -> int:
@@ -178,9 +178,9 @@ def _semantic(dataset: SemanticDataset, order: Sequence[Any], warnings: list[str
             )
     if everything and not classes[:-1].any():
         raise DatasetError(f"every pixel of {of} of '{dataset.name}' is ignored: there is nothing to measure")
-    told = odd_labels(dataset, ignored, absent, everything) if everything or ignored > 0.5 else []
+    oddities = odd_labels(dataset, ignored, absent, everything) if everything or ignored > 0.5 else []
     if everything and None not in constant and len(order) > 1 and len(constant) == 1 < len(dataset.names):
-        told.append(f"each of {of} holds nothing but {constant.pop()}: are these label maps?")
+        oddities.append(f"each of {of} holds nothing but {constant.pop()}: are these label maps?")
     meaning = f"; {own.text}" if own is not None else ""
     facts = {
         "images": len(order),
@@ -190,7 +190,7 @@ def _semantic(dataset: SemanticDataset, order: Sequence[Any], warnings: list[str
         **({"labels": own.text} if own is not None else {}),
     }
     text = f"{_amount(len(order), 'image')}; {of} read, {ignored:.0%} of their pixels ignored{meaning}"
-    return Look(text, tuple(warnings), tuple(told), facts)
+    return Look(text, tuple(warnings), tuple(oddities), facts)
 
 
 def odd_labels(dataset: SemanticDataset, ignored: float, absent: Sequence[str], everything: bool) -> list[str]:

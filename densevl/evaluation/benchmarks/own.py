@@ -108,8 +108,8 @@ def read_own(root: Path, rules: Said) -> Own:
     if exif not in EXIF:
         raise DatasetError(f"{shown(path)}: 'exif' is {exif!r}{suggest(str(exif), EXIF)}; use {', '.join(EXIF)}")
     text = f"{stored}; {ground}; {ignored}"
-    told = said.get("ignore") is not None or said.get("label_map") is not None
-    return Own(classes, table, colours, exif, told, text, (*warnings, *asked.warnings))
+    explicit = said.get("ignore") is not None or said.get("label_map") is not None
+    return Own(classes, table, colours, exif, explicit, text, (*warnings, *asked.warnings))
 
 
 def _span(table: Table) -> str:
@@ -257,8 +257,8 @@ def _table(path: Path, said: Said, by_id: Mapping[int, int], index: Mapping[str,
     zero = [0] * (said.get("reduce_zero_label", False) and 0 not in numbers)
     void = {*ignore, *zero, *(number for number in USUAL if number not in numbers)}
     table = mapped({**kept, **moved}, range(SIZE) if others else void)
-    told = " and ".join(map(str, sorted(void))) + (", and all numbers that no class has" if others else "")
-    return table, told + ("" if said.get("ignore") is not None or given else " (as usual; nothing else was said)")
+    ignored = " and ".join(map(str, sorted(void))) + (", and all numbers that no class has" if others else "")
+    return table, ignored + ("" if said.get("ignore") is not None or given else " (as usual; nothing else was said)")
 
 
 def _colours(

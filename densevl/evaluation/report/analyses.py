@@ -42,10 +42,10 @@ def claim(folder: str | Path, asked: Mapping[str, Any], *, overwrite: bool = Fal
     if overwrite or before is None:
         return
     known = before.get("asked")
-    told = fitted.differing(known, asked) if isinstance(known, dict) else "it is unknown of what"
-    if told:
+    difference = fitted.differing(known, asked) if isinstance(known, dict) else "it is unknown of what"
+    if difference:
         raise OutputError(
-            f"{shown(folder)} holds other analyses ({told}); name another --out, or start over with --overwrite"
+            f"{shown(folder)} holds other analyses ({difference}); name another --out, or start over with --overwrite"
         )
 
 

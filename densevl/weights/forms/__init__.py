@@ -78,12 +78,12 @@ def recognise(
 def _require_depth(state: State, config: Mapping[str, Any] | None, path: Path) -> None:
     """Refuse a file that lacks the last blocks of a tower; only the config shows that, since no number is missing."""
     for name, starts in BLOCKS.items():
-        told = side(config, name).get("num_hidden_layers")
+        expected = side(config, name).get("num_hidden_layers")
         found = max(depth(state, start) for start in starts)
-        if type(told) is int and 0 < found < told:
+        if type(expected) is int and 0 < found < expected:
             raise bad_file(
                 path,
-                f"has {found} blocks where {CONFIG} beside it says {told} ({name}): it is incomplete, or the "
+                f"has {found} blocks where {CONFIG} beside it says {expected} ({name}): it is incomplete, or the "
                 "config is another model's; download both again",
             )
 

@@ -42,15 +42,15 @@ def merge(base: State, adapter: State, path: Path) -> State:
     """
     if not path.with_name(NAME).is_file():
         raise bad_file(path, f"holds changes to a model (LoRA), and {NAME}, which says their scale, is not beside it")
-    told = read_json(path.with_name(NAME), CONFIG)
-    if odd := next((name for name in _UNREAD if told.get(name)), None):
+    settings = read_json(path.with_name(NAME), CONFIG)
+    if odd := next((name for name in _UNREAD if settings.get(name)), None):
         raise CONFIG.bad(path.with_name(NAME), f"says {odd}, which densevl does not merge")
-    if (kind := told.get("peft_type", "LORA")) != "LORA":
+    if (kind := settings.get("peft_type", "LORA")) != "LORA":
         raise CONFIG.bad(path.with_name(NAME), f"says {str(kind)[:40]}, and densevl merges LoRA only")
-    if told.get("init_lora_weights") not in _STARTS:
+    if settings.get("init_lora_weights") not in _STARTS:
         raise CONFIG.bad(
             path.with_name(NAME),
-            f"says init_lora_weights {str(told['init_lora_weights'])[:40]!r}, which changes the base too: save the "
+            f"says init_lora_weights {str(settings['init_lora_weights'])[:40]!r}, which changes the base too: save the "
             "merged model with peft (merge_and_unload)",
         )
     own = {_ADAPTER.sub(r".lora_\1.weight", key.removeprefix(_PREFIX)): value for key, value in adapter.items()}
@@ -66,7 +66,7 @@ def merge(base: State, adapter: State, path: Path) -> State:
         old, high = base.get(name), own.get(f"{key.removesuffix(_DOWN)}{_UP}")
         paired = high is not None and low.ndim == high.ndim == 2 and len(low) == high.shape[1]
         if key.endswith(_DOWN) and old is not None and high is not None and paired:
-            change = high.float() @ low.float() * _scale(told, len(low), path)
+            change = high.float() @ low.float() * _scale(settings, len(low), path)
             if change.shape != old.shape:
                 raise bad_file(path, f"changes {name} by {tuple(change.shape)}, and its base has {tuple(old.shape)}")
             merged[name] = old.float() + change

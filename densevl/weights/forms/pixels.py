@@ -37,14 +37,14 @@ def read_processor(folder: Path) -> Processor | None:
     for path in (folder / name for name in FILES):
         if not path.is_file():
             continue
-        told: Any = read_json(path, KIND)
+        settings: Any = read_json(path, KIND)
         if path.name == FILES[0]:
-            told = told.get("image_processor")
-            if told is None:
+            settings = settings.get("image_processor")
+            if settings is None:
                 continue
-            if not isinstance(told, dict):
-                raise KIND.bad(path, f"says {str(told)[:40]!r} for image_processor, which is an object")
-        return Processor(told, path)
+            if not isinstance(settings, dict):
+                raise KIND.bad(path, f"says {str(settings)[:40]!r} for image_processor, which is an object")
+        return Processor(settings, path)
     return None
 
 

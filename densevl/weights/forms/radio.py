@@ -126,7 +126,7 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
         },
         "text_cfg": NO_TEXT if text.text else config["text_cfg"],
     }
-    told = {
+    speaking = {
         "kind": "mlp",
         "embed": embed,
         "rule": rule,
@@ -137,12 +137,12 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
     }
     inner = max(depth(own, "blocks.") for own in heads.values())
     note += shallow(
-        path, tower=(trunk["depth"], DEPTHS.get(trunk["embed_dim"])), **{f"adaptor {name}": (told["inner"], inner)}
+        path, tower=(trunk["depth"], DEPTHS.get(trunk["embed_dim"])), **{f"adaptor {name}": (speaking["inner"], inner)}
     )
     facts = said("RADIO's code", interpolation="bilinear", resize_mode="squash", positions=rule, **colours(state))
     facts |= {name: fact for name, fact in text.facts.items() if name == "text_activation"}
     facts |= {"image_activation": Fact(None, "the tower's own")}
-    return Form(RADIO, named, own, trunk=trunk, text=text.text, head=told, facts=facts, decides=True, notes=note)
+    return Form(RADIO, named, own, trunk=trunk, text=text.text, head=speaking, facts=facts, decides=True, notes=note)
 
 
 def radio_tower(state: State, path: Path) -> tuple[State, dict[str, Any], str, str]:
@@ -187,9 +187,9 @@ def _of_tower(key: str) -> bool:
 
 def _summary(name: str, names: list[str], tokens: int, path: Path) -> tuple[int, tuple[str, ...]]:
     """The leading token of an adaptor, and a warning if that is a guess."""
-    told: Any = read_json(path.with_name(CONFIG), _KIND) if path.with_name(CONFIG).is_file() else {}
-    told = told.get("adaptor_configs") if isinstance(told, Mapping) else None
-    own = told.get(name) if isinstance(told, Mapping) else None
+    adaptors: Any = read_json(path.with_name(CONFIG), _KIND) if path.with_name(CONFIG).is_file() else {}
+    adaptors = adaptors.get("adaptor_configs") if isinstance(adaptors, Mapping) else None
+    own = adaptors.get(name) if isinstance(adaptors, Mapping) else None
     index = own.get("head_idx") if isinstance(own, Mapping) else int(name) if name.isdecimal() else None
     if type(index) is int and 0 <= index < tokens:
         return index, ()

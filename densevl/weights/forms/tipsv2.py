@@ -48,8 +48,8 @@ def tipsv2(state: State, path: Path, config: Mapping[str, Any] | None, pixels: P
     Raises:
         WeightsError: tensors are missing, or do not fit each other.
     """
-    told = config or {}
-    vision, text = side(told, "vision_config"), side(told, "text_config")
+    settings = config or {}
+    vision, text = side(settings, "vision_config"), side(settings, "text_config")
     named = renamed(state, _RULES, path)
     temperature = named.pop("temperature", torch.tensor(TEMPERATURE))
     try:

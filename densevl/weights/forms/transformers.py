@@ -97,15 +97,15 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
     """
     if "vision_model.embeddings.patch_embedding.bias" in state:
         return _siglip(state, path, config, pixels)
-    told = config or {}
-    vision, text = side(told, "vision_config"), side(told, "text_config")
+    settings = config or {}
+    vision, text = side(settings, "vision_config"), side(settings, "text_config")
     bert = any(key.startswith("text_model.embeddings.word_embeddings") for key in state)
     alt = any(key.startswith("text_model.roberta.") for key in state)
     if bert or alt:
         return _of_bert(state, path, config, vision, text, pixels, alt=alt)
     named = renamed(state, (*_VISION, *_TEXT), path)
     if not any(key.startswith("text_model.") for key in state):
-        vision = vision or dict(told)
+        vision = vision or dict(settings)
         image = _image(named, path, config, vision)
         alone = {"embed_dim": _projected(named, path), "custom_text": True, "vision_cfg": image, "text_cfg": NO_TEXT}
         facts = _facts(config, vision, text, pixels, QUICK, (CLIP_MEAN, CLIP_STD), image["image_size"])
@@ -119,7 +119,7 @@ def of_transformers(state: State, path: Path, config: Mapping[str, Any] | None, 
         )
     words = {**text_sizes(named, path, heads(text, 8 if config else None)), **_eps(text)}
     if config is not None:
-        words |= end(text, legacy=told.get("model_type") != "metaclip_2")
+        words |= end(text, legacy=settings.get("model_type") != "metaclip_2")
     own: dict[str, Any] = {
         "embed_dim": _projected(named, path),
         "vision_cfg": _image(named, path, config, vision),
@@ -209,8 +209,8 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
     """SigLIP, SigLIP 2 of one resolution or of any, and FG-CLIP 2, which is one with a pool for patches and words."""
     fine = _BOX_WORDS in state
     kernel = state[KERNEL]
-    told = config or {}
-    vision, text = side(told, "vision_config"), side(told, "text_config")
+    settings = config or {}
+    vision, text = side(settings, "vision_config"), side(settings, "text_config")
     named = renamed(state, (*_FINE, *_SIGLIP) if fine else _SIGLIP, path)
     any_size = kernel.ndim == 2
     if any_size:  # rows, columns, colours
@@ -249,7 +249,7 @@ def _siglip(state: State, path: Path, config: Mapping[str, Any] | None, pixels: 
             "timm_pool": "map",
             "timm_proj": "none",
         },
-        "text_cfg": words if alone else siglip_text(words, told, text, lower=any_size),
+        "text_cfg": words if alone else siglip_text(words, settings, text, lower=any_size),
     }
     trunk = {
         "img_size": size,

@@ -126,8 +126,8 @@ def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pro
     """
     image = {f"visual.{key}": value for key, value in below(state, "vision_model.").items()}
     named = renamed(image, EVA02, path)
-    told = dict((config or {}).get("vision_config") or {})
-    own, trunk = eva02(named, path, int(told.get("head_width", 64)))
+    settings = dict((config or {}).get("vision_config") or {})
+    own, trunk = eva02(named, path, int(settings.get("head_width", 64)))
     width = trunk["embed_dim"]
     # published models have no projection: an identity replaces it, whose rows can be cut
     head = named.pop("visual.trunk.head.weight", torch.eye(width))
