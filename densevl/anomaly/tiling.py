@@ -61,9 +61,9 @@ def stitch(
     """
     lost = inner[0] - values_TByx.shape[2], inner[1] - values_TByx.shape[3]
     size = cells[0] - lost[0], cells[1] - lost[1]
-    rest = (1,) * (values_TByx.ndim - 4)
+    trailing = (1,) * (values_TByx.ndim - 4)
     total = values_TByx.new_zeros(values_TByx.shape[1], *size, *values_TByx.shape[4:])
-    count = values_TByx.new_zeros(1, *size, *rest)
+    count = values_TByx.new_zeros(1, *size, *trailing)
     for (top, left), part in zip(corners, values_TByx, strict=True):
         place = (slice(None), slice(top, top + part.shape[1]), slice(left, left + part.shape[2]))
         total[place] += part

@@ -142,12 +142,12 @@ def build(
 
 def memory(model: nn.Module, tower: Any, name: str) -> dict[str, int]:
     """Memory of a model's weights in bytes, by precision; only the image tower's blocks are lowered."""
-    whole = sum(value.nbytes for value in model.state_dict().values())
+    total = sum(value.nbytes for value in model.state_dict().values())
     try:
         lowered = sum(weight.numel() for weight in lowerable(tower, name))
     except ModelError:
-        return {"float32": whole}
-    return {precision: whole - (BYTES["float32"] - size) * lowered for precision, size in BYTES.items()}
+        return {"float32": total}
+    return {precision: total - (BYTES["float32"] - size) * lowered for precision, size in BYTES.items()}
 
 
 def _require_room(path: Path, name: str, needs: Mapping[str, int], precision: str, device: str) -> None:

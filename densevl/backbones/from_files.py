@@ -203,8 +203,8 @@ def _of_config(name: str, config: Path, path: Path, how: How, folder: Path) -> B
     content = read_json(config, MODEL_CONFIG)
 
     def base() -> Path | None:
-        whole = weights_in(folder, own=config.name == CONFIG)
-        return None if whole == path else whole
+        beside = weights_in(folder, own=config.name == CONFIG)
+        return None if beside == path else beside
 
     if how.words is None and (folder / WORDS).is_file():
         how = replace(how, words=read_words(folder / WORDS))
@@ -290,8 +290,8 @@ def _read(
             "trained from beside it, such as ViT-L-14/openai, or give text vectors of another model: words=FILE, or "
             "'densevl models convert' with --words FILE",
         )
-    whole = recognise(read_weights(model).tensors, model, config, pixels)
-    return replace(whole, name=form.name, state={**whole.state, **form.state}, notes=form.notes)
+    base_form = recognise(read_weights(model).tensors, model, config, pixels)
+    return replace(base_form, name=form.name, state={**base_form.state, **form.state}, notes=form.notes)
 
 
 def _onto(found: State) -> Callable[[State, State, Path], State] | None:

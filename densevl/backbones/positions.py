@@ -41,8 +41,8 @@ def resize_positions(
         return resize_positions(table_ND, source, grid, "bilinear", prefix).half().to(table_ND.dtype)
     if torch.compiler.is_exporting():
         return _in_a_graph(table_ND, source, grid, rule, prefix)
-    whole = (max(grid),) * 2 if rule in SQUARES else tuple(grid)
-    if tuple(source) == tuple(grid) == whole:
+    target = (max(grid),) * 2 if rule in SQUARES else tuple(grid)
+    if tuple(source) == tuple(grid) == target:
         return table_ND
     # float32 throughout: bicubic is not defined for half precision on every device
     cells = table_ND[prefix:].float().unflatten(0, source).permute(2, 0, 1)[None]
@@ -50,11 +50,11 @@ def resize_positions(
         factor = tuple((n + SHIFT) / g for n, g in zip(grid, source, strict=True))
         cells = F.interpolate(cells, scale_factor=factor, mode="bicubic", align_corners=False)
     elif rule in SQUARES:
-        cells = F.interpolate(cells, size=whole, mode="bilinear", align_corners=rule == "square_aligned")
+        cells = F.interpolate(cells, size=target, mode="bilinear", align_corners=rule == "square_aligned")
         cells = cells[..., : grid[0], : grid[1]]
     else:
         mode = "bilinear" if rule.startswith("bilinear") else "bicubic"
-        cells = F.interpolate(cells, size=whole, mode=mode, align_corners=False, antialias=rule.endswith("antialias"))
+        cells = F.interpolate(cells, size=target, mode=mode, align_corners=False, antialias=rule.endswith("antialias"))
     resized = cells[0].permute(1, 2, 0).flatten(0, 1).to(table_ND.dtype)
     return torch.cat([table_ND[:prefix], resized])
 

@@ -44,10 +44,12 @@ class Reach:
 def doubts(model: str, reaches: Iterable[Reach]) -> tuple[str, ...]:
     """Warnings about the words that a model does not know, or knows weakly: a sentence per reason."""
     ordered = by_reason(reach for reach in reaches if reach.trust != "good")
-    said = [f"model '{model}' {VERBS[trust]} {listed(words)}: {why}" for (trust, why), words in ordered[:SENTENCES]]
+    sentences = [
+        f"model '{model}' {VERBS[trust]} {listed(words)}: {why}" for (trust, why), words in ordered[:SENTENCES]
+    ]
     if rest := [word for _, words in ordered[SENTENCES:] for word in words]:
-        said.append(f"model '{model}' may be wrong about {listed(rest)} too")
-    return tuple(said)
+        sentences.append(f"model '{model}' may be wrong about {listed(rest)} too")
+    return tuple(sentences)
 
 
 def by_reason(reaches: Iterable[Reach]) -> list[tuple[tuple[Trust, str], list[str]]]:

@@ -47,12 +47,12 @@ class Judged:
         included already: p max(max_q likely_q sigma(m_q), sigma(s)).
         """
         likely = torch.where(self.likely > least, self.likely, 0)
-        there = self.places.sigmoid()
+        places = self.places.sigmoid()
         presence = self.presence[:, None, None]
         if not self.masks.shape[1]:
-            return presence * there
+            return presence * places
         things = (likely[..., None, None] * self.masks.sigmoid()).amax(dim=1)
-        return presence * torch.maximum(things, there) if compat else torch.maximum(things, presence * there)
+        return presence * torch.maximum(things, places) if compat else torch.maximum(things, presence * places)
 
 
 class ConceptModel(ABC):

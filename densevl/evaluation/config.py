@@ -237,5 +237,5 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not text"
     mark = getattr(error, "problem_mark", None)
-    said = getattr(error, "problem", None) or str(error) or type(error).__name__
-    return " ".join(str(said).split())[:200] + (f", line {mark.line + 1}" if mark else "")
+    reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return " ".join(str(reason).split())[:200] + (f", line {mark.line + 1}" if mark else "")

@@ -272,6 +272,6 @@ def _fitting(name: str, value: Any, hint: Any) -> Any:
         raise EvaluationError(f"ignore is numbers of labels, or '{OTHERS}', not {shown(str(odd[0]))}")
     wrong = isinstance(value, tuple) and name != "ignore" and not all(isinstance(entry, str) for entry in value)
     if wrong or not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
-        said = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
-        raise EvaluationError(f"{name} of an experiment is {said}, not {shown(str(value))}")
+        expected = " or ".join(_KINDS[kind] for kind in kinds if kind in _KINDS)
+        raise EvaluationError(f"{name} of an experiment is {expected}, not {shown(str(value))}")
     return value

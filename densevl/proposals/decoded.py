@@ -291,11 +291,11 @@ def _logits(given: Any, masks: int, names: int, void: int | None) -> npt.NDArray
     logits = as_array(given, "logits of a decoder", "(M, classes)").astype(np.float32)
     columns = names if void is None else names + 1
     if logits.shape != (masks, columns):
-        rest = ": for a decoder without 'no object' give void=None" if logits.shape == (masks, names) else ""
-        rest = ": if one is 'no object', give its column as void=" if logits.shape == (masks, names + 1) else rest
+        hint = ": for a decoder without 'no object' give void=None" if logits.shape == (masks, names) else ""
+        hint = ": if one is 'no object', give its column as void=" if logits.shape == (masks, names + 1) else hint
         raise ProposalError(
             f"logits of a decoder are {logits.shape}, and {masks} masks of {names} names need ({masks}, {columns})"
-            + rest
+            + hint
         )
     if void is not None and not -columns <= void < columns:
         raise ProposalError(f"void is {void}; it is a column of logits, of which there are {columns}")

@@ -59,10 +59,10 @@ def unpack_rows(packed: Packed, size: tuple[int, int]) -> tuple[int, npt.NDArray
 def popcount(packed: Packed) -> npt.NDArray[np.int64]:
     """Count the pixels of packed masks: uint8 (..., bytes) to int64 (...)."""
     if hasattr(np, "bitwise_count"):  # numpy 2
-        whole = packed.shape[-1] // 8 * 8
-        words = np.ascontiguousarray(packed[..., :whole]).view(np.uint64)
+        aligned = packed.shape[-1] // 8 * 8
+        words = np.ascontiguousarray(packed[..., :aligned]).view(np.uint64)
         counted = np.bitwise_count(words).sum(axis=-1, dtype=np.int64)
-        return np.asarray(counted + _BITS_OF_BYTE[packed[..., whole:]].sum(axis=-1, dtype=np.int64))
+        return np.asarray(counted + _BITS_OF_BYTE[packed[..., aligned:]].sum(axis=-1, dtype=np.int64))
     return np.asarray(_BITS_OF_BYTE[packed].sum(axis=-1, dtype=np.int64))
 
 

@@ -38,15 +38,15 @@ class PieceProposer(Proposer):
         """See `Proposer.__call__`."""
         rgb = read_image(image)
         size = rgb.shape[:2]
-        whole = self.proposer(rgb)
+        proposed = self.proposer(rgb)
         least = max(1, self.min_share * size[0] * size[1])
         rows, quality = [], []
-        for index in range(len(whole)):
-            numbers = components(whole.mask(index))
+        for index in range(len(proposed)):
+            numbers = components(proposed.mask(index))
             areas = np.bincount(numbers.ravel())
             for number in np.flatnonzero(areas[1:] >= least) + 1:
                 rows.append(packing.pack(numbers == number))
-                quality.append(whole.quality[index])
+                quality.append(proposed.quality[index])
         if not rows:
             return Proposals.empty(size)
         found = Proposals.from_packed(np.stack(rows), size, np.array(quality))

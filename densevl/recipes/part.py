@@ -109,8 +109,8 @@ def as_code(value: Any) -> str:
 def shaped(part: Part, given: Any, like: torch.Tensor) -> torch.Tensor:
     """Check a part's output; raises RecipeError unless it is a tensor of the shape of another."""
     if not isinstance(given, torch.Tensor) or given.shape != like.shape:
-        what = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise RecipeError(f"{part!r} gives {what}; it must give a tensor {tuple(like.shape)}")
+        kind = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise RecipeError(f"{part!r} gives {kind}; it must give a tensor {tuple(like.shape)}")
     return given
 
 

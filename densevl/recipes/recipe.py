@@ -292,11 +292,11 @@ class Recipe(Slots):
             if not isinstance(self.blocks, SecondStream):
                 kept = {True: "kept", False: "dropped", CLS: "that of CLS for every token"}
                 first.append(f"skip connection {kept[self.residual]}, MLP {kept[self.ffn]}")
-        rest = [f"before it {step}" for step in self.before] + [f"after it {step}" for step in self.after]
-        rest += [str(source) for source in self.adds] + [f"at the end {step}" for step in self.joint]
+        clauses = [f"before it {step}" for step in self.before] + [f"after it {step}" for step in self.after]
+        clauses += [str(source) for source in self.adds] + [f"at the end {step}" for step in self.joint]
         if self.readout.leaves is None and self.readout != Tokens():
-            rest.append(str(self.readout))
-        return first + rest + [str(part) for part in (self.stitch, self.spread) if part is not None]
+            clauses.append(str(self.readout))
+        return first + clauses + [str(part) for part in (self.stitch, self.spread) if part is not None]
 
     def explain(self) -> str:
         """The recipe in plain words, one sentence."""

@@ -95,8 +95,8 @@ def scaled(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
 def block_numbers(blocks: Any) -> tuple[int, ...]:
     """Block numbers as a tuple; raises RecipeError for none, one named twice, or one that is not within 1..12."""
     given = tuple(blocks) if isinstance(blocks, (tuple, list)) else ()
-    whole = all(isinstance(block, int) and not isinstance(block, bool) and 1 <= block <= DEPTH for block in given)
-    if not given or not whole or len(set(given)) < len(given):
+    valid = all(isinstance(block, int) and not isinstance(block, bool) and 1 <= block <= DEPTH for block in given)
+    if not given or not valid or len(set(given)) < len(given):
         raise RecipeError(f"blocks are {blocks!r}; give a tuple of different numbers, each within 1..{DEPTH}")
     return given
 

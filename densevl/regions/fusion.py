@@ -34,8 +34,8 @@ class ScoreSource:
     def weights(self) -> torch.Tensor:
         """Weights (R, C), 0 where the source is not valid."""
         weight = torch.as_tensor(self.weight, dtype=self.logp.dtype, device=self.logp.device)
-        said = weight.expand(self.logp.shape[1]).expand(self.logp.shape)
-        return said if self.valid is None else said * self.valid[:, None]
+        weights = weight.expand(self.logp.shape[1]).expand(self.logp.shape)
+        return weights if self.valid is None else weights * self.valid[:, None]
 
 
 def fuse(sources: Sequence[ScoreSource], mode: str = "geometric") -> torch.Tensor:

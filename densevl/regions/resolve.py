@@ -199,8 +199,8 @@ def _table(masks: Proposals, probs: Any, nothing: Any) -> Floats:
     array = np.asarray(probs, np.float32)
     if array.ndim != 2 or len(array) != len(masks) or array.shape[1] == 0:
         raise OptionError(f"probabilities are {array.shape} for {len(masks)} masks; give ({len(masks)}, classes)")
-    rest = np.zeros(len(masks), np.float32) if nothing is None else np.asarray(nothing, np.float32)
-    return np.concatenate([array, rest[:, None]], axis=1)
+    nothing_R = np.zeros(len(masks), np.float32) if nothing is None else np.asarray(nothing, np.float32)
+    return np.concatenate([array, nothing_R[:, None]], axis=1)
 
 
 def _strips(masks: Proposals, columns: int) -> Iterator[tuple[slice, npt.NDArray[np.int64], npt.NDArray[np.bool_]]]:

@@ -313,8 +313,8 @@ class RegionResult(Result):
         if path.suffix.lower() != ".json":
             raise OutputError(f"cannot save {str(path)!r}: regions are JSON files, end the name in .json")
         height, width = self.regions.size
-        rest = np.flatnonzero(self.labels < 0)
-        few = self.regions.select(rest)
+        rejected = np.flatnonzero(self.labels < 0)
+        few = self.regions.select(rejected)
         unnamed = [
             {
                 "index": int(index),
@@ -322,7 +322,7 @@ class RegionResult(Result):
                 "score": float(self.confidence[index]),
                 "quality": float(quality),
             }
-            for index, rle, quality in zip(rest, few.to_rle(), few.quality, strict=True)
+            for index, rle, quality in zip(rejected, few.to_rle(), few.quality, strict=True)
         ]
         size = {"height": height, "width": width}
         content = {"size": size, "names": self.names, "regions": self.to_coco(), "unnamed": unnamed, **self._facts()}

@@ -77,8 +77,8 @@ class Candidate:
 
     def against(self, default: Candidate) -> str:
         """A description by the settings that differ from the default."""
-        said = [f"{name} {_brief(value or 'default')}" for name, value in self.changed(default).items()]
-        return "; ".join(said) or "default"
+        parts = [f"{name} {_brief(value or 'default')}" for name, value in self.changed(default).items()]
+        return "; ".join(parts) or "default"
 
     @property
     def key(self) -> str:

@@ -62,9 +62,9 @@ class AgreementCounter(PixelCounter):
             given = [name for name, own in self.given.items() if own is not None]
             compares = self.backbone.default_recipe is not None
             tries = {"background": [name for name in BACKGROUNDS if compares or name != SCENES]}
-            whole = space(self.pictures.use, self.backbone, labelled=False, tries=tries, given=given)
-            recipes = whole.values["recipe"]
-            self._jury = whole.around(whole.default, ["recipe" if len(recipes) > 2 else "templates", "background"])
+            options = space(self.pictures.use, self.backbone, labelled=False, tries=tries, given=given)
+            recipes = options.values["recipe"]
+            self._jury = options.around(options.default, ["recipe" if len(recipes) > 2 else "templates", "background"])
             self._jury.sort(key=lambda juror: str(juror["recipe"]))
         return self._jury
 

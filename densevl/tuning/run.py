@@ -137,13 +137,13 @@ def _lent(proxy: str | None, proposals: str | None, device: str) -> dict[str, An
 
 def _loading(model: str | Backbone, backbone: Backbone, weights: Any, proxy: Any, proposals: Any) -> dict[str, str]:
     """The options that say which models run."""
-    said = {
+    options = {
         "model": model if isinstance(model, str) and model != "auto" else backbone.name,
         "weights": weights,
         "proxy": proxy,
         "proposals": proposals,
     }
-    return {name: os.fspath(value) for name, value in said.items() if value is not None}
+    return {name: os.fspath(value) for name, value in options.items() if value is not None}
 
 
 def _kept(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def _chosen(selection: Selection, counter: Counter, loading: Mapping[str, str]) 
     chosen, cheaper = selection.cheapen(picked if better else default)
     ways = [default, *(step.chosen for step in steps), *_without(picked, default), *cheaper, chosen]
     selection.ledger.ensure(dict.fromkeys(ways), order, must=True)
-    rest = [own for own in selection.ledger.known if selection.ledger.has(own, order) and own not in ways]
+    further = [own for own in selection.ledger.known if selection.ledger.has(own, order) and own not in ways]
     rows = [_row(selection, own, default) for own in dict.fromkeys(ways)]
-    others = sorted((_row(selection, own, default) for own in rest), key=lambda row: -row.value)
+    others = sorted((_row(selection, own, default) for own in further), key=lambda row: -row.value)
     warnings = (*pictures.warnings, *_warnings(pictures, steps, judged))
     return Tuning(
         pictures.use,

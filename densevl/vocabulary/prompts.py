@@ -140,8 +140,8 @@ def _example(given: Example) -> Prompt:
         raise LabelError("an Example has a mask and a box; give one of the two")
     if given.mask is None and given.box is None:
         return Prompt(IMAGE, rgb)
-    what = {"boxes": [given.box]} if given.mask is None else {"regions": np.asarray(given.mask)[None]}
-    return Prompt(IMAGE, rgb, read_regions(rgb, **what).masks()[0])
+    regions = {"boxes": [given.box]} if given.mask is None else {"regions": np.asarray(given.mask)[None]}
+    return Prompt(IMAGE, rgb, read_regions(rgb, **regions).masks()[0])
 
 
 def _array(value: Any) -> npt.NDArray[Any]:
@@ -159,8 +159,8 @@ def _row(value: Any) -> npt.NDArray[Any]:
     except (TypeError, ValueError, RuntimeError):
         array = np.asarray(None)
     if array.ndim != 1 or array.dtype.kind not in "fiu":
-        what = f"{array.dtype} {array.shape}" if array.dtype.kind in "fiub" else f"a {type(value).__name__}"
-        raise LabelError(f"a Vector is {what}; give one row of numbers (D,)")
+        kind = f"{array.dtype} {array.shape}" if array.dtype.kind in "fiub" else f"a {type(value).__name__}"
+        raise LabelError(f"a Vector is {kind}; give one row of numbers (D,)")
     return array
 
 

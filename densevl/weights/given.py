@@ -53,8 +53,8 @@ def loaded_as(
 
 def given_in(reading: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `loaded_as` that a caller gave for a model with this `Backbone.reading`."""
-    said = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == CALLER}
-    found = {"activation": said.get("image_activation"), "mean": said.get("mean"), "std": said.get("std")}
+    values = {name: value[0] for name, value in reading.items() if isinstance(value, list) and value[1] == CALLER}
+    found = {"activation": values.get("image_activation"), "mean": values.get("mean"), "std": values.get("std")}
     return {name: value for name, value in found.items() if value is not None}
 
 

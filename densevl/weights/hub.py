@@ -215,11 +215,11 @@ def fetch_model(named: Repo) -> Path:
         # finish what an earlier call began, at its commit
         commit, files = _asked(replace(named, revision=found.parent.name if found else named.revision))
         _require_disk(str(named), sum(file.size for file in files if not file.here))
-        there = [file.file for file in files]
-        first = next((mark for mark in marks if mark in there), None)
+        names = [file.file for file in files]
+        first = next((mark for mark in marks if mark in names), None)
         if first and not found:
             _download(named.repo, first, named.revision)  # by its name, so that the cache records the revision
-        for name in there:
+        for name in names:
             if not SHARD.search(Path(name).stem):
                 path = _download(named.repo, name, commit)
         for shard in _shards(path):
@@ -244,9 +244,9 @@ def fetch_words(repo: str) -> None:
     if any(_cached(repo, name, None) for name in WORDS):
         return
     with asking(repo, repo):
-        there = {row.rfilename for row in HfApi().model_info(repo).siblings or ()}
+        names = {row.rfilename for row in HfApi().model_info(repo).siblings or ()}
         for name in ("config.json", *WORDS):
-            if name in there:
+            if name in names:
                 _download(repo, name, None)
 
 
@@ -314,14 +314,14 @@ def _bring(repo: str, name: str, facts: Any) -> None:
             return
         part.touch()
         with part.open("r+b", buffering=0) as file:
-            there = file.seek(0, 2)
-            if there > facts.size:
-                there = file.truncate(file.seek(0))
-            _require_disk(repo, facts.size - there)
+            size = file.seek(0, 2)
+            if size > facts.size:
+                size = file.truncate(file.seek(0))
+            _require_disk(repo, facts.size - size)
             http_get(
                 facts.location,
                 file,
-                resume_size=there,
+                resume_size=size,
                 headers=headers,
                 expected_size=facts.size,
                 displayed_filename=name,

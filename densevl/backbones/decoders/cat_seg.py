@@ -71,8 +71,8 @@ class CatSeg(Backbone):
         self.patch_size, self.embed_dim, self.logit_scale = tower.patch_size, clip.embed_dim, clip.logit_scale
         self.mean, self.std, self.preprocess = clip.mean, clip.std, clip.preprocess
         self.context_length, self.reading, self.guesses = clip.context_length, clip.reading, clip.guesses
-        whole = name == NAMES[1]
-        windows: dict[str, Any] = {} if whole else {"crop": CUT, "stride": STEP}
+        sees_whole_photo = name == NAMES[1]
+        windows: dict[str, Any] = {} if sees_whole_photo else {"crop": CUT, "stride": STEP}
         plain = InferenceProtocol(short_side=FULL, long_side=4 * FULL, crop=None, logit_scale=SCALE)
         self.protocol = replace(plain, **windows)
         self._side = GRID * self.patch_size
@@ -128,8 +128,8 @@ class CatSeg(Backbone):
             for own, (top, left) in zip(probs, _CORNERS, strict=False):
                 total[:, top : top + CUT, left : left + CUT] += own
                 times[top : top + CUT, left : left + CUT] += 1
-            whole = F.interpolate(probs[4:], size=(FULL, FULL), mode="bilinear", align_corners=False)[0]
-            photos.append((total / times + whole) / 2)
+            whole_photo = F.interpolate(probs[4:], size=(FULL, FULL), mode="bilinear", align_corners=False)[0]
+            photos.append((total / times + whole_photo) / 2)
         return torch.stack(photos).permute(0, 2, 3, 1)
 
     def _views(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -69,16 +69,16 @@ class Choice:
     @property
     def told(self) -> str:
         """The result in one line."""
-        said = [f"{name} {why}" for name, why in self.refused.items()]
+        sentences = [f"{name} {why}" for name, why in self.refused.items()]
         if not self.seconds:
-            return "; ".join(said)
+            return "; ".join(sentences)
         base = self.seconds["float32"]
         layers = [
             f"{name} {1e3 * taken:.2f} ms" + (f" ({taken / base:.2f})" if name != "float32" else "")
             for name, taken in self.seconds.items()
         ]
-        said += [] if self.is_kept else ["the answer cannot be kept in the cache folder"]
-        return "; ".join([f"a linear layer takes {', '.join(layers)}", *said])
+        sentences += [] if self.is_kept else ["the answer cannot be kept in the cache folder"]
+        return "; ".join([f"a linear layer takes {', '.join(layers)}", *sentences])
 
 
 def fastest(device: torch.device, *, anew: bool = False) -> Choice:

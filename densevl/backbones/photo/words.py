@@ -289,19 +289,19 @@ def _several(phrase: str) -> Meaning | None:
 
 def _says_more(phrase: str) -> bool:
     """Whether a phrase is more specific than its head: "sailing boat", not "orange cat" or "cat on a sofa"."""
-    whole = fold(phrase).split()
+    words = fold(phrase).split()
     apart = PREPOSITIONS - {"of"}
-    return not (any(part in apart for part in whole[1:]) or any(part in LOOKS or part.isdigit() for part in whole[:-1]))
+    return not (any(part in apart for part in words[1:]) or any(part in LOOKS or part.isdigit() for part in words[:-1]))
 
 
 def by_head(phrase: str) -> Meaning | None:
     """The meaning of a phrase by its head, the last words before "of", "with" and the like; None if unknown."""
-    whole = phrase.lower().strip(QUOTED).split()
-    after = [*whole[1:], "of"]  # "dog lying on grass", "man riding a bike", but not "old sailing boat"
-    ends = (k for k, part in enumerate(whole) if part in PREPOSITIONS or (part.endswith("ing") and after[k] in BREAKS))
-    end = next((k for k in ends if k), len(whole))
-    for start in range(0 if end < len(whole) else 1, end):
-        head = " ".join(whole[start:end])
+    words = phrase.lower().strip(QUOTED).split()
+    after = [*words[1:], "of"]  # "dog lying on grass", "man riding a bike", but not "old sailing boat"
+    ends = (k for k, part in enumerate(words) if part in PREPOSITIONS or (part.endswith("ing") and after[k] in BREAKS))
+    end = next((k for k in ends if k), len(words))
+    for start in range(0 if end < len(words) else 1, end):
+        head = " ".join(words[start:end])
         found = look_up(head)
         if found is not None and not found.other:
             if found.trust == "none":

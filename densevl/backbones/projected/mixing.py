@@ -38,11 +38,11 @@ def mix(a: Backbone, b: Backbone, share: float) -> Backbone:
             raise ModelError(f"model '{one.name}' has no weights of its own on both sides to mix; take open_clip's")
     first, second = a.model.state_dict(), b.model.state_dict()  # type: ignore[attr-defined]
     _require_alike(a, b, first, second)
-    twin = copy.deepcopy(a.model)  # type: ignore[attr-defined]
-    twin.load_state_dict({key: _between(value, second[key], float(share)) for key, value in first.items()})
-    made: OpenClipBackbone = a.around(twin)  # type: ignore[attr-defined]
+    mixed = copy.deepcopy(a.model)  # type: ignore[attr-defined]
+    mixed.load_state_dict({key: _between(value, second[key], float(share)) for key, value in first.items()})
+    made: OpenClipBackbone = a.around(mixed)  # type: ignore[attr-defined]
     made.__dict__.pop("text_fingerprint", None)
-    made.logit_scale = float(twin.logit_scale.float().exp())
+    made.logit_scale = float(mixed.logit_scale.float().exp())
     made.name = f"{1 - share:g} {a.name} + {share:g} {b.name}"
     return made
 

@@ -41,9 +41,9 @@ def with_projection(backbone: Backbone, matrix_DE: torch.Tensor) -> Backbone:
     if matrix_DE.ndim != 2 or len(matrix_DE) != len(old.proj) or not torch.isfinite(matrix_DE).all():
         raise ModelError(f"a projection of {tuple(matrix_DE.shape)} for features {len(old.proj)} wide: finite (D, E)")
     shared = {id(tensor): tensor for tensor in chain(clip.model.parameters(), clip.model.buffers())}
-    twin = copy.deepcopy(clip.model, shared)
-    twin.visual.proj = nn.Parameter(matrix_DE.to(old.proj).clone(), requires_grad=False)
-    return clip.around(twin)
+    copied = copy.deepcopy(clip.model, shared)
+    copied.visual.proj = nn.Parameter(matrix_DE.to(old.proj).clone(), requires_grad=False)
+    return clip.around(copied)
 
 
 def _native(backbone: Backbone) -> OpenClipBackbone:

@@ -32,8 +32,8 @@ def tower_of(visual: Any, name: str) -> Tower:
         return TimmViT(visual, name)
     if hasattr(trunk, "forward_head") and hasattr(trunk, "feature_info"):
         return WholeTower(visual, name)
-    what = type(visual if trunk is None else trunk).__name__
+    kind = type(visual if trunk is None else trunk).__name__
     raise ModelError(
-        f"model '{name}' gives no dense features: its image tower is a {what}, which has no layers to read patches "
+        f"model '{name}' gives no dense features: its image tower is a {kind}, which has no layers to read patches "
         "from; use a native ViT such as ViT-B-16/openai"
     )

@@ -64,8 +64,8 @@ class NativeViT:
         return visual.ln_pre(torch.cat([cls_B1D, patches_BND], dim=1) + positions.to(patches_BND.dtype))
 
     def run(self, index: int, x_BND: torch.Tensor, grid: Grid) -> torch.Tensor:
-        whole = self._odd or is_watched(self._blocks[index])
-        return self._blocks[index](x_BND) if whole else as_trained(self.view(index, grid), x_BND)
+        runs_whole = self._odd or is_watched(self._blocks[index])
+        return self._blocks[index](x_BND) if runs_whole else as_trained(self.view(index, grid), x_BND)
 
     def view(self, index: int, grid: Grid) -> Block:
         return view(self._blocks[index])

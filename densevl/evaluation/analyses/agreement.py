@@ -108,7 +108,7 @@ def _findings(rows: list[Row], steady: float, agreed: Any, labelled: bool, views
     if labelled and options:
         best = max(options, key=lambda row: float(row["mIoU"]))
         gain = float(best["mIoU"]) - float(rows[0]["mIoU"])
-        said = f"Of plans and views, {best['view']} has the best mIoU, {100 * float(best['mIoU']):.1f} against "
-        said += f"{100 * float(rows[0]['mIoU']):.1f} as asked (threshold {100 * GAIN:+.0f})."
-        found.append(Finding(said, f"Take {best['view']}." if gain > GAIN else ""))
+        sentence = f"Of plans and views, {best['view']} has the best mIoU, {100 * float(best['mIoU']):.1f} against "
+        sentence += f"{100 * float(rows[0]['mIoU']):.1f} as asked (threshold {100 * GAIN:+.0f})."
+        found.append(Finding(sentence, f"Take {best['view']}." if gain > GAIN else ""))
     return found

@@ -229,11 +229,11 @@ def _finding(rows: Sequence[Row], ways: Sequence[str]) -> Finding:
     def of(way: str, objects: str, key: str) -> float:
         return float(table[way, objects][key])
 
-    said = ", ".join(
+    shares = ", ".join(
         f"{way} {percent(of(way, 'two', 'right'))} ({percent(of(way, 'one', 'right'))} with one)" for way in ways
     )
     mixed = of(IMAGE, "two", "the other's")
-    text = f"With two objects, right: {said}. The vector of the whole photo names the other's in {percent(mixed)} "
+    text = f"With two objects, right: {shares}. The vector of the whole photo names the other's in {percent(mixed)} "
     text += f"(threshold {percent(MIXED)})."
     asked = {objects: int(table[IMAGE, objects]["asked"]) for objects in ("one", "two")}
     if asked["two"] < FEW and asked["one"] < FEW:

@@ -72,7 +72,7 @@ def _told(total: npt.NDArray[np.int64], of_place: npt.NDArray[np.int64], dataset
     lost = float(rows[0]["recall of objects"]) - float(rows[1]["recall of objects"])
     worst = sorted(classes, key=lambda row: float(row[CONDITIONS[1]]) - float(row[CONDITIONS[0]]))
     names = ", ".join(str(row["class"]) for row in worst[:3])
-    said = f"On other backgrounds recall of objects changes by {points(-lost)} (threshold {points(-LOST)})."
+    sentence = f"On other backgrounds recall of objects changes by {points(-lost)} (threshold {points(-LOST)})."
     advice = (
         f"Surroundings decide the names of objects, {names} most. Name them by masks (densevl regions, operator crop, "
         "whose surroundings are blanked)."
@@ -83,7 +83,7 @@ def _told(total: npt.NDArray[np.int64], of_place: npt.NDArray[np.int64], dataset
     )
     remedy = "Give the surroundings words that compete: --background with a list of what is there, or a threshold."
     findings = [
-        Finding(said, advice if lost > LOST else ""),
+        Finding(sentence, advice if lost > LOST else ""),
         Finding(around, remedy if max(invented) > INVENTED else ""),
     ]
     return Analysis("Swapped backgrounds", text, {"": rows, "by class": classes}, findings=findings)

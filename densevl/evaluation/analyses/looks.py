@@ -104,8 +104,8 @@ class ModelLooks:
 
     def __call__(self, rgb: Picture, masks: Sequence[Mask], words: _Words) -> dict[str, Floats]:
         """See `Looks`."""
-        whole = self._judged(F.normalize(embed_images(self._backbone, [rgb]), dim=1), words)
-        found = {IMAGE: whole.repeat(len(masks), axis=0) if masks else whole}
+        image_scores = self._judged(F.normalize(embed_images(self._backbone, [rgb]), dim=1), words)
+        found = {IMAGE: image_scores.repeat(len(masks), axis=0) if masks else image_scores}
         if not masks:
             return found
         regions = Proposals.from_masks(np.stack(masks))

@@ -113,8 +113,10 @@ def _sizes(rows: Sequence[Row], ways: Sequence[str]) -> Finding:
     if row is None:
         return Finding(f"No size has {FEW} objects or more: too few to tell.")
     tops = {way: float(row[way]) for way in ways}
-    said = ", ".join(f"{way} {percent(value)}" for way, value in tops.items())
-    text = f"Of objects of {row['share of the photo']} of the photo, the smallest met {FEW} times, named right: {said}"
+    shares = ", ".join(f"{way} {percent(value)}" for way, value in tops.items())
+    text = (
+        f"Of objects of {row['share of the photo']} of the photo, the smallest met {FEW} times, named right: {shares}"
+    )
     dense = max((way for way in (POOL, CLS_MASK) if way in tops), key=lambda way: tops[way])
     if tops[CROP] - tops[IMAGE] > APART and tops[CROP] - tops[dense] > APART:
         return Finding(

@@ -79,8 +79,8 @@ def vocabulary_expansion(
     rows: list[Row] = [
         {"distractors": int(x), up: y, TAKEN_BY: float(share)} for (x, y), share in zip(line, shares, strict=True)
     ]
-    said = "mIoU over the benchmark's classes" if is_labelled(dataset) else "Share of pixels whose answer stays"
-    text = f"{said} with labels added that it does not have (seed {seed}), and the share of pixels that these take."
+    measured = "mIoU over the benchmark's classes" if is_labelled(dataset) else "Share of pixels whose answer stays"
+    text = f"{measured} with labels added that it does not have (seed {seed}), and the share of pixels that these take."
     greedy: list[Row] = [
         {"distractor": order[index], "pixels taken": float(taken[-1, index] / max(1, pixels))}
         for index in np.argsort(-taken[-1], kind="stable")[:8]

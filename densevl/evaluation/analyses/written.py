@@ -184,14 +184,14 @@ def _told(tallies: Mapping[str, _Tally], hidden: Mapping[str, _Tally], dataset: 
     findings = [_reads(gains)]
     if MASKED in tallies:
         before, after = (mean_of(hidden[name].kept.get(IMAGE, [])) for name in (PLAIN, MASKED))
-        said = f"On photos with text, masking it takes {kept} by image from {percent(before)} to {percent(after)}."
-        findings.append(Finding(said, "Mask text in photos before naming them." if after - before > HIDES else ""))
+        sentence = f"On photos with text, masking it takes {kept} by image from {percent(before)} to {percent(after)}."
+        findings.append(Finding(sentence, "Mask text in photos before naming them." if after - before > HIDES else ""))
     return Analysis("Written words", text, {"": rows}, findings=findings)
 
 
 def _reads(gains: Mapping[str, float]) -> Finding:
-    said = ", ".join(f"{way} {percent(gain)}" for way, gain in gains.items())
-    text = f"Written words win beyond what a blank plate does: {said} (threshold {percent(READS)})."
+    listed = ", ".join(f"{way} {percent(gain)}" for way, gain in gains.items())
+    text = f"Written words win beyond what a blank plate does: {listed} (threshold {percent(READS)})."
     reading = [way for way, gain in gains.items() if gain > READS]
     if not reading:
         return Finding(text)

@@ -244,8 +244,8 @@ def _class_list(name: str, categories: list[dict[str, Any]]) -> ClassList:
     raw = [str(category["name"]) for category in categories[background:]]
     plain = [_plain(name) for name in raw]
     names = tuple(plain if len({name.casefold() for name in plain}) == len(plain) else raw)
-    said = [category.get("synonyms") for category in categories[background:]]
-    strings = {"synonyms": _synonyms(names, said)} if all(said) else {}
+    synonyms = [category.get("synonyms") for category in categories[background:]]
+    strings = {"synonyms": _synonyms(names, synonyms)} if all(synonyms) else {}
     return ClassList(name, names, background, strings, source="the dataset's own JSON")
 
 

@@ -101,15 +101,15 @@ def _first(folder: Path, stem: str, ends: tuple[str, ...]) -> Path:
     paths = [folder / (stem + end) for end in ends]
     if len(paths) == 1:
         return paths[0]
-    there = [path for path in paths if path.exists()]
-    if not there:  # endings such as .Jpg
-        there = [path for path in folder.glob(f"{escape(stem)}.*") if path.suffix.lower() in ends]
-    if len(there) > 1 and not there[0].samefile(there[1]):
+    existing = [path for path in paths if path.exists()]
+    if not existing:  # endings such as .Jpg
+        existing = [path for path in folder.glob(f"{escape(stem)}.*") if path.suffix.lower() in ends]
+    if len(existing) > 1 and not existing[0].samefile(existing[1]):
         raise DatasetError(
-            f"{shown(there[0])} and {there[1].name} beside it share one label map: give each image a name of its "
+            f"{shown(existing[0])} and {existing[1].name} beside it share one label map: give each image a name of its "
             "own, or move one away"
         )
-    return there[0] if there else paths[0]
+    return existing[0] if existing else paths[0]
 
 
 ANY_IMAGE = tuple(sorted(EXTENSIONS))

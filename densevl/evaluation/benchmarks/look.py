@@ -86,9 +86,9 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
         picture = header(item.image)
         turned += picture.turn != 1
         if isinstance(dataset, CocoDataset):
-            said = (int(item.entry["height"]), int(item.entry["width"]))
+            listed_size = (int(item.entry["height"]), int(item.entry["width"]))
             size = picture.size[::-1] if picture.turn in QUARTER_TURNS else picture.size
-            odd += [(item, said, size)] if said != size else []
+            odd += [(item, listed_size, size)] if listed_size != size else []
             continue
         as_stored = picture.turn != 1 and dataset.labels_as_stored(item)
         stored += as_stored
@@ -98,11 +98,11 @@ def _files(dataset: Dataset, items: Sequence[Any]) -> list[str]:
     if odd:
         item, own, size = odd[0]
         first = shown(item.label) if dataset.has_maps else f"that of '{item.key}'"
-        what = "label maps" if dataset.has_maps else "sizes of the listing"
+        kind = "label maps" if dataset.has_maps else "sizes of the listing"
         side = turned and own == size[::-1]
         hint = f" ({shown(item.image)} is turned by its EXIF tag; store it upright)" if side else ""
         raise DatasetError(
-            f"{len(odd)} of {len(labelled)} {what} differ from their image, the first is "
+            f"{len(odd)} of {len(labelled)} {kind} differ from their image, the first is "
             f"{first}, {own[1]}x{own[0]} for {size[1]}x{size[0]}: labels are never resized, give them at the image's "
             f"size{hint}"
         )

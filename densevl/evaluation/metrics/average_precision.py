@@ -147,8 +147,8 @@ def _summary(precision: Floats, recall: Floats, cap: int) -> Table:
 
 
 def _mean(values: Floats) -> float:
-    there = values[values > -1]
-    return float(there.mean()) if there.size else _NAN
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else _NAN
 
 
 def _backend(name: str) -> tuple[Any, Any]:

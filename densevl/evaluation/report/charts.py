@@ -60,8 +60,8 @@ def heat(matrix: npt.NDArray[np.int64], names: Sequence[str]) -> str:
                 continue
             place = f'x="{left + number * cell}" y="{y}" width="{cell - 1}" height="{cell - 1}"'
             colour = _MARK if row == column else "#e63946"
-            said = escape(f"{names[row]} taken for {names[column]}: {100 * share:.1f} %")
-            parts.append(f'<rect {place} fill="{colour}" fill-opacity="{share**0.5:.2f}"><title>{said}</title></rect>')
+            title = escape(f"{names[row]} taken for {names[column]}: {100 * share:.1f} %")
+            parts.append(f'<rect {place} fill="{colour}" fill-opacity="{share**0.5:.2f}"><title>{title}</title></rect>')
             if share >= 0.095:
                 white = share > 0.5
                 style = f'style="font-size:10px;fill:{"#fff" if white else "#212529"}"'
@@ -82,10 +82,10 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         if entry["pixels"]:
             x, y = margin + side * entry["confidence"], _TOP + side * (1 - entry["accuracy"])
             radius = 3 + 11 * (entry["pixels"] / most) ** 0.5
-            said = f"{entry['pixels']:,} pixels, confidence {entry['confidence']:.3f}, right {entry['accuracy']:.3f}"
+            title = f"{entry['pixels']:,} pixels, confidence {entry['confidence']:.3f}, right {entry['accuracy']:.3f}"
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{_MARK}" fill-opacity="0.6">'
-                f"<title>{said}</title></circle>"
+                f"<title>{title}</title></circle>"
             )
     return "".join(parts) + "</svg>"
 

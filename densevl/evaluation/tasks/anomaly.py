@@ -105,8 +105,8 @@ class AnomalyTask(Task):
     def why_not(self, measure: str, counts: Counts) -> str:
         if not counts["images"][1].any():
             return "no pixel is marked as damaged"
-        what = "flawless and damaged images" if measure.startswith("image") else "sound and damaged pixels"
-        return f"no category has both {what}"
+        kinds = "flawless and damaged images" if measure.startswith("image") else "sound and damaged pixels"
+        return f"no category has both {kinds}"
 
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         rows = []

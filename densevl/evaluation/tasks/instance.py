@@ -114,9 +114,9 @@ class InstanceTask(RegionTask):
         some = found.scores >= 0.5
         masks = tuple(mask for mask, shown in zip(found.masks, some, strict=True) if shown)
         shape = (sample.image.shape[0], sample.image.shape[1])
-        rest = 0 if self.dataset.classes.background else -1
+        background = 0 if self.dataset.classes.background else -1
         truth, seen = (
-            np.array([rest, *labels], np.int16)[Proposals.from_rle(parts, shape).segment_map()]
+            np.array([background, *labels], np.int16)[Proposals.from_rle(parts, shape).segment_map()]
             for labels, parts in ((sample.truth.labels, sample.truth.masks), (found.labels[some], masks))
         )
         return compared(sample.image, truth, seen, self.dataset.names)

@@ -59,8 +59,8 @@ class PanopticTask(RegionTask):
         return table
 
     def why_not(self, measure: str, counts: Counts) -> str:
-        what = measure.split()[-1] if " " in measure else "segments"
-        return f"no {what} in truth or prediction"
+        kind = measure.split()[-1] if " " in measure else "segments"
+        return f"no {kind} in truth or prediction"
 
     def class_rows(self, counts: Counts, kept: Kept) -> list[dict[str, Any]]:
         rows = []

@@ -144,8 +144,8 @@ class AnyUp(_Attending):
         }
 
     def _keys(self, k: torch.Tensor, unit_BDhw: torch.Tensor) -> torch.Tensor:
-        said = self._blocks("key_features_encoder", self._unified(unit_BDhw))
-        return self._encoded("aggregation", torch.cat([k, said], dim=1))
+        encoded = self._blocks("key_features_encoder", self._unified(unit_BDhw))
+        return self._encoded("aggregation", torch.cat([k, encoded], dim=1))
 
     def _unified(self, unit_BDhw: torch.Tensor) -> torch.Tensor:
         """Responses of the channels to K kernels, in K channels for any D: (1, K, h, w).
@@ -194,8 +194,8 @@ class Jafar(_Attending):
         return F.group_norm(q, GROUPS)
 
     def _keys(self, k: torch.Tensor, unit_BDhw: torch.Tensor) -> torch.Tensor:
-        said = self._encoded("key_features_encoder", unit_BDhw)
-        scale, shift = (F.conv2d(said, self.tensors[f"sft_key.{name}.weight"]) for name in ("gamma", "beta"))
+        encoded = self._encoded("key_features_encoder", unit_BDhw)
+        scale, shift = (F.conv2d(encoded, self.tensors[f"sft_key.{name}.weight"]) for name in ("gamma", "beta"))
         return scale * F.group_norm(k, GROUPS) + shift
 
 

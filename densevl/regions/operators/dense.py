@@ -46,9 +46,9 @@ def unit_features(
     """
     chosen = backbone.resolve(recipe)
     if not has_features(chosen):
-        what = f"model '{backbone.name}'" if chosen is None else f"recipe '{chosen.name}'"
+        subject = f"model '{backbone.name}'" if chosen is None else f"recipe '{chosen.name}'"
         raise RecipeError(
-            f"{what} scores words, and has no features of its own for regions; "
+            f"{subject} scores words, and has no features of its own for regions; "
             "use order='classify_then_pool', which averages its scores over masks"
         )
     windows = windows or whole_image(pixels, backbone.patch_size)

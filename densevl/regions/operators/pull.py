@@ -35,12 +35,12 @@ def pull(masks: Proposals, rows_HY: torch.Tensor, cols_WX: torch.Tensor) -> torc
     rows_HY, cols_WX = rows_HY.cpu(), cols_WX.cpu()
     step = TOGETHER // max(1, masks.size[0] * masks.size[1])
     if step > 1:
-        whole = _whole_rows(rows_HY)
+        rows_per_token = _whole_rows(rows_HY)
         for start in range(0, len(masks), step):
             part = slice(start, start + step)
             inside = _floats(masks.select(part).masks())
             # rows first: pixels of a row are contiguous
-            fewer = inside.unflatten(1, (-1, whole)).mean(dim=2) if whole else rows_HY.mT @ inside
+            fewer = inside.unflatten(1, (-1, rows_per_token)).mean(dim=2) if rows_per_token else rows_HY.mT @ inside
             pulled[part] = fewer @ cols_WX
         return pulled
     for index, (x0, _, x1, _) in enumerate(pixel_boxes(masks)):

@@ -109,9 +109,9 @@ def _read_string(text: str, notes: Notes) -> Content:
     data = data_of(text, "labels") if text.strip()[0] in "[{" else None
     if data is not None:
         return classes_of(data, notes, "labels")
-    whole = unquoted(text)
-    if not any(quote in whole for quote in "\"'"):
-        text = whole
+    plain = unquoted(text)
+    if not any(quote in plain for quote in "\"'"):
+        text = plain
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     require_few(lines)
     if len(lines) > 1 and not all(line.endswith(",") for line in lines[:-1]):

@@ -61,8 +61,8 @@ def text_of(path: Path, what: str, error: type[DensevlError] = LabelError) -> st
     try:
         text = data.decode(encoding)
     except ValueError as reason:
-        said = f"{kind}, not text" if kind else "not text in UTF-8: save it again in that encoding"
-        raise error(f"{what} is {said}") from reason
+        problem = f"{kind}, not text" if kind else "not text in UTF-8: save it again in that encoding"
+        raise error(f"{what} is {problem}") from reason
     if "\0" in text or kind.startswith("a picture"):
         raise error(f"{what} is {kind or 'a binary file'}, not text")
     return text

@@ -117,8 +117,8 @@ class Memory(TextTransform):
 
     def without(self, place: int) -> Self:
         """The memory without one pair, if another is left."""
-        rest = torch.arange(len(self)) != place
-        return self if len(self) < 2 else replace(self, images=self.images[rest], texts=self.texts[rest])
+        others = torch.arange(len(self)) != place
+        return self if len(self) < 2 else replace(self, images=self.images[others], texts=self.texts[others])
 
     def _taken(
         self, rows_TE: torch.Tensor, asked_ME: torch.Tensor, given_ME: torch.Tensor, own_T: torch.Tensor | None = None

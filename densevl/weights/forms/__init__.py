@@ -134,8 +134,8 @@ def _is_tower(state: State) -> bool:
 
 
 def _tower(state: State, path: Path) -> Form:
-    whole = tower(state, path)
-    return replace(eva(whole.state, path), tower=True) if "visual.patch_embed.proj.weight" in whole.state else whole
+    form = tower(state, path)
+    return replace(eva(form.state, path), tower=True) if "visual.patch_embed.proj.weight" in form.state else form
 
 
 def _unwrapped(tensors: State) -> State:

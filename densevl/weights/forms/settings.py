@@ -46,8 +46,8 @@ def length(told: Mapping[str, Any], usual: int) -> int:
 
 def input_size(told: Mapping[str, Any], grid: int, patch: int) -> int:
     """Side of the input in pixels; the config may exceed the patches, and the convolution then ignores the rest."""
-    said = told.get("image_size")
-    return said if type(said) is int and said // patch == grid else grid * patch
+    size = told.get("image_size")
+    return size if type(size) is int and size // patch == grid else grid * patch
 
 
 def epsilon(told: Mapping[str, Any], usual: float) -> float:

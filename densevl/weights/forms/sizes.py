@@ -162,6 +162,6 @@ def shallow(path: Path, **parts: tuple[int, int | None]) -> tuple[str, ...]:
 def _shape(state: Mapping[str, torch.Tensor], key: str, dimensions: int, path: Path) -> tuple[int, ...]:
     found = state.get(key)
     if found is None or found.ndim != dimensions or not found.numel():
-        what = "lacks" if found is None else f"has a {tuple(found.shape)} for"
-        raise bad_file(path, f"{what} {key}, so its sizes are not known; name the architecture it was trained with")
+        fault = "lacks" if found is None else f"has a {tuple(found.shape)} for"
+        raise bad_file(path, f"{fault} {key}, so its sizes are not known; name the architecture it was trained with")
     return tuple(found.shape)
