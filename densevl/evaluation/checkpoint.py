@@ -30,7 +30,7 @@ SHARD = ".jsonl"
 Identity = Mapping[str, Any]
 """Everything that decides the counts except the images, as JSON."""
 AllCounts = dict[str, npt.NDArray[np.int64]]
-SAVED = Kind("saved state", EvaluationError, "remove it to start anew")
+SAVED = Kind("saved state", EvaluationError, "remove it to start again")
 _ARRAYS = {"files": "u8", "done": "b1", "ranking": "f8"}
 
 
@@ -135,7 +135,7 @@ class Checkpoint:
         for path in sorted(folder.glob("*.npz")) if folder is not None else ():
             part = State.load(path)
             if not fitted.differing(part.identity, identity) and part.shapes() != self.before.shapes():
-                raise EvaluationError(f"{shown(path)} is damaged; remove it to start anew")
+                raise EvaluationError(f"{shown(path)} is damaged; remove it to start again")
             if told := _other(part, self.before, keys):
                 raise EvaluationError(
                     f"{shown(path.parent)} holds counts of another experiment: {told}; "
@@ -192,7 +192,7 @@ class Checkpoint:
             for shard in sorted(path.parent.glob(f"{path.stem}.*{SHARD}")):
                 found |= {index: content for index, content in _read(shard) if done[index]}
             if not found.keys() >= set(np.flatnonzero(done).tolist()):
-                raise EvaluationError(f"{shown(path)} has lost its shards; remove the 'state' folder to start anew")
+                raise EvaluationError(f"{shown(path)} has lost its shards; remove the 'state' folder to start again")
         return dict(sorted(found.items()))
 
 

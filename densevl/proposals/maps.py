@@ -35,7 +35,7 @@ def integer_map(given: Any, size: tuple[int, ...], what: str = "a label map") ->
     if array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[:2] == tuple(size):
         raise ProposalError(f"{what} is {array.shape}, a colour picture: {_COLOUR}")
     if array.ndim == 3 and array.shape[1:] == tuple(size):
-        raise ProposalError(f"{what} is {array.shape}, one map a class: give scores.argmax(0), integers (H, W)")
+        raise ProposalError(f"{what} is {array.shape}, one map per class: give scores.argmax(0), integers (H, W)")
     if array.ndim != 2:
         raise ProposalError(f"{what} is {array.dtype} {array.shape}: integers (H, W)")
     if array.shape != tuple(size):

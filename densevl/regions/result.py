@@ -126,7 +126,7 @@ class RegionResult(Result):
             LabelError: unusable labels.
         """
         if self.rename_fn is None:
-            raise DensevlError("this result has left its model: name regions anew with RegionClassifier")
+            raise DensevlError("this result has left its model: name the regions again with RegionClassifier")
         return self.rename_fn(labels, **options)
 
     def instances(

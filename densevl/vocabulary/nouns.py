@@ -21,7 +21,5 @@ def nouns() -> LabelSet:
     """
     path = Path(str(files("densevl").joinpath(FILE)))
     if not path.is_file():
-        raise ModelError(
-            f"this installation lacks its word list (densevl/{FILE}): install densevl anew, or give words="
-        )
+        raise ModelError(f"this installation lacks its word list (densevl/{FILE}): reinstall densevl, or give words=")
     return LabelSet.parse(path)

@@ -1,8 +1,8 @@
 """A disk cache of text embeddings: one small SQLite file, safe for several processes, no pickles.
 
 A broken or unwritable cache costs time, never a result: it is reported once and then bypassed. One that has grown too
-large, such as a server's whose clients send ever new words, is started anew. Each vector is stored with a checksum of
-itself and its text; one that does not match is encoded again.
+large, as on a server whose clients keep sending new words, is replaced by a new one. Each vector is stored with a
+checksum of itself and its text; one that does not match is encoded again.
 """
 
 from __future__ import annotations
@@ -91,4 +91,4 @@ class TextCache:
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True
-        logging.getLogger(__name__).warning("text cache unusable (%s); texts are encoded anew", error)
+        logging.getLogger(__name__).warning("text cache unusable (%s); texts are encoded again", error)

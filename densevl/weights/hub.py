@@ -445,5 +445,5 @@ def verify(path: Path, sha256: str, name: str | None = None) -> None:
         path.unlink(missing_ok=True)
         raise WeightsError(
             f"{name or path.name}: SHA-256 {found[:12]} is not the hub's {sha256[:12]}; "
-            "the damaged file was removed, run again to download it anew"
+            "the damaged file was removed, run the command again to download it"
         )

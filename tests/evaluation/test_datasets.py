@@ -237,7 +237,7 @@ def test_an_empty_split_and_missing_names_are_named(tmp_path) -> None:
         open_dataset("folder", tmp_path / "a")
     _make("folder", tmp_path / "b")
     (tmp_path / "b/names.json").unlink()
-    with pytest.raises(DatasetError, match=r"names.txt' is missing: write a class a line"):
+    with pytest.raises(DatasetError, match=r"names.txt' is missing: write one class per line"):
         open_dataset("folder", tmp_path / "b")
 
 

@@ -130,7 +130,7 @@ def _found(root: Path) -> tuple[Path, dict[str, Any], list[str]]:
     ]
     if not named:
         raise DatasetError(
-            f"{shown(root / 'names.txt')} is missing: write a class a line, in the order of label ids; "
+            f"{shown(root / 'names.txt')} is missing: write one class per line, in the order of label ids; "
             f"{', '.join(_FILES)} are read too"
         )
     path, said = named[0]
@@ -191,7 +191,7 @@ def _classes(path: Path, said: Said) -> tuple[list[str], list[int]]:
         ids = [entry["id"] for entry in given] if all("id" in entry for entry in given) else None
         given = [entry.get("name", entry.get("title")) for entry in given]
     if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
-        raise DatasetError(f"{shown(path)} lists no classes: write a class a line, in the order of label ids")
+        raise DatasetError(f"{shown(path)} lists no classes: write one class per line, in the order of label ids")
     zero = said.get("reduce_zero_label", False)
     if type(zero) is not bool:
         raise DatasetError(f"{shown(path)}: 'reduce_zero_label' is true or false, not {zero!r}")

@@ -49,7 +49,7 @@ def structure_counts(truth: npt.NDArray[Any], found: npt.NDArray[Any]) -> Counts
     classes = np.unique(truth[truth > 0])
     if len(classes) != 1:
         raise EvaluationError(
-            f"structure measures are for one object an image, and this truth has {len(classes)} classes; "
+            f"structure measures are for one object per image, and this truth has {len(classes)} classes; "
             "leave 'structure' out of the measures"
         )
     counts = structure_zeros()

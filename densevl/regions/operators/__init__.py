@@ -1,1 +1,1 @@
-"""Operators: from a photo and its masks to one vector a region."""
+"""Operators: from a photo and its masks to one vector per region."""

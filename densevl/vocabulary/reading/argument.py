@@ -53,7 +53,7 @@ def read(labels: Any, notes: Notes) -> Content:
 
 
 def read_file(path: Path, notes: Notes) -> Content:
-    """The classes in a file: JSON, YAML, a table, or a class a line.
+    """The classes in a file: JSON, YAML, a table, or a class per line.
 
     Raises:
         LabelError: it cannot be read, or holds something else.
@@ -71,7 +71,7 @@ def read_file(path: Path, notes: Notes) -> Content:
         else classes_of_lines(text, notes, what)
     )
     if not found:
-        raise LabelError(f"{what} holds no labels; write a class a line")
+        raise LabelError(f"{what} holds no labels; write one class per line")
     return found
 
 

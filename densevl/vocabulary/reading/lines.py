@@ -80,8 +80,8 @@ def classes_of_lines(text: str, notes: Notes, what: str) -> list[str]:
         lines = [line for line in lines if line not in void]
     if len(lines) > 1 and all(re.match(r"[^\s:][^:]*:\s+\S", line) and not line.startswith("not:") for line in lines):
         raise LabelError(
-            f"{what} holds a colon in every line, as in {short(lines[0])!r}; write a class a line, other words for it "
-            "after commas, or a dict in a .yaml file"
+            f"{what} holds a colon in every line, as in {short(lines[0])!r}; write one class per line, other words for "
+            "it after commas, or a dict in a .yaml file"
         )
     return [unquoted(line).replace(",", "|") for line in lines]
 
@@ -127,7 +127,7 @@ def classes_of_table(text: str, notes: Notes, what: str, *, delimiter: str = "")
         listed = ", ".join(repr(short(cell)) for cell in rows[0][:8])
         raise LabelError(
             f"{what} has {width} columns and none that must be the classes ({listed}): call one 'name' in the first "
-            "row, or give a file with a class a line"
+            "row, or give a file with one class per line"
         )
     cells = columns[able[0]]
     numbers = next((column for column in columns if all(map(str.isdecimal, column))), None)

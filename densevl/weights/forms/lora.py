@@ -77,8 +77,8 @@ def merge(base: State, adapter: State, path: Path) -> State:
     return merged
 
 
-def _scale(told: Mapping[str, Any], rank: int, path: Path) -> float:
-    alpha = told.get("lora_alpha")
+def _scale(settings: Mapping[str, Any], rank: int, path: Path) -> float:
+    alpha = settings.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not rank:
         raise CONFIG.bad(path.with_name(NAME), "has no number for lora_alpha")
-    return float(alpha) / (math.sqrt(rank) if told.get("use_rslora") else rank)
+    return float(alpha) / (math.sqrt(rank) if settings.get("use_rslora") else rank)

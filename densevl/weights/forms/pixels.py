@@ -63,26 +63,26 @@ def followed(usual: Facts, processor: Processor | None, size: int) -> dict[str, 
     """
     if processor is None:
         return dict(usual)
-    told, path = processor.told, processor.path
-    steps = {key: value for key, value in told.items() if key.startswith("do_") and value is not None}
+    settings, path = processor.told, processor.path
+    steps = {key: value for key, value in settings.items() if key.startswith("do_") and value is not None}
     if odd := next((key for key, value in steps.items() if not isinstance(value, bool)), None):
         raise KIND.bad(path, f"says {str(steps[odd])[:40]!r} for {odd}, which is true or false")
     if odd := next((key for key, value in steps.items() if value and key not in _STEPS), None):
         raise KIND.bad(path, f"says {odd[:40]}, which densevl does not do")
     mean, std = (
-        _three(told, key, usual[name].value, path) for key, name in (("image_mean", "mean"), ("image_std", "std"))
+        _three(settings, key, usual[name].value, path) for key, name in (("image_mean", "mean"), ("image_std", "std"))
     )
     if steps.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    factor = told.get("rescale_factor", 1 / 255)
+    factor = settings.get("rescale_factor", 1 / 255)
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor <= 1:
         raise KIND.bad(path, f"says {str(factor)[:40]!r} for rescale_factor, which is a number above 0 and up to 1")
     scale = 255 * factor if steps.get("do_rescale", True) else 255.0
     values: dict[str, Any] = {
         "mean": tuple(x / scale for x in mean),
         "std": tuple(x / scale for x in std),
-        "interpolation": _resample(told, usual["interpolation"].value, path),
-        **_sizes(told, steps, usual["resize_mode"].value, size, path),
+        "interpolation": _resample(settings, usual["interpolation"].value, path),
+        **_sizes(settings, steps, usual["resize_mode"].value, size, path),
     }
     return {name: Fact(value, path.name) for name, value in values.items()}
 
@@ -115,8 +115,8 @@ def _shown(value: Any) -> str:
     return str(value)[:60]
 
 
-def _three(told: Mapping[str, Any], key: str, usual: Any, path: Path) -> tuple[float, ...]:
-    given = told.get(key)
+def _three(settings: Mapping[str, Any], key: str, usual: Any, path: Path) -> tuple[float, ...]:
+    given = settings.get(key)
     if given is None:
         return tuple(usual)
     if isinstance(given, int | float) and not isinstance(given, bool):  # transformers takes one for all channels
@@ -126,8 +126,8 @@ def _three(told: Mapping[str, Any], key: str, usual: Any, path: Path) -> tuple[f
     return tuple(map(float, given))
 
 
-def _resample(told: Mapping[str, Any], usual: str, path: Path) -> str:
-    number = told.get("resample")
+def _resample(settings: Mapping[str, Any], usual: str, path: Path) -> str:
+    number = settings.get("resample")
     if number is None:
         return usual
     if type(number) is not int or not 0 <= number < len(RESAMPLE):
@@ -136,14 +136,14 @@ def _resample(told: Mapping[str, Any], usual: str, path: Path) -> str:
 
 
 def _sizes(
-    told: Mapping[str, Any], steps: Mapping[str, bool], usual: str, size: int, path: Path
+    settings: Mapping[str, Any], steps: Mapping[str, bool], usual: str, size: int, path: Path
 ) -> dict[str, str | int]:
     """How a whole picture is brought to the model's size."""
     if not steps.get("do_resize", True):
         raise KIND.bad(path, "says do_resize false, so pictures of any size would reach the model")
-    given = told.get("size")
+    given = settings.get("size")
     crops = steps.get("do_center_crop", usual == "shortest")
-    cut = told.get("crop_size")
+    cut = settings.get("crop_size")
     cut = cut.get("height") if isinstance(cut, dict) and cut.get("height") == cut.get("width") else cut
     cut = size if cut is None else cut
     if crops and cut != size:

@@ -92,7 +92,7 @@ def radio(state: State, path: Path, text: Form | None) -> Form:
             f"{TEACHER}, or a folder of it",
         )
     if any("parametrizations" in key for own in heads.values() for key in own):
-        raise bad_file(path, "has adaptors in training form (spectral); take NVIDIA's file of the hub, which has not")
+        raise bad_file(path, "has adaptors in training form (spectral); take NVIDIA's file of the hub, which has none")
     config = text.config or siglip_side(text.state, path)
     embed = int(config["embed_dim"])
     fitting = {

@@ -26,49 +26,49 @@ def side(config: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
     return dict(found or {})
 
 
-def heads(told: Mapping[str, Any], usual: int | None) -> int | None:
+def heads(config: Mapping[str, Any], usual: int | None) -> int | None:
     """Attention heads; `usual` if the config does not set them.
 
     Raises:
         ModelError: it is not a whole number from 1.
     """
-    return _whole(told, "num_attention_heads", usual)
+    return _whole(config, "num_attention_heads", usual)
 
 
-def length(told: Mapping[str, Any], usual: int) -> int:
+def length(config: Mapping[str, Any], usual: int) -> int:
     """Positions of a text side.
 
     Raises:
         ModelError: it is not a whole number from 1.
     """
-    return _whole(told, "max_position_embeddings", usual) or usual
+    return _whole(config, "max_position_embeddings", usual) or usual
 
 
-def input_size(told: Mapping[str, Any], grid: int, patch: int) -> int:
+def input_size(config: Mapping[str, Any], grid: int, patch: int) -> int:
     """Side of the input in pixels; the config may exceed the patches, and the convolution then ignores the rest."""
-    size = told.get("image_size")
+    size = config.get("image_size")
     return size if type(size) is int and size // patch == grid else grid * patch
 
 
-def epsilon(told: Mapping[str, Any], usual: float) -> float:
+def epsilon(config: Mapping[str, Any], usual: float) -> float:
     """The epsilon of layer norms.
 
     Raises:
         ModelError: it is not a number above 0.
     """
-    found = told.get("layer_norm_eps", usual)
+    found = config.get("layer_norm_eps", usual)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < 1:
         raise ModelError(f"{CONFIG}: layer_norm_eps is {str(found)[:40]!r}; it is a number between 0 and 1")
     return float(found)
 
 
-def activation(told: Mapping[str, Any], usual: str) -> str:
+def activation(config: Mapping[str, Any], usual: str) -> str:
     """One of `facts.ACTIVATIONS`.
 
     Raises:
         ModelError: it is another one.
     """
-    kind = told.get("hidden_act")
+    kind = config.get("hidden_act")
     if kind is None:
         return usual
     if str(kind) not in ACTIVATIONS:
@@ -76,7 +76,7 @@ def activation(told: Mapping[str, Any], usual: str) -> str:
     return ACTIVATIONS[str(kind)]
 
 
-def end(told: Mapping[str, Any], *, legacy: bool) -> dict[str, Any]:
+def end(config: Mapping[str, Any], *, legacy: bool) -> dict[str, Any]:
     """The part of open_clip's text_cfg that says at which token a text is read.
 
     Args:
@@ -85,16 +85,16 @@ def end(told: Mapping[str, Any], *, legacy: bool) -> dict[str, Any]:
     Raises:
         ModelError: it is not the number of a token.
     """
-    found = told.get("eos_token_id", 49407)
+    found = config.get("eos_token_id", 49407)
     if type(found) is not int or found < 0:
         raise ModelError(f"{CONFIG}: eos_token_id is {str(found)[:40]!r}; it is the number of one token")
     return {} if legacy and found == LEGACY_END else {"pool_type": "eos", "eos_id": found}
 
 
-def _whole(told: Mapping[str, Any], name: str, usual: int | None) -> int | None:
-    found = told.get(name, usual)
+def _whole(config: Mapping[str, Any], name: str, usual: int | None) -> int | None:
+    found = config.get(name, usual)
     if found is not None and (type(found) is not int or not 0 < found < 100_000):
         raise ModelError(f"{CONFIG}: {name} is {str(found)[:40]!r}; it is a whole number from 1")
-    if found is None and name in told:
+    if found is None and name in config:
         raise ModelError(f"{CONFIG}: {name} is null; it is a whole number from 1")
     return found

@@ -289,12 +289,12 @@ def siglip_side(named: State, path: Path) -> dict[str, Any]:
 
 
 def siglip_text(
-    words: Mapping[str, Any], told: Mapping[str, Any], text: Mapping[str, Any], *, lower: bool = False
+    words: Mapping[str, Any], config: Mapping[str, Any], text: Mapping[str, Any], *, lower: bool = False
 ) -> dict[str, Any]:
     """open_clip's text_cfg of a SigLIP.
 
     Args:
-        words: its sizes. told, text: config.json, and its part for the text side. lower: keep punctuation, as always
+        words: its sizes. config, text: config.json, and its part for the text side. lower: keep punctuation, as always
             with Gemma's words.
     """
     return {
@@ -303,7 +303,7 @@ def siglip_text(
         "proj_bias": True,
         "pool_type": "last",
         "norm_kwargs": {"eps": epsilon(text, 1e-6)},
-        "hf_tokenizer_name": told.get("_name_or_path") or TOKENIZERS.get(words["vocab_size"], TOKENIZERS[32000]),
+        "hf_tokenizer_name": config.get("_name_or_path") or TOKENIZERS.get(words["vocab_size"], TOKENIZERS[32000]),
         "tokenizer_kwargs": {"clean": "lower" if lower or words["vocab_size"] == GEMMA else "canonicalize"},
     }
 

@@ -152,9 +152,9 @@ def jina(state: State, path: Path, config: Mapping[str, Any] | None, pixels: Pro
     return Form("jina-clip", named, own, trunk=trunk, text=side, facts=facts, decides=True)
 
 
-def _jina_text(state: State, path: Path, told: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+def _jina_text(state: State, path: Path, settings: dict[str, Any]) -> tuple[State, dict[str, Any]]:
     """The text side of jina-clip v2 in transformers' names for jina-embeddings-v3, with the LoRA of its task merged."""
-    kwargs = dict(told.get("hf_model_config_kwargs") or {})
+    kwargs = dict(settings.get("hf_model_config_kwargs") or {})
     text = {key: value for key, value in state.items() if key.startswith("text_model.")}
     if not any(".mixer.Wqkv." in key and "norm_q" not in key for key in text) or any("gated_layers" in k for k in text):
         raise bad_file(
@@ -162,7 +162,7 @@ def _jina_text(state: State, path: Path, told: dict[str, Any]) -> tuple[State, d
             "is a jina-clip v1, whose text side (JinaBERT) no library has: take v2, or give text vectors that were "
             "computed elsewhere with words=FILE",
         )
-    merged = _merged(text, path, _task(told, kwargs), kwargs.get("lora_alpha", 1))
+    merged = _merged(text, path, _task(settings, kwargs), kwargs.get("lora_alpha", 1))
     named: State = {}
     for key, value in merged.items():
         if ".mixer.Wqkv." not in key:
@@ -199,9 +199,9 @@ def _jina_text(state: State, path: Path, told: dict[str, Any]) -> tuple[State, d
     return {key: value for key, value in named.items() if key.startswith("text.")}, side
 
 
-def _task(told: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
+def _task(settings: Mapping[str, Any], kwargs: Mapping[str, Any]) -> int | None:
     """The number of the adaptation for its default task; None for none."""
-    task, tasks = told.get("default_lora_task"), kwargs.get("lora_adaptations")
+    task, tasks = settings.get("default_lora_task"), kwargs.get("lora_adaptations")
     if task is None:
         return None
     if not isinstance(tasks, list) or task not in tasks:
