@@ -24,7 +24,7 @@ _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_conve
 class Processor:
     """The settings in a file, and the file's path."""
 
-    told: Mapping[str, Any]
+    settings: Mapping[str, Any]
     path: Path
 
 
@@ -63,7 +63,7 @@ def followed(usual: Facts, processor: Processor | None, size: int) -> dict[str, 
     """
     if processor is None:
         return dict(usual)
-    settings, path = processor.told, processor.path
+    settings, path = processor.settings, processor.path
     steps = {key: value for key, value in settings.items() if key.startswith("do_") and value is not None}
     if odd := next((key for key, value in steps.items() if not isinstance(value, bool)), None):
         raise KIND.bad(path, f"says {str(steps[odd])[:40]!r} for {odd}, which is true or false")
