@@ -83,7 +83,7 @@ class States:
                 raise OptionError(f"states have no {name} phrases; give at least one")
             for phrase in phrases:
                 if "{}" not in phrase:
-                    raise OptionError(f"{name} phrase '{short(phrase)}' has no {{}} for what is put in")
+                    raise OptionError(f"{name} phrase '{short(phrase)}' has no {{}} to fill")
             object.__setattr__(self, name, phrases)
         if self.average not in ("norm_mean", "raw_mean"):
             raise OptionError(f"average is {self.average!r}; it is norm_mean or raw_mean")

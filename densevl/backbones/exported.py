@@ -133,7 +133,7 @@ class Exported(Backbone):
             source = self._load(self.made_of)
         except (ModelError, MissingExtraError) as error:
             raise LabelError(
-                f"words are asked of '{self.name}' that are not in its file of words, and model '{self.made_of}', "
+                f"'{self.name}' is asked for words that are not in its file of words, and model '{self.made_of}', "
                 f"which could encode them, cannot be loaded ({error}); {way_out}"
             ) from error
         if source.text_fingerprint != self._text_side:

@@ -386,7 +386,7 @@ def _value_hint(array: npt.NDArray[Any], values: npt.NDArray[Any]) -> str:
     if not np.isfinite(values.astype(np.float64)).all():
         return "a mask is bool, or 0 and 1"
     if values.tolist() == [0, 1, 255]:
-        return "255 beside 1 marks what is unknown; give mask == 1"
+        return "255 beside 1 means unknown; give mask == 1"
     cut = soft_cut(array, values)
     if cut == "> 0":
         return "they look like logits; threshold them, masks > 0"

@@ -187,7 +187,7 @@ class Recipe(Slots):
         for slot, value in self.published.items():
             check(slot, slots, "published slot")
             if getattr(self, slot) == value:
-                raise RecipeError(f"published {slot} is what the recipe has anyway")
+                raise RecipeError(f"published {slot} is the recipe's own; leave it out")
         for benchmark, changes in self.settings.items():
             for slot in changes:
                 check(slot, (*slots, "published"), f"slot of the settings for {benchmark}")

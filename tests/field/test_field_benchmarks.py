@@ -647,7 +647,7 @@ ANOMALIES = (
         "masks with soft edges",
         "masks resized smoothly",
         _parts(_mask(255, soft=90)),
-        warned="1 masks have soft values: what is over 127 counts",
+        warned="1 masks have soft values: those over 127 count",
         right=lambda seen: seen.fits,
     ),
     Case(

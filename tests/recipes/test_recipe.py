@@ -171,7 +171,7 @@ def test_impossible_parts_say_why(make, reason) -> None:
         ({"attention": BoxAttention(), "blocks": 4, "stitch": JoinedFeatures()}, "one image as a whole"),
         ({"spread": LabelPropagation(DINO), "stitch": JoinedFeatures()}, "leave stitch out"),
         ({"published": {"attn": Identity()}}, "published slot 'attn'"),
-        ({"published": {"ffn": True}}, "what the recipe has anyway"),
+        ({"published": {"ffn": True}}, "the recipe's own; leave it out"),
         ({"published": {"attention": LIKE}}, "patches alone"),
         ({"settings": {"voc21": {"blocks": 2}}}, "as trained"),
     ],

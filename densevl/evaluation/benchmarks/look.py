@@ -257,7 +257,7 @@ def _anomaly(dataset: AnomalyDataset, order: Sequence[Any], warnings: list[str])
         warnings.append(f"'{name}' has {lacks} test image: its measures of images are n/a")
     for paths, what in (
         (blank, "masks of damaged images mark nothing, and these images count as flawless"),
-        (soft, f"masks have soft values: what is over {order[0].above or 127} counts as damaged"),
+        (soft, f"masks have soft values: those over {order[0].above or 127} count as damaged"),
     ):
         if paths:
             warnings.append(f"{len(paths)} {what}; the first is {shown(paths[0])}")

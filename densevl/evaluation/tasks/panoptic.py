@@ -77,7 +77,7 @@ class PanopticTask(RegionTask):
             "protocol": {
                 "PQ": "COCO's: pairs of a class with IoU over .5, means over categories that occur",
                 "void": "found segments that lie for more than half in void or crowds count nowhere",
-                "ground": "what is no object is one segment of class 0" if self.dataset.classes.background else "",
+                "ground": "pixels of no object are one segment of class 0" if self.dataset.classes.background else "",
             },
         }
 
