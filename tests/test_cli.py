@@ -44,7 +44,7 @@ def test_segment_writes_labels_overlay_json_and_sheet(model, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     stems = sorted(path.stem for path in PHOTOS.glob("*.jpg"))
     written = {f"{stem}{end}" for stem in stems for end in (".png", ".json", "_confidence.png", "_overlay.png")} | {
-        "contact_sheet.png"
+        "contact_sheet.jpg"
     }
     written.add("densevl.json")
     assert {path.name for path in out.iterdir()} == written
@@ -308,7 +308,7 @@ def test_regions_are_named_in_files(model, tmp_path) -> None:
     assert content["names"] == ["cat", "dog"]
     assert len(content["regions"]) > 1
     assert (tmp_path / "out" / "x_overlay.png").is_file()
-    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    assert (tmp_path / "out" / "contact_sheet.jpg").is_file()
     refused = runner.invoke(app, [*command[:-1], "slic", "--out", str(tmp_path / "out")])
     assert refused.exit_code == 2
     assert refused.output.count("error:") == 1

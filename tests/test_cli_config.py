@@ -28,7 +28,7 @@ def test_options_come_from_the_file_and_the_command_line_wins(told, tmp_path) ->
     words = 'model = "mini"\nlabels = ["penguin", "家"]\nshort-side = 96\nsheet = true\n'
     text = f'[segment]\n{words}out = "{tmp_path / "o"}"\n'
     assert told(text, "segment", SCENE).exit_code == 0
-    assert (tmp_path / "o" / "contact_sheet.png").exists()
+    assert (tmp_path / "o" / "contact_sheet.jpg").exists()
     found = SegmentationResult.load(tmp_path / "o" / "wood.json")
     assert found.names == ("penguin", "家")
     assert found.meta["protocol"]["short_side"] == 96

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import itertools
 import json
 import os
 import sys
@@ -18,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from densevl.drawing import contact_sheet, palette
+from densevl.drawing import contact_sheet, encode_sheet, palette
 from densevl.errors import DensevlError, MissingExtraError, OutputError
 from densevl.images import read_labels
 from densevl.results import SegmentationResult
@@ -182,7 +184,45 @@ def test_a_contact_sheet_holds_every_picture() -> None:
     assert contact_sheet(pictures[:1], columns=4, width=100).shape[1] == 100
 
 
-@pytest.mark.parametrize("options", [{"columns": 0}, {"width": 20}, {"titles": ["one"]}, {"images": []}])
+@pytest.mark.parametrize("count", [1, 2, 11])
+def test_cells_of_a_sheet_are_equal_and_pictures_whole(count) -> None:
+    sides = [(300, 40), (40, 300), (80, 80), (2, 3)]
+    pictures = [np.full((*sides[k % 4], 3), (200, 20 * k, 0), np.uint8) for k in range(count)]
+    sheet = contact_sheet(pictures, columns=4, width=640)
+    middles = []
+    for picture in pictures:
+        down, across = np.nonzero((sheet == picture[0, 0]).all(axis=-1))
+        height, width = np.ptp(down) + 1, np.ptp(across) + 1
+        assert abs(height * picture.shape[1] - width * picture.shape[0]) <= max(picture.shape), "whole, in its shape"
+        middles.append(((down.min() + down.max()) / 2, (across.min() + across.max()) / 2))
+    for first, second in itertools.combinations(range(count), 2):
+        (top, left), (below, right) = middles[first], middles[second]
+        rows, columns = second // 4 - first // 4, second % 4 - first % 4
+        step = (640 - 10) / min(count, 4)  # gaps of 640 / 64
+        assert abs(right - left - columns * step) <= 4
+        assert abs(below - top - rows * step) <= 4, "the median shape is a square"
+
+
+def test_a_key_names_what_fits_and_counts_the_rest() -> None:
+    pictures = [np.full((60, 90, 3), 90, np.uint8)] * 2
+    names = [(f"label number {k}", (10, 20 * k, 30)) for k in range(9)]
+    sheet = contact_sheet(pictures, ["a", "b"], width=640, keys=[names, names[:1]])
+    shown = [bool((sheet == colour).all(axis=-1).any()) for _, colour in names]
+    assert shown.index(False) >= 2
+    assert not any(shown[shown.index(False) :])
+    assert sheet.shape[0] > contact_sheet(pictures, ["a", "b"], width=640).shape[0]
+
+
+def test_the_file_of_a_sheet_has_a_limit() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    data = encode_sheet(noise, most=30_000)
+    assert len(data) <= 30_000
+    assert Image.open(io.BytesIO(data)).format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    "options", [{"columns": 0}, {"width": 20}, {"titles": ["one"]}, {"keys": [[]]}, {"images": []}]
+)
 def test_a_contact_sheet_that_cannot_be_laid_out_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(DensevlError):
         contact_sheet(**{"images": [np.zeros((5, 5, 3), np.uint8)] * 2, **options})

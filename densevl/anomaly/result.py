@@ -22,7 +22,7 @@ from densevl.saved import read_array
 
 # Dark blue to yellow to red, by position 0..1.
 _STOPS = np.array([0.0, 0.35, 0.6, 0.8, 1.0])
-_COLOURS = np.array([(20, 24, 82), (30, 120, 180), (250, 215, 60), (240, 110, 20), (180, 10, 30)], np.float64)
+COLOURS = ((20, 24, 82), (30, 120, 180), (250, 215, 60), (240, 110, 20), (180, 10, 30))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class AnomalyResult(Result):
         if not (np.isfinite([low, high]).all() and low <= high):
             raise DensevlError(f"span is {low}..{high}: give two finite numbers, the lower first")
         place = np.clip((self.map - low) / max(high - low, 1e-12), 0, 1)
-        colour = np.stack([np.interp(place, _STOPS, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+        colour = np.stack([np.interp(place, _STOPS, channel) for channel in np.transpose(COLOURS)], axis=-1)
         mixed = self.image * (1 - alpha) + colour * alpha
         return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
 

@@ -3,7 +3,7 @@
 from densevl.drawing.captions import Captions
 from densevl.drawing.colours import palette
 from densevl.drawing.overlays import draw_key, draw_overlay, draw_shares
-from densevl.drawing.sheets import contact_sheet
+from densevl.drawing.sheets import contact_sheet, encode_sheet
 from densevl.drawing.signed import draw_signed, signed_bar
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "draw_signed",
     "signed_bar",
     "contact_sheet",
+    "encode_sheet",
     "Captions",
 ]

@@ -60,7 +60,7 @@ def draw_shares(image: UInt8Array, shares: Mapping[str, float]) -> UInt8Array:
     """
     colours = palette(len(shares)).tolist()
     named = enumerate(zip(_drawable(list(shares)), shares.values(), strict=True))
-    entries = [_Entry(name, _percent(share), tuple(colours[number])) for number, (name, share) in named]
+    entries = [_Entry(name, percent(share), tuple(colours[number])) for number, (name, share) in named]
     order = sorted(range(len(entries)), key=lambda number: -list(shares.values())[number])
     return _with_legend(image, [entries[number] for number in order[:5]])
 
@@ -142,11 +142,11 @@ def _legend_entries(labels: npt.NDArray[np.int16], names: Sequence[str]) -> list
     colours = palette(len(names)).tolist()
     present = sorted((index for index in range(len(names)) if shares[index + 1] > 0), key=lambda i: -shares[i + 1])
     shown = _drawable(names)
-    entries = [_Entry(shown[i], _percent(shares[i + 1]), tuple(colours[i])) for i in present[:_MOST_ENTRIES]]
+    entries = [_Entry(shown[i], percent(shares[i + 1]), tuple(colours[i])) for i in present[:_MOST_ENTRIES]]
     if rest := present[_MOST_ENTRIES:]:
-        entries.append(_Entry(f"+{len(rest)} more", _percent(sum(shares[i + 1] for i in rest)), None))
+        entries.append(_Entry(f"+{len(rest)} more", percent(sum(shares[i + 1] for i in rest)), None))
     if shares[0] > 0:
-        entries.append(_Entry("nothing", _percent(shares[0]), None))
+        entries.append(_Entry("nothing", percent(shares[0]), None))
     return entries
 
 
@@ -196,7 +196,8 @@ def _paste_swatch(legend: Image.Image, colour: Colour | None, size: int, left: i
     legend.paste(colour or FAINT, (left, top), mask.resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share, 0..1, in per cent, as legends have it."""
     if share < 0.001:
         return "<0.1%"
     return f"{share:.0%}" if share >= 0.0995 else f"{share:.1%}"

@@ -54,7 +54,7 @@ def test_a_fitted_detector_scores_a_folder_and_names_the_bad_file(folder) -> Non
     assert float(rows["bad.png"]["score"]) > float(rows["good.png"]["score"])
     assert rows["bad.png"]["is_anomalous"] == "true"
     assert json.loads((folder / "out" / "bad.json").read_text())["meta"]["tile"] == 40
-    assert {"bad.png", "bad.npy", "errors.jsonl", "contact_sheet.png"} <= {p.name for p in (folder / "out").iterdir()}
+    assert {"bad.png", "bad.npy", "errors.jsonl", "contact_sheet.jpg"} <= {p.name for p in (folder / "out").iterdir()}
 
 
 def test_words_alone_score_without_a_detector(folder) -> None:

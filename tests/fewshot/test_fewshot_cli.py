@@ -41,7 +41,7 @@ def test_words_alone_name_whole_images(folder, tmp_path) -> None:
     )
     assert code == 0
     assert said.count("penguin") >= 3
-    assert (out / "contact_sheet.png").is_file()
+    assert (out / "contact_sheet.jpg").is_file()
     for name in THINGS:
         for number in range(3):
             result = Classification.load(out / name / f"{number}.json")

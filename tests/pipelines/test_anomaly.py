@@ -247,7 +247,7 @@ def test_a_folder_is_scored_past_a_bad_image(tiny, tmp_path) -> None:
     assert list(report.errors) == [str(source / "cut.png")]
     names = {path.name for path in out.iterdir()}
     stems = {f"{stem}.{end}" for stem in ("good", "bad") for end in ("png", "json", "npy")}
-    assert names == stems | {"scores.csv", "errors.jsonl", "contact_sheet.png", "densevl.json"}
+    assert names == stems | {"scores.csv", "errors.jsonl", "contact_sheet.jpg", "densevl.json"}
     rows = list(csv.DictReader((out / "scores.csv").open()))
     assert [row["image"].split("/")[-1] for row in rows] == ["bad.png", "good.png"]
     assert float(rows[0]["score"]) > float(rows[1]["score"])

@@ -76,9 +76,22 @@ def test_the_tree_is_mirrored_and_bad_images_are_listed_in_order(photos, tmp_pat
     assert len(report.done) == 7
     results = {f"{name}{end}" for name in ("0", "4", "6", "8") for end in SEGMENT.endings}
     results |= {f"deep/{name}{end}" for name in ("1", "3", "7") for end in SEGMENT.endings}
-    assert set(tree(tmp_path / "out")) == results | {"densevl.json", "errors.jsonl", "contact_sheet.png"}
+    assert set(tree(tmp_path / "out")) == results | {"densevl.json", "errors.jsonl", "contact_sheet.jpg"}
     assert rows(tmp_path / "out") == [str(photos / "2.png"), str(photos / "deep" / "5.png")]
     assert "seconds" not in (tmp_path / "out" / "0.json").read_text()
+
+
+def test_a_sheet_shows_a_part_of_many_images_and_says_so(photos, tmp_path, monkeypatch) -> None:
+    titled: list[str] = []
+    drawn = gathered.contact_sheet
+    monkeypatch.setattr(
+        gathered, "contact_sheet", lambda images, titles, *rest: titled.extend(titles) or drawn(images, titles, *rest)
+    )
+    few = gathered.Sheet(SEGMENT.picture, most=3)
+    report = to_files(task(), find_images(photos), tmp_path / "out", together=[few])
+    assert len(report.done) == 7
+    assert [title.split(": ")[-1] for title in titled] == ["0.png", "4.png", "6.png"]
+    assert titled[-1].startswith("3 of 7: ")
 
 
 def test_a_row_is_written_at_once_and_the_list_goes_with_the_last_bad_image(photos, tmp_path) -> None:
@@ -168,7 +181,7 @@ def test_another_run_does_not_mix_with_the_first(photos, tmp_path, other, said) 
         "0_confidence.png",
         "0_overlay.png",
         "densevl.json",
-        "contact_sheet.png",
+        "contact_sheet.jpg",
     }
 
 
@@ -363,8 +376,8 @@ def test_exports_and_scores_of_a_resumed_run_are_those_of_a_whole_one(photos, tm
         code, output = command(*words, "photos", *options, "--out", words[0])
         assert code == 3, output
         whole = content(Path(words[0]))
-        assert {"contact_sheet.png", "errors.jsonl", "scores.csv" if words[1:] else "coco.json"} < set(whole)
-        for name in ("0.json", "deep/3.json", "contact_sheet.png", "errors.jsonl"):
+        assert {"contact_sheet.jpg", "errors.jsonl", "scores.csv" if words[1:] else "coco.json"} < set(whole)
+        for name in ("0.json", "deep/3.json", "contact_sheet.jpg", "errors.jsonl"):
             (Path(words[0]) / name).unlink()
         assert command(*words, "photos", *options, "--out", words[0])[0] == 3
         assert content(Path(words[0])) == whole

@@ -17,11 +17,13 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from densevl.drawing import contact_sheet
+from densevl.drawing import contact_sheet, encode_sheet
+from densevl.drawing.sheets import ENLARGED
 from densevl.errors import OutputError
 from densevl.files import CONFIDENCE_MARK
-from densevl.images import encode_png, read_image
+from densevl.images import read_image
 from densevl.pipelines.folder.naming import given_folder
+from densevl.pipelines.folder.sheet import key, without_legend
 from densevl.pipelines.folder.storing import Local, Store
 from densevl.pipelines.folder.tasks import REGIONS, Kind
 from densevl.pipelines.folder.watch import Job
@@ -30,9 +32,10 @@ from densevl.regions.exports.kinds import EXPORTS, open_export
 from densevl.regions.result import RegionResult
 from densevl.results import SegmentationResult, photo_of
 
-SHEET, SCORES = "contact_sheet.png", "scores.csv"
+SHEET, SCORES = "contact_sheet.jpg", "scores.csv"
 COLUMNS = ("image", "score", "is_anomalous", "map_max", "anomalous_share", "peak_x", "peak_y")
-WIDTH = 1600  # of a sheet, in pixels
+WIDTH, NARROWEST = 1600, 640  # of a sheet, in pixels
+MOST = 200  # pictures on a sheet
 
 
 class Results(Protocol):
@@ -66,31 +69,44 @@ class Gathered(ABC):
 
 @dataclass(frozen=True)
 class Sheet(Gathered):
-    """All pictures in one. Attributes: picture: the ending of their files. columns: at least so many in a row."""
+    """Pictures of the results in one file of at most 1 MB.
+
+    Attributes:
+        picture: the ending of their files. columns: at least so many in a row. most: pictures; of more, the last title
+            says how many there are.
+    """
 
     picture: str
     columns: int = 2
+    most: int = MOST
     file = SHEET
 
     def write(self, results: Results, jobs: Sequence[Job]) -> list[str]:
         """See `Gathered`; scored images come the most anomalous first."""
         scores: dict[Job, float | None] = {}
-        for job in jobs:
+        for job in jobs if results.kind.use == "anomaly" else jobs[: self.most]:
             told = results.content(job)
             with results.sense(job):
                 scores[job] = float(told["score"]) if told.get("score") is not None else None
-        ranked = sorted(jobs, key=lambda job: -(scores[job] or 0.0))
-        columns = max(self.columns, min(10, math.ceil(math.sqrt(len(jobs)) / 2)))
-        pictures = []
+        ranked = sorted(scores, key=lambda job: -(scores[job] or 0.0))[: self.most]
+        count = len(ranked)
+        columns = max(self.columns, count if count < 4 else min(10, math.ceil(math.sqrt(count))))
+        pictures, titles, keys = [], [], []
         for job in ranked:
-            data = results.store.read(f"{job.name}{self.picture}")
-            with results.sense(job), Image.open(io.BytesIO(data)) as picture:
-                picture.thumbnail((WIDTH // columns, 4 * WIDTH))
+            told, data = results.content(job), results.store.read(f"{job.name}{self.picture}")
+            with results.sense(job), Image.open(io.BytesIO(data)) as drawn:
+                picture = without_legend(drawn, told)
+                picture.thumbnail((WIDTH // columns, WIDTH // columns * 2))
                 pictures.append(read_image(picture))
-        named = [(Path(job.image).name, scores[job]) for job in ranked]
-        titles = [name if score is None else f"{name}  {score:.3f}" for name, score in named]
-        sheet = contact_sheet(pictures, titles, columns=columns, width=WIDTH)
-        return [results.store.renew(self.file, encode_png(sheet))]
+                keys.append(key(told))
+            name, score = Path(job.image).name, scores[job]
+            titles.append(name if score is None else f"{score:.3f}  {name}")
+        if len(jobs) > count:
+            titles[-1] = f"{count} of {len(jobs)}: {titles[-1]}"
+        shown = min(columns, count)
+        widest = math.ceil(shown * ENLARGED * max(picture.shape[1] for picture in pictures) / (1 - (shown + 1) / 64))
+        sheet = contact_sheet(pictures, titles, columns, min(WIDTH, max(NARROWEST, widest)), keys)
+        return [results.store.renew(self.file, encode_sheet(sheet))]
 
 
 class Scores(Gathered):
