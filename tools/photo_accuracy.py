@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from densevl import LabelSet, Segmenter
-from densevl.pipelines.segmentation.boxes import box_prior
+from densevl.pipelines.segmentation.boxes import ClassBoxes
 from densevl.vocabulary import Background
 
 NAMES = (
@@ -100,7 +100,8 @@ def measure(segment: Segmenter, chosen: Sequence[Pair], boxed: bool = False) -> 
             policy = Background() if question == "A" else segment.policy()
             evidence = segment.gather(prepared, dense, labels, policy)
             if boxed and (boxes := {name: box for name, box in largest_box(truth).items() if name in labels.names}):
-                prior_CYX = box_prior(boxes, labels.names, evidence.windows, (truth.shape[0], truth.shape[1]))
+                size = (truth.shape[0], truth.shape[1])
+                prior_CYX = ClassBoxes.parse(boxes, labels, size).prior(evidence.windows)
                 evidence = evidence.plus(prior_CYX / segment.protocol.logit_scale)
             result = segment.decide(evidence, prepared.rgb, labels, policy, segments)
             answer = np.array([*numbers, len(NAMES)])[result.labels]  # -1, nothing, is the last
