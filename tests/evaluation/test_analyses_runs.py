@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import densevl
 from concept_folders import FOLDERS
 from densevl.cli import app
-from densevl.cli.evaluation import ANALYSES
+from densevl.cli.measure.analyse import ANALYSES
 from densevl.evaluation import Experiment, Predictor, open_dataset
 from densevl.evaluation.analyses import NAMES, analyse
 from densevl.evaluation.analyses.looks import IMAGE, ModelLooks

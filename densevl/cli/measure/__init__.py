@@ -1,1 +1,1 @@
-"""Commands that measure settings."""
+"""Commands that measure: settings for the user's own pictures, and what a score hides."""
