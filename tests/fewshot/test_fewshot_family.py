@@ -120,7 +120,7 @@ def by_loops(head: TipX, query: torch.Tensor, keys: torch.Tensor, captions: torc
 
 @pytest.mark.parametrize("captioned", [False, True])
 def test_tipx_is_the_papers_formulas(captioned) -> None:
-    head = TipX(3.0, 4.0, gamma=2.0, delta=0.3).fit(FEATURES, LABELS, TEXT, scale=SCALE)
+    head = TipX(3.0, 4.0, gamma=2.0, delta=0.3, whiten=False).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     captions = F.normalize(FEATURES + 0.3 * FEATURES.flip(0), dim=1) if captioned else None
     if captions is not None:
         head.caption(2 * captions)
@@ -138,11 +138,11 @@ def test_without_gamma_and_captions_it_is_tip() -> None:
 
 def test_gamma_is_chosen_by_leaving_each_out() -> None:
     """The closed form of what the others say is that of a head without the example."""
-    head = TipX(3.0, 4.0, gamma=2.0).fit(FEATURES, LABELS, TEXT, scale=SCALE)
+    head = TipX(3.0, 4.0, gamma=2.0, whiten=False).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     alike = head._signs_alike(FEATURES @ TEXT.mT, torch.arange(len(LABELS)))
     for index in (0, 7, 19):
         rest = torch.arange(len(LABELS)) != index
-        alone = TipX(3.0, 4.0, gamma=2.0).fit(FEATURES[rest], LABELS[rest], TEXT, scale=SCALE)
+        alone = TipX(3.0, 4.0, gamma=2.0, whiten=False).fit(FEATURES[rest], LABELS[rest], TEXT, scale=SCALE)
         close(alike[index : index + 1], alone._signs_alike(FEATURES[index : index + 1] @ TEXT.mT, None))
     assert TipX(alpha=0.0).fit(FEATURES, LABELS, TEXT.roll(1, 0), scale=SCALE).found["gamma"] > 0
 
@@ -158,6 +158,7 @@ def test_gamma_is_chosen_by_leaving_each_out() -> None:
         (lambda: make("prolip", average="mean"), "none or beta"),
         (lambda: TipX().fit(FEATURES, LABELS, TEXT).caption(FEATURES[:3]), "a finite row for each"),
         (lambda: TipX(keep=2).fit(FEATURES, LABELS, TEXT).caption(FEATURES), "means"),
+        (lambda: TipX(whiten=True).fit(FEATURES, LABELS, TEXT).caption(FEATURES), "leave one of the two out"),
         (lambda: TipX().fit(FEATURES, LABELS, TEXT).caption(FEATURES).partial_fit(FEATURES, LABELS), "anew"),
     ],
 )

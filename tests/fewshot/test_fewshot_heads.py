@@ -179,7 +179,7 @@ def test_leaving_one_out_of_gda_equals_fitting_without_it(floor, counts) -> None
 
 @pytest.mark.parametrize("name", ["gda", "tip"])
 def test_alpha_is_what_refitting_without_each_example_would_choose(name) -> None:
-    fixed = {"beta": 4.0} if name == "tip" else {}
+    fixed = {"beta": 4.0, "whiten": False} if name == "tip" else {}
     chosen = make(name, **fixed).fit(FEATURES, LABELS, TEXT, scale=SCALE).found["alpha"]
     step = STEPS[2] / STEPS[1]
     alphas = ALPHAS if name == "gda" else [0.0, *(chosen * step**power for power in range(-4, 5))]
@@ -253,7 +253,7 @@ def test_tip_is_the_papers_formula() -> None:
     alpha, beta = 1.17, 2.0
     onehot = F.one_hot(LABELS, C).float()
     direct = SCALE * QUERY @ TEXT.mT + alpha * torch.exp(-beta * (1 - QUERY @ FEATURES.mT)) @ onehot
-    found = TipAdapter(alpha * K, beta).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
+    found = TipAdapter(alpha * K, beta, whiten=False).fit(FEATURES, LABELS, TEXT, scale=SCALE).logits(QUERY)
     close(found.softmax(dim=1), direct.softmax(dim=1))
 
 
@@ -270,7 +270,7 @@ def test_apes_criterion_is_the_loop_over_all_pairs() -> None:
 
 def test_ape_is_the_papers_formula() -> None:
     alpha, beta, gamma = 2.0, 3.0, 0.4
-    head = Ape(alpha * K, beta, gamma=gamma).fit(FEATURES, LABELS, TEXT, scale=SCALE)
+    head = Ape(alpha * K, beta, gamma=gamma, whiten=False).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     channels = criterion(FEATURES, LABELS, TEXT).topk(D // 2).indices
     f, k, w = (F.normalize(rows[:, channels], dim=1) for rows in (QUERY, FEATURES, TEXT))
     onehot = F.one_hot(LABELS, C).float()
@@ -293,7 +293,7 @@ def test_fewer_keys_keep_the_weight_of_a_class(name) -> None:
 
 
 def test_nearest_is_the_largest_cosine() -> None:
-    head = Nearest().fit(FEATURES, LABELS, TEXT, scale=SCALE)
+    head = Nearest(whiten=False).fit(FEATURES, LABELS, TEXT, scale=SCALE)
     cosine = QUERY @ FEATURES.mT
     direct = torch.stack([SCALE * cosine[:, c == LABELS].amax(dim=1) for c in range(C)], dim=1)
     close(head.logits(QUERY).softmax(dim=1), direct.softmax(dim=1))
@@ -369,7 +369,8 @@ def test_unusable_examples_are_refused_in_one_line(case) -> None:
 SETTINGS = [
     ("gdp", {}, "closest: gda"),
     ("gda", {"alfa": 1}, r"no setting 'alfa' \(closest: alpha\); it has alpha, floor"),
-    ("nearest", {"alpha": 1}, "it has none"),
+    ("nearest", {"alpha": 1}, "it has whiten"),
+    ("tip", {"whiten": 1}, "true or false"),
     ("gda", {"alpha": "abc"}, "alpha is a number of 0 or more, at most 1,000,000, not 'abc'"),
     ("gda", {"alpha": 1e30}, "at most"),
     ("adapter", {"width": 6}, "multiple of 4"),

@@ -54,8 +54,9 @@ class Ape(TipAdapter):
         keep: int | None = None,
         share: float = 0.5,
         gamma: float = 0.2,
+        whiten: bool | None = None,
     ) -> None:
-        """Settings; alpha, beta and keep as `TipAdapter`.
+        """Settings; alpha, beta, keep and whiten as `TipAdapter`.
 
         Args:
             share: of the channels that is kept, above 0 up to 1. gamma: how much more surprising examples count, 0 not.
@@ -63,7 +64,7 @@ class Ape(TipAdapter):
         Raises:
             ModelError: out of range.
         """
-        super().__init__(alpha, beta, keep, share=share, gamma=gamma)
+        super().__init__(alpha, beta, keep, whiten, share=share, gamma=gamma)
         self.share, self.gamma = share, gamma
 
     def settings(self) -> dict[str, Any]:

@@ -50,8 +50,9 @@ class TipX(TipAdapter):
         keep: int | None = None,
         gamma: float | None = None,
         delta: float | None = None,
+        whiten: bool | None = None,
     ) -> None:
-        """Settings; alpha, beta and keep as `TipAdapter`.
+        """Settings; alpha, beta, keep and whiten as `TipAdapter`.
 
         Args:
             gamma: weight of signatures, 0 or more; None chooses. delta: share of captions, 0..1; None chooses.
@@ -59,7 +60,7 @@ class TipX(TipAdapter):
         Raises:
             OptionError: out of range.
         """
-        super().__init__(alpha, beta, keep, gamma=gamma, delta=delta)
+        super().__init__(alpha, beta, keep, whiten, gamma=gamma, delta=delta)
         self.gamma, self.delta = gamma, delta
 
     def settings(self) -> dict[str, Any]:
@@ -78,6 +79,8 @@ class TipX(TipAdapter):
         rows = torch.as_tensor(rows_MD).to(self.keys)
         if self.keep is not None:
             raise ModelError("keys that are means (keep) have no captions: leave one of the two out")
+        if self.whiten:
+            raise ModelError("whiten=true compares images, and captions stand in for them: leave one of the two out")
         if rows.shape != self.keys.shape or not (torch.isfinite(rows).all() and rows.any(dim=-1).all()):
             raise ModelError(f"captions are {tuple(rows.shape)}: a finite row for each key {tuple(self.keys.shape)}")
         self.captions = F.normalize(rows, dim=-1)
@@ -106,17 +109,20 @@ class TipX(TipAdapter):
         keys, delta = super()._keys(), self.found.get("delta", 0.0)
         return keys if self.captions is None or not delta else (1 - delta) * keys + delta * self.captions
 
+    @property
+    def _whitens(self) -> bool | None:
+        return self.whiten if self.captions is None else False  # the scatter of images is not that of captions
+
     def _choose(self) -> None:
         self.found["delta"] = 0.0
         super()._choose()
         judged, own = self._judged()
         words, labels = self.scale * self.keys[judged] @ self.text.mT, self.labels[judged]
-        alpha, beta = self.found["alpha"], self.found["beta"]
         if self.captions is not None:
             self.found["delta"] = self._chosen_delta(judged, own, words, labels)
         self.found["slope"] = self._slope()
         alike = self._signs_alike(words / self.scale, own)
-        means = words + alpha * self._means(self.keys[judged], beta, own)
+        means = words + self.found["alpha"] * self._left_out(judged, own)
 
         def candidates() -> Iterator[tuple[float, torch.Tensor]]:
             unit = equal_say(words, self.found["slope"] * alike, labels, self.seen)
