@@ -1,11 +1,11 @@
-"""densevl: open-vocabulary dense prediction. Name some labels; get the segmentation of a photo, without training.
+"""densevl: open-vocabulary dense prediction. Name some labels and get the segmentation of a photo, without training.
 
     import densevl
     segment = densevl.Segmenter("auto")
     result = segment("street.jpg", ["road", "car | truck", "sky"])
     result.save("street.png")
 
-The public names stand in `__init__.pyi`, for editors and for this module alike. Each is loaded when it is first used:
+The public names are listed in `__init__.pyi`, for editors and for this module alike. Each is loaded on first use, so
 importing densevl imports neither torch nor any model.
 """
 

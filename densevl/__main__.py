@@ -1,4 +1,4 @@
-"""`python -m densevl` is the `densevl` command."""
+"""Run the `densevl` command with `python -m densevl`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import sys
 
 
 def main() -> None:
-    """Run the command; Ctrl-C while it is imported is one line too."""
+    """Run the command. Ctrl-C during its import prints one line too."""
     try:
         from densevl.cli import app
 
         app(prog_name="densevl")
     except KeyboardInterrupt:
-        sys.stderr.write("error: stopped; the same command begins anew\n")
+        sys.stderr.write("error: stopped; the same command starts over\n")
         sys.exit(130)
     finally:
-        exec("")  # noqa: S102  interrupted within an exec, such as of a dataclass, Python dies by the signal otherwise
+        exec("")  # noqa: S102  otherwise an interrupt inside an exec (dataclasses use it) kills Python by signal
 
 
 if __name__ == "__main__":

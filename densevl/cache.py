@@ -1,4 +1,4 @@
-"""Where densevl keeps what it can always make again: text embeddings and derived tables."""
+"""The cache folder. It holds only what densevl can compute again: text embeddings and derived tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return the cache folder, made if absent: $DENSEVL_CACHE, else $XDG_CACHE_HOME/densevl, else ~/.cache/densevl."""
+    """Return (and create) the cache folder: $DENSEVL_CACHE, else $XDG_CACHE_HOME/densevl, else ~/.cache/densevl."""
     named = os.environ.get("DENSEVL_CACHE")
     base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densevl"
     base.mkdir(parents=True, exist_ok=True)

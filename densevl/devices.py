@@ -1,4 +1,4 @@
-"""Where a model runs: on the device asked for, else on CUDA where there is one, else on the CPU."""
+"""Choose the device a model runs on, and manage its memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from densevl.errors import OptionError
 if TYPE_CHECKING:
     import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT = 2**30  # bytes of a block, and of what is free at the end of the heap
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+KEPT = 2**30  # bytes: the largest block malloc keeps, and the free memory it keeps at the end of the heap
 
 
 def default(rank: int | None = None) -> str:
-    """CUDA where there is one, else the CPU.
+    """Return "cuda" if CUDA is available, else "cpu".
 
     Args:
-        rank: of a process among several on this machine, which share its CUDA devices in turn.
+        rank: rank of this process among several on this machine. They share its CUDA devices in turn.
     """
     import torch
 
@@ -34,10 +34,10 @@ def default(rank: int | None = None) -> str:
 
 
 def choose(device: str | torch.device | None = None) -> str:
-    """The device asked for, None takes the default, after a try whether it can be used.
+    """Return the device asked for, or the default for None, after checking that it works.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: If the device cannot be used.
     """
     import torch
 
@@ -55,26 +55,26 @@ MATRIX_INSTRUCTIONS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "amx_fp16"),
     *("asimddp", "i8mm", "bf16"),
 )
-"""Flags of CPUs, x86's and then Arm's, that say how they multiply matrices."""
+"""CPU flags, x86 first and then Arm, that tell how fast a CPU multiplies matrices."""
 
 
 @cache
 def processor() -> tuple[str, tuple[str, ...]]:
-    """The name of this machine's CPU, and those of `MATRIX_INSTRUCTIONS` that it says it has (Linux)."""
+    """Return the name of this machine's CPU and which of `MATRIX_INSTRUCTIONS` it reports (Linux only)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
-    told: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
-    flags = (told.get("flags") or told.get("Features") or "").split()
-    name: str = told.get("model name") or platform.processor() or platform.machine()
+    fields: dict[str, str] = dict(re.findall(r"^(model name|flags|Features)\s*: (.*)$", text, re.MULTILINE))
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    name: str = fields.get("model name") or platform.processor() or platform.machine()
     return name.strip(), tuple(flag for flag in MATRIX_INSTRUCTIONS if flag in flags)
 
 
 def free_memory(device: str = "cpu") -> int | None:
-    """Bytes that can be had on a device without swapping; None where nothing says it.
+    """Return the bytes that can be allocated on a device without swapping, or None if that is unknown.
 
-    On a CPU that is what the system has left, and no more than what this process's control group (a container) has.
+    On a CPU this is the smaller of what the system has left and what this process's control group (container) has left.
     """
     import torch
 
@@ -87,17 +87,18 @@ def free_memory(device: str = "cpu") -> int | None:
 
 
 def give_back() -> None:
-    """Hand memory that was freed back to the system, of which glibc keeps what lies between smaller pieces."""
+    """Return freed memory to the system. glibc otherwise keeps blocks that lie between smaller ones."""
     with suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that it frees, for what it allocates next: a program that runs models may call it.
+    """Let this process keep the memory it frees for later allocations. Programs that run models may call it.
 
-    glibc hands large blocks back to the system, which has to fill their pages with zeros when they are asked for again:
-    up to a quarter of the time of an int8 pass on a CPU. Commands of densevl call this, importing densevl does not. It
-    lasts until the process ends, holds for all its threads, and changes nothing with another C library.
+    By default glibc returns large blocks to the system, which must zero their pages when they are allocated again. That
+    takes up to a quarter of the time of an int8 pass on a CPU. The densevl commands call this function, but importing
+    densevl does not. The setting lasts until the process ends and covers all its threads. It has no effect with another
+    C library.
     """
     with suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
@@ -116,7 +117,7 @@ def _of_system() -> int | None:
 
 
 def _of_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What is left of the limit of a control group of version 2, whose cached files give way."""
+    """Return what is left of the memory limit of a version 2 control group. Its cached files count as free."""
     try:
         limit, used = ((folder / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current"))
         cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(encoding="ascii"), re.MULTILINE)

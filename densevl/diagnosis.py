@@ -1,4 +1,4 @@
-"""What `densevl doctor` looks at: versions, known traps of the environment, and the models at hand."""
+"""The checks of `densevl doctor`: versions, known problems of the environment, and the available models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from densevl.errors import ModelError
 
 CORE = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "safetensors", "huggingface-hub")
 FOR_WORK = ("detectors", "textile", "render", "browser", "dev")
-"""Extras that only work on densevl itself needs."""
+"""Extras needed only for work on densevl itself."""
 PRECISIONS = ("float32", "int8", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was looked at, a verdict ("ok", "note" or "bad"), and what was found."""
+    """One row: what was checked, a verdict ("ok", "note" or "bad"), and what was found."""
 
     what: str
     verdict: str
@@ -30,10 +30,10 @@ class Finding:
 
 
 def diagnose(*, speed: bool = False) -> list[Finding]:
-    """Look at everything; takes a few seconds, touches no network.
+    """Run all checks. It takes a few seconds and does not use the network.
 
     Args:
-        speed: time the precisions, too; a minute or two.
+        speed: also time the precisions, which takes a minute or two.
     """
     return [
         Finding("densevl", "ok", f"{__version__} on Python {platform.python_version()}, {platform.machine()}"),
@@ -64,7 +64,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    """What of each extra is not installed, and how it is."""
+    """List what is missing from each extra, with the command that installs it."""
     wanted: dict[str, list[str]] = {}
     try:
         declared = requires("densevl") or []
@@ -78,12 +78,12 @@ def _extras() -> Iterator[Finding]:
     for name, absent in missing.items():
         if absent:
             yield Finding(f"extra {name}", "ok", f'{", ".join(absent)} not installed: pip install "densevl[{name}]"')
-    if whole := [name for name, absent in missing.items() if not absent]:
-        yield Finding("extras", "ok", f"installed: {', '.join(whole)}")
+    if complete := [name for name, absent in missing.items() if not absent]:
+        yield Finding("extras", "ok", f"installed: {', '.join(complete)}")
 
 
 def _precisions(*, anew: bool = False) -> Iterator[Finding]:
-    """What `--precision auto` takes on this machine, and what it is known by."""
+    """Report what `--precision auto` chooses on this machine, and why."""
     import torch
 
     from densevl.backbones.lowered.probe import fastest, machine
@@ -95,23 +95,22 @@ def _precisions(*, anew: bool = False) -> Iterator[Finding]:
 
 
 def _speed() -> Finding:
-    """CPU or GPU seconds of a window in each precision: a ViT-B/16 with random weights, for time does not depend on
-    what weights know."""
+    """Time one window in each precision, on a ViT-B/16 with random weights (the weights do not affect the time)."""
     from densevl.benchmarking.cases import Case, measure
     from densevl.benchmarking.random_model import random_model
 
     model = random_model("ViT-B-16")
     cases = {name: Case(plan="whole", precision=name, height=224, width=224) for name in PRECISIONS}
-    taken = {name: measure(model, case, rounds=2)["seconds"] for name, case in cases.items()}
-    told = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in taken.items())
-    best = min(taken, key=lambda name: taken[name])
-    times = taken["float32"] / taken[best]
-    way = f"; --precision {best} is {times:.1f} times as fast" if times > 1.05 else "; float32 is best"
-    return Finding("speed", "ok", f"a ViT-B/16 at 224x224: {told}{way}")
+    seconds = {name: measure(model, case, rounds=2)["seconds"] for name, case in cases.items()}
+    times = ", ".join(f"{name} {taken:.3f} s" for name, taken in seconds.items())
+    best = min(seconds, key=lambda name: seconds[name])
+    gain = seconds["float32"] / seconds[best]
+    advice = f"; --precision {best} is {gain:.1f} times as fast" if gain > 1.05 else "; float32 is best"
+    return Finding("speed", "ok", f"a ViT-B/16 at 224x224: {times}{advice}")
 
 
 def _int8() -> Finding:
-    """What computes attention, and what runs between the products of `--precision int8`."""
+    """Report how `--precision int8` computes attention and the operations between its products."""
     from densevl.kernels.compiled.compiling import told
 
     return Finding("int8", "ok", told())
@@ -133,17 +132,17 @@ def _torch() -> Finding:
     if devices.default() == "cuda":
         return Finding("compute", "ok", torch.cuda.get_device_name())
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    told = f"no CUDA device, runs on the CPU with {threads} thread{'s' * (threads > 1)}"
+    base = f"no CUDA device, runs on the CPU with {threads} thread{'s' * (threads > 1)}"
     if torch.version.cuda and _nvidia():
-        return Finding("compute", "note", f"{told}; slow: there is a GPU, but its driver is too old for this torch")
-    if threads < cores // 2:  # of twins on one core, one is enough
-        return Finding("compute", "note", f"{told} of {cores} cores; slow: unset OMP_NUM_THREADS")
+        return Finding("compute", "note", f"{base}; slow: there is a GPU, but its driver is too old for this torch")
+    if threads < cores // 2:  # of two hardware threads on a core, one is enough
+        return Finding("compute", "note", f"{base} of {cores} cores; slow: unset OMP_NUM_THREADS")
     if (quota := _quota()) and threads > 1.5 * quota:
         few = max(1, round(quota))
-        return Finding("compute", "note", f"{told}, the container allows {quota:g} cores; slow: OMP_NUM_THREADS={few}")
+        return Finding("compute", "note", f"{base}, the container allows {quota:g} cores; slow: OMP_NUM_THREADS={few}")
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT" and platform.machine() in ("x86_64", "AMD64"):
-        return Finding("compute", "note", f"{told}, which has no AVX2; slow: take another machine")
-    return Finding("compute", "ok", told)
+        return Finding("compute", "note", f"{base}, which has no AVX2; slow: take another machine")
+    return Finding("compute", "ok", base)
 
 
 def _nvidia() -> bool:
@@ -151,7 +150,7 @@ def _nvidia() -> bool:
 
 
 def _quota() -> float | None:
-    """Cores that a container may use at once, None without a limit."""
+    """Return how many cores the container may use at once, or None without a limit."""
     try:
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
             allowed, period = file.read().split()
@@ -161,10 +160,10 @@ def _quota() -> float | None:
 
 
 def _fonts() -> Finding:
-    """Whether names of classes can be drawn, whatever their script."""
+    """Check that class names of any script can be drawn."""
     if missing := undrawn_scripts():
-        told = f"none for names in {', '.join(missing)}; pictures show numbers for them: install Noto fonts"
-        return Finding("fonts", "ok", told)
+        found = f"none for names in {', '.join(missing)}; pictures show numbers for them: install Noto fonts"
+        return Finding("fonts", "ok", found)
     return Finding("fonts", "ok", "for all usual scripts")
 
 

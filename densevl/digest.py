@@ -1,4 +1,4 @@
-"""SHA-256 of texts, files and tensors: one way each, so that equal content has the same digest everywhere."""
+"""SHA-256 of texts, files and tensors, each computed in one way, so that equal content always has the same digest."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 
 def of_bytes(data: bytes) -> str:
-    """64 hexadecimal digits."""
+    """Return the SHA-256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def of_text(*parts: str) -> str:
-    """Of texts in UTF-8 with a null character between them."""
+    """Return the SHA-256 of texts, encoded in UTF-8 and separated by null characters."""
     return of_bytes("\0".join(parts).encode(errors="surrogatepass"))
 
 
 def of_file(path: Path) -> str:
-    """Of a file's content, read in pieces.
+    """Return the SHA-256 of a file, which is read in pieces.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Of named tensors in the order given, on any device: their names, shapes and bytes."""
+    """Return the SHA-256 of the names, shapes and bytes of tensors on any device, in the order given."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,6 +1,6 @@
-"""Every error densevl raises on purpose: one line that names the thing, the limit and the way out.
+"""All errors densevl raises on purpose. Each message is one line that names the thing, the limit and the way out.
 
-Catch `DensevlError` to catch them all. The command line prints the message and exits with 2.
+Catch `DensevlError` to catch them all. The command line prints the message and exits with code 2.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class DensevlError(Exception):
-    """Base of all errors a user can cause or mend."""
+    """Base of all errors that a user can cause or fix."""
 
 
 class ImageError(DensevlError):
@@ -18,15 +18,15 @@ class ImageError(DensevlError):
 
 
 class OptionError(DensevlError):
-    """A setting has a value that it cannot have, or does not go with another."""
+    """A setting has a value it does not accept, or conflicts with another setting."""
 
 
 class LabelError(DensevlError):
-    """The labels are empty, doubled or malformed."""
+    """The labels are empty, duplicated or malformed."""
 
 
 class RecipeError(DensevlError):
-    """A recipe is unknown, contradicts itself, or does not fit the backbone."""
+    """A recipe is unknown, is inconsistent, or does not fit the backbone."""
 
 
 class ProtocolError(DensevlError):
@@ -34,15 +34,15 @@ class ProtocolError(DensevlError):
 
 
 class ModelError(DensevlError):
-    """A model name is unknown, its files are not at hand, or it lacks what is asked of it."""
+    """A model name is unknown, the model's files are not available, or it lacks something a task needs."""
 
 
 class PrecisionError(ModelError):
-    """A model runs in float32 only, and another precision was asked for by name."""
+    """A model runs in float32 only, and another precision was requested by name."""
 
 
 class WeightsError(ModelError):
-    """A weights file is damaged, is something else, or belongs to another architecture."""
+    """A weights file is damaged, is not a weights file, or belongs to another architecture."""
 
 
 class ProposalError(DensevlError):
@@ -54,25 +54,25 @@ class OutputError(DensevlError):
 
 
 class DatasetError(DensevlError):
-    """A benchmark is missing, incomplete, or holds labels that its rules do not know."""
+    """A benchmark is missing or incomplete, or contains labels that its rules do not define."""
 
 
 class EvaluationError(DensevlError):
-    """An evaluation contradicts itself, or its saved state belongs to another one."""
+    """An evaluation is inconsistent, or its saved state belongs to another one."""
 
 
 class MissingExtraError(DensevlError):
-    """A capability needs a package that is not installed; the message holds the install line."""
+    """A feature needs a package that is not installed. The message gives the install command."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install \"densevl[{extra}]\"")
         self._parts = (package, extra, purpose)
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), self._parts  # else worker pools cannot send it back
+        return type(self), self._parts  # without this, worker pools cannot send the error back
 
 
-LONG = 100  # characters of a wrong value that are told, and compared with right ones
+LONG = 100  # characters of a wrong value that are shown, and compared with the right ones
 
 
 def suggest(given: str, allowed: Iterable[str]) -> str:
@@ -82,9 +82,9 @@ def suggest(given: str, allowed: Iterable[str]) -> str:
 
 
 def one_of(given: object, allowed: Iterable[str], what: str, error: type[DensevlError]) -> None:
-    """Raise the error unless a value is one of those allowed."""
+    """Raise an error unless a value is one of those allowed."""
     allowed = list(allowed)
     if given not in allowed:
-        told = repr(given)
-        told = told if len(told) <= LONG else f"{told[:LONG]}..."
-        raise error(f"{what} is {told}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")
+        text = repr(given)
+        text = text if len(text) <= LONG else f"{text[:LONG]}..."
+        raise error(f"{what} is {text}{suggest(str(given), allowed)}; it is one of {', '.join(allowed)}")

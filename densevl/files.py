@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, shown on one line, named so that none hides another."""
+"""Write files completely or not at all, show paths on one line, and name files so that none replaces another."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from typing import Any
 from densevl import digest
 from densevl.errors import OutputError
 
-#: What `SegmentationResult.save` appends to a stem for the overlay picture; `unique_stems` keeps that name free too.
+#: Appended to a stem by `SegmentationResult.save` for the overlay picture; `unique_stems` keeps that name free too.
 OVERLAY_MARK = "_overlay"
-#: Likewise for the picture of its confidence.
+#: The same for the picture of the confidence.
 CONFIDENCE_MARK = "_confidence"
 _MARKS = (OVERLAY_MARK, CONFIDENCE_MARK)
-#: The file in a folder of results that says what made them; see `densevl.pipelines.folder.loop`.
+#: The file in a folder of results that records how they were made; see `densevl.pipelines.folder.loop`.
 RUN_FILE = "densevl.json"
-#: What a killed run may leave in a folder: files that were not yet moved to their places.
+#: What a killed run may leave in a folder: files that were not moved into place yet.
 PARTS = ".densevl-*.part"
-#: What a disk says that takes no more.
+#: Errors of a disk that accepts no more data.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _SIGNED = (".json", ".jsonl", ".html", ".md", ".xml", ".safetensors")
 _SIGNATURE = b"densevl"
 
-# File systems allow 255 bytes a name; this leaves room for a mark, an ending and a temporary name.
+# File systems allow 255 bytes per name; this leaves room for a mark, an extension and a temporary name.
 _STEM_BYTES = 150
-# Not allowed in names on Windows, or (surrogates) not writable as UTF-8.
+# Not allowed in Windows names, or (surrogates) not encodable as UTF-8.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*\ud800-\udfff]')
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))})
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path in quotes on one line, whatever characters it holds and however long it is."""
+    """Return a path in quotes on one line, whatever its characters and length."""
     text = os.fspath(path)
     return repr(text if len(text) < 300 else f"...{text[-200:]}")
 
 
 def json_text(content: Any, **how: Any) -> str:
-    """JSON text; it has no NaN and no infinity: null in their place.
+    """Return content as JSON text, with null in place of NaN and infinity.
 
     Args:
-        how: as `json.dumps` takes it.
+        how: keyword arguments of `json.dumps`.
     """
     return json.dumps(_finite(content), allow_nan=False, **how)
 
@@ -64,35 +64,35 @@ def _finite(value: Any) -> Any:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | Iterable[bytes]) -> Path:
-    """Write one file so that a reader, or a later run, sees all of it or none of it.
+    """Write one file so that a reader or a later run sees either all of it or nothing.
 
     Args:
-        path: where to write; missing folders are made, an existing file is replaced.
-        data: the whole content, or pieces of it as they come; if making one fails, nothing is written.
+        path: where to write. Missing folders are created, and an existing file is replaced.
+        data: the whole content, or an iterable of its pieces. If the iterable fails, nothing is written.
 
     Returns:
         The path written.
 
     Raises:
-        OutputError: the folder or the file cannot be written; nothing partial is left behind.
+        OutputError: If the folder or the file cannot be written. No partial file is left behind.
     """
     return atomic_write_all({Path(path): data})[0]
 
 
 def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[Path]:
-    """Write several files that belong together: all are staged beside their places before the first is moved in.
+    """Write several files that belong together. All are staged beside their targets before the first is moved.
 
-    A full disk therefore leaves earlier files as they were. The content is safe against a killed process; nothing
-    forces it through the operating system's cache, so a power cut may still lose the newest files.
+    A full disk therefore leaves earlier files unchanged. A killed process leaves no partial content, but the files are
+    not forced through the operating system's cache: a power cut may still lose the newest ones.
 
     Args:
-        contents: what to write where; missing folders are made, existing files are replaced.
+        contents: data by path. Missing folders are created, and existing files are replaced.
 
     Returns:
         The paths written, in the order given.
 
     Raises:
-        OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
+        OutputError: If a folder or file cannot be written. No temporary or partial file is left behind.
     """
     with staged(contents) as parts:
         for part, (path, data) in zip(parts, contents.items(), strict=True):
@@ -107,17 +107,17 @@ def atomic_write_all(contents: Mapping[Path, bytes | Iterable[bytes]]) -> list[P
 
 @contextlib.contextmanager
 def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
-    """Stage files that belong together: they are written within, and moved to their places if nothing was raised.
+    """Stage files that belong together: write them in the context; they move into place if nothing was raised.
 
     Args:
-        paths: where they go; missing folders are made, existing files are replaced.
+        paths: the targets. Missing folders are created, and existing files are replaced.
 
     Yields:
-        Another name for each, beside its place, which nobody else uses meanwhile. It is made of the file's name, so
-        that what a killed process left of a file is taken over when the file is written again.
+        For each target, another name beside it that nobody else uses meanwhile. It is derived from the file's name, so
+        that writing the file again takes over what a killed process left of it.
 
     Raises:
-        OutputError: a folder or file cannot be written; no temporary or partial file stays behind.
+        OutputError: If a folder or file cannot be written. No temporary or partial file is left behind.
     """
     parts: list[tuple[Path, Path]] = []
     path, moved = Path(), 0
@@ -135,7 +135,7 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
                 yield [part for part, _ in parts]
             except OSError as error:
                 at = [pair for pair in parts if str(pair[0]) == str(error.filename)]
-                if not at and error.errno not in REFUSED:  # what was read failed, not what is written
+                if not at and error.errno not in REFUSED:  # reading the content failed, not writing it
                     raise
                 part, path = (at or parts)[0]
                 raise unwritten(path, error, _size(part)) from error
@@ -146,16 +146,16 @@ def staged(paths: Iterable[Path]) -> Iterator[list[Path]]:
             except (OSError, ValueError) as error:
                 raise unwritten(path, error, _size(part)) from error
         finally:
-            # What is in its place has freed its name, which another process may have taken by now.
+            # A file in its place has freed its staging name, which another process may use by now.
             for part, _ in parts[moved:]:
                 with contextlib.suppress(OSError, ValueError):
                     part.unlink(missing_ok=True)
 
 
 def _part(path: Path, held: contextlib.ExitStack) -> Path:
-    """The name that a file is staged under; no other process or thread gets it before `held` is closed."""
+    """Return the staging name of a file. No other process or thread gets it before `held` is closed."""
     part = path.parent / f".densevl-{digest.of_text(path.name)[:16]}.part"
-    with contextlib.suppress(ImportError, OSError, ValueError):  # locks are not everywhere
+    with contextlib.suppress(ImportError, OSError, ValueError):  # some systems have no locks
         import fcntl
 
         place = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -163,7 +163,7 @@ def _part(path: Path, held: contextlib.ExitStack) -> Path:
             opened.callback(os.close, place)
             fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
             own = os.fstat(place)
-            # While it was opened another may have moved it to its place, and a link would lead to a file of others.
+            # Another process may have moved it while it was opened. A link would lead to somebody else's file.
             if os.path.samestat(own, os.lstat(part)) and stat.S_ISREG(own.st_mode) and own.st_nlink == 1:
                 held.push(opened.pop_all())
                 return part
@@ -171,16 +171,16 @@ def _part(path: Path, held: contextlib.ExitStack) -> Path:
 
 
 def unwritten(path: Path, error: Exception, size: int = 0) -> OutputError:
-    """What is said of a file that cannot be written. Args: size: its bytes, or those that were written; 0: not said."""
+    """Return the error for a file that cannot be written. `size`: its bytes, or those written so far; 0 hides it."""
     bytes_ = f" ({size:,} bytes)" if size else ""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = next((f"{shown(above)} is a file, no folder" for above in path.parents if above.is_file()), reason)
+        reason = next((f"{shown(above)} is a file, not a folder" for above in path.parents if above.is_file()), reason)
     return OutputError(f"cannot write {shown(path)}{bytes_}: {reason}")
 
 
 def _size(path: Path) -> int:
-    """Bytes that are there of a file."""
+    """Return the bytes a file has now, 0 if it does not exist."""
     try:
         return path.stat().st_size
     except (OSError, ValueError):
@@ -188,7 +188,7 @@ def _size(path: Path) -> int:
 
 
 def renew(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write one file as `atomic_write` does, unless it holds just that already."""
+    """Write one file like `atomic_write`, unless it already has this content."""
     path = Path(path)
     try:
         if path.read_bytes() == data:
@@ -205,31 +205,31 @@ def guard(
     overwrite: bool = False,
     out: str = "another --out",
 ) -> None:
-    """Refuse to write over a file that densevl did not write; every command asks before it writes its first file.
+    """Refuse to overwrite a file that densevl did not write. Every command calls this before it writes its first file.
 
     Args:
-        paths: what will be written. inputs: files that were given; they are refused whatever `overwrite` says.
-        overwrite: files of others may be replaced.
+        paths: the files that will be written. inputs: the files that were given, never overwritten.
+        overwrite: allow replacing files that densevl did not write.
         out: what to name instead, for the message.
 
     Raises:
-        OutputError: one of the paths is an input, a folder, or a file of somebody else.
+        OutputError: If a path is an input, a folder, or a file that densevl did not write.
     """
     there: dict[tuple[int, int], Path] = {}
     for path in map(Path, paths):
         with contextlib.suppress(OSError, ValueError):
             found = path.stat()
-            there[found.st_dev, found.st_ino] = path  # the same file by whatever name
+            there[found.st_dev, found.st_ino] = path  # the same file under any name
     for given in map(Path, inputs) if there else ():
         with contextlib.suppress(OSError, ValueError):
             found = given.stat()
             if (same := there.get((found.st_dev, found.st_ino))) is not None:
                 raise OutputError(f"{shown(same)} is one of the inputs and would be overwritten; name {out}")
     if folders := [path for path in there.values() if path.is_dir()]:
-        raise OutputError(f"{shown(folders[0])} is a folder where a file is to be; name {out}, or move it")
+        raise OutputError(f"{shown(folders[0])} is a folder where a file should be; name {out}, or move it")
     if foreign := [] if overwrite else [path for path in there.values() if not is_own(path)]:
         more = f" and {len(foreign) - 1} more" * (len(foreign) > 1)
-        # An exported model holds nothing within reach that says who wrote it.
+        # Nothing near an exported model tells who wrote it.
         why = "there already" if "FILE" in out else "not written by densevl"
         verb = ("are" if more else "is") if "FILE" in out else ("were" if more else "was")
         raise OutputError(
@@ -238,9 +238,9 @@ def guard(
 
 
 class Hold:
-    """A folder that one run alone writes to while it lasts; `take` takes it, and leaving the context lets go.
+    """A folder that only one run writes to at a time. `take` acquires it, and leaving the context releases it.
 
-    The system lets go of what a killed run held. Where a file system knows no locks, nothing is held.
+    The system releases it for a killed run. On file systems without locks, nothing is acquired.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -248,10 +248,10 @@ class Hold:
         self._place: int | None = None
 
     def take(self) -> None:
-        """Take the folder, which is made if need be; again does nothing.
+        """Acquire the folder and create it if it is missing. Calling this again does nothing.
 
         Raises:
-            OutputError: another run has it, or it cannot be made.
+            OutputError: If another run holds the folder, or it cannot be created.
         """
         if self._place is not None:
             return
@@ -277,16 +277,16 @@ class Hold:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed run had begun to write in a folder, which the caller holds."""
+    """Remove the unfinished files that a killed run left in a folder. The caller must hold the folder."""
     for part in folder.glob(PARTS):
         part.unlink(missing_ok=True)
 
 
 def require_folder(path: str | os.PathLike[str]) -> None:
-    """Make the folder of a file that long work will write, so that an impossible one fails before the work.
+    """Create the folder of a file that a long computation will write, so that a bad path fails at the start.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: If the folder cannot be created.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ def require_folder(path: str | os.PathLike[str]) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether densevl wrote a file: its text says so, or the JSON of the same stem, or the run file that names it."""
+    """Return whether densevl wrote a file. The file itself, the JSON of the same stem, or the run file says so."""
     if path.suffix in _SIGNED and _SIGNATURE in _start(path):
         return True
     beside = path.with_name(f"{path.stem.removesuffix(OVERLAY_MARK).removesuffix(CONFIDENCE_MARK)}.json")
@@ -315,17 +315,18 @@ def _start(path: Path, size: int | None = 2**20) -> bytes:
 def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] = ()) -> list[str]:
     """Name the outputs of many inputs that go into one folder.
 
-    An input keeps its own stem when no other input has it. Equal stems (compared as case-insensitive file systems
-    do) get their folder's name in front, then their ending behind, then a hash of their path, then a number: `a/x.jpg`
-    and `b/x.jpg` become `a_x` and `b_x`, `x.jpg` and `x.png` in one folder `x-jpg` and `x-png`. A name never holds a
-    separator, a leading dot or a character some system refuses, is at most 150 bytes, and never equals the overlay
-    (`x_overlay`) or confidence of another. The same inputs in the same order get the same names.
+    An input keeps its own stem if no other input has it. Stems that are equal on a case-insensitive file system get
+    their folder in front, then their extension behind, then a hash of their path, then a number: `a/x.jpg` and
+        `b/x.jpg`
+    become `a_x` and `b_x`, and `x.jpg` and `x.png` in one folder become `x-jpg` and `x-png`. A name has at most 150
+    bytes, and no separator, leading dot or character that some system refuses. It never equals the overlay
+    (`x_overlay`) or confidence picture of another. The same inputs in the same order get the same names.
 
     Args:
-        paths: the inputs; they need not exist. taken: names that are given away already.
+        paths: the inputs, which need not exist. taken: names already in use.
 
     Returns:
-        One stem an input, in order, all different.
+        One stem per input, in order, all different.
     """
     inputs = [Path(os.fspath(path)) for path in paths]
     names = [_safe_name(path.stem) for path in inputs]
@@ -351,12 +352,12 @@ def unique_stems(paths: Iterable[str | os.PathLike[str]], taken: Iterable[str] =
 
 
 def _claims(name: str) -> tuple[str, ...]:
-    """The stems of all files of a result of this name."""
+    """Return the stems of all files that a result of this name has."""
     return (name, *(name + mark for mark in _MARKS))
 
 
 def _safe_name(text: str) -> str:
-    """Turn any text into one file-name part: nothing forbidden, not hidden, not empty, not too long."""
+    """Turn any text into a file name without forbidden characters that is not hidden, empty or too long."""
     text = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", text)).strip(" .")
     if not text:
         return "image"
@@ -369,5 +370,5 @@ def _safe_name(text: str) -> str:
 
 
 def _fold(name: str) -> str:
-    """Return what two names share when a case-insensitive file system takes them for one."""
+    """Return the key that two names share if a case-insensitive file system considers them equal."""
     return unicodedata.normalize("NFC", name.casefold())

@@ -1,8 +1,8 @@
-"""What decides a result, as facts ready for JSON; and what was fitted on a model, on disk.
+"""Identify models by their weights, compare the settings of two runs, and save fitted state.
 
-A model is named by a hash of its weights, so that what was made with one is not taken for another's. What was fitted is
-tensors in a safetensors file and all else in a JSON file of the same stem; the two name each other by a checksum. No
-pickles.
+A model is identified by a hash of its weights, so that state fitted with one is never used with another. Fitted state
+is saved as tensors in a safetensors file and everything else in a JSON file of the same stem. A checksum ties the two
+together. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 TAKEN = ("image_activation", "text_activation", "mean", "std", "muted")
-SHOWN, LISTED = 60, 6  # characters of a value, and facts, in a message
+SHOWN, LISTED = 60, 6  # characters per value, and facts, shown in a message
 
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 over the weights of every network a model object holds: equal for equal weights, on any machine.
+    """Return the SHA-256 of the weights of all networks in a model object. Equal weights give the same on any machine.
 
-    The activation and the pixel statistics of a backbone count too: without them weights mean something else. It is
-    kept on the object, and computed anew when a tensor has changed.
+    The activation and the pixel statistics of a backbone are included, because weights depend on them. The result is
+    stored on the object and computed again when a tensor has changed.
     """
     tensors = list(_tensors(model))
     reading = getattr(model, "reading", {})
@@ -46,7 +46,7 @@ def fingerprint(model: Any) -> str:
 
 
 def _tensors(thing: Any, above: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the networks that an object holds; else those of the objects of densevl that it is made of."""
+    """Yield the tensors of the networks in an object, or else those of the densevl objects it consists of."""
     import torch
 
     parts = sorted(getattr(thing, "__dict__", {}).items())
@@ -65,10 +65,10 @@ def _changes(tensor: torch.Tensor) -> int:
 
 
 def identity(part: Any) -> Any:
-    """What a part that others are built with is (a proxy, a proposer, a function), ready for JSON.
+    """Describe a component (a proxy, a proposer, a function) by values that JSON can hold.
 
     Returns:
-        None and names as they are; else its name, the fingerprint of its weights if it has some, and its settings.
+        None and names unchanged; else the name, the settings, and the fingerprint of the weights if there are any.
     """
     if part is None or isinstance(part, str):
         return part
@@ -78,7 +78,7 @@ def identity(part: Any) -> Any:
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    """Plain public attributes, also of the parts it is made of."""
+    """Return the plain public attributes of a component and of the components inside it."""
     if not type(part).__module__.startswith("densevl."):
         return {}
     found: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def _settings(part: Any) -> dict[str, Any]:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The facts in which two runs differ, on one line: "model 'mini' -> 'photo', protocol.crop 224 -> 336"."""
+    """List the facts in which two runs differ on one line: "model 'mini' -> 'photo', protocol.crop 224 -> 336"."""
     before, after = (json.loads(json.dumps(facts, default=str)) for facts in (old, new))
     found = list(_changed(before, after))
     return ", ".join(found[:LISTED]) + f" and {len(found) - LISTED} more" * (len(found) > LISTED)
@@ -109,7 +109,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") ->
 
 
 def _brief(value: Any) -> str:
-    """A value in a message: of a hash its first digits, of a part its name."""
+    """Return a value for a message: the first digits of a hash, the name of a component."""
     if isinstance(value, str) and len(value) == 64 and not value.strip("0123456789abcdef"):
         return value[:12]
     if isinstance(value, dict) and "name" in value:
@@ -119,47 +119,47 @@ def _brief(value: Any) -> str:
 
 
 def require_same(model: Any, weights: str, name: str, what: str) -> None:
-    """Refuse a model with other weights than those something was fitted with.
+    """Refuse a model whose weights are not those that something was fitted with.
 
     Args:
-        model: with a `name`. weights: the `fingerprint` wanted. name: of the model it was. what: for the message.
+        model: has a `name`. weights: the expected `fingerprint`. name: the original model. what: for the message.
 
     Raises:
-        WeightsError: it has.
+        WeightsError: If the weights differ.
     """
     if fingerprint(model) != weights:
         raise WeightsError(
             f"{what} was fitted with model '{name}', and '{model.name}' has other weights, or another activation, mean "
-            "or std: its vectors mean nothing to them; load it with that model, or fit again"
+            "or std: their vectors are not comparable; load it with that model, or fit again"
         )
 
 
 def kind_of(what: str) -> Kind:
-    """A kind of fitted file."""
+    """Return the kind of a fitted file, for reading it."""
     return Kind(what, WeightsError, "fit and save it again")
 
 
 def to_bytes(tensors: Mapping[str, torch.Tensor], header: Mapping[str, str]) -> bytes:
-    """A safetensors file, the same bytes for the same content; safetensors itself orders the header anew each time."""
+    """Return a safetensors file with a sorted header. safetensors orders it differently each time."""
     from safetensors.torch import save
 
     blob = save(dict(tensors), dict(header))
     start = 8 + int.from_bytes(blob[:8], "little")
-    told = json.loads(blob[8:start])
-    told["__metadata__"] = dict(sorted(header.items()))
-    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    entries = json.loads(blob[8:start])
+    entries["__metadata__"] = dict(sorted(header.items()))
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + blob[start:]
 
 
 def save(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> list[Path]:
-    """Write `path`.safetensors and `path`.json, both or neither.
+    """Write `path`.safetensors and `path`.json, either both or neither.
 
     Args:
-        path: with or without one of the endings. kind: what it is and its version, for `read`. facts: JSON types.
+        path: with or without one of the extensions. kind: kind and version, for `read`. facts: of JSON types.
 
     Raises:
-        OutputError: the disk refuses.
+        OutputError: If the files cannot be written.
     """
     blob = to_bytes(
         {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, {"format": kind}
@@ -174,15 +174,15 @@ def read(path: str | os.PathLike[str], kind: str, saved: Kind) -> tuple[dict[str
     """Read the tensors and facts that `save` wrote.
 
     Args:
-        kind: as it was saved. saved: what it is, for messages.
+        kind: the kind it was saved with. saved: the kind of file, for messages.
 
     Raises:
-        WeightsError: a file is missing, damaged, of another kind, or the two do not belong together.
+        WeightsError: If a file is missing, damaged or of another kind, or the two do not belong together.
     """
     tensor_file, fact_file = files(saved.path(path))
     facts = read_json(fact_file, saved)
     if (found := facts.get("format")) != kind:
-        other = f"a file of the kind {str(found)[:80]!r}" if found is not None else "no such file"
+        other = f"a file of the kind {str(found)[:80]!r}" if found is not None else "not a file that densevl saved"
         raise saved.bad(fact_file, f"is {other}, not {kind!r}")
     if facts.pop("facts_sha256", None) != stamp(facts):
         raise saved.bad(fact_file, "was changed after it was saved, or is damaged")
@@ -195,7 +195,7 @@ def read(path: str | os.PathLike[str], kind: str, saved: Kind) -> tuple[dict[str
 
 
 def stamp(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of all other facts of a file."""
+    """Return the SHA-256 of the facts of a file."""
     return digest.of_text(json.dumps(facts, sort_keys=True))
 
 
@@ -204,6 +204,6 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def files(path: Path) -> tuple[Path, Path]:
-    """The tensor and the fact file of a name; other dots than those of our endings belong to the name."""
+    """Return the tensor file and the fact file of a name. Dots other than those of the two extensions are kept."""
     base = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     return base.with_name(base.name + ".safetensors"), base.with_name(base.name + ".json")

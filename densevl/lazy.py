@@ -1,7 +1,7 @@
-"""torch and scipy's ndimage, imported when first used: for modules that most commands load and few of them run.
+"""torch and scipy's ndimage, imported on first use. For modules that most commands load and few commands run.
 
-`densevl recipes`, a mistyped name and `--help` answer without the seconds that importing torch takes; ndimage takes a
-third of torch.
+`densevl recipes`, `--help` and the message about a mistyped name then need not wait seconds for torch. Importing
+ndimage takes a third as long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class _Later:
-    """A module that is imported when one of its names is first asked for; the names found are kept."""
+    """A module that is imported when one of its names is first used. Names found are kept."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_name"] = name

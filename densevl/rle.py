@@ -1,4 +1,4 @@
-"""Label maps as COCO run-length codes: every class from one pass over the map, no mask a class ever built."""
+"""Label maps as COCO run-length codes: one pass over the map for all classes, without building a mask per class."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 
 class ClassRuns(NamedTuple):
-    """Where one class lies, as COCO tells it.
+    """Where one class lies, in COCO's terms.
 
     Attributes:
-        counts: int64 (N,), lengths of alternating runs outside and inside the class, down the columns, starting
-            outside (so the first may be 0).
-        area: pixels of the class.
+        counts: int64 (N,), lengths of alternating runs outside and inside the class, down the columns. The first run is
+            outside (so it may be 0).
+        area: number of pixels of the class.
         box: (x, y, width, height) in pixels, tight.
     """
 
@@ -24,13 +24,13 @@ class ClassRuns(NamedTuple):
 
 
 def class_runs(labels: npt.NDArray[np.integer[Any]]) -> dict[int, ClassRuns]:
-    """Cut a label map into runs and sort them by class.
+    """Split a label map into runs, by class.
 
     Args:
-        labels: integer (H, W); negative where nothing.
+        labels: integer (H, W); negative where there is no class.
 
     Returns:
-        The runs of each class present, by ascending class index.
+        The runs of each class present, in ascending order of class index.
     """
     height = labels.shape[0]
     column_order = labels.ravel(order="F")
@@ -55,8 +55,8 @@ def coco_segmentation(counts: npt.NDArray[np.int64], height: int, width: int, *,
 
     Args:
         counts: int64 (N,) of `ClassRuns`.
-        height, width: the map, in pixels.
-        compressed: as COCO's short string rather than a list of integers.
+        height, width: size of the map in pixels.
+        compressed: write COCO's short string instead of a list of integers.
 
     Returns:
         {"size": [height, width], "counts": str or list[int]}
@@ -81,7 +81,7 @@ def _runs_of_one(starts: npt.NDArray[np.intp], ends: npt.NDArray[np.intp], heigh
     one_column = starts // height == (ends - 1) // height
     if one_column.all():
         top, bottom = (starts % height).min(), ((ends - 1) % height).max()
-    else:  # a run that goes on in the next column touches the bottom of one and the top of the other
+    else:  # a run that continues in the next column touches the bottom of one and the top of the other
         top, bottom = 0, height - 1
     box = (int(left), int(top), int(right - left + 1), int(bottom - top + 1))
     return ClassRuns(counts, int((ends - starts).sum()), box)

@@ -1,6 +1,6 @@
-"""Files that densevl wrote, read again: JSON and arrays, as data, within limits, and one line for what is wrong.
+"""Read files that densevl wrote, JSON and arrays, as plain data within limits. A bad file raises a one-line error.
 
-What a file claims is checked against its size before memory is taken for it, so a small file cannot claim terabytes.
+The size a file claims is checked before memory is allocated for it, so a small file cannot claim terabytes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from densevl.errors import DensevlError, OutputError
 from densevl.files import shown
 
-MOST_BYTES = 1 << 30  # of JSON
-MOST_MEMBERS = 1 << 20  # bytes of the list of arrays in an archive
+MOST_BYTES = 1 << 30  # of a JSON file
+MOST_MEMBERS = 1 << 20  # bytes of an archive's list of arrays
 _ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
 
 
@@ -31,7 +31,7 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        what: it is, in a word or two. error: raised for a bad one. way_out: what to do then, "build it anew".
+        what: name of the kind. error: raised for a bad file. way_out: advice for the message, "build it again".
     """
 
     what: str
@@ -39,14 +39,14 @@ class Kind:
     way_out: str
 
     def bad(self, path: str | os.PathLike[str], why: str) -> DensevlError:
-        """The error, to be raised: "region index 'x.npz' cannot be read: it is damaged (...); build it anew"."""
+        """Return the error to raise: "region index 'x.npz' cannot be read: it is damaged (...); build it again"."""
         return self.error(f"{self.what} {shown(path)} cannot be read: it {why}; {self.way_out}")
 
     def path(self, given: Any) -> Path:
-        """What was given as a path.
+        """Return the argument as a `Path`.
 
         Raises:
-            DensevlError: it is none.
+            DensevlError: If it is not a path.
         """
         if not isinstance(given, str | os.PathLike):
             raise self.error(f"{self.what} cannot be read from {type(given).__name__}: give the path of its file")
@@ -54,14 +54,14 @@ class Kind:
 
     @contextmanager
     def sense(self, path: str | os.PathLike[str], *, inner: bool = False) -> Iterator[None]:
-        """Make sense of what a file holds: whatever is wrong with it is this kind's error.
+        """Turn whatever goes wrong while a file's content is interpreted into this kind's error.
 
         Args:
-            inner: errors of densevl too, but for those of a folder that is none; else all of those pass.
+            inner: also convert errors of densevl, except `OutputError`. Otherwise they pass unchanged.
         """
         try:
             yield
-        except Exception as error:  # content of any kind goes wrong in any way
+        except Exception as error:  # bad content can raise anything
             if isinstance(error, OutputError) or (isinstance(error, DensevlError) and not inner):
                 raise
             missing = f"{error} is missing" if isinstance(error, KeyError) else ""
@@ -69,14 +69,14 @@ class Kind:
 
 
 def said(error: BaseException) -> str:
-    """The reason of an error on one line: at most 200 characters."""
+    """Return the reason of an error on one line of at most 200 characters."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
 
 
 def foreign(head: bytes) -> str | None:
-    """What a file is that nobody means to read, by its first bytes, in words that follow "it"; None for others."""
+    """Recognise a wrong file by its first bytes. Return what it is, in words that follow "it", or None."""
     if not head:
         return "is empty"
     if head.startswith(b"version https://git-lfs"):
@@ -89,10 +89,10 @@ def foreign(head: bytes) -> str | None:
 
 
 def read_bytes(path: str | os.PathLike[str], kind: Kind, most: int = MOST_BYTES) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
-        DensevlError: missing, a folder, unreadable, too large, or a file of another kind.
+        DensevlError: If the file is missing, a folder, unreadable, too large, or of another kind.
     """
     with _opened(path, kind) as (file, size):
         if size > most:
@@ -101,10 +101,10 @@ def read_bytes(path: str | os.PathLike[str], kind: Kind, most: int = MOST_BYTES)
 
 
 def read_json(path: str | os.PathLike[str], kind: Kind, needed: Collection[str] = ()) -> dict[str, Any]:
-    """Read a file of one JSON object.
+    """Read a file that contains one JSON object.
 
     Raises:
-        DensevlError: see `read_bytes`; no JSON object, a key that stands twice, NaN, or one that lacks what is needed.
+        DensevlError: See `read_bytes`; also if it is not a JSON object, repeats a key, or lacks a needed one.
     """
     data = read_bytes(path, kind)
     with kind.sense(path):
@@ -117,10 +117,10 @@ def read_json(path: str | os.PathLike[str], kind: Kind, needed: Collection[str] 
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON, strictly: UTF-8, each key once, no NaN and no infinity.
+    """Parse JSON strictly: UTF-8, each key once, no NaN and no infinity.
 
     Raises:
-        ValueError, RecursionError: it is none.
+        ValueError, RecursionError: If it is not such JSON.
     """
     return json.loads(
         data if isinstance(data, str) else data.decode("utf-8-sig"),
@@ -131,15 +131,15 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_arrays(path: str | os.PathLike[str], kind: Kind) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of an .npz file as `numpy.savez` writes it, each checked against its checksum.
+    """Read the arrays of an .npz file written by `numpy.savez`. Each is verified against its checksum.
 
     Raises:
-        DensevlError: see `read_bytes`; no such archive, damaged, compressed, or holding something else than numbers and
-            texts.
+        DensevlError: See `read_bytes`; also if it is not such an archive, is damaged or compressed, or contains
+            something other than numbers and texts.
     """
     with _opened(path, kind) as (file, size):
         if file.read(4) != _ZIP:
-            raise kind.bad(path, "is no .npz file")
+            raise kind.bad(path, "is not an .npz file")
         with kind.sense(path):
             file.seek(max(0, size - (1 << 16) - 22))
             end = file.read()
@@ -156,7 +156,7 @@ def read_array(path: str | os.PathLike[str], kind: Kind) -> npt.NDArray[Any]:
     """Read an .npy file.
 
     Raises:
-        DensevlError: see `read_bytes`; no such file, damaged, or holding something else than numbers.
+        DensevlError: See `read_bytes`; also if it is not such a file, is damaged, or contains anything but numbers.
     """
     with _opened(path, kind) as (file, size), kind.sense(path):
         return _array(file, size)
@@ -164,13 +164,13 @@ def read_array(path: str | os.PathLike[str], kind: Kind) -> npt.NDArray[Any]:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[IO[bytes], int]]:
-    """A file that is there, its size, and that it is nothing foreign."""
+    """Open a file and yield it with its size, after checking that it exists and is not a file of a wrong kind."""
     path = kind.path(path)
     try:
         if path.is_dir():
             raise kind.bad(path, "is a folder")
         if not path.is_file():
-            raise kind.bad(path, "does not exist" if not path.exists() else "is no regular file")
+            raise kind.bad(path, "does not exist" if not path.exists() else "is not a regular file")
         with path.open("rb") as file:
             head = file.read(64)
             if reason := foreign(head):
@@ -178,14 +178,14 @@ def _opened(path: str | os.PathLike[str], kind: Kind) -> Iterator[tuple[IO[bytes
             file.seek(0)
             yield file, path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise kind.bad(path, f"is not to be opened ({said(error)})") from error
+        raise kind.bad(path, f"cannot be opened ({said(error)})") from error
 
 
 def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, npt.NDArray[Any]]:
     members = archive.infolist()
     names = [member.filename for member in members]
     if len(set(names)) < len(names) or not all(name.endswith(".npy") for name in names):
-        raise ValueError("it holds something else than arrays, or two of one name")
+        raise ValueError("it holds something other than arrays, or two with one name")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("it is compressed, which densevl does not do")
     if sum(member.file_size for member in members) > size:
@@ -198,14 +198,14 @@ def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _array(file: IO[bytes], size: int) -> npt.NDArray[Any]:
-    """Read an array, once its header says no more than there is."""
+    """Read an array after checking that its header does not claim more than the file has."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it is an array file of version {version[0]}")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject or dtype.kind not in "biufSU":
-        raise ValueError(f"it holds {dtype}, no numbers")
+        raise ValueError(f"it holds {dtype}, not numbers")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"an array {shape} of {dtype} is not what its {size:,} bytes hold")
     file.seek(0)
@@ -217,12 +217,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(twice)} stands twice")
+        raise ValueError(f"key {shown(twice)} appears twice")
     return found
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _finite(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Files that lie inside the package, or inside another one: where they are, and that they are those meant."""
+"""Locate files inside this package or another one, and check that they are the expected ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MINI, MINI_SAM = "weights/mini.safetensors", "weights/mini_sam.safetensors"
 
 
 def is_shipped(weights: str) -> bool:
-    """Whether this installation holds the file densevl/`weights`."""
+    """Return whether this installation contains the file densevl/`weights`."""
     return files("densevl").joinpath(weights).is_file()
 
 
 def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
-    """The path of densevl/`weights`, checked against its SHA-256.
+    """Return the path of densevl/`weights`, after checking its SHA-256.
 
     Args:
-        weights: below the package's folder, such as "weights/mini.safetensors"; sha256: 64 hexadecimal digits.
+        weights: path below the package's folder, such as "weights/mini.safetensors". sha256: 64 hexadecimal digits.
         model, tool: the model's name and the module that makes the file, for messages.
 
     Raises:
-        ModelError: this installation holds no such file.
-        WeightsError: the file is another one.
+        ModelError: If this installation does not contain the file.
+        WeightsError: If the file has another checksum.
     """
     path = Path(str(files("densevl").joinpath(weights)))
     if not path.is_file():
@@ -43,26 +43,26 @@ def shipped_file(weights: str, sha256: str, model: str, tool: str) -> Path:
 
 
 def installed_file(module: str, relative: str) -> Path | None:
-    """A file of an installed package, which is not imported; None without it.
+    """Return the path of a file of an installed package without importing the package; None if there is no such file.
 
-    Looking for a top-level module executes nothing of the package, which need not be importable.
+    Searching for a top-level module executes no code of the package, so it works for broken packages too.
 
     Args:
-        module: top-level. relative: path of the file below the module's folder, with "/".
+        module: a top-level name. relative: path of the file below the module's folder, with "/".
     """
     try:
         spec = PathFinder.find_spec(module) or find_spec(module)  # the first looks past sys.modules
-    except (ImportError, ValueError):  # a half-removed package leaves such traces
+    except (ImportError, ValueError):  # raised for a package that was only partly removed
         return None
     folders = (spec.submodule_search_locations or ()) if spec else ()
     return next((path for folder in folders if (path := Path(folder, relative)).is_file()), None)
 
 
 def open_clip_file(relative: str) -> Path:
-    """A file of open_clip, whose import takes longer than that of torch.
+    """Return a file of open_clip without importing it, which takes longer than importing torch.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: If the file is missing.
     """
     path = installed_file("open_clip", relative)
     if path is None:

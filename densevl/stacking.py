@@ -1,4 +1,4 @@
-"""Masks that overlap: the smaller one is on top, of equals the first."""
+"""Stack overlapping masks: the smaller one is on top, or the first one of equal size."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 
 def back_to_front(areas: Any, priority: Any = None) -> npt.NDArray[np.int64]:
-    """The order to paint masks in, so that the last one over a pixel is the one on top.
+    """Return the order to paint masks in: the last one painted over a pixel is the one on top.
 
     Args:
-        areas: (M,) pixels of each mask.
-        priority: (M,) numbers that decide before the areas do, the highest on top; None is the same for all.
+        areas: (M,) number of pixels of each mask.
+        priority: (M,) numbers that take precedence over the areas, with the highest on top. None means all equal.
 
     Returns:
-        int64 (M,), a permutation.
+        int64 (M,), a permutation of the masks.
     """
     sizes = np.asarray(areas)
     first = np.zeros(len(sizes)) if priority is None else np.asarray(priority, np.float64)

@@ -183,7 +183,7 @@ def test_a_folder_of_results_that_becomes_a_file_is_named(photos: Path, tmp_path
     monkeypatch.setattr(Folder, "content", replaced)
     done = segment(photos, out, "--json")
     assert done.exit_code == 4
-    assert f"'{out}' is a file, no folder" in done.stderr
+    assert f"'{out}' is a file, not a folder" in done.stderr
 
 
 @pytest.mark.parametrize("at", ["typer", "densevl.cli.shared", "densevl.pipelines.folder.loop"])

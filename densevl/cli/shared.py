@@ -211,7 +211,7 @@ def one_line_errors(command: _Command) -> _Command:
             fail(f"{'cannot write ' * full}{shown(str(error.filename))}: {error.strerror}")
             raise typer.Exit(UNWRITTEN if full else FAILED) from error
         except KeyboardInterrupt as stop:
-            fail("; ".join(["stopped", *getattr(stop, "__notes__", ["the same command begins anew"])]))
+            fail("; ".join(["stopped", *getattr(stop, "__notes__", ["the same command starts over"])]))
             raise typer.Exit(STOPPED) from stop
 
     return wrapped  # type: ignore[return-value]

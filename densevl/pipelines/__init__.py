@@ -1,1 +1,1 @@
-"""One class a task: glue between images, words, a backbone and the decoder."""
+"""One class per task. Each connects images, words, a backbone and the decoder."""

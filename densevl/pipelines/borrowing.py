@@ -1,4 +1,4 @@
-"""The other models a recipe borrows from: its proxy, and the encoder of SAM; given, named, or the recipe's own."""
+"""Load the other models a recipe borrows from, its proxy and the encoder of SAM: those given, or the recipe's own."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Borrowed = str | Path | Lender | None
 def borrow(
     recipe: Recipe | None, proxy: Borrowed, sam: Borrowed, device: str, also: frozenset[str] = frozenset()
 ) -> tuple[Lender | None, Lender | None]:
-    """The proxy and the SAM encoder that a recipe reads, None where it reads none.
+    """Load the proxy and the SAM encoder that a recipe reads. Each is None if the recipe does not read it.
 
     Args:
         recipe: None for a model without recipes.
         proxy, sam: a name or path for `load_proxy`, a loaded `Proxy`, or None for the recipe's own.
-        device: where they are loaded to. also: "proxy" where a refinement reads one.
+        device: where they are loaded. also: {"proxy"} if a refinement reads a proxy.
 
     Raises:
-        RecipeError: one is given and the recipe has no use for it.
-        ModelError: one cannot be loaded; the message says which option gives another.
-        WeightsError: a damaged file.
-        MissingExtraError: SAM without `segment-anything`.
+        RecipeError: If one is given that the recipe does not use.
+        ModelError: If one cannot be loaded; the message names the option that gives another.
+        WeightsError: If a file is damaged.
+        MissingExtraError: If SAM is needed and `segment-anything` is not installed.
     """
     reads = (recipe.reads if recipe is not None else frozenset()) | also
     for given, option in ((proxy, "proxy"), (sam, "sam")):
@@ -45,7 +45,7 @@ def borrow(
     own = recipe.proxy.model if recipe is not None and recipe.proxy is not None else usual
     loaded_proxy = _load(recipe, proxy, own, "proxy", device) if "proxy" in reads else None
     if "proxy" in also and isinstance(loaded_proxy, DinoiserHeads):
-        raise ModelError("refine='proxy' spreads by the features of a model of its own; DINOiser's heads are none")
+        raise ModelError("refine='proxy' spreads by the features of a separate model; DINOiser's heads have none")
     loaded_sam = _load(recipe, sam, SAM, "sam", device) if "sam" in reads else None
     if loaded_sam is not None and not hasattr(loaded_sam, "last_attention"):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""How a photo is fed to a model: the protocol that applies, the size it is resized to, and its windows."""
+"""Prepare a photo for a model: choose the protocol, resize the photo, and place its windows."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from densevl.inference import WindowGrid
 from densevl.recipes import Recipe
 from densevl.weights import require_finite
 
-BATCH = 32  # of whole pictures, a pass
+BATCH = 32  # whole pictures per pass
 PLANS = ("tiles", "sliding", "whole")
-"""Ways to lay windows, by name: even ones that hardly overlap; the papers', half overlapping; one over the image."""
+"""Window layouts by name: even windows that hardly overlap; half-overlapping ones, as in papers; one for the image."""
 
 
 class Embeds(Protocol):
-    """What embeds whole pictures: a `Backbone`, or one that looks otherwise."""
+    """A model that embeds whole pictures: a `Backbone`, or a substitute with views of its own."""
 
     name: str
 
@@ -38,15 +38,15 @@ class Embeds(Protocol):
 def settle(
     given: InferenceProtocol | Mapping[str, Any] | str | None, own: InferenceProtocol, recipe: Recipe | None
 ) -> InferenceProtocol:
-    """The protocol given, or changes to the model's own; windows of a recipe that stitches lie on one patch grid.
+    """Return the protocol given, or the model's own with changes. Recipes that stitch get windows on one patch grid.
 
     Args:
-        given: an `InferenceProtocol`; or fields to change, beside which "plan" may name one of `PLANS`; or that
-            name alone.
-        own: the model's. recipe: the recipe that will run.
+        given: an `InferenceProtocol`; or a dict of fields to change, in which "plan" may name one of `PLANS`; or only
+            the name of a plan.
+        own: the model's protocol. recipe: the recipe that will run.
 
     Raises:
-        ProtocolError: a field or plan that does not exist, or an impossible value.
+        ProtocolError: If a field or plan does not exist, or a value is impossible.
     """
     known = [field.name for field in fields(InferenceProtocol)]
     if not isinstance(given, InferenceProtocol):
@@ -62,7 +62,7 @@ def settle(
 
 
 def _windows(plan: str | None, crop: int | None) -> dict[str, Any]:
-    """The fields that a plan stands for."""
+    """Return the fields that a plan sets."""
     if plan is None:
         return {}
     if plan not in PLANS:
@@ -73,7 +73,7 @@ def _windows(plan: str | None, crop: int | None) -> dict[str, Any]:
 
 
 def fed_size(size: tuple[int, int], protocol: InferenceProtocol, patch: int, scale: float = 1.0) -> tuple[int, int]:
-    """(H, W) a photo is resized to, times `scale`; whole patches where it is one window, which spares it padding."""
+    """Return the (H, W) a photo is resized to, times `scale`. A single window gets whole patches, to avoid padding."""
     height, width = size
     if protocol.short_side is not None:
         height, width = keep_ratio_size(height, width, protocol.short_side, protocol.long_side)
@@ -87,30 +87,30 @@ def fed_size(size: tuple[int, int], protocol: InferenceProtocol, patch: int, sca
 def feed(
     rgb: np.ndarray, backbone: Backbone, protocol: InferenceProtocol, scale: float = 1.0
 ) -> tuple[torch.Tensor, WindowGrid]:
-    """A uint8 RGB photo as normalised pixels (1, 3, H, W) and the windows over them."""
+    """Return a uint8 RGB photo as normalised pixels (1, 3, H, W), with its windows."""
     patch = backbone.patch_size
     size = fed_size((rgb.shape[0], rgb.shape[1]), protocol, patch, scale)
     windows = WindowGrid.place(*size, protocol.crop, protocol.stride, patch, protocol.blend)
-    windows.require_plan(rgb.shape[0], rgb.shape[1])  # before the model runs, not after
+    windows.require_plan(rgb.shape[0], rgb.shape[1])  # fail before the model runs, not after
     return backbone.normalize(resize(rgb, size))[None], windows
 
 
 def patch_grid(backbone: Backbone) -> tuple[int, int]:
-    """(h, w) patches of a picture at the trained size."""
+    """Return how many patches (h, w) a picture has at the training size."""
     height, width = backbone.picture_size
     return height // backbone.patch_size, width // backbone.patch_size
 
 
 def whole_pictures(backbone: Embeds, pictures: Sequence[np.ndarray]) -> list[torch.Tensor]:
-    """Whole pictures, uint8 RGB (H, W, 3), normalised at the trained size: float (3, S, S) each.
+    """Normalise whole uint8 RGB pictures (H, W, 3) at the training size: float (3, S, S) each.
 
-    They are resized without a crop, so that nothing at the rim is lost.
+    They are resized without a crop, so that nothing at the borders is lost.
     """
     return [backbone.normalize(shrink(picture, backbone.picture_size)) for picture in pictures]
 
 
 def embed_images(backbone: Embeds, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """Whole pictures, uint8 RGB (H, W, 3), to embeddings (N, D) float32, not normalised; see `whole_pictures`."""
+    """Encode whole uint8 RGB pictures (H, W, 3) to embeddings (N, D) float32, not normalised; see `whole_pictures`."""
     pixels = whole_pictures(backbone, pictures)
     starts = range(0, len(pixels), BATCH)
     rows = torch.cat([backbone.encode_image(torch.stack(pixels[at : at + BATCH])) for at in starts]).float()

@@ -1,4 +1,4 @@
-"""Many images in order: read ahead by a thread, those that share a pass together, errors in their place."""
+"""Process many images in order. A thread reads ahead, images may share a pass, and errors are reported in place."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from densevl.errors import ImageError, OptionError
 from densevl.images.notes import ImageWarning, collected
 
 OnError = Callable[[Any, ImageError], None]
-"""Told an image that cannot be read, and why."""
-ON_CPU = 2**18  # pixels a pass: 28 windows of 96 x 96, 5 of 224 x 224; larger passes fall out of the cache
-ON_GPU = 64  # windows, or whole pictures, a pass
-AHEAD = 16  # images that are read before they are needed
-HELD = 2**28  # bytes of them
+"""Called with an image that cannot be read, and the error."""
+ON_CPU = 2**18  # pixels per pass: 28 windows of 96 x 96, 5 of 224 x 224; larger passes fall out of the cache
+ON_GPU = 64  # windows, or whole pictures, per pass
+AHEAD = 16  # images read ahead
+HELD = 2**28  # bytes of images held ahead
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 Read = TypeVar("Read")
@@ -34,10 +34,10 @@ Result = TypeVar("Result")
 
 
 def batch_size(batch: int | None, device: Any, pixels: int) -> int:
-    """How many windows, or whole pictures, of so many pixels share a pass; None takes what suits the device.
+    """Return how many windows or pictures of `pixels` pixels share a pass; None chooses what suits the device.
 
     Raises:
-        OptionError: less than 1, or no whole number.
+        OptionError: If `batch` is less than 1 or not a whole number.
     """
     if batch is None:
         return max(1, ON_CPU // pixels) if device.type == "cpu" else ON_GPU
@@ -54,46 +54,46 @@ def many(
     share: Callable[[Read], float] = lambda read: 1.0,
     on_error: OnError | None = None,
 ) -> Iterator[Result]:
-    """Results in the order of their images.
+    """Yield results in the order of their images.
 
-    What goes together depends on the images alone, not on time, so that a second run gives the same to the last bit.
+    Batches depend only on the images, not on timing, so that a second run gives bitwise identical results.
 
     Args:
-        images: anything; they are taken as they are needed. An iterator may write the next one to the same memory.
-        read: reads one, in a thread, which waits while much is read and not used: what has `nbytes` counts by those.
-        run: makes the results of some, in order.
-        share: what part of a pass an image takes; they are handed to `run` together while it has room.
-        on_error: is told of images that cannot be read, in their place; None raises there.
+        images: any iterable, consumed as needed. An iterator may write each image to the same memory.
+        read: reads one image in a thread. The thread waits while too many bytes (`nbytes`) are read but not used yet.
+        run: computes the results of several images, in order.
+        share: the fraction of a pass that an image takes. Images are passed to `run` together while they fit.
+        on_error: called for each image that cannot be read, in its place. None raises there.
 
     Raises:
-        ImageError: an image cannot be read, once the results of those before it are out.
-        OptionError: one image in place of several, or no images.
+        ImageError: If an image cannot be read, after the results of the images before it.
+        OptionError: If one image is given instead of several, or no images.
     """
     is_one = isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 0) in (2, 3)
     if is_one or not hasattr(images, "__iter__"):
         raise OptionError(f"images are one {type(images).__name__}; give a list, or call the class itself with one")
     together: list[tuple[Any, Read]] = []
     taken = 0.0
-    told: list[tuple[str, ...]] = []
+    notes: list[tuple[str, ...]] = []
     for image, waiting in _ahead(images, _hearing(read), AHEAD):
         error = waiting.exception()
         own = 0.0 if error is not None else share(waiting.result()[0])
         if together and (error is not None or taken + own > 1 + 1e-9):
-            yield from map(with_warnings, run(together), told)
-            together, taken, told = [], 0.0, []
+            yield from map(with_warnings, run(together), notes)
+            together, taken, notes = [], 0.0, []
         if error is None:
-            given, said = waiting.result()
-            together, taken, told = [*together, (image, given)], taken + own, [*told, said]
+            given, own_notes = waiting.result()
+            together, taken, notes = [*together, (image, given)], taken + own, [*notes, own_notes]
         elif isinstance(error, ImageError) and on_error is not None:
             on_error(image, error)
         else:
             raise error
     if together:
-        yield from map(with_warnings, run(together), told)
+        yield from map(with_warnings, run(together), notes)
 
 
 def with_warnings(result: Result, said: Iterable[str]) -> Result:
-    """A result with what was said of its image among its warnings; where it has none, Python warns."""
+    """Add the notes about an image to the warnings of its result. If it has no warnings, issue Python warnings."""
     changed: Any = result
     if said and hasattr(result, "warnings"):
         return replace(changed, warnings=(*changed.warnings, *said))
@@ -103,7 +103,7 @@ def with_warnings(result: Result, said: Iterable[str]) -> Result:
 
 
 def hearing(call: Call) -> Call:
-    """Decorate a function of images to a result: what is said of those images is among its warnings."""
+    """Decorate a function from images to a result, so that notes about the images become warnings of the result."""
 
     @functools.wraps(call)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -115,7 +115,7 @@ def hearing(call: Call) -> Call:
 
 
 def _hearing(read: Callable[[Any], Read]) -> Callable[[Any], tuple[Read, tuple[str, ...]]]:
-    """`read`, with what is said of the image."""
+    """Wrap `read` so that it also returns the notes about the image."""
 
     def reading(image: Any) -> tuple[Read, tuple[str, ...]]:
         with collected() as said:
@@ -125,7 +125,7 @@ def _hearing(read: Callable[[Any], Read]) -> Callable[[Any], tuple[Read, tuple[s
 
 
 def source(image: Any) -> str | None:
-    """The path an image was given as, for the meta of its result."""
+    """Return the path an image was given as, for the result's metadata."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
 
 
@@ -136,14 +136,14 @@ def one_by_one(
     *,
     on_error: OnError | None = None,
 ) -> Iterator[Result]:
-    """`many` where images share nothing but the reading ahead."""
+    """Call `many` for images that share nothing except reading ahead."""
     return many(images, read, lambda few: (call(*one) for one in few), on_error=on_error)
 
 
 def _ahead(
     images: Iterable[Any], read: Callable[[Any], tuple[Read, tuple[str, ...]]], depth: int
 ) -> Iterator[tuple[Any, Future[tuple[Read, tuple[str, ...]]]]]:
-    """Each image with its reading, at most `depth` of them under way."""
+    """Yield each image with its future reading; at most `depth` are in progress."""
     waiting: deque[tuple[Any, Future[tuple[Read, tuple[str, ...]]]]] = deque()
     room, pool = _Room(), ThreadPoolExecutor(1, "densevl-reading")
 
@@ -159,7 +159,7 @@ def _ahead(
             room.fill(-getattr(found.result()[0], "nbytes", 0))
         return image, found
 
-    several = isinstance(images, (list, tuple))  # their images do not change while the next one is taken
+    several = isinstance(images, (list, tuple))  # these images do not change when the next one is taken
     try:
         for image in images:
             image = image if several else _own(image)
@@ -179,7 +179,7 @@ def _ahead(
 
 
 def _own(image: Any) -> Any:
-    """A copy of what an iterator may write its next image to."""
+    """Copy an image whose memory an iterator may reuse for the next one."""
     if isinstance(image, (bytearray, memoryview)):
         return bytes(image)
     if isinstance(image, np.ndarray):
@@ -189,17 +189,17 @@ def _own(image: Any) -> Any:
 
 
 def _read_now(read: Callable[[Any], Read], image: Any) -> Future[Read]:
-    """Read an open file or a PIL image before its iterator closes it or goes to its next frame."""
+    """Read an open file or a PIL image before its iterator closes it or moves to the next frame."""
     found: Future[Read] = Future()
     try:
         found.set_result(read(image))
-    except Exception as error:  # noqa: BLE001  raised at its place
+    except Exception as error:  # noqa: BLE001  raised in its place
         found.set_exception(error)
     return found
 
 
 class _Room:
-    """Bytes that are read and not taken yet: whoever reads waits until there is room."""
+    """Counts the bytes read but not used yet. The reader waits until there is room."""
 
     def __init__(self) -> None:
         self._held, self._changed = 0.0, threading.Condition()

@@ -1,4 +1,4 @@
-"""What results say besides what was found, in the same sentences everywhere, so that a run prints each once."""
+"""Warnings of results. The sentences are the same everywhere, so that a run prints each only once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from densevl.backbones.reach import listed
 from densevl.images.blank import is_blank
 from densevl.images.drawn import is_drawn
 
-LOST = 0.005  # share of a picture: a class that had more and is gone was no speckle
+LOST = 0.005  # share of a picture: a class that had more than this was not just a speckle
 
 
 def shows_nothing(backbone: Backbone, rgb: np.ndarray) -> bool:
-    """Whether a model for photos is given a picture without features, in which it would see things all the same."""
+    """Return whether a photo model gets a picture without features, where it would still see things."""
     return backbone.pictures == "photos" and is_blank(rgb)
 
 
 def of_picture(backbone: Backbone, rgb: np.ndarray) -> tuple[str, ...]:
-    """A warning that a model for photos is given a drawing, or a picture without features.
+    """Warn if a photo model gets a drawing, or a picture without features.
 
-    The other way round cannot be told from pixels reliably.
+    The opposite case cannot be recognised reliably from pixels.
     """
     if shows_nothing(backbone, rgb):
         return (
@@ -39,44 +39,44 @@ def of_picture(backbone: Backbone, rgb: np.ndarray) -> tuple[str, ...]:
 
 
 def is_flat(scores: torch.Tensor) -> bool:
-    """Whether several strings score alike everywhere, so that none wins; scores (..., T), T strings."""
+    """Return whether all strings score the same everywhere, so that none wins; scores (..., T), T strings."""
     return scores.numel() > 0 and scores.shape[-1] > 1 and bool((scores == scores[..., :1]).all())
 
 
 def of_scores(scores: torch.Tensor) -> tuple[str, ...]:
-    """A warning that no string wins; scores (..., T), T strings."""
+    """Warn if no string wins; scores (..., T), T strings."""
     if not is_flat(scores):
         return ()
-    return (f"all {scores.shape[-1]} words score alike everywhere: the label is the first of them, not a finding",)
+    return (f"all {scores.shape[-1]} words score the same everywhere: the label is the first of them, not a finding",)
 
 
 def of_segments(empty: bool, pooled: bool) -> tuple[str, ...]:
-    """A warning that a photo has no segments; pooled: the recipe reads nothing outside of them."""
+    """Warn if a photo has no segments. `pooled`: the recipe reads nothing outside of segments."""
     if not empty:
         return ()
     if pooled:
-        return ("no region was found in the photo, and the recipe names regions alone: there is nothing in it",)
-    return ("no region was found in the photo, so the labels are those of a photo without segments",)
+        return ("no region was found in the photo, and the recipe labels only regions: no pixel has a label",)
+    return ("no region was found in the photo, so the photo was labelled without segments",)
 
 
 def of_labels(labels: np.ndarray, what: str = "pixel") -> tuple[str, ...]:
-    """What to try if no pixel (or region) has a label; labels below 0 are nothing, none at all is no result."""
+    """Advise what to try if no pixel (or region) has a label. Labels below 0 mean nothing; no labels, no advice."""
     if not labels.size or (labels >= 0).any():
         return ()
     return (
-        f"no {what} was given a label; if what you look for is there: other words for it, background 'none' "
-        "(--background none) or a lower threshold, or another model (densevl models)",
+        f"no {what} was given a label; if what you look for is there, try other words for it, background 'none' "
+        "(--background none), a lower threshold, or another model (densevl models)",
     )
 
 
 def of_vote(before: torch.Tensor, after: torch.Tensor, names: Sequence[str]) -> tuple[str, ...]:
-    """A warning of the classes of which a vote of clusters left no pixel; labels of the same pixels, -1 for nothing."""
+    """Warn about classes that lost all their pixels in a vote of clusters. Labels are of the same pixels, or -1."""
     had = torch.bincount(before.flatten() + 1, minlength=len(names) + 1)[1:] / before.numel()
     has = torch.bincount(after.flatten() + 1, minlength=len(names) + 1)[1:]
     lost = [name for name, share, left in zip(names, had.tolist(), has.tolist(), strict=True) if share > LOST > left]
     if not lost:
         return ()
     return (
-        f"the vote of the recipe's clusters took every pixel of {listed(lost)}: refine 'none' (--refine none) leaves "
-        "the vote out",
+        f"the vote of the recipe's clusters took every pixel of {listed(lost)}: leave the vote out with refine 'none' "
+        "(--refine none)",
     )

@@ -1,4 +1,4 @@
-"""Which values the settings of the pipelines may have: one table, asked before anything is loaded."""
+"""The values that settings of the pipelines may have: one table, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be. Attributes: fits: tells; wants: the same in words; choices: names to suggest from."""
+    """Allowed values. Attributes: fits: tests a value; wants: describes it in words; choices: names to suggest."""
 
     fits: Callable[[Any], bool]
     wants: str
@@ -63,7 +63,7 @@ def _strings(value: Any) -> bool:
 
 
 def _device(value: Any) -> bool:
-    return isinstance(value, (str, torch.device)) and bool(devices.choose(value))  # says itself why it cannot be used
+    return isinstance(value, (str, torch.device)) and bool(devices.choose(value))  # raises its own error
 
 
 def _one_of(choices: Iterable[str]) -> Rule:
@@ -158,14 +158,14 @@ DISCOVERY: Mapping[str, Rule] = {
     "overlap": Rule(lambda value: value is None or (_number(value) and 0 <= value <= 1), "a share of 0..1, or None"),
     "merge": Rule(lambda value: value is None or (_number(value) and -1 <= value <= 1), "a cosine, -1 to 1, or None"),
 }
-"""Of `RegionClassifier.discover`."""
+"""Rules for the arguments of `RegionClassifier.discover`."""
 
 
 def checked(init: _Init) -> _Init:
-    """A constructor that looks its arguments up in `RULES` before it runs; what is left out is not asked.
+    """Decorate a constructor to check its arguments against `RULES` before it runs. Defaults are not checked.
 
     Raises:
-        OptionError: a setting that does not exist, is given twice or is left out, or a value that it cannot have.
+        OptionError: If a setting does not exist, is repeated or missing, or has a value it does not accept.
     """
     signature = inspect.signature(init)
     known = [name for name in signature.parameters if name != "self"]
@@ -180,7 +180,7 @@ def checked(init: _Init) -> _Init:
         try:
             given = signature.bind(self, *args, **settings).arguments
         except TypeError as error:
-            raise OptionError(f"{type(self).__name__} cannot be made so: {error}") from error
+            raise OptionError(f"{type(self).__name__} cannot be created: {error}") from error
         for name, value in given.items():
             if name in RULES and value is not signature.parameters[name].default:
                 check(name, value)
@@ -190,10 +190,10 @@ def checked(init: _Init) -> _Init:
 
 
 def check(name: str, value: Any, rules: Mapping[str, Rule] = RULES) -> None:
-    """Refuse a value that a setting cannot have.
+    """Refuse a value that a setting does not accept.
 
     Raises:
-        OptionError: with what it can have.
+        OptionError: With the values it accepts.
     """
     rule = rules[name]
     if not rule.fits(value):
@@ -202,11 +202,11 @@ def check(name: str, value: Any, rules: Mapping[str, Rule] = RULES) -> None:
 
 
 def load(model: str | Backbone, weights: Any = None, device: Any = None, precision: str | None = None) -> Backbone:
-    """The model that four settings mean.
+    """Return the model, loaded with the given settings or already loaded.
 
     Raises:
-        OptionError: weights or a device for a model that is loaded already. ModelError, WeightsError,
-            MissingExtraError: it cannot be loaded, or not at this precision.
+        OptionError: If weights or a device are given for a loaded model.
+        ModelError, WeightsError, MissingExtraError: If the model cannot be loaded, or not at this precision.
     """
     if isinstance(model, Backbone):
         if weights is not None or device is not None:
@@ -220,7 +220,7 @@ def load(model: str | Backbone, weights: Any = None, device: Any = None, precisi
 
 
 def _shown(value: Any) -> str:
-    """A value as a message quotes it: plain ones as they are, of others the type."""
+    """Quote a value for a message. Plain values are shown as they are, others by their type."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):

@@ -148,7 +148,7 @@ STOPS = {
         "eval run folder --root set {model} --out {out} --dump",
         r"stopped; \d of 3 images are counted; the same command goes on from here",
     ),
-    "fewshot fit": ("fewshot fit classes {model} --out {out}/head", "stopped; the same command begins anew"),
+    "fewshot fit": ("fewshot fit classes {model} --out {out}/head", "stopped; the same command starts over"),
 }
 
 

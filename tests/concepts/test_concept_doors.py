@@ -73,7 +73,7 @@ def test_a_photo_without_what_is_asked_for_is_nothing_and_says_so(folder, tmp_pa
 def test_options_of_other_models_are_refused(folder, photo, tmp_path, more) -> None:
     done = run("segment", photo, "--labels", "cat", "--model", folder, "--out", tmp_path / "out", *more)
     assert done.exit_code == 2
-    assert "a concept model judges each word for itself" in done.output
+    assert "a concept model judges each word on its own" in done.output
 
 
 @pytest.mark.parametrize("option", ["--instance-threshold 0.3", "--prefilter 3"])

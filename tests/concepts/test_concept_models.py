@@ -170,8 +170,8 @@ def test_a_sam3_of_video_is_read_as_its_detector(tmp_path, rgb) -> None:
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"instance_threshold": 1.0}, "a likelihood of 0 to 1"),
-        ({"instance_threshold": "x"}, "a likelihood of 0 to 1"),
+        ({"instance_threshold": 1.0}, "a probability from 0, below 1"),
+        ({"instance_threshold": "x"}, "a probability from 0, below 1"),
         ({"background": "unknown"}, "no notion of 'unknown'"),
         ({"background": "foreground, sky"}, "no notion of 'foreground'"),
         ({"background": "scenes:8"}, "no notion of 'scenes'"),
@@ -242,7 +242,7 @@ def test_pixels_that_cannot_be_written_are_read(model, rgb) -> None:
 
 
 def test_only_words_can_be_asked(model, rgb) -> None:
-    with pytest.raises(LabelError, match="by words alone"):
+    with pytest.raises(LabelError, match="takes only words"):
         Concepts(model)(rgb, {"cat": [rgb]})
 
 

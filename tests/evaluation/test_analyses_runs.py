@@ -94,7 +94,7 @@ def test_tables_of_other_analyses_are_not_mixed(tmp_path) -> None:
     assert run(*asked, "written", "--overwrite")[0] == 0
     assert {path.name for path in out.iterdir()} == {"analyses.html", "analyses.json", "mine.csv", "written_words.csv"}
     code, _, stderr = run(*asked[:-2], out / "mine.csv", "--only", "agreement")
-    assert (code, "is a file, no folder" in stderr.replace("\n", " ")) == (4, True)
+    assert (code, "is a file, not a folder" in stderr.replace("\n", " ")) == (4, True)
 
 
 def test_text_masks_of_no_photo_are_named(tmp_path) -> None:

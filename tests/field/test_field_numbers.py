@@ -132,19 +132,19 @@ MODELS = (
         "scores of regions without a winner",
         "an image tower of zeros",
         lambda folder: RegionClassifier(_spoilt("visual.proj", 0.0), "pool", proposals="grid")(PHOTO, WORDS),
-        warned="all 2 words score alike everywhere",
+        warned="all 2 words score the same everywhere",
     ),
     Case(
         "scores of whole images without a winner",
         "an image tower of zeros",
         lambda folder: FewShot(_spoilt("visual.proj", 0.0))(PHOTO, WORDS),
-        warned="all 2 words score alike everywhere",
+        warned="all 2 words score the same everywhere",
     ),
     Case(
         "scores without a winner",
         "an image tower of zeros",
         lambda folder: Segmenter(_spoilt("visual.proj", 0.0), "vanilla")(PHOTO, WORDS),
-        warned="all 2 words score alike everywhere",
+        warned="all 2 words score the same everywhere",
         right=lambda result: set(np.unique(result.labels)) == {0},
     ),
     Case(

@@ -302,7 +302,7 @@ TABLE = (
         "a state of pickled objects",
         "an .npz that would run code",
         lambda folder: _archive(folder, "state", files=np.array([{}], object)),
-        refused="it holds object, no numbers",
+        refused="it holds object, not numbers",
     ),
     Case("a compressed archive", "an .npz that grows when read", _bomb, refused="it is compressed"),
     Case(

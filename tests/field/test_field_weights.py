@@ -192,7 +192,7 @@ TABLE = (
         "a config whose key stands twice",
         "a config merged by hand",
         lambda folder: _config(folder, b'{"embed_dim": 8, "embed_dim": 9}'),
-        refused="stands twice",
+        refused="appears twice",
     ),
     Case(
         "an evaluation config that is a web page",

@@ -186,7 +186,7 @@ def test_a_bank_of_other_weights_is_refused(builder, photos, mini, keys) -> None
     with pytest.raises(BankError, match="other weights of 'mini'"):
         Segmenter(mini, proposals=quarters, bank=other)
     other = Bank(bank.path, {**bank.facts, "keys": {**bank.facts["keys"], "weights": "0" * 64}}, bank.parts)
-    with pytest.raises(BankError, match="another proxy of the name 'mini-sam'"):
+    with pytest.raises(BankError, match="another proxy named 'mini-sam'"):
         Segmenter(mini, proposals=quarters, bank=other)
 
 
@@ -241,7 +241,7 @@ def test_another_photo_is_another_bank_to_a_run(builder, photos, tmp_path) -> No
 
 def test_a_bank_needs_segments(builder, photos, mini) -> None:
     builder.build(photos)
-    with pytest.raises(RecipeError, match="a bank works on segments"):
+    with pytest.raises(RecipeError, match="a bank needs segments"):
         Segmenter(mini, bank=builder.bank)(SCENES / "wood.png", LABELS)
 
 

@@ -42,11 +42,11 @@ def test_a_boxed_class_is_likelier_inside_and_nowhere_else(clip) -> None:
 @pytest.mark.parametrize(
     ("boxes", "error", "said"),
     [
-        ({"cats": (0, 0, 9, 9)}, LabelError, "'cats', which is none of the labels.*closest: cat"),
+        ({"cats": (0, 0, 9, 9)}, LabelError, "'cats', which is not one of the labels.*closest: cat"),
         ({"cat": (0, 0, 0, 9)}, ProposalError, "box"),
         ({"cat": (900, 900, 950, 990)}, ProposalError, "box"),
         ({"cat": (1, 2)}, ProposalError, "box"),
-        ({0: (0, 0, 9, 9)}, LabelError, "has 0, which is none of the labels; they are '"),
+        ({0: (0, 0, 9, 9)}, LabelError, "has 0, which is not one of the labels; they are '"),
         ([("cat", (0, 0, 9, 9))], LabelError, "dict from labels to boxes.*got a list"),
         (np.array([[0, 0, 9, 9]]), LabelError, "dict from labels to boxes.*got a ndarray"),
     ],
@@ -62,7 +62,7 @@ def test_a_detector_that_found_nothing_says_nothing_of_a_class(clip) -> None:
     plain = segment(PHOTOS / "cat.jpg", LABELS)
     empty = segment(PHOTOS / "cat.jpg", LABELS, boxes={"cat": []})
     assert np.array_equal(plain.labels, empty.labels)
-    assert "no box of 'cat', so it is looked for everywhere" in empty.warnings[-1]
+    assert "no box of 'cat', so it may be anywhere" in empty.warnings[-1]
 
 
 def test_where_every_class_is_boxed_the_rest_is_nothing(clip) -> None:

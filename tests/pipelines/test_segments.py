@@ -154,7 +154,7 @@ def test_segments_change_labels_and_scores_alike(clip) -> None:
         ("crf", "no refinement 'crf'.*known: .*pamr, edges, lposs\\+, .*segments, vote"),
         ("pamr,pmr", "closest: pamr"),
         ("pamr,pamr", "twice"),
-        ("vote,pamr", "comes last"),
+        ("vote,pamr", "must come last"),
         ("", "no refinement ''"),
     ],
 )
@@ -174,7 +174,7 @@ def test_mistaken_refinements_are_one_line(spec, reason) -> None:
 )
 def test_missing_segments_are_asked_for(clip, recipe, refine, who) -> None:
     segment = Segmenter(clip, recipe, protocol=SMALL, refine=refine)
-    with pytest.raises(RecipeError, match=rf"{who} works on segments.*regions=.*--proposals"):
+    with pytest.raises(RecipeError, match=rf"{who} needs segments.*regions=.*--proposals"):
         segment(PHOTOS / "cat.jpg", LABELS)
 
 

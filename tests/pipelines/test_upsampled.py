@@ -129,8 +129,8 @@ def test_what_does_not_fit_is_refused_at_once(kind, width, more, error, match, t
         ({"refine": "pamr", "upsampler": "x.pth"}, "add refine='anyup'"),
         ({"upsampler": "x.pth"}, "add refine='anyup'"),
         ({"refine": "anyup", "upsampler": "none.pth"}, "does not exist"),
-        ({"refine": "pamr,anyup", "upsampler": "x.pth"}, "it comes first"),
-        ({"refine": "anyup,jbu", "upsampler": "x.pth"}, "only one does"),
+        ({"refine": "pamr,anyup", "upsampler": "x.pth"}, "must come first"),
+        ({"refine": "anyup,jbu", "upsampler": "x.pth"}, "only once"),
         ({"refine": "anyup", "upsampler": 3}, "the file of a trained upsampler"),
     ],
 )
@@ -141,7 +141,7 @@ def test_a_mistake_is_one_line(settings, match, tiny) -> None:
 
 
 def test_few_shot_refuses_it(tiny) -> None:
-    with pytest.raises(RecipeError, match="goes with Segmenter"):
+    with pytest.raises(RecipeError, match="use it with Segmenter"):
         FewShot(tiny, refine="anyup")
 
 

@@ -108,7 +108,7 @@ def test_a_joined_model_embeds_whole_pictures_at_the_size_of_its_tower(tmp_path)
     model = densevl.load_backbone(f"projected:{tmp_path / 'same.safetensors'}", device="cpu")
     pictures = [np.random.default_rng(0).integers(0, 256, (64, 200, 3), np.uint8)]
     close(embed_images(model, pictures), embed_images(mini, pictures))
-    with pytest.raises(OptionError, match="reads a CLIP's own tower"):
+    with pytest.raises(OptionError, match="reads the image tower of a CLIP"):
         densevl.Segmenter(model, background="foreground")
     with pytest.raises(ModelError, match="names no file"):
         densevl.load_backbone("projected:")

@@ -188,7 +188,7 @@ def test_without_kept_features_reclassify_says_how(tiny) -> None:
         segment(CAT, "cat,dog").reclassify("a")
     with pytest.raises(DensevlError, match="keep=True"):
         pickle.loads(pickle.dumps(segment(CAT, "cat,dog", keep=True))).reclassify("a")
-    with pytest.raises(OptionError, match="boxes are of these"):
+    with pytest.raises(OptionError, match="boxes belong to these"):
         segment(CAT, "cat,dog", keep=True, boxes={"cat": [1, 1, 9, 9]})
     with pytest.raises(RecipeError, match="'photo'"):
         Segmenter("photo")(CAT, "cat,dog", keep=True)

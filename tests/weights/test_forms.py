@@ -279,7 +279,7 @@ def test_an_image_tower_needs_no_text_side_where_words_are_given(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [({"cat": [1.0, 2.0]}, "24 numbers each; that of 'cat' is"), ({}, "no .npz file"), ({"cat": ["x"] * 24}, "<U1")],
+    [({"cat": [1.0, 2.0]}, "24 numbers each; that of 'cat' is"), ({}, "an .npz file"), ({"cat": ["x"] * 24}, "<U1")],
 )
 def test_files_of_words_that_do_not_fit(tmp_path: Path, content, reason) -> None:
     import numpy as np

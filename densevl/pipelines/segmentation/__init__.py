@@ -1,1 +1,1 @@
-"""Photos and words to label maps."""
+"""From photos and words to label maps."""

@@ -1,4 +1,4 @@
-"""Banks beside a `Segmenter`: what regions of other photos that look alike say of those of a photo (CorrCLIP v2).
+"""Score segments of a photo by similar regions of other photos, stored in banks (CorrCLIP v2).
 
 Shape letters: R segments of the photo, T texts, P width of keys, Y/X tokens of all windows.
 """
@@ -28,13 +28,13 @@ from densevl.regions.operators.pull import pull, token_plan
 
 BankSpec = str | os.PathLike[str] | Bank | Sequence[str | os.PathLike[str] | Bank]
 SHARE, NEIGHBOURS = 0.5, 20
-"""CorrCLIP's: what the banks count beside the photo's own scores, and how many regions are asked."""
+"""CorrCLIP's values: the weight of the banks against the photo's own scores, and regions looked up per segment."""
 
 
 class Banks:
-    """One bank or several, each with the models that made it.
+    """One or several banks, each with the models that made it.
 
-    Attributes: share: of the banks in the scores, 0..1. neighbours: regions asked for each segment.
+    Attributes: share: weight of the banks in the scores, 0..1. neighbours: regions looked up for each segment.
     """
 
     def __init__(
@@ -43,19 +43,19 @@ class Banks:
         """Open banks and load what they need.
 
         Args:
-            spec: folders of banks, or banks. backbone, recipe, proxy: the segmenter's own, used where a bank was made
-                with the same.
+            spec: folders of banks, or banks. backbone, recipe, proxy: those of the segmenter, used for banks that were
+                made with the same.
 
         Raises:
-            BankError: no bank, an empty one, one named twice, or one of models other than those of its names.
-            RecipeError: a recipe whose scores are no cosines.
-            OptionError: a share outside 0..1, or neighbours below 1.
+            BankError: If there is no bank, one is empty or named twice, or one was made with other models of that name.
+            RecipeError: If the recipe's scores are not cosines.
+            OptionError: If the share is outside 0..1, or neighbours below 1.
         """
         if not 0 <= share <= 1 or neighbours < 1:
             raise OptionError(f"bank_share={share!r}, neighbours={neighbours!r}: give a share of 0..1, and at least 1")
         if not has_features(recipe):
             what = f"recipe '{recipe.name}'" if recipe is not None else f"model '{backbone.name}'"
-            raise RecipeError(f"{what} does not score by cosines, which a bank's are; take another, such as corrclip")
+            raise RecipeError(f"{what} does not score by cosines, as banks do; take another, such as corrclip")
         given = [spec] if isinstance(spec, (str, os.PathLike, Bank)) else list(spec)
         self.share, self.neighbours = share, neighbours
         self.banks = [bank if isinstance(bank, Bank) else Bank.load(bank) for bank in given]
@@ -65,13 +65,13 @@ class Banks:
         if twice := next((place for place in places if places.count(place) > 1), None):
             raise BankError(f"bank '{twice}' is named twice, and would count twice; name it once")
         empty = next((bank for bank in self.banks if not len(bank)), None)
-        if empty is not None:  # an empty one is also false
+        if empty is not None:  # not a truth test: an empty bank is false
             raise BankError(f"bank '{empty.path}' holds no regions; add photos with 'densevl bank build'")
         self._proxies = [_proxy(bank, proxy, str(backbone.device)) for bank in self.banks]
         self.backbones = [_backbone(bank, backbone) for bank in self.banks]
 
     def facts(self) -> dict[str, Any]:
-        """What decides a result, ready for JSON."""
+        """Return everything that affects a result, ready for JSON."""
         banks = [
             {"bank": str(b.path), "photos": len(b.photos), "regions": len(b), "fingerprint": b.fingerprint}
             for b in self.banks
@@ -86,27 +86,27 @@ class Banks:
         segments: Segments,
         texts: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Scores with the banks' share in them: (1, Y, X, T).
+        """Return scores with the banks' share mixed in: (1, Y, X, T).
 
-        Every segment has the score of the mean value of its neighbours, as does all that lies in no segment, together;
-        a token has that of what it covers.
+        Each segment gets the score of the mean value of its neighbours. The area outside all segments counts as one
+        more segment. A token gets the scores of what it covers.
 
         Args:
-            windows: of the scores. segments: of the uint8 RGB photo. texts: unit rows (T, E) for each bank.
+            windows: windows of the scores. segments: of the uint8 RGB photo. texts: unit rows (T, E) for each bank.
         """
         regions = Proposals.from_segments((segments.ids - min(0, int(segments.ids.min())) + 1).numpy())
-        said_RT = torch.stack([
+        bank_RT = torch.stack([
             bank.support(region_keys(proxy, rgb, regions).to(text.device), self.neighbours) @ text.mT
             for bank, proxy, text in zip(self.banks, self._proxies, texts, strict=True)
         ]).mean(dim=0)  # fmt: skip
         cover_RYX = pull(regions, *token_plan(windows, regions.size))
         cover_RYX = cover_RYX / cover_RYX.sum(dim=0).clamp(min=1e-6)  # a window may reach beyond the photo
-        painted_YXT = torch.einsum("ryx,rt->yxt", cover_RYX.to(said_RT), said_RT)
+        painted_YXT = torch.einsum("ryx,rt->yxt", cover_RYX.to(bank_RT), bank_RT)
         return (1 - self.share) * scores_1YXT + self.share * painted_YXT.to(scores_1YXT)
 
 
 def _proxy(bank: Bank, own: Any, device: str) -> Proxy:
-    """The proxy whose keys a bank holds."""
+    """Return the proxy whose keys a bank stores."""
     wanted, source = bank.facts["keys"], bank.facts["proxy"]
     if own is not None and _same(fitted.identity(own), wanted):
         return own
@@ -115,29 +115,29 @@ def _proxy(bank: Bank, own: Any, device: str) -> Proxy:
     except ModelError as error:
         raise BankError(f"bank '{bank.path}' has keys of '{source}', which cannot be loaded: {error}") from error
     if not _same(fitted.identity(found), wanted):
-        raise BankError(f"bank '{bank.path}' was made with another proxy of the name '{source}'; build it anew")
+        raise BankError(f"bank '{bank.path}' was made with another proxy named '{source}'; build it again")
     return found
 
 
 def _backbone(bank: Bank, own: Backbone) -> Backbone:
-    """The model whose words a bank's values are compared with."""
+    """Return the model whose words are compared with a bank's values."""
     made = bank.facts["values"]
     if fitted.fingerprint(own) == made["weights"]:
         return own
     if made["model"] == own.name:
         raise BankError(
-            f"bank '{bank.path}' was made with other weights of '{own.name}' than those that are loaded; give those "
-            "(--weights), or build it anew"
+            f"bank '{bank.path}' was made with weights of '{own.name}' other than the loaded ones; give those "
+            "(--weights), or build it again"
         )
     try:
         other = load_backbone(made["model"], device=str(own.device))
     except DensevlError as error:
         raise BankError(
             f"bank '{bank.path}' was made with model '{made['model']}' (weights {made['weights'][:12]}), not "
-            f"'{own.name}'; name the model it was made with, or build it anew"
+            f"'{own.name}'; name the model it was made with, or build it again"
         ) from error
     if fitted.fingerprint(other) != made["weights"]:
-        raise BankError(f"bank '{bank.path}' was made with other weights of '{made['model']}'; build it anew")
+        raise BankError(f"bank '{bank.path}' was made with other weights of '{made['model']}'; build it again")
     return other
 
 

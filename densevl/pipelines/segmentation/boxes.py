@@ -1,4 +1,4 @@
-"""Boxes as evidence: a class that a person has boxed lies in its boxes and nowhere else; borders are the model's."""
+"""Boxes drawn by a person as evidence: a boxed class is only inside its boxes, and the model finds its outline."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from densevl.proposals.checks import box_corners
 from densevl.regions.operators.pull import pull, token_plan
 from densevl.vocabulary import LabelSet
 
-INSIDE, OUTSIDE = 1.0, -8.0  # log odds; fixed for the photo model on 40 PASCAL VOC photos
+INSIDE, OUTSIDE = 1.0, -8.0  # log odds, tuned for the photo model on 40 PASCAL VOC photos
 
 
 @dataclass(frozen=True, eq=False)
 class ClassBoxes:
-    """Boxes of some classes of a photo.
+    """Boxes of some classes in a photo.
 
     Attributes:
-        labels: all classes. own: the regions of each class that has some, by its number.
-        empty: names of classes that were given no box, so that they are looked for everywhere.
-        given: the boxes by the names they came with. size: (H, W) of the photo.
+        labels: all classes. own: the regions of each class that has boxes, by class index.
+        empty: names of classes that were given without boxes, which may be anywhere.
+        given: the boxes by the names they were given with. size: (H, W) of the photo.
     """
 
     labels: LabelSet
@@ -39,37 +39,37 @@ class ClassBoxes:
 
     @classmethod
     def parse(cls, boxes: Any, labels: LabelSet, size: tuple[int, int]) -> ClassBoxes:
-        """Read boxes by class or by one of its synonyms, (4,) or (M, 4) x0, y0, x1, y1 in pixels of an (H, W) photo.
+        """Parse boxes by class or synonym: (4,) or (M, 4) x0, y0, x1, y1 in pixels of an (H, W) photo.
 
         Raises:
-            LabelError: no dict, or a name that is no class.
-            ProposalError: a box without area, or outside the photo.
+            LabelError: If it is not a dict, or a name is not a class.
+            ProposalError: If a box has no area, or is outside the photo.
         """
         if not isinstance(boxes, Mapping):
             raise LabelError(
-                f'boxes= is a dict from labels to boxes, {{"cat": (x0, y0, x1, y1)}}; got a {type(boxes).__name__}. '
-                "Boxes without names are named by RegionClassifier"
+                f'boxes= must be a dict from labels to boxes, {{"cat": (x0, y0, x1, y1)}}; got a '
+                f"{type(boxes).__name__}. RegionClassifier names boxes without labels"
             )
         owner = {word: index for index, words in enumerate(labels.synonyms) for word in words}
         owner |= {name: index for index, name in enumerate(labels.names)}
         found: dict[int, list[np.ndarray]] = {}
         given: dict[str, list[Any]] = {}
-        for name, some in boxes.items():
+        for name, rows in boxes.items():
             if not isinstance(name, str) or name not in owner:
                 close = suggest(name, labels.names) if isinstance(name, str) else ""
                 raise LabelError(
-                    f"boxes= has {name!r}, which is none of the labels{close}; they are {listed(labels.names)}"
+                    f"boxes= has {name!r}, which is not one of the labels{close}; they are {listed(labels.names)}"
                 )
-            corners = box_corners(some)
+            corners = box_corners(rows)
             given[name] = corners.tolist()
             found.setdefault(owner[name], []).extend([corners] if len(corners) else [])
         own = {index: Proposals.from_boxes(np.concatenate(parts), size) for index, parts in found.items() if parts}
         return cls(labels, own, tuple(labels.names[index] for index in found if index not in own), given, size)
 
     def prior(self, windows: WindowGrid) -> torch.Tensor:
-        """Log odds (C, Y, X) of each class at each token: 1 in its boxes, -8 outside, 0 for a class without a box.
+        """Return log odds (C, Y, X) of each class at each token: 1 inside its boxes, -8 outside, 0 without a box.
 
-        A box that covers no token wholly is fully in at the token that it covers most.
+        A box that does not cover any token fully counts as fully covering the token it covers most.
         """
         rows, cols = token_plan(windows, self.size)
         prior = torch.zeros(len(self.labels), rows.shape[1], cols.shape[1])
@@ -81,14 +81,14 @@ class ClassBoxes:
 
     @cached_property
     def everywhere(self) -> np.ndarray | None:
-        """The pixels (H, W) in some box where each class has some, so that none can be elsewhere; else None."""
+        """The pixels (H, W) inside any box, if every class has boxes, so that no class is elsewhere; else None."""
         if len(self.own) < len(self.labels):
             return None
         return np.any([mask for regions in self.own.values() for mask in regions.masks()], axis=0)
 
     def warnings(self, labels_HW: np.ndarray) -> tuple[str, ...]:
-        """What became of the boxes that is not what one expects, a sentence each; labels (H, W) as decided."""
+        """Describe unexpected effects of the boxes, one sentence each. Labels (H, W) are the decided ones."""
         unseen = [self.labels.names[index] for index in self.own if not (labels_HW == index).any()]
-        none = f"boxes= has no box of {listed(self.empty)}, so it is looked for everywhere; leave out what is not there"
-        lost = f"no pixel in the boxes of {listed(unseen)} was given that label; a box may be too small, or miss it"
+        none = f"boxes= has no box of {listed(self.empty)}, so it may be anywhere; leave out labels that are not there"
+        lost = f"no pixel in the boxes of {listed(unseen)} got that label; a box may be too small, or miss the object"
         return (none,) * bool(self.empty) + (lost,) * bool(unseen)

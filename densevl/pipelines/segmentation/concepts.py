@@ -1,8 +1,8 @@
-"""`Concepts`: a photo and some words to a label map, by a model that judges each word for itself.
+"""`Concepts`: from a photo and words to a label map, with a model that judges each word independently.
 
-Each string has its own probability at each place (`concepts.Judged.strength`); a class has that of its best string.
-They do not compete: no softmax, and one word more changes no other's. The label is the class with the highest, the
-first of equals; nothing where that is under a threshold, or a background word has more.
+Each string has its own probability at each place (`concepts.Judged.strength`), and a class has that of its best string.
+There is no softmax: words do not compete, and adding one does not change the others. A pixel gets the class with the
+highest probability (the first if equal), or nothing if that is below a threshold or a background word has more.
 Shape letters: C classes, h/w the model's map, H/W the photo.
 """
 
@@ -39,21 +39,21 @@ from densevl.vocabulary.text_classifier import TextClassifier
 from densevl.weights import require_finite
 
 THRESHOLD = 0.5
-"""Under which the background "auto" takes a pixel: each word says for itself whether it is there."""
+"""The threshold of background "auto": a pixel below it gets no label."""
 LEAST = 0.5
-UPSAMPLED = 2**26  # numbers of full-size maps held at once
+UPSAMPLED = 2**26  # elements of full-size maps held at once
 
 
 @dataclass(frozen=True, eq=False)
 class _Maps:
-    """Probabilities (C, h, w) of the classes of a photo and (1, h, w) of background words, and the photo's (H, W)."""
+    """Probabilities (C, h, w) of a photo's classes and (1, h, w) of the background words; the photo's size (H, W)."""
 
     classes: torch.Tensor
     background: torch.Tensor
     size: tuple[int, int]
 
     def full(self, maps: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The maps at the photo's size, a few classes at a time."""
+        """Yield the maps at the photo's size, a few classes at a time."""
         step = max(1, UPSAMPLED // (self.size[0] * self.size[1]))
         for part in maps.split(step):
             yield F.interpolate(part[None].float(), size=self.size, mode="bilinear", align_corners=False)[0].clamp_(
@@ -61,11 +61,11 @@ class _Maps:
             )
 
     def scores(self) -> np.ndarray:
-        """(C, H, W)."""
+        """Return the classes' probabilities (C, H, W)."""
         return torch.cat([part.cpu() for part in self.full(self.classes)]).numpy()
 
     def chances(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-        """(C + 1, h, w) at some rows and columns; the last is what background words have, or no class has."""
+        """Return (C + 1, h, w) at some rows and columns. The last row is for background words or no class."""
         y, x = torch.from_numpy(rows)[:, None], torch.from_numpy(cols)
         found = torch.cat([part[:, y, x].cpu() for part in self.full(self.classes)])
         other = torch.cat([part[:, y, x].cpu() for part in self.full(self.background)])
@@ -73,7 +73,7 @@ class _Maps:
 
 
 class Concepts:
-    """Segmentation by SAM 3 or CLIPSeg; called as a `Segmenter` is.
+    """Segmentation by SAM 3 or CLIPSeg, called like a `Segmenter`.
 
     Examples:
         >>> segment = Concepts("local-dir:sam3", background=0.4)
@@ -94,24 +94,24 @@ class Concepts:
         """Load the model.
 
         Args:
-            model: as `concepts.load_concepts` takes it, or loaded.
-            instance_threshold: instances less likely than this are left out; SegEarth-OV3 has 0.2 to 0.5 by benchmark.
-            background: a probability under which a pixel gets no label ("auto" is 0.5), words that compete, "1-max",
+            model: a name or path for `concepts.load_concepts`, or a loaded model.
+            instance_threshold: drop instances less likely than this. SegEarth-OV3 uses 0.2 to 0.5, by benchmark.
+            background: a probability below which a pixel gets no label ("auto" is 0.5), words that compete, "1-max",
                 or "none".
-            prefilter: judge so many classes of a photo alone, those whose words are nearest to the whole picture by
-                `prefilter_model`, a CLIP; the others are in `meta["unasked"]`, and nowhere in the photo. For large
-                vocabularies: the decoder runs for each word. None judges all.
-            compat: presence counts twice for instances, as in SegEarth-OV3's code.
+            prefilter: judge only this many classes per photo: those whose words are nearest to the whole picture in
+                `prefilter_model`, a CLIP. The others are listed in `meta["unasked"]` and get no pixel. It is meant for
+                large vocabularies, since the decoder runs for each word. None judges all.
+            compat: count presence twice for instances, as SegEarth-OV3's code does.
 
         Raises:
-            ModelError, WeightsError, MissingExtraError: the model cannot be loaded.
-            OptionError: an impossible value.
+            ModelError, WeightsError, MissingExtraError: If the model cannot be loaded.
+            OptionError: If a value is impossible.
         """
         number = isinstance(instance_threshold, int | float) and not isinstance(instance_threshold, bool)
         if not number or not 0 <= instance_threshold < 1:
-            raise OptionError(f"instance_threshold is {instance_threshold!r}; it is a likelihood of 0 to 1")
+            raise OptionError(f"instance_threshold is {instance_threshold!r}; it must be a probability from 0, below 1")
         if prefilter is not None and (type(prefilter) is not int or prefilter < 1):
-            raise OptionError(f"prefilter is {prefilter!r}; it is a number of classes, at least 1")
+            raise OptionError(f"prefilter is {prefilter!r}; it must be a number of classes, at least 1")
         if prefilter is None and prefilter_model != "auto":
             raise OptionError("prefilter_model chooses the classes of a prefilter; give prefilter too, such as 20")
         if not isinstance(compat, bool):
@@ -129,13 +129,13 @@ class Concepts:
         """Segment one image; see `Segmenter.__call__`.
 
         Returns:
-            labels (H, W) int16, -1 where nothing; confidence is the probability of the label, and of nothing what the
-            best class leaves, or that of the background word. Scores are probabilities, each class for itself.
+            Labels (H, W) int16, -1 for nothing. The confidence is the probability of the label; for nothing it is that
+            of the background word, or what the best class leaves. Scores are independent probabilities per class.
 
         Raises:
-            LabelError: unusable labels, or images and vectors among them.
-            ImageError: unreadable image.
-            OptionError: an unusable background.
+            LabelError: If the labels are unusable, or contain images or vectors.
+            ImageError: If the image is unreadable.
+            OptionError: If the background is unusable.
         """
         label_set, policy = LabelSet.parse(labels), self.policy(background)
         return self._run(image, read_image(image), label_set, policy)
@@ -155,22 +155,22 @@ class Concepts:
         )
 
     def policy(self, background: BackgroundSpec = "auto") -> Background:
-        """The background policy of a call: the own one for "auto"."""
+        """Return the background policy of a call: the segmenter's own for "auto"."""
         same = isinstance(background, str) and background == "auto"
         return self.background if same else self._policy(background)
 
     def warnings(self, labels: LabelSet) -> tuple[str, ...]:
-        """What the user should know about these words, a sentence each."""
+        """Return what the user should know about these words, one sentence each."""
         cut = self.backbone.cut([*labels.words, *labels.negatives])
-        told = tuple(
+        notes = tuple(
             f"'{short(word)}' is longer than the {self.backbone.most_tokens} tokens that model '{self.backbone.name}' "
-            "reads: the rest of it is left out"
+            "reads: the end is ignored"
             for word in cut
         )
-        return (*labels.warnings, *self.backbone.guesses, *told)
+        return (*labels.warnings, *self.backbone.guesses, *notes)
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the photo and the labels; ready for JSON."""
+        """Return everything that affects a result besides the photo and the labels, ready for JSON."""
         model = self.backbone
         return {
             "densevl": __version__,
@@ -202,13 +202,13 @@ class Concepts:
 
     @torch.no_grad()
     def maps(self, rgb: np.ndarray, labels: LabelSet, policy: Background) -> _Maps:
-        """Probabilities of each class: of its best string at each place, the best so far kept as strings are judged.
+        """Compute the probability of each class: the maximum over its strings, updated as each is judged.
 
         Raises:
-            LabelError: labels that are no words.
+            LabelError: If labels are not words.
         """
         if len(labels.words) < len(labels.queries):
-            raise LabelError("a concept model is asked by words alone; leave images and vectors out of the labels")
+            raise LabelError("a concept model takes only words; leave images and vectors out of the labels")
         known = {word.casefold() for word in labels.words}
         others = [word for word in (*labels.negatives, *policy.words) if word.casefold() not in known]
         likely = self.likely(rgb, labels)
@@ -229,7 +229,7 @@ class Concepts:
         return _Maps(best[:-1], best[-1:], (rgb.shape[0], rgb.shape[1]))
 
     def likely(self, rgb: np.ndarray, labels: LabelSet) -> set[int]:
-        """The classes that are judged on a photo: all, or the `prefilter` ones nearest to the whole picture."""
+        """Return the classes to judge on a photo: all, or the `prefilter` ones nearest to the whole picture."""
         if self.prefilter is None or self._filter is None or self._texts is None or len(labels) <= self.prefilter:
             return set(range(len(labels)))
         text = self._texts.encode(labels, Background())
@@ -239,13 +239,13 @@ class Concepts:
         return set(sorted(range(len(labels)), key=lambda index: -best[index])[: self.prefilter])
 
     def decide(self, maps: _Maps, policy: Background) -> tuple[np.ndarray, np.ndarray]:
-        """Labels int16 (H, W) and confidence float32 (H, W)."""
+        """Return labels int16 (H, W) and confidence float32 (H, W)."""
         best = torch.full(maps.size, -1.0, device=maps.classes.device)
         labels = torch.zeros(maps.size, dtype=torch.int16, device=maps.classes.device)
         first = 0
         for part in maps.full(maps.classes):
             top, which = part.max(dim=0)
-            labels = torch.where(top > best, (which + first).to(torch.int16), labels)  # the first of equals stays
+            labels = torch.where(top > best, (which + first).to(torch.int16), labels)  # the first stays if equal
             best, first = torch.maximum(best, top), first + len(part)
         other = torch.cat(list(maps.full(maps.background)))[0]
         beaten, weak = other > best, best < policy.threshold
@@ -287,33 +287,33 @@ UNFIT = (
     *("weights", "recipe", "templates", "text", "presence", "protocol", "views", "proxy", "sam", "proposals"),
     *("refine", "upsampler", "bank", "decoder"),
 )
-"""Settings of `Segmenter` that mean nothing to a concept model."""
+"""Settings of `Segmenter` that do not apply to concept models."""
 OWN = ("instance_threshold", "prefilter", "prefilter_model")
-"""Settings of `Concepts` that mean nothing to other models."""
+"""Settings of `Concepts` that do not apply to other models."""
 
 
 def for_concepts(options: Mapping[str, Any]) -> bool:
-    """Whether settings are those of `Concepts`: one of its own is given, or its kind of model."""
+    """Return whether settings are for `Concepts`: one of its own is set, or the model is a concept model."""
     return any(options.get(name) is not None for name in OWN) or bool(concept_kind(options.get("model")))
 
 
 def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, (), "", "none")) -> dict[str, Any]:
-    """What `Concepts` takes, of settings of `Segmenter` as a command or an experiment has them.
+    """Select the settings of `Concepts` from settings of `Segmenter`, as a command or an experiment has them.
 
     Raises:
-        OptionError: one that is for other models.
+        OptionError: If a setting is only for other models.
     """
     given = next((name for name in UNFIT if options.get(name) not in unset and not _is_plain(options[name])), None)
     odd = "precision" if options.get("precision") not in (None, "float32", AUTO) else given
     if odd is not None:
         raise OptionError(
-            f"{odd} is for models that compare features with words; a concept model judges each word for itself: leave "
-            f"it out (--{odd.replace('_', '-')})"
+            f"{odd} is for models that compare features with words, and a concept model judges each word on its own: "
+            f"leave it out (--{odd.replace('_', '-')})"
         )
     model, own = options.get("model"), next((name for name in OWN if options.get(name) is not None), None)
     if own is not None and not concept_kind(model) and (model is None or "/" not in str(model)):
         raise OptionError(
-            f"{own} is for concept models, such as facebook/sam3, and '{model}' is none: leave it out "
+            f"{own} is for concept models, such as facebook/sam3, and '{model}' is not one: leave it out "
             f"(--{own.replace('_', '-')})"
         )
     taken = {name: options[name] for name in ("model", "background", "compat", "device") if name in options}
@@ -321,5 +321,5 @@ def concept_settings(options: dict[str, Any], unset: Sequence[Any] = (None, {}, 
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether text options are none."""
+    """Return whether text options have their defaults."""
     return type(value).__name__ == "TextOptions" and value == type(value)()

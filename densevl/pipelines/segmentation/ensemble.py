@@ -1,9 +1,9 @@
-"""`Ensemble`: several models on one photo, their log-probabilities averaged by weight.
+"""`Ensemble`: several models on one photo, combined by a weighted mean of their log-probabilities.
 
-A model's scores times its own logit scale are the logs of its probabilities up to a constant at each place, which the
-next softmax takes out again. So logits are averaged: p = softmax(sum_m w_m * scale_m * score_m), the product of the
-models' probabilities. Scales differ between models (a CLIP's cosines by 40, logs of a classifier by 1); in logits they
-no longer do. A model that stands alone keeps its labels and its probabilities exactly.
+A model's scores times its logit scale are log-probabilities up to a constant at each place, which the next softmax
+removes. So logits are averaged: p = softmax(sum_m w_m * scale_m * score_m), the product of the models' probabilities.
+Models have different scales (cosines of a CLIP times 40, logs of a classifier times 1), which logits make comparable.
+A single model keeps its labels and probabilities exactly.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from densevl.vocabulary import Background, LabelSet
 
 
 class Ensemble:
-    """Segmenters that look at one photo together; called as a `Segmenter` is.
+    """Segmenters that score a photo together, called like a `Segmenter`.
 
     Examples:
         >>> segment = Ensemble([(Segmenter("ViT-B-16/openai"), 0.6), (Segmenter("photo"), 0.4)], background="none")
 
-    The first segmenter with a weight above 0 leads: labels are decided on its grid of tokens, by its background, logit
-    scale, presence and refinement. Each has its own recipe, proxy, windows, views, templates and text options.
+    The first segmenter with a weight above 0 leads: labels are decided on its grid of tokens, with its background,
+    logit scale, presence and refinement. Each has its own recipe, proxy, windows, views, templates and text options.
     """
 
     def __init__(self, members: Sequence[tuple[Segmenter, float]], *, background: BackgroundSpec | None = None) -> None:
-        """Weigh the members.
+        """Normalise the weights of the members.
 
         Args:
-            members: pairs of a segmenter and its weight, at least 0; weights are divided by their sum, and a member of
-                weight 0 is never run.
-            background: what decides instead of the leader's own policy.
+            members: pairs of a segmenter and its weight, at least 0. Weights are divided by their sum, and members with
+                weight 0 never run.
+            background: replaces the leader's own policy.
 
         Raises:
-            OptionError: no members, weights that cannot be used, or an unusable background.
+            OptionError: If there are no members, or the weights or the background are unusable.
         """
         if not isinstance(members, Sequence) or not all(map(_is_member, members)):
             raise OptionError("members of an ensemble are pairs of a Segmenter and a weight, [(segmenter, 0.6), ...]")
@@ -66,9 +66,9 @@ class Ensemble:
         """Segment one image; see `Segmenter.__call__`.
 
         Raises:
-            LabelError: unusable labels.
-            OptionError: a background that is not the same strings for all members.
-            ImageError: unreadable image.
+            LabelError: If the labels are unusable.
+            OptionError: If the background is not the same strings for all members.
+            ImageError: If the image is unreadable.
         """
         label_set, policy, rgb = LabelSet.parse(labels), self._policy(background), read_image(image)
         started = time.perf_counter()
@@ -134,7 +134,7 @@ class Ensemble:
         return replace(result, meta={**result.meta, "ensemble": rows}, warnings=tuple(warned))
 
     def facts(self) -> dict[str, Any]:
-        """All that decides a result besides the photo, its segments and the labels; ready for JSON."""
+        """Return everything that affects a result besides the photo, its segments and the labels, ready for JSON."""
         members = [{"weight": weight, **segmenter.facts()} for segmenter, weight in self.members]
         return {"background": asdict(self.background), "members": members}
 
@@ -142,12 +142,12 @@ class Ensemble:
         if found[-1].text.queries != found[0].text.queries:
             names = [segmenter.backbone.name for segmenter, _ in self.members]
             raise OptionError(
-                f"models {', '.join(names)} do not share a background: 'unknown' is a notion that only some have; give "
+                f"models {', '.join(names)} do not share a background: only some of them support 'unknown'; give "
                 "the ensemble background='none', words or a probability"
             )
 
     def _joined(self, found: Sequence[Evidence]) -> Evidence:
-        """The weighted logits, in units of the leader's scale and on its grid."""
+        """Return the weighted sum of logits, in units of the leader's scale and on its grid."""
         lead, scale = found[0], self.leader.protocol.logit_scale
         total = torch.zeros_like(lead.scores)
         bias: torch.Tensor | None = None

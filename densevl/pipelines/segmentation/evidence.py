@@ -1,4 +1,4 @@
-"""`Evidence`: what a model says of a photo before anything is decided, and `Prepared`, a photo ready for its tower."""
+"""`Evidence`: a model's scores for a photo before any decision. `Prepared`: a photo ready for the image tower."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a model says of a photo before anything is decided.
+    """A model's scores for a photo before any decision.
 
     Attributes:
-        scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings they are for.
-        seen: (H, W) bool, the pixels that the scores are of; None for all. A recipe that pools over masks says nothing
-            of the rest, and its scores there are 0.
+        scores: (1, Y, X, T) float32 on the tokens of `windows`. text: the T strings.
+        seen: (H, W) bool, the pixels that have scores; None for all. A recipe that pools over masks scores nothing
+            outside of them, so its scores there are 0.
     """
 
     scores: torch.Tensor
@@ -31,22 +31,22 @@ class Evidence:
 
     @property
     def flat(self) -> bool:
-        """Whether several strings score alike at every token, so that none of them wins anywhere."""
+        """Whether all strings score the same at every token, so that none wins anywhere."""
         return self.text.bias is None and remarks.is_flat(self.scores)
 
     def plus(self, prior_CYX: torch.Tensor) -> Evidence:
-        """With more evidence of each class, in the unit of the scores."""
+        """Add evidence for each class, in the unit of the scores."""
         prior_CYX = prior_CYX.to(self.scores.device)
         nothing = torch.zeros_like(prior_CYX[:1])
         added_TYX = torch.cat([prior_CYX, nothing])[self.text.classes]  # NOTHING is -1, the last
         return replace(self, scores=self.scores + added_TYX.permute(1, 2, 0))
 
     def within(self, where_HW: torch.Tensor) -> Evidence:
-        """The same, but of some pixels alone, bool (H, W)."""
+        """Return the same evidence restricted to some pixels, bool (H, W)."""
         return replace(self, seen=where_HW if self.seen is None else self.seen & where_HW.to(self.seen.device))
 
     def limited(self, decided: LabelMap) -> LabelMap:
-        """Labels and confidence with nothing, at confidence 0, where the scores are of no pixel."""
+        """Set pixels without scores to nothing, at confidence 0."""
         if self.seen is None:
             return decided
         unseen = ~self.seen.to(decided.labels.device)
@@ -55,10 +55,10 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A photo ready for the tower.
+    """A photo ready for the image tower.
 
     Attributes:
-        rgb: uint8 (H, W, 3). windows: where they lie. pixels: (1, 3, h, w) float32, what they lie on, normalised.
+        rgb: uint8 (H, W, 3). windows: the windows of the photo. pixels: (1, 3, h, w) float32, normalised, resized.
     """
 
     rgb: np.ndarray
@@ -67,10 +67,10 @@ class Prepared:
 
     @property
     def parts(self) -> torch.Tensor:
-        """The windows (n, 3, h, w) in order."""
+        """The windows' pixels (n, 3, h, w) in order."""
         return torch.cat(list(self.windows.batches(self.pixels, len(self.windows))))
 
     @property
     def nbytes(self) -> int:
-        """What it holds in memory."""
+        """Bytes held in memory."""
         return self.rgb.nbytes + self.pixels.nbytes

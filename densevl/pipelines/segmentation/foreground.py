@@ -7,22 +7,22 @@ import torch
 from densevl.errors import RecipeError
 from densevl.inference import WindowGrid, class_scores
 
-SURE, SURE_SCALE = 0.99, 100.0  # of a string, from which a place is no background
+SURE, SURE_SCALE = 0.99, 100.0  # probability of a string above which a patch is not background
 
 
 def objects(
     front: torch.Tensor, scores: torch.Tensor, windows: WindowGrid, classes: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
-    """Where CLIP-DINOiser sees an object or is sure of a string: bool (H, W); see `Background.foreground`.
+    """Return where CLIP-DINOiser sees an object or is sure of a string: bool (H, W); see `Background.foreground`.
 
     Args:
-        front: (1, Y, X, 1), how much an object each patch is, from 0 to 1. scores: (1, Y, X, T) on the same windows.
-        classes: (T,) of the strings. size: (H, W) of the photo.
+        front: (1, Y, X, 1), the objectness of each patch, from 0 to 1. scores: (1, Y, X, T) on the same windows.
+        classes: (T,), class of each string. size: (H, W) of the photo.
 
-    Background has the probability 1 at patches where neither is so, and competes with the classes after resizing.
+    At patches where neither holds, background has probability 1 and competes with the classes after resizing.
     """
     if front.shape[:3] != scores.shape[:3]:
-        raise RecipeError("background 'foreground' is for recipe 'dinoiser', whose scores are on CLIP's own patches")
+        raise RecipeError("background 'foreground' needs recipe 'dinoiser', whose scores are on CLIP's own patches")
     p = (SURE_SCALE * scores).softmax(dim=-1)
     nowhere = (p.amax(dim=-1, keepdim=True) < SURE) & (front <= 0.5).to(p.device)
     count = int(classes.max()) + 1

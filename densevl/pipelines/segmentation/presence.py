@@ -1,4 +1,4 @@
-"""Classes judged not in the image, by `presence`, are dropped before anything is decided (MaskCLIP's prompt denoising).
+"""Drop classes that `presence` judges absent before anything is decided (MaskCLIP's prompt denoising).
 
 Shape letters: T strings, R regions.
 """
@@ -15,7 +15,7 @@ from densevl.vocabulary.text_classifier import TextEmbeddings
 def taking_part(
     scores: torch.Tensor, text: TextEmbeddings, labels: LabelSet, presence: float | None, scale: float
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Which strings take part, bool (T,), by scores (1, Y, X, T), and the names of the classes that do not."""
+    """Return the strings that take part, bool (T,), by scores (1, Y, X, T), and the names of the absent classes."""
     kept = torch.ones(scores.shape[-1], dtype=torch.bool, device=scores.device)
     if presence is None:
         return kept, ()
@@ -27,7 +27,7 @@ def taking_part(
 def without_absent(
     logp: torch.Tensor, classes: torch.Tensor, labels: LabelSet, presence: float | None
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Log probabilities (R, T) of regions without the classes that reach `presence` in none, and their names."""
+    """Mask classes that reach `presence` in no region out of log-probabilities (R, T); also return their names."""
     if presence is None or not len(logp):
         return logp, ()
     best = torch.zeros(len(labels), device=logp.device)

@@ -1,4 +1,4 @@
-"""What is done to scores at pixels, and to labels, once a recipe has given its scores; see `KNOWN`."""
+"""Refine a recipe's scores at pixels, and its labels; see `KNOWN`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from densevl.refine.propagation import ALPHA
 
 VOTE, NONE, SEGMENTS = "vote", "none", "segments"
 UPSAMPLERS = ("anyup", "jbu", "jafar")
-"""Of which one may come first; see `segmentation.upsampling`."""
+"""At most one of these, and it comes first; see `segmentation.upsampling`."""
 PROXY = "proxy"
 SCORES = ("pamr", "edges", "lposs+", PROXY, SEGMENTS)
 READ_SEGMENTS = (SEGMENTS, VOTE)
-SEEN_CELLS = 64  # a side, of a square: what CLIPer takes of the diffusion model, 512 pixels at DINO's patch of 8
-PROXYCLIP = (3.0, 1.2)  # gain, and what of the mean is taken away
-EDGES_SIDE = 192  # pixels of the short side at which edges are followed; a larger photo says no more of them
+SEEN_CELLS = 64  # per side of a square; CLIPer runs the diffusion model at 512 pixels, or 64 patches of DINO's 8
+PROXYCLIP = (3.0, 1.2)  # gain, and the factor of the mean that is subtracted
+EDGES_SIDE = 192  # pixels of the short side for following edges; larger photos add nothing
 KNOWN = (*UPSAMPLERS, *SCORES, VOTE, NONE)
 
 
 def parse(spec: str | Sequence[str] | None, *, upsampling: bool = True) -> tuple[str, ...]:
-    """Names of refinements in the order they are applied: "pamr,vote" to ("pamr", "vote"); none for None and "none".
+    """Parse names of refinements into the order they run: "pamr,vote" to ("pamr", "vote"). None and "none" are ().
 
     Args:
         upsampling: whether an upsampler may be named.
 
     Raises:
-        RecipeError: an unknown or repeated name, an upsampler that is not first, or a vote that is not last.
+        RecipeError: If a name is unknown or repeated, an upsampler is not first, or a vote is not last.
     """
     parts = spec.split(",") if isinstance(spec, str) else spec or ()
     chosen = tuple(part.strip() for part in parts)
@@ -50,20 +50,20 @@ def parse(spec: str | Sequence[str] | None, *, upsampling: bool = True) -> tuple
         if name not in KNOWN:
             raise RecipeError(f"no refinement '{name}'{suggest(name, KNOWN)}; known: {', '.join(KNOWN)}")
     if len(set(chosen)) < len(chosen):
-        raise RecipeError(f"refine='{','.join(chosen)}' names one twice; each is applied once")
+        raise RecipeError(f"refine='{','.join(chosen)}' names one twice; name each once")
     if NONE in chosen:
-        raise RecipeError(f"refine='{','.join(chosen)}' names others beside 'none'; it stands alone")
+        raise RecipeError(f"refine='{','.join(chosen)}' names others beside 'none'; it must stand alone")
     if not upsampling and chosen and chosen[0] in UPSAMPLERS:
         raise RecipeError(
-            f"refine '{chosen[0]}' makes label maps of words finer: it goes with Segmenter and densevl segment, "
+            f"refine '{chosen[0]}' refines label maps: use it with Segmenter and densevl segment, "
             "video and eval; leave it out here"
         )
     if late := next((name for name in chosen[1:] if name in UPSAMPLERS), None):
         raise RecipeError(
-            f"refine='{','.join(chosen)}': '{late}' makes pixels of patches, so it comes first, and only one does"
+            f"refine='{','.join(chosen)}': '{late}' upsamples patches to pixels, so it must come first, and only once"
         )
     if VOTE in chosen[:-1]:
-        raise RecipeError(f"refine='{','.join(chosen)}': a vote decides labels, so it comes last")
+        raise RecipeError(f"refine='{','.join(chosen)}': a vote decides labels, so it must come last")
     return chosen
 
 
@@ -74,11 +74,11 @@ def score_refiner(
     segments: Segments | None = None,
     proxy: Callable[[], Refine] | None = None,
 ) -> Refine | None:
-    """One callable for the refinements that act on scores at pixels, None if there are none.
+    """Return one callable for the refinements that act on scores at pixels, or None if there are none.
 
     Args:
-        rgb: uint8 (H, W, 3); normalised: the same for the model, (3, H, W) float. segments: of the photo.
-        proxy: makes the step "proxy".
+        rgb: uint8 (H, W, 3). normalised: the same for the model, (3, H, W) float. segments: those of the photo.
+        proxy: creates the step "proxy".
     """
     steps: list[Refine] = []
     for name in chosen:
@@ -97,15 +97,15 @@ def score_refiner(
 
 
 def by_proxy(proxy: Any, pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float], recipe: Any) -> Refine:
-    """Scores spread by what a proxy sees in a photo: by a diffusion model's own attention, else by its features.
+    """Spread scores by what a proxy sees in a photo: a diffusion model's own attention, or features.
 
-    Features of a kind spread as in ProxyCLIP, which CLIPer's authors name as the way without diffusion: weights are the
-    softmax of 3 (cosine - 1.2 times the mean), those under zero left out.
+    Features spread scores as in ProxyCLIP, which CLIPer's authors suggest without diffusion: the weights are the
+    softmax of 3 (cosine - 1.2 times the mean), without those below zero.
 
     Args:
-        pixels: (1, 3, H, W) at any size, normalised by mean and std; it is resized to 64 x 64 cells of the proxy, or
-            as many at its own ratio.
-        recipe: its kind of features if it borrows some, and whether it scores by probabilities.
+        pixels: (1, 3, H, W) at any size, normalised by mean and std. They are resized to 64 x 64 cells of the proxy,
+            or as many at their own aspect ratio.
+        recipe: says which kind of features it borrows, if any, and whether it scores by probabilities.
     """
     scored = recipe is not None and isinstance(recipe.readout, ScoredSources)
     if isinstance(proxy, DiffusionProxy):
@@ -124,7 +124,7 @@ def by_proxy(proxy: Any, pixels: torch.Tensor, mean: Sequence[float], std: Seque
 
 
 def _small(normalised: torch.Tensor) -> Refine:
-    """PAMR of a few rounds and short distances on the photo (3, H, W) made small: cheap, and as good at borders."""
+    """Run PAMR with few rounds and short distances on a small copy of the photo (3, H, W). It is as good at borders."""
     scale = min(1.0, EDGES_SIDE / min(normalised.shape[1:]))
     size = [max(1, round(side * scale)) for side in normalised.shape[1:]]
     pamr = Pamr(
@@ -139,8 +139,9 @@ def _small(normalised: torch.Tensor) -> Refine:
 
 
 def _kept_in_range(propagation: PixelPropagation) -> Refine:
-    """Propagation adds a place's neighbours up, to about 1 / (1 - alpha) times the scores; a probability needs their
-    own range, labels do not care."""
+    """Rescale the result of propagation, which sums over neighbours to about 1 / (1 - alpha) times the scores.
+
+    Probabilities need the range of the scores; labels do not."""
     return lambda scores: propagation(scores).mul_(1 - ALPHA)
 
 
@@ -154,10 +155,10 @@ def _one_after_the_other(steps: Sequence[Refine]) -> Refine:
 
 
 def vote(decided: LabelMap, segments: Segments) -> LabelMap:
-    """Each segment takes its most frequent label; where that changed a label, confidence is the share that voted so.
+    """Give each segment its most frequent label. Where a label changed, the confidence is the share of votes for it.
 
     Args:
-        decided: of one photo, at its own size.
+        decided: labels of one photo, at its own size.
     """
     labels = decided.labels[0]
     voted = majority_vote(labels, segments.electorates.to(labels.device))
@@ -167,7 +168,7 @@ def vote(decided: LabelMap, segments: Segments) -> LabelMap:
 
 
 def _share(labels: torch.Tensor, voted: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel's segment had the label already that it has now: (H, W) within 0..1."""
+    """Return the share of each pixel's segment that already had its present label: (H, W) within 0..1."""
     _, segment = ids.flatten().unique(return_inverse=True)
     agreed = torch.bincount(segment, weights=(labels == voted).flatten().float())
     return (agreed / torch.bincount(segment)).to(torch.float32)[segment].view_as(ids)
